@@ -1,0 +1,136 @@
+"""What the pool and the supervisor ask of a runner: the seam between policy and processes.
+
+Nothing above this line may assume that a worker is a process of this machine: a placement says where it is in words,
+and has a pid only if there is one. Standard library only.
+"""
+
+from __future__ import annotations
+
+import signal as _signal
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from poolctl.config.model import ServerConfig
+
+__all__ = ["Endpoints", "Exit", "Placement", "Runner", "WorkerFailed"]
+
+
+class Endpoints(NamedTuple):
+    """The addresses on which a server's listener is open."""
+
+    key: str
+    addresses: tuple[str, ...]
+
+
+class Placement(NamedTuple):
+    """One worker: which server's, which generation, and where it is."""
+
+    id: str
+    server: str
+    generation: int
+    index: int
+    where: str
+    pid: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Placement {self.id} in {self.where}>"
+
+    @classmethod
+    def of(
+        cls, server: str, generation: int, index: int, *, where: str = "this process", pid: int | None = None
+    ) -> Placement:
+        """A placement whose id is ``server.generation.index``."""
+        return cls(f"{server}.{generation}.{index}", server, generation, index, where, pid)
+
+
+class Exit(NamedTuple):
+    """How a worker ended: by a status, by a signal, or unknown (both None)."""
+
+    status: int | None = None
+    signal: int | None = None
+    message: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended by itself with status 0."""
+        return self.status == 0
+
+    @classmethod
+    def from_status(cls, status: int) -> Exit:
+        """From an exit status as subprocess gives it: negative means a signal."""
+        if status < 0:
+            return cls.from_signal(-status)
+        return cls(status=status, message=f"exited with status {status}")
+
+    @classmethod
+    def from_signal(cls, number: int) -> Exit:
+        """From the signal that ended the worker."""
+        try:
+            name = _signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return cls(signal=number, message=f"killed by {name}")
+
+
+class WorkerFailed(Exception):
+    """A worker did not become ready; ``exit`` says how it ended, if it did."""
+
+    def __init__(self, message: str, *, hint: str = "", exit: Exit | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit = exit
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _worker_failed, (self.message, self.hint, self.exit)
+
+
+def _worker_failed(message: str, hint: str, exit: Exit | None) -> WorkerFailed:
+    return WorkerFailed(message, hint=hint, exit=exit)
+
+
+class Runner(Protocol):
+    """Makes and ends the workers of servers; used from one event loop."""
+
+    async def open(self, server: ServerConfig) -> Endpoints:
+        """The server's bound and listening sockets; at once if they are open already.
+
+        Raises ServerError that names who holds the port.
+        """
+        ...
+
+    async def close(self, key: str) -> None:
+        """Return when nothing accepts on that address any more; unknown keys are no error."""
+        ...
+
+    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+        """A worker that exists, and has not yet said that it is ready."""
+        ...
+
+    async def ready(self, placement: Placement) -> None:
+        """Return when the worker has answered. Raises WorkerFailed when it ended or gave up before."""
+        ...
+
+    async def drain(self, placement: Placement) -> None:
+        """Let it accept nothing more; return when its connections are done or drain_timeout has passed."""
+        ...
+
+    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
+        """Ask it to end, wait that long, then kill it. Idempotent: a worker that has ended gives its exit."""
+        ...
+
+    async def watch(self, placement: Placement) -> Exit:
+        """Return when the worker has ended, for whatever reason."""
+        ...
+
+    def logs(self, name: str, lines: int) -> list[str]:
+        """The last lines that the server wrote, oldest first; empty when none are kept."""
+        ...
+
+    def endpoints(self, key: str) -> list[str]:
+        """The addresses that are actually bound; empty when the listener is closed."""
+        ...
+
+    async def aclose(self) -> None:
+        """End every worker and close every listener of this runner."""
+        ...
