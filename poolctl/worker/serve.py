@@ -1,0 +1,137 @@
+"""One uvicorn server on listeners that somebody else owns: it becomes ready, drains and ends on request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import uvicorn
+
+from .accounts import Accounts
+from .connection import lingering
+
+logger = logging.getLogger("uvicorn.error")
+
+_CANCELLED_TASKS_SECONDS = 0.5
+
+
+class StartupFailed(Exception):
+    """The application refused to start; the reason has been logged. `status` is the exit status for it."""
+
+    def __init__(self, message: str, status: int = 3) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class PoolServer(uvicorn.Server):
+    """uvicorn without its tick and its signal handlers, with a drain.
+
+    The listeners' descriptors are duplicated: closing them is left to their owner. The loop is the caller's, so that
+    one process can run a single server or many.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, state: dict[str, Any] | None = None) -> None:
+        super().__init__(config)
+        self._changed = asyncio.Event()
+        self._extra_state = state or {}
+        self.accounts = Accounts(self._changed.set)
+        self.server_state = self.accounts
+        self.lingers = False
+        self.servers: list[asyncio.base_events.Server] = []
+
+    async def run(self, listeners: Sequence[socket.socket], on_ready: Callable[[], None]) -> None:  # type: ignore[override]
+        """Serve until `stop` or `drain` is called and everything under way is done.
+
+        `on_ready` is called when the lifespan startup has completed and the listeners are being accepted from.
+        Raises StartupFailed when the application cannot be loaded or its startup fails.
+        """
+        await self._start(listeners)
+        on_ready()
+        try:
+            while not self.should_exit:
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            await self.shutdown()
+
+    def stop(self) -> None:
+        """Stop accepting, finish the requests under way, close what is idle, end. Callable more than once."""
+        self.should_exit = True
+        self.lingers = False
+        self._changed.set()
+
+    def drain(self) -> None:
+        """Like `stop`, but idle connections are kept until they are quiet, so that no request is lost."""
+        if not self.should_exit:
+            self.should_exit = self.lingers = True
+            self._changed.set()
+
+    async def _start(self, listeners: Sequence[socket.socket]) -> None:
+        config = self.config
+        try:
+            if not config.loaded:
+                config.load()
+            config.http_protocol_class = lingering(config.http_protocol_class)  # type: ignore[arg-type]
+            self.lifespan = config.lifespan_class(config)
+            self.lifespan.state.update(self._extra_state)
+            self.accounts.default_headers = config.encoded_headers
+            self.accounts.date_header = config.date_header
+            self.accounts.max_requests = self.limit_max_requests
+            self.accounts.on_limit = self._limit_reached
+            with contextlib.ExitStack() as held:
+                dups = [held.enter_context(listener.dup()) for listener in listeners]
+                await self.startup(sockets=dups)
+                held.pop_all()
+        except SystemExit as exit_:
+            status = exit_.code if isinstance(exit_.code, int) else 1
+            raise StartupFailed("the application did not start", status) from exit_
+
+    def _limit_reached(self) -> None:
+        logger.info("Maximum request limit of %d exceeded. Terminating process.", self.accounts.max_requests)
+        self.drain()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting and see every connection off, each in its way; then the application's own shutdown."""
+        await self._stop_accepting()
+        self.accounts.draining = True
+        if self.lingers:
+            for connection in list(self.accounts.connections):
+                if hasattr(connection, "linger"):
+                    connection.linger()
+            await self._emptied(self.config.timeout_graceful_shutdown)
+        for connection in list(self.accounts.connections):
+            connection.shutdown()
+        await self._emptied(self.config.timeout_graceful_shutdown)
+        for task in list(self.accounts.tasks):
+            task.cancel(msg="the server stops")
+        await self._emptied(_CANCELLED_TASKS_SECONDS)
+        await self.lifespan.shutdown()
+
+    async def _stop_accepting(self) -> None:
+        # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the
+        # listener first and close it some turns later, when those are attached.
+        loop = asyncio.get_running_loop()
+        for server in self.servers:
+            for listener in server.sockets:
+                with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                    loop.remove_reader(listener.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(0)
+
+    async def _emptied(self, timeout_seconds: float | None) -> None:
+        """Wait until no connection and no task is left, or no longer interested (`stop` during a drain)."""
+        lingering_wait = self.lingers
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while self.accounts.connections or self.accounts.tasks:
+                    if lingering_wait and not self.lingers:
+                        return
+                    self._changed.clear()
+                    await self._changed.wait()
