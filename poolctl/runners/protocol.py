@@ -1,13 +1,14 @@
 """What the pool and the supervisor ask of a runner: the seam between policy and processes.
 
-Nothing above this line may assume that a worker is a process of this machine: a placement says where it is in words,
-and has a pid only if there is one. Standard library only.
+Nothing above this line may assume that a worker is a process of this machine: a placement says where it is in
+words, and has a pid only if there is one. Standard library only.
 """
 
 from __future__ import annotations
 
 import signal as _signal
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from poolctl.config.model import ServerConfig
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["Endpoints", "Exit", "Placement", "Runner", "WorkerFailed"]
 
 
-class Endpoints(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Endpoints:
     """The addresses on which a server's listener is open."""
 
     key: str
     addresses: tuple[str, ...]
 
 
-class Placement(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Placement:
     """One worker: which server's, which generation, and where it is."""
 
     id: str
@@ -43,7 +46,8 @@ class Placement(NamedTuple):
         return cls(f"{server}.{generation}.{index}", server, generation, index, where, pid)
 
 
-class Exit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Exit:
     """How a worker ended: by a status, by a signal, or unknown (both None)."""
 
     status: int | None = None

@@ -1,0 +1,253 @@
+"""Choosing servers: the one selector language of every command.
+
+Works on plain mappings (the items of ``-o json``), so that the command line's fast lane and the supervisor
+choose alike. Imports nothing that costs time: `re`, `difflib`, addresses only when a selection needs them.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any, TypeVar
+
+    Item = TypeVar("Item", bound=Mapping[str, Any])
+    Test = Callable[[Mapping[str, Any]], bool]
+
+__all__ = ["Selector", "SelectorError", "Unmatched", "select"]
+
+_LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
+_PATTERNS = ("name", "bind", "expose")
+_NEAR_NAMES = 3
+
+
+class SelectorError(ValueError):
+    """A selector that cannot be understood (a usage error); ``hint`` shows the place or names the mend."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Selector:
+    """Which servers are meant. Lists widen (or), different lists narrow (and), ``invert`` turns it round."""
+
+    __slots__ = ("allow_empty", "bind", "expose", "health", "invert", "name", "state", "tag", "targets")
+
+    def __init__(
+        self,
+        targets: Iterable[str] = (),
+        *,
+        name: Iterable[str] = (),
+        bind: Iterable[str] = (),
+        expose: Iterable[str] = (),
+        tag: Iterable[str] = (),
+        state: Iterable[str] = (),
+        health: Iterable[str] = (),
+        invert: bool = False,
+        allow_empty: bool = False,
+    ) -> None:
+        """Raises SelectorError for a regular expression that does not compile and for unknown states."""
+        self.targets = list(targets)
+        self.name = list(name)
+        self.bind = list(bind)
+        self.expose = list(expose)
+        self.tag = list(tag)
+        self.state = [_one_of("state", word) for word in state]
+        self.health = [_one_of("health", word) for word in health]
+        self.invert = bool(invert)
+        self.allow_empty = bool(allow_empty)
+        for field in _PATTERNS:
+            _compiled(field, getattr(self, field))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Selector:
+        """From the JSON form. Raises SelectorError for unknown keys and wrong types: anybody may send it."""
+        lists = {key: _list_of_words(key, data.get(key)) for key in _LISTS}
+        unknown = sorted(set(data) - {*_LISTS, "not", "allow_empty"})
+        if unknown:
+            raise SelectorError(f"unknown key {unknown[0]!r} in the selector")
+        targets = lists.pop("targets")
+        return cls(targets, **lists, invert=bool(data.get("not")), allow_empty=bool(data.get("allow_empty")))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form that from_dict() reads."""
+        lists: dict[str, Any] = {key: list(getattr(self, key)) for key in _LISTS}
+        return {**lists, "not": self.invert, "allow_empty": self.allow_empty}
+
+    @property
+    def selects_all(self) -> bool:
+        """Whether nothing narrows it: no selector means all."""
+        return not self.invert and not any(getattr(self, key) for key in _LISTS)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Selector) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        parts = [f"{key}={value!r}" for key in _LISTS if (value := getattr(self, key))]
+        parts += ["not"] * self.invert + ["allow_empty"] * self.allow_empty
+        return f"<Selector {' '.join(parts) or 'all'}>"
+
+
+class Unmatched:
+    """Why a selection chose nothing: unknown targets with near names, or options that fit no server."""
+
+    __slots__ = ("near", "targets")
+
+    def __init__(self, targets: Sequence[str] = (), near: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.targets = list(targets)
+        self.near = {target: list(names) for target, names in (near or {}).items()}
+
+    @property
+    def message(self) -> str:
+        """One line: what matched nothing."""
+        if not self.targets:
+            return "no server matches"
+        return f"no server matches {', '.join(repr(target) for target in self.targets)}"
+
+    @property
+    def hint(self) -> str:
+        """The mend: near names, or where the names are listed."""
+        names = list(dict.fromkeys(name for target in self.targets for name in self.near.get(target, ())))
+        if names:
+            return f"did you mean {' or '.join(repr(name) for name in names)}?"
+        return "poolctl list --field name shows the names; --allow-empty accepts that options match nothing"
+
+    def __repr__(self) -> str:
+        return f"<Unmatched {self.targets or 'options'}>"
+
+
+def select(items: Iterable[Item], selector: Selector) -> tuple[list[Item], Unmatched | None]:
+    """The chosen items in their order, or nothing and the reason why (exit 4)."""
+    everything = list(items)
+    if selector.selects_all:
+        return everything, None
+    wanted, unknown = _by_targets(everything, selector.targets)
+    if unknown:
+        return [], Unmatched(unknown, {target: _near(target, everything) for target in unknown})
+    tests = _tests(selector)
+    chosen = [
+        item
+        for at, item in enumerate(everything)
+        if ((wanted is None or at in wanted) and all(test(item) for test in tests)) is not selector.invert
+    ]
+    if not chosen and not selector.allow_empty:
+        return [], Unmatched()
+    return chosen, None
+
+
+def _by_targets(items: Sequence[Mapping[str, Any]], targets: list[str]) -> tuple[set[int] | None, list[str]]:
+    """Positions that the targets name (None: no target, so all), and the targets that name nothing."""
+    if not targets:
+        return None, []
+    places: dict[str, list[int]] = {}
+    for at, item in enumerate(items):
+        for word in {str(item.get("name", "")).casefold(), str(item.get("bind", ""))}:
+            places.setdefault(word, []).append(at)
+    wanted: set[int] = set()
+    unknown = []
+    for target in dict.fromkeys(targets):
+        found = _places_of(target, places)
+        if not found:
+            unknown.append(target)
+        wanted.update(found)
+    return wanted, unknown
+
+
+def _places_of(target: str, places: Mapping[str, list[int]]) -> list[int]:
+    found = [*places.get(target.casefold(), ()), *places.get(_canonical(target), ())]
+    if "*" in target or "?" in target:
+        import re
+
+        glob = re.escape(target.casefold()).replace(r"\*", ".*").replace(r"\?", ".")
+        match = re.compile(glob, re.DOTALL).fullmatch
+        found += [at for word, spots in places.items() if match(word.casefold()) for at in spots]
+    return found
+
+
+def _canonical(target: str) -> str:
+    """The key of an address in any spelling; the text itself when it is none."""
+    if ":" not in target and "/" not in target:
+        return target
+    from poolctl.address import canonical
+
+    try:
+        return canonical(target)
+    except ValueError:
+        return target
+
+
+def _tests(selector: Selector) -> list[Test]:
+    tests = [
+        _finds(field, searches)
+        for field in _PATTERNS
+        if (searches := _compiled(field, getattr(selector, field)))
+    ]
+    if selector.tag:
+        tags = set(selector.tag)
+        tests.append(lambda item: not tags.isdisjoint(item.get("tags") or ()))
+    tests += [_is(field, words) for field in ("state", "health") if (words := set(getattr(selector, field)))]
+    return tests
+
+
+def _finds(field: str, searches: list[Callable[[str], object]]) -> Test:
+    return lambda item: any(search(str(item.get(field, ""))) for search in searches)
+
+
+def _is(field: str, words: set[str]) -> Test:
+    return lambda item: str(item.get(field, "")) in words
+
+
+def _compiled(field: str, patterns: list[str]) -> list[Callable[[str], object]]:
+    if not patterns:
+        return []
+    import re
+
+    searches: list[Callable[[str], object]] = []
+    for pattern in patterns:
+        try:
+            searches.append(re.compile(pattern).search)
+        except re.error as bad:
+            at = bad.pos or 0
+            place = f"{pattern}\n{' ' * at}^" if "\n" not in pattern else ""
+            message = f"invalid regular expression for {field}: {bad.msg} at position {at} of {pattern!r}"
+            raise SelectorError(message, hint=place) from None
+        except (RecursionError, OverflowError):
+            raise SelectorError(f"the regular expression for {field} is too complicated") from None
+    return searches
+
+
+def _one_of(field: str, word: str) -> str:
+    from poolctl.states import State, Status
+
+    allowed = [str(member.value) for member in (State if field == "state" else Status)]
+    if word.casefold() in allowed:
+        return word.casefold()
+    near = _close(word, allowed)
+    mend = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(allowed)}"
+    raise SelectorError(f"unknown {field} {word!r}; {mend}", hint=f"one of: {', '.join(allowed)}")
+
+
+def _list_of_words(key: str, value: object) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
+        raise SelectorError(f"{key!r} of the selector must be a list of strings")
+    return list(value)
+
+
+def _near(target: str, items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names, then addresses, that look like the target; wildcards in it are left out of the comparison."""
+    bare = target.replace("*", "").replace("?", "")
+    names = [str(item.get("name", "")) for item in items]
+    return _close(bare, names) or _close(bare, [str(item.get("bind", "")) for item in items])
+
+
+def _close(word: str, words: Iterable[str]) -> list[str]:
+    import difflib
+
+    by_fold = {each.casefold(): each for each in words}
+    return [by_fold[fold] for fold in difflib.get_close_matches(word.casefold(), by_fold, n=_NEAR_NAMES)]
