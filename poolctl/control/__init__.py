@@ -1,0 +1,1 @@
+"""What passes between the command line (or any client) and a running supervisor."""

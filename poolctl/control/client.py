@@ -1,0 +1,241 @@
+"""A client of a running supervisor: one HTTP request over its control socket, one JSON document back.
+
+Standard library only, and little of it: the command line's fast lane is made of this. Every call blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from socket import AF_UNIX, SOCK_STREAM, socket
+from time import monotonic
+
+from poolctl.control import directory
+from poolctl.errors import ControlError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+
+    from poolctl.control.verbs import PoolClient
+
+NO_SUPERVISOR = 6
+BUSY = 8
+TIMED_OUT = 124
+# A connection to a dead supervisor waits in the backlog: after so long a silence it has to answer a ping.
+SILENCE_SECONDS = 10.0
+# The supervisor keeps the command's timeout itself and says what was late; this is for one that cannot.
+GRACE_SECONDS = 5.0
+
+
+class NoSupervisor(ControlError):
+    """Nothing listens on the pool's control socket."""
+
+    def __init__(
+        self, message: str = "no supervisor is running for this pool", *, hint: str = "poolctl start"
+    ) -> None:
+        super().__init__(message, exit_code=NO_SUPERVISOR, hint=hint)
+
+
+class Client:
+    """The verbs of one running supervisor, one connection for each call, usable from any thread."""
+
+    def __init__(self, socket_path: str, *, silence_seconds: float = SILENCE_SECONDS) -> None:
+        self.socket_path = socket_path
+        self._silence_seconds = silence_seconds
+
+    def __repr__(self) -> str:
+        return f"<Client {self.socket_path}>"
+
+    def call(
+        self,
+        verb: str,
+        body: Mapping[str, Any] | None = None,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """Return the supervisor's result for `verb`. Blocks for at most `timeout` seconds and a short grace.
+
+        `on_progress` gets every message that comes before the result. Raises NoSupervisor when nothing
+        listens, ControlError (8) when the supervisor is silent, ControlError (124) when the time is over.
+        """
+        deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
+        with self._connect() as connection:
+            _send(connection, verb, body or {})
+            lines = _lines(self._chunks(connection, deadline))
+            status = _skip_head(lines)
+            for line in lines:
+                message = _decode(line)
+                if "result" in message:
+                    result: dict[str, Any] = message["result"]
+                    return result
+                if on_progress is not None:
+                    on_progress(message)
+        if status and status != 200:
+            raise ControlError(
+                f"the supervisor refused {verb!r} (HTTP status {status})",
+                exit_code=BUSY,
+                hint="is it of another version? poolctl version shows both",
+            )
+        raise ControlError(
+            "the supervisor ended before it had answered",
+            exit_code=BUSY,
+            hint="the servers go on serving; try again",
+        )
+
+    def ping(self, timeout: float | None = None) -> dict[str, Any]:
+        """Return the supervisor's version and process ids; ControlError (8) if it does not answer in time."""
+        limit = self._silence_seconds if timeout is None else timeout
+        with self._connect() as connection:
+            _send(connection, "ping", {})
+            connection.settimeout(limit)
+            try:
+                lines = _lines(iter(lambda: connection.recv(65536), b""))
+                _skip_head(lines)
+                for line in lines:
+                    message = _decode(line)
+                    if "result" in message:
+                        result: dict[str, Any] = message["result"]
+                        return result
+            except (TimeoutError, OSError):
+                pass
+        raise ControlError(
+            f"the supervisor has not answered for {limit:g} s",
+            exit_code=BUSY,
+            hint=f"the servers go on serving; see what the process behind {self.socket_path} is doing",
+        )
+
+    def _connect(self) -> socket:
+        connection = socket(AF_UNIX, SOCK_STREAM)
+        # A full backlog blocks connect(2) on a Unix socket just as silence would block recv(2).
+        connection.settimeout(self._silence_seconds)
+        try:
+            connection.connect(self.socket_path)
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            connection.close()
+            raise NoSupervisor from None
+        except (TimeoutError, BlockingIOError):
+            connection.close()
+            raise ControlError(
+                "the supervisor accepts no commands: too many wait for it already",
+                exit_code=BUSY,
+                hint="the servers go on serving; try again",
+            ) from None
+        except PermissionError:
+            connection.close()
+            raise ControlError(
+                f"not permitted to use {self.socket_path}",
+                exit_code=directory.NOT_PERMITTED,
+                hint="run poolctl as the user who started the pool",
+            ) from None
+        except OSError as error:
+            connection.close()
+            raise ControlError(f"cannot use {self.socket_path}: {error}", exit_code=BUSY, hint="") from None
+        return connection
+
+    def _chunks(self, connection: socket, deadline: float | None) -> Iterator[bytes]:
+        """Yield what arrives until the end, asking for a sign of life whenever nothing does."""
+        while True:
+            wait = self._silence_seconds
+            if deadline is not None:
+                wait = min(wait, deadline - monotonic())
+                if wait <= 0:
+                    raise ControlError(
+                        "timed out", exit_code=TIMED_OUT, hint="give it more time with --timeout"
+                    )
+            connection.settimeout(wait)
+            try:
+                chunk = connection.recv(262144)
+            except TimeoutError:
+                if deadline is None or monotonic() < deadline:
+                    self.ping()
+                continue
+            except ConnectionError:
+                return
+            if not chunk:
+                return
+            yield chunk
+
+
+def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
+    """Return a client of a running pool, named by its file, its name, or the working directory.
+
+    Raises NoSupervisor when none is running. Does not read the file: a broken one keeps nobody from its pool.
+    """
+    from poolctl.control.verbs import PoolClient
+
+    path = find_socket(None if config_or_name is None else os.fspath(config_or_name), os.environ)
+    client = Client(path)
+    client.ping()
+    return PoolClient(client)
+
+
+def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
+    """Return where the control socket of a pool is or would be; NoSupervisor for an unknown name."""
+    if config_or_name is None:
+        from poolctl.config.find import find_config
+
+        first = find_config([], env, os.getcwd())[0]
+    elif os.path.exists(config_or_name) or "/" in config_or_name:
+        first = os.path.abspath(config_or_name)
+    else:
+        named = directory.named_pool_dir(env, config_or_name)
+        if named is None:
+            raise NoSupervisor(
+                f"no running pool is named {config_or_name!r}", hint="start it with poolctl start"
+            )
+        return directory.control_socket(named)
+    return directory.control_socket(directory.pool_dir(env, directory.pool_key(first)))
+
+
+def _send(connection: socket, verb: str, body: Mapping[str, Any]) -> None:
+    payload = json.dumps(body).encode()
+    head = (
+        f"POST /v1/{verb} HTTP/1.0\r\nHost: poolctl\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(payload)}\r\n\r\n"
+    )
+    try:
+        connection.sendall(head.encode("ascii") + payload)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # what it had to say before it hung up can still be read
+    except TimeoutError:
+        raise ControlError("the supervisor takes no commands", exit_code=BUSY, hint="try again") from None
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    rest: list[bytes] = []
+    for chunk in chunks:
+        *whole, last = chunk.split(b"\n")
+        for line in whole:
+            rest.append(line)
+            yield b"".join(rest)
+            rest.clear()
+        rest.append(last)
+    if any(rest):
+        yield b"".join(rest)
+
+
+def _skip_head(lines: Iterator[bytes]) -> int:
+    """Consume the head of the HTTP response; return its status, 0 if there was none."""
+    words = next(lines, b"").split()
+    for line in lines:
+        if not line.strip():
+            break
+    return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    if not line.strip():
+        return {}
+    try:
+        message = json.loads(line)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        raise ControlError(
+            "the supervisor's answer is not understood",
+            exit_code=BUSY,
+            hint="poolctl version shows both versions",
+        )
+    return message

@@ -1,0 +1,203 @@
+"""Where a pool keeps its socket, its lock and its state, and how a client finds it again.
+
+A pool is known by its key: a hash of its first file's absolute, unresolved path. One pool, one directory,
+so two pools never meet. Standard library only, and little of it: the fast lane is made of this.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from poolctl.errors import ControlError
+
+try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
+    from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]
+except ImportError:
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        from hashlib import sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RUNTIME_VARIABLE = "POOLCTL_RUNTIME_DIR"
+STATE_VARIABLE = "POOLCTL_STATE_DIR"
+SOCKET_NAME = "control.sock"
+NOT_PERMITTED = 7
+# sun_path has 108 bytes, the last of them the terminating NUL (unix(7))
+SOCKET_PATH_BYTES = 107
+
+
+def pool_key(first_file: str) -> str:
+    """Return the key of the pool whose first file has this absolute path: 12 hexadecimal digits."""
+    return str(sha256(os.fsencode(first_file)).hexdigest()[:12])
+
+
+def candidates(env: Mapping[str, str]) -> list[str]:
+    """Return the runtime directories that may hold this user's pools, the preferred one first."""
+    explicit = env.get(RUNTIME_VARIABLE)
+    if explicit:
+        return [os.path.abspath(explicit)]
+    uid = os.geteuid()
+    first = "/run/poolctl" if uid == 0 else f"/run/user/{uid}/poolctl"
+    return [first, f"/tmp/poolctl-{uid}"]
+
+
+def runtime_root(env: Mapping[str, str]) -> str:
+    """Return the runtime directory for a new pool, made if missing; ControlError (7) if there is none."""
+    refused = ""
+    for path in candidates(env):
+        try:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        except OSError as error:
+            refused = refused or f"{path}: {error.strerror}"
+            continue
+        _check_root(path, explicit=bool(env.get(RUNTIME_VARIABLE)))
+        if os.access(path, os.W_OK | os.X_OK):
+            return path
+        refused = refused or f"{path}: not writable"
+    raise ControlError(
+        f"no runtime directory: {refused}",
+        exit_code=NOT_PERMITTED,
+        hint=f"set {RUNTIME_VARIABLE} to a directory that you may write to",
+    )
+
+
+def pool_dir(env: Mapping[str, str], key: str) -> str:
+    """Return the directory of the pool with this key: where it is, else where it would be. Makes nothing."""
+    roots = candidates(env)
+    for root in roots:
+        path = f"{root}/{key}"
+        if os.path.exists(f"{path}/{SOCKET_NAME}"):
+            _check_root(root, explicit=bool(env.get(RUNTIME_VARIABLE)))
+            check_private(path)
+            return path
+    for root in roots:
+        parent = root if os.path.isdir(root) else os.path.dirname(root)
+        if os.access(parent, os.W_OK | os.X_OK):
+            return f"{root}/{key}"
+    return f"{roots[0]}/{key}"
+
+
+def make_pool_dir(env: Mapping[str, str], key: str) -> str:
+    """Return the pool's directory, made if it was missing, ours alone (0700); ControlError (7) otherwise."""
+    found = pool_dir(env, key)
+    if os.path.isdir(found):
+        check_private(found)
+        return found
+    path = f"{runtime_root(env)}/{key}"
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ControlError(
+            f"cannot make {path}: {error.strerror}",
+            exit_code=NOT_PERMITTED,
+            hint=f"free some space there, or set {RUNTIME_VARIABLE} to another directory",
+        ) from error
+    check_private(path)
+    return path
+
+
+def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
+    """Return the directory of the running pool that calls itself `name`, None when there is none.
+
+    Also takes a key. A pool's supervisor leaves a symbolic link `@NAME` to its key beside the directory.
+    """
+    if not name or "/" in name or name.startswith("."):
+        return None
+    for root in candidates(env):
+        for entry in (f"{root}/@{name}", f"{root}/{name}"):
+            path = os.path.realpath(entry)
+            # a link that leads out of the root is not one of ours
+            if os.path.dirname(path) == os.path.realpath(root) and os.path.exists(f"{path}/{SOCKET_NAME}"):
+                _check_root(root, explicit=bool(env.get(RUNTIME_VARIABLE)))
+                check_private(path)
+                return path
+    return None
+
+
+def control_socket(directory: str) -> str:
+    """Return the path of the control socket in a pool's directory; ControlError (7) if it is too long."""
+    path = f"{directory}/{SOCKET_NAME}"
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise ControlError(
+            f"the path of the control socket has more than {SOCKET_PATH_BYTES} bytes: {path}",
+            exit_code=NOT_PERMITTED,
+            hint=f"set {RUNTIME_VARIABLE} to a shorter path",
+        )
+    return path
+
+
+def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
+    """Return the directory for what outlives a pool's processes (logs, chosen ports), made when asked.
+
+    `$POOLCTL_STATE_DIR/KEY`, beside the sockets when only `$POOLCTL_RUNTIME_DIR` is set, /var/lib for root,
+    else the user's state directory; where that cannot be written, below the pool's runtime directory.
+    """
+    fallback = f"{pool_dir(env, key)}/state"
+    preferred = _preferred_state_dir(env, key) or fallback
+    if create:
+        try:
+            os.makedirs(preferred, mode=0o700, exist_ok=True)
+        except OSError:
+            os.makedirs(fallback, mode=0o700, exist_ok=True)
+    if os.path.isdir(preferred) and os.access(preferred, os.W_OK | os.X_OK):
+        return preferred
+    return fallback if os.path.isdir(fallback) else preferred
+
+
+def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
+    explicit = env.get(STATE_VARIABLE)
+    if explicit:
+        return f"{os.path.abspath(explicit)}/{key}"
+    if env.get(RUNTIME_VARIABLE):
+        return None
+    if os.geteuid() == 0:
+        return f"/var/lib/poolctl/{key}"
+    home = env.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return f"{home}/poolctl/{key}" if home.startswith("/") else None
+
+
+def check_private(path: str) -> None:
+    """Raise ControlError (7) unless `path` is a directory, no link, of ours that nobody else can enter."""
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise ControlError(
+            f"cannot use {path}: {error.strerror}",
+            exit_code=NOT_PERMITTED,
+            hint="it is part of poolctl's runtime directory",
+        ) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise ControlError(
+            f"{path} is not a directory", exit_code=NOT_PERMITTED, hint="remove it, poolctl makes its own"
+        )
+    if status.st_uid != os.geteuid():
+        raise ControlError(
+            f"{path} belongs to uid {status.st_uid}, not to you (uid {os.geteuid()})",
+            exit_code=NOT_PERMITTED,
+            hint=f"run poolctl as that user, or set {RUNTIME_VARIABLE} to a directory of your own",
+        )
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise ControlError(
+            f"{path} can be entered by others (mode {stat.S_IMODE(status.st_mode):04o})",
+            exit_code=NOT_PERMITTED,
+            hint=f"chmod 700 {path}",
+        )
+
+
+def _check_root(path: str, *, explicit: bool) -> None:
+    # A directory that the user named may be shared, like /tmp: the pool's own one in it is checked.
+    if not explicit:
+        check_private(path)
+    elif not os.path.isdir(path):
+        raise ControlError(
+            f"{path} is not a directory",
+            exit_code=NOT_PERMITTED,
+            hint=f"set {RUNTIME_VARIABLE} to a directory",
+        )

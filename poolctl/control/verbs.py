@@ -1,0 +1,156 @@
+"""The running pool as a Python object: the same verbs as the command line, the same errors as the pool's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from poolctl.errors import (
+    ControlError,
+    PoolError,
+    PoolMonitorError,
+    PoolParamError,
+    PoolRestartError,
+    PoolStartError,
+    PoolStopError,
+    PoolValidateError,
+    ServerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from poolctl.control.client import Client
+
+Result = dict[str, Any]
+
+NOTHING_MATCHED = 4
+INVALID_CONFIGURATION = 5
+TIMED_OUT = 124
+
+
+class PoolClient:
+    """A running pool, reached through its supervisor. Every method blocks, and may be called from any thread.
+
+    Methods take names or addresses (`*` and `?` are wildcards; none means all) and the selector's other keys
+    (`name`, `bind`, `expose`, `tag`, `state`, `health`, `not`, `allow_empty`) in `selector`. They return the
+    document that the command prints with `-o json`.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<PoolClient {self._client.socket_path}>"
+
+    def ping(self) -> Result:
+        """Return the supervisor's version and process ids."""
+        return self._client.ping()
+
+    def list(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
+        """Return the selected servers as they are now."""
+        return self._ask("list", targets, selector, {}, None, PoolParamError)
+
+    def show(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
+        """Return everything about the selected servers, effective configuration and its origins included."""
+        return self._ask("show", targets, selector, {}, None, PoolParamError)
+
+    def status(self) -> Result:
+        """Return every server and the pool's summary. Not being in the desired state is no error here."""
+        return self._ask("status", (), None, {}, None, PoolMonitorError, accepted=(0, 3))
+
+    def start(
+        self,
+        *targets: str,
+        selector: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        deps: bool = True,
+        wait: bool = True,
+        on_progress: Callable[[Result], None] | None = None,
+    ) -> Result:
+        """Start the selected servers and return when each is ready; PoolStartError with every failure.
+
+        `timeout` is in seconds; when it passes, the children of the error have a TimeoutError as cause.
+        """
+        options = {"timeout": timeout, "deps": deps, "wait": wait}
+        return self._ask("start", targets, selector, options, on_progress, PoolStartError)
+
+    def stop(
+        self,
+        *targets: str,
+        selector: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        deps: bool = True,
+        wait: bool = True,
+        on_progress: Callable[[Result], None] | None = None,
+    ) -> Result:
+        """Stop the selected servers; without a selection the supervisor too. PoolStopError with every one."""
+        options = {"timeout": timeout, "deps": deps, "wait": wait}
+        return self._ask("stop", targets, selector, options, on_progress, PoolStopError)
+
+    def restart(
+        self,
+        *targets: str,
+        selector: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        deps: bool = True,
+        wait: bool = True,
+        on_progress: Callable[[Result], None] | None = None,
+    ) -> Result:
+        """Replace the selected servers without refusing a connection; PoolRestartError with every failure."""
+        options = {"timeout": timeout, "deps": deps, "wait": wait}
+        return self._ask("restart", targets, selector, options, on_progress, PoolRestartError)
+
+    def wait(
+        self,
+        *targets: str,
+        selector: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        until: str = "ready",
+    ) -> Result:
+        """Return when the selected servers are `until` (ready, stopped, healthy, or any state)."""
+        return self._ask(
+            "wait", targets, selector, {"timeout": timeout, "for": until}, None, PoolMonitorError
+        )
+
+    def _ask(
+        self,
+        verb: str,
+        targets: Sequence[str],
+        selector: Mapping[str, Any] | None,
+        options: Result,
+        on_progress: Callable[[Result], None] | None,
+        failure: type[PoolError],
+        accepted: Sequence[int] = (0,),
+    ) -> Result:
+        body = {"selector": {**(selector or {}), "targets": [*targets]}, "options": options}
+        result = self._client.call(verb, body, on_progress, options.get("timeout"))
+        code = result.get("exit_code", 0)
+        if code not in accepted:
+            raise _error(verb, code, result, failure)
+        return result
+
+
+def _error(verb: str, code: int, result: Result, failure: type[PoolError]) -> Exception:
+    children = [_child(each, timed_out=code == TIMED_OUT) for each in result.get("errors", ())]
+    message = f"{verb} failed" if len(children) != 1 else children[0].message
+    if code == NOTHING_MATCHED:
+        return PoolParamError(message, children)
+    if code == INVALID_CONFIGURATION:
+        return PoolValidateError(message, children)
+    if code not in (1, 3, TIMED_OUT):
+        return ControlError(message, exit_code=code, hint=children[0].hint if children else "")
+    return failure(message, children or [ServerError(message)])
+
+
+def _child(each: Mapping[str, Any], *, timed_out: bool) -> ServerError:
+    child = ServerError(
+        each.get("message", ""),
+        name=each.get("name", ""),
+        bind=each.get("bind", ""),
+        hint=each.get("hint", ""),
+        code=each.get("code", 0),
+        error=each.get("error", ""),
+    )
+    if timed_out:
+        child.__cause__ = TimeoutError(child.message)
+    return child
