@@ -1,0 +1,100 @@
+"""Chooses the ports of `:auto` addresses and remembers them, so that a server keeps its address."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Container, Iterable
+from typing import TYPE_CHECKING
+
+from poolctl.errors import ServerError
+
+from .resolve import Target, targets
+
+if TYPE_CHECKING:
+    from poolctl.address import Address
+
+_TAKEN = (errno.EADDRINUSE, errno.EACCES)
+
+
+class PortLedger:
+    """Which port each server was given, kept in a JSON file; the range is `first` to `last`, inclusive.
+
+    A port once chosen stays its server's, also while another program holds it: the address is the pool's key,
+    and clients know it. A file that is missing or damaged is an empty ledger. Not thread-safe; writing blocks
+    briefly.
+    """
+
+    def __init__(self, path: str, first: int, last: int) -> None:
+        self._path = path
+        self._first = first
+        self._last = last
+        self._ports = _read(path)
+
+    def __repr__(self) -> str:
+        return f"<PortLedger {self._first}-{self._last}, {len(self._ports)} chosen>"
+
+    def port(self, name: str, address: Address, *, avoid: Container[int] = ()) -> int:
+        """The port of server `name`: the one that it has, else the first that is free on `address`.
+
+        `avoid` are the ports that the configuration gives to other servers. Raises ServerError when none is
+        left, OSError when the choice cannot be written down.
+        """
+        known = self._ports.get(name)
+        if known is not None and self._first <= known <= self._last and known not in avoid:
+            return known
+        taken = {port for owner, port in self._ports.items() if owner != name}
+        for port in range(self._first, self._last + 1):
+            if port not in taken and port not in avoid and is_free(address, port):
+                self._ports[name] = port
+                self._write()
+                return port
+        raise ServerError(
+            f"no port is free in port_range {self._first}-{self._last}",
+            name=name,
+            hint='widen it: [pool] port_range = "FIRST-LAST"',
+        )
+
+    def keep_only(self, names: Iterable[str]) -> None:
+        """Forget the ports of servers that are not among `names`: they have left the file."""
+        wanted = set(names)
+        kept = {name: port for name, port in self._ports.items() if name in wanted}
+        if kept != self._ports:
+            self._ports = kept
+            self._write()
+
+    def _write(self) -> None:
+        temporary = f"{self._path}.new"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(self._ports, file)
+        os.replace(temporary, self._path)
+
+
+def is_free(address: Address, port: int) -> bool:
+    """Whether nothing at all uses `port` on any address that `address` stands for."""
+    return all(_is_unused(target, port) for target in targets(address))
+
+
+def _is_unused(target: Target, port: int) -> bool:
+    # Without SO_REUSEADDR, so that connections that still linger on the port count as well.
+    try:
+        with socket.socket(target.family, socket.SOCK_STREAM) as sock:
+            if target.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(target.sockaddr(port))
+    except OSError as error:
+        return error.errno not in _TAKEN
+    return True
+
+
+def _read(path: str) -> dict[str, int]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {name: port for name, port in content.items() if isinstance(port, int) and 0 < port < 65536}

@@ -1,0 +1,117 @@
+"""Listeners on a path: a stale file is removed, a live one never, and at the end only what is ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+from . import holder
+from .failure import ListenError, explain
+
+if TYPE_CHECKING:
+    from poolctl.address import Address
+
+# sun_path holds 108 bytes with its final NUL (unix(7)).
+MAX_PATH_BYTES = 107
+_READ_AND_WRITE = 0o666
+
+Identity = tuple[int, int]
+
+
+def bind(address: Address) -> socket.socket:
+    """A socket bound to the path, its file readable and writable as the umask allows. Raises ListenError."""
+    path = address.path
+    _check_path(address)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & _READ_AND_WRITE)
+    except OSError as error:
+        sock.close()
+        raise _explain_path(address, error) from error
+    return sock
+
+
+def identity(path: str) -> Identity | None:
+    """What tells this socket file from another one of the same path; None when there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
+
+
+def remove(path: str, only: Identity | None) -> bool:
+    """Remove the socket file if it is still the one that `only` identifies; whether it was removed."""
+    if only is None or identity(path) != only:
+        return False
+    try:
+        os.unlink(path)
+    except OSError:
+        return False
+    return True
+
+
+def is_live(path: str) -> bool:
+    """Whether somebody listens on the socket at `path`: it is stale only when a connection is refused."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full backlog is an EAGAIN, not a wait
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+    return True
+
+
+def _check_path(address: Address) -> None:
+    path = address.path
+    size = len(os.fsencode(path))
+    if size > MAX_PATH_BYTES:
+        raise ListenError(
+            f"the path of the Unix socket is {size} bytes long, and {MAX_PATH_BYTES} is the most: {path}",
+            bind=address.key,
+            hint="put it into a directory with a shorter path, such as /run",
+        )
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(
+            f"{path} exists and is not a socket", bind=address.key, hint="remove it, or choose another path"
+        )
+    if is_live(path):
+        holders = holder.find_unix(path)
+        by = f" by {holders[0]}" if holders else ""
+        raise ListenError(
+            f"the Unix socket {path} is in use{by}",
+            bind=address.key,
+            hint="stop the process that listens on it, or choose another path",
+        )
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise explain(address, f"the stale socket {path} cannot be removed", error) from error
+
+
+def _explain_path(address: Address, error: OSError) -> ListenError:
+    directory = os.path.dirname(address.path)
+    if error.errno == errno.ENOENT:
+        return ListenError(
+            f"the directory {directory} does not exist",
+            bind=address.key,
+            hint=f"make it: mkdir -p {directory}",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        reason = os.strerror(error.errno)
+        return ListenError(
+            f"no socket can be made in {directory}: {reason}",
+            bind=address.key,
+            hint=f"make {directory} writable for this user, or choose another directory",
+        )
+    return explain(address, f"the Unix socket {address.path} cannot be opened", error)
