@@ -31,11 +31,21 @@ class PoolServer(uvicorn.Server):
     """uvicorn without its tick and its signal handlers, with a drain.
 
     The listeners' descriptors are duplicated: closing them is left to their owner. The loop is the caller's, so that
-    one process can run a single server or many.
+    one process can run a single server or many. `state` reaches the application in `scope["state"]`; a drain takes at
+    most `drain_seconds`, requests under way get `stop_seconds` after that and are cancelled then.
     """
 
-    def __init__(self, config: uvicorn.Config, *, state: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        state: dict[str, Any] | None = None,
+        drain_seconds: float = 30.0,
+        stop_seconds: float = 10.0,
+    ) -> None:
         super().__init__(config)
+        self._drain_seconds = drain_seconds
+        self._stop_seconds = stop_seconds
         self._changed = asyncio.Event()
         self._extra_state = state or {}
         self.accounts = Accounts(self._changed.set)
@@ -102,10 +112,10 @@ class PoolServer(uvicorn.Server):
             for connection in list(self.accounts.connections):
                 if hasattr(connection, "linger"):
                     connection.linger()
-            await self._emptied(self.config.timeout_graceful_shutdown)
+            await self._emptied(self._drain_seconds)
         for connection in list(self.accounts.connections):
             connection.shutdown()
-        await self._emptied(self.config.timeout_graceful_shutdown)
+        await self._emptied(self._stop_seconds)
         for task in list(self.accounts.tasks):
             task.cancel(msg="the server stops")
         await self._emptied(_CANCELLED_TASKS_SECONDS)
@@ -125,7 +135,7 @@ class PoolServer(uvicorn.Server):
             server.close()
         await asyncio.sleep(0)
 
-    async def _emptied(self, timeout_seconds: float | None) -> None:
+    async def _emptied(self, timeout_seconds: float) -> None:
         """Wait until no connection and no task is left, or no longer interested (`stop` during a drain)."""
         lingering_wait = self.lingers
         with contextlib.suppress(TimeoutError):

@@ -1,0 +1,34 @@
+"""Runs a part of poolctl in any interpreter: `python /path/to/poolctl/bootstrap.py PART [ARGUMENT…]`.
+
+The keeper, the logger and the workers run in interpreters in which poolctl need not be installed (the application's
+virtual environment, when poolctl itself came with pipx). This file makes the package it lies in importable there
+without putting that package's neighbours, and with them other versions of the application's libraries, on the path.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Import `poolctl.PART.__main__` and call its `main()`."""
+    package = type(sys)("poolctl")
+    package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
+    sys.modules["poolctl"] = package
+    entry = f"poolctl.{sys.argv.pop(1)}.__main__"
+    __import__(entry)
+    sys.modules[entry].main()
+
+
+def command(interpreter: str, part: str, *arguments: str, isolated: bool = False) -> list[str]:
+    """The argument vector that runs `part` in `interpreter`.
+
+    `isolated` leaves out the environment's PYTHON* variables and the user's site directory (`python -I`).
+    """
+    flags = "-I" if isolated else "-P"
+    return [interpreter, flags, os.path.abspath(__file__), part, *arguments]
+
+
+if __name__ == "__main__":
+    main()

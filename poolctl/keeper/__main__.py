@@ -1,0 +1,215 @@
+"""The keeper: holds descriptors, starts programs, reaps. It knows no servers and makes no decision.
+
+    keeper DIRECTORY CONTROL_FD LIFELINE_FD -- SUPERVISOR_COMMAND…
+
+The supervisor, its only client, may die at any moment; the keeper starts it again and reports to the new one what the
+old one did not hear. LIFELINE_FD is -1 or a pipe whose end of file asks for the end of the pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from ..platform import become_subreaper, raise_descriptor_limit
+from . import wire
+from .reap import Reaper, signal_child
+from .spawn import spawn
+from .store import Store
+
+VERSION = 1
+STOP_SECONDS = 30.0
+_BACKOFF_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STEADY_SECONDS = 60.0
+
+
+class Keeper:
+    def __init__(self, directory: str, supervisor: list[str], lifeline: int) -> None:
+        self.directory = directory
+        self.command = supervisor
+        self.lifeline = lifeline
+        self.store = Store()
+        self.reaper = Reaper()
+        self.supervisor_pid = 0
+        self.link: socket.socket | None = None
+        self.failures = 0
+        self.started_at = 0.0
+        self.start_at: float | None = time.monotonic()
+        self.ending = False
+        self.deadline: float | None = None
+
+    # The loop: signals, the lifeline, the supervisor.
+
+    def run(self) -> None:
+        self.wake, waker = socket.socketpair()
+        self.wake.setblocking(False)
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        while not (self.ending and not self.supervisor_pid):
+            self._start_supervisor_when_due()
+            self._poll()
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                break
+        self._kill_all()
+
+    def _poll(self) -> None:
+        poll = select.poll()
+        poll.register(self.wake, select.POLLIN)
+        if self.link is not None:
+            poll.register(self.link, select.POLLIN)
+        if self.lifeline >= 0:
+            poll.register(self.lifeline, select.POLLIN)
+        for fd, _ in poll.poll(self._timeout_milliseconds()):
+            if fd == self.wake.fileno():
+                self._signals()
+            elif fd == self.lifeline:
+                self._lifeline()
+            elif self.link is not None and fd == self.link.fileno():
+                self._request(self.link)
+
+    def _timeout_milliseconds(self) -> int | None:
+        due = [moment for moment in (self.start_at, self.deadline) if moment is not None]
+        return max(0, int((min(due) - time.monotonic()) * 1000) + 1) if due else None
+
+    def _signals(self) -> None:
+        numbers = self.wake.recv(4096)
+        for report in self.reaper.reap():
+            if report["pid"] == self.supervisor_pid:
+                self._supervisor_died()
+            else:
+                self._tell(report)
+        if any(number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for number in numbers):
+            self._terminate()
+
+    def _lifeline(self) -> None:
+        if not os.read(self.lifeline, 4096):
+            os.close(self.lifeline)
+            self.lifeline = -1
+            self._terminate()
+
+    def _terminate(self) -> None:
+        """Ask the supervisor to stop the pool; after STOP_SECONDS the keeper does it alone."""
+        if self.deadline is None:
+            self.deadline = time.monotonic() + STOP_SECONDS
+        self._tell({"event": "terminate"})
+
+    def _kill_all(self) -> None:
+        while True:
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+                found = file.read().split()
+            if not found:
+                return
+            for child in map(int, found):
+                for kill in (os.killpg, os.kill):
+                    with contextlib.suppress(ProcessLookupError):
+                        kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.wait()
+
+    # The supervisor's life.
+
+    def _start_supervisor_when_due(self) -> None:
+        if self.ending or self.start_at is None or time.monotonic() < self.start_at:
+            return
+        self.start_at = None
+        self.started_at = time.monotonic()
+        self.link, theirs = wire.pair()
+        log = os.path.join(self.directory, "supervisor.log")
+        self.supervisor_pid = spawn(self.command, None, [theirs.fileno()], log, session=False)
+        theirs.close()
+        self._tell({"event": "hello", "version": VERSION, "pid": os.getpid()})
+        for report in self.reaper.unheard:
+            self._tell(report)
+        if self.deadline is not None:
+            self._tell({"event": "terminate"})
+
+    def _supervisor_died(self) -> None:
+        self.supervisor_pid = 0
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        steady = time.monotonic() - self.started_at > _STEADY_SECONDS
+        self.failures = 0 if steady else self.failures + 1
+        pause = _BACKOFF_SECONDS[min(max(self.failures - 1, 0), len(_BACKOFF_SECONDS) - 1)]
+        self.start_at = time.monotonic() + pause
+
+    def _tell(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+        # A supervisor that is gone hears it later: reports are kept until they are acknowledged.
+        if self.link is not None:
+            with contextlib.suppress(OSError):
+                wire.send(self.link, message, fds)
+
+    # Requests.
+
+    def _request(self, link: socket.socket) -> None:
+        try:
+            received = wire.receive(link)
+        except (OSError, wire.WireError) as error:
+            self._tell({"error": str(error)})
+            return
+        if received is None:
+            link.close()
+            self.link = None
+            return
+        message, fds = received
+        reply: wire.Message = {"id": message.get("id")}
+        out: list[int] = []
+        try:
+            out = self._perform(message, fds, reply)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            reply["error"] = str(error)
+            reply["errno"] = getattr(error, "errno", None)
+        if message.get("id") is not None:
+            self._tell(reply, out)
+
+    def _perform(self, message: wire.Message, fds: list[int], reply: wire.Message) -> list[int]:
+        operation = message["op"]
+        if operation == "put":
+            self.store.put(message["name"], message.get("meta"), fds)
+            return []
+        try:
+            if operation == "get":
+                meta, kept = self.store.get(message["name"]) or (None, [])
+                reply["meta"] = meta
+                return kept
+            if operation == "drop":
+                self.store.drop(message["name"])
+            elif operation == "list":
+                reply["entries"] = self.store.page(message.get("after", ""))
+            elif operation == "spawn":
+                reply["pid"] = spawn(
+                    message["argv"], message.get("env"), fds, message["output"], session=message["session"]
+                )
+            elif operation == "signal":
+                reply["sent"] = signal_child(message["pid"], message["signal"], group=message.get("group", False))
+            elif operation == "heard":
+                self.reaper.heard(message["sequence"])
+            elif operation == "end":
+                self.ending = True
+            else:
+                raise ValueError(f"unknown operation {operation!r}")
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return []
+
+
+def main() -> None:
+    """Run the keeper described by the arguments until the pool has ended."""
+    directory, control, lifeline, _, *supervisor = sys.argv[1:]
+    become_subreaper()
+    raise_descriptor_limit()
+    keeper = Keeper(directory, supervisor, int(lifeline))
+    keeper.store.put("control", None, [int(control)])
+    keeper.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Starting a program as a direct child of the keeper, with descriptors at 3, 4, 5 …"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+
+_ABOVE = 512
+
+
+def spawn(argv: list[str], env: dict[str, str] | None, fds: list[int], output: str, *, session: bool) -> int:
+    """The pid of the new program. `output` is the file that takes its stdout and stderr (appended to, 0600).
+
+    Raises OSError when the program cannot be executed. The keeper's own descriptors are not inherited.
+    """
+    # Lifted out of the way first: one of them may stand where another has to go.
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in fds]
+    try:
+        actions: list[tuple[object, ...]] = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+        actions += [(os.POSIX_SPAWN_DUP2, fd, 3 + place) for place, fd in enumerate(lifted)]
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            dict(os.environ) if env is None else env,
+            file_actions=actions,
+            setsid=session,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD),
+        )
+    finally:
+        for fd in lifted:
+            os.close(fd)

@@ -1,0 +1,35 @@
+"""The descriptor store: named descriptors that outlive whoever put them there (after systemd's FDSTORE)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+_PAGE = 200
+
+
+class Store:
+    """Named entries, each with a few descriptors and a small JSON value that says what they are."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[Any, list[int]]] = {}
+
+    def put(self, name: str, meta: Any, fds: list[int]) -> None:
+        """Keep `fds` (owned by the store from now on) under `name`; replaces and closes what was there."""
+        self.drop(name)
+        self._entries[name] = (meta, fds)
+
+    def get(self, name: str) -> tuple[Any, list[int]] | None:
+        """The value and the descriptors of `name`; they stay the store's."""
+        return self._entries.get(name)
+
+    def drop(self, name: str) -> None:
+        """Close and forget `name`; nothing happens when it is not there."""
+        _, fds = self._entries.pop(name, (None, []))
+        for fd in fds:
+            os.close(fd)
+
+    def page(self, after: str) -> list[list[Any]]:
+        """Up to 200 `[name, value]` rows that follow `after` in name order."""
+        names = sorted(name for name in self._entries if name > after)[:_PAGE]
+        return [[name, self._entries[name][0]] for name in names]

@@ -1,0 +1,56 @@
+"""Messages with descriptors over a SOCK_SEQPACKET socket: JSON, one message a packet.
+
+Message boundaries survive the death of either end. At most 253 descriptors travel with a message (SCM_MAX_FD, unix(7)).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+MAX_MESSAGE_BYTES = 64 * 1024
+MAX_DESCRIPTORS = 253
+
+Message = dict[str, Any]
+
+
+class WireError(Exception):
+    """A message that cannot be sent, or that was not one."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that carry messages."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(sock: socket.socket, message: Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+    """Send one message. Raises WireError when it is too large, OSError (BlockingIOError on a full socket) as sendmsg."""
+    payload = json.dumps(message, separators=(",", ":")).encode()
+    if len(payload) > MAX_MESSAGE_BYTES or len(fds) > MAX_DESCRIPTORS:
+        raise WireError(f"a message of {len(payload)} bytes and {len(fds)} descriptors is too large")
+    socket.send_fds(sock, [payload], list(fds))
+
+
+def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+    """The next message and its descriptors (close-on-exec, the caller's to close); None at the end of the file.
+
+    Raises BlockingIOError when there is none on a non-blocking socket, WireError for something that is no message.
+    """
+    payload, fds, flags, _ = socket.recv_fds(
+        sock, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+    )
+    if not payload and not fds:
+        return None
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise WireError("a message was cut short")
+        message = json.loads(payload)
+        if not isinstance(message, dict):
+            raise WireError("a message must be an object")
+    except (WireError, ValueError) as error:
+        for fd in fds:
+            os.close(fd)
+        raise error if isinstance(error, WireError) else WireError(str(error)) from error
+    return message, fds

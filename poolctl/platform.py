@@ -1,0 +1,79 @@
+"""What only Linux does, behind plain functions; another system can be given its own version of this module."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+
+LINUX = sys.platform.startswith("linux")
+
+_PR_SET_CHILD_SUBREAPER = 36
+_PEER_CREDENTIALS = struct.Struct("3i")
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of every orphan below it (prctl(2), PR_SET_CHILD_SUBREAPER). Raises OSError."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """The (pid, uid, gid) of the process at the other end of a connected Unix socket (unix(7), SO_PEERCRED)."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    pid, uid, gid = _PEER_CREDENTIALS.unpack(raw)
+    return pid, uid, gid
+
+
+def sealed_file(name: str, content: bytes) -> int:
+    """A descriptor of an anonymous file in memory that holds `content`, positioned at its start (memfd_create(2))."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def read_file(fd: int) -> bytes:
+    """Everything that the file behind `fd` holds, from its start; closes the descriptor."""
+    with open(fd, "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def process_start_time(pid: int) -> int | None:
+    """When the process was started, in clock ticks since boot (proc(5), field 22); None when there is no such process.
+
+    Together with the pid it identifies a process for as long as the machine is up.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19])
+
+
+def accept_queue_length(listener: socket.socket) -> int | None:
+    """How many connections wait to be accepted on a TCP listener (tcp(7), TCP_INFO: tcpi_unacked); None if unknown."""
+    try:
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    except OSError:
+        return None
+    return int(struct.unpack_from("I", info, 24)[0])
+
+
+def raise_descriptor_limit() -> tuple[int, int]:
+    """Raise this process's own soft limit of open files to the hard one; the (soft, hard) limits it had before."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft, hard

@@ -1,0 +1,128 @@
+"""From a fresh fork to a process of its own: descriptors, signals, limits, rights, environment; nothing of the user's
+code runs before its server's rights are in force."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pwd
+import resource
+import signal
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from ..bootstrap import command
+from ..platform import read_file
+
+SPEC_FD = 3
+CONTROL_FD = 4
+FIRST_LISTENER_FD = 5
+# An interpreter reads these once, at its start: a fork cannot honour them.
+START_VARIABLES = ("PYTHON", "LD_", "MALLOC_")
+
+Spec = dict[str, Any]
+
+
+def become(fds: list[int]) -> NoReturn:
+    """Turn this process into the worker that `fds` describe: its specification, control socket, output, listeners."""
+    status = 70
+    try:
+        os.setsid()
+        spec_fd, control, output, *rest = fds
+        spec: Spec = json.loads(read_file(os.dup(spec_fd)))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if spec["kind"] == "command":
+            _run_command(spec, output, rest)
+        _place([spec_fd, control, *rest], output)
+        _take_on(spec)
+        if any(name.startswith(START_VARIABLES) for name in spec["env"]) or spec["env_base"] is not None:
+            for fd in range(SPEC_FD, SPEC_FD + 2 + len(rest)):
+                os.set_inheritable(fd, True)
+            argv = command(spec["python"], "worker", "serve", str(len(rest)))
+            os.execve(argv[0], argv, dict(os.environ))
+        from .life import live
+
+        status = live(spec)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def resume() -> NoReturn:
+    """Go on as a worker after the exec that its environment asked for."""
+    from .life import live
+    from .preload import preload
+
+    spec: Spec = json.loads(read_file(os.dup(SPEC_FD)))
+    for fd in range(SPEC_FD, SPEC_FD + 2 + int(sys.argv[1])):
+        os.set_inheritable(fd, False)
+    preload()
+    os._exit(live(spec))
+
+
+def _run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
+    # The program finds its sockets from descriptor 3 on (sd_listen_fds(3)).
+    _place(listeners, output)
+    for fd in range(SPEC_FD, SPEC_FD + len(listeners)):
+        os.set_inheritable(fd, True)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    _take_on(spec)
+    if listeners:
+        os.environ["LISTEN_FDS"] = str(len(listeners))
+        os.environ["LISTEN_PID"] = str(os.getpid())
+        os.environ["LISTEN_FDNAMES"] = ":".join([spec["server"].replace(":", "_")] * len(listeners))
+    argv = spec["argv"]
+    try:
+        os.execvpe(argv[0], argv, os.environ)
+    except OSError as error:
+        print(f"cannot run {argv[0]!r}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def _place(fds: list[int], output: int) -> None:
+    """Move `fds` to 3, 4, 5 …, `output` to 1 and 2, and close everything else."""
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 512) for fd in fds]
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    for place, fd in enumerate(lifted, SPEC_FD):
+        os.dup2(fd, place, inheritable=False)
+    os.closerange(SPEC_FD + len(lifted), os.sysconf("SC_OPEN_MAX"))
+
+
+def _take_on(spec: Spec) -> None:
+    """Limits first, then the rights of the server's user, then its environment and directory."""
+    soft, hard = spec["open_files"]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("100")
+    if spec["env_base"] is not None:
+        os.environ.clear()
+        os.environ.update(spec["env_base"])
+    if spec["user"] is not None:
+        _drop_rights(*spec["user"])
+    os.environ.update(spec["env"])
+    os.chdir(spec["cwd"])
+
+
+def _drop_rights(uid: int, gid: int) -> None:
+    try:
+        account = pwd.getpwuid(uid)
+    except KeyError:
+        os.setgroups([gid])
+    else:
+        os.initgroups(account.pw_name, gid)
+        os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)

@@ -1,0 +1,129 @@
+"""The life of a worker that serves an application: load, become ready, obey the control socket, end."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from typing import Any
+
+import uvicorn
+
+from ..keeper import wire
+from .child import CONTROL_FD, FIRST_LISTENER_FD, Spec
+from .load import LoadFailed, load_app
+from .secure import ssl_context
+from .serve import PoolServer, StartupFailed
+
+STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
+
+
+class Worker:
+    """The server, the socket it is controlled by, and why it ends."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.control = socket.socket(fileno=CONTROL_FD)
+        self.control.setblocking(False)
+        count = spec["listeners"]
+        self.listeners = [socket.socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
+        self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
+        self.signalled: int | None = None
+        os.register_at_fork(after_in_child=self._forget_descriptors)
+
+    def live(self) -> int:
+        """Serve until told to stop; the exit status."""
+        try:
+            config = self._configure()
+            with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                runner.run(self._serve(config))
+        except LoadFailed as error:
+            traceback.print_exception(error.__cause__ or error)
+            return self._failed(str(error), STARTUP_FAILURE)
+        except StartupFailed as error:
+            return self._failed(str(error), error.status)
+        return 0
+
+    def _configure(self) -> uvicorn.Config:
+        spec = self.spec
+        sys.path.insert(0, spec["app_dir"])
+        # The application may have a poolctl of its own, in its own interpreter.
+        for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
+            del sys.modules[name]
+        app = load_app(spec)
+        # The logging was set up by the preload; the access log is the one thing a server decides.
+        config = uvicorn.Config(app, log_config=None, log_level="info", **spec["uvicorn"])
+        config.load()
+        if spec["tls"] is not None:
+            config.ssl = ssl_context(spec["tls"], list(self.tls_fds))
+        return config
+
+    async def _serve(self, config: uvicorn.Config) -> None:
+        self.server = PoolServer(
+            config, drain_seconds=self.spec["drain_seconds"], stop_seconds=self.spec["stop_seconds"]
+        )
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.control.fileno(), self._obey)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signal, number)
+        await self.server.run(self.listeners, lambda: self._tell({"event": "ready"}))
+        loop.remove_reader(self.control.fileno())
+
+    def _obey(self) -> None:
+        try:
+            received = wire.receive(self.control)
+        except (BlockingIOError, wire.WireError):
+            return
+        if received is None:
+            return
+        message, fds = received
+        for fd in fds:
+            os.close(fd)
+        order = message.get("order")
+        if order == "stop":
+            self.server.stop()
+        elif order == "drain":
+            self.server.drain()
+
+    def _signal(self, number: int) -> None:
+        self.signalled = number
+        self.server.stop()
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        # Never waits: nobody may be listening, and no request may pay for that.
+        try:
+            wire.send(self.control, message)
+        except OSError:
+            pass
+
+    def _failed(self, message: str, status: int) -> int:
+        self._tell({"event": "failed", "message": message})
+        return status
+
+    def _forget_descriptors(self) -> None:
+        # A process that the application forks must not keep the port bound.
+        for held in (self.control, *self.listeners):
+            try:
+                os.close(held.detach())
+            except OSError:
+                pass
+
+
+def live(spec: Spec) -> int:
+    """Run the worker to its end, exit handlers and all; the exit status."""
+    worker = Worker(spec)
+    status = worker.live()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if worker.signalled is not None:
+        # Whoever sent a signal is told that it worked, as by any other program.
+        signal.signal(worker.signalled, signal.SIG_DFL)
+        os.kill(os.getpid(), worker.signalled)
+    return status

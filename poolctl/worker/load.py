@@ -1,0 +1,47 @@
+"""The application of a server: imported, picked from a mapping of handlers, or made by a factory."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class LoadFailed(Exception):
+    """The application cannot be had; the message names it and the cause. The cause itself is chained."""
+
+
+def load_app(spec: dict[str, Any]) -> Any:
+    """The ASGI application that the specification names. Raises LoadFailed."""
+    if spec["app"] is None:
+        return _from_handlers(spec["handlers"], spec["handler_key"])
+    app = _attribute(spec["app"])
+    return _call(app, spec["app"]) if spec["factory"] else app
+
+
+def _from_handlers(path: str, key: str) -> Any:
+    mapping = _call(_attribute(path), path)
+    try:
+        return mapping[key]
+    except (KeyError, TypeError) as error:
+        raise LoadFailed(f"{path}() has no handler {key!r}") from error
+
+
+def _attribute(path: str) -> Any:
+    module_name, _, attributes = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise LoadFailed(f"cannot import {path!r}: {type(error).__name__}: {error}") from error
+    for attribute in attributes.split("."):
+        try:
+            found = getattr(found, attribute)
+        except AttributeError as error:
+            raise LoadFailed(f"cannot import {path!r}: {error}") from error
+    return found
+
+
+def _call(function: Any, path: str) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        raise LoadFailed(f"{path}() failed: {type(error).__name__}: {error}") from error

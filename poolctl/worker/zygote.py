@@ -1,0 +1,50 @@
+"""The base zygote: a process that has imported the server and forks workers, each with its listeners.
+
+It is single-threaded and runs no event loop, because a lock held by another thread at the fork would stay locked.
+Workers are forked twice, so that the keeper, the nearest subreaper above, is the parent of every one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from ..keeper import wire
+from .child import become
+from .preload import preload
+
+REQUESTS_FD = 3
+
+
+def serve_requests() -> None:
+    """Fork a worker for each request until the requests' socket ends."""
+    requests = socket.socket(fileno=REQUESTS_FD)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preload()
+    wire.send(requests, {"event": "up"})
+    while (received := wire.receive(requests)) is not None:
+        message, fds = received
+        try:
+            middle = os.fork()
+        except OSError as error:
+            wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"})
+        else:
+            if middle == 0:
+                _fork_worker(requests, message["id"], fds)
+            os.waitpid(middle, 0)
+        for fd in fds:
+            os.close(fd)
+
+
+def _fork_worker(requests: socket.socket, request_id: int, fds: list[int]) -> None:
+    try:
+        worker = os.fork()
+        if worker == 0:
+            requests.close()
+            become(fds)
+        wire.send(requests, {"id": request_id, "pid": worker})
+    except OSError as error:
+        wire.send(requests, {"id": request_id, "error": f"cannot fork: {error.strerror}"})
+    finally:
+        os._exit(0)
