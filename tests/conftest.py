@@ -37,9 +37,7 @@ def _is_free(port: int) -> bool:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, port))
         except OSError as error:
-            if (
-                family == socket.AF_INET or error.errno == 98
-            ):  # EADDRINUSE; a machine without IPv6 says otherwise
+            if family == socket.AF_INET or error.errno == errno.EADDRINUSE:  # else: no IPv6 here
                 return False
     return True
 

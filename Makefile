@@ -1,0 +1,65 @@
+# `make demo` shows a pool at work, `make test` runs everything; both set up what they need in .venv.
+
+VENV ?= .venv
+# Processes that run the tests: one per core. Every test has ports and a runtime directory of its own.
+JOBS ?= auto
+BIN := $(VENV)/bin
+DEMO := examples/microservices/pool.toml
+
+.PHONY: help demo test unit quick lint types floors completions bench venv dev clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
+	@echo "make test          all tests with coverage"
+	@echo "make unit          the unit tests only"
+	@echo "make lint          ruff: rules and format"
+	@echo "make types         mypy --strict"
+	@echo "make floors        imports point down only"
+	@echo "make completions   writes completions/ anew"
+	@echo "make bench         benchmarks, as a table"
+	@echo "make clean         removes everything that make has made"
+
+venv:
+	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV)
+
+dev:
+	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) dev
+
+demo: venv
+	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
+
+test: dev
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+
+unit: dev
+	@$(BIN)/python -m pytest -n $(JOBS) tests/unit $(ARGS)
+
+quick: dev
+	@$(BIN)/python -m pytest -n $(JOBS) -p no:cacheprovider $(wildcard tests/unit tests/integration) $(ARGS)
+
+lint: dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: dev
+	@$(BIN)/mypy
+
+floors: dev
+	@$(BIN)/python -m pytest -q tests/unit/test_floors.py
+
+completions: venv
+	@mkdir -p completions
+	@$(BIN)/poolctl completion bash >completions/poolctl.bash
+	@$(BIN)/poolctl completion zsh >completions/_poolctl
+	@$(BIN)/poolctl completion fish >completions/poolctl.fish
+
+bench: dev
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv .venv-* .venv*.lock .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,61 @@
+"""A live table of a pool: `python examples/watch.py poolctl -c pool.toml`; Ctrl-C ends it.
+
+It reads nothing but `poolctl list -o json`, so it is also an example of how a script follows a pool.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+EVERY_SECONDS = 1.0
+COLUMNS = ("NAME", "EXPOSE", "STATE", "READY", "UPTIME", "PIDS")
+ended = threading.Event()
+
+
+def servers(poolctl: list[str]) -> list[dict[str, Any]]:
+    """The items of `list`; none while the pool is coming or going."""
+    # A session of its own: Ctrl-C in the terminal is for this program, not for a listing on its way.
+    done = subprocess.run([*poolctl, "list", "-o", "json"], capture_output=True, start_new_session=True)
+    items: list[dict[str, Any]] = json.loads(done.stdout)["items"] if done.returncode == 0 else []
+    return items
+
+
+def row(item: dict[str, Any]) -> tuple[str, ...]:
+    ready = "yes" if item["ready"] else "no"
+    pids = ",".join(str(pid) for pid in item["pids"])
+    return item["name"], item["expose"], item["state"], ready, f"{item['uptime_seconds'] or 0:.0f}s", pids
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(line[column]) for line in rows) for column in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in rows
+    )
+
+
+def main(poolctl: list[str]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    live = sys.stdout.isatty()
+    shown: list[Any] = []
+    while not ended.is_set():
+        items = servers(poolctl)
+        state = [(item["name"], item["state"], item["pids"]) for item in items]
+        # Into a file or a pipe goes only what is new.
+        if items and (live or state != shown):
+            shown = state
+            print("\x1b[H\x1b[2J" if live else "", table([COLUMNS, *map(row, items)]), sep="")
+            print(f"\ntry: curl {items[0]['expose']}    Ctrl-C ends it", flush=True)
+        ended.wait(EVERY_SECONDS)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:] or ["poolctl"])
+    except BrokenPipeError:
+        sys.stderr.close()

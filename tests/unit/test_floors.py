@@ -1,0 +1,138 @@
+"""Imports point down only, the small processes stay small, and files stay readable."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import poolctl
+
+PACKAGE = Path(poolctl.__file__).parent
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
+
+FLOORS = {
+    "errors": 0, "config": 0, "address": 0, "states": 0, "clock": 0, "units": 0, "platform": 0,
+    "bootstrap": 1, "listeners": 1, "runners": 1, "keeper": 1, "worker": 1, "logs": 1,
+    "pool": 2, "control": 2,
+    "monitor": 3, "gateway": 3,
+    "supervisor": 4,
+    "cli": 5, "web": 5,
+    "__main__": 6, "__init__": 6,
+}  # fmt: skip
+
+# The contract gives PoolConfig a method that makes a Pool: the one door upwards, opened inside that method.
+DOORS = {("config/pool_config.py", "pool")}
+
+STANDARD_LIBRARY_ONLY = ["keeper", "logs", "platform", "errors", "states", "clock", "address", "units"]
+LIGHT = [
+    *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.find", "control.directory", "control.client",
+    "cli.main", "cli.table", "cli.render", "pool.select",
+]  # fmt: skip
+HEAVY = {"pydantic", "pydantic_core", "typer", "click", "rich", "yaml"}
+
+MOST_LINES = 300
+NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", "base"}
+
+
+def imported_units(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and first part below `poolctl` of every import in the file, wherever in it the import stands."""
+    package = ["poolctl", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{stem}.{alias.name}" for alias in node.names] if stem == "poolctl" else [stem]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in {"import_module", "__import__"}:
+                names = [str(node.args[0].value)]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "poolctl":
+                unit = parts[1] if len(parts) > 1 else "__init__"
+                yield node.lineno, unit if unit in FLOORS else "__init__"
+
+
+def unit_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def modules_after_importing(name: str) -> set[str]:
+    """What a fresh interpreter holds after it has imported the module, or every module of the package."""
+    directory = PACKAGE / name
+    parts = [f"{name}.{path.stem}" for path in directory.glob("*.py")] if directory.is_dir() else [name]
+    imports = ", ".join(f"poolctl.{part.removesuffix('.__init__')}" for part in parts)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys, {imports}; print(*sys.modules)"],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    return {module.split(".")[0] for module in done.stdout.split()}
+
+
+@pytest.fixture(scope="module")
+def bare_modules() -> set[str]:
+    """What an interpreter of this environment holds before it imports anything: .pth files may bring some."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", "import sys; print(*sys.modules)"],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    return {module.split(".")[0] for module in done.stdout.split()}
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    assert {unit_of(path) for path in FILES} <= FLOORS.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_imports_point_down_only(path: Path) -> None:
+    unit = unit_of(path)
+    where = path.relative_to(PACKAGE).as_posix()
+    upwards = [
+        f"{where}:{line} imports {target} (floor {FLOORS[target]}) from floor {FLOORS[unit]}"
+        for line, target in imported_units(path)
+        if FLOORS[target] > FLOORS[unit] and (where, target) not in DOORS
+    ]
+    assert not upwards
+
+
+def test_the_check_sees_an_import_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    path = tmp_path / "config" / "model.py"
+    path.parent.mkdir()
+    path.write_text(
+        "import poolctl.cli.main\nfrom ..pool import Pool\nfrom .. import web\nfrom poolctl import Server\n"
+        "def late():\n    from poolctl.supervisor import launch\n    import_module('poolctl.gateway')\n"
+    )
+    assert [unit for _, unit in imported_units(path)] == [
+        "cli", "pool", "web", "__init__", "supervisor", "gateway",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_small_processes_and_the_fast_lane_import_nothing_heavy(name: str, bare_modules: set[str]) -> None:
+    assert not (modules_after_importing(name) - bare_modules) & HEAVY
+
+
+@pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
+def test_the_standard_library_is_enough(name: str, bare_modules: set[str]) -> None:
+    foreign = modules_after_importing(name) - bare_modules - sys.stdlib_module_names
+    assert foreign <= {"poolctl"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_no_file_is_longer_than_three_hundred_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+def test_every_file_has_a_name_of_its_own() -> None:
+    assert not [path for path in FILES if NAMELESS & {path.stem, path.parent.name}]
