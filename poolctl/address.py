@@ -1,0 +1,321 @@
+"""Bind addresses: any spelling in, one canonical key out."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+
+EXAMPLES = (
+    '"127.0.0.1:8080", ":8080", "[::1]:8080", "localhost:8080", "127.0.0.1:auto", "unix:/run/a.sock", "fd:3"'
+)
+SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp"})
+LOOPBACKS = frozenset({"127.0.0.1", "::1"})
+
+_scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
+_ipv4 = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})", re.ASCII)
+_numeric_tail = re.compile(r"(?:.*\.)?(?:\d+|0[xX][0-9a-fA-F]*)", re.ASCII)
+_label = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+_name = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+_zone = re.compile(r"[A-Za-z0-9._~-]+", re.ASCII)
+_blank = re.compile(r"[\x00-\x20\x7f]")
+
+
+class AddressError(ValueError):
+    """A text that is no address; the message says why, `hint` what to write."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        self.message = message
+        self.hint = hint or f"an address looks like {EXAMPLES}"
+        super().__init__(f"{message}; {self.hint}")
+
+
+class Address:
+    """A bind address; equal to another when the canonical keys are equal.
+
+    `kind` is tcp, unix, fd or job. `port` is None while `auto` is true and for the other kinds. `dual`:
+    written without a host (`:8080`), so `[::]:8080` (V6ONLY) is opened as well where the machine has IPv6.
+    """
+
+    __slots__ = ("auto", "dual", "host", "key", "kind", "name", "path", "port")
+
+    kind: str
+    host: str
+    port: int | None
+    path: str
+    name: str
+    key: str
+    auto: bool
+    dual: bool
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        host: str = "",
+        port: int | None = None,
+        path: str = "",
+        name: str = "",
+        dual: bool = False,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "kind", kind)
+        put(self, "host", host)
+        put(self, "port", port)
+        put(self, "path", path)
+        put(self, "name", name)
+        put(self, "auto", kind == "tcp" and port is None)
+        put(self, "dual", dual)
+        if kind == "tcp":
+            key = f"{f'[{host}]' if ':' in host else host}:{'auto' if port is None else port}"
+        else:
+            key = f"{kind}:{path or name}"
+        put(self, "key", key)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"an Address does not change: {name}")
+
+    __delattr__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.kind, self.host, self.port, self.path, self.name, self.dual)
+
+    def __eq__(self, other: object) -> bool:
+        return self.key == other.key if isinstance(other, Address) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __str__(self) -> str:
+        return self.key
+
+    def __repr__(self) -> str:
+        return f"<Address {self.key}>"
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it takes connections to every address of the machine."""
+        return self.host in ("0.0.0.0", "::")
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the host is written as an IPv6 address."""
+        return ":" in self.host
+
+    def with_port(self, port: int) -> Address:
+        """The same host with this port."""
+        if self.kind != "tcp":
+            raise AddressError(f"{self.key} has no port")
+        return Address("tcp", host=self.host, port=port, dual=self.dual)
+
+
+def _rebuild(kind: str, host: str, port: int | None, path: str, name: str, dual: bool) -> Address:
+    return Address(kind, host=host, port=port, path=path, name=name, dual=dual)
+
+
+def canonical(text: str, *, base_dir: str | None = None) -> str:
+    """The one spelling of an address that keys the pool. Raises AddressError."""
+    return parse(text, base_dir=base_dir).key
+
+
+def parse(text: str, *, base_dir: str | None = None) -> Address:
+    """The address that `text` means; a relative socket path is relative to `base_dir`.
+
+    `base_dir` None is the working directory. Service names are looked up in the machine's list; host names are not resolved. Raises AddressError.
+    """
+    if not isinstance(text, str):
+        raise AddressError(f"an address is a string, and this is {text!r}")
+    text = text.strip()
+    if not text:
+        raise AddressError("the address is empty")
+    kind, _, rest = text.partition(":")
+    kind = kind.lower()
+    if kind == "unix":
+        return _unix(rest, base_dir)
+    if _blank.search(text):
+        raise AddressError(f"{text[:80]!r} holds a blank or a control character")
+    # A host may be called "fd" or "job" only with a scheme in front of it.
+    if kind == "fd":
+        return _fd(rest)
+    if kind == "job":
+        if not _name.fullmatch(rest):
+            raise AddressError(f"{text[:80]!r} names no job", "write job:NAME")
+        return Address("job", name=rest)
+    return _tcp(text)
+
+
+def overlaps(a: Address, b: Address) -> bool:
+    """Whether listeners on both addresses would get in each other's way.
+
+    Host names other than localhost are not resolved: they overlap with themselves and with a wildcard.
+    """
+    if a.kind != b.kind or a.auto or b.auto:
+        return False
+    if a.key == b.key:
+        return True
+    if a.kind != "tcp" or a.port != b.port:
+        return False
+    return _covers(a, b) or _covers(b, a)
+
+
+def _covers(a: Address, b: Address) -> bool:
+    if a.host == "::" or a.dual:
+        # [::] without V6ONLY takes IPv4 as well; `:8080` opens both families.
+        return True
+    if a.host == "0.0.0.0":
+        return not b.is_ipv6 or b.host == "::"
+    if a.host == "localhost":
+        return b.host in LOOPBACKS
+    if a.is_ipv6 and b.is_ipv6:
+        a_bare, _, a_zone = a.host.partition("%")
+        b_bare, _, b_zone = b.host.partition("%")
+        return a_bare == b_bare and not (a_zone and b_zone)
+    return False
+
+
+def _unix(path: str, base_dir: str | None) -> Address:
+    if path.startswith("//"):
+        path = "/" + path.lstrip("/") if path.startswith("///") else path[2:]
+    if not path:
+        raise AddressError("the path of the unix socket is missing", 'write "unix:/run/a.sock"')
+    if "\0" in path:
+        raise AddressError("the path of the unix socket holds a NUL")
+    if path.startswith("@"):
+        raise AddressError(
+            "abstract unix sockets have no owner and no permissions, and are not supported",
+            f'write a path: "unix:/run/{path[1:]}.sock", or "unix:./{path}" for a file of that name',
+        )
+    whole = os.path.normpath(os.path.join(base_dir if base_dir is not None else os.getcwd(), path))
+    return Address("unix", path="/" + whole.lstrip("/"))
+
+
+def _fd(name: str) -> Address:
+    if name.isascii() and name.isdigit():
+        number = int(name[:10])
+        if not 3 <= number <= 65535:
+            raise AddressError(f"fd:{name[:20]} is no inherited socket", "they are numbered from fd:3")
+        return Address("fd", name=str(number))
+    if not name or ":" in name or "/" in name:
+        raise AddressError(f'"fd:{name[:80]}" names no inherited socket', 'write "fd:3" or "fd:NAME"')
+    return Address("fd", name=name)
+
+
+def _tcp(text: str) -> Address:
+    text = _without_scheme(text)
+    if text.startswith("["):
+        host_text, closing, port_text = text[1:].partition("]")
+        if not closing or not port_text.startswith(":"):
+            raise AddressError(f"{text[:80]!r} has no port", 'write "[::1]:8080"')
+        return Address("tcp", host=_ipv6(host_text), port=_port(port_text[1:], text))
+    host_text, colon, port_text = text.rpartition(":")
+    if not colon:
+        mend = f'write ":{text}"' if text.isdigit() else f'write "{text[:80]}:8080"'
+        raise AddressError(f"{text[:80]!r} has no port", mend)
+    if ":" in host_text:
+        raise AddressError(f"{text[:80]!r} is ambiguous", 'write an IPv6 address in brackets: "[::1]:8080"')
+    return Address("tcp", host=_host(host_text), port=_port(port_text, text), dual=not host_text)
+
+
+def _without_scheme(text: str) -> str:
+    match = _scheme.match(text)
+    if match:
+        if match[1].lower() not in SCHEMES:
+            raise AddressError(
+                f"{match[1]!r} is not a scheme of a server's address", "write http:// or leave it out"
+            )
+        text = text[match.end() :].removesuffix("/").replace("%25", "%")
+    for sign, what in (("/", "a path"), ("?", "a query"), ("#", "a fragment"), ("@", "a user")):
+        if sign in text:
+            mend = (
+                f'write "unix:{text[:80]}" for a unix socket'
+                if text[0] in "/."
+                else "write only host and port"
+            )
+            raise AddressError(f"{text[:80]!r} has {what}, and an address has none", mend)
+    return text
+
+
+def _port(text: str, whole: str) -> int | None:
+    if text.lower() == "auto":
+        return None
+    if text.isascii() and text.isdigit():
+        number = int(text[:20])
+        if number > 65535:
+            raise AddressError(
+                f"port {text[:20]} of {whole[:80]!r} is out of range", "ports are 1 to 65535, or auto"
+            )
+        return number or None
+    if not text:
+        raise AddressError(f"{whole[:80]!r} has no port", "ports are 1 to 65535, or auto")
+    if (
+        text.isascii()
+        and re.fullmatch(r"[A-Za-z0-9_.+-]{1,64}", text)
+        and not re.fullmatch(r"[-+.0-9_]+", text)
+    ):
+        for name in (text, text.lower()):
+            try:
+                return socket.getservbyname(name, "tcp")
+            except OSError:
+                continue
+        raise AddressError(f"{text!r} is not a service that this machine knows", "write the port's number")
+    raise AddressError(f"{text[:80]!r} is not a port", "ports are 1 to 65535, or auto")
+
+
+def _host(text: str) -> str:
+    if text in ("", "*"):
+        return "0.0.0.0"
+    match = _ipv4.fullmatch(text)
+    if match:
+        parts = match.groups()
+        if any(int(part) > 255 or (len(part) > 1 and part[0] == "0") for part in parts):
+            raise AddressError(
+                f"{text!r} is not an IPv4 address", "four numbers from 0 to 255, without leading zeros"
+            )
+        return text
+    if _numeric_tail.fullmatch(text):
+        raise AddressError(f"{text[:80]!r} is not an IPv4 address", "four numbers from 0 to 255")
+    return _host_name(text)
+
+
+def _host_name(text: str) -> str:
+    host = text
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode("ascii")
+        except UnicodeError as problem:
+            raise AddressError(f"{text[:80]!r} is not a host name: {problem}") from problem
+    host = host.lower().removesuffix(".")
+    if len(host) > 253 or not all(_label.fullmatch(label) for label in host.split(".")):
+        raise AddressError(f"{text[:80]!r} is not a host name")
+    return host
+
+
+def _ipv6(text: str) -> str:
+    bare, percent, zone = text.partition("%")
+    if percent and not _zone.fullmatch(zone):
+        raise AddressError(f"{text[:80]!r} has no usable zone", 'write "[fe80::1%eth0]:8080"')
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, bare)
+    except (OSError, ValueError, UnicodeError):
+        raise AddressError(f"{text[:80]!r} is not an IPv6 address", 'write "[::1]:8080"') from None
+    if packed[:12] == b"\0" * 10 + b"\xff\xff":
+        return ".".join(str(byte) for byte in packed[12:])
+    return _compressed(packed) + percent + zone
+
+
+def _compressed(packed: bytes) -> str:
+    """RFC 5952: lower case, no leading zeros, the first longest run of zeros as `::`."""
+    groups = [int.from_bytes(packed[i : i + 2], "big") for i in range(0, 16, 2)]
+    best_start, best_length = 0, 1
+    start = 0
+    while start < 8:
+        length = 0
+        while start + length < 8 and groups[start + length] == 0:
+            length += 1
+        if length > best_length:
+            best_start, best_length = start, length
+        start += max(length, 1)
+    text = [f"{group:x}" for group in groups]
+    if best_length == 1:
+        return ":".join(text)
+    return ":".join(text[:best_start]) + "::" + ":".join(text[best_start + best_length :])

@@ -1,0 +1,41 @@
+"""Time as a parameter, so that an hour of backoff tests in a millisecond."""
+
+from __future__ import annotations
+
+import time
+
+
+class Clock:
+    """The system's time. Both methods give seconds."""
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment; never goes back."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """Seconds since 1970 (UTC); may jump when somebody sets the machine's time."""
+        return time.time()
+
+
+SystemClock = Clock
+
+
+class ManualClock(Clock):
+    """A time that moves only when it is told to."""
+
+    def __init__(self, monotonic_seconds: float = 0.0, time_seconds: float = 1_700_000_000.0) -> None:
+        self._monotonic_seconds = monotonic_seconds
+        self._time_seconds = time_seconds
+
+    def monotonic(self) -> float:
+        return self._monotonic_seconds
+
+    def time(self) -> float:
+        return self._time_seconds
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass; a negative number is refused, monotonic time does not go back."""
+        if seconds < 0:
+            raise ValueError(f"time does not go back: advance({seconds})")
+        self._monotonic_seconds += seconds
+        self._time_seconds += seconds

@@ -1,0 +1,154 @@
+"""The error family: one code and one name per cause, one child per server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import Self
+
+SHOWN_CHILDREN = 3
+
+
+class ServerError(Exception):
+    """What went wrong with one server, and what mends it.
+
+    `code` and `error` are those of the operation that failed (contract: 1320 to 1326); a group fills them in
+    where they are empty. The cause, where there is one, is `__cause__`.
+    """
+
+    def __init__(
+        self, message: str, *, name: str = "", bind: str = "", hint: str = "", code: int = 0, error: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.name = name
+        self.bind = bind
+        self.hint = hint
+        self.code = code
+        self.error = error
+
+    def __str__(self) -> str:
+        who = self.name or self.bind
+        return f"{who}: {self.message}" if who else self.message
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error as the JSON of the command line shows it."""
+        return {
+            "code": self.code,
+            "error": self.error,
+            "name": self.name,
+            "bind": self.bind,
+            "message": self.message,
+            "hint": self.hint,
+        }
+
+
+class PoolError(ExceptionGroup[ServerError]):
+    """Everything that failed in one operation; one child per failure."""
+
+    code: int = 0
+    error: str = "ErrorPool"
+
+    def __new__(cls, message: str, errors: Sequence[ServerError] | None = None, /, *, hint: str = "") -> Self:
+        return super().__new__(cls, message, cls._children(message, errors, hint))
+
+    def __init__(
+        self, message: str, errors: Sequence[ServerError] | None = None, /, *, hint: str = ""
+    ) -> None:
+        # The interpreter pickles and copies an exception by its args: the children that __new__ settled on.
+        super().__init__(message, list(self.exceptions))  # type: ignore[arg-type]
+
+    @classmethod
+    def _children(cls, message: str, errors: Iterable[ServerError] | None, hint: str) -> list[ServerError]:
+        children = list(errors or ()) or [ServerError(message, hint=hint)]
+        for child in children:
+            if isinstance(child, ServerError):
+                child.code = child.code or cls.code
+                child.error = child.error or cls.error
+        return children
+
+    def derive(self, excs: Sequence[ServerError], /) -> Self:  # type: ignore[override]
+        """The same kind of error with other children, for split() and subgroup()."""
+        return type(self)(self.message, list(excs))
+
+    def __str__(self) -> str:
+        if [str(child) for child in self.exceptions] == [self.message]:
+            return self.message
+        shown = "; ".join(str(child) for child in self.exceptions[:SHOWN_CHILDREN])
+        hidden = len(self.exceptions) - SHOWN_CHILDREN
+        return f"{self.message}: {shown}" + (f"; and {hidden} more" if hidden > 0 else "")
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """The children as the JSON of the command line shows them, groups within flattened."""
+        found: list[dict[str, Any]] = []
+        for child in self.exceptions:
+            if isinstance(child, PoolError):
+                found += child.to_list()
+            elif isinstance(child, ServerError):
+                found.append(child.to_dict())
+        return found
+
+
+class PoolParamError(PoolError):
+    """A parameter is empty or wrong."""
+
+    code = 1320
+    error = "ErrorParamEmpty"
+
+
+class PoolAddError(PoolError):
+    """At least one server could not be added; `pool` holds those that could, where there is one."""
+
+    code = 1321
+    error = "ErrorPoolAdd"
+    pool: Any = None  # a poolctl.pool.Pool, which lives two floors up
+
+
+class PoolValidateError(PoolError):
+    """The configuration has problems; every one of them is a child."""
+
+    code = 1322
+    error = "ErrorPoolValidate"
+
+
+class PoolStartError(PoolError):
+    """At least one server did not become ready."""
+
+    code = 1323
+    error = "ErrorPoolStart"
+
+
+class PoolStopError(PoolError):
+    """At least one server could not be ended."""
+
+    code = 1324
+    error = "ErrorPoolStop"
+
+
+class PoolRestartError(PoolError):
+    """At least one server could not be replaced; the old one serves on where it did."""
+
+    code = 1325
+    error = "ErrorPoolRestart"
+
+
+class PoolMonitorError(PoolError):
+    """At least one server could not be monitored."""
+
+    code = 1326
+    error = "ErrorPoolMonitor"
+
+
+class ControlError(Exception):
+    """A command could not be carried out at all; `exit_code` is the process's."""
+
+    def __init__(self, message: str, *, exit_code: int = 1, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+        self.hint = hint

@@ -1,0 +1,116 @@
+"""Durations and sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+DURATION_ALLOWED = 'a number of seconds, or a string such as "500ms", "5s", "1m30s", "2h"'
+SIZE_ALLOWED = 'a number of bytes, or a string such as "64KiB", "10MB"'
+
+SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+BYTES = {
+    "": 1,
+    "b": 1,
+    "k": 1000,
+    "kb": 1000,
+    "m": 1000**2,
+    "mb": 1000**2,
+    "g": 1000**3,
+    "gb": 1000**3,
+    "t": 1000**4,
+    "tb": 1000**4,
+    "ki": 1024,
+    "kib": 1024,
+    "mi": 1024**2,
+    "mib": 1024**2,
+    "gi": 1024**3,
+    "gib": 1024**3,
+    "ti": 1024**4,
+    "tib": 1024**4,
+}
+NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,9})?"
+DURATION_PATTERN = rf"({NUMBER}\s*(us|ms|s|m|h|d|w)\s*)+|{NUMBER}"
+SIZE_PATTERN = rf"{NUMBER}\s*([kKmMgGtT][iI]?)?[bB]?"
+
+_duration_part = re.compile(rf"({NUMBER})\s*(us|ms|s|m|h|d|w)\s*")
+_duration = re.compile(DURATION_PATTERN)
+_size = re.compile(rf"({NUMBER})\s*([A-Za-z]*)")
+
+
+def parse_duration(value: float | str | timedelta) -> float:
+    """Seconds. Raises ValueError, which says what is allowed."""
+    if isinstance(value, str):
+        return _duration_from_text(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _checked_seconds(float(value) if abs(value) < 1e15 else float("inf"), value)
+    total_seconds = getattr(value, "total_seconds", None)
+    if total_seconds is None:
+        raise ValueError(f"{value!r} is not a duration; write {DURATION_ALLOWED}")
+    return _checked_seconds(total_seconds(), value)
+
+
+def _checked_seconds(seconds: float, written: object) -> float:
+    if seconds != seconds or seconds in (float("inf"), float("-inf")):
+        raise ValueError(f"{written!r} is not a finite duration; write {DURATION_ALLOWED}")
+    if seconds < 0:
+        raise ValueError(f"a duration is not negative, and this is {written!r}")
+    return seconds
+
+
+def _duration_from_text(text: str) -> float:
+    text = text.strip()
+    if len(text) > 100 or not _duration.fullmatch(text):
+        raise ValueError(f"{text[:100]!r} is not a duration; write {DURATION_ALLOWED}")
+    parts = _duration_part.findall(text)
+    if not parts:
+        return float(text)
+    units = [unit for _, unit in parts]
+    if len(set(units)) != len(units) or sorted(units, key=lambda u: -SECONDS[u]) != units:
+        raise ValueError(f"{text!r} is not a duration: each unit once, the largest first")
+    return round(sum(float(number) * SECONDS[unit] for number, unit in parts), 9)
+
+
+def parse_size(value: int | str) -> int:
+    """Bytes. KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024. Raises ValueError."""
+    if isinstance(value, str):
+        match = _size.fullmatch(value.strip()) if len(value) <= 100 else None
+        factor = BYTES.get(match[2].lower()) if match else None
+        if match is None or factor is None:
+            raise ValueError(f"{value[:100]!r} is not a size; write {SIZE_ALLOWED}")
+        # Whole numbers stay exact beyond 2**53.
+        return int(match[1]) * factor if match[1].isdigit() else int(float(match[1]) * factor)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a size; write {SIZE_ALLOWED}")
+    if value < 0:
+        raise ValueError(f"a size is not negative, and this is {value!r}")
+    return value
+
+
+def format_duration(seconds: float) -> str:
+    """The duration as parse_duration reads it: `1m30s`, `500ms`, `2h`; rounded to a microsecond."""
+    microseconds = round(seconds * 1_000_000)
+    if microseconds == 0:
+        return "0s"
+    sign = "-" if microseconds < 0 else ""
+    rest = abs(microseconds)
+    text = ""
+    for unit, size in (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000)):
+        count, rest = divmod(rest, size)
+        text += f"{count}{unit}" if count else ""
+    milliseconds, rest = divmod(rest, 1000)
+    text += f"{milliseconds}ms" if milliseconds else ""
+    return sign + text + (f"{rest}us" if rest else "")
+
+
+def format_size(size_bytes: int) -> str:
+    """The size in the largest unit that shows at most one decimal place: `10MiB`, `1.5KiB`, `999B`."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.1f}".removesuffix(".0") + unit
+        size /= 1024
+    return f"{size:.1f}".removesuffix(".0") + "TiB"
