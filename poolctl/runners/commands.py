@@ -1,0 +1,112 @@
+"""Programs that are no ASGI application: their argument vector, and how one learns that they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+
+from poolctl.config.model import ServerConfig
+from poolctl.platform import accept_queue_length
+
+# Nothing announces that another program has called bind() or accept(): it has to be tried.
+_FIRST_LOOK_SECONDS = 0.01
+_LAST_LOOK_SECONDS = 0.2
+
+
+def argument_vector(server: ServerConfig) -> list[str]:
+    """The server's command with its placeholders filled in."""
+    address = server.address
+    values = {
+        "{fd}": "3",
+        "{name}": server.name,
+        "{bind}": server.bind,
+        "{host}": address.host if address.kind == "tcp" else "",
+        "{port}": str(address.port) if address.kind == "tcp" else "",
+    }
+    argv = []
+    for word in server.command or ():
+        for placeholder, value in values.items():
+            word = word.replace(placeholder, value)
+        argv.append(word)
+    return argv
+
+
+async def first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
+    """Return when the program has accepted a connection: one that we make, and close."""
+    pause = _FIRST_LOOK_SECONDS
+    while not await _accepts(server, listeners):
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, _LAST_LOOK_SECONDS)
+
+
+async def _accepts(server: ServerConfig, listeners: Sequence[socket.socket]) -> bool:
+    target: socket.socket | None = listeners[0] if listeners else None
+    try:
+        with await _connect(server, target) as probe:
+            if target is None:
+                return True
+            # The pool's own listener accepts into its queue at once: wait until the queue has been emptied.
+            pause = _FIRST_LOOK_SECONDS
+            while accept_queue_length(target):
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, _LAST_LOOK_SECONDS)
+            return probe.fileno() >= 0
+    except OSError:
+        return False
+
+
+async def _connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    address = server.address
+    if target is not None:
+        family, where = target.family, target.getsockname()
+    elif address.kind == "unix":
+        family, where = socket.AF_UNIX, address.path
+    else:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+        family, _, _, _, where = (await loop.getaddrinfo(host, address.port, type=socket.SOCK_STREAM))[0]
+    probe = socket.socket(family, socket.SOCK_STREAM)
+    probe.setblocking(False)
+    try:
+        await loop.sock_connect(probe, where)
+    except BaseException:
+        probe.close()
+        raise
+    return probe
+
+
+class Notify:
+    """A NOTIFY_SOCKET for one program (sd_notify(3))."""
+
+    def __init__(self) -> None:
+        self._directory = tempfile.mkdtemp(prefix="poolctl-notify-")
+        os.chmod(self._directory, 0o711)
+        self.path = os.path.join(self._directory, "socket")
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.setblocking(False)
+        self._sock.bind(self.path)
+        os.chmod(self.path, 0o777)
+
+    def start(self, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` at READY=1."""
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable, on_ready)
+
+    def _readable(self, on_ready: Callable[[], None]) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                if b"READY=1" in self._sock.recv(4096).splitlines():
+                    on_ready()
+
+    def close(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._sock.fileno() < 0:
+            return
+        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        self._sock.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+            os.rmdir(self._directory)

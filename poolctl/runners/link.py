@@ -1,0 +1,146 @@
+"""One end of a message socket in an event loop: keeper, zygote, logger and worker are all spoken to through this."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from poolctl.keeper import wire
+
+Message = wire.Message
+Reply = tuple[Message, list[int]]
+
+
+class LinkLost(Exception):
+    """The process at the other end is gone, or refused."""
+
+
+class Link:
+    """Messages in order, replies matched to their calls. Sending never blocks; what does not fit waits here.
+
+    `on_message` gets every message that is no reply, with its descriptors; `on_end` is called once, when the other
+    end is gone. Belongs to the running loop; not thread-safe.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_message: Callable[[Message, list[int]], None],
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._on_message = on_message
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[Reply]] = {}
+        self._outbox: deque[tuple[Message, list[int]]] = deque()
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send without waiting for anything; the descriptors stay the caller's. Nothing happens on a lost link."""
+        if self.sock.fileno() < 0:
+            return
+        if self._outbox:
+            self._queue(message, fds)
+            return
+        try:
+            wire.send(self.sock, message, list(fds))
+        except (BlockingIOError, InterruptedError):
+            self._queue(message, fds)
+            self._loop.add_writer(self.sock.fileno(), self._writable)
+        except OSError:
+            self._lost()
+
+    async def call(self, message: Message, fds: Sequence[int] = ()) -> Reply:
+        """The reply to `message`. Raises LinkLost when the other end is gone or reports an error."""
+        if self.sock.fileno() < 0:
+            raise LinkLost("the other end is gone")
+        number = next(self._numbers)
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self._calls[number] = future
+        try:
+            self.send({**message, "id": number}, fds)
+            reply, received = await future
+        finally:
+            self._calls.pop(number, None)
+        if reply.get("error") is not None:
+            raise LinkLost(str(reply["error"]))
+        return reply, received
+
+    def close(self) -> None:
+        """End the link from this side; calls under way raise LinkLost, `on_end` is not called."""
+        self._on_end = lambda: None
+        self._lost()
+
+    def _queue(self, message: Message, fds: Sequence[int]) -> None:
+        self._outbox.append((message, [os.dup(fd) for fd in fds]))
+
+    def _writable(self) -> None:
+        while self._outbox:
+            message, fds = self._outbox[0]
+            try:
+                wire.send(self.sock, message, fds)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._lost()
+                return
+            self._outbox.popleft()
+            _close(fds)
+        self._loop.remove_writer(self.sock.fileno())
+
+    def _readable(self) -> None:
+        # A bounded number of messages a turn: one busy worker must not keep the others waiting.
+        for _ in range(64):
+            try:
+                received = wire.receive(self.sock)
+            except (BlockingIOError, InterruptedError):
+                return
+            except wire.WireError:
+                continue
+            except OSError:
+                received = None
+            if received is None:
+                self._lost()
+                return
+            self._dispatch(*received)
+            if self.sock.fileno() < 0:
+                return
+
+    def _dispatch(self, message: Message, fds: list[int]) -> None:
+        number: Any = message.get("id")
+        future = self._calls.get(number) if number is not None else None
+        if future is None:
+            self._on_message(message, fds)
+        elif future.done():
+            _close(fds)
+        else:
+            future.set_result((message, fds))
+
+    def _lost(self) -> None:
+        if self.sock.fileno() < 0:
+            return
+        self._loop.remove_reader(self.sock.fileno())
+        self._loop.remove_writer(self.sock.fileno())
+        self.sock.close()
+        for _, fds in self._outbox:
+            _close(fds)
+        self._outbox.clear()
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(LinkLost("the other end is gone"))
+        self._on_end()
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,116 @@
+"""What workers print: pipes that outlive the logger, and a logger that is started again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+
+from poolctl.bootstrap import command
+from poolctl.config.model import ServerConfig
+from poolctl.keeper import wire
+
+from .link import Link, LinkLost
+
+_AGAIN_SECONDS = 0.2
+
+
+class Output:
+    """The pipes of all workers, moved into files by the logger process.
+
+    The read ends are kept here and by the keeper, so that a dead logger loses nothing: its successor goes on where it
+    stopped. `on_dropped(name, bytes)` is called when a file could not take something (a full disk).
+    """
+
+    def __init__(
+        self, keeper: Link, directory: str, logs_directory: str, on_dropped: Callable[[str, int], None]
+    ) -> None:
+        self._keeper = keeper
+        self._diagnostics = os.path.join(directory, "logger.log")
+        self.logs_directory = logs_directory
+        self._on_dropped = on_dropped
+        self._pipes: dict[str, tuple[int, wire.Message]] = {}
+        self._link: Link | None = None
+        self._finished: dict[str, asyncio.Event] = {}
+
+    async def start(self) -> None:
+        """Start the logger and hand it every pipe there is. Raises LinkLost when it cannot be started."""
+        ours, theirs = wire.pair()
+        argv = command(sys.executable, "logs", isolated=True)
+        with theirs:
+            await self._keeper.call(
+                {"op": "spawn", "argv": argv, "output": self._diagnostics, "session": True}, [theirs.fileno()]
+            )
+        self._link = Link(ours, self._on_message, self._on_end)
+        for fd, message in self._pipes.values():
+            self._link.send(message, [fd])
+
+    def path(self, server: ServerConfig) -> str:
+        """The file that takes what the server prints."""
+        return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
+
+    def attach(self, worker: str, server: ServerConfig) -> int:
+        """The write end of a new pipe for one worker; the caller closes it once the worker has it."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        log = server.log
+        message: wire.Message = {
+            "t": "add",
+            "id": worker,
+            "name": server.name,
+            "pid": 0,
+            "path": self.path(server),
+            "format": log.format,
+            "max_size": log.max_size,
+            "keep": log.keep,
+            "max_age": log.max_age,
+        }
+        self._pipes[worker] = (read, message)
+        self._finished[worker] = asyncio.Event()
+        self._keeper.send({"op": "put", "name": f"output:{worker}", "meta": message}, [read])
+        if self._link is not None:
+            self._link.send(message, [read])
+        return write
+
+    async def finished(self, worker: str, timeout_seconds: float) -> None:
+        """Return when all that the worker printed is in its file, or the time is over."""
+        event = self._finished.get(worker)
+        if event is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await event.wait()
+        except TimeoutError:
+            pass
+
+    def close(self) -> None:
+        """Let the logger end; what it has not read yet is lost only if nobody starts another."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        for fd, _ in self._pipes.values():
+            os.close(fd)
+        self._pipes.clear()
+
+    def _on_message(self, message: wire.Message, fds: list[int]) -> None:
+        worker = str(message.get("id"))
+        if message.get("t") == "eof" and worker in self._pipes:
+            fd, _ = self._pipes.pop(worker)
+            os.close(fd)
+            self._keeper.send({"op": "drop", "name": f"output:{worker}"})
+            self._finished.pop(worker).set()
+        elif message.get("t") == "dropped" and worker in self._pipes:
+            self._on_dropped(str(self._pipes[worker][1]["name"]), int(message.get("bytes", 0)))
+
+    def _on_end(self) -> None:
+        # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
+        self._link = None
+        asyncio.ensure_future(self._again())
+
+    async def _again(self) -> None:
+        while self._link is None:
+            try:
+                await self.start()
+            except (LinkLost, OSError):
+                await asyncio.sleep(_AGAIN_SECONDS)

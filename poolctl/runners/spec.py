@@ -1,0 +1,130 @@
+"""What a worker must know, as a value that fits on the wire: a server's configuration, made ready for one process."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Mapping
+from typing import Any
+
+from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
+
+# The rest of stop_timeout is for the application's own shutdown.
+_REQUESTS_SHARE = 0.8
+
+Spec = dict[str, Any]
+
+
+def worker_spec(
+    server: ServerConfig,
+    *,
+    interpreter: str,
+    listeners: int,
+    open_files: tuple[int, int],
+    env_base: Mapping[str, str] | None = None,
+) -> Spec:
+    """The specification of one worker of `server`. Raises ServerError for a user or a file that is not there."""
+    soft, hard = open_files
+    if server.limits.open_files is not None:
+        soft = server.limits.open_files
+        hard = max(soft, hard)
+    return {
+        "kind": "command" if server.command else "app",
+        "server": server.name,
+        "python": interpreter,
+        "app": server.app,
+        "factory": server.factory,
+        "app_dir": server.app_dir,
+        "handlers": server.handlers,
+        "handler_key": server.handler_key,
+        "env": environment(server),
+        "env_base": dict(env_base) if env_base is not None else None,
+        "cwd": server.cwd,
+        "user": user_ids(server),
+        "open_files": [soft, hard],
+        "listeners": listeners,
+        "tls": tls_settings(server),
+        "tls_files": 0,
+        "uvicorn": uvicorn_settings(server),
+        "drain_seconds": server.drain_timeout,
+        "stop_seconds": server.stop_timeout * _REQUESTS_SHARE,
+    }
+
+
+def environment(server: ServerConfig) -> dict[str, str]:
+    """The variables that the server adds to the pool's own."""
+    env = dict(server.environment())
+    address = server.address
+    if server.command and address.kind == "tcp":
+        env.setdefault("HOST", address.host)
+        env.setdefault("PORT", str(address.port))
+    return env
+
+
+def user_ids(server: ServerConfig) -> tuple[int, int] | None:
+    """The (uid, gid) that the worker takes on; None to stay who we are. Raises ServerError."""
+    if server.user is None:
+        return None
+    name, _, group = server.user.partition(":")
+    try:
+        account = pwd.getpwnam(name)
+        gid = grp.getgrnam(group).gr_gid if group else account.pw_gid
+    except KeyError as error:
+        raise _problem(server, f"there is no user or group {server.user!r}", "create it, or correct `user`") from error
+    if (account.pw_uid, gid) == (os.geteuid(), os.getegid()):
+        return None
+    if os.geteuid() != 0:
+        raise _problem(server, f"only root can run it as {server.user!r}", "start poolctl as root, or leave `user` out")
+    return account.pw_uid, gid
+
+
+def tls_settings(server: ServerConfig) -> dict[str, Any] | None:
+    """How the worker's TLS context is made, its files apart; None without TLS."""
+    tls = server.tls
+    if not tls or tls is True:
+        return None
+    password = os.environ.get(tls.password_env, "") if tls.password_env else None
+    return {
+        "password": password,
+        "client_auth": tls.client_auth,
+        "min_version": tls.min_version,
+        "ciphers": tls.ciphers,
+    }
+
+
+def tls_contents(server: ServerConfig) -> list[bytes]:
+    """Certificate, key and, if given, the clients' authorities, read now. Raises ServerError."""
+    tls = server.tls
+    if not tls or tls is True:
+        return []
+    contents = []
+    for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
+        try:
+            with open(path, "rb") as file:
+                contents.append(file.read())
+        except OSError as error:
+            raise _problem(server, f"cannot read {path}: {error.strerror}", "check `tls`") from error
+    return contents
+
+
+def uvicorn_settings(server: ServerConfig) -> dict[str, Any]:
+    """The server's `http` table in uvicorn's words."""
+    http = server.http
+    return {
+        "http": http.implementation,
+        "loop": http.loop,
+        "ws": http.websocket,
+        "timeout_keep_alive": http.keep_alive,
+        "root_path": http.root_path,
+        "proxy_headers": http.proxy_headers,
+        "forwarded_allow_ips": list(http.trusted_proxies),
+        "access_log": http.access_log,
+        "limit_concurrency": http.max_concurrency,
+        "limit_max_requests": http.max_requests,
+    }
+
+
+def _problem(server: ServerConfig, message: str, hint: str) -> ServerError:
+    return ServerError(message, name=server.name, bind=server.bind, hint=hint)

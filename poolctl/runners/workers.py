@@ -1,0 +1,59 @@
+"""One worker as its runner sees it: the process, its control socket, whether it is ready, how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from poolctl.config.model import ServerConfig
+from poolctl.keeper import wire
+
+from .link import Link
+from .protocol import Exit, Placement, WorkerFailed
+
+
+class LocalWorker:
+    """A process of this machine. `exited` and `answered` are futures; both may be awaited by several."""
+
+    def __init__(self, placement: Placement, server: ServerConfig) -> None:
+        loop = asyncio.get_running_loop()
+        self.placement = placement
+        self.server = server
+        self.control: Link | None = None
+        self.exited: asyncio.Future[Exit] = loop.create_future()
+        self.answered: asyncio.Future[None] = loop.create_future()
+        # Nobody need be waiting when a worker fails.
+        self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self.reason = ""
+        self.imported = False
+
+    def heard(self, message: wire.Message, fds: list[int]) -> None:
+        """A message from the worker itself."""
+        for fd in fds:
+            os.close(fd)
+        if message.get("event") == "ready":
+            self.answer()
+        elif message.get("event") == "failed":
+            self.reason = str(message.get("message", ""))
+
+    def answer(self) -> None:
+        """It has answered; without effect once it has ended."""
+        if not self.answered.done():
+            self.answered.set_result(None)
+
+    def ended(self, exit_: Exit) -> None:
+        """The process is gone."""
+        if self.exited.done():
+            return
+        self.exited.set_result(exit_)
+        if not self.answered.done():
+            self.answered.set_exception(self.failure(exit_))
+        if self.control is not None:
+            self.control.close()
+
+    def failure(self, exit_: Exit) -> WorkerFailed:
+        """Why it is not ready, now that it has ended."""
+        message = f"{exit_.message} before it was ready"
+        if self.reason:
+            message = f"{message}: {self.reason}"
+        return WorkerFailed(message, hint=f"poolctl logs {self.server.name}", exit=exit_)

@@ -1,0 +1,90 @@
+"""The zygotes of a pool, one an interpreter: started when the first worker needs one, replaced when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+from poolctl.bootstrap import command
+from poolctl.keeper import wire
+
+from .link import Link, LinkLost
+from .protocol import WorkerFailed
+
+START_SECONDS = 30.0
+
+
+class Zygotes:
+    """Forks workers by way of the keeper's zygotes; `directory` takes their own (seldom) output."""
+
+    def __init__(self, keeper: Link, directory: str) -> None:
+        self._keeper = keeper
+        self._output = os.path.join(directory, "zygote.log")
+        self._running: dict[str, asyncio.Task[Link]] = {}
+
+    def warm_up(self, interpreter: str) -> None:
+        """Begin to start the interpreter's zygote, so that the first worker does not wait for all of it."""
+        self._zygote(interpreter)
+
+    async def fork(self, interpreter: str, fds: Sequence[int]) -> int:
+        """The pid of a new worker that was given `fds`. Raises WorkerFailed."""
+        for attempt in (1, 2):
+            try:
+                zygote = await asyncio.shield(self._zygote(interpreter))
+                reply, _ = await zygote.call({}, fds)
+                return int(reply["pid"])
+            except LinkLost as error:
+                # A zygote that was killed is replaced; one that cannot even start says why in its output.
+                self._running.pop(interpreter, None)
+                if attempt == 2:
+                    raise WorkerFailed(
+                        f"no worker can be forked in {interpreter}: {error}", hint=f"see {self._output}"
+                    ) from error
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """End every zygote; workers live on."""
+        for task in self._running.values():
+            if task.done() and not task.cancelled() and task.exception() is None:
+                task.result().close()
+            else:
+                task.cancel()
+        self._running.clear()
+
+    def _zygote(self, interpreter: str) -> asyncio.Task[Link]:
+        task = self._running.get(interpreter)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = asyncio.ensure_future(self._start(interpreter))
+            self._running[interpreter] = task
+        return task
+
+    async def _start(self, interpreter: str) -> Link:
+        ours, theirs = wire.pair()
+        up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_message(message: wire.Message, fds: list[int]) -> None:
+            if message.get("event") == "up" and not up.done():
+                up.set_result(None)
+
+        def on_end() -> None:
+            self._running.pop(interpreter, None)
+            if not up.done():
+                up.set_exception(LinkLost("the interpreter ended at its start"))
+
+        link = Link(ours, on_message, on_end)
+        argv = command(interpreter, "worker", "zygote")
+        try:
+            with theirs:
+                await self._keeper.call(
+                    {"op": "spawn", "argv": argv, "output": self._output, "session": True}, [theirs.fileno()]
+                )
+            async with asyncio.timeout(START_SECONDS):
+                await up
+        except TimeoutError:
+            link.close()
+            raise LinkLost(f"the interpreter was not up within {START_SECONDS:g} s") from None
+        except BaseException:
+            link.close()
+            raise
+        return link
