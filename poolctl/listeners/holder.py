@@ -124,7 +124,7 @@ def _owners(uids: dict[str, int]) -> list[Holder]:
 
 def _sockets_of(pid: int, wanted: dict[str, str]) -> set[str]:
     directory = f"/proc/{pid}/fd"
-    found = set()
+    found: set[str] = set()
     try:
         names = os.listdir(directory)
     except OSError:

@@ -1,0 +1,225 @@
+"""One log file: appended to in whole lines, rotated by size and age, never in the way of a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+
+from .line import parse_line, stamp
+
+_FILE_MODE = 0o640
+_DIRECTORY_MODE = 0o750
+_LOOK_EVERY_SECONDS = 1.0
+_ROTATE_AGAIN_AFTER_SECONDS = 60.0
+_FIRST_LINE_BYTES = 64
+
+
+class LogFile:
+    """Appends blocks of whole lines to `path`; the old ones are `path.1` (the newest) to `path.keep`.
+
+    `max_size_bytes` and `max_age_seconds` of 0 mean no limit. Nothing here raises OSError: what could not be
+    written is said by the return value, the reason by `error`, and every append tries again.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        max_size_bytes: int = 0,
+        keep: int = 0,
+        max_age_seconds: float = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = path
+        self.error = ""
+        self.users = 0
+        self._clock = clock
+        self._fd = -1
+        self._size = 0
+        self._regular = True
+        self._torn = False
+        self._born = ""
+        self._look_at = 0.0
+        self._rotate_at = 0.0
+        self.limit(max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds)
+
+    def __repr__(self) -> str:
+        return f"<LogFile {self.path}, {self.error or 'open'}>"
+
+    def limit(self, *, max_size_bytes: int, keep: int, max_age_seconds: float) -> None:
+        """Set when the file is rotated and how many old ones are kept."""
+        self._max_size = max_size_bytes
+        self._keep = keep
+        self._max_age = max_age_seconds
+
+    def append(self, block: bytes) -> int:
+        """How many bytes of `block` are in the file now: all, or those up to the end of a line."""
+        self._prepare()
+        done = 0
+        while done < len(block) and self._fd >= 0:
+            end = self._fitting(block, done)
+            if end == done:
+                self._rotate()
+                continue
+            written = self._write(block[done:end])
+            done += written
+            if self.error:
+                break
+        return done
+
+    def reopen(self) -> None:
+        """Close the file, so that the next line opens what has its path then (say, after logrotate)."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    close = reopen
+
+    def _prepare(self) -> None:
+        now = self._clock()
+        if self._fd >= 0 and self._regular and not self._look_at - _LOOK_EVERY_SECONDS <= now < self._look_at:
+            self._look_at = now + _LOOK_EVERY_SECONDS
+            if not self._is_ours():
+                self.reopen()
+        if self._fd < 0:
+            self._open()
+        if self._fd >= 0 and self._is_old(now):
+            self._rotate()
+
+    def _is_old(self, now: float) -> bool:
+        if not self._max_age or not self._size or now < self._rotate_at:
+            return False
+        return self._born <= stamp(now - self._max_age)
+
+    def _open(self) -> None:
+        try:
+            self._fd = self._open_path()
+            status = os.fstat(self._fd)
+        except OSError as error:
+            self.error = error.strerror or str(error)
+            return
+        self._regular = stat.S_ISREG(status.st_mode)
+        self._size = status.st_size if self._regular else 0
+        self._torn, self._born = self._look_inside()
+        self.error = ""
+
+    def _open_path(self) -> int:
+        # Non-blocking, so that a FIFO without a reader is an error. A link is followed only if its owner
+        # could write with these rights anyway: the directory may belong to the less privileged user whose
+        # output this is.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            return os.open(self.path, flags | os.O_NOFOLLOW, _FILE_MODE)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(self.path), _DIRECTORY_MODE, exist_ok=True)
+            return os.open(self.path, flags | os.O_NOFOLLOW, _FILE_MODE)
+        except OSError as error:
+            if error.errno != errno.ELOOP or os.lstat(self.path).st_uid != os.geteuid():
+                raise
+            return os.open(self.path, flags, _FILE_MODE)
+
+    def _look_inside(self) -> tuple[bool, str]:
+        """Whether the last line lacks its end, and when the first was written."""
+        now = stamp(self._clock())
+        if not self._size:
+            return False, now
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return False, now
+        try:
+            torn = os.pread(fd, 1, self._size - 1) != b"\n"
+            first = os.pread(fd, _FIRST_LINE_BYTES, 0).replace(b'{"time": "', b"").replace(b'"', b" ", 1)
+        finally:
+            os.close(fd)
+        return torn, parse_line(first).time or now
+
+    def _is_ours(self) -> bool:
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            return False
+        here = os.fstat(self._fd)
+        self._size = here.st_size  # another program may have emptied it
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def _fitting(self, block: bytes, start: int) -> int:
+        """Up to where the block goes into this file; `start` when it must be rotated first."""
+        if not self._max_size or not self._regular or self._clock() < self._rotate_at:
+            return len(block)
+        room = self._max_size - self._size
+        if len(block) - start <= room:
+            return len(block)
+        end = block.rfind(b"\n", start, max(start, start + room)) + 1
+        if end <= start:
+            return start if self._size else block.index(b"\n", start) + 1
+        return end
+
+    def _write(self, block: bytes) -> int:
+        """How much of the block was written, in whole lines; sets `error` when that is not all."""
+        self.error = ""
+        if self._torn:
+            block = b"\n" + block
+        done = 0
+        try:
+            while done < len(block):
+                done += os.write(self._fd, block[done:])
+        except OSError as error:
+            self.error = error.strerror or str(error)
+            done = self._cut(block, done)
+        self._size += done
+        newline = int(self._torn and done > 0)
+        self._torn = self._torn and done == 0
+        return done - newline
+
+    def _cut(self, block: bytes, done: int) -> int:
+        """Take back what was written of a line that did not fit; how much of the block stays."""
+        whole = block.rfind(b"\n", 0, done) + 1
+        if whole == done:
+            return done
+        try:
+            if os.fstat(self._fd).st_size != self._size + done:
+                raise OSError(errno.EBUSY, "another program writes to it")
+            os.ftruncate(self._fd, self._size + whole)
+        except OSError:
+            self._torn = True
+            self._size += done - whole
+        return whole
+
+    def _rotate(self) -> None:
+        if not self._regular:
+            return
+        try:
+            self._shift()
+        except OSError as error:
+            # The directory cannot be written to, say: a file that grows is better than lines that are lost.
+            self.error = f"cannot be rotated: {error.strerror}"
+            self._rotate_at = self._clock() + _ROTATE_AGAIN_AFTER_SECONDS
+            return
+        self.reopen()
+        self._open()
+
+    def _shift(self) -> None:
+        surplus = max(self._keep, 1)
+        while _unlink(f"{self.path}.{surplus}"):
+            surplus += 1
+        if not self._keep:
+            os.unlink(self.path)
+            return
+        for number in range(self._keep - 1, 0, -1):
+            try:
+                os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
+            except FileNotFoundError:
+                continue
+        os.rename(self.path, f"{self.path}.1")
+
+
+def _unlink(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,56 @@
+"""Being told when files in a directory change (inotify(7)); Linux only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+_MODIFY, _MOVED_TO, _CREATE = 0x2, 0x80, 0x100
+_EVENT = struct.Struct("iIII")
+_READ_BYTES = 64 * 1024
+
+
+class Watch:
+    """Tells which files in some directories were written or moved there. Raises OSError without inotify."""
+
+    __slots__ = ("_directories", "_libc", "fd")
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._directories: dict[int, str] = {}
+        self.fd = _checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+
+    def add(self, directory: str) -> None:
+        """Watch a directory, too. Raises OSError (FileNotFoundError when it is not there)."""
+        mask = _MODIFY | _MOVED_TO | _CREATE
+        number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), mask))
+        self._directories[number] = directory
+
+    def changed(self) -> set[str] | None:
+        """The paths that changed since the last call; None for too many to tell. Does not block."""
+        found: set[str] = set()
+        try:
+            events = os.read(self.fd, _READ_BYTES)
+        except BlockingIOError:
+            return found
+        at = 0
+        while at < len(events):
+            number, _, _, length = _EVENT.unpack_from(events, at)
+            if number not in self._directories:
+                return None
+            name = events[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0")
+            found.add(os.path.join(self._directories[number], os.fsdecode(name)))
+            at += _EVENT.size + length
+        return found
+
+    def close(self) -> None:
+        """Stop watching."""
+        os.close(self.fd)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result

@@ -1,0 +1,126 @@
+"""The last lines of log files, across their rotated predecessors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from .line import Line, parse_line
+
+_BLOCK_BYTES = 64 * 1024
+
+
+class OpenLog:
+    """A log file and the old ones beside it, opened together, so that a rotation meanwhile changes nothing.
+
+    `parts` are the descriptors with the size each had, newest first; `current` is the first of them, to be
+    read on from there, or None when there is no such file. The caller closes it.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, path: str) -> None:
+        self.parts: list[tuple[int, int]] = []
+        seen = set()
+        number = 0
+        while True:
+            try:
+                fd = os.open(
+                    f"{path}.{number}" if number else path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                )
+            except FileNotFoundError:
+                if number:
+                    return
+            else:
+                status = os.fstat(fd)
+                if status.st_ino in seen:  # it was rotated between two of these calls
+                    os.close(fd)
+                else:
+                    seen.add(status.st_ino)
+                    self.parts.append((fd, status.st_size))
+            number += 1
+
+    def close(self) -> None:
+        """Close what is open of it."""
+        for fd, _ in self.parts:
+            os.close(fd)
+        self.parts.clear()
+
+    def tail(self, lines: int | None, *, since: str = "", name: str = "") -> list[Line]:
+        """The last `lines` lines (None: all) not older than `since` (see line.stamp), oldest first.
+
+        A line without a time belongs to the one before it.
+        """
+        found: list[Line] = []
+        for raw in self._backwards():
+            if lines is not None and len(found) >= lines:
+                break
+            line = parse_line(raw, name)
+            if since and line.time and line.time < since:
+                break
+            found.append(line)
+        found.reverse()
+        carry_times(found)
+        return found
+
+    def _backwards(self) -> Iterator[bytes]:
+        for fd, size in self.parts:
+            yield from _lines_backwards(fd, size)
+
+
+def tail(path: str, lines: int | None, *, since: str = "", name: str = "") -> list[Line]:
+    """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty when there is none."""
+    log = OpenLog(path)
+    try:
+        return log.tail(lines, since=since, name=name)
+    finally:
+        log.close()
+
+
+def merged_tail(paths: Mapping[str, str], lines: int | None, *, since: str = "") -> list[Line]:
+    """The last `lines` lines of each of the logs (their paths by server name), in the order of time."""
+    return in_order(
+        line for name, path in paths.items() for line in tail(path, lines, since=since, name=name)
+    )
+
+
+def in_order(lines: Iterator[Line]) -> list[Line]:
+    """The lines by time; those of one moment keep their order."""
+    return sorted(lines, key=_time)
+
+
+def carry_times(lines: list[Line], time: str = "") -> str:
+    """Give lines without a time that of the line before them; the last time. `time` precedes the first."""
+    for line in lines:
+        time = line.time = line.time or time
+    return time
+
+
+def _time(line: Line) -> str:
+    return line.time
+
+
+def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
+    """The lines before `end`, last one first, without their ends; a last one that is unfinished counts."""
+    pending: list[bytes] = []  # the pieces of a line whose beginning is not read yet, last one first
+    position = end
+    first = True
+    while position > 0:
+        size = min(_BLOCK_BYTES, position)
+        position -= size
+        pieces = os.pread(fd, size, position).split(b"\n")
+        if first and pieces[-1] == b"":
+            pieces.pop()
+        first = False
+        if len(pieces) > 1:
+            yield _joined([*pending, pieces.pop()])
+            pending = []
+            while len(pieces) > 1:
+                yield pieces.pop()
+        pending.append(pieces.pop() if pieces else b"")
+    if end:
+        yield _joined(pending)
+
+
+def _joined(pieces: list[bytes]) -> bytes:
+    return b"".join(reversed(pieces))

@@ -1,0 +1,199 @@
+"""The logger: a process that moves servers' output from pipes into files (bootstrap part `logs.writer`).
+
+Its orders come as packets on descriptor 3 (keeper.wire):
+
+- ``{"t": "add", "id", "name", "pid", "path", "format", "max_size", "keep", "max_age"}`` with the read end of
+a pipe; the last four may be left out; bytes and seconds, 0 for no limit. An id that is known is replaced. -
+``{"t": "reopen"}``: open every file anew. - ``{"t": "sync", "token"}``: answered with ``synced`` when what
+the pipes held by then is in the files.
+
+It reports ``{"t": "eof", "id"}`` when nobody can write to a pipe any more and all of it is in the file,
+``{"t": "dropped", "id", "bytes", "error"}`` for output that a file did not take (at most once a second), and
+``{"t": "error", "message"}`` for an order that it did not understand. It ends at the end of descriptor 3. It
+is disposable: killed at any moment it loses no more than the line it was reading; the rest waits in the
+pipes, which others hold open.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+
+from poolctl.keeper import wire
+from poolctl.platform import raise_descriptor_limit
+
+from .file import LogFile
+from .stream import READ_BYTES, Stream
+
+CONTROL_DESCRIPTOR = 3
+_REPORT_EVERY_SECONDS = 1.0
+_SYNC_BYTES = 4 * 1024 * 1024
+
+
+class Logger:
+    """Serves one control socket until it ends; one thread, and no wake-up while nothing is printed."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._control.setblocking(False)
+        self._epoll = select.epoll()
+        self._epoll.register(control.fileno(), select.EPOLLIN)
+        self._streams: dict[int, Stream] = {}
+        self._files: dict[str, LogFile] = {}
+        self._reports: deque[wire.Message] = deque()
+        self._report_at = 0.0
+        self._dropping: set[Stream] = set()
+        self._open = True
+
+    def __repr__(self) -> str:
+        return f"<Logger of {len(self._streams)} streams into {len(self._files)} files>"
+
+    def run(self) -> None:
+        """Serve until the control socket ends; then store what the pipes hold and close everything."""
+        while self._open:
+            for fd, _ in self._epoll.poll(self._timeout()):
+                if fd == self._control.fileno():
+                    self._orders()
+                elif fd in self._streams:
+                    self._pump(self._streams[fd])
+            self._report_dropped()
+            self._send_reports()
+        for stream in list(self._streams.values()):
+            self._drain(stream)
+            self._end(stream)
+        self._epoll.close()
+        self._control.close()
+
+    def _timeout(self) -> float:
+        return max(0.0, self._report_at - time.monotonic()) if self._dropping else -1
+
+    def _orders(self) -> None:
+        """Read every order that is there."""
+        while self._open:
+            try:
+                order = wire.receive(self._control)
+            except BlockingIOError:
+                return
+            except wire.WireError as error:
+                self._reports.append({"t": "error", "message": str(error)})
+                continue
+            except OSError:
+                order = None
+            if order is None:
+                self._open = False
+                return
+            message, fds = order
+            self._obey(message, fds)
+
+    def _obey(self, message: wire.Message, fds: list[int]) -> None:
+        kind = message.get("t")
+        try:
+            if kind == "add":
+                self._add(message, fds)
+            elif kind == "reopen":
+                for file in self._files.values():
+                    file.reopen()
+            elif kind == "sync":
+                for stream in list(self._streams.values()):
+                    self._drain(stream)
+                self._reports.append({"t": "synced", "token": message.get("token")})
+            else:
+                raise ValueError(f"unknown order {kind!r}")
+        except (KeyError, IndexError, TypeError, ValueError, OSError) as error:
+            text = f"{kind}: {type(error).__name__}: {error}"
+            self._reports.append({"t": "error", "id": message.get("id"), "message": text})
+        for fd in fds:
+            os.close(fd)
+
+    def _add(self, message: wire.Message, fds: list[int]) -> None:
+        """Serve a new stream; takes its descriptor out of `fds`."""
+        path, name, pid = str(message["path"]), str(message["name"]), int(message["pid"])
+        max_size, keep = int(message.get("max_size") or 0), int(message.get("keep") or 0)
+        max_age = float(message.get("max_age") or 0)
+        id, form, fd = str(message["id"]), str(message.get("format") or "text"), fds[0]
+        for known in [stream for stream in self._streams.values() if stream.id == id]:
+            self._drain(known)
+            self._end(known)
+        os.set_blocking(fd, False)
+        self._epoll.register(fd, select.EPOLLIN)
+        fds.remove(fd)
+        file = self._files.setdefault(path, LogFile(path))
+        file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
+        file.users += 1
+        self._streams[fd] = Stream(id, fd, file, name=name, pid=pid, format=form)
+
+    def _pump(self, stream: Stream) -> bool:
+        """Move what is there, one read's worth; whether there may be more."""
+        try:
+            moved = stream.pump(time.time())
+        except BlockingIOError:
+            return False
+        except OSError:
+            moved = 0
+        if stream.dropped_bytes:
+            self._dropping.add(stream)
+        if moved == 0:
+            self._end(stream)
+            self._reports.append({"t": "eof", "id": stream.id})
+        return moved > 0
+
+    def _drain(self, stream: Stream) -> None:
+        """Move what the pipe holds now; bounded, as the server may go on writing."""
+        for _ in range(_SYNC_BYTES // READ_BYTES):
+            if not self._pump(stream):
+                return
+
+    def _end(self, stream: Stream) -> None:
+        if self._streams.pop(stream.fd, None) is None:
+            return
+        stream.finish(time.time())
+        self._report_loss(stream)
+        self._dropping.discard(stream)
+        self._epoll.unregister(stream.fd)
+        stream.close()
+        stream.file.users -= 1
+        if not stream.file.users:
+            stream.file.close()
+            del self._files[stream.file.path]
+
+    def _report_dropped(self) -> None:
+        if not self._dropping or time.monotonic() < self._report_at:
+            return
+        for stream in self._dropping:
+            self._report_loss(stream)
+        self._dropping.clear()
+        self._report_at = time.monotonic() + _REPORT_EVERY_SECONDS
+
+    def _report_loss(self, stream: Stream) -> None:
+        lost, stream.dropped_bytes = stream.dropped_bytes, 0
+        if lost:
+            self._reports.append({"t": "dropped", "id": stream.id, "bytes": lost, "error": stream.file.error})
+
+    def _send_reports(self) -> None:
+        """Send what the socket takes; the rest when it takes more: a hanging supervisor holds nobody up."""
+        try:
+            while self._reports and self._open:
+                wire.send(self._control, self._reports[0])
+                self._reports.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._open = False
+            return
+        wanted = select.EPOLLIN | (select.EPOLLOUT if self._reports else 0)
+        self._epoll.modify(self._control.fileno(), wanted)
+
+
+def main() -> None:
+    """Serve the socket on descriptor 3 until it ends.
+
+    Signals that end a group or a session are ignored: the servers' last words come after them.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    raise_descriptor_limit()
+    Logger(socket.socket(fileno=CONTROL_DESCRIPTOR)).run()
