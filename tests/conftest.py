@@ -88,7 +88,7 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
 
-def http_get(
+def get(
     where: int | str, path: str = "/", *, headers: dict[str, str] | None = None, timeout_seconds: float = 5.0
 ) -> Reply:
     """One GET on a connection of its own.
@@ -284,6 +284,17 @@ class RealPool:
 @pytest.fixture
 def free_port() -> Callable[[], int]:
     return claim_port
+
+
+@pytest.fixture
+def http_get() -> Callable[..., Reply]:
+    return get
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    """`until(condition, timeout_seconds=10)`: waits for a condition with a deadline."""
+    return wait_until
 
 
 @pytest.fixture
