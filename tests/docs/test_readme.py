@@ -1,0 +1,124 @@
+"""What the README says is run, and its tables are compared with what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+class Block(NamedTuple):
+    section: str
+    language: str
+    text: str
+
+
+def blocks() -> Iterator[Block]:
+    section = language = ""
+    lines: list[str] | None = None
+    for line in README.read_text().splitlines(keepends=True):
+        if line.startswith("```"):
+            if lines is None:
+                language, lines = line[3:].strip(), []
+            else:
+                yield Block(section, language, "".join(lines))
+                lines = None
+        elif lines is not None:
+            lines.append(line)
+        elif line.startswith("## "):
+            section = line[3:].strip()
+
+
+def some(section: str, language: str) -> list[str]:
+    found = [block.text for block in blocks() if (block.section, block.language) == (section, language)]
+    assert found, f"no {language} block in section {section!r}"
+    return found
+
+
+def table(section: str) -> dict[str, str]:
+    """Second column by first of the section's first table, without the marks of code."""
+    text = README.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {row[0].strip(" `"): row[1].strip() for row in rows[1:]}
+
+
+@pytest.fixture
+def reader(real_pool: Any, free_port: Any) -> Any:
+    """A reader's shell in an empty directory: `reader(script)`; free ports take the place of the README's."""
+    ports: dict[str, str] = {}
+
+    def with_free_ports(text: str) -> str:
+        return re.sub(r"(?<=:)[89]0\d\d\b", lambda m: ports.setdefault(m[0], str(free_port())), text)
+
+    def run(text: str, *argv: str) -> str:
+        env = real_pool.env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            argv or ["bash", "-euo", "pipefail"], input=with_free_ports(text),
+            cwd=real_pool.directory, env=env, capture_output=True, text=True, timeout=50,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{text}\n--- {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+def test_the_quick_start_works_as_it_is_pasted(reader: Any) -> None:
+    output = reader("\n".join(some("Quick start", "sh")))
+    assert "3 servers, ok" in output
+    assert output.count("hello from port") >= 2
+
+
+def test_the_configuration_example_is_valid(reader: Any, real_pool: Any) -> None:
+    reader(some("Quick start", "sh")[0])
+    (example,) = some("Configuration", "toml")
+    real_pool.write("pool.toml", example)
+    assert real_pool.ok("validate").stdout.strip() == "2 servers, ok"
+
+
+@pytest.mark.parametrize("number", range(len(some("Python", "python"))))
+def test_the_python_examples_run(number: int, reader: Any, real_pool: Any) -> None:
+    reader(some("Quick start", "sh")[0])
+    reader(some("Python", "python")[number], sys.executable, "-")
+
+
+def test_every_key_is_in_the_table_and_every_default_is_right(real_pool: Any) -> None:
+    schema = real_pool.ok("schema").json
+    server = (
+        schema["$defs"]["ServerConfig"]["properties"] if "ServerConfig" in schema.get("$defs", {}) else None
+    )
+    assert server, "the schema has no ServerConfig"
+    documented = table("Configuration")
+    assert server.keys() - {"listen"} == documented.keys()
+    for key, shown in documented.items():
+        if re.fullmatch(r"`[^`{]*`", shown) and "default" in server[key]:
+            assert json.loads(shown.strip("`")) == server[key]["default"], key
+
+
+def test_every_command_is_in_the_table(real_pool: Any) -> None:
+    documented = {name.split()[0] for name in table("Commands")}
+    helped = real_pool.ok("--help").stdout
+    assert documented == {m[1] for m in re.finditer(r"^\W*([a-z]+)  ", helped, re.MULTILINE)}
+
+
+def test_every_exit_code_is_in_the_table() -> None:
+    from poolctl.cli import exit_codes
+
+    known = {v for k, v in vars(exit_codes).items() if k.isupper() and isinstance(v, int)}
+    assert {int(code) for code in table("Exit codes")} == known
+
+
+def test_the_json_example_has_the_shape_of_the_real_one(real_pool: Any) -> None:
+    (example,) = (json.loads(text) for text in some("JSON", "json"))
+    real_pool.write_hello("users")
+    real = real_pool.ok("list", "-o", "json").json
+    assert real.keys() >= example.keys()
+    assert real["items"][0].keys() >= example["items"][0].keys()
