@@ -1,0 +1,176 @@
+"""The control socket's server: HTTP/1.1 by h11 over a Unix socket, JSON lines out, peer credentials checked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+
+from poolctl.platform import peer_credentials
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+REQUEST_SECONDS = 10.0
+
+Document = dict[str, Any]
+Progress = Callable[[Document], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A verb with its arguments, and who asks."""
+
+    verb: str
+    body: Document
+    pid: int
+    uid: int
+
+
+Handler = Callable[[Request, Progress], Awaitable[Document]]
+
+
+class Refused(Exception):
+    """A request that gets a plain HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ControlServer:
+    """Answers `POST /v1/VERB` (a JSON body) and `GET /v1/VERB` with JSON lines: progress, then the result.
+
+    `handle` is awaited for each request with a function that sends one line of progress. It is cancelled when the
+    client goes away.
+    """
+
+    def __init__(self, listener: socket.socket, handle: Handler) -> None:
+        self._listener = listener
+        self._handle = handle
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        self._server = await asyncio.start_unix_server(self._connected, sock=self._listener)
+
+    async def close(self) -> None:
+        """Stop accepting; let the answers under way be finished."""
+        if self._server is not None:
+            self._server.close()
+        pending = self._tasks - {asyncio.current_task()}
+        if pending:
+            await asyncio.wait(pending, timeout=1.0)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        connection = h11.Connection(h11.SERVER)
+        try:
+            request = await self._request(connection, reader, writer)
+            await self._answer(connection, request, reader, writer)
+        except Refused as refused:
+            _send(connection, writer, refused.status, {"error": str(refused)})
+        except (h11.RemoteProtocolError, TimeoutError):
+            _send(connection, writer, 400, {"error": "not a request"})
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    async def _request(
+        self, connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Request:
+        pid, uid, _ = peer_credentials(writer.get_extra_info("socket"))
+        if uid not in (0, os.geteuid()):
+            raise Refused(403, f"this pool belongs to uid {os.geteuid()}")
+        head: h11.Request | None = None
+        body = b""
+        async with asyncio.timeout(REQUEST_SECONDS):
+            while True:
+                event = connection.next_event()
+                if event is h11.NEED_DATA:
+                    connection.receive_data(await reader.read(65536))
+                elif isinstance(event, h11.Request):
+                    head = event
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                    if len(body) > MAX_BODY_BYTES:
+                        raise Refused(413, "the request is too large")
+                elif isinstance(event, h11.EndOfMessage) and head is not None:
+                    break
+                else:
+                    raise ConnectionResetError
+        return Request(_verb(head), _document(body), pid, uid)
+
+    async def _answer(
+        self,
+        connection: h11.Connection,
+        request: Request,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        headers = [("content-type", "application/x-ndjson"), ("connection", "close")]
+        writer.write(connection.send(h11.Response(status_code=200, headers=headers)) or b"")
+
+        def line(document: Document) -> None:
+            data = json.dumps(document, separators=(",", ":")).encode() + b"\n"
+            writer.write(connection.send(h11.Data(data=data)) or b"")
+
+        work = asyncio.ensure_future(self._handle(request, line))
+        gone = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ConnectionResetError
+            line({"result": work.result()})
+            writer.write(connection.send(h11.EndOfMessage()) or b"")
+            await writer.drain()
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.wait({work, gone})
+
+
+def _verb(head: h11.Request) -> str:
+    target = head.target.decode("ascii", "replace").partition("?")[0]
+    if not target.startswith("/v1/") or head.method not in (b"GET", b"POST"):
+        raise Refused(404, f"there is no {target}; try GET /v1/list")
+    verb = target.removeprefix("/v1/")
+    return "list" if verb == "servers" else verb
+
+
+def _document(body: bytes) -> Document:
+    if not body:
+        return {}
+    try:
+        document = json.loads(body)
+    except ValueError as error:
+        raise Refused(400, f"the body is no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise Refused(400, "the body must be a JSON object")
+    return document
+
+
+def _send(connection: h11.Connection, writer: asyncio.StreamWriter, status: int, document: Document) -> None:
+    if connection.our_state is not h11.IDLE and connection.our_state is not h11.SEND_RESPONSE:
+        return
+    data = json.dumps(document).encode() + b"\n"
+    headers = [
+        ("content-type", "application/json"),
+        ("content-length", str(len(data))),
+        ("connection", "close"),
+    ]
+    with contextlib.suppress(h11.LocalProtocolError, ConnectionError):
+        writer.write(connection.send(h11.Response(status_code=status, headers=headers)) or b"")
+        writer.write(connection.send(h11.Data(data=data)) or b"")
+        writer.write(connection.send(h11.EndOfMessage()) or b"")

@@ -1,0 +1,173 @@
+"""What to do next for one server: a pure function from what is wanted and what is there to a list of actions.
+
+No clock, no I/O, no memory: time reaches it as facts (`held`, `refusing`), and whoever performs the actions reports
+back as new facts. It is called again after every change until it asks for nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from poolctl.states import State
+
+
+class Phase(StrEnum):
+    """What a worker is doing."""
+
+    PLACING = "placing"  # asked for, no process yet
+    STARTING = "starting"  # a process that has not answered
+    READY = "ready"
+    DRAINING = "draining"  # accepts nothing more, finishes what it has
+    STOPPING = "stopping"  # told to end
+
+
+LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
+
+
+class Listener(StrEnum):
+    """What the server's listening sockets are doing."""
+
+    CLOSED = "closed"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One worker as the decision sees it."""
+
+    id: str
+    generation: int
+    index: int
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything that the decision about one server depends on."""
+
+    wanted: bool  # should run: not disabled, not deliberately stopped
+    generation: int  # the generation that should serve
+    count: int = 1  # how many workers
+    overlap: bool = True  # may two generations run at once
+    may_start: bool = True  # its dependencies are as far as they have to be
+    may_stop: bool = True  # nothing that depends on it still runs and has to go first
+    held: bool = False  # in backoff
+    refusing: bool = False  # in backoff for so long that its listener is closed
+    failed: bool = False  # given up until somebody starts it again
+    done: bool = False  # ended by itself with 0, and is not to be restarted
+    disabled: bool = False
+    listener: Listener = Listener.CLOSED
+    workers: tuple[WorkerView, ...] = ()
+
+    @property
+    def resting(self) -> bool:
+        """Nothing of it should run now."""
+        return not self.wanted or self.failed or self.done
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open the server's listener."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the server's listener."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Make a worker."""
+
+    generation: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Let a worker finish what it has and end."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End a worker within its server's stop_timeout."""
+
+    worker: str
+
+
+Action = Open | Close | Spawn | Drain | Stop
+
+
+def decide(view: View) -> list[Action]:
+    """The actions that bring the server nearer to what is wanted; empty when nothing is to be done now."""
+    if view.resting:
+        return _rest(view)
+    if view.listener is Listener.CLOSED and view.may_start and not view.refusing:
+        return [Open()]
+    if view.held:
+        return _hold(view)
+    if view.listener is not Listener.OPEN:
+        return []
+    return _serve(view)
+
+
+def _rest(view: View) -> list[Action]:
+    if view.workers:
+        staying = [worker for worker in view.workers if worker.phase is not Phase.STOPPING]
+        return [Stop(worker.id) for worker in staying] if view.may_stop else []
+    return [Close()] if view.listener is Listener.OPEN else []
+
+
+def _hold(view: View) -> list[Action]:
+    # A worker that still serves goes on; connections to a server without one wait until it refuses them.
+    if view.refusing and not view.workers and view.listener is Listener.OPEN:
+        return [Close()]
+    return []
+
+
+def _serve(view: View) -> list[Action]:
+    staying = [worker for worker in view.workers if worker.phase not in LEAVING]
+    current = [worker for worker in staying if worker.generation == view.generation]
+    old = [worker for worker in staying if worker.generation != view.generation]
+    if not view.overlap and len(current) < len(view.workers):
+        # The old ones must be gone before the new one begins; meanwhile connections wait.
+        return [Stop(worker.id) for worker in view.workers if worker not in current and worker.phase is not Phase.STOPPING]
+    actions: list[Action] = []
+    if view.may_start:
+        present = {worker.index for worker in current}
+        actions += [Spawn(view.generation, index) for index in range(view.count) if index not in present]
+    actions += [_retire(worker) for worker in current if worker.index >= view.count]
+    ready = {worker.index for worker in current if worker.phase is Phase.READY}
+    if ready.issuperset(range(view.count)):
+        actions += [_retire(worker) for worker in old]
+    return actions
+
+
+def _retire(worker: WorkerView) -> Action:
+    return Drain(worker.id) if worker.phase is Phase.READY else Stop(worker.id)
+
+
+def state_of(view: View) -> State:
+    """The server's state in one word (see the documentation of states)."""
+    staying = [worker for worker in view.workers if worker.phase not in LEAVING]
+    if view.resting:
+        if view.workers:
+            return State.STOPPING
+        if view.failed:
+            return State.FAILED
+        return State.DISABLED if view.disabled else State.STOPPED
+    if any(worker.phase is Phase.READY for worker in staying):
+        return State.RUNNING
+    if view.held:
+        return State.BACKOFF
+    return State.STARTING
+
+
+def is_ready(view: View) -> bool:
+    """Whether it has answered and serves; a job is, when it has ended with 0."""
+    return view.done or state_of(view) is State.RUNNING
