@@ -1,4 +1,4 @@
-"""The logger: a process that moves servers' output from pipes into files (bootstrap part `logs.writer`).
+"""The logger: a process that moves servers' output from pipes into files (bootstrap part `logs`).
 
 Its orders come as packets on descriptor 3 (keeper.wire):
 
@@ -18,18 +18,15 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
 import time
 from collections import deque
 
 from poolctl.keeper import wire
-from poolctl.platform import raise_descriptor_limit
 
 from .file import LogFile
 from .stream import READ_BYTES, Stream
 
-CONTROL_DESCRIPTOR = 3
 _REPORT_EVERY_SECONDS = 1.0
 _SYNC_BYTES = 4 * 1024 * 1024
 
@@ -186,14 +183,3 @@ class Logger:
             return
         wanted = select.EPOLLIN | (select.EPOLLOUT if self._reports else 0)
         self._epoll.modify(self._control.fileno(), wanted)
-
-
-def main() -> None:
-    """Serve the socket on descriptor 3 until it ends.
-
-    Signals that end a group or a session are ignored: the servers' last words come after them.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    raise_descriptor_limit()
-    Logger(socket.socket(fileno=CONTROL_DESCRIPTOR)).run()

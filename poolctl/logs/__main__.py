@@ -1,0 +1,23 @@
+"""`logs`: be the logger, with its orders on descriptor 3 (see writer)."""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+from poolctl.platform import raise_descriptor_limit
+
+from .writer import Logger
+
+CONTROL_DESCRIPTOR = 3
+
+
+def main() -> None:
+    """Serve the socket on descriptor 3 until it ends.
+
+    Signals that end a group or a session are ignored: the servers' last words come after them.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    raise_descriptor_limit()
+    Logger(socket.socket(fileno=CONTROL_DESCRIPTOR)).run()
