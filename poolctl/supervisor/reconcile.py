@@ -58,6 +58,7 @@ class View:
     refusing: bool = False  # in backoff for so long that its listener is closed
     failed: bool = False  # given up until somebody starts it again
     done: bool = False  # ended by itself with 0, and is not to be restarted
+    job: bool = False  # runs to its end once
     disabled: bool = False
     listener: Listener = Listener.CLOSED
     workers: tuple[WorkerView, ...] = ()
@@ -170,4 +171,4 @@ def state_of(view: View) -> State:
 
 def is_ready(view: View) -> bool:
     """Whether it has answered and serves; a job is, when it has ended with 0."""
-    return view.done or state_of(view) is State.RUNNING
+    return (view.job and view.done) or state_of(view) is State.RUNNING

@@ -1,0 +1,59 @@
+"""The documents that pass over the control socket and that `-o json` prints: one place for their shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from poolctl.config.model import ServerConfig
+
+SCHEMA = 1
+PROTOCOL = 1
+
+Document = dict[str, Any]
+
+
+def item(
+    config: ServerConfig,
+    *,
+    state: str = "stopped",
+    ready: bool = False,
+    pids: Sequence[int] = (),
+    uptime_seconds: float = 0.0,
+    restarts: int = 0,
+) -> Document:
+    """One server as every command prints it; the defaults are those of a server without a supervisor."""
+    return {
+        "name": config.name,
+        "bind": config.key,
+        "expose": config.expose,
+        "state": "disabled" if config.disabled and state == "stopped" else state,
+        "ready": ready,
+        "health": "ok" if ready else "unknown",
+        "pids": list(pids),
+        "workers": config.workers,
+        "uptime_seconds": round(uptime_seconds, 3),
+        "restarts": restarts,
+        "tags": list(config.tags),
+    }
+
+
+def result(
+    items: Iterable[Document],
+    errors: Iterable[Document] = (),
+    *,
+    exit_code: int = 0,
+    warnings: Iterable[str] = (),
+    **more: Any,
+) -> Document:
+    """The last line of an answer."""
+    document: Document = {"schema": SCHEMA, "items": list(items), "errors": list(errors), "exit_code": exit_code}
+    document["warnings"] = list(warnings)
+    document.update(more)
+    return document
+
+
+def error(code: int, name: str, message: str, hint: str = "", **where: str) -> Document:
+    """An error that is no single server's, in the shape of the others."""
+    return {"code": code, "error": name, "name": "", "bind": "", "message": message, "hint": hint, **where}

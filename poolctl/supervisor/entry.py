@@ -1,0 +1,120 @@
+"""What the supervisor knows about one server: what is wanted of it and what was observed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.runners.protocol import Placement
+
+from .reconcile import LEAVING, Listener, Phase, View, WorkerView, is_ready, state_of
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker of a server; `ready_at` is a monotonic time in seconds."""
+
+    id: str
+    generation: int
+    index: int
+    phase: Phase = Phase.PLACING
+    placement: Placement | None = None
+    ready_at: float | None = None
+    failure: ServerError | None = None
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class Entry:
+    """One server. Only the engine and the verbs change it, on the supervisor's loop."""
+
+    config: ServerConfig
+    wanted: bool = False
+    ignore_dependencies: bool = False
+    generation: int = 1
+    newest: int = 1
+    listener: Listener = Listener.CLOSED
+    workers: dict[str, Worker] = field(default_factory=dict)
+    held: bool = False
+    refusing: bool = False
+    failed: bool = False
+    done: bool = False
+    restart_times: list[float] = field(default_factory=list)
+    restarts: int = 0
+    failures: int = 0  # how many attempts to become ready, or to stop, have failed
+    failure: ServerError | None = None  # the newest of them
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def view(self, *, may_start: bool, may_stop: bool) -> View:
+        """The facts on which the next actions depend."""
+        return View(
+            wanted=self.wanted,
+            generation=self.generation,
+            count=self.config.workers,
+            overlap=self.config.overlap and not self.config.cannot_overlap,
+            may_start=may_start,
+            may_stop=may_stop,
+            held=self.held,
+            refusing=self.refusing,
+            failed=self.failed,
+            done=self.done,
+            job=self.config.job,
+            disabled=self.config.disabled,
+            listener=self.listener,
+            workers=tuple(
+                WorkerView(worker.id, worker.generation, worker.index, worker.phase)
+                for worker in self.workers.values()
+            ),
+        )
+
+    @property
+    def state(self) -> str:
+        return state_of(self.view(may_start=True, may_stop=True)).value
+
+    @property
+    def ready(self) -> bool:
+        return is_ready(self.view(may_start=True, may_stop=True))
+
+    @property
+    def complete(self) -> bool:
+        """Every worker of the generation that should serve is ready, and no other has still to go."""
+        current = {
+            worker.index
+            for worker in self.workers.values()
+            if worker.generation == self.generation and worker.phase is Phase.READY
+        }
+        return self.ready and (self.done or current.issuperset(range(self.config.workers)))
+
+    @property
+    def pids(self) -> list[int]:
+        """The pids of its workers: of those that stay, or, when it ends, of those that leave."""
+        staying = [worker for worker in self.workers.values() if worker.phase not in LEAVING]
+        found = sorted(staying or self.workers.values(), key=lambda worker: (worker.generation, worker.index))
+        return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
+
+    def uptime_seconds(self, now: float) -> float:
+        """How long a worker has been ready without a break, as far as the present ones go back."""
+        since = [
+            worker.ready_at
+            for worker in self.workers.values()
+            if worker.ready_at is not None and worker.phase is Phase.READY
+        ]
+        return now - min(since) if since else 0.0
+
+    def summary(self) -> tuple[object, ...]:
+        """What its neighbours in the dependency graph look at."""
+        return (self.wanted, self.ready, bool(self.workers), self.failed, self.done)
+
+    def cancel_timers(self) -> None:
+        """Forget the backoff."""
+        for timer in self.timers:
+            timer.cancel()
+        self.timers.clear()
+        self.held = self.refusing = False

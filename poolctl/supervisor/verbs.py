@@ -1,0 +1,334 @@
+"""What the control socket can be asked: each verb selects, acts through the engine, waits, and reports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from poolctl.config.model import ServerConfig
+from poolctl.control.messages import PROTOCOL, Document, error, item, result
+from poolctl.control.server import Progress, Request
+from poolctl.errors import ServerError
+from poolctl.pool.select import Selector, SelectorError, select
+
+from .engine import Engine
+from .entry import Entry
+from .waiting import until
+
+FAILED, USAGE, NOT_DESIRED, NOTHING_MATCHED, TIMED_OUT = 1, 2, 3, 4, 124
+START, STOP, RESTART, MONITOR, PARAM = (
+    (1323, "ErrorPoolStart"),
+    (1324, "ErrorPoolStop"),
+    (1325, "ErrorPoolRestart"),
+    (1326, "ErrorPoolMonitor"),
+    (1320, "ErrorParamEmpty"),
+)
+
+
+class NothingMatched(Exception):
+    """The selection is empty or names what is not there; carries the answer."""
+
+    def __init__(self, document: Document) -> None:
+        super().__init__("nothing matched")
+        self.document = document
+
+
+class Verbs:
+    """The pool as the control socket sees it. `about` is what `ping` says, `shut_down` ends the supervisor."""
+
+    def __init__(self, engine: Engine, about: Document, shut_down: Callable[[], None]) -> None:
+        self._engine = engine
+        self._about = about
+        self._shut_down = shut_down
+        self.starting_files: list[str] = []
+
+    async def handle(self, request: Request, progress: Progress) -> Document:
+        """The result document of one request."""
+        verbs: dict[str, Callable[[Selector, Document, Progress], Awaitable[Document]]] = {
+            "list": self.list,
+            "show": self.show,
+            "status": self.status,
+            "start": self.start,
+            "stop": self.stop,
+            "restart": self.restart,
+            "wait": self.wait,
+        }
+        if request.verb == "ping":
+            return result([], **self._about)
+        verb = verbs.get(request.verb)
+        if verb is None:
+            known = ", ".join(sorted([*verbs, "ping"]))
+            message = f"this supervisor does not know {request.verb!r} (protocol {PROTOCOL})"
+            return result([], [error(USAGE, "ErrorUsage", message, f"it knows: {known}")], exit_code=USAGE)
+        try:
+            selector = Selector.from_dict(request.body.get("selector") or {})
+            return await verb(selector, request.body.get("options") or {}, progress)
+        except SelectorError as wrong:
+            return result([], [error(USAGE, "ErrorUsage", wrong.message, wrong.hint)], exit_code=USAGE)
+        except NothingMatched as nothing:
+            return nothing.document
+
+    # Reading.
+
+    async def list(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The selected servers as they are."""
+        return result(self._items(self._selected(selector)))
+
+    async def show(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The selected servers with their configuration, its origins, and what happened last."""
+        entries = self._selected(selector)
+        items = self._items(entries)
+        for document, entry in zip(items, entries, strict=True):
+            document.update(_details(entry, self._engine.runner.endpoints(entry.config.key)))
+        return result(items)
+
+    async def status(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Every selected server, and a summary; exit code 3 unless all that should run is ready."""
+        entries = self._selected(selector)
+        should_run = [entry for entry in entries if entry.wanted]
+        counts: dict[str, int] = {}
+        for entry in entries:
+            counts[entry.state] = counts.get(entry.state, 0) + 1
+        missing = [entry for entry in should_run if not entry.ready]
+        summary = {
+            **self._about,
+            "servers": len(entries),
+            "should_run": len(should_run),
+            "ready": len(should_run) - len(missing),
+            "states": counts,
+        }
+        errors = [entry.failure.to_dict() for entry in missing if entry.failure is not None]
+        return result(self._items(entries), errors, exit_code=NOT_DESIRED if missing else 0, summary=summary)
+
+    # Lifecycle.
+
+    async def start(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Start the selected servers and what they depend on; return when each is ready or has failed."""
+        chosen = self._selected(selector)
+        named = bool(selector.targets)
+        disabled = [entry for entry in chosen if entry.config.disabled]
+        runnable = [entry for entry in chosen if not entry.config.disabled]
+        deps = options.get("deps", True)
+        all_of_them = self._engine.closure(runnable, self._engine.dependencies) if deps else runnable
+        failures = {entry.name: entry.failures for entry in all_of_them}
+        for entry in all_of_them:
+            if not (entry.wanted and entry.ready):
+                self._engine.start(entry, ignore_dependencies=not deps)
+        problems = [_disabled(entry) for entry in disabled] if named else []
+        return await self._conclude(
+            START, chosen, all_of_them, failures, options, progress, problems, lambda entry: entry.complete
+        )
+
+    async def restart(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Replace the selected servers, each when its replacement has answered; start those that do not run."""
+        chosen = self._selected(selector)
+        runnable = [entry for entry in chosen if not entry.config.disabled]
+        failures = {entry.name: entry.failures for entry in runnable}
+        environment = options.get("env")
+        for entry in runnable:
+            if environment:
+                self._environments()[entry.name] = environment
+            self._engine.restart(entry)
+        problems = [_disabled(entry) for entry in chosen if entry.config.disabled and selector.targets]
+        return await self._conclude(
+            RESTART, chosen, runnable, failures, options, progress, problems, lambda entry: entry.complete
+        )
+
+    async def stop(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Stop the selected servers, what depends on them first; without a selection end the supervisor too."""
+        chosen = self._selected(selector)
+        everything = _selects_all(selector)
+        deps = options.get("deps", True)
+        all_of_them = self._engine.closure(chosen, self._engine.dependents) if deps else chosen
+        names = {entry.name for entry in chosen}
+        for entry in all_of_them:
+            if entry.name not in names and entry.wanted:
+                on = ", ".join(each.name for each in self._engine.dependencies(entry) if each in all_of_them)
+                progress({"warning": f"stopping {entry.name} as well, which depends on {on}"})
+        failures = {entry.name: entry.failures for entry in all_of_them}
+        for entry in all_of_them:
+            entry.warnings.clear()
+            if options.get("kill"):
+                entry.config = entry.config.model_copy(update={"stop_timeout": 0.0})
+            self._engine.stop(entry)
+        document = await self._conclude(
+            STOP, chosen, all_of_them, failures, options, progress, [], lambda entry: not entry.workers and entry.at_rest
+        )
+        if everything and document["exit_code"] == 0 and options.get("wait", True):
+            document["ended"] = True
+            document["keeper_pid"] = self._about["keeper_pid"]
+            self._shut_down()
+        return document
+
+    async def wait(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Return when each selected server is what `for` says; exit code 124 when the time is over before."""
+        entries = self._selected(selector)
+        goal = str(options.get("for") or "ready")
+        tests: dict[str, Callable[[Entry], bool]] = {
+            "ready": lambda entry: entry.ready,
+            "healthy": lambda entry: entry.ready,
+            "stopped": lambda entry: entry.at_rest and not entry.failed,
+        }
+        test = tests.get(goal, lambda entry: entry.state == goal)
+        if goal in ("ready", "healthy", "running"):
+            entries = [entry for entry in entries if not entry.config.disabled]
+        late = await until(self._engine, entries, test, options.get("timeout"), self._reporter(progress))
+        errors = [_late(entry, MONITOR, f"is {entry.state}, not {goal}").to_dict() for entry in late]
+        return result(self._items(self._selected(selector)), errors, exit_code=TIMED_OUT if late else 0)
+
+    # What they share.
+
+    async def _conclude(
+        self,
+        kind: tuple[int, str],
+        chosen: list[Entry],
+        acted_on: list[Entry],
+        failures: dict[str, int],
+        options: Document,
+        progress: Progress,
+        problems: list[ServerError],
+        reached: Callable[[Entry], bool],
+    ) -> Document:
+        """Wait until each has reached its end or failed since; the result with every failure."""
+        if not options.get("wait", True):
+            return result(self._items(chosen), [_as(kind, each) for each in problems])
+
+        def failed(entry: Entry) -> bool:
+            return entry.failures > failures[entry.name] or self._blocked(entry, failures) is not None
+
+        late = await until(
+            self._engine,
+            acted_on,
+            lambda entry: failed(entry) or reached(entry),
+            options.get("timeout"),
+            self._reporter(progress),
+        )
+        for entry in acted_on:
+            if entry.failures > failures[entry.name] and entry.failure is not None:
+                problems.append(self._with_last_lines(entry, entry.failure))
+            elif not reached(entry) and (blocker := self._blocked(entry, failures)) is not None:
+                message = f"waits for {blocker.name}, which did not become ready"
+                problems.append(_late(entry, kind, message))
+        problems += [_late(entry, kind, f"is still {entry.state}") for entry in late if not failed(entry)]
+        code = TIMED_OUT if late else FAILED if problems else 0
+        warnings = [warning for entry in acted_on for warning in entry.warnings]
+        errors = [_as(kind, each) for each in problems]
+        return result(self._items(chosen), errors, exit_code=code, warnings=warnings)
+
+    def _blocked(self, entry: Entry, failures: dict[str, int]) -> Entry | None:
+        """A dependency that has failed since, and without which the entry cannot start."""
+        if entry.ignore_dependencies or entry.workers or not entry.wanted:
+            return None
+        for dependency in self._engine.dependencies(entry):
+            since = failures.get(dependency.name, dependency.failures)
+            if not dependency.ready and (dependency.failures > since or self._blocked(dependency, failures)):
+                return dependency
+        return None
+
+    def _with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
+        lines = self._engine.runner.logs(entry.name, 5)
+        message = failure.message if not lines else "\n    ".join([failure.message, *lines])
+        return ServerError(message, name=entry.name, bind=entry.config.key, hint=failure.hint)
+
+    def _selected(self, selector: Selector) -> list[Entry]:
+        entries = list(self._engine.entries.values())
+        chosen, unmatched = select(self._items(entries), selector)
+        if unmatched is not None:
+            errors = [
+                error(PARAM[0], PARAM[1], each["message"], each["hint"], name=each["target"])
+                for each in unmatched.to_list()
+            ]
+            raise NothingMatched(result([], errors, exit_code=NOTHING_MATCHED))
+        names = {each["name"] for each in chosen}
+        return [entry for entry in entries if entry.name in names]
+
+    def _items(self, entries: Iterable[Entry]) -> list[Document]:
+        now = self._engine.clock.monotonic()
+        return [self._item(entry, now) for entry in entries]
+
+    def _item(self, entry: Entry, now: float) -> Document:
+        document = item(
+            entry.config,
+            state=entry.state,
+            ready=entry.ready,
+            pids=entry.pids,
+            uptime_seconds=entry.uptime_seconds(now),
+            restarts=entry.restarts,
+        )
+        if entry.config.address.kind == "fd":
+            document["address"] = ", ".join(self._engine.runner.endpoints(entry.config.key))
+        return document
+
+    def _reporter(self, progress: Progress) -> Callable[[Entry], None]:
+        seen: dict[str, tuple[str, bool]] = {}
+
+        def told(entry: Entry) -> None:
+            now = (entry.state, entry.ready)
+            if seen.get(entry.name) != now:
+                seen[entry.name] = now
+                progress(
+                    {
+                        "progress": {
+                            "name": entry.name,
+                            "bind": entry.config.key,
+                            "state": entry.state,
+                            "ready": entry.ready,
+                            "message": entry.failure.message if entry.failure else "",
+                        }
+                    }
+                )
+
+        return told
+
+    def _environments(self) -> Any:
+        return getattr(self._engine.runner, "environments", {})
+
+
+def _selects_all(selector: Selector) -> bool:
+    given = selector.to_dict()
+    return not any(given.get(key) for key in ("targets", "name", "bind", "expose", "tag", "state", "health", "not"))
+
+
+def _disabled(entry: Entry) -> ServerError:
+    return ServerError("is disabled", name=entry.name, bind=entry.config.key, hint="remove `disabled = true` from its table")
+
+
+def _late(entry: Entry, kind: tuple[int, str], message: str) -> ServerError:
+    return ServerError(
+        message,
+        name=entry.name,
+        bind=entry.config.key,
+        hint=entry.failure.message if entry.failure else f"poolctl logs {entry.name}",
+        code=kind[0],
+        error=kind[1],
+    )
+
+
+def _as(kind: tuple[int, str], failure: ServerError) -> Document:
+    """The error with the code of the command that failed."""
+    document = failure.to_dict()
+    document["code"], document["error"] = kind
+    return document
+
+
+def _details(entry: Entry, endpoints: list[str]) -> Document:
+    config: ServerConfig = entry.config
+    return {
+        "endpoints": endpoints,
+        "generation": entry.generation,
+        "worker_list": [
+            {
+                "id": worker.id,
+                "pid": worker.placement.pid if worker.placement else None,
+                "where": worker.placement.where if worker.placement else "",
+                "phase": worker.phase.value,
+            }
+            for worker in entry.workers.values()
+        ],
+        "failure": entry.failure.to_dict() if entry.failure else None,
+        "config": config.to_dict(),
+        "origin": config.origin,
+        "host": os.uname().nodename,
+    }

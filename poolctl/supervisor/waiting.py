@@ -1,0 +1,44 @@
+"""Waiting for servers: one callback a command, however many servers it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from .engine import Engine
+from .entry import Entry
+
+Test = Callable[[Entry], bool]
+
+
+async def until(
+    engine: Engine, entries: Iterable[Entry], finished: Test, timeout_seconds: float | None, told: Callable[[Entry], None]
+) -> list[Entry]:
+    """Return when `finished` has been true of each entry, or the time is over: then those still missing.
+
+    `told` gets each entry on the way whenever something about it changed.
+    """
+    waiting = {entry.name: entry for entry in entries}
+    everything = asyncio.get_running_loop().create_future()
+
+    def look(entry: Entry) -> None:
+        if entry.name not in waiting:
+            return
+        told(entry)
+        if finished(entry):
+            del waiting[entry.name]
+        if not waiting and not everything.done():
+            everything.set_result(None)
+
+    for entry in list(waiting.values()):
+        look(entry)
+    if waiting:
+        engine.listeners.add(look)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await everything
+        except TimeoutError:
+            pass
+        finally:
+            engine.listeners.discard(look)
+    return list(waiting.values())
