@@ -121,7 +121,8 @@ def canonical(text: str, *, base_dir: str | None = None) -> str:
 def parse(text: str, *, base_dir: str | None = None) -> Address:
     """The address that `text` means; a relative socket path is relative to `base_dir`.
 
-    `base_dir` None is the working directory. Service names are looked up in the machine's list; host names are not resolved. Raises AddressError.
+    `base_dir` None is the working directory. Service names are looked up in the machine's list; host names
+    are not resolved. Raises AddressError.
     """
     if not isinstance(text, str):
         raise AddressError(f"an address is a string, and this is {text!r}")

@@ -1,0 +1,50 @@
+"""Keys that other tools write, and what to write here instead."""
+
+from __future__ import annotations
+
+_TLS = 'write tls = { cert = "FILE", key = "FILE" }, or tls = true for what [defaults.tls] says'
+_NO_HTTP2 = "it has no equal here: take it out"
+
+# Keyed by the last key, within its table where that matters.
+MENDS = {
+    # golib's httpserver.Config
+    "monitor": 'write health = "/path", or health = { readiness = { http = "/path" } }',
+    "tls_mandatory": "take it out: a server with tls never starts without it",
+    "read_timeout": "it has no equal here: take it out; http.keep_alive limits idle connections",
+    "read_header_timeout": "it has no equal here: take it out; http.keep_alive limits idle connections",
+    "write_timeout": "it has no equal here: take it out; drain_timeout limits the end of a connection",
+    "idle_timeout": 'write http = { keep_alive = "75s" }',
+    "disable_keep_alive": 'write http = { keep_alive = "0s" }',
+    "max_header_bytes": "it has no equal here: take it out",
+    "max_handlers": "write http = { max_concurrency = N }",
+    "max_concurrent_streams": _NO_HTTP2,
+    "max_read_frame_size": _NO_HTTP2,
+    "permit_prohibited_cipher_suites": _NO_HTTP2,
+    "max_upload_buffer_per_connection": _NO_HTTP2,
+    "max_upload_buffer_per_stream": _NO_HTTP2,
+    "logger": 'write log = { path = "FILE" }',
+    "tls.certs": _TLS,
+    "tls.inherit_default": "write tls = true",
+    "tls.root_ca": 'write tls = { ca = "FILE" }',
+    "tls.root_ca_file": 'write tls = { ca = "FILE" }',
+    "tls.client_ca": 'write tls = { ca = "FILE", client_auth = "required" }',
+    "tls.client_ca_file": 'write tls = { ca = "FILE", client_auth = "required" }',
+    "tls.auth_client": 'write tls = { client_auth = "none", "optional" or "required" }',
+    "tls.version_min": 'write tls = { min_version = "1.2" }',
+    "tls.version_max": "it has no equal here: take it out",
+    "tls.cipher_list": 'write tls = { ciphers = "…" }, in OpenSSL\'s notation',
+    "tls.curve_list": "it has no equal here: take it out",
+    "tls.dynamic_sizing_disable": "it has no equal here: take it out",
+    "tls.session_ticket_disable": "it has no equal here: take it out",
+    # uvicorn, gunicorn, supervisord, docker compose
+    "host": 'write bind = "HOST:PORT"',
+    "port": 'write bind = "HOST:PORT"',
+    "environment": 'write env = { NAME = "value" }',
+    "directory": 'write cwd = "PATH"',
+    "working_dir": 'write cwd = "PATH"',
+    "autostart": "write disabled = true for a server that is not started",
+    "autorestart": 'write restart = "always"',
+    "ssl_certfile": _TLS,
+    "ssl_keyfile": _TLS,
+    "healthcheck": 'write health = "/path"',
+}

@@ -1,0 +1,201 @@
+"""ServerConfig: one server of the pool, validated and immutable."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, StringConstraints, ValidationError, WrapValidator
+
+from poolctl.address import Address
+from poolctl.config.complete import complete, exposed
+from poolctl.config.explain import findings_of
+from poolctl.config.normalise import INTERNAL, normalise, refuse_internal
+from poolctl.config.problems import Finding, untold
+from poolctl.config.rules import binds_itself
+from poolctl.config.section import Section, refuse
+from poolctl.config.sections import (
+    Dependency,
+    Health,
+    Http,
+    Limits,
+    Log,
+    Recovery,
+    Restart,
+    Scale,
+    TLSConfig,
+)
+from poolctl.config.values import (
+    EMPTY,
+    NAME_PATTERN,
+    Argument,
+    BadValue,
+    Duration,
+    Environment,
+    Labels,
+    Path,
+    Positive,
+    Text,
+    Truth,
+    Words,
+    truth_from_environment,
+)
+
+
+def _tls(value: Any, validate: Any) -> Any:
+    value = truth_from_environment(value)
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (dict, TLSConfig)):
+        raise BadValue("tls is true, false or a table", 'true, false, or { cert = "FILE", key = "FILE" }')
+    return validate(value)
+
+
+if TYPE_CHECKING:
+    Tls = TLSConfig | bool
+else:
+    # A union would tell of both its sides when one is meant.
+    Tls = Annotated[TLSConfig, WrapValidator(_tls)]
+
+
+class ServerConfig(Section):
+    """One server of the pool.
+
+    Made with a bad value, or an unknown keyword, it raises PoolValidateError with every problem. Durations are
+    seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] = Field(
+        description="Unique in the pool; letters, digits, dots, underscores and hyphens."
+    )
+    bind: str = Field(description="The address it listens on; unique in the pool. A job has none.")
+    expose: str = Field(description="The address that clients use. Left out: derived from bind and tls.")
+    app: Any = Field(None, description='The ASGI application: "module:attribute".')
+    factory: Truth = Field(False, description="app is a function that returns the application.")
+    app_dir: Path = Field(".", description="The directory that goes first on the import path.")
+    python: Path | None = Field(
+        None,
+        description="The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv "
+        "beside the file, then poolctl's own.",
+    )
+    command: Argument | None = Field(
+        None,
+        description="Any program instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced.",
+    )
+    notify: Truth = Field(False, description="The command says READY=1 on NOTIFY_SOCKET when it is ready.")
+    job: Truth = Field(False, description="The command runs to its end and has no address.")
+    overlap: Truth = Field(True, description="Two generations may run at once while it is restarted.")
+    handler_key: str = Field("", description="Which entry of [pool] handlers serves it.")
+    env: Environment = Field(EMPTY, description="Environment variables; they win over env_file.")
+    env_file: tuple[Path, ...] = Field((), description="Files of environment variables; a later one wins.")
+    cwd: Path = Field(".", description="The working directory. Left out: the directory of the file.")
+    user: Text | None = Field(None, description='"name" or "name:group" that it runs as; needs root.')
+    scale: Scale = Field(Scale(), description="How many workers.")
+    preload: Truth = Field(False, description="Import the app once and fork the workers from there.")
+    tags: Words = Field((), description="Words to select it by.")
+    labels: Labels = Field(EMPTY, description="Names and values for other tools.")
+    disabled: Truth = Field(False, description="Known and listed, never started.")
+    mandatory: Truth = Field(False, description="When it has failed, the whole pool is stopped.")
+    depends_on: tuple[Dependency, ...] = Field((), description="The servers that have to be there first.")
+    tls: Tls = Field(
+        False, description="false, true (what [defaults.tls] or set_default_tls says), or its own table."
+    )
+    http: Http = Field(Http(), description="How uvicorn speaks HTTP.")
+    start_timeout: Positive = Field(30.0, description="How long it may take until it is ready.")
+    stop_timeout: Duration = Field(10.0, description="How long it may take to end; then it is killed.")
+    drain_timeout: Duration = Field(30.0, description="How long its connections may take to end.")
+    health: Health = Field(Health(), description='The probes; a string is a readiness path: "/ready".')
+    restart: Restart = Field(
+        Restart(), description='When it is started again; a string is the policy: "always".'
+    )
+    recovery: Recovery = Field(Recovery(), description="What is done when liveness is ko.")
+    limits: Limits = Field(Limits(), description="What a worker may use.")
+    log: Log = Field(Log(), description="Where its output goes.")
+
+    address: Address = Field(exclude=True, repr=False)
+    base_dir: str = Field("", exclude=True, repr=False)
+    from_file: bool = Field(False, exclude=True, repr=False)
+    handlers: str | None = Field(None, exclude=True, repr=False)
+    derived_expose: bool = Field(False, exclude=True, repr=False)
+
+    def __init__(self, /, **data: Any) -> None:
+        findings: list[Finding] = []
+        base_dir = os.getcwd()
+        refuse_internal(data, findings)
+        table = normalise(data, base_dir, findings)
+        complete(table, base_dir, findings)
+        try:
+            self.__pydantic_validator__.validate_python(table, self_instance=self)
+        except ValidationError as error:
+            findings += untold(findings_of(error, ServerConfig), findings)
+        if findings:
+            name, bind = data.get("name"), data.get("bind", data.get("listen"))
+            who = name if isinstance(name, str) else "the server"
+            refuse(who[:60], findings, who if name else "", bind if isinstance(bind, str) else "")
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @property
+    def key(self) -> str:
+        """The canonical bind address, or `job:NAME`."""
+        return self.bind
+
+    @property
+    def workers(self) -> int:
+        """How many workers it has when it runs."""
+        return max(self.scale.min, 1)
+
+    @property
+    def binds_itself(self) -> bool:
+        """Whether its command is told the address and binds it: a restart cannot overlap then."""
+        return binds_itself(self.command)
+
+    def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
+        """Check what needs the outside world: files, certificates, interpreter, importable app.
+
+        Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
+        """
+        from poolctl.config.outside import check_servers
+
+        problems, _ = check_servers([self], import_apps=import_app)
+        if problems:
+            refuse(self.name, problems, self.name, self.bind)
+
+    def replace(self, /, **changes: Any) -> ServerConfig:
+        """The same server with other values, validated. Raises PoolValidateError."""
+        given = {key: getattr(self, key) for key in self.model_fields_set - INTERNAL}
+        if self.derived_expose and changes.keys() & {"bind", "listen", "tls"}:
+            given.pop("expose", None)
+        if "listen" in changes or self.job:
+            given.pop("bind", None)
+        if "workers" in changes:
+            given.pop("scale", None)
+        made = ServerConfig(**(given | changes))
+        kept = {"base_dir": self.base_dir, "from_file": self.from_file, "handlers": self.handlers}
+        if not changes.keys() & {"bind", "listen"}:
+            # The key does not tell `:8080` from `0.0.0.0:8080`.
+            kept["address"] = self.address
+        return made._with(**kept)
+
+    def at(self, address: Address) -> ServerConfig:
+        """The same server on another address, such as the port that was chosen for `auto`."""
+        changes: dict[str, Any] = {"address": address, "bind": address.key}
+        if self.derived_expose:
+            changes["expose"] = exposed(address, bool(self.tls))
+        return self._with(**changes)
+
+    def _with(self, **changes: Any) -> ServerConfig:
+        return self.model_copy(update=changes)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.bind))
+
+    def __repr__(self) -> str:
+        serves = f"app={self.app}" if self.app is not None else ""
+        if self.command:
+            serves = f"command={' '.join(self.command)}"
+        elif self.handler_key:
+            serves = f"handler_key={self.handler_key}"
+        return f"<ServerConfig {' '.join(part for part in (self.name, self.bind, serves) if part)}>"
+
+    __str__ = __repr__

@@ -1,0 +1,129 @@
+"""Short forms into long ones, relative paths into absolute ones: one file's table at a time.
+
+It happens before files are merged, because a path belongs to the file that holds it, and because tables merge
+key by key only when both are tables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from poolctl import address
+from poolctl.config.problems import Finding, shown
+from poolctl.config.values import number_from_environment
+
+# What ServerConfig carries beside the keys of the file; nobody writes them.
+INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose"})
+
+Step = Callable[[Any, str], Any]
+
+
+def normalise(table: dict[str, Any], base_dir: str, findings: list[Finding]) -> dict[str, Any]:
+    """The table of one server (or of the defaults) in its long form; the given one is left as it is."""
+    found = dict(table)
+    for key, value in table.items():
+        step = STEPS.get(key)
+        if step is not None:
+            found[key] = step(value, base_dir)
+    if "listen" in found:
+        _take_listen(found, findings)
+    if "workers" in found:
+        _take_workers(found, findings)
+    return found
+
+
+def _take_listen(table: dict[str, Any], findings: list[Finding]) -> None:
+    listen = table.pop("listen")
+    if "bind" in table:
+        findings.append(
+            Finding(("listen",), "both 'listen' and 'bind' are given", "they mean the same: keep 'bind'")
+        )
+    else:
+        table["bind"] = listen
+
+
+def _take_workers(table: dict[str, Any], findings: list[Finding]) -> None:
+    workers = number_from_environment(table["workers"])
+    if "scale" in table:
+        del table["workers"]
+        findings.append(Finding(("workers",), "both 'workers' and 'scale' are given", "keep one of them"))
+    elif isinstance(workers, int) and not isinstance(workers, bool) and 1 <= workers <= 10_000:
+        del table["workers"]
+        table["scale"] = {"min": workers, "max": workers}
+    # Anything else stays where it is for the model to complain about.
+
+
+def absolute(value: Any, base_dir: str) -> Any:
+    """A path from where its file is; what is no path is left to the model."""
+    if not isinstance(value, str) or not value:
+        return value
+    if value == "~" or value.startswith("~/"):
+        value = os.path.expanduser(value)
+    return os.path.normpath(os.path.join(base_dir, value))
+
+
+def _bind(value: Any, base_dir: str) -> Any:
+    if not isinstance(value, str) or value.lstrip()[:5].lower() != "unix:":
+        return value
+    try:
+        return address.canonical(value, base_dir=base_dir)
+    except address.AddressError:
+        return value
+
+
+def _restart(value: Any, base_dir: str) -> Any:
+    if value is False:
+        # YAML reads a bare `no` as a truth value.
+        return {"policy": "no"}
+    return {"policy": value} if isinstance(value, str) else value
+
+
+def _health(value: Any, base_dir: str) -> Any:
+    return {"readiness": {"http": value}} if isinstance(value, str) else value
+
+
+def _depends_on(value: Any, base_dir: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return value
+    return tuple({"name": entry} if isinstance(entry, str) else entry for entry in value)
+
+
+def _env_file(value: Any, base_dir: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(absolute(path, base_dir) for path in value)
+    return (absolute(value, base_dir),) if isinstance(value, str) and value else value
+
+
+def _tls(value: Any, base_dir: str) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {k: absolute(v, base_dir) if k in ("cert", "key", "ca") else v for k, v in value.items()}
+
+
+def _log(value: Any, base_dir: str) -> Any:
+    if not isinstance(value, dict) or "path" not in value:
+        return value
+    return value | {"path": absolute(value["path"], base_dir)}
+
+
+STEPS: dict[str, Step] = {
+    "app_dir": absolute,
+    "bind": _bind,
+    "cwd": absolute,
+    "depends_on": _depends_on,
+    "env_file": _env_file,
+    "health": _health,
+    "listen": _bind,
+    "log": _log,
+    "python": absolute,
+    "restart": _restart,
+    "tls": _tls,
+}
+
+
+def refuse_internal(table: dict[str, Any], findings: list[Finding]) -> None:
+    """Take out what only ServerConfig itself may set."""
+    for key in INTERNAL & table.keys():
+        findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(table.pop(key))))

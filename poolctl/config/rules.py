@@ -1,0 +1,156 @@
+"""What the keys of one server have to do with each other. The values may still be wrong: look, do not trust."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from poolctl.address import Address
+from poolctl.config.problems import Finding, shown
+
+PLACEHOLDERS = ("{port}", "{host}", "{bind}")
+# Only servers with one of these have anything to check beyond app and bind.
+RULED = frozenset(
+    {"command", "factory", "health", "job", "notify", "overlap", "scale", "tls", "log", "user", "depends_on"}
+)
+LONGEST_SOCKET_PATH_BYTES = 107
+
+_app = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+_user = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_][A-Za-z0-9_.-]*\$?)?", re.ASCII)
+
+
+def app_findings(app: Any) -> list[Finding]:
+    """What is wrong with an app as it is written."""
+    if app is None or not isinstance(app, str):
+        if app is None or callable(app):
+            return []
+        message = f"{shown(app)} is no app"
+        return [Finding(("app",), message, 'write "module:attribute"', allowed='"module:attribute"')]
+    if _app.fullmatch(app):
+        return []
+    if app.endswith(")"):
+        mend = f'write app = "{app.partition("(")[0]}" and factory = true'
+    elif "/" in app or app.partition(":")[0].endswith(".py"):
+        module, _, attribute = app.partition(":")
+        module = module.removeprefix("./").removesuffix(".py").replace("/", ".")
+        mend = f'write the module, not the file: "{module}:{attribute or "app"}"'
+    elif ":" not in app:
+        mend = f'write "{app}:app", if app is the name of the application in it'
+    else:
+        mend = 'write "module:attribute", such as "shop.users:app"'
+    return [
+        Finding(("app",), f"{shown(app)} is not module:attribute", mend, shown(app), '"module:attribute"')
+    ]
+
+
+def binds_itself(command: Any) -> bool:
+    """Whether a command is told the address instead of being handed the socket."""
+    if not isinstance(command, (list, tuple)):
+        return False
+    return any(isinstance(word, str) and any(mark in word for mark in PLACEHOLDERS) for word in command)
+
+
+def findings_of_rules(table: dict[str, Any], address: Address | None) -> list[Finding]:
+    """Every contradiction between the keys of a server."""
+    found: list[Finding] = []
+    has_command = table.get("command") is not None
+    if has_command:
+        found += _command(table, address)
+    else:
+        for key in ("notify", "job"):
+            if table.get(key) is True:
+                found.append(Finding((key,), f"{key} = true needs a command", 'add command = ["prog", …]'))
+    if (
+        table.get("factory") is True
+        and not isinstance(table.get("app"), str)
+        and not callable(table.get("app"))
+    ):
+        found.append(Finding(("factory",), "factory = true needs an app", 'add app = "module:function"'))
+    found += _scale(table.get("scale"))
+    found += _tls(table.get("tls"))
+    found += _health(table.get("health"))
+    user = table.get("user")
+    if isinstance(user, str) and not _user.fullmatch(user):
+        found.append(
+            Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
+        )
+    return found
+
+
+def _command(table: dict[str, Any], address: Address | None) -> list[Finding]:
+    found: list[Finding] = []
+    command = table["command"]
+    if isinstance(command, str):
+        import shlex
+
+        try:
+            words = ", ".join(f'"{word}"' for word in shlex.split(command))
+        except ValueError:
+            words = '"prog", "argument"'
+        return [
+            Finding(("command",), "a command is a list of words, not a line for a shell", f"write [{words}]")
+        ]
+    if table.get("app") is not None:
+        found.append(Finding(("command",), "both 'app' and 'command' are given", "keep one of them"))
+    if table.get("handler_key"):
+        found.append(Finding(("handler_key",), "a command has no handler", "keep 'command' or 'handler_key'"))
+    if isinstance(command, (list, tuple)) and command and command[0] == "":
+        found.append(Finding(("command", 0), "the program's name is empty", 'write ["prog", …]'))
+    if table.get("tls"):
+        mend = "take tls out, and give the program its certificates in its own way"
+        found.append(Finding(("tls",), "a command speaks TLS itself, or does not", mend))
+    if not binds_itself(command):
+        return found
+    if address is not None and address.kind != "tcp" and table.get("job") is not True:
+        message = f"{address.key} has no host and port for {{port}}, {{host}} and {{bind}}"
+        found.append(Finding(("command",), message, "let it take the socket: {fd}, or LISTEN_FDS"))
+    scale = table.get("scale")
+    least = scale.get("min", 1) if isinstance(scale, dict) else getattr(scale, "min", 1)
+    if isinstance(least, int) and least > 1:
+        message = f"{least} processes cannot all bind {address.key if address else 'one address'}"
+        mend = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
+        found.append(Finding(("scale",), message, mend))
+    return found
+
+
+def _scale(scale: Any) -> list[Finding]:
+    if not isinstance(scale, dict):
+        return []
+    least, most = scale.get("min", 1), scale.get("max")
+    if isinstance(least, int) and isinstance(most, int) and least > most:
+        return [Finding(("scale", "max"), f"scale.max = {most} is below scale.min = {least}", "swap them")]
+    return []
+
+
+def _tls(tls: Any) -> list[Finding]:
+    if not isinstance(tls, dict):
+        return []
+    found: list[Finding] = []
+    if tls.get("client_auth") in ("optional", "required") and not tls.get("ca"):
+        mend = 'add ca = "FILE", the certificates that clients\' are checked against'
+        found.append(Finding(("tls", "client_auth"), f"client_auth = {tls['client_auth']!r} needs ca", mend))
+    return found
+
+
+def _health(health: Any) -> list[Finding]:
+    if not isinstance(health, dict):
+        return []
+    found: list[Finding] = []
+    for key in ("startup", "readiness", "liveness"):
+        probe = health.get(key)
+        if not isinstance(probe, dict):
+            continue
+        kinds = [kind for kind in ("http", "tcp", "exec") if probe.get(kind) not in (None, False)]
+        if len(kinds) != 1:
+            message = f"a probe is one of http, tcp and exec, and this is {' and '.join(kinds) or 'none'}"
+            found.append(
+                Finding(("health", key), message, "keep one of them" if kinds else 'add http = "/path"')
+            )
+        body = probe.get("body")
+        if isinstance(body, str):
+            try:
+                re.compile(body)
+            except (re.error, RecursionError, OverflowError) as problem:
+                mend = "mend the regular expression"
+                found.append(Finding(("health", key, "body"), f"{shown(body)}: {problem}", mend))
+    return found

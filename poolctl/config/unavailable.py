@@ -1,0 +1,76 @@
+"""What the model knows and this version does not do yet. Using it is a problem, never silently ignored.
+
+A later version deletes lines here and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from poolctl.config.problems import Finding
+from poolctl.units import parse_duration
+
+VERSION_LACKS = "{what} is not available in this version of poolctl"
+
+
+def _scale(value: Any) -> tuple[str, str]:
+    least, most = value.get("min", 1), value.get("max")
+    if least == 0:
+        return "min", "scale.min = 0 (sleep)"
+    if most is not None and most != least:
+        return "max", "scale.max above scale.min"
+    try:
+        idle = parse_duration(value.get("idle", 0))
+    except ValueError:
+        return "", ""
+    return ("idle", "scale.idle (sleep)") if idle > 0 else ("", "")
+
+
+def _truth(what: str) -> Callable[[Any], tuple[str, str]]:
+    return lambda value: ("", what) if value is True else ("", "")
+
+
+def _recovery(value: Any) -> tuple[str, str]:
+    return ("", "") if value in ({}, {"strategy": "restart"}) else ("", "recovery")
+
+
+def _limits(value: Any) -> tuple[str, str]:
+    return ("memory", "limits.memory") if value.get("memory") is not None else ("", "")
+
+
+# Key of a server → (key within it, what is missing), both "" where the value is the default.
+SERVER_KEYS: dict[str, Callable[[Any], tuple[str, str]]] = {
+    "health": lambda value: ("", "health") if value else ("", ""),
+    "limits": _limits,
+    "mandatory": _truth("mandatory = true"),
+    "preload": _truth("preload = true"),
+    "recovery": _recovery,
+    "scale": _scale,
+}
+FILE_TABLES = {
+    "gateway": "the gateway",
+    "route": "the gateway's [[route]]",
+    "stream": "the gateway's [[stream]]",
+    "operator": "the gateway's [operator]",
+    "proxmox": "the gateway's [proxmox]",
+}
+# Keys whose value is a table: anything else is the model's complaint.
+TABLES = frozenset({"limits", "recovery", "scale"})
+
+
+def unavailable(table: dict[str, Any]) -> list[Finding]:
+    """A finding for each key that is used before its time."""
+    found: list[Finding] = []
+    for key in SERVER_KEYS.keys() & table.keys():
+        if key in TABLES and not isinstance(table[key], dict):
+            continue
+        within, what = SERVER_KEYS[key](table[key])
+        if what:
+            found.append(lacking((key, within) if within else (key,), what))
+    return found
+
+
+def lacking(path: tuple[str | int, ...], what: str) -> Finding:
+    """The finding of something that comes later."""
+    return Finding(path, VERSION_LACKS.format(what=what), "take it out, or install a version that has it")

@@ -1,0 +1,166 @@
+"""The kinds of values that keys take: durations, sizes, numbers, words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+
+from poolctl.config.interpolate import Interpolated
+from poolctl.units import (
+    DURATION_ALLOWED,
+    DURATION_PATTERN,
+    SIZE_ALLOWED,
+    SIZE_PATTERN,
+    format_duration,
+    parse_duration,
+    parse_size,
+)
+
+NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
+YEAR_SECONDS = 366 * 86400.0
+LARGEST_BYTES = 2**60
+
+
+class BadValue(ValueError):
+    """A value that is not allowed; `allowed` says what is."""
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+def number_from_environment(value: Any) -> Any:
+    """A number, where `${VAR}` gave its text."""
+    if type(value) is Interpolated:
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
+
+
+def truth_from_environment(value: Any) -> Any:
+    """A truth value, where `${VAR}` gave its text."""
+    if type(value) is Interpolated:
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+    return value
+
+
+def _duration(minimum: float, maximum: float) -> Callable[[Any], float]:
+    def seconds(value: Any) -> float:
+        try:
+            found = parse_duration(value)
+        except ValueError as problem:
+            raise BadValue(str(problem), DURATION_ALLOWED) from None
+        if not minimum <= found <= maximum:
+            allowed = f"{format_duration(minimum)} to {format_duration(maximum)}"
+            raise BadValue(f"{format_duration(found)} is out of range; allowed is {allowed}", allowed)
+        return found
+
+    return seconds
+
+
+def _duration_schema(minimum: float, maximum: float) -> WithJsonSchema:
+    return WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": minimum, "maximum": maximum},
+                {"type": "string", "pattern": f"^(?:{DURATION_PATTERN}|.*\\$\\{{.*)$"},
+            ],
+            "unit": "seconds",
+        }
+    )
+
+
+def _size(value: Any) -> int:
+    try:
+        found = parse_size(number_from_environment(value))
+    except ValueError as problem:
+        raise BadValue(str(problem), SIZE_ALLOWED) from None
+    if not 1 <= found <= LARGEST_BYTES:
+        raise BadValue(f"{found} bytes is out of range", "1 byte to 1 EiB")
+    return found
+
+
+def _list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+# 0 is "none" or "at once" wherever a duration may be 0.
+Duration = Annotated[
+    float, BeforeValidator(_duration(0.0, YEAR_SECONDS)), _duration_schema(0.0, YEAR_SECONDS)
+]
+# Where 0 makes no sense: a timeout of nothing, an interval of nothing.
+Positive = Annotated[
+    float, BeforeValidator(_duration(0.001, YEAR_SECONDS)), _duration_schema(0.001, YEAR_SECONDS)
+]
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "string", "pattern": f"^(?:{SIZE_PATTERN}|.*\\$\\{{.*)$"},
+            ],
+            "unit": "bytes",
+        }
+    ),
+]
+Number = Annotated[float, BeforeValidator(number_from_environment)]
+Integer = Annotated[int, BeforeValidator(number_from_environment)]
+Truth = Annotated[bool, BeforeValidator(truth_from_environment)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Path = Annotated[str, StringConstraints(min_length=1), Field(json_schema_extra={"format": "path"})]
+Strings = Annotated[tuple[Text, ...], BeforeValidator(_list)]
+Argument = Annotated[tuple[str, ...], BeforeValidator(_list), Field(min_length=1)]
+
+_word = re.compile(r"[^\s,\x00-\x1f\x7f]+")
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        for word in value:
+            if isinstance(word, str) and not _word.fullmatch(word):
+                raise BadValue(f"{word[:60]!r} is not a word", "words without blanks and commas")
+        return tuple(dict.fromkeys(value)) if all(isinstance(word, str) for word in value) else tuple(value)
+    return value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+def _environment(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    for key, text in value.items():
+        if not isinstance(key, str) or not key or "=" in key or "\0" in key:
+            raise BadValue(f"{key!r} is not a variable's name", "a name without =")
+        if isinstance(text, str) and "\0" in text:
+            raise BadValue(f"the value of {key} holds a NUL", "text without NUL")
+    # PORT = 8080 is what people write; true and 1.10 have more than one spelling as text.
+    return {k: str(v) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in value.items()}
+
+
+class Table(dict[str, str]):
+    """A table of strings that does not change, and can be hashed."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a configuration does not change: make another one with other values")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse  # type: ignore[assignment]
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Table, (dict(self),)
+
+
+EMPTY = Table()
+Labels = Annotated[dict[str, str], AfterValidator(Table)]
+Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterValidator(Table)]
