@@ -67,9 +67,11 @@ def take(address: Address, inherited: Inherited, backlog: int) -> list[socket.so
 
 def _listener(address: Address, fd: int, backlog: int) -> socket.socket:
     hint = "pass a stream socket: ListenStream= in the .socket unit, with Accept=no"
+    own = os.dup(fd)
     try:
-        sock = socket.socket(fileno=os.dup(fd))  # asks the kernel for family, type and protocol
+        sock = socket.socket(fileno=own)  # asks the kernel for family, type and protocol
     except OSError as error:
+        os.close(own)
         raise ListenError(f"descriptor {fd} is no socket", bind=address.key, hint=hint) from error
     if sock.type != socket.SOCK_STREAM or _is_connected(sock):
         sock.close()

@@ -1,0 +1,322 @@
+"""Listeners: what is opened for an address, how it is set up, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from poolctl.address import parse
+from poolctl.listeners import resolve, unix
+from poolctl.listeners.failure import explain, explain_tcp
+from poolctl.listeners.open import (
+    BACKLOG,
+    ListenError,
+    close_listener,
+    describe,
+    from_descriptor,
+    open_listener,
+)
+
+FreePort = Callable[[], int]
+
+
+def has_ipv6() -> bool:
+    with suppress(OSError), socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::1", 0))
+        return True
+    return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+@contextmanager
+def opened(text: str) -> Iterator[list[socket.socket]]:
+    sockets = open_listener(parse(text))
+    try:
+        yield sockets
+    finally:
+        close_listener(sockets)
+
+
+def accepted_option(listener: socket.socket, level: int, option: int) -> int:
+    """The value of an option on a socket that was accepted from the listener."""
+    with socket.socket(listener.family, socket.SOCK_STREAM) as client:
+        client.connect(listener.getsockname())
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            return accepted.getsockopt(level, option)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=needs_ipv6)])
+def test_accepted_sockets_inherit_no_delay(host: str, free_port: FreePort) -> None:
+    with opened(f"{host}:{free_port()}") as (listener,):
+        assert accepted_option(listener, socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+def test_a_listener_that_came_as_a_descriptor_still_hands_down_no_delay(free_port: FreePort) -> None:
+    with opened(f"127.0.0.1:{free_port()}") as (listener,):
+        rebuilt = from_descriptor(os.dup(listener.fileno()))
+        with rebuilt:
+            assert rebuilt.family == socket.AF_INET
+            assert not rebuilt.getblocking()
+            assert accepted_option(rebuilt, socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+def test_listeners_are_non_blocking_and_not_inherited_by_programs(free_port: FreePort) -> None:
+    with opened(f"127.0.0.1:{free_port()}") as (listener,):
+        assert not listener.getblocking()
+        assert not listener.get_inheritable()
+
+
+def test_the_backlog_holds_connections_that_nobody_accepts(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"127.0.0.1:{port}"):
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(200)]
+        for client in clients:
+            client.close()
+    assert BACKLOG >= 200
+
+
+@needs_ipv6
+def test_an_address_without_a_host_opens_both_ip_versions_apart(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f":{port}") as sockets:
+        assert [describe(sock) for sock in sockets] == [f"0.0.0.0:{port}", f"[::]:{port}"]
+        assert sockets[1].getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+        assert accepted_option(sockets[1], socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+def test_a_written_wildcard_opens_ipv4_alone(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"*:{port}") as sockets:
+        assert [describe(sock) for sock in sockets] == [f"0.0.0.0:{port}"]
+
+
+@needs_ipv6
+def test_the_ipv6_wildcard_takes_ipv4_connections_too(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"[::]:{port}") as (listener,):
+        assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+@needs_ipv6
+def test_a_single_ipv6_address_takes_nothing_else(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"[::1]:{port}") as (listener,):
+        assert describe(listener) == f"[::1]:{port}"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_localhost_opens_every_loopback_address_of_the_name(free_port: FreePort) -> None:
+    port = free_port()
+    answers = socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)
+    expected = {str(answer[4][0]) for answer in answers}
+    with opened(f"localhost:{port}") as sockets:
+        assert {sock.getsockname()[0] for sock in sockets} == expected
+
+
+def test_an_address_that_lingering_connections_used_opens_again_at_once(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"127.0.0.1:{port}") as (listener,):
+        client = socket.create_connection(("127.0.0.1", port), timeout=5)
+        listener.setblocking(True)
+        listener.accept()[0].close()  # the server's side closes first, and lingers in TIME_WAIT
+        client.close()
+    with opened(f"127.0.0.1:{port}"):
+        pass
+
+
+def test_a_taken_port_is_explained_by_the_process_that_holds_it(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"127.0.0.1:{port}"), pytest.raises(ListenError) as caught:
+        open_listener(parse(f"127.0.0.1:{port}"))
+    assert f"port {port} is in use by" in str(caught.value)
+    assert f"(pid {os.getpid()})" in caught.value.message
+    assert caught.value.bind == f"127.0.0.1:{port}"
+    assert f"kill {os.getpid()}" in caught.value.hint
+
+
+def test_a_wildcard_that_is_in_the_way_is_named_too(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"0.0.0.0:{port}"), pytest.raises(ListenError, match=f"port {port} is in use by .*pid"):
+        open_listener(parse(f"127.0.0.1:{port}"))
+
+
+@needs_ipv6
+def test_a_failure_at_the_second_socket_closes_the_first(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"[::1]:{port}"):
+        with pytest.raises(ListenError, match="in use"):
+            open_listener(parse(f":{port}"))
+        with opened(f"127.0.0.1:{port}"):
+            pass
+
+
+def test_an_address_of_another_machine_is_told_from_those_of_this_one(free_port: FreePort) -> None:
+    with pytest.raises(ListenError, match=r"203\.0\.113\.9 is not an address of this machine") as caught:
+        open_listener(parse(f"203.0.113.9:{free_port()}"))
+    assert "127.0.0.1" in caught.value.hint
+
+
+def test_a_name_that_does_not_resolve_is_said_so(free_port: FreePort) -> None:
+    with pytest.raises(ListenError, match=r"host name 'nowhere\.invalid' cannot be resolved") as caught:
+        open_listener(parse(f"nowhere.invalid:{free_port()}"))
+    assert "/etc/hosts" in caught.value.hint
+
+
+def test_a_privileged_port_is_explained_with_the_ways_around_it() -> None:
+    error = explain_tcp(parse("127.0.0.1:1"), "127.0.0.1", OSError(errno.EACCES, "denied"))
+    assert "privileged" in error.message
+    assert "ip_unprivileged_port_start" in error.hint
+
+
+def test_a_machine_without_ipv6_is_told_to_use_ipv4() -> None:
+    error = explain_tcp(parse("[::1]:8080"), "::1", OSError(errno.EAFNOSUPPORT, "no"))
+    assert "IPv4" in error.hint
+
+
+def test_too_few_descriptors_are_explained_with_the_limit_to_raise() -> None:
+    error = explain_tcp(parse("127.0.0.1:8080"), "127.0.0.1", OSError(errno.EMFILE, "many"))
+    assert error.message == "127.0.0.1:8080 cannot be opened: Too many open files"
+    assert "ulimit -n" in error.hint
+
+
+def test_an_error_without_a_number_keeps_its_text() -> None:
+    assert explain(parse("127.0.0.1:80"), "it", OSError("odd")).message == "it: odd"
+
+
+def test_an_address_without_a_chosen_port_is_not_opened() -> None:
+    with pytest.raises(ListenError, match="no port was chosen"):
+        open_listener(parse("127.0.0.1:auto"))
+
+
+def test_a_job_has_nothing_to_listen_on() -> None:
+    with pytest.raises(ListenError, match="no address to listen on"):
+        open_listener(parse("job:migrate"))
+
+
+def test_targets_read_as_what_they_are() -> None:
+    (target,) = resolve.targets(parse("127.0.0.1:80"))
+    assert repr(target) == "<Target 127.0.0.1>"
+    assert target.sockaddr(81) == ("127.0.0.1", 81)
+
+
+class TestUnixSockets:
+    def test_serve_on_a_path_that_the_umask_leaves_open(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        before = os.umask(0o027)
+        try:
+            with opened(f"unix:{path}") as (listener,):
+                assert describe(listener) == f"unix:{path}"
+                assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        finally:
+            os.umask(before)
+
+    def test_are_removed_at_the_end_when_the_file_is_still_theirs(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        sockets = open_listener(parse(f"unix:{path}"))
+        close_listener(sockets, unix.identity(str(path)))
+        assert not path.exists()
+
+    def test_of_somebody_else_are_left_alone_at_the_end(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        sockets = open_listener(parse(f"unix:{path}"))
+        mine = unix.identity(str(path))
+        path.rename(tmp_path / "elsewhere.sock")
+        with opened(f"unix:{path}"):
+            close_listener(sockets, mine)
+            assert path.exists()
+
+    def test_that_are_stale_are_replaced(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        with opened(f"unix:{path}"):
+            pass
+        assert path.exists()
+        with opened(f"unix:{path}"):
+            assert unix.is_live(str(path))
+
+    def test_that_are_live_are_an_error_that_names_the_process(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        with opened(f"unix:{path}"), pytest.raises(ListenError) as caught:
+            open_listener(parse(f"unix:{path}"))
+        assert f"the Unix socket {path} is in use by" in caught.value.message
+        assert f"(pid {os.getpid()})" in caught.value.message
+
+    def test_with_a_full_backlog_are_live(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "a.sock")
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+            listener.bind(path)
+            listener.listen(0)
+            client.connect(path)
+            assert unix.is_live(path)
+
+    def test_with_a_path_that_is_too_long_are_refused_before_the_kernel_does(self, tmp_path: Path) -> None:
+        path = tmp_path / ("x" * 108)
+        with pytest.raises(ListenError, match="107 is the most") as caught:
+            open_listener(parse(f"unix:{path}"))
+        assert "shorter" in caught.value.hint
+
+    def test_in_a_missing_directory_name_the_command_that_makes_it(self, tmp_path: Path) -> None:
+        with pytest.raises(ListenError, match="does not exist") as caught:
+            open_listener(parse(f"unix:{tmp_path}/none/a.sock"))
+        assert caught.value.hint == f"make it: mkdir -p {tmp_path}/none"
+
+    def test_never_replace_a_file_of_another_kind(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        path.write_text("precious")
+        with pytest.raises(ListenError, match="is not a socket"):
+            open_listener(parse(f"unix:{path}"))
+        assert path.read_text() == "precious"
+
+    def test_where_no_socket_can_be_made_say_so(self) -> None:
+        with pytest.raises(ListenError, match=r"/proc/self") as caught:
+            open_listener(parse("unix:/proc/self/a.sock"))
+        assert caught.value.bind == "unix:/proc/self/a.sock"
+
+    def test_have_no_identity_when_there_is_no_socket(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        assert unix.identity(str(tmp_path / "none")) is None
+        assert unix.identity(str(tmp_path / "file")) is None
+        assert not unix.remove(str(tmp_path / "file"), None)
+
+    def test_without_a_path_are_described_as_unnamed(self) -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(f"\0poolctl-test-{os.getpid()}")
+            assert describe(sock) == f"unix:@poolctl-test-{os.getpid()}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_an_ordinary_user_may_not_do_is_explained(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    program = f"""
+import os, socket, sys
+from poolctl.address import parse
+from poolctl.listeners.open import ListenError, open_listener
+other = socket.create_server(("127.0.0.1", 0))
+port = other.getsockname()[1]
+os.setgid(65534); os.setuid(65534)
+for text in ("127.0.0.1:" + str(port), "unix:{tmp_path}/a.sock"):
+    try:
+        open_listener(parse(text))
+    except ListenError as error:
+        print(error.message.replace(str(port), "PORT"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert first.startswith("port PORT is in use by ")
+    assert second == f"no socket can be made in {tmp_path}: Permission denied"

@@ -1,0 +1,87 @@
+"""Automatic ports: chosen once, remembered, never somebody else's."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from poolctl.address import parse
+from poolctl.errors import ServerError
+from poolctl.listeners.ports import PortLedger, is_free
+
+AUTO = parse("127.0.0.1:auto")
+
+
+def ledger(path: Path, first: int, count: int = 10) -> PortLedger:
+    return PortLedger(str(path / "ports.json"), first, first + count - 1)
+
+
+def test_a_server_keeps_its_port_from_one_ledger_to_the_next(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    first = free_port()
+    port = ledger(tmp_path, first).port("web", AUTO)
+    assert port >= first
+    with socket.create_server(("127.0.0.1", port)):  # its own listener, say
+        assert ledger(tmp_path, first).port("web", AUTO) == port
+
+
+def test_two_servers_never_get_one_port(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    book = ledger(tmp_path, free_port(), 50)
+    assert len({book.port(name, AUTO) for name in "abcde"}) == 5
+
+
+def test_ports_in_use_or_given_in_the_file_are_avoided(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    first = free_port()
+    with socket.create_server(("127.0.0.1", first)):
+        chosen = ledger(tmp_path, first).port("web", AUTO, avoid={first + 1})
+    assert chosen > first + 1
+
+
+def test_a_port_that_left_the_range_or_is_given_to_another_is_chosen_anew(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    first = free_port()
+    port = ledger(tmp_path, first).port("web", AUTO)
+    assert ledger(tmp_path, port + 1).port("web", AUTO) != port
+    again = ledger(tmp_path, first).port("web", AUTO)
+    assert ledger(tmp_path, first).port("web", AUTO, avoid={again}) != again
+
+
+def test_a_server_that_left_the_file_gives_its_port_back(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    book = ledger(tmp_path, free_port())
+    old, other = book.port("old", AUTO), book.port("other", AUTO)
+    book.keep_only(["other"])
+    assert book.port("new", AUTO) == old
+    assert book.port("other", AUTO) == other
+    assert repr(book).endswith("2 chosen>")
+
+
+def test_an_exhausted_range_names_the_setting(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    book = ledger(tmp_path, free_port(), 1)
+    book.port("a", AUTO)
+    with pytest.raises(ServerError, match="no port is free") as caught:
+        book.port("b", AUTO)
+    assert "port_range" in caught.value.hint
+    assert caught.value.name == "b"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"web": "x"}', '{"web": 70000}', "{"])
+def test_a_damaged_ledger_is_an_empty_one(content: str, tmp_path: Path, free_port: Callable[[], int]) -> None:
+    (tmp_path / "ports.json").write_text(content)
+    first = free_port()
+    assert first <= ledger(tmp_path, first).port("web", AUTO) < first + 10
+
+
+def test_an_address_without_a_host_needs_the_port_on_both_ip_versions(free_port: Callable[[], int]) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    port = free_port()
+    with socket.create_server(("::1", port), family=socket.AF_INET6):
+        assert is_free(parse("127.0.0.1:auto"), port)
+        assert not is_free(parse(":auto"), port)
