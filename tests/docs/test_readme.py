@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.real_pool import RealPool
+
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -52,7 +54,7 @@ def table(section: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def reader(real_pool: Any, free_port: Any) -> Any:
+def reader(real_pool: RealPool, free_port: Any) -> Any:
     """A reader's shell in an empty directory: `reader(script)`; free ports take the place of the README's."""
     ports: dict[str, str] = {}
 
@@ -77,7 +79,7 @@ def test_the_quick_start_works_as_it_is_pasted(reader: Any) -> None:
     assert output.count("hello from port") >= 2
 
 
-def test_the_configuration_example_is_valid(reader: Any, real_pool: Any) -> None:
+def test_the_configuration_example_is_valid(reader: Any, real_pool: RealPool) -> None:
     reader(some("Quick start", "sh")[0])
     (example,) = some("Configuration", "toml")
     real_pool.write("pool.toml", example)
@@ -85,12 +87,12 @@ def test_the_configuration_example_is_valid(reader: Any, real_pool: Any) -> None
 
 
 @pytest.mark.parametrize("number", range(len(some("Python", "python"))))
-def test_the_python_examples_run(number: int, reader: Any, real_pool: Any) -> None:
+def test_the_python_examples_run(number: int, reader: Any, real_pool: RealPool) -> None:
     reader(some("Quick start", "sh")[0])
     reader(some("Python", "python")[number], sys.executable, "-")
 
 
-def test_every_key_is_in_the_table_and_every_default_is_right(real_pool: Any) -> None:
+def test_every_key_is_in_the_table_and_every_default_is_right(real_pool: RealPool) -> None:
     schema = real_pool.ok("schema").json
     server = (
         schema["$defs"]["ServerConfig"]["properties"] if "ServerConfig" in schema.get("$defs", {}) else None
@@ -103,7 +105,7 @@ def test_every_key_is_in_the_table_and_every_default_is_right(real_pool: Any) ->
             assert json.loads(shown.strip("`")) == server[key]["default"], key
 
 
-def test_every_command_is_in_the_table(real_pool: Any) -> None:
+def test_every_command_is_in_the_table(real_pool: RealPool) -> None:
     documented = {name.split()[0] for name in table("Commands")}
     helped = real_pool.ok("--help").stdout
     assert documented == {m[1] for m in re.finditer(r"^\W*([a-z]+)  ", helped, re.MULTILINE)}
@@ -116,7 +118,7 @@ def test_every_exit_code_is_in_the_table() -> None:
     assert {int(code) for code in table("Exit codes")} == known
 
 
-def test_the_json_example_has_the_shape_of_the_real_one(real_pool: Any) -> None:
+def test_the_json_example_has_the_shape_of_the_real_one(real_pool: RealPool) -> None:
     (example,) = (json.loads(text) for text in some("JSON", "json"))
     real_pool.write_hello("users")
     real = real_pool.ok("list", "-o", "json").json

@@ -34,7 +34,7 @@ LIGHT = [
     *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.find", "control.directory", "control.client",
     "cli.main", "cli.table", "cli.render", "pool.select",
 ]  # fmt: skip
-HEAVY = {"pydantic", "pydantic_core", "typer", "click", "rich", "yaml"}
+HEAVY = {"pydantic", "pydantic_core", "typer", "rich", "yaml"}  # click comes with uvicorn
 
 MOST_LINES = 300
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", "base"}

@@ -1,0 +1,175 @@
+"""A real pool in a directory of its own, used through the installed command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.ports import claim_port
+
+COMMAND_TIMEOUT_SECONDS = 50.0
+
+
+class Done(NamedTuple):
+    """What one command did."""
+
+    args: tuple[str, ...]
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """stdout as the one JSON document that it must be."""
+        try:
+            return json.loads(self.stdout)
+        except ValueError as error:
+            raise AssertionError(f"stdout is not one JSON document ({error}): {self}") from None
+
+    def __str__(self) -> str:
+        command = f"poolctl {' '.join(self.args)}"
+        return f"{command} → {self.code}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+    __repr__ = __str__
+
+
+HELLO_APP = """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            kind = (await receive())["type"]
+            await send({"type": kind + ".complete"})
+            if kind == "lifespan.shutdown":
+                return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"hello from " + str(scope["server"][1]).encode()})
+"""
+
+
+class RealPool:
+    """A directory with a pool's files, and the installed command run in it as a user would."""
+
+    def __init__(self, directory: Path, runtime: Path) -> None:
+        self.directory = directory
+        self.runtime = runtime
+        self.ports: dict[str, int] = {}  # by name, of the last write_hello
+        self.env = {
+            k: v for k, v in os.environ.items() if not k.startswith(("POOLCTL_", "PYTEST_", "LISTEN_"))
+        }
+        for name in ("VIRTUAL_ENV", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHONPATH", "NOTIFY_SOCKET"):
+            self.env.pop(name, None)
+        self.env |= {
+            "POOLCTL_RUNTIME_DIR": str(runtime),
+            "HOME": str(runtime),
+            "LC_ALL": "C.UTF-8",
+            "TERM": "dumb",
+        }
+        self._children: list[subprocess.Popen[str]] = []
+
+    def write(self, name: str, text: str) -> Path:
+        """The path of the file, written with common indentation removed and parent directories made."""
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip("\n"))
+        return path
+
+    def write_hello(self, *names: str, extra: str = "") -> dict[str, int]:
+        """Ports by name of a pool.toml with one small app each; `extra` goes into every server's table."""
+        self.write("hello.py", HELLO_APP)
+        self.ports = ports = {name: claim_port() for name in names or ("web",)}
+        self.write(
+            "pool.toml",
+            "\n".join(
+                f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "hello:app"\n{extra}\n'
+                for name, port in ports.items()
+            ),
+        )
+        return ports
+
+    @staticmethod
+    def command() -> list[str]:
+        """How the installed command is called: the console script of this interpreter, or the module."""
+        script = Path(sys.executable).with_name("poolctl")
+        return [str(script)] if script.exists() else [sys.executable, "-m", "poolctl"]
+
+    def run(
+        self, *args: str, stdin: str = "", timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
+        env: dict[str, str] | None = None, cwd: Path | None = None,
+    ) -> Done:  # fmt: skip
+        """What `poolctl ARGS` did, as one finished process. Fails the test when it hangs."""
+        process = self.spawn(*args, env=env, cwd=cwd)
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"poolctl {' '.join(args)} hung for {timeout_seconds} s") from None
+        finally:
+            self._children.remove(process)
+        return Done(args, process.returncode, stdout, stderr)
+
+    def ok(self, *args: str, **options: Any) -> Done:
+        """Like `run`, for a command that must end with 0."""
+        done = self.run(*args, **options)
+        assert done.code == 0, str(done)
+        return done
+
+    def spawn(
+        self, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.Popen[str]:
+        """The running command with all three streams as pipes; ended with the fixture at the latest."""
+        process = subprocess.Popen(
+            [*self.command(), *args], cwd=cwd or self.directory, env=self.env | (env or {}), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self._children.append(process)
+        return process
+
+    def items(self, *args: str) -> dict[str, dict[str, Any]]:
+        """The items of `list -o json`, by name."""
+        return {item["name"]: item for item in self.ok("list", "-o", "json", *args).json["items"]}
+
+    def processes(self) -> dict[int, str]:
+        """Command lines by pid of every live process that belongs to this pool.
+
+        Known by its runtime directory, which is in the environment (or the arguments) of all of them.
+        """
+        mark = os.fsencode(self.runtime)
+        found = {}
+        for entry in os.scandir("/proc"):
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            try:
+                cmdline = Path(entry.path, "cmdline").read_bytes()
+                if mark in cmdline or mark in Path(entry.path, "environ").read_bytes():
+                    found[int(entry.name)] = cmdline.replace(b"\0", b" ").decode(errors="replace").strip()
+            except OSError:
+                continue
+        return found
+
+    def end(self) -> dict[int, str]:
+        """Stops the pool; returns what was still alive afterwards and had to be killed."""
+        for child in self._children:
+            child.kill()
+            child.communicate()
+        self._children.clear()
+        if not self.processes():
+            return {}
+        for info in self.runtime.glob("*/info.json"):
+            files = [option for file in json.loads(info.read_text())["files"] for option in ("-c", file)]
+            self.run(*files, "stop", timeout_seconds=30)
+        deadline = time.monotonic() + 5
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                continue
+        return left
