@@ -29,10 +29,11 @@ _STEADY_SECONDS = 60.0
 
 
 class Keeper:
-    def __init__(self, directory: str, supervisor: list[str], lifeline: int) -> None:
+    def __init__(self, directory: str, supervisor: list[str], lifeline: int, open_files: tuple[int, int]) -> None:
         self.directory = directory
         self.command = supervisor
         self.lifeline = lifeline
+        self.open_files = open_files
         self.store = Store()
         self.reaper = Reaper()
         self.supervisor_pid = 0
@@ -124,7 +125,9 @@ class Keeper:
         log = os.path.join(self.directory, "supervisor.log")
         self.supervisor_pid = spawn(self.command, None, [theirs.fileno()], log, session=False)
         theirs.close()
-        self._tell({"event": "hello", "version": VERSION, "pid": os.getpid()})
+        self._tell(
+            {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": self.open_files}
+        )
         for report in self.reaper.unheard:
             self._tell(report)
         if self.deadline is not None:
@@ -205,8 +208,8 @@ def main() -> None:
     """Run the keeper described by the arguments until the pool has ended."""
     directory, control, lifeline, _, *supervisor = sys.argv[1:]
     become_subreaper()
-    raise_descriptor_limit()
-    keeper = Keeper(directory, supervisor, int(lifeline))
+    open_files = raise_descriptor_limit()
+    keeper = Keeper(directory, supervisor, int(lifeline), open_files)
     keeper.store.put("control", None, [int(control)])
     keeper.run()
 

@@ -58,7 +58,7 @@ class Entry:
             wanted=self.wanted,
             generation=self.generation,
             count=self.config.workers,
-            overlap=self.config.overlap and not self.config.cannot_overlap,
+            overlap=self.config.overlap and not (self.config.command and not self.config.notify),
             may_start=may_start,
             may_stop=may_stop,
             held=self.held,
@@ -81,6 +81,12 @@ class Entry:
     @property
     def ready(self) -> bool:
         return is_ready(self.view(may_start=True, may_stop=True))
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing of it runs, nothing accepts, and nothing is to."""
+        resting = not self.wanted or self.failed or self.done
+        return resting and not self.workers and self.listener is Listener.CLOSED
 
     @property
     def complete(self) -> bool:

@@ -67,8 +67,9 @@ class Executor:
             await self._runner.open(entry.config)
         except (ServerError, OSError) as error:
             entry.listener = Listener.CLOSED
-            self._note(entry, str(error), getattr(error, "hint", ""), START_FAILED)
-            self._after_death(entry, Exit(message=str(error)), was_ready=False)
+            message = getattr(error, "message", str(error))
+            self._note(entry, message, getattr(error, "hint", ""), START_FAILED)
+            self._after_death(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener = Listener.OPEN
         self._touch(entry)
@@ -84,8 +85,9 @@ class Executor:
         try:
             placement = await self._runner.place(entry.config, worker.generation, worker.index)
         except (ServerError, WorkerFailed, OSError) as error:
-            worker.failure = self._failure(entry, str(error), getattr(error, "hint", ""), START_FAILED)
-            self._ended(entry, worker, Exit(message=str(error)))
+            message = getattr(error, "message", str(error))
+            worker.failure = self._failure(entry, message, getattr(error, "hint", ""), START_FAILED)
+            self._ended(entry, worker, Exit(message=message))
             return
         worker.placement = placement
         ending = asyncio.ensure_future(self._runner.watch(placement))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from poolctl.config.model import RestartPolicy
+from poolctl.config.sections import Restart
 from poolctl.runners.protocol import Exit
 
 
@@ -28,7 +28,7 @@ class Verdict:
 
 
 def judge(
-    policy: RestartPolicy, exit_: Exit, *, was_ready: bool, restarts: Sequence[float], now: float, jitter: float
+    policy: Restart, exit_: Exit, *, was_ready: bool, restarts: Sequence[float], now: float, jitter: float
 ) -> Verdict:
     """What follows an end that nobody ordered.
 

@@ -42,10 +42,11 @@ class Verbs:
         self._engine = engine
         self._about = about
         self._shut_down = shut_down
-        self.starting_files: list[str] = []
+        self.used = False
 
     async def handle(self, request: Request, progress: Progress) -> Document:
         """The result document of one request."""
+        self.used = True
         verbs: dict[str, Callable[[Selector, Document, Progress], Awaitable[Document]]] = {
             "list": self.list,
             "show": self.show,
@@ -139,7 +140,7 @@ class Verbs:
     async def stop(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Stop the selected servers, what depends on them first; without a selection end the supervisor too."""
         chosen = self._selected(selector)
-        everything = _selects_all(selector)
+        everything = selector.selects_all
         deps = options.get("deps", True)
         all_of_them = self._engine.closure(chosen, self._engine.dependents) if deps else chosen
         names = {entry.name for entry in chosen}
@@ -154,7 +155,7 @@ class Verbs:
                 entry.config = entry.config.model_copy(update={"stop_timeout": 0.0})
             self._engine.stop(entry)
         document = await self._conclude(
-            STOP, chosen, all_of_them, failures, options, progress, [], lambda entry: not entry.workers and entry.at_rest
+            STOP, chosen, all_of_them, failures, options, progress, [], lambda entry: entry.at_rest
         )
         if everything and document["exit_code"] == 0 and options.get("wait", True):
             document["ended"] = True
@@ -236,11 +237,8 @@ class Verbs:
         entries = list(self._engine.entries.values())
         chosen, unmatched = select(self._items(entries), selector)
         if unmatched is not None:
-            errors = [
-                error(PARAM[0], PARAM[1], each["message"], each["hint"], name=each["target"])
-                for each in unmatched.to_list()
-            ]
-            raise NothingMatched(result([], errors, exit_code=NOTHING_MATCHED))
+            nothing = error(PARAM[0], PARAM[1], unmatched.message, unmatched.hint)
+            raise NothingMatched(result([], [nothing], exit_code=NOTHING_MATCHED))
         names = {each["name"] for each in chosen}
         return [entry for entry in entries if entry.name in names]
 
@@ -284,11 +282,6 @@ class Verbs:
 
     def _environments(self) -> Any:
         return getattr(self._engine.runner, "environments", {})
-
-
-def _selects_all(selector: Selector) -> bool:
-    given = selector.to_dict()
-    return not any(given.get(key) for key in ("targets", "name", "bind", "expose", "tag", "state", "health", "not"))
 
 
 def _disabled(entry: Entry) -> ServerError:

@@ -1,0 +1,134 @@
+"""Starting a pool's keeper, and with it its supervisor, in the background. Standard library only, and little of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from poolctl import bootstrap
+from poolctl.control import directory
+from poolctl.errors import ControlError
+
+BUSY = 8
+BACKLOG = 512
+
+
+class Launched(NamedTuple):
+    """Where the supervisor listens, and the descriptor whose closing ends the pool (None in the background)."""
+
+    socket_path: str
+    lifeline: int | None
+
+
+def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> Launched:
+    """Start a supervisor for the pool of `files`, unless one runs; it accepts connections from now on.
+
+    The answer to a request says whether the files are valid. With `lifeline` the pool ends when the returned descriptor
+    is closed, and a supervisor that runs already is an error. Raises ControlError: 8 for that, 7 for a directory that
+    cannot be used.
+    """
+    pool_directory = directory.make_pool_dir(env, directory.pool_key(files[0]))
+    path = directory.control_socket(pool_directory)
+    try:
+        lock = os.open(f"{pool_directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(pool_directory, error) from error
+    try:
+        # Two starts at once: the second waits here, and finds the first one's supervisor.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _listens(path):
+            if lifeline:
+                raise ControlError(
+                    "a supervisor runs for this pool already",
+                    exit_code=BUSY,
+                    hint="poolctl stop ends it; poolctl status shows it",
+                )
+            return Launched(path, None)
+        return _launch(files, pool_directory, path, env, lifeline)
+    except OSError as error:
+        raise _unusable(pool_directory, error) from error
+    finally:
+        os.close(lock)
+
+
+def _launch(
+    files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
+) -> Launched:
+    listener = _listen(path)
+    read, write = os.pipe() if lifeline else (-1, -1)
+    supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
+    fds = [listener.fileno()] + ([read] if lifeline else [])
+    argv = bootstrap.command(
+        sys.executable, "keeper", pool_directory, "3", "4" if lifeline else "-1", "--", *supervisor, isolated=True
+    )
+    try:
+        _in_background(argv, dict(env), fds)
+    except BaseException:
+        if write >= 0:
+            os.close(write)
+        raise
+    finally:
+        listener.close()
+        if read >= 0:
+            os.close(read)
+    return Launched(path, write if lifeline else None)
+
+
+def _listen(path: str) -> socket.socket:
+    """The control socket, its file replaced, reachable by this user only."""
+    if os.path.lexists(path):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(5.0)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except TimeoutError:
+            return True
+    return True
+
+
+def _in_background(argv: list[str], env: dict[str, str], fds: list[int]) -> None:
+    """Run `argv` in a session of its own, not as our child, with nothing of ours but `fds` at 3, 4 …"""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            if os.fork() == 0:
+                lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 512) for fd in fds]
+                null = os.open(os.devnull, os.O_RDWR)
+                for standard in (0, 1, 2):
+                    os.dup2(null, standard)
+                for place, fd in enumerate(lifted, 3):
+                    os.dup2(fd, place)
+                os.closerange(3 + len(fds), os.sysconf("SC_OPEN_MAX"))
+                os.chdir("/")
+                os.execve(argv[0], argv, env)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+
+
+def _unusable(pool_directory: str, error: OSError) -> ControlError:
+    return ControlError(
+        f"cannot use {pool_directory}: {error.strerror or error}",
+        exit_code=directory.NOT_PERMITTED,
+        hint=f"free some space there, or set {directory.RUNTIME_VARIABLE} to another directory",
+    )

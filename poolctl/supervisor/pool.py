@@ -1,0 +1,130 @@
+"""The pool that a supervisor manages: its configuration, its engine, and the answers on the control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+
+from poolctl.clock import SystemClock
+from .naming import default_name
+from poolctl.config.interpreter import default_interpreter
+from poolctl.control.messages import PROTOCOL, Document, result
+from poolctl.control.server import ControlServer, Progress, Request
+from poolctl.keeper import wire
+from poolctl.listeners.inherit import inherited_descriptors
+from poolctl.pool.select import Selector
+from poolctl.runners.link import Link
+from poolctl.runners.local import LocalRunner
+
+INVALID_CONFIGURATION = 5
+_ANSWER_SECONDS = 2.0
+_IDLE_SECONDS = 60.0
+
+
+class ManagedPool:
+    """`over` is called when the pool has been stopped and nothing is left to do."""
+
+    def __init__(
+        self,
+        directory: str,
+        files: Sequence[str],
+        state_directory: str,
+        keeper: Link,
+        hello: wire.Message,
+        over: Callable[[], None],
+    ) -> None:
+        self.directory = directory
+        self.files = list(files)
+        self.name = default_name(files[0])
+        self._state_directory = state_directory
+        self._keeper_pid = int(hello["pid"])
+        self._over = over
+        logs = os.path.join(state_directory, "logs")
+        os.makedirs(logs, mode=0o700, exist_ok=True)
+        self.runner = LocalRunner(
+            keeper,
+            directory,
+            logs,
+            inherited=inherited_descriptors(os.environ),
+            open_files=tuple(hello["open_files"]),
+            on_dropped=self._dropped,
+        )
+        self._problems: list[Document] = []
+        self._terminated = False
+
+    async def warm_up(self) -> None:
+        """Start what takes its time and needs no configuration: the logger and the likely interpreter's zygote."""
+        self.runner.zygotes.warm_up(default_interpreter(os.path.dirname(self.files[0]), os.environ))
+        await self.runner.output.start()
+
+    async def begin(self, listener: socket.socket) -> None:
+        """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
+        from .engine import Engine
+        from .settle import settle_configuration
+        from .verbs import Verbs
+
+        servers, self.name, self._problems = await asyncio.to_thread(
+            settle_configuration, self.files, self._state_directory, self.name
+        )
+        self.engine = Engine(servers, self.runner, SystemClock())
+        self._verbs = Verbs(self.engine, self._about(), self._over_soon)
+        self._control = ControlServer(listener, self._handle)
+        await self._control.start()
+        asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
+
+    async def _handle(self, request: Request, progress: Progress) -> Document:
+        if self._problems:
+            self._over_soon()
+            return result([], self._problems, exit_code=INVALID_CONFIGURATION, ended=True, keeper_pid=self._keeper_pid)
+        return await self._verbs.handle(request, progress)
+
+    async def end(self) -> None:
+        """Close everything; the answers under way are finished."""
+        await self._control.close()
+        await self.runner.aclose()
+
+    def terminate(self) -> None:
+        """Stop every server in order, then end (the keeper was told to terminate)."""
+        if not self._terminated:
+            self._terminated = True
+            self._stopping = asyncio.ensure_future(self._stop_all())
+
+    def exit_reported(self, report: wire.Message) -> None:
+        """The keeper reaped a child."""
+        self.runner.exit_reported(report)
+
+    async def _stop_all(self) -> None:
+        if not self._problems:
+            await self._verbs.stop(Selector(), {}, lambda document: None)
+        self._over()
+
+    def _over_soon(self) -> None:
+        # The answer that says so has to get out first.
+        asyncio.get_running_loop().call_later(0.02, self._over)
+
+    def _end_if_unused(self) -> None:
+        if not any(entry.wanted or entry.workers for entry in self.engine.entries.values()):
+            unused = all(entry.generation == 1 and not entry.failures for entry in self.engine.entries.values())
+            if unused and not self._verbs.used:
+                self._over()
+
+    def _dropped(self, name: str, count: int) -> None:
+        entry = self.engine.entries.get(name)
+        if entry is not None:
+            entry.warnings.append(f"{name}: {count} bytes of output could not be written")
+
+    def _about(self) -> Document:
+        from poolctl import __version__
+
+        return {
+            "name": self.name,
+            "files": self.files,
+            "version": __version__,
+            "protocol": PROTOCOL,
+            "python": sys.version.split()[0],
+            "supervisor_pid": os.getpid(),
+            "keeper_pid": self._keeper_pid,
+        }

@@ -1,0 +1,111 @@
+"""The supervisor's own life: link to the keeper, configuration, engine, control socket, end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+
+from poolctl.control.directory import SOCKET_NAME, state_dir
+from poolctl.keeper import wire
+from poolctl.runners.link import Link
+
+KEEPER_FD = 3
+_IDLE_SECONDS = 60.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class Supervisor:
+    """One pool. `run` returns its exit status."""
+
+    def __init__(self, directory: str, files: Sequence[str]) -> None:
+        self.directory = directory
+        self.files = list(files)
+        self.started = time.time()
+
+    async def run(self) -> int:
+        """Serve the pool until it is stopped, or until its files turn out to be invalid."""
+        self._over = asyncio.Event()
+        self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
+        self._early_exits: list[wire.Message] = []
+        keeper = Link(socket.socket(fileno=KEEPER_FD), self._from_keeper, self._keeper_lost)
+        self._keeper = keeper
+        hello = await self._hello
+        # The zygote imports while we do.
+        from .pool import ManagedPool
+
+        self._pool = ManagedPool(self.directory, self.files, self._state_dir(), keeper, hello, self._over.set)
+        await self._pool.warm_up()
+        _, fds = await keeper.call({"op": "get", "name": "control"})
+        listener = socket.socket(fileno=fds[0])
+        await self._pool.begin(listener)
+        self._write_info(hello["pid"])
+        for report in self._early_exits:
+            self._pool.exit_reported(report)
+        await self._over.wait()
+        self._remove_files()
+        await self._pool.end()
+        keeper.send({"op": "end"})
+        await asyncio.sleep(0)
+        return 0
+
+    def _from_keeper(self, message: wire.Message, fds: list[int]) -> None:
+        event = message.get("event")
+        if event == "hello":
+            self._hello.set_result(message)
+        elif event == "exit":
+            if hasattr(self, "_pool"):
+                self._pool.exit_reported(message)
+            else:
+                self._early_exits.append(message)
+        elif event == "terminate" and hasattr(self, "_pool"):
+            self._pool.terminate()
+
+    def _keeper_lost(self) -> None:
+        logger.error("the keeper is gone")
+        self._over.set()
+
+    def _state_dir(self) -> str:
+        return state_dir(os.environ, os.path.basename(self.directory), create=True)
+
+    def _write_info(self, keeper_pid: int) -> None:
+        from poolctl import __version__
+
+        info = {
+            "name": self._pool.name,
+            "files": self.files,
+            "keeper_pid": keeper_pid,
+            "supervisor_pid": os.getpid(),
+            "started": self.started,
+            "version": __version__,
+        }
+        with open(os.path.join(self.directory, "info.json"), "w", encoding="utf-8") as file:
+            json.dump(info, file)
+        self._link_name()
+
+    def _link_name(self) -> None:
+        root, key = os.path.split(self.directory)
+        link = os.path.join(root, f"@{self._pool.name}")
+        try:
+            if os.path.islink(link) and not os.path.exists(os.path.join(link, SOCKET_NAME)):
+                os.unlink(link)
+            os.symlink(key, link)
+        except OSError as error:
+            if not os.path.islink(link) or os.readlink(link) != key:
+                logger.warning("the name %r is not available: %s", self._pool.name, error)
+
+    def _remove_files(self) -> None:
+        root, key = os.path.split(self.directory)
+        link = os.path.join(root, f"@{self._pool.name}")
+        for path in (os.path.join(self.directory, SOCKET_NAME), os.path.join(self.directory, "info.json")):
+            try:
+                os.unlink(path)
+            except OSError:
+                continue
+        if os.path.islink(link) and os.readlink(link) == key:
+            os.unlink(link)
