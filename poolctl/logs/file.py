@@ -104,6 +104,7 @@ class LogFile:
         self._regular = stat.S_ISREG(status.st_mode)
         self._size = status.st_size if self._regular else 0
         self._torn, self._born = self._look_inside()
+        self._look_at = self._clock() + _LOOK_EVERY_SECONDS
         self.error = ""
 
     def _open_path(self) -> int:
@@ -161,23 +162,23 @@ class LogFile:
     def _write(self, block: bytes) -> int:
         """How much of the block was written, in whole lines; sets `error` when that is not all."""
         self.error = ""
-        if self._torn:
-            block = b"\n" + block
+        missing_end = b"\n" if self._torn else b""
+        block = missing_end + block
         done = 0
         try:
             while done < len(block):
                 done += os.write(self._fd, block[done:])
+            self._torn = False
         except OSError as error:
             self.error = error.strerror or str(error)
             done = self._cut(block, done)
         self._size += done
-        newline = int(self._torn and done > 0)
-        self._torn = self._torn and done == 0
-        return done - newline
+        return max(0, done - len(missing_end))
 
     def _cut(self, block: bytes, done: int) -> int:
         """Take back what was written of a line that did not fit; how much of the block stays."""
         whole = block.rfind(b"\n", 0, done) + 1
+        self._torn = self._torn and not whole
         if whole == done:
             return done
         try:

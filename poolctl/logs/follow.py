@@ -14,6 +14,8 @@ from .read import OpenLog, carry_times, in_order
 _READ_BYTES = 256 * 1024
 _POLL_SECONDS = 0.1
 
+Finished = tuple[int, int, int]
+
 
 class Growing:
     """One log file that is read as it grows, also when it is rotated, emptied, or not there yet."""
@@ -26,11 +28,11 @@ class Growing:
         self._inode = 0
         self._offset = 0
         self._partial = b""
-        self._older: set[int] = set()
+        self._older: set[Finished] = set()
 
     def begin(self, log: OpenLog) -> None:
         """Read on from where `log` ends; its unfinished last line counts as read."""
-        self._older = {os.fstat(fd).st_ino for fd, _ in log.parts[1:]}
+        self._older = {_finished(os.fstat(fd)) for fd, _ in log.parts[1:]}
         if log.parts:
             fd, self._offset = log.parts[0]
             self._fd = os.dup(fd)
@@ -78,8 +80,7 @@ class Growing:
             found += self._rest()
             if self._partial:
                 found.append(self._partial)
-            self._older |= {self._inode}
-            self.close()
+            self._leave()
             self._fd, self._offset, self._partial = fd, 0, b""
             self._inode = os.fstat(fd).st_ino
             return True
@@ -87,12 +88,17 @@ class Growing:
     def _name(self, number: int) -> str:
         return f"{self.path}.{number}" if number else self.path
 
-    def _inodes(self) -> Iterator[int | None]:
-        """The inodes of the file and its predecessors, newest first; None for a file that is not there."""
+    def _leave(self) -> None:
+        if self._fd >= 0:
+            self._older.add(_finished(os.fstat(self._fd)))
+            self.close()
+
+    def _files(self) -> Iterator[os.stat_result | None]:
+        """The file and its predecessors, newest first; None for a file that is not there."""
         number = 0
         while True:
             try:
-                yield os.stat(self._name(number)).st_ino
+                yield os.stat(self._name(number))
             except OSError:
                 if number:
                     return
@@ -103,15 +109,23 @@ class Growing:
         """Under which number the open file is found: 0 for the current one; None if it was removed."""
         if self._fd < 0:
             return None
-        return next((number for number, inode in enumerate(self._inodes()) if inode == self._inode), None)
+        for number, status in enumerate(self._files()):
+            if status is not None and status.st_ino == self._inode:
+                return number
+        return None
 
     def _oldest_unread(self) -> int:
         oldest = 0
-        for number, inode in enumerate(self._inodes()):
-            if number and inode in self._older:
+        for number, status in enumerate(self._files()):
+            if number and status is not None and _finished(status) in self._older:
                 break
             oldest = number
-        return oldest if self._fd >= 0 else 0
+        return oldest
+
+
+def _finished(status: os.stat_result) -> Finished:
+    """What identifies a file that is not written to any more; the inode alone is soon used again."""
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class Follower:

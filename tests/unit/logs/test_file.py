@@ -1,0 +1,257 @@
+"""A log file: whole lines, rotation, and what a full or forbidden disk does to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolctl.logs.file import LogFile
+from poolctl.logs.line import stamp
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 1_790_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def contents(path: Path) -> dict[str, str]:
+    return {entry.name: entry.read_text() for entry in sorted(path.parent.glob(f"{path.name}*"))}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "web.log"
+
+
+def test_directories_are_made_and_the_file_is_for_owner_and_group(path: Path) -> None:
+    file = LogFile(str(path))
+    assert file.append(b"one\n") == 4
+    file.close()
+    assert path.read_text() == "one\n"
+    assert path.stat().st_mode & 0o7777 & ~0o040 == 0o600
+    assert path.parent.stat().st_mode & 0o007 == 0
+    assert repr(file) == f"<LogFile {path}, open>"
+
+
+def test_no_file_grows_beyond_its_limit_and_no_line_is_torn_by_rotation(path: Path) -> None:
+    file = LogFile(str(path), max_size_bytes=10, keep=3)
+    assert file.append(b"aaa\nbbb\nccc\nddd\n") == 16
+    assert file.append(b"eee\n") == 4
+    file.close()
+    assert contents(path) == {"web.log": "eee\n", "web.log.1": "ccc\nddd\n", "web.log.2": "aaa\nbbb\n"}
+
+
+def test_a_line_longer_than_the_limit_has_a_file_of_its_own(path: Path) -> None:
+    file = LogFile(str(path), max_size_bytes=4, keep=5)
+    file.append(b"a\nlonger than that\nb\n")
+    file.close()
+    assert contents(path) == {"web.log": "b\n", "web.log.1": "longer than that\n", "web.log.2": "a\n"}
+
+
+def test_only_so_many_old_files_are_kept_also_when_that_was_more_before(path: Path) -> None:
+    many = LogFile(str(path), max_size_bytes=2, keep=4)
+    many.append(b"1\n2\n3\n4\n5\n6\n")
+    many.close()
+    assert list(contents(path)) == ["web.log", "web.log.1", "web.log.2", "web.log.3", "web.log.4"]
+    few = LogFile(str(path), max_size_bytes=2, keep=1)
+    few.append(b"7\n")
+    few.close()
+    assert contents(path) == {"web.log": "7\n", "web.log.1": "6\n"}
+
+
+def test_with_nothing_to_keep_the_file_begins_anew(path: Path) -> None:
+    file = LogFile(str(path), max_size_bytes=4, keep=0)
+    file.append(b"a\nb\nc\n")
+    file.close()
+    assert contents(path) == {"web.log": "c\n"}
+
+
+@pytest.mark.parametrize("first", ["{time} x\n", '{{"time": "{time}", "line": "x"}}\n'])
+def test_a_file_is_rotated_when_its_first_line_is_old_enough(path: Path, first: str) -> None:
+    clock = Time()
+    path.parent.mkdir()
+    path.write_text(first.format(time=stamp(clock.now - 50)))
+    file = LogFile(str(path), max_age_seconds=60, keep=1, clock=clock)
+    file.append(b"young\n")
+    assert list(contents(path)) == ["web.log"]
+    clock.now += 20
+    file.append(b"old\n")
+    file.append(b"new again\n")
+    file.close()
+    assert contents(path)["web.log"] == "old\nnew again\n"
+    assert contents(path)["web.log.1"].endswith("young\n")
+
+
+def test_an_unfinished_line_of_an_earlier_writer_is_ended_first(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("whole\ntorn")
+    file = LogFile(str(path))
+    assert file.append(b"next\n") == 5
+    file.close()
+    assert path.read_text() == "whole\ntorn\nnext\n"
+
+
+def test_a_file_that_another_program_moved_away_is_opened_anew(path: Path) -> None:
+    clock = Time()
+    file = LogFile(str(path), clock=clock)
+    file.append(b"one\n")
+    path.rename(path.with_name("moved"))
+    file.append(b"two\n")  # within the second in which nobody looks
+    clock.now += 1
+    file.append(b"three\n")
+    path.rename(path.with_name("again"))
+    file.reopen()
+    file.append(b"four\n")
+    file.close()
+    assert (path.with_name("moved").read_text(), path.with_name("again").read_text()) == (
+        "one\ntwo\n",
+        "three\n",
+    )
+    assert path.read_text() == "four\n"
+
+
+def test_a_file_that_was_emptied_counts_as_empty(path: Path) -> None:
+    clock = Time()
+    file = LogFile(str(path), max_size_bytes=10, keep=1, clock=clock)
+    file.append(b"123456789\n")
+    os.truncate(path, 0)
+    clock.now += 1
+    file.append(b"123456789\n")
+    file.close()
+    assert list(contents(path)) == ["web.log"]
+
+
+def test_a_device_that_is_full_takes_nothing_and_says_why() -> None:
+    file = LogFile("/dev/full", max_size_bytes=1, keep=1)
+    assert file.append(b"one\ntwo\n") == 0
+    assert file.error == "No space left on device"
+    file.close()
+
+
+def test_a_device_is_never_rotated() -> None:
+    file = LogFile("/dev/null", max_size_bytes=1, keep=1, max_age_seconds=0.001)
+    assert file.append(b"one\ntwo\n") == 8
+    assert file.append(b"three\n") == 6
+    file.close()
+
+
+def test_a_fifo_without_a_reader_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    file = LogFile(str(tmp_path / "fifo"))
+    assert file.append(b"lost\n") == 0
+    assert file.error
+
+
+def test_a_path_that_is_a_directory_is_an_error_that_does_not_raise(tmp_path: Path) -> None:
+    file = LogFile(str(tmp_path))
+    assert file.append(b"lost\n") == 0
+    assert file.error == "Is a directory"
+
+
+def test_a_link_is_followed_only_when_its_owner_has_the_same_rights(tmp_path: Path) -> None:
+    (tmp_path / "web.log").symlink_to(tmp_path / "elsewhere.log")
+    file = LogFile(str(tmp_path / "web.log"))
+    assert file.append(b"one\n") == 4
+    file.close()
+    assert (tmp_path / "elsewhere.log").read_text() == "one\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a link that belongs to somebody else")
+def test_a_link_of_another_user_leads_nowhere(tmp_path: Path) -> None:
+    link = tmp_path / "web.log"
+    link.symlink_to(tmp_path / "precious")
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    file = LogFile(str(link))
+    assert file.append(b"evil\n") == 0
+    assert not (tmp_path / "precious").exists()
+
+
+def test_when_it_cannot_be_rotated_the_file_grows_instead_of_losing_lines(path: Path) -> None:
+    clock = Time()
+    file = LogFile(str(path), max_size_bytes=4, keep=1, clock=clock)
+    file.append(b"one\n")
+    (path.parent / "web.log.1").mkdir()  # neither removed nor renamed over
+    assert file.append(b"two\n") == 4
+    assert file.append(b"three\n") == 6
+    assert path.read_text() == "one\ntwo\nthree\n"
+    (path.parent / "web.log.1").rmdir()
+    clock.now += 60
+    file.append(b"four\n")
+    file.close()
+    assert contents(path) == {"web.log": "four\n", "web.log.1": "one\ntwo\nthree\n"}
+
+
+LIMITED = """
+import resource, sys
+from poolctl.logs.file import LogFile
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+file = LogFile(sys.argv[1])
+print(file.append(b"aaa\\nbbb\\nccc\\nddd\\n"), file.error)
+print(file.append(b"eee\\n"), file.error)
+print(file.append(b"e\\n"), file.error)
+"""
+
+
+def test_a_limit_that_is_met_within_a_line_leaves_whole_lines(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout.splitlines() == ["8 File too large", "0 File too large", "2 "]
+    assert path.read_text() == "aaa\nbbb\ne\n"
+
+
+SHARED = """
+import resource, sys
+from poolctl.logs.file import LogFile
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+file = LogFile(sys.argv[1])
+file.append(b"a\\n")
+with open(sys.argv[1], "ab") as other:
+    other.write(b"x\\n")
+print(file.append(b"bb\\ncccccccc\\n"))
+"""
+
+
+def test_what_another_program_wrote_meanwhile_is_never_cut_away(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED, str(path)], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout == "3\n"
+    assert path.read_text() == "a\nx\nbb\nccc"
+    file = LogFile(str(path))
+    file.append(b"next\n")
+    file.close()
+    assert path.read_text() == "a\nx\nbb\nccc\nnext\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_keeps_whole_lines_and_is_used_again_when_there_is_room(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (disk / "ballast").write_bytes(b"x" * 40 * 1024)
+        file = LogFile(str(disk / "web.log"))
+        line = b"y" * 99 + b"\n"
+        stored = file.append(line * 1000)
+        assert 0 < stored < 100_000
+        assert stored % 100 == 0
+        assert file.error == "No space left on device"
+        assert (disk / "web.log").stat().st_size == stored
+        (disk / "ballast").unlink()
+        assert file.append(line) == 100
+        assert file.error == ""
+        file.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

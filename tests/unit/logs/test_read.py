@@ -1,0 +1,263 @@
+"""Reading logs back: their ends, several merged, and as they grow."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.logs import follow as follow_module
+from poolctl.logs import read as read_module
+from poolctl.logs.file import LogFile
+from poolctl.logs.follow import Follower, follow
+from poolctl.logs.inotify import Watch
+from poolctl.logs.line import Line, as_text, stamp
+from poolctl.logs.read import merged_tail, tail
+
+
+def at(second: int, *texts: str) -> bytes:
+    return as_text("".join(f"{text}\n" for text in texts).encode(), stamp(second))
+
+
+def texts(lines: list[Line]) -> list[str]:
+    return [line.text for line in lines]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "web.log"
+
+
+class TestTail:
+    def test_goes_back_into_rotated_files(self, path: Path) -> None:
+        file = LogFile(str(path), max_size_bytes=80, keep=5)
+        file.append(b"".join(at(second, f"line {second}") for second in range(9)))
+        file.close()
+        assert len(list(path.parent.iterdir())) > 3
+        assert texts(tail(str(path), 4)) == ["line 5", "line 6", "line 7", "line 8"]
+        assert texts(tail(str(path), None)) == [f"line {number}" for number in range(9)]
+
+    def test_of_a_missing_file_is_empty(self, path: Path) -> None:
+        assert tail(str(path), 10) == []
+
+    def test_ends_where_lines_are_too_old(self, path: Path) -> None:
+        path.write_bytes(at(1, "old") + at(2, "new") + b"continued\n" + at(3, "newest"))
+        assert texts(tail(str(path), None, since=stamp(2))) == ["new", "continued", "newest"]
+
+    def test_a_line_without_a_time_has_that_of_the_one_before(self, path: Path) -> None:
+        path.write_bytes(at(1, "one") + b"two\n")
+        assert {line.time for line in tail(str(path), 2)} == {stamp(1)}
+
+    def test_is_the_same_when_the_files_are_rotated_meanwhile(self, path: Path) -> None:
+        path.write_bytes(at(1, "one"))
+        log = read_module.OpenLog(str(path))
+        path.rename(f"{path}.1")
+        path.write_bytes(at(2, "two"))
+        assert texts(log.tail(None)) == ["one"]
+        log.close()
+
+    def test_gives_a_file_that_is_seen_under_two_names_once(self, path: Path) -> None:
+        path.write_bytes(at(1, "one"))
+        Path(f"{path}.1").hardlink_to(path)
+        assert texts(tail(str(path), None)) == ["one"]
+
+    @given(
+        st.lists(st.text(st.characters(codec="ascii", exclude_characters="\n"), max_size=12), max_size=30),
+        st.integers(1, 40),
+        st.booleans(),
+        st.integers(1, 20),
+    )
+    def test_finds_the_lines_wherever_the_blocks_end(
+        self, tmp_path_factory: pytest.TempPathFactory, lines: list[str], count: int, ended: bool, block: int
+    ) -> None:
+        path = tmp_path_factory.mktemp("tail") / "x.log"
+        text = "\n".join(lines) + ("\n" if ended and lines else "")
+        path.write_bytes(text.encode())
+        expected = text.removesuffix("\n").split("\n")[-count:] if text else []
+        before = read_module._BLOCK_BYTES
+        read_module._BLOCK_BYTES = block
+        try:
+            found = texts(tail(str(path), count))
+        finally:
+            read_module._BLOCK_BYTES = before
+        assert found == expected
+
+    def test_of_several_logs_is_in_the_order_of_time(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(at(1, "a1") + at(3, "a3") + b"  trace\n" + at(5, "a5"))
+        (tmp_path / "b").write_bytes(at(2, "b2") + at(4, "b4"))
+        merged = merged_tail({"one": str(tmp_path / "a"), "two": str(tmp_path / "b")}, 3)
+        assert texts(merged) == ["b2", "a3", "  trace", "b4", "a5"]
+        assert [line.name for line in merged] == ["two", "one", "one", "two", "one"]
+
+
+@pytest.fixture(params=["inotify", "polling"])
+def followed(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Follower]]:
+    if request.param == "polling":
+        monkeypatch.setattr(follow_module, "_new_watch", lambda: None)
+    followers: list[Follower] = []
+
+    def make(*paths: Path, lines: int | None = 0) -> Follower:
+        followers.append(Follower({path.stem: str(path) for path in paths}, lines=lines))
+        return followers[-1]
+
+    yield make
+    for follower in followers:
+        follower.close()
+
+
+class TestFollower:
+    def test_gives_what_was_there_and_then_what_comes_without_a_gap(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        path.write_bytes(at(1, "a", "b", "c"))
+        follower = followed(path, lines=2)
+        assert texts(follower.first) == ["b", "c"]
+        with open(path, "ab") as file:
+            file.write(at(2, "d"))
+        assert follower.wait(5)
+        assert texts(follower.read()) == ["d"]
+        assert follower.read() == []
+
+    def test_gives_whole_lines_only(self, path: Path, followed: Callable[..., Follower]) -> None:
+        path.write_bytes(at(1, "one")[:-1])
+        follower = followed(path)
+        with open(path, "ab", buffering=0) as file:
+            file.write(b"\n" + at(2, "two")[:-1])
+            assert texts(follower.read()) == [""]
+            file.write(b"\n")
+            assert texts(follower.read()) == ["two"]
+
+    def test_goes_on_over_many_rotations_at_once(self, path: Path, followed: Callable[..., Follower]) -> None:
+        file = LogFile(str(path), max_size_bytes=60, keep=9)
+        file.append(at(0, "seen"))
+        follower = followed(path)
+        for second in range(1, 9):
+            file.append(at(second, f"line {second}"))
+        assert texts(follower.read()) == [f"line {number}" for number in range(1, 9)]
+        file.append(at(9, "line 9"))
+        assert texts(follower.read()) == ["line 9"]
+        file.close()
+
+    def test_finds_what_is_left_when_its_file_was_rotated_away(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        file = LogFile(str(path), max_size_bytes=35, keep=1)
+        file.append(at(0, "older") + at(0, "seen"))
+        follower = followed(path)
+        for second in range(1, 5):
+            file.append(at(second, f"line {second}"))
+        assert texts(follower.read()) == ["line 3", "line 4"]
+        file.close()
+
+    def test_ends_an_unfinished_line_when_the_file_is_replaced(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        path.touch()
+        follower = followed(path)
+        with open(path, "ab") as file:
+            file.write(at(1, "torn")[:-1])
+        assert follower.read() == []
+        path.rename(f"{path}.1")
+        path.write_bytes(at(2, "next"))
+        assert texts(follower.read()) == ["torn", "next"]
+
+    def test_does_not_repeat_old_files_when_the_current_one_is_removed(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        Path(f"{path}.1").write_bytes(at(0, "old"))
+        path.write_bytes(at(1, "seen"))
+        follower = followed(path)
+        path.unlink()
+        assert follower.read() == []
+        path.write_bytes(at(2, "new"))
+        assert texts(follower.read()) == ["new"]
+
+    def test_begins_again_in_a_file_that_was_emptied(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        path.write_bytes(at(1, "a long line that was there"))
+        follower = followed(path)
+        path.write_bytes(at(2, "new"))
+        assert texts(follower.read()) == ["new"]
+
+    def test_waits_for_a_file_and_its_directory(
+        self, tmp_path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        follower = followed(tmp_path / "later" / "web.log")
+        assert follower.read() == []
+        assert follower.wait()
+        (tmp_path / "later").mkdir()
+        (tmp_path / "later" / "web.log").write_bytes(at(1, "hello"))
+        assert texts(follower.read()) == ["hello"]
+        with open(tmp_path / "later" / "web.log", "ab") as file:
+            file.write(at(2, "again"))
+        assert follower.wait(5)
+        assert texts(follower.read()) == ["again"]
+
+    def test_merges_what_comes_in_the_order_of_time(
+        self, tmp_path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        follower = followed(tmp_path / "a.log", tmp_path / "b.log")
+        (tmp_path / "a.log").write_bytes(at(1, "a1") + at(3, "a3") + b"  trace\n")
+        (tmp_path / "b.log").write_bytes(at(2, "b2") + at(4, "b4"))
+        assert texts(follower.read()) == ["a1", "b2", "a3", "  trace", "b4"]
+
+
+def test_a_quiet_log_wakes_nobody(path: Path) -> None:
+    path.touch()
+    follower = Follower({"web": str(path)})
+    assert follower.fileno() >= 0
+    assert not follower.wait(0.05)
+    follower.close()
+
+
+def test_a_polling_follower_has_no_descriptor(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable() -> Watch:
+        raise OSError("no inotify here")
+
+    monkeypatch.setattr(follow_module, "Watch", unavailable)
+    follower = Follower({"web": str(path)})
+    assert follower.fileno() == -1
+    assert follower.wait(0.01)
+    follower.close()
+
+
+def test_too_many_changes_to_tell_are_all_changes(tmp_path: Path) -> None:
+    watch = Watch()
+    watch.add(str(tmp_path))
+    watch._directories.clear()  # as after an overflow: the event belongs to no directory
+    (tmp_path / "x").touch()
+    assert watch.changed() is None
+    watch.close()
+
+
+def test_following_gives_the_last_lines_then_new_ones_until_it_is_told_to_end(path: Path) -> None:
+    path.write_bytes(at(1, "a", "b"))
+    over = threading.Event()
+    found = []
+    for line in follow({"web": str(path)}, lines=1, until=over.is_set):
+        found.append(line.text)
+        if line.text == "b":
+            with open(path, "ab") as file:
+                file.write(at(2, "c"))
+        if line.text == "c":
+            over.set()
+            with open(path, "ab") as file:
+                file.write(at(2, "d"))
+    assert found == ["b", "c", "d"]
+
+
+def test_following_for_ever_ends_when_the_caller_has_enough(path: Path) -> None:
+    path.write_bytes(at(1, "a"))
+    lines = follow({"web": str(path)}, lines=None)
+    assert next(lines).text == "a"
+    with open(path, "ab") as file:
+        file.write(at(2, "b"))
+    assert next(lines).text == "b"
+    lines.close()  # type: ignore[attr-defined]
