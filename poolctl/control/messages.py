@@ -48,7 +48,12 @@ def result(
     **more: Any,
 ) -> Document:
     """The last line of an answer."""
-    document: Document = {"schema": SCHEMA, "items": list(items), "errors": list(errors), "exit_code": exit_code}
+    document: Document = {
+        "schema": SCHEMA,
+        "items": list(items),
+        "errors": list(errors),
+        "exit_code": exit_code,
+    }
     document["warnings"] = list(warnings)
     document.update(more)
     return document

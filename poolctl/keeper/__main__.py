@@ -29,7 +29,9 @@ _STEADY_SECONDS = 60.0
 
 
 class Keeper:
-    def __init__(self, directory: str, supervisor: list[str], lifeline: int, open_files: tuple[int, int]) -> None:
+    def __init__(
+        self, directory: str, supervisor: list[str], lifeline: int, open_files: tuple[int, int]
+    ) -> None:
         self.directory = directory
         self.command = supervisor
         self.lifeline = lifeline
@@ -125,9 +127,7 @@ class Keeper:
         log = os.path.join(self.directory, "supervisor.log")
         self.supervisor_pid = spawn(self.command, None, [theirs.fileno()], log, session=False)
         theirs.close()
-        self._tell(
-            {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": self.open_files}
-        )
+        self._tell({"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": self.open_files})
         for report in self.reaper.unheard:
             self._tell(report)
         if self.deadline is not None:
@@ -191,7 +191,9 @@ class Keeper:
                     message["argv"], message.get("env"), fds, message["output"], session=message["session"]
                 )
             elif operation == "signal":
-                reply["sent"] = signal_child(message["pid"], message["signal"], group=message.get("group", False))
+                reply["sent"] = signal_child(
+                    message["pid"], message["signal"], group=message.get("group", False)
+                )
             elif operation == "heard":
                 self.reaper.heard(message["sequence"])
             elif operation == "end":

@@ -33,6 +33,7 @@ class Output:
         self._pipes: dict[str, tuple[int, wire.Message]] = {}
         self._link: Link | None = None
         self._finished: dict[str, asyncio.Event] = {}
+        self._restarting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start the logger and hand it every pipe there is. Raises LinkLost when it cannot be started."""
@@ -86,6 +87,8 @@ class Output:
 
     def close(self) -> None:
         """Let the logger end; what it has not read yet is lost only if nobody starts another."""
+        if self._restarting is not None:
+            self._restarting.cancel()
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -106,7 +109,7 @@ class Output:
     def _on_end(self) -> None:
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
         self._link = None
-        asyncio.ensure_future(self._again())
+        self._restarting = asyncio.ensure_future(self._again())
 
     async def _again(self) -> None:
         while self._link is None:

@@ -72,11 +72,15 @@ def user_ids(server: ServerConfig) -> tuple[int, int] | None:
         account = pwd.getpwnam(name)
         gid = grp.getgrnam(group).gr_gid if group else account.pw_gid
     except KeyError as error:
-        raise _problem(server, f"there is no user or group {server.user!r}", "create it, or correct `user`") from error
+        raise _problem(
+            server, f"there is no user or group {server.user!r}", "create it, or correct `user`"
+        ) from error
     if (account.pw_uid, gid) == (os.geteuid(), os.getegid()):
         return None
     if os.geteuid() != 0:
-        raise _problem(server, f"only root can run it as {server.user!r}", "start poolctl as root, or leave `user` out")
+        raise _problem(
+            server, f"only root can run it as {server.user!r}", "start poolctl as root, or leave `user` out"
+        )
     return account.pw_uid, gid
 
 

@@ -42,14 +42,18 @@ class Engine:
         entry.cancel_timers()
         if entry.failed or entry.done:
             entry.restart_times.clear()
-        entry.wanted, entry.failed, entry.done = True, False, False
+        entry.wanted, entry.dismissed, entry.failed, entry.done = True, False, False, False
         entry.ignore_dependencies = ignore_dependencies
         self.touch(entry)
 
-    def stop(self, entry: Entry) -> None:
-        """Want the server not to run."""
+    def stop(self, entry: Entry, *, kill: bool = False) -> None:
+        """Want the server not to run; with `kill` its workers are given no time."""
         entry.cancel_timers()
         entry.wanted = entry.failed = entry.done = False
+        entry.dismissed = True
+        if kill:
+            for worker in entry.workers.values():
+                self._executor.kill(entry, worker)
         self.touch(entry)
 
     def restart(self, entry: Entry) -> None:

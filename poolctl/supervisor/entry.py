@@ -32,6 +32,7 @@ class Entry:
 
     config: ServerConfig
     wanted: bool = False
+    dismissed: bool = False  # deliberately stopped
     ignore_dependencies: bool = False
     generation: int = 1
     newest: int = 1

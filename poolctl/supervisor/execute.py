@@ -54,6 +54,12 @@ class Executor:
                 if worker.placement is not None:
                     self._spawn_task(self._stop(entry, worker))
 
+    def kill(self, entry: Entry, worker: Worker) -> None:
+        """End the worker at once, whatever it was told before."""
+        worker.phase = Phase.STOPPING
+        if worker.placement is not None:
+            self._spawn_task(self._stop(entry, worker, 0))
+
     def _spawn_task(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -124,9 +130,9 @@ class Executor:
         if worker.id in entry.workers:
             await self._stop(entry, worker)
 
-    async def _stop(self, entry: Entry, worker: Worker) -> None:
+    async def _stop(self, entry: Entry, worker: Worker, limit_seconds: float | None = None) -> None:
         assert worker.placement is not None
-        limit = entry.config.stop_timeout
+        limit = entry.config.stop_timeout if limit_seconds is None else limit_seconds
         try:
             exit_ = await self._runner.stop(worker.placement, limit)
         except TimeoutError:

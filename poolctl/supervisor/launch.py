@@ -63,7 +63,14 @@ def _launch(
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     fds = [listener.fileno()] + ([read] if lifeline else [])
     argv = bootstrap.command(
-        sys.executable, "keeper", pool_directory, "3", "4" if lifeline else "-1", "--", *supervisor, isolated=True
+        sys.executable,
+        "keeper",
+        pool_directory,
+        "3",
+        "4" if lifeline else "-1",
+        "--",
+        *supervisor,
+        isolated=True,
     )
     try:
         _in_background(argv, dict(env), fds)

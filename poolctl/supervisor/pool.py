@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 from poolctl.clock import SystemClock
-from .naming import default_name
 from poolctl.config.interpreter import default_interpreter
 from poolctl.control.messages import PROTOCOL, Document, result
 from poolctl.control.server import ControlServer, Progress, Request
@@ -18,6 +17,8 @@ from poolctl.listeners.inherit import inherited_descriptors
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
+
+from .naming import default_name
 
 INVALID_CONFIGURATION = 5
 _ANSWER_SECONDS = 2.0
@@ -78,7 +79,9 @@ class ManagedPool:
     async def _handle(self, request: Request, progress: Progress) -> Document:
         if self._problems:
             self._over_soon()
-            return result([], self._problems, exit_code=INVALID_CONFIGURATION, ended=True, keeper_pid=self._keeper_pid)
+            return result(
+                [], self._problems, exit_code=INVALID_CONFIGURATION, ended=True, keeper_pid=self._keeper_pid
+            )
         return await self._verbs.handle(request, progress)
 
     async def end(self) -> None:
@@ -107,7 +110,9 @@ class ManagedPool:
 
     def _end_if_unused(self) -> None:
         if not any(entry.wanted or entry.workers for entry in self.engine.entries.values()):
-            unused = all(entry.generation == 1 and not entry.failures for entry in self.engine.entries.values())
+            unused = all(
+                entry.generation == 1 and not entry.failures for entry in self.engine.entries.values()
+            )
             if unused and not self._verbs.used:
                 self._over()
 

@@ -137,7 +137,11 @@ def _serve(view: View) -> list[Action]:
     old = [worker for worker in staying if worker.generation != view.generation]
     if not view.overlap and len(current) < len(view.workers):
         # The old ones must be gone before the new one begins; meanwhile connections wait.
-        return [Stop(worker.id) for worker in view.workers if worker not in current and worker.phase is not Phase.STOPPING]
+        return [
+            Stop(worker.id)
+            for worker in view.workers
+            if worker not in current and worker.phase is not Phase.STOPPING
+        ]
     actions: list[Action] = []
     if view.may_start:
         present = {worker.index for worker in current}

@@ -28,7 +28,9 @@ def settle_configuration(
         return [], name, [error.to_dict()]
 
 
-def _with_ports(servers: list[ServerConfig], state_directory: str, port_range: tuple[int, int]) -> list[ServerConfig]:
+def _with_ports(
+    servers: list[ServerConfig], state_directory: str, port_range: tuple[int, int]
+) -> list[ServerConfig]:
     if not any(server.address.auto for server in servers):
         return servers
     ledger = PortLedger(os.path.join(state_directory, "ports.json"), *port_range)

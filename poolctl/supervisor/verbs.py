@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from poolctl.config.model import ServerConfig
-from poolctl.control.messages import PROTOCOL, Document, error, item, result
+from poolctl.control.messages import PROTOCOL, Document, error, result
 from poolctl.control.server import Progress, Request
 from poolctl.errors import ServerError
 from poolctl.pool.select import Selector, SelectorError, select
 
 from .engine import Engine
 from .entry import Entry
+from .reports import Reports, as_kind, details, disabled, reporter
+from .reports import late as late_as
 from .waiting import until
 
 FAILED, USAGE, NOT_DESIRED, NOTHING_MATCHED, TIMED_OUT = 1, 2, 3, 4, 124
@@ -40,6 +39,7 @@ class Verbs:
 
     def __init__(self, engine: Engine, about: Document, shut_down: Callable[[], None]) -> None:
         self._engine = engine
+        self._reports = Reports(engine)
         self._about = about
         self._shut_down = shut_down
         self.used = False
@@ -48,7 +48,7 @@ class Verbs:
         """The result document of one request."""
         self.used = True
         verbs: dict[str, Callable[[Selector, Document, Progress], Awaitable[Document]]] = {
-            "list": self.list,
+            "list": self.listing,
             "show": self.show,
             "status": self.status,
             "start": self.start,
@@ -73,22 +73,22 @@ class Verbs:
 
     # Reading.
 
-    async def list(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def listing(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """The selected servers as they are."""
-        return result(self._items(self._selected(selector)))
+        return result(self._reports.items(self._selected(selector)))
 
     async def show(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """The selected servers with their configuration, its origins, and what happened last."""
         entries = self._selected(selector)
-        items = self._items(entries)
+        items = self._reports.items(entries)
         for document, entry in zip(items, entries, strict=True):
-            document.update(_details(entry, self._engine.runner.endpoints(entry.config.key)))
+            document.update(details(entry, self._engine.runner.endpoints(entry.config.key)))
         return result(items)
 
     async def status(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Every selected server, and a summary; exit code 3 unless all that should run is ready."""
         entries = self._selected(selector)
-        should_run = [entry for entry in entries if entry.wanted]
+        should_run = [entry for entry in entries if not entry.config.disabled and not entry.dismissed]
         counts: dict[str, int] = {}
         for entry in entries:
             counts[entry.state] = counts.get(entry.state, 0) + 1
@@ -101,15 +101,15 @@ class Verbs:
             "states": counts,
         }
         errors = [entry.failure.to_dict() for entry in missing if entry.failure is not None]
-        return result(self._items(entries), errors, exit_code=NOT_DESIRED if missing else 0, summary=summary)
+        return result(
+            self._reports.items(entries), errors, exit_code=NOT_DESIRED if missing else 0, summary=summary
+        )
 
     # Lifecycle.
 
     async def start(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Start the selected servers and what they depend on; return when each is ready or has failed."""
         chosen = self._selected(selector)
-        named = bool(selector.targets)
-        disabled = [entry for entry in chosen if entry.config.disabled]
         runnable = [entry for entry in chosen if not entry.config.disabled]
         deps = options.get("deps", True)
         all_of_them = self._engine.closure(runnable, self._engine.dependencies) if deps else runnable
@@ -117,7 +117,7 @@ class Verbs:
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
                 self._engine.start(entry, ignore_dependencies=not deps)
-        problems = [_disabled(entry) for entry in disabled] if named else []
+        problems = [disabled(entry) for entry in chosen if entry.config.disabled and selector.targets]
         return await self._conclude(
             START, chosen, all_of_them, failures, options, progress, problems, lambda entry: entry.complete
         )
@@ -132,7 +132,7 @@ class Verbs:
             if environment:
                 self._environments()[entry.name] = environment
             self._engine.restart(entry)
-        problems = [_disabled(entry) for entry in chosen if entry.config.disabled and selector.targets]
+        problems = [disabled(entry) for entry in chosen if entry.config.disabled and selector.targets]
         return await self._conclude(
             RESTART, chosen, runnable, failures, options, progress, problems, lambda entry: entry.complete
         )
@@ -151,9 +151,7 @@ class Verbs:
         failures = {entry.name: entry.failures for entry in all_of_them}
         for entry in all_of_them:
             entry.warnings.clear()
-            if options.get("kill"):
-                entry.config = entry.config.model_copy(update={"stop_timeout": 0.0})
-            self._engine.stop(entry)
+            self._engine.stop(entry, kill=bool(options.get("kill")))
         document = await self._conclude(
             STOP, chosen, all_of_them, failures, options, progress, [], lambda entry: entry.at_rest
         )
@@ -175,9 +173,11 @@ class Verbs:
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.config.disabled]
-        late = await until(self._engine, entries, test, options.get("timeout"), self._reporter(progress))
-        errors = [_late(entry, MONITOR, f"is {entry.state}, not {goal}").to_dict() for entry in late]
-        return result(self._items(self._selected(selector)), errors, exit_code=TIMED_OUT if late else 0)
+        late = await until(self._engine, entries, test, options.get("timeout"), reporter(progress))
+        errors = [late_as(entry, MONITOR, f"is {entry.state}, not {goal}").to_dict() for entry in late]
+        return result(
+            self._reports.items(self._selected(selector)), errors, exit_code=TIMED_OUT if late else 0
+        )
 
     # What they share.
 
@@ -194,7 +194,7 @@ class Verbs:
     ) -> Document:
         """Wait until each has reached its end or failed since; the result with every failure."""
         if not options.get("wait", True):
-            return result(self._items(chosen), [_as(kind, each) for each in problems])
+            return result(self._reports.items(chosen), [as_kind(kind, each) for each in problems])
 
         def failed(entry: Entry) -> bool:
             return entry.failures > failures[entry.name] or self._blocked(entry, failures) is not None
@@ -204,19 +204,19 @@ class Verbs:
             acted_on,
             lambda entry: failed(entry) or reached(entry),
             options.get("timeout"),
-            self._reporter(progress),
+            reporter(progress),
         )
         for entry in acted_on:
             if entry.failures > failures[entry.name] and entry.failure is not None:
-                problems.append(self._with_last_lines(entry, entry.failure))
+                problems.append(self._reports.with_last_lines(entry, entry.failure))
             elif not reached(entry) and (blocker := self._blocked(entry, failures)) is not None:
                 message = f"waits for {blocker.name}, which did not become ready"
-                problems.append(_late(entry, kind, message))
-        problems += [_late(entry, kind, f"is still {entry.state}") for entry in late if not failed(entry)]
+                problems.append(late_as(entry, kind, message))
+        problems += [late_as(entry, kind, f"is still {entry.state}") for entry in late if not failed(entry)]
         code = TIMED_OUT if late else FAILED if problems else 0
         warnings = [warning for entry in acted_on for warning in entry.warnings]
-        errors = [_as(kind, each) for each in problems]
-        return result(self._items(chosen), errors, exit_code=code, warnings=warnings)
+        errors = [as_kind(kind, each) for each in problems]
+        return result(self._reports.items(chosen), errors, exit_code=code, warnings=warnings)
 
     def _blocked(self, entry: Entry, failures: dict[str, int]) -> Entry | None:
         """A dependency that has failed since, and without which the entry cannot start."""
@@ -228,100 +228,14 @@ class Verbs:
                 return dependency
         return None
 
-    def _with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
-        lines = self._engine.runner.logs(entry.name, 5)
-        message = failure.message if not lines else "\n    ".join([failure.message, *lines])
-        return ServerError(message, name=entry.name, bind=entry.config.key, hint=failure.hint)
-
     def _selected(self, selector: Selector) -> list[Entry]:
         entries = list(self._engine.entries.values())
-        chosen, unmatched = select(self._items(entries), selector)
+        chosen, unmatched = select(self._reports.items(entries), selector)
         if unmatched is not None:
             nothing = error(PARAM[0], PARAM[1], unmatched.message, unmatched.hint)
             raise NothingMatched(result([], [nothing], exit_code=NOTHING_MATCHED))
         names = {each["name"] for each in chosen}
         return [entry for entry in entries if entry.name in names]
 
-    def _items(self, entries: Iterable[Entry]) -> list[Document]:
-        now = self._engine.clock.monotonic()
-        return [self._item(entry, now) for entry in entries]
-
-    def _item(self, entry: Entry, now: float) -> Document:
-        document = item(
-            entry.config,
-            state=entry.state,
-            ready=entry.ready,
-            pids=entry.pids,
-            uptime_seconds=entry.uptime_seconds(now),
-            restarts=entry.restarts,
-        )
-        if entry.config.address.kind == "fd":
-            document["address"] = ", ".join(self._engine.runner.endpoints(entry.config.key))
-        return document
-
-    def _reporter(self, progress: Progress) -> Callable[[Entry], None]:
-        seen: dict[str, tuple[str, bool]] = {}
-
-        def told(entry: Entry) -> None:
-            now = (entry.state, entry.ready)
-            if seen.get(entry.name) != now:
-                seen[entry.name] = now
-                progress(
-                    {
-                        "progress": {
-                            "name": entry.name,
-                            "bind": entry.config.key,
-                            "state": entry.state,
-                            "ready": entry.ready,
-                            "message": entry.failure.message if entry.failure else "",
-                        }
-                    }
-                )
-
-        return told
-
     def _environments(self) -> Any:
         return getattr(self._engine.runner, "environments", {})
-
-
-def _disabled(entry: Entry) -> ServerError:
-    return ServerError("is disabled", name=entry.name, bind=entry.config.key, hint="remove `disabled = true` from its table")
-
-
-def _late(entry: Entry, kind: tuple[int, str], message: str) -> ServerError:
-    return ServerError(
-        message,
-        name=entry.name,
-        bind=entry.config.key,
-        hint=entry.failure.message if entry.failure else f"poolctl logs {entry.name}",
-        code=kind[0],
-        error=kind[1],
-    )
-
-
-def _as(kind: tuple[int, str], failure: ServerError) -> Document:
-    """The error with the code of the command that failed."""
-    document = failure.to_dict()
-    document["code"], document["error"] = kind
-    return document
-
-
-def _details(entry: Entry, endpoints: list[str]) -> Document:
-    config: ServerConfig = entry.config
-    return {
-        "endpoints": endpoints,
-        "generation": entry.generation,
-        "worker_list": [
-            {
-                "id": worker.id,
-                "pid": worker.placement.pid if worker.placement else None,
-                "where": worker.placement.where if worker.placement else "",
-                "phase": worker.phase.value,
-            }
-            for worker in entry.workers.values()
-        ],
-        "failure": entry.failure.to_dict() if entry.failure else None,
-        "config": config.to_dict(),
-        "origin": config.origin,
-        "host": os.uname().nodename,
-    }

@@ -12,7 +12,11 @@ Test = Callable[[Entry], bool]
 
 
 async def until(
-    engine: Engine, entries: Iterable[Entry], finished: Test, timeout_seconds: float | None, told: Callable[[Entry], None]
+    engine: Engine,
+    entries: Iterable[Entry],
+    finished: Test,
+    timeout_seconds: float | None,
+    told: Callable[[Entry], None],
 ) -> list[Entry]:
     """Return when `finished` has been true of each entry, or the time is over: then those still missing.
 

@@ -49,7 +49,7 @@ class Accounts(ServerState):
         self.tasks = Watched(on_change)
 
     @property
-    def default_headers(self) -> list[Header]:  # type: ignore[override]
+    def default_headers(self) -> list[Header]:
         """The headers of every response; the date is computed at most once a second (RFC 9110 §6.6.1)."""
         now = int(time.time())
         if now != self._second:
@@ -64,7 +64,7 @@ class Accounts(ServerState):
         self._second = -1
 
     @property
-    def total_requests(self) -> int:  # type: ignore[override]
+    def total_requests(self) -> int:
         return self._requests
 
     @total_requests.setter

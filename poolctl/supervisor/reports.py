@@ -1,0 +1,111 @@
+"""Servers, their failures and their details as documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from poolctl.control.messages import Document, item
+from poolctl.control.server import Progress
+from poolctl.errors import ServerError
+
+from .engine import Engine
+from .entry import Entry
+
+
+class Reports:
+    """What is said about the entries of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def items(self, entries: Iterable[Entry]) -> list[Document]:
+        """The entries as every command prints them."""
+        now = self._engine.clock.monotonic()
+        return [self._item(entry, now) for entry in entries]
+
+    def _item(self, entry: Entry, now: float) -> Document:
+        document = item(
+            entry.config,
+            state=entry.state,
+            ready=entry.ready,
+            pids=entry.pids,
+            uptime_seconds=entry.uptime_seconds(now),
+            restarts=entry.restarts,
+        )
+        if entry.config.address.kind == "fd":
+            document["address"] = ", ".join(self._engine.runner.endpoints(entry.config.key))
+        return document
+
+    def with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
+        """The failure with the last lines that the server printed."""
+        lines = self._engine.runner.logs(entry.name, LAST_LINES)
+        message = "\n    ".join([failure.message, *lines])
+        return ServerError(message, name=entry.name, bind=entry.config.key, hint=failure.hint)
+
+
+LAST_LINES = 5
+
+
+def reporter(progress: Progress) -> Callable[[Entry], None]:
+    """A function that sends a line of progress for each change that it is told of."""
+    seen: dict[str, tuple[str, bool]] = {}
+
+    def told(entry: Entry) -> None:
+        now = (entry.state, entry.ready)
+        if seen.get(entry.name) == now:
+            return
+        seen[entry.name] = now
+        line = {
+            "name": entry.name,
+            "bind": entry.config.key,
+            "state": entry.state,
+            "ready": entry.ready,
+            "message": entry.failure.message if entry.failure else "",
+        }
+        progress({"progress": line})
+
+    return told
+
+
+def disabled(entry: Entry) -> ServerError:
+    return ServerError(
+        "is disabled", name=entry.name, bind=entry.config.key, hint="remove `disabled = true` from its table"
+    )
+
+
+def late(entry: Entry, kind: tuple[int, str], message: str) -> ServerError:
+    return ServerError(
+        message,
+        name=entry.name,
+        bind=entry.config.key,
+        hint=entry.failure.message if entry.failure else f"poolctl logs {entry.name}",
+        code=kind[0],
+        error=kind[1],
+    )
+
+
+def as_kind(kind: tuple[int, str], failure: ServerError) -> Document:
+    """The error with the code of the command that failed."""
+    document = failure.to_dict()
+    document["code"], document["error"] = kind
+    return document
+
+
+def details(entry: Entry, endpoints: list[str]) -> Document:
+    config = entry.config
+    return {
+        "endpoints": endpoints,
+        "generation": entry.generation,
+        "worker_list": [
+            {
+                "id": worker.id,
+                "pid": worker.placement.pid if worker.placement else None,
+                "where": worker.placement.where if worker.placement else "",
+                "phase": worker.phase.value,
+            }
+            for worker in entry.workers.values()
+        ],
+        "failure": entry.failure.to_dict() if entry.failure else None,
+        "config": config.to_dict(),
+        "origin": config.origin,
+    }
