@@ -1,0 +1,1 @@
+"""A shop of three services; each module holds one ASGI application."""
