@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 NO_SUPERVISOR = 6
 BUSY = 8
 TIMED_OUT = 124
+OK = 200
+FORBIDDEN = 403
 # A connection to a dead supervisor waits in the backlog: after so long a silence it has to answer a ping.
 SILENCE_SECONDS = 10.0
 # The supervisor keeps the command's timeout itself and says what was late; this is for one that cannot.
@@ -36,6 +38,17 @@ class NoSupervisor(ControlError):
         self, message: str = "no supervisor is running for this pool", *, hint: str = "poolctl start"
     ) -> None:
         super().__init__(message, exit_code=NO_SUPERVISOR, hint=hint)
+
+
+class SupervisorEnded(ControlError):
+    """The supervisor went away while it was being asked."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the supervisor ended before it had answered",
+            exit_code=BUSY,
+            hint="the servers go on serving; try again",
+        )
 
 
 class Client:
@@ -67,22 +80,14 @@ class Client:
             status = _skip_head(lines)
             for line in lines:
                 message = _decode(line)
+                if status != OK:
+                    raise _refused(status, verb, message)
                 if "result" in message:
                     result: dict[str, Any] = message["result"]
                     return result
                 if on_progress is not None:
                     on_progress(message)
-        if status and status != 200:
-            raise ControlError(
-                f"the supervisor refused {verb!r} (HTTP status {status})",
-                exit_code=BUSY,
-                hint="is it of another version? poolctl version shows both",
-            )
-        raise ControlError(
-            "the supervisor ended before it had answered",
-            exit_code=BUSY,
-            hint="the servers go on serving; try again",
-        )
+        raise SupervisorEnded
 
     def ping(self, timeout: float | None = None) -> dict[str, Any]:
         """Return the supervisor's version and process ids; ControlError (8) if it does not answer in time."""
@@ -225,6 +230,19 @@ def _skip_head(lines: Iterator[bytes]) -> int:
     return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
 
 
+def _refused(status: int, verb: str, message: Mapping[str, Any]) -> ControlError:
+    said = str(message.get("error") or f"HTTP status {status}")
+    if status == FORBIDDEN:
+        return ControlError(
+            said, exit_code=directory.NOT_PERMITTED, hint="run poolctl as the user who started the pool"
+        )
+    return ControlError(
+        f"the supervisor refused {verb!r}: {said}",
+        exit_code=BUSY,
+        hint="is it of another version? poolctl version --verbose shows both",
+    )
+
+
 def _decode(line: bytes) -> dict[str, Any]:
     if not line.strip():
         return {}
@@ -236,6 +254,6 @@ def _decode(line: bytes) -> dict[str, Any]:
         raise ControlError(
             "the supervisor's answer is not understood",
             exit_code=BUSY,
-            hint="poolctl version shows both versions",
+            hint="poolctl version --verbose shows both versions",
         )
     return message

@@ -1,0 +1,238 @@
+"""The slow lane: the whole command line as a Typer application.
+
+It is the one source of truth about commands and options: the fast lane's table and the shell completions are made
+from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from poolctl.cli import commands
+from poolctl.cli.exit_codes import USAGE
+from poolctl.cli.options import (
+    HELP,
+    OUTPUT,
+    SELECTION,
+    AllowEmpty,
+    Config,
+    NoDeps,
+    NoWait,
+    Perform,
+    PoolName,
+    Quiet,
+    Timeout,
+    Verbose,
+    command,
+)
+from poolctl.cli.outcome import Outcome
+
+FAST = ("list", "status", "wait", "start", "stop", "restart")
+# These take a command of the user's after `--`; for all others `--` ends the options.
+WITH_COMMAND = ("walk", "run")
+
+_WAIT_FOR = typer.Option("--for", metavar="GOAL", help="ready (default), stopped, healthy, or any state.")
+_FIELD = typer.Option("--field", metavar="FIELD", help="Print this field of each server, one a line.")
+_ENV = typer.Option("--env", help="Take this command's environment instead of the supervisor's.")
+_FILTER_FIELD = typer.Argument(metavar="FIELD", help="name, bind or expose.", show_default=False)
+_FILTER_PATTERN = typer.Argument(
+    metavar="PATTERN", help="Equals the field, ignoring case.", show_default=False
+)
+_REGEX = typer.Option("--regex", metavar="RE", help="Is found in the field.")
+_TARGET = typer.Option("--target", metavar="FIELD", help="Print this field of each match, one a line.")
+_JOBS = typer.Option("-j", "--jobs", metavar="N", help="Run this many at once (default 1).")
+_FAIL_FAST = typer.Option("--fail-fast", help="Start no other once one has failed.")
+_FOLLOW = typer.Option("-f", "--follow", help="Go on with what comes.")
+_LINES = typer.Option("-n", "--lines", metavar="N", help="The last N lines of each server (default 10).")
+_SINCE = typer.Option("--since", metavar="TIME", help='Not older than "10m", or than an ISO 8601 time.')
+_IMPORT = typer.Option("--import", help="Import every app as well.")
+_WITH_APP = typer.Option("--app", help="Write a tiny application too.")
+_FORCE = typer.Option("--force", help="Overwrite what is there.")
+_DIRECTORY = typer.Argument(metavar="DIRECTORY", help="Where to write; default: here.", show_default=False)
+_SHELL = typer.Argument(metavar="SHELL", help="bash, zsh or fish; default: $SHELL.", show_default=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from poolctl.cli.commands.version import installed
+
+        typer.echo(f"poolctl {installed()}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option(
+    "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
+)
+
+TIMES: dict[str, tuple[Any, Any]] = {"timeout": (Timeout, None)}
+ORDERS: dict[str, tuple[Any, Any]] = {**TIMES, "no_wait": (NoWait, False), "no_deps": (NoDeps, False)}
+
+
+def build(perform: Perform = commands.perform) -> typer.Typer:
+    """The application. Its commands hand their requests to `perform`."""
+    app = typer.Typer(
+        name="poolctl",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings=HELP,
+        help="A pool of HTTP servers: one file, one command, sockets that never close.",
+    )
+    app.callback()(_before)
+    _lifecycle(app, perform)
+    _looking(app, perform)
+    _files(app, perform)
+    return app
+
+
+def _before(
+    ctx: typer.Context,
+    config: Config = None,
+    pool: PoolName = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    version: Annotated[bool, _VERSION] = False,
+) -> None:
+    given = {"config": config or [], "pool": pool, "quiet": quiet, "verbose": verbose}
+    ctx.obj = {**(ctx.obj or {}), **given}
+
+
+def _lifecycle(app: typer.Typer, perform: Perform) -> None:
+    command(app, "start", "Start servers; return when each has answered.", perform, SELECTION, OUTPUT, ORDERS)
+    command(
+        app,
+        "stop",
+        "Stop servers; without a selection the supervisor too.",
+        perform,
+        SELECTION,
+        OUTPUT,
+        ORDERS,
+    )
+    command(
+        app,
+        "restart",
+        "Replace servers; the new one answers before the old one ends.",
+        perform,
+        SELECTION,
+        OUTPUT,
+        ORDERS,
+        env=(Annotated[bool, _ENV], False),
+    )
+    command(
+        app,
+        "run",
+        "Run the pool in the foreground, or around a command: run -- CMD…",
+        perform,
+        SELECTION,
+        OUTPUT,
+        TIMES,
+        no_deps=(NoDeps, False),
+    )
+    command(
+        app,
+        "wait",
+        "Wait until servers are ready, stopped, healthy, or in a state.",
+        perform,
+        SELECTION,
+        OUTPUT,
+        TIMES,
+        goal=(Annotated[str | None, _WAIT_FOR], None),
+    )
+
+
+def _looking(app: typer.Typer, perform: Perform) -> None:
+    field = (Annotated[str | None, _FIELD], None)
+    command(app, "list", "List servers.", perform, SELECTION, OUTPUT, field=field)
+    command(
+        app,
+        "filter",
+        "List the servers of which a field equals a pattern or contains an expression.",
+        perform,
+        OUTPUT,
+        filter_field=(Annotated[str, _FILTER_FIELD], ...),
+        pattern=(Annotated[str | None, _FILTER_PATTERN], None),
+        regex=(Annotated[str | None, _REGEX], None),
+        target=(Annotated[str | None, _TARGET], None),
+        allow_empty=(AllowEmpty, False),
+    )
+    command(
+        app,
+        "walk",
+        "Run a command once for each server: walk [SELECTOR] -- CMD…",
+        perform,
+        SELECTION,
+        OUTPUT,
+        jobs=(Annotated[str | None, _JOBS], None),
+        fail_fast=(Annotated[bool, _FAIL_FAST], False),
+    )
+    command(
+        app, "status", "Say whether all that should run is ready (0) or not (3).", perform, SELECTION, OUTPUT
+    )
+    command(app, "show", "Show everything about servers.", perform, SELECTION, OUTPUT)
+    command(
+        app,
+        "logs",
+        "Show what servers have written.",
+        perform,
+        SELECTION,
+        OUTPUT,
+        follow=(Annotated[bool, _FOLLOW], False),
+        lines=(Annotated[str | None, _LINES], None),
+        since=(Annotated[str | None, _SINCE], None),
+    )
+
+
+def _files(app: typer.Typer, perform: Perform) -> None:
+    command(
+        app,
+        "validate",
+        "Check the pool's files; report every problem.",
+        perform,
+        OUTPUT,
+        import_apps=(Annotated[bool, _IMPORT], False),
+        allow_empty=(AllowEmpty, False),
+    )
+    command(app, "config", "Print the effective configuration.", perform, SELECTION, OUTPUT)
+    command(app, "schema", "Print the JSON Schema of the configuration.", perform)
+    command(
+        app,
+        "init",
+        "Write a starter pool.toml.",
+        perform,
+        directory=(Annotated[str | None, _DIRECTORY], None),
+        with_app=(Annotated[bool, _WITH_APP], False),
+        force=(Annotated[bool, _FORCE], False),
+    )
+    command(
+        app,
+        "completion",
+        "Print the completion script of a shell.",
+        perform,
+        shell=(Annotated[str | None, _SHELL], None),
+    )
+    command(app, "version", "Print the version.", perform, OUTPUT)
+
+
+def perform_args(args: Sequence[str], perform: Perform = commands.perform) -> Outcome:
+    """What a command line came to. Raises UsageError and what commands raise; prints nothing but help."""
+    from poolctl.cli.usage import as_usage_error, split
+
+    words, own_command = split(args, WITH_COMMAND)
+    application = typer.main.get_command(build(perform))
+    if not words:
+        with contextlib.redirect_stdout(sys.stderr):
+            application.main(["--help"], prog_name="poolctl", standalone_mode=False)
+        return Outcome(exit_code=USAGE)
+    try:
+        result = application.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
+    except Exception as error:
+        usage = as_usage_error(error)
+        if usage is None:
+            raise
+        raise usage from None
+    return result if isinstance(result, Outcome) else Outcome()

@@ -1,0 +1,77 @@
+"""`poolctl filter`: the servers of which one field equals a pattern, or contains an expression."""
+
+from __future__ import annotations
+
+import re
+
+from poolctl.cli.exit_codes import NOTHING_MATCHED
+from poolctl.cli.outcome import Item, Outcome, UsageError
+from poolctl.cli.place import find_place
+from poolctl.cli.request import Request, one_of
+from poolctl.cli.selected import selected
+
+FIELDS = ("name", "bind", "expose")
+
+
+def perform(request: Request) -> Outcome:
+    """The matching servers, or with --target one field of each. A pattern that equals comes before --regex."""
+    field = one_of("FIELD", request.get("filter_field"), FIELDS)
+    target = request.get("target")
+    if target is not None:
+        one_of("--target", target, FIELDS)
+        if request.get("output") is not None:
+            raise UsageError("--target and -o exclude each other", hint=f"-o {target} prints that field too")
+    pattern, regex = request.get("pattern") or "", request.get("regex") or ""
+    everything = selected(Request("list", {**request.values, "allow_empty": True}), find_place(request))
+    search = _searcher(regex)
+    found = [item for item in everything.items if _matches(item, field, pattern, search)]
+    outcome = Outcome(found, form=target or "table")
+    if not found and not request.get("allow_empty"):
+        outcome = Outcome.failed(
+            NOTHING_MATCHED, f"no server's {field} matches", _near(field, pattern, everything.items)
+        )
+    return outcome
+
+
+def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | None) -> bool:
+    value = str(item.get(field, ""))
+    if pattern and any(
+        value.casefold() == spelling.casefold() for spelling in _spellings(field, pattern, value)
+    ):
+        return True
+    return search is not None and search.search(value) is not None
+
+
+def _spellings(field: str, pattern: str, value: str) -> list[str]:
+    """What the pattern may stand for: an address in any spelling, an exposed address without its scheme."""
+    if field == "bind":
+        from poolctl.address import canonical
+
+        try:
+            return [pattern, canonical(pattern)]
+        except ValueError:
+            return [pattern]
+    if field == "expose" and "://" not in pattern and "://" in value:
+        return [pattern, f"{value.partition('://')[0]}://{pattern}"]
+    return [pattern]
+
+
+def _searcher(regex: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(regex) if regex else None
+    except re.error as bad:
+        place = f"{regex}\n{' ' * (bad.pos or 0)}^" if "\n" not in regex else ""
+        raise UsageError(f"--regex: {bad.msg} at position {bad.pos or 0} of {regex!r}", hint=place) from None
+    except (RecursionError, OverflowError):
+        raise UsageError("--regex is too complicated") from None
+
+
+def _near(field: str, pattern: str, items: list[Item]) -> str:
+    import difflib
+
+    near = (
+        difflib.get_close_matches(pattern, [str(item.get(field, "")) for item in items], n=1)
+        if pattern
+        else []
+    )
+    return f"did you mean {near[0]!r}?" if near else "--allow-empty accepts that nothing matches"

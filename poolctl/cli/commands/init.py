@@ -1,0 +1,121 @@
+"""`poolctl init`: a starter pool.toml, and a tiny application for it when asked."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from poolctl.cli.exit_codes import CONFLICT, FAILED
+from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.request import Request
+
+POOL = """\
+# A pool of HTTP servers. Every key: `poolctl schema`, checks: `poolctl validate`.
+
+[pool]
+# name = "{name}"                # what the pool is called; default: derived from this file's path
+# port_range = "20000-29999"     # where `bind = "127.0.0.1:auto"` chooses from
+
+[defaults]                       # every key of a server; its own value wins
+# restart = "on-failure"         # "no", "on-failure" or "always"
+# start_timeout = "30s"
+
+[[server]]
+name = "web"                     # unique; letters, digits, dots, underscores, hyphens
+bind = "127.0.0.1:8080"          # ":8080", "[::1]:8080", "unix:./web.sock", "127.0.0.1:auto"
+app = "{app}"{padding}# module:attribute, an ASGI application
+# workers = 2
+# tags = ["public"]
+# env = {{ LOG_LEVEL = "info" }}
+# expose = "https://example.org" # the address that clients use
+
+# [[server]]
+# name = "admin"
+# bind = "127.0.0.1:8081"
+# command = ["python3", "-m", "http.server", "{{port}}", "--bind", "{{host}}"]  # any program instead of an app
+# depends_on = ["web"]
+"""
+
+APP = '''\
+"""A tiny ASGI application: https://asgi.readthedocs.io"""
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    host, port = scope["server"][:2]
+    body = f"hello from {host}:{port}\\n".encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+'''
+APP_FILE = "hello.py"
+# An application that is there already: `app = FastAPI()` at the beginning of a line.
+_FRAMEWORKS = r"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:FastAPI|Starlette|Litestar|Quart|Sanic|BlackSheep|get_asgi_application)\("
+_USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py")
+
+
+def perform(request: Request) -> Outcome:
+    """Write the files; what is there already is left alone unless --force says otherwise (8)."""
+    directory = request.get("directory") or "."
+    found = "" if request.get("with_app") else existing_app(directory)
+    with_app = bool(request.get("with_app")) or (not found and _asked(request))
+    app = found or "hello:app"
+    name = (
+        re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(directory))).strip("-.") or "pool"
+    )
+    texts = {"pool.toml": POOL.format(name=name, app=app, padding=" " * max(1, 25 - len(app)))}
+    if with_app:
+        texts[APP_FILE] = APP
+    _write(directory, texts, force=bool(request.get("force")))
+    written = " and ".join(os.path.normpath(os.path.join(directory, file)) for file in texts)
+    outcome = Outcome(message=f"wrote {written}; next: poolctl start")
+    if not with_app and not found and not os.path.exists(os.path.join(directory, APP_FILE)):
+        outcome.warnings = [
+            f"{app!r} is not there yet: change it, or write it with poolctl init --app --force"
+        ]
+    return outcome
+
+
+def existing_app(directory: str) -> str:
+    """`module:attribute` of an application in one of the usual files, "" if there is none."""
+    for file in _USUAL_FILES:
+        try:
+            with open(os.path.join(directory, file), encoding="utf-8", errors="replace") as source:
+                match = re.search(_FRAMEWORKS, source.read(), re.MULTILINE)
+        except OSError:
+            continue
+        if match:
+            return f"{file.removesuffix('.py').replace('/', '.')}:{match[1]}"
+    return ""
+
+
+def _asked(request: Request) -> bool:
+    """Whether the user, if there is one at the terminal, wants an application too."""
+    if request.quiet or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stderr.write(f"Write a tiny application ({APP_FILE}) too? [Y/n] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("", "y", "yes")
+
+
+def _write(directory: str, texts: dict[str, str], *, force: bool) -> None:
+    paths = {os.path.normpath(os.path.join(directory, file)): text for file, text in texts.items()}
+    there = [path for path in paths if os.path.lexists(path)]
+    if there and not force:
+        verb = "is" if len(there) == 1 else "are"
+        raise Failure(
+            Outcome.failed(CONFLICT, f"{' and '.join(there)} {verb} there already", "--force overwrites")
+        )
+    try:
+        os.makedirs(directory, exist_ok=True)
+        for path, text in paths.items():
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise Failure(Outcome.failed(FAILED, f"cannot write {error.filename}: {error.strerror}")) from None

@@ -1,0 +1,56 @@
+"""`poolctl start`, `stop` and `restart`."""
+
+from __future__ import annotations
+
+from poolctl.cli.counting import servers
+from poolctl.cli.ending import await_end
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import find_place
+from poolctl.cli.remote import ask, ask_or_launch
+from poolctl.control.client import NoSupervisor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.cli.place import Place
+    from poolctl.cli.request import Request
+
+
+def perform(request: Request) -> Outcome:
+    """Start, stop or restart the selected servers; returns when each is there, or with why it is not."""
+    place = find_place(request)
+    if request.verb == "stop":
+        return _stop(request, place)
+    outcome = ask_or_launch(request, place)
+    outcome.message = _ready_line(outcome, waited=not request.get("no_wait"))
+    return outcome
+
+
+def _stop(request: Request, place: Place) -> Outcome:
+    try:
+        outcome = ask(request, place)
+    except NoSupervisor:
+        items = []
+        if not request.selector().selects_all:
+            from poolctl.cli.local import select_from_files
+
+            items = select_from_files(request, place)
+        return Outcome(items, message="nothing is running")
+    if outcome.ended_pid:
+        await_end(outcome.ended_pid)
+    stopped = [item for item in outcome.items if item.get("state") in ("stopped", "disabled", "failed")]
+    if request.get("no_wait"):
+        outcome.message = f"{servers(len(outcome.items))} told to stop"
+    else:
+        outcome.message = f"{servers(len(stopped), len(outcome.items))} stopped"
+    return outcome
+
+
+def _ready_line(outcome: Outcome, *, waited: bool) -> str:
+    if not outcome.items:
+        return "" if outcome.exit_code else "no server selected"
+    disabled = sum(item.get("state") == "disabled" for item in outcome.items)
+    ready = sum(bool(item.get("ready")) for item in outcome.items)
+    line = f"{servers(ready, len(outcome.items) - disabled)} ready"
+    if not waited:
+        line = f"{servers(len(outcome.items) - disabled)} told to start, {ready} ready"
+    return f"{line} ({disabled} disabled)" if disabled else line

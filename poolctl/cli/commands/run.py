@@ -1,0 +1,169 @@
+"""`poolctl run`: the pool in the foreground, or around a command (`run -- CMD…`)."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from poolctl.cli.counting import servers
+from poolctl.cli.ending import await_end
+from poolctl.cli.exit_codes import CONFLICT, DONE, INTERRUPTED, INVALID_CONFIGURATION
+from poolctl.cli.foreground import Foreground, program
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.output import LogPrinter
+from poolctl.cli.place import Place, find_place
+from poolctl.cli.progress import Progress
+from poolctl.cli.render import explain
+from poolctl.cli.request import Request
+from poolctl.control.client import Client, NoSupervisor
+from poolctl.errors import ControlError
+
+# `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
+_TERMINATED = 128 + signal.SIGTERM
+_ALIVE = ("running", "starting", "backoff", "draining")
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP: stop cleanly. No Exception, so that nothing on the way takes it for an error."""
+
+
+class Session:
+    """One `run`: the pool it has launched, for as long as it holds the lifeline."""
+
+    def __init__(self, request: Request, place: Place, command: list[str]) -> None:
+        self.request = request
+        self.place = place
+        self.command = command
+        self.client = Client(place.socket)
+        self.outcome = Outcome()
+        self._printer: LogPrinter | None = None
+
+    def start(self) -> bool:
+        """Start what is selected; whether there is something to stay for."""
+        quiet = self.request.quiet or not self.command  # without a command the logs are the progress
+        body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
+        if not self.command and not self.request.output:
+            self._printer = LogPrinter(self.client, self.place, times=self.request.verbose)
+            self._printer.start()
+        with Progress("start", quiet=quiet) as progress:
+            result = self.client.call("start", body, progress, self.request.seconds("timeout"))
+        self.outcome = Outcome.from_result(result)
+        self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
+        if self.outcome.exit_code == INVALID_CONFIGURATION or self.command:
+            return self.outcome.exit_code == DONE
+        return not self.outcome.exit_code or any(i.get("state") in _ALIVE for i in self.outcome.items)
+
+    def stay(self, lifeline: int) -> int:
+        """Until the pool has ended, or a signal is raised; the exit code if it was the pool."""
+        ready = sum(bool(item.get("ready")) for item in self.outcome.items)
+        self._say(f"{servers(ready, len(self.outcome.items))} ready, Ctrl-C stops")
+        explain(self.outcome)  # what has failed is said now, while the others serve
+        self.outcome.errors, self.outcome.warnings = [], []
+        poll = select.poll()
+        poll.register(lifeline, 0)  # the other end is the keeper's: an error here is its end
+        poll.poll()
+        return DONE
+
+    def run_command(self, path: str) -> int:
+        """The exit code of the user's command. With -o json its output goes to standard error."""
+        stdout = sys.stderr.fileno() if self.request.output else None
+        return Foreground(path, self.command, os.environ).run(stdout=stdout)
+
+    def stop(self) -> None:
+        """Stop everything; a signal meanwhile kills what is left at once."""
+        try:
+            self._stop({})
+        except (KeyboardInterrupt, Terminated):
+            self._say("killing what is left")
+            try:
+                self._stop({"kill": True, "deps": False})
+            except (KeyboardInterrupt, Terminated):
+                pass  # the lifeline ends with us, and the keeper sees to the rest
+        finally:
+            if self._printer is not None:
+                self._printer.finish()
+
+    def _stop(self, options: dict[str, object]) -> None:
+        try:
+            with Progress("stop", quiet=self.request.quiet) as progress:
+                result = self.client.call("stop", {"options": options}, progress)
+        except ControlError:
+            return  # it has ended already
+        if self.outcome.items and result.get("items"):
+            names = {item["name"] for item in self.outcome.items}
+            self.outcome.items = [item for item in result["items"] if item["name"] in names]
+        if result.get("keeper_pid"):
+            await_end(int(result["keeper_pid"]))
+
+    def _say(self, text: str) -> None:
+        if not self.request.quiet:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+
+def perform(request: Request) -> Outcome:
+    """Run the pool until it is told to end; the exit code is the contract's for the way it ended."""
+    from poolctl.supervisor.launch import launch
+
+    command = request.get("command") or []
+    path = program(command, os.environ) if command else ""
+    place = find_place(request)
+    session = Session(request, place, command)
+    request.selector(), request.options()  # a wrong one is said before anything runs
+    _refuse_running(session.client)
+    with _stop_signals():
+        lifeline = -1
+        try:
+            launched = launch(place.files, os.environ, lifeline=True)
+            lifeline = -1 if launched.lifeline is None else launched.lifeline
+            code = _live(session, path, lifeline)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except Terminated:
+            code = _TERMINATED if command else DONE
+        if session.outcome.exit_code != INVALID_CONFIGURATION and lifeline >= 0:
+            session.stop()
+        if lifeline >= 0:
+            os.close(lifeline)
+    session.outcome.exit_code = code
+    return session.outcome
+
+
+def _live(session: Session, path: str, lifeline: int) -> int:
+    if not session.start():
+        return session.outcome.exit_code
+    return session.run_command(path) if session.command else session.stay(lifeline)
+
+
+def _refuse_running(client: Client) -> None:
+    try:
+        client.ping()
+    except NoSupervisor:
+        return
+    raise ControlError(
+        "a supervisor is already running for this pool", exit_code=CONFLICT, hint="poolctl stop ends it"
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Terminated here; SIGINT raises KeyboardInterrupt, as always."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(number, terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

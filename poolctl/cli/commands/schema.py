@@ -1,0 +1,15 @@
+"""`poolctl schema`: the JSON Schema of the configuration, for editors."""
+
+from __future__ import annotations
+
+import json
+
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.request import Request
+
+
+def perform(request: Request) -> Outcome:
+    """The schema as text; it stands for itself, without the frame of the other documents."""
+    from poolctl.config.schema import json_schema
+
+    return Outcome(text=json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,89 @@
+"""`poolctl show`: everything about the selected servers, with the origin of each value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from poolctl.cli.outcome import Failure, Item, Outcome
+from poolctl.cli.place import Place, find_place
+from poolctl.cli.remote import ask
+from poolctl.cli.render import coloured, duration, field_text, paint, printable
+from poolctl.cli.request import Request
+from poolctl.cli.toml_text import value_text
+from poolctl.control.client import NoSupervisor
+
+_RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
+_DEFAULT = "default"
+
+
+def perform(request: Request) -> Outcome:
+    """The servers with what runs of them and what is configured."""
+    place = find_place(request)
+    try:
+        outcome = ask(request, place)
+        if outcome.exit_code:
+            raise Failure(outcome)
+    except NoSupervisor:
+        if not place.files:
+            raise
+        outcome = Outcome(_from_files(request, place))
+    if not request.output:
+        import sys
+
+        outcome.text = "\n".join(_text(item, coloured(sys.stdout)) for item in outcome.items)
+    return outcome
+
+
+def _from_files(request: Request, place: Place) -> list[Item]:
+    from poolctl.cli.local import choose, described, load
+
+    config = load(place, allow_empty=bool(request.get("allow_empty")))
+    return choose([described(server) for server in config], request)
+
+
+def _text(item: Item, colours: bool) -> str:
+    name = printable(str(item["name"]))
+    lines = [paint(name, "1") if colours else name]
+    rows = [(key, _fact(item, key)) for key in _RUNNING]
+    if item.get("endpoints"):
+        rows.append(("endpoints", field_text(item, "endpoints")))
+    failure = item.get("failure")
+    if isinstance(failure, dict):
+        rows.append(("failure", str(failure.get("message", "")).replace("\n", "\n" + " " * 13)))
+    lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
+    config = item.get("config")
+    if isinstance(config, dict):
+        lines += ["  configuration", *_configuration(config, item.get("origin") or {})]
+    return "\n".join(lines) + "\n"
+
+
+def _fact(item: Item, key: str) -> str:
+    if key == "uptime":
+        return duration(item.get("uptime_seconds") or None)
+    return field_text(item, key) or "-"
+
+
+def _configuration(config: dict[str, Any], origin: dict[str, str]) -> list[str]:
+    rows = [(key, value_text(value), _origin(key, origin)) for key, value in _leaves(config)]
+    width = max((len(f"{key} = {text}") for key, text, _ in rows if len(text) < 60), default=0)
+    return [f"    {f'{key} = {text}'.ljust(width)}  # {where}" for key, text, where in rows]
+
+
+def _leaves(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            found += _leaves(value, f"{prefix}{key}.")
+        elif value is not None and value != {}:
+            found.append((prefix + key, value))
+    return found
+
+
+def _origin(key: str, origin: dict[str, str]) -> str:
+    """The place of the value itself, or of the nearest table around it that somebody wrote as a whole."""
+    parts = key.split(".")
+    for end in range(len(parts), 0, -1):
+        where = origin.get(".".join(parts[:end]))
+        if where:
+            return str(where)
+    return _DEFAULT

@@ -1,0 +1,76 @@
+"""`poolctl status`: the pool in one line, and what is not as it should be."""
+
+from __future__ import annotations
+
+from poolctl.cli.counting import servers
+from poolctl.cli.exit_codes import NOT_AS_DESIRED
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import find_place
+from poolctl.cli.remote import ask
+from poolctl.cli.render import duration
+from poolctl.control.client import NoSupervisor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from poolctl.cli.request import Request
+
+_AT_REST = ("stopped", "disabled", "sleeping")
+
+
+def perform(request: Request) -> Outcome:
+    """The summary of the selected servers; exit 0 when all that should run is ready, else 3."""
+    place = find_place(request)
+    try:
+        outcome = ask(request, place)
+    except NoSupervisor:
+        from poolctl.cli.local import select_from_files
+
+        items = select_from_files(request, place)
+        return Outcome(
+            items,
+            exit_code=NOT_AS_DESIRED,
+            message=f"no supervisor is running, {servers(len(items))} stopped",
+            extra={
+                "summary": {"supervisor": None, "servers": len(items), "ready": 0, "states": _states(items)}
+            },
+        )
+    outcome.extra["summary"] = _summary(outcome)
+    outcome.message = "\n".join(_lines(outcome))
+    return outcome
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    given = outcome.extra.get("summary")
+    ready = sum(bool(item.get("ready")) for item in outcome.items)
+    ours = {"servers": len(outcome.items), "ready": ready, "states": _states(outcome.items)}
+    return {**ours, **given} if isinstance(given, dict) else ours
+
+
+def _states(items: list[dict[str, Any]]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for item in items:
+        state = str(item.get("state", ""))
+        counts[state] = counts.get(state, 0) + 1
+    return counts
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    items = outcome.items
+    summary = outcome.extra["summary"]
+    name = summary.get("name") or summary.get("pool")
+    resting = {state: sum(item.get("state") == state for item in items) for state in _AT_REST}
+    ready = sum(bool(item.get("ready")) for item in items)
+    active = sum(item.get("state") not in _AT_REST or bool(item.get("ready")) for item in items)
+    words = [f"{servers(ready, active)} ready", *(f"{n} {state}" for state, n in resting.items() if n)]
+    uptime = max((item.get("uptime_seconds") or 0 for item in items), default=0)
+    if uptime:
+        words.append(f"up {duration(uptime)}")
+    lines = [f"{name}: {', '.join(words)}" if name else ", ".join(words)]
+    late = [item for item in items if not item.get("ready") and item.get("state") not in _AT_REST]
+    width = max((len(str(item.get("name"))) for item in late), default=0)
+    for item in late:
+        why = item.get("message") or item.get("error") or ""
+        lines.append(f"  {str(item.get('name')).ljust(width)}  {item.get('state')}  {why}".rstrip())
+    return lines

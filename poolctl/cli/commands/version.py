@@ -1,0 +1,44 @@
+"""`poolctl version`."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import find_place
+from poolctl.cli.request import Request
+from poolctl.errors import ControlError
+
+
+def installed() -> str:
+    """The installed version of poolctl."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("poolctl")
+    except PackageNotFoundError:  # run from a tree that was never installed
+        return "0+unknown"
+
+
+def perform(request: Request) -> Outcome:
+    """The version; with --verbose what it runs on, and the version of the running supervisor."""
+    extra = {"version": installed()}
+    if request.verbose or request.output:
+        extra["python"] = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"
+        extra["platform"] = platform.platform()
+        extra["supervisor"] = _of_supervisor(request)
+    lines = [f"poolctl {extra['version']}"]
+    if request.verbose:
+        lines += [f"{key} {value}" for key, value in extra.items() if key != "version" and value]
+    return Outcome(text="\n".join(lines) + "\n", extra=extra)
+
+
+def _of_supervisor(request: Request) -> str:
+    from poolctl.config.find import ConfigNotFound
+    from poolctl.control.client import Client
+
+    try:
+        return str(Client(find_place(request).socket, silence_seconds=1.0).ping().get("version", ""))
+    except (ControlError, ConfigNotFound):
+        return ""

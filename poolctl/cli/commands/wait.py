@@ -1,0 +1,63 @@
+"""`poolctl wait`: until the selected servers are ready, stopped, healthy, or in a state."""
+
+from __future__ import annotations
+
+from time import monotonic, sleep
+
+from poolctl.cli.counting import servers
+from poolctl.cli.exit_codes import TIMED_OUT
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import find_place
+from poolctl.cli.remote import ask
+from poolctl.cli.request import Request
+from poolctl.control.client import NoSupervisor, SupervisorEnded
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.cli.place import Place
+
+# A stat of one path twenty times a second: 0.1 % of a core, and a supervisor is noticed at once.
+LOOK_SECONDS = 0.05
+
+
+def perform(request: Request) -> Outcome:
+    """Return when the selected servers are what `--for` says; keeps trying while there is no supervisor."""
+    seconds = request.seconds("timeout")
+    deadline = None if seconds is None else monotonic() + seconds
+    goal = str(request.options().get("for") or "ready")
+    place = find_place(request)
+    selected: list[dict[str, object]] | None = None
+    while True:
+        left = None if deadline is None else max(0.0, deadline - monotonic())
+        try:
+            outcome = ask(_with_timeout(request, left), place)
+        except SupervisorEnded:
+            continue  # another may be there already, or none: the next call tells
+        except NoSupervisor:
+            selected = _from_files(request, place) if selected is None else selected
+            if goal == "stopped":
+                return Outcome(selected, message=f"{servers(len(selected))} stopped")
+            if left == 0:
+                return _late(goal, selected)
+            sleep(LOOK_SECONDS if left is None else min(LOOK_SECONDS, left))
+            continue
+        outcome.message = "" if outcome.exit_code else f"{servers(len(outcome.items))} {goal}"
+        return outcome
+
+
+def _from_files(request: Request, place: Place) -> list[dict[str, object]]:
+    from poolctl.cli.local import select_from_files
+
+    return select_from_files(request, place) if place.files else []
+
+
+def _with_timeout(request: Request, left: float | None) -> Request:
+    return Request("wait", {**request.values, "timeout": left})
+
+
+def _late(goal: str, selected: list[dict[str, object]]) -> Outcome:
+    outcome = Outcome.failed(
+        TIMED_OUT, f"not {goal} in time: no supervisor is running for this pool", "poolctl start"
+    )
+    outcome.items = selected
+    return outcome

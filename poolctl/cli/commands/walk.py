@@ -1,0 +1,132 @@
+"""`poolctl walk [SELECTOR] -- CMD…`: CMD once for each server, its output in one piece, failures at the end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from poolctl.cli.exit_codes import FAILED, NOT_EXECUTABLE, NOT_FOUND
+from poolctl.cli.outcome import Item, Outcome, UsageError, error
+from poolctl.cli.place import find_place
+from poolctl.cli.render import coloured, field_text, paint, printable
+from poolctl.cli.request import Request
+from poolctl.cli.selected import selected
+from poolctl.cli.visit import arguments, environment
+
+LINE = ("name", "bind", "state")
+# How long a child that Ctrl-C has reached may take to end before it is killed.
+PATIENCE_SECONDS = 5.0
+
+
+class Walk:
+    """One walk: which command, how many at once, and the children that are alive."""
+
+    def __init__(self, command: list[str], *, jobs: int, fail_fast: bool, keep: bool) -> None:
+        self.command = command
+        self.jobs = jobs
+        self.fail_fast = fail_fast
+        self.keep = keep  # the output goes into the document instead of to the terminal
+        self.children: set[subprocess.Popen[bytes]] = set()
+        self.ending = False
+
+    def visits(self, items: list[Item]) -> Iterator[Item]:
+        """The items as they are done, each with its exit code and output. Stops all children when interrupted."""
+        waiting = list(reversed(items))
+        running: dict[Future[Item], None] = {}
+        failed = False
+        with ThreadPoolExecutor(self.jobs) as threads:
+            try:
+                while running or (waiting and not (failed and self.fail_fast)):
+                    while waiting and len(running) < self.jobs and not (failed and self.fail_fast):
+                        running[threads.submit(self._visit, waiting.pop())] = None
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        del running[future]
+                        failed = failed or future.result()["exit_code"] != 0
+                        yield future.result()
+            finally:
+                self._end_children()
+
+    def _visit(self, item: Item) -> Item:
+        argv = arguments(self.command, item)
+        try:
+            child = subprocess.Popen(
+                argv,
+                env=environment(item),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if self.keep else subprocess.STDOUT,
+            )
+        except (OSError, ValueError) as failure:
+            code = NOT_EXECUTABLE if isinstance(failure, PermissionError) else NOT_FOUND
+            reason = getattr(failure, "strerror", None) or str(failure)
+            return {**item, "exit_code": code, "stdout": "", "stderr": f"{argv[0]}: {reason}\n"}
+        self.children.add(child)
+        if self.ending:  # it came into the world while the others were being ended
+            child.terminate()
+        output, errors = child.communicate()
+        self.children.discard(child)
+        code = child.returncode if child.returncode >= 0 else 128 - child.returncode
+        return {**item, "exit_code": code, "stdout": _text(output), "stderr": _text(errors or b"")}
+
+    def _end_children(self) -> None:
+        self.ending = True
+        for child in list(self.children):
+            child.terminate()
+        for child in list(self.children):
+            try:
+                child.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+
+
+def perform(request: Request) -> Outcome:
+    """Visit the selected servers in the file's order; exit 1 when CMD failed for any of them."""
+    jobs = _jobs(request)
+    place = find_place(request)
+    items = selected(request, place).items
+    command = request.get("command") or []
+    as_text = not request.output
+    if not command:
+        lines = "".join("\t".join(field_text(item, field) for field in LINE) + "\n" for item in items)
+        return Outcome(items, text=lines if as_text else None)
+    walk = Walk(command, jobs=jobs, fail_fast=bool(request.get("fail_fast")), keep=not as_text)
+    done = []
+    for visit in walk.visits(items):
+        done.append(visit)
+        if as_text:
+            _print_group(visit, quiet=request.quiet)
+    order = {item["name"]: at for at, item in enumerate(items)}
+    done.sort(key=lambda item: order[item["name"]])
+    errors = [_failure(visit) for visit in done if visit["exit_code"]]
+    return Outcome(done, errors=errors, exit_code=FAILED if errors else 0, text="" if as_text else None)
+
+
+def _jobs(request: Request) -> int:
+    text = request.get("jobs") or "1"
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 1000:
+        raise UsageError(f"--jobs: {text!r} is not a number from 1 to 1000")
+    return int(text)
+
+
+def _print_group(visit: dict[str, Any], *, quiet: bool) -> None:
+    if not quiet:
+        head = f"==> {printable(visit['name'])} <=="
+        sys.stdout.write((paint(head, "1") if coloured(sys.stdout) else head) + "\n")
+    body = visit["stdout"] + visit["stderr"]
+    sys.stdout.write(body if not body or body.endswith("\n") else f"{body}\n")
+    sys.stdout.flush()
+
+
+def _failure(visit: Item) -> Item:
+    code = visit["exit_code"]
+    last = (visit["stderr"] or visit["stdout"]).rstrip("\n").rpartition("\n")[2]
+    message = f"the command ended with {code}" + (f": {last}" if last else "")
+    return error(FAILED, message, name=visit["name"], bind=visit["bind"])
+
+
+def _text(output: bytes) -> str:
+    return output.decode("utf-8", "backslashreplace")

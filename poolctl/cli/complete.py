@@ -1,0 +1,104 @@
+"""What shells ask while somebody types: names and tags of the pool in the working directory.
+
+`poolctl __complete servers|tags|pools [-c FILE]… [--pool NAME]` prints words, one a line. It is quick, it never
+fails and never prints anything else: somebody's cursor waits.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from poolctl.cli.request import Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from poolctl.cli.place import Place
+
+ANSWER_SECONDS = 1.0
+FILE_LIMIT_BYTES = 8 * 1024 * 1024
+# Words that would have to be quoted are left to the fingers.
+_word = re.compile(r"[A-Za-z0-9._@%+,-]+")
+
+
+def complete(args: Sequence[str]) -> int:
+    """Print the words; 0 whatever happens."""
+    try:
+        kind, place_words = args[0], list(args[1:])
+        words = _pools() if kind == "pools" else _words(kind, _request(place_words))
+        sys.stdout.write("".join(f"{word}\n" for word in words if _word.fullmatch(word)))
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt):
+        return 0
+    return 0
+
+
+def _request(words: list[str]) -> Request:
+    """-c and --pool as they stand in the unfinished command line; `~` is still as it was typed."""
+    values: dict[str, Any] = {"config": [], "pool": None}
+    for option, value in zip(words, words[1:], strict=False):
+        if option in ("-c", "--config"):
+            values["config"].append(os.path.expanduser(value))
+        elif option == "--pool":
+            values["pool"] = value
+    return Request("list", values)
+
+
+def _words(kind: str, request: Request) -> Iterable[str]:
+    from poolctl.cli.place import find_place
+
+    servers = _servers(find_place(request))
+    if kind == "tags":
+        return sorted({str(tag) for server in servers for tag in server.get("tags") or ()})
+    return [str(server["name"]) for server in servers if server.get("name")]
+
+
+def _servers(place: Place) -> list[dict[str, Any]]:
+    from poolctl.control.client import Client
+    from poolctl.errors import ControlError
+
+    try:
+        client = Client(place.socket, silence_seconds=ANSWER_SECONDS)
+        return list(client.call("list", {}, timeout=0.0).get("items") or ())
+    except ControlError:
+        return [server for file in place.files for server in _from(file)]
+
+
+def _from(path: str) -> list[dict[str, Any]]:
+    """The tables of servers in a file or a directory, as they stand there: nothing is validated."""
+    if os.path.isdir(path):
+        endings = (".toml", ".yaml", ".yml", ".json")
+        files = sorted(file for file in os.listdir(path) if file.endswith(endings))
+        return [server for file in files for server in _from(os.path.join(path, file))]
+    document = _parsed(path)
+    if path.endswith("pyproject.toml"):
+        document = document.get("tool", {}).get("poolctl", {})
+    found = document if isinstance(document, list) else document.get("server", [])
+    return [server for server in found if isinstance(server, dict)]
+
+
+def _parsed(path: str) -> Any:
+    with open(path, "rb") as file:
+        text = file.read(FILE_LIMIT_BYTES).removeprefix(b"\xef\xbb\xbf").decode()
+    if path.endswith(".json"):
+        import json
+
+        return json.loads(text)
+    if path.endswith((".yaml", ".yml")):
+        import yaml
+
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    import tomllib
+
+    return tomllib.loads(text)
+
+
+def _pools() -> list[str]:
+    from poolctl.control.directory import candidates
+
+    roots = [root for root in candidates(os.environ) if os.path.isdir(root)]
+    return sorted({entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")})

@@ -1,0 +1,35 @@
+"""What the command's exit status says, and how each outcome is named in a JSON document."""
+
+from __future__ import annotations
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+NOT_AS_DESIRED = 3
+NOTHING_MATCHED = 4
+INVALID_CONFIGURATION = 5
+NO_SUPERVISOR = 6
+NOT_PERMITTED = 7
+CONFLICT = 8
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+TIMED_OUT = 124
+INTERRUPTED = 130
+
+# For failures of the command itself; those of servers come with the seed's codes (1320 to 1326).
+NAMES = {
+    FAILED: "ErrorUnexpected",
+    USAGE: "ErrorUsage",
+    NOT_AS_DESIRED: "ErrorNotAsDesired",
+    NOTHING_MATCHED: "ErrorNothingMatched",
+    INVALID_CONFIGURATION: "ErrorPoolValidate",
+    NO_SUPERVISOR: "ErrorNoSupervisor",
+    NOT_PERMITTED: "ErrorNotPermitted",
+    CONFLICT: "ErrorConflict",
+    NOT_EXECUTABLE: "ErrorNotExecutable",
+    NOT_FOUND: "ErrorNotFound",
+    TIMED_OUT: "ErrorTimeout",
+    INTERRUPTED: "ErrorInterrupted",
+}
+# Exit 5 is the same failure that the library calls ErrorPoolValidate; all others carry the exit code itself.
+CODES = {INVALID_CONFIGURATION: 1322}

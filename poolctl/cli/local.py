@@ -1,0 +1,64 @@
+"""Working from the files alone: what the commands show of a pool that has no supervisor."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from poolctl.cli import exit_codes
+from poolctl.cli.outcome import Failure, Item, Outcome, error
+from poolctl.control.messages import item
+from poolctl.pool.select import select
+
+if TYPE_CHECKING:
+    from poolctl.cli.place import Place
+    from poolctl.cli.request import Request
+    from poolctl.config.model import ServerConfig
+    from poolctl.config.pool_config import PoolConfig
+
+
+def load(place: Place, *, allow_empty: bool = False) -> PoolConfig:
+    """The pool's configuration. Failure (5) with every problem, also when it holds no server."""
+    from poolctl.config.load import load as load_files
+
+    config = load_files(place.files, os.environ)
+    if config.problems:
+        raise Failure(invalid(config))
+    if not len(config) and not allow_empty:
+        raise Failure(Outcome(errors=[no_server(place)], exit_code=exit_codes.INVALID_CONFIGURATION))
+    return config
+
+
+def invalid(config: PoolConfig) -> Outcome:
+    """The outcome of a configuration with problems."""
+    return Outcome(
+        errors=[problem.to_dict() for problem in config.problems],
+        warnings=[str(warning) for warning in config.warnings],
+        exit_code=exit_codes.INVALID_CONFIGURATION,
+    )
+
+
+def no_server(place: Place) -> Item:
+    """The problem of files that together hold no server."""
+    files = ", ".join(os.path.relpath(file) for file in place.files)
+    hint = "add a [[server]], or say --allow-empty"
+    return error(exit_codes.INVALID_CONFIGURATION, f"{files}: no server is configured", hint)
+
+
+def choose(items: list[Item], request: Request) -> list[Item]:
+    """The items that the request selects. Failure (4) when nothing matches."""
+    chosen, unmatched = select(items, request.selector())
+    if unmatched is not None:
+        raise Failure(Outcome.failed(exit_codes.NOTHING_MATCHED, unmatched.message, unmatched.hint))
+    return chosen
+
+
+def select_from_files(request: Request, place: Place) -> list[Item]:
+    """The selected servers as the files have them, none of them running."""
+    config = load(place, allow_empty=bool(request.get("allow_empty")))
+    return choose([item(server) for server in config], request)
+
+
+def described(server: ServerConfig) -> Item:
+    """A server with its effective configuration and where each value comes from."""
+    return {**item(server), "config": server.to_dict(), "origin": server.origin}

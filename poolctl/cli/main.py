@@ -1,0 +1,115 @@
+"""The command's door, and its last word: no traceback ever, one exit code always.
+
+The fast lane answers the plain spellings of the frequent commands with the standard library alone, in the time of two
+or three bare interpreter starts; Typer alone would take ten. What it does not understand goes to the slow lane.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from poolctl.cli.outcome import Outcome
+
+DEBUG_VARIABLE = "POOLCTL_DEBUG"
+REPORT_TO = "the project's issue tracker"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Do what the command line says; the exit code. Never raises."""
+    words = list(sys.argv[1:] if args is None else args)
+    _give_streams()
+    try:
+        if words[:1] == ["__complete"]:
+            from poolctl.cli.complete import complete
+
+            return complete(words[1:])
+        return _finish(_perform(words))
+    except BaseException as error:
+        return _explain(error, words)
+
+
+def _perform(words: list[str]) -> Outcome:
+    from poolctl.cli.parse import parse
+
+    request = parse(words)
+    if request is None:
+        from poolctl.cli.app import perform_args
+
+        return perform_args(words)
+    from poolctl.cli.commands import perform
+
+    return perform(request)
+
+
+def _finish(outcome: Outcome) -> int:
+    """Print the outcome. A reader that has gone away (`| head`) is no failure."""
+    from poolctl.cli.render import show
+
+    try:
+        code = show(outcome)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _give_up_on_stdout()
+        return outcome.exit_code
+    except OSError as error:
+        _give_up_on_stdout()
+        sys.stderr.write(f"error: cannot write the output: {error.strerror}\n")
+        return outcome.exit_code or 1
+    return code
+
+
+def _explain(error: BaseException, words: list[str]) -> int:
+    """Say what went wrong, as far as anybody is there to hear it."""
+    from poolctl.cli.outcome import Outcome, outcome_of
+    from poolctl.cli.usage import wants_json
+
+    try:
+        if isinstance(error, BrokenPipeError):
+            _give_up_on_stdout()
+            return 0
+        outcome = outcome_of(error)
+        if outcome is None:
+            if os.environ.get(DEBUG_VARIABLE):
+                import traceback
+
+                traceback.print_exception(error)
+            outcome = Outcome.failed(1, *_unforeseen(error))
+        if wants_json(words):
+            outcome.form = "json"
+        elif isinstance(error, KeyboardInterrupt):
+            outcome.errors = []  # who pressed Ctrl-C knows
+        return _finish(outcome)
+    except BrokenPipeError:
+        _give_up_on_stdout()
+        return 1
+
+
+def _unforeseen(error: BaseException) -> tuple[str, str]:
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    hint = f"please tell {REPORT_TO}, with what {DEBUG_VARIABLE}=1 shows and the output of poolctl version --verbose"
+    return f"poolctl itself failed ({said})", hint
+
+
+def _give_streams() -> None:
+    """Writing must not fail over what a name is spelled with, nor over a stream that was closed before us."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _give_up_on_stdout() -> None:
+    """Whatever is still buffered goes nowhere, so that the interpreter's own flush at its end is silent as well."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError, AttributeError):
+        pass

@@ -1,0 +1,152 @@
+"""What a command came to: servers, errors and an exit code. Commands return it; one renderer prints it."""
+
+from __future__ import annotations
+
+from poolctl.cli import exit_codes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    Item = dict[str, Any]
+
+SCHEMA = 1
+
+
+class UsageError(Exception):
+    """The command line itself is wrong (exit 2)."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Failure(Exception):
+    """The command ends here, with this outcome."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.errors[0]["message"] if outcome.errors else "")
+        self.outcome = outcome
+
+
+class Outcome:
+    """Items, errors and warnings in the shape of the JSON contract, the exit code, and what people get to see.
+
+    `message` is a line for people; `form` is how the items are shown; `text`, when
+    it is not None, is the whole of standard output (except for JSON). `errors_are_result`: they are what was asked
+    for, so they go to standard output too. `streamed`: what was to be printed has been. `ended_pid` is the keeper that goes away with this answer, 0 if none does.
+    """
+
+    __slots__ = (
+        "ended_pid",
+        "errors",
+        "errors_are_result",
+        "exit_code",
+        "extra",
+        "form",
+        "items",
+        "message",
+        "quiet",
+        "streamed",
+        "text",
+        "warnings",
+    )
+
+    def __init__(
+        self,
+        items: Sequence[Item] = (),
+        *,
+        errors: Sequence[Item] = (),
+        warnings: Sequence[str] = (),
+        exit_code: int = exit_codes.DONE,
+        message: str = "",
+        form: str = "",
+        text: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        ended_pid: int = 0,
+    ) -> None:
+        self.items = list(items)
+        self.errors = list(errors)
+        self.warnings = list(warnings)
+        self.exit_code = exit_code
+        self.message = message
+        self.form = form
+        self.ended_pid = ended_pid
+        self.errors_are_result = False
+        self.quiet = False
+        self.streamed = False
+        self.text = text
+        self.extra = dict(extra or {})
+
+    def __repr__(self) -> str:
+        return f"<Outcome {self.exit_code}: {len(self.items)} items, {len(self.errors)} errors>"
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any]) -> Outcome:
+        """From what a supervisor answers. Of the rest only the summary is for users."""
+        return cls(
+            result.get("items") or (),
+            errors=result.get("errors") or (),
+            warnings=result.get("warnings") or (),
+            exit_code=int(result.get("exit_code") or 0),
+            extra={"summary": result["summary"]} if "summary" in result else {},
+            ended_pid=int(result.get("keeper_pid") or 0) if result.get("ended") else 0,
+        )
+
+    @classmethod
+    def failed(cls, exit_code: int, message: str, hint: str = "") -> Outcome:
+        """The command's own failure, as one error."""
+        return cls(errors=[error(exit_code, message, hint)], exit_code=exit_code)
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document of this outcome."""
+        document = {"schema": SCHEMA, **self.extra, "items": self.items, "errors": self.errors}
+        if self.warnings:
+            document["warnings"] = self.warnings
+        return document
+
+
+def error(exit_code: int, message: str, hint: str = "", *, name: str = "", bind: str = "") -> Item:
+    """One entry of `errors` for a failure that is the command's, not a server's own."""
+    return {
+        "code": exit_codes.CODES.get(exit_code, exit_code),
+        "error": exit_codes.NAMES.get(exit_code, "ErrorUnexpected"),
+        "name": name,
+        "bind": bind,
+        "message": message,
+        "hint": hint,
+    }
+
+
+def outcome_of(failure: BaseException) -> Outcome | None:
+    """The outcome of an exception that belongs to the language of errors; None for one that nobody foresaw."""
+    if isinstance(failure, Failure):
+        return failure.outcome
+    if isinstance(failure, UsageError):
+        return Outcome.failed(exit_codes.USAGE, failure.message, failure.hint)
+    if isinstance(failure, KeyboardInterrupt):
+        return Outcome.failed(exit_codes.INTERRUPTED, "interrupted")
+    return _outcome_of_ours(failure)
+
+
+def _outcome_of_ours(failure: BaseException) -> Outcome | None:
+    from poolctl.errors import ControlError, PoolError, PoolValidateError, ServerError
+
+    if isinstance(failure, ControlError):
+        return Outcome.failed(failure.exit_code, failure.message, failure.hint)
+    if isinstance(failure, PoolError):
+        invalid = isinstance(failure, PoolValidateError)
+        code = exit_codes.INVALID_CONFIGURATION if invalid else exit_codes.FAILED
+        return Outcome(errors=failure.to_list(), exit_code=code)
+    if isinstance(failure, ServerError):
+        return Outcome(errors=[failure.to_dict()], exit_code=exit_codes.FAILED)
+    if (
+        type(failure).__name__ == "ConfigNotFound"
+    ):  # by name: the module that has it is imported only if needed
+        message = getattr(failure, "message", None) or str(failure)
+        return Outcome.failed(exit_codes.INVALID_CONFIGURATION, message, getattr(failure, "hint", ""))
+    if type(failure).__name__ == "SelectorError":
+        return Outcome.failed(exit_codes.USAGE, str(failure), getattr(failure, "hint", ""))
+    return None

@@ -1,0 +1,57 @@
+"""The servers' output beside a running command: one thread that follows their logs and prints them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from time import time
+
+from poolctl.cli.place import Place
+from poolctl.cli.prefix import Prefixes
+from poolctl.control.client import Client
+from poolctl.errors import ControlError
+from poolctl.logs.follow import follow
+from poolctl.logs.line import stamp
+
+# What the servers say while they end is printed too, but nobody waits longer for it.
+LAST_WORDS_SECONDS = 2.0
+
+
+class LogPrinter:
+    """Prints what the pool's servers write from now on, each line with its server's name before it."""
+
+    def __init__(self, client: Client, place: Place, *, times: bool) -> None:
+        self._client = client
+        self._place = place
+        self._times = times
+        self._since = stamp(time())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._print, name="logs", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Print what is there, then stop."""
+        self._over.set()
+        self._thread.join(LAST_WORDS_SECONDS)
+
+    def _print(self) -> None:
+        from poolctl.cli.commands.logs import log_paths
+
+        try:
+            items = self._client.call("show", {}).get("items") or []
+        except ControlError:
+            return  # the command that waits for the start says why
+        paths = log_paths(items, self._place)
+        prefixes = Prefixes(list(paths), times=self._times)
+        try:
+            for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
+                sys.stdout.write(prefixes.line(line))
+                sys.stdout.flush()
+        except OSError:
+            # whoever read this has gone, and with it the reason to run in the foreground
+            os.kill(os.getpid(), signal.SIGTERM)

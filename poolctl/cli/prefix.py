@@ -1,0 +1,32 @@
+"""Lines of several servers' output, each with its server's name before it."""
+
+from __future__ import annotations
+
+import sys
+
+from poolctl.cli.render import coloured, paint
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.logs.line import Line
+
+_COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
+
+
+class Prefixes:
+    """Puts `name | ` before lines, all as wide as the longest name, on a terminal each in its colour."""
+
+    def __init__(self, names: list[str], *, times: bool = False) -> None:
+        width = max(map(len, names), default=0)
+        self._times = times
+        self._prefixes = {name: f"{name.ljust(width)} | " for name in names}
+        if coloured(sys.stdout):
+            self._prefixes = {
+                name: paint(prefix, _COLOURS[at % len(_COLOURS)])
+                for at, (name, prefix) in enumerate(self._prefixes.items())
+            }
+
+    def line(self, line: Line) -> str:
+        """The line as it is printed, with its end."""
+        when = f"{line.time} " if self._times and line.time else ""
+        return f"{self._prefixes.get(line.name, line.name + ' | ')}{when}{line.text}\n"

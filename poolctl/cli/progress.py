@@ -1,0 +1,78 @@
+"""What happens while a command waits: on a terminal, on standard error, and only after half a second."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from threading import Timer
+    from types import TracebackType
+    from typing import Any
+
+DELAY_SECONDS = 0.5
+NAMES_SHOWN = 3
+_DONE = frozenset({"running", "stopped", "failed", "disabled", "sleeping"})
+
+
+class Progress:
+    """Takes the supervisor's messages; shows how many servers are done and which are awaited.
+
+    Calls come from the command's thread, drawing from rich's: what they share is one dictionary that is only
+    added to.
+    """
+
+    def __init__(self, verb: str, *, quiet: bool = False) -> None:
+        self.verb = verb
+        self.warnings: list[str] = []
+        self._states: dict[str, tuple[str, bool]] = {}
+        self._enabled = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._timer: Timer | None = None
+        self._status: Any = None
+
+    def __enter__(self) -> Progress:
+        if self._enabled:
+            from threading import Timer
+
+            self._timer = Timer(DELAY_SECONDS, self._show)
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()  # a display that is just being made must be made before it can be taken down
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, message: dict[str, Any]) -> None:
+        """One message of the supervisor."""
+        if "warning" in message:
+            self.warnings.append(str(message["warning"]))
+        step = message.get("progress")
+        if not isinstance(step, dict):
+            return
+        self._states[str(step.get("name", ""))] = (str(step.get("state", "")), bool(step.get("ready")))
+        if self._status is not None:
+            self._status.update(self.line())
+
+    def line(self) -> str:
+        """One line: how many are done, which are awaited."""
+        waiting = [name for name, (state, _) in self._states.items() if state not in _DONE]
+        done = len(self._states) - len(waiting)
+        line = f"{self.verb}: {done} of {len(self._states)}" if self._states else f"{self.verb} …"
+        if waiting:
+            more = f" and {len(waiting) - NAMES_SHOWN} more" if len(waiting) > NAMES_SHOWN else ""
+            line += f", waiting for {', '.join(waiting[:NAMES_SHOWN])}{more}"
+        return line
+
+    def _show(self) -> None:
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False, markup=False)
+        self._status = console.status(self.line())
+        self._status.start()

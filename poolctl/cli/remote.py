@@ -1,0 +1,47 @@
+"""Asking a running supervisor, and launching one where a command may."""
+
+from __future__ import annotations
+
+import os
+
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import Place
+from poolctl.cli.progress import Progress
+from poolctl.control.client import Client, NoSupervisor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.cli.request import Request
+
+
+def ask(request: Request, place: Place, verb: str = "") -> Outcome:
+    """What the supervisor answers. Raises NoSupervisor when there is none, UsageError for a bad selector."""
+    options = request.options()
+    body = {"selector": request.selector().to_dict(), "options": options}
+    with Progress(request.verb, quiet=request.quiet) as progress:
+        result = Client(place.socket).call(verb or request.verb, body, progress, options["timeout"])
+    outcome = Outcome.from_result(result)
+    outcome.warnings = list(dict.fromkeys([*progress.warnings, *outcome.warnings]))
+    return outcome
+
+
+def ask_or_launch(request: Request, place: Place, verb: str = "") -> Outcome:
+    """Like ask(), but a pool without a supervisor gets one. The supervisor itself judges the files."""
+    try:
+        return ask(request, place, verb)
+    except NoSupervisor:
+        if not place.files or request.get("pool"):
+            raise
+    (
+        request.options(),
+        request.selector(),
+    )  # what is wrong with the command is said before anything is launched
+    launch(place)
+    return ask(request, place, "start")
+
+
+def launch(place: Place) -> None:
+    """A supervisor in the background for this pool; it listens from now on, and answers when it is up."""
+    from poolctl.supervisor.launch import launch as launch_supervisor
+
+    launch_supervisor(place.files, os.environ)

@@ -1,0 +1,204 @@
+"""How outcomes are shown. The one printer of both lanes; standard library only.
+
+Results go to standard output, everything else to standard error. JSON is one document, whatever happened.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from poolctl.cli.outcome import SCHEMA, Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any, TextIO
+
+    Item = Mapping[str, Any]
+
+TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
+WIDE = ("name", "state", "ready", "health", "bind", "expose", "pids", "workers", "uptime", "restarts", "tags")
+RIGHT = frozenset({"workers", "uptime", "restarts"})
+COLOURS = {
+    "running": "32",
+    "ok": "32",
+    "yes": "32",
+    "starting": "33",
+    "stopping": "33",
+    "draining": "33",
+    "backoff": "33",
+    "warn": "33",
+    "failed": "31",
+    "ko": "31",
+    "disabled": "2",
+    "stopped": "2",
+    "sleeping": "36",
+}
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether colours may be written: a terminal that has some, and a user who wants them."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def paint(text: str, colour: str) -> str:
+    """The text in a colour (an SGR parameter, ECMA-48 §8.3.117)."""
+    return f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def show(outcome: Outcome) -> int:
+    """Print the outcome in its form ("" is a line for people); return its exit code."""
+    if outcome.streamed:
+        pass
+    elif outcome.form == "json":
+        write_json(outcome.document())
+    elif outcome.text is not None:
+        sys.stdout.write(outcome.text)
+    elif outcome.form:
+        sys.stdout.write(text_of(outcome.items, outcome.form, coloured(sys.stdout)))
+    elif outcome.message and not outcome.quiet:
+        sys.stdout.write(f"{printable(outcome.message, keep_lines=True)}\n")
+    explain(outcome)
+    return outcome.exit_code
+
+
+def write_json(document: object) -> None:
+    """One JSON document on standard output."""
+    import json
+
+    sys.stdout.write(json.dumps(document, default=str) + "\n")
+
+
+def text_of(items: Sequence[Item], output: str, colours: bool = False) -> str:
+    """The items as text in the form `output`: table, wide, jsonl, or fields separated by tabs."""
+    if output == "jsonl":
+        import json
+
+        return "".join(json.dumps({"schema": SCHEMA, **item}, default=str) + "\n" for item in items)
+    if output == "table" or output == "wide":
+        return table(items, TABLE if output == "table" else WIDE, colours)
+    fields = output.split(",")
+    return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
+
+
+def table(items: Sequence[Item], columns: Sequence[str], colours: bool = False) -> str:
+    """A table with a header, as wide as its words. No items: nothing at all, so that scripts see nothing."""
+    if not items:
+        return ""
+    rows = [[_cell(item, column) for column in columns] for item in items]
+    widths = [max(len(column), *map(len, cells)) for column, cells in zip(columns, zip(*rows), strict=True)]
+    head = "  ".join(_pad(c.upper(), c, w) for c, w in zip(columns, widths, strict=True)).rstrip()
+    lines = [paint(head, "1") if colours else head]
+    for row in rows:
+        padded = [_pad(text, c, w) for text, c, w in zip(row, columns, widths, strict=True)]
+        padded[-1] = padded[-1].rstrip()
+        if colours:
+            padded = [paint(p, COLOURS[t]) if t in COLOURS else p for p, t in zip(padded, row, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def field_text(item: Item, field: str) -> str:
+    """One field of an item as scripts want it: lists by commas, nothing for what is not known."""
+    value = item.get(field)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return printable(str(value))
+
+
+def explain(outcome: Outcome) -> None:
+    """Warnings and errors, each with its mend, on standard error. Quiet keeps the errors."""
+    if outcome.warnings and not outcome.quiet:
+        label = _label("warning", "33", coloured(sys.stderr))
+        _say(sys.stderr, [f"{label} {printable(text)}" for text in outcome.warnings])
+    if outcome.errors:
+        as_result = outcome.errors_are_result and outcome.form != "json"
+        stream = sys.stdout if as_result else sys.stderr
+        colours = coloured(stream)
+        _say(stream, [line for each in outcome.errors for line in error_lines(each, colours)])
+
+
+def _say(stream: TextIO, lines: list[str]) -> None:
+    sys.stdout.flush()
+    stream.write("\n".join(lines) + "\n")
+
+
+def error_lines(each: Item, colours: bool = False) -> Iterable[str]:
+    """One error: what it is about, what happened, and the mend."""
+    message = printable(str(each.get("message") or "failed"), keep_lines=True)
+    hint = str(each.get("hint") or "")
+    if each.get("file"):
+        # FILE:LINE:COLUMN: as compilers write it, so that editors and greps find the place
+        where = paint(_where(each), "1") if colours else _where(each)
+        key = f"{printable(str(each['key']))}: " if each.get("key") else ""
+        yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
+        return
+    who = str(each.get("name") or each.get("bind") or "")
+    if who and not message.startswith(who):
+        message = f"{who}: {message}"
+    yield f"{_label('error', '31', colours)} {message}"
+    for line in hint.split("\n") if hint else ():
+        yield f"  {paint('hint:', '36') if colours else 'hint:'} {printable(line)}"
+
+
+def _where(each: Item) -> str:
+    """The place in a file, its path as a person in the working directory would write it."""
+    file = str(each["file"])
+    try:
+        here = os.getcwd().rstrip("/") + "/"
+    except OSError:
+        here = "/"
+    shown = file[len(here) :] if here != "/" and file.startswith(here) else file
+    numbers = [str(each[key]) for key in ("line", "column") if each.get(key)]
+    return printable(":".join([shown, *numbers]))
+
+
+def duration(seconds: float | None) -> str:
+    """A short duration for people: "4.2s", "3m12s", "5h07m", "12d04h"."""
+    if seconds is None:
+        return "-"
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    if whole < _MINUTE:
+        return f"{whole}s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE}m{whole % _MINUTE:02}s"
+    if whole < _DAY:
+        return f"{whole // _HOUR}h{whole % _HOUR // _MINUTE:02}m"
+    return f"{whole // _DAY}d{whole % _DAY // _HOUR:02}h"
+
+
+def printable(text: str, *, keep_lines: bool = False) -> str:
+    """The text without control characters: what a file or an app says must not drive the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or (keep_lines and c in "\n\t") else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
+
+
+def _cell(item: Item, column: str) -> str:
+    if column == "uptime":
+        return duration(item.get("uptime_seconds") or None)
+    if column == "ready":
+        return "yes" if item.get("ready") else "no"
+    if column == "pids":
+        pids = item.get("pids") or ()
+        return f"{pids[0]}+{len(pids) - 1}" if len(pids) > 1 else field_text(item, column) or "-"
+    return field_text(item, column) or "-"
+
+
+def _pad(text: str, column: str, width: int) -> str:
+    return text.rjust(width) if column in RIGHT else text.ljust(width)
+
+
+def _label(word: str, colour: str, colours: bool) -> str:
+    return paint(f"{word}:", f"1;{colour}") if colours else f"{word}:"

@@ -1,0 +1,43 @@
+"""Configuration as TOML text (https://toml.io/en/v1.0.0), which the standard library only reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_bare_key = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def value_text(value: Any) -> str:
+    """One value; tables within are written inline."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key_text(k)} = {value_text(v)}" for k, v in value.items() if v is not None)
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{', '.join(value_text(each) for each in value)}]"
+    return _string(str(value))
+
+
+def key_text(key: str) -> str:
+    """A key, quoted where it has to be."""
+    return key if _bare_key.fullmatch(key) else _string(key)
+
+
+def table_text(head: str, table: Mapping[str, Any]) -> str:
+    """A table under its head (`[pool]`, `[[server]]`), what is not set left out."""
+    lines = [head, *(f"{key_text(k)} = {value_text(v)}" for k, v in table.items() if v is not None)]
+    return "\n".join(lines) + "\n"
+
+
+def _string(text: str) -> str:
+    # A TOML basic string is a JSON string, but for DEL, and it cannot say half of a surrogate pair.
+    clean = text.encode("utf-8", "replace").decode("utf-8")
+    return json.dumps(clean, ensure_ascii=False).replace("\x7f", "\\u007f")
