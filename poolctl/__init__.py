@@ -1,0 +1,90 @@
+"""poolctl: a pool of HTTP servers by bind address, from a file, the command line or Python.
+
+Everything here is imported when it is first used: the small processes and the fast commands import little.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.config.model import ServerConfig
+    from poolctl.config.pool_config import PoolConfig
+    from poolctl.config.sections import TLSConfig
+    from poolctl.control.client import connect
+    from poolctl.errors import (
+        ControlError,
+        PoolAddError,
+        PoolError,
+        PoolMonitorError,
+        PoolParamError,
+        PoolRestartError,
+        PoolStartError,
+        PoolStopError,
+        PoolValidateError,
+        ServerError,
+    )
+    from poolctl.pool.context import PoolContext
+    from poolctl.pool.monitor import Monitor
+    from poolctl.pool.pool import Pool
+    from poolctl.pool.server import Server
+    from poolctl.states import Field, State, Status
+
+__all__ = [
+    "ControlError",
+    "Field",
+    "Monitor",
+    "Pool",
+    "PoolAddError",
+    "PoolConfig",
+    "PoolContext",
+    "PoolError",
+    "PoolMonitorError",
+    "PoolParamError",
+    "PoolRestartError",
+    "PoolStartError",
+    "PoolStopError",
+    "PoolValidateError",
+    "Server",
+    "ServerConfig",
+    "ServerError",
+    "State",
+    "Status",
+    "TLSConfig",
+    "__version__",
+    "connect",
+]
+
+_ERRORS = [name for name in __all__ if name.endswith("Error")]
+_HOMES = {
+    **dict.fromkeys(_ERRORS, "errors"),
+    **dict.fromkeys(["Field", "State", "Status"], "states"),
+    "Monitor": "pool.monitor",
+    "Pool": "pool.pool",
+    "PoolConfig": "config.pool_config",
+    "PoolContext": "pool.context",
+    "Server": "pool.server",
+    "ServerConfig": "config.model",
+    "TLSConfig": "config.sections",
+    "connect": "control.client",
+}
+
+__version__: str
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("poolctl")
+    elif name in _HOMES:
+        from importlib import import_module
+
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

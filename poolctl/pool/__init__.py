@@ -1,0 +1,30 @@
+"""The keyed pool of the Python API; `poolctl.pool.select` chooses among plain mappings and imports none of it."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .context import PoolContext
+    from .monitor import Monitor
+    from .pool import Pool
+    from .server import Server
+
+__all__ = ["Monitor", "Pool", "PoolContext", "Server"]
+
+_HOMES = {
+    "Monitor": "monitor",
+    "Pool": "pool",
+    "PoolContext": "context",
+    "Server": "server",
+    "build": "build",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -7,13 +7,20 @@ words, and has a pid only if there is one. Standard library only.
 from __future__ import annotations
 
 import signal as _signal
+from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from poolctl.config.model import ServerConfig
 
-__all__ = ["Endpoints", "Exit", "Placement", "Runner", "WorkerFailed"]
+__all__ = ["Endpoints", "Exit", "Placement", "Runner", "WorkerFailed", "app_state"]
+
+# What a pool's context gives to applications, set around `place`. A runner of this process puts it into
+# scope["state"]; to another process live objects cannot go.
+app_state: ContextVar[Mapping[str, Any]] = ContextVar("poolctl_app_state", default=MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

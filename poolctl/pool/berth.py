@@ -1,0 +1,135 @@
+"""A server's place on its runner: the address that it owns there, and the workers that are brought up on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.runners.protocol import Placement, Runner, WorkerFailed, app_state
+
+from . import engine
+from .host import Host, host_of
+
+if TYPE_CHECKING:
+    from .life import Life
+
+# What a runner may take beyond the timeout it was given before a stop counts as failed.
+_BEYOND_SECONDS = 6.0
+
+
+class Berth:
+    """Carries out what its server's life decides; raises ServerError, with the server's name in it."""
+
+    def __init__(self, life: Life) -> None:
+        self.endpoints: tuple[str, ...] = ()
+        self._life = life
+        self._server = life.server
+        self._runner: Runner
+        self._host: Host
+
+    async def take(self, config: ServerConfig) -> None:
+        """Own the address, its listener open; a predecessor that is on its way out is awaited."""
+        self._runner, self._host = host_of(self._server._home.runner)
+        self._host.settle(self._runner, engine.engine())
+        owners = self._host.owners
+        while (owner := owners.get(config.key)) is not None and owner is not self._life:
+            if not owner.leaving:
+                who = f"{owner.server.name!r} of this process"
+                raise self.error(f"its address is in use by {who}", "stop that one first")
+            await owner.turn_over()
+        owners[config.key] = self._life
+        try:
+            await self.open(config)
+        except BaseException:
+            await self.leave()
+            raise
+
+    async def open(self, config: ServerConfig) -> None:
+        """Open the listener, if it is not open yet."""
+        try:
+            self.endpoints = (await self._runner.open(config)).addresses
+        except Exception as error:
+            raise self._translated(error) from _cause(error)
+
+    async def leave(self) -> None:
+        """Close the listener and give up the address."""
+        key = self._server.bind
+        self.endpoints = ()
+        if self._host.owners.get(key) is self._life:
+            await self._runner.close(key)
+            del self._host.owners[key]
+
+    async def bring_up(self, config: ServerConfig, values: Mapping[str, Any]) -> tuple[Placement, ...]:
+        """Workers of a new generation, all of which answer; or none is left and the error says why."""
+        app_state.set(values)
+        generation = self._host.next_generation(config.name)
+        placed: list[Placement] = []
+        try:
+            for index in range(1 if config.job else config.workers):
+                placed.append(await self._runner.place(config, generation, index))
+            # The clock starts when they exist: waiting for a place is not the application's slowness.
+            async with asyncio.timeout(None if config.job else config.start_timeout):
+                await every(*(self._runner.ready(placement) for placement in placed))
+        except BaseException as error:
+            # Under its own task: a second cancellation must not leave half of them behind.
+            await asyncio.shield(engine.engine().spawn(self._clear_away(placed)))
+            if isinstance(error, TimeoutError):
+                raise self.error(f"was not ready within {config.start_timeout:g} s") from error
+            if isinstance(error, Exception):
+                raise self._translated(error) from _cause(error)
+            raise
+        return tuple(placed)
+
+    async def _clear_away(self, placed: list[Placement]) -> None:
+        await asyncio.gather(*(self.dismiss(each, 0) for each in placed), return_exceptions=True)
+        await asyncio.gather(*(self._runner.watch(each) for each in placed), return_exceptions=True)
+
+    async def drain(self, placement: Placement) -> None:
+        """See Runner."""
+        await self._runner.drain(placement)
+
+    async def dismiss(self, placement: Placement, timeout_seconds: float) -> None:
+        """End the worker; killed after the timeout."""
+        try:
+            async with asyncio.timeout(timeout_seconds + _BEYOND_SECONDS):
+                await self._runner.stop(placement, timeout_seconds)
+        except TimeoutError as error:
+            hint = f"kill -9 {placement.pid}" if placement.pid is not None else ""
+            raise self.error(f"could not be ended ({placement.where})", hint) from error
+        except Exception as error:
+            raise self._translated(error) from _cause(error)
+
+    async def watch(self, placement: Placement) -> tuple[bool, str]:
+        """Return when the worker has ended: whether all was well, and how it was."""
+        exit_ = await self._runner.watch(placement)
+        return exit_.ok, exit_.message
+
+    def error(self, message: str, hint: str = "") -> ServerError:
+        """A failure of this server."""
+        return ServerError(message, name=self._server.name, bind=self._server.bind, hint=hint)
+
+    def _translated(self, error: Exception) -> ServerError:
+        if isinstance(error, (ServerError, WorkerFailed)):
+            return self.error(error.message, error.hint)
+        return self.error(f"{type(error).__name__}: {error}")
+
+
+def _cause(error: Exception) -> BaseException | None:
+    return error.__cause__ if isinstance(error, ServerError) else error
+
+
+async def every(*work: Any) -> None:
+    """Wait for all of it, whatever fails, then raise the first failure."""
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+def may_overlap(config: ServerConfig) -> bool:
+    """Whether two instances may be on the address at once."""
+    if not config.command:
+        return config.overlap
+    return config.overlap and config.notify and not config.binds_itself

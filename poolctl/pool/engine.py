@@ -1,0 +1,195 @@
+"""One thread with one event loop for the servers of this process: there while something runs, gone otherwise.
+
+Every lifecycle method does its work here, so that it may be called from any thread and any loop. The thread is a
+daemon, and what still runs when the main thread ends is stopped within EXIT_SECONDS: leaving never hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import contextvars
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from .lock import LOCK
+
+T = TypeVar("T")
+Ending = Callable[[], Awaitable[object]]
+
+EXIT_SECONDS = 5.0
+
+epoch = 0  # of this process: counts the forks that lie between it and the first one
+_current: Engine | None = None
+_orphans: list[Engine] = []
+
+
+class Engine:
+    """The thread and its loop. Ends by itself when no task, no order and no guest is left."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop
+        self.on_exit: dict[object, Ending] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._orders = 0
+        self._guests = 0
+        self._begun = threading.Event()
+        self.thread = threading.Thread(target=self._live, name="poolctl-engine", daemon=True)
+        self.thread.start()
+        self._begun.wait()
+
+    def __repr__(self) -> str:
+        return f"<Engine {len(self._tasks)} tasks>"
+
+    def _live(self) -> None:
+        # Run to completion of one main task: anyio ties the life of its worker threads to such a task.
+        with asyncio.Runner() as runner:
+            self.loop = runner.get_loop()
+            self._over = asyncio.Event()
+            self._begun.set()
+            runner.run(self._over.wait())
+
+    def order(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """What `work` will give, run on the loop; cancelling the future cancels the work. Called under LOCK."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._orders += 1
+        self.loop.call_soon_threadsafe(self._begin, work, future, context=contextvars.Context())
+        return future
+
+    def _begin(self, work: Coroutine[Any, Any, T], future: concurrent.futures.Future[T]) -> None:
+        with LOCK:
+            self._orders -= 1
+        task = self.spawn(work)
+
+        def given_up(_: object) -> None:
+            if future.cancelled() and not self.loop.is_closed():
+                self.loop.call_soon_threadsafe(task.cancel)
+
+        task.add_done_callback(lambda _: _hand_over(task, future))
+        future.add_done_callback(given_up)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task of this loop that keeps the engine alive; called on the loop."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._end_if_idle()
+
+    def admit_guest(self) -> None:
+        """Stay alive for a runner that somebody else made: it may have tied itself to this loop."""
+        with LOCK:
+            self._guests += 1
+
+    def dismiss_guest(self) -> None:
+        """The other half of `admit_guest`; called from any thread."""
+        with LOCK:
+            self._guests -= 1
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        global _current
+        with LOCK:
+            if self._tasks or self._orders or self._guests:
+                return
+            if _current is self:
+                _current = None
+        self._over.set()
+
+    def finish(self) -> None:
+        """Stop what runs and end the thread, within EXIT_SECONDS; for the end of the process."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._finish()))
+        self.thread.join(EXIT_SECONDS + 1)
+
+    async def _finish(self) -> None:
+        endings = [asyncio.ensure_future(ending()) for ending in list(self.on_exit.values())]
+        if endings:
+            await asyncio.wait(endings, timeout=EXIT_SECONDS)
+        self._over.set()
+
+
+def _hand_over(task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> None:
+    if task.cancelled():
+        future.cancel()
+        future.set_running_or_notify_cancel()
+        return
+    error = task.exception()
+    if not future.set_running_or_notify_cancel():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
+
+
+def engine() -> Engine:
+    """The engine of this process, started if there is none."""
+    global _current
+    with LOCK:
+        if _current is None:
+            _current = Engine()
+        return _current
+
+
+def submit(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    """What `work` will give, run on the engine."""
+    with LOCK:
+        return engine().order(work)
+
+
+async def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` on the engine and await it in the caller's own loop."""
+    return await asyncio.wrap_future(submit(work))
+
+
+def run_sync(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` on the engine and block until it is done. Raises RuntimeError on the engine's own thread."""
+    try:
+        refuse_own_thread()
+    except RuntimeError:
+        work.close()
+        raise
+    future = submit(work)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def refuse_own_thread() -> None:
+    """Raise RuntimeError where blocking would stop the servers themselves, which it waits for."""
+    if _current is not None and _current.thread is threading.current_thread():
+        raise RuntimeError(
+            "this would block the loop that serves the pool; use the coroutine of the same name"
+        )
+
+
+def _finish_current() -> None:
+    if _current is not None:
+        _current.finish()
+
+
+def _forget_in_child() -> None:
+    # The thread is not there after a fork. Its loop must not be collected either: closing it would take the parent's
+    # descriptors out of the epoll object that both share.
+    global _current, epoch
+    epoch += 1
+    if _current is not None:
+        _orphans.append(_current)
+        _current = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+# Before threads are joined, not after: an application's own worker threads end only with the loop.
+getattr(threading, "_register_atexit", atexit.register)(_finish_current)

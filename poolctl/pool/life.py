@@ -1,0 +1,301 @@
+"""What one server does now: started, swapped, stopped and watched over, always on the engine's loop.
+
+Decided by nobody but the callers: there are no restart policies here, those are the supervisor's. Attributes may
+be read from any thread; they are written on the loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.runners.protocol import Placement
+from poolctl.states import State
+
+from . import engine
+from .berth import Berth, every, may_overlap
+from .lock import LOCK
+from .record import Record
+
+if TYPE_CHECKING:
+    from .server import Server
+
+
+class Life:
+    """The running side of a server; made at its first start."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.epoch = engine.epoch
+        self.state = State.STOPPED
+        self.ready = False
+        self.message = ""
+        self.placements: tuple[Placement, ...] = ()
+        self.record = Record(server._home.clock)
+        self.ending: set[concurrent.futures.Future[Any]] = set()
+        self.berth = Berth(self)
+        self._config: ServerConfig  # what runs, furnished by the pool
+        self._applied: ServerConfig | None = None  # the same, as the server had it
+        self._retiring: set[Placement] = set()
+        self._attempt: asyncio.Task[None] | None = None
+        self._stops = 0
+        self._lock: asyncio.Lock | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        return f"<Life of {self.server.name} {self.state}>"
+
+    @property
+    def stale(self) -> bool:
+        """Whether what runs has an older configuration than the server."""
+        return self.state is State.RUNNING and self._applied is not self.server.config
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to stop."""
+        return self.state not in (State.STOPPED, State.FAILED) or bool(self.ending)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it was told to stop and has not done so yet."""
+        return self._stops > 0
+
+    # Orders: what others ask for. Each waits for its turn.
+
+    def order_stop(self, timeout_seconds: float | None = None) -> concurrent.futures.Future[None]:
+        """The future of a stop that has been ordered; from any thread, does not block."""
+        with LOCK:
+            self._stops += 1
+            return self._to_await(self._stop_in_turn(timeout_seconds))
+
+    async def start(self, timeout_seconds: float | None = None) -> None:
+        """Running and answering, with the configuration of now. Raises ServerError."""
+        await self._within(timeout_seconds, self._start_in_turn())
+
+    async def restart(self, timeout_seconds: float | None = None) -> None:
+        """Running and answering anew; the old instance stops accepting only when the new one answers."""
+        await self._within(timeout_seconds, self._restart_in_turn())
+
+    async def _start_in_turn(self) -> None:
+        async with self._turn():
+            if self.state is not State.RUNNING:
+                await self._try(self._launch())
+            elif self.stale:
+                await self._try(self._swap())
+
+    async def _restart_in_turn(self) -> None:
+        async with self._turn():
+            await self._try(self._swap() if self.state is State.RUNNING else self._launch())
+
+    async def _stop_in_turn(self, timeout_seconds: float | None) -> None:
+        if self._attempt is not None:
+            self._attempt.cancel()
+        try:
+            async with self._turn():
+                await self._stop(timeout_seconds)
+        finally:
+            with LOCK:
+                self._stops -= 1
+
+    def _turn(self) -> asyncio.Lock:
+        # A lock belongs to the loop that it was first contended on, and engines come and go.
+        loop = asyncio.get_running_loop()
+        if self._lock is None or self._loop is not loop:
+            self._lock, self._loop = asyncio.Lock(), loop
+        return self._lock
+
+    async def _try(self, work: Coroutine[Any, Any, None]) -> None:
+        """Carry out a start or a swap, which an order to stop cuts short."""
+        if self._stops:
+            work.close()
+            raise self.berth.error("was told to stop before it was ready")
+        self._attempt = asyncio.get_running_loop().create_task(work)
+        try:
+            await self._attempt
+        except asyncio.CancelledError:
+            if self._stops:
+                raise self.berth.error("was told to stop before it was ready") from None
+            raise
+        finally:
+            self._attempt = None
+
+    async def _within(self, timeout_seconds: float | None, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await work
+        except TimeoutError as error:
+            problem = self.berth.error(f"was not ready within {timeout_seconds:g} s")
+            if self.state is State.STOPPED:
+                self._set(State.FAILED, problem.message)
+            raise problem from error
+
+    async def turn_over(self) -> None:
+        """Return when what is under way now is over."""
+        async with self._turn():
+            await asyncio.sleep(0)
+
+    def _to_await(self, work: Coroutine[Any, Any, None]) -> concurrent.futures.Future[None]:
+        """The future of work that `join` awaits."""
+        with LOCK:
+            future = engine.submit(work)
+            self.ending.add(future)
+        future.add_done_callback(self.ending.discard)
+        return future
+
+    # Starting and swapping.
+
+    async def _launch(self) -> None:
+        self._set(State.STARTING)
+        try:
+            config = self._prepare()
+            wanted = self.server.config
+            await self.berth.take(config)
+            try:
+                placements = await self.berth.bring_up(config, self._values())
+            except BaseException:
+                await self.berth.leave()
+                raise
+        except BaseException as error:
+            self._set_ended(error)
+            raise
+        await self._adopt(config, wanted, placements)
+
+    async def _swap(self) -> None:
+        """Replace what runs by a new generation on the same listener."""
+        try:
+            config = self._prepare()
+            wanted = self.server.config
+            if not (may_overlap(config) and may_overlap(self._config)):
+                placements = await self._replace_in_sequence(config)
+            else:
+                placements = await self.berth.bring_up(config, self._values())
+        except ServerError as error:
+            if self.state is State.RUNNING:
+                error.message += "; the old instance serves on"
+                error.args = (error.message,)
+            raise
+        for placement in self.placements:
+            self._to_await(self._see_off(placement, self._config))
+        await self._adopt(config, wanted, placements)
+
+    async def _replace_in_sequence(self, config: ServerConfig) -> tuple[Placement, ...]:
+        """End the old one first, for apps that must not run twice: connections wait in the listener."""
+        self._set(State.STARTING)
+        old, self.placements = self.placements, ()
+        try:
+            leaving = [self._to_await(self._see_off(each, self._config, drain=False)) for each in old]
+            await asyncio.shield(every(*map(asyncio.wrap_future, leaving)))
+            await self.berth.open(config)
+            return await self.berth.bring_up(config, self._values())
+        except BaseException as error:
+            await self.berth.leave()
+            self._farewell()
+            self._set_ended(error)
+            raise
+
+    def _prepare(self) -> ServerConfig:
+        server = self.server
+        context = server._home.context
+        if context is not None and context.cancelled:
+            raise self.berth.error("its context was cancelled", "make a new PoolContext")
+        if server.config.disabled:
+            raise self.berth.error("is disabled", "take `disabled = true` out of its configuration")
+        return server._home.furnish(server.config)
+
+    def _values(self) -> dict[str, Any]:
+        context = self.server._home.context
+        return context.values if context is not None else {}
+
+    async def _adopt(
+        self, config: ServerConfig, wanted: ServerConfig, placements: tuple[Placement, ...]
+    ) -> None:
+        self._config, self._applied = config, wanted
+        self.placements = placements
+        for placement in placements:
+            engine.engine().spawn(self._watch(placement))
+        if config.job:  # ready means that it has ended
+            self.placements = ()
+            await self.berth.leave()
+            self._set(State.STOPPED, ready=True)
+            return
+        engine.engine().on_exit[self] = self._leave
+        self._set(State.RUNNING, ready=True)
+        if self.server._home.context is not None:
+            self.server._home.context.attach(self, self.order_stop)
+
+    # Stopping.
+
+    async def _stop(self, timeout_seconds: float | None) -> None:
+        leaving = [*self.placements, *self._retiring]
+        if not leaving:
+            self._set(State.STOPPED)
+            return
+        self._set(State.STOPPING)
+        limit = self._config.stop_timeout
+        if timeout_seconds is not None:
+            limit = min(limit, timeout_seconds)
+        try:
+            # The workers stop accepting before the listener is closed.
+            ending = [asyncio.ensure_future(self.berth.dismiss(each, limit)) for each in leaving]
+            await asyncio.sleep(0)
+            await self.berth.leave()
+            await every(*ending)
+        except ServerError as error:
+            self._set(State.FAILED, error.message)  # its workers stay known: stop may be tried again
+            raise
+        self.placements = ()
+        self._farewell()
+        self._set(State.STOPPED)
+
+    async def _see_off(self, placement: Placement, config: ServerConfig, *, drain: bool = True) -> None:
+        """The end of a worker that was replaced, in the background."""
+        self._retiring.add(placement)
+        try:
+            if drain:
+                await self.berth.drain(placement)
+            await self.berth.dismiss(placement, config.stop_timeout)
+        finally:
+            self._retiring.discard(placement)
+
+    async def _leave(self) -> None:
+        """The process is about to end."""
+        async with self._turn():
+            await self._stop(None)
+
+    def _farewell(self) -> None:
+        engine.engine().on_exit.pop(self, None)
+        if self.server._home.context is not None:
+            self.server._home.context.detach(self)
+
+    # Watching and telling.
+
+    async def _watch(self, placement: Placement) -> None:
+        well, message = await self.berth.watch(placement)
+        if placement not in self.placements or self.leaving:
+            return  # it was told to end
+        async with self._turn():
+            if placement not in self.placements or self.state is not State.RUNNING:
+                return
+            self.placements = tuple(each for each in self.placements if each != placement)
+            if self.placements:
+                self.message = message
+                return
+            await self.berth.leave()
+            self._farewell()
+            self._set(State.STOPPED if well else State.FAILED, message)
+
+    def _set_ended(self, error: BaseException) -> None:
+        if isinstance(error, ServerError):
+            self._set(State.FAILED, error.message)
+        else:
+            self._set(State.STOPPED)  # cancelled
+
+    def _set(self, state: State, message: str = "", *, ready: bool = False) -> None:
+        self.state = state
+        self.ready = ready
+        self.message = message
+        self.record.note(ready, anew=ready)

@@ -1,0 +1,213 @@
+"""The keyed side of a pool: servers come, go, and are looked up and walked over by their address."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from typing import Any
+
+from poolctl.address import AddressError, canonical
+from poolctl.config.model import ServerConfig
+from poolctl.errors import PoolAddError, PoolParamError, PoolStopError, ServerError
+
+from . import engine
+from .home import Home
+from .life import Life
+from .lock import LOCK
+from .overlap import Ports, in_the_way
+from .server import Server
+
+Visit = Callable[[str, Server], object]
+
+
+class Members(Mapping[str, Server]):
+    """Servers keyed by canonical bind address, in the order in which they came. Thread-safe."""
+
+    def __init__(self, home: Home, *, is_view: bool = False) -> None:
+        self._home = home
+        self._is_view = is_view
+        self._servers: dict[str, Server] = {}
+        self._ports = Ports()
+        self._departed: set[Life] = set()
+
+    # A mapping. Iterations are over a snapshot, so that others may change the pool meanwhile.
+
+    def __getitem__(self, bind: str) -> Server:
+        server = self.load(bind)
+        if server is None:
+            raise KeyError(bind)
+        return server
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._snapshot())
+
+    def __len__(self) -> int:
+        return len(self._servers)
+
+    def __contains__(self, bind: object) -> bool:
+        return self.load(bind) is not None  # type: ignore[arg-type]
+
+    def keys(self) -> KeysView[str]:
+        """The addresses of this moment."""
+        return self._snapshot().keys()
+
+    def values(self) -> ValuesView[Server]:
+        """The servers of this moment."""
+        return self._snapshot().values()
+
+    def items(self) -> ItemsView[str, Server]:
+        """Addresses and servers of this moment."""
+        return self._snapshot().items()
+
+    def load(self, bind: str) -> Server | None:
+        """The server of that address, in constant time; None when there is none, or it is no address at all."""
+        try:
+            return self._servers.get(bind) or self._servers.get(_key(bind))
+        except TypeError:  # not even hashable
+            return None
+
+    def has(self, bind: str) -> bool:
+        """Whether there is a server of that address."""
+        return self.load(bind) is not None
+
+    # Coming and going.
+
+    def store(self, server: Server) -> None:
+        """Put the server in; one of the same address is replaced, and told to stop if it runs.
+
+        Raises PoolAddError when the address overlaps with another one, PoolParamError for what is no Server.
+        """
+        if not isinstance(server, Server):
+            raise PoolParamError(
+                f"a pool stores servers, and this is {server!r}; store_new() takes configurations"
+            )
+        with LOCK:
+            config = server.config
+            old = self._servers.get(config.bind)
+            if old is server:
+                return
+            if old is None:
+                obstacle = in_the_way(config.address, self._servers, self._ports)
+                if obstacle is not None:
+                    raise _overlapping(config, obstacle)
+                self._ports.count(config.address, 1)
+            self._servers[config.bind] = server
+            if not self._is_view:
+                server._move(self._home)
+                self._see_off([old])
+
+    def store_new(self, config: ServerConfig | Mapping[str, Any]) -> Server:
+        """The server made from `config` and put in, as `store` does.
+
+        Raises PoolAddError; PoolValidateError for a mapping that is no configuration of a server.
+        """
+        if isinstance(config, Mapping):
+            config = ServerConfig(**config)
+        try:
+            server = Server(config)
+        except ServerError as error:
+            raise PoolAddError(f"{config.name} cannot be added", [error]) from error
+        self.store(server)
+        return server
+
+    def delete(self, bind: str) -> None:
+        """Take the server of that address out, if there is one; told to stop if it runs, and `join` awaits it."""
+        self.load_and_delete(bind)
+
+    def load_and_delete(self, bind: str) -> Server | None:
+        """The server of that address, taken out as `delete` does; only one of several callers gets it."""
+        with LOCK:
+            server = self.load(bind)
+            if server is not None:
+                del self._servers[server.bind]
+                self._ports.count(server.config.address, -1)
+                if not self._is_view:
+                    self._see_off([server])
+            return server
+
+    def clean(self) -> None:
+        """Take every server out, as `delete` does."""
+        with LOCK:
+            servers = list(self._servers.values())
+            self._servers.clear()
+            self._ports.forget()
+            if not self._is_view:
+                self._see_off(servers)
+
+    def _see_off(self, servers: Iterable[Server | None]) -> None:
+        """Tell those that run to stop. Called under LOCK."""
+        for server in servers:
+            life = server._living() if server is not None else None
+            if life is not None and (life.busy or life.ending):
+                life.order_stop()
+                self._departed.add(life)
+
+    async def join(self) -> None:
+        """Return when all that was told to stop has stopped. Raises PoolStopError for what could not be ended."""
+        while futures := self._endings():
+            await asyncio.wait([asyncio.wrap_future(future) for future in futures])
+            self._raise_failed(futures)
+
+    def join_sync(self) -> None:
+        """`join`, blocking."""
+        engine.refuse_own_thread()
+        while futures := self._endings():
+            concurrent.futures.wait(futures)
+            self._raise_failed(futures)
+
+    def _endings(self) -> set[concurrent.futures.Future[Any]]:
+        with LOCK:
+            self._departed = {life for life in self._departed if life.ending}
+            lives = [server._living() for server in self._servers.values()]
+            return {
+                future for life in (*self._departed, *lives) if life is not None for future in life.ending
+            }
+
+    @staticmethod
+    def _raise_failed(futures: Iterable[concurrent.futures.Future[Any]]) -> None:
+        raised = [future.exception() for future in futures if future.done() and not future.cancelled()]
+        errors = [error for error in raised if isinstance(error, ServerError)]
+        if errors:
+            raise PoolStopError(f"{len(errors)} servers did not stop", errors)
+
+    # Looking.
+
+    def walk(self, fn: Visit) -> bool:
+        """Call ``fn(bind, server)`` for each, until it returns False; whether all were visited.
+
+        Over a snapshot: `fn` may change the pool.
+        """
+        return all(fn(bind, server) is not False for bind, server in self._snapshot().items())
+
+    def walk_limit(self, fn: Visit, *binds: str) -> bool:
+        """Like `walk`, for the servers of these addresses only, in that order; unknown ones are skipped.
+
+        No address means all.
+        """
+        if not binds:
+            return self.walk(fn)
+        with LOCK:
+            servers = [server for bind in binds if (server := self.load(bind)) is not None]
+        return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
+
+    def _snapshot(self) -> dict[str, Server]:
+        with LOCK:
+            return self._servers.copy()
+
+
+def _key(bind: str) -> str:
+    try:
+        return canonical(bind)
+    except AddressError:
+        return ""
+
+
+def _overlapping(config: ServerConfig, obstacle: Server) -> PoolAddError:
+    problem = ServerError(
+        f"its address overlaps with that of {obstacle.name!r}, {obstacle.bind}",
+        name=config.name,
+        bind=config.bind,
+        hint="give one of them another port",
+    )
+    return PoolAddError(f"{config.name} cannot be added", [problem])

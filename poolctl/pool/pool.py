@@ -1,0 +1,209 @@
+"""Pool: servers by their bind address."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterable
+from datetime import timedelta
+from types import TracebackType
+
+from poolctl.config.model import ServerConfig
+from poolctl.errors import (
+    PoolAddError,
+    PoolMonitorError,
+    PoolParamError,
+    ServerError,
+)
+from poolctl.runners.protocol import Runner
+from poolctl.states import Field
+
+from . import engine, together
+from .context import PoolContext
+from .home import Handler, Home
+from .lock import LOCK
+from .match import checked, matching, values
+from .members import Members
+from .monitor import Monitor
+from .server import Server
+from .together import Timeout
+
+
+class Pool(Members):
+    """Servers keyed by canonical bind address, in the order in which they came. Thread-safe.
+
+    They live in this process unless a `runner` is given. Every function that takes an address takes any spelling.
+    Restart policies are the supervisor's: a server of a pool in Python that ends by itself stays `stopped` or
+    `failed`, and says why.
+    """
+
+    def __init__(
+        self,
+        servers: Iterable[Server | ServerConfig] = (),
+        *,
+        handler: Handler | None = None,
+        context: PoolContext | None = None,
+        runner: Runner | None = None,
+    ) -> None:
+        """Raises PoolAddError when addresses overlap; a later server replaces an earlier one of the same address."""
+        super().__init__(Home(handler=handler, context=context, runner=runner))
+        errors: list[ServerError] = []
+        for server in servers:
+            try:
+                if isinstance(server, Server):
+                    self.store(server)
+                else:
+                    self.store_new(server)
+            except PoolAddError as error:
+                errors += error.exceptions  # type: ignore[arg-type]
+        if errors:
+            raise self._not_added(errors)
+
+    def __repr__(self) -> str:
+        servers = self._snapshot().values()
+        running = sum(server.is_running for server in servers)
+        kind = "view of " if self._is_view else ""
+        return f"<Pool {kind}{len(servers)} server{'s' * (len(servers) != 1)}, {running} running>"
+
+    # Looking.
+
+    def filter(self, field: Field, pattern: str = "", regex: str = "") -> Pool:
+        """A view of the matching servers: they are the same ones, and removing one there does nothing here.
+
+        `pattern` equals the field ignoring case, or `regex` is found in it; both empty match nothing. For BIND the
+        pattern may be any spelling of an address, for EXPOSE it may leave out the scheme. Raises PoolParamError.
+        """
+        view = Pool.__new__(Pool)
+        Members.__init__(view, self._home, is_view=True)
+        view._servers = matching(self._snapshot(), field, pattern, regex)
+        return view
+
+    def list(self, source: Field, target: Field, pattern: str = "", regex: str = "") -> builtins.list[str]:
+        """The `target` field of each server whose `source` field matches as in `filter`."""
+        target = checked(target)
+        return [*values(matching(self._snapshot(), source, pattern, regex), target)]
+
+    # Whole pools.
+
+    def clone(self) -> Pool:
+        """An independent pool of new, stopped servers of the same configuration, handler and runner.
+
+        Its context has the same values and a `stop` of its own.
+        """
+        home = self._home
+        context = PoolContext(home.context.values) if home.context is not None else None
+        twin = Pool(handler=home.handler, context=context, runner=home.runner)
+        twin._home.tls = home.tls
+        twin._home.clock = home.clock
+        for server in self.values():
+            twin.store(Server(server.config))
+        return twin
+
+    def merge(self, other: Pool) -> None:
+        """Take over the other pool's servers: new addresses are added, existing ones get its configuration.
+
+        One that runs goes on as it is, `stale`, until its next start or restart. Raises PoolAddError for those that
+        overlap, when the others are in.
+        """
+        if not isinstance(other, Pool):
+            raise PoolParamError(f"a pool is merged with another pool, and this is {other!r}")
+        errors: list[ServerError] = []
+        with LOCK:
+            for bind, server in other.items():
+                mine = self._servers.get(bind)
+                if mine is not None:
+                    mine._reconfigure(server.config)
+                    continue
+                try:
+                    self.store(server)
+                except PoolAddError as error:
+                    errors += error.exceptions  # type: ignore[arg-type]
+        if errors:
+            raise self._not_added(errors)
+
+    def handler(self, fn: Handler) -> None:
+        """Have ``fn() -> {key: app}`` serve those that have no app of their own, from their next start on."""
+        if not callable(fn):
+            raise PoolParamError(
+                f"a handler is a function that returns a mapping of apps, and this is {fn!r}"
+            )
+        self._home.handler = fn
+
+    def _not_added(self, errors: builtins.list[ServerError]) -> PoolAddError:
+        error = PoolAddError(f"{len(errors)} server{'s' * (len(errors) != 1)} cannot be added", errors)
+        error.pool = self
+        return error
+
+    # Running.
+
+    async def start(self, *, timeout: Timeout = None) -> None:
+        """Return when all that are not disabled answer, dependencies first. Raises PoolStartError with every failure.
+
+        `timeout` is in seconds (or a timedelta, or "5s"); those that it cuts short have a TimeoutError as cause.
+        """
+        await engine.run(together.start(self._all(), timeout))
+
+    async def stop(self, *, timeout: Timeout = None) -> None:
+        """Return when all have ended; each is killed after its `stop_timeout`, or `timeout`. Raises PoolStopError."""
+        await engine.run(together.stop(self._all(), timeout))
+
+    async def restart(self, *, timeout: Timeout = None) -> None:
+        """Return when each has been replaced, or started. Where it failed the old one stays.
+
+        Raises PoolRestartError.
+        """
+        await engine.run(together.restart(self._all(), timeout))
+
+    def start_sync(self, *, timeout: Timeout = None) -> None:
+        """`start`, blocking."""
+        engine.run_sync(together.start(self._all(), timeout))
+
+    def stop_sync(self, *, timeout: Timeout = None) -> None:
+        """`stop`, blocking."""
+        engine.run_sync(together.stop(self._all(), timeout))
+
+    def restart_sync(self, *, timeout: Timeout = None) -> None:
+        """`restart`, blocking."""
+        engine.run_sync(together.restart(self._all(), timeout))
+
+    async def __aenter__(self) -> Pool:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def _all(self) -> builtins.list[Server]:
+        return [*self._snapshot().values()]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether at least one server runs."""
+        return any(server.is_running for server in self.values())
+
+    @property
+    def uptime(self) -> timedelta:
+        """The longest uptime of its servers."""
+        return max((server.uptime for server in self.values()), default=timedelta())
+
+    def monitor_names(self) -> builtins.list[str]:
+        """The names that the snapshots of `monitor` have, in their order."""
+        return [server.name for server in self.values()]
+
+    def monitor(self) -> builtins.list[Monitor]:
+        """A snapshot of each server; one connection to each that runs. Raises PoolMonitorError with every failure."""
+        found: builtins.list[Monitor] = []
+        errors: builtins.list[ServerError] = []
+        for server in self.values():
+            try:
+                found.append(server.monitor())
+            except PoolMonitorError as error:
+                errors += error.exceptions  # type: ignore[arg-type]
+        if errors:
+            raise PoolMonitorError(f"{len(errors)} servers cannot be monitored", errors)
+        return found

@@ -1,0 +1,165 @@
+"""Workers as tasks of this process, on the loop that calls: for embedding a pool, and for tests.
+
+What needs a process of its own (another program, user, environment or interpreter) is refused, never ignored. Modules
+are imported once per process, so that a restart here runs the code that is already loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import weakref
+from typing import Any
+
+from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.listeners.inherit import inherited_descriptors
+from poolctl.listeners.open import close_listener, describe, open_listener
+from poolctl.listeners.unix import Identity, identity
+
+from .aside import aside
+from .inline_worker import InlineWorker
+from .protocol import Endpoints, Exit, Placement, WorkerFailed, app_state
+
+_KILL_SIGNAL = 9
+
+# The keys that a task of this process cannot honour, and how each one is recognised as used.
+_NEED_A_PROCESS = ("command", "job", "python", "user", "env", "env_file")
+
+
+class InlineRunner:
+    """The runner of this process: real sockets and real uvicorn servers, no processes."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}
+        self._workers: dict[str, InlineWorker] = {}
+        _runners.add(self)
+
+    def __repr__(self) -> str:
+        return f"<InlineRunner {len(self._workers)} workers on {len(self._listeners)} listeners>"
+
+    async def open(self, server: ServerConfig) -> Endpoints:
+        """See Runner."""
+        _refuse_what_needs_a_process(server)
+        key = server.key
+        if key not in self._listeners:
+            address = server.address
+            inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
+            sockets = await aside(lambda: open_listener(address, inherited=inherited))
+            path = identity(address.path) if address.kind == "unix" else None
+            self._listeners[key] = (sockets, path)
+        return Endpoints(key, tuple(self.endpoints(key)))
+
+    async def close(self, key: str) -> None:
+        """See Runner."""
+        sockets, path = self._listeners.pop(key, ([], None))
+        if not key.startswith("fd:"):  # an inherited socket goes back as it was
+            for sock in sockets:
+                # A forked child of the embedding program may hold the listener: refuse from now on all the same.
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RD)
+        close_listener(sockets, path)
+
+    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+        """See Runner."""
+        _refuse_what_needs_a_process(server)
+        placement = Placement.of(server.name, generation, index, pid=os.getpid())
+        worker = InlineWorker(placement, server, dict(app_state.get()))
+        worker.start(self._listeners[server.key][0])
+        self._workers[placement.id] = worker
+        return placement
+
+    async def ready(self, placement: Placement) -> None:
+        """See Runner."""
+        worker = self._workers[placement.id]
+        either: set[asyncio.Future[Any]] = {worker.answered, worker.exited}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if worker.exited.done():
+            exit_ = worker.exited.result()
+            message = f"{exit_.message} before it was ready"
+            raise WorkerFailed(f"{message}: {worker.reason}" if worker.reason else message, exit=exit_)
+
+    async def drain(self, placement: Placement) -> None:
+        """See Runner."""
+        worker = self._workers.get(placement.id)
+        if worker is not None:
+            worker.drain()
+            await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
+
+    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
+        """See Runner. A worker that is still busy at the timeout is cancelled, its connections are reset."""
+        worker = self._workers.get(placement.id)
+        if worker is None:
+            return Exit(message="has ended before")
+        worker.stop()
+        await asyncio.wait({worker.exited}, timeout=timeout_seconds)
+        if not worker.exited.done():
+            await worker.kill(Exit(signal=_KILL_SIGNAL, message=f"cancelled after {timeout_seconds:g} s"))
+        return worker.exited.result()
+
+    async def watch(self, placement: Placement) -> Exit:
+        """See Runner."""
+        worker = self._workers.get(placement.id)
+        if worker is None:
+            return Exit(message="has ended before")
+        exit_ = await asyncio.shield(worker.exited)
+        self._workers.pop(placement.id, None)
+        return exit_
+
+    def logs(self, name: str, lines: int) -> list[str]:
+        """Nothing: servers of this process write where the process writes."""
+        return []
+
+    def endpoints(self, key: str) -> list[str]:
+        """See Runner."""
+        sockets, _ = self._listeners.get(key, ([], None))
+        return [describe(sock) for sock in sockets]
+
+    async def aclose(self) -> None:
+        """See Runner."""
+        workers = list(self._workers.values())
+        await asyncio.gather(*(self.stop(worker.placement, worker.server.stop_timeout) for worker in workers))
+        for key in list(self._listeners):
+            await self.close(key)
+
+    def forget_descriptors(self) -> None:
+        """Let go of every socket without touching what the parent process shares; for a forked child."""
+        sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
+        fds = [sock.fileno() for sock in sockets]
+        for worker in self._workers.values():
+            fds += worker.descriptors()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in fds:
+            # Not closed: the objects that own the numbers live on, and would close somebody else's file later.
+            with contextlib.suppress(OSError):
+                os.dup2(null, fd, inheritable=False)
+        os.close(null)
+
+
+_runners: weakref.WeakSet[InlineRunner] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for runner in list(_runners):
+        runner.forget_descriptors()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _refuse_what_needs_a_process(server: ServerConfig) -> None:
+    if server.tls is True:  # never serve in the clear what was to be encrypted
+        raise ServerError("`tls = true` without a default certificate", name=server.name, bind=server.key)
+    used = [key for key in _NEED_A_PROCESS if getattr(server, key)]
+    if server.limits.open_files is not None:
+        used.append("limits.open_files")
+    if used:
+        raise ServerError(
+            f"{', '.join(f'`{key}`' for key in used)} cannot be honoured inside this process",
+            name=server.name,
+            bind=server.key,
+            hint="run the pool with `poolctl start`, or give the Pool a runner of processes",
+        )

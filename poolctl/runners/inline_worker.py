@@ -1,0 +1,201 @@
+"""One server as a task of this process: load the application, serve, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import uvicorn
+from uvicorn.lifespan.on import LifespanOn
+
+from poolctl.config.model import ServerConfig
+from poolctl.worker.load import LoadFailed, load_app
+from poolctl.worker.secure import ssl_context
+from poolctl.worker.serve import PoolServer, StartupFailed
+
+from .aside import aside
+from .protocol import Exit, Placement
+from .spec import tls_settings, uvicorn_settings
+
+STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
+_REQUESTS_SHARE = 0.8  # of stop_timeout; the rest is for the application's own shutdown
+_CANCEL_SECONDS = 0.2
+_CANCEL_ATTEMPTS = 25
+
+
+class InlineWorker:
+    """A task that serves. `answered` and `exited` are futures that several may await; neither raises."""
+
+    def __init__(self, placement: Placement, server: ServerConfig, state: dict[str, Any]) -> None:
+        loop = asyncio.get_running_loop()
+        self.placement = placement
+        self.server = server
+        self.reason = ""
+        self.answered: asyncio.Future[None] = loop.create_future()
+        self.exited: asyncio.Future[Exit] = loop.create_future()
+        self._state = state
+        self._uvicorn: PoolServer | None = None
+        self._lifespan: list[asyncio.Task[Any]] = []
+        self._verdict: Exit | None = None
+        self._task: asyncio.Task[Exit]
+
+    def start(self, listeners: Sequence[socket.socket]) -> None:
+        """Begin to load and to serve."""
+        # A context of its own: what the caller's context holds is no business of the requests to come.
+        work = self._live(listeners)
+        self._task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._task.add_done_callback(self._ended)
+
+    def stop(self) -> None:
+        """Accept nothing more, finish what is under way, end. Callable more than once."""
+        if self._uvicorn is None or not self.answered.done():
+            self._task.cancel()  # it is still starting: nobody is connected
+        else:
+            self._uvicorn.stop()
+
+    def drain(self) -> None:
+        """Like `stop`, but connections that are idle are given time."""
+        if self._uvicorn is None or not self.answered.done():
+            self._task.cancel()
+        else:
+            self._uvicorn.drain()
+
+    async def kill(self, verdict: Exit) -> None:
+        """Cancel all of it, more than once if need be; `exited` is set when this returns."""
+        self._verdict = verdict
+        for _ in range(_CANCEL_ATTEMPTS):
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS)
+            if self._task.done():
+                break
+        if not self.exited.done():
+            self.exited.set_result(verdict)
+
+    def descriptors(self) -> list[int]:
+        """The descriptors of its listeners and connections."""
+        if self._uvicorn is None:
+            return []
+        found = [sock.fileno() for served in self._uvicorn.servers for sock in served.sockets]
+        for connection in list(self._uvicorn.accounts.connections):
+            sock = connection.transport and connection.transport.get_extra_info("socket")
+            if sock is not None:
+                found.append(sock.fileno())
+        return found
+
+    async def _live(self, listeners: Sequence[socket.socket]) -> Exit:
+        try:
+            config = await self._configure()
+            share = self.server.stop_timeout * _REQUESTS_SHARE
+            drain_seconds = self.server.drain_timeout
+            self._uvicorn = PoolServer(
+                config, state=self._state, drain_seconds=drain_seconds, stop_seconds=share
+            )
+            await self._uvicorn.run(listeners, self._answer)
+        except (LoadFailed, StartupFailed) as error:
+            self.reason = self.reason or str(error)
+            return Exit.from_status(getattr(error, "status", STARTUP_FAILURE))
+        except Exception as error:
+            self.reason = f"{type(error).__name__}: {error}"
+            return Exit.from_status(1)
+        finally:
+            self._abandon()
+        return Exit.from_status(0)
+
+    async def _configure(self) -> uvicorn.Config:
+        server = self.server
+        app = server.app if callable(server.app) else await aside(functools.partial(_imported, server))
+        settings = uvicorn_settings(server)
+        # uvicorn turns the access log off for the whole process; here it is one server's matter.
+        access_log = settings.pop("access_log")
+        config = uvicorn.Config(app, log_config=None, **settings)
+        config.load()
+        config.lifespan_class = functools.partial(_Lifespan, self)  # type: ignore[assignment]
+        if not access_log:
+            config.http_protocol_class = _without_access_log(config.http_protocol_class)
+        tls = tls_settings(server)
+        if tls is not None:
+            with _opened(server) as fds:
+                config.ssl = ssl_context(tls, fds)
+        return config
+
+    def _answer(self) -> None:
+        if not self.answered.done():
+            self.answered.set_result(None)
+
+    def _ended(self, task: asyncio.Task[Exit]) -> None:
+        if not self.exited.done():
+            exit_ = Exit(message="stopped while it was loading") if task.cancelled() else task.result()
+            self.exited.set_result(self._verdict or exit_)
+
+    def _abandon(self) -> None:
+        """Nothing of a server that has ended may live on: listeners, connections, requests, lifespan."""
+        for task in self._lifespan:
+            task.cancel()
+        if self._uvicorn is None:
+            return
+        for served in self._uvicorn.servers:
+            served.close()
+        for connection in list(self._uvicorn.accounts.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        for task in list(self._uvicorn.accounts.tasks):
+            task.cancel()
+
+
+class _Lifespan(LifespanOn):
+    """uvicorn's lifespan, with a task that can be cancelled and a reason that can be told."""
+
+    def __init__(self, worker: InlineWorker, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._worker = worker
+
+    async def main(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._worker._lifespan.append(task)
+        await super().main()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            # Starlette's message is a traceback; its last line says what happened.
+            lines = str(message.get("message") or "").strip().splitlines()
+            self._worker.reason = lines[-1] if lines else "the application refused to start"
+        await super().send(message)
+
+
+def _imported(server: ServerConfig) -> Any:
+    if server.app_dir not in sys.path:
+        sys.path.insert(0, server.app_dir)
+    names = ("app", "factory", "handlers", "handler_key")
+    return load_app({name: getattr(server, name) for name in names})
+
+
+@functools.cache
+def _without_access_log(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
+    def quiet(self: Any, *args: Any, **kwargs: Any) -> None:
+        protocol.__init__(self, *args, **kwargs)
+        self.access_log = False
+
+    return type(protocol.__name__, (protocol,), {"__init__": quiet})
+
+
+@contextlib.contextmanager
+def _opened(server: ServerConfig) -> Iterator[list[int]]:
+    tls = server.tls
+    assert tls
+    assert tls is not True
+    fds: list[int] = []
+    try:
+        for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
+            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
