@@ -1,9 +1,11 @@
 """The keeper: holds descriptors, starts programs, reaps. It knows no servers and makes no decision.
 
     keeper DIRECTORY CONTROL_FD LIFELINE_FD -- SUPERVISOR_COMMAND…
+    keeper DIRECTORY LINK_FD
 
-The supervisor, its only client, may die at any moment; the keeper starts it again and reports to the new one what the
-old one did not hear. LIFELINE_FD is -1 or a pipe whose end of file asks for the end of the pool.
+In the first form the supervisor, its only client, may die at any moment; the keeper starts it again and reports to the
+new one what the old one did not hear. LIFELINE_FD is -1 or a pipe whose end of file asks for the end of the pool. In
+the second form the client is the program that made the other end of LINK_FD, and everything ends with it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 
 from ..platform import become_subreaper, raise_descriptor_limit
 from . import wire
@@ -26,6 +29,8 @@ VERSION = 1
 STOP_SECONDS = 30.0
 _BACKOFF_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_SECONDS = 60.0
+# A supervisor that cannot even start is tried so often while the keeper holds nothing that is worth it.
+_HOPELESS = 4
 
 
 class Keeper:
@@ -40,6 +45,7 @@ class Keeper:
         self.reaper = Reaper()
         self.supervisor_pid = 0
         self.link: socket.socket | None = None
+        self.outbox: deque[tuple[wire.Message, list[int]]] = deque()
         self.failures = 0
         self.started_at = 0.0
         self.start_at: float | None = time.monotonic()
@@ -66,16 +72,19 @@ class Keeper:
         poll = select.poll()
         poll.register(self.wake, select.POLLIN)
         if self.link is not None:
-            poll.register(self.link, select.POLLIN)
+            poll.register(self.link, select.POLLIN | (select.POLLOUT if self.outbox else 0))
         if self.lifeline >= 0:
             poll.register(self.lifeline, select.POLLIN)
-        for fd, _ in poll.poll(self._timeout_milliseconds()):
+        for fd, events in poll.poll(self._timeout_milliseconds()):
             if fd == self.wake.fileno():
                 self._signals()
             elif fd == self.lifeline:
                 self._lifeline()
             elif self.link is not None and fd == self.link.fileno():
-                self._request(self.link)
+                if events & select.POLLOUT:
+                    self._flush(self.link)
+                if events & ~select.POLLOUT:
+                    self._request(self.link)
 
     def _timeout_milliseconds(self) -> int | None:
         due = [moment for moment in (self.start_at, self.deadline) if moment is not None]
@@ -123,43 +132,77 @@ class Keeper:
             return
         self.start_at = None
         self.started_at = time.monotonic()
-        self.link, theirs = wire.pair()
+        ours, theirs = wire.pair()
         log = os.path.join(self.directory, "supervisor.log")
         self.supervisor_pid = spawn(self.command, None, [theirs.fileno()], log, session=False)
         theirs.close()
+        self.attach(ours)
+
+    def _supervisor_died(self) -> None:
+        self.supervisor_pid = 0
+        self._detach()
+        steady = time.monotonic() - self.started_at > _STEADY_SECONDS
+        self.failures = 0 if steady else self.failures + 1
+        pause = _BACKOFF_SECONDS[min(max(self.failures - 1, 0), len(_BACKOFF_SECONDS) - 1)]
+        self.start_at = time.monotonic() + pause
+        if self.failures >= _HOPELESS and len(self.store) == 1:
+            self.ending = True
+
+    def _tell(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+        # A supervisor that is gone hears it later: reports are kept until they are acknowledged.
+        if self.link is not None:
+            self.outbox.append((message, [os.dup(fd) for fd in fds]))
+            self._flush(self.link)
+
+    def _flush(self, link: socket.socket) -> None:
+        """Send what the supervisor takes now: one that is stopped or stuck must not hold up the reaping."""
+        while self.outbox:
+            message, fds = self.outbox[0]
+            try:
+                wire.send(link, message, fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._empty_outbox()
+                return
+            self.outbox.popleft()
+            for fd in fds:
+                os.close(fd)
+
+    def _empty_outbox(self) -> None:
+        for _, fds in self.outbox:
+            for fd in fds:
+                os.close(fd)
+        self.outbox.clear()
+
+    def attach(self, link: socket.socket) -> None:
+        link.setblocking(False)
+        self.link = link
         self._tell({"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": self.open_files})
         for report in self.reaper.unheard:
             self._tell(report)
         if self.deadline is not None:
             self._tell({"event": "terminate"})
 
-    def _supervisor_died(self) -> None:
-        self.supervisor_pid = 0
+    def _detach(self) -> None:
         if self.link is not None:
             self.link.close()
             self.link = None
-        steady = time.monotonic() - self.started_at > _STEADY_SECONDS
-        self.failures = 0 if steady else self.failures + 1
-        pause = _BACKOFF_SECONDS[min(max(self.failures - 1, 0), len(_BACKOFF_SECONDS) - 1)]
-        self.start_at = time.monotonic() + pause
-
-    def _tell(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
-        # A supervisor that is gone hears it later: reports are kept until they are acknowledged.
-        if self.link is not None:
-            with contextlib.suppress(OSError):
-                wire.send(self.link, message, fds)
+        self._empty_outbox()
 
     # Requests.
 
     def _request(self, link: socket.socket) -> None:
         try:
             received = wire.receive(link)
+        except BlockingIOError:
+            return
         except (OSError, wire.WireError) as error:
             self._tell({"error": str(error)})
             return
         if received is None:
-            link.close()
-            self.link = None
+            self._detach()
+            self.ending = self.ending or not self.command
             return
         message, fds = received
         reply: wire.Message = {"id": message.get("id")}
@@ -208,13 +251,14 @@ class Keeper:
 
 def main() -> None:
     """Run the keeper described by the arguments until the pool has ended."""
-    directory, control, lifeline, _, *supervisor = sys.argv[1:]
+    directory, descriptor, *rest = sys.argv[1:]
     become_subreaper()
     open_files = raise_descriptor_limit()
-    keeper = Keeper(directory, supervisor, int(lifeline), open_files)
-    keeper.store.put("control", None, [int(control)])
+    if rest:
+        keeper = Keeper(directory, rest[2:], int(rest[0]), open_files)
+        keeper.store.put("control", None, [int(descriptor)])
+    else:
+        keeper = Keeper(directory, [], -1, open_files)
+        keeper.start_at = None
+        keeper.attach(wire.over(int(descriptor)))
     keeper.run()
-
-
-if __name__ == "__main__":
-    main()

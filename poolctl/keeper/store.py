@@ -14,6 +14,9 @@ class Store:
     def __init__(self) -> None:
         self._entries: dict[str, tuple[Any, list[int]]] = {}
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def put(self, name: str, meta: Any, fds: list[int]) -> None:
         """Keep `fds` (owned by the store from now on) under `name`; replaces and closes what was there."""
         self.drop(name)

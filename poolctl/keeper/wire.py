@@ -25,6 +25,13 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def over(fd: int) -> socket.socket:
+    """The socket behind an inherited descriptor, which it owns from now on."""
+    sock = socket.socket(fileno=fd)
+    sock.set_inheritable(False)
+    return sock
+
+
 def send(sock: socket.socket, message: Message, fds: list[int] | tuple[int, ...] = ()) -> None:
     """Send one message. Raises WireError when it is too large, OSError (BlockingIOError on a full socket)."""
     payload = json.dumps(message, separators=(",", ":")).encode()

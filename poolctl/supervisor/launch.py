@@ -12,6 +12,7 @@ from typing import NamedTuple
 from poolctl import bootstrap
 from poolctl.control import directory
 from poolctl.errors import ControlError
+from poolctl.keeper.background import in_background
 
 BUSY = 8
 BACKLOG = 512
@@ -73,7 +74,7 @@ def _launch(
         isolated=True,
     )
     try:
-        _in_background(argv, dict(env), fds)
+        in_background(argv, dict(env), fds)
     except BaseException:
         if write >= 0:
             os.close(write)
@@ -110,27 +111,6 @@ def _listens(path: str) -> bool:
         except TimeoutError:
             return True
     return True
-
-
-def _in_background(argv: list[str], env: dict[str, str], fds: list[int]) -> None:
-    """Run `argv` in a session of its own, not as our child, with nothing of ours but `fds` at 3, 4 …"""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setsid()
-            if os.fork() == 0:
-                lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 512) for fd in fds]
-                null = os.open(os.devnull, os.O_RDWR)
-                for standard in (0, 1, 2):
-                    os.dup2(null, standard)
-                for place, fd in enumerate(lifted, 3):
-                    os.dup2(fd, place)
-                os.closerange(3 + len(fds), os.sysconf("SC_OPEN_MAX"))
-                os.chdir("/")
-                os.execve(argv[0], argv, env)
-        finally:
-            os._exit(1)
-    os.waitpid(child, 0)
 
 
 def _unusable(pool_directory: str, error: OSError) -> ControlError:

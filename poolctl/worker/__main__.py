@@ -13,5 +13,6 @@ def main() -> None:
         serve_requests()
     else:
         from .child import resume
+        from .life import live
 
-        resume()
+        resume(live)

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..bootstrap import command
@@ -26,8 +27,11 @@ START_VARIABLES = ("PYTHON", "LD_", "MALLOC_")
 Spec = dict[str, Any]
 
 
-def become(fds: list[int]) -> NoReturn:
-    """Turn this process into the worker that `fds` describe: its specification, control socket, output, listeners."""
+def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
+    """Turn this process into the worker that `fds` describe: its specification, control socket, output, listeners.
+
+    `live` is its life from there on, and gives its exit status.
+    """
     status = 70
     try:
         os.setsid()
@@ -46,8 +50,6 @@ def become(fds: list[int]) -> NoReturn:
                 os.set_inheritable(fd, True)
             argv = command(spec["python"], "worker", "serve", str(len(rest)))
             os.execve(argv[0], argv, dict(os.environ))
-        from .life import live
-
         status = live(spec)
     except BaseException:
         traceback.print_exc()
@@ -58,15 +60,15 @@ def become(fds: list[int]) -> NoReturn:
         os._exit(status)
 
 
-def resume() -> NoReturn:
+def resume(live: Callable[[Spec], int]) -> NoReturn:
     """Go on as a worker after the exec that its environment asked for."""
-    from .life import live
-    from .preload import preload
+    from .preload import preload, settle
 
     spec: Spec = json.loads(read_file(os.dup(SPEC_FD)))
     for fd in range(SPEC_FD, SPEC_FD + 2 + int(sys.argv[1])):
         os.set_inheritable(fd, False)
     preload()
+    settle()
     os._exit(live(spec))
 
 

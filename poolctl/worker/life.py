@@ -17,6 +17,7 @@ import uvicorn
 from ..keeper import wire
 from .child import CONTROL_FD, FIRST_LISTENER_FD, Spec
 from .load import LoadFailed, load_app
+from .preload import own_modules
 from .secure import ssl_context
 from .serve import PoolServer, StartupFailed
 
@@ -53,8 +54,8 @@ class Worker:
         spec = self.spec
         sys.path.insert(0, spec["app_dir"])
         # The application may have a poolctl of its own, in its own interpreter.
-        for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
-            del sys.modules[name]
+        for name in own_modules:
+            sys.modules.pop(name, None)
         app = load_app(spec)
         # The logging was set up by the preload; the access log is the one thing a server decides.
         config = uvicorn.Config(app, log_config=None, log_level="info", **spec["uvicorn"])

@@ -12,7 +12,9 @@ import socket
 
 from ..keeper import wire
 from .child import become
-from .preload import preload
+from .life import live
+from .preload import preload, settle
+from .rehearse import rehearse
 
 REQUESTS_FD = 3
 
@@ -22,6 +24,8 @@ def serve_requests() -> None:
     requests = socket.socket(fileno=REQUESTS_FD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     preload()
+    rehearse()
+    settle()
     wire.send(requests, {"event": "up"})
     while (received := wire.receive(requests)) is not None:
         message, fds = received
@@ -42,7 +46,7 @@ def _fork_worker(requests: socket.socket, request_id: int, fds: list[int]) -> No
         worker = os.fork()
         if worker == 0:
             requests.close()
-            become(fds)
+            become(fds, live)
         wire.send(requests, {"id": request_id, "pid": worker})
     except OSError as error:
         wire.send(requests, {"id": request_id, "error": f"cannot fork: {error.strerror}"})

@@ -1,0 +1,122 @@
+"""The process runner for programs that embed a pool: `Pool(runner=ProcessRunner())`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+
+from poolctl.bootstrap import command
+from poolctl.config.model import ServerConfig
+from poolctl.keeper import wire
+from poolctl.keeper.background import in_background
+
+from .link import Link
+from .local import LocalRunner
+from .protocol import Endpoints, Exit, Placement
+
+_KEEPER_SECONDS = 10.0
+
+
+class ProcessRunner:
+    """A process for each worker, with a keeper of its own that ends, and ends them, when this program does.
+
+    Started by the first server that is opened. Linux only. Output is kept in `logs_directory`, a temporary directory by
+    default.
+    """
+
+    def __init__(self, logs_directory: str | None = None) -> None:
+        self._logs_directory = logs_directory
+        self._started: asyncio.Task[LocalRunner] | None = None
+        self._directory: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<ProcessRunner {'started' if self._started else 'not started'}>"
+
+    async def open(self, server: ServerConfig) -> Endpoints:
+        """See Runner."""
+        return await (await self._runner()).open(server)
+
+    async def close(self, key: str) -> None:
+        """See Runner."""
+        if self._started is not None:
+            await (await self._runner()).close(key)
+
+    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+        """See Runner."""
+        return await (await self._runner()).place(server, generation, index)
+
+    async def ready(self, placement: Placement) -> None:
+        """See Runner."""
+        await (await self._runner()).ready(placement)
+
+    async def drain(self, placement: Placement) -> None:
+        """See Runner."""
+        await (await self._runner()).drain(placement)
+
+    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
+        """See Runner."""
+        return await (await self._runner()).stop(placement, timeout_seconds)
+
+    async def watch(self, placement: Placement) -> Exit:
+        """See Runner."""
+        return await (await self._runner()).watch(placement)
+
+    def logs(self, name: str, lines: int) -> list[str]:
+        """See Runner."""
+        started = self._running()
+        return started.logs(name, lines) if started else []
+
+    def endpoints(self, key: str) -> list[str]:
+        """See Runner."""
+        started = self._running()
+        return started.endpoints(key) if started else []
+
+    async def aclose(self) -> None:
+        """End every worker and the keeper; a server that is opened afterwards starts new ones."""
+        if self._started is not None:
+            runner = await self._runner()
+            self._started = None
+            await runner.aclose()
+            runner.keeper.close()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    def _running(self) -> LocalRunner | None:
+        task = self._started
+        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        return task.result()
+
+    async def _runner(self) -> LocalRunner:
+        if self._started is None:
+            self._started = asyncio.ensure_future(self._start())
+        return await asyncio.shield(self._started)
+
+    async def _start(self) -> LocalRunner:
+        directory = self._directory = tempfile.mkdtemp(prefix="poolctl-")
+        logs = self._logs_directory or os.path.join(directory, "logs")
+        os.makedirs(logs, mode=0o700, exist_ok=True)
+        ours, theirs = wire.pair()
+        hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
+
+        def on_message(message: wire.Message, fds: list[int]) -> None:
+            if message.get("event") == "hello":
+                hello.set_result(message)
+            elif message.get("event") == "exit":
+                runner.exit_reported(message)
+
+        link = Link(ours, on_message)
+        argv = command(sys.executable, "keeper", directory, "3", isolated=True)
+        with theirs:
+            # Not our child, so that nobody has to reap it; in a session of its own, away from our terminal.
+            await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
+        runner = LocalRunner(link, directory, logs)
+        async with asyncio.timeout(_KEEPER_SECONDS):
+            soft, hard = (await hello)["open_files"]
+        runner.open_files = (soft, hard)
+        await runner.output.start()
+        return runner
