@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from itertools import pairwise
 
 from poolctl.cli.request import Request
 
@@ -40,7 +41,7 @@ def complete(args: Sequence[str]) -> int:
 def _request(words: list[str]) -> Request:
     """-c and --pool as they stand in the unfinished command line; `~` is still as it was typed."""
     values: dict[str, Any] = {"config": [], "pool": None}
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in pairwise(words):
         if option in ("-c", "--config"):
             values["config"].append(os.path.expanduser(value))
         elif option == "--pool":
@@ -54,7 +55,7 @@ def _words(kind: str, request: Request) -> Iterable[str]:
     servers = _servers(find_place(request))
     if kind == "tags":
         return sorted({str(tag) for server in servers for tag in server.get("tags") or ()})
-    return [str(server["name"]) for server in servers if server.get("name")]
+    return [str(server["name"]) for server in servers if server.get("name")] if kind == "servers" else []
 
 
 def _servers(place: Place) -> list[dict[str, Any]]:

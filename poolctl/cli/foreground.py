@@ -51,8 +51,8 @@ class Foreground:
         try:
             self._pid = self._spawn(stdout)
             self._give_terminal(self._pid)
-            for number in self._early:
-                self._send(number)
+            for early in self._early:
+                self._send(early)
             return self._await()
         finally:
             self._give_terminal(os.getpgrp())

@@ -1,4 +1,4 @@
-"""The options that commands share, as Typer wants to hear them. Values stay text: requests judge them, in both lanes."""
+"""The options that commands share, as Typer wants to hear them. Values stay text: requests judge them."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     Item = dict[str, Any]
+else:
+    Item = dict
 
 SCHEMA = 1
 
@@ -34,9 +36,10 @@ class Failure(Exception):
 class Outcome:
     """Items, errors and warnings in the shape of the JSON contract, the exit code, and what people get to see.
 
-    `message` is a line for people; `form` is how the items are shown; `text`, when
-    it is not None, is the whole of standard output (except for JSON). `errors_are_result`: they are what was asked
-    for, so they go to standard output too. `streamed`: what was to be printed has been. `ended_pid` is the keeper that goes away with this answer, 0 if none does.
+    `message` is a line for people; `form` is how the items are shown; `text`, when it is not None, is the whole of
+    standard output (except for JSON). `errors_are_result`: they are what was asked for, so they go to standard
+    output too. `streamed`: what was to be printed has been. `ended_pid` is the keeper that goes away with this
+    answer, 0 if none does.
     """
 
     __slots__ = (

@@ -88,7 +88,7 @@ def table(items: Sequence[Item], columns: Sequence[str], colours: bool = False) 
     if not items:
         return ""
     rows = [[_cell(item, column) for column in columns] for item in items]
-    widths = [max(len(column), *map(len, cells)) for column, cells in zip(columns, zip(*rows), strict=True)]
+    widths = [max(len(column), *(len(row[at]) for row in rows)) for at, column in enumerate(columns)]
     head = "  ".join(_pad(c.upper(), c, w) for c, w in zip(columns, widths, strict=True)).rstrip()
     lines = [paint(head, "1") if colours else head]
     for row in rows:
@@ -192,7 +192,8 @@ def _cell(item: Item, column: str) -> str:
         return "yes" if item.get("ready") else "no"
     if column == "pids":
         pids = item.get("pids") or ()
-        return f"{pids[0]}+{len(pids) - 1}" if len(pids) > 1 else field_text(item, column) or "-"
+        more = f"+{len(pids) - 1}" if len(pids) > 1 else ""
+        return f"{pids[0]}{more}" if pids else "-"
     return field_text(item, column) or "-"
 
 

@@ -35,10 +35,10 @@ def arguments(command: list[str], item: Mapping[str, Any]) -> list[str]:
 
 
 def _host_and_port(bind: str) -> tuple[str, str]:
-    from poolctl.address import Address
+    from poolctl.address import parse
 
     try:
-        address = Address.parse(bind)
+        address = parse(bind)
     except ValueError:
         return "", ""
     return address.host or "", "" if address.port is None else str(address.port)

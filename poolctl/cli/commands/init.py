@@ -56,7 +56,8 @@ async def app(scope, receive, send):
 '''
 APP_FILE = "hello.py"
 # An application that is there already: `app = FastAPI()` at the beginning of a line.
-_FRAMEWORKS = r"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:FastAPI|Starlette|Litestar|Quart|Sanic|BlackSheep|get_asgi_application)\("
+_FRAMEWORKS = "FastAPI|Starlette|Litestar|Quart|Sanic|BlackSheep|get_asgi_application"
+_APPLICATION = rf"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:{_FRAMEWORKS})\("
 _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py")
 
 
@@ -87,7 +88,7 @@ def existing_app(directory: str) -> str:
     for file in _USUAL_FILES:
         try:
             with open(os.path.join(directory, file), encoding="utf-8", errors="replace") as source:
-                match = re.search(_FRAMEWORKS, source.read(), re.MULTILINE)
+                match = re.search(_APPLICATION, source.read(), re.MULTILINE)
         except OSError:
             continue
         if match:

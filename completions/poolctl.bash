@@ -1,0 +1,193 @@
+# Completion of poolctl for bash. Made by: poolctl completion bash
+# Load it with: source <(poolctl completion bash)
+
+_poolctl_ask() { # servers, tags or pools of the pool that the line is about
+    mapfile -t COMPREPLY < <(compgen -W "$("${COMP_WORDS[0]}" __complete "$1" "${pool[@]}" 2>/dev/null)" -- "$cur")
+}
+
+_poolctl_words() {
+    mapfile -t COMPREPLY < <(compgen -W "$1" -- "$cur")
+}
+
+_poolctl_files() {
+    compopt -o filenames 2>/dev/null
+    mapfile -t COMPREPLY < <(compgen "$1" -- "$cur")
+}
+
+_poolctl() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' option i
+    local -a pool=()
+    COMPREPLY=()
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        case ${COMP_WORDS[i]} in
+            --)
+                if [[ $verb == @(run|walk) ]]; then # from here on it is the user's own command
+                    if ((COMP_CWORD == i + 1)); then
+                        mapfile -t COMPREPLY < <(compgen -c -- "$cur")
+                    else
+                        _poolctl_files -f
+                    fi
+                fi
+                return
+                ;;
+            -c | --config | --pool)
+                option=${COMP_WORDS[i]}
+                [[ ${COMP_WORDS[i + 1]} == = ]] && ((i++))
+                ((i + 1 < COMP_CWORD)) && pool+=("$option" "${COMP_WORDS[i + 1]}")
+                ((i++))
+                ;;
+            -*) ;;
+            *) [[ $verb ]] || verb=${COMP_WORDS[i]} ;;
+        esac
+    done
+    # bash takes --option=value for three words
+    if [[ $cur == = ]]; then
+        cur=''
+    elif [[ $prev == = ]]; then
+        prev=${COMP_WORDS[COMP_CWORD - 2]}
+    fi
+    case $verb:$prev in
+        logs:-o | logs:--output) _poolctl_words 'json jsonl'; return ;;
+        config:-o | config:--output) _poolctl_words 'toml table wide json jsonl name'; return ;;
+        *:-c | *:--config) _poolctl_files -f; return ;;
+        *:--pool) _poolctl_ask pools; return ;;
+        *:--name | *:--bind | *:--expose | *:--timeout | *:--regex | *:-j | *:--jobs | *:-n | *:--lines | *:--since) :; return ;;
+        *:--tag) _poolctl_ask tags; return ;;
+        *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
+        *:--health) _poolctl_words 'unknown ok warn ko'; return ;;
+        *:-o | *:--output) _poolctl_words 'table wide json jsonl name'; return ;;
+        *:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
+        *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags'; return ;;
+        *:--target) _poolctl_words 'name bind expose'; return ;;
+    esac
+    case $verb in
+        '')
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
+            else
+                _poolctl_words 'start stop restart run wait list filter walk status show logs validate config schema init completion version'
+            fi
+            ;;
+        start)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        stop)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        restart)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps --env -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        run)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        wait)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --for -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        list)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --field -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        filter)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output --regex --target --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_words 'name bind expose'
+            fi
+            ;;
+        walk)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -j --jobs --fail-fast -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        status)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        show)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        logs)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        validate)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output --import --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        config)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        schema)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        init)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--app --force -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_files -d
+            fi
+            ;;
+        completion)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_words 'bash zsh fish'
+            fi
+            ;;
+        version)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+    esac
+}
+
+complete -F _poolctl poolctl

@@ -1,0 +1,17 @@
+"""`poolctl completion SHELL`: the script that makes a shell complete poolctl's words."""
+
+from __future__ import annotations
+
+import os
+
+from poolctl.cli.completions import SHELLS, script
+from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.request import Request, one_of
+
+
+def perform(request: Request) -> Outcome:
+    """The script as text."""
+    shell = request.get("shell") or os.path.basename(os.environ.get("SHELL", ""))
+    if not shell:
+        raise UsageError("which shell?", hint=f"one of: {', '.join(SHELLS)}")
+    return Outcome(text=script(one_of("SHELL", shell, SHELLS)))

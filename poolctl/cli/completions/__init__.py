@@ -1,0 +1,16 @@
+"""Completion scripts for shells, made from the Typer application: they can be read, and know no Python."""
+
+from __future__ import annotations
+
+SHELLS = ("bash", "zsh", "fish")
+FILES = {"bash": "poolctl.bash", "zsh": "_poolctl", "fish": "poolctl.fish"}
+
+
+def script(shell: str) -> str:
+    """The script of one of SHELLS."""
+    from importlib import import_module
+
+    from poolctl.cli.completions.grammar import commands
+
+    module = import_module(f"poolctl.cli.completions.{shell}")
+    return str(module.script(commands()))
