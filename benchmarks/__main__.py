@@ -1,0 +1,70 @@
+"""`python -m benchmarks`: measure, print a table, and store it under benchmarks/results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from . import commands, configuration, lifecycle, lookup, report
+
+GROUPS = ("lifecycle", "commands", "configuration", "lookup")
+
+
+def main() -> int:
+    options = _options()
+    rows: list[report.Row] = []
+    failed = []
+    for group in options.only or GROUPS:
+        print(f"measuring: {group}", file=sys.stderr)
+        try:
+            for row in _measure(group, options):
+                rows.append(row)
+                print(f"  {row.what}: {row.median:.4g} {row.unit}", file=sys.stderr)
+        except Exception as error:
+            failed.append(f"{group}: {error}")
+    if rows:
+        print(report.table(rows))
+        print(f"stored in {report.store(rows)}", file=sys.stderr)
+    for text in failed:
+        print(f"not measured: {text}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _measure(group: str, options: argparse.Namespace) -> Iterator[report.Row]:
+    if group == "lifecycle":
+        return lifecycle.run(options.sizes, options.repeat, options.idle_seconds)
+    if options.quick:
+        return {
+            "commands": lambda: commands.run(3, 3, 30),
+            "configuration": lambda: configuration.run(1, 200),
+            "lookup": lambda: lookup.run(1, 2000),
+        }[group]()
+    return {
+        "commands": lambda: commands.run(7 * options.repeat),
+        "configuration": lambda: configuration.run(options.repeat),
+        "lookup": lambda: lookup.run(2 * options.repeat),
+    }[group]()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--sizes", help="how many servers (10,100,300)", type=_numbers)
+    parser.add_argument("--repeat", help="how often each is measured (3)", type=int)
+    parser.add_argument("--idle-seconds", help="how long idle processes are watched (10)", type=float)
+    parser.add_argument("--only", help="a group of figures; repeatable", action="append", choices=GROUPS)
+    parser.add_argument("--quick", help="everything once and small: does it run at all?", action="store_true")
+    options = parser.parse_args()
+    small = options.quick
+    options.sizes = options.sizes or ([3] if small else [10, 100, 300])
+    options.repeat = options.repeat or (1 if small else 3)
+    options.idle_seconds = options.idle_seconds or (0.2 if small else 10.0)
+    return options
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

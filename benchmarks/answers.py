@@ -1,0 +1,47 @@
+"""Waiting until servers answer: the same client for poolctl and for what it is compared with."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable, Iterator
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+PAUSE_SECONDS = 0.005
+FIRST_PORT = 21_000
+
+
+def answers(port: int) -> bool:
+    """Whether a request is answered with 200."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(REQUEST)
+            return connection.recv(64).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def wait_for_all(ports: Iterable[int], timeout_seconds: float = 120.0) -> None:
+    """Return when every port has answered once. Raises TimeoutError."""
+    left = list(ports)
+    deadline = time.monotonic() + timeout_seconds
+    while left := [port for port in left if not answers(port)]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{len(left)} servers did not answer, such as that of port {left[0]}")
+        time.sleep(PAUSE_SECONDS)
+
+
+def free_ports(count: int) -> list[int]:
+    """That many ports on which nothing listens now, below the kernel's range for outgoing connections."""
+    return [port for port, _ in zip(_free(), range(count), strict=False)]
+
+
+def _free() -> Iterator[int]:
+    for port in range(FIRST_PORT, 32_000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port
+    raise RuntimeError("not enough free ports")

@@ -1,0 +1,110 @@
+"""Start, restart and stop of N servers; what they cost in memory and when idle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import mean
+
+from . import processes
+from .answers import wait_for_all
+from .baseline import BareLoop
+from .project import Project
+from .report import Row
+
+MIB = 1024 * 1024
+MEASURED_SIZE = 100  # memory and idle cost are looked at with this many servers, or the most there are
+# A uvicorn process that does nothing: enough to tell whether the comparison fits into memory.
+UVICORN_BYTES = 24 * MIB
+
+
+class Samples:
+    """What one size gave, over all repetitions."""
+
+    def __init__(self) -> None:
+        self.start: list[float] = []
+        self.returned: list[float] = []
+        self.restart: list[float] = []
+        self.stop: list[float] = []
+        self.bare_start: list[float] = []
+        self.bare_stop: list[float] = []
+
+
+def run(sizes: list[int], repeat: int, idle_seconds: float) -> Iterator[Row]:
+    measured = max((size for size in sizes if size <= MEASURED_SIZE), default=sizes[0])
+    for size in sizes:
+        samples, costs = Samples(), []
+        for turn in range(repeat):
+            with Project(size) as project:
+                _bare(project, samples, costs, idle_seconds if turn == 0 and size == measured else 0)
+                _pool(project, samples, costs, idle_seconds if turn == 0 and size == measured else 0)
+        yield from _lifecycle_rows(size, samples)
+        yield from _cost_rows(size, costs)
+
+
+def _bare(project: Project, samples: Samples, costs: list[dict[str, float]], idle_seconds: float) -> None:
+    if processes.available_memory_bytes() < 1.3 * len(project.ports) * UVICORN_BYTES:
+        return
+    with BareLoop(project.directory, project.ports) as loop:
+        samples.bare_start.append(loop.start_seconds())
+        if idle_seconds:
+            costs.append(
+                {
+                    "uvicorn": mean(map(processes.pss_bytes, loop.pids)) / MIB,
+                    "idle": processes.idle_percent(loop.pids, idle_seconds),
+                }
+            )
+        samples.bare_stop.append(loop.stop_seconds())
+
+
+def _pool(project: Project, samples: Samples, costs: list[dict[str, float]], idle_seconds: float) -> None:
+    returned, answered = project.start_seconds()
+    samples.returned.append(returned)
+    samples.start.append(answered)
+    samples.restart.append(project.seconds("restart"))
+    wait_for_all(project.ports)
+    if idle_seconds:
+        roles = project.roles()
+        pss = {role: [processes.pss_bytes(pid) / MIB for pid in pids] for role, pids in roles.items()}
+        everyone = [pid for pids in roles.values() for pid in pids]
+        costs.append(
+            {role: mean(values) if role == "worker" else sum(values) for role, values in pss.items()}
+            | {"idle": processes.idle_percent(everyone, idle_seconds)}
+        )
+    samples.stop.append(project.seconds("stop"))
+
+
+def _lifecycle_rows(size: int, samples: Samples) -> Iterator[Row]:
+    core = size == MEASURED_SIZE
+    bare = "" if samples.bare_start else "the bare loop does not fit into memory"
+    yield Row(
+        f"start {size}, until all answered", "s", samples.start,
+        "loop of uvicorn", samples.bare_start, most_ratio=0.12 if core else None, note=bare,
+    )  # fmt: skip
+    yield Row(f"start {size}, until the command returned", "s", samples.returned)
+    yield Row(
+        f"restart {size}, each ready before the old one stops", "s", samples.restart,
+        "start", samples.start, most_ratio=1.5 if core else None,
+    )  # fmt: skip
+    yield Row(
+        f"stop {size}", "s", samples.stop, "SIGTERM to each uvicorn", samples.bare_stop, most=0.4 if core else None
+    )  # fmt: skip
+
+
+def _cost_rows(size: int, costs: list[dict[str, float]]) -> Iterator[Row]:
+    if not costs:
+        return
+    pool, bare = costs[-1], costs[0] if "uvicorn" in costs[0] else {}
+    against = [bare["uvicorn"]] if bare else []
+    yield Row(
+        f"PSS of a worker, of {size}", "MiB", [pool["worker"]], "a uvicorn process", against, most_ratio=0.25
+    )  # fmt: skip
+    together = ("keeper", "supervisor", "zygote")
+    for role in (*together, "logger"):
+        if role in pool:
+            yield Row(f"PSS of the {role}", "MiB", [pool[role]])
+    megabytes = sum(pool.get(role, 0) for role in together) * MIB / 1e6
+    yield Row("PSS of keeper, supervisor and zygote together", "MB", [megabytes], most=60)
+    yield Row(
+        f"idle, whole pool of {size}", "% of a core", [pool["idle"]],
+        f"{size} × uvicorn", [bare["idle"]] if bare else [], most=0.5,
+    )  # fmt: skip
