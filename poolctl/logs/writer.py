@@ -91,6 +91,9 @@ class Logger:
         try:
             if kind == "add":
                 self._add(message, fds)
+            elif kind == "pid":
+                for stream in self._with_id(str(message["id"])):
+                    stream.pid = int(message["pid"])
             elif kind == "reopen":
                 for file in self._files.values():
                     file.reopen()
@@ -112,7 +115,7 @@ class Logger:
         max_size, keep = int(message.get("max_size") or 0), int(message.get("keep") or 0)
         max_age = float(message.get("max_age") or 0)
         id, form, fd = str(message["id"]), str(message.get("format") or "text"), fds[0]
-        for known in [stream for stream in self._streams.values() if stream.id == id]:
+        for known in self._with_id(id):
             self._drain(known)
             self._end(known)
         os.set_blocking(fd, False)
@@ -122,6 +125,9 @@ class Logger:
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         file.users += 1
         self._streams[fd] = Stream(id, fd, file, name=name, pid=pid, format=form)
+
+    def _with_id(self, id: str) -> list[Stream]:
+        return [stream for stream in self._streams.values() if stream.id == id]
 
     def _pump(self, stream: Stream) -> bool:
         """Move what is there, one read's worth; whether there may be more."""
