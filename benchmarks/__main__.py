@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from . import commands, configuration, lifecycle, lookup, report
+from . import commands, configuration, hostile, lifecycle, lookup, report
 
-GROUPS = ("lifecycle", "commands", "configuration", "lookup")
+GROUPS = ("lifecycle", "commands", "configuration", "hostile", "lookup")
 
 
 def main() -> int:
@@ -38,11 +38,13 @@ def _measure(group: str, options: argparse.Namespace) -> Iterator[report.Row]:
         return {
             "commands": lambda: commands.run(3, 3, 30),
             "configuration": lambda: configuration.run(1, 200),
+            "hostile": lambda: hostile.run(1),
             "lookup": lambda: lookup.run(1, 2000),
         }[group]()
     return {
         "commands": lambda: commands.run(7 * options.repeat),
         "configuration": lambda: configuration.run(options.repeat),
+        "hostile": lambda: hostile.run(options.repeat),
         "lookup": lambda: lookup.run(2 * options.repeat),
     }[group]()
 

@@ -28,6 +28,12 @@ async def app(scope, receive, send):
 """
 
 
+def command() -> list[str]:
+    """How the installed command is called: the script beside this interpreter, or the module."""
+    script = Path(sys.executable).with_name("poolctl")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "poolctl"]
+
+
 class Project:
     """`with Project(n) as project`: at the end every process of it is gone, by pid."""
 
@@ -36,8 +42,7 @@ class Project:
         self.ports = answers.free_ports(servers)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("POOLCTL_", "VIRTUAL_ENV"))}
         self.env["POOLCTL_RUNTIME_DIR"] = str(self.directory / "run")
-        script = Path(sys.executable).with_name("poolctl")
-        self.command = [str(script)] if script.exists() else [sys.executable, "-m", "poolctl"]
+        self.command = command()
         (self.directory / "app.py").write_text(APP)
         entries = [
             f'[[server]]\nname = "s{n}"\nbind = "127.0.0.1:{port}"\n' for n, port in enumerate(self.ports)

@@ -1,0 +1,39 @@
+"""The benchmarks run, print a table, store JSON, and leave no process behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.processes import marked_with
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A directory with a copy of the benchmarks, so that results of tests are not among the real ones."""
+    ignored = shutil.ignore_patterns("results", "__pycache__")
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=ignored)
+    return tmp_path
+
+
+def test_one_command_measures_everything(copy: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick"], cwd=copy, capture_output=True, text=True, timeout=55
+    )
+    assert done.returncode == 0, done.stderr
+    (stored,) = (copy / "benchmarks" / "results").glob("*.json")
+    rows = {row["what"]: row for row in json.loads(stored.read_text())["rows"]}
+    for what in rows:
+        assert what in done.stdout
+    for what in ("start 3, until all answered", "stop 3", "PSS of a worker, of 3", "list of 3 running"):
+        assert rows[what]["median"] > 0
+        assert rows[what]["ratio"] > 0
+    assert rows["PSS of keeper, supervisor and zygote together"]["median"] > 5
+    assert marked_with("poolbench-") == {}

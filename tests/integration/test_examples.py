@@ -1,0 +1,181 @@
+"""Every example runs with the command of its README, and does what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl import PoolConfig
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/pool.toml"))
+PORT = re.compile(r"(?<=:)[89]\d{3}\b")
+
+
+class Example:
+    """A copy of an example with ports of its own, so that tests can run beside each other and beside real pools."""
+
+    def __init__(self, name: str, pool: RealPool) -> None:
+        self.pool = pool
+        self._ports: dict[str, int] = {}
+        made = shutil.ignore_patterns("certificate", "*.sqlite3*", ".venv", "__pycache__")
+        shutil.copytree(EXAMPLES / name, pool.directory, dirs_exist_ok=True, ignore=made)
+        for path in pool.directory.glob("*.toml"):
+            path.write_text(PORT.sub(lambda match: str(self._port(match[0])), path.read_text()))
+
+    def _port(self, written: str) -> int:
+        if written not in self._ports:
+            self._ports[written] = claim_port()
+        return self._ports[written]
+
+    def ask(
+        self,
+        port: int,
+        path: str = "/",
+        *,
+        data: bytes | None = None,
+        method: str | None = None,
+        ca: str = "",
+    ) -> Any:
+        """The answer of the server that the README says is on that port: JSON, or text."""
+        host = "https://localhost" if ca else "http://127.0.0.1"
+        url = f"{host}:{self._ports[str(port)]}{path}"
+        context = ssl.create_default_context(cafile=self.pool.directory / ca) if ca else None
+        request = urllib.request.Request(url, data, method=method)
+        with urllib.request.urlopen(request, timeout=10, context=context) as response:
+            text = response.read().decode()
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    def refusal(self, port: int, path: str = "/", **options: Any) -> int:
+        """The status with which a request is refused."""
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            self.ask(port, path, **options)
+        caught.value.close()
+        return caught.value.code
+
+
+def test_no_two_examples_share_an_address() -> None:
+    binds = [server.bind for name in NAMES for server in PoolConfig.load(EXAMPLES / name / "pool.toml")]
+    taken = [bind for bind in binds if not bind.startswith("job:")]
+    assert len(taken) == len(set(taken)) >= 10
+    assert all(bind.startswith("127.0.0.1:") for bind in taken)
+
+
+def test_every_example_is_described() -> None:
+    overview = (EXAMPLES / "README.md").read_text()
+    for name in NAMES:
+        assert f"[{name}]({name})" in overview
+        readme = (EXAMPLES / name / "README.md").read_text()
+        for server in PoolConfig.load(EXAMPLES / name / "pool.toml"):
+            assert server.name in readme or server.bind.rpartition(":")[2] in readme
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "http-and-https"])
+def test_every_example_is_valid_and_its_apps_can_be_imported(name: str, real_pool: RealPool) -> None:
+    Example(name, real_pool)
+    assert re.fullmatch(r"\d servers, ok\n", real_pool.ok("validate", "--import").stdout)
+
+
+def test_http_and_https_together(real_pool: RealPool) -> None:
+    example = Example("http-and-https", real_pool)
+    real_pool.ok("start")
+    assert "came over TLS" in example.ask(8443, ca="certificate/cert.pem")
+    assert oct((real_pool.directory / "certificate/key.pem").stat().st_mode & 0o777) == "0o600"
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):  # it followed the redirect
+        example.ask(8080, "/some/where")
+    assert real_pool.ok("validate").stdout == "3 servers, ok\n"
+    before = (real_pool.directory / "certificate/cert.pem").read_bytes()
+    real_pool.ok("restart")
+    assert (real_pool.directory / "certificate/cert.pem").read_bytes() == before
+    real_pool.ok("status")
+
+
+def test_microservices_on_several_ports(real_pool: RealPool) -> None:
+    example = Example("microservices", real_pool)
+    real_pool.ok("start")
+    order = {"user": "ada", "item": "book"}
+    assert example.ask(8082, data=json.dumps(order).encode()) == {
+        "item": "book", "user": "Ada Lovelace", "paid_cents": 1990,
+    }  # fmt: skip
+    assert example.refusal(8082, data=json.dumps(order | {"item": "yacht"}).encode()) == 402
+    assert example.refusal(8082, data=json.dumps(order | {"user": "bob"}).encode()) == 404
+    assert example.refusal(8082, data=b"{}") == 400
+    assert example.refusal(8081, method="DELETE") == 405
+    assert len(real_pool.items()["orders"]["pids"]) == 2
+    assert real_pool.ok("list", "--tag", "money", "--field", "name").stdout == "payments\n"
+
+
+def test_development_against_production(real_pool: RealPool, tmp_path: Path) -> None:
+    example = Example("development-and-production", real_pool)
+    real_pool.ok("start")
+    assert example.ask(8010) == "3 notes (development)\n"
+    assert "1: write tests" in example.ask(8011)
+    real_pool.ok("stop")
+
+    both = ("-c", "pool.toml", "-c", "production.toml")
+    forgotten = real_pool.run(*both, "start")
+    assert forgotten.code == 5
+    assert "TLS_CERT" in forgotten.stderr
+
+    script = EXAMPLES / "http-and-https" / "make-certificate.sh"
+    subprocess.run(["sh", script, tmp_path / "certificate"], check=True, timeout=30)
+    secrets = {"TLS_CERT": "certificate/cert.pem", "TLS_KEY": "certificate/key.pem"}
+    real_pool.ok(*both, "start", env=secrets)
+    assert example.ask(8444, ca="certificate/cert.pem") == "3 notes (production)\n"
+    assert "1: write tests" in example.ask(8445, ca="certificate/cert.pem")
+    assert {len(item["pids"]) for item in real_pool.items().values()} == {2}
+    real_pool.ok("stop")
+
+
+def test_admin_and_public_apart(real_pool: RealPool) -> None:
+    example = Example("admin-and-public", real_pool)
+    real_pool.ok("start")
+    assert example.ask(8070, data=b"Hello from Bern") == {"id": 1}
+    assert example.ask(8070) == [{"id": 1, "text": "Hello from Bern"}]
+    assert example.ask(9070) == {"entries": 1}
+    operator = real_pool.items()["admin"]["pids"]
+    real_pool.ok("restart", "--tag", "public")
+    assert real_pool.items()["admin"]["pids"] == operator
+    assert example.ask(9070, "/1", method="DELETE") == {"removed": 1}
+    assert example.refusal(9070, "/1", method="DELETE") == 404
+    assert example.ask(8070) == []
+    assert example.refusal(8070, data=b" ") == 400
+
+
+def test_an_existing_project(real_pool: RealPool) -> None:
+    example = Example("existing-project", real_pool)
+    real_pool.ok("start")
+    assert example.ask(8090, "/books/sicp") == {"book": "sicp", "cents": 6900, "currency": "CHF"}
+    assert example.ask(8090, "/books") == ["sicp", "taocp", "tapl"]
+    assert example.refusal(8090, "/books/none") == 404
+    assert example.ask(8091) == {"title": "Bookshop, back office", "books": 3}
+
+
+def test_the_live_table_shows_the_pool_for_as_long_as_it_runs(real_pool: RealPool) -> None:
+    Example("microservices", real_pool)
+    real_pool.ok("start")
+    watch = [sys.executable, str(EXAMPLES / "watch.py"), *real_pool.command()]
+    with subprocess.Popen(
+        watch, cwd=real_pool.directory, env=real_pool.env, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        head = process.stdout.readline()
+        assert head.split() == ["NAME", "EXPOSE", "STATE", "READY", "UPTIME", "PIDS"]
+        assert process.stdout.readline().split()[0] == "users"
+        process.terminate()
+        assert process.wait(10) == 0
