@@ -227,6 +227,8 @@ class Keeper:
                 return kept
             if operation == "drop":
                 self.store.drop(message["name"])
+            elif operation == "note":
+                self.store.note(message["name"], message.get("meta"))
             elif operation == "list":
                 reply["entries"] = self.store.page(message.get("after", ""))
             elif operation == "spawn":

@@ -22,6 +22,11 @@ class Store:
         self.drop(name)
         self._entries[name] = (meta, fds)
 
+    def note(self, name: str, meta: Any) -> None:
+        """Give an entry another value; nothing happens when it is not there."""
+        if name in self._entries:
+            self._entries[name] = (meta, self._entries[name][1])
+
     def get(self, name: str) -> tuple[Any, list[int]] | None:
         """The value and the descriptors of `name`; they stay the store's."""
         return self._entries.get(name)

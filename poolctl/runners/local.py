@@ -11,13 +11,10 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 
+from poolctl.config.interpreter import interpreter
 from poolctl.config.model import ServerConfig
-from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.listeners.inherit import Inherited
-from poolctl.listeners.open import close_listener, describe, open_listener
-from poolctl.listeners.ports import is_free
-from poolctl.listeners.unix import identity
 from poolctl.logs.read import tail
 from poolctl.platform import sealed_file
 
@@ -25,6 +22,7 @@ from .commands import Notify, argument_vector, first_connection
 from .link import Link, LinkLost
 from .output import Output
 from .protocol import Endpoints, Exit, Placement, WorkerFailed
+from .sockets import Sockets
 from .spec import Spec, tls_contents, worker_spec
 from .workers import LocalWorker
 from .zygotes import Zygotes
@@ -53,70 +51,29 @@ class LocalRunner:
         self.open_files = open_files
         # What workers see instead of the pool's own environment, by server name (`restart --env`).
         self.environments: dict[str, Mapping[str, str]] = {}
-        self._inherited = inherited or {}
-        self._listeners: dict[str, list[socket.socket]] = {}
-        self._identities: dict[str, tuple[int, int] | None] = {}
+        self.sockets = Sockets(keeper, inherited or {})
         self._workers: dict[str, LocalWorker] = {}
         self._by_pid: dict[int, LocalWorker] = {}
         # An exit may be reported before the reply to its spawn.
         self._early: dict[int, Exit] = {}
         self._importing = asyncio.Semaphore(_IMPORTS_PER_CPU * (os.cpu_count() or 1))
 
-    # Listeners.
-
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner. A command that binds by itself has no listener; its port must be free."""
-        key = server.key
-        if server.job or (server.command and server.binds_itself):
-            if not server.job and key not in self._listeners and server.address.kind == "tcp":
-                await self._check_free(server)
-            return Endpoints(key, ())
-        if key not in self._listeners:
-            try:
-                sockets = await asyncio.to_thread(open_listener, server.address, inherited=self._inherited)
-            except ServerError as error:
-                raise ServerError(str(error), name=server.name, bind=server.bind, hint=error.hint) from error
-            self._listeners[key] = sockets
-            if server.address.kind == "unix":
-                self._identities[key] = identity(server.address.path)
-            meta = {"server": server.name, "key": key}
-            self.keeper.send(
-                {"op": "put", "name": f"listener:{key}", "meta": meta}, [sock.fileno() for sock in sockets]
-            )
-        return Endpoints(key, tuple(self.endpoints(key)))
+        await self.sockets.open(server)
+        return Endpoints(server.key, tuple(self.endpoints(server.key)))
 
     async def close(self, key: str) -> None:
         """See Runner."""
-        sockets = self._listeners.pop(key, [])
-        if not sockets:
-            return
-        for sock in sockets:
-            # Other processes may hold the listener a little longer: this refuses connections from now on.
-            if self.is_ours(key):
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RD)
-        close_listener(sockets, self._identities.pop(key, None))
-        with contextlib.suppress(LinkLost):
-            await self.keeper.call({"op": "drop", "name": f"listener:{key}"})
-
-    def is_ours(self, key: str) -> bool:
-        """Whether the pool opened the listener itself (systemd's go back to systemd as they were)."""
-        return not key.startswith("fd:")
+        await self.sockets.close(key)
 
     def endpoints(self, key: str) -> list[str]:
         """See Runner."""
-        return [describe(sock) for sock in self._listeners.get(key, ())]
-
-    async def _check_free(self, server: ServerConfig) -> None:
-        if not is_free(server.address, server.address.port or 0):
-            sockets = await asyncio.to_thread(open_listener, server.address)
-            close_listener(sockets)
-
-    # Workers.
+        return self.sockets.endpoints(key)
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner. Raises ServerError or WorkerFailed when no process can be made."""
-        sockets = [] if server.job or server.binds_itself else self._listeners[server.key]
+        sockets = self.sockets.of(server)
         await self._importing.acquire()
         try:
             worker = await self._fork(server, generation, index, sockets)
@@ -141,71 +98,119 @@ class LocalRunner:
         contents = tls_contents(server)
         spec = worker_spec(
             server,
-            interpreter=server.python or sys.executable,
+            interpreter=interpreter(server.python, server.base_dir, os.environ),
             listeners=len(sockets),
+            tls_files=len(contents),
             open_files=self.open_files,
             env_base=self.environments.get(server.name),
         )
-        spec["tls_files"] = len(contents)
-        name = f"{server.name}.{generation}.{index}"
-        notify = self._prepare_command(server, spec) if server.command else None
-        control, theirs = wire.pair()
-        fds = [sealed_file("poolctl-spec", json.dumps(spec).encode()), theirs.fileno()]
-        fds.append(self.output.attach(name, server))
-        fds += [sock.fileno() for sock in sockets]
-        fds += [sealed_file("poolctl-tls", content) for content in contents]
-        interpreter = sys.executable if server.command else spec["python"]
-        try:
-            pid = await self.zygotes.fork(interpreter, fds)
-        except BaseException:
-            control.close()
-            if notify is not None:
-                notify.close()
-            raise
-        finally:
-            os.close(fds[0])
-            os.close(fds[2])
-            for fd in fds[3 + len(sockets) :]:
-                os.close(fd)
-            keep_theirs = theirs.detach()
-        placement = Placement(name, server.name, generation, index, f"pid {pid}", pid)
-        return self._enrol(placement, server, control, keep_theirs, notify)
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
+            notify = self._prepare_command(server, spec, if_failed) if server.command else None
+            control, theirs = wire.pair()
+            if_failed.enter_context(control)
+            ours.enter_context(theirs)
+            output, write = self.output.attach(server)
+            if_failed.callback(self.output.discard, output)
+            ours.callback(os.close, write)
+            files = [sealed_file("poolctl", content) for content in (json.dumps(spec).encode(), *contents)]
+            for fd in files:
+                ours.callback(os.close, fd)
+            # A command needs nothing of the application's interpreter: any zygote can become it.
+            forked_from = sys.executable if server.command else spec["python"]
+            listeners = [sock.fileno() for sock in sockets]
+            pid = await self.zygotes.fork(
+                forked_from, [files[0], theirs.fileno(), write, *listeners, *files[1:]]
+            )
+            if_failed.pop_all()
+            self.output.follow(output, pid)
+            worker = LocalWorker(
+                Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid), server, output
+            )
+            self._enrol(worker, control, theirs, notify)
+            return worker
 
-    def _prepare_command(self, server: ServerConfig, spec: Spec) -> Notify | None:
+    def _prepare_command(
+        self, server: ServerConfig, spec: Spec, if_failed: contextlib.ExitStack
+    ) -> Notify | None:
         spec["argv"] = argument_vector(server)
         if not server.notify:
             return None
         notify = Notify()
+        if_failed.callback(notify.close)
         spec["env"]["NOTIFY_SOCKET"] = notify.path
         return notify
 
     def _enrol(
-        self,
-        placement: Placement,
-        server: ServerConfig,
-        control: socket.socket,
-        theirs: int,
-        notify: Notify | None,
-    ) -> LocalWorker:
-        worker = LocalWorker(placement, server)
-        if server.command:
+        self, worker: LocalWorker, control: socket.socket, theirs: socket.socket, notify: Notify | None
+    ) -> None:
+        # The keeper gets both ends: a worker must not see an end of file when its supervisor is replaced.
+        command = worker.server.command
+        kept = [] if command else [control.fileno(), theirs.fileno()]
+        self.keeper.send({"op": "put", "name": f"worker:{worker.placement.id}", "meta": worker.meta()}, kept)
+        if command:
             control.close()
         else:
-            meta = {"server": server.name, "generation": placement.generation, "pid": placement.pid}
-            self.keeper.send(
-                {"op": "put", "name": f"worker:{placement.id}", "meta": meta}, [control.fileno(), theirs]
-            )
             worker.control = Link(control, worker.heard)
-        os.close(theirs)
         if notify is not None:
             notify.start(worker.answer)
             worker.exited.add_done_callback(lambda _: notify.close())
-        self._workers[placement.id] = worker
+        self._follow(worker)
+
+    def _follow(self, worker: LocalWorker) -> None:
+        """Know the worker from now on, also if it has ended already."""
+        placement = worker.placement
         assert placement.pid is not None
+        self._workers[placement.id] = worker
         self._by_pid[placement.pid] = worker
+        worker.answered.add_done_callback(lambda _: self._note(worker))
         early = self._early.pop(placement.pid, None)
         if early is not None:
             self._ended(worker, early)
+
+    def _note(self, worker: LocalWorker) -> None:
+        """Tell the keeper, for a supervisor to come, that the worker is ready."""
+        if not worker.exited.done():
+            self.keeper.send({"op": "note", "name": f"worker:{worker.placement.id}", "meta": worker.meta()})
+
+    # Taking over.
+
+    async def adopt(self, servers: Mapping[str, ServerConfig]) -> list[LocalWorker]:
+        """Take over what the keeper holds for these servers; the workers that are there, ready or not.
+
+        Listeners and pipes of other servers are dropped. Call it before anything else, and once.
+        """
+        adopted: list[LocalWorker] = []
+        after = ""
+        while True:
+            reply, _ = await self.keeper.call({"op": "list", "after": after})
+            for name, meta in reply["entries"]:
+                after = name
+                kind, _, rest = name.partition(":")
+                if kind not in ("listener", "output", "worker"):
+                    continue
+                _, fds = await self.keeper.call({"op": "get", "name": name})
+                if kind == "listener":
+                    self.sockets.adopt(rest, fds)
+                elif kind == "output":
+                    self.output.adopt(rest, meta, fds[0])
+                elif meta["server"] in servers:
+                    adopted.append(self._adopt_worker(servers[meta["server"]], meta, fds))
+            if not reply["entries"]:
+                return adopted
+
+    def _adopt_worker(self, server: ServerConfig, meta: wire.Message, fds: list[int]) -> LocalWorker:
+        generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
+        placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
+        worker = LocalWorker(placement, server, str(meta["output"]))
+        worker.imported = True
+        self._follow(worker)
+        if fds:
+            os.close(fds[1])
+            worker.control = Link(socket.socket(fileno=fds[0]), worker.heard)
+            worker.control.send({"order": "report"})
+        if meta["ready_at"] is not None and not worker.exited.done():
+            worker.ready_at = float(meta["ready_at"])
+            worker.answer()
         return worker
 
     async def ready(self, placement: Placement) -> None:
@@ -217,7 +222,7 @@ class LocalRunner:
             if not exit_.ok:
                 raise WorkerFailed(exit_.message, hint=f"poolctl logs {server.name}", exit=exit_)
         elif server.command and not server.notify:
-            sockets = self._listeners.get(server.key, [])
+            sockets = self.sockets.of(server)
             look = asyncio.ensure_future(first_connection(server, sockets))
             try:
                 await asyncio.wait({look, worker.answered}, return_when=asyncio.FIRST_COMPLETED)
@@ -262,7 +267,7 @@ class LocalRunner:
         if worker is None:
             return Exit(message="has ended before")
         exit_ = await asyncio.shield(worker.exited)
-        await self.output.finished(placement.id, _LAST_OUTPUT_SECONDS)
+        await self.output.finished(worker.output, _LAST_OUTPUT_SECONDS)
         self._workers.pop(placement.id, None)
         return exit_
 
@@ -273,8 +278,7 @@ class LocalRunner:
     async def aclose(self) -> None:
         """See Runner."""
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in list(self._workers.values())))
-        for key in list(self._listeners):
-            await self.close(key)
+        await self.sockets.close_all()
         self.zygotes.close()
         self.output.close()
 

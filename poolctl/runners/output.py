@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class Output:
         self._pipes: dict[str, tuple[int, wire.Message]] = {}
         self._link: Link | None = None
         self._finished: dict[str, asyncio.Event] = {}
+        self._numbers = itertools.count(1)
         self._restarting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -51,14 +53,13 @@ class Output:
         """The file that takes what the server prints."""
         return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
 
-    def attach(self, worker: str, server: ServerConfig) -> int:
-        """The write end of a new pipe for one worker; the caller closes it once the worker has it."""
+    def attach(self, server: ServerConfig) -> tuple[str, int]:
+        """A new pipe for one worker: its key, and the write end, which the caller closes once the worker has it."""
         read, write = os.pipe()
         os.set_blocking(read, False)
         log = server.log
         message: wire.Message = {
             "t": "add",
-            "id": worker,
             "name": server.name,
             "pid": 0,
             "path": self.path(server),
@@ -67,16 +68,34 @@ class Output:
             "keep": log.keep,
             "max_age": log.max_age,
         }
-        self._pipes[worker] = (read, message)
-        self._finished[worker] = asyncio.Event()
-        self._keeper.send({"op": "put", "name": f"output:{worker}", "meta": message}, [read])
+        # A worker and its replacement may share a name while the first one's last lines are still being read.
+        key = message["id"] = f"{server.name}.{os.getpid()}.{next(self._numbers)}"
+        self._pipes[key] = (read, message)
+        self._finished[key] = asyncio.Event()
+        return key, write
+
+    def follow(self, key: str, pid: int) -> None:
+        """Begin to read the pipe, now that the worker exists."""
+        read, message = self._pipes[key]
+        message["pid"] = pid
+        self._keeper.send({"op": "put", "name": f"output:{key}", "meta": message}, [read])
         if self._link is not None:
             self._link.send(message, [read])
-        return write
 
-    async def finished(self, worker: str, timeout_seconds: float) -> None:
+    def discard(self, key: str) -> None:
+        """Forget the pipe of a worker that could not be made."""
+        read, _ = self._pipes.pop(key)
+        os.close(read)
+        del self._finished[key]
+
+    def adopt(self, key: str, message: wire.Message, fd: int) -> None:
+        """Take over a pipe that the keeper held; before `start`."""
+        self._pipes[key] = (fd, message)
+        self._finished[key] = asyncio.Event()
+
+    async def finished(self, key: str, timeout_seconds: float) -> None:
         """Return when all that the worker printed is in its file, or the time is over."""
-        event = self._finished.get(worker)
+        event = self._finished.get(key)
         if event is None:
             return
         try:
@@ -97,14 +116,14 @@ class Output:
         self._pipes.clear()
 
     def _on_message(self, message: wire.Message, fds: list[int]) -> None:
-        worker = str(message.get("id"))
-        if message.get("t") == "eof" and worker in self._pipes:
-            fd, _ = self._pipes.pop(worker)
+        key = str(message.get("id"))
+        if message.get("t") == "eof" and key in self._pipes:
+            fd, _ = self._pipes.pop(key)
             os.close(fd)
-            self._keeper.send({"op": "drop", "name": f"output:{worker}"})
-            self._finished.pop(worker).set()
-        elif message.get("t") == "dropped" and worker in self._pipes:
-            self._on_dropped(str(self._pipes[worker][1]["name"]), int(message.get("bytes", 0)))
+            self._keeper.send({"op": "drop", "name": f"output:{key}"})
+            self._finished.pop(key).set()
+        elif message.get("t") == "dropped" and key in self._pipes:
+            self._on_dropped(str(self._pipes[key][1]["name"]), int(message.get("bytes", 0)))
 
     def _on_end(self) -> None:
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.

@@ -22,6 +22,7 @@ def worker_spec(
     *,
     interpreter: str,
     listeners: int,
+    tls_files: int,
     open_files: tuple[int, int],
     env_base: Mapping[str, str] | None = None,
 ) -> Spec:
@@ -46,7 +47,7 @@ def worker_spec(
         "open_files": [soft, hard],
         "listeners": listeners,
         "tls": tls_settings(server),
-        "tls_files": 0,
+        "tls_files": tls_files,
         "uvicorn": uvicorn_settings(server),
         "drain_seconds": server.drain_timeout,
         "stop_seconds": server.stop_timeout * _REQUESTS_SHARE,

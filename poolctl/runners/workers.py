@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from typing import Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
@@ -13,18 +15,24 @@ from .protocol import Exit, Placement, WorkerFailed
 
 
 class LocalWorker:
-    """A process of this machine. `exited` and `answered` are futures; both may be awaited by several."""
+    """A process of this machine. `exited` and `answered` are futures; both may be awaited by several.
 
-    def __init__(self, placement: Placement, server: ServerConfig) -> None:
+    `output` is the key of the pipe that takes what it prints.
+    """
+
+    def __init__(self, placement: Placement, server: ServerConfig, output: str) -> None:
         loop = asyncio.get_running_loop()
         self.placement = placement
         self.server = server
+        self.output = output
         self.control: Link | None = None
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
         # Nobody need be waiting when a worker fails.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
+        self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
+        self.leaving = False
         self.imported = False
 
     def heard(self, message: wire.Message, fds: list[int]) -> None:
@@ -32,6 +40,7 @@ class LocalWorker:
         for fd in fds:
             os.close(fd)
         if message.get("event") == "ready":
+            self.leaving = bool(message.get("leaving"))
             self.answer()
         elif message.get("event") == "failed":
             self.reason = str(message.get("message", ""))
@@ -39,7 +48,20 @@ class LocalWorker:
     def answer(self) -> None:
         """It has answered; without effect once it has ended."""
         if not self.answered.done():
+            self.ready_at = self.ready_at or time.monotonic()
             self.answered.set_result(None)
+
+    def meta(self) -> dict[str, Any]:
+        """What another supervisor needs to know to take it over."""
+        placement = self.placement
+        return {
+            "server": placement.server,
+            "generation": placement.generation,
+            "index": placement.index,
+            "pid": placement.pid,
+            "ready_at": self.ready_at,
+            "output": self.output,
+        }
 
     def ended(self, exit_: Exit) -> None:
         """The process is gone."""

@@ -11,9 +11,9 @@ from poolctl.clock import Clock
 from poolctl.config.model import ServerConfig
 from poolctl.runners.protocol import Runner
 
-from .entry import Entry
+from .entry import Entry, Worker
 from .execute import Executor
-from .reconcile import decide
+from .reconcile import Listener, decide
 
 
 class Engine:
@@ -64,6 +64,16 @@ class Engine:
             entry.generation = entry.newest
             entry.restarts += 1
         self.start(entry, ignore_dependencies=True)
+
+    # Taking over.
+
+    def adopt(self, entry: Entry, worker: Worker, *, listening: bool) -> None:
+        """Take over a worker of the supervisor before; `listening`: the server's listener is open."""
+        entry.listener = Listener.OPEN if listening else Listener.CLOSED
+        entry.workers[worker.id] = worker
+        entry.newest = max(entry.newest, worker.generation)
+        self._executor.adopt(entry, worker)
+        self.touch(entry)
 
     # The graph.
 

@@ -54,6 +54,10 @@ class Executor:
                 if worker.placement is not None:
                     self._spawn_task(self._stop(entry, worker))
 
+    def adopt(self, entry: Entry, worker: Worker) -> None:
+        """Go on with a worker that another supervisor has placed."""
+        worker.task = self._spawn_task(self._go_on(entry, worker))
+
     def kill(self, entry: Entry, worker: Worker) -> None:
         """End the worker at once, whatever it was told before."""
         worker.phase = Phase.STOPPING
@@ -96,12 +100,17 @@ class Executor:
             self._ended(entry, worker, Exit(message=message))
             return
         worker.placement = placement
-        ending = asyncio.ensure_future(self._runner.watch(placement))
         if worker.phase is Phase.PLACING:
             worker.phase = Phase.STARTING
             self._touch(entry)
+        await self._go_on(entry, worker)
+
+    async def _go_on(self, entry: Entry, worker: Worker) -> None:
+        assert worker.placement is not None
+        ending = asyncio.ensure_future(self._runner.watch(worker.placement))
+        if worker.phase is Phase.STARTING:
             await self._become_ready(entry, worker)
-        else:
+        elif worker.phase in LEAVING:
             self._spawn_task(self._stop(entry, worker))
         self._ended(entry, worker, await ending)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -21,8 +22,30 @@ from poolctl.runners.local import LocalRunner
 from .naming import default_name
 
 INVALID_CONFIGURATION = 5
-_ANSWER_SECONDS = 2.0
 _IDLE_SECONDS = 60.0
+_REMEMBER_SECONDS = 0.05
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class Debounced:
+    """Calls a function some time after the first of many wishes for it, once for all of them."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._timer: asyncio.TimerHandle | None = None
+
+    def soon(self) -> None:
+        """Within 50 ms."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_REMEMBER_SECONDS, self.now)
+
+    def now(self) -> None:
+        """At once."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._function()
 
 
 class ManagedPool:
@@ -41,6 +64,7 @@ class ManagedPool:
         self.files = list(files)
         self.name = default_name(files[0])
         self._state_directory = state_directory
+        self._keeper = keeper
         self._keeper_pid = int(hello["pid"])
         self._over = over
         logs = os.path.join(state_directory, "logs")
@@ -56,21 +80,33 @@ class ManagedPool:
         self._problems: list[Document] = []
         self._terminated = False
 
-    async def warm_up(self) -> None:
-        """Start what takes its time and needs no configuration: the logger and the likely interpreter's zygote."""
+    def warm_up(self) -> None:
+        """Begin what takes its time and needs no configuration: the likely interpreter's zygote."""
         self.runner.zygotes.warm_up(default_interpreter(os.path.dirname(self.files[0]), os.environ))
-        await self.runner.output.start()
 
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
+        from .adopt import adopt
         from .engine import Engine
+        from .memory import Memory
         from .settle import settle_configuration
         from .verbs import Verbs
 
-        servers, self.name, self._problems = await asyncio.to_thread(
-            settle_configuration, self.files, self._state_directory, self.name
-        )
+        memory = Memory(self._keeper)
+        before = await memory.servers()
+        if before is not None:
+            self.name, servers = before
+        else:
+            servers, self.name, self._problems = await asyncio.to_thread(
+                settle_configuration, self.files, self._state_directory, self.name
+            )
+            memory.keep_servers(self.name, servers)
         self.engine = Engine(servers, self.runner, SystemClock())
+        if before is not None:
+            logger.info("took over %d workers", await adopt(self.engine, self.runner, memory))
+        await self.runner.output.start()
+        self._remember = Debounced(lambda: memory.remember(self.engine.entries.values()))
+        self.engine.listeners.add(lambda entry: self._remember.soon())
         self._verbs = Verbs(self.engine, self._about(), self._over_soon)
         self._control = ControlServer(listener, self._handle)
         await self._control.start()
@@ -82,7 +118,10 @@ class ManagedPool:
             return result(
                 [], self._problems, exit_code=INVALID_CONFIGURATION, ended=True, keeper_pid=self._keeper_pid
             )
-        return await self._verbs.handle(request, progress)
+        document = await self._verbs.handle(request, progress)
+        # What is answered is also what a successor will know.
+        self._remember.now()
+        return document
 
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""

@@ -40,7 +40,7 @@ class Supervisor:
         from .pool import ManagedPool
 
         self._pool = ManagedPool(self.directory, self.files, self._state_dir(), keeper, hello, self._over.set)
-        await self._pool.warm_up()
+        self._pool.warm_up()
         _, fds = await keeper.call({"op": "get", "name": "control"})
         listener = socket.socket(fileno=fds[0])
         await self._pool.begin(listener)

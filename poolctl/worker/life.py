@@ -90,6 +90,8 @@ class Worker:
             self.server.stop()
         elif order == "drain":
             self.server.drain()
+        elif order == "report" and self.server.started:
+            self._tell({"event": "ready", "leaving": self.server.should_exit})
 
     def _signal(self, number: int) -> None:
         self.signalled = number

@@ -1,0 +1,85 @@
+"""The listeners of a pool's servers: opened here, kept by the keeper as well, closed at both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.listeners.inherit import Inherited
+from poolctl.listeners.open import close_listener, describe, from_descriptor, open_listener
+from poolctl.listeners.ports import is_free
+from poolctl.listeners.unix import identity
+
+from .link import Link, LinkLost
+
+
+class Sockets:
+    """Listening sockets by the canonical address of their server."""
+
+    def __init__(self, keeper: Link, inherited: Inherited) -> None:
+        self._keeper = keeper
+        self._inherited = inherited
+        self._open: dict[str, list[socket.socket]] = {}
+        self._identities: dict[str, tuple[int, int] | None] = {}
+
+    def of(self, server: ServerConfig) -> list[socket.socket]:
+        """The server's listeners; none for a job, or for a command that binds by itself."""
+        return self._open.get(server.key, [])
+
+    def endpoints(self, key: str) -> list[str]:
+        """The addresses that are bound."""
+        return [describe(sock) for sock in self._open.get(key, ())]
+
+    async def open(self, server: ServerConfig) -> None:
+        """Open the server's listeners, if it has any and they are not open. Raises ServerError."""
+        key = server.key
+        if server.job or key in self._open:
+            return
+        if server.binds_itself:
+            await self._check_free(server)
+            return
+        self._open[key] = await self._listen(server)
+        if server.address.kind == "unix":
+            self._identities[key] = identity(server.address.path)
+        self._keeper.send(
+            {"op": "put", "name": f"listener:{key}", "meta": {"server": server.name}},
+            [sock.fileno() for sock in self._open[key]],
+        )
+
+    async def close(self, key: str) -> None:
+        """Close them here and at the keeper; connections are refused from now on."""
+        sockets = self._open.pop(key, [])
+        if not sockets:
+            return
+        if not key.startswith("fd:"):
+            # A worker that is about to end may hold a duplicate; systemd's own sockets go back as they were.
+            for sock in sockets:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RD)
+        close_listener(sockets, self._identities.pop(key, None))
+        with contextlib.suppress(LinkLost):
+            await self._keeper.call({"op": "drop", "name": f"listener:{key}"})
+
+    async def close_all(self) -> None:
+        """Close every listener."""
+        await asyncio.gather(*(self.close(key) for key in list(self._open)))
+
+    def adopt(self, key: str, fds: list[int]) -> None:
+        """Take over listeners that the keeper held; the descriptors belong to us from now on."""
+        self._open[key] = [from_descriptor(fd) for fd in fds]
+        if key.startswith("unix:"):
+            self._identities[key] = identity(key.removeprefix("unix:"))
+
+    async def _listen(self, server: ServerConfig) -> list[socket.socket]:
+        try:
+            return await asyncio.to_thread(open_listener, server.address, inherited=self._inherited)
+        except ServerError as error:
+            raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
+
+    async def _check_free(self, server: ServerConfig) -> None:
+        if server.address.kind == "tcp" and not is_free(server.address, server.address.port or 0):
+            # Opened for the sake of the error, which names who is there.
+            close_listener(await self._listen(server))

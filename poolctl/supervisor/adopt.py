@@ -1,0 +1,37 @@
+"""After the death of a supervisor: what it knew, from the keeper's store and the workers themselves."""
+
+from __future__ import annotations
+
+import asyncio
+
+from poolctl.runners.local import LocalRunner
+
+from .engine import Engine
+from .entry import Worker
+from .memory import Memory
+from .reconcile import Listener, Phase
+
+_REPORT_SECONDS = 0.2
+
+
+async def adopt(engine: Engine, runner: LocalRunner, memory: Memory) -> int:
+    """Give the engine what was wanted and what is there; how many workers were taken over."""
+    await memory.recall(engine.entries)
+    found = await runner.adopt({name: entry.config for name, entry in engine.entries.items()})
+    waiting = [worker.answered for worker in found if not worker.answered.done()]
+    if waiting:
+        # Those whose being ready was not noted yet say so themselves.
+        await asyncio.wait(waiting, timeout=_REPORT_SECONDS)
+    for each in found:
+        placement = each.placement
+        phase = Phase.READY if each.ready_at is not None else Phase.STARTING
+        if each.leaving:
+            phase = Phase.DRAINING
+        worker = Worker(placement.id, placement.generation, placement.index, phase, placement, each.ready_at)
+        entry = engine.entries[placement.server]
+        engine.adopt(entry, worker, listening=bool(runner.endpoints(entry.config.key)))
+    for entry in engine.entries.values():
+        if runner.endpoints(entry.config.key):
+            entry.listener = Listener.OPEN
+        engine.touch(entry)
+    return len(found)
