@@ -102,7 +102,7 @@ class Life:
                 self._stops -= 1
 
     def _turn(self) -> asyncio.Lock:
-        # A lock belongs to the loop that it was first contended on, and engines come and go.
+        # Engines come and go, and a lock belongs to one loop.
         loop = asyncio.get_running_loop()
         if self._lock is None or self._loop is not loop:
             self._lock, self._loop = asyncio.Lock(), loop

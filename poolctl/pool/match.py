@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from itertools import compress
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from poolctl.address import AddressError, canonical
@@ -17,28 +16,32 @@ if TYPE_CHECKING:
 
 Members = dict[str, "Server"]
 
-_name_of = attrgetter("_config.name")
-_expose_of = attrgetter("_config.expose")
-
 
 def matching(members: Members, field: Field, pattern: str, regex: str) -> Members:
-    """The members that match, in their order. Raises PoolParamError for an unknown field or a bad expression.
+    """The members that match, in their order; the given dictionary itself when all do.
 
-    Both `pattern` and `regex` empty match nothing. Built of iterators that run in C: at 100,000 servers a filter
-    costs less than a comprehension that asks each one.
+    Both `pattern` and `regex` empty match nothing. Raises PoolParamError for an unknown field or a bad expression.
+    Costs about as much as a bare comprehension; nothing is kept on the way that the garbage collector would count.
     """
     field = checked(field)
     search = _compiled(regex)
     wanted = _wanted(field, pattern)
-    if not wanted and search is None:
-        return {}
-    found: list[Iterable[object]] = []
-    if wanted:
-        found.append(_equal(members, field, wanted))
-    if search is not None:
-        found.append(map(search, values(members, field)))
-    flags = found[0] if len(found) == 1 else [one or other for one, other in zip(*found, strict=True)]
-    return dict(compress(members.items(), flags))
+    found = values(members, field)
+    binds: list[str] = []
+    if wanted and search is not None:
+        equal = _equal(field, wanted)
+        binds = [bind for bind, text in zip(members, found, strict=True) if equal(text) or search(text)]
+    elif search is not None:
+        binds = list(compress(members, map(search, found)))
+    elif wanted and field is Field.EXPOSE:
+        pairs = [pair for pair in zip(members, found, strict=True) if pair[1].casefold().endswith(wanted)]
+        equal = _equal(field, wanted)
+        binds = [bind for bind, text in pairs if equal(text)]
+    elif wanted:
+        binds = [bind for bind, text in zip(members, found, strict=True) if text.casefold() == wanted]
+    if len(binds) == len(members):
+        return members
+    return dict(zip(binds, map(members.__getitem__, binds), strict=True))
 
 
 def checked(field: Field) -> Field:
@@ -50,11 +53,13 @@ def checked(field: Field) -> Field:
         raise PoolParamError(f"{field!r} is no field of a server; one of: {allowed}") from None
 
 
-def values(members: Members, field: Field) -> Iterable[str]:
+def values(members: Members, field: Field) -> Collection[str]:
     """That field of each member, in order."""
     if field is Field.BIND:
         return members
-    return map(_name_of if field is Field.NAME else _expose_of, members.values())
+    if field is Field.NAME:
+        return [server._name for server in members.values()]
+    return [server._expose for server in members.values()]
 
 
 def _wanted(field: Field, pattern: str) -> str:
@@ -68,11 +73,10 @@ def _wanted(field: Field, pattern: str) -> str:
     return pattern.casefold()
 
 
-def _equal(members: Members, field: Field, wanted: str) -> Iterable[object]:
-    folded = map(str.casefold, values(members, field))
-    if field is not Field.EXPOSE or "://" in wanted:
-        return map(wanted.__eq__, folded)
-    return [text == wanted or text.partition("://")[2] == wanted for text in folded]
+def _equal(field: Field, wanted: str) -> Callable[[str], bool]:
+    if field is Field.EXPOSE and "://" not in wanted:
+        return lambda text: wanted in (folded := text.casefold(), folded.partition("://")[2])
+    return lambda text: text.casefold() == wanted
 
 
 def _compiled(regex: str) -> Callable[[str], object] | None:

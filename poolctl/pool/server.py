@@ -26,14 +26,15 @@ class Server:
     Alone it may be started too; what it lacks (a handler, default TLS) comes from the pool that stores it.
     """
 
-    # 100,000 of them are a use case: what runs is in `_life`, which only those have that were started.
-    __slots__ = ("_config", "_home", "_life")
+    # 100,000 of them are a use case: what runs is in `_life`, which only those have that were started. Name and
+    # expose are the configuration's, at hand for filters.
+    __slots__ = ("_config", "_expose", "_home", "_life", "_name")
 
     def __init__(self, config: ServerConfig) -> None:
         """Raises PoolParamError for what is no ServerConfig, ServerError when no port is free for `auto`."""
         if not isinstance(config, ServerConfig):
             raise PoolParamError(f"a Server is made from a ServerConfig, and this is {config!r}")
-        self._config = with_port(config)
+        self._put(with_port(config))
         self._home = _NO_POOL
         self._life: Life | None = None
 
@@ -45,7 +46,7 @@ class Server:
     @property
     def name(self) -> str:
         """Its name, unique in a configuration."""
-        return self._config.name
+        return self._name
 
     @property
     def bind(self) -> str:
@@ -55,7 +56,7 @@ class Server:
     @property
     def expose(self) -> str:
         """The address that clients use."""
-        return self._config.expose
+        return self._expose
 
     @property
     def config(self) -> ServerConfig:
@@ -178,7 +179,12 @@ class Server:
 
     def _reconfigure(self, config: ServerConfig) -> None:
         if config != self._config:
-            self._config = config
+            self._put(config)
+
+    def _put(self, config: ServerConfig) -> None:
+        self._config = config
+        self._name = config.name
+        self._expose = config.expose
 
     def __reduce__(self) -> Any:
         raise TypeError("a Server cannot be pickled; pickle its config")
