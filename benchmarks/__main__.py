@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Iterator
 
-from . import commands, configuration, hostile, lifecycle, lookup, report
+from . import report
 
 GROUPS = ("lifecycle", "commands", "configuration", "hostile", "lookup")
 
@@ -18,7 +18,7 @@ def main() -> int:
     for group in options.only or GROUPS:
         print(f"measuring: {group}", file=sys.stderr)
         try:
-            for row in _measure(group, options):
+            for row in importlib.import_module(f".{group}", __package__).run(options):
                 rows.append(row)
                 print(f"  {row.what}: {row.median:.4g} {row.unit}", file=sys.stderr)
         except Exception as error:
@@ -29,24 +29,6 @@ def main() -> int:
     for text in failed:
         print(f"not measured: {text}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _measure(group: str, options: argparse.Namespace) -> Iterator[report.Row]:
-    if group == "lifecycle":
-        return lifecycle.run(options.sizes, options.repeat, options.idle_seconds)
-    if options.quick:
-        return {
-            "commands": lambda: commands.run(3, 3, 30),
-            "configuration": lambda: configuration.run(1, 200),
-            "hostile": lambda: hostile.run(1),
-            "lookup": lambda: lookup.run(1, 2000),
-        }[group]()
-    return {
-        "commands": lambda: commands.run(7 * options.repeat),
-        "configuration": lambda: configuration.run(options.repeat),
-        "hostile": lambda: hostile.run(options.repeat),
-        "lookup": lambda: lookup.run(2 * options.repeat),
-    }[group]()
 
 
 def _options() -> argparse.Namespace:

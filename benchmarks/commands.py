@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 
 from .project import Project
@@ -12,9 +13,12 @@ from .report import Row
 
 SERVERS = 100
 MANY_SERVERS = 1000
+TURNS = 7  # commands are short: more of them for each repetition
 
 
-def run(repeat: int, servers: int = SERVERS, many: int = MANY_SERVERS) -> Iterator[Row]:
+def run(options: Namespace) -> Iterator[Row]:
+    repeat = TURNS * options.repeat
+    servers, many = (3, 30) if options.quick else (SERVERS, MANY_SERVERS)
     with Project(servers) as project:
         without = _alternately(project, {"validate": ("validate",), "list": ("list",)}, repeat)
         project.run("start")

@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 import tomllib
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ from .report import Row
 SERVERS = 10_000
 
 
-def run(repeat: int, servers: int = SERVERS) -> Iterator[Row]:
+def run(options: Namespace) -> Iterator[Row]:
+    servers = 200 if options.quick else SERVERS
     with tempfile.TemporaryDirectory(prefix="poolbench-") as directory:
         for kind, (write, parse) in FORMATS.items():
             path = Path(directory, f"pool.{kind}")
             path.write_text(write(_entries(servers)))
             ours: list[float] = []
             bare: list[float] = []
-            for _ in range(repeat):
+            for _ in range(options.repeat):
                 bare.append(_seconds(lambda p=path, f=parse: f(p)))
                 ours.append(_seconds(lambda p=path: _load(p, servers)))
             yield Row(

@@ -6,6 +6,7 @@ import json
 import subprocess
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +17,14 @@ INVALID = 5
 MIB = 1024 * 1024
 
 
-def run(repeat: int) -> Iterator[Row]:
+def run(options: Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="poolbench-") as directory:
         for what, (name, content) in _files().items():
             path = Path(directory, name)
             path.write_bytes(content)
-            yield Row(f"validate of {what}", "s", [_refusal_seconds(path) for _ in range(repeat)], most=1)
+            yield Row(
+                f"validate of {what}", "s", [_refusal_seconds(path) for _ in range(options.repeat)], most=1
+            )
 
 
 def _files() -> dict[str, tuple[str, bytes]]:

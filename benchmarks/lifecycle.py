@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator
 from statistics import mean
 
@@ -29,14 +30,15 @@ class Samples:
         self.bare_stop: list[float] = []
 
 
-def run(sizes: list[int], repeat: int, idle_seconds: float) -> Iterator[Row]:
-    measured = max((size for size in sizes if size <= MEASURED_SIZE), default=sizes[0])
-    for size in sizes:
+def run(options: Namespace) -> Iterator[Row]:
+    measured = max((size for size in options.sizes if size <= MEASURED_SIZE), default=options.sizes[0])
+    for size in options.sizes:
         samples, costs = Samples(), []
-        for turn in range(repeat):
+        for turn in range(options.repeat):
+            idle_seconds = options.idle_seconds if turn == 0 and size == measured else 0.0
             with Project(size) as project:
-                _bare(project, samples, costs, idle_seconds if turn == 0 and size == measured else 0)
-                _pool(project, samples, costs, idle_seconds if turn == 0 and size == measured else 0)
+                _bare(project, samples, costs, idle_seconds)
+                _pool(project, samples, costs, idle_seconds)
         yield from _lifecycle_rows(size, samples)
         yield from _cost_rows(size, costs)
 
