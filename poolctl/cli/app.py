@@ -16,6 +16,7 @@ import typer
 from poolctl.cli import commands
 from poolctl.cli.exit_codes import USAGE
 from poolctl.cli.options import (
+    FILTERS,
     HELP,
     OUTPUT,
     SELECTION,
@@ -154,11 +155,11 @@ def _looking(app: typer.Typer, perform: Perform) -> None:
         "List the servers of which a field equals a pattern or contains an expression.",
         perform,
         OUTPUT,
+        FILTERS,
         filter_field=(Annotated[str, _FILTER_FIELD], ...),
         pattern=(Annotated[str | None, _FILTER_PATTERN], None),
         regex=(Annotated[str | None, _REGEX], None),
         target=(Annotated[str | None, _TARGET], None),
-        allow_empty=(AllowEmpty, False),
     )
     command(
         app,

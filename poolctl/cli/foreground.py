@@ -26,8 +26,9 @@ def program(command: Sequence[str], env: Mapping[str, str]) -> str:
         return found
     places = [name] if "/" in name else [f"{place}/{name}" for place in env.get("PATH", "").split(":")]
     if name and any(os.path.exists(place) for place in places):
-        reason = "is a directory" if os.path.isdir(name) else "is not executable"
-        raise Failure(Outcome.failed(NOT_EXECUTABLE, f"{name}: {reason}", hint=f"chmod +x {name}?"))
+        if os.path.isdir(name):
+            raise Failure(Outcome.failed(NOT_EXECUTABLE, f"{name}: is a directory"))
+        raise Failure(Outcome.failed(NOT_EXECUTABLE, f"{name}: is not executable", hint=f"chmod +x {name}"))
     raise Failure(Outcome.failed(NOT_FOUND, f"{name}: command not found", hint="is it in $PATH?"))
 
 

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from poolctl.cli.exit_codes import NOTHING_MATCHED
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.place import find_place
 from poolctl.cli.request import Request, one_of
 from poolctl.cli.selected import selected
+from poolctl.pool.select import select
 
+_PLACE = ("config", "pool", "quiet", "verbose")
 FIELDS = ("name", "bind", "expose")
 
 
 def perform(request: Request) -> Outcome:
-    """The matching servers, or with --target one field of each. A pattern that equals comes before --regex."""
+    """The matching servers, or with --target one field of each. The selector's options narrow further."""
     field = one_of("FIELD", request.get("filter_field"), FIELDS)
     target = request.get("target")
     if target is not None:
         one_of("--target", target, FIELDS)
         if request.get("output") is not None:
             raise UsageError("--target and -o exclude each other", hint=f"-o {target} prints that field too")
-    pattern, regex = request.get("pattern") or "", request.get("regex") or ""
-    everything = selected(Request("list", {**request.values, "allow_empty": True}), find_place(request))
-    search = _searcher(regex)
-    found = [item for item in everything.items if _matches(item, field, pattern, search)]
-    outcome = Outcome(found, form=target or "table")
+    pattern, search = request.get("pattern") or "", _searcher(request.get("regex") or "")
+    selector = Request("list", {**request.values, "invert": False, "allow_empty": True}).selector()
+    everything = selected(Request("list", _without_selection(request)), find_place(request)).items
+    narrowed, _ = select(everything, selector)
+    found = [item for item in narrowed if _matches(item, field, pattern, search)]
+    if request.get("invert"):
+        found = [item for item in everything if item not in found]
     if not found and not request.get("allow_empty"):
-        outcome = Outcome.failed(
-            NOTHING_MATCHED, f"no server's {field} matches", _near(field, pattern, everything.items)
+        return Outcome.failed(
+            NOTHING_MATCHED, f"no server's {field} matches", _near(field, pattern, everything)
         )
-    return outcome
+    return Outcome(found, form=target or "table")
+
+
+def _without_selection(request: Request) -> dict[str, Any]:
+    """The request's values for asking after every server."""
+    return {key: request.get(key) for key in (*_PLACE, "allow_empty")}
 
 
 def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | None) -> bool:

@@ -14,8 +14,10 @@ POOL = """\
 # A pool of HTTP servers. Every key: `poolctl schema`, checks: `poolctl validate`.
 
 [pool]
-# name = "{name}"                # what the pool is called; default: derived from this file's path
-# port_range = "20000-29999"     # where `bind = "127.0.0.1:auto"` chooses from
+# What the pool is called (`poolctl --pool {name} status`); default: derived from this file's path.
+# name = "{name}"
+# Where `bind = "127.0.0.1:auto"` chooses from.
+# port_range = "20000-29999"
 
 [defaults]                       # every key of a server; its own value wins
 # restart = "on-failure"         # "no", "on-failure" or "always"

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, connect, find_socket
+from poolctl.control.directory import pool_key
+from poolctl.errors import ControlError, PoolParamError, PoolStartError, PoolValidateError
+from tests.stand_in import Send, always, item, result, stand_in
+
+
+@pytest.fixture
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield tmp_path_factory.mktemp("s") / "control.sock"
+
+
+def test_a_call_returns_the_result_and_reports_progress_on_the_way(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        send({"progress": {"name": "web", "state": "starting"}})
+        send({"warning": "slow"})
+        return result(item("web"))
+
+    seen: list[dict[str, Any]] = []
+    with stand_in(path, answer) as requests:
+        document = Client(str(path)).call("start", {"options": {"timeout": 3}}, seen.append, timeout=3)
+    assert document["items"][0]["name"] == "web"
+    assert [next(iter(message)) for message in seen] == ["progress", "warning"]
+    assert requests == [("start", {"options": {"timeout": 3}})]
+
+
+def test_an_answer_larger_than_one_read_arrives_whole(path: Path) -> None:
+    many = [item(f"server-{number}", number) for number in range(5000)]
+    with stand_in(path, always(*many)):
+        assert len(Client(str(path)).call("list")["items"]) == 5000
+
+
+def test_no_socket_and_a_stale_socket_both_mean_no_supervisor(path: Path) -> None:
+    with pytest.raises(NoSupervisor) as caught:
+        Client(str(path)).call("list")
+    assert caught.value.exit_code == 6
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with pytest.raises(NoSupervisor):
+        Client(str(path)).call("list")
+
+
+def test_a_supervisor_that_hangs_up_without_an_answer_is_said_to_have_ended(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> None:
+        return None
+
+    with stand_in(path, answer), pytest.raises(SupervisorEnded):
+        Client(str(path)).call("start")
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b'HTTP/1.1 403 Forbidden\r\n\r\n{"error": "this pool belongs to uid 7"}\n', 7),
+        (b'HTTP/1.1 404 Not Found\r\n\r\n{"error": "there is no /v1/fly"}\n', 8),
+        (b"HTTP/1.1 200 OK\r\n\r\nnot json\n", 8),
+        (b"HTTP/1.1 200 OK\r\n\r\n[1]\n", 8),
+    ],
+)
+def test_a_refusal_is_told_with_its_reason(path: Path, sent: bytes, code: int) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> bytes:
+        return sent
+
+    with stand_in(path, answer), pytest.raises(ControlError) as caught:
+        Client(str(path)).call("fly")
+    assert caught.value.exit_code == code
+    assert caught.value.message
+
+
+def test_a_silent_supervisor_that_still_answers_a_ping_is_waited_for(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "ping":
+            pinged.set()
+            return result(version="1")
+        await pinged.wait()
+        return result(item("web"))
+
+    pinged = asyncio.Event()
+    with stand_in(path, answer) as requests:
+        assert Client(str(path), silence_seconds=0.05).call("start")["items"]
+    assert ("ping", {}) in requests
+
+
+def test_a_supervisor_that_does_not_answer_a_ping_is_a_conflict(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(8)  # accepts in the backlog, and never answers
+        with pytest.raises(ControlError) as caught:
+            Client(str(path), silence_seconds=0.05).call("list")
+    assert caught.value.exit_code == 8
+    assert "servers go on serving" in caught.value.hint
+
+
+def test_a_full_backlog_is_a_conflict(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting = []
+        with pytest.raises(ControlError) as caught:
+            for _ in range(10):
+                waiting.append(Client(str(path), silence_seconds=0.05)._connect())
+        for each in waiting:
+            each.close()
+    assert caught.value.exit_code == 8
+
+
+def test_the_clients_own_deadline_is_124(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("poolctl.control.client.GRACE_SECONDS", 0.05)
+    with stand_in(path, answer), pytest.raises(ControlError) as caught:
+        Client(str(path)).call("wait", timeout=0.0)
+    assert caught.value.exit_code == 124
+
+
+def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(tmp_path / "run"))
+    file = tmp_path / "pool.toml"
+    file.write_text("")
+    directory = tmp_path / "run" / pool_key(str(file))
+    directory.mkdir(parents=True, mode=0o700)
+    (tmp_path / "run" / "@shop").symlink_to(directory.name)
+    monkeypatch.chdir(tmp_path)
+    with stand_in(directory / "control.sock", always(item("web"), version="1")):
+        for which in (file, str(file), "pool.toml", "shop", None):
+            pool = connect(which)
+            assert pool.list()["items"][0]["name"] == "web"
+            assert "control.sock" in repr(pool)
+    with pytest.raises(NoSupervisor):
+        connect("nobody")
+    with pytest.raises(NoSupervisor):
+        connect(file)
+    assert find_socket(str(file), {"POOLCTL_RUNTIME_DIR": str(tmp_path / "run")}).startswith(str(directory))
+
+
+def test_the_verbs_carry_selection_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    from poolctl.control.verbs import PoolClient
+
+    with stand_in(path, always(item("web"), exit_code=0)) as requests:
+        pool = PoolClient(Client(str(path)))
+        pool.start("web", selector={"tag": ["api"]}, timeout=5, deps=False)
+        pool.stop(wait=False)
+        pool.restart("w*")
+        pool.wait("web", until="stopped", timeout=1)
+        pool.show()
+        pool.ping()
+    verbs = dict(requests)
+    assert verbs["start"] == {
+        "selector": {"tag": ["api"], "targets": ["web"]},
+        "options": {"timeout": 5, "deps": False, "wait": True},
+    }
+    assert verbs["stop"]["options"]["wait"] is False
+    assert verbs["restart"]["selector"] == {"targets": ["w*"]}
+    assert verbs["wait"]["options"] == {"timeout": 1, "for": "stopped"}
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(1, PoolStartError), (4, PoolParamError), (5, PoolValidateError), (8, ControlError)]
+)
+def test_a_failed_verb_raises_the_error_of_its_kind(path: Path, code: int, kind: type[Exception]) -> None:
+    from poolctl.control.verbs import PoolClient
+
+    child = {"code": 1, "error": "E", "name": "web", "bind": "", "message": "exited", "hint": "poolctl logs web"}
+    with stand_in(path, always(exit_code=code, errors=[child])), pytest.raises(kind, match="exited"):
+        PoolClient(Client(str(path))).start()
+
+
+def test_when_the_time_is_over_the_children_have_a_timeout_as_cause(path: Path) -> None:
+    from poolctl.control.verbs import PoolClient
+
+    late = [{"name": "web", "message": "is still starting"}]
+    with stand_in(path, always(exit_code=124, errors=late)), pytest.raises(PoolStartError) as caught:
+        PoolClient(Client(str(path))).start(timeout=0.1)
+    assert isinstance(caught.value.exceptions[0].__cause__, TimeoutError)
+
+
+def test_a_pool_that_is_not_as_desired_is_no_error_of_status(path: Path) -> None:
+    from poolctl.control.verbs import PoolClient
+
+    with stand_in(path, always(item("web", state="failed"), exit_code=3)):
+        assert PoolClient(Client(str(path))).status()["exit_code"] == 3

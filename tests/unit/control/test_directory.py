@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from poolctl.control import directory
+from poolctl.errors import ControlError
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return {"POOLCTL_RUNTIME_DIR": str(tmp_path / "run")}
+
+
+def listening(env: dict[str, str], key: str) -> str:
+    made = directory.make_pool_dir(env, key)
+    Path(made, directory.SOCKET_NAME).touch()
+    return made
+
+
+def test_a_key_tells_paths_apart_and_stays_the_same() -> None:
+    assert directory.pool_key("/a/pool.toml") == directory.pool_key("/a/pool.toml")
+    assert directory.pool_key("/a/pool.toml") != directory.pool_key("/b/pool.toml")
+    assert len(directory.pool_key("/a/\udcff.toml")) == 12
+
+
+def test_a_pools_directory_is_made_for_its_owner_alone(env: dict[str, str]) -> None:
+    made = directory.make_pool_dir(env, "abc")
+    assert made.endswith("/run/abc")
+    assert os.stat(made).st_mode & 0o777 == 0o700
+    assert directory.make_pool_dir(env, "abc") == made == directory.pool_dir(env, "abc")
+
+
+def test_asking_for_a_directory_makes_none(env: dict[str, str], tmp_path: Path) -> None:
+    directory.pool_dir(env, "abc")
+    directory.state_dir(env, "abc")
+    assert directory.named_pool_dir(env, "shop") is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_others_can_enter_is_refused_with_the_mend(env: dict[str, str]) -> None:
+    made = directory.make_pool_dir(env, "abc")
+    os.chmod(made, 0o755)
+    with pytest.raises(ControlError, match="0755") as caught:
+        directory.make_pool_dir(env, "abc")
+    assert caught.value.exit_code == 7
+    assert caught.value.hint == f"chmod 700 {made}"
+
+
+def test_a_link_or_a_file_in_its_place_is_refused(env: dict[str, str], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / "abc").symlink_to(tmp_path)
+    (root / "def").touch()
+    for key in ("abc", "def"):
+        with pytest.raises(ControlError, match="not a directory"):
+            directory.check_private(str(root / key))
+    with pytest.raises(ControlError, match="No such file"):
+        directory.check_private(str(root / "ghi"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_somebody_elses_directory_is_refused(env: dict[str, str]) -> None:
+    made = directory.make_pool_dir(env, "abc")
+    os.chown(made, 65534, 65534)
+    with pytest.raises(ControlError, match="belongs to uid 65534"):
+        directory.check_private(made)
+
+
+def test_a_runtime_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    for path in (blocked, blocked / "below"):
+        with pytest.raises(ControlError) as caught:
+            directory.make_pool_dir({"POOLCTL_RUNTIME_DIR": str(path)}, "abc")
+        assert caught.value.exit_code == 7
+        assert "POOLCTL_RUNTIME_DIR" in caught.value.hint
+
+
+def test_without_a_variable_the_users_own_directories_are_looked_at() -> None:
+    uid = os.geteuid()
+    found = directory.candidates({})
+    assert found[-1] == f"/tmp/poolctl-{uid}"
+    assert found[0] == ("/run/poolctl" if uid == 0 else f"/run/user/{uid}/poolctl")
+    assert directory.pool_dir({}, "abc").endswith("/abc")
+
+
+def test_a_named_pool_is_found_by_its_name_and_by_its_key(env: dict[str, str], tmp_path: Path) -> None:
+    made = listening(env, "abc")
+    (tmp_path / "run" / "@shop").symlink_to("abc")
+    (tmp_path / "run" / "@away").symlink_to(tmp_path)
+    (tmp_path / directory.SOCKET_NAME).touch()
+    assert directory.named_pool_dir(env, "shop") == made
+    assert directory.named_pool_dir(env, "abc") == made
+    for name in ("away", "nobody", "", "../run/abc", ".", "a/b"):
+        assert directory.named_pool_dir(env, name) is None
+
+
+def test_a_socket_path_that_no_socket_can_have_is_refused() -> None:
+    assert directory.control_socket("/run/poolctl/abc") == "/run/poolctl/abc/control.sock"
+    with pytest.raises(ControlError, match="107 bytes"):
+        directory.control_socket("/run/" + "x" * 100)
+
+
+def test_state_lives_where_it_was_asked_for_else_beside_the_sockets(env: dict[str, str], tmp_path: Path) -> None:
+    assert directory.state_dir(env, "abc", create=True) == f"{tmp_path}/run/abc/state"
+    env["POOLCTL_STATE_DIR"] = str(tmp_path / "state")
+    assert directory.state_dir(env, "abc", create=True) == f"{tmp_path}/state/abc"
+    assert os.stat(tmp_path / "state" / "abc").st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    env["POOLCTL_STATE_DIR"] = str(tmp_path / "file")
+    assert directory.state_dir(env, "abc", create=True) == f"{tmp_path}/run/abc/state"
+
+
+def test_without_variables_state_lives_where_the_system_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        assert directory._preferred_state_dir({}, "abc") == "/var/lib/poolctl/abc"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert directory._preferred_state_dir({}, "abc") == "/home/ann/.local/state/poolctl/abc"
+    assert directory._preferred_state_dir({"XDG_STATE_HOME": "/x"}, "abc") == "/x/poolctl/abc"
