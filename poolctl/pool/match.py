@@ -18,7 +18,7 @@ Members = dict[str, "Server"]
 
 
 def matching(members: Members, field: Field, pattern: str, regex: str) -> Members:
-    """The members that match, in their order; the given dictionary itself when all do.
+    """The members that match, in their order.
 
     Both `pattern` and `regex` empty match nothing. Raises PoolParamError for an unknown field or a bad expression.
     Costs about as much as a bare comprehension; nothing is kept on the way that the garbage collector would count.
@@ -33,14 +33,19 @@ def matching(members: Members, field: Field, pattern: str, regex: str) -> Member
         binds = [bind for bind, text in zip(members, found, strict=True) if equal(text) or search(text)]
     elif search is not None:
         binds = list(compress(members, map(search, found)))
-    elif wanted and field is Field.EXPOSE:
-        pairs = [pair for pair in zip(members, found, strict=True) if pair[1].casefold().endswith(wanted)]
-        equal = _equal(field, wanted)
-        binds = [bind for bind, text in pairs if equal(text)]
-    elif wanted:
+    elif wanted and field is Field.NAME:
+        binds = [bind for bind, server in members.items() if server._name.casefold() == wanted]
+    elif wanted and (field is Field.BIND or "://" in wanted):
         binds = [bind for bind, text in zip(members, found, strict=True) if text.casefold() == wanted]
+    elif wanted:
+        equal = _equal(field, wanted)
+        binds = [
+            bind
+            for bind, text in zip(members, found, strict=True)
+            if text.casefold().endswith(wanted) and equal(text)
+        ]
     if len(binds) == len(members):
-        return members
+        return members.copy()
     return dict(zip(binds, map(members.__getitem__, binds), strict=True))
 
 

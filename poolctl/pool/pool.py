@@ -74,13 +74,13 @@ class Pool(Members):
         """
         view = Pool.__new__(Pool)
         Members.__init__(view, self._home, is_view=True)
-        view._servers = matching(self._snapshot(), field, pattern, regex)
+        view._servers = self._look(lambda servers: matching(servers, field, pattern, regex))
         return view
 
     def list(self, source: Field, target: Field, pattern: str = "", regex: str = "") -> builtins.list[str]:
         """The `target` field of each server whose `source` field matches as in `filter`."""
         target = checked(target)
-        return [*values(matching(self._snapshot(), source, pattern, regex), target)]
+        return self._look(lambda servers: [*values(matching(servers, source, pattern, regex), target)])
 
     # Whole pools.
 
