@@ -1,11 +1,12 @@
 """The keeper: holds descriptors, starts programs, reaps. It knows no servers and makes no decision.
 
-    keeper DIRECTORY CONTROL_FD LIFELINE_FD -- SUPERVISOR_COMMAND…
+    keeper DIRECTORY CONTROL_FD LIFELINE_FD NAMES -- SUPERVISOR_COMMAND…
     keeper DIRECTORY LINK_FD
 
 In the first form the supervisor, its only client, may die at any moment; the keeper starts it again and reports to the
-new one what the old one did not hear. LIFELINE_FD is -1 or a pipe whose end of file asks for the end of the pool. In
-the second form the client is the program that made the other end of LINK_FD, and everything ends with it.
+new one what the old one did not hear. LIFELINE_FD is -1 or a pipe whose end of file asks for the end of the pool;
+NAMES are those of the sockets that follow it, inherited from systemd, a colon after each. In the
+second form the client is the program that made the other end of LINK_FD, and everything ends with it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections import deque
 
 from ..platform import become_subreaper, raise_descriptor_limit
@@ -145,7 +147,7 @@ class Keeper:
         self.failures = 0 if steady else self.failures + 1
         pause = _BACKOFF_SECONDS[min(max(self.failures - 1, 0), len(_BACKOFF_SECONDS) - 1)]
         self.start_at = time.monotonic() + pause
-        if self.failures >= _HOPELESS and len(self.store) == 1:
+        if self.failures >= _HOPELESS and not self.store.holds_work:
             self.ending = True
 
     def _tell(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
@@ -257,10 +259,20 @@ def main() -> None:
     become_subreaper()
     open_files = raise_descriptor_limit()
     if rest:
-        keeper = Keeper(directory, rest[2:], int(rest[0]), open_files)
+        lifeline, names, _, *supervisor = rest
+        keeper = Keeper(directory, supervisor, int(lifeline), open_files)
         keeper.store.put("control", None, [int(descriptor)])
+        if names:
+            first = max(int(descriptor), int(lifeline)) + 1
+            each = names.split(":")[:-1]
+            keeper.store.put("inherited", each, list(range(first, first + len(each))))
     else:
         keeper = Keeper(directory, [], -1, open_files)
         keeper.start_at = None
         keeper.attach(wire.over(int(descriptor)))
-    keeper.run()
+    try:
+        keeper.run()
+    except BaseException:
+        with open(os.path.join(directory, "supervisor.log"), "a") as log:
+            traceback.print_exc(file=log)
+        raise

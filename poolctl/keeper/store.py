@@ -14,8 +14,10 @@ class Store:
     def __init__(self) -> None:
         self._entries: dict[str, tuple[Any, list[int]]] = {}
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    @property
+    def holds_work(self) -> bool:
+        """Whether there is more than what the pool began with."""
+        return bool(self._entries.keys() - {"control", "inherited"})
 
     def put(self, name: str, meta: Any, fds: list[int]) -> None:
         """Keep `fds` (owned by the store from now on) under `name`; replaces and closes what was there."""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from poolctl.config.interpreter import interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
-from poolctl.listeners.inherit import Inherited
 from poolctl.logs.read import tail
 from poolctl.platform import sealed_file
 
@@ -41,7 +40,6 @@ class LocalRunner:
         directory: str,
         logs_directory: str,
         *,
-        inherited: Inherited | None = None,
         open_files: tuple[int, int] = (1024, 4096),
         on_dropped: Callable[[str, int], None] = lambda name, count: None,
     ) -> None:
@@ -51,7 +49,7 @@ class LocalRunner:
         self.open_files = open_files
         # What workers see instead of the pool's own environment, by server name (`restart --env`).
         self.environments: dict[str, Mapping[str, str]] = {}
-        self.sockets = Sockets(keeper, inherited or {})
+        self.sockets = Sockets(keeper)
         self._workers: dict[str, LocalWorker] = {}
         self._by_pid: dict[int, LocalWorker] = {}
         # An exit may be reported before the reply to its spawn.

@@ -19,9 +19,9 @@ from .link import Link, LinkLost
 class Sockets:
     """Listening sockets by the canonical address of their server."""
 
-    def __init__(self, keeper: Link, inherited: Inherited) -> None:
+    def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
-        self._inherited = inherited
+        self.inherited: Inherited = {}  # the sockets that stand for `fd:` addresses
         self._open: dict[str, list[socket.socket]] = {}
         self._identities: dict[str, tuple[int, int] | None] = {}
 
@@ -75,7 +75,7 @@ class Sockets:
 
     async def _listen(self, server: ServerConfig) -> list[socket.socket]:
         try:
-            return await asyncio.to_thread(open_listener, server.address, inherited=self._inherited)
+            return await asyncio.to_thread(open_listener, server.address, inherited=self.inherited)
         except ServerError as error:
             raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
 

@@ -16,6 +16,7 @@ from poolctl.keeper.background import in_background
 
 BUSY = 8
 BACKLOG = 512
+_LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 class Launched(NamedTuple):
@@ -62,19 +63,21 @@ def _launch(
     listener = _listen(path)
     read, write = os.pipe() if lifeline else (-1, -1)
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
-    fds = [listener.fileno()] + ([read] if lifeline else [])
+    inherited, names = _inherited(env)
+    fds = [listener.fileno(), *([read] if lifeline else []), *inherited]
     argv = bootstrap.command(
         sys.executable,
         "keeper",
         pool_directory,
         "3",
         "4" if lifeline else "-1",
+        names,
         "--",
         *supervisor,
         isolated=True,
     )
     try:
-        in_background(argv, dict(env), fds)
+        in_background(argv, {name: value for name, value in env.items() if name not in _LISTEN}, fds)
     except BaseException:
         if write >= 0:
             os.close(write)
@@ -84,6 +87,15 @@ def _launch(
         if read >= 0:
             os.close(read)
     return Launched(path, write if lifeline else None)
+
+
+def _inherited(env: Mapping[str, str]) -> tuple[list[int], str]:
+    """The sockets that systemd passed to this process, and their names (sd_listen_fds(3)), a colon after each."""
+    if env.get("LISTEN_PID") != str(os.getpid()) or not env.get("LISTEN_FDS", "").isdecimal():
+        return [], ""
+    count = int(env["LISTEN_FDS"])
+    names = env.get("LISTEN_FDNAMES", "").split(":")[:count]
+    return list(range(3, 3 + count)), "".join(f"{name}:" for name in names + [""] * (count - len(names)))
 
 
 def _listen(path: str) -> socket.socket:

@@ -14,7 +14,6 @@ from poolctl.config.interpreter import default_interpreter
 from poolctl.control.messages import PROTOCOL, Document, result
 from poolctl.control.server import ControlServer, Progress, Request
 from poolctl.keeper import wire
-from poolctl.listeners.inherit import inherited_descriptors
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
@@ -73,7 +72,6 @@ class ManagedPool:
             keeper,
             directory,
             logs,
-            inherited=inherited_descriptors(os.environ),
             open_files=tuple(hello["open_files"]),
             on_dropped=self._dropped,
         )
@@ -92,6 +90,7 @@ class ManagedPool:
         from .settle import settle_configuration
         from .verbs import Verbs
 
+        self.runner.sockets.inherited = await _inherited(self._keeper)
         memory = Memory(self._keeper)
         before = await memory.servers()
         if before is not None:
@@ -172,3 +171,13 @@ class ManagedPool:
             "supervisor_pid": os.getpid(),
             "keeper_pid": self._keeper_pid,
         }
+
+
+async def _inherited(keeper: Link) -> dict[str, list[int]]:
+    """The sockets that systemd passed to whoever started the pool, by number and by name."""
+    reply, fds = await keeper.call({"op": "get", "name": "inherited"})
+    found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
+    for name, fd in zip(reply["meta"] or (), fds, strict=True):
+        if name:
+            found.setdefault(name, []).append(fd)
+    return found
