@@ -21,7 +21,7 @@ import time
 import traceback
 from collections import deque
 
-from ..platform import become_subreaper, raise_descriptor_limit
+from ..platform import become_subreaper, name_process, raise_descriptor_limit
 from . import wire
 from .reap import Reaper, signal_child
 from .spawn import spawn
@@ -256,6 +256,7 @@ class Keeper:
 def main() -> None:
     """Run the keeper described by the arguments until the pool has ended."""
     directory, descriptor, *rest = sys.argv[1:]
+    name_process("poolctl-keeper")
     become_subreaper()
     open_files = raise_descriptor_limit()
     if rest:

@@ -26,7 +26,6 @@ from .spec import Spec, tls_contents, worker_spec
 from .workers import LocalWorker
 from .zygotes import Zygotes
 
-_IMPORTS_PER_CPU = 2
 _KILL_SECONDS = 5.0
 _LAST_OUTPUT_SECONDS = 1.0
 
@@ -54,7 +53,6 @@ class LocalRunner:
         self._by_pid: dict[int, LocalWorker] = {}
         # An exit may be reported before the reply to its spawn.
         self._early: dict[int, Exit] = {}
-        self._importing = asyncio.Semaphore(_IMPORTS_PER_CPU * (os.cpu_count() or 1))
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner. A command that binds by itself has no listener; its port must be free."""
@@ -71,24 +69,8 @@ class LocalRunner:
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner. Raises ServerError or WorkerFailed when no process can be made."""
-        sockets = self.sockets.of(server)
-        await self._importing.acquire()
-        try:
-            worker = await self._fork(server, generation, index, sockets)
-        except BaseException:
-            self._importing.release()
-            raise
-        for future in (worker.answered, worker.exited):
-            future.add_done_callback(self._release_once(worker))
+        worker = await self._fork(server, generation, index, self.sockets.of(server))
         return worker.placement
-
-    def _release_once(self, worker: LocalWorker) -> Callable[[object], None]:
-        def release(_: object) -> None:
-            if not worker.imported:
-                worker.imported = True
-                self._importing.release()
-
-        return release
 
     async def _fork(
         self, server: ServerConfig, generation: int, index: int, sockets: list[socket.socket]
@@ -200,7 +182,6 @@ class LocalRunner:
         generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
         placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
         worker = LocalWorker(placement, server, str(meta["output"]))
-        worker.imported = True
         self._follow(worker)
         if fds:
             os.close(fds[1])
@@ -247,10 +228,11 @@ class LocalRunner:
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
-        if worker.control is None:
-            await self._signal(placement, signal.SIGTERM)
-        else:
+        if worker.control is not None:
             worker.control.send({"order": "stop"})
+        if worker.control is None or not worker.answered.done():
+            # One that still imports its application reads no orders.
+            await self._signal(placement, signal.SIGTERM)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await asyncio.shield(worker.exited)

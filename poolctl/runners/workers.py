@@ -33,7 +33,6 @@ class LocalWorker:
         self.reason = ""
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
-        self.imported = False
 
     def heard(self, message: wire.Message, fds: list[int]) -> None:
         """A message from the worker itself."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -17,6 +19,7 @@ from .reconcile import LEAVING, Action, Close, Drain, Listener, Open, Phase, Spa
 
 START_FAILED = (1323, "ErrorPoolStart")
 STOP_FAILED = (1324, "ErrorPoolStop")
+_IMPORTS_PER_CPU = 2
 
 
 class Executor:
@@ -30,6 +33,7 @@ class Executor:
         self._touch = touch
         self._jitter = jitter
         self._tasks: set[asyncio.Task[None]] = set()
+        self._importing = asyncio.Semaphore(_IMPORTS_PER_CPU * (os.cpu_count() or 1))
 
     def perform(self, entry: Entry, action: Action) -> None:
         """Begin the action; the entry shows at once that it has begun."""
@@ -92,27 +96,43 @@ class Executor:
     # Workers.
 
     async def _live(self, entry: Entry, worker: Worker) -> None:
+        # A program is no import, and a job is ready only when it has ended.
+        async with contextlib.AsyncExitStack() as turn:
+            if not entry.config.command:
+                await turn.enter_async_context(self._importing)
+            if worker.phase is not Phase.PLACING:
+                self._ended(entry, worker, Exit(message="was stopped before it was placed"))
+                return
+            ending = await self._begin(entry, worker)
+        if ending is not None:
+            self._ended(entry, worker, await ending)
+
+    async def _begin(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit] | None:
+        """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
         try:
             placement = await self._runner.place(entry.config, worker.generation, worker.index)
         except (ServerError, WorkerFailed, OSError) as error:
             message = getattr(error, "message", str(error))
             worker.failure = self._failure(entry, message, getattr(error, "hint", ""), START_FAILED)
             self._ended(entry, worker, Exit(message=message))
-            return
+            return None
         worker.placement = placement
         if worker.phase is Phase.PLACING:
             worker.phase = Phase.STARTING
             self._touch(entry)
-        await self._go_on(entry, worker)
+        return await self._see_ready(entry, worker)
 
-    async def _go_on(self, entry: Entry, worker: Worker) -> None:
+    async def _see_ready(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit]:
         assert worker.placement is not None
         ending = asyncio.ensure_future(self._runner.watch(worker.placement))
         if worker.phase is Phase.STARTING:
             await self._become_ready(entry, worker)
         elif worker.phase in LEAVING:
             self._spawn_task(self._stop(entry, worker))
-        self._ended(entry, worker, await ending)
+        return ending
+
+    async def _go_on(self, entry: Entry, worker: Worker) -> None:
+        self._ended(entry, worker, await (await self._see_ready(entry, worker)))
 
     async def _become_ready(self, entry: Entry, worker: Worker) -> None:
         assert worker.placement is not None

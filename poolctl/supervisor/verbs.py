@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from poolctl.control.messages import PROTOCOL, Document, error, result
@@ -113,7 +113,7 @@ class Verbs:
         runnable = [entry for entry in chosen if not entry.config.disabled]
         deps = options.get("deps", True)
         all_of_them = self._engine.closure(runnable, self._engine.dependencies) if deps else runnable
-        failures = {entry.name: entry.failures for entry in all_of_them}
+        failures = _before(all_of_them)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
                 self._engine.start(entry, ignore_dependencies=not deps)
@@ -126,7 +126,7 @@ class Verbs:
         """Replace the selected servers, each when its replacement has answered; start those that do not run."""
         chosen = self._selected(selector)
         runnable = [entry for entry in chosen if not entry.config.disabled]
-        failures = {entry.name: entry.failures for entry in runnable}
+        failures = _before(runnable)
         environment = options.get("env")
         for entry in runnable:
             if environment:
@@ -148,9 +148,8 @@ class Verbs:
             if entry.name not in names and entry.wanted:
                 on = ", ".join(each.name for each in self._engine.dependencies(entry) if each in all_of_them)
                 progress({"warning": f"stopping {entry.name} as well, which depends on {on}"})
-        failures = {entry.name: entry.failures for entry in all_of_them}
+        failures = _before(all_of_them)
         for entry in all_of_them:
-            entry.warnings.clear()
             self._engine.stop(entry, kill=bool(options.get("kill")))
         document = await self._conclude(
             STOP, chosen, all_of_them, failures, options, progress, [], lambda entry: entry.at_rest
@@ -239,3 +238,10 @@ class Verbs:
 
     def _environments(self) -> Any:
         return getattr(self._engine.runner, "environments", {})
+
+
+def _before(entries: Iterable[Entry]) -> dict[str, int]:
+    """How often each has failed before the command; what was warned of before is forgotten."""
+    for entry in entries:
+        entry.warnings.clear()
+    return {entry.name: entry.failures for entry in entries}

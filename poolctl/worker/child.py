@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..bootstrap import command
-from ..platform import read_file
+from ..platform import name_process, read_file
 
 SPEC_FD = 3
 CONTROL_FD = 4
@@ -37,6 +37,7 @@ def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
         os.setsid()
         spec_fd, control, output, *rest = fds
         spec: Spec = json.loads(read_file(os.dup(spec_fd)))
+        name_process(spec["server"])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
         signal.set_wakeup_fd(-1)

@@ -43,6 +43,8 @@ class Worker:
             config = self._configure()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(self._serve(config))
+        except asyncio.CancelledError:
+            return STARTUP_FAILURE
         except LoadFailed as error:
             traceback.print_exception(error.__cause__ or error)
             return self._failed(str(error), STARTUP_FAILURE)
@@ -52,6 +54,7 @@ class Worker:
 
     def _configure(self) -> uvicorn.Config:
         spec = self.spec
+        sys.argv = [spec["app"] or spec["server"]]
         sys.path.insert(0, spec["app_dir"])
         # The application may have a poolctl of its own, in its own interpreter.
         for name in own_modules:
@@ -69,6 +72,9 @@ class Worker:
             config, drain_seconds=self.spec["drain_seconds"], stop_seconds=self.spec["stop_seconds"]
         )
         loop = asyncio.get_running_loop()
+        serving = asyncio.current_task()
+        assert serving is not None
+        self.serving = serving
         loop.add_reader(self.control.fileno(), self._obey)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal, number)
@@ -87,7 +93,7 @@ class Worker:
             os.close(fd)
         order = message.get("order")
         if order == "stop":
-            self.server.stop()
+            self._stop()
         elif order == "drain":
             self.server.drain()
         elif order == "report" and self.server.started:
@@ -95,7 +101,14 @@ class Worker:
 
     def _signal(self, number: int) -> None:
         self.signalled = number
-        self.server.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.server.started:
+            self.server.stop()
+        else:
+            # Nobody waits for the rest of a startup whose server is not wanted any more.
+            self.serving.cancel()
 
     def _tell(self, message: dict[str, Any]) -> None:
         # Never waits: nobody may be listening, and no request may pay for that.

@@ -11,6 +11,7 @@ import signal
 import socket
 
 from ..keeper import wire
+from ..platform import name_process
 from .child import become
 from .life import live
 from .preload import preload, settle
@@ -21,6 +22,7 @@ REQUESTS_FD = 3
 
 def serve_requests() -> None:
     """Fork a worker for each request until the requests' socket ends."""
+    name_process("poolctl-zygote")
     requests = socket.socket(fileno=REQUESTS_FD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     preload()
