@@ -49,11 +49,14 @@ def signal_child(pid: int, number: int, *, group: bool) -> bool:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return False
-    try:
-        (os.killpg if group else os.kill)(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
+    # A fresh fork leads no group until it has come to its setsid(): then the process alone is meant.
+    for send in (os.killpg, os.kill) if group else (os.kill,):
+        try:
+            send(pid, number)
+        except ProcessLookupError:
+            continue
+        return True
+    return False
 
 
 def _ended_child() -> int | None:

@@ -5,6 +5,7 @@ Message boundaries survive the death of either end. At most 253 descriptors trav
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import socket
@@ -45,9 +46,14 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
 
     Raises BlockingIOError when there is none on a non-blocking socket, WireError for something that is no message.
     """
-    payload, fds, flags, _ = socket.recv_fds(
-        sock, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+    # Not socket.recv_fds(): it forgets its flags (Python 3.11 to 3.13), and so every program that is started later
+    # would inherit what was received.
+    payload, ancillary, flags, _ = sock.recvmsg(
+        MAX_MESSAGE_BYTES,
+        socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize),
+        socket.MSG_CMSG_CLOEXEC,
     )
+    fds = [fd for data in ancillary for fd in _descriptors(*data)]
     if not payload and not fds:
         return None
     try:
@@ -56,8 +62,16 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         message = json.loads(payload)
         if not isinstance(message, dict):
             raise WireError("a message must be an object")
-    except (WireError, ValueError) as error:
+    except (WireError, ValueError, RecursionError) as error:
         for fd in fds:
             os.close(fd)
         raise error if isinstance(error, WireError) else WireError(str(error)) from error
     return message, fds
+
+
+def _descriptors(level: int, kind: int, data: bytes) -> list[int]:
+    if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        return []
+    found = array.array("i")
+    found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)

@@ -1,0 +1,142 @@
+"""Messages and descriptors arrive as they were sent, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poolctl.keeper import wire
+
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+MESSAGES = st.dictionaries(st.text(max_size=12), VALUES, max_size=6)
+
+
+def open_descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=5))
+def test_messages_arrive_whole_and_in_order(messages: list[wire.Message]) -> None:
+    here, there = wire.pair()
+    with here, there:
+        for message in messages:
+            wire.send(here, message)
+        assert [wire.receive(there) for _ in messages] == [(message, []) for message in messages]
+
+
+@given(st.integers(1, 40))
+@settings(max_examples=20)
+def test_descriptors_arrive_in_order_and_close_on_exec(count: int) -> None:
+    here, there = wire.pair()
+    files = [os.memfd_create(str(number)) for number in range(count)]
+    with here, there:
+        for number, file in enumerate(files):
+            os.write(file, b"x" * (number + 1))
+        wire.send(here, {"t": "files"}, files)
+        received = wire.receive(there)
+    assert received is not None
+    try:
+        assert [os.fstat(fd).st_size for fd in received[1]] == list(range(1, count + 1))
+        assert not any(os.get_inheritable(fd) for fd in received[1])
+    finally:
+        for fd in (*files, *received[1]):
+            os.close(fd)
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_garbage_is_an_error_and_leaks_no_descriptor(garbage: bytes) -> None:
+    here, there = wire.pair()
+    with here, there:
+        before = open_descriptors()
+        socket.send_fds(here, [garbage], [0, 0])
+        try:
+            received = wire.receive(there)
+        except wire.WireError:
+            received = None
+        else:
+            assert received is not None
+            assert received[0] == json.loads(garbage)
+            for fd in received[1]:
+                os.close(fd)
+        assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("garbage", [b"[" * 60_000, b'{"a":' * 10_000, b"\xff\xfe", b"[1]", b"7", b"null"])
+def test_hostile_packets_are_errors(garbage: bytes) -> None:
+    here, there = wire.pair()
+    with here, there:
+        here.send(garbage)
+        with pytest.raises(wire.WireError):
+            wire.receive(there)
+        wire.send(here, {"after": 1})
+        assert wire.receive(there) == ({"after": 1}, [])
+
+
+def test_a_packet_that_was_cut_short_is_an_error_and_its_descriptors_are_closed() -> None:
+    here, there = wire.pair()
+    with here, there:
+        before = open_descriptors()
+        socket.send_fds(here, [b'{"a":"' + b"x" * (wire.MAX_MESSAGE_BYTES + 10) + b'"}'], [0, 1, 2])
+        with pytest.raises(wire.WireError, match="cut short"):
+            wire.receive(there)
+        assert open_descriptors() == before
+
+
+def test_the_largest_message_and_the_most_descriptors_pass_and_one_more_does_not() -> None:
+    here, there = wire.pair()
+    with here, there:
+        room = wire.MAX_MESSAGE_BYTES - len(b'{"a":""}')
+        wire.send(here, {"a": "x" * room}, [0] * wire.MAX_DESCRIPTORS)
+        received = wire.receive(there)
+        assert received is not None
+        assert len(received[1]) == wire.MAX_DESCRIPTORS
+        for fd in received[1]:
+            os.close(fd)
+        with pytest.raises(wire.WireError, match="too large"):
+            wire.send(here, {"a": "x" * (room + 1)})
+        with pytest.raises(wire.WireError, match="too large"):
+            wire.send(here, {}, [0] * (wire.MAX_DESCRIPTORS + 1))
+
+
+def test_the_end_is_none_and_what_was_sent_before_it_still_arrives() -> None:
+    here, there = wire.pair()
+    with there:
+        wire.send(here, {"last": True})
+        here.close()
+        assert wire.receive(there) == ({"last": True}, [])
+        assert wire.receive(there) is None
+
+
+def test_an_empty_non_blocking_socket_says_so() -> None:
+    here, there = wire.pair()
+    with here, there:
+        there.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            wire.receive(there)
+
+
+def test_a_full_socket_says_so_instead_of_waiting() -> None:
+    here, there = wire.pair()
+
+    def fill() -> None:
+        for _ in range(10_000):
+            wire.send(here, {"filler": "x" * 1000})
+
+    with here, there:
+        here.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            fill()
