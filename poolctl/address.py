@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 EXAMPLES = (
     '"127.0.0.1:8080", ":8080", "[::1]:8080", "localhost:8080", "127.0.0.1:auto", "unix:/run/a.sock", "fd:3"'
@@ -14,6 +19,8 @@ LOOPBACKS = frozenset({"127.0.0.1", "::1"})
 
 _scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
 _ipv4 = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})", re.ASCII)
+_octet = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_common = re.compile(rf"((?:{_octet}\.){{3}}{_octet}):([1-9]\d{{0,4}})", re.ASCII)
 _numeric_tail = re.compile(r"(?:.*\.)?(?:\d+|0[xX][0-9a-fA-F]*)", re.ASCII)
 _label = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _name = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
@@ -30,14 +37,18 @@ class AddressError(ValueError):
         super().__init__(f"{message}; {self.hint}")
 
 
-class Address:
+_Fields = namedtuple("_Fields", ("kind", "host", "port", "path", "name", "key", "auto", "dual"))
+
+
+class Address(_Fields):
     """A bind address; equal to another when the canonical keys are equal.
 
     `kind` is tcp, unix, fd or job. `port` is None while `auto` is true and for the other kinds. `dual`:
     written without a host (`:8080`), so `[::]:8080` (V6ONLY) is opened as well where the machine has IPv6.
     """
 
-    __slots__ = ("auto", "dual", "host", "key", "kind", "name", "path", "port")
+    # A tuple, because making ten thousand of them is a part of every validation.
+    __slots__ = ()
 
     kind: str
     host: str
@@ -48,8 +59,8 @@ class Address:
     auto: bool
     dual: bool
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         kind: str,
         *,
         host: str = "",
@@ -57,31 +68,29 @@ class Address:
         path: str = "",
         name: str = "",
         dual: bool = False,
-    ) -> None:
-        put = object.__setattr__
-        put(self, "kind", kind)
-        put(self, "host", host)
-        put(self, "port", port)
-        put(self, "path", path)
-        put(self, "name", name)
-        put(self, "auto", kind == "tcp" and port is None)
-        put(self, "dual", dual)
+    ) -> Self:
+        """The address of these parts, which are canonical already."""
         if kind == "tcp":
             key = f"{f'[{host}]' if ':' in host else host}:{'auto' if port is None else port}"
         else:
             key = f"{kind}:{path or name}"
-        put(self, "key", key)
+        return tuple.__new__(cls, (kind, host, port, path, name, key, kind == "tcp" and port is None, dual))
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"an Address does not change: {name}")
-
-    __delattr__ = None  # type: ignore[assignment]
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self.kind, self.host, self.port, self.path, self.name, self.dual)
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, object]]:
+        parts: dict[str, object] = {
+            "host": self.host,
+            "port": self.port,
+            "path": self.path,
+            "name": self.name,
+            "dual": self.dual,
+        }
+        return (self.kind,), parts
 
     def __eq__(self, other: object) -> bool:
         return self.key == other.key if isinstance(other, Address) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return self.key != other.key if isinstance(other, Address) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -109,10 +118,6 @@ class Address:
         return Address("tcp", host=self.host, port=port, dual=self.dual)
 
 
-def _rebuild(kind: str, host: str, port: int | None, path: str, name: str, dual: bool) -> Address:
-    return Address(kind, host=host, port=port, path=path, name=name, dual=dual)
-
-
 def canonical(text: str, *, base_dir: str | None = None) -> str:
     """The one spelling of an address that keys the pool. Raises AddressError."""
     return parse(text, base_dir=base_dir).key
@@ -126,6 +131,11 @@ def parse(text: str, *, base_dir: str | None = None) -> Address:
     """
     if not isinstance(text, str):
         raise AddressError(f"an address is a string, and this is {text!r}")
+    common = _common.fullmatch(text)
+    if common is not None:
+        port = int(common[2])
+        if port <= 65535:
+            return tuple.__new__(Address, ("tcp", common[1], port, "", "", text, False, False))
     text = text.strip()
     if not text:
         raise AddressError("the address is empty")

@@ -16,8 +16,11 @@ EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "uni
 
 def complete(
     table: dict[str, Any], base_dir: str, findings: list[Finding], *, from_file: bool = False
-) -> None:
-    """Add to a normalised table what follows from it; what does not go together is a finding."""
+) -> Address | None:
+    """Add to a normalised table what follows from it; what does not go together is a finding.
+
+    Hands back the address, None where there is none to be read.
+    """
     address = _address(table, base_dir, findings)
     table["address"] = address or NOWHERE
     table["bind"] = address.key if address else "?"
@@ -38,6 +41,7 @@ def complete(
     if table.keys() & SERVER_KEYS.keys():
         findings += unavailable(table)
     _expose(table, address, findings)
+    return address
 
 
 def _address(table: dict[str, Any], base_dir: str, findings: list[Finding]) -> Address | None:

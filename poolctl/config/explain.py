@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from poolctl.config.foreign import MENDS
 from poolctl.config.problems import Finding, shown
-from poolctl.config.values import NAME_PATTERN
+from poolctl.config.values import NAME_PATTERN, WORD_PATTERN
 
 # What a value has to be, by pydantic's name for the complaint.
 EXPECTED = {
@@ -34,7 +34,10 @@ MENDING = {
     "true or false": "write true or false, without quotes",
 }
 MOST_SUGGESTIONS = 2000
-PATTERNS = {NAME_PATTERN: "letters, digits, dots, underscores and hyphens, at most 200 of them"}
+PATTERNS = {
+    NAME_PATTERN: "letters, digits, dots, underscores and hyphens, at most 200 of them",
+    WORD_PATTERN: "a word without blanks and commas",
+}
 
 
 def findings_of(error: ValidationError, model: type[BaseModel]) -> list[Finding]:

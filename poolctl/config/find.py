@@ -1,4 +1,4 @@
-"""Which configuration files a command means. Standard library only, nothing heavy: every command passes here."""
+"""Which configuration files a command means. Nothing heavy in here: every command passes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def find_config(
             return [path]
     raise ConfigNotFound(
         f"no configuration file in {cwd}",
-        f"`poolctl init` writes a {NAMES[0]}; or name one: -c FILE, $POOLCTL_CONFIG, [tool.poolctl] in {PYPROJECT}",
+        f"`poolctl init` writes a {NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG",
     )
 
 

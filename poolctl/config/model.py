@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, StringConstraints, ValidationError, WrapValidator
+from pydantic import Field, InstanceOf, StringConstraints, ValidationError, WrapValidator
 
 from poolctl.address import Address
 from poolctl.config.complete import complete, exposed
@@ -40,6 +40,7 @@ from poolctl.config.values import (
     Words,
     truth_from_environment,
 )
+from poolctl.errors import ServerError
 
 
 def _tls(value: Any, validate: Any) -> Any:
@@ -61,8 +62,8 @@ else:
 class ServerConfig(Section):
     """One server of the pool.
 
-    Made with a bad value, or an unknown keyword, it raises PoolValidateError with every problem. Durations are
-    seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
+    Made with a bad value, or an unknown keyword, it raises PoolValidateError with every problem.
+    Durations are seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
     """
 
     name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] = Field(
@@ -70,53 +71,65 @@ class ServerConfig(Section):
     )
     bind: str = Field(description="The address it listens on; unique in the pool. A job has none.")
     expose: str = Field(description="The address that clients use. Left out: derived from bind and tls.")
-    app: Any = Field(None, description='The ASGI application: "module:attribute".')
-    factory: Truth = Field(False, description="app is a function that returns the application.")
-    app_dir: Path = Field(".", description="The directory that goes first on the import path.")
+    app: Any = Field(default=None, description='The ASGI application: "module:attribute".')
+    factory: Truth = Field(default=False, description="app is a function that returns the application.")
+    app_dir: Path = Field(default=".", description="The directory that goes first on the import path.")
     python: Path | None = Field(
-        None,
+        default=None,
         description="The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv "
         "beside the file, then poolctl's own.",
     )
     command: Argument | None = Field(
-        None,
+        default=None,
         description="Any program instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced.",
     )
-    notify: Truth = Field(False, description="The command says READY=1 on NOTIFY_SOCKET when it is ready.")
-    job: Truth = Field(False, description="The command runs to its end and has no address.")
-    overlap: Truth = Field(True, description="Two generations may run at once while it is restarted.")
-    handler_key: str = Field("", description="Which entry of [pool] handlers serves it.")
-    env: Environment = Field(EMPTY, description="Environment variables; they win over env_file.")
-    env_file: tuple[Path, ...] = Field((), description="Files of environment variables; a later one wins.")
-    cwd: Path = Field(".", description="The working directory. Left out: the directory of the file.")
-    user: Text | None = Field(None, description='"name" or "name:group" that it runs as; needs root.')
-    scale: Scale = Field(Scale(), description="How many workers.")
-    preload: Truth = Field(False, description="Import the app once and fork the workers from there.")
-    tags: Words = Field((), description="Words to select it by.")
-    labels: Labels = Field(EMPTY, description="Names and values for other tools.")
-    disabled: Truth = Field(False, description="Known and listed, never started.")
-    mandatory: Truth = Field(False, description="When it has failed, the whole pool is stopped.")
-    depends_on: tuple[Dependency, ...] = Field((), description="The servers that have to be there first.")
+    notify: Truth = Field(
+        default=False, description="The command says READY=1 on NOTIFY_SOCKET when it is ready."
+    )
+    job: Truth = Field(default=False, description="The command runs to its end and has no address.")
+    overlap: Truth = Field(default=True, description="Two generations may run at once while it is restarted.")
+    handler_key: str = Field(default="", description="Which entry of [pool] handlers serves it.")
+    env: Environment = Field(default=EMPTY, description="Environment variables; they win over env_file.")
+    env_file: tuple[Path, ...] = Field(
+        default=(), description="Files of environment variables; a later one wins."
+    )
+    cwd: Path = Field(default=".", description="The working directory. Left out: the directory of the file.")
+    user: Text | None = Field(default=None, description='"name" or "name:group" that it runs as; needs root.')
+    scale: Scale = Field(default=Scale(), description="How many workers.")
+    preload: Truth = Field(default=False, description="Import the app once and fork the workers from there.")
+    tags: Words = Field(default=(), description="Words to select it by.")
+    labels: Labels = Field(default=EMPTY, description="Names and values for other tools.")
+    disabled: Truth = Field(default=False, description="Known and listed, never started.")
+    mandatory: Truth = Field(default=False, description="When it has failed, the whole pool is stopped.")
+    depends_on: tuple[Dependency, ...] = Field(
+        default=(), description="The servers that have to be there first."
+    )
     tls: Tls = Field(
-        False, description="false, true (what [defaults.tls] or set_default_tls says), or its own table."
+        default=False,
+        description="false, true (what [defaults.tls] or set_default_tls says), or its own table.",
     )
-    http: Http = Field(Http(), description="How uvicorn speaks HTTP.")
-    start_timeout: Positive = Field(30.0, description="How long it may take until it is ready.")
-    stop_timeout: Duration = Field(10.0, description="How long it may take to end; then it is killed.")
-    drain_timeout: Duration = Field(30.0, description="How long its connections may take to end.")
-    health: Health = Field(Health(), description='The probes; a string is a readiness path: "/ready".')
+    http: Http = Field(default=Http(), description="How uvicorn speaks HTTP.")
+    start_timeout: Positive = Field(default=30.0, description="How long it may take until it is ready.")
+    stop_timeout: Duration = Field(
+        default=10.0, description="How long it may take to end; then it is killed."
+    )
+    drain_timeout: Duration = Field(default=30.0, description="How long its connections may take to end.")
+    health: Health = Field(
+        default=Health(), description='The probes; a string is a readiness path: "/ready".'
+    )
     restart: Restart = Field(
-        Restart(), description='When it is started again; a string is the policy: "always".'
+        default=Restart(), description='When it is started again; a string is the policy: "always".'
     )
-    recovery: Recovery = Field(Recovery(), description="What is done when liveness is ko.")
-    limits: Limits = Field(Limits(), description="What a worker may use.")
-    log: Log = Field(Log(), description="Where its output goes.")
+    recovery: Recovery = Field(default=Recovery(), description="What is done when liveness is ko.")
+    limits: Limits = Field(default=Limits(), description="What a worker may use.")
+    log: Log = Field(default=Log(), description="Where its output goes.")
 
-    address: Address = Field(exclude=True, repr=False)
-    base_dir: str = Field("", exclude=True, repr=False)
-    from_file: bool = Field(False, exclude=True, repr=False)
-    handlers: str | None = Field(None, exclude=True, repr=False)
-    derived_expose: bool = Field(False, exclude=True, repr=False)
+    address: InstanceOf[Address] = Field(exclude=True, repr=False)
+    base_dir: str = Field(default="", exclude=True, repr=False)
+    from_file: bool = Field(default=False, exclude=True, repr=False)
+    handlers: str | None = Field(default=None, exclude=True, repr=False)
+    derived_expose: bool = Field(default=False, exclude=True, repr=False)
+    origins: Any = Field(default=None, exclude=True, repr=False)
 
     def __init__(self, /, **data: Any) -> None:
         findings: list[Finding] = []
@@ -155,11 +168,46 @@ class ServerConfig(Section):
 
         Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
         """
-        from poolctl.config.outside import check_servers
+        from poolctl.config.outside import Outside
 
-        problems, _ = check_servers([self], import_apps=import_app)
-        if problems:
-            refuse(self.name, problems, self.name, self.bind)
+        outside = Outside(os.environ)
+        outside.check([self], import_apps=import_app)
+        if outside.problems:
+            refuse(self.name, [finding for _, finding in outside.problems], self.name, self.bind)
+
+    @property
+    def origin(self) -> dict[str, str] | None:
+        """`{"http.loop": "/etc/pool.toml:7", …}` for the keys that files give; None when made in Python."""
+        return None if self.origins is None else self.origins.of(self.name)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that it adds to the pool's own: of its env_file, then of its env. Blocks on the disk.
+
+        Raises ServerError for a file that cannot be read.
+        """
+        from poolctl.config.env_file import EnvFileError, read_env_file
+
+        found: dict[str, str] = {}
+        for path in self.env_file:
+            try:
+                found.update(read_env_file(path))
+            except EnvFileError as problem:
+                hint = "mend the file, or take it out of env_file"
+                raise ServerError(str(problem), name=self.name, bind=self.bind, hint=hint) from problem
+        return found | self.env
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole configuration as a file could have it: seconds, bytes, absolute paths, no None."""
+        found = self.model_dump(exclude_none=True, exclude={"app"}, warnings=False)
+        if self.app is not None:
+            found = {
+                "name": self.name,
+                "app": self.app if isinstance(self.app, str) else repr(self.app),
+                **found,
+            }
+        if self.job:
+            del found["bind"], found["expose"]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
     def replace(self, /, **changes: Any) -> ServerConfig:
         """The same server with other values, validated. Raises PoolValidateError."""
@@ -171,7 +219,12 @@ class ServerConfig(Section):
         if "workers" in changes:
             given.pop("scale", None)
         made = ServerConfig(**(given | changes))
-        kept = {"base_dir": self.base_dir, "from_file": self.from_file, "handlers": self.handlers}
+        kept = {
+            "base_dir": self.base_dir,
+            "from_file": self.from_file,
+            "handlers": self.handlers,
+            "origins": self.origins,
+        }
         if not changes.keys() & {"bind", "listen"}:
             # The key does not tell `:8080` from `0.0.0.0:8080`.
             kept["address"] = self.address
@@ -186,6 +239,11 @@ class ServerConfig(Section):
 
     def _with(self, **changes: Any) -> ServerConfig:
         return self.model_copy(update=changes)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        # The texts of the files stay where they were read.
+        return state | {"__dict__": state["__dict__"] | {"origins": None}}
 
     def __hash__(self) -> int:
         return hash((self.name, self.bind))

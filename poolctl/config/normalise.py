@@ -15,7 +15,7 @@ from poolctl.config.problems import Finding, shown
 from poolctl.config.values import number_from_environment
 
 # What ServerConfig carries beside the keys of the file; nobody writes them.
-INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose"})
+INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose", "origins"})
 
 Step = Callable[[Any, str], Any]
 
@@ -62,6 +62,14 @@ def absolute(value: Any, base_dir: str) -> Any:
     if value == "~" or value.startswith("~/"):
         value = os.path.expanduser(value)
     return os.path.normpath(os.path.join(base_dir, value))
+
+
+def _python(value: Any, base_dir: str) -> Any:
+    path = absolute(value, base_dir)
+    if isinstance(path, str) and os.path.isdir(path):
+        # A virtual environment.
+        return os.path.join(path, "bin", "python")
+    return path
 
 
 def _bind(value: Any, base_dir: str) -> Any:
@@ -117,7 +125,7 @@ STEPS: dict[str, Step] = {
     "health": _health,
     "listen": _bind,
     "log": _log,
-    "python": absolute,
+    "python": _python,
     "restart": _restart,
     "tls": _tls,
 }

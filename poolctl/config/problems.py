@@ -11,7 +11,7 @@ SHOWN_CHARACTERS = 60
 
 
 class Place(NamedTuple):
-    """A position in a file; lines and columns count from 1, 0 is unknown. `key` is the path within the file."""
+    """A position in a file; lines and columns count from 1, 0 is unknown. `key` is the path in it."""
 
     file: str = ""
     line: int = 0
@@ -23,6 +23,9 @@ class Place(NamedTuple):
             return self.key
         where = f"{shorter(self.file)}:{self.line}" if self.line else shorter(self.file)
         return f"{where}:{self.column}" if self.column else where
+
+
+NOWHERE = Place()
 
 
 class Finding(NamedTuple):
@@ -42,7 +45,7 @@ class Problem(ServerError):
         self,
         message: str,
         *,
-        place: Place = Place(),
+        place: Place = NOWHERE,
         name: str = "",
         bind: str = "",
         hint: str = "",

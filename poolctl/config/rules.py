@@ -1,4 +1,4 @@
-"""What the keys of one server have to do with each other. The values may still be wrong: look, do not trust."""
+"""What the keys of one server have to do with each other. The values may be wrong still: do not trust."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ class Scale(Section):
     """How many workers."""
 
     min: Annotated[Integer, Field(ge=0, le=10_000)] = Field(
-        1, description="Workers at least; 0 lets it sleep."
+        default=1, description="Workers at least; 0 lets it sleep."
     )
     max: Annotated[Integer, Field(ge=1, le=10_000)] = Field(
-        1, description="Workers at most; left out: the same as min, at least 1."
+        default=1, description="Workers at most; left out: the same as min, at least 1."
     )
-    idle: Duration = Field(0.0, description="How long without traffic until it sleeps; 0 is never.")
+    idle: Duration = Field(default=0.0, description="How long without traffic until it sleeps; 0 is never.")
 
 
 class Dependency(Section):
@@ -38,7 +38,7 @@ class Dependency(Section):
 
     name: Text = Field(description="The name of the other server.")
     condition: Literal["started", "ready", "completed"] = Field(
-        "ready", description="What it has to be: started, ready, or (a job) completed."
+        default="ready", description="What it has to be: started, ready, or (a job) completed."
     )
 
 
@@ -46,129 +46,152 @@ class TLSConfig(Section):
     """Certificates of a server, or of all that ask for it (`set_default_tls`, `[defaults.tls]`)."""
 
     cert: Path = Field(description="The certificate and its chain, a PEM file.")
-    key: Path | None = Field(None, description="The private key, a PEM file; left out: it is in cert.")
+    key: Path | None = Field(
+        default=None, description="The private key, a PEM file; left out: it is in cert."
+    )
     password_env: Text | None = Field(
-        None, description="The environment variable that holds the password of the key."
+        default=None, description="The environment variable that holds the password of the key."
     )
     ca: Path | None = Field(
-        None, description="The certificates that clients' certificates are checked against."
+        default=None, description="The certificates that clients' certificates are checked against."
     )
     client_auth: Literal["none", "optional", "required"] = Field(
-        "none", description="Whether clients show a certificate of their own."
+        default="none", description="Whether clients show a certificate of their own."
     )
-    min_version: Literal["1.2", "1.3"] = Field("1.2", description="The oldest TLS version that is spoken.")
-    ciphers: Text | None = Field(None, description="Cipher suites in OpenSSL's notation (TLS 1.2).")
+    min_version: Literal["1.2", "1.3"] = Field(
+        default="1.2", description="The oldest TLS version that is spoken."
+    )
+    ciphers: Text | None = Field(default=None, description="Cipher suites in OpenSSL's notation (TLS 1.2).")
 
 
 class Http(Section):
     """How uvicorn speaks HTTP."""
 
-    implementation: Literal["auto", "h11", "httptools"] = Field("auto", description="The HTTP parser.")
-    loop: Literal["auto", "asyncio", "uvloop"] = Field("auto", description="The event loop.")
-    keep_alive: Duration = Field(75.0, description="How long an idle connection is kept.")
-    root_path: str = Field("", description="The path below which a proxy serves the app (ASGI root_path).")
-    proxy_headers: Truth = Field(False, description="Believe X-Forwarded-* of the trusted proxies.")
-    trusted_proxies: Strings = Field((), description='Addresses or networks of trusted proxies, or "*".')
-    access_log: Truth = Field(False, description="A log line for each request.")
+    implementation: Literal["auto", "h11", "httptools"] = Field(
+        default="auto", description="The HTTP parser."
+    )
+    loop: Literal["auto", "asyncio", "uvloop"] = Field(default="auto", description="The event loop.")
+    keep_alive: Duration = Field(default=75.0, description="How long an idle connection is kept.")
+    root_path: str = Field(
+        default="", description="The path below which a proxy serves the app (ASGI root_path)."
+    )
+    proxy_headers: Truth = Field(default=False, description="Believe X-Forwarded-* of the trusted proxies.")
+    trusted_proxies: Strings = Field(
+        default=(), description='Addresses or networks of trusted proxies, or "*".'
+    )
+    access_log: Truth = Field(default=False, description="A log line for each request.")
     max_concurrency: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="Connections and requests at once; above it the answer is 503. Left out: no limit."
+        default=None,
+        description="Connections and requests at once; above it the answer is 503. Left out: no limit.",
     )
     max_requests: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="A worker is replaced after so many requests. Left out: never."
+        default=None, description="A worker is replaced after so many requests. Left out: never."
     )
     websocket: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = Field(
-        "auto", description="The WebSocket implementation."
+        default="auto", description="The WebSocket implementation."
     )
 
 
 class Backoff(Section):
     """The delays between restarts that follow each other."""
 
-    initial: Duration = Field(0.2, description="The delay before the second restart.")
-    max: Duration = Field(30.0, description="The longest delay.")
+    initial: Duration = Field(default=0.2, description="The delay before the second restart.")
+    max: Duration = Field(default=30.0, description="The longest delay.")
     factor: Annotated[Number, Field(ge=1, le=100, allow_inf_nan=False)] = Field(
-        2.0, description="What a delay is multiplied with for the next one."
+        default=2.0, description="What a delay is multiplied with for the next one."
     )
     jitter: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
-        0.1, description="The part of a delay that is left to chance."
+        default=0.1, description="The part of a delay that is left to chance."
     )
 
 
 class Restart(Section):
     """When a server that ended is started again."""
 
-    policy: Literal["no", "on-failure", "always"] = Field("on-failure", description="After which ends.")
-    backoff: Backoff = Field(Backoff(), description="The delays of the restarts within the window.")
-    limit: Annotated[Integer, Field(ge=0, le=1_000_000)] = Field(
-        10, description="After so many restarts within the window the next end is a failure."
+    policy: Literal["no", "on-failure", "always"] = Field(
+        default="on-failure", description="After which ends."
     )
-    window: Positive = Field(60.0, description="The time in which restarts are counted together.")
+    backoff: Backoff = Field(default=Backoff(), description="The delays of the restarts within the window.")
+    limit: Annotated[Integer, Field(ge=0, le=1_000_000)] = Field(
+        default=10, description="After so many restarts within the window the next end is a failure."
+    )
+    window: Positive = Field(default=60.0, description="The time in which restarts are counted together.")
 
 
 class Probe(Section):
     """One question to a server: exactly one of http, tcp and exec."""
 
     http: Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f]*$")] | None = Field(
-        None, description="A path; the answer's status decides."
+        default=None, description="A path; the answer's status decides."
     )
-    tcp: Truth = Field(False, description="A connection decides.")
-    exec: Argument | None = Field(None, description="A command; its exit status decides.")
-    interval: Positive = Field(5.0, description="The time between two questions.")
-    timeout: Positive = Field(2.0, description="How long an answer may take.")
+    tcp: Truth = Field(default=False, description="A connection decides.")
+    exec: Argument | None = Field(default=None, description="A command; its exit status decides.")
+    interval: Positive = Field(default=5.0, description="The time between two questions.")
+    timeout: Positive = Field(default=2.0, description="How long an answer may take.")
     interval_fall: Positive | None = Field(
-        None, description="The interval while it falls; default: interval."
+        default=None, description="The interval while it falls; default: interval."
     )
     interval_rise: Positive | None = Field(
-        None, description="The interval while it rises; default: interval."
+        default=None, description="The interval while it rises; default: interval."
     )
-    fall_count_warn: Annotated[Integer, Field(ge=1, le=1000)] = Field(1, description="Failures until warn.")
-    fall_count_ko: Annotated[Integer, Field(ge=1, le=1000)] = Field(3, description="Failures until ko.")
+    fall_count_warn: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        default=1, description="Failures until warn."
+    )
+    fall_count_ko: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        default=3, description="Failures until ko."
+    )
     rise_count_warn: Annotated[Integer, Field(ge=1, le=1000)] = Field(
-        1, description="Successes from ko to warn."
+        default=1, description="Successes from ko to warn."
     )
     rise_count_ko: Annotated[Integer, Field(ge=1, le=1000)] = Field(
-        1, description="Successes from warn to ok."
+        default=1, description="Successes from warn to ok."
     )
     status: Annotated[
         str, Field(pattern=r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$")
-    ] = Field("200-399", description="The statuses that are a success.")
-    body: str | None = Field(None, description="A regular expression that the body has to contain.")
+    ] = Field(default="200-399", description="The statuses that are a success.")
+    body: str | None = Field(default=None, description="A regular expression that the body has to contain.")
 
 
 class Health(Section):
     """What is asked of a server, and when."""
 
-    startup: Probe | None = Field(None, description="Asked until it succeeds once; the others wait for it.")
-    readiness: Probe | None = Field(None, description="Whether it takes part in the traffic.")
-    liveness: Probe | None = Field(None, description="Whether it is alive; ko sets off the recovery.")
+    startup: Probe | None = Field(
+        default=None, description="Asked until it succeeds once; the others wait for it."
+    )
+    readiness: Probe | None = Field(default=None, description="Whether it takes part in the traffic.")
+    liveness: Probe | None = Field(default=None, description="Whether it is alive; ko sets off the recovery.")
 
 
 class Recovery(Section):
     """What is done about a server that is alive in name only."""
 
     strategy: Literal["restart", "replace", "disable", "notify", "none"] = Field(
-        "restart", description="Stop and start, swap, disable, only tell, or nothing."
+        default="restart", description="Stop and start, swap, disable, only tell, or nothing."
     )
 
 
 class Limits(Section):
     """What a worker may use."""
 
-    memory: Size | None = Field(None, description="PSS of a worker; exceeded means a swap.")
+    memory: Size | None = Field(default=None, description="PSS of a worker; exceeded means a swap.")
     open_files: Annotated[Integer, Field(ge=16, le=2**30)] | None = Field(
-        None, description="Open descriptors (RLIMIT_NOFILE). Left out: what the launching shell had."
+        default=None, description="Open descriptors (RLIMIT_NOFILE). Left out: what the launching shell had."
     )
 
 
 class Log(Section):
     """Where the output of the workers goes."""
 
-    path: Path | None = Field(None, description="The file. Left out: logs/NAME.log in the state directory.")
-    format: Literal["text", "json"] = Field("text", description="A time before each line, or JSON lines.")
-    max_size: Size = Field(10 * 1024 * 1024, description="The file is put aside when it is larger.")
+    path: Path | None = Field(
+        default=None, description="The file. Left out: logs/NAME.log in the state directory."
+    )
+    format: Literal["text", "json"] = Field(
+        default="text", description="A time before each line, or JSON lines."
+    )
+    max_size: Size = Field(default=10 * 1024 * 1024, description="The file is put aside when it is larger.")
     keep: Annotated[Integer, Field(ge=0, le=10_000)] = Field(
-        5, description="Old files beside the current one."
+        default=5, description="Old files beside the current one."
     )
     max_age: Positive | None = Field(
-        None, description="The file is put aside when it is older. Left out: never."
+        default=None, description="The file is put aside when it is older. Left out: never."
     )

@@ -1,0 +1,101 @@
+"""One configuration file: its text, what it says, and where each of its keys stands."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from poolctl.config.find import PYPROJECT
+from poolctl.config.parse import parse
+from poolctl.config.problems import Place, Problem, dotted
+from poolctl.config.source import kind_of, read_text
+from poolctl.config.unparsable import Unparsable
+
+Path = tuple[str | int, ...]
+SECTION = ("tool", "poolctl")
+
+# Keys that stand in the file under another name, by the name that they have after normalising.
+SYNONYMS = {"bind": "listen", "scale": "workers"}
+
+
+class Document:
+    """A parsed file. `data` is the value of [tool.poolctl] in a pyproject.toml, else of the whole file."""
+
+    def __init__(self, path: str) -> None:
+        """Read and parse. Raises Problem."""
+        self.path = path
+        self.base_dir = os.path.dirname(path)
+        self.kind = kind_of(path)
+        self.text = read_text(path)
+        try:
+            data = parse(self.text, self.kind)
+        except Unparsable as error:
+            place = Place(path, error.line, error.column)
+            raise Problem(error.message, place=place, hint=error.hint) from None
+        self.prefix: Path = ()
+        if os.path.basename(path) == PYPROJECT:
+            self.prefix = SECTION
+            for part in SECTION:
+                data = data.get(part) if isinstance(data, dict) else None
+            if data is None:
+                hint = "add [tool.poolctl], or name another file"
+                raise Problem("there is no [tool.poolctl]", place=Place(path), hint=hint)
+        self.data: Any = {} if data is None else data
+        self._positions: dict[Path, tuple[int, int]] | None = None
+
+    def positions(self) -> dict[Path, tuple[int, int]]:
+        """Line and column of every key; the second pass over the text, made once and only when asked."""
+        if self._positions is None:
+            if self.kind == "toml":
+                from poolctl.config.toml_positions import positions
+            elif self.kind == "json":
+                from poolctl.config.json_positions import positions
+            else:
+                from poolctl.config.yaml_positions import positions
+            self._positions = positions(self.text)
+        return self._positions
+
+    def exact(self, path: Path) -> Path | None:
+        """The path as the file has it, other spellings of its keys considered; None where it has none."""
+        known = self.positions()
+        whole = (*self.prefix, *path)
+        if whole in known:
+            return whole
+        for index, part in enumerate(whole):
+            other = SYNONYMS.get(part) if isinstance(part, str) else None
+            if other and (*whole[:index], other) in known:
+                # What follows is what the short form was made into: it has no place of its own.
+                return (*whole[:index], other)
+        return None
+
+    def place(self, path: Path) -> Place:
+        """The place of a path, or of the nearest table around it; the key is the whole path."""
+        known = self.positions()
+        for length in range(len(path), -1, -1):
+            found = self.exact(path[:length])
+            if found is not None:
+                return Place(self.path, *known[found], dotted((*found, *path[length:])))
+        return Place(self.path, 1, 1, dotted((*self.prefix, *path)))
+
+
+def read_documents(paths: list[str]) -> tuple[list[Document], list[Problem]]:
+    """The files (and those of directories) in order, and the problems of those that cannot be read or parsed."""
+    from poolctl.config.find import has_section
+    from poolctl.config.source import files_of
+
+    documents: list[Document] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            files = files_of(path)
+        except Problem as problem:
+            problems.append(problem)
+            continue
+        for file in files:
+            if file != path and os.path.basename(file) == PYPROJECT and not has_section(file):
+                continue
+            try:
+                documents.append(Document(file))
+            except Problem as problem:
+                problems.append(problem)
+    return documents, problems

@@ -1,0 +1,103 @@
+"""The text of a configuration file, or the problem that keeps it from being read."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from poolctl.config.problems import Place, Problem
+
+LARGEST_BYTES = 8 * 1024 * 1024
+SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
+KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+# A file of UTF-16 or UTF-32 is worth its own words; the longer marks first.
+OTHER_ENCODINGS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+
+
+def kind_of(path: str) -> str:
+    """`toml`, `yaml` or `json`, by the end of the name. Raises Problem."""
+    kind = SUFFIXES.get(os.path.splitext(path)[1].lower())
+    if kind is None:
+        raise _problem(path, "not a configuration file by its name", "end it in .toml, .yaml, .yml or .json")
+    return kind
+
+
+def files_of(path: str) -> list[str]:
+    """The path itself, or the configuration files in that directory by name. Raises Problem."""
+    if not os.path.isdir(path):
+        return [path]
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise _problem(path, f"cannot be listed: {error.strerror}", "mend its permissions") from error
+    found = [
+        os.path.join(path, name)
+        for name in names
+        if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    ]
+    if not found:
+        raise _problem(path, "no configuration file in this directory", "put a pool.toml there")
+    return found
+
+
+def read_text(path: str) -> str:
+    """The whole file as text, without its byte order mark. Never blocks on what is no file. Raises Problem."""
+    try:
+        # A FIFO would wait for its writer, a terminal become the controlling one.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError as error:
+        raise _problem(
+            path, "there is no such file", "check the path, or write one with `poolctl init`"
+        ) from error
+    except PermissionError as error:
+        raise _problem(path, "not permitted to read it", f"chmod u+r {path}, or run as its owner") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise _problem(path, f"cannot be opened: {why}", "check the path") from error
+    with open(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            what = next((words for test, words in KINDS if test(mode)), "something else")
+            raise _problem(path, f"this is {what}, not a file", "name a file")
+        try:
+            # One byte more than allowed tells the rest; what fstat says of /proc is 0.
+            content = file.read(LARGEST_BYTES + 1)
+        except OSError as error:
+            raise _problem(path, f"cannot be read: {error.strerror}", "check the disk") from error
+    if len(content) > LARGEST_BYTES:
+        mend = "split it: a directory of files is one configuration"
+        raise _problem(path, f"larger than {LARGEST_BYTES // 1024 // 1024} MiB", mend)
+    return _decoded(path, content)
+
+
+def _decoded(path: str, content: bytes) -> str:
+    for mark, encoding in OTHER_ENCODINGS:
+        if content.startswith(mark):
+            raise _problem(path, f"the file is {encoding}, not UTF-8", "save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode("utf-8", "replace")
+        place = Place(path, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        message = f"byte 0x{content[error.start]:02x} is not UTF-8"
+        raise Problem(message, place=place, hint="save the file as UTF-8") from error
+    nul = text.find("\0")
+    if nul >= 0:
+        place = Place(path, text.count("\n", 0, nul) + 1, nul - text.rfind("\n", 0, nul))
+        raise Problem("a NUL byte", place=place, hint="take it out; is this a text file?")
+    return text
+
+
+def _problem(path: str, message: str, hint: str) -> Problem:
+    return Problem(message, place=Place(path), hint=hint)
