@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link
 
 from .entry import Entry
+
+logger = logging.getLogger("poolctl.supervisor")
 
 _REMEMBERED = (
     "wanted",
@@ -36,7 +39,15 @@ class Memory:
     async def servers(self) -> tuple[str, list[ServerConfig]] | None:
         """The pool's name and the servers as the supervisor before had loaded them; None if there was none."""
         content = await self._read("configuration")
-        return None if content is None else pickle.loads(content)
+        if content is None:
+            return None
+        try:
+            name, servers = pickle.loads(content)
+        except Exception:
+            # Of another version: the files are the next best source, and the servers live on in any case.
+            logger.exception("what the supervisor before left cannot be read")
+            return None
+        return name, servers
 
     def keep_servers(self, name: str, servers: list[ServerConfig]) -> None:
         """Leave the configuration that is in force, whatever becomes of its files."""

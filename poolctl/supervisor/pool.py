@@ -101,8 +101,8 @@ class ManagedPool:
             )
             memory.keep_servers(self.name, servers)
         self.engine = Engine(servers, self.runner, SystemClock())
-        if before is not None:
-            logger.info("took over %d workers", await adopt(self.engine, self.runner, memory))
+        if adopted := await adopt(self.engine, self.runner, memory):
+            logger.info("took over %d workers", adopted)
         await self.runner.output.start()
         self._remember = Debounced(lambda: memory.remember(self.engine.entries.values()))
         self.engine.listeners.add(lambda entry: self._remember.soon())

@@ -8,9 +8,12 @@ each. No loop and no thread of it is left.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import socket
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import uvicorn
 
@@ -22,21 +25,25 @@ _ROUNDS = 3
 
 def rehearse() -> None:
     """Serve a few requests of a blank application on a socket that nobody else can reach."""
-    logger = logging.getLogger("uvicorn")
-    level, logger.disabled = logger.level, True
-    silenced = [logging.getLogger(f"uvicorn.{name}") for name in ("error", "access")]
-    for each in silenced:
-        each.disabled = True
-    try:
+    with open(os.devnull, "w") as nowhere, _logging_to(nowhere):
         for _ in range(_ROUNDS):
             config = uvicorn.Config(_blank, log_config=None)
             config.load()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(_serve_one(config))
+
+
+@contextlib.contextmanager
+def _logging_to(stream: TextIO) -> Iterator[None]:
+    names = ("uvicorn", "uvicorn.access")
+    handlers = [each for name in names for each in logging.getLogger(name).handlers]
+    streams = [each for each in handlers if isinstance(each, logging.StreamHandler)]
+    before = [each.setStream(stream) for each in streams]
+    try:
+        yield
     finally:
-        for each in (logger, *silenced):
-            each.disabled = False
-        logger.setLevel(level)
+        for each, original in zip(streams, before, strict=True):
+            each.setStream(original)
 
 
 async def _serve_one(config: uvicorn.Config) -> None:

@@ -94,6 +94,8 @@ class PoolServer(uvicorn.Server):
             self.accounts.on_limit = self._limit_reached
             with contextlib.ExitStack() as held:
                 dups = [held.enter_context(listener.dup()) for listener in listeners]
+                # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
+                held.callback(_stop_reading, dups)
                 await self.startup(sockets=dups)
                 held.pop_all()
         except SystemExit as exit_:
@@ -124,11 +126,8 @@ class PoolServer(uvicorn.Server):
     async def _stop_accepting(self) -> None:
         # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the
         # listener first and close it some turns later, when those are attached.
-        loop = asyncio.get_running_loop()
         for server in self.servers:
-            for listener in server.sockets:
-                with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                    loop.remove_reader(listener.fileno())
+            _stop_reading(server.sockets)
         for _ in range(3):
             await asyncio.sleep(0)
         for server in self.servers:
@@ -145,3 +144,10 @@ class PoolServer(uvicorn.Server):
                         return
                     self._changed.clear()
                     await self._changed.wait()
+
+
+def _stop_reading(listeners: Sequence[socket.socket]) -> None:
+    loop = asyncio.get_running_loop()
+    for listener in listeners:
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.remove_reader(listener.fileno())
