@@ -11,29 +11,37 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def aside(work: Callable[[], T]) -> T:
-    """What `work` returns. Its thread is a daemon: an import that hangs keeps no interpreter from ending."""
+async def aside(work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None) -> T:
+    """What `work` returns; `undo` gets it when nobody waits for it any more.
+
+    Its thread is a daemon: an import that hangs keeps no interpreter from ending.
+    """
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
 
-    def hand_over(value: T | None, error: BaseException | None) -> None:
+    def hand_over(value: T) -> None:
         if result.cancelled():
-            return
-        if error is not None:
-            # A StopIteration cannot be set on a future; SystemExit would end the loop of everybody else.
-            result.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            undo(value)
         else:
-            result.set_result(value)  # type: ignore[arg-type]
+            result.set_result(value)
+
+    def fail(error: BaseException) -> None:
+        if not result.cancelled():
+            # A StopIteration cannot be set on a future; SystemExit would end the loop of everybody else.
+            usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            result.set_exception(error if usual else RuntimeError(repr(error)))
 
     def do() -> None:
-        value: T | None = None
-        error: BaseException | None = None
         try:
             value = work()
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop may be gone
-            loop.call_soon_threadsafe(hand_over, value, error)
+        except BaseException as error:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(fail, error)
+            return
+        try:
+            loop.call_soon_threadsafe(hand_over, value)
+        except RuntimeError:  # the loop is gone
+            undo(value)
 
     threading.Thread(target=do, name="poolctl-aside", daemon=True).start()
     return await result

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import weakref
 from typing import Any
 
+from poolctl.address import Address
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.inherit import inherited_descriptors
@@ -46,8 +48,7 @@ class InlineRunner:
         key = server.key
         if key not in self._listeners:
             address = server.address
-            inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
-            sockets = await aside(lambda: open_listener(address, inherited=inherited))
+            sockets = await _opened(address)
             path = identity(address.path) if address.kind == "unix" else None
             self._listeners[key] = (sockets, path)
         return Endpoints(key, tuple(self.endpoints(key)))
@@ -148,6 +149,14 @@ def _forget_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
+
+
+async def _opened(address: Address) -> list[socket.socket]:
+    inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
+    open_it = functools.partial(open_listener, address, inherited=inherited)
+    if address.kind == "tcp" and address.host.strip("0123456789.") and ":" not in address.host:
+        return await aside(open_it, undo=close_listener)  # resolving a name may take long
+    return open_it()
 
 
 def _refuse_what_needs_a_process(server: ServerConfig) -> None:

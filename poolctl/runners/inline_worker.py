@@ -42,7 +42,7 @@ class InlineWorker:
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self._state = state
         self._uvicorn: PoolServer | None = None
-        self._lifespan: list[asyncio.Task[Any]] = []
+        self._lifespan: _Lifespan | None = None
         self._verdict: Exit | None = None
         self._task: asyncio.Task[Exit]
 
@@ -55,22 +55,30 @@ class InlineWorker:
 
     def stop(self) -> None:
         """Accept nothing more, finish what is under way, end. Callable more than once."""
-        if self._uvicorn is None or not self.answered.done():
-            self._task.cancel()  # it is still starting: nobody is connected
+        if self._uvicorn is None:
+            self._task.cancel()  # it is still being loaded
         else:
+            self._give_up_starting()
             self._uvicorn.stop()
 
     def drain(self) -> None:
         """Like `stop`, but connections that are idle are given time."""
-        if self._uvicorn is None or not self.answered.done():
+        if self._uvicorn is None:
             self._task.cancel()
         else:
+            self._give_up_starting()
             self._uvicorn.drain()
+
+    def _give_up_starting(self) -> None:
+        if self._lifespan is not None and not self.answered.done():
+            self._lifespan.give_up()
 
     async def kill(self, verdict: Exit) -> None:
         """Cancel all of it, more than once if need be; `exited` is set when this returns."""
         self._verdict = verdict
-        for _ in range(_CANCEL_ATTEMPTS):
+        # A moment first: what only had to be told ends cleanly.
+        await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS / 4)
+        for _ in range(0 if self._task.done() else _CANCEL_ATTEMPTS):
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS)
             if self._task.done():
@@ -136,8 +144,8 @@ class InlineWorker:
 
     def _abandon(self) -> None:
         """Nothing of a server that has ended may live on: listeners, connections, requests, lifespan."""
-        for task in self._lifespan:
-            task.cancel()
+        if self._lifespan is not None and self._lifespan.task is not None:
+            self._lifespan.task.cancel()
         if self._uvicorn is None:
             return
         for served in self._uvicorn.servers:
@@ -154,13 +162,24 @@ class _Lifespan(LifespanOn):
 
     def __init__(self, worker: InlineWorker, config: uvicorn.Config) -> None:
         super().__init__(config)
+        self.task: asyncio.Task[Any] | None = None
         self._worker = worker
+        worker._lifespan = self
+
+    def give_up(self) -> None:
+        """Let a startup that has not completed count as failed, so that nothing is served."""
+        if not self.startup_event.is_set():
+            self.startup_failed = True
+            if self.task is not None:
+                self.task.cancel()
 
     async def main(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._worker._lifespan.append(task)
-        await super().main()
+        self.task = asyncio.current_task()
+        if self.startup_failed:
+            self.startup_event.set()
+            self.shutdown_event.set()
+        else:
+            await super().main()
 
     async def send(self, message: Any) -> None:
         if message["type"] == "lifespan.startup.failed":
