@@ -1,0 +1,148 @@
+"""Whether the certificates of a server can be used: readable, belonging together, not out of date."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from poolctl.config.problems import Finding, Problem
+from poolctl.config.sections import TLSConfig
+from poolctl.config.source import read_text
+
+SOON = timedelta(days=14)
+_block = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+def check_certificates(
+    tls: TLSConfig, env: Mapping[str, str], now: datetime
+) -> tuple[list[Finding], list[Finding]]:
+    """Problems and warnings of one TLS table. Blocks on the disk."""
+    texts: dict[str, str] = {}
+    problems: list[Finding] = []
+    for field, path in (("cert", tls.cert), ("key", tls.key), ("ca", tls.ca)):
+        if path is None:
+            continue
+        try:
+            texts[field] = read_text(path)
+        except Problem as problem:
+            problems.append(Finding(("tls", field), f"{path}: {problem.message}", problem.hint, path))
+    password = env.get(tls.password_env) if tls.password_env else None
+    if tls.password_env and password is None:
+        hint = f"export {tls.password_env}=…"
+        message = f"the environment variable {tls.password_env} is not set"
+        problems.append(Finding(("tls", "password_env"), message, hint))
+    if problems:
+        return problems, []
+    problems += _pair(tls, texts, password) + _authorities(tls) + _ciphers(tls)
+    return problems, [] if problems else _validity(tls, texts["cert"], now)
+
+
+def _pair(tls: TLSConfig, texts: dict[str, str], password: str | None) -> list[Finding]:
+    if "-----BEGIN CERTIFICATE-----" not in texts["cert"]:
+        return [Finding(("tls", "cert"), f"{tls.cert}: no certificate in it", "name a PEM file", tls.cert)]
+    key_field, key_path = ("key", tls.key) if tls.key else ("cert", tls.cert)
+    key_text = texts[key_field]
+    if "PRIVATE KEY-----" not in key_text:
+        hint = "name the PEM file of the key: tls.key" if tls.key is None else "name a PEM file"
+        return [Finding(("tls", key_field), f"{key_path}: no private key in it", hint, key_path or "")]
+    encrypted = "ENCRYPTED" in key_text
+    if encrypted and password is None:
+        hint = "add password_env, the variable that holds the password"
+        return [Finding(("tls", key_field), f"{key_path}: the key is encrypted", hint, key_path or "")]
+    try:
+        # Without a password given, OpenSSL would ask the terminal for one.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls.cert, tls.key, password=lambda: password or "")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        if "MISMATCH" in reason:
+            message = f"{tls.cert} and {key_path} do not belong together"
+            return [Finding(("tls", key_field), message, "name the key that the certificate was made for")]
+        if encrypted:
+            message = f"{key_path}: the password in {tls.password_env} does not open the key"
+            return [
+                Finding(("tls", "password_env"), message, f"set {tls.password_env} to the key's password")
+            ]
+        words = reason.lower().replace("_", " ")
+        return [
+            Finding(
+                ("tls", "cert"), f"{tls.cert}: cannot be used: {words}", "name PEM files that openssl reads"
+            )
+        ]
+    return []
+
+
+def _authorities(tls: TLSConfig) -> list[Finding]:
+    if tls.ca is None:
+        return []
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(tls.ca)
+    except (ssl.SSLError, OSError) as error:
+        reason = (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
+        return [
+            Finding(("tls", "ca"), f"{tls.ca}: no certificates that can be used: {reason}", "name a PEM file")
+        ]
+    return []
+
+
+def _ciphers(tls: TLSConfig) -> list[Finding]:
+    if tls.ciphers is None:
+        return []
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers(tls.ciphers)
+    except ssl.SSLError:
+        hint = "`openssl ciphers` lists those that this machine knows"
+        return [Finding(("tls", "ciphers"), f"{tls.ciphers!r} selects no cipher", hint, tls.ciphers)]
+    return []
+
+
+def _validity(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
+    """An expired certificate is no reason not to start: a pool must come up after a night's power cut."""
+    block = _block.search(text)
+    try:
+        begins, ends = validity(ssl.PEM_cert_to_DER_cert(block[0] if block else ""))
+    except (ValueError, IndexError):
+        return []
+    if now > ends:
+        message = f"the certificate has expired on {ends:%Y-%m-%d}"
+    elif now < begins:
+        message = f"the certificate is not valid before {begins:%Y-%m-%d}"
+    elif now + SOON > ends:
+        message = f"the certificate expires on {ends:%Y-%m-%d}"
+    else:
+        return []
+    return [Finding(("tls", "cert"), f"{os.path.basename(tls.cert)}: {message}", "renew it", tls.cert)]
+
+
+def validity(der: bytes) -> tuple[datetime, datetime]:
+    """From when until when a certificate is valid (RFC 5280 §4.1). Raises ValueError, IndexError."""
+    # Certificate → tbsCertificate → [version], serial, algorithm, issuer, validity → two times.
+    _, certificate, _ = _element(der, 0)
+    _, inner, _ = _element(certificate, 0)
+    tag, _, after = _element(inner, 0)
+    position = after if tag == 0xA0 else 0
+    for _ in range(3):
+        _, _, position = _element(inner, position)
+    _, times, _ = _element(inner, position)
+    tag, begins, after = _element(times, 0)
+    end_tag, ends, _ = _element(times, after)
+    return _time(tag, begins), _time(end_tag, ends)
+
+
+def _element(data: bytes, start: int) -> tuple[int, bytes, int]:
+    """Tag, content and the position after it, of a DER element (X.690 §8.1)."""
+    length = data[start + 1]
+    begin = start + 2
+    if length & 0x80:
+        count = length & 0x7F
+        length = int.from_bytes(data[begin : begin + count], "big")
+        begin += count
+    return data[start], data[begin : begin + length], begin + length
+
+
+def _time(tag: int, content: bytes) -> datetime:
+    pattern = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(content.decode("ascii"), pattern).replace(tzinfo=UTC)
