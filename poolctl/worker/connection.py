@@ -15,6 +15,7 @@ import termios
 from typing import Any
 
 QUIET_SECONDS = 2.0
+CLOSE = (b"connection", b"close")
 
 
 class Lingering:
@@ -35,7 +36,13 @@ class Lingering:
         if self.idle:
             self._close_when_quiet(QUIET_SECONDS)
         else:
-            self.cycle.keep_alive = False
+            self._answer_and_close()
+
+    def shutdown(self) -> None:
+        """Close an idle connection; an answer under way is the last one, and says so."""
+        super().shutdown()  # type: ignore[misc]
+        if not self.idle:
+            self._answer_and_close()
 
     @property
     def idle(self) -> bool:
@@ -73,7 +80,14 @@ class Lingering:
 
     def _last_request_if_draining(self) -> None:
         if self.server_state.draining and not self.idle:
-            self.cycle.keep_alive = False
+            self._answer_and_close()
+
+    def _answer_and_close(self) -> None:
+        cycle = self.cycle
+        cycle.keep_alive = False
+        # With httptools uvicorn tells the client by itself, with h11 it just closes.
+        if not cycle.response_started and CLOSE not in cycle.default_headers:
+            cycle.default_headers = [*cycle.default_headers, CLOSE]
 
 
 @functools.cache

@@ -1,0 +1,179 @@
+"""A PoolServer on a loop of the test's own, and a client that sees every byte and every end of file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple
+
+import uvicorn
+
+from poolctl.worker.serve import PoolServer
+
+
+class Engine(NamedTuple):
+    """Which event loop and which HTTP parser of uvicorn's serve."""
+
+    loop: str
+    http: str
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of `work` on a loop of this kind."""
+        factory = uvicorn.Config("", loop=self.loop).get_loop_factory()  # type: ignore[arg-type]
+        with asyncio.Runner(loop_factory=factory) as runner:
+            try:
+                return runner.run(asyncio.wait_for(work, 20))
+            finally:
+                runner.run(_hang_up())
+
+
+ENGINES = [Engine(loop, http) for loop in ("asyncio", "uvloop") for http in ("h11", "httptools")]
+
+
+async def lifespan(receive: Any, send: Any) -> None:
+    """The application's half of a lifespan that always agrees."""
+    while True:
+        kind = (await receive())["type"]
+        await send({"type": kind + ".complete"})
+        if kind == "lifespan.shutdown":
+            return
+
+
+class App:
+    """Answers `/` at once and `/slow` when `release` is set; records what happened."""
+
+    def __init__(self) -> None:
+        self.under_way = asyncio.Event()
+        self.release = asyncio.Event()
+        self.events: list[str] = []
+        self.scopes: list[dict[str, Any]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, self._recorded(send))
+            return
+        self.scopes.append(scope)
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            self.under_way.set()
+            while (message := await receive())["type"] != "websocket.disconnect":
+                continue
+            self.events.append(f"disconnect {message['code']}")
+            return
+        if scope["path"] == "/slow":
+            self.under_way.set()
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                self.events.append("cancelled")
+                raise
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]},
+        )
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    def _recorded(self, send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        async def record(message: Any) -> None:
+            self.events.append(message["type"])
+            await send(message)
+
+        return record
+
+
+class Served(NamedTuple):
+    server: PoolServer
+    app: Any
+    port: int
+    running: asyncio.Task[None]
+
+
+def listener() -> socket.socket:
+    """As the pool makes them: not blocking, on a port of the kernel's choice, TCP_NODELAY."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+@contextlib.asynccontextmanager
+async def served(
+    engine: Engine, app: Any = None, *, config: Any = None, **options: Any
+) -> AsyncIterator[Served]:
+    """A server that is ready; ended at the end, however the test left it."""
+    app = app or App()
+    settings = {"http": engine.http, "loop": engine.loop, "log_config": None, "ws": "websockets-sansio"}
+    server = PoolServer(uvicorn.Config(app, **settings | (config or {})), **options)
+    ready = asyncio.Event()
+    with listener() as sock:
+        running = asyncio.ensure_future(server.run([sock], ready.set))
+        waiting = asyncio.ensure_future(ready.wait())
+        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            waiting.cancel()
+            running.result()
+        try:
+            yield Served(server, app, sock.getsockname()[1], running)
+        finally:
+            server.stop()
+            with contextlib.suppress(BaseException):
+                await asyncio.wait_for(running, 5)
+
+
+_clients: list[Client] = []
+
+
+async def _hang_up() -> None:
+    for client in _clients:
+        client.writer.close()
+        with contextlib.suppress(Exception):
+            await client.writer.wait_closed()
+    _clients.clear()
+
+
+class Client:
+    """One connection; closed when the loop ends."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        _clients.append(self)
+
+    @classmethod
+    async def connect(cls, port: int) -> Client:
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def send(self, path: str = "/", *headers: str) -> None:
+        lines = [f"GET {path} HTTP/1.1", "host: test", *headers, "", ""]
+        self.writer.write("\r\n".join(lines).encode())
+        await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers with names in lower case, and body of the next response."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in head[1:] if line)
+        }
+        body = await self.reader.readexactly(int(headers.get("content-length", 0)))
+        return int(head[0].split()[1]), headers, body
+
+    async def get(self, path: str = "/", *headers: str) -> tuple[int, dict[str, str], bytes]:
+        await self.send(path, *headers)
+        return await self.answer()
+
+    async def at_end(self) -> bool:
+        """Whether the server closes the connection without another byte."""
+        return await self.reader.read(1) == b""
+
+    async def stays_open(self, seconds: float) -> bool:
+        """Whether nothing at all arrives for so long."""
+        try:
+            await asyncio.wait_for(self.reader.read(1), seconds)
+        except TimeoutError:
+            return True
+        return False
+
+    def close(self) -> None:
+        self.writer.close()

@@ -1,0 +1,159 @@
+"""A draining worker loses no request: connections linger, answers say that they are the last, WebSockets get 1012."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from websockets.asyncio.client import connect
+
+from poolctl.worker import connection
+from tests.serving import ENGINES, Client, Engine, served
+
+
+@pytest.fixture(params=ENGINES, ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "QUIET_SECONDS", 0.15)
+
+
+def test_an_idle_connection_is_not_closed_early_and_its_next_answer_says_close(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
+
+    async def scenario() -> None:
+        async with served(engine) as (server, _, port, running):
+            client = await Client.connect(port)
+            assert "connection" not in (await client.get())[1]
+            server.drain()
+            assert await client.stays_open(0.1)
+            status, headers, _ = await client.get()
+            assert (status, headers["connection"]) == (200, "close")
+            assert await client.at_end()
+            await running
+
+    engine.run(scenario())
+
+
+def test_an_idle_connection_is_closed_once_it_has_been_quiet(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine) as (server, _, port, running):
+            client = await Client.connect(port)
+            await client.get()
+            server.drain()
+            assert await client.stays_open(0.1)
+            assert await client.at_end()
+            await running
+
+    engine.run(scenario())
+
+
+def test_the_answer_under_way_is_the_last_one(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine) as (server, app, port, running):
+            client = await Client.connect(port)
+            await client.send("/slow")
+            await app.under_way.wait()
+            server.drain()
+            await asyncio.sleep(0.05)
+            app.release.set()
+            status, headers, body = await client.answer()
+            assert (status, headers["connection"], body) == (200, "close", b"ok")
+            assert await client.at_end()
+            await running
+
+    engine.run(scenario())
+
+
+def test_a_connection_on_which_nothing_was_sent_yet_gets_its_answer(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine) as (server, _, port, running):
+            client = await Client.connect(port)
+            await asyncio.sleep(0.02)  # attached, and not one byte read
+            server.drain()
+            await asyncio.sleep(0.05)
+            status, headers, _ = await client.get()
+            assert (status, headers["connection"]) == (200, "close")
+            await running
+
+    engine.run(scenario())
+
+
+def test_a_silent_connection_does_not_hold_up_a_drain_for_longer_than_it_is_quiet(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine) as (server, _, port, running):
+            silent = await Client.connect(port)
+            await asyncio.sleep(0.02)
+            server.drain()
+            await asyncio.wait_for(running, 2)
+            assert await silent.at_end()
+
+    engine.run(scenario())
+
+
+def test_a_drain_takes_no_longer_than_it_may(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine, drain_seconds=0.1, stop_seconds=0.1) as (server, app, port, running):
+            client = await Client.connect(port)
+            await client.send("/slow")
+            await app.under_way.wait()
+            server.drain()
+            await asyncio.wait_for(running, 2)
+            assert "cancelled" in app.events
+
+    engine.run(scenario())
+
+
+def test_a_stop_cuts_a_drain_short(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
+
+    async def scenario() -> None:
+        async with served(engine) as (server, _, port, running):
+            client = await Client.connect(port)
+            await client.get()
+            server.drain()
+            await asyncio.sleep(0.05)
+            assert not running.done()
+            server.stop()
+            await asyncio.wait_for(running, 2)
+            assert await client.at_end()
+
+    engine.run(scenario())
+
+
+def test_a_websocket_is_closed_with_1012_after_the_drain(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine, drain_seconds=0.2) as (server, app, port, running):
+            async with connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
+                await app.under_way.wait()
+                server.drain()
+                await asyncio.sleep(0.1)
+                assert client.close_code is None
+                await client.wait_closed()
+                assert client.close_code == 1012
+            await running
+
+    engine.run(scenario())
+
+
+def test_a_connection_with_a_request_in_its_buffer_is_not_closed_by_its_keep_alive_timeout() -> None:
+    # Whether the loop has read it or not: a byte that has arrived is a request that has begun.
+    async def scenario() -> None:
+        async with served(Engine("asyncio", "h11")) as (server, _, port, _running):
+            client = await Client.connect(port)
+            await client.get()
+            (lingering,) = server.accounts.connections
+            lingering.transport.pause_reading()
+            await client.send("/")
+            await asyncio.sleep(0.05)
+            lingering.timeout_keep_alive_handler()
+            lingering.transport.resume_reading()
+            assert (await client.answer())[0] == 200
+
+    Engine("asyncio", "h11").run(scenario())
