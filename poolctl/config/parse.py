@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from poolctl.config.plain_toml import WORTHWHILE_CHARACTERS, parse_plain_toml
 from poolctl.config.unparsable import DEEPEST, MOST_VALUES, Unparsable
 
 _many_digits = re.compile(r"[0-9_]{4000,}")
@@ -28,6 +29,10 @@ def parse(text: str, kind: str) -> Any:
 def _toml(text: str) -> Any:
     import tomllib
 
+    if len(text) >= WORTHWHILE_CHARACTERS:
+        found = parse_plain_toml(text)
+        if found is not None:
+            return found
     _refuse_long_keys(text)
     try:
         return tomllib.loads(text)
@@ -38,12 +43,12 @@ def _toml(text: str) -> Any:
             start = digits.start()
             line, column = text.count("\n", 0, start) + 1, start - text.rfind("\n", 0, start)
             raise Unparsable("a number of too many digits", line, column) from None
-        found = _place.search(message)
-        message = message[: found.start()] if found else message.partition(";")[0]
-        if found and found[1]:
-            line, column = int(found[1]), int(found[2])
+        place = _place.search(message)
+        message = message[: place.start()] if place else message.partition(";")[0]
+        if place and place[1]:
+            line, column = int(place[1]), int(place[2])
         else:
-            line, column = (text.count("\n") + 1, len(text) - text.rfind("\n")) if found else (0, 0)
+            line, column = (text.count("\n") + 1, len(text) - text.rfind("\n")) if place else (0, 0)
         raise Unparsable(message, line, column) from None
 
 
