@@ -11,10 +11,12 @@ import contextlib
 import functools
 import os
 import socket
+import sys
 import weakref
 from typing import Any
 
 from poolctl.address import Address
+from poolctl.config.interpreter import default_interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.inherit import inherited_descriptors
@@ -28,7 +30,7 @@ from .protocol import Endpoints, Exit, Placement, WorkerFailed, app_state
 _KILL_SIGNAL = 9
 
 # The keys that a task of this process cannot honour, and how each one is recognised as used.
-_NEED_A_PROCESS = ("command", "job", "python", "user", "env", "env_file")
+_NEED_A_PROCESS = ("command", "job", "user", "env", "env_file")
 
 
 class InlineRunner:
@@ -165,6 +167,8 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
     used = [key for key in _NEED_A_PROCESS if getattr(server, key)]
     if server.limits.open_files is not None:
         used.append("limits.open_files")
+    if server.python and server.python not in _usual_interpreters(server):
+        used.append("python")
     if used:
         raise ServerError(
             f"{', '.join(f'`{key}`' for key in used)} cannot be honoured inside this process",
@@ -172,3 +176,8 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
             bind=server.key,
             hint="run the pool with `poolctl start`, or give the Pool a runner of processes",
         )
+
+
+def _usual_interpreters(server: ServerConfig) -> tuple[str, str]:
+    # A file's servers have an interpreter although nobody wrote one.
+    return sys.executable, default_interpreter(server.base_dir, os.environ)

@@ -1,0 +1,617 @@
+"""The runner of this process: its thread, its limits, and how it behaves in forks and at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl import (
+    Pool,
+    PoolConfig,
+    PoolContext,
+    PoolStartError,
+    Server,
+    ServerConfig,
+    State,
+    Status,
+    TLSConfig,
+)
+from poolctl.runners.inline import InlineRunner
+from tests.asgi_apps import answer, hanging, hello, lifespan, make_hello, saying
+from tests.certificates import certificate
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.ports import claim_port
+
+TESTS = Path(__file__).parents[1]
+
+
+def config(name: str = "web", app: Any = hello, **keys: Any) -> ServerConfig:
+    keys.setdefault("bind", f"127.0.0.1:{claim_port()}")
+    return ServerConfig(name=name, app=app, **keys)
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    made = Pool()
+    yield made
+    made.stop_sync(timeout=3)
+    made.join_sync()
+
+
+def engine_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "poolctl-engine"]
+
+
+def port_of(server: Server) -> int:
+    port = server.config.address.port
+    assert port is not None
+    return port
+
+
+def run_program(text: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program that embeds a pool, run to its end within a deadline."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text)],
+        cwd=TESTS.parent, capture_output=True, text=True, timeout=30, check=False, **options,
+    )  # fmt: skip
+
+
+# The engine.
+
+
+def test_the_thread_is_there_while_something_runs_and_gone_afterwards(pool: Pool) -> None:
+    wait_until(lambda: not engine_threads())
+    pool.store_new(config())
+    pool.start_sync()
+    assert len(engine_threads()) == 1
+    pool.store_new(config("other"))
+    pool.start_sync()
+    assert len(engine_threads()) == 1
+    pool.stop_sync()
+    wait_until(lambda: not engine_threads())
+
+
+def test_blocking_on_the_thread_that_serves_is_refused_instead_of_hanging(pool: Pool) -> None:
+    caught: list[BaseException] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        for blocking in (pool.stop_sync, pool.join_sync):
+            try:
+                blocking()
+            except RuntimeError as error:
+                caught.append(error)
+        await answer(send, "ok")
+
+    server = pool.store_new(config(app=app))
+    pool.start_sync()
+    get(server.bind)
+    assert [str(error) for error in caught] == [
+        "this would block the loop that serves the pool; use the coroutine of the same name"
+    ] * 2
+
+
+def test_an_app_may_restart_another_server_of_its_own_pool(pool: Pool) -> None:
+    async def admin(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        await pool["127.0.0.1:" + scope["path"][1:]].restart()
+        await answer(send, "restarted")
+
+    web = pool.store_new(config("web"))
+    console = pool.store_new(config("admin", admin))
+    pool.start_sync()
+    before = web.uptime
+    assert get(console.bind, f"/{port_of(web)}").text == "restarted"
+    assert web.uptime < before + pool.uptime
+    assert get(web.bind).text == "hello"
+
+
+def test_cancelling_a_start_leaves_nothing_behind(pool: Pool) -> None:
+    server = pool.store_new(config(app=hanging))
+
+    async def give_up() -> None:
+        task = asyncio.ensure_future(server.start())
+        while server.state is not State.STARTING:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(give_up())
+    wait_until(lambda: server.state is State.STOPPED)
+    wait_until(lambda: not engine_threads())
+    assert get_refused(server)
+
+
+def get_refused(server: Server) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port_of(server))) != 0
+
+
+def test_the_callers_context_variables_do_not_reach_the_requests(pool: Pool) -> None:
+    import contextvars
+
+    secret: contextvars.ContextVar[str] = contextvars.ContextVar("secret", default="none")
+    secret.set("mine")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+        else:
+            await answer(send, secret.get())
+
+    server = pool.store_new(config(app=app))
+    pool.start_sync()
+    assert get(server.bind).text == "none"
+
+
+# Applications.
+
+
+def test_context_values_reach_requests_and_lifespan() -> None:
+    seen: dict[str, Any] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen[scope["type"]] = dict(scope["state"])
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+        else:
+            await answer(send, "ok")
+
+    database = object()
+    pool = Pool([config(app=app)], context=PoolContext({"db": database}))
+    pool.start_sync()
+    get(next(iter(pool)))
+    pool.stop_sync()
+    assert seen == {"lifespan": {"db": database}, "http": {"db": database}}
+
+
+def test_cancelling_the_context_ends_the_servers_and_join_awaits_them() -> None:
+    context = PoolContext()
+    pool = Pool([config("a"), config("b")], context=context)
+    pool.start_sync()
+    context.cancel()
+    pool.join_sync()
+    assert [server.state for server in pool.values()] == [State.STOPPED, State.STOPPED]
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    assert "its context was cancelled" in str(caught.value)
+
+
+def test_setting_the_event_of_the_context_ends_the_servers_too() -> None:
+    stop = threading.Event()
+    pool = Pool([config()], context=PoolContext(stop=stop))
+    pool.start_sync()
+    stop.set()
+    wait_until(lambda: not pool.is_running)
+    pool.join_sync()
+
+
+def test_the_handler_of_the_pool_serves_by_key() -> None:
+    pool = Pool([config("a", None), config("b", None, handler_key="admin")])
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    assert "has no app, no command and no handler" in str(caught.value)
+    pool.handler(lambda: {"": saying("default"), "admin": saying("admin")})
+    pool.start_sync()
+    texts = [get(bind).text for bind in pool]
+    pool.stop_sync()
+    assert texts == ["default", "admin"]
+
+
+def test_a_handler_without_that_key_says_what_there_is() -> None:
+    pool = Pool([config("a", None, handler_key="b")], handler=lambda: {"x": hello, "y": hello})
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    assert caught.value.exceptions[0].message == "the handler has nothing under 'b'"
+    assert caught.value.exceptions[0].hint == "it has: 'x', 'y'"
+
+
+def test_a_handler_that_fails_is_the_servers_failure() -> None:
+    def fail() -> dict[str, Any]:
+        raise LookupError("no such thing")
+
+    pool = Pool([config("a", None)], handler=fail)
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    assert "the handler failed: LookupError: no such thing" in str(caught.value)
+    assert isinstance(caught.value.exceptions[0].__cause__, LookupError)
+
+
+def test_a_file_names_the_function_that_gives_the_handlers(tmp_path: Path) -> None:
+    ports = [claim_port(), claim_port()]
+    (tmp_path / "many.py").write_text("from tests.asgi_apps import handlers\n")
+    (tmp_path / "pool.toml").write_text(
+        f"""
+        [pool]
+        handlers = "many:handlers"
+        [[server]]
+        name = "a"
+        bind = "127.0.0.1:{ports[0]}"
+        [[server]]
+        name = "b"
+        bind = "127.0.0.1:{ports[1]}"
+        handler_key = "admin"
+        """
+    )
+    pool = PoolConfig.load(tmp_path / "pool.toml").pool()
+    pool.start_sync()
+    texts = [get(port).text for port in ports]
+    pool.stop_sync()
+    assert texts == ["default", "admin"]
+
+
+def test_an_app_that_is_not_there_is_named(pool: Pool) -> None:
+    pool.store_new(config("a", "no_such_module_at_all:app"))
+    pool.store_new(config("b", "sys:exit", factory=True))
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    first, second = (error.message for error in caught.value.exceptions)
+    assert "No module named 'no_such_module_at_all'" in first
+    assert "SystemExit" in second, "an app that exits ends neither the loop nor this process"
+
+
+def test_what_needs_a_process_is_refused_by_name(pool: Pool) -> None:
+    pool.store_new(ServerConfig(name="a", bind=f"127.0.0.1:{claim_port()}", command=["true"]))
+    pool.store_new(config("b", env={"A": "1"}, limits={"open_files": 100}))
+    pool.store_new(config("c", python="/usr/bin/other-python"))
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    command, env, python = caught.value.exceptions
+    assert python.message == "`python` cannot be honoured inside this process"
+    assert command.message == "`command` cannot be honoured inside this process"
+    assert env.message == "`env`, `limits.open_files` cannot be honoured inside this process"
+    assert "poolctl start" in env.hint
+
+
+def test_the_access_log_is_one_servers_matter(caplog: pytest.LogCaptureFixture, pool: Pool) -> None:
+    loud = pool.store_new(config("loud", http={"access_log": True}))
+    quiet = pool.store_new(config("quiet"))
+    pool.start_sync()
+    with caplog.at_level(logging.INFO, "uvicorn.access"):
+        get(loud.bind, "/loud")
+        get(quiet.bind, "/quiet")
+        wait_until(lambda: "/loud" in caplog.text)
+    assert "/quiet" not in caplog.text
+
+
+@pytest.mark.parametrize("implementation", ["h11", "httptools"])
+def test_both_parsers_serve(implementation: str, pool: Pool) -> None:
+    pytest.importorskip(implementation)
+    server = pool.store_new(config(http={"implementation": implementation}))
+    pool.start_sync()
+    assert get(server.bind).text == "hello"
+    server.restart_sync()
+    assert get(server.bind).text == "hello"
+
+
+def test_a_worker_that_ends_by_itself_leaves_a_stopped_server_that_says_so(pool: Pool) -> None:
+    server = pool.store_new(config(http={"max_requests": 1}))
+    pool.start_sync()
+    get(server.bind)
+    wait_until(lambda: server.state is State.STOPPED)
+    assert (server.message, server.ready) == ("exited with status 0", False)
+    assert get_refused(server)
+
+
+# TLS.
+
+
+def tls_text(server: Server, trust: Path, name: str = "localhost") -> str:
+    context = ssl.create_default_context(cafile=str(trust))
+    with (
+        socket.create_connection(("127.0.0.1", port_of(server)), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname=name) as secure,
+    ):
+        secure.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        data = b""
+        while more := secure.recv(4096):
+            data += more
+    return data.rpartition(b"\r\n\r\n")[2].decode()
+
+
+def test_tls_is_served_and_renewed_by_a_restart(pool: Pool, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    server = pool.store_new(config(tls=TLSConfig(cert=str(cert), key=str(key))))
+    assert server.expose.startswith("https://")
+    pool.start_sync()
+    assert tls_text(server, cert) == "hello"
+    certificate(tmp_path)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        tls_text(server, cert)
+    pool.restart_sync()
+    assert tls_text(server, cert) == "hello"
+
+
+def test_the_default_certificate_serves_those_that_ask_for_tls(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    made = PoolConfig([config(tls=True)])
+    made.set_default_tls(TLSConfig(cert=str(cert), key=str(key)))
+    pool = made.pool()
+    pool.start_sync()
+    text = tls_text(pool[next(iter(pool))], cert)
+    twin = pool.clone()
+    pool.stop_sync()
+    twin.start_sync()
+    again = tls_text(twin[next(iter(twin))], cert)
+    twin.stop_sync()
+    assert (text, again) == ("hello", "hello")
+
+
+def test_tls_without_any_certificate_never_becomes_plain_text(pool: Pool) -> None:
+    server = pool.store_new(config(tls=True))
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    assert "asks for TLS, and there is no default" in str(caught.value)
+    assert get_refused(server)
+
+
+def test_a_certificate_that_is_gone_is_the_servers_failure(pool: Pool, tmp_path: Path) -> None:
+    pool.store_new(config(tls=TLSConfig(cert=str(tmp_path / "gone.pem"))))
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    assert "gone.pem" in caught.value.exceptions[0].message
+
+
+# Two pools, one address.
+
+
+def test_an_address_that_another_pool_of_this_process_serves_is_named(pool: Pool) -> None:
+    first = pool.store_new(config("first"))
+    pool.start_sync()
+    twin = pool.clone()
+    with pytest.raises(PoolStartError) as caught:
+        twin.start_sync()
+    assert "in use by 'first' of this process" in caught.value.exceptions[0].message
+    assert get(first.bind).text == "hello"
+    pool.stop_sync()
+    twin.start_sync()
+    assert get(first.bind).text == "hello"
+    twin.stop_sync()
+
+
+def test_a_given_runner_keeps_its_loop_as_long_as_it_lives() -> None:
+    runner: InlineRunner | None = InlineRunner()
+    pool = Pool([config()], runner=runner)
+    pool.start_sync()
+    pool.stop_sync()
+    assert len(engine_threads()) == 1
+    pool.start_sync()
+    assert repr(runner) == "<InlineRunner 1 workers on 1 listeners>"
+    pool.stop_sync()
+    del pool, runner
+    import gc
+
+    gc.collect()
+    wait_until(lambda: not engine_threads())
+
+
+def test_closing_the_runner_ends_what_runs_on_it() -> None:
+    runner = InlineRunner()
+    pool = Pool([config()], runner=runner)
+    pool.start_sync()
+    server = next(iter(pool.values()))
+    from poolctl.pool import engine
+
+    engine.run_sync(runner.aclose())
+    assert get_refused(server)
+    wait_until(lambda: server.state is State.STOPPED)
+
+
+# Monitors.
+
+
+def test_a_monitor_measures_and_counts(pool: Pool) -> None:
+    server = pool.store_new(config())
+    before = server.monitor()
+    assert (before.status, before.latency, before.rise, before.sli) == (Status.KO, None, 0, 0.0)
+    pool.start_sync()
+    running = server.monitor()
+    assert running.latency is not None
+    assert running.latency.total_seconds() < 1
+    assert (running.status, running.rise, running.fall, running.message) == (Status.OK, 1, 0, "")
+    pool.stop_sync()
+    after = server.monitor()
+    assert (after.status, after.rise, after.fall, after.message) == (Status.KO, 1, 1, "stopped")
+    assert 0 < after.sli < 1
+    assert after.uptime >= running.uptime
+    assert repr(after) == f"<Monitor web ko, up {after.sli:.1%} (stopped)>"
+
+
+def test_a_monitor_that_has_no_descriptor_left_is_a_pool_monitor_error() -> None:
+    done = run_program(
+        """
+        import os, resource
+        from poolctl import Pool, PoolMonitorError, ServerConfig
+        from tests.asgi_apps import hello
+        from tests.ports import claim_port
+
+        pool = Pool([ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=hello)])
+        pool.start_sync()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        held = []
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass
+        try:
+            pool.monitor()
+        except PoolMonitorError as error:
+            found = error
+        for fd in held:
+            os.close(fd)
+        print(found.code, found.exceptions[0].message, found.exceptions[0].hint, sep="|")
+        """
+    )
+    assert done.stdout.strip() == (
+        "1326|no connection can be made: Too many open files|raise the limit of open files: ulimit -n"
+    ), done.stderr
+
+
+# Forks and ends.
+
+
+def test_a_forked_child_holds_no_port_and_has_a_pool_that_is_stopped(pool: Pool) -> None:
+    server = pool.store_new(config())
+    pool.start_sync()
+    connection = socket.create_connection(("127.0.0.1", port_of(server)), timeout=5)
+    told, tell = multiprocessing.Pipe(duplex=False)
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - the child is not measured
+        status = 1
+        try:
+            tell.send((server.state, pool.is_running, server.pids))
+            other = Pool([ServerConfig(name="child", bind=f"127.0.0.1:{claim_port()}", app=hello)])
+            other.start_sync()
+            tell.send(get(next(iter(other))).text)
+            other.stop_sync()
+            tell.send("waiting")
+            signal.pause()
+        finally:
+            os._exit(status)
+    try:
+        assert told.recv() == (State.STOPPED, False, [])
+        assert told.recv() == "hello"
+        assert told.recv() == "waiting"
+        assert get(server.bind).text == "hello", "the parent serves on"
+        pool.stop_sync()
+        assert get_refused(server), "the child holds no listener"
+        connection.settimeout(5)
+        assert connection.recv(1) == b"", "nor a connection"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        connection.close()
+
+
+@pytest.mark.parametrize("app", ["hello", "stubborn"])
+def test_a_program_that_ends_while_servers_run_does_not_hang(app: str) -> None:
+    done = run_program(
+        f"""
+        from poolctl import Pool, ServerConfig
+        from tests import asgi_apps
+        from tests.http_get import get
+        from tests.ports import claim_port
+
+        pool = Pool([ServerConfig(
+            name="web", bind=f"127.0.0.1:{{claim_port()}}", app=asgi_apps.{app}, stop_timeout=0.5)])
+        pool.start_sync()
+        print(get(next(iter(pool))).status)
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "200\n"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_lifespans_are_shut_down_when_the_program_ends() -> None:
+    done = run_program(
+        """
+        from poolctl import Pool, ServerConfig
+        from tests.ports import claim_port
+
+        async def app(scope, receive, send):
+            while True:
+                kind = (await receive())["type"]
+                print(kind, flush=True)
+                await send({"type": kind + ".complete"})
+                if kind == "lifespan.shutdown":
+                    return
+
+        Pool([ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=app)]).start_sync()
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "lifespan.startup\nlifespan.shutdown\n"), done.stderr
+
+
+def test_an_import_that_hangs_keeps_no_program_from_ending(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text("import threading\nthreading.Event().wait()\n")
+    done = run_program(
+        f"""
+        from poolctl import Pool, PoolStartError, ServerConfig
+        from tests.ports import claim_port
+
+        pool = Pool([ServerConfig(name="web", bind=f"127.0.0.1:{{claim_port()}}", app="hangs:app",
+                                  app_dir={str(tmp_path)!r})])
+        try:
+            pool.start_sync(timeout=0.3)
+        except PoolStartError as error:
+            print(error.exceptions[0].message)
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "was not ready within 0.3 s\n"), done.stderr
+
+
+def test_threads_of_sync_endpoints_keep_no_program_from_ending() -> None:
+    pytest.importorskip("starlette")
+    done = run_program(
+        """
+        from starlette.applications import Starlette
+        from starlette.responses import PlainTextResponse
+        from starlette.routing import Route
+        from poolctl import Pool, ServerConfig
+        from tests.http_get import get
+        from tests.ports import claim_port
+
+        def page(request):
+            return PlainTextResponse("from a thread")
+
+        app = Starlette(routes=[Route("/", page)])
+        pool = Pool([ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=app)])
+        pool.start_sync()
+        print(get(next(iter(pool))).text)
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "from a thread\n"), done.stderr
+
+
+def test_an_interrupt_of_a_blocking_start_reaches_the_caller() -> None:
+    done = run_program(
+        """
+        import os, signal, threading
+        from poolctl import Pool, ServerConfig, State
+        from tests.asgi_apps import hanging
+        from tests.deadline import wait_until
+        from tests.ports import claim_port
+
+        pool = Pool([ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=hanging)])
+        server = next(iter(pool.values()))
+
+        def interrupt():
+            wait_until(lambda: server.state is State.STARTING)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
+        try:
+            pool.start_sync()
+        except KeyboardInterrupt:
+            print("interrupted")
+        wait_until(lambda: server.state is State.STOPPED)
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+def test_a_factory_may_be_given_as_an_object(pool: Pool) -> None:
+    server = pool.store_new(config(app=make_hello()))
+    pool.start_sync()
+    assert get(server.bind).text == "made"
