@@ -17,7 +17,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 FLOORS = {
-    "errors": 0, "config": 0, "address": 0, "states": 0, "clock": 0, "units": 0, "platform": 0,
+    "version": 0, "errors": 0, "config": 0, "address": 0, "states": 0, "clock": 0, "units": 0, "platform": 0,
     "bootstrap": 1, "listeners": 1, "runners": 1, "keeper": 1, "worker": 1, "logs": 1,
     "pool": 2, "control": 2,
     "monitor": 3, "gateway": 3,
