@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 
 
 def main() -> None:
     """Import `poolctl.PART.__main__` and call its `main()`."""
-    package = type(sys)("poolctl")
-    package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
-    sys.modules["poolctl"] = package
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    __import__("poolctl")  # which imports nothing else
+    del sys.path[0]
     entry = f"poolctl.{sys.argv.pop(1)}.__main__"
     __import__(entry)
     sys.modules[entry].main()

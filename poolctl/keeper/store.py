@@ -16,8 +16,8 @@ class Store:
 
     @property
     def holds_work(self) -> bool:
-        """Whether there is more than what the pool began with."""
-        return bool(self._entries.keys() - {"control", "inherited"})
+        """Whether there is more than what the pool began with and what a supervisor noted: sockets, workers."""
+        return any(":" in name for name in self._entries)
 
     def put(self, name: str, meta: Any, fds: list[int]) -> None:
         """Keep `fds` (owned by the store from now on) under `name`; replaces and closes what was there."""
