@@ -68,18 +68,15 @@ _HOMES = {
     "connect": "control.client",
 }
 
-__version__: str
+# Here, and not only in the metadata: keeper and workers run where poolctl is not installed.
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        value: object = version("poolctl")
-    elif name in _HOMES:
+    if name in _HOMES:
         from importlib import import_module
 
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -5,25 +5,16 @@ from __future__ import annotations
 import platform
 import sys
 
+from poolctl import __version__
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
 from poolctl.cli.request import Request
 from poolctl.errors import ControlError
 
 
-def installed() -> str:
-    """The installed version of poolctl."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("poolctl")
-    except PackageNotFoundError:  # run from a tree that was never installed
-        return "0+unknown"
-
-
 def perform(request: Request) -> Outcome:
     """The version; with --verbose what it runs on, and the version of the running supervisor."""
-    extra = {"version": installed()}
+    extra = {"version": __version__}
     if request.verbose or request.output:
         extra["python"] = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"
         extra["platform"] = platform.platform()
