@@ -28,7 +28,9 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = next(int(h.split(":")[1]) for h in head.splitlines() if h.lower().startswith("content-length"))
+            length = next(
+                int(h.split(":")[1]) for h in head.splitlines() if h.lower().startswith("content-length")
+            )
             verb = head.split()[1].removeprefix("/v1/")
             body = json.loads(await reader.readexactly(length))
             requests.append((verb, body))

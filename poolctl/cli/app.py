@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from poolctl import __version__
 from poolctl.cli import commands
 from poolctl.cli.exit_codes import USAGE
 from poolctl.cli.options import (
@@ -60,9 +61,7 @@ _SHELL = typer.Argument(metavar="SHELL", help="bash, zsh or fish; default: $SHEL
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from poolctl.cli.commands.version import installed
-
-        typer.echo(f"poolctl {installed()}")
+        typer.echo(f"poolctl {__version__}")
         raise typer.Exit
 
 
@@ -232,7 +231,7 @@ def perform_args(args: Sequence[str], perform: Perform = commands.perform) -> Ou
     try:
         result = application.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
     except Exception as error:
-        usage = as_usage_error(error)
+        usage = as_usage_error(error, words)
         if usage is None:
             raise
         raise usage from None

@@ -46,7 +46,7 @@ def wants_json(args: Sequence[str]) -> bool:
     )
 
 
-def as_usage_error(error: Exception) -> UsageError | None:
+def as_usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
     """What the option parser says, in our words; None for an error that is not the parser's.
 
     Told by its methods: releases of Typer differ in where the class comes from.
@@ -55,11 +55,22 @@ def as_usage_error(error: Exception) -> UsageError | None:
     if describe is None or getattr(error, "exit_code", None) != 2:
         return None
     message = str(describe()).strip().rstrip(".")
-    path = getattr(getattr(error, "ctx", None), "command_path", "") or "poolctl"
     near = getattr(error, "possibilities", None)
-    hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"{path} -h"
+    verb = verb_of(words)
+    hint = f"poolctl {verb} -h" if verb and "command" not in message else "poolctl -h"
+    if near:
+        hint = f"did you mean {_nearest(str(getattr(error, 'option_name', '')), near)}?"
     if "Did you mean" in message:
         message, _, guess = message.partition(" Did you mean")
         hint = f"did you mean{guess}".rstrip("?") + "?"
+    message = message.partition(" (Possible options")[0]
     message = message.rstrip(".")
     return UsageError(message[:1].lower() + message[1:], hint=hint)
+
+
+def _nearest(typed: str, near: Sequence[str]) -> str:
+    """The one that was most likely meant: one that begins so, else one that looks so."""
+    import difflib
+
+    longer = [each for each in near if each.startswith(typed)]
+    return (longer or difflib.get_close_matches(typed, near, n=1, cutoff=0.0))[0]

@@ -174,7 +174,14 @@ def test_the_verbs_carry_selection_and_options(
 def test_a_failed_verb_raises_the_error_of_its_kind(path: Path, code: int, kind: type[Exception]) -> None:
     from poolctl.control.verbs import PoolClient
 
-    child = {"code": 1, "error": "E", "name": "web", "bind": "", "message": "exited", "hint": "poolctl logs web"}
+    child = {
+        "code": 1,
+        "error": "E",
+        "name": "web",
+        "bind": "",
+        "message": "exited",
+        "hint": "poolctl logs web",
+    }
     with stand_in(path, always(exit_code=code, errors=[child])), pytest.raises(kind, match="exited"):
         PoolClient(Client(str(path))).start()
 

@@ -104,7 +104,9 @@ def test_a_socket_path_that_no_socket_can_have_is_refused() -> None:
         directory.control_socket("/run/" + "x" * 100)
 
 
-def test_state_lives_where_it_was_asked_for_else_beside_the_sockets(env: dict[str, str], tmp_path: Path) -> None:
+def test_state_lives_where_it_was_asked_for_else_beside_the_sockets(
+    env: dict[str, str], tmp_path: Path
+) -> None:
     assert directory.state_dir(env, "abc", create=True) == f"{tmp_path}/run/abc/state"
     env["POOLCTL_STATE_DIR"] = str(tmp_path / "state")
     assert directory.state_dir(env, "abc", create=True) == f"{tmp_path}/state/abc"

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.cli.ending import await_end
+from tests.stand_in import Send, always, item, result
+
+from .conftest import Command, Supervised
+
+RUNNING = [item("users", 8081), item("orders", 8082, pids=[4243])]
+
+
+def test_start_says_how_many_are_ready(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(*RUNNING)) as requests:
+        said = poolctl("start", "--tag", "api", "--timeout", "5s", "--no-deps")
+    assert said == (0, "2 servers ready\n", "")
+    ((verb, body),) = requests
+    assert verb == "start"
+    assert body["selector"]["tag"] == ["api"]
+    assert body["options"] == {"timeout": 5.0, "wait": True, "deps": False}
+
+
+@pytest.mark.parametrize(
+    ("args", "items", "line"),
+    [
+        (["start"], [item("a"), item("b", ready=False, state="failed")], "1 of 2 servers ready"),
+        (["start"], [item("a"), item("b", ready=False, state="disabled")], "1 server ready (1 disabled)"),
+        (["start", "--no-wait"], [item("a"), item("b", ready=False)], "2 servers told to start, 1 ready"),
+        (["restart"], [item("a")], "1 server ready"),
+        (["start", "--tag", "x", "--allow-empty"], [], "no server selected"),
+        (["stop"], [item("a", state="stopped", ready=False)], "1 server stopped"),
+        (["stop"], [item("a", state="stopped"), item("b", state="stopping")], "1 of 2 servers stopped"),
+        (["stop", "--no-wait"], [item("a", state="stopping")], "1 server told to stop"),
+        (["wait"], [item("a")], "1 server ready"),
+        (["wait", "--for", "healthy"], [item("a"), item("b")], "2 servers healthy"),
+    ],
+)
+def test_the_line_for_people(
+    poolctl: Command, supervised: Supervised, args: list[str], items: list[dict[str, Any]], line: str
+) -> None:
+    with supervised(always(*items)):
+        assert poolctl(*args).out == f"{line}\n"
+        assert poolctl(*args, "--quiet").out == ""
+        assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
+
+
+def test_failures_are_listed_with_their_mend_and_the_exit_code(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    failure = {
+        "code": 1323, "error": "ErrorPoolStart", "name": "orders", "bind": "127.0.0.1:8082",
+        "message": "exited with status 3 before it was ready", "hint": "poolctl logs orders",
+    }  # fmt: skip
+    answer = always(item("users"), item("orders", ready=False, state="failed"), exit_code=1, errors=[failure])
+    with supervised(answer):
+        said = poolctl("start")
+        document = poolctl("start", "-o", "json")
+    assert said.code == document.code == 1
+    assert said.out == "1 of 2 servers ready\n"
+    assert said.err == (
+        "error: orders: exited with status 3 before it was ready\n  hint: poolctl logs orders\n"
+    )
+    assert document.json["errors"] == [failure]
+
+
+def test_warnings_on_the_way_are_said_once(poolctl: Command, supervised: Supervised) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        send({"warning": "stopping web as well"})
+        return result(item("a", state="stopped"), warnings=["stopping web as well", "a: had to be killed"])
+
+    with supervised(answer):
+        said = poolctl("stop", "a")
+    assert said.err == "warning: stopping web as well\nwarning: a: had to be killed\n"
+
+
+def test_stop_waits_until_the_last_process_is_gone(poolctl: Command, supervised: Supervised) -> None:
+    last = subprocess.Popen(["sleep", "0.3"])
+
+    with supervised(always(item("a", state="stopped"), ended=True, keeper_pid=last.pid)):
+        assert poolctl("stop").code == 0
+    assert last.poll() == 0 or last.wait(0.1) == 0
+
+
+def test_waiting_for_an_end_is_bounded() -> None:
+    lasting = subprocess.Popen(["sleep", "60"])
+    try:
+        assert not await_end(lasting.pid, 0.01)
+    finally:
+        lasting.kill()
+        lasting.wait()
+    assert await_end(lasting.pid, 0.01)
+
+
+def test_nothing_to_stop_is_no_failure(poolctl: Command, directory: Path) -> None:
+    assert poolctl("stop") == (0, "nothing is running\n", "")
+    assert poolctl("stop", "users").code == 0
+    assert poolctl("stop", "usres").code == 4
+    (directory / "pool.toml").write_text("broken [")
+    assert poolctl("stop").code == 0
+    (directory / "pool.toml").unlink()
+    assert poolctl("stop").code == 5
+    assert poolctl("--pool", "nobody", "stop").code == 6
+
+
+def test_a_missing_file_keeps_nobody_from_a_running_pool(
+    poolctl: Command, supervised: Supervised, directory: Path
+) -> None:
+    (directory / "pool.toml").unlink()
+    with supervised(always(*RUNNING)):
+        assert poolctl("list", "-o", "name").out == "users\norders\n"
+        assert poolctl("-c", "pool.toml", "list", "-o", "name").out == "users\norders\n"
+
+
+def test_wait_gives_up_when_its_time_is_over(poolctl: Command) -> None:
+    said = poolctl("wait", "--timeout", "0.1", "-o", "json")
+    assert said.code == 124
+    assert [each["name"] for each in said.json["items"]] == ["users", "orders"]
+    assert said.json["errors"][0]["error"] == "ErrorTimeout"
+
+
+def test_wait_for_stopped_is_over_where_nothing_runs(poolctl: Command) -> None:
+    assert poolctl("wait", "--for", "stopped").out == "2 servers stopped\n"
+    assert poolctl("wait", "nobody", "--for", "stopped").code == 4
+    assert poolctl("wait", "nobody").code == 4
+
+
+def test_wait_goes_on_when_the_supervisor_goes_away_meanwhile(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    asked = []
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        asked.append(body["options"]["timeout"])
+        return None if len(asked) < 3 else result(item("users"))
+
+    with supervised(answer):
+        assert poolctl("wait", "--timeout", "20").code == 0
+    assert 19 < asked[2] < asked[0] <= 20
+
+
+def test_status_is_3_without_a_supervisor(poolctl: Command, directory: Path) -> None:
+    assert poolctl("status") == (3, "no supervisor is running, 2 servers stopped\n", "")
+    summary = poolctl("status", "-o", "json").json["summary"]
+    assert summary == {"supervisor": None, "servers": 2, "ready": 0, "states": {"stopped": 1, "disabled": 1}}
+    (directory / "pool.toml").write_text("broken [")
+    assert poolctl("status").code == 5
+
+
+def test_status_says_what_is_not_as_it_should_be(poolctl: Command, supervised: Supervised) -> None:
+    items = [item("a"), item("bb", ready=False, state="backoff"), item("c", ready=False, state="stopped")]
+    with supervised(always(*items, exit_code=3, summary={"name": "shop", "should_run": 2})):
+        said = poolctl("status")
+        document = poolctl("status", "-o", "json").json
+    assert said == (3, "shop: 1 of 2 servers ready, 1 stopped, up 12s\n  bb  backoff\n", "")
+    assert document["summary"]["should_run"] == 2
+    assert document["summary"]["states"] == {"running": 1, "backoff": 1, "stopped": 1}
+
+
+def test_a_pool_is_not_named_twice(poolctl: Command) -> None:
+    assert poolctl("list", "--pool", "shop", "-c", "pool.toml").code == 2
+
+
+def test_the_supervisors_own_words_about_usage_are_passed_on(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    error = {
+        "code": 1320,
+        "error": "ErrorParamEmpty",
+        "message": "no server matches 'x'",
+        "hint": "did you mean 'y'?",
+    }
+    with supervised(always(exit_code=4, errors=[error])):
+        for command in (["list", "x"], ["show", "x"], ["walk", "x"], ["logs", "x"]):
+            assert poolctl(*command) == (4, "", "error: no server matches 'x'\n  hint: did you mean 'y'?\n")

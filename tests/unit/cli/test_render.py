@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.cli import render
+from poolctl.cli.outcome import Outcome
+from tests.stand_in import item
+
+USERS = item("users", 8081, pids=[7], tags=["api", "v1"])
+OFF = item("off", 80, state="disabled", ready=False, health="unknown", pids=[], uptime_seconds=0.0, tags=[])
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_table_is_aligned_and_says_what_is_not_known() -> None:
+    assert render.text_of([USERS, OFF], "table").splitlines() == [
+        "NAME   STATE     READY  HEALTH   BIND            PIDS  UPTIME  RESTARTS",
+        "users  running   yes    ok       127.0.0.1:8081  7        12s         0",
+        "off    disabled  no     unknown  127.0.0.1:80    -          -         0",
+    ]
+
+
+def test_a_wide_table_shows_the_rest_too() -> None:
+    head, users, off = render.text_of([USERS, OFF], "wide").splitlines()
+    assert head.split()[-1] == "TAGS"
+    assert "http://127.0.0.1:8081" in users
+    assert users.endswith("api,v1")
+    assert off.endswith("-")
+
+
+def test_many_processes_are_counted_in_a_table() -> None:
+    assert " 7+2 " in render.text_of([item("users", pids=[7, 8, 9])], "table")
+
+
+def test_no_servers_are_no_lines() -> None:
+    assert render.text_of([], "table") == render.text_of([], "name") == render.text_of([], "jsonl") == ""
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ("name", "users"),
+        ("name,tags,ready", "users\tapi,v1\ttrue"),
+        ("pids", "7"),
+        ("uptime_seconds", "12.5"),
+    ],
+)
+def test_fields_are_separated_by_tabs(form: str, line: str) -> None:
+    assert render.text_of([USERS], form) == f"{line}\n"
+
+
+def test_json_lines_carry_their_schema() -> None:
+    (line,) = render.text_of([USERS], "jsonl").splitlines()
+    assert json.loads(line) == {"schema": 1, **USERS}
+
+
+def test_colours_are_for_terminals_of_people_who_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert render.coloured(Terminal())
+    assert not render.coloured(io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not render.coloured(Terminal())
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not render.coloured(Terminal())
+
+
+def test_colours_change_nothing_but_colours() -> None:
+    coloured = render.text_of([USERS, OFF], "table", colours=True)
+    assert "\x1b[32mrunning " in coloured
+    import re
+
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert [line.rstrip() for line in plain.splitlines()] == render.text_of(
+        [USERS, OFF], "table"
+    ).splitlines()
+
+
+def test_an_outcome_prints_results_and_errors_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    error = {"name": "web", "message": "exited with status 3", "hint": "poolctl logs web"}
+    code = render.show(
+        Outcome([USERS], errors=[error], warnings=["slow"], exit_code=1, message="0 of 1 server ready")
+    )
+    out, err = capsys.readouterr()
+    assert code == 1
+    assert out == "0 of 1 server ready\n"
+    assert err == "warning: slow\nerror: web: exited with status 3\n  hint: poolctl logs web\n"
+
+
+def test_quiet_leaves_results_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(errors=[{"message": "no"}], warnings=["slow"], message="done")
+    outcome.quiet = True
+    render.show(outcome)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: no\n")
+
+
+def test_json_is_one_document_whatever_else_there_is_to_say(capsys: pytest.CaptureFixture[str]) -> None:
+    render.show(Outcome([USERS], errors=[{"message": "no"}], warnings=["slow"], text="text", form="json"))
+    document = json.loads(capsys.readouterr().out)
+    assert document == {"schema": 1, "items": [USERS], "errors": [{"message": "no"}], "warnings": ["slow"]}
+
+
+def test_a_problem_of_a_file_begins_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    problem = {
+        "file": "/etc/pool.toml", "line": 7, "column": 1, "key": "server[1].binf",
+        "message": "unknown key 'binf'", "hint": "did you mean 'bind'?",
+    }  # fmt: skip
+    outcome = Outcome(errors=[problem])
+    outcome.errors_are_result = True
+    render.show(outcome)
+    assert capsys.readouterr().out == (
+        "/etc/pool.toml:7:1: server[1].binf: unknown key 'binf'; did you mean 'bind'?\n"
+    )
+
+
+def test_a_problem_in_the_working_directory_is_named_from_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = render.error_lines({"file": f"{tmp_path}/pool.toml", "message": "is empty"})
+    assert line == "pool.toml: is empty"
+
+
+def test_hints_of_several_lines_keep_their_shape() -> None:
+    lines = list(render.error_lines({"message": "invalid expression", "hint": "us(ers\n  ^"}))
+    assert lines[1:] == ["  hint: us(ers", "  hint:   ^"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0, "0.0s"),
+        (4.24, "4.2s"),
+        (59.9, "59s"),
+        (192, "3m12s"),
+        (18420, "5h07m"),
+        (1051200, "12d04h"),
+    ],
+)
+def test_durations_are_short(seconds: float | None, text: str) -> None:
+    assert render.duration(seconds) == text
+
+
+@given(st.text())
+def test_nothing_printed_drives_the_terminal(text: str) -> None:
+    shown = render.printable(text)
+    assert shown.isprintable()
+    assert render.printable(shown) == shown
