@@ -110,6 +110,8 @@ class Keeper:
 
     def _terminate(self) -> None:
         """Ask the supervisor to stop the pool; after STOP_SECONDS the keeper does it alone."""
+        if not self.supervisor_pid and not self.store.holds_work:
+            self.ending = True
         if self.deadline is None:
             self.deadline = time.monotonic() + STOP_SECONDS
         self._tell({"event": "terminate"})

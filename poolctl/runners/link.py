@@ -75,6 +75,11 @@ class Link:
             raise LinkLost(str(reply["error"]))
         return reply, received
 
+    def read_rest(self) -> None:
+        """Read what has arrived already, before its sender is declared gone."""
+        if self.sock.fileno() >= 0:
+            self._readable()
+
     def close(self) -> None:
         """End the link from this side; calls under way raise LinkLost, `on_end` is not called."""
         self._on_end = lambda: None

@@ -66,6 +66,9 @@ class LocalWorker:
         """The process is gone."""
         if self.exited.done():
             return
+        if self.control is not None:
+            # Its last words may be here later than the news of its death.
+            self.control.read_rest()
         self.exited.set_result(exit_)
         if not self.answered.done():
             self.answered.set_exception(self.failure(exit_))

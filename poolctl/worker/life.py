@@ -9,14 +9,13 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from typing import Any
 
 import uvicorn
 
 from ..keeper import wire
 from .child import CONTROL_FD, FIRST_LISTENER_FD, Spec
-from .load import LoadFailed, load_app
+from .load import LoadFailed, explain, load_app
 from .preload import own_modules
 from .secure import ssl_context
 from .serve import PoolServer, StartupFailed
@@ -46,7 +45,7 @@ class Worker:
         except asyncio.CancelledError:
             return STARTUP_FAILURE
         except LoadFailed as error:
-            traceback.print_exception(error.__cause__ or error)
+            print(explain(error), file=sys.stderr, end="")
             return self._failed(str(error), STARTUP_FAILURE)
         except StartupFailed as error:
             return self._failed(str(error), error.status)

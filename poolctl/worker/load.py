@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from typing import Any
 
 
 class LoadFailed(Exception):
     """The application cannot be had; the message names it and the cause. The cause itself is chained."""
+
+
+def explain(failure: LoadFailed) -> str:
+    """The cause as a traceback that begins in the user's own code."""
+    cause = failure.__cause__ or failure
+    frame = cause.__traceback__
+    while frame is not None and _is_machinery(frame.tb_frame.f_code.co_filename):
+        frame = frame.tb_next
+    return "".join(traceback.format_exception(type(cause), cause, frame))
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename in (__file__, importlib.__file__) or filename.startswith("<frozen importlib")
 
 
 def load_app(spec: dict[str, Any]) -> Any:
