@@ -111,7 +111,7 @@ class InlineRunner:
         self._workers.pop(placement.id, None)
         return exit_
 
-    def logs(self, name: str, lines: int) -> list[str]:
+    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """Nothing: servers of this process write where the process writes."""
         return []
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from poolctl.config.interpreter import interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
+from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
 from poolctl.platform import sealed_file
 
@@ -251,9 +252,10 @@ class LocalRunner:
         self._workers.pop(placement.id, None)
         return exit_
 
-    def logs(self, name: str, lines: int) -> list[str]:
+    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """See Runner."""
-        return [line.text for line in tail(os.path.join(self.output.logs_directory, f"{name}.log"), lines)]
+        path = self.output.paths.get(name)
+        return [line.text for line in tail(path, lines, since=stamp(since))] if path else []
 
     async def aclose(self) -> None:
         """See Runner."""

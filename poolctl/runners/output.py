@@ -31,6 +31,7 @@ class Output:
         self._diagnostics = os.path.join(directory, "logger.log")
         self.logs_directory = logs_directory
         self._on_dropped = on_dropped
+        self.paths: dict[str, str] = {}  # by server, once it has had a worker
         self._pipes: dict[str, tuple[int, wire.Message]] = {}
         self._link: Link | None = None
         self._finished: dict[str, asyncio.Event] = {}
@@ -58,11 +59,12 @@ class Output:
         read, write = os.pipe()
         os.set_blocking(read, False)
         log = server.log
+        self.paths[server.name] = self.path(server)
         message: wire.Message = {
             "t": "add",
             "name": server.name,
             "pid": 0,
-            "path": self.path(server),
+            "path": self.paths[server.name],
             "format": log.format,
             "max_size": log.max_size,
             "keep": log.keep,
@@ -91,6 +93,7 @@ class Output:
     def adopt(self, key: str, message: wire.Message, fd: int) -> None:
         """Take over a pipe that the keeper held; before `start`."""
         self._pipes[key] = (fd, message)
+        self.paths[str(message["name"])] = str(message["path"])
         self._finished[key] = asyncio.Event()
 
     async def finished(self, key: str, timeout_seconds: float) -> None:

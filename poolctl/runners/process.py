@@ -64,10 +64,10 @@ class ProcessRunner:
         """See Runner."""
         return await (await self._runner()).watch(placement)
 
-    def logs(self, name: str, lines: int) -> list[str]:
+    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """See Runner."""
         started = self._running()
-        return started.logs(name, lines) if started else []
+        return started.logs(name, lines, since) if started else []
 
     def endpoints(self, key: str) -> list[str]:
         """See Runner."""

@@ -134,8 +134,11 @@ class Runner(Protocol):
         """Return when the worker has ended, for whatever reason."""
         ...
 
-    def logs(self, name: str, lines: int) -> list[str]:
-        """The last lines that the server wrote, oldest first; empty when none are kept."""
+    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+        """The last lines that the server wrote since a time (seconds since the epoch), oldest first.
+
+        Empty when none are kept.
+        """
         ...
 
     def endpoints(self, key: str) -> list[str]:

@@ -9,7 +9,7 @@ import socket
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.inherit import Inherited
-from poolctl.listeners.open import close_listener, describe, from_descriptor, open_listener
+from poolctl.listeners.open import close_listener, describe, open_listener
 from poolctl.listeners.ports import is_free
 from poolctl.listeners.unix import identity
 
@@ -42,6 +42,10 @@ class Sockets:
             await self._check_free(server)
             return
         self._open[key] = await self._listen(server)
+        if server.command:
+            # As sd_listen_fds(3) has it: a program that wants no blocking says so itself, for all who share the socket.
+            for sock in self._open[key]:
+                sock.setblocking(True)
         if server.address.kind == "unix":
             self._identities[key] = identity(server.address.path)
         self._keeper.send(
@@ -69,7 +73,8 @@ class Sockets:
 
     def adopt(self, key: str, fds: list[int]) -> None:
         """Take over listeners that the keeper held; the descriptors belong to us from now on."""
-        self._open[key] = [from_descriptor(fd) for fd in fds]
+        # Nothing is set anew: those who accept from it rely on how it is.
+        self._open[key] = [socket.socket(fileno=fd) for fd in fds]
         if key.startswith("unix:"):
             self._identities[key] = identity(key.removeprefix("unix:"))
 

@@ -23,6 +23,7 @@ class Worker:
     placement: Placement | None = None
     ready_at: float | None = None
     failure: ServerError | None = None
+    placed_at: float = 0.0  # in seconds since the epoch
     task: asyncio.Task[None] | None = None
 
 
@@ -46,6 +47,7 @@ class Entry:
     restarts: int = 0
     failures: int = 0  # how many attempts to become ready, or to stop, have failed
     failure: ServerError | None = None  # the newest of them
+    failed_since: float = 0.0  # when the worker was placed that it is about, in seconds since the epoch
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

@@ -109,6 +109,7 @@ class Executor:
 
     async def _begin(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit] | None:
         """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
+        worker.placed_at = self._clock.time()
         try:
             placement = await self._runner.place(entry.config, worker.generation, worker.index)
         except (ServerError, WorkerFailed, OSError) as error:
@@ -186,7 +187,7 @@ class Executor:
                 entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}", START_FAILED
             )
             entry.failures += 1
-            entry.failure = failure
+            entry.failure, entry.failed_since = failure, worker.placed_at
         serving = [
             each.generation
             for each in entry.workers.values()

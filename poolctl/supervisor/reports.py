@@ -38,7 +38,7 @@ class Reports:
 
     def with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
         """The failure with the last lines that the server printed."""
-        lines = self._engine.runner.logs(entry.name, LAST_LINES)
+        lines = self._engine.runner.logs(entry.name, LAST_LINES, entry.failed_since)
         message = "\n    ".join([failure.message, *lines])
         return ServerError(message, name=entry.name, bind=entry.config.key, hint=failure.hint)
 
