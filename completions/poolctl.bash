@@ -112,7 +112,7 @@ _poolctl() {
             ;;
         filter)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --regex --target --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --name --bind --expose --tag --state --health --not --allow-empty --regex --target -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_words 'name bind expose'
             fi

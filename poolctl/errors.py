@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing itself would take the fast lane two milliseconds
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Any, Self
 
 SHOWN_CHILDREN = 3
 

@@ -7,18 +7,12 @@ from typing import Any
 
 import typer
 
-from poolctl.cli.app import FAST, build, perform_args
+from poolctl.cli.app import FAST, WITH_COMMAND, build
 from poolctl.cli.options import COMMON
-from poolctl.cli.outcome import Outcome
-from poolctl.cli.request import Request
 
 HEAD = '''"""Made by `python -m poolctl.cli.tabulate` from the Typer application; do not edit."""
 
 from __future__ import annotations
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 '''
 
 
@@ -45,30 +39,25 @@ def kind_of(parameter: Any) -> str:
     return "list" if getattr(parameter, "multiple", False) or parameter.nargs == -1 else "value"
 
 
-def defaults(verb: str) -> dict[str, Any]:
-    """What the slow lane makes of a command without any option."""
-    requests: list[Request] = []
-
-    def take(request: Request) -> Outcome:
-        requests.append(request)
-        return Outcome()
-
-    perform_args([verb], take)
-    return requests[0].values
-
-
 def table() -> str:
     """The text of the module."""
     all_commands = commands()
-    common = {s: v for s, v in spellings(all_commands["start"].params).items() if v[0] in COMMON}
-    options = {
-        verb: {s: v for s, v in spellings(all_commands[verb].params).items() if s not in common}
-        for verb in FAST
-    }
-    parts = [HEAD, _dict("COMMON: dict[str, tuple[str, str]]", common)]
-    parts += [_nested("OPTIONS: dict[str, dict[str, tuple[str, str]]]", options)]
-    parts += [_nested("DEFAULTS: dict[str, dict[str, Any]]", {verb: defaults(verb) for verb in FAST})]
-    return "\n".join(parts)
+    by_verb = {verb: spellings(all_commands[verb].params) for verb in FAST}
+    common = {s: v for s, v in by_verb[FAST[0]].items() if v[0] in COMMON}
+    shared = {s: v for s, v in by_verb[FAST[0]].items() if all(each.get(s) == v for each in by_verb.values())}
+    own = {verb: {s: v for s, v in each.items() if s not in shared} for verb, each in by_verb.items()}
+    parts = [
+        HEAD,
+        "# May stand before the command too.",
+        _dict("COMMON: dict[str, tuple[str, str]]", common),
+        "# What all of these commands take.",
+        _dict("SHARED: dict[str, tuple[str, str]]", {s: v for s, v in shared.items() if s not in common}),
+        "# And each of them besides.",
+        _nested("OWN: dict[str, dict[str, tuple[str, str]]]", own),
+        "# The user's own command follows after `--`.",
+        f"WITH_COMMAND = {_quoted(tuple(verb for verb in FAST if verb in WITH_COMMAND))}",
+    ]
+    return "\n".join(parts) + "\n"
 
 
 def _dict(name: str, entries: dict[str, Any]) -> str:
@@ -83,7 +72,7 @@ def _nested(name: str, entries: dict[str, dict[str, Any]]) -> str:
             *(f"        {_quoted(k)}: {_quoted(v)}," for k, v in inner.items()),
             "    },",
         ]
-    return "\n".join([*lines, "}"]) + ("\n" if name.startswith("DEFAULTS") else "")
+    return "\n".join([*lines, "}"]).replace("{\n    },", "{},")
 
 
 def _quoted(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ Supervised = Callable[[Answer], AbstractContextManager[list[tuple[str, dict[str,
 
 
 @pytest.fixture
-def directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a pool.toml."""
     path = tmp_path_factory.mktemp("p")
     for name in ("NO_COLOR", "POOLCTL_CONFIG", "POOLCTL_DEBUG", "POOLCTL_STATE_DIR"):
@@ -56,7 +56,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(path / "run"))
     monkeypatch.chdir(path)
     (path / "pool.toml").write_text(POOL)
-    yield path
+    return path
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from poolctl.cli.parse import parse
 from poolctl.cli.request import Request
 
 WORDS = st.sampled_from(["web", "*-api", "127.0.0.1:8081", "json", "5s", "(", "ready", "a=b", "ü", "-1", "-"])
-EVERY_SPELLING = sorted({*table.COMMON, *(s for options in table.OPTIONS.values() for s in options)})
+EVERY_SPELLING = sorted({*table.COMMON, *(s for options in [table.SHARED, *table.OWN.values()] for s in options)})
 
 
 def slow(args: list[str]) -> Request | str:
@@ -41,7 +41,7 @@ def slow(args: list[str]) -> Request | str:
 def command_lines(draw: st.DrawFn) -> list[str]:
     """Command lines of the frequent commands, most of them valid, in every spelling of their options."""
     verb = draw(st.sampled_from(FAST))
-    spellings = {**table.COMMON, **table.OPTIONS[verb]}
+    spellings = {**table.COMMON, **table.SHARED, **table.OWN[verb]}
     before: list[str] = []
     after: list[str] = []
     for spelling in draw(st.lists(st.sampled_from(EVERY_SPELLING), max_size=4)):
@@ -56,6 +56,8 @@ def command_lines(draw: st.DrawFn) -> list[str]:
             place += [f"{spelling}={value}" if spelling.startswith("--") else f"{spelling}{value}"]
     for word in draw(st.lists(WORDS, max_size=3)):
         after.insert(draw(st.integers(0, len(after))), word)
+    if draw(st.booleans()) and verb in table.WITH_COMMAND:
+        after += ["--", *draw(st.lists(WORDS, max_size=2)), "--x"]
     return [*before, verb, *after]
 
 
@@ -69,7 +71,7 @@ def test_both_lanes_make_the_same_request_of_a_command_line(args: list[str]) -> 
 
 @pytest.mark.parametrize("verb", FAST)
 def test_every_option_is_understood_in_the_fast_lane(verb: str) -> None:
-    for spelling, (key, kind) in {**table.COMMON, **table.OPTIONS[verb]}.items():
+    for spelling, (key, kind) in {**table.COMMON, **table.SHARED, **table.OWN[verb]}.items():
         args = [verb, "web", spelling] if kind == "flag" else [verb, "web", spelling, "x"]
         fast = parse(args)
         assert fast is not None, spelling
@@ -79,7 +81,8 @@ def test_every_option_is_understood_in_the_fast_lane(verb: str) -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [[], ["-h"], ["list", "-h"], ["list", "--help"], ["lst"], ["list", "--", "web"], ["list", "-qv"], ["show"],
+    [[], ["-h"], ["list", "-h"], ["list", "--help"], ["lst"], ["list", "--", "web"], ["list", "-qv"],
+     ["filter", "name"],
      ["list", "--stat", "x"], ["list", "-o"], ["list", ""], ["list", "-o", "-x"], ["--version"], ["-o", "json", "list"],
      ["list", "--not=1"], ["-"], ["wait", "--timeout", "-1"]],
 )  # fmt: skip

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from tests.stand_in import Send, always, item, result, stand_in
 
 
 @pytest.fixture
-def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield tmp_path_factory.mktemp("s") / "control.sock"
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("s") / "control.sock"
 
 
 def test_a_call_returns_the_result_and_reports_progress_on_the_way(path: Path) -> None:
@@ -104,12 +103,10 @@ def test_a_full_backlog_is_a_conflict(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(0)
-        waiting = []
+        first = Client(str(path), silence_seconds=0.05)._connect()
         with pytest.raises(ControlError) as caught:
-            for _ in range(10):
-                waiting.append(Client(str(path), silence_seconds=0.05)._connect())
-        for each in waiting:
-            each.close()
+            Client(str(path), silence_seconds=0.05).call("list")
+        first.close()
     assert caught.value.exit_code == 8
 
 
