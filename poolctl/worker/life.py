@@ -44,6 +44,9 @@ class Worker:
                 runner.run(self._serve(config))
         except asyncio.CancelledError:
             return STARTUP_FAILURE
+        except SystemExit as leaving:
+            # The application's own word, at its import or later.
+            return _status(leaving.code)
         except LoadFailed as error:
             print(explain(error), file=sys.stderr, end="")
             return self._failed(str(error), STARTUP_FAILURE)
@@ -85,7 +88,11 @@ class Worker:
             received = wire.receive(self.control)
         except (BlockingIOError, wire.WireError):
             return
+        except ConnectionError:
+            received = None
         if received is None:
+            # Keeper and supervisor are gone, both. Serve on; an end of file is always readable.
+            asyncio.get_running_loop().remove_reader(self.control.fileno())
             return
         message, fds = received
         for fd in fds:
@@ -127,6 +134,14 @@ class Worker:
                 os.close(held.detach())
             except OSError:
                 pass
+
+
+def _status(code: object) -> int:
+    """What sys.exit(code) means (its documentation): an integer is the status, None is 0, a text is printed."""
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF
+    print(code, file=sys.stderr)
+    return 1
 
 
 def live(spec: Spec) -> int:
