@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -13,10 +14,13 @@ from typing import Any
 
 import h11
 
+from poolctl.control.messages import error, result
 from poolctl.platform import peer_credentials
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 REQUEST_SECONDS = 10.0
+
+logger = logging.getLogger("poolctl.supervisor")
 
 Document = dict[str, Any]
 Progress = Callable[[Document], None]
@@ -132,13 +136,22 @@ class ControlServer:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise ConnectionResetError
-            line({"result": work.result()})
+            line({"result": _outcome(work)})
             writer.write(connection.send(h11.EndOfMessage()) or b"")
             await writer.drain()
         finally:
             for task in (work, gone):
                 task.cancel()
             await asyncio.wait({work, gone})
+
+
+def _outcome(work: asyncio.Future[Document]) -> Document:
+    try:
+        return work.result()
+    except Exception:
+        logger.exception("a request could not be answered")
+        message = "the supervisor failed at this command; its log says why"
+        return result([], [error(1, "ErrorInternal", message, "see supervisor.log")], exit_code=1)
 
 
 def _verb(head: h11.Request) -> str:

@@ -6,6 +6,7 @@ Message boundaries survive the death of either end. At most 253 descriptors trav
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -34,11 +35,18 @@ def over(fd: int) -> socket.socket:
 
 
 def send(sock: socket.socket, message: Message, fds: list[int] | tuple[int, ...] = ()) -> None:
-    """Send one message. Raises WireError when it is too large, OSError (BlockingIOError on a full socket)."""
+    """Send one message. Too many descriptors in flight are as good as a full socket (ETOOMANYREFS, unix(7)).
+
+    Raises WireError when it is too large, OSError (BlockingIOError on a full socket)."""
     payload = json.dumps(message, separators=(",", ":")).encode()
     if len(payload) > MAX_MESSAGE_BYTES or len(fds) > MAX_DESCRIPTORS:
         raise WireError(f"a message of {len(payload)} bytes and {len(fds)} descriptors is too large")
-    socket.send_fds(sock, [payload], list(fds))
+    try:
+        socket.send_fds(sock, [payload], list(fds))
+    except OSError as error:
+        if error.errno == errno.ETOOMANYREFS:
+            raise BlockingIOError(errno.EAGAIN, "too many descriptors are in flight") from error
+        raise
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from poolctl.keeper import wire
 
+_RETRY_SECONDS = 0.002
+
 Message = wire.Message
 Reply = tuple[Message, list[int]]
 
@@ -42,6 +44,7 @@ class Link:
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._outbox: deque[tuple[Message, list[int]]] = deque()
+        self._retry: asyncio.TimerHandle | None = None
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
@@ -55,7 +58,7 @@ class Link:
             wire.send(self.sock, message, list(fds))
         except (BlockingIOError, InterruptedError):
             self._queue(message, fds)
-            self._loop.add_writer(self.sock.fileno(), self._writable)
+            self._wait()
         except OSError:
             self._lost()
 
@@ -94,13 +97,17 @@ class Link:
             try:
                 wire.send(self.sock, message, fds)
             except (BlockingIOError, InterruptedError):
+                self._wait()
                 return
             except OSError:
                 self._lost()
                 return
             self._outbox.popleft()
             _close(fds)
-        self._loop.remove_writer(self.sock.fileno())
+
+    def _wait(self) -> None:
+        # Not add_writer(): with too many descriptors in flight the socket is writable all the time.
+        self._retry = self._loop.call_later(_RETRY_SECONDS, self._writable)
 
     def _readable(self) -> None:
         # A bounded number of messages a turn: one busy worker must not keep the others waiting.
@@ -134,7 +141,8 @@ class Link:
         if self.sock.fileno() < 0:
             return
         self._loop.remove_reader(self.sock.fileno())
-        self._loop.remove_writer(self.sock.fileno())
+        if self._retry is not None:
+            self._retry.cancel()
         self.sock.close()
         for _, fds in self._outbox:
             _close(fds)
