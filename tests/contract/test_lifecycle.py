@@ -1,0 +1,259 @@
+"""Contract §4 and §5: start, stop, restart, status and wait on real servers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+from tests.real_pool import RealPool
+
+SLOW = """
+import asyncio, pathlib
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        while not pathlib.Path("go").exists():
+            await asyncio.sleep(0.02)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"slow"})
+"""
+
+
+def server(name: str, port: int, app: str = "hello:app", extra: str = "") -> str:
+    return f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "{app}"\n{extra}\n'
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_start_returns_when_every_server_has_answered(real_pool: RealPool, http_get: Any) -> None:
+    ports = real_pool.write_hello("a", "b", "c")
+    real_pool.ok("start")
+    for port in ports.values():
+        assert http_get(port).text == f"hello from {port}"
+    for item in real_pool.items().values():
+        assert (item["state"], item["ready"], item["workers"]) == ("running", True, 1)
+        assert len(item["pids"]) == 1
+        assert item["uptime_seconds"] >= 0
+        assert item["restarts"] == 0
+    assert real_pool.ok("status", "-o", "json").json["summary"]
+
+
+def test_start_stop_and_restart_are_idempotent(real_pool: RealPool) -> None:
+    real_pool.write_hello("a", "b")
+    real_pool.ok("start")
+    before = real_pool.items()
+    real_pool.ok("start")
+    assert {n: i["pids"] for n, i in real_pool.items().items()} == {n: i["pids"] for n, i in before.items()}
+    real_pool.ok("stop", "a")
+    real_pool.ok("stop", "a")
+    assert real_pool.items()["a"]["state"] == "stopped"
+    real_pool.ok("stop")
+    done = real_pool.ok("stop")
+    assert "nothing is running" in done.stderr + done.stdout
+
+
+def test_a_stopped_server_refuses_connections_and_leaves_no_process(real_pool: RealPool) -> None:
+    ports = real_pool.write_hello("a", "b")
+    real_pool.ok("start")
+    real_pool.ok("stop", "a")
+    assert refused(ports["a"])
+    assert not refused(ports["b"])
+    real_pool.ok("stop")
+    assert refused(ports["b"])
+    assert real_pool.processes() == {}
+
+
+def test_nothing_is_called_running_before_it_has_answered(real_pool: RealPool, until: Any) -> None:
+    port = real_pool.write_hello()["web"]
+    real_pool.write("slow.py", SLOW)
+    real_pool.write("pool.toml", server("web", port, "slow:app"))
+    real_pool.ok("start", "--no-wait")
+    until(lambda: real_pool.items()["web"]["state"] == "starting")
+    item = real_pool.items()["web"]
+    assert not item["ready"]
+    assert real_pool.run("status").code == 3
+    assert real_pool.run("wait", "--timeout", "0.3").code == 124
+    (real_pool.directory / "go").touch()
+    real_pool.ok("wait", "--for", "ready", "--timeout", "20")
+    assert real_pool.items()["web"]["ready"]
+    real_pool.ok("status")
+
+
+def test_the_commands_own_timeout_is_124(real_pool: RealPool) -> None:
+    port = real_pool.write_hello()["web"]
+    real_pool.write("slow.py", SLOW)
+    real_pool.write("pool.toml", server("web", port, "slow:app"))
+    done = real_pool.run("start", "--timeout", "0.5")
+    assert done.code == 124, str(done)
+    assert "web" in done.stderr
+
+
+def test_a_servers_own_start_timeout_is_its_failure(real_pool: RealPool) -> None:
+    port = real_pool.write_hello()["web"]
+    real_pool.write("slow.py", SLOW)
+    real_pool.write("pool.toml", server("web", port, "slow:app", 'start_timeout = "500ms"\nrestart = "no"'))
+    done = real_pool.run("start", "-o", "json")
+    assert done.code == 1, str(done)
+    (error,) = done.json["errors"]
+    assert (error["code"], error["error"], error["name"]) == (1323, "ErrorPoolStart", "web")
+
+
+def test_every_failure_is_listed_and_the_others_run(
+    real_pool: RealPool, free_port: Any, http_get: Any
+) -> None:
+    good, bad, worse, taken = (free_port() for _ in range(4))
+    real_pool.write_hello()
+    real_pool.write("bad.py", "import sys\nprint('about to give up', flush=True)\nsys.exit(3)\n")
+    real_pool.write("worse.py", "raise RuntimeError('no database')\n")
+    once = 'restart = "no"'
+    real_pool.write(
+        "pool.toml",
+        server("good", good) + server("bad", bad, "bad:app", once) + server("worse", worse, "worse:app", once)
+        + server("taken", taken, extra=once),
+    )  # fmt: skip
+    with socket.create_server(("127.0.0.1", taken)):
+        done = real_pool.run("start", "-o", "json")
+    assert done.code == 1, str(done)
+    errors = {error["name"]: error for error in done.json["errors"]}
+    assert errors.keys() == {"bad", "worse", "taken"}
+    assert {error["code"] for error in errors.values()} == {1323}
+    assert "status 3" in errors["bad"]["message"]
+    assert "about to give up" in str(errors["bad"])
+    assert "no database" in str(errors["worse"])
+    assert str(taken) in errors["taken"]["message"]
+    assert str(os.getpid()) in str(errors["taken"]), "it says which process holds the port"
+    assert all(error["hint"] for error in errors.values())
+    assert http_get(good).status == 200
+    assert {item["name"]: item["state"] for item in done.json["items"]} | {"good": "running"} == {
+        "good": "running", "bad": "failed", "worse": "failed", "taken": "failed",
+    }  # fmt: skip
+    assert refused(bad)
+    assert refused(worse)
+    assert real_pool.run("status").code == 3
+    assert "about to give up" in real_pool.ok("logs", "bad").stdout
+
+
+def test_a_restart_replaces_the_process_and_refuses_nothing(real_pool: RealPool, http_get: Any) -> None:
+    ports = real_pool.write_hello("a", "b")
+    real_pool.ok("start")
+    before = real_pool.items()
+    failures: list[Exception] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            try:
+                assert http_get(ports["a"]).status == 200
+            except Exception as error:
+                failures.append(error)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        real_pool.ok("restart", "a")
+    finally:
+        ended.set()
+        asker.join()
+    assert failures == []
+    after = real_pool.items()
+    assert after["a"]["pids"] != before["a"]["pids"]
+    assert after["b"]["pids"] == before["b"]["pids"]
+    assert after["a"]["ready"]
+
+
+def test_if_a_replacement_fails_the_old_process_stays(real_pool: RealPool, http_get: Any) -> None:
+    port = real_pool.write_hello()["web"]
+    real_pool.ok("start")
+    pids = real_pool.items()["web"]["pids"]
+    real_pool.write("hello.py", "raise RuntimeError('broken release')\n")
+    done = real_pool.run("restart", "-o", "json")
+    assert done.code == 1, str(done)
+    (error,) = done.json["errors"]
+    assert (error["code"], error["error"]) == (1325, "ErrorPoolRestart")
+    assert "broken release" in str(error)
+    assert real_pool.items()["web"]["pids"] == pids
+    assert real_pool.items()["web"]["ready"]
+    assert http_get(port).status == 200
+
+
+def test_restart_starts_what_is_stopped_with_and_without_a_supervisor(real_pool: RealPool) -> None:
+    real_pool.write_hello("a", "b")
+    real_pool.ok("restart")
+    assert {item["state"] for item in real_pool.items().values()} == {"running"}
+    real_pool.ok("stop", "a")
+    real_pool.ok("restart", "a")
+    assert real_pool.items()["a"]["ready"]
+
+
+def test_dependencies_start_first_and_stop_last(real_pool: RealPool, free_port: Any) -> None:
+    db, web, other = free_port(), free_port(), free_port()
+    real_pool.write_hello()
+    real_pool.write(
+        "pool.toml",
+        server("web", web, extra='depends_on = ["db"]') + server("db", db) + server("other", other),
+    )
+    real_pool.ok("start", "web")
+    states = {name: item["state"] for name, item in real_pool.items().items()}
+    assert states == {"web": "running", "db": "running", "other": "stopped"}
+    done = real_pool.ok("stop", "db")
+    assert "web" in done.stderr + done.stdout, "it says so"
+    states = {name: item["state"] for name, item in real_pool.items().items()}
+    assert states == {"web": "stopped", "db": "stopped", "other": "stopped"}
+    real_pool.ok("start", "web", "--no-deps")
+    assert real_pool.items()["db"]["state"] == "stopped"
+    real_pool.ok("start", "db")
+    real_pool.ok("stop", "db", "--no-deps")
+    assert real_pool.items()["web"]["state"] == "running"
+
+
+def test_what_was_stopped_on_purpose_is_no_reason_for_status_3(real_pool: RealPool) -> None:
+    assert real_pool.run("status").code == 5, "no file, no pool"
+    ports = real_pool.write_hello("a", "b")
+    assert real_pool.run("status").code == 3
+    real_pool.write("pool.toml", server("a", ports["a"]) + server("b", ports["b"], extra="disabled = true"))
+    real_pool.ok("start")
+    assert real_pool.items()["b"]["state"] == "disabled"
+    assert refused(ports["b"])
+    real_pool.ok("status")
+    real_pool.ok("stop", "a")
+    real_pool.ok("status")
+
+
+def test_a_crashed_worker_is_replaced(real_pool: RealPool, http_get: Any, until: Any) -> None:
+    port = real_pool.write_hello()["web"]
+    real_pool.ok("start")
+    (pid,) = real_pool.items()["web"]["pids"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: real_pool.items()["web"]["restarts"] == 1 and real_pool.items()["web"]["ready"])
+    assert http_get(port).status == 200
+    assert real_pool.items()["web"]["pids"] != [pid]
+
+
+def test_a_server_that_must_be_killed_is_stopped_with_a_warning(real_pool: RealPool, until: Any) -> None:
+    port = real_pool.write_hello()["web"]
+    real_pool.write(
+        "stubborn.py",
+        "import pathlib, signal, socket\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\npathlib.Path('up').touch()\n"
+        "s = socket.socket(fileno=3)\nwhile True: s.accept()[0].close()\n",
+    )
+    real_pool.write(
+        "pool.toml",
+        f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\ncommand = ["python3", "stubborn.py"]\n'
+        'stop_timeout = "300ms"\n',
+    )
+    real_pool.ok("start")
+    until((real_pool.directory / "up").exists)
+    done = real_pool.ok("stop")
+    assert "web" in done.stderr
+    assert "kill" in done.stderr
+    assert real_pool.processes() == {}

@@ -1,0 +1,251 @@
+"""Contract §5: what is printed, where, and in which shape; walk, show, config, logs, small commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.real_pool import RealPool
+
+COMMANDS = [
+    "validate", "start", "stop", "restart", "run", "list", "filter", "walk", "status", "show", "wait", "logs",
+    "config", "schema", "init", "completion", "version",
+]  # fmt: skip
+ITEM = {
+    "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts",
+    "tags",
+}  # fmt: skip
+
+
+@pytest.fixture
+def pool(real_pool: RealPool) -> RealPool:
+    real_pool.write_hello("a", "b", extra='tags = ["x", "y"]')
+    return real_pool
+
+
+def add_to_app(pool: RealPool, line: str) -> None:
+    path = pool.directory / "hello.py"
+    path.write_text(f"{path.read_text()}\n{line}\n")
+
+
+def test_help_names_exactly_the_commands_of_this_version(pool: RealPool) -> None:
+    text = pool.ok("--help").stdout
+    for name in COMMANDS:
+        assert re.search(rf"^\W*{name}\b", text, re.MULTILINE), name
+        assert pool.ok(name, "--help").stdout.strip()
+    for later in ("reload", "events", "top", "scale", "drain", "doctor", "upgrade", "routes"):
+        assert pool.run(later).code == 2, later
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["", "--nonsense", "lst", "start --timeout soon", "start --timeout -1", "walk --jobs 0 -- true",
+     "list -o", "list -o yaml", "completion tcsh", "init a b c", "wait --for christmas"],
+)  # fmt: skip
+def test_wrong_usage_is_2_with_a_message_on_stderr(pool: RealPool, arguments: str) -> None:
+    done = pool.run(*arguments.split())
+    assert done.code == 2, str(done)
+    assert done.stderr or arguments == ""
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["validate", "start", "stop", "restart", "list", "status", "show", "wait", "filter name a"]
+)
+def test_json_is_one_document_of_one_shape(pool: RealPool, command: str) -> None:
+    if command != "start":
+        pool.ok("start")
+    done = pool.run(*command.split(), "-o", "json")
+    assert done.code == 0, str(done)
+    assert done.json["schema"] == 1
+    assert done.json["errors"] == []
+    for item in done.json["items"]:
+        assert item.keys() >= ITEM
+    if command in ("start", "restart"):
+        assert {item["state"] for item in done.json["items"]} == {"running"}
+    if command == "stop":
+        assert {item["state"] for item in done.json["items"]} == {"stopped"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [("start nobody", 4), ("list --name (", 2), ("-c missing.toml list", 5), ("list --state wrong", 2),
+     ("start --timeout soon", 2), ("status", 3), ("wait --timeout 0.2", 124), ("--pool nobody list", 6)],
+)  # fmt: skip
+def test_json_stays_one_document_whatever_happens(pool: RealPool, arguments: str, code: int) -> None:
+    done = pool.run(*arguments.split(), "-o", "json")
+    assert done.code == code, str(done)
+    assert done.json["schema"] == 1
+    if code != 3:
+        (error, *_) = done.json["errors"]
+        assert error["message"]
+        assert error.keys() >= {"code", "error", "name", "bind", "message", "hint"}
+
+
+def test_every_form_of_output(pool: RealPool) -> None:
+    a, b = pool.ports.values()
+    assert pool.ok("list", "-o", "name").stdout == "a\nb\n"
+    lines = pool.ok("list", "-o", "jsonl").stdout.splitlines()
+    assert [json.loads(line)["name"] for line in lines] == ["a", "b"]
+    assert pool.ok("list", "-o", "bind,name").stdout.split() == [f"127.0.0.1:{a}", "a", f"127.0.0.1:{b}", "b"]
+    assert len(pool.ok("list").stdout.splitlines()) == 3
+    assert len(pool.ok("list", "-o", "wide").stdout.splitlines()) == 3
+    assert pool.ok("list", "--field", "tags").stdout == "x,y\nx,y\n"
+
+
+def test_no_colour_and_no_progress_where_there_is_no_terminal(pool: RealPool) -> None:
+    for command in ("start", "list", "status", "show", "restart", "stop"):
+        done = pool.ok(command)
+        assert "\x1b" not in done.stdout + done.stderr, command
+    done = pool.ok("--quiet", "start")
+    assert done.stderr == ""
+    assert pool.ok("-h").stdout == pool.ok("--help").stdout
+
+
+def test_walk_runs_a_command_per_server_with_its_environment(pool: RealPool) -> None:
+    pool.ok("start")
+    variables = ["NAME", "BIND", "HOST", "PORT", "EXPOSE", "STATE", "PID", "PIDS", "TAGS"]
+    script = f"echo {' '.join(f'$POOLCTL_{name}' for name in variables)} {{name}}"
+    output = pool.ok("walk", "--", "sh", "-c", script).stdout
+    for name, item in pool.items().items():
+        port = pool.ports[name]
+        pid = item["pids"][0]
+        line = f"{name} 127.0.0.1:{port} 127.0.0.1 {port} {item['expose']} running {pid} {pid} x,y {name}"
+        assert line in output
+
+
+def test_walk_attempts_all_and_lists_every_failure(pool: RealPool) -> None:
+    done = pool.run("walk", "--", "sh", "-c", 'echo out-$POOLCTL_NAME; test "$POOLCTL_NAME" = b')
+    assert done.code == 1, str(done)
+    assert "out-a" in done.stdout
+    assert "out-b" in done.stdout
+    assert "a" in done.stderr
+    document = pool.run(
+        "walk", "-o", "json", "--", "sh", "-c", 'echo out; echo err >&2; test "$POOLCTL_NAME" = b'
+    )
+    assert document.code == 1
+    a, b = document.json["items"]
+    assert (a["exit_code"], b["exit_code"]) == (1, 0)
+    assert (a["stdout"], a["stderr"]) == ("out\n", "err\n")
+    fast = pool.run("walk", "--fail-fast", "--jobs", "1", "--", "sh", "-c", "echo ran-$POOLCTL_NAME; false")
+    assert fast.code == 1
+    assert "ran-b" not in fast.stdout
+    assert pool.run("walk", "--", "no-such-command-here").code != 0
+
+
+def test_walk_without_a_command_prints_one_line_per_server(pool: RealPool) -> None:
+    lines = pool.ok("walk").stdout.splitlines()
+    assert len(lines) == 2
+    assert "a" in lines[0]
+
+
+def test_show_and_config_say_where_a_value_comes_from(pool: RealPool) -> None:
+    text = pool.ok("show", "a").stdout
+    assert "pool.toml:3" in text
+    assert "drain_timeout" in text
+    item = pool.ok("show", "a", "-o", "json").json["items"][0]
+    assert item["name"] == "a"
+    assert "pool.toml:4" in json.dumps(item), "the origin of app"
+    config = pool.ok("config").stdout
+    assert "hello:app" in config
+
+
+def test_a_running_pool_shows_what_it_runs_with(pool: RealPool) -> None:
+    pool.ok("start")
+    assert "pool.toml:3" in pool.ok("show", "a").stdout
+
+
+def test_logs_are_merged_named_and_limited(pool: RealPool) -> None:
+    add_to_app(pool, "for n in range(20): print('line', n, flush=True)")
+    pool.ok("start")
+    assert len(pool.ok("logs", "-n", "3", "a").stdout.splitlines()) == 3
+    merged = pool.ok("logs").stdout
+    assert re.search(r"^\W*a\b", merged, re.MULTILINE)
+    assert re.search(r"^\W*b\b", merged, re.MULTILINE)
+    for line in pool.ok("logs", "-o", "json", "-n", "2").stdout.splitlines():
+        assert json.loads(line)["name"] in ("a", "b")
+    assert pool.ok("logs", "-n", "100", "--since", "1h", "a").stdout.count("line") == 20
+    pool.ok("stop")
+    assert "line 19" in pool.ok("logs", "a").stdout
+
+
+def test_logs_follow(pool: RealPool, until: Any) -> None:
+    add_to_app(pool, "import os; print('up', os.getpid(), flush=True)")
+    pool.ok("start")
+    with open(pool.directory / "followed", "w+") as output:
+        script = pool.command()
+        follower = subprocess.Popen(
+            [*script, "logs", "-f", "a"], cwd=pool.directory, env=pool.env, stdout=output
+        )
+        try:
+            followed = pool.directory / "followed"
+            until(lambda: "up" in followed.read_text())
+            pool.ok("restart", "a")
+            (pid,) = pool.items()["a"]["pids"]
+            until(lambda: f"up {pid}" in followed.read_text())
+        finally:
+            follower.terminate()
+            follower.wait(timeout=10)
+
+
+def test_status_counts_and_says_what_is_not_ready(pool: RealPool) -> None:
+    done = pool.run("status")
+    assert done.code == 3
+    assert done.stdout + done.stderr
+    pool.ok("start")
+    assert "2" in pool.ok("status").stdout
+    assert pool.ok("status", "-o", "json").json["summary"]
+    pool.ok("stop", "b")
+    assert pool.ok("status", "-o", "json").json["summary"]
+
+
+def test_init_writes_a_starter_that_is_valid_and_overwrites_nothing(pool: RealPool) -> None:
+    directory = pool.directory / "fresh"
+    directory.mkdir()
+    pool.ok("init", cwd=directory)
+    text = (directory / "pool.toml").read_text()
+    assert "#" in text
+    pool.ok("validate", cwd=directory)
+    again = pool.run("init", cwd=directory)
+    assert again.code not in (0, 1), str(again)
+    assert (directory / "pool.toml").read_text() == text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(pool: RealPool, shell: str) -> None:
+    assert "poolctl" in pool.ok("completion", shell).stdout
+
+
+def test_version_is_printed(pool: RealPool) -> None:
+    assert re.search(r"\d+\.\d+\.\d+", pool.ok("version").stdout)
+    assert re.search(r"\d+\.\d+\.\d+", pool.ok("--version").stdout)
+
+
+def test_a_reader_that_stops_reading_is_no_error(pool: RealPool) -> None:
+    script = " ".join(pool.command())
+    for command in ("list", "schema", "config", "show", "completion bash"):
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {script} {command} | head -c 1"],
+            cwd=pool.directory, env=pool.env, capture_output=True, text=True, timeout=20,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, command
+        assert "BrokenPipe" not in done.stderr, command
+
+
+def test_a_full_disk_is_one_clear_error(pool: RealPool) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    for command in ("list", "schema", "completion bash"):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [*pool.command(), *command.split()],
+                cwd=pool.directory, env=pool.env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20,
+            )  # fmt: skip
+        assert done.returncode != 0, command
+        assert "No space left" in done.stderr, command
+        assert "Traceback" not in done.stderr, command

@@ -1,0 +1,377 @@
+"""Contract §6: Pool and Server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import socket
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+import poolctl
+from poolctl import (
+    Field,
+    Monitor,
+    Pool,
+    PoolAddError,
+    PoolConfig,
+    PoolContext,
+    PoolError,
+    PoolParamError,
+    PoolStartError,
+    Server,
+    ServerConfig,
+    State,
+    Status,
+)
+
+EXPORTED = [
+    "Pool", "PoolConfig", "Server", "ServerConfig", "Field", "PoolContext", "TLSConfig", "Monitor", "Status", "State",
+    "connect", "PoolError", "ServerError", "PoolParamError", "PoolAddError", "PoolValidateError", "PoolStartError",
+    "PoolStopError", "PoolRestartError", "PoolMonitorError",
+]  # fmt: skip
+
+
+def make(name: str, port: int, **keys: Any) -> ServerConfig:
+    keys.setdefault("app", hello)
+    return ServerConfig(name=name, bind=f"127.0.0.1:{port}", **keys)
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        raise NotImplementedError(scope["type"])
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send(
+        {"type": "http.response.body", "body": str(scope.get("state", {}).get("colour", "hello")).encode()}
+    )
+
+
+async def broken(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return Pool(
+        [make("users-api", 8081), make("orders-api", 8082), make("admin", 9000, expose="https://adm.local")]
+    )
+
+
+def test_everything_promised_is_exported() -> None:
+    for name in EXPORTED:
+        assert getattr(poolctl, name) is not None
+        assert name in dir(poolctl)
+    with pytest.raises(AttributeError):
+        poolctl.nonsense  # noqa: B018
+
+
+def test_a_pool_is_a_mapping_in_order_of_insertion(pool: Pool) -> None:
+    assert isinstance(pool, Mapping)
+    assert list(pool) == ["127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:9000"]
+    assert len(pool) == 3
+    assert pool["127.0.0.1:9000"].name == "admin"
+    assert "127.0.0.1:8081" in pool
+    assert "http://127.0.0.1:8081" in pool, "any spelling"
+    assert [server.name for server in pool.values()] == ["users-api", "orders-api", "admin"]
+    with pytest.raises(KeyError):
+        pool["127.0.0.1:1"]
+
+
+def test_load_takes_any_spelling_and_returns_none_for_the_rest(pool: Pool) -> None:
+    assert pool.load("127.0.0.1:8081") is pool["127.0.0.1:8081"]
+    assert pool.load("http://127.0.0.1:8081") is pool["127.0.0.1:8081"]
+    assert pool.load("[::ffff:127.0.0.1]:8081") is pool["127.0.0.1:8081"]
+    for absent in ("127.0.0.1:1", "no address at all", ""):
+        assert pool.load(absent) is None
+        assert not pool.has(absent)
+    assert pool.has("127.0.0.1:8081")
+
+
+def test_delete_is_quiet_about_what_is_absent(pool: Pool) -> None:
+    pool.delete("127.0.0.1:1")
+    pool.delete("http://127.0.0.1:8081")
+    assert not pool.has("127.0.0.1:8081")
+    server = pool.load_and_delete("127.0.0.1:8082")
+    assert server is not None
+    assert server.name == "orders-api"
+    assert pool.load_and_delete("127.0.0.1:8082") is None
+    pool.clean()
+    assert len(pool) == 0
+
+
+def test_store_replaces_what_has_the_same_address_and_keeps_its_place(pool: Pool) -> None:
+    stored = pool.store_new(make("renamed", 8081))
+    assert isinstance(stored, Server)
+    assert pool.load("127.0.0.1:8081") is stored
+    assert len(pool) == 3
+    other = Server(make("again", 8082))
+    pool.store(other)
+    assert pool["127.0.0.1:8082"] is other
+
+
+def test_an_overlapping_address_is_a_pool_add_error(pool: Pool) -> None:
+    with pytest.raises(PoolAddError) as caught:
+        pool.store_new(ServerConfig(name="all", bind="0.0.0.0:8081", app=hello))
+    assert caught.value.code == 1321
+    assert caught.value.error == "ErrorPoolAdd"
+    assert len(pool) == 3
+
+
+def test_walk_is_over_a_snapshot_and_false_stops(pool: Pool) -> None:
+    seen: list[str] = []
+    assert pool.walk(lambda bind, server: seen.append(server.name) is None) is True
+    assert seen == ["users-api", "orders-api", "admin"]
+    seen.clear()
+    assert pool.walk(lambda bind, server: bool(seen.append(server.name))) is False
+    assert seen == ["users-api"]
+
+    def remove(bind: str, server: Server) -> bool:
+        pool.delete(bind)
+        return True
+
+    assert pool.walk(remove) is True
+    assert len(pool) == 0
+
+
+def test_only_false_stops_a_walk(pool: Pool) -> None:
+    seen: list[str] = []
+    pool.walk(lambda bind, server: seen.append(bind))
+    assert len(seen) in (1, 3)
+
+
+def test_walk_limit_visits_the_named_and_skips_the_unknown(pool: Pool) -> None:
+    seen: list[str] = []
+
+    def visit(bind: str, server: Server) -> bool:
+        seen.append(server.name)
+        return True
+
+    assert pool.walk_limit(visit, "127.0.0.1:9000", "127.0.0.1:1", "http://127.0.0.1:8081") is True
+    assert sorted(seen) == ["admin", "users-api"]
+    seen.clear()
+    pool.walk_limit(visit)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "pattern", "regex", "names"),
+    [
+        (Field.NAME, "ADMIN", "", ["admin"]),
+        (Field.NAME, "", "-api$", ["users-api", "orders-api"]),
+        (Field.NAME, "admin", "^users", ["users-api", "admin"]),
+        (Field.NAME, "adm", "", []),
+        (Field.NAME, "", "", []),
+        (Field.NAME, "", "API", []),
+        (Field.BIND, "127.0.0.1:8081", "", ["users-api"]),
+        (Field.BIND, "http://127.0.0.1:8081", "", ["users-api"]),
+        (Field.BIND, "", ":80", ["users-api", "orders-api"]),
+        (Field.EXPOSE, "adm.local", "", ["admin"]),
+        (Field.EXPOSE, "https://ADM.local", "", ["admin"]),
+        (Field.EXPOSE, "http://adm.local", "", []),
+    ],
+)
+def test_filter_matches_pattern_or_regex(
+    pool: Pool, field: Field, pattern: str, regex: str, names: list[str]
+) -> None:
+    chosen = pool.filter(field, pattern, regex)
+    assert [server.name for server in chosen.values()] == names
+    assert pool.list(field, Field.NAME, pattern, regex) == names
+
+
+def test_an_invalid_regex_is_a_parameter_error(pool: Pool) -> None:
+    with pytest.raises(PoolParamError) as caught:
+        pool.filter(Field.NAME, regex="(")
+    assert caught.value.code == 1320
+    with pytest.raises(PoolParamError):
+        pool.list(Field.NAME, Field.BIND, regex="(")
+
+
+def test_a_view_shares_servers_and_removing_from_it_removes_nothing_here(pool: Pool) -> None:
+    view = pool.filter(Field.NAME, regex="api")
+    assert view["127.0.0.1:8081"] is pool["127.0.0.1:8081"]
+    view.delete("127.0.0.1:8081")
+    view.clean()
+    assert len(pool) == 3
+
+
+def test_a_clone_is_independent(pool: Pool) -> None:
+    clone = pool.clone()
+    assert [*clone] == [*pool]
+    assert clone["127.0.0.1:8081"] is not pool["127.0.0.1:8081"]
+    clone.delete("127.0.0.1:8081")
+    assert len(pool) == 3
+    assert not clone.is_running
+
+
+def test_merge_adds_and_takes_the_others_configuration(pool: Pool) -> None:
+    pool.merge(Pool([make("renamed", 8081), make("new", 8083)]))
+    assert [server.name for server in pool.values()] == ["renamed", "orders-api", "admin", "new"]
+
+
+def test_start_stop_restart_on_real_sockets(free_port: Any, http_get: Any) -> None:
+    port, other = free_port(), free_port()
+    pool = Pool([make("a", port), make("b", other)])
+    assert not pool.is_running
+    assert pool.uptime == timedelta(0)
+    pool.start_sync(timeout=20)
+    try:
+        assert pool.is_running
+        assert {server.state for server in pool.values()} == {State.RUNNING}
+        assert http_get(port).text == "hello"
+        pool.restart_sync(timeout=20)
+        assert http_get(other).text == "hello"
+        assert pool.uptime > timedelta(0)
+        server = pool[f"127.0.0.1:{port}"]
+        assert server.ready
+        assert server.health == Status.UNKNOWN or server.health == Status.OK
+        server.stop_sync()
+        assert refused(port)
+        assert pool.is_running
+        pool.delete(f"127.0.0.1:{other}")
+        pool.join_sync()
+        assert refused(other)
+    finally:
+        pool.stop_sync()
+    assert not pool.is_running
+
+
+def test_the_coroutines_work_on_any_loop(free_port: Any, http_get: Any) -> None:
+    port = free_port()
+    pool = Pool([make("a", port)])
+    asyncio.run(pool.start())
+    assert http_get(port).status == 200
+    asyncio.run(pool.restart())
+    assert http_get(port).status == 200
+    asyncio.run(pool.stop())
+    assert refused(port)
+
+    async def as_a_context() -> None:
+        async with pool as entered:
+            assert entered is pool
+            assert await asyncio.to_thread(http_get, port)
+
+    asyncio.run(as_a_context())
+    assert refused(port)
+
+
+def test_a_failure_keeps_nobody_from_being_attempted(free_port: Any, http_get: Any) -> None:
+    good, bad, taken = free_port(), free_port(), free_port()
+    pool = Pool([make("bad", bad, app=broken), make("taken", taken), make("good", good)])
+    with socket.create_server(("127.0.0.1", taken)), pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    try:
+        assert isinstance(caught.value, ExceptionGroup)
+        assert isinstance(caught.value, PoolError)
+        assert (caught.value.code, caught.value.error) == (1323, "ErrorPoolStart")
+        children = {child.name: child for child in caught.value.exceptions}
+        assert children.keys() == {"bad", "taken"}
+        assert children["bad"].bind == f"127.0.0.1:{bad}"
+        assert "no database" in children["bad"].message
+        assert children["taken"].hint
+        assert http_get(good).status == 200
+        assert refused(bad)
+    finally:
+        pool.stop_sync()
+
+
+def test_a_timeout_has_a_timeout_error_as_cause(free_port: Any) -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await asyncio.sleep(30)
+
+    pool = Pool([make("slow", free_port(), app=slow)])
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync(timeout=0.2)
+    assert isinstance(caught.value.exceptions[0].__cause__, TimeoutError)
+    pool.stop_sync()
+
+
+def test_a_single_servers_failure_is_a_group_of_one(free_port: Any) -> None:
+    server = Server(make("bad", free_port(), app=broken))
+    with pytest.raises(PoolStartError) as caught:
+        server.start_sync()
+    assert len(caught.value.exceptions) == 1
+
+
+def test_the_shared_handler_serves_who_has_no_app(free_port: Any, http_get: Any) -> None:
+    one, two = free_port(), free_port()
+
+    async def admin(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 202, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    pool = Pool([make("a", one, app=None), make("b", two, app=None, handler_key="admin")])
+    pool.handler(lambda: {"": hello, "admin": admin})
+    pool.start_sync()
+    try:
+        assert http_get(one).status == 200
+        assert http_get(two).status == 202
+    finally:
+        pool.stop_sync()
+
+
+def test_a_context_gives_values_and_ends_the_servers(free_port: Any, http_get: Any, until: Any) -> None:
+    port = free_port()
+    context = PoolContext(values={"colour": "blue"}, stop=threading.Event())
+    pool = Pool([make("a", port)], context=context)
+    pool.start_sync()
+    try:
+        assert http_get(port).text == "blue"
+        context.cancel()
+        until(lambda: not pool.is_running)
+        assert refused(port)
+    finally:
+        pool.stop_sync()
+
+
+def test_monitors_are_frozen_snapshots(pool: Pool) -> None:
+    assert len(pool.monitor_names()) == 3
+    monitors = pool.monitor()
+    assert all(isinstance(monitor, Monitor) for monitor in monitors)
+    for name in ("status", "latency", "uptime", "downtime", "rise", "fall", "sli", "message"):
+        assert hasattr(monitors[0], name)
+    with pytest.raises((AttributeError, TypeError)):
+        monitors[0].status = Status.OK
+
+
+def test_any_method_from_any_thread(pool: Pool) -> None:
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(50):
+                port = 20_000 + number * 100 + turn
+                pool.store_new(make(f"s{port}", port))
+                assert pool.load(f"127.0.0.1:{port}") is not None
+                pool.filter(Field.NAME, regex="^s")
+                pool.walk(lambda bind, server: True)
+                assert pool.load_and_delete(f"127.0.0.1:{port}") is not None
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(pool) == 3
+
+
+def test_a_config_makes_a_pool_and_says_what_it_left_out() -> None:
+    config = PoolConfig([make("a", 8081), {"name": "b", "bind": "127.0.0.1:8082", "bogus": 1}])
+    with pytest.raises(PoolAddError) as caught:
+        config.pool()
+    assert [*caught.value.pool] == ["127.0.0.1:8081"]
+    assert copy.copy(config) is not None

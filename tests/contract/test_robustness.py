@@ -1,0 +1,81 @@
+"""Contract §5: shells, second commands, broken files and other people's processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.real_pool import RealPool
+
+
+def server(name: str, port: int) -> str:
+    return f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "hello:app"\n'
+
+
+def test_start_in_a_command_substitution_returns(real_pool: RealPool) -> None:
+    real_pool.write_hello()
+    script = Path(sys.executable).with_name("poolctl")
+    done = subprocess.run(
+        ["bash", "-c", f'exec 9>lock; flock -n 9; x=$("{script}" start 2>&1); echo "ended with $?"'],
+        cwd=real_pool.directory, env=real_pool.env, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert "ended with 0" in done.stdout, done.stderr
+    again = subprocess.run(["flock", "-n", "lock", "true"], cwd=real_pool.directory, timeout=10)
+    assert again.returncode == 0
+
+
+def test_two_starts_at_once_make_one_pool(real_pool: RealPool, http_get: Any) -> None:
+    port = real_pool.write_hello()["web"]
+    both = [real_pool.spawn("start") for _ in range(2)]
+    for process in both:
+        _, stderr = process.communicate(timeout=40)
+        assert process.returncode == 0, stderr
+    assert http_get(port).status == 200
+    assert len(real_pool.items()["web"]["pids"]) == 1
+    sockets = list(real_pool.runtime.glob("[!@]*/control.sock"))
+    assert len(sockets) == 1
+
+
+def test_the_control_socket_is_the_users_alone(real_pool: RealPool) -> None:
+    real_pool.write_hello()
+    real_pool.ok("start")
+    (path,) = real_pool.runtime.glob("[!@]*/control.sock")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_broken_or_missing_file_keeps_nobody_from_stopping(real_pool: RealPool) -> None:
+    real_pool.write_hello()
+    real_pool.ok("start")
+    real_pool.write("pool.toml", "this is [ not toml")
+    real_pool.ok("status")
+    real_pool.ok("logs", "web")
+    assert real_pool.items()["web"]["ready"]
+    (real_pool.directory / "pool.toml").unlink()
+    real_pool.ok("-c", "pool.toml", "status")
+    real_pool.ok("-c", "pool.toml", "stop")
+    assert real_pool.processes() == {}
+
+
+def test_a_named_pool_is_found_from_anywhere(real_pool: RealPool, tmp_path_factory: Any) -> None:
+    port = real_pool.write_hello()["web"]
+    real_pool.write("pool.toml", '[pool]\nname = "shop"\n' + server("web", port))
+    real_pool.ok("start")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    real_pool.ok("--pool", "shop", "status", cwd=elsewhere)
+    real_pool.ok("--pool", "shop", "stop", cwd=elsewhere)
+    assert real_pool.run("--pool", "nobody", "stop", cwd=elsewhere).code != 0
+
+
+def test_waiting_without_a_supervisor_keeps_trying_until_the_timeout(real_pool: RealPool) -> None:
+    real_pool.write_hello()
+    began = time.monotonic()
+    assert real_pool.run("wait", "--timeout", "0.7").code == 124
+    assert time.monotonic() - began >= 0.7
+    real_pool.ok("wait", "--for", "stopped")
+    waiting = real_pool.spawn("wait", "--timeout", "30")
+    real_pool.ok("start")
+    assert waiting.wait(timeout=30) == 0

@@ -1,0 +1,154 @@
+"""Contract §5: the pool in the foreground, alone and around a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import pytest
+
+from tests.real_pool import RealPool
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.fixture
+def pool(real_pool: RealPool) -> RealPool:
+    real_pool.write_hello("a", "b")
+    return real_pool
+
+
+def all_ready(pool: RealPool) -> bool:
+    return pool.run("status").code == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_run_serves_until_a_signal_and_leaves_nothing(
+    pool: RealPool, until: Any, number: int, code: int
+) -> None:
+    running = pool.spawn("run")
+    until(lambda: all_ready(pool), timeout_seconds=20)
+    running.send_signal(number)
+    running.communicate(timeout=20)
+    assert running.returncode == code
+    assert refused(pool.ports["a"])
+    assert pool.processes() == {}
+
+
+def test_a_vanished_run_takes_its_pool_with_it(pool: RealPool, until: Any) -> None:
+    running = pool.spawn("run")
+    until(lambda: all_ready(pool), timeout_seconds=20)
+    running.kill()
+    running.communicate(timeout=20)
+    until(lambda: pool.processes() == {}, timeout_seconds=20)
+
+
+def test_the_second_interrupt_kills(pool: RealPool, until: Any) -> None:
+    pool.write(
+        "stubborn.py",
+        "import pathlib, signal, socket\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\npathlib.Path('up').touch()\n"
+        "s = socket.socket(fileno=3)\nwhile True: s.accept()[0].close()\n",
+    )
+    port = pool.ports["a"]
+    pool.write(
+        "pool.toml",
+        f'[[server]]\nname = "a"\nbind = "127.0.0.1:{port}"\ncommand = ["{sys.executable}", "stubborn.py"]\n'
+        'stop_timeout = "60s"\n',
+    )
+    running = pool.spawn("run")
+    until((pool.directory / "up").exists, timeout_seconds=20)
+    running.send_signal(signal.SIGINT)
+    until(lambda: pool.items()["a"]["state"] == "stopping")
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=10)
+    assert running.returncode == 130
+    until(lambda: pool.processes() == {})
+
+
+def test_run_prints_the_output_with_the_servers_name(pool: RealPool, until: Any, http_get: Any) -> None:
+    pool.write(
+        "hello.py", (pool.directory / "hello.py").read_text() + "\nprint('imported here', flush=True)\n"
+    )
+    running = pool.spawn("run")
+    until(lambda: all_ready(pool), timeout_seconds=20)
+    running.send_signal(signal.SIGTERM)
+    stdout, stderr = running.communicate(timeout=20)
+    lines = [line for line in (stdout + stderr).splitlines() if "imported here" in line]
+    assert len(lines) == 2
+    assert {line.split()[0].strip("|[]:") for line in lines} == {"a", "b"}
+
+
+def test_a_pool_that_runs_already_is_a_conflict(pool: RealPool) -> None:
+    pool.ok("start")
+    done = pool.run("run")
+    assert done.code == 8, str(done)
+    assert done.stderr
+    assert all_ready(pool), "and it is left alone"
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)]
+)
+def test_run_exits_with_its_commands_code(pool: RealPool, script: str, code: int) -> None:
+    done = pool.run("run", "--", "sh", "-c", script)
+    assert done.code == code, str(done)
+    assert pool.processes() == {}
+
+
+def test_the_command_runs_when_all_is_ready_with_its_own_streams(pool: RealPool) -> None:
+    port = pool.ports["b"]
+    url = f"http://127.0.0.1:{port}"
+    script = f"import sys, urllib.request as u; print(u.urlopen('{url}').read(), sys.stdin.read())"
+    done = pool.run("run", "--", sys.executable, "-c", script, stdin="typed")
+    assert done.code == 0, str(done)
+    assert done.stdout == f"b'hello from {port}' typed\n"
+
+
+def test_a_command_that_is_not_there_is_127_and_one_that_cannot_run_126(pool: RealPool) -> None:
+    assert pool.run("run", "--", "no-such-command-here").code == 127
+    pool.write("plain.txt", "text")
+    assert pool.run("run", "--", "./plain.txt").code == 126
+    assert pool.processes() == {}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_passed_on_to_the_command(pool: RealPool, until: Any, number: int, code: int) -> None:
+    running = pool.spawn("run", "--", "sh", "-c", "echo $$ >pid; exec sleep 60")
+    pid_file = pool.directory / "pid"
+    until(lambda: pid_file.exists() and pid_file.read_text(), timeout_seconds=20)
+    running.send_signal(number)
+    running.communicate(timeout=20)
+    assert running.returncode == code
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+    assert pool.processes() == {}
+
+
+def test_a_command_that_handles_the_signal_decides_the_exit(pool: RealPool, until: Any) -> None:
+    running = pool.spawn(
+        "run", "--", "sh", "-c", "trap 'exit 9' TERM; echo up >pid; while :; do sleep 0.05; done"
+    )
+    until((pool.directory / "pid").exists, timeout_seconds=20)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=20)
+    assert running.returncode == 9
+
+
+def test_run_does_not_run_the_command_when_a_server_fails(pool: RealPool) -> None:
+    pool.write("hello.py", "raise RuntimeError('broken')\n")
+    done = pool.run("run", "--", "touch", "ran")
+    assert done.code == 1, str(done)
+    assert "broken" in done.stderr
+    assert not (pool.directory / "ran").exists()
+    assert pool.processes() == {}
+
+
+def test_run_takes_a_selector(pool: RealPool) -> None:
+    script = f"! curl -s http://127.0.0.1:{pool.ports['b']} && curl -s http://127.0.0.1:{pool.ports['a']}"
+    assert pool.ok("run", "a", "--", "bash", "-c", script).stdout == f"hello from {pool.ports['a']}"
