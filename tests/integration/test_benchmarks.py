@@ -23,6 +23,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_one_command_measures_everything(copy: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick"], cwd=copy, capture_output=True, text=True, timeout=55
