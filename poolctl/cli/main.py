@@ -12,6 +12,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
     from poolctl.cli.outcome import Outcome
 
@@ -20,10 +21,15 @@ REPORT_TO = "the project's issue tracker"
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit code. Never raises."""
-    words = list(sys.argv[1:] if args is None else args)
-    _give_streams()
+    """Do what the command line says; the exit code. Never raises. Without `args` it is the whole process: it ends."""
+    if args is None:
+        _leave(_run(sys.argv[1:]))
+    return _run(list(args))
+
+
+def _run(words: list[str]) -> int:
     try:
+        _give_streams()
         if words[:1] == ["__complete"]:
             from poolctl.cli.complete import complete
 
@@ -31,6 +37,16 @@ def main(args: Sequence[str] | None = None) -> int:
         return _finish(_perform(words))
     except BaseException as error:
         return _explain(error, words)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: what the interpreter would still tidy up takes it a tenth of the command's time."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        pass
+    os._exit(code)
 
 
 def _perform(words: list[str]) -> Outcome:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing itself would take the fast lane two milliseconds
 if TYPE_CHECKING:
+    from typing import Any
+
     from poolctl.config.model import ServerConfig
     from poolctl.config.pool_config import PoolConfig
     from poolctl.config.problems import Problem

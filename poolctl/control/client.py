@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from socket import AF_UNIX, SOCK_STREAM, socket
+
+# Not socket, which would import selectors and enum tables: two milliseconds that a Unix socket does not need.
+from _socket import AF_UNIX, SOCK_STREAM, socket
 from time import monotonic
 
 from poolctl.control import directory
@@ -74,7 +76,8 @@ class Client:
         listens, ControlError (8) when the supervisor is silent, ControlError (124) when the time is over.
         """
         deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
-        with self._connect() as connection:
+        connection = self._connect()
+        try:
             _send(connection, verb, body or {})
             lines = _lines(self._chunks(connection, deadline))
             status = _skip_head(lines)
@@ -87,24 +90,28 @@ class Client:
                     return result
                 if on_progress is not None:
                     on_progress(message)
+        finally:
+            connection.close()
         raise SupervisorEnded
 
     def ping(self, timeout: float | None = None) -> dict[str, Any]:
         """Return the supervisor's version and process ids; ControlError (8) if it does not answer in time."""
         limit = self._silence_seconds if timeout is None else timeout
-        with self._connect() as connection:
+        connection = self._connect()
+        try:
             _send(connection, "ping", {})
             connection.settimeout(limit)
-            try:
-                lines = _lines(iter(lambda: connection.recv(65536), b""))
-                _skip_head(lines)
-                for line in lines:
-                    message = _decode(line)
-                    if "result" in message:
-                        result: dict[str, Any] = message["result"]
-                        return result
-            except (TimeoutError, OSError):
-                pass
+            lines = _lines(iter(lambda: connection.recv(65536), b""))
+            _skip_head(lines)
+            for line in lines:
+                message = _decode(line)
+                if "result" in message:
+                    result: dict[str, Any] = message["result"]
+                    return result
+        except OSError:
+            pass  # a timeout is one too
+        finally:
+            connection.close()
         raise ControlError(
             f"the supervisor has not answered for {limit:g} s",
             exit_code=BUSY,
