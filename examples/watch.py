@@ -33,9 +33,7 @@ def row(item: dict[str, Any]) -> tuple[str, ...]:
 
 def table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(line[column]) for line in rows) for column in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in rows
-    )
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in rows)
 
 
 def main(poolctl: list[str]) -> None:
