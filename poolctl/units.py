@@ -32,7 +32,7 @@ BYTES = {
     "ti": 1024**4,
     "tib": 1024**4,
 }
-NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,9})?"
+NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,9})?"
 DURATION_PATTERN = rf"({NUMBER}\s*(us|ms|s|m|h|d|w)\s*)+|{NUMBER}"
 SIZE_PATTERN = rf"{NUMBER}\s*([kKmMgGtT][iI]?)?[bB]?"
 

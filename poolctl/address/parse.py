@@ -36,7 +36,7 @@ def parse(text: str, *, base_dir: str | None = None) -> Address:
         port = int(common[2])
         if port <= 65535:
             return tuple.__new__(Address, ("tcp", common[1], port, "", "", text, False, False))
-    text = text.strip()
+    text = text.strip(" \t\r\n")
     if not text:
         raise AddressError("the address is empty")
     kind, _, rest = text.partition(":")

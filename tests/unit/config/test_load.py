@@ -1,0 +1,249 @@
+"""Files become servers: formats, defaults, overriding, paths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from poolctl.config import PoolConfig
+from poolctl.errors import PoolValidateError
+from tests.config_files import SERVER, load_text, told
+
+FORMS = {
+    "pool.toml": SERVER + "workers = 2\nenv = { PORT = 80 }\n",
+    "pool.yaml": "server:\n- {name: web, bind: '127.0.0.1:8080', app: 'hello:app', workers: 2, env: {PORT: 80}}\n",
+    "pool.yml": "- name: web\n  bind: 127.0.0.1:8080\n  app: hello:app\n  workers: 2\n  env:\n    PORT: 80\n",
+    "pool.json": json.dumps(
+        [{"name": "web", "bind": "127.0.0.1:8080", "app": "hello:app", "workers": 2, "env": {"PORT": 80}}]
+    ),
+    "pyproject.toml": "[project]\nname = 'x'\n"
+    + (SERVER + "workers = 2\nenv = { PORT = 80 }\n").replace("[[server]]", "[[tool.poolctl.server]]"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_says_the_same(tmp_path: Path, name: str) -> None:
+    for text in (FORMS[name], "\ufeff" + FORMS[name], FORMS[name].replace("\n", "\r\n")):
+        config = load_text(tmp_path, text, name)
+        assert config.problems == []
+        (server,) = config
+        assert (server.name, server.bind, server.app) == ("web", "127.0.0.1:8080", "hello:app")
+        assert (server.workers, server.env, server.cwd) == (2, {"PORT": "80"}, str(tmp_path))
+        assert (server.expose, server.app_dir, server.from_file) == (
+            "http://127.0.0.1:8080",
+            str(tmp_path),
+            True,
+        )
+
+
+def test_an_empty_file_is_a_pool_without_servers(tmp_path: Path) -> None:
+    for name in ("pool.toml", "pool.yaml"):
+        config = load_text(tmp_path, "", name)
+        assert (len(config), config.problems) == (0, [])
+
+
+def test_golibs_list_loads_as_it_is(tmp_path: Path) -> None:
+    golib = [
+        {
+            "name": "api",
+            "listen": ":8080",
+            "expose": "http://localhost:8080",
+            "handler_key": "a",
+            "disabled": False,
+        },
+        {"name": "admin", "listen": "127.0.0.1:9000", "expose": "http://localhost:9000", "disabled": True},
+    ]
+    config = load_text(tmp_path, json.dumps(golib), "pool.json")
+    assert len(config) == 2
+    assert all("nothing to serve" in str(problem) for problem in config.problems)
+    (tmp_path / "handlers.toml").write_text('[pool]\nhandlers = "apps:handlers"\n')
+    both = PoolConfig.load([tmp_path / "pool.json", tmp_path / "handlers.toml"], {})
+    assert both.problems == []
+    assert [(s.handler_key, s.handlers, s.disabled) for s in both] == [
+        ("a", "apps:handlers", False),
+        ("", "apps:handlers", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "mend"),
+    [
+        ("monitor", {"interval": "5s"}, "health"),
+        ("tls", {"inherit_default": True}, "tls = true"),
+        ("tls", {"certs": [{"key": "a", "pub": "b"}]}, "cert"),
+        ("tls_mandatory", True, "take it out"),
+        ("idle_timeout", "5s", "keep_alive"),
+        ("logger", {}, "log ="),
+    ],
+)
+def test_golibs_other_tables_name_the_mend(tmp_path: Path, key: str, value: object, mend: str) -> None:
+    server = {"name": "api", "listen": ":8080", "app": "a:b", key: value}
+    text = told(tmp_path, json.dumps([server]), "pool.json")
+    assert key in text
+    assert mend in text
+
+
+def test_a_directory_is_its_files_in_name_order(tmp_path: Path) -> None:
+    (tmp_path / "20.toml").write_text(SERVER.replace("web", "b").replace("8080", "8081"))
+    (tmp_path / "10.yaml").write_text("server: [{name: a, bind: '127.0.0.1:8080', app: 'h:app'}]")
+    (tmp_path / "30.json").write_text('{"server": [{"name": "a", "tags": ["late"]}]}')
+    (tmp_path / ".hidden.toml").write_text("nonsense")
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    (tmp_path / "notes.txt").write_text("nonsense")
+    config = PoolConfig.load(tmp_path, {})
+    assert config.problems == []
+    assert [(server.name, server.tags) for server in config] == [("a", ("late",)), ("b", ())]
+    assert config.files == [str(tmp_path)]
+
+
+def test_a_directory_without_configuration_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PoolValidateError) as caught:
+        PoolConfig.load(tmp_path, {})
+    assert "no configuration file in this directory" in str(caught.value)
+
+
+def test_later_files_override_key_by_key(tmp_path: Path) -> None:
+    base, prod = tmp_path / "base.toml", tmp_path / "conf" / "prod.toml"
+    prod.parent.mkdir()
+    base.write_text(
+        '[pool]\nname = "shop"\nport_range = "1-2"\n[defaults]\nstop_timeout = "1s"\nenv = { D = "1" }\n'
+        + SERVER
+        + 'tags = ["a", "b"]\nenv = { A = "1", B = "1" }\nworkers = 2\nhttp = { loop = "asyncio" }\n'
+        + 'log = { path = "web.log" }\nenv_file = ["a.env"]\n'
+    )
+    prod.write_text(
+        '[pool]\nport_range = "8100-8199"\n[defaults]\nstop_timeout = "2s"\n'
+        '[[server]]\nname = "web"\nlisten = ":80"\ntags = ["c"]\nenv = { B = "2" }\nscale = { min = 3, max = 3 }\n'
+        'http = { access_log = true }\nenv_file = "b.env"\n'
+    )
+    (server,) = config = PoolConfig.load([base, prod], {})
+    assert config.problems == []
+    assert (config.settings.name, config.settings.port_range) == ("shop", (8100, 8199))
+    assert (server.bind, server.tags, server.workers) == ("0.0.0.0:80", ("c",), 3)
+    assert server.env == {"D": "1", "A": "1", "B": "2"}
+    assert (server.http.loop, server.http.access_log, server.stop_timeout) == ("asyncio", True, 2.0)
+    # A path belongs to the file that holds it.
+    assert server.log.path == str(tmp_path / "web.log")
+    assert server.env_file == (str(prod.parent / "b.env"),)
+    assert server.cwd == str(tmp_path)
+
+
+def test_defaults_are_under_every_server(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path,
+        '[defaults]\napp = "hello:app"\ntags = ["x"]\nrestart = "always"\nstart_timeout = 5\n'
+        'env = { A = "1", B = "1" }\nhttp = { loop = "asyncio", keep_alive = "5s" }\n'
+        '[[server]]\nname = "a"\nbind = ":1"\nenv = { B = "2" }\nhttp.keep_alive = 6\n'
+        '[[server]]\nname = "b"\nbind = ":2"\ntags = []\nrestart = { limit = 3 }\napp = "other:app"\n',
+    )
+    assert config.problems == []
+    a, b = config
+    assert (a.tags, a.env, a.start_timeout) == (("x",), {"A": "1", "B": "2"}, 5.0)
+    assert (a.http.loop, a.http.keep_alive) == ("asyncio", 6.0)
+    assert (b.tags, b.app, b.restart.policy, b.restart.limit) == ((), "other:app", "always", 3)
+    assert (b.http.loop, b.http.keep_alive, b.env) == ("asyncio", 5.0, {"A": "1", "B": "1"})
+
+
+def test_a_servers_own_way_of_being_served_displaces_the_default(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path,
+        '[defaults]\napp = "hello:make"\nfactory = true\n[[server]]\nname = "a"\nbind = ":1"\n'
+        '[[server]]\nname = "b"\nbind = ":2"\ncommand = ["b"]\n',
+    )
+    assert config.problems == []
+    assert [(s.app, s.factory, s.command) for s in config] == [
+        ("hello:make", True, None),
+        (None, False, ("b",)),
+    ]
+    config = load_text(
+        tmp_path,
+        '[defaults]\ncommand = ["x"]\nnotify = true\n[[server]]\nname = "a"\nbind = ":1"\n'
+        '[[server]]\nname = "b"\nbind = ":2"\napp = "h:b"\n',
+    )
+    assert config.problems == []
+    assert [(s.app, s.notify, s.command) for s in config] == [(None, True, ("x",)), ("h:b", False, None)]
+
+
+def test_the_default_certificate_is_for_those_that_ask(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path,
+        '[defaults.tls]\ncert = "c.pem"\nkey = "k.pem"\nmin_version = "1.3"\n'
+        '[[server]]\nname = "plain"\nbind = ":1"\napp = "h:a"\n'
+        '[[server]]\nname = "asks"\nbind = ":2"\napp = "h:a"\ntls = true\n'
+        '[[server]]\nname = "own"\nbind = ":3"\napp = "h:a"\ntls = { cert = "own.pem" }\n'
+        '[[server]]\nname = "no"\nbind = ":4"\napp = "h:a"\ntls = false\n',
+    )
+    assert config.problems == []
+    plain, asks, own, no = config
+    assert (plain.tls, no.tls, plain.expose) == (False, False, "http://localhost:1")
+    assert asks.tls is not True
+    assert asks.tls
+    assert (asks.tls.cert, asks.expose) == (str(tmp_path / "c.pem"), "https://localhost:2")
+    assert own.tls is not True
+    assert own.tls
+    # A key belongs to its certificate, the rest merges.
+    assert (own.tls.cert, own.tls.key, own.tls.min_version) == (str(tmp_path / "own.pem"), None, "1.3")
+
+
+def test_asking_for_a_certificate_without_one_is_a_problem(tmp_path: Path) -> None:
+    assert "no default certificate" in told(tmp_path, SERVER + "tls = true\n")
+
+
+def test_paths_are_taken_from_the_file_that_holds_them(tmp_path: Path) -> None:
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    config = load_text(
+        tmp_path,
+        '[[server]]\nname = "a"\nbind = "unix:run/a.sock"\napp = "h:a"\napp_dir = "src"\ncwd = "../x"\n'
+        'python = "venv"\nlog.path = "/var/log/a.log"\nenv_file = ["a.env", "/b.env"]\n'
+        'tls = { cert = "c.pem", ca = "ca.pem" }\n',
+    )
+    (a,) = config
+    assert (a.bind, a.expose) == (f"unix:{tmp_path}/run/a.sock", f"unix:{tmp_path}/run/a.sock")
+    assert (a.app_dir, a.cwd) == (str(tmp_path / "src"), str(tmp_path.parent / "x"))
+    assert a.python == str(tmp_path / "venv" / "bin" / "python")
+    assert (a.log.path, a.env_file) == ("/var/log/a.log", (str(tmp_path / "a.env"), "/b.env"))
+
+
+def test_a_job_has_no_address(tmp_path: Path) -> None:
+    (job,) = load_text(tmp_path, '[[server]]\nname = "migrate"\njob = true\ncommand = ["true"]\n')
+    assert (job.bind, job.key, job.expose, job.address.kind) == ("job:migrate", "job:migrate", "", "job")
+
+
+def test_the_environment_chooses_the_interpreter(tmp_path: Path) -> None:
+    for name in ("env", ".venv"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "bin" / "python").symlink_to("/bin/sh")
+    (server,) = load_text(tmp_path, SERVER, env={"VIRTUAL_ENV": str(tmp_path / "env")})
+    assert server.python == str(tmp_path / "env" / "bin" / "python")
+    (server,) = load_text(tmp_path, SERVER)
+    assert server.python == str(tmp_path / ".venv" / "bin" / "python")
+
+
+def test_every_value_tells_where_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("[defaults]\nstop_timeout = 3\n" + SERVER + "http.loop = 'asyncio'\n")
+    (tmp_path / "prod.yaml").write_text("server:\n- name: web\n  listen: :80\n")
+    (server,) = PoolConfig.load([tmp_path / "base.toml", tmp_path / "prod.yaml"], {})
+    assert server.origin is not None
+    assert server.origin["stop_timeout"] == f"{tmp_path}/base.toml:2"
+    assert server.origin["bind"] == f"{tmp_path}/prod.yaml:3"
+    assert server.origin["http.loop"] == f"{tmp_path}/base.toml:7"
+
+
+def test_a_server_written_as_a_file_loads_as_itself(tmp_path: Path) -> None:
+    text = (
+        SERVER
+        + 'tags = ["a"]\ntls = { cert = "c.pem" }\ndepends_on = ["db"]\nrestart = "always"\n'
+        + ('[[server]]\nname = "db"\njob = true\ncommand = ["x"]\n')
+    )
+    first = load_text(tmp_path, text)
+    again = load_text(tmp_path, json.dumps([server.to_dict() for server in first]), "pool.json")
+    assert again.problems == []
+    assert [server.to_dict() for server in again] == [server.to_dict() for server in first]
+
+
+def test_relative_names_and_strings_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pool.toml").write_text(SERVER)
+    monkeypatch.chdir(tmp_path)
+    assert PoolConfig.load("pool.toml").files == [str(tmp_path / "pool.toml")]

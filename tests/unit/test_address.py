@@ -1,0 +1,203 @@
+"""Addresses: any spelling in, one canonical key out (contract §1)."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+
+import pytest
+
+from poolctl.address import Address, AddressError, canonical, overlaps, parse
+
+
+@pytest.mark.parametrize(
+    ("written", "key"),
+    [
+        ("127.0.0.1:8080", "127.0.0.1:8080"),
+        (" 127.0.0.1:8080 ", "127.0.0.1:8080"),
+        ("127.0.0.1:08080", "127.0.0.1:8080"),
+        (":8080", "0.0.0.0:8080"),
+        ("*:8080", "0.0.0.0:8080"),
+        ("0.0.0.0:8080", "0.0.0.0:8080"),
+        ("localhost:8080", "localhost:8080"),
+        ("LocalHost.:8080", "localhost:8080"),
+        ("[::1]:8080", "[::1]:8080"),
+        ("[0:0:0:0:0:0:0:1]:8080", "[::1]:8080"),
+        ("[0000::0001]:8080", "[::1]:8080"),
+        ("[::]:8080", "[::]:8080"),
+        ("[2001:DB8:0:0:1:0:0:1]:80", "[2001:db8::1:0:0:1]:80"),
+        ("[1:0:2:0:3:0:4:0]:80", "[1:0:2:0:3:0:4:0]:80"),
+        ("[::ffff:127.0.0.1]:8080", "127.0.0.1:8080"),
+        ("[::FFFF:7f00:1]:8080", "127.0.0.1:8080"),
+        ("[fe80::1%eth0]:8080", "[fe80::1%eth0]:8080"),
+        ("http://[fe80::1%25eth0]:8080", "[fe80::1%eth0]:8080"),
+        ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+        ("HTTPS://127.0.0.1:8080/", "127.0.0.1:8080"),
+        ("tcp://:8080", "0.0.0.0:8080"),
+        ("127.0.0.1:http", "127.0.0.1:80"),
+        ("127.0.0.1:HTTPS", "127.0.0.1:443"),
+        ("bücher.example:80", "xn--bcher-kva.example:80"),
+        ("127.0.0.1:auto", "127.0.0.1:auto"),
+        ("127.0.0.1:AUTO", "127.0.0.1:auto"),
+        ("127.0.0.1:0", "127.0.0.1:auto"),
+        ("unix:/run/a.sock", "unix:/run/a.sock"),
+        ("unix:///run/a.sock", "unix:/run/a.sock"),
+        ("UNIX:/run//x/../a.sock", "unix:/run/a.sock"),
+        ("unix:./a.sock", "unix:/srv/a.sock"),
+        ("unix:a.sock", "unix:/srv/a.sock"),
+        ("unix:/run/with blank.sock", "unix:/run/with blank.sock"),
+        ("fd:3", "fd:3"),
+        ("fd:web", "fd:web"),
+        ("job:migrate", "job:migrate"),
+    ],
+)
+def test_every_spelling_has_its_one_key(written: str, key: str) -> None:
+    assert canonical(written, base_dir="/srv") == key
+
+
+@pytest.mark.parametrize(
+    ("written", "cause"),
+    [
+        ("", "empty"),
+        ("   ", "empty"),
+        ("8080", 'write ":8080"'),
+        ("localhost", "no port"),
+        ("localhost:", "no port"),
+        ("http://localhost", "no port"),
+        ("[::1]", "no port"),
+        ("::1:8080", "brackets"),
+        ("127.0.0.1:65536", "out of range"),
+        ("127.0.0.1:99999999999999999999999999", "out of range"),
+        ("127.0.0.1:-1", "not a port"),
+        ("127.0.0.1:+80", "not a port"),
+        ("127.0.0.1:8_0", "not a port"),
+        ("127.0.0.1:８０", "not a port"),
+        ("127.0.0.1:80.0", "not a port"),
+        ("127.0.0.1:no-such-service", "not a service"),
+        ("256.0.0.1:80", "IPv4"),
+        ("127.1:80", "IPv4"),
+        ("2130706433:80", "IPv4"),
+        ("0x7f000001:80", "IPv4"),
+        ("0177.0.0.1:80", "IPv4"),
+        ("1.2.3.4.5:80", "IPv4"),
+        ("[::g]:80", "IPv6"),
+        ("[1.2.3.4]:80", "IPv6"),
+        ("[::1%]:80", "zone"),
+        ("[::1%a b]:80", "blank"),
+        ("-web:80", "host name"),
+        ("a..b:80", "host name"),
+        ("a" * 64 + ":80", "host name"),
+        ("\u2028:80", "host name"),
+        ("ftp://localhost:21", "scheme"),
+        ("http://localhost:80/path", "path"),
+        ("http://user@localhost:80", "user"),
+        ("localhost:80?x", "query"),
+        ("/run/a.sock", "unix:/run/a.sock"),
+        ("127.0.0.1:80\n", None),
+        ("127.0.0.1 :80", "blank"),
+        ("127.0.0.1:80\x00", "control"),
+        ("unix:", "missing"),
+        ("unix:a\0b", "NUL"),
+        ("unix:@name", "abstract"),
+        ("fd:", "no inherited socket"),
+        ("fd:2", "fd:3"),
+        ("fd:99999999999999", "fd:3"),
+        ("fd:a:b", "no inherited socket"),
+        ("job:", "job"),
+        ("job:a b", "blank"),
+    ],
+)
+def test_a_wrong_address_says_why_and_what_to_write(written: str, cause: str | None) -> None:
+    if cause is None:
+        # A newline at the end is a blank at the end.
+        assert canonical(written) == "127.0.0.1:80"
+        return
+    with pytest.raises(AddressError) as caught:
+        parse(written)
+    assert cause in str(caught.value)
+    assert caught.value.hint
+
+
+def test_what_is_no_text_is_no_address() -> None:
+    with pytest.raises(AddressError):
+        parse(8080)  # type: ignore[arg-type]
+
+
+def test_only_an_address_without_a_host_is_dual() -> None:
+    assert parse(":80").dual
+    assert not parse("*:80").dual
+    assert not parse("0.0.0.0:80").dual
+    assert parse(":auto").with_port(81).dual
+
+
+def test_an_automatic_port_takes_the_port_that_is_chosen() -> None:
+    address = parse("[::1]:auto")
+    assert (address.auto, address.port) == (True, None)
+    chosen = address.with_port(4000)
+    assert (chosen.key, chosen.auto, chosen.port) == ("[::1]:4000", False, 4000)
+
+
+def test_a_unix_socket_has_no_port() -> None:
+    with pytest.raises(AddressError):
+        parse("unix:/a").with_port(1)
+
+
+def test_a_relative_socket_is_taken_from_the_working_directory() -> None:
+    assert parse("unix:a.sock").path == os.path.join(os.getcwd(), "a.sock")
+
+
+def test_addresses_are_values() -> None:
+    address = parse(":80")
+    assert address == parse("*:80")
+    assert address != parse(":81")
+    assert address != ":80"  # type: ignore[comparison-overlap]
+    assert len({address, parse("0.0.0.0:80")}) == 1
+    assert (str(address), repr(address)) == ("0.0.0.0:80", "<Address 0.0.0.0:80>")
+    for twin in (copy.deepcopy(address), pickle.loads(pickle.dumps(address))):
+        assert (twin, twin.dual, type(twin)) == (address, True, Address)
+    with pytest.raises(AttributeError):
+        address.port = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("127.0.0.1:80", "127.0.0.1:80"),
+        ("0.0.0.0:80", "127.0.0.1:80"),
+        ("0.0.0.0:80", "localhost:80"),
+        ("0.0.0.0:80", "web.example:80"),
+        ("[::]:80", "0.0.0.0:80"),
+        ("[::]:80", "10.0.0.1:80"),
+        ("[::]:80", "[::1]:80"),
+        (":80", "[::1]:80"),
+        (":80", "[::]:80"),
+        ("localhost:80", "127.0.0.1:80"),
+        ("localhost:80", "[::1]:80"),
+        ("[fe80::1%eth0]:80", "[fe80::1]:80"),
+        ("unix:/a", "unix:/a"),
+        ("fd:3", "fd:3"),
+    ],
+)
+def test_overlapping_is_mutual(one: str, other: str) -> None:
+    assert overlaps(parse(one), parse(other))
+    assert overlaps(parse(other), parse(one))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("127.0.0.1:80", "127.0.0.1:81"),
+        ("127.0.0.1:80", "127.0.0.2:80"),
+        ("0.0.0.0:80", "[::1]:80"),
+        ("localhost:80", "10.0.0.1:80"),
+        ("[fe80::1%eth0]:80", "[fe80::1%eth1]:80"),
+        ("127.0.0.1:auto", "127.0.0.1:auto"),
+        ("unix:/a", "unix:/b"),
+        ("unix:/a", "fd:3"),
+        ("job:a", "unix:/a"),
+    ],
+)
+def test_addresses_that_get_along_do_not_overlap(one: str, other: str) -> None:
+    assert not overlaps(parse(one), parse(other))
+    assert not overlaps(parse(other), parse(one))
