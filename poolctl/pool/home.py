@@ -40,6 +40,11 @@ class Home:
         self.tls = tls
         self.clock = clock or Clock()
 
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """What applications find in their state."""
+        return self.context.values if self.context is not None else {}
+
     def furnish(self, config: ServerConfig) -> ServerConfig:
         """The configuration with the shared handler and the default TLS put in. Raises ServerError."""
         found: dict[str, Any] = {}

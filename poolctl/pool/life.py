@@ -42,7 +42,7 @@ class Life:
         self._applied: ServerConfig | None = None  # the same, as the server had it
         self._retiring: set[Placement] = set()
         self._attempt: asyncio.Task[None] | None = None
-        self._stops = 0
+        self.stops = 0  # orders to stop that are not carried out yet
         self._lock: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -59,17 +59,12 @@ class Life:
         """Whether there is something to stop."""
         return self.state not in (State.STOPPED, State.FAILED) or bool(self.ending)
 
-    @property
-    def leaving(self) -> bool:
-        """Whether it was told to stop and has not done so yet."""
-        return self._stops > 0
-
     # Orders: what others ask for. Each waits for its turn.
 
     def order_stop(self, timeout_seconds: float | None = None) -> concurrent.futures.Future[None]:
         """The future of a stop that has been ordered; from any thread, does not block."""
         with LOCK:
-            self._stops += 1
+            self.stops += 1
             return self._to_await(self._stop_in_turn(timeout_seconds))
 
     async def start(self, timeout_seconds: float | None = None) -> None:
@@ -81,6 +76,7 @@ class Life:
         await self._within(timeout_seconds, self._restart_in_turn())
 
     async def _start_in_turn(self) -> None:
+        await self._after_stops()
         async with self._turn():
             if self.state is not State.RUNNING:
                 await self._try(self._launch())
@@ -88,6 +84,7 @@ class Life:
                 await self._try(self._swap())
 
     async def _restart_in_turn(self) -> None:
+        await self._after_stops()
         async with self._turn():
             await self._try(self._swap() if self.state is State.RUNNING else self._launch())
 
@@ -99,7 +96,7 @@ class Life:
                 await self._stop(timeout_seconds)
         finally:
             with LOCK:
-                self._stops -= 1
+                self.stops -= 1
 
     def _turn(self) -> asyncio.Lock:
         # Engines come and go, and a lock belongs to one loop.
@@ -110,14 +107,14 @@ class Life:
 
     async def _try(self, work: Coroutine[Any, Any, None]) -> None:
         """Carry out a start or a swap, which an order to stop cuts short."""
-        if self._stops:
+        if self.stops:
             work.close()
             raise self.berth.error("was told to stop before it was ready")
         self._attempt = asyncio.get_running_loop().create_task(work)
         try:
             await self._attempt
         except asyncio.CancelledError:
-            if self._stops:
+            if self.stops:
                 raise self.berth.error("was told to stop before it was ready") from None
             raise
         finally:
@@ -132,6 +129,11 @@ class Life:
             if self.state is State.STOPPED:
                 self._set(State.FAILED, problem.message)
             raise problem from error
+
+    async def _after_stops(self) -> None:
+        """What was ordered before comes first, though it may reach its turn later."""
+        while self.stops:
+            await self.turn_over()
 
     async def turn_over(self) -> None:
         """Return when what is under way now is over."""
@@ -155,7 +157,7 @@ class Life:
             wanted = self.server.config
             await self.berth.take(config)
             try:
-                placements = await self.berth.bring_up(config, self._values())
+                placements = await self.berth.bring_up(config, self.server._home.values)
             except BaseException:
                 await self.berth.leave()
                 raise
@@ -172,7 +174,7 @@ class Life:
             if not (may_overlap(config) and may_overlap(self._config)):
                 placements = await self._replace_in_sequence(config)
             else:
-                placements = await self.berth.bring_up(config, self._values())
+                placements = await self.berth.bring_up(config, self.server._home.values)
         except ServerError as error:
             if self.state is State.RUNNING:
                 error.message += "; the old instance serves on"
@@ -190,7 +192,7 @@ class Life:
             leaving = [self._to_await(self._see_off(each, self._config, drain=False)) for each in old]
             await asyncio.shield(every(*map(asyncio.wrap_future, leaving)))
             await self.berth.open(config)
-            return await self.berth.bring_up(config, self._values())
+            return await self.berth.bring_up(config, self.server._home.values)
         except BaseException as error:
             await self.berth.leave()
             self._farewell()
@@ -205,10 +207,6 @@ class Life:
         if server.config.disabled:
             raise self.berth.error("is disabled", "take `disabled = true` out of its configuration")
         return server._home.furnish(server.config)
-
-    def _values(self) -> dict[str, Any]:
-        context = self.server._home.context
-        return context.values if context is not None else {}
 
     async def _adopt(
         self, config: ServerConfig, wanted: ServerConfig, placements: tuple[Placement, ...]
@@ -275,7 +273,7 @@ class Life:
 
     async def _watch(self, placement: Placement) -> None:
         well, message = await self.berth.watch(placement)
-        if placement not in self.placements or self.leaving:
+        if placement not in self.placements or self.stops:
             return  # it was told to end
         async with self._turn():
             if placement not in self.placements or self.state is not State.RUNNING:

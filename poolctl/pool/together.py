@@ -21,6 +21,7 @@ from poolctl.units import parse_duration
 from .order import prerequisites
 
 if TYPE_CHECKING:
+    from .life import Life
     from .server import Server
 
 Timeout = float | timedelta | str | None
@@ -62,7 +63,7 @@ async def stop(servers: Sequence[Server], timeout: Timeout) -> None:
     async def act(server: Server) -> None:
         life = server._living()
         if life is not None:
-            await asyncio.wrap_future(life.order_stop(limit))
+            await _stopped(life, limit)
 
     _raise(await _all(servers, act, before), PoolStopError, "did not stop", len(servers))
 
@@ -83,8 +84,13 @@ async def _enabled(server: Server) -> bool:
         return True
     life = server._living()
     if life is not None and life.state is State.RUNNING:
-        await asyncio.wrap_future(life.order_stop())
+        await _stopped(life, None)
     return False
+
+
+async def _stopped(life: Life, limit: float | None) -> None:
+    # Shielded: whoever gives up waiting does not leave a server half stopped.
+    await asyncio.shield(asyncio.wrap_future(life.order_stop(limit)))
 
 
 async def _all(servers: Sequence[Server], act: Act, before: dict[Server, list[Server]]) -> list[ServerError]:

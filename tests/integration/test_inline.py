@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import multiprocessing
 import os
@@ -54,6 +55,7 @@ def pool() -> Iterator[Pool]:
 
 
 def engine_threads() -> list[threading.Thread]:
+    gc.collect()  # a runner that a test made keeps the engine as long as it lives
     return [thread for thread in threading.enumerate() if thread.name == "poolctl-engine"]
 
 
@@ -399,9 +401,6 @@ def test_a_given_runner_keeps_its_loop_as_long_as_it_lives() -> None:
     assert repr(runner) == "<InlineRunner 1 workers on 1 listeners>"
     pool.stop_sync()
     del pool, runner
-    import gc
-
-    gc.collect()
     wait_until(lambda: not engine_threads())
 
 

@@ -1,0 +1,24 @@
+"""No test of the pool may leave the engine behind: something would still run."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from poolctl.pool import engine
+from tests.deadline import wait_until
+
+
+def _gone() -> bool:
+    if engine._current is None:
+        return True
+    gc.collect()  # a runner that a test made keeps the engine as long as it lives
+    return engine._current is None
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    wait_until(_gone, what="the engine to end")

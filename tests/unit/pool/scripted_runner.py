@@ -1,0 +1,101 @@
+"""A runner without sockets: a third implementation of the protocol, whose workers do what a test tells them to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from poolctl import ServerConfig, ServerError
+from poolctl.runners.protocol import Endpoints, Exit, Placement, WorkerFailed, app_state
+
+READY, NEVER, FAILS, BREAKS = "ready", "never", "fails", "breaks"
+
+
+class ScriptedRunner:
+    """Workers become ready at once unless `script` says otherwise, by the server's name; `log` tells what happened."""
+
+    def __init__(self, **script: str) -> None:
+        self.script = script
+        self.log: list[str] = []
+        self.values: list[Mapping[str, Any]] = []
+        self.opened: set[str] = set()
+        self.running: dict[str, asyncio.Future[Exit]] = {}
+        self.most_at_once: dict[str, int] = {}
+        self.deaf: set[str] = set()  # names of servers whose workers cannot be ended
+        self.draining = asyncio.Event()
+        self.may_drain: asyncio.Event | None = None
+        self.unopenable: set[str] = set()
+        self.jobs: set[str] = set()
+
+    async def open(self, server: ServerConfig) -> Endpoints:
+        if server.name in self.unopenable:
+            raise ServerError("port is in use by nobody in particular", hint="choose another")
+        if server.key not in self.opened:
+            self.opened.add(server.key)
+            self.log.append(f"open {server.name}")
+        return Endpoints(server.key, (server.key,))
+
+    async def close(self, key: str) -> None:
+        if key in self.opened:
+            self.opened.discard(key)
+            self.log.append(f"close {key}")
+
+    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+        assert server.key in self.opened or server.job
+        placement = Placement.of(server.name, generation, index, where="nowhere", pid=1000 + generation)
+        assert placement.id not in self.running, "an id is never used twice"
+        self.log.append(f"place {placement.id}")
+        self.values.append(app_state.get())
+        if server.job:
+            self.jobs.add(placement.id)
+        self.running[placement.id] = asyncio.get_running_loop().create_future()
+        alive = sum(each.startswith(f"{server.name}.") for each in self.running)
+        self.most_at_once[server.name] = max(alive, self.most_at_once.get(server.name, 0))
+        return placement
+
+    async def ready(self, placement: Placement) -> None:
+        behaviour = self.script.get(placement.server, READY)
+        if placement.id in self.jobs and behaviour == READY:
+            self.end(placement.id, Exit.from_status(0))
+        if behaviour == NEVER:
+            await asyncio.Event().wait()
+        if behaviour == FAILS:
+            self.end(placement.id, Exit.from_status(3))
+            raise WorkerFailed("exited with status 3 before it was ready", hint="look", exit=Exit(3))
+        if behaviour == BREAKS:
+            raise OSError("the wire is cut")
+
+    async def drain(self, placement: Placement) -> None:
+        self.log.append(f"drain {placement.id}")
+        self.draining.set()
+        if self.may_drain is not None:
+            await self.may_drain.wait()
+
+    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
+        self.log.append(f"stop {placement.id} {timeout_seconds:g}")
+        if placement.server in self.deaf:
+            await asyncio.Event().wait()
+        self.end(placement.id, Exit.from_status(0))
+        return Exit.from_status(0)
+
+    def end(self, placement_id: str, exit_: Exit) -> None:
+        """The worker ends; called on the loop."""
+        ended = self.running.pop(placement_id, None)
+        if ended is not None:
+            ended.set_result(exit_)
+
+    async def watch(self, placement: Placement) -> Exit:
+        ended = self.running.get(placement.id)
+        return await asyncio.shield(ended) if ended is not None else Exit(message="has ended before")
+
+    def logs(self, name: str, lines: int) -> list[str]:
+        return []
+
+    def endpoints(self, key: str) -> list[str]:
+        return [key] if key in self.opened else []
+
+    async def aclose(self) -> None:
+        for placement_id in list(self.running):
+            self.end(placement_id, Exit.from_status(0))
+        self.opened.clear()

@@ -1,0 +1,468 @@
+"""What a pool asks of its runner, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from poolctl import (
+    Pool,
+    PoolContext,
+    PoolParamError,
+    PoolRestartError,
+    PoolStartError,
+    PoolStopError,
+    Server,
+    ServerConfig,
+    State,
+    Status,
+)
+from poolctl.clock import ManualClock
+from poolctl.pool import berth, engine
+from poolctl.runners.protocol import Exit
+from tests.deadline import wait_until
+from tests.unit.pool.scripted_runner import BREAKS, FAILS, NEVER, ScriptedRunner
+
+
+def config(name: str, **keys: Any) -> ServerConfig:
+    port = 30_000 + sum(map(ord, name))
+    return ServerConfig(**{"name": name, "bind": f"127.0.0.1:{port}", "app": "m:app"} | keys)
+
+
+def made(runner: ScriptedRunner, *configs: ServerConfig, **options: Any) -> Pool:
+    return Pool(configs, runner=runner, **options)
+
+
+def on_loop(work: Any) -> Any:
+    async def call() -> Any:
+        return work()
+
+    return engine.run_sync(call())
+
+
+def only(pool: Pool) -> Server:
+    (server,) = pool.values()
+    return server
+
+
+def test_a_start_opens_places_and_waits_and_a_stop_ends_and_closes() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    pool.stop_sync()
+    bind = only(pool).bind
+    assert runner.log == ["open a", "place a.1.0", "stop a.1.0 10", f"close {bind}"]
+
+
+def test_a_restart_brings_up_the_new_generation_before_the_old_one_drains() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a", workers=2))
+    pool.start_sync()
+    assert only(pool).pids == [1001]
+    pool.restart_sync()
+    pool.join_sync()
+    assert only(pool).pids == [1002]
+    assert runner.log[:5] == ["open a", "place a.1.0", "place a.1.1", "place a.2.0", "place a.2.1"]
+    assert sorted(runner.log[5:]) == ["drain a.1.0", "drain a.1.1", "stop a.1.0 10", "stop a.1.1 10"]
+    pool.stop_sync()
+
+
+def test_join_awaits_the_old_generation_and_a_stop_cuts_its_drain_short() -> None:
+    runner = ScriptedRunner()
+    runner.may_drain = asyncio.Event()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    pool.restart_sync()
+    wait_until(lambda: "drain a.1.0" in runner.log)
+    joined = threading.Event()
+    thread = threading.Thread(target=lambda: (pool.join_sync(), joined.set()))
+    thread.start()
+    assert only(pool).is_running
+    assert not joined.wait(0.05)
+    pool.stop_sync()
+    assert "stop a.1.0 10" in runner.log
+    assert runner.running == {}
+    on_loop(runner.may_drain.set)
+    thread.join(10)
+    assert joined.is_set()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"overlap": False},
+        {"app": None, "command": ["prog", "{port}"], "notify": True},
+        {"app": None, "command": ["prog"]},
+    ],
+)
+def test_what_must_not_run_twice_is_replaced_in_sequence(keys: dict[str, Any]) -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a", **keys))
+    pool.start_sync()
+    pool.restart_sync()
+    assert runner.most_at_once == {"a": 1}
+    assert runner.log == ["open a", "place a.1.0", "stop a.1.0 10", "place a.2.0"]
+    pool.stop_sync()
+
+
+def test_a_command_that_notifies_on_the_shared_socket_may_overlap() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a", app=None, command=["prog"], notify=True))
+    pool.start_sync()
+    pool.restart_sync()
+    assert runner.most_at_once == {"a": 2}
+    pool.stop_sync()
+
+
+def test_a_failed_start_leaves_no_worker_and_no_listener() -> None:
+    runner = ScriptedRunner(a=FAILS, b=NEVER, c=BREAKS)
+    pool = made(runner, config("a"), config("b", start_timeout=0.05), config("c"), config("d"))
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    assert [(error.name, error.message, error.hint) for error in caught.value.exceptions] == [
+        ("a", "exited with status 3 before it was ready", "look"),
+        ("b", "was not ready within 0.05 s", ""),
+        ("c", "OSError: the wire is cut", ""),
+    ]
+    assert [type(error.__cause__).__name__ for error in caught.value.exceptions] == [
+        "WorkerFailed", "TimeoutError", "OSError",
+    ]  # fmt: skip
+    assert str(caught.value).startswith("3 of 4 servers did not start: a: exited")
+    assert list(runner.running) == ["d.1.0"]
+    assert runner.opened == {pool[config("d").bind].bind}
+    assert [server.state for server in pool.values()] == [State.FAILED] * 3 + [State.RUNNING]
+    assert [server.health for server in pool.values()] == [Status.KO] * 3 + [Status.OK]
+    pool.stop_sync()
+
+
+def test_an_address_that_cannot_be_opened_is_the_servers_failure_with_its_name() -> None:
+    runner = ScriptedRunner()
+    runner.unopenable = {"a"}
+    pool = made(runner, config("a"))
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    error = caught.value.exceptions[0]
+    assert (error.name, error.bind, error.hint) == ("a", only(pool).bind, "choose another")
+
+
+def test_a_worker_that_dies_leaves_a_failed_server_that_refuses() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    on_loop(lambda: runner.end("a.1.0", Exit.from_signal(9)))
+    wait_until(lambda: only(pool).state is State.FAILED)
+    assert (only(pool).message, only(pool).pids, runner.opened) == ("killed by SIGKILL", [], set())
+    pool.start_sync()
+    assert only(pool).is_running
+    assert only(pool).message == ""
+    pool.stop_sync()
+
+
+def test_one_dead_worker_of_several_leaves_the_server_running() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a", workers=2))
+    pool.start_sync()
+    on_loop(lambda: runner.end("a.1.1", Exit.from_status(1)))
+    wait_until(lambda: only(pool).message == "exited with status 1")
+    assert only(pool).is_running
+    pool.stop_sync()
+    assert runner.running == {}
+
+
+def test_a_worker_that_cannot_be_ended_is_a_pool_stop_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(berth, "_BEYOND_SECONDS", 0.05)
+    runner = ScriptedRunner()
+    runner.deaf = {"a"}
+    pool = made(runner, config("a"), config("b"))
+    pool.start_sync()
+    with pytest.raises(PoolStopError) as caught:
+        pool.stop_sync(timeout=0.01)
+    error = caught.value.exceptions[0]
+    assert (caught.value.code, error.code, error.name) == (1324, 1324, "a")
+    assert (error.message, error.hint) == ("could not be ended (nowhere)", "kill -9 1001")
+    assert isinstance(error.__cause__, TimeoutError)
+    assert pool[config("b").bind].state is State.STOPPED
+    assert pool[config("a").bind].pids == [1001]
+    runner.deaf.clear()
+    pool.stop_sync()
+    assert pool[config("a").bind].state is State.STOPPED
+
+
+def test_join_tells_of_what_could_not_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(berth, "_BEYOND_SECONDS", 0.2)
+    runner = ScriptedRunner()
+    runner.deaf = {"a"}
+    pool = made(runner, config("a", stop_timeout=0))
+    pool.start_sync()
+    server = only(pool)
+    pool.clean()
+    with pytest.raises(PoolStopError) as caught:
+        pool.join_sync()
+    assert "a: could not be ended" in str(caught.value)
+    runner.deaf.clear()
+    server.stop_sync()
+    asyncio.run(pool.join())
+
+
+def test_the_timeout_of_a_stop_is_when_workers_are_killed() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a", stop_timeout=20))
+    for timeout in (None, 5, "1m", timedelta(seconds=3)):
+        pool.start_sync()
+        pool.stop_sync(timeout=timeout)
+    assert [line for line in runner.log if line.startswith("stop")] == [
+        "stop a.1.0 20", "stop a.2.0 5", "stop a.3.0 20", "stop a.4.0 3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("timeout", [-1, "soon", float("nan"), object()])
+def test_a_timeout_that_is_none_is_a_parameter_error(timeout: Any) -> None:
+    pool = made(ScriptedRunner(), config("a"))
+    for order in (pool.start_sync, pool.stop_sync, pool.restart_sync):
+        with pytest.raises(PoolParamError):
+            order(timeout=timeout)
+
+
+def test_disabled_servers_are_passed_over_and_refused_when_meant() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a", disabled=True), config("b"))
+    disabled = pool[config("a").bind]
+    pool.start_sync()
+    pool.restart_sync()
+    assert (disabled.state, disabled.ready) == (State.DISABLED, False)
+    assert not any("a." in line for line in runner.log)
+    with pytest.raises(PoolStartError) as caught:
+        disabled.start_sync()
+    assert caught.value.exceptions[0].message == "is disabled"
+    pool.stop_sync()
+    assert disabled.state is State.DISABLED
+
+
+def test_a_server_that_was_disabled_while_it_ran_is_stopped_by_the_next_restart() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    pool.merge(made(runner, config("a", disabled=True)))
+    assert only(pool).is_running
+    pool.restart_sync()
+    assert only(pool).state is State.DISABLED
+    assert runner.running == {}
+
+
+def test_dependencies_come_first_and_go_last_and_a_failed_one_keeps_nobody_from_trying() -> None:
+    runner = ScriptedRunner(db=FAILS)
+    pool = made(
+        runner, config("web", depends_on=["api"]), config("api", depends_on=["db", "cache"]),
+        config("db"), config("cache"),
+    )  # fmt: skip
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    assert [error.name for error in caught.value.exceptions] == ["db"]
+    placed = [line.split()[1] for line in runner.log if line.startswith("place")]
+    assert {*placed[:2]} == {"db.1.0", "cache.1.0"}
+    assert placed[2:] == ["api.1.0", "web.1.0"]
+    pool.stop_sync()
+    stopped = [line.split()[1] for line in runner.log if line.startswith("stop") and "db" not in line]
+    assert stopped == ["web.1.0", "api.1.0", "cache.1.0"]
+
+
+def test_dependencies_in_a_circle_do_not_wait_for_each_other_for_ever() -> None:
+    runner = ScriptedRunner()
+    pool = made(
+        runner, config("a", depends_on=["b"]), config("b", depends_on=["a"]), config("c", depends_on=["c"])
+    )
+    pool.start_sync(timeout=10)
+    assert len(runner.running) == 3
+    pool.stop_sync()
+
+
+def test_a_job_is_ready_when_it_has_ended() -> None:
+    runner = ScriptedRunner()
+    job = ServerConfig(name="migrate", job=True, command=["true"])
+    pool = made(runner, job, config("web", depends_on=[{"name": "migrate", "condition": "completed"}]))
+    pool.start_sync()
+    migrate = pool["job:migrate"]
+    assert (migrate.state, migrate.ready, migrate.is_running) == (State.STOPPED, True, False)
+    assert migrate.monitor().status is Status.OK
+    assert repr(migrate) == "<Server migrate job:migrate stopped ready>"
+    assert runner.log.index("place migrate.1.0") < runner.log.index("place web.1.0")
+    pool.start_sync()
+    pool.stop_sync()
+
+
+def test_a_failed_job_is_failed() -> None:
+    runner = ScriptedRunner(migrate=FAILS)
+    pool = made(runner, ServerConfig(name="migrate", job=True, command=["true"]))
+    with pytest.raises(PoolStartError):
+        pool.start_sync()
+    assert (only(pool).state, only(pool).ready) == (State.FAILED, False)
+
+
+def test_uptimes_and_shares_are_those_of_the_clock() -> None:
+    clock = ManualClock()
+    pool = made(ScriptedRunner(), config("a"), config("b"))
+    pool._home.clock = clock
+    one, two = pool.values()
+    one.start_sync()
+    clock.advance(30)
+    two.start_sync()
+    clock.advance(10)
+    assert (one.uptime, two.uptime, pool.uptime) == tuple(timedelta(seconds=s) for s in (40, 10, 40))
+    one.restart_sync()
+    clock.advance(5)
+    assert (one.uptime, pool.uptime) == (timedelta(seconds=5), timedelta(seconds=15))
+    one.stop_sync()
+    clock.advance(15)
+    assert one.uptime == timedelta()
+    pool.stop_sync()
+    assert pool.uptime == timedelta()
+
+
+def test_a_server_in_transit_is_between_ok_and_ko() -> None:
+    pool = made(ScriptedRunner(a=NEVER), config("a"))
+    thread = threading.Thread(target=_quietly(pool.start_sync))
+    thread.start()
+    wait_until(lambda: only(pool).state is State.STARTING)
+    monitor = only(pool).monitor()
+    assert (monitor.status, monitor.message) == (Status.WARN, "starting")
+    assert (only(pool).health, only(pool).ready) == (Status.UNKNOWN, False)
+    pool.stop_sync()
+    thread.join(10)
+
+
+def _quietly(order: Any) -> Any:
+    def run() -> None:
+        try:
+            order()
+        except PoolStartError:
+            pass
+
+    return run
+
+
+def test_a_running_server_that_does_not_accept_is_ko() -> None:
+    pool = made(ScriptedRunner(), config("a", bind="127.0.0.1:1"))
+    pool.start_sync()
+    monitor = only(pool).monitor()
+    assert (monitor.status, monitor.latency) == (Status.KO, None)
+    assert "refused" in monitor.message.lower()
+    assert [each.name for each in pool.monitor()] == pool.monitor_names() == ["a"]
+    pool.stop_sync()
+
+
+def test_context_values_are_there_when_a_worker_is_placed() -> None:
+    runner = ScriptedRunner()
+    made(runner, config("a")).start_sync()
+    made(runner, config("b"), context=PoolContext({"db": 1})).start_sync()
+    assert [dict(values) for values in runner.values] == [{}, {"db": 1}]
+    engine.run_sync(runner.aclose())
+
+
+def test_storing_under_a_running_address_stops_the_old_one_first() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    old = only(pool)
+    new = pool.store_new(config("a2", bind=old.bind))
+    new.start_sync()
+    assert (old.state, new.state) == (State.STOPPED, State.RUNNING)
+    assert runner.log == [
+        "open a", "place a.1.0", "stop a.1.0 10", f"close {old.bind}", "open a2", "place a2.1.0",
+    ]  # fmt: skip
+    pool.store(new)
+    assert new.is_running, "storing what is stored changes nothing"
+    pool.stop_sync()
+
+
+def test_a_replaced_server_that_never_ran_is_just_gone() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.store_new(config("a2", bind=config("a").bind))
+    pool.join_sync()
+    assert runner.log == []
+
+
+def test_generations_are_counted_by_name_over_all_pools_of_a_runner() -> None:
+    runner = ScriptedRunner()
+    made(runner, config("a")).start_sync()
+    made(runner, config("a", bind="127.0.0.1:2")).start_sync()
+    assert list(runner.running) == ["a.1.0", "a.2.0"]
+    engine.run_sync(runner.aclose())
+
+
+def test_a_restart_that_is_cut_short_by_a_stop_says_so_and_ends_both_generations() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    runner.script["a"] = NEVER
+    raised: list[BaseException] = []
+
+    def restart() -> None:
+        try:
+            pool.restart_sync()
+        except PoolRestartError as error:
+            raised.extend(error.exceptions)
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    wait_until(lambda: "place a.2.0" in runner.log)
+    pool.stop_sync()
+    thread.join(10)
+    assert [error.args[0] for error in raised] == ["was told to stop before it was ready"]
+    assert runner.running == {}
+    assert only(pool).state is State.STOPPED
+
+
+def test_a_sequential_restart_that_is_cut_short_by_a_stop_ends_too() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a", overlap=False))
+    pool.start_sync()
+    runner.script["a"] = NEVER
+    thread = threading.Thread(target=_quietly_restart(pool))
+    thread.start()
+    wait_until(lambda: "place a.2.0" in runner.log)
+    pool.stop_sync()
+    thread.join(10)
+    assert runner.running == {}
+    assert runner.opened == set()
+    assert only(pool).state is State.STOPPED
+
+
+def _quietly_restart(pool: Pool) -> Any:
+    def run() -> None:
+        try:
+            pool.restart_sync()
+        except PoolRestartError:
+            pass
+
+    return run
+
+
+def test_a_start_after_a_stop_was_ordered_waits_for_it() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+
+    async def both() -> None:
+        await asyncio.gather(pool.stop(), pool.start())
+
+    asyncio.run(both())
+    assert only(pool).is_running
+    assert list(runner.running) == ["a.2.0"]
+    pool.stop_sync()
+
+
+def test_several_starts_at_once_place_one_generation() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+
+    async def many() -> None:
+        await asyncio.gather(*(pool.start() for _ in range(5)))
+
+    asyncio.run(many())
+    assert list(runner.running) == ["a.1.0"]
+    pool.stop_sync()

@@ -1,0 +1,280 @@
+"""Contract §3: the one selector language."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.pool.select import Selector, SelectorError, Unmatched, select
+
+
+def item(name: str, bind: str, **keys: Any) -> dict[str, Any]:
+    usual = {"expose": f"http://{bind}", "tags": [], "state": "running", "health": "ok"}
+    return {"name": name, "bind": bind} | usual | keys
+
+
+ITEMS = [
+    item("users", "127.0.0.1:8081", tags=["api"]),
+    item("Orders", "127.0.0.1:8082", tags=["api", "slow"], state="failed", health="ko"),
+    item("admin", "[::1]:9000", expose="https://adm.local", state="stopped", health="unknown"),
+    item("all", "0.0.0.0:80", health="warn"),
+]
+
+
+def chosen(selector: Selector) -> list[str]:
+    found, unmatched = select(ITEMS, selector)
+    assert unmatched is None
+    return [each["name"] for each in found]
+
+
+def unmatched(selector: Selector) -> Unmatched:
+    found, reason = select(ITEMS, selector)
+    assert found == []
+    assert reason is not None
+    return reason
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (["users"], ["users"]),
+        (["USERS"], ["users"]),
+        (["orders", "users"], ["users", "Orders"]),
+        (["users", "users"], ["users"]),
+        (["127.0.0.1:8082"], ["Orders"]),
+        (["http://127.0.0.1:8082"], ["Orders"]),
+        (["[0:0:0:0:0:0:0:1]:9000"], ["admin"]),
+        ([":80"], ["all"]),
+        (["*:80"], ["all"]),
+        (["*"], ["users", "Orders", "admin", "all"]),
+        (["?sers"], ["users"]),
+        (["*ER*"], ["users", "Orders"]),
+        (["127.0.0.1:*"], ["users", "Orders"]),
+        (["*:808?", "admin"], ["users", "Orders", "admin"]),
+        (["[::1]*"], ["admin"]),
+    ],
+)
+def test_targets_are_names_or_addresses_with_wildcards(targets: list[str], names: list[str]) -> None:
+    assert chosen(Selector(targets)) == names
+
+
+@pytest.mark.parametrize("target", ["user", "sers", "127.0.0.1:80", "nobody", "x*", "", ":", "[", "users\n"])
+def test_a_target_that_names_nothing_is_unmatched(target: str) -> None:
+    assert unmatched(Selector([target])).targets == [target]
+
+
+def test_an_unknown_target_stops_everything_even_with_allow_empty_and_not() -> None:
+    for selector in (
+        Selector(["users", "nobody"], allow_empty=True),
+        Selector(["users", "nobody"], invert=True),
+        Selector(["users", "nobody"], tag=["api"]),
+    ):
+        assert unmatched(selector).targets == ["nobody"]
+
+
+def test_near_names_are_told() -> None:
+    reason = unmatched(Selector(["user", "ordes*"]))
+    assert reason.near == {"user": ["users"], "ordes*": ["Orders"]}
+    assert reason.message == "no server matches 'user', 'ordes*'"
+    assert reason.hint == "did you mean 'users' or 'Orders'?"
+    assert unmatched(Selector(["127.0.0.1:8083"])).near["127.0.0.1:8083"][0] == "127.0.0.1:8082"
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"name": ["^u"]}, ["users"]),
+        ({"name": ["^u", "^a"]}, ["users", "admin", "all"]),
+        ({"name": ["orders"]}, []),
+        ({"name": ["Orders"]}, ["Orders"]),
+        ({"bind": [r":808\d$"]}, ["users", "Orders"]),
+        ({"expose": ["^https:"]}, ["admin"]),
+        ({"tag": ["api"]}, ["users", "Orders"]),
+        ({"tag": ["API"]}, []),
+        ({"tag": ["slow", "nothing"]}, ["Orders"]),
+        ({"state": ["failed", "stopped"]}, ["Orders", "admin"]),
+        ({"health": ["ok"]}, ["users"]),
+        ({"tag": ["api"], "state": ["running"]}, ["users"]),
+        ({"tag": ["api"], "name": ["a"]}, []),
+        ({"targets": ["users", "admin"], "tag": ["api"]}, ["users"]),
+    ],
+)
+def test_repeats_widen_and_different_options_narrow(options: dict[str, Any], names: list[str]) -> None:
+    assert chosen(Selector(**options, allow_empty=True)) == names
+
+
+def test_not_inverts_the_whole_selection() -> None:
+    assert chosen(Selector(["users"], invert=True)) == ["Orders", "admin", "all"]
+    assert chosen(Selector(tag=["api"], state=["running"], invert=True)) == ["Orders", "admin", "all"]
+
+
+def test_options_that_match_nothing_are_unmatched_unless_that_is_allowed() -> None:
+    reason = unmatched(Selector(tag=["nothing"]))
+    assert (reason.targets, reason.message) == ([], "no server matches")
+    assert "--allow-empty" in reason.hint
+    assert chosen(Selector(tag=["nothing"], allow_empty=True)) == []
+    assert unmatched(Selector(invert=True)).targets == []
+
+
+def test_no_selector_means_all_also_of_nothing() -> None:
+    assert chosen(Selector()) == [each["name"] for each in ITEMS]
+    assert select([], Selector()) == ([], None)
+
+
+def test_an_item_without_the_keys_is_not_chosen_by_them() -> None:
+    assert select([{}], Selector(tag=["x"], allow_empty=True)) == ([], None)
+    assert select([{"tags": None}], Selector(tag=["x"], allow_empty=True)) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "place"),
+    [("(a", "(a\n^"), ("a)", "a)\n ^"), ("[z-a]", "[z-a]\n ^"), ("x{2,1}", "x{2,1}\n  ^")],
+)
+def test_an_invalid_regular_expression_shows_the_place(pattern: str, place: str) -> None:
+    with pytest.raises(SelectorError) as caught:
+        Selector(name=[pattern])
+    assert pattern in caught.value.message
+    assert caught.value.hint == place
+
+
+def test_a_regular_expression_that_is_too_deep_is_an_error_too() -> None:
+    with pytest.raises(SelectorError) as caught:
+        Selector(bind=["(" * 50_000 + ")" * 50_000])
+    assert "too complicated" in caught.value.message
+
+
+def test_an_unknown_state_or_health_is_told_with_what_is_near() -> None:
+    with pytest.raises(SelectorError) as caught:
+        Selector(state=["runing"])
+    assert caught.value.message == "unknown state 'runing'; did you mean 'running'?"
+    with pytest.raises(SelectorError) as caught:
+        Selector(health=["purple"])
+    assert caught.value.message == "unknown health 'purple'; one of: unknown, ok, warn, ko"
+    assert Selector(state=["Running"]).state == ["running"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"targets": "users"}, "'targets' of the selector must be a list of strings"),
+        ({"tag": [1]}, "'tag' of the selector must be a list of strings"),
+        ({"wat": []}, "unknown key 'wat' in the selector"),
+    ],
+)
+def test_a_malformed_selector_from_outside_is_refused(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(SelectorError) as caught:
+        Selector.from_dict(data)
+    assert caught.value.message == message
+
+
+def test_a_selector_says_what_it_chooses() -> None:
+    assert repr(Selector()) == "<Selector all>"
+    assert repr(Selector(["a"], tag=["b"], invert=True)) == "<Selector targets=['a'] tag=['b'] not>"
+    assert repr(Selector(allow_empty=True)) == "<Selector allow_empty>"
+    assert repr(Unmatched(["a"])) == "<Unmatched ['a']>"
+    assert Selector(["a"]) != Selector(["b"])
+
+
+def test_choosing_by_name_needs_neither_expressions_nor_addresses() -> None:
+    script = (
+        "import sys; before = set(sys.modules); from poolctl.pool.select import *;"
+        "select([{'name': 'a', 'bind': 'b'}], Selector(['a']));"
+        "print(*(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert not {"re", "difflib", "typing", "dataclasses", "asyncio", "pydantic"} & set(done.stdout.split())
+
+
+# Properties.
+
+words = st.sampled_from(["a", "b", "ab", "B", "a-1", "Server", "server2"])
+binds = st.sampled_from(["127.0.0.1:1", "127.0.0.1:11", "[::1]:1", "0.0.0.0:80", "unix:/a/b", "job:x"])
+items = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": words,
+            "bind": binds,
+            "expose": st.sampled_from(["http://a", "https://b:1"]),
+            "tags": st.lists(words, max_size=2),
+            "state": st.sampled_from(["running", "stopped"]),
+            "health": st.sampled_from(["ok", "ko"]),
+        }
+    ),
+    max_size=6,
+)
+patterns = st.lists(st.sampled_from(["a", "^a", "1$", ".", "b|S", "nothing"]), max_size=2)
+selectors = st.builds(
+    Selector,
+    st.lists(st.one_of(words, binds, st.sampled_from(["*", "a*", "?", "*:1*", "none"])), max_size=2),
+    name=patterns,
+    bind=patterns,
+    expose=patterns,
+    tag=st.lists(words, max_size=2),
+    state=st.lists(st.sampled_from(["running", "stopped"]), max_size=2),
+    health=st.lists(st.sampled_from(["ok", "ko"]), max_size=2),
+    invert=st.booleans(),
+    allow_empty=st.booleans(),
+)
+
+
+def by_definition(each: dict[str, Any], selector: Selector) -> bool:
+    """The contract's sentences, one by one."""
+
+    def named(target: str) -> bool:
+        glob = re.escape(target).replace(r"\*", ".*").replace(r"\?", ".")
+        return any(re.fullmatch(glob, each[field], re.IGNORECASE) for field in ("name", "bind"))
+
+    tests = [not selector.targets or any(named(target) for target in selector.targets)]
+    for field in ("name", "bind", "expose"):
+        wanted = getattr(selector, field)
+        tests.append(not wanted or any(re.search(pattern, each[field]) for pattern in wanted))
+    tests.append(not selector.tag or any(tag in each["tags"] for tag in selector.tag))
+    tests.append(not selector.state or each["state"] in selector.state)
+    tests.append(not selector.health or each["health"] in selector.health)
+    return all(tests) is not selector.invert
+
+
+@given(items, selectors)
+def test_selecting_is_what_the_contract_says(found: list[dict[str, Any]], selector: Selector) -> None:
+    result, reason = select(found, selector)
+    if reason is None:
+        assert result == [each for each in found if by_definition(each, selector)]
+    else:
+        assert result == []
+        assert reason.targets or not any(by_definition(each, selector) for each in found)
+        assert set(reason.targets) <= set(selector.targets)
+
+
+@given(items, selectors)
+def test_a_selection_and_its_inverse_are_everything_once(
+    found: list[dict[str, Any]], selector: Selector
+) -> None:
+    one = Selector.from_dict({**selector.to_dict(), "not": False, "allow_empty": True})
+    other = Selector.from_dict({**selector.to_dict(), "not": True, "allow_empty": True})
+    (kept, reason), (left, other_reason) = select(found, one), select(found, other)
+    assert (reason is None) is (other_reason is None)
+    if reason is None and not one.selects_all:
+        assert sorted(map(id, kept + left)) == sorted(map(id, found))
+
+
+@given(selectors)
+def test_a_selector_survives_the_wire(selector: Selector) -> None:
+    assert Selector.from_dict(selector.to_dict()) == selector
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_any_text_is_a_target_or_an_error_and_never_a_crash(target: str, pattern: str) -> None:
+    select(ITEMS, Selector([target]))
+    try:
+        selector = Selector(name=[pattern])
+    except SelectorError:
+        return
+    select(ITEMS, selector)
