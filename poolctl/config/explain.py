@@ -56,9 +56,9 @@ def _finding(details: Any, model: type[BaseModel]) -> Finding:
         return Finding(path, f"{path[-1]!r} is missing", f"add {path[-1]} = …")
     if kind == "value_error":
         cause = context["error"]
-        return Finding(
-            path, str(cause), getattr(cause, "hint", ""), shown(value), getattr(cause, "allowed", "")
-        )
+        allowed = getattr(cause, "allowed", "")
+        hint = f"allowed is {allowed}" if allowed and allowed not in str(cause) else ""
+        return Finding(path, str(cause), hint, shown(value), allowed)
     allowed, message = _allowed(kind, context), ""
     found = shown(value)
     if not allowed:

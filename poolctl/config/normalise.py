@@ -17,6 +17,9 @@ from poolctl.config.values import number_from_environment
 # What ServerConfig carries beside the keys of the file; nobody writes them.
 INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose", "origins"})
 
+MOST_WORKERS = 10_000
+WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
+
 Step = Callable[[Any, str], Any]
 
 
@@ -45,14 +48,21 @@ def _take_listen(table: dict[str, Any], findings: list[Finding]) -> None:
 
 
 def _take_workers(table: dict[str, Any], findings: list[Finding]) -> None:
-    workers = number_from_environment(table["workers"])
+    written = table.pop("workers")
+    workers = number_from_environment(written)
     if "scale" in table:
-        del table["workers"]
         findings.append(Finding(("workers",), "both 'workers' and 'scale' are given", "keep one of them"))
-    elif isinstance(workers, int) and not isinstance(workers, bool) and 1 <= workers <= 10_000:
-        del table["workers"]
+    elif not isinstance(workers, int) or isinstance(workers, bool):
+        message = f"{shown(written)} is not allowed here"
+        findings.append(
+            Finding(("workers",), message, "expected a whole number", shown(written), WORKERS_ALLOWED)
+        )
+    elif not 1 <= workers <= MOST_WORKERS:
+        message = f"{shown(written)} is not allowed here"
+        hint = f"allowed is {WORKERS_ALLOWED}"
+        findings.append(Finding(("workers",), message, hint, shown(written), WORKERS_ALLOWED))
+    else:
         table["scale"] = {"min": workers, "max": workers}
-    # Anything else stays where it is for the model to complain about.
 
 
 def absolute(value: Any, base_dir: str) -> Any:

@@ -26,7 +26,8 @@ def app_findings(app: Any) -> list[Finding]:
             return []
         message = f"{shown(app)} is no app"
         return [Finding(("app",), message, 'write "module:attribute"', allowed='"module:attribute"')]
-    if _app.fullmatch(app):
+    # A module may be called "py"; a person who writes app.py means the file.
+    if _app.fullmatch(app) and not app.partition(":")[0].endswith(".py"):
         return []
     if app.endswith(")"):
         mend = f'write app = "{app.partition("(")[0]}" and factory = true'

@@ -1,0 +1,377 @@
+"""Every problem of every file in one run: its place, its key, its cause and its mend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.config import PoolConfig, Problem
+from poolctl.errors import PoolValidateError
+from tests.config_files import SERVER, load_text, told
+
+
+def test_all_problems_of_all_files_are_told_in_the_files_order(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        '[pool]\nnme = "x"\n[[server]]\nname = "one two"\nbind = "127.0.0.1:99999"\napp = "h:a"\n'
+        '[[server]]\nname = "typo"\nbinf = ":81"\napp = "h:a"\nhttp = { loop = "fast", lop = 1 }\n'
+    )
+    (tmp_path / "b.yaml").write_text("server:\n- name: far\n  bind: :82\n  app: h:a\n  http:\n    loop: x\n")
+    config = PoolConfig.load([tmp_path / "a.toml", tmp_path / "b.yaml"], {})
+    found = [(Path(p.file).name, p.line, p.column, p.key) for p in config.problems if isinstance(p, Problem)]
+    assert found == [
+        ("a.toml", 2, 1, "pool.nme"),
+        ("a.toml", 4, 1, "server[0].name"),
+        ("a.toml", 5, 1, "server[0].bind"),
+        ("a.toml", 7, 1, "server[1].bind"),
+        ("a.toml", 9, 1, "server[1].binf"),
+        ("a.toml", 11, 10, "server[1].http.loop"),
+        ("a.toml", 11, 25, "server[1].http.lop"),
+        ("b.yaml", 6, 5, "server[0].http.loop"),
+    ]
+    assert all(problem.code == 1322 and problem.hint for problem in config.problems)
+    assert len(config) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("pool.toml", SERVER + "bogus = 1\n", (5, 1, "server[0].bogus")),
+        ("pool.toml", SERVER + "[server.http]\nbogus = 1\n", (6, 1, "server[0].http.bogus")),
+        ("pool.toml", SERVER + "http.bogus = 1\n", (5, 6, "server[0].http.bogus")),
+        ("pool.toml", SERVER + 'tags = [\n  "a",\n  3,\n]\n', (7, 3, "server[0].tags[1]")),
+        ("pool.toml", SERVER + "listen = ':1'\n", (5, 1, "server[0].listen")),
+        ("pool.toml", SERVER.replace("bind", "listen").replace("8080", "x"), (3, 1, "server[0].listen")),
+        ("pool.toml", SERVER + "workers = 0\n", (5, 1, "server[0].workers")),
+        ("pool.json", '[\n {"name": "a", "bind": ":1",\n  "app": 5}]', (3, 3, "[0].app")),
+        ("pool.yml", "- name: a\n  bind: ':1'\n  app: 5\n", (3, 3, "[0].app")),
+        (
+            "pyproject.toml",
+            "[tool.poolctl.pool]\nbogus = 1\n",
+            (2, 1, "tool.poolctl.pool.bogus"),
+        ),
+        ("pool.toml", "[defaults]\nbogus = 1\n", (2, 1, "defaults.bogus")),
+        ("pool.toml", "bogus = 1\n", (1, 1, "bogus")),
+    ],
+)
+def test_a_problem_is_where_its_key_is(
+    tmp_path: Path, name: str, text: str, place: tuple[int, int, str]
+) -> None:
+    (problem,) = load_text(tmp_path, text, name).problems
+    assert isinstance(problem, Problem)
+    assert (problem.line, problem.column, problem.key) == place
+    assert str(problem).startswith(f"{tmp_path / name}:{place[0]}:{place[1]}: {place[2]}: ")
+
+
+def test_a_problem_is_a_document_of_the_command_line(tmp_path: Path) -> None:
+    (problem,) = load_text(tmp_path, SERVER.replace("app =", "ap =")).problems[:1]
+    document = problem.to_dict()
+    assert json.loads(json.dumps(document)) == document
+    assert document["name"] == "web"
+    assert document["bind"] == "127.0.0.1:8080"
+    assert (document["code"], document["error"]) == (1322, "ErrorPoolValidate")
+    assert (document["line"], document["column"], document["key"]) == (4, 1, "server[0].ap")
+    assert "did you mean 'app'?" in document["hint"]
+
+
+WRONG: list[tuple[str, str, str]] = [
+    # line to add, what the problem names, what the mend says
+    ("binf = 1", "'binf'", "bind"),
+    ("Workers = 1", "'Workers'", "known here"),
+    ("start-timeout = 1", "'start-timeout'", "start_timeout"),
+    ("depends-on = []", "'depends-on'", "depends_on"),
+    ("address = 1", "'address'", "take it out"),
+    ("base_dir = 'x'", "'base_dir'", "take it out"),
+    ('tags = "api"', "tags", '["…"]'),
+    ('tags = ["a b"]', "tags[0]", "without blanks"),
+    ('tags = ["a,b"]', "tags[0]", "commas"),
+    ('tags = [""]', "tags[0]", "word"),
+    ("labels = { a = 1 }", "labels.a", "quotes"),
+    ("env = { A = true }", "env.A", "quotes"),
+    ("env = { A = 1.10 }", "env.A", "quotes"),
+    ('env = { "A=B" = "x" }', "A=B", "env"),
+    ('env = "A=B"', "env", "a table"),
+    ("workers = 0", "workers", "at least"),
+    ("workers = -1", "workers", "at least"),
+    ("workers = 1.5", "workers", "whole number"),
+    ("workers = true", "workers", "whole number"),
+    ('workers = "two"', "workers", "whole number"),
+    ("workers = 1000000", "workers", "10000"),
+    ("workers = 2\nscale = { min = 2 }", "both", "keep one"),
+    ("scale = { min = 3, max = 2 }", "scale.max", "swap"),
+    ("scale = { min = -1 }", "scale.min", "at least 0"),
+    ('disabled = "yes"', "disabled", "without quotes"),
+    ("disabled = 1", "disabled", "true or false"),
+    ('start_timeout = "5 parsecs"', "start_timeout", "500ms"),
+    ("start_timeout = 0", "start_timeout", "out of range"),
+    ("stop_timeout = -1", "stop_timeout", "not negative"),
+    ("drain_timeout = nan", "drain_timeout", "finite"),
+    ("drain_timeout = inf", "drain_timeout", "finite"),
+    ('drain_timeout = "400d"', "drain_timeout", "out of range"),
+    ("drain_timeout = true", "drain_timeout", "duration"),
+    ('log = { max_size = "huge" }', "log.max_size", "64KiB"),
+    ("log = { max_size = 0 }", "log.max_size", "out of range"),
+    ('log = { format = "xml" }', "log.format", '"text"'),
+    ("log = { keep = -1 }", "log.keep", "at least 0"),
+    ('log = "web.log"', "log", "a table"),
+    ('restart = "sometimes"', "restart", '"on-failure"'),
+    ("restart = { backoff = { factor = 0.5 } }", "restart.backoff.factor", "at least 1"),
+    ("restart = { backoff = { jitter = 2 } }", "restart.backoff.jitter", "at most 1"),
+    ("restart = { window = 0 }", "restart.window", "out of range"),
+    ("restart = { polcy = 'no' }", "restart.polcy", "policy"),
+    ("restart = true", "restart", "a table"),
+    ('http = { implementation = "nginx" }', "http.implementation", '"httptools"'),
+    ("http = { max_requests = 0 }", "http.max_requests", "at least 1"),
+    ("http = { trusted_proxies = '*' }", "http.trusted_proxies", '["…"]'),
+    ('tls = "yes"', "tls", "true, false"),
+    ("tls = { key = 'k' }", "tls.cert", "add cert"),
+    ("tls = { cert = 'c', client_auth = 'required' }", "tls.client_auth", "add ca"),
+    ("tls = { cert = 'c', min_version = '1.1' }", "tls.min_version", '"1.2"'),
+    ("tls = { cert = 'c', min_version = 1.2 }", "tls.min_version", '"1.2"'),
+    ("limits = { open_files = 0 }", "limits.open_files", "at least 16"),
+    ('user = "a:b:c"', "user", "name[:group]"),
+    ('user = ""', "user", "www-data"),
+    ('cwd = ""', "cwd", "not empty"),
+    ("cwd = 3", "cwd", "quotes"),
+    ("env_file = 3", "env_file", "list"),
+    ("env_file = [3]", "env_file[0]", "quotes"),
+    ("depends_on = 'db'", "depends_on", '["…"]'),
+    ("depends_on = [3]", "depends_on[0]", "a table"),
+    ("depends_on = [{ name = 'web', condition = 'up' }]", "depends_on[0].condition", '"started"'),
+    ("depends_on = [{ condition = 'ready' }]", "depends_on[0].name", "add name"),
+    ("depends_on = ['nobody']", "'nobody'", "name a server"),
+    ("depends_on = ['wab']", "'wab'", "'web'"),
+    ("depends_on = ['web']", "depends on itself", "take out"),
+    ("notify = true", "notify", "command"),
+    ("job = true", "job", "address"),
+    ("handler_key = 3", "handler_key", "quotes"),
+    ("command = 'run me'", "command", '["run", "me"]'),
+    ("command = ['x']", "both 'app' and 'command'", "keep one"),
+    ("command = []", "command", "keep one"),
+    ("command = ['']", "command[0]", "prog"),
+    ("expose = ''", "expose", "http://HOST:PORT"),
+    ("expose = 'a b'", "expose", "http://HOST:PORT"),
+    ("expose = 'ftp://x'", "expose", "http://HOST:PORT"),
+    ("health = { readiness = { http = '/', tcp = true } }", "health.readiness", "keep one"),
+    ("health = { readiness = { http = 'ready' } }", "health.readiness.http", "^/"),
+    ("health = { readiness = { http = '/', status = '2xx' } }", "health.readiness.status", "matches"),
+    ("health = { readiness = { http = '/', body = '(' } }", "health.readiness.body", "regular expression"),
+    ('env = { A = "a\\u0000b" }', "NUL", "take it out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "named", "mend"), WRONG)
+def test_a_wrong_value_is_named_with_its_mend(tmp_path: Path, line: str, named: str, mend: str) -> None:
+    text = told(tmp_path, SERVER + line + "\n")
+    assert named in text
+    assert mend in text
+    assert "pool.toml:5:" in text or "pool.toml:6:" in text
+
+
+@pytest.mark.parametrize(
+    ("app", "mend"),
+    [
+        ("app.py:app", '"app:app"'),
+        ("./shop/users.py:app", '"shop.users:app"'),
+        ("shop/users:app", '"shop.users:app"'),
+        ("shop.users", '"shop.users:app"'),
+        ("shop:create()", "factory = true"),
+        ("a:b:c", "module:attribute"),
+        ("1a:b", "module:attribute"),
+        ("a:b\n", "module:attribute"),
+        ("", "module:attribute"),
+    ],
+)
+def test_an_app_that_is_none_says_what_to_write(tmp_path: Path, app: str, mend: str) -> None:
+    text = told(tmp_path, SERVER.replace('"hello:app"', json.dumps(app)))
+    assert "server[0].app" in text
+    assert mend in text
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("server = 3\n", "not a list of tables"),
+        ("[server]\nname = 'web'\n", "two brackets"),
+        ("server = [3]\n", "a server is a table"),
+        ("[servers]\n", "did you mean 'server'?"),
+        ("pool = 3\n", "not a table"),
+        ("[defaults]\nname = 'x'\n", "cannot be a default"),
+        ("[pool]\nport_range = '9-1'\n", "port_range"),
+        ("[pool]\nport_range = 'all'\n", "FIRST-LAST"),
+        ("[pool]\nport_range = '1-65536'\n", "1-65535"),
+        ("[pool]\nport_range = 8000\n", "FIRST-LAST"),
+        ("[pool]\nname = 'a b'\n", "letters"),
+        ("[pool]\nhandlers = 'apps'\n", "module:function"),
+        ("[[server]]\nbind = ':1'\napp = 'a:b'\n", "'name' is missing"),
+        ("[[server]]\nname = 3\nbind = ':1'\napp = 'a:b'\n", "server[0].name"),
+        ("[[server]]\nname = 'a'\napp = 'a:b'\n", "'bind' is missing"),
+        ("[[server]]\nname = 'a'\nbind = 8080\napp = 'a:b'\n", 'bind = ":8080"'),
+        ("[[server]]\nname = 'a'\nbind = 'job:a'\napp = 'a:b'\n", "job = true"),
+        ("[[server]]\nname = 'a'\nbind = ':1'\n", "nothing to serve"),
+        ("[[server]]\nname = 'a'\njob = true\n", "needs a command"),
+        ("[[server]]\nname = 'a'\nbind = 'unix:" + "x" * 200 + "'\napp = 'a:b'\n", "107 bytes"),
+        ("[[server]]\nname = 'a'\nbind = 'unix:a'\ncommand = ['x', '{port}']\n", "{fd}"),
+        ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x', '{port}']\nworkers = 2\n", "workers = 1"),
+        ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x']\ntls = { cert = 'c' }\n", "TLS"),
+        ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x']\nhandler_key = 'k'\n", "no handler"),
+        ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = []\n", "not empty"),
+        ("[[server]]\nname = 'a'\nbind = ':1'\nfactory = true\n", "needs an app"),
+        ("[gateway]\nbind = ':80'\n", "not available"),
+        ("[[route]]\nalias = 'x'\n", "not available"),
+        ("[[stream]]\nbind = ':80'\n", "not available"),
+        ("[operator]\n", "not available"),
+        ("[proxmox]\n", "not available"),
+    ],
+)
+def test_a_wrong_file_is_told(tmp_path: Path, text: str, named: str) -> None:
+    assert named in told(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "scale = { min = 1, max = 3 }",
+        "scale = { min = 0 }",
+        'scale = { idle = "5m" }',
+        "preload = true",
+        'health = "/healthz"',
+        'health = { liveness = { exec = ["true"] } }',
+        'recovery = { strategy = "replace" }',
+        'limits = { memory = "100MiB" }',
+        "mandatory = true",
+    ],
+)
+@pytest.mark.parametrize("where", ["server", "defaults"])
+def test_a_key_of_a_later_version_is_told_once(tmp_path: Path, line: str, where: str) -> None:
+    other = SERVER.replace("web", "other").replace("8080", "8081")
+    text = SERVER + line + "\n" + other if where == "server" else f"[defaults]\n{line}\n" + SERVER + other
+    lines = told(tmp_path, text).splitlines()
+    assert len(lines) == 1
+    assert "is not available in this version of poolctl" in lines[0]
+    assert f": {where}" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "scale = { min = 2, max = 2 }",
+        "scale = { min = 2 }",
+        "preload = false",
+        "mandatory = false",
+        "health = {}",
+        'recovery = { strategy = "restart" }',
+        "limits = { open_files = 1024 }",
+    ],
+)
+def test_the_default_of_a_later_key_is_no_problem(tmp_path: Path, line: str) -> None:
+    assert told(tmp_path, SERVER + line + "\n") == ""
+
+
+def test_two_servers_of_one_name_name_both_places(tmp_path: Path) -> None:
+    text = told(tmp_path, SERVER + SERVER.replace("8080", "8081"))
+    assert "pool.toml:6:1: server[1].name: the name 'web' is taken" in text
+    assert "pool.toml:2:1" in text
+    assert "Web" in told(tmp_path, SERVER + SERVER.replace("8080", "8081").replace("web", "Web"))
+
+
+def test_a_name_is_taken_also_by_a_server_with_problems(tmp_path: Path) -> None:
+    text = told(tmp_path, SERVER + "bogus = 1\n" + SERVER + "bogus = 1\n")
+    assert "the name 'web' is taken" in text
+    assert "the address 127.0.0.1:8080 is taken" in text
+    assert text.count("unknown key 'bogus'") == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("0.0.0.0:80", "127.0.0.1:80"),
+        ("127.0.0.1:80", ":80"),
+        ("[::]:80", "0.0.0.0:80"),
+        ("localhost:80", "[::1]:80"),
+        ("127.0.0.1:http", "http://127.0.0.1:80"),
+        ("unix:a", "unix:./x/../a"),
+        ("fd:3", "fd:03"),
+    ],
+)
+def test_overlapping_addresses_name_both_places(tmp_path: Path, one: str, other: str) -> None:
+    text = told(
+        tmp_path,
+        f"[[server]]\nname = 'a'\napp = 'a:b'\nbind = '{one}'\n[[server]]\nname = 'b'\napp = 'a:b'\nbind = '{other}'\n",
+    )
+    assert text.startswith(f"{tmp_path}/pool.toml:8:1: server[1].bind: ")
+    assert f"{tmp_path}/pool.toml:4:1" in text
+    assert "'a'" in text
+
+
+def test_automatic_ports_do_not_collide(tmp_path: Path) -> None:
+    server = "[[server]]\nname = '{}'\napp = 'a:b'\nbind = '127.0.0.1:auto'\n"
+    assert told(tmp_path, server.format("a") + server.format("b")) == ""
+
+
+def test_each_circle_of_dependencies_is_told_once(tmp_path: Path) -> None:
+    server = "[[server]]\nname = '{0}'\napp = 'a:b'\nbind = ':{1}'\ndepends_on = [{2}]\n"
+    text = told(
+        tmp_path,
+        server.format("a", 1, "'b'")
+        + server.format("b", 2, "'c'")
+        + server.format("c", 3, "'a'")
+        + server.format("d", 4, "'a', 'e'")
+        + server.format("e", 5, "'d'"),
+    )
+    assert len(text.splitlines()) == 2
+    assert "a → b → c → a" in text
+    assert "d → e → d" in text
+
+
+def test_a_long_chain_of_dependencies_is_no_circle(tmp_path: Path) -> None:
+    server = "[[server]]\nname = 's{0}'\napp = 'a:b'\nbind = ':{1}'\ndepends_on = [{2}]\n"
+    chain = "".join(server.format(n, n + 1, f"'s{n + 1}'" if n < 4999 else "") for n in range(5000))
+    assert told(tmp_path, chain) == ""
+
+
+def test_completed_is_for_jobs(tmp_path: Path) -> None:
+    job = '[[server]]\nname = "job"\njob = true\ncommand = ["x"]\n'
+    line = 'depends_on = [{ name = "job", condition = "completed" }]\n'
+    assert told(tmp_path, SERVER + line + job) == ""
+    assert "no job" in told(tmp_path, SERVER + line + SERVER.replace("web", "job").replace("8080", "1"))
+
+
+def test_depending_on_a_server_with_problems_is_no_second_problem(tmp_path: Path) -> None:
+    bad = '[[server]]\nname = "bad"\nbind = ":x y"\napp = "a:b"\n'
+    assert len(told(tmp_path, SERVER + 'depends_on = ["bad"]\n' + bad).splitlines()) == 1
+
+
+def test_a_bad_default_is_told_once_and_not_for_each_server(tmp_path: Path) -> None:
+    others = "".join(SERVER.replace("web", f"s{n}").replace("8080", str(9000 + n)) for n in range(50))
+    lines = told(tmp_path, '[defaults]\nrestart = "sometimes"\nhttp = { loop = "x" }\n' + others).splitlines()
+    assert len(lines) == 2
+    assert all(": defaults." in line for line in lines)
+
+
+def test_an_unreadable_file_does_not_hide_the_problems_of_another(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[[server]\n")
+    (tmp_path / "b.toml").write_text(SERVER + "bogus = 1\n")
+    with pytest.raises(PoolValidateError) as caught:
+        PoolConfig.load([tmp_path / "a.toml", tmp_path / "b.toml", tmp_path / "c.toml"], {})
+    text = "\n".join(str(child) for child in caught.value.exceptions)
+    for part in ("a.toml:1:", "c.toml: there is no such file", "b.toml:5:1: server[0].bogus"):
+        assert part in text
+
+
+def test_the_valid_servers_are_there_beside_the_problems(tmp_path: Path) -> None:
+    config = load_text(tmp_path, SERVER + '[[server]]\nname = "bad"\nbind = "x"\napp = "a:b"\n')
+    assert [server.name for server in config] == ["web"]
+    assert len(config.problems) == 1
+    assert repr(config) == "<PoolConfig 1 server, 1 problem>"
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "x" * 10_000, 10**1000, -1.5, True])
+def test_whatever_is_found_is_shown_on_one_short_line(tmp_path: Path, value: Any) -> None:
+    servers = [
+        {"name": "a", "bind": ":1", "app": "a:b", key: value} for key in ("tags2", "scale", "user", "bind")
+    ]
+    text = told(tmp_path, json.dumps(servers), "pool.json")
+    assert all(len(line) < 1000 for line in text.splitlines())
