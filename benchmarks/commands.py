@@ -44,7 +44,9 @@ def _alternately(
     found: dict[str, list[float]] = {name: [] for name in ("bare", *commands)}
     for _ in range(repeat):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-I", "-c", "pass"], check=True)
+        subprocess.run(
+            [sys.executable, "-I", "-c", "pass"], stdin=subprocess.DEVNULL, capture_output=True, check=True
+        )
         found["bare"].append(1000 * (time.perf_counter() - started))
         for name, arguments in commands.items():
             found[name].append(1000 * project.seconds(*arguments))
