@@ -63,6 +63,10 @@ class Engine:
     def _begin(self, work: Coroutine[Any, Any, T], future: concurrent.futures.Future[T]) -> None:
         with LOCK:
             self._orders -= 1
+        if future.cancelled():
+            work.close()
+            self._end_if_idle()
+            return
         task = self.spawn(work)
 
         def given_up(_: object) -> None:

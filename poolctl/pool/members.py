@@ -144,14 +144,16 @@ class Members(Mapping[str, Server]):
         """Tell those that run to stop. Called under LOCK."""
         for server in servers:
             life = server._living() if server is not None else None
-            if life is not None and (life.busy or life.ending):
+            if life is not None and life.busy:
                 life.order_stop()
                 self._departed.add(life)
 
     async def join(self) -> None:
         """Return when all that was told to stop has stopped. Raises PoolStopError for what could not be ended."""
         while futures := self._endings():
-            await asyncio.wait([asyncio.wrap_future(future) for future in futures])
+            done, _ = await asyncio.wait([asyncio.wrap_future(future) for future in futures])
+            for each in done:
+                each.cancelled() or each.exception()  # seen; told by what follows
             self._raise_failed(futures)
 
     def join_sync(self) -> None:

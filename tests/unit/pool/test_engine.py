@@ -1,0 +1,160 @@
+"""The one thread with the one loop."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import threading
+from typing import Any
+
+import pytest
+
+from poolctl import Pool, PoolContext, ServerConfig
+from poolctl.pool import engine
+from tests.deadline import wait_until
+from tests.unit.pool.scripted_runner import ScriptedRunner
+
+
+async def _thread() -> threading.Thread:
+    return threading.current_thread()
+
+
+def test_work_is_done_on_one_thread_that_is_not_the_callers() -> None:
+    async def hold(until: asyncio.Event) -> threading.Thread:
+        await until.wait()
+        return threading.current_thread()
+
+    over = asyncio.Event()
+    held = engine.submit(hold(over))
+    here = engine.run_sync(_thread())
+    there = asyncio.run(engine.run(_thread()))
+    assert here is there is not threading.current_thread()
+    assert here.daemon
+    assert repr(engine._current) == "<Engine 1 tasks>"
+    engine._current.loop.call_soon_threadsafe(over.set)  # type: ignore[union-attr]
+    assert held.result(10) is here
+    wait_until(lambda: not here.is_alive())
+
+
+def test_a_new_thread_is_begun_when_the_last_one_has_ended() -> None:
+    first = engine.run_sync(_thread())
+    wait_until(lambda: not first.is_alive())
+    assert engine.run_sync(_thread()) is not first
+
+
+def test_errors_and_cancellation_reach_the_caller() -> None:
+    async def fail() -> None:
+        raise LookupError("not here")
+
+    async def give_up() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(LookupError):
+        engine.run_sync(fail())
+    with pytest.raises(LookupError):
+        asyncio.run(engine.run(fail()))
+    with pytest.raises(concurrent.futures.CancelledError):
+        engine.run_sync(give_up())
+
+
+def test_cancelling_the_future_cancels_the_work_and_its_cleaning_up_is_awaited() -> None:
+    begun, cleaned = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.set()
+
+    future = engine.submit(work())
+    assert begun.wait(10)
+    assert future.cancel()
+    assert cleaned.wait(10)
+
+
+def test_work_that_is_cancelled_before_it_began_leaves_nothing() -> None:
+    ran: list[Any] = []
+
+    async def work() -> None:
+        ran.append(1)
+
+    async def order_and_cancel() -> None:
+        engine.submit(work()).cancel()
+
+    engine.run_sync(order_and_cancel())
+    wait_until(lambda: engine._current is None)
+    assert ran == []
+
+
+def test_context_variables_stay_with_the_caller() -> None:
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+    variable.set(1)
+
+    async def read() -> int:
+        return variable.get()
+
+    assert engine.run_sync(read()) == 0
+
+
+def test_blocking_on_its_own_thread_is_refused() -> None:
+    async def nested() -> None:
+        engine.run_sync(_thread())
+
+    with pytest.raises(RuntimeError, match="would block"):
+        engine.run_sync(nested())
+
+
+def test_a_look_at_a_pool_that_changes_meanwhile_is_taken_again() -> None:
+    pool = Pool([ServerConfig(name="a", bind=":1", app="m:app")])
+    looks: list[int] = []
+
+    def look(servers: dict[str, Any]) -> int:
+        looks.append(len(servers))
+        if len(looks) == 1:
+            pool.store_new(ServerConfig(name="b", bind=":2", app="m:app"))
+        return len(servers)
+
+    assert pool._look(look) == 2
+    assert looks == [1, 2]
+    looks.clear()
+
+    def iterate(servers: dict[str, Any]) -> int:
+        for _ in servers:
+            look(servers)
+            pool.store_new(ServerConfig(name="c", bind=":3", app="m:app"))
+        return len(servers)
+
+    pool.clean()
+    pool.store_new(ServerConfig(name="a", bind=":1", app="m:app"))
+    assert pool._look(iterate) >= 2
+
+
+def test_a_context_that_is_cancelled_while_a_server_starts_ends_it() -> None:
+    context = PoolContext()
+    runner = ScriptedRunner()
+    pool = Pool([ServerConfig(name="a", bind=":1", app="m:app")], runner=runner, context=context)
+    place = runner.place
+
+    async def place_and_cancel(*arguments: Any) -> Any:
+        placement = await place(*arguments)
+        context.stop.set()
+        return placement
+
+    runner.place = place_and_cancel  # type: ignore[method-assign]
+    pool.start_sync()
+    wait_until(lambda: not pool.is_running)
+    pool.join_sync()
+    asyncio.run(pool.join())
+    assert runner.running == {}
+
+
+def test_join_of_many_is_awaited_in_any_loop() -> None:
+    runner = ScriptedRunner()
+    pool = Pool([ServerConfig(name=f"s{n}", bind=f":{n}", app="m:app") for n in range(1, 6)], runner=runner)
+    pool.start_sync()
+    pool.clean()
+    asyncio.run(pool.join())
+    assert runner.running == {}
