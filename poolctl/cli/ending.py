@@ -9,7 +9,9 @@ LIMIT_SECONDS = 10.0
 
 
 def await_end(pid: int, limit_seconds: float = LIMIT_SECONDS) -> bool:
-    """Whether the process has ended within the limit. One that is not there has."""
+    """Whether the process has ended within the limit. One that is not there has; 0 is none."""
+    if not pid:
+        return True
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,19 +1,23 @@
-"""Running the user's command as a shell would: in its own process group, owner of the terminal while it runs."""
+"""Running the user's command: the terminal and the standard streams are its own while it runs.
+
+It stays in our process group, as `env` or `nice` would leave it, so that pagers behind a pipe and Ctrl-Z work as
+always. A Ctrl-C of the terminal therefore reaches it without us.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import sys
-from collections.abc import Mapping, Sequence
-from types import FrameType
+from collections.abc import Iterable, Mapping, Sequence
 
 from poolctl.cli.exit_codes import NOT_EXECUTABLE, NOT_FOUND
 from poolctl.cli.outcome import Failure, Outcome
 
-# Asked of us, meant for the command. A terminal's own Ctrl-C reaches it without us: it is in the foreground.
+# Sent to us, meant for the command.
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# SI_KERNEL of sigaction(2): the terminal's own signals, which the command has got already.
+_FROM_KERNEL = 0x80
 # What Python ignores and a program expects at its default.
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -39,86 +43,31 @@ class Foreground:
         self._path = path
         self._command = list(command)
         self._env = dict(env)
-        self._terminal = _own_terminal()
-        self._pid = 0
-        self._early: list[int] = []
 
     def run(self, *, stdout: int | None = None) -> int:
         """The command's exit status, 128 + N when signal N ended it. Signals sent to us reach it meanwhile."""
-        handlers = {number: signal.getsignal(number) for number in PASSED_ON}
-        for number, handler in handlers.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, self._pass_on)
+        watched = (signal.SIGCHLD, *PASSED_ON)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         try:
-            self._pid = self._spawn(stdout)
-            self._give_terminal(self._pid)
-            for early in self._early:
-                self._send(early)
-            return self._await()
+            pid = self._spawn(before, stdout)
+            while True:
+                came = signal.sigwaitinfo(watched)
+                if came.si_signo == signal.SIGCHLD:
+                    ended, status = os.waitpid(pid, os.WNOHANG)
+                    if ended:
+                        code = os.waitstatus_to_exitcode(status)
+                        return code if code >= 0 else 128 - code
+                elif came.si_code != _FROM_KERNEL:
+                    os.kill(pid, came.si_signo)
         finally:
-            self._give_terminal(os.getpgrp())
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _spawn(self, stdout: int | None) -> int:
+    def _spawn(self, mask: Iterable[int], stdout: int | None) -> int:
         actions = [] if stdout is None else [(os.POSIX_SPAWN_DUP2, stdout, 1)]
         try:
             return os.posix_spawn(
-                self._path, self._command, self._env, file_actions=actions, setpgroup=0, setsigdef=_RESET
+                self._path, self._command, self._env, file_actions=actions, setsigmask=mask, setsigdef=_RESET
             )
         except OSError as error:
             code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
             raise Failure(Outcome.failed(code, f"{self._command[0]}: {error.strerror}")) from None
-
-    def _await(self) -> int:
-        while True:
-            _, status = os.waitpid(self._pid, os.WUNTRACED)
-            if not os.WIFSTOPPED(status):
-                return (
-                    os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-                )
-            if self._terminal is not None:
-                self._rest_together(os.WSTOPSIG(status))
-
-    def _rest_together(self, number: int) -> None:
-        """Ctrl-Z stops the command; stop with it, and go on with it when the shell says so."""
-        if number in (signal.SIGTTIN, signal.SIGTTOU):  # it was quicker than we with the terminal
-            self._give_terminal(self._pid)
-        else:
-            self._give_terminal(os.getpgrp())
-            os.kill(os.getpid(), signal.SIGSTOP)
-            self._give_terminal(self._pid)
-        self._send(signal.SIGCONT)
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        if self._pid:
-            self._send(number)
-        else:
-            self._early.append(number)
-
-    def _send(self, number: int) -> None:
-        try:
-            os.killpg(self._pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
-
-    def _give_terminal(self, group: int) -> None:
-        if self._terminal is None or not group:
-            return
-        # A background process that changes the foreground group is stopped, unless it blocks this signal.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
-        try:
-            os.tcsetpgrp(self._terminal, group)
-        except OSError:
-            pass  # the terminal has gone, or the command with it
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _own_terminal() -> int | None:
-    """The descriptor of the terminal in whose foreground we run, None if there is none."""
-    try:
-        fd = sys.stdin.fileno()
-        return fd if os.isatty(fd) and os.tcgetpgrp(fd) == os.getpgrp() else None
-    except (OSError, ValueError, AttributeError):
-        return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli import exit_codes
 from poolctl.cli.outcome import Failure, Item, Outcome, error
+from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.pool.select import select
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from poolctl.cli.request import Request
     from poolctl.config.model import ServerConfig
     from poolctl.config.pool_config import PoolConfig
+    from poolctl.listeners.ports import PortLedger
 
 
 def load(place: Place, *, allow_empty: bool = False) -> PoolConfig:
@@ -56,7 +58,23 @@ def choose(items: list[Item], request: Request) -> list[Item]:
 def select_from_files(request: Request, place: Place) -> list[Item]:
     """The selected servers as the files have them, none of them running."""
     config = load(place, allow_empty=bool(request.get("allow_empty")))
-    return choose([item(server) for server in config], request)
+    return choose([item(server) for server in servers_of(config, place)], request)
+
+
+def servers_of(config: PoolConfig, place: Place) -> list[ServerConfig]:
+    """The configured servers, `auto` ports as an earlier start has chosen them."""
+    servers = list(config)
+    if not any(server.address.auto for server in servers):
+        return servers
+    from poolctl.listeners.ports import PortLedger
+
+    ledger = PortLedger(f"{state_dir(os.environ, place.key)}/ports.json", *config.settings.port_range)
+    return [_with_known_port(server, ledger) for server in servers]
+
+
+def _with_known_port(server: ServerConfig, ledger: PortLedger) -> ServerConfig:
+    port = ledger.known(server.name) if server.address.auto else None
+    return server if port is None else server.at(server.address.with_port(port))
 
 
 def described(server: ServerConfig) -> Item:

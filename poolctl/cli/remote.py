@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from poolctl.cli.outcome import Outcome
+from poolctl.cli.ending import await_end
+from poolctl.cli.exit_codes import INVALID_CONFIGURATION
+from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.progress import Progress
 from poolctl.control.client import Client, NoSupervisor
@@ -37,7 +39,19 @@ def ask_or_launch(request: Request, place: Place, verb: str = "") -> Outcome:
         request.selector(),
     )  # what is wrong with the command is said before anything is launched
     launch(place)
-    return ask(request, place, "start")
+    outcome = ask(request, place, "start")
+    if not outcome.items and not outcome.exit_code and not request.get("allow_empty"):
+        raise Failure(_without_servers(place))
+    return outcome
+
+
+def _without_servers(place: Place) -> Outcome:
+    """The outcome of files that hold no server; the supervisor that found nothing to do is ended."""
+    from poolctl.cli.local import no_server
+
+    ended = Client(place.socket).call("stop")
+    await_end(int(ended.get("keeper_pid") or 0))
+    return Outcome(errors=[no_server(place)], exit_code=INVALID_CONFIGURATION)
 
 
 def launch(place: Place) -> None:

@@ -57,6 +57,10 @@ class PortLedger:
             hint='widen it: [pool] port_range = "FIRST-LAST"',
         )
 
+    def known(self, name: str) -> int | None:
+        """The port that server `name` was given, None if it has none yet. Chooses and writes nothing."""
+        return self._ports.get(name)
+
     def keep_only(self, names: Iterable[str]) -> None:
         """Forget the ports of servers that are not among `names`: they have left the file."""
         wanted = set(names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from poolctl.cli.local import choose, described, load
+from poolctl.cli.local import choose, described, load, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
 from poolctl.cli.request import Request
@@ -15,7 +15,7 @@ def perform(request: Request) -> Outcome:
     """The selected servers' configuration as TOML that can be loaded again, or as JSON."""
     place = find_place(request)
     config = load(place, allow_empty=bool(request.get("allow_empty")))
-    items = choose([described(server) for server in config], request)
+    items = choose([described(server) for server in servers_of(config, place)], request)
     settings: dict[str, Any] = config.settings.to_dict()
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     if request.output in ("", "toml"):

@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from poolctl.cli.counting import servers
 from poolctl.cli.ending import await_end
-from poolctl.cli.exit_codes import CONFLICT, DONE, INTERRUPTED, INVALID_CONFIGURATION
+from poolctl.cli.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.cli.foreground import Foreground, program
-from poolctl.cli.outcome import Outcome
+from poolctl.cli.outcome import Failure, Outcome, outcome_of
 from poolctl.cli.output import LogPrinter
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.progress import Progress
@@ -46,29 +46,41 @@ class Session:
 
     def start(self) -> bool:
         """Start what is selected; whether there is something to stay for."""
-        quiet = self.request.quiet or not self.command  # without a command the logs are the progress
         body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
         if not self.command and not self.request.output:
             self._printer = LogPrinter(self.client, self.place, times=self.request.verbose)
             self._printer.start()
+        quiet = self.request.quiet or not self.command  # without a command the logs are the progress
         with Progress("start", quiet=quiet) as progress:
             result = self.client.call("start", body, progress, self.request.seconds("timeout"))
         self.outcome = Outcome.from_result(result)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
-        if self.outcome.exit_code == INVALID_CONFIGURATION or self.command:
-            return self.outcome.exit_code == DONE
-        return not self.outcome.exit_code or any(i.get("state") in _ALIVE for i in self.outcome.items)
+        if not self.outcome.exit_code:
+            if not self.outcome.items and not self.request.get("allow_empty"):
+                from poolctl.cli.local import no_server
+
+                self.outcome = Outcome(errors=[no_server(self.place)], exit_code=INVALID_CONFIGURATION)
+            return not self.outcome.exit_code
+        alive = any(item.get("state") in _ALIVE for item in self.outcome.items)
+        return alive and self.outcome.exit_code == FAILED and not self.command
 
     def stay(self, lifeline: int) -> int:
         """Until the pool has ended, or a signal is raised; the exit code if it was the pool."""
-        ready = sum(bool(item.get("ready")) for item in self.outcome.items)
-        self._say(f"{servers(ready, len(self.outcome.items))} ready, Ctrl-C stops")
-        explain(self.outcome)  # what has failed is said now, while the others serve
-        self.outcome.errors, self.outcome.warnings = [], []
+        expected = [item for item in self.outcome.items if item.get("state") != "disabled"]
+        ready = sum(bool(item.get("ready")) for item in expected)
+        self._say(f"{servers(ready, len(expected))} ready, Ctrl-C stops")
+        self.tell()  # what has failed is said now, while the others serve
         poll = select.poll()
         poll.register(lifeline, 0)  # the other end is the keeper's: an error here is its end
         poll.poll()
         return DONE
+
+    def tell(self) -> None:
+        """Say what went wrong so far; a JSON document says it at the end."""
+        if self.request.output != "json":
+            self.outcome.quiet = self.request.quiet
+            explain(self.outcome)
+            self.outcome.errors, self.outcome.warnings = [], []
 
     def run_command(self, path: str) -> int:
         """The exit code of the user's command. With -o json its output goes to standard error."""
@@ -81,10 +93,7 @@ class Session:
             self._stop({})
         except (KeyboardInterrupt, Terminated):
             self._say("killing what is left")
-            try:
-                self._stop({"kill": True, "deps": False})
-            except (KeyboardInterrupt, Terminated):
-                pass  # the lifeline ends with us, and the keeper sees to the rest
+            self._stop({"kill": True, "deps": False})
         finally:
             if self._printer is not None:
                 self._printer.finish()
@@ -123,21 +132,28 @@ def perform(request: Request) -> Outcome:
             launched = launch(place.files, os.environ, lifeline=True)
             lifeline = -1 if launched.lifeline is None else launched.lifeline
             code = _live(session, path, lifeline)
+        except (ControlError, Failure) as failure:
+            session.outcome = outcome_of(failure) or session.outcome
+            code = session.outcome.exit_code
         except KeyboardInterrupt:
             code = INTERRUPTED
         except Terminated:
             code = _TERMINATED if command else DONE
-        if session.outcome.exit_code != INVALID_CONFIGURATION and lifeline >= 0:
-            session.stop()
-        if lifeline >= 0:
-            os.close(lifeline)
+        try:
+            if lifeline >= 0:
+                session.stop()
+                os.close(lifeline)
+        except (KeyboardInterrupt, Terminated):
+            pass  # asked for the third time: the lifeline ends with us, and the keeper sees to the rest
     session.outcome.exit_code = code
     return session.outcome
 
 
 def _live(session: Session, path: str, lifeline: int) -> int:
     if not session.start():
-        return session.outcome.exit_code
+        code = session.outcome.exit_code
+        session.tell()
+        return code
     return session.run_command(path) if session.command else session.stay(lifeline)
 
 

@@ -35,10 +35,10 @@ def perform(request: Request) -> Outcome:
 
 
 def _from_files(request: Request, place: Place) -> list[Item]:
-    from poolctl.cli.local import choose, described, load
+    from poolctl.cli.local import choose, described, load, servers_of
 
     config = load(place, allow_empty=bool(request.get("allow_empty")))
-    return choose([described(server) for server in config], request)
+    return choose([described(server) for server in servers_of(config, place)], request)
 
 
 def _text(item: Item, colours: bool) -> str:
