@@ -1,17 +1,19 @@
 """The keeper: holds descriptors, starts programs, reaps. It knows no servers and makes no decision.
 
-    keeper DIRECTORY CONTROL_FD LIFELINE_FD NAMES -- SUPERVISOR_COMMAND…
+    keeper DIRECTORY PLAN
     keeper DIRECTORY LINK_FD
 
 In the first form the supervisor, its only client, may die at any moment; the keeper starts it again and reports to the
-new one what the old one did not hear. LIFELINE_FD is -1 or a pipe whose end of file asks for the end of the pool;
-NAMES are those of the sockets that follow it, inherited from systemd, a colon after each. In the
-second form the client is the program that made the other end of LINK_FD, and everything ends with it.
+new one what the old one did not hear. PLAN is a JSON object: `supervisor`, its argument vector; `control`, the
+descriptor of its listener; `lifeline`, -1 or a pipe whose end of file asks for the end of the pool; `inherited`, the
+names of systemd's sockets, which follow it; `helpers`, programs to start at once, by the name under which their socket
+is kept. In the second form the client is the program that made the other end of LINK_FD, and everything ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -20,6 +22,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from typing import Any
 
 from ..platform import become_subreaper, name_process, raise_descriptor_limit
 from . import wire
@@ -53,6 +56,18 @@ class Keeper:
         self.start_at: float | None = time.monotonic()
         self.ending = False
         self.deadline: float | None = None
+
+    def begin(self, plan: dict[str, Any]) -> None:
+        """Take what this process was started with into the store, and start the helpers."""
+        self.store.put("control", None, [plan["control"]])
+        if names := plan["inherited"]:
+            first = max(plan["control"], self.lifeline) + 1
+            self.store.put("inherited", names, list(range(first, first + len(names))))
+        for name, argv in plan["helpers"].items():
+            ours, theirs = wire.pair()
+            with theirs:
+                spawn(argv, None, [theirs.fileno()], f"{self.directory}/helpers.log", session=True)
+            self.store.put(name, None, [ours.detach()])
 
     # The loop: signals, the lifeline, the supervisor.
 
@@ -257,22 +272,18 @@ class Keeper:
 
 def main() -> None:
     """Run the keeper described by the arguments until the pool has ended."""
-    directory, descriptor, *rest = sys.argv[1:]
+    directory, argument = sys.argv[1:]
     name_process("poolctl-keeper")
     become_subreaper()
     open_files = raise_descriptor_limit()
-    if rest:
-        lifeline, names, _, *supervisor = rest
-        keeper = Keeper(directory, supervisor, int(lifeline), open_files)
-        keeper.store.put("control", None, [int(descriptor)])
-        if names:
-            first = max(int(descriptor), int(lifeline)) + 1
-            each = names.split(":")[:-1]
-            keeper.store.put("inherited", each, list(range(first, first + len(each))))
+    if argument.startswith("{"):
+        plan = json.loads(argument)
+        keeper = Keeper(directory, plan["supervisor"], plan["lifeline"], open_files)
+        keeper.begin(plan)
     else:
         keeper = Keeper(directory, [], -1, open_files)
         keeper.start_at = None
-        keeper.attach(wire.over(int(descriptor)))
+        keeper.attach(wire.over(int(argument)))
     try:
         keeper.run()
     except BaseException:

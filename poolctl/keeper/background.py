@@ -13,7 +13,8 @@ def in_background(argv: list[str], env: dict[str, str], fds: list[int]) -> None:
         try:
             os.setsid()
             if os.fork() == 0:
-                lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 512) for fd in fds]
+                # Above all places that are taken below, and as low as that: the limit of open files may be small.
+                lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
                 null = os.open(os.devnull, os.O_RDWR)
                 for standard in (0, 1, 2):
                     os.dup2(null, standard)

@@ -6,8 +6,6 @@ import fcntl
 import os
 import signal
 
-_ABOVE = 512
-
 
 def spawn(argv: list[str], env: dict[str, str] | None, fds: list[int], output: str, *, session: bool) -> int:
     """The pid of the new program. `output` is the file that takes its stdout and stderr (appended to, 0600).
@@ -15,7 +13,7 @@ def spawn(argv: list[str], env: dict[str, str] | None, fds: list[int], output: s
     Raises OSError when the program cannot be executed. The keeper's own descriptors are not inherited.
     """
     # Lifted out of the way first: one of them may stand where another has to go.
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in fds]
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
     try:
         actions: list[tuple[object, ...]] = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

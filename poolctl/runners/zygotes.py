@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Sequence
 
 from poolctl.bootstrap import command
@@ -20,12 +21,8 @@ class Zygotes:
 
     def __init__(self, keeper: Link, directory: str) -> None:
         self._keeper = keeper
-        self._output = os.path.join(directory, "zygote.log")
+        self._output = os.path.join(directory, "helpers.log")
         self._running: dict[str, asyncio.Task[Link]] = {}
-
-    def warm_up(self, interpreter: str) -> None:
-        """Begin to start the interpreter's zygote, so that the first worker does not wait for all of it."""
-        self._zygote(interpreter)
 
     async def fork(self, interpreter: str, fds: Sequence[int]) -> int:
         """The pid of a new worker that was given `fds`. Raises WorkerFailed."""
@@ -45,7 +42,8 @@ class Zygotes:
 
     def close(self) -> None:
         """End every zygote; workers live on."""
-        for task in self._running.values():
+        for interpreter, task in self._running.items():
+            self._keeper.send({"op": "drop", "name": f"zygote {interpreter}"})
             if task.done() and not task.cancelled() and task.exception() is None:
                 task.result().close()
             else:
@@ -60,7 +58,6 @@ class Zygotes:
         return task
 
     async def _start(self, interpreter: str) -> Link:
-        ours, theirs = wire.pair()
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def on_message(message: wire.Message, fds: list[int]) -> None:
@@ -69,22 +66,36 @@ class Zygotes:
 
         def on_end() -> None:
             self._running.pop(interpreter, None)
+            self._keeper.send({"op": "drop", "name": f"zygote {interpreter}"})
             if not up.done():
                 up.set_exception(LinkLost("the interpreter ended at its start"))
 
-        link = Link(ours, on_message, on_end)
-        argv = command(interpreter, "worker", "zygote")
+        kept = await self._kept(interpreter)
+        link = Link(kept or await self._spawn(interpreter), on_message, on_end)
+        if kept is not None:
+            # Its first word may have been heard by another supervisor.
+            link.send({"op": "ping"})
         try:
-            with theirs:
-                await self._keeper.call(
-                    {"op": "spawn", "argv": argv, "output": self._output, "session": True}, [theirs.fileno()]
-                )
             async with asyncio.timeout(START_SECONDS):
                 await up
-        except TimeoutError:
+        except BaseException as error:
             link.close()
-            raise LinkLost(f"the interpreter was not up within {START_SECONDS:g} s") from None
-        except BaseException:
-            link.close()
+            if isinstance(error, TimeoutError):
+                raise LinkLost(f"the interpreter was not up within {START_SECONDS:g} s") from None
             raise
         return link
+
+    async def _kept(self, interpreter: str) -> socket.socket | None:
+        """The socket of a zygote that the keeper has started or kept."""
+        _, fds = await self._keeper.call({"op": "get", "name": f"zygote {interpreter}"})
+        return wire.over(fds[0]) if fds else None
+
+    async def _spawn(self, interpreter: str) -> socket.socket:
+        argv = command(interpreter, "worker", "zygote")
+        ours, theirs = wire.pair()
+        with theirs:
+            await self._keeper.call(
+                {"op": "spawn", "argv": argv, "output": self._output, "session": True}, [theirs.fileno()]
+            )
+        self._keeper.send({"op": "put", "name": f"zygote {interpreter}"}, [ours.fileno()])
+        return ours

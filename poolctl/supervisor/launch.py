@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from poolctl import bootstrap
+from poolctl.config.interpreter import default_interpreter
 from poolctl.control import directory
 from poolctl.errors import ControlError
 from poolctl.keeper.background import in_background
@@ -62,20 +64,18 @@ def _launch(
 ) -> Launched:
     listener = _listen(path)
     read, write = os.pipe() if lifeline else (-1, -1)
-    supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     inherited, names = _inherited(env)
     fds = [listener.fileno(), *([read] if lifeline else []), *inherited]
-    argv = bootstrap.command(
-        sys.executable,
-        "keeper",
-        pool_directory,
-        "3",
-        "4" if lifeline else "-1",
-        names,
-        "--",
-        *supervisor,
-        isolated=True,
-    )
+    interpreter = default_interpreter(os.path.dirname(files[0]), env)
+    plan = {
+        "supervisor": bootstrap.command(sys.executable, "supervisor", pool_directory, *files),
+        "control": 3,
+        "lifeline": 4 if lifeline else -1,
+        "inherited": names,
+        # It imports while the supervisor does.
+        "helpers": {f"zygote {interpreter}": bootstrap.command(interpreter, "worker", "zygote")},
+    }
+    argv = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
     try:
         in_background(argv, {name: value for name, value in env.items() if name not in _LISTEN}, fds)
     except BaseException:
@@ -89,13 +89,13 @@ def _launch(
     return Launched(path, write if lifeline else None)
 
 
-def _inherited(env: Mapping[str, str]) -> tuple[list[int], str]:
-    """The sockets that systemd passed to this process, and their names (sd_listen_fds(3)), a colon after each."""
+def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
+    """The sockets that systemd passed to this process, and their names (sd_listen_fds(3))."""
     if env.get("LISTEN_PID") != str(os.getpid()) or not env.get("LISTEN_FDS", "").isdecimal():
-        return [], ""
+        return [], []
     count = int(env["LISTEN_FDS"])
     names = env.get("LISTEN_FDNAMES", "").split(":")[:count]
-    return list(range(3, 3 + count)), "".join(f"{name}:" for name in names + [""] * (count - len(names)))
+    return list(range(3, 3 + count)), names + [""] * (count - len(names))
 
 
 def _listen(path: str) -> socket.socket:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 from poolctl.clock import SystemClock
-from poolctl.config.interpreter import default_interpreter
 from poolctl.control.messages import PROTOCOL, Document, result
 from poolctl.control.server import ControlServer, Progress, Request
 from poolctl.keeper import wire
@@ -18,7 +17,12 @@ from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
 
+from .adopt import adopt
+from .engine import Engine
+from .memory import Memory
 from .naming import default_name
+from .settle import settle_configuration
+from .verbs import Verbs
 
 INVALID_CONFIGURATION = 5
 _IDLE_SECONDS = 60.0
@@ -78,18 +82,8 @@ class ManagedPool:
         self._problems: list[Document] = []
         self._terminated = False
 
-    def warm_up(self) -> None:
-        """Begin what takes its time and needs no configuration: the likely interpreter's zygote."""
-        self.runner.zygotes.warm_up(default_interpreter(os.path.dirname(self.files[0]), os.environ))
-
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
-        from .adopt import adopt
-        from .engine import Engine
-        from .memory import Memory
-        from .settle import settle_configuration
-        from .verbs import Verbs
-
         self.runner.sockets.inherited = await _inherited(self._keeper)
         memory = Memory(self._keeper)
         before = await memory.servers()

@@ -10,9 +10,12 @@ import socket
 import time
 from collections.abc import Sequence
 
+from poolctl import __version__
 from poolctl.control.directory import SOCKET_NAME, state_dir
 from poolctl.keeper import wire
 from poolctl.runners.link import Link
+
+from .pool import ManagedPool
 
 KEEPER_FD = 3
 _IDLE_SECONDS = 60.0
@@ -36,11 +39,7 @@ class Supervisor:
         keeper = Link(socket.socket(fileno=KEEPER_FD), self._from_keeper, self._keeper_lost)
         self._keeper = keeper
         hello = await self._hello
-        # The zygote imports while we do.
-        from .pool import ManagedPool
-
         self._pool = ManagedPool(self.directory, self.files, self._state_dir(), keeper, hello, self._over.set)
-        self._pool.warm_up()
         _, fds = await keeper.call({"op": "get", "name": "control"})
         listener = socket.socket(fileno=fds[0])
         await self._pool.begin(listener)
@@ -74,8 +73,6 @@ class Supervisor:
         return state_dir(os.environ, os.path.basename(self.directory), create=True)
 
     def _write_info(self, keeper_pid: int) -> None:
-        from poolctl import __version__
-
         info = {
             "name": self._pool.name,
             "files": self.files,

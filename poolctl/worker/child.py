@@ -94,7 +94,7 @@ def _run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
 
 def _place(fds: list[int], output: int) -> None:
     """Move `fds` to 3, 4, 5 …, `output` to 1 and 2, and close everything else."""
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 512) for fd in fds]
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, SPEC_FD + len(fds)) for fd in fds]
     os.dup2(output, 1)
     os.dup2(output, 2)
     null = os.open(os.devnull, os.O_RDONLY)

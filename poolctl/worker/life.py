@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from ..keeper import wire
-from .child import CONTROL_FD, FIRST_LISTENER_FD, Spec
+from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
 from .load import LoadFailed, explain, load_app
 from .preload import own_modules
 from .secure import ssl_context
@@ -34,6 +34,7 @@ class Worker:
         self.listeners = [socket.socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
         self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
         self.signalled: int | None = None
+        os.close(SPEC_FD)
         os.register_at_fork(after_in_child=self._forget_descriptors)
 
     def live(self) -> int:
@@ -67,6 +68,9 @@ class Worker:
         config.load()
         if spec["tls"] is not None:
             config.ssl = ssl_context(spec["tls"], list(self.tls_fds))
+            # What has been loaded needs no file any more that the application, or its children, could read.
+            for fd in self.tls_fds:
+                os.close(fd)
         return config
 
     async def _serve(self, config: uvicorn.Config) -> None:

@@ -27,7 +27,10 @@ def rehearse() -> None:
     """Serve a few requests of a blank application on a socket that nobody else can reach."""
     with open(os.devnull, "w") as nowhere, _logging_to(nowhere):
         for _ in range(_ROUNDS):
-            config = uvicorn.Config(_blank, log_config=None)
+            # Never uvloop before a fork: libuv opens a pipe for its signals, once in a process, and at each later
+            # fork closes and reopens it by number. A worker, which has closed it, would lose a descriptor of its
+            # application there, and abort at its first subprocess.
+            config = uvicorn.Config(_blank, log_config=None, loop="asyncio")
             config.load()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(_serve_one(config))

@@ -6,6 +6,7 @@ Workers are forked twice, so that the keeper, the nearest subreaper above, is th
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -25,12 +26,18 @@ def serve_requests() -> None:
     name_process("poolctl-zygote")
     requests = socket.socket(fileno=REQUESTS_FD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Nothing that an import makes is garbage: looking for it is a tenth of the time.
+    gc.disable()
     preload()
+    gc.enable()
     rehearse()
     settle()
     wire.send(requests, {"event": "up"})
     while (received := wire.receive(requests)) is not None:
         message, fds = received
+        if message.get("op") == "ping":
+            wire.send(requests, {"event": "up"})
+            continue
         try:
             middle = os.fork()
         except OSError as error:
