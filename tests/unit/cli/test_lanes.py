@@ -19,7 +19,9 @@ from poolctl.cli.parse import parse
 from poolctl.cli.request import Request
 
 WORDS = st.sampled_from(["web", "*-api", "127.0.0.1:8081", "json", "5s", "(", "ready", "a=b", "ü", "-1", "-"])
-EVERY_SPELLING = sorted({*table.COMMON, *(s for options in [table.SHARED, *table.OWN.values()] for s in options)})
+EVERY_SPELLING = sorted(
+    {*table.COMMON, *(s for options in [table.SHARED, *table.OWN.values()] for s in options)}
+)
 
 
 def slow(args: list[str]) -> Request | str:

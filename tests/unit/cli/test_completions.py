@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolctl.cli.completions import FILES, SHELLS, script
+from tests.stand_in import always, item
+
+from .conftest import Command, Supervised
+
+ROOT = Path(__file__).parents[3]
+
+CASES = [
+    ("poolctl sta", {"start", "status"}),
+    ("poolctl -c pool.toml lis", {"list"}),
+    ("poolctl --pool shop lis", {"list"}),
+    ("poolctl start us", {"users"}),
+    ("poolctl stop --tag a", {"api"}),
+    ("poolctl list --state ru", {"running"}),
+    ("poolctl list -o js", {"json", "jsonl"}),
+    ("poolctl wait --for he", {"healthy"}),
+    ("poolctl completion f", {"fish"}),
+    ("poolctl filter na", {"name"}),
+    ("poolctl restart --no-", {"--no-wait", "--no-deps"}),
+    ("poolctl config -o to", {"toml"}),
+]
+
+
+@pytest.fixture
+def shell_env(directory: Path) -> dict[str, str]:
+    """An environment in which `poolctl` is this one."""
+    command = directory / "bin" / "poolctl"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m poolctl "$@"\n')
+    command.chmod(0o755)
+    return {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", "HOME": str(directory)}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_stored_script_is_the_one_that_is_made(poolctl: Command, shell: str) -> None:
+    stored = (ROOT / "completions" / FILES[shell]).read_text()
+    assert stored == script(shell), f"run: poolctl completion {shell} > completions/{FILES[shell]}"
+    assert poolctl("completion", shell).out == stored
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_script_is_in_the_shells_language(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    option = "--no-execute" if shell == "fish" else "-n"
+    subprocess.run([shell, option, ROOT / "completions" / FILES[shell]], check=True)
+
+
+@pytest.mark.parametrize(("line", "words"), CASES)
+def test_bash_completes(shell_env: dict[str, str], line: str, words: set[str]) -> None:
+    listed = " ".join(f"'{word}'" for word in line.split(" "))
+    ask = (
+        f"source {ROOT}/completions/poolctl.bash; COMP_WORDS=({listed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1));"
+        '_poolctl; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-uc", ask], env=shell_env, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert set(done.stdout.split()) == words
+
+
+def test_bash_takes_an_option_with_its_value_for_three_words(shell_env: dict[str, str]) -> None:
+    ask = (
+        f"source {ROOT}/completions/poolctl.bash; COMP_WORDS=(poolctl list --health = k); COMP_CWORD=4;"
+        "_poolctl; echo ${COMPREPLY[@]}; COMP_WORDS=(poolctl list --health =); COMP_CWORD=3; _poolctl;"
+        "echo ${COMPREPLY[@]}; COMP_WORDS=(poolctl --config = none.toml list ''); COMP_CWORD=5; _poolctl;"
+        "echo ${COMPREPLY[@]}; COMP_WORDS=(poolctl run -- ech); COMP_CWORD=3; _poolctl; echo ${COMPREPLY[0]}"
+    )
+    done = subprocess.run(["bash", "-c", ask], env=shell_env, capture_output=True, text=True, check=True)
+    assert done.stdout == "ko\nunknown ok warn ko\n\necho\n"
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+@pytest.mark.parametrize(("line", "words"), CASES)
+def test_fish_completes(shell_env: dict[str, str], line: str, words: set[str]) -> None:
+    ask = f"source {ROOT}/completions/poolctl.fish; complete -C '{line}'"
+    done = subprocess.run(["fish", "-c", ask], env=shell_env, capture_output=True, text=True, check=True)
+    assert {found.split("\t")[0] for found in done.stdout.splitlines()} == words
+
+
+def test_words_come_from_the_supervisor_where_there_is_one(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("live", tags=["b", "a"]))):
+        assert poolctl("__complete", "servers").out == "live\n"
+        assert poolctl("__complete", "tags").out == "a\nb\n"
+
+
+def test_words_come_from_the_file_else(poolctl: Command, directory: Path) -> None:
+    assert poolctl("__complete", "servers").out == "users\norders\n"
+    assert poolctl("__complete", "tags").out == "api\ninner\n"
+    (directory / "more.yaml").write_text("server: [{name: from-yaml, tags: [y]}]")
+    (directory / "list.json").write_text('[{"name": "from-json"}, {"name": "no good; rm"}, 3]')
+    (directory / "pyproject.toml").write_text('[[tool.poolctl.server]]\nname = "from-project"\n')
+    assert (
+        poolctl("__complete", "servers", "-c", "more.yaml", "-c", "list.json").out == "from-yaml\nfrom-json\n"
+    )
+    assert poolctl("__complete", "servers", "--config", "pyproject.toml").out == "from-project\n"
+    (directory / "pyproject.toml").rename(directory / "run.txt")
+    (directory / "all").mkdir()
+    (directory / "more.yaml").rename(directory / "all" / "more.yaml")
+    assert poolctl("__complete", "servers", "-c", "all").out == "from-yaml\n"
+
+
+def test_pools_are_completed_by_name(poolctl: Command, directory: Path) -> None:
+    (directory / "run").mkdir()
+    (directory / "run" / "@shop").symlink_to("abc")
+    assert poolctl("__complete", "pools").out == "shop\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [[], ["nonsense"], ["servers", "-c", "gone.toml"], ["servers", "-c"], ["tags", "--pool", "nobody"]],
+)
+def test_where_nothing_is_known_nothing_is_said(poolctl: Command, args: list[str]) -> None:
+    said = poolctl("__complete", *args)
+    assert (said.code, said.err) == (0, "")
+    assert not said.out or args == ["servers", "-c"]
+
+
+def test_a_broken_file_is_silent(poolctl: Command, directory: Path) -> None:
+    for text in ("broken [", 'server = "x"', "server = [[]]", "\udcff"):
+        (directory / "pool.toml").write_text(text, errors="surrogateescape")
+        assert poolctl("__complete", "servers") == (0, "", "")
+
+
+def test_the_shell_is_guessed_from_the_environment(poolctl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELL", "/usr/bin/zsh")
+    assert poolctl("completion").out.startswith("#compdef poolctl")
+    monkeypatch.setenv("SHELL", "")
+    assert poolctl("completion").code == 2
+    wrong = poolctl("completion", "zhs")
+    assert (wrong.code, wrong.err.splitlines()[1]) == (2, "  hint: did you mean 'zsh'?")

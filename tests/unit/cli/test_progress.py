@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from poolctl.cli import progress
+from poolctl.cli.progress import Progress
+from tests.deadline import wait_until
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def step(name: str, state: str) -> dict[str, object]:
+    return {"progress": {"name": name, "state": state, "ready": state == "running"}}
+
+
+def test_the_line_counts_and_names_who_is_awaited() -> None:
+    shown = Progress("start")
+    assert shown.line() == "start …"
+    for name in ("a", "b", "c", "d", "e"):
+        shown(step(name, "starting"))
+    shown(step("a", "running"))
+    assert shown.line() == "start: 1 of 5, waiting for b, c, d and 1 more"
+    for name in ("b", "c", "d", "e"):
+        shown(step(name, "running"))
+    assert shown.line() == "start: 5 of 5"
+
+
+def test_warnings_are_kept_and_nonsense_is_not_minded() -> None:
+    shown = Progress("stop")
+    shown({"warning": "slow"})
+    shown({"progress": 3})
+    shown({})
+    assert shown.warnings == ["slow"]
+
+
+def test_a_terminal_sees_it_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "DELAY_SECONDS", 0.01)
+    with Progress("start") as shown:
+        shown(step("slow", "starting"))
+        wait_until(lambda: "waiting for slow" in terminal.getvalue())
+        shown(step("slow", "running"))
+        wait_until(lambda: "1 of 1" in terminal.getvalue())
+    assert terminal.getvalue().endswith("\x1b[2K") or "\x1b[?25h" in terminal.getvalue()
+
+
+def test_a_quick_command_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress("start") as shown:
+        shown(step("quick", "running"))
+    assert terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize(("term", "quiet"), [("dumb", False), ("xterm", True)])
+def test_who_wants_none_sees_none(monkeypatch: pytest.MonkeyPatch, term: str, quiet: bool) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", term)
+    assert not Progress("start", quiet=quiet)._enabled
