@@ -1,0 +1,57 @@
+"""What the kernel says about processes: parents, sessions, descriptors, limits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Stat(NamedTuple):
+    pid: int
+    state: str
+    parent: int
+    group: int
+    session: int
+
+
+def stat(pid: int) -> Stat:
+    """From proc(5); raises FileNotFoundError for a process that is gone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return Stat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[3]))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it exists and is no zombie."""
+    try:
+        return stat(pid).state != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """The pids of its children, zombies too."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                if stat(int(entry.name)).parent == pid:
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return sorted(found)
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """What each open descriptor of the process points to."""
+    found = {}
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            found[int(entry.name)] = os.readlink(entry.path)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
