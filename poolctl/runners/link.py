@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,7 +42,8 @@ class Link:
         self._on_message = on_message
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._numbers = itertools.count(1)
+        # A socket may outlive us, and with it answers to what we asked: our successor must not ask by the same numbers.
+        self._numbers = itertools.count(time.monotonic_ns())
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._outbox: deque[tuple[Message, list[int]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
