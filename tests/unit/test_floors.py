@@ -17,7 +17,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 FLOORS = {
-    "version": 0, "errors": 0, "config": 0, "address": 0, "states": 0, "clock": 0, "units": 0, "platform": 0,
+    "errors": 0, "config": 0, "address": 0, "states": 0, "clock": 0, "units": 0, "platform": 0,
     "bootstrap": 1, "listeners": 1, "runners": 1, "keeper": 1, "worker": 1, "logs": 1,
     "pool": 2, "control": 2,
     "monitor": 3, "gateway": 3,
@@ -41,7 +41,10 @@ NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", 
 
 
 def imported_units(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and first part below `poolctl` of every import in the file, wherever in it the import stands."""
+    """Line and first part below `poolctl` of every import in the file, wherever in it the import stands.
+
+    The package itself imports nothing and holds the version; every other name of it stands for a module above.
+    """
     package = ["poolctl", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         names: list[str] = []
@@ -57,9 +60,8 @@ def imported_units(path: Path) -> Iterator[tuple[int, str]]:
                 names = [str(node.args[0].value)]
         for name in names:
             parts = name.split(".")
-            if parts[0] == "poolctl":
-                unit = parts[1] if len(parts) > 1 else "__init__"
-                yield node.lineno, unit if unit in FLOORS else "__init__"
+            if parts[0] == "poolctl" and parts[1:] not in ([], ["__version__"]):
+                yield node.lineno, parts[1] if parts[1] in FLOORS else "__init__"
 
 
 def unit_of(path: Path) -> str:
