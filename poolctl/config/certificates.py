@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,7 @@ from poolctl.config.sections import TLSConfig
 from poolctl.config.source import read_text
 
 SOON = timedelta(days=14)
-_block = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
 def check_certificates(
@@ -41,7 +40,7 @@ def check_certificates(
 
 
 def _pair(tls: TLSConfig, texts: dict[str, str], password: str | None) -> list[Finding]:
-    if "-----BEGIN CERTIFICATE-----" not in texts["cert"]:
+    if BEGIN not in texts["cert"]:
         return [Finding(("tls", "cert"), f"{tls.cert}: no certificate in it", "name a PEM file", tls.cert)]
     key_field, key_path = ("key", tls.key) if tls.key else ("cert", tls.cert)
     key_text = texts[key_field]
@@ -101,9 +100,10 @@ def _ciphers(tls: TLSConfig) -> list[Finding]:
 
 def _validity(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
     """An expired certificate is no reason not to start: a pool must come up after a night's power cut."""
-    block = _block.search(text)
+    # The first certificate of a chain is the server's own.
+    block = BEGIN + text.partition(BEGIN)[2].partition(END)[0] + END
     try:
-        begins, ends = validity(ssl.PEM_cert_to_DER_cert(block[0] if block else ""))
+        begins, ends = validity(ssl.PEM_cert_to_DER_cert(block))
     except (ValueError, IndexError):
         return []
     if now > ends:

@@ -7,8 +7,15 @@ import re
 from poolctl.config.problems import Problem
 from poolctl.config.source import read_text
 
-_line = re.compile(r"(?:export\s+)?([^\s=#'\"]+)\s*=\s*(.*)", re.DOTALL)
-_escapes = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`"}
+# All possessive: a file of one long line must not be tried in many ways.
+_skipped = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
+_name = re.compile(r"(?:export[ \t]++)?([^\s=#'\"]++)[ \t]*+=[ \t]*+")
+_single = re.compile(r"'([^']*+)'[ \t\r]*+(?:#[^\n]*+)?(?=\n|\Z)")
+_double = re.compile(r'"((?:[^"\\]++|\\.)*+)"[ \t\r]*+(?:#[^\n]*+)?(?=\n|\Z)', re.DOTALL)
+_bare = re.compile(r"[^\n]*+")
+_comment = re.compile(r"(?:^|[ \t])#")
+_escape = re.compile(r"\\(.)", re.DOTALL)
+_escapes = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`", "\n": ""}
 
 
 class EnvFileError(ValueError):
@@ -26,47 +33,40 @@ def read_env_file(path: str) -> dict[str, str]:
     except Problem as problem:
         raise EnvFileError(f"{path}: {problem.message}") from problem
     found: dict[str, str] = {}
-    lines = iter(enumerate(text.splitlines(), 1))
-    for number, line in lines:
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        match = _line.fullmatch(line)
+    here = _end(_skipped, text, 0)
+    while here < len(text):
+        match = _name.match(text, here)
         if match is None:
-            raise EnvFileError(f"{path}:{number}: no NAME=value; a comment starts with #")
-        name, value = match[1], match[2].strip()
-        if value[:1] in ("'", '"'):
-            quoted = _quoted(value, lines)
-            if quoted is None:
-                raise EnvFileError(f"{path}:{number}: the quote of {name} is not closed, or text follows it")
-            found[name] = quoted
-        else:
-            found[name] = re.split(r"\s+#", value, maxsplit=1)[0] if not value.startswith("#") else ""
+            raise _refused(path, text, here, "no NAME=value; a comment starts with #")
+        value = _value(text, match.end())
+        if value is None:
+            raise _refused(path, text, here, f"the quote of {match[1]} is not closed, or text follows it")
+        found[match[1]], here = value
+        here = _end(_skipped, text, here)
     return found
 
 
-def _quoted(value: str, lines: object) -> str | None:
-    sign = value[0]
-    pattern = re.compile(
-        r"'([^']*)'\s*(?:#.*)?" if sign == "'" else r'"((?:[^"\\]|\\.)*)"\s*(?:#.*)?', re.DOTALL
-    )
-    match = pattern.fullmatch(value)
-    while match is None:
-        if _closes(value, sign):
-            return None
-        following = next(lines, None)  # type: ignore[call-overload]
-        if following is None:
-            return None
-        value += "\n" + following[1]
-        match = pattern.fullmatch(value)
+def _value(text: str, here: int) -> tuple[str, int] | None:
+    """The value and where it ends."""
+    sign = text[here : here + 1]
     if sign == "'":
-        return match[1]
-    return re.sub(
-        r"\\(.)", lambda escape: _escapes.get(escape[1], "\\" + escape[1]), match[1], flags=re.DOTALL
-    )
+        match = _single.match(text, here)
+        return (match[1], match.end()) if match else None
+    if sign == '"':
+        match = _double.match(text, here)
+        if match is None:
+            return None
+        return _escape.sub(lambda e: _escapes.get(e[1], "\\" + e[1]), match[1]), match.end()
+    end = _end(_bare, text, here)
+    value = text[here:end]
+    comment = _comment.search(value)
+    return (value[: comment.start()] if comment else value).rstrip(), end
 
 
-def _closes(value: str, sign: str) -> bool:
-    """Whether the quote is closed somewhere before the end."""
-    body = re.sub(r"\\.", "", value[1:], flags=re.DOTALL) if sign == '"' else value[1:]
-    return sign in body
+def _end(pattern: re.Pattern[str], text: str, here: int) -> int:
+    match = pattern.match(text, here)
+    return match.end() if match else here
+
+
+def _refused(path: str, text: str, here: int, message: str) -> EnvFileError:
+    return EnvFileError(f"{path}:{text.count(chr(10), 0, here) + 1}: {message}")

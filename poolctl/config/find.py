@@ -10,7 +10,9 @@ NAMES = ("pool.toml", "pool.yaml", "pool.yml", "pool.json")
 PYPROJECT = "pyproject.toml"
 PYPROJECT_LIMIT_BYTES = 4 * 1024 * 1024
 
-_section = re.compile(rb"^\s*\[+\s*tool\s*\.\s*(?:\"poolctl\"|'poolctl'|poolctl)\s*[.\]]", re.MULTILINE)
+_section = re.compile(
+    rb"^[ \t]*\[{1,2}[ \t]*tool[ \t]*\.[ \t]*(?:\"poolctl\"|'poolctl'|poolctl)[ \t]*[.\]]", re.MULTILINE
+)
 
 
 class ConfigNotFound(Exception):

@@ -14,23 +14,24 @@ from typing import Any
 WORTHWHILE_CHARACTERS = 64 * 1024
 
 _control = r"\x00-\x08\x0a-\x1f\x7f"
-_key = r"[A-Za-z0-9_-]+"
-_text = rf'"[^"\\{_control}]*"'
+_key = r"[A-Za-z0-9_-]++"
+_text = rf'"[^"\\{_control}]*+"'
+# Possessive throughout: a line of a million blanks must not be tried in a million ways.
 _line = re.compile(
-    rf"""[ \t]*
+    rf"""[ \t]*+
     (?:
-      ({_key})[ \t]*=[ \t]*
+      ({_key})[ \t]*+=[ \t]*+
       (?:
-        "(?P<text>[^"\\{_control}]*)"
-        | \[(?P<texts>[ \t]*(?:{_text}[ \t]*(?:,[ \t]*{_text}[ \t]*)*(?:,[ \t]*)?)?)\]
+        "(?P<text>[^"\\{_control}]*+)"
+        | \[(?P<texts>[ \t]*+(?:{_text}[ \t]*+(?:,[ \t]*+{_text}[ \t]*+)*(?:,[ \t]*+)?)?)\]
         | (?P<number>0|-?[1-9][0-9]{{0,17}})
         | (?P<truth>true|false)
-        | '(?P<literal>[^'{_control}]*)'
+        | '(?P<literal>[^'{_control}]*+)'
       )
       | \[\[(?P<array>{_key})\]\]
       | \[(?P<table>{_key})\]
     )?
-    [ \t]*(?:\#[^{_control}]*)?(?:\n|\Z)""",
+    [ \t]*+(?:\#[^{_control}]*)?(?:\n|\Z)""",
     re.VERBOSE,
 )
 _texts = re.compile(_text)
@@ -42,8 +43,9 @@ def parse_plain_toml(text: str) -> dict[str, Any] | None:
     table = root
     arrays: dict[str, list[Any]] = {}
     end = 0
-    for match in _line.finditer(text):
-        if match.start() != end:
+    while end < len(text):
+        match = _line.match(text, end)
+        if match is None:
             return None
         end = match.end()
         kind = match.lastgroup
@@ -66,7 +68,7 @@ def parse_plain_toml(text: str) -> dict[str, Any] | None:
             if key in table:
                 return None
             table[key] = _value(kind, match)
-    return root if end == len(text) else None
+    return root
 
 
 def _value(kind: str, match: re.Match[str]) -> Any:

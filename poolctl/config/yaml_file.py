@@ -20,7 +20,9 @@ _BOOLEANS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
 }
 _integer = re.compile(r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+|0o[0-7]+", re.ASCII)
-_float = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", re.ASCII)
+_float = re.compile(
+    r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", re.ASCII
+)
 _PLAIN_TAGS = {None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 _NUMBER_STARTS = frozenset("0123456789+-.")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -160,7 +162,7 @@ def plain(text: str, event: Any = None) -> Any:
         if len(text) > 300:
             raise _refused(event, "a number of too many digits", "write a smaller one")
         return int(text, 0)
-    if text != "." and _float.fullmatch(text):
+    if _float.fullmatch(text):
         return float(text)
     return {".inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}.get(text.lower(), text)
 

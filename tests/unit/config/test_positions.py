@@ -1,0 +1,197 @@
+"""Where keys stand, in all three formats; and that what is parsed is what was written."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.config import json_positions, toml_positions, yaml_positions
+from poolctl.config.parse import parse
+from poolctl.config.plain_toml import parse_plain_toml
+
+TOML = '''# a comment
+[pool]
+name = "x" # another
+[defaults.tls]
+cert="a"
+[[server]]
+name = """a
+b = 1"""
+env = { A.b = "1", "x y" = [1, {z=2}] }
+tags = [
+  "a", # ]
+  'b',
+]
+text = \'\'\'
+[[no]]
+\'\'\'
+[server.http]
+loop = "x\\"y"
+[[server]]
+"na\\u006de" = 1
+'lit.eral'.loop = 3
+[[server.probe]]
+a = 1
+[[server.probe]]
+a = 1979-05-27T07:32:00Z
+'''
+
+
+def test_toml_positions() -> None:
+    found = toml_positions.positions(TOML)
+    assert found[("pool", "name")] == (3, 1)
+    assert found[("defaults", "tls", "cert")] == (5, 1)
+    assert found[("server", 0)] == (6, 1)
+    assert found[("server", 0, "env")] == (9, 1)
+    assert found[("server", 0, "env", "A", "b")] == (9, 11)
+    assert found[("server", 0, "env", "x y", 1, "z")] == (9, 33)
+    assert found[("server", 0, "tags", 1)] == (12, 3)
+    assert found[("server", 0, "http", "loop")] == (18, 1)
+    assert found[("server", 1)] == (19, 1)
+    assert found[("server", 1, "name")] == (20, 1)
+    assert found[("server", 1, "lit.eral", "loop")] == (21, 12)
+    assert found[("server", 1, "probe", 1, "a")] == (25, 1)
+    assert ("no",) not in found
+
+
+def test_json_positions() -> None:
+    found = json_positions.positions('{"a": [1, {"b": []}, []], "c": {},\n "d\\n": "x]", "e": [[]]}')
+    assert found == {
+        ("a",): (1, 2),
+        ("a", 0): (1, 8),
+        ("a", 1): (1, 11),
+        ("a", 1, "b"): (1, 12),
+        ("a", 2): (1, 22),
+        ("c",): (1, 27),
+        ("d\n",): (2, 2),
+        ("e",): (2, 15),
+        ("e", 0): (2, 21),
+    }
+
+
+def test_yaml_positions() -> None:
+    text = "a: &x {b: [1, 2]}\nserver:\n  - name: x\n    <<: *x\n    1: [*x]\n  - 'name': y\n"
+    found = yaml_positions.positions(text)
+    assert found[("a", "b", 1)] == (1, 15)
+    assert found[("server", 0)] == (3, 5)
+    assert found[("server", 0, "name")] == (3, 5)
+    assert found[("server", 0, 1)] == (5, 5)
+    assert found[("server", 1, "name")] == (6, 5)
+    assert ("server", 0, "<<") not in found
+
+
+keys = st.text(min_size=1, max_size=8)
+scalars = st.one_of(st.booleans(), st.integers(-(2**60), 2**60), st.text(max_size=12))
+trees = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(keys, inner, max_size=4)),
+    max_leaves=15,
+)
+
+
+def paths(value: Any, base: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
+    """The path of every key and element."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = set()
+    for key, inner in items:
+        found |= {(*base, key)} | paths(inner, (*base, key))
+    return found
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(toml(v) for v in value) + "]"
+    return json.dumps(value).replace("\x7f", "\\u007f")
+
+
+@given(st.dictionaries(keys, trees, max_size=4))
+def test_every_json_key_has_its_place(tree: dict[str, Any]) -> None:
+    for text in (json.dumps(tree), json.dumps(tree, indent=2)):
+        assert parse(text, "json") == tree
+        assert json_positions.positions(text).keys() == paths(tree)
+
+
+@given(st.dictionaries(st.from_regex(r"[ -~]{1,8}", fullmatch=True), trees, max_size=4))
+def test_every_toml_key_has_its_place(tree: dict[str, Any]) -> None:
+    text = "".join(f"{json.dumps(key)} = {toml(value)} # {{\n" for key, value in tree.items())
+    try:
+        read = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return  # JSON writes half surrogate pairs, TOML has none.
+    assert toml_positions.positions(text).keys() == paths(read)
+
+
+@given(st.dictionaries(keys, trees, max_size=4))
+def test_yaml_reads_as_pyyaml_reads_it(tree: dict[str, Any]) -> None:
+    for style in (None, True, False):
+        text = yaml.safe_dump(tree, allow_unicode=True, default_flow_style=style)
+        read = yaml.load(text, Loader=yaml.CSafeLoader)
+        assert parse(text, "yaml") == read
+        assert yaml_positions.positions(text).keys() == paths(read)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: yes", True), ("a: Off", False), ("a: ~", None), ("a:", None), ("a: 12", 12), ("a: -1.5e3", -1500.0),
+        ("a: 0x1F", 31), ("a: 0o17", 15), ("a: 010", "010"), ("a: 1:30", "1:30"), ("a: '12'", "12"),
+        ("a: .inf", float("inf")),
+        ("a: 127.0.0.1:80", "127.0.0.1:80"), ("a: 1_000", "1_000"), ("a: 2020-01-01", "2020-01-01"),
+        ("a: !!str 12", "12"),
+        ("a: .", "."), ("a: +", "+"), ("a: |\n  x\n", "x\n"), ("a: ''", ""), ("a: '~'", "~"),
+    ],
+)  # fmt: skip
+def test_yaml_scalars_are_what_they_look_like(text: str, value: object) -> None:
+    assert parse(text, "yaml") == {"a": value}
+
+
+def test_yaml_merges_tables() -> None:
+    text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc:\n  <<: [*a, *b]\n  x: 3\nd: {<<: *a}\ne: *a\n"
+    read = parse(text, "yaml")
+    assert read == yaml.safe_load(text)
+
+
+lines = st.lists(
+    st.one_of(
+        st.sampled_from(
+            ["[[server]]", "[[other]]", "[pool]", "[server]", "[a.b]", "", "# x", "  ", "name = 1", "a = -0", "a = 01",
+             "a = 1 # [", "a = 1_0", "a = +1", "a = 'x'", "a = ''", "a = ''''''", 'b = ""', 'b = """x"""', "c = []",
+             'c = ["x", "y",]', 'c = ["x" "y"]', 'c = [,]', "c = [1]", "d = true", "d = True", "e.f = 1", '"q" = 1',
+             "g = 1.5", "h = {}", "i = 1979-05-27", "[[server]] # c", "[pool] x",
+             "\t j\t=\t'k'\t# \u00e4", "k = 'a\tb'",
+             'l = "a\\tb"', "m = [", "]", "n = 9999999999999999999", "pool = 1", "server = []",
+             "[ pool ]", "[[ server ]]"]
+        ),
+        st.from_regex(r"[a-c] ?= ?(\"[ -~\u00e9]{0,5}\"|'[ -~]{0,5}'|-?[0-9]{1,3}|true)", fullmatch=True),
+        st.text(max_size=10),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+@given(lines, st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_the_plain_parser_says_what_tomllib_says_or_nothing(
+    parts: list[str], newline: str, ended: bool
+) -> None:
+    text = newline.join(parts) + (newline if ended else "")
+    found = parse_plain_toml(text)
+    if found is None:
+        return
+    assert found == tomllib.loads(text)
+    assert json.dumps(found) == json.dumps(tomllib.loads(text)), "in its order, and of its types"
+
+
+def test_the_plain_parser_reads_what_programs_write() -> None:
+    text = '# servers\n[pool]\nname = "x"\n\n[[server]]\nname = "a" # first\n'
+    text += 'tags = ["a", "b"]\nn = -3\n[[server]]\nt = true\n'
+    assert parse_plain_toml(text) == tomllib.loads(text)
+    long = text + "".join(f"[[server]]\nname = 's{n}'\n" for n in range(5000))
+    assert parse(long, "toml") == tomllib.loads(long)
