@@ -10,6 +10,7 @@ from time import time
 
 from poolctl.cli.place import Place
 from poolctl.cli.prefix import Prefixes
+from poolctl.cli.threads import start_unsignalled
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.logs.follow import follow
@@ -32,7 +33,7 @@ class LogPrinter:
 
     def start(self) -> None:
         """Begin; returns at once."""
-        self._thread.start()
+        start_unsignalled(self._thread)
 
     def finish(self) -> None:
         """Print what is there, then stop."""

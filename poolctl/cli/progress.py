@@ -35,9 +35,11 @@ class Progress:
         if self._enabled:
             from threading import Timer
 
+            from poolctl.cli.threads import start_unsignalled
+
             self._timer = Timer(DELAY_SECONDS, self._show)
             self._timer.daemon = True
-            self._timer.start()
+            start_unsignalled(self._timer)
         return self
 
     def __exit__(

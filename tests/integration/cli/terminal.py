@@ -1,0 +1,80 @@
+"""A command on a terminal of its own: what it shows there, and keys pressed."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from tests.real_pool import RealPool
+
+
+class Terminal:
+    """`with Terminal(pool, "run") as terminal`: the command in the foreground of a new session's terminal."""
+
+    def __init__(self, pool: RealPool, *args: str, env: dict[str, str] | None = None) -> None:
+        self.shown = ""
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [*pool.command(), *args],
+            cwd=pool.directory,
+            env={**pool.env, "TERM": "xterm", "COLUMNS": "200", **(env or {})},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
+        os.close(slave)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    def press(self, keys: str) -> None:
+        """Type the keys; "\\x03" is Ctrl-C."""
+        os.write(self._master, keys.encode())
+
+    def until(self, condition: Callable[[str], object], timeout_seconds: float = 20.0) -> str:
+        """What was shown, as soon as the condition is true of it."""
+        deadline = time.monotonic() + timeout_seconds
+        while not condition(self.shown):
+            left = deadline - time.monotonic()
+            assert left > 0, f"not shown in time; shown was: {self.shown!r}"
+            if not self._read(left) and not condition(self.shown):
+                raise AssertionError(f"ended without it; shown was: {self.shown!r}")
+        return self.shown
+
+    def end(self, timeout_seconds: float = 20.0) -> int:
+        """The exit status, after everything that was shown has been read."""
+        deadline = time.monotonic() + timeout_seconds
+        while self._read(max(0.0, deadline - time.monotonic())):
+            assert time.monotonic() < deadline, f"did not end; shown was: {self.shown!r}"
+        return self.process.wait(timeout=timeout_seconds)
+
+    def _read(self, timeout_seconds: float) -> bool:
+        ready, _, _ = select.select([self._master], [], [], timeout_seconds)
+        if not ready:
+            return True
+        try:
+            chunk = os.read(self._master, 65536)
+        except OSError:  # EIO: nobody has the terminal open any more
+            return False
+        self.shown += chunk.decode(errors="replace")
+        return bool(chunk)
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -1,0 +1,63 @@
+"""The installed command prints the same bytes in both lanes, with a supervisor and without."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from poolctl.cli.parse import parse
+from tests.real_pool import Done, RealPool
+
+COMMANDS = [
+    "list", "list -o wide", "list -o json", "list -o jsonl", "list -o name,bind", "list --field tags", "list users",
+    "list --tag none", "list --tag none -o json", "list usres", "list --name (", "list --name ( -o json",
+    "list --state flying", "list -o nonsense", "list -c gone.toml", "list --pool nobody -o json", "status",
+    "status -o json", "show users", "show users -o json", "wait --timeout 0.1", "wait --for stopped --timeout 0.1",
+    "walk", "walk -- echo {name}", "walk --jobs 0", "logs -n 1", "start --timeout soon", "run nobody -- true",
+]  # fmt: skip
+NO_FAST_LANE = "import poolctl.cli.parse as fast\nfast.parse = lambda args: None\n"
+
+
+@pytest.fixture
+def pool(real_pool: RealPool) -> RealPool:
+    real_pool.write_hello("users", "orders", extra='tags = ["api", "v1"]')
+    real_pool.write("slow/sitecustomize.py", NO_FAST_LANE)
+    return real_pool
+
+
+def slow_lane(pool: RealPool) -> dict[str, str]:
+    return {"PYTHONPATH": str(pool.directory / "slow")}
+
+
+def without_uptime(done: Done) -> tuple[int, str, str]:
+    return done.code, re.sub(r'(?<="uptime_seconds": )[0-9.]+|\s*\b[0-9.]+s\b', "", done.stdout), done.stderr
+
+
+def assert_same(pool: RealPool, command: str) -> None:
+    args = command.split()
+    assert parse(args) is not None, "the fast lane takes it"
+    assert without_uptime(pool.run(*args)) == without_uptime(pool.run(*args, env=slow_lane(pool)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_a_supervisor(pool: RealPool, command: str) -> None:
+    assert_same(pool, command)
+
+
+def test_with_a_supervisor(pool: RealPool) -> None:
+    pool.ok("start")
+    for command in COMMANDS:
+        assert_same(pool, command)
+
+
+def test_the_slow_lane_is_really_taken_here(pool: RealPool) -> None:
+    script = "import sys; from poolctl.cli.main import main; main(['list']); print('typer' in sys.modules)"
+    for env, taken in ((slow_lane(pool), "True"), ({}, "False")):
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=pool.env | env, cwd=pool.directory,
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.split()[-1] == taken

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.deadline import wait_until
+from tests.integration.cli.terminal import Terminal
+from tests.real_pool import RealPool
+
+STUBBORN = """
+import signal, socket, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+listener = socket.socket(fileno=3)
+while True:
+    listener.accept()[0].close()
+"""
+
+
+@pytest.fixture
+def pool(real_pool: RealPool) -> RealPool:
+    real_pool.write_hello("users", "orders")
+    return real_pool
+
+
+def alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def pid_in(file: Path) -> str:
+    return str(wait_until(lambda: file.exists() and file.read_text().strip()))
+
+
+def test_a_table_has_colours_unless_nobody_wants_them(pool: RealPool) -> None:
+    with Terminal(pool, "list") as terminal:
+        assert terminal.end() == 0
+        assert "\x1b[1mNAME" in terminal.shown
+    with Terminal(pool, "list", env={"NO_COLOR": "1"}) as terminal:
+        assert terminal.end() == 0
+        assert "\x1b" not in terminal.shown
+
+
+def test_what_takes_its_time_is_shown_while_it_does(pool: RealPool) -> None:
+    app = pool.directory / "hello.py"
+    app.write_text("import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\n" + app.read_text())
+    with Terminal(pool, "start") as terminal:
+        terminal.until(lambda shown: "waiting for" in shown)
+        (pool.directory / "go").touch()
+        assert terminal.end() == 0
+    assert "2 servers ready" in terminal.shown
+
+
+def test_ctrl_c_ends_a_waiting_command_without_a_word(pool: RealPool) -> None:
+    pool.ok("start")
+    with Terminal(pool, "wait", "--for", "stopped") as terminal:
+        terminal.until(lambda shown: "wait" in shown)
+        terminal.press("\x03")
+        assert terminal.end() == 130
+    assert "Traceback" not in terminal.shown
+    assert "error" not in terminal.shown
+    with Terminal(pool, "logs", "-f") as terminal:
+        terminal.until(lambda shown: "startup complete" in shown)
+        terminal.press("\x03")
+        assert terminal.end() == 130
+    assert "Traceback" not in terminal.shown
+
+
+def test_ctrl_c_in_run_stops_everything(pool: RealPool) -> None:
+    with Terminal(pool, "run") as terminal:
+        terminal.until(lambda shown: "2 servers ready" in shown and "\x1b[36musers " in shown)
+        terminal.press("\x03")
+        assert terminal.end() == 130
+    assert "Traceback" not in terminal.shown
+    assert pool.processes() == {}
+
+
+def test_ctrl_c_twice_kills_what_does_not_want_to_end(pool: RealPool) -> None:
+    pool.write("stubborn.py", STUBBORN)
+    pool.write(
+        "pool.toml",
+        f'[[server]]\nname = "a"\nbind = "127.0.0.1:{pool.ports["users"]}"\n'
+        f'command = ["{sys.executable}", "stubborn.py"]\nstop_timeout = "60s"\n',
+    )
+    with Terminal(pool, "run") as terminal:
+        terminal.until(lambda shown: "1 server ready" in shown)
+        terminal.press("\x03")
+        wait_until(lambda: pool.items()["a"]["state"] == "stopping")
+        terminal.press("\x03")
+        assert terminal.end() == 130
+    assert "killing what is left" in terminal.shown
+    assert pool.processes() == {}
+
+
+def test_ctrl_c_reaches_the_users_command_once(pool: RealPool) -> None:
+    script = "trap 'echo got-it' INT; echo $$ > pid; while [ ! -e go ]; do sleep 0.02; done; exit 5"
+    with Terminal(pool, "run", "--", "sh", "-c", script) as terminal:
+        pid_in(pool.directory / "pid")
+        terminal.press("\x03")
+        terminal.until(lambda shown: "got-it" in shown)
+        (pool.directory / "go").touch()
+        assert terminal.end() == 5
+    assert terminal.shown.count("got-it") == 1
+    assert pool.processes() == {}
+
+
+def test_the_users_command_reads_from_the_terminal(pool: RealPool) -> None:
+    with Terminal(pool, "run", "--", "sh", "-c", "echo asks; read x; echo read-$x; tty >&2") as terminal:
+        terminal.until(lambda shown: "asks" in shown)
+        terminal.press("word\n")
+        assert terminal.end() == 0
+    assert "read-word" in terminal.shown
+    assert "/dev/" in terminal.shown
+
+
+def test_ctrl_c_before_the_users_command_keeps_it_from_running(pool: RealPool) -> None:
+    app = pool.directory / "hello.py"
+    app.write_text("import time\nopen('importing', 'w').close()\ntime.sleep(60)\n" + app.read_text())
+    with Terminal(pool, "run", "--", "touch", "ran") as terminal:
+        wait_until((pool.directory / "importing").exists)
+        terminal.press("\x03")
+        assert terminal.end() == 130
+    assert not (pool.directory / "ran").exists()
+    assert pool.processes() == {}
+
+
+def test_init_asks_whether_to_write_an_application(pool: RealPool) -> None:
+    with Terminal(pool, "init", "fresh") as terminal:
+        terminal.until(lambda shown: "[Y/n]" in shown)
+        terminal.press("\n")
+        assert terminal.end() == 0
+    assert (pool.directory / "fresh" / "hello.py").exists()
+    with Terminal(pool, "init", "bare") as terminal:
+        terminal.until(lambda shown: "[Y/n]" in shown)
+        terminal.press("n\n")
+        assert terminal.end() == 0
+    assert not (pool.directory / "bare" / "hello.py").exists()
