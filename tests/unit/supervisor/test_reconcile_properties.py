@@ -1,0 +1,323 @@
+"""The reconciling function over random histories: a world that does what it decides, and everything that happens to it.
+
+Nothing here waits or opens anything: a worker is a line in a table, and each rule is one thing that may happen next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from poolctl.states import State
+from poolctl.supervisor.reconcile import (
+    LEAVING,
+    Action,
+    Close,
+    Drain,
+    Listener,
+    Open,
+    Phase,
+    Spawn,
+    Stop,
+    View,
+    WorkerView,
+    decide,
+    is_ready,
+    state_of,
+)
+
+MOST_WORKERS = 3
+# Open, spawn, see ready, retire, see ended, close: no history needs more rounds than this to come to rest.
+MOST_ROUNDS = 20
+
+
+def applied(view: View, actions: list[Action]) -> View:
+    """What an executor shows the moment it has begun to perform the actions. Checks that they can be performed."""
+    workers = {worker.id: worker for worker in view.workers}
+    told: set[str] = set()
+    listener = view.listener
+    for action in actions:
+        match action:
+            case Open():
+                assert listener is Listener.CLOSED
+                listener = Listener.OPENING
+            case Close():
+                assert listener is Listener.OPEN
+                assert not view.workers, "a listener outlives its workers"
+                listener = Listener.CLOSING
+            case Spawn(generation, index):
+                assert listener is Listener.OPEN
+                name = f"{generation}.{index}.{len(workers)}"
+                same = [
+                    each for each in workers.values() if (each.generation, each.index) == (generation, index)
+                ]
+                assert all(each.phase in LEAVING for each in same), "nobody is there twice"
+                workers[name] = WorkerView(name, generation, index, Phase.PLACING)
+            case Drain(name):
+                assert workers[name].phase is Phase.READY
+                assert name not in told
+                told.add(name)
+                workers[name] = replace(workers[name], phase=Phase.DRAINING)
+            case Stop(name):
+                assert workers[name].phase is not Phase.STOPPING
+                assert name not in told
+                told.add(name)
+                workers[name] = replace(workers[name], phase=Phase.STOPPING)
+    return replace(view, listener=listener, workers=tuple(workers.values()))
+
+
+def serving(view: View) -> list[WorkerView]:
+    return [worker for worker in view.workers if worker.phase is Phase.READY]
+
+
+def complete(view: View) -> bool:
+    """Whether the generation that should serve does so with all its workers."""
+    present = {worker.index for worker in serving(view) if worker.generation == view.generation}
+    return present.issuperset(range(view.count))
+
+
+def check_step(before: View, actions: list[Action], after: View) -> None:
+    """What must hold of every single decision."""
+    spawns = [action for action in actions if isinstance(action, Spawn)]
+    if before.resting or before.held or not before.may_start:
+        assert not spawns
+    if before.resting:
+        assert not any(isinstance(action, Open) for action in actions)
+        if not before.may_stop:
+            assert not actions or not before.workers
+    if before.refusing and not before.resting:
+        assert not any(isinstance(action, Open) for action in actions)
+    for spawn in spawns:
+        assert spawn.generation == before.generation
+        assert 0 <= spawn.index < before.count
+    if not before.overlap and spawns:
+        assert {worker.generation for worker in before.workers} <= {before.generation}
+    if before.overlap and not before.resting:
+        # Never a gap: a decision takes no more away than is too many.
+        assert len(serving(after)) >= min(before.count, len(serving(before)))
+    if not before.resting and not before.held and before.listener is Listener.OPEN and complete(before):
+        # Two generations are ready for no longer than a swap.
+        assert {worker.generation for worker in serving(after)} == {before.generation}
+        assert len(serving(after)) == before.count
+
+
+def check_words(view: View) -> None:
+    """What is said of a server must be true of its workers."""
+    state = state_of(view)
+    assert (state is State.RUNNING) == (bool(serving(view)) and not view.resting)
+    if state in (State.STOPPED, State.DISABLED, State.FAILED):
+        assert not view.workers
+    if state is State.STOPPING:
+        assert view.resting
+        assert view.workers
+    if is_ready(view):
+        assert state is State.RUNNING or (view.job and view.done)
+
+
+class World(RuleBasedStateMachine):
+    """One server, its workers and its listener, under everything that may happen to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.view = View(wanted=False, generation=1)
+        self.newest = 1
+
+    @initialize(overlap=st.booleans(), count=st.integers(1, MOST_WORKERS))
+    def begin(self, overlap: bool, count: int) -> None:
+        self.change(overlap=overlap, count=count)
+
+    def change(self, **facts: Any) -> None:
+        """Something is different now: decide until there is nothing more to decide."""
+        self.view = replace(self.view, **facts)
+        for _ in range(3):
+            actions = decide(self.view)
+            after = applied(self.view, actions)
+            check_step(self.view, actions, after)
+            check_words(after)
+            self.view = after
+            if not actions:
+                return
+        assert not decide(self.view), "one decision is performed before the next is asked for"
+
+    def with_phase(self, worker: WorkerView, phase: Phase | None) -> tuple[WorkerView, ...]:
+        others = [each for each in self.view.workers if each.id != worker.id]
+        return tuple(others if phase is None else [*others, replace(worker, phase=phase)])
+
+    def any_in(self, data: st.DataObject, *phases: Phase) -> WorkerView:
+        return data.draw(st.sampled_from([each for each in self.view.workers if each.phase in phases]))
+
+    def has(self, *phases: Phase) -> bool:
+        return any(worker.phase in phases for worker in self.view.workers)
+
+    # What people order.
+
+    @rule()
+    def start(self) -> None:
+        self.change(wanted=True, failed=False, done=False, held=False, refusing=False)
+
+    @rule()
+    def stop(self) -> None:
+        self.change(wanted=False, failed=False, done=False, held=False, refusing=False)
+
+    @rule()
+    def restart(self) -> None:
+        if any(worker.generation == self.view.generation for worker in self.view.workers):
+            self.newest += 1
+            self.change(generation=self.newest)
+        self.start()
+
+    @rule(count=st.integers(1, MOST_WORKERS))
+    def scale(self, count: int) -> None:
+        self.change(count=count)
+
+    # What others do.
+
+    @rule(may_start=st.booleans(), may_stop=st.booleans())
+    def neighbours_change(self, may_start: bool, may_stop: bool) -> None:
+        self.change(may_start=may_start, may_stop=may_stop)
+
+    # What comes of the actions.
+
+    @precondition(lambda self: self.view.listener is Listener.OPENING)
+    @rule(well=st.booleans(), verdict=st.sampled_from(["again", "later", "failed"]))
+    def open_ends(self, well: bool, verdict: str) -> None:
+        self.change(
+            listener=Listener.OPEN if well else Listener.CLOSED, **({} if well else after_death(verdict))
+        )
+
+    @precondition(lambda self: self.view.listener is Listener.CLOSING)
+    @rule()
+    def close_ends(self) -> None:
+        self.change(listener=Listener.CLOSED)
+
+    @precondition(lambda self: self.has(Phase.PLACING))
+    @rule(data=st.data())
+    def placed(self, data: st.DataObject) -> None:
+        worker = self.any_in(data, Phase.PLACING)
+        self.change(workers=self.with_phase(worker, Phase.STARTING))
+
+    @precondition(lambda self: self.has(Phase.STARTING))
+    @rule(data=st.data())
+    def ready(self, data: st.DataObject) -> None:
+        worker = self.any_in(data, Phase.STARTING)
+        self.change(workers=self.with_phase(worker, Phase.READY))
+
+    @precondition(lambda self: self.has(*LEAVING))
+    @rule(data=st.data())
+    def ended_as_told(self, data: st.DataObject) -> None:
+        self.change(workers=self.with_phase(self.any_in(data, *LEAVING), None))
+
+    @precondition(lambda self: self.has(Phase.PLACING, Phase.STARTING, Phase.READY))
+    @rule(data=st.data(), verdict=st.sampled_from(["again", "later", "failed", "done"]))
+    def dies(self, data: st.DataObject, verdict: str) -> None:
+        worker = self.any_in(data, Phase.PLACING, Phase.STARTING, Phase.READY)
+        left = self.with_phase(worker, None)
+        facts: dict[str, Any] = {"workers": left}
+        older = [each.generation for each in left if each.phase is Phase.READY]
+        older = [generation for generation in older if generation != worker.generation]
+        if worker.generation == self.view.generation:
+            if worker.phase is not Phase.READY and older:
+                facts["generation"] = max(older)  # the replacement failed: what serves stays
+            else:
+                facts |= after_death(verdict)
+        self.change(**facts)
+
+    # Time.
+
+    @precondition(lambda self: self.view.held)
+    @rule()
+    def backoff_is_over(self) -> None:
+        self.change(held=False, refusing=False)
+
+    @precondition(lambda self: self.view.held)
+    @rule()
+    def backoff_takes_long(self) -> None:
+        self.change(refusing=True)
+
+    def teardown(self) -> None:
+        """Whatever has happened: once nothing more goes wrong, what is wanted becomes what is there."""
+        self.change(held=False, refusing=False, may_start=True, may_stop=True)
+        for _ in range(MOST_ROUNDS):
+            self.everything_goes_well()
+        view = self.view
+        assert decide(view) == []
+        if view.resting:
+            assert (view.workers, view.listener) == ((), Listener.CLOSED)
+            assert state_of(view) in (State.STOPPED, State.FAILED)
+        else:
+            assert view.listener is Listener.OPEN
+            assert {worker.phase for worker in view.workers} == {Phase.READY}
+            found = sorted((worker.generation, worker.index) for worker in view.workers)
+            assert found == [(view.generation, index) for index in range(view.count)]
+            assert is_ready(view)
+
+    def everything_goes_well(self) -> None:
+        reached = {Listener.OPENING: Listener.OPEN, Listener.CLOSING: Listener.CLOSED}
+        step = {Phase.PLACING: Phase.STARTING, Phase.STARTING: Phase.READY, Phase.READY: Phase.READY}
+        self.change(
+            listener=reached.get(self.view.listener, self.view.listener),
+            workers=tuple(
+                replace(worker, phase=step[worker.phase])
+                for worker in self.view.workers
+                if worker.phase not in LEAVING
+            ),
+        )
+
+
+def after_death(verdict: str) -> dict[str, Any]:
+    return {"again": {}, "later": {"held": True}, "failed": {"failed": True}, "done": {"done": True}}[verdict]
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+# What is interesting happens to servers that should run, so most of the views are of such.
+seldom = st.sampled_from([False, False, False, True])
+mostly = seldom.map(lambda value: not value)
+phases = st.sampled_from([Phase.READY, Phase.READY, *Phase])
+
+views = st.builds(
+    View,
+    wanted=mostly,
+    generation=st.integers(1, 2),
+    count=st.integers(1, MOST_WORKERS),
+    overlap=mostly,
+    may_start=mostly,
+    may_stop=mostly,
+    held=seldom,
+    refusing=seldom,
+    failed=seldom,
+    done=seldom,
+    job=seldom,
+    listener=st.sampled_from([Listener.OPEN, Listener.OPEN, *Listener]),
+    workers=st.lists(
+        st.tuples(st.integers(1, 2), st.integers(0, MOST_WORKERS), phases),
+        max_size=6,
+        unique_by=lambda worker: (worker[0], worker[1]),
+    ).map(lambda rows: tuple(WorkerView(f"{g}.{i}", g, i, phase) for g, i, phase in rows)),
+)
+
+
+@settings(max_examples=600)
+@given(views)
+def test_any_view_at_all_is_decided_soundly(view: View) -> None:
+    actions = decide(view)
+    after = applied(view, actions)
+    check_step(view, actions, after)
+    check_words(view)
+    assert actions == decide(view), "nothing is remembered"
+
+
+@given(views)
+def test_a_decision_that_is_under_way_is_not_taken_again(view: View) -> None:
+    for _ in range(4):
+        actions = decide(view)
+        if not actions:
+            return
+        view = applied(view, actions)
+    raise AssertionError(f"still deciding: {decide(view)} about {view}")
