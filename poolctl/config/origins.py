@@ -13,6 +13,7 @@ class Origins:
     def __init__(self, documents: list[Document], entries: list[Entry]) -> None:
         self.documents = documents
         self._entries = {entry.name: entry for entry in reversed(entries)}
+        self._by_table: dict[str, dict[Path, list[tuple[Path, int]]]] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Origins)
@@ -36,14 +37,37 @@ class Origins:
         entry = self._entries.get(name)
         if entry is None:
             return found
+        asks = "tls" in entry.table or self._default_asks()
         sources: list[tuple[Document, Path]] = [(document, ("defaults",)) for document in self.documents]
         for document, table in [*sources, *entry.parts]:
-            whole = (*document.prefix, *table)
-            for path, (line, _) in document.positions().items():
-                rest = path[len(whole) :]
-                if rest and path[: len(whole)] == whole and all(isinstance(part, str) for part in rest):
-                    found[".".join(str(part) for part in self._key(rest))] = f"{document.path}:{line}"
+            for path, line in self._keys(document).get(table, ()):
+                key = self._key(path)
+                if table == ("defaults",) and (key[0] == "tls" and not asks):
+                    continue
+                found[".".join(str(part) for part in key)] = f"{document.path}:{line}"
         return found
+
+    def _default_asks(self) -> bool:
+        return any(
+            isinstance(document.data, dict)
+            and isinstance(document.data.get("defaults"), dict)
+            and document.data["defaults"].get("tls") is True
+            for document in self.documents
+        )
+
+    def _keys(self, document: Document) -> dict[Path, list[tuple[Path, int]]]:
+        """The keys of each server's table of a file, with their lines; made once for all servers."""
+        known = self._by_table.get(document.path)
+        if known is None:
+            known = self._by_table[document.path] = {}
+            start = len(document.prefix)
+            for path, (line, _) in document.positions().items():
+                own = path[start:]
+                size = 1 if own[:1] == ("defaults",) or isinstance(own[0] if own else "", int) else 2
+                rest = own[size:]
+                if rest and all(isinstance(part, str) for part in rest):
+                    known.setdefault(own[:size], []).append((rest, line))
+        return known
 
     def _key(self, path: Path) -> Path:
         return ({"listen": "bind", "workers": "scale"}.get(str(path[0]), path[0]), *path[1:])

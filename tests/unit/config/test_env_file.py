@@ -1,0 +1,79 @@
+"""Files of environment variables."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.config.env_file import EnvFileError, read_env_file
+
+
+@pytest.mark.parametrize(
+    ("text", "variables"),
+    [
+        ("A=1\nB=two words\n", {"A": "1", "B": "two words"}),
+        ("# c\n\n  A = 1  \nexport B=2", {"A": "1", "B": "2"}),
+        ("A=1 # c\nB=1#2\nC=# c\nD=\n", {"A": "1", "B": "1#2", "C": "", "D": ""}),
+        ("A='x # \"y\" $Z \\n'\n", {"A": 'x # "y" $Z \\n'}),
+        ('A="x\\ty\\n\\"z\\" \\\\ \\q" # c\n', {"A": 'x\ty\n"z" \\ \\q'}),
+        ("A=\"one\ntwo\"\nB='one\ntwo'\nC=3\n", {"A": "one\ntwo", "B": "one\ntwo", "C": "3"}),
+        ('A="a\\\nb"\n', {"A": "ab"}),
+        ("A=1\r\nB='2'\r\n", {"A": "1", "B": "2"}),
+        ("\ufeffA=1\n", {"A": "1"}),
+        ("A=1\nA=2\n", {"A": "2"}),
+        ("A=a=b\n", {"A": "a=b"}),
+        ("A=${HOME}\n", {"A": "${HOME}"}),
+        ("", {}),
+    ],
+)
+def test_variables_are_read(tmp_path: Path, text: str, variables: dict[str, str]) -> None:
+    (tmp_path / "x.env").write_bytes(text.encode())
+    assert read_env_file(str(tmp_path / "x.env")) == variables
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("A=1\nB\n", 2),
+        ("=1\n", 1),
+        ("A='x\n", 1),
+        ('\nA="x\n', 2),
+        ("A='x' y\n", 1),
+        ("A B=1\n", 1),
+        ('A="\\', 1),
+    ],
+)
+def test_what_is_no_variable_is_told_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "x.env").write_text(text)
+    with pytest.raises(EnvFileError, match=f"x.env:{line}: "):
+        read_env_file(str(tmp_path / "x.env"))
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(EnvFileError, match="no such file"):
+        read_env_file(str(tmp_path / "x.env"))
+
+
+@pytest.mark.parametrize(
+    "text", ['A="' + "x\n" * 500_000, " " * 1_000_000 + "x", "A=" + "# " * 500_000, '"' * 500_000]
+)
+def test_hostile_files_end_soon(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.env").write_text(text)
+    began = time.monotonic()
+    try:
+        read_env_file(str(tmp_path / "x.env"))
+    except EnvFileError:
+        pass
+    assert time.monotonic() - began < 5
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20))
+def test_whatever_is_quoted_comes_back(tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "quoted.env"
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    path.write_bytes(f'A="{escaped}"\nB=1\n'.encode())
+    assert read_env_file(str(path)) == {"A": value, "B": "1"}
