@@ -146,11 +146,12 @@ def _serve(view: View) -> list[Action]:
     if view.may_start:
         present = {worker.index for worker in current}
         actions += [Spawn(view.generation, index) for index in range(view.count) if index not in present]
-    actions += [_retire(worker) for worker in current if worker.index >= view.count]
+    surplus = [worker for worker in current if worker.index >= view.count]
     ready = {worker.index for worker in current if worker.phase is Phase.READY}
     if ready.issuperset(range(view.count)):
-        actions += [_retire(worker) for worker in old]
-    return actions
+        return actions + [_retire(worker) for worker in surplus + old]
+    # One too many may be the only one that answers: until the others do, it goes only if it does not serve.
+    return actions + [_retire(worker) for worker in surplus if worker.phase is not Phase.READY]
 
 
 def _retire(worker: WorkerView) -> Action:
