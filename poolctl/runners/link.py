@@ -24,6 +24,10 @@ class LinkLost(Exception):
     """The process at the other end is gone, or refused."""
 
 
+class Refused(LinkLost):
+    """The process at the other end is there, and reports an error."""
+
+
 class Link:
     """Messages in order, replies matched to their calls. Sending never blocks; what does not fit waits here.
 
@@ -65,7 +69,7 @@ class Link:
             self._lost()
 
     async def call(self, message: Message, fds: Sequence[int] = ()) -> Reply:
-        """The reply to `message`. Raises LinkLost when the other end is gone or reports an error."""
+        """The reply to `message`. Raises LinkLost when the other end is gone, Refused when it reports an error."""
         if self.sock.fileno() < 0:
             raise LinkLost("the other end is gone")
         number = next(self._numbers)
@@ -77,7 +81,7 @@ class Link:
         finally:
             self._calls.pop(number, None)
         if reply.get("error") is not None:
-            raise LinkLost(str(reply["error"]))
+            raise Refused(str(reply["error"]))
         return reply, received
 
     def read_rest(self) -> None:

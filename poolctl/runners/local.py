@@ -54,6 +54,7 @@ class LocalRunner:
         self._by_pid: dict[int, LocalWorker] = {}
         # An exit may be reported before the reply to its spawn.
         self._early: dict[int, Exit] = {}
+        self._forking = 0
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner. A command that binds by itself has no listener; its port must be free."""
@@ -70,7 +71,13 @@ class LocalRunner:
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner. Raises ServerError or WorkerFailed when no process can be made."""
-        worker = await self._fork(server, generation, index, self.sockets.of(server))
+        if not self._forking:
+            self._early.clear()  # of others, whose pids may be used again
+        self._forking += 1
+        try:
+            worker = await self._fork(server, generation, index, self.sockets.of(server))
+        finally:
+            self._forking -= 1
         return worker.placement
 
     async def _fork(
@@ -166,6 +173,8 @@ class LocalRunner:
             reply, _ = await self.keeper.call({"op": "list", "after": after})
             for name, meta in reply["entries"]:
                 after = name
+                if name.startswith("zygote "):
+                    self.zygotes.adopt(name.removeprefix("zygote "))
                 kind, _, rest = name.partition(":")
                 if kind not in ("listener", "output", "worker"):
                     continue

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import Sequence
 
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
 
-from .link import Link, LinkLost
+from .link import Link, LinkLost, Refused
 from .protocol import WorkerFailed
 
 START_SECONDS = 30.0
@@ -24,17 +25,20 @@ class Zygotes:
         self._output = os.path.join(directory, "helpers.log")
         self._running: dict[str, asyncio.Task[Link]] = {}
 
+    def adopt(self, interpreter: str) -> None:
+        """Listen to a zygote that the keeper holds: it may have answered a supervisor that is dead."""
+        self._zygote(interpreter)
+
     async def fork(self, interpreter: str, fds: Sequence[int]) -> int:
         """The pid of a new worker that was given `fds`. Raises WorkerFailed."""
-        for attempt in (1, 2):
+        for last in (False, True):
             try:
                 zygote = await asyncio.shield(self._zygote(interpreter))
                 reply, _ = await zygote.call({}, fds)
                 return int(reply["pid"])
             except LinkLost as error:
                 # A zygote that was killed is replaced; one that cannot even start says why in its output.
-                self._running.pop(interpreter, None)
-                if attempt == 2:
+                if last or isinstance(error, Refused):
                     raise WorkerFailed(
                         f"no worker can be forked in {interpreter}: {error}", hint=f"see {self._output}"
                     ) from error
@@ -54,19 +58,28 @@ class Zygotes:
         task = self._running.get(interpreter)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = asyncio.ensure_future(self._start(interpreter))
+            # Those who wait for it see the exception; often nobody does.
+            task.add_done_callback(lambda started: started.cancelled() or started.exception())
             self._running[interpreter] = task
         return task
 
     async def _start(self, interpreter: str) -> Link:
+        starting = asyncio.current_task()
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def on_message(message: wire.Message, fds: list[int]) -> None:
             if message.get("event") == "up" and not up.done():
                 up.set_result(None)
+            elif "pid" in message:
+                # Forked for a supervisor that died before it could note it: nobody will ever know this worker.
+                self._keeper.send(
+                    {"op": "signal", "pid": message["pid"], "signal": signal.SIGKILL, "group": True}
+                )
 
         def on_end() -> None:
-            self._running.pop(interpreter, None)
-            self._keeper.send({"op": "drop", "name": f"zygote {interpreter}"})
+            if self._running.get(interpreter) is starting:
+                del self._running[interpreter]
+                self._keeper.send({"op": "drop", "name": f"zygote {interpreter}"})
             if not up.done():
                 up.set_exception(LinkLost("the interpreter ended at its start"))
 

@@ -80,4 +80,9 @@ class Memory:
 
     async def _read(self, name: str) -> bytes | None:
         _, fds = await self._keeper.call({"op": "get", "name": name})
-        return read_file(fds[0]) if fds else None
+        if not fds:
+            return None
+        try:
+            return read_file(fds[0])
+        finally:
+            os.close(fds[0])

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..bootstrap import command
-from ..platform import name_process, read_file
+from ..platform import name_process, prefer_for_oom_kill, read_file
 
 SPEC_FD = 3
 CONTROL_FD = 4
@@ -36,7 +36,7 @@ def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
     try:
         os.setsid()
         spec_fd, control, output, *rest = fds
-        spec: Spec = json.loads(read_file(os.dup(spec_fd)))
+        spec: Spec = json.loads(read_file(spec_fd))
         name_process(spec["server"])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
@@ -65,7 +65,7 @@ def resume(live: Callable[[Spec], int]) -> NoReturn:
     """Go on as a worker after the exec that its environment asked for."""
     from .preload import preload, settle
 
-    spec: Spec = json.loads(read_file(os.dup(SPEC_FD)))
+    spec: Spec = json.loads(read_file(SPEC_FD))
     for fd in range(SPEC_FD, SPEC_FD + 2 + int(sys.argv[1])):
         os.set_inheritable(fd, False)
     preload()
@@ -108,8 +108,7 @@ def _take_on(spec: Spec) -> None:
     """Limits first, then the rights of the server's user, then its environment and directory."""
     soft, hard = spec["open_files"]
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("100")
+    prefer_for_oom_kill()
     if spec["env_base"] is not None:
         os.environ.clear()
         os.environ.update(spec["env_base"])

@@ -19,6 +19,7 @@ from .load import LoadFailed, explain, load_app
 from .preload import own_modules
 from .secure import ssl_context
 from .serve import PoolServer, StartupFailed
+from .settings import configure
 
 STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
 
@@ -63,8 +64,7 @@ class Worker:
         for name in own_modules:
             sys.modules.pop(name, None)
         app = load_app(spec)
-        # The logging was set up by the preload; the access log is the one thing a server decides.
-        config = uvicorn.Config(app, log_config=None, log_level="info", **spec["uvicorn"])
+        config = configure(app, spec["uvicorn"])
         config.load()
         if spec["tls"] is not None:
             config.ssl = ssl_context(spec["tls"], list(self.tls_fds))

