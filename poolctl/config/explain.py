@@ -108,11 +108,17 @@ def _nearest(word: str, known: tuple[str, ...]) -> str:
 def nearest(word: str, known: tuple[str, ...]) -> str:
     """The known word that was probably meant, or "".
 
-    A file of nothing but unknown keys must not take minutes: after many suggestions there are no more.
+    A file of nothing but unknown keys must not take minutes: after many suggestions there are no more, until
+    `suggest_afresh`.
     """
     if len(word) > 60 or _nearest.cache_info().currsize >= MOST_SUGGESTIONS:
         return ""
     return _nearest(word, known)
+
+
+def suggest_afresh() -> None:
+    """Begin with another file, or another server that was made in Python."""
+    _nearest.cache_clear()
 
 
 def table_at(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[str, ...]:

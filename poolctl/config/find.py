@@ -57,8 +57,14 @@ def candidates(cwd: str | None = None) -> list[str]:
 def has_section(path: str) -> bool:
     """Whether a pyproject.toml seems to hold [tool.poolctl]; a look at the text, not a parse."""
     try:
-        # Not a FIFO's writer to wait for.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        # Never waits for the writer of a FIFO.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
             return _section.search(file.read(PYPROJECT_LIMIT_BYTES)) is not None
     except OSError:
         return False
+    finally:
+        os.close(descriptor)

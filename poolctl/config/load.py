@@ -16,7 +16,7 @@ from poolctl.config.defaults import Defaults
 from poolctl.config.dependencies import dependency_findings
 from poolctl.config.document import read_documents
 from poolctl.config.entry import Entry
-from poolctl.config.explain import findings_of
+from poolctl.config.explain import findings_of, suggest_afresh
 from poolctl.config.interpreter import default_interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.config.origins import Origins
@@ -37,6 +37,7 @@ def load(
     What is wrong with servers is in `.problems`. Raises PoolValidateError when a file cannot be read or parsed.
     """
     env = os.environ if env is None else env
+    suggest_afresh()
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files = [os.path.normpath(os.path.join(os.getcwd(), os.fspath(path))) for path in named]
     documents, unreadable = read_documents(files)

@@ -9,7 +9,7 @@ from pydantic import Field, InstanceOf, StringConstraints, ValidationError, Wrap
 
 from poolctl.address import Address
 from poolctl.config.complete import complete, exposed
-from poolctl.config.explain import findings_of
+from poolctl.config.explain import findings_of, suggest_afresh
 from poolctl.config.normalise import INTERNAL, normalise, refuse_internal
 from poolctl.config.problems import Finding, untold
 from poolctl.config.rules import binds_itself
@@ -140,6 +140,7 @@ class ServerConfig(Section):
         try:
             self.__pydantic_validator__.validate_python(table, self_instance=self)
         except ValidationError as error:
+            suggest_afresh()
             findings += untold(findings_of(error, ServerConfig), findings)
         if findings:
             name, bind = data.get("name"), data.get("bind", data.get("listen"))

@@ -18,7 +18,7 @@ APP_PATTERN = r"^[^\s:]+:[^\s:]+$|\$\{"
 
 def json_schema() -> Schema:
     """The schema of pool.toml: title, description, unit, default and range of every key."""
-    server, definitions = _parts(ServerConfig)
+    server, definitions = _parts(ServerConfig, INTERNAL)
     settings, _ = _parts(PoolSettings)
     _add_short_forms(server, definitions)
     required = [key for key in server.pop("required", []) if key not in INTERNAL and key == "name"]
@@ -56,13 +56,13 @@ def _list_of_servers() -> Schema:
     return {"type": "array", "items": {"$ref": "#/$defs/Server"}, "description": "The servers of the pool."}
 
 
-def _parts(model: Any) -> tuple[Schema, dict[str, Schema]]:
+def _parts(model: Any, hidden: frozenset[str] = frozenset()) -> tuple[Schema, dict[str, Schema]]:
     schema = model.model_json_schema()
     definitions: dict[str, Schema] = schema.pop("$defs", {})
     definitions.pop("Address", None)
+    for name in hidden:
+        del schema["properties"][name]
     for table in (schema, *definitions.values()):
-        for name in INTERNAL & table.get("properties", {}).keys():
-            del table["properties"][name]
         for name, key in table.get("properties", {}).items():
             key.setdefault("title", name.replace("_", " ").capitalize())
             if "$ref" in key:

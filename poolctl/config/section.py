@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from poolctl.config.explain import findings_of
+from poolctl.config.explain import findings_of, suggest_afresh
 from poolctl.config.problems import Problem, dotted
 from poolctl.errors import PoolValidateError
 
@@ -20,6 +20,7 @@ class Section(BaseModel):
         try:
             self.__pydantic_validator__.validate_python(data, self_instance=self)
         except ValidationError as error:
+            suggest_afresh()
             refuse(type(self).__name__, findings_of(error, type(self)))
 
     # pydantic calls the __init__ of nested models only when it is not marked so; what it then builds from a

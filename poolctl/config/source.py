@@ -65,16 +65,18 @@ def read_text(path: str) -> str:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise _problem(path, f"cannot be opened: {why}", "check the path") from error
-    with open(descriptor, "rb") as file:
+    try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             what = next((words for test, words in KINDS if test(mode)), "something else")
             raise _problem(path, f"this is {what}, not a file", "name a file")
-        try:
-            # One byte more than allowed tells the rest; what fstat says of /proc is 0.
+        # One byte more than allowed tells the rest; what fstat says of /proc is 0.
+        with open(descriptor, "rb", closefd=False) as file:
             content = file.read(LARGEST_BYTES + 1)
-        except OSError as error:
-            raise _problem(path, f"cannot be read: {error.strerror}", "check the disk") from error
+    except OSError as error:
+        raise _problem(path, f"cannot be read: {error.strerror}", "check the disk") from error
+    finally:
+        os.close(descriptor)
     if len(content) > LARGEST_BYTES:
         mend = "split it: a directory of files is one configuration"
         raise _problem(path, f"larger than {LARGEST_BYTES // 1024 // 1024} MiB", mend)

@@ -1,0 +1,114 @@
+"""Certificates: readable, belonging together, not out of date."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from poolctl.config.certificates import check_certificates, validity
+from poolctl.config.sections import TLSConfig
+from tests.certificates import certificate
+
+NOW = datetime.datetime.now(datetime.UTC)
+
+
+def problems(tls: TLSConfig, env: dict[str, str] | None = None) -> list[tuple[str, str]]:
+    found, _ = check_certificates(tls, env or {}, NOW)
+    assert all(finding.hint for finding in found)
+    return [(str(finding.path[1]), finding.message) for finding in found]
+
+
+def warnings(tls: TLSConfig, now: datetime.datetime) -> str:
+    found, warned = check_certificates(tls, {}, now)
+    assert found == []
+    return "".join(finding.message for finding in warned)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    cert, key = certificate(tmp_path)
+    return str(cert), str(key)
+
+
+def encrypted(key: str) -> str:
+    made = serialization.load_pem_private_key(Path(key).read_bytes(), None)
+    path = Path(key).with_suffix(".encrypted")
+    path.write_bytes(
+        made.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    return str(path)
+
+
+def test_a_pair_that_belongs_together_is_well(pair: tuple[str, str]) -> None:
+    cert, key = pair
+    assert problems(TLSConfig(cert=cert, key=key, ca=cert, client_auth="required", ciphers="HIGH")) == []
+
+
+def test_one_file_may_hold_both(pair: tuple[str, str], tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_text(Path(pair[0]).read_text() + Path(pair[1]).read_text())
+    assert problems(TLSConfig(cert=str(both))) == []
+
+
+def test_every_missing_file_is_told(tmp_path: Path) -> None:
+    tls = TLSConfig(
+        cert="/no/cert", key=str(tmp_path), ca="/no/ca", client_auth="required", password_env="NOPE"
+    )
+    assert [field for field, _ in problems(tls)] == ["cert", "key", "ca", "password_env"]
+
+
+def test_a_key_of_another_certificate_is_told(pair: tuple[str, str], tmp_path: Path) -> None:
+    _, other = certificate(tmp_path, "other")
+    ((field, message),) = problems(TLSConfig(cert=pair[0], key=str(other)))
+    assert field == "key"
+    assert "do not belong together" in message
+
+
+def test_what_holds_no_certificate_or_no_key_is_told(pair: tuple[str, str], tmp_path: Path) -> None:
+    cert, key = pair
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "broken").write_text("-----BEGIN CERTIFICATE-----\nxxxx\n-----END CERTIFICATE-----\n")
+    assert "no certificate in it" in problems(TLSConfig(cert=key, key=key))[0][1]
+    assert "no private key in it" in problems(TLSConfig(cert=cert))[0][1]
+    assert "no private key in it" in problems(TLSConfig(cert=cert, key=str(tmp_path / "text")))[0][1]
+    assert "cannot be used" in problems(TLSConfig(cert=str(tmp_path / "broken"), key=key))[0][1]
+    assert "no certificates that can be used" in problems(TLSConfig(cert=cert, key=key, ca=key))[0][1]
+    assert "selects no cipher" in problems(TLSConfig(cert=cert, key=key, ciphers="nonsense"))[0][1]
+
+
+def test_an_encrypted_key_needs_its_password_and_never_the_terminal(pair: tuple[str, str]) -> None:
+    cert, key = pair
+    locked = encrypted(key)
+    assert "is encrypted" in problems(TLSConfig(cert=cert, key=locked))[0][1]
+    tls = TLSConfig(cert=cert, key=locked, password_env="PASSWORD")
+    assert "is not set" in problems(tls)[0][1]
+    assert "does not open the key" in problems(tls, {"PASSWORD": "wrong"})[0][1]
+    assert "does not open the key" in problems(tls, {"PASSWORD": ""})[0][1]
+    assert problems(tls, {"PASSWORD": "secret"}) == []
+
+
+@pytest.mark.parametrize(
+    ("days", "told"), [(0, ""), (20, "expires on"), (40, "has expired"), (-2, "is not valid before")]
+)
+def test_the_time_of_a_certificate_is_worth_a_warning(pair: tuple[str, str], days: int, told: str) -> None:
+    text = warnings(TLSConfig(cert=pair[0], key=pair[1]), NOW + datetime.timedelta(days=days))
+    assert told in text
+    assert bool(text) == bool(told)
+
+
+def test_validity_is_read_as_the_certificate_says_it(pair: tuple[str, str]) -> None:
+    from cryptography import x509
+
+    text = Path(pair[0]).read_text()
+    known = x509.load_pem_x509_certificate(text.encode())
+    assert validity(ssl.PEM_cert_to_DER_cert(text)) == (known.not_valid_before_utc, known.not_valid_after_utc)
+    with pytest.raises((ValueError, IndexError)):
+        validity(b"\x30\x03\x01")

@@ -1,0 +1,223 @@
+"""What servers refer to: interpreters, programs, users, directories, and apps that import or do not."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import venv
+from pathlib import Path
+
+import pytest
+
+from poolctl import PoolConfig, ServerConfig
+from poolctl.config import Problem
+from poolctl.config.import_check import check_interpreters
+from tests.config_files import SERVER, load_text
+
+APPS = {
+    "good": "async def app(scope, receive, send): pass\ndef make(): return app\nvalue = 3\n"
+    "class Box: app = staticmethod(app)\n",
+    "missing": "import no_such_library.sub\n",
+    "syntax": "def f(:\n",
+    "boom": "\nraise RuntimeError('boom\\nboom')\n",
+    "ends": "import os; os._exit(3)\n",
+    "exits": "raise SystemExit(4)\n",
+    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n",
+    "noisy": "import sys\nprint('x' * 1_000_000)\nprint('y' * 1_000_000, file=sys.stderr)\napp = print\n",
+    "reads": "import os\nassert os.environ['KEY'] == 'value' and os.environ['FILE'] == '1'\n"
+    "assert os.path.samefile('.', '/')\napp = print\n",
+    "seeded": "import os, sys\nassert os.environ['PYTHONOPTIMIZE'] == '1' and sys.flags.optimize == 1\napp = print\n",
+    "asks": "assert input() == ''\napp = print\n",
+    "threads": "import threading, time\nthreading.Thread(target=time.sleep, args=(300,)).start()\napp = print\n",
+}
+
+
+@pytest.fixture
+def apps(tmp_path: Path) -> Path:
+    for name, text in APPS.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    return tmp_path
+
+
+def servers(*lines: str) -> str:
+    """A server for each line of TOML, on automatic ports."""
+    table = '[[server]]\nname = "s{}"\nbind = "127.0.0.1:auto"\n{}\n'
+    return "".join(table.format(number, line) for number, line in enumerate(lines))
+
+
+def outside(directory: Path, *lines: str, import_apps: bool = False) -> list[str]:
+    config = load_text(directory, servers(*lines), env={"PATH": os.environ["PATH"]})
+    assert config.problems == []
+    return [str(problem) for problem in config.outside(import_apps=import_apps)]
+
+
+def test_apps_that_import_are_well(apps: Path) -> None:
+    (apps / "x.env").write_text("FILE=1\nKEY=file\n")
+    found = outside(
+        apps,
+        'app = "good:app"',
+        'app = "good:make"\nfactory = true',
+        'app = "good:Box.app"',
+        'app = "noisy:app"',
+        'app = "reads:app"\ncwd = "/"\nenv = { KEY = "value" }\nenv_file = "x.env"',
+        'app = "seeded:app"\nenv = { PYTHONOPTIMIZE = "1" }',
+        'app = "threads:app"',
+        import_apps=True,
+    )
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("app", "told"),
+    [
+        ("good:ap", "good has no 'ap'; did you mean 'app'?"),
+        ("good:app.inner", "good has no 'app.inner'"),
+        ("good:value", "good:value is a int, not an ASGI application"),
+        ("goood:app", "there is no module 'goood'"),
+        ("missing:app", "missing imports 'no_such_library', which is not installed"),
+        ("syntax:app", "syntax.py:1"),
+        ("boom:app", "RuntimeError: boom boom"),
+        ("ends:app", "exited with status 3"),
+        ("exits:app", "exited with status 4"),
+        ("killed:app", "killed by SIGKILL"),
+        ("asks:app", "EOFError"),
+    ],
+)
+def test_an_app_that_cannot_be_imported_says_why(apps: Path, app: str, told: str) -> None:
+    (text,) = outside(apps, f'app = "{app}"', import_apps=True)
+    assert told in text
+    assert "pool.toml:4:1: server[0].app: " in text
+    assert outside(apps, f'app = "{app}"') == []
+
+
+def test_the_line_of_the_app_that_failed_is_told(apps: Path) -> None:
+    (text,) = outside(apps, 'app = "boom:app"', import_apps=True)
+    assert f"{apps}/boom.py:2" in text
+
+
+def test_all_apps_are_imported_in_one_go_and_none_hides_another(apps: Path) -> None:
+    lines = [f'app = "{name}:app"' for name in ("ends", "good", "killed", "boom", "syntax")]
+    found = outside(apps, *lines, import_apps=True)
+    assert [text.split("server[")[1][0] for text in found] == ["0", "2", "3", "4"]
+
+
+def test_an_app_that_does_not_end_its_import_is_given_up(apps: Path) -> None:
+    (apps / "slow.py").write_text("import time\ntime.sleep(300)\n")
+    began = time.monotonic()
+    (text,) = outside(apps, 'app = "slow:app"\nstart_timeout = "300ms"', import_apps=True)
+    assert "was not imported within 0.3 s" in text
+    assert time.monotonic() - began < 20
+
+
+def test_handlers_are_imported_too(apps: Path) -> None:
+    config = load_text(apps, '[pool]\nhandlers = "good:handlers"\n' + servers("", 'handler_key = "b"'))
+    assert config.problems == []
+    found = {str(problem).partition(": ")[2] for problem in config.outside(import_apps=True)}
+    assert any("[pool] handlers: good has no 'handlers'" in text for text in found)
+    config = load_text(apps, '[pool]\nhandlers = "good:make"\n' + servers(""))
+    assert config.outside(import_apps=True) == []
+
+
+def test_nothing_of_the_apps_runs_in_this_process(apps: Path) -> None:
+    outside(apps, 'app = "good:app"', import_apps=True)
+    assert "good" not in sys.modules
+
+
+def test_an_interpreter_without_uvicorn_names_the_mend(tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    (text,) = outside(tmp_path, 'app = "good:app"\npython = "bare"')
+    python = tmp_path / "bare" / "bin" / "python"
+    assert f"{python} has no uvicorn; install it there: {python} -m pip install uvicorn" in text
+    assert "server[0].python" in text
+
+
+@pytest.mark.parametrize(
+    ("python", "told"),
+    [("gone", "is not there"), ("plain.txt", "is not executable"), ("script", "is no Python interpreter")],
+)
+def test_what_is_no_interpreter_is_told(tmp_path: Path, python: str, told: str) -> None:
+    (tmp_path / "plain.txt").touch()
+    (tmp_path / "script").write_text("#!/bin/sh\necho hello\n")
+    (tmp_path / "script").chmod(0o755)
+    (text,) = outside(tmp_path, f'app = "good:app"\npython = "{python}"')
+    assert told in text
+
+
+def test_an_old_interpreter_is_told(tmp_path: Path) -> None:
+    old = tmp_path / "python3.8"
+    old.write_text("#!/bin/sh\necho poolctl 3 8 True\n")
+    old.chmod(0o755)
+    ((_, finding),) = check_interpreters([str(old)])
+    assert "Python 3.8" in finding.message
+    (tmp_path / "empty").write_bytes(b"\x7fELF")
+    (tmp_path / "empty").chmod(0o755)
+    ((_, finding),) = check_interpreters([str(tmp_path / "empty")])
+    assert "cannot be run" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('command = ["./gone"]', "'./gone' is not there"),
+        ('command = ["./plain.txt"]', "chmod +x"),
+        ('command = ["no-such-program-anywhere"]', "is not there"),
+        ('app = "a:b"\ncwd = "gone"\napp_dir = "src"', "create it, or mend cwd"),
+        ('app = "a:b"\napp_dir = "plain.txt"', "is no directory"),
+        ('app = "a:b"\nenv_file = "gone.env"', "no such file"),
+        ('app = "a:b"\nenv_file = "plain.txt"', "plain.txt:1:"),
+        ('app = "a:b"\nuser = "no-such-user-here"', "no user"),
+        ('app = "a:b"\nuser = "root:no-such-group-here"', "no group"),
+        ('app = "a:b"\nlog = { path = "src" }', "is a directory"),
+        ('app = "a:b"\ntls = { cert = "gone.pem" }', "gone.pem: there is no such file"),
+    ],
+)
+def test_what_is_named_and_not_there_is_told(tmp_path: Path, line: str, told: str) -> None:
+    (tmp_path / "plain.txt").write_text("hello\n")
+    (tmp_path / "src").mkdir()
+    (text,) = outside(tmp_path, line)
+    assert told in text
+    assert "pool.toml:" in text
+
+
+def test_programs_are_found_on_the_servers_own_path(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "my-program"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert outside(tmp_path, f'command = ["my-program"]\nenv = {{ PATH = "{program.parent}" }}') == []
+    assert outside(tmp_path, 'command = ["bin/my-program"]', 'command = ["{fd}"]') == []
+
+
+def test_another_user_needs_root(tmp_path: Path) -> None:
+    config = load_text(tmp_path, SERVER + 'user = "nobody"\n')
+    assert config.outside() == []
+    assert bool(config.warnings) == (os.geteuid() != 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_app_is_imported_with_no_more_rights_than_its_server(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent != Path("/") and not os.access(parent, os.X_OK):  # pragma: no cover
+            pytest.skip("the temporary directory is closed")
+    directory = Path("/tmp") / f"poolctl-rights-{os.getpid()}"
+    directory.mkdir(mode=0o755)
+    try:
+        (directory / "who.py").write_text("import os\nassert os.getuid() != 0, 'root'\napp = print\n")
+        # This interpreter may lie where nobody else may look.
+        text = servers('app = "who:app"\nuser = "nobody"\npython = "/usr/bin/python3"')
+        problems = [str(p) for p in load_text(directory, text).outside(import_apps=True)]
+        assert not any("AssertionError" in problem for problem in problems)
+    finally:
+        for path in sorted(directory.rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        directory.rmdir()
+
+
+def test_the_outside_of_a_list_made_in_python_has_no_places() -> None:
+    config = PoolConfig([ServerConfig(name="a", bind=":1", command=["no-such-program-anywhere"])])
+    (problem,) = config.outside()
+    assert isinstance(problem, Problem)
+    assert (problem.file, problem.name, problem.key) == ("", "a", "command[0]")
+    assert str(problem).startswith("a: command[0]: ")

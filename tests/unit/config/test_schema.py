@@ -1,0 +1,79 @@
+"""The JSON Schema names every key with what an editor wants to show."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from poolctl.config import ServerConfig, json_schema
+from poolctl.config.normalise import INTERNAL
+
+SCHEMA = json_schema()
+TABLES: dict[str, Any] = SCHEMA["$defs"]
+KEYS = [(table, key) for table in TABLES for key in TABLES[table]["properties"]]
+
+
+@pytest.mark.parametrize(("table", "key"), KEYS)
+def test_every_key_has_a_title_and_a_description(table: str, key: str) -> None:
+    found = TABLES[table]["properties"][key]
+    assert found["title"]
+    assert found["description"]
+
+
+@pytest.mark.parametrize(("table", "key"), KEYS)
+def test_every_reference_leads_somewhere(table: str, key: str) -> None:
+    for name in re.findall(r'"#/\$defs/(\w+)"', json.dumps(TABLES[table]["properties"][key])):
+        assert name in TABLES
+
+
+def test_it_has_the_models_keys_and_no_others() -> None:
+    server = set(TABLES["Server"]["properties"])
+    assert server == (set(ServerConfig.model_fields) - INTERNAL) | {"listen", "workers"}
+    assert set(TABLES["Defaults"]["properties"]) == server - {"name"}
+    assert TABLES["Server"]["required"] == ["name"]
+    assert set(TABLES["Pool"]["properties"]) == {"name", "port_range", "handlers"}
+    assert all(table["additionalProperties"] is False for table in TABLES.values())
+
+
+def test_units_defaults_and_ranges_are_told() -> None:
+    server = TABLES["Server"]["properties"]
+    assert (server["start_timeout"]["unit"], server["start_timeout"]["default"]) == ("seconds", "30s")
+    assert (
+        TABLES["Log"]["properties"]["max_size"]["unit"],
+        TABLES["Log"]["properties"]["max_size"]["default"],
+    ) == (
+        "bytes",
+        "10MiB",
+    )
+    assert TABLES["Http"]["properties"]["max_requests"]["anyOf"][0] == {"type": "integer", "minimum": 1}
+    assert server["command"]["anyOf"][0]["minItems"] == 1
+    assert TABLES["Pool"]["properties"]["port_range"]["default"] == "20000-29999"
+    assert server["workers"]["anyOf"][0]["minimum"] == 1
+
+
+def test_the_short_forms_are_allowed() -> None:
+    server = TABLES["Server"]["properties"]
+    assert {"type": "boolean"} in server["tls"]["anyOf"]
+    assert {"enum": ["no", "on-failure", "always"]} in server["restart"]["anyOf"]
+    assert {"type": "string"} in server["depends_on"]["items"]["anyOf"]
+    assert {"type": "string"} in server["env_file"]["anyOf"]
+
+
+def test_patterns_are_regular_expressions() -> None:
+    for pattern in re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', json.dumps(SCHEMA)):
+        re.compile(json.loads(pattern))
+    duration = TABLES["Server"]["properties"]["start_timeout"]["anyOf"][1]["pattern"]
+    for text in ("500ms", "1m30s", "2h", "5", "${TIMEOUT}"):
+        assert re.search(duration, text)
+    for text in ("soon", "-1s"):
+        assert not re.search(duration, text)
+
+
+def test_it_is_a_schema_of_the_draft_that_it_names() -> None:
+    assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert SCHEMA["title"]
+    assert set(SCHEMA["properties"]) >= {"pool", "defaults", "server", "gateway"}
+    assert {part["type"] for part in SCHEMA["anyOf"]} == {"object", "array"}
