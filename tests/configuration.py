@@ -1,0 +1,21 @@
+"""pool.toml for tests, a table for each server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def server(name: str, **keys: Any) -> str:
+    """A `[[server]]` table; values as in Python, nested tables as dictionaries."""
+    lines = ["[[server]]", f"name = {json.dumps(name)}"]
+    lines += [f"{key} = {_value(value)}" for key, value in keys.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_value(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value)

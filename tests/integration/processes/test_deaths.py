@@ -1,0 +1,228 @@
+"""Whatever process of the pool is killed: servers serve, nothing printed is lost, and the process is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.http_get import get
+from tests.processes import children, command_line, is_alive
+from tests.real_pool import RealPool
+
+CHATTY = """
+from hello import app as hello
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        print(scope["path"], flush=True)
+    await hello(scope, receive, send)
+"""
+
+
+def info(pool: RealPool) -> dict[str, Any]:
+    (path,) = [path for path in pool.runtime.glob("*/info.json") if not path.parent.name.startswith("@")]
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def helper(pool: RealPool, role: str) -> int:
+    """The pid of the zygote or the logger."""
+    workers = {pid for item in pool.items().values() for pid in item["pids"]}
+    (pid,) = [
+        pid
+        for pid in children(info(pool)["keeper_pid"])
+        if pid not in workers and is_alive(pid) and f" {role}" in command_line(pid)
+    ]
+    return pid
+
+
+@contextmanager
+def asked_all_the_time(port: int) -> Iterator[list[Exception]]:
+    """Requests on new connections meanwhile; the list takes the failures."""
+    failures: list[Exception] = []
+    count = 0
+    ended = threading.Event()
+
+    def ask() -> None:
+        nonlocal count
+        while not ended.is_set():
+            try:
+                assert get(port).status == 200
+                count += 1
+            except Exception as error:
+                failures.append(error)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        yield failures
+    finally:
+        ended.set()
+        asker.join()
+    assert count > 0
+
+
+def test_a_killed_worker_is_replaced_and_connections_wait(pool: RealPool, until: Any) -> None:
+    ports = pool.write_hello("a", "b")
+    pool.ok("start")
+    before = pool.items()
+    os.kill(before["a"]["pids"][0], signal.SIGKILL)
+    # The listener is the pool's: nothing is refused at any moment.
+    assert get(ports["a"]).status == 200
+    until(lambda: pool.items()["a"]["ready"])
+    after = pool.items()
+    assert after["a"]["restarts"] == 1
+    assert after["a"]["pids"] != before["a"]["pids"]
+    assert after["b"] | {"uptime_seconds": 0} == before["b"] | {"uptime_seconds": 0}
+
+
+def test_one_of_several_workers_is_replaced_while_the_others_serve(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello(extra="workers = 3")["web"]
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    with asked_all_the_time(port) as failures:
+        os.kill(before[1], signal.SIGTERM)
+        until(lambda: len(set(pool.items()["web"]["pids"]) - set(before)) == 1)
+    assert failures == []
+    assert set(pool.items()["web"]["pids"]) & set(before) == {before[0], before[2]}
+
+
+def test_a_killed_zygote_is_replaced_when_it_is_needed(pool: RealPool) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    os.kill(helper(pool, "zygote"), signal.SIGKILL)
+    assert get(port).status == 200
+    pool.ok("restart")
+    assert pool.items()["web"]["pids"] != before
+    assert is_alive(helper(pool, "zygote"))
+
+
+def test_a_zygote_that_is_killed_while_workers_are_asked_for_delays_them_only(
+    pool: RealPool, until: Any
+) -> None:
+    names = [f"s{number}" for number in range(12)]
+    pool.write_hello(*names)
+    pool.ok("start", "s0")
+    zygote = helper(pool, "zygote")
+    starting = pool.spawn("start", "-o", "json")
+    until(lambda: any(item["state"] == "running" and name != "s0" for name, item in pool.items().items()))
+    os.kill(zygote, signal.SIGKILL)
+    stdout, stderr = starting.communicate(timeout=30)
+    assert starting.returncode == 0, stderr
+    assert {item["ready"] for item in json.loads(stdout)["items"]} == {True}
+
+
+def test_a_killed_logger_is_replaced_and_loses_nothing(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.write("chatty.py", CHATTY)
+    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "chatty:app"))
+    pool.ok("start")
+    for number in range(30):
+        if number % 10 == 5:
+            os.kill(helper(pool, "logs"), signal.SIGKILL)
+        assert get(port, f"/line-{number}").status == 200
+
+    def lines() -> list[str]:
+        printed = pool.ok("logs", "web", "-n", "1000").stdout.splitlines()
+        return [line.rpartition("/")[2] for line in printed if "/line-" in line]
+
+    until(lambda: len(lines()) >= 30)
+    assert lines() == [f"line-{number}" for number in range(30)]
+    assert is_alive(helper(pool, "logs"))
+
+
+def test_a_killed_supervisor_is_replaced_and_adopts_everything(pool: RealPool, until: Any) -> None:
+    ports = pool.write_hello("a", "b", "c")
+    pool.ok("start", "a", "b")
+    pool.ok("stop", "b")
+    before = pool.items()
+    first = info(pool)["supervisor_pid"]
+    with asked_all_the_time(ports["a"]) as failures:
+        os.kill(first, signal.SIGKILL)
+        until(lambda: info(pool)["supervisor_pid"] != first)
+        after = pool.items()
+    assert failures == []
+    for name in before:
+        assert after[name] | {"uptime_seconds": 0} == before[name] | {"uptime_seconds": 0}
+    assert after["a"]["uptime_seconds"] >= before["a"]["uptime_seconds"]
+    assert pool.run("status").code == 3  # c never ran
+    # The successor can do all that the first could.
+    pool.ok("restart", "a")
+    pool.ok("start", "b")
+    os.kill(pool.items()["a"]["pids"][0], signal.SIGKILL)
+    until(lambda: pool.items()["a"]["ready"] and pool.items()["a"]["restarts"] > after["a"]["restarts"])
+    pool.ok("stop")
+
+
+def test_a_worker_that_dies_while_there_is_no_supervisor_is_replaced(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    (worker,) = pool.items()["web"]["pids"]
+    supervisor = info(pool)["supervisor_pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    os.kill(worker, signal.SIGKILL)
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: info(pool)["supervisor_pid"] != supervisor and pool.items()["web"]["ready"])
+    assert pool.items()["web"]["pids"] != [worker]
+    assert get(port).status == 200
+
+
+def test_a_supervisor_that_is_killed_in_the_middle_of_a_restart_leaves_one_generation(
+    pool: RealPool, until: Any
+) -> None:
+    ports = pool.write_hello("a", "b", "c")
+    pool.ok("start")
+    keeper = info(pool)["keeper_pid"]
+    for _ in range(3):
+        restarting = pool.spawn("restart")
+        until(lambda: any(item["restarts"] for item in pool.items().values()))
+        os.kill(info(pool)["supervisor_pid"], signal.SIGKILL)
+        restarting.communicate(timeout=30)
+        until(lambda: all(item["ready"] for item in pool.items().values()))
+
+    def workers_only() -> bool:
+        known = {pid for item in pool.items().values() for pid in item["pids"]}
+        alive = {pid for pid in children(keeper) if is_alive(pid)}
+        return len(known) == 3 and len(alive - known) == 3  # supervisor, zygote, logger
+
+    until(workers_only)
+    for port in ports.values():
+        assert get(port).status == 200
+
+
+def test_a_stopped_supervisor_does_not_keep_servers_from_serving(pool: RealPool) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    supervisor = info(pool)["supervisor_pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        assert get(port).status == 200
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+
+
+def test_terminating_the_keeper_stops_everything(pool: RealPool, until: Any) -> None:
+    pool.write_hello("a", "b")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        pool.ok("start")
+        os.kill(info(pool)["keeper_pid"], number)
+        until(lambda: not pool.processes())
+        assert list(pool.runtime.glob("*/control.sock")) == []
+
+
+def test_terminating_the_keeper_in_the_middle_of_a_start_stops_everything(pool: RealPool, until: Any) -> None:
+    names = [f"s{number}" for number in range(8)]
+    pool.write_hello(*names)
+    starting = pool.spawn("start", "--no-wait")
+    keeper = until(
+        lambda: [pid for pid, line in pool.processes().items() if " keeper " in line and is_alive(pid)]
+    )[0]
+    os.kill(keeper, signal.SIGTERM)
+    starting.kill()
+    starting.communicate()
+    until(lambda: not pool.processes(), timeout_seconds=8)

@@ -1,0 +1,227 @@
+"""How a server ends decides what becomes of it: statuses, signals, policies, timeouts."""
+
+from __future__ import annotations
+
+import os
+import signal
+from http.client import HTTPException
+from typing import Any
+
+import pytest
+
+from tests.configuration import server
+from tests.http_get import get
+from tests.processes import is_alive
+from tests.real_pool import HELLO_APP, RealPool
+
+
+def write(pool: RealPool, port: int, app: str, **keys: Any) -> None:
+    pool.write("hello.py", HELLO_APP)
+    pool.write("broken.py", app)
+    pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", app="broken:app", **keys))
+
+
+ONCE = {"restart": "no"}
+
+FAILURES = [
+    ("raise RuntimeError('no settings')", "no settings", "status 3"),
+    ("import sys; sys.exit(7)", "status 7", "before it was ready"),
+    ("raise SystemExit('cannot go on like this')", "cannot go on like this", "status 1"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL", "before it was ready"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV", "before it was ready"),
+    ("import os; os._exit(9)", "status 9", "before it was ready"),
+    ("import no_such_module_anywhere", "no_such_module_anywhere", "status 3"),
+    ("application = 1", "has no attribute 'app'", "status 3"),
+    ("syntax error", "SyntaxError", "status 3"),
+    (
+        """
+        async def app(scope, receive, send):
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": "no database"})
+        """,
+        "no database",
+        "status 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("app", "word", "other"), FAILURES, ids=[word for _, word, _ in FAILURES])
+def test_an_app_that_cannot_start_is_a_failure_that_says_why(
+    pool: RealPool, free_port: Any, app: str, word: str, other: str
+) -> None:
+    port = free_port()
+    write(pool, port, app, **ONCE)
+    done = pool.run("start", "-o", "json")
+    assert done.code == 1, str(done)
+    (error,) = done.json["errors"]
+    assert word in error["message"]
+    assert other in error["message"]
+    assert error["hint"] == "poolctl logs web"
+    assert pool.items()["web"]["state"] == "failed"
+    with pytest.raises(ConnectionRefusedError):
+        get(port)
+
+
+def test_an_app_that_hangs_in_its_import_is_stopped_at_once(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    write(pool, free_port(), "import time, pathlib; pathlib.Path('here').touch(); time.sleep(50)")
+    pool.ok("start", "--no-wait")
+    until((pool.directory / "here").exists)
+    done = pool.ok("stop", timeout_seconds=5)
+    assert "kill" not in done.stderr
+
+
+def test_an_app_that_hangs_in_its_startup_is_stopped_at_once(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    write(
+        pool,
+        free_port(),
+        """
+        import asyncio, pathlib
+        async def app(scope, receive, send):
+            pathlib.Path("here").touch()
+            await asyncio.sleep(50)
+        """,
+    )
+    pool.ok("start", "--no-wait")
+    until((pool.directory / "here").exists)
+    done = pool.ok("stop", timeout_seconds=5)
+    assert "kill" not in done.stderr
+
+
+def test_a_start_timeout_ends_the_process_too(pool: RealPool, free_port: Any, until: Any) -> None:
+    app = "import os, time, pathlib; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(50)"
+    write(pool, free_port(), app, start_timeout="700ms", **ONCE)
+    done = pool.run("start")
+    assert done.code == 1
+    assert "was not ready within 700ms" in done.stderr
+    assert not is_alive(int((pool.directory / "pid").read_text()))
+
+
+def test_a_restart_whose_replacement_fails_keeps_the_old_and_later_ones_work(
+    pool: RealPool, free_port: Any
+) -> None:
+    port = free_port()
+    write(pool, port, "from hello import app", workers=2)
+    pool.ok("start")
+    before = pool.items()["web"]
+    pool.write("broken.py", "raise RuntimeError('broken release')")
+    for _ in range(2):
+        done = pool.run("restart")
+        assert done.code == 1
+        assert "broken release" in done.stderr
+        assert pool.items()["web"]["pids"] == before["pids"]
+        assert get(port).status == 200
+    pool.write("broken.py", "from hello import app  # mended")
+    pool.ok("restart")
+    assert not set(pool.items()["web"]["pids"]) & set(before["pids"])
+
+
+def test_a_worker_that_ends_well_by_itself_is_not_started_again(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    app = """
+    import os
+    from hello import app as hello
+    async def app(scope, receive, send):
+        if scope["type"] == "http" and scope["path"] == "/leave":
+            os._exit(int(scope["query_string"]))
+        await hello(scope, receive, send)
+    """
+    port = free_port()
+    write(pool, port, app)
+    pool.ok("start")
+    leave(port, 0)
+    until(lambda: pool.items()["web"]["state"] == "stopped")
+    assert pool.items()["web"]["restarts"] == 0
+    with pytest.raises(ConnectionRefusedError):
+        get(port)
+    pool.ok("start")
+    leave(port, 5)
+    until(lambda: pool.items()["web"]["restarts"] == 1 and pool.items()["web"]["ready"])
+
+
+def leave(port: int, status: int) -> None:
+    with pytest.raises((OSError, HTTPException)):
+        get(port, f"/leave?{status}")
+
+
+def test_always_means_after_a_good_end_too_and_no_means_never(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    app = """
+    import os
+    from hello import app as hello
+    async def app(scope, receive, send):
+        if scope["type"] == "http" and scope["path"] == "/leave":
+            os._exit(int(scope["query_string"]))
+        await hello(scope, receive, send)
+    """
+    ports = free_port(), free_port()
+    pool.write("hello.py", HELLO_APP)
+    pool.write("broken.py", app)
+    pool.write(
+        "pool.toml",
+        server("always", bind=f"127.0.0.1:{ports[0]}", app="broken:app", restart="always")
+        + server("never", bind=f"127.0.0.1:{ports[1]}", app="broken:app", restart="no"),
+    )
+    pool.ok("start")
+    leave(ports[0], 0)
+    leave(ports[1], 5)
+    until(lambda: pool.items()["always"]["restarts"] == 1 and pool.items()["always"]["ready"])
+    until(lambda: pool.items()["never"]["state"] == "failed")
+    assert pool.items()["never"]["restarts"] == 0
+    assert "status 5" in pool.run("status", "-o", "json").json["errors"][0]["message"]
+
+
+def test_a_server_that_dies_again_and_again_has_failed(pool: RealPool, free_port: Any, until: Any) -> None:
+    write(
+        pool, free_port(), "import sys; sys.exit(1)",
+        restart={"policy": "on-failure", "limit": 3, "backoff": {"initial": "10ms", "max": "20ms"}},
+    )  # fmt: skip
+    assert pool.run("start").code == 1
+    until(lambda: pool.items()["web"]["state"] == "failed")
+    assert pool.items()["web"]["restarts"] == 3
+
+
+def test_a_signal_that_nobody_ordered_is_a_failure_sigterm_too(pool: RealPool, until: Any) -> None:
+    pool.write_hello()
+    pool.ok("start")
+    for count, number in enumerate((signal.SIGTERM, signal.SIGINT), 1):
+        os.kill(pool.items()["web"]["pids"][0], number)
+        until(lambda count=count: pool.items()["web"]["restarts"] == count and pool.items()["web"]["ready"])
+
+
+def test_a_worker_that_has_to_be_killed_takes_its_children_with_it(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    app = """
+    import pathlib, subprocess, time, threading
+    from hello import app
+    child = subprocess.Popen(["sleep", "50"])
+    pathlib.Path("child").write_text(str(child.pid))
+    # A thread that does not end keeps the interpreter from ending.
+    threading.Thread(target=time.sleep, args=(50,)).start()
+    """
+    write(pool, free_port(), app, stop_timeout="300ms")
+    pool.ok("start")
+    child = int((pool.directory / "child").read_text())
+    done = pool.ok("stop")
+    assert "web: had to be killed after 300ms" in done.stderr
+    until(lambda: not is_alive(child))
+
+
+def test_exit_handlers_and_the_last_line_survive_the_end(pool: RealPool, free_port: Any) -> None:
+    app = """
+    import atexit, pathlib, sys
+    from hello import app
+    atexit.register(lambda: pathlib.Path("said").write_text("goodbye"))
+    atexit.register(lambda: sys.stdout.write("the last line, without its end"))
+    """
+    write(pool, free_port(), app)
+    pool.ok("start")
+    pool.ok("stop")
+    assert (pool.directory / "said").read_text() == "goodbye"
+    assert "the last line, without its end" in pool.ok("logs", "web").stdout
