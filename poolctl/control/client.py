@@ -49,7 +49,7 @@ class SupervisorEnded(ControlError):
         super().__init__(
             "the supervisor ended before it had answered",
             exit_code=BUSY,
-            hint="the servers go on serving; try again",
+            hint="poolctl status shows what is there now",
         )
 
 

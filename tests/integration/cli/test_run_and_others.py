@@ -1,0 +1,126 @@
+"""What only a real pool can show: ends of `run`, pools by name, ports that were chosen."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from tests.deadline import wait_until
+from tests.real_pool import RealPool
+
+
+@pytest.fixture
+def pool(real_pool: RealPool) -> RealPool:
+    real_pool.write_hello("users", "orders")
+    return real_pool
+
+
+def ready(pool: RealPool) -> bool:
+    return pool.run("status").code == 0
+
+
+def test_run_ends_when_somebody_else_stops_its_pool(pool: RealPool) -> None:
+    running = pool.spawn("run")
+    wait_until(lambda: ready(pool))
+    pool.ok("stop")
+    _, err = running.communicate(timeout=20)
+    assert running.returncode == 0, err
+    assert "Traceback" not in err
+
+
+def test_run_goes_on_with_what_is_ready_and_tells_of_the_rest(pool: RealPool) -> None:
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", text.replace('app = "hello:app"', 'app = "gone:app"', 1) + 'restart = "no"\n')
+    running = pool.spawn("run")
+    wait_until(lambda: pool.items()["orders"]["ready"])
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=20)
+    assert running.returncode == 0
+    assert "error: users: " in err
+    assert "1 of 2 servers ready" in err
+
+
+def test_run_of_what_cannot_start_at_all_ends_with_its_failure(pool: RealPool) -> None:
+    (pool.directory / "hello.py").write_text("raise SystemExit(3)\n")
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", '[defaults]\nrestart = "no"\n' + text)
+    done = pool.run("run")
+    assert done.code == 1, str(done)
+    assert done.stderr.count("error: ") == 2
+    assert pool.processes() == {}
+
+
+@pytest.mark.parametrize("args", [["nobody"], ["--tag", "none"], ["--name", "("], ["--timeout", "soon"]])
+def test_run_checks_before_it_runs_anything(pool: RealPool, args: list[str]) -> None:
+    done = pool.run("run", *args, "--", "touch", "ran")
+    assert done.code in (2, 4), str(done)
+    assert not (pool.directory / "ran").exists()
+
+
+def test_run_with_json_keeps_standard_output_for_the_document(pool: RealPool) -> None:
+    done = pool.run("run", "-o", "json", "--", "sh", "-c", "echo mine; exit 4")
+    assert done.code == 4
+    assert [item["state"] for item in done.json["items"]] == ["stopped", "stopped"]
+    assert "mine" in done.stderr
+    (pool.directory / "pool.toml").write_text("[[server]]\nname = 3\n")
+    invalid = pool.run("run", "-o", "json")
+    assert invalid.code == 5
+    assert invalid.json["errors"]
+
+
+def test_a_reader_of_run_that_goes_away_ends_it(pool: RealPool) -> None:
+    running = pool.spawn("run")
+    wait_until(lambda: ready(pool))
+    assert running.stdout is not None
+    running.stdout.close()
+    pool.run("restart")  # its output is what nobody reads; it may find the pool ended
+    assert running.wait(20) == 0
+    wait_until(lambda: pool.processes() == {})
+
+
+def test_an_interrupted_start_is_130_and_one_document(pool: RealPool) -> None:
+    app = pool.directory / "hello.py"
+    app.write_text("import time\nopen('importing', 'w').close()\ntime.sleep(60)\n" + app.read_text())
+    starting = pool.spawn("start", "-o", "json")
+    wait_until((pool.directory / "importing").exists)
+    starting.send_signal(signal.SIGINT)
+    out, _ = starting.communicate(timeout=20)
+    assert starting.returncode == 130
+    assert json.loads(out)["errors"][0]["error"] == "ErrorInterrupted"
+
+
+def test_everything_works_on_a_pool_by_its_name(pool: RealPool) -> None:
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", '[pool]\nname = "shop"\n' + text)
+    pool.ok("start")
+    elsewhere = pool.directory / "elsewhere"
+    elsewhere.mkdir()
+    assert pool.ok("--pool", "shop", "list", "-o", "name", cwd=elsewhere).stdout == "users\norders\n"
+    assert "startup complete" in pool.ok("--pool", "shop", "logs", "users", cwd=elsewhere).stdout
+    assert pool.ok("show", "--pool", "shop", "users", cwd=elsewhere).stdout.startswith("users\n")
+    assert "hello:app" in pool.ok("config", "--pool", "shop", cwd=elsewhere).stdout
+    pool.ok("restart", "--pool", "shop", cwd=elsewhere)
+    pool.ok("stop", "--pool", "shop", cwd=elsewhere)
+    assert pool.run("start", "--pool", "shop", cwd=elsewhere).code == 6
+    assert pool.run("run", "--pool", "shop", cwd=elsewhere).code == 6
+
+
+def test_a_chosen_port_is_still_shown_when_nothing_runs(pool: RealPool) -> None:
+    pool.write("pool.toml", '[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\napp = "hello:app"\n')
+    assert pool.ok("list", "--field", "bind").stdout == "127.0.0.1:auto\n"
+    pool.ok("start")
+    chosen = pool.ok("list", "--field", "bind").stdout
+    pool.ok("stop")
+    assert pool.ok("list", "--field", "bind").stdout == chosen != "127.0.0.1:auto\n"
+
+
+def test_a_pool_without_servers_is_not_started(pool: RealPool) -> None:
+    pool.write("pool.toml", '[pool]\nname = "x"\n')
+    for command in (["start"], ["restart"], ["run"], ["run", "--", "true"]):
+        done = pool.run(*command)
+        assert done.code == 5, str(done)
+        assert "no server" in done.stderr
+        assert pool.processes() == {}
+    assert pool.run("start", "--allow-empty").code == 0

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolctl.cli.foreground import Foreground, program
+from poolctl.cli.outcome import Failure
+from tests.deadline import wait_until
+
+RUN = (
+    "import os, sys; from poolctl.cli.foreground import Foreground, program;"
+    "sys.exit(Foreground(program(sys.argv[1:], os.environ), sys.argv[1:], os.environ).run())"
+)
+
+
+def run(*command: str) -> int:
+    return Foreground(program(command, os.environ), command, os.environ).run()
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -TERM $$", 143), ("kill -9 $$", 137)]
+)
+def test_the_exit_is_the_commands(script: str, code: int) -> None:
+    assert run("sh", "-c", script) == code
+
+
+def test_signals_are_at_their_defaults_in_the_command() -> None:
+    assert run("sh", "-c", "grep -q 'SigBlk:.0*$' /proc/self/status") == 0
+    assert run("sh", "-c", "grep 'SigIgn:' /proc/self/status | grep -q '0000$'") == 0
+
+
+def test_output_may_go_elsewhere(tmp_path: Path) -> None:
+    with open(tmp_path / "out", "w") as out:
+        command = ["echo", "hi"]
+        assert Foreground(program(command, os.environ), command, os.environ).run(stdout=out.fileno()) == 0
+    assert (tmp_path / "out").read_text() == "hi\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_sent_to_us_reaches_the_command(tmp_path: Path, number: signal.Signals) -> None:
+    name = number.name.removeprefix("SIG")
+    script = f"trap 'exit 9' {name}; touch {tmp_path}/up; while :; do sleep 0.02; done"
+    ours = subprocess.Popen([sys.executable, "-c", RUN, "sh", "-c", script])
+    wait_until((tmp_path / "up").exists)
+    ours.send_signal(number)
+    assert ours.wait(10) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("no-such-command", 127, "not found"),
+        ("", 127, "not found"),
+        ("./plain", 126, "not executable"),
+        ("plain", 126, "not executable"),
+        ("/", 126, "is a directory"),
+        ("./gone", 127, "not found"),
+    ],
+)
+def test_what_cannot_be_run_is_told_as_shells_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").touch()
+    with pytest.raises(Failure) as caught:
+        program([name], {"PATH": f"/usr/bin:{tmp_path}"})
+    assert caught.value.outcome.exit_code == code
+    assert words in str(caught.value)
+
+
+def test_a_program_that_the_system_refuses_is_126(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("no program")
+    broken.chmod(0o755)
+    with pytest.raises(Failure) as caught:
+        run(str(broken))
+    assert caught.value.outcome.exit_code == 126

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from poolctl.control.directory import pool_key
+from poolctl.logs.line import stamp
+from tests.stand_in import always, item
+
+from .conftest import Command, Supervised
+
+NOW = datetime.now(UTC).timestamp()
+
+
+@pytest.fixture
+def logs(directory: Path) -> Path:
+    """The default log files, with two lines of each server a minute apart."""
+    path = directory / "run" / pool_key(str(directory / "pool.toml")) / "state" / "logs"
+    path.mkdir(parents=True, mode=0o700)
+    os.chmod(path.parents[1], 0o700)
+    for at, name in enumerate(("users", "orders")):
+        lines = [f"{stamp(NOW - 7200 + at)} old {name}", f"{stamp(NOW - 60 + at)} new {name}"]
+        (path / f"{name}.log").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_logs_are_merged_in_the_order_of_time(poolctl: Command, logs: Path) -> None:
+    assert poolctl("logs").out == (
+        "users  | old users\norders | old orders\nusers  | new users\norders | new orders\n"
+    )
+
+
+def test_the_last_lines_of_each_server(poolctl: Command, logs: Path) -> None:
+    assert poolctl("logs", "-n", "1").out == "users  | new users\norders | new orders\n"
+    assert poolctl("logs", "users", "-n0").out == ""
+    assert poolctl("logs", "users", "--lines", "all").out.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    "since",
+    ["10m", "600", (datetime.now() - timedelta(minutes=10)).isoformat(),
+     (datetime.now(UTC) - timedelta(minutes=10)).isoformat()],
+)  # fmt: skip
+def test_lines_since_a_time(poolctl: Command, logs: Path, since: str) -> None:
+    assert poolctl("logs", "users", "--since", since).out == "users | new users\n"
+
+
+def test_verbose_lines_carry_their_time(poolctl: Command, logs: Path) -> None:
+    assert poolctl("logs", "users", "-v", "-n1").out == f"users | {stamp(NOW - 60)} new users\n"
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_json_is_lines(poolctl: Command, logs: Path, form: str) -> None:
+    documents = [json.loads(line) for line in poolctl("logs", "-o", form).out.splitlines()]
+    assert documents[0] == {"time": stamp(NOW - 7200), "name": "users", "pid": None, "line": "old users"}
+    assert len(documents) == 4
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["-n", "some"], ["-n", "-1"], ["--since", "yesterday"], ["--since", "2026-13-01"], ["-o", "table"]],
+)
+def test_what_is_not_understood_is_a_usage_error(poolctl: Command, logs: Path, args: list[str]) -> None:
+    assert poolctl("logs", *args).code == 2
+
+
+def test_a_configured_path_is_read_instead(poolctl: Command, supervised: Supervised, directory: Path) -> None:
+    (directory / "own.log").write_text("a line\n")
+    with supervised(always(item("users", config={"log": {"path": str(directory / "own.log")}}))):
+        assert poolctl("logs").out == "users | a line\n"
+
+
+def test_servers_that_have_written_nothing_are_no_failure(poolctl: Command) -> None:
+    assert poolctl("logs") == (0, "", "")
