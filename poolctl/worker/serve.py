@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,7 +94,7 @@ class PoolServer(uvicorn.Server):
             self.accounts.max_requests = self.limit_max_requests
             self.accounts.on_limit = self._limit_reached
             with contextlib.ExitStack() as held:
-                dups = [held.enter_context(listener.dup()) for listener in listeners]
+                dups = [held.enter_context(_duplicate(listener)) for listener in listeners]
                 # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
                 held.callback(_stop_reading, dups)
                 await self.startup(sockets=dups)
@@ -151,3 +152,9 @@ def _stop_reading(listeners: Sequence[socket.socket]) -> None:
     for listener in listeners:
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.remove_reader(listener.fileno())
+
+
+def _duplicate(listener: socket.socket) -> socket.socket:
+    # Not listener.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
+    # the listener of every other worker; one that calls accept() just then waits there for ever.
+    return socket.socket(listener.family, listener.type, listener.proto, fileno=os.dup(listener.fileno()))
