@@ -1,0 +1,239 @@
+"""What a worker finds around it: environment, directory, import path, interpreter, user, rights."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.configuration import server
+from tests.http_get import get
+from tests.real_pool import RealPool
+
+REPORT = """
+import grp, json, os, sys
+from pathlib import Path
+found = {
+    "environment": dict(os.environ), "cwd": os.getcwd(), "path": sys.path, "argv": sys.argv,
+    "executable": sys.executable, "prefix": sys.prefix, "flags": list(sys.flags),
+    "ids": [os.getresuid(), os.getresgid(), os.getgroups()], "umask": os.umask(0o22),
+    "modules": [name for name in sys.modules if name.startswith("poolctl")],
+    "oom": Path("/proc/self/oom_score_adj").read_text().strip(), "name": __name__,
+}
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for kind in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{kind}.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(found).encode()})
+"""
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@pytest.fixture
+def report(pool: RealPool, free_port: Any) -> Any:
+    """Starts one server with these keys; what it found."""
+    port = free_port()
+
+    def start(*, env: dict[str, str] | None = None, **keys: Any) -> dict[str, Any]:
+        pool.write("report.py", REPORT)
+        pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", **{"app": "report:app"} | keys))
+        pool.ok("start", env=env)
+        found: dict[str, Any] = get(port).json()
+        return found
+
+    return start
+
+
+def test_a_worker_has_the_environment_of_the_start(report: Any, pool: RealPool) -> None:
+    found = report(env={"FROM_THE_START": "yes"})
+    assert found["environment"]["FROM_THE_START"] == "yes"
+    assert found["environment"]["HOME"] == pool.env["HOME"]
+    assert found["cwd"] == str(pool.directory)
+    assert found["path"][0] == str(pool.directory)
+    assert found["oom"] == "100"
+    assert found["name"] == "report"
+    assert found["modules"] == [], "poolctl's own modules are not the application's"
+
+
+def test_env_wins_over_env_file_and_a_later_file_over_an_earlier(report: Any, pool: RealPool) -> None:
+    pool.write("one.env", "A=one\nB=one\nC=one\n")
+    pool.write("two.env", "B=two\nC=two\n")
+    found = report(env_file=["one.env", "two.env"], env={"Z": "start"})["environment"]
+    assert (found["A"], found["B"], found["C"], found["Z"]) == ("one", "two", "two", "start")
+    pool.ok("stop")
+    pool.write(
+        "pool.toml",
+        (pool.directory / "pool.toml").read_text() + 'env = { C = "env" }\n',
+    )
+    pool.ok("start")
+    port = int(pool.items()["web"]["bind"].rpartition(":")[2])
+    assert get(port).json()["environment"]["C"] == "env"
+
+
+def test_cwd_and_app_dir(report: Any, pool: RealPool) -> None:
+    (pool.directory / "work").mkdir()
+    pool.write("src/elsewhere.py", REPORT)
+    found = report(app="elsewhere:app", app_dir="src", cwd="work")
+    assert found["cwd"] == str(pool.directory / "work")
+    assert found["path"][0] == str(pool.directory / "src")
+
+
+def test_variables_of_the_interpreter_are_honoured(report: Any, pool: RealPool) -> None:
+    (pool.directory / "more").mkdir()
+    pool.write(
+        "fresh.py",
+        REPORT.replace('"umask"', '"hash": hash("x"), "dev": sys.flags.dev_mode, "umask"'),
+    )
+    port = None
+    values = []
+    for _ in range(2):
+        pool.write("report.py", REPORT)
+        text = server(
+            "web", bind=f"127.0.0.1:{port or 0}".replace(":0", ":auto"), app="fresh:app",
+            env={"PYTHONHASHSEED": "7", "PYTHONDEVMODE": "1", "PYTHONPATH": str(pool.directory / "more")},
+        )  # fmt: skip
+        pool.write("pool.toml", text)
+        pool.ok("start")
+        found = get(int(pool.items()["web"]["bind"].rpartition(":")[2])).json()
+        values.append(found["hash"])
+        assert found["dev"] is True
+        assert str(pool.directory / "more") in found["path"]
+        assert found["path"][0] == str(pool.directory)
+        assert found["modules"] == []
+        pool.ok("stop")
+    assert values[0] == values[1]
+    expected = subprocess.run(
+        [sys.executable, "-c", "print(hash('x'))"], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert values[0] == int(expected.stdout)
+
+
+@root_only
+def test_a_server_runs_as_its_user_with_nothing_of_roots(report: Any, pool: RealPool) -> None:
+    for directory in (pool.directory, *pool.directory.parents):
+        if directory.stat().st_uid == 0 and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o055)
+    found = report(user="nobody")
+    account = pwd.getpwnam("nobody")
+    uids, gids, groups = found["ids"]
+    assert uids == [account.pw_uid] * 3
+    assert gids == [account.pw_gid] * 3
+    assert groups == os.getgrouplist("nobody", account.pw_gid)
+    assert found["environment"]["HOME"] == account.pw_dir
+    assert found["environment"]["USER"] == "nobody"
+
+
+@root_only
+def test_a_group_can_be_given_and_no_line_of_the_app_runs_as_root(report: Any, pool: RealPool) -> None:
+    for directory in (pool.directory, *pool.directory.parents):
+        if directory.stat().st_uid == 0 and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o055)
+    pool.write("secret", "root only").chmod(0o600)
+    pool.write(
+        "curious.py",
+        REPORT
+        + "try:\n    open('secret')\n    found['read'] = True\nexcept PermissionError:\n    found['read'] = False\n",
+    )
+    found = report(user="nobody:daemon", app="curious:app")
+    assert found["ids"][1] == [1, 1, 1]
+    assert found["read"] is False
+
+
+def test_another_interpreter_needs_uvicorn_only_and_sees_nothing_of_poolctls(
+    report: Any, pool: RealPool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    venv = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    for package in ("uvicorn", "h11", "click"):
+        module = __import__(package)
+        (site / package).symlink_to(Path(str(module.__file__)).parent)
+    pool.write(
+        "alone.py",
+        REPORT
+        + """
+def there(name):
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
+found["there"] = [name for name in ("pydantic", "typer", "rich", "poolctl", "yaml", "starlette") if there(name)]
+""",
+    )
+    found = report(app="alone:app", python=str(venv))
+    assert found["prefix"] == str(venv)
+    assert found["there"] == []
+    assert found["modules"] == []
+    pool.ok("restart")
+
+
+def test_an_interpreter_that_is_none_is_a_problem_before_anything_starts(
+    pool: RealPool, free_port: Any
+) -> None:
+    pool.write("report.py", REPORT)
+    pool.write(
+        "pool.toml",
+        server("web", bind=f"127.0.0.1:{free_port()}", app="report:app", python="/no/such/python"),
+    )
+    done = pool.run("start")
+    assert done.code in (1, 5), str(done)
+    assert "/no/such/python" in done.stderr
+
+
+def test_handlers_factories_and_dotted_attributes(pool: RealPool, free_port: Any) -> None:
+    pool.write(
+        "made.py",
+        """
+        def answering(body):
+            async def app(scope, receive, send):
+                if scope["type"] == "lifespan":
+                    for kind in ("startup", "shutdown"):
+                        await receive()
+                        await send({"type": f"lifespan.{kind}.complete"})
+                    return
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": body})
+            return app
+        def handlers():
+            return {"": answering(b"shared"), "users": answering(b"users")}
+        def make():
+            return answering(b"made")
+        class Deep:
+            class Er:
+                app = staticmethod(answering(b"deeper"))
+        """,
+    )
+    ports = {name: free_port() for name in ("shared", "users", "made", "deeper")}
+    keys = {
+        "shared": {}, "users": {"handler_key": "users"}, "made": {"app": "made:make", "factory": True},
+        "deeper": {"app": "made:Deep.Er.app"},
+    }  # fmt: skip
+    pool.write(
+        "pool.toml",
+        '[pool]\nhandlers = "made:handlers"\n'
+        + "".join(server(name, bind=f"127.0.0.1:{port}", **keys[name]) for name, port in ports.items()),
+    )
+    pool.ok("start")
+    assert {name: get(port).text for name, port in ports.items()} == {name: name for name in ports}
+
+
+def test_the_callers_environment_is_taken_by_a_restart_that_asks_for_it(report: Any, pool: RealPool) -> None:
+    assert "NEW" not in report(env={"OLD": "1"})["environment"]
+    port = int(pool.items()["web"]["bind"].rpartition(":")[2])
+    pool.ok("restart", env={"NEW": "1"})
+    assert "NEW" not in get(port).json()["environment"]
+    pool.ok("restart", "--env", env={"NEW": "1"})
+    found = get(port).json()["environment"]
+    assert found["NEW"] == "1"
+    assert "OLD" not in found
