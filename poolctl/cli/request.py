@@ -115,9 +115,7 @@ class Request:
         try:
             return parse_duration(text)
         except ValueError as error:
-            raise UsageError(
-                f"--{key.replace('_', '-')}: {error}", hint='"500ms", "5s", "1m30s" or "2h"'
-            ) from None
+            raise UsageError(f"--{key.replace('_', '-')}: {error}") from None
 
     def options(self) -> Mapping[str, Any]:
         """What the supervisor is told beside the selection."""

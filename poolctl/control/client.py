@@ -143,6 +143,8 @@ class Client:
             ) from None
         except OSError as error:
             connection.close()
+            if error.errno is None:  # a path that is too long for a socket: nothing can listen there
+                raise NoSupervisor from None
             raise ControlError(f"cannot use {self.socket_path}: {error}", exit_code=BUSY, hint="") from None
         return connection
 
@@ -197,8 +199,8 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
             raise NoSupervisor(
                 f"no running pool is named {config_or_name!r}", hint="start it with poolctl start"
             )
-        return directory.control_socket(named)
-    return directory.control_socket(directory.pool_dir(env, directory.pool_key(first)))
+        return f"{named}/{directory.SOCKET_NAME}"
+    return f"{directory.pool_dir(env, directory.pool_key(first))}/{directory.SOCKET_NAME}"
 
 
 def _send(connection: socket, verb: str, body: Mapping[str, Any]) -> None:

@@ -87,6 +87,24 @@ def test_fish_completes(shell_env: dict[str, str], line: str, words: set[str]) -
     assert {found.split("\t")[0] for found in done.stdout.splitlines()} == words
 
 
+ZSH = """
+compdef() { }
+source {script}
+compadd() { shift; local w; for w in "$@"; do [[ $w == ${words[CURRENT]}* ]] && print -r -- $w; done }
+_describe() { local w; for w in ${(P)@[-1]}; do [[ $w == ${words[CURRENT]}* ]] && print -r -- ${w%%:*}; done }
+words=({line}); CURRENT=$#words; _poolctl
+"""
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+@pytest.mark.parametrize(("line", "words"), CASES)
+def test_zsh_is_offered_the_same_words(shell_env: dict[str, str], line: str, words: set[str]) -> None:
+    # Its completion builtins work only while somebody types: these print what they are given.
+    ask = ZSH.replace("{script}", str(ROOT / "completions" / "_poolctl")).replace("{line}", line)
+    done = subprocess.run(["zsh", "-fc", ask], env=shell_env, capture_output=True, text=True)
+    assert set(done.stdout.split()) == words, done.stderr
+
+
 def test_words_come_from_the_supervisor_where_there_is_one(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(item("live", tags=["b", "a"]))):
         assert poolctl("__complete", "servers").out == "live\n"

@@ -48,6 +48,12 @@ def test_no_socket_and_a_stale_socket_both_mean_no_supervisor(path: Path) -> Non
         Client(str(path)).call("list")
 
 
+def test_where_no_socket_can_be_there_is_no_supervisor(tmp_path: Path) -> None:
+    for path in (tmp_path / ("x" * 120), tmp_path / "missing" / "control.sock"):
+        with pytest.raises(NoSupervisor):
+            Client(str(path)).call("list")
+
+
 def test_a_supervisor_that_hangs_up_without_an_answer_is_said_to_have_ended(path: Path) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> None:
         return None
