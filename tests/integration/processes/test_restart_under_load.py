@@ -23,7 +23,8 @@ class Clients:
         self.failures: list[str] = []
         self._over = threading.Event()
         self._threads = [
-            threading.Thread(target=self._ask, args=(ask,)) for ask in (self._new, self._new, self._kept, self._kept)
+            threading.Thread(target=self._ask, args=(ask,))
+            for ask in (self._new, self._new, self._kept, self._kept)
         ]
 
     def __enter__(self) -> Clients:
