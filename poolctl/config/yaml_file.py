@@ -70,7 +70,11 @@ class _Builder:
             kind = type(event)
             if kind is scalar:
                 value = event.value
-                if not event.style and event.tag is None:
+                stack = self.stack
+                if stack and not stack[-1].waiting and type(stack[-1].values) is dict:
+                    # A key is its text: a variable may be called NO.
+                    pass
+                elif not event.style and event.tag is None:
                     value = plain(value, event)
                 elif event.tag not in _PLAIN_TAGS:
                     raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from poolctl.config.yaml_file import MERGE, plain
+from poolctl.config.yaml_file import MERGE
 
 Path = tuple[str | int, ...]
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -45,9 +45,8 @@ def _place(event: Any) -> tuple[int, int]:
     return event.start_mark.line + 1, event.start_mark.column + 1
 
 
-def _key(event: Any) -> Any:
-    value = getattr(event, "value", "")
-    return value if getattr(event, "style", None) or getattr(event, "tag", None) else plain(value, event)
+def _key(event: Any) -> str:
+    return str(getattr(event, "value", ""))
 
 
 def _next(frame: list[Any]) -> Path:

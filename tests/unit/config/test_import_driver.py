@@ -1,4 +1,4 @@
-"""The part that runs in the app's interpreter, here in this one: what it answers, and that it takes its children along."""
+"""The part that runs in the app's interpreter, here in this one: its answers, and that its children end with it."""
 
 from __future__ import annotations
 
