@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import socket
 import sys
 import weakref
 from typing import Any
 
-from poolctl.address import Address
 from poolctl.config.interpreter import default_interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.inherit import inherited_descriptors
-from poolctl.listeners.open import close_listener, describe, open_listener
+from poolctl.listeners.open import close_listener, describe
 from poolctl.listeners.unix import Identity, identity
 
-from .aside import aside
 from .inline_worker import InlineWorker
+from .listen import listen
 from .protocol import Endpoints, Exit, Placement, WorkerFailed, app_state
 
 _KILL_SIGNAL = 9
@@ -50,7 +48,8 @@ class InlineRunner:
         key = server.key
         if key not in self._listeners:
             address = server.address
-            sockets = await _opened(address)
+            inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
+            sockets = await listen(address, inherited)
             path = identity(address.path) if address.kind == "unix" else None
             self._listeners[key] = (sockets, path)
         return Endpoints(key, tuple(self.endpoints(key)))
@@ -73,6 +72,9 @@ class InlineRunner:
         worker.start(self._listeners[server.key][0])
         self._workers[placement.id] = worker
         return placement
+
+    async def imported(self, placement: Placement) -> None:
+        """See Runner. At once: one interpreter imports one module at a time, whoever waits for whom."""
 
     async def ready(self, placement: Placement) -> None:
         """See Runner."""
@@ -151,14 +153,6 @@ def _forget_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
-
-
-async def _opened(address: Address) -> list[socket.socket]:
-    inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
-    open_it = functools.partial(open_listener, address, inherited=inherited)
-    if address.kind == "tcp" and address.host.strip("0123456789.") and ":" not in address.host:
-        return await aside(open_it, undo=close_listener)  # resolving a name may take long
-    return open_it()
 
 
 def _refuse_what_needs_a_process(server: ServerConfig) -> None:

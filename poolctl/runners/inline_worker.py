@@ -92,9 +92,8 @@ class InlineWorker:
             return []
         found = [sock.fileno() for served in self._uvicorn.servers for sock in served.sockets]
         for connection in list(self._uvicorn.accounts.connections):
-            sock = connection.transport and connection.transport.get_extra_info("socket")
-            if sock is not None:
-                found.append(sock.fileno())
+            if connection.transport is not None:
+                found.append(connection.transport.get_extra_info("socket").fileno())
         return found
 
     async def _live(self, listeners: Sequence[socket.socket]) -> Exit:
@@ -124,9 +123,10 @@ class InlineWorker:
         access_log = settings.pop("access_log")
         config = uvicorn.Config(app, log_config=None, **settings)
         config.load()
-        config.lifespan_class = functools.partial(_Lifespan, self)  # type: ignore[assignment]
+        config.lifespan_class = functools.partial(_Lifespan, self)
         if not access_log:
-            config.http_protocol_class = _without_access_log(config.http_protocol_class)
+            protocol: Any = config.http_protocol_class
+            config.http_protocol_class = _without_access_log(protocol)
         tls = tls_settings(server)
         if tls is not None:
             with _opened(server) as fds:
@@ -197,7 +197,7 @@ def _imported(server: ServerConfig) -> Any:
 
 
 @functools.cache
-def _without_access_log(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
+def _without_access_log(protocol: Any) -> type[asyncio.Protocol]:
     def quiet(self: Any, *args: Any, **kwargs: Any) -> None:
         protocol.__init__(self, *args, **kwargs)
         self.access_log = False

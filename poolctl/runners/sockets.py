@@ -9,11 +9,12 @@ import socket
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.inherit import Inherited
-from poolctl.listeners.open import close_listener, describe, open_listener
+from poolctl.listeners.open import close_listener, describe
 from poolctl.listeners.ports import is_free
 from poolctl.listeners.unix import identity
 
 from .link import Link, LinkLost
+from .listen import listen
 
 
 class Sockets:
@@ -80,7 +81,7 @@ class Sockets:
 
     async def _listen(self, server: ServerConfig) -> list[socket.socket]:
         try:
-            return await asyncio.to_thread(open_listener, server.address, inherited=self.inherited)
+            return await listen(server.address, self.inherited)
         except ServerError as error:
             raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
 

@@ -32,7 +32,7 @@ from poolctl import (
     TLSConfig,
 )
 from poolctl.runners.inline import InlineRunner
-from tests.asgi_apps import answer, hanging, hello, lifespan, make_hello, saying
+from tests.asgi_apps import answer, hanging, hello, lifespan, make_hello, refusing, saying
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.http_get import get
@@ -260,6 +260,13 @@ def test_a_file_names_the_function_that_gives_the_handlers(tmp_path: Path) -> No
     texts = [get(port).text for port in ports]
     pool.stop_sync()
     assert texts == ["default", "admin"]
+
+
+def test_an_app_that_refuses_to_start_is_quoted(pool: Pool) -> None:
+    pool.store_new(config(app=refusing))
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    assert caught.value.exceptions[0].message == "exited with status 3 before it was ready: no database"
 
 
 def test_an_app_that_is_not_there_is_named(pool: Pool) -> None:

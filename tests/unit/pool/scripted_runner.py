@@ -89,7 +89,7 @@ class ScriptedRunner:
         ended = self.running.get(placement.id)
         return await asyncio.shield(ended) if ended is not None else Exit(message="has ended before")
 
-    def logs(self, name: str, lines: int) -> list[str]:
+    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         return []
 
     def endpoints(self, key: str) -> list[str]:
