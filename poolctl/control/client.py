@@ -188,10 +188,13 @@ def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
 def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
     """Return where the control socket of a pool is or would be; NoSupervisor for an unknown name."""
     if config_or_name is None:
-        from poolctl.config.find import find_config
+        from poolctl.config.find import ConfigNotFound, find_config
 
-        first = find_config([], env, os.getcwd())[0]
-    elif os.path.exists(config_or_name) or "/" in config_or_name:
+        try:
+            first = find_config([], env, os.getcwd())[0]
+        except ConfigNotFound as error:
+            raise NoSupervisor(error.message, hint=error.hint) from None
+    elif _is_path(config_or_name):
         first = os.path.abspath(config_or_name)
     else:
         named = directory.named_pool_dir(env, config_or_name)
@@ -201,6 +204,12 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
             )
         return f"{named}/{directory.SOCKET_NAME}"
     return f"{directory.pool_dir(env, directory.pool_key(first))}/{directory.SOCKET_NAME}"
+
+
+def _is_path(config_or_name: str) -> bool:
+    """Whether it names a file, be it gone by now, rather than a pool."""
+    looks_so = "/" in config_or_name or config_or_name.endswith((".toml", ".yaml", ".yml", ".json"))
+    return looks_so or os.path.exists(config_or_name)
 
 
 def _send(connection: socket, verb: str, body: Mapping[str, Any]) -> None:

@@ -141,10 +141,11 @@ def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_direc
             pool = connect(which)
             assert pool.list()["items"][0]["name"] == "web"
             assert "control.sock" in repr(pool)
-    with pytest.raises(NoSupervisor):
-        connect("nobody")
-    with pytest.raises(NoSupervisor):
-        connect(file)
+        file.unlink()
+        assert connect("pool.toml").list()["items"], "a missing file keeps nobody from its pool"
+    for nothing in ("nobody", file, None):
+        with pytest.raises(NoSupervisor):
+            connect(nothing)
     assert find_socket(str(file), {"POOLCTL_RUNTIME_DIR": str(tmp_path / "run")}).startswith(str(directory))
 
 
