@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from poolctl.config.foreign import MENDS
+from poolctl.config.foreign import mend_of
 from poolctl.config.problems import Finding, shown
 from poolctl.config.values import NAME_PATTERN, WORD_PATTERN
 
@@ -88,7 +88,7 @@ def unknown_key(path: tuple[str | int, ...], known: tuple[str, ...]) -> Finding:
     """The finding of a key that the model does not have."""
     key = path[-1]
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
-    mend = MENDS.get(f"{parent}.{key}") or (MENDS.get(str(key)) if not parent or parent == "server" else None)
+    mend = mend_of(str(key), parent)
     if mend:
         return Finding(path, f"{str(key)[:60]!r} is a key of another tool", mend, str(key)[:60])
     near = nearest(str(key), known)

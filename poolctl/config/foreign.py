@@ -48,3 +48,16 @@ MENDS = {
     "ssl_keyfile": _TLS,
     "healthcheck": 'write health = "/path"',
 }
+
+
+def mend_of(key: str, table: str) -> str | None:
+    """What to write instead of another tool's key in a table of a server ("": in the server's own)."""
+    # golib's certificates are spelt in camel case, its servers in snake case.
+    squashed = key.replace("_", "").lower()
+    return _SQUASHED.get((table, squashed)) if len(key) < 60 else None
+
+
+_SQUASHED = {
+    (key.rpartition(".")[0], key.rpartition(".")[2].replace("_", "").lower()): mend
+    for key, mend in MENDS.items()
+}

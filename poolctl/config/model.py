@@ -10,7 +10,7 @@ from pydantic import Field, InstanceOf, StringConstraints, ValidationError, Wrap
 from poolctl.address import Address
 from poolctl.config.complete import complete, exposed
 from poolctl.config.explain import findings_of, suggest_afresh
-from poolctl.config.normalise import INTERNAL, normalise, refuse_internal
+from poolctl.config.normalise import INTERNAL, normalise, nul_findings, refuse_internal
 from poolctl.config.problems import Finding, untold
 from poolctl.config.rules import binds_itself
 from poolctl.config.section import Section, refuse
@@ -135,6 +135,7 @@ class ServerConfig(Section):
         findings: list[Finding] = []
         base_dir = os.getcwd()
         refuse_internal(data, findings)
+        findings += nul_findings(data)
         table = normalise(data, base_dir, findings)
         complete(table, base_dir, findings)
         try:

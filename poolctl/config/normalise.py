@@ -17,6 +17,7 @@ from poolctl.config.values import number_from_environment
 # What ServerConfig carries beside the keys of the file; nobody writes them.
 INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose", "origins"})
 
+DEEPEST_LOOK = 5
 MOST_WORKERS = 10_000
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
 
@@ -145,3 +146,13 @@ def refuse_internal(table: dict[str, Any], findings: list[Finding]) -> None:
     """Take out what only ServerConfig itself may set."""
     for key in INTERNAL & table.keys():
         findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(table.pop(key))))
+
+
+def nul_findings(value: Any, path: tuple[str | int, ...] = ()) -> list[Finding]:
+    """Texts with a NUL, which no path, argument or variable can hold; in files they are found by their escapes."""
+    if isinstance(value, str):
+        return [Finding(path, "the text holds a NUL", "take it out")] if "\0" in value else []
+    if len(path) > DEEPEST_LOOK or not isinstance(value, (dict, list, tuple)):
+        return []
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [finding for key, inner in items for finding in nul_findings(inner, (*path, key))]

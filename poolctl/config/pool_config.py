@@ -129,7 +129,13 @@ class PoolConfig(Sequence[ServerConfig]):
     def warnings(self) -> list[ServerError]:
         """What works, but perhaps not as expected; after `outside` or `validate` also what those saw."""
         found: list[ServerError] = []
+        disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
+            for index, wanted in enumerate(server.depends_on):
+                if wanted.name in disabled and not server.disabled:
+                    message = f"{wanted.name!r} is disabled, and it is waited for"
+                    path = ("depends_on", index)
+                    found.append(self._located(server, Finding(path, message, "enable it, or take it out")))
             if server.binds_itself and not server.job:
                 message = (
                     "the program binds its address itself, so a restart cannot overlap: it refuses meanwhile"

@@ -100,14 +100,19 @@ def _command(table: dict[str, Any], address: Address | None) -> list[Finding]:
     if table.get("tls"):
         mend = "take tls out, and give the program its certificates in its own way"
         found.append(Finding(("tls",), "a command speaks TLS itself, or does not", mend))
+    scale = table.get("scale")
+    least = scale.get("min", 1) if isinstance(scale, dict) else getattr(scale, "min", 1)
+    many = isinstance(least, int) and least > 1
+    if many and table.get("job") is True:
+        found.append(
+            Finding(("scale",), f"a job runs once, and this is {least} workers", "write workers = 1")
+        )
     if not binds_itself(command):
         return found
     if address is not None and address.kind != "tcp" and table.get("job") is not True:
         message = f"{address.key} has no host and port for {{port}}, {{host}} and {{bind}}"
         found.append(Finding(("command",), message, "let it take the socket: {fd}, or LISTEN_FDS"))
-    scale = table.get("scale")
-    least = scale.get("min", 1) if isinstance(scale, dict) else getattr(scale, "min", 1)
-    if isinstance(least, int) and least > 1:
+    if many:
         message = f"{least} processes cannot all bind {address.key if address else 'one address'}"
         mend = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
         found.append(Finding(("scale",), message, mend))

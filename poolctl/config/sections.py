@@ -14,8 +14,8 @@ from poolctl.config.values import (
     Number,
     Path,
     Positive,
+    Proxies,
     Size,
-    Strings,
     Text,
     Truth,
 )
@@ -76,7 +76,7 @@ class Http(Section):
         default="", description="The path below which a proxy serves the app (ASGI root_path)."
     )
     proxy_headers: Truth = Field(default=False, description="Believe X-Forwarded-* of the trusted proxies.")
-    trusted_proxies: Strings = Field(
+    trusted_proxies: Proxies = Field(
         default=(), description='Addresses or networks of trusted proxies, or "*".'
     )
     access_log: Truth = Field(default=False, description="A log line for each request.")

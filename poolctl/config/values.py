@@ -85,6 +85,21 @@ def _size(value: Any) -> int:
     return found
 
 
+def _proxies(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return value
+    from ipaddress import ip_network
+
+    for proxy in value:
+        if isinstance(proxy, str) and proxy != "*":
+            try:
+                ip_network(proxy, strict=False)
+            except ValueError:
+                message = f"{proxy[:60]!r} is neither an IP address nor a network"
+                raise BadValue(message, 'addresses, networks such as "10.0.0.0/8", or "*"') from None
+    return tuple(value)
+
+
 def _list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -115,7 +130,7 @@ Integer = Annotated[int, BeforeValidator(number_from_environment)]
 Truth = Annotated[bool, BeforeValidator(truth_from_environment)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Path = Annotated[str, StringConstraints(min_length=1), Field(json_schema_extra={"format": "path"})]
-Strings = Annotated[tuple[Text, ...], BeforeValidator(_list)]
+Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
 Argument = Annotated[tuple[str, ...], BeforeValidator(_list), Field(min_length=1)]
 
 WORD_PATTERN = r"^[^\s,\x00-\x1f\x7f]+$"

@@ -72,6 +72,7 @@ def test_golibs_list_loads_as_it_is(tmp_path: Path) -> None:
     [
         ("monitor", {"interval": "5s"}, "health"),
         ("tls", {"inherit_default": True}, "tls = true"),
+        ("tls", {"inheritDefault": True}, "tls = true"),
         ("tls", {"certs": [{"key": "a", "pub": "b"}]}, "cert"),
         ("tls_mandatory", True, "take it out"),
         ("idle_timeout", "5s", "keep_alive"),

@@ -147,3 +147,12 @@ def test_settings_have_defaults() -> None:
     settings = PoolConfig().settings
     assert (settings.name, settings.handlers, settings.port_range) == (None, None, (20000, 29999))
     assert settings.to_dict() == {"port_range": "20000-29999"}
+
+
+def test_waiting_for_a_disabled_server_is_worth_a_warning() -> None:
+    config = PoolConfig([server("a", ":1", depends_on=["b"]), server("b", ":2", disabled=True)])
+    assert config.problems == []
+    (warning,) = config.warnings
+    assert (
+        str(warning) == "a: depends_on[0]: 'b' is disabled, and it is waited for; enable it, or take it out"
+    )

@@ -100,6 +100,15 @@ def test_what_is_no_app_is_told(value: object) -> None:
         ServerConfig(name="a", bind=":1", app=value)
 
 
+@pytest.mark.parametrize(
+    "given", [{"command": ["x\0"]}, {"env": {"A": "x\0"}}, {"cwd": "x\0"}, {"name": "a\0"}]
+)
+def test_no_text_may_hold_a_nul(given: dict[str, Any]) -> None:
+    with pytest.raises(PoolValidateError) as caught:
+        ServerConfig(**{"name": "a", "bind": ":1", **given})
+    assert "NUL" in str(caught.value)
+
+
 def test_tables_made_in_python_are_validated_too() -> None:
     with pytest.raises(PoolValidateError) as caught:
         TLSConfig(crt="x", min_version="1.0")
