@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.listeners import holder
+from tests.deadline import wait_until
 
 LISTEN = """
 import socket, sys
@@ -96,7 +97,8 @@ def test_a_process_that_is_gone_has_no_name() -> None:
 def test_a_process_that_is_no_interpreter_is_called_by_its_own_name() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
-            assert holder._process_name(process.pid) == "sleep"
+            # Between fork and exec the child still is this interpreter.
+            wait_until(lambda: holder._process_name(process.pid) == "sleep", what="the child's own name")
         finally:
             process.kill()
 
