@@ -34,7 +34,20 @@ from poolctl.cli.options import (
 )
 from poolctl.cli.outcome import Outcome
 
-FAST = ("list", "status", "wait", "start", "stop", "restart", "run", "walk", "show", "logs")
+FAST = (
+    "list",
+    "status",
+    "wait",
+    "start",
+    "stop",
+    "restart",
+    "run",
+    "walk",
+    "show",
+    "logs",
+    "config",
+    "validate",
+)
 # These take a command of the user's after `--`; for all others `--` ends the options.
 WITH_COMMAND = ("walk", "run")
 

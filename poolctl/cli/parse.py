@@ -7,7 +7,7 @@ which also says what is wrong with it.
 from __future__ import annotations
 
 from poolctl.cli.request import Request
-from poolctl.cli.table import COMMON, OWN, SHARED, WITH_COMMAND
+from poolctl.cli.table import COMMON, OWN, SHARED, WITH_COMMAND, WITH_TARGETS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def parse(args: Sequence[str]) -> Request | None:
         if word.startswith("-"):
             if not _take_option(word, words, table, given):
                 return None
-        elif verb:
+        elif verb in WITH_TARGETS:
             given.setdefault("targets", []).append(word)
-        elif word in OWN:
-            verb, table = word, {**COMMON, **SHARED, **OWN[word]}
+        elif not verb and word in OWN:
+            verb, table = word, {**COMMON, **(SHARED if word in WITH_TARGETS else {}), **OWN[word]}
         else:
             return None
     if not verb or ("command" in given and verb not in WITH_COMMAND):
@@ -68,7 +68,9 @@ def _take_option(word: str, rest: list[str], table: Options, given: dict[str, An
 
 
 def _nothing_given(verb: str, table: Options) -> dict[str, Any]:
-    values: dict[str, Any] = {"targets": []}
+    values: dict[str, Any] = {}
+    if verb in WITH_TARGETS:
+        values["targets"] = []
     if verb in WITH_COMMAND:
         values["command"] = []
     for key, kind in table.values():

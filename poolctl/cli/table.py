@@ -12,7 +12,8 @@ COMMON: dict[str, tuple[str, str]] = {
     "-v": ("verbose", "flag"),
     "--verbose": ("verbose", "flag"),
 }
-# What all of these commands take.
+# What all commands take that take targets: words that are no options.
+WITH_TARGETS = ("list", "status", "wait", "start", "stop", "restart", "run", "walk", "show", "logs", "config")
 SHARED: dict[str, tuple[str, str]] = {
     "--name": ("name", "list"),
     "--bind": ("bind", "list"),
@@ -25,7 +26,7 @@ SHARED: dict[str, tuple[str, str]] = {
     "-o": ("output", "value"),
     "--output": ("output", "value"),
 }
-# And each of them besides.
+# And each command besides.
 OWN: dict[str, dict[str, tuple[str, str]]] = {
     "list": {
         "--field": ("field", "value"),
@@ -67,6 +68,13 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
         "-n": ("lines", "value"),
         "--lines": ("lines", "value"),
         "--since": ("since", "value"),
+    },
+    "config": {},
+    "validate": {
+        "-o": ("output", "value"),
+        "--output": ("output", "value"),
+        "--import": ("import_apps", "flag"),
+        "--allow-empty": ("allow_empty", "flag"),
     },
 }
 # The user's own command follows after `--`.

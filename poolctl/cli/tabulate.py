@@ -44,20 +44,31 @@ def table() -> str:
     all_commands = commands()
     by_verb = {verb: spellings(all_commands[verb].params) for verb in FAST}
     common = {s: v for s, v in by_verb[FAST[0]].items() if v[0] in COMMON}
-    shared = {s: v for s, v in by_verb[FAST[0]].items() if all(each.get(s) == v for each in by_verb.values())}
-    own = {verb: {s: v for s, v in each.items() if s not in shared} for verb, each in by_verb.items()}
+    targeted = tuple(verb for verb in FAST if _takes_targets(all_commands[verb]))
+    shared = {
+        s: v for s, v in by_verb[FAST[0]].items() if all(by_verb[verb].get(s) == v for verb in targeted)
+    }
+    own = {
+        verb: {s: v for s, v in each.items() if s not in (shared if verb in targeted else common)}
+        for verb, each in by_verb.items()
+    }
     parts = [
         HEAD,
         "# May stand before the command too.",
         _dict("COMMON: dict[str, tuple[str, str]]", common),
-        "# What all of these commands take.",
+        "# What all commands take that take targets: words that are no options.",
+        f"WITH_TARGETS = {_quoted(targeted)}",
         _dict("SHARED: dict[str, tuple[str, str]]", {s: v for s, v in shared.items() if s not in common}),
-        "# And each of them besides.",
+        "# And each command besides.",
         _nested("OWN: dict[str, dict[str, tuple[str, str]]]", own),
         "# The user's own command follows after `--`.",
         f"WITH_COMMAND = {_quoted(tuple(verb for verb in FAST if verb in WITH_COMMAND))}",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _takes_targets(command: Any) -> bool:
+    return any(parameter.name == "targets" for parameter in command.params)
 
 
 def _dict(name: str, entries: dict[str, Any]) -> str:

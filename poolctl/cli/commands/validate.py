@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli.counting import servers
 from poolctl.cli.exit_codes import INVALID_CONFIGURATION
-from poolctl.cli.local import no_server
+from poolctl.cli.local import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
 from poolctl.control.messages import item
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 def perform(request: Request) -> Outcome:
     """`N servers, ok`, or the problems: of the files, of what they refer to, and with --import of the apps."""
+    place = find_place(request)
     from poolctl.config.load import load
 
-    place = find_place(request)
     config = load(place.files, os.environ)
     problems: list[ServerError] = [
         *config.problems,
         *config.outside(import_apps=bool(request.get("import_apps"))),
     ]
-    outcome = Outcome([item(server) for server in config], warnings=[str(w) for w in config.warnings])
+    items = [item(server) for server in servers_of(config, place)] if request.output else []
+    outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     outcome.errors_are_result = True
     if problems:
         outcome.errors = [problem.to_dict() for problem in problems]

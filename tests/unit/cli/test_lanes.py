@@ -24,6 +24,10 @@ EVERY_SPELLING = sorted(
 )
 
 
+def shared(verb: str) -> dict[str, tuple[str, str]]:
+    return table.SHARED if verb in table.WITH_TARGETS else {}
+
+
 def slow(args: list[str]) -> Request | str:
     """The request that Typer makes of a command line, or its complaint."""
     seen: list[Request] = []
@@ -43,7 +47,7 @@ def slow(args: list[str]) -> Request | str:
 def command_lines(draw: st.DrawFn) -> list[str]:
     """Command lines of the frequent commands, most of them valid, in every spelling of their options."""
     verb = draw(st.sampled_from(FAST))
-    spellings = {**table.COMMON, **table.SHARED, **table.OWN[verb]}
+    spellings = {**table.COMMON, **shared(verb), **table.OWN[verb]}
     before: list[str] = []
     after: list[str] = []
     for spelling in draw(st.lists(st.sampled_from(EVERY_SPELLING), max_size=4)):
@@ -73,8 +77,9 @@ def test_both_lanes_make_the_same_request_of_a_command_line(args: list[str]) -> 
 
 @pytest.mark.parametrize("verb", FAST)
 def test_every_option_is_understood_in_the_fast_lane(verb: str) -> None:
-    for spelling, (key, kind) in {**table.COMMON, **table.SHARED, **table.OWN[verb]}.items():
-        args = [verb, "web", spelling] if kind == "flag" else [verb, "web", spelling, "x"]
+    for spelling, (key, kind) in {**table.COMMON, **shared(verb), **table.OWN[verb]}.items():
+        target = ["web"] if verb in table.WITH_TARGETS else []
+        args = [verb, *target, spelling] if kind == "flag" else [verb, *target, spelling, "x"]
         fast = parse(args)
         assert fast is not None, spelling
         assert fast.values[key] == {"flag": True, "value": "x", "list": ["x"]}[kind]
