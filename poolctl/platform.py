@@ -71,6 +71,14 @@ def process_start_time(pid: int) -> int | None:
     return int(fields[19])
 
 
+def leads_session(pid: int) -> bool:
+    """Whether there is a process of ours with this pid that leads its own session, as every worker does."""
+    try:
+        return os.getsid(pid) == pid and os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
 def accept_queue_length(listener: socket.socket) -> int | None:
     """How many connections wait to be accepted on a TCP listener (tcp(7), TCP_INFO: tcpi_unacked); None if unknown."""
     try:

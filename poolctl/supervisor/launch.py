@@ -18,6 +18,7 @@ from poolctl.keeper.background import in_background
 
 BUSY = 8
 BACKLOG = 512
+LOG_BYTES = 1024 * 1024
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
@@ -52,6 +53,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
                     hint="poolctl stop ends it; poolctl status shows it",
                 )
             return Launched(path, None)
+        _put_aside(f"{pool_directory}/supervisor.log")
         return _launch(files, pool_directory, path, env, lifeline)
     except OSError as error:
         raise _unusable(pool_directory, error) from error
@@ -87,6 +89,12 @@ def _launch(
         if read >= 0:
             os.close(read)
     return Launched(path, write if lifeline else None)
+
+
+def _put_aside(log: str) -> None:
+    """Keep one old log beside the current one, and neither for ever."""
+    if os.path.exists(log) and os.path.getsize(log) > LOG_BYTES:
+        os.replace(log, f"{log}.1")
 
 
 def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:

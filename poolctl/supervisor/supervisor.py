@@ -30,6 +30,7 @@ class Supervisor:
         self.directory = directory
         self.files = list(files)
         self.started = time.time()
+        self._kept = True
 
     async def run(self) -> int:
         """Serve the pool until it is stopped, or until its files turn out to be invalid."""
@@ -48,6 +49,8 @@ class Supervisor:
             self._pool.exit_reported(report)
         await self._over.wait()
         self._remove_files()
+        if not self._kept:
+            return 1
         await self._pool.end()
         keeper.send({"op": "end"})
         await asyncio.sleep(0)
@@ -66,7 +69,10 @@ class Supervisor:
             self._pool.terminate()
 
     def _keeper_lost(self) -> None:
-        logger.error("the keeper is gone")
+        logger.error("the keeper is gone; the pool ends")
+        self._kept = False
+        if hasattr(self, "_pool"):
+            self._pool.abandon()
         self._over.set()
 
     def _state_dir(self) -> str:
