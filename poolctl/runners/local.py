@@ -16,7 +16,7 @@ from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
-from poolctl.platform import sealed_file
+from poolctl.platform import leads_session, sealed_file
 
 from .commands import Notify, argument_vector, first_connection
 from .link import Link, LinkLost
@@ -202,6 +202,12 @@ class LocalRunner:
             worker.answer()
         return worker
 
+    async def imported(self, placement: Placement) -> None:
+        """See Runner."""
+        worker = self._workers.get(placement.id)
+        if worker is not None:
+            await worker.imported.wait()
+
     async def ready(self, placement: Placement) -> None:
         """See Runner. A job is ready when it has ended with 0."""
         worker = self._workers[placement.id]
@@ -272,6 +278,14 @@ class LocalRunner:
         await self.sockets.close_all()
         self.zygotes.close()
         self.output.close()
+
+    def abandon(self) -> None:
+        """The keeper is gone, and with it every way to know or to replace a worker: tell them all to end."""
+        for worker in self._workers.values():
+            if worker.control is not None:
+                worker.control.send({"order": "stop"})
+            elif worker.placement.pid is not None and leads_session(worker.placement.pid):
+                os.kill(worker.placement.pid, signal.SIGTERM)
 
     def exit_reported(self, report: wire.Message) -> None:
         """The keeper reaped a child."""

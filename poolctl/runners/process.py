@@ -48,6 +48,10 @@ class ProcessRunner:
         """See Runner."""
         return await (await self._runner()).place(server, generation, index)
 
+    async def imported(self, placement: Placement) -> None:
+        """See Runner."""
+        await (await self._runner()).imported(placement)
+
     async def ready(self, placement: Placement) -> None:
         """See Runner."""
         await (await self._runner()).ready(placement)

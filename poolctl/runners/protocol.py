@@ -118,6 +118,10 @@ class Runner(Protocol):
         """A worker that exists, and has not yet said that it is ready."""
         ...
 
+    async def imported(self, placement: Placement) -> None:
+        """Return when the worker has its application, ready or not, or has ended: the costly part is over."""
+        ...
+
     async def ready(self, placement: Placement) -> None:
         """Return when the worker has answered. Raises WorkerFailed when it ended or gave up before."""
         ...

@@ -28,6 +28,7 @@ class LocalWorker:
         self.control: Link | None = None
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
+        self.imported = asyncio.Event()
         # Nobody need be waiting when a worker fails.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
@@ -41,11 +42,14 @@ class LocalWorker:
         if message.get("event") == "ready":
             self.leaving = bool(message.get("leaving"))
             self.answer()
+        elif message.get("event") == "imported":
+            self.imported.set()
         elif message.get("event") == "failed":
             self.reason = str(message.get("message", ""))
 
     def answer(self) -> None:
         """It has answered; without effect once it has ended."""
+        self.imported.set()
         if not self.answered.done():
             self.ready_at = self.ready_at or time.monotonic()
             self.answered.set_result(None)
@@ -69,6 +73,7 @@ class LocalWorker:
         if self.control is not None:
             # Its last words may be here later than the news of its death.
             self.control.read_rest()
+        self.imported.set()
         self.exited.set_result(exit_)
         if not self.answered.done():
             self.answered.set_exception(self.failure(exit_))

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from poolctl.clock import Clock
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Exit, Runner, WorkerFailed
+from poolctl.runners.protocol import Exit, Placement, Runner, WorkerFailed
 from poolctl.units import format_duration
 
 from .entry import Entry, Worker
@@ -103,11 +103,13 @@ class Executor:
             if worker.phase is not Phase.PLACING:
                 self._ended(entry, worker, Exit(message="was stopped before it was placed"))
                 return
-            ending = await self._begin(entry, worker)
+            ending = await self._begin(entry, worker, turn)
         if ending is not None:
             self._ended(entry, worker, await ending)
 
-    async def _begin(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit] | None:
+    async def _begin(
+        self, entry: Entry, worker: Worker, turn: contextlib.AsyncExitStack
+    ) -> asyncio.Future[Exit] | None:
         """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
         worker.placed_at = self._clock.time()
         try:
@@ -118,10 +120,17 @@ class Executor:
             self._ended(entry, worker, Exit(message=message))
             return None
         worker.placement = placement
+        if not entry.config.command:
+            # The turn ends with the import: an application may wait in its startup for another one's.
+            self._spawn_task(self._end_turn(placement, turn.pop_all()))
         if worker.phase is Phase.PLACING:
             worker.phase = Phase.STARTING
             self._touch(entry)
         return await self._see_ready(entry, worker)
+
+    async def _end_turn(self, placement: Placement, turn: contextlib.AsyncExitStack) -> None:
+        async with turn:
+            await self._runner.imported(placement)
 
     async def _see_ready(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit]:
         assert worker.placement is not None

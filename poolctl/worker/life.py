@@ -84,6 +84,7 @@ class Worker:
         loop.add_reader(self.control.fileno(), self._obey)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal, number)
+        self._tell({"event": "imported"})
         await self.server.run(self.listeners, lambda: self._tell({"event": "ready"}))
         loop.remove_reader(self.control.fileno())
 

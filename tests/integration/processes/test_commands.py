@@ -247,11 +247,12 @@ def test_servers_that_wait_for_one_another_in_their_startup_become_ready(
             if scope["type"] == "lifespan":
                 while True:
                     try:
-                        await asyncio.open_connection("127.0.0.1", {last})
+                        reader, writer = await asyncio.open_connection("127.0.0.1", {last})
+                        writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
+                        if await reader.read(1):
+                            break
                     except OSError:
                         await asyncio.sleep(0.02)
-                    else:
-                        break
             await hello(scope, receive, send)
         """,
     )
@@ -261,11 +262,7 @@ def test_servers_that_wait_for_one_another_in_their_startup_become_ready(
             server(f"w{number}", bind=f"127.0.0.1:{free_port()}", app="waits:app", start_timeout="8s")
             for number in range(12)
         )
-        + server(
-            "last",
-            bind=f"127.0.0.1:{last}",
-            command=[PYTHON, "-m", "http.server", "{port}", "--bind", "{host}"],
-        ),
+        + server("last", bind=f"127.0.0.1:{last}", app="hello:app"),
     )
     pool.ok("start")
 
