@@ -131,14 +131,15 @@ class ControlServer:
             writer.write(connection.send(h11.Data(data=data)) or b"")
 
         work = asyncio.ensure_future(self._handle(request, line))
-        gone = asyncio.ensure_future(reader.read(1))
+        gone = asyncio.ensure_future(_end(reader))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise ConnectionResetError
             line({"result": _outcome(work)})
             writer.write(connection.send(h11.EndOfMessage()) or b"")
-            await writer.drain()
+            async with asyncio.timeout(REQUEST_SECONDS):
+                await writer.drain()
         finally:
             for task in (work, gone):
                 task.cancel()
@@ -154,6 +155,13 @@ def _outcome(work: asyncio.Future[Document]) -> Document:
         return result([], [error(1, "ErrorInternal", message, "see supervisor.log")], exit_code=1)
 
 
+async def _end(reader: asyncio.StreamReader) -> None:
+    """Return when the client has gone away; what it sends after its request is read by nobody."""
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(65536):
+            continue
+
+
 def _verb(head: h11.Request) -> str:
     target = head.target.decode("ascii", "replace").partition("?")[0]
     if not target.startswith("/v1/") or head.method not in (b"GET", b"POST"):
@@ -167,7 +175,7 @@ def _document(body: bytes) -> Document:
         return {}
     try:
         document = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is no JSON: {error}") from error
     if not isinstance(document, dict):
         raise Refused(400, "the body must be a JSON object")
