@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def _checked_seconds(seconds: float, written: object) -> float:
     return seconds
 
 
+@lru_cache(maxsize=256)
 def _duration_from_text(text: str) -> float:
     text = text.strip()
     if len(text) > 100 or not _duration.fullmatch(text):
