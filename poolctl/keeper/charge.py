@@ -1,0 +1,45 @@
+"""The supervisor as the keeper sees it: a program to be started again, with pauses, for as long as there is hope."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from . import wire
+from .spawn import spawn
+
+_BACKOFF_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STEADY_SECONDS = 60.0
+_HOPELESS = 4
+
+
+class Charge:
+    """When to start the program next. All times are those of one monotonic clock, in seconds."""
+
+    def __init__(self, command: list[str], directory: str, now: float) -> None:
+        self.command = command
+        self.pid = 0
+        self.due: float | None = now if command else None
+        self._log = os.path.join(directory, "supervisor.log")
+        self._failures = 0
+        self._started = 0.0
+
+    def start(self, now: float) -> socket.socket:
+        """Start the program; our end of its link."""
+        ours, theirs = wire.pair()
+        with theirs:
+            self.pid = spawn(self.command, None, [theirs.fileno()], self._log, session=False)
+        self.due = None
+        self._started = now
+        return ours
+
+    def died(self, now: float) -> None:
+        """It has ended: at once the first time, later the more often it happens within a minute of its start."""
+        self.pid = 0
+        self._failures = 1 if now - self._started > _STEADY_SECONDS else self._failures + 1
+        self.due = now + _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS)) - 1]
+
+    @property
+    def hopeless(self) -> bool:
+        """It has never lived long, and been tried often enough for a keeper that holds nothing worth it."""
+        return self._failures >= _HOPELESS

@@ -1,0 +1,57 @@
+"""What the keeper can be asked: `put get note drop list spawn signal heard`; nothing of it is a decision."""
+
+from __future__ import annotations
+
+import os
+
+from .reap import Reaper, signal_child
+from .spawn import spawn
+from .store import Store
+from .wire import Message
+
+
+def answer(message: Message, fds: list[int], store: Store, reaper: Reaper) -> tuple[Message, list[int]]:
+    """Perform one request; the reply and the descriptors that go with it, which stay the store's.
+
+    The request's own descriptors end here, unless they are put into the store. What fails is said in the reply.
+    """
+    reply: Message = {"id": message.get("id")}
+    kept = False
+    try:
+        if message["op"] == "put":
+            store.put(message["name"], message.get("meta"), fds)
+            kept = True
+            return reply, []
+        return reply, _perform(message, fds, reply, store, reaper)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        reply["error"] = str(error)
+        reply["errno"] = getattr(error, "errno", None)
+        return reply, []
+    finally:
+        if not kept:
+            for fd in fds:
+                os.close(fd)
+
+
+def _perform(message: Message, fds: list[int], reply: Message, store: Store, reaper: Reaper) -> list[int]:
+    operation = message["op"]
+    if operation == "get":
+        reply["meta"], found = store.get(message["name"]) or (None, [])
+        return found
+    if operation == "drop":
+        store.drop(message["name"])
+    elif operation == "note":
+        store.note(message["name"], message.get("meta"))
+    elif operation == "list":
+        reply["entries"] = store.page(message.get("after", ""))
+    elif operation == "spawn":
+        reply["pid"] = spawn(
+            message["argv"], message.get("env"), fds, message["output"], session=message["session"]
+        )
+    elif operation == "signal":
+        reply["sent"] = signal_child(message["pid"], message["signal"], group=message.get("group", False))
+    elif operation == "heard":
+        reaper.heard(message["sequence"])
+    else:
+        raise ValueError(f"unknown operation {operation!r}")
+    return []
