@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from poolctl.cli.outcome import Outcome
 
+INTERRUPTED = 130
 DEBUG_VARIABLE = "POOLCTL_DEBUG"
 REPORT_TO = "the project's issue tracker"
 
@@ -36,7 +37,10 @@ def _run(words: list[str]) -> int:
             return complete(words[1:])
         return _finish(_perform(words))
     except BaseException as error:
-        return _explain(error, words)
+        try:
+            return _explain(error, words)
+        except KeyboardInterrupt:
+            return INTERRUPTED  # pressed once more while the first was being explained
 
 
 def _leave(code: int) -> NoReturn:

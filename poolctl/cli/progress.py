@@ -1,4 +1,4 @@
-"""What happens while a command waits: on a terminal, on standard error, and only after half a second."""
+"""What happens while a command waits, on standard error: on a terminal after half a second; --verbose: every step."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ class Progress:
     added to.
     """
 
-    def __init__(self, verb: str, *, quiet: bool = False) -> None:
+    def __init__(self, verb: str, *, quiet: bool = False, verbose: bool = False) -> None:
         self.verb = verb
+        self._verbose = verbose and not quiet
         self.warnings: list[str] = []
         self._states: dict[str, tuple[str, bool]] = {}
-        self._enabled = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._enabled = not quiet and not verbose and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._timer: Timer | None = None
         self._status: Any = None
 
@@ -58,7 +59,11 @@ class Progress:
         step = message.get("progress")
         if not isinstance(step, dict):
             return
-        self._states[str(step.get("name", ""))] = (str(step.get("state", "")), bool(step.get("ready")))
+        name, state, ready = str(step.get("name", "")), str(step.get("state", "")), bool(step.get("ready"))
+        if self._verbose and self._states.get(name) != (state, ready):
+            sys.stderr.write(f"{name}: {state}{', ready' if ready else ''}\n")
+            sys.stderr.flush()
+        self._states[name] = (state, ready)
         if self._status is not None:
             self._status.update(self.line())
 

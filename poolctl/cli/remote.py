@@ -20,7 +20,7 @@ def ask(request: Request, place: Place, verb: str = "") -> Outcome:
     """What the supervisor answers. Raises NoSupervisor when there is none, UsageError for a bad selector."""
     options = request.options()
     body = {"selector": request.selector().to_dict(), "options": options}
-    with Progress(request.verb, quiet=request.quiet) as progress:
+    with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
         result = Client(place.socket).call(verb or request.verb, body, progress, options["timeout"])
     outcome = Outcome.from_result(result)
     outcome.warnings = list(dict.fromkeys([*progress.warnings, *outcome.warnings]))

@@ -148,15 +148,17 @@ def error_lines(each: Item, colours: bool = False) -> Iterable[str]:
 
 
 def _where(each: Item) -> str:
-    """The place in a file, its path as a person in the working directory would write it."""
-    file = str(each["file"])
+    numbers = [str(each[key]) for key in ("line", "column") if each.get(key)]
+    return printable(":".join([from_here(str(each["file"])), *numbers]))
+
+
+def from_here(path: str) -> str:
+    """The path as a person in the working directory would write it."""
     try:
         here = os.getcwd().rstrip("/") + "/"
     except OSError:
-        here = "/"
-    shown = file[len(here) :] if here != "/" and file.startswith(here) else file
-    numbers = [str(each[key]) for key in ("line", "column") if each.get(key)]
-    return printable(":".join([shown, *numbers]))
+        return path
+    return path[len(here) :] if here != "/" and path.startswith(here) else path
 
 
 def duration(seconds: float | None) -> str:

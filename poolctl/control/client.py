@@ -45,11 +45,11 @@ class NoSupervisor(ControlError):
 class SupervisorEnded(ControlError):
     """The supervisor went away while it was being asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, socket_path: str) -> None:
         super().__init__(
             "the supervisor ended before it had answered",
             exit_code=BUSY,
-            hint="poolctl status shows what is there now",
+            hint=f"poolctl status shows what is there now; {os.path.dirname(socket_path)}/supervisor.log may say why",
         )
 
 
@@ -92,7 +92,7 @@ class Client:
                     on_progress(message)
         finally:
             connection.close()
-        raise SupervisorEnded
+        raise SupervisorEnded(self.socket_path)
 
     def ping(self, timeout: float | None = None) -> dict[str, Any]:
         """Return the supervisor's version and process ids; ControlError (8) if it does not answer in time."""

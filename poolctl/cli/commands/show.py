@@ -7,7 +7,7 @@ from typing import Any
 from poolctl.cli.outcome import Failure, Item, Outcome
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.remote import ask
-from poolctl.cli.render import coloured, duration, field_text, paint, printable
+from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
 from poolctl.cli.request import Request
 from poolctl.cli.toml_text import value_text
 from poolctl.control.client import NoSupervisor
@@ -85,5 +85,5 @@ def _origin(key: str, origin: dict[str, str]) -> str:
     for end in range(len(parts), 0, -1):
         where = origin.get(".".join(parts[:end]))
         if where:
-            return str(where)
+            return printable(from_here(str(where)))
     return _DEFAULT

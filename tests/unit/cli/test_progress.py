@@ -39,6 +39,13 @@ def test_warnings_are_kept_and_nonsense_is_not_minded() -> None:
     assert shown.warnings == ["slow"]
 
 
+def test_verbose_says_every_step_once_wherever_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("start", verbose=True) as shown:
+        for state in ("starting", "starting", "running"):
+            shown(step("a", state))
+    assert capsys.readouterr().err == "a: starting\na: running, ready\n"
+
+
 def test_a_terminal_sees_it_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
