@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ class Berth:
 
     def __init__(self, life: Life) -> None:
         self.endpoints: tuple[str, ...] = ()
+        self.retiring: set[Placement] = set()
         self._life = life
         self._server = life.server
         self._runner: Runner
@@ -68,28 +70,66 @@ class Berth:
         generation = self._host.next_generation(config.name)
         placed: list[Placement] = []
         try:
-            for index in range(1 if config.job else config.workers):
-                placed.append(await self._runner.place(config, generation, index))
-            # The clock starts when they exist: waiting for a place is not the application's slowness.
-            async with asyncio.timeout(None if config.job else config.start_timeout):
-                await every(*(self._runner.ready(placement) for placement in placed))
+            async with asyncio.TaskGroup() as group:
+                for index in range(1 if config.job else config.workers):
+                    group.create_task(self._bring_up_one(config, generation, index, placed))
         except BaseException as error:
             # Under its own task: a second cancellation must not leave half of them behind.
             await asyncio.shield(engine.engine().spawn(self._clear_away(placed)))
-            if isinstance(error, TimeoutError):
-                raise self.error(f"was not ready within {config.start_timeout:g} s") from error
-            if isinstance(error, Exception):
-                raise self._translated(error) from _cause(error)
+            first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+            if isinstance(first, TimeoutError):
+                raise self.error(f"was not ready within {config.start_timeout:g} s") from first
+            if isinstance(first, Exception):
+                raise self._translated(first) from _cause(first)
             raise
-        return tuple(placed)
+        return tuple(sorted(placed, key=lambda placement: placement.index))
+
+    async def _bring_up_one(
+        self, config: ServerConfig, generation: int, index: int, placed: list[Placement]
+    ) -> None:
+        async with contextlib.AsyncExitStack() as turn:
+            if not config.command:  # a program is no import
+                await turn.enter_async_context(self._host.importing)
+            placement = await self._place(config, generation, index, placed)
+            # The clock starts when it exists: waiting for a place is not the application's slowness.
+            now = asyncio.get_running_loop().time()
+            deadline = None if config.job else now + config.start_timeout
+            async with asyncio.timeout_at(deadline):
+                await self._runner.imported(placement)
+        async with asyncio.timeout_at(deadline):
+            await self._runner.ready(placement)
+
+    async def _place(
+        self, config: ServerConfig, generation: int, index: int, placed: list[Placement]
+    ) -> Placement:
+        placing = engine.engine().spawn(self._runner.place(config, generation, index))
+        try:
+            await asyncio.shield(placing)
+        finally:
+            # A fork cannot be called back: who gives up waiting for it must still know it, to end it.
+            await asyncio.wait({placing})
+            if not placing.cancelled() and placing.exception() is None:
+                placed.append(placing.result())
+        return placing.result()
 
     async def _clear_away(self, placed: list[Placement]) -> None:
         await asyncio.gather(*(self.dismiss(each, 0) for each in placed), return_exceptions=True)
         await asyncio.gather(*(self._runner.watch(each) for each in placed), return_exceptions=True)
 
-    async def drain(self, placement: Placement) -> None:
-        """See Runner."""
-        await self._runner.drain(placement)
+    async def see_off(
+        self, placement: Placement, config: ServerConfig, told: asyncio.Event | None = None
+    ) -> None:
+        """The end of a worker that was replaced. With `told`, which is set once it was told, it drains first."""
+        self.retiring.add(placement)
+        try:
+            if told is not None:
+                draining = asyncio.ensure_future(self._runner.drain(placement))
+                await asyncio.sleep(0)
+                told.set()
+                await draining
+            await self.dismiss(placement, config.stop_timeout)
+        finally:
+            self.retiring.discard(placement)
 
     async def dismiss(self, placement: Placement, timeout_seconds: float) -> None:
         """End the worker; killed after the timeout."""

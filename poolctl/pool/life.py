@@ -40,7 +40,6 @@ class Life:
         self.berth = Berth(self)
         self._config: ServerConfig  # what runs, furnished by the pool
         self._applied: ServerConfig | None = None  # the same, as the server had it
-        self._retiring: set[Placement] = set()
         self._attempt: asyncio.Task[None] | None = None
         self.stops = 0  # orders to stop that are not carried out yet
         self._lock: asyncio.Lock | None = None
@@ -180,16 +179,18 @@ class Life:
                 error.message += "; the old instance serves on"
                 error.args = (error.message,)
             raise
-        for placement in self.placements:
-            self._to_await(self._see_off(placement, self._config))
+        told = [asyncio.Event() for _ in self.placements]
+        for placement, event in zip(self.placements, told, strict=True):
+            self._to_await(self.berth.see_off(placement, self._config, event))
         await self._adopt(config, wanted, placements)
+        await every(*(event.wait() for event in told))
 
     async def _replace_in_sequence(self, config: ServerConfig) -> tuple[Placement, ...]:
         """End the old one first, for apps that must not run twice: connections wait in the listener."""
         self._set(State.STARTING)
         old, self.placements = self.placements, ()
         try:
-            leaving = [self._to_await(self._see_off(each, self._config, drain=False)) for each in old]
+            leaving = [self._to_await(self.berth.see_off(each, self._config)) for each in old]
             await asyncio.shield(every(*map(asyncio.wrap_future, leaving)))
             await self.berth.open(config)
             return await self.berth.bring_up(config, self.server._home.values)
@@ -228,7 +229,7 @@ class Life:
     # Stopping.
 
     async def _stop(self, timeout_seconds: float | None) -> None:
-        leaving = [*self.placements, *self._retiring]
+        leaving = [*self.placements, *self.berth.retiring]
         if not leaving:
             self._set(State.STOPPED)
             return
@@ -248,16 +249,6 @@ class Life:
         self.placements = ()
         self._farewell()
         self._set(State.STOPPED)
-
-    async def _see_off(self, placement: Placement, config: ServerConfig, *, drain: bool = True) -> None:
-        """The end of a worker that was replaced, in the background."""
-        self._retiring.add(placement)
-        try:
-            if drain:
-                await self.berth.drain(placement)
-            await self.berth.dismiss(placement, config.stop_timeout)
-        finally:
-            self._retiring.discard(placement)
 
     async def _leave(self) -> None:
         """The process is about to end."""

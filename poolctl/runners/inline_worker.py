@@ -18,7 +18,7 @@ from uvicorn.lifespan.on import LifespanOn
 from poolctl.config.model import ServerConfig
 from poolctl.worker.load import LoadFailed, load_app
 from poolctl.worker.secure import ssl_context
-from poolctl.worker.serve import PoolServer, StartupFailed
+from poolctl.worker.serve import PoolServer, StartupFailed, stop_reading
 
 from .aside import aside
 from .protocol import Exit, Placement
@@ -58,7 +58,7 @@ class InlineWorker:
         if self._uvicorn is None:
             self._task.cancel()  # it is still being loaded
         else:
-            self._give_up_starting()
+            self._give_up()
             self._uvicorn.stop()
 
     def drain(self) -> None:
@@ -66,12 +66,15 @@ class InlineWorker:
         if self._uvicorn is None:
             self._task.cancel()
         else:
-            self._give_up_starting()
+            self._give_up()
             self._uvicorn.drain()
 
-    def _give_up_starting(self) -> None:
+    def _give_up(self) -> None:
+        assert self._uvicorn is not None
         if self._lifespan is not None and not self.answered.done():
             self._lifespan.give_up()
+        for served in self._uvicorn.servers:
+            stop_reading(served.sockets)  # at once: who connects after a restart meets the new instance
 
     async def kill(self, verdict: Exit) -> None:
         """Cancel all of it, more than once if need be; `exited` is set when this returns."""

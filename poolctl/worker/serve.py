@@ -96,7 +96,7 @@ class PoolServer(uvicorn.Server):
             with contextlib.ExitStack() as held:
                 dups = [held.enter_context(_duplicate(listener)) for listener in listeners]
                 # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
-                held.callback(_stop_reading, dups)
+                held.callback(stop_reading, dups)
                 await self.startup(sockets=dups)
                 held.pop_all()
         except SystemExit as exit_:
@@ -128,7 +128,7 @@ class PoolServer(uvicorn.Server):
         # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the
         # listener first and close it some turns later, when those are attached.
         for server in self.servers:
-            _stop_reading(server.sockets)
+            stop_reading(server.sockets)
         for _ in range(3):
             await asyncio.sleep(0)
         for server in self.servers:
@@ -147,7 +147,8 @@ class PoolServer(uvicorn.Server):
                     await self._changed.wait()
 
 
-def _stop_reading(listeners: Sequence[socket.socket]) -> None:
+def stop_reading(listeners: Sequence[socket.socket]) -> None:
+    """Accept nothing more from them from now on; what was accepted goes on."""
     loop = asyncio.get_running_loop()
     for listener in listeners:
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):

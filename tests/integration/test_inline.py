@@ -322,6 +322,15 @@ def test_a_worker_that_ends_by_itself_leaves_a_stopped_server_that_says_so(pool:
     assert get_refused(server)
 
 
+def test_who_connects_after_a_restart_meets_the_new_instance(pool: Pool) -> None:
+    server = pool.store_new(config("web", saying("0")))
+    pool.start_sync()
+    for turn in range(1, 20):
+        pool.merge(Pool([config("web", saying(str(turn)), bind=server.bind)]))
+        server.restart_sync()
+        assert get(server.bind).text == str(turn)
+
+
 # TLS.
 
 

@@ -13,7 +13,7 @@ READY, NEVER, FAILS, BREAKS = "ready", "never", "fails", "breaks"
 
 
 class ScriptedRunner:
-    """Workers become ready at once unless `script` says otherwise, by the server's name; `log` tells what happened."""
+    """Workers become ready at once unless `script` says otherwise, by id or by server; `log` tells what happened."""
 
     def __init__(self, **script: str) -> None:
         self.script = script
@@ -27,6 +27,7 @@ class ScriptedRunner:
         self.may_drain: asyncio.Event | None = None
         self.unopenable: set[str] = set()
         self.jobs: set[str] = set()
+        self.may_place: asyncio.Event | None = None
 
     async def open(self, server: ServerConfig) -> Endpoints:
         if server.name in self.unopenable:
@@ -46,6 +47,8 @@ class ScriptedRunner:
         placement = Placement.of(server.name, generation, index, where="nowhere", pid=1000 + generation)
         assert placement.id not in self.running, "an id is never used twice"
         self.log.append(f"place {placement.id}")
+        if self.may_place is not None:
+            await self.may_place.wait()
         self.values.append(app_state.get())
         if server.job:
             self.jobs.add(placement.id)
@@ -54,8 +57,11 @@ class ScriptedRunner:
         self.most_at_once[server.name] = max(alive, self.most_at_once.get(server.name, 0))
         return placement
 
+    async def imported(self, placement: Placement) -> None:
+        return None
+
     async def ready(self, placement: Placement) -> None:
-        behaviour = self.script.get(placement.server, READY)
+        behaviour = self.script.get(placement.id, self.script.get(placement.server, READY))
         if placement.id in self.jobs and behaviour == READY:
             self.end(placement.id, Exit.from_status(0))
         if behaviour == NEVER:

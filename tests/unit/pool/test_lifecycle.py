@@ -466,3 +466,31 @@ def test_several_starts_at_once_place_one_generation() -> None:
     asyncio.run(many())
     assert list(runner.running) == ["a.1.0"]
     pool.stop_sync()
+
+
+def test_a_worker_that_was_being_made_when_the_start_was_cut_short_is_ended_too() -> None:
+    runner = ScriptedRunner()
+    runner.may_place = asyncio.Event()
+    pool = made(runner, config("a"))
+    starting = threading.Thread(target=_quietly(pool.start_sync))
+    starting.start()
+    wait_until(lambda: "place a.1.0" in runner.log)
+    stopping = threading.Thread(target=pool.stop_sync)
+    stopping.start()
+    wait_until(lambda: only(pool)._life.stops == 1)  # type: ignore[union-attr]
+    on_loop(runner.may_place.set)
+    starting.join(10)
+    stopping.join(10)
+    assert "stop a.1.0 0" in runner.log
+    assert runner.running == {}
+    assert only(pool).state is State.STOPPED
+
+
+def test_the_first_worker_that_fails_ends_the_start_whatever_the_others_do() -> None:
+    runner = ScriptedRunner()
+    runner.script = {"a.1.0": NEVER, "a.1.1": FAILS, "a.1.2": NEVER}
+    pool = made(runner, config("a", workers=3))
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync(timeout=10)
+    assert caught.value.exceptions[0].message == "exited with status 3 before it was ready"
+    assert runner.running == {}
