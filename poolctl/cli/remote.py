@@ -23,6 +23,7 @@ def ask(request: Request, place: Place, verb: str = "") -> Outcome:
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
         result = Client(place.socket).call(verb or request.verb, body, progress, options["timeout"])
     outcome = Outcome.from_result(result)
+    await_end(outcome.ended_pid)  # so that the next command meets nothing of this pool
     outcome.warnings = list(dict.fromkeys([*progress.warnings, *outcome.warnings]))
     return outcome
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from poolctl.cli.counting import servers
-from poolctl.cli.ending import await_end
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask, ask_or_launch
@@ -35,8 +34,6 @@ def _stop(request: Request, place: Place) -> Outcome:
 
             items = select_from_files(request, place)
         return Outcome(items, message="nothing is running")
-    if outcome.ended_pid:
-        await_end(outcome.ended_pid)
     stopped = [item for item in outcome.items if item.get("state") in ("stopped", "disabled", "failed")]
     if request.get("no_wait"):
         outcome.message = f"{servers(len(outcome.items))} told to stop"

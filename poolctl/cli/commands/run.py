@@ -54,6 +54,7 @@ class Session:
         with Progress("start", quiet=quiet) as progress:
             result = self.client.call("start", body, progress, self.request.seconds("timeout"))
         self.outcome = Outcome.from_result(result)
+        await_end(self.outcome.ended_pid)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
         if not self.outcome.exit_code:
             if not self.outcome.items and not self.request.get("allow_empty"):
@@ -107,8 +108,7 @@ class Session:
         if self.outcome.items and result.get("items"):
             names = {item["name"] for item in self.outcome.items}
             self.outcome.items = [item for item in result["items"] if item["name"] in names]
-        if result.get("keeper_pid"):
-            await_end(int(result["keeper_pid"]))
+        await_end(Outcome.from_result(result).ended_pid)
 
     def _say(self, text: str) -> None:
         if not self.request.quiet:
