@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Endpoints", "Exit", "Placement", "Runner", "WorkerFailed", "app_state"]
 
-# What a pool's context gives to applications, set around `place`. A runner of this process puts it into
-# scope["state"]; to another process live objects cannot go.
+# What a pool's context gives to applications in scope["state"], set around `place`. To another process only what
+# JSON can say may go.
 app_state: ContextVar[Mapping[str, Any]] = ContextVar("poolctl_app_state", default=MappingProxyType({}))
 
 

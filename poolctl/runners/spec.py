@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
 import pwd
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from typing import Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
+
+from .protocol import app_state
 
 # The rest of stop_timeout is for the application's own shutdown.
 _REQUESTS_SHARE = 0.8
@@ -35,11 +38,12 @@ def worker_spec(
         "kind": "command" if server.command else "app",
         "server": server.name,
         "python": interpreter,
-        "app": server.app,
+        "app": _importable(server),
         "factory": server.factory,
         "app_dir": server.app_dir,
         "handlers": server.handlers,
         "handler_key": server.handler_key,
+        "state": _state(server),
         "env": environment(server),
         "env_base": dict(env_base) if env_base is not None else None,
         "cwd": server.cwd,
@@ -52,6 +56,24 @@ def worker_spec(
         "drain_seconds": server.drain_timeout,
         "stop_seconds": server.stop_timeout * _REQUESTS_SHARE,
     }
+
+
+def _importable(server: ServerConfig) -> str | None:
+    if server.app is None or isinstance(server.app, str):
+        return server.app
+    hint = 'give it as "module:attribute", or run the server in this process'
+    raise _problem(server, "its app is an object, and cannot go to another process", hint)
+
+
+def _state(server: ServerConfig) -> dict[str, Any]:
+    """What the pool's context gives to the application."""
+    values = dict(app_state.get())
+    try:
+        json.dumps(values)
+    except (TypeError, ValueError) as error:
+        message = f"a value of its context cannot go to another process: {error}"
+        raise _problem(server, message, "give it values of JSON, or run it in this process") from error
+    return values
 
 
 def environment(server: ServerConfig) -> dict[str, str]:

@@ -75,7 +75,10 @@ class Worker:
 
     async def _serve(self, config: uvicorn.Config) -> None:
         self.server = PoolServer(
-            config, drain_seconds=self.spec["drain_seconds"], stop_seconds=self.spec["stop_seconds"]
+            config,
+            state=self.spec["state"],
+            drain_seconds=self.spec["drain_seconds"],
+            stop_seconds=self.spec["stop_seconds"],
         )
         loop = asyncio.get_running_loop()
         serving = asyncio.current_task()
