@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping
 
-from poolctl.config.interpreter import interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
-from poolctl.platform import leads_session, sealed_file
+from poolctl.platform import leads_session
 
-from .commands import Notify, argument_vector, first_connection
+from .commands import first_connection
+from .forking import Forker
 from .link import Link, LinkLost
 from .output import Output
 from .protocol import Endpoints, Exit, Placement, WorkerFailed
 from .sockets import Sockets
-from .spec import Spec, tls_contents, worker_spec
 from .workers import LocalWorker
 from .zygotes import Zygotes
 
@@ -46,9 +43,7 @@ class LocalRunner:
         self.keeper = keeper
         self.zygotes = Zygotes(keeper, directory)
         self.output = Output(keeper, directory, logs_directory, on_dropped)
-        self.open_files = open_files
-        # What workers see instead of the pool's own environment, by server name (`restart --env`).
-        self.environments: dict[str, Mapping[str, str]] = {}
+        self.forker = Forker(keeper, self.zygotes, self.output, open_files)
         self.sockets = Sockets(keeper)
         self._workers: dict[str, LocalWorker] = {}
         self._by_pid: dict[int, LocalWorker] = {}
@@ -75,74 +70,11 @@ class LocalRunner:
             self._early.clear()  # of others, whose pids may be used again
         self._forking += 1
         try:
-            worker = await self._fork(server, generation, index, self.sockets.of(server))
+            worker = await self.forker.fork(server, generation, index, self.sockets.of(server))
+            self._follow(worker)
         finally:
             self._forking -= 1
         return worker.placement
-
-    async def _fork(
-        self, server: ServerConfig, generation: int, index: int, sockets: list[socket.socket]
-    ) -> LocalWorker:
-        contents = tls_contents(server)
-        spec = worker_spec(
-            server,
-            interpreter=interpreter(server.python, server.base_dir, os.environ),
-            listeners=len(sockets),
-            tls_files=len(contents),
-            open_files=self.open_files,
-            env_base=self.environments.get(server.name),
-        )
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
-            notify = self._prepare_command(server, spec, if_failed) if server.command else None
-            control, theirs = wire.pair()
-            if_failed.enter_context(control)
-            ours.enter_context(theirs)
-            output, write = self.output.attach(server)
-            if_failed.callback(self.output.discard, output)
-            ours.callback(os.close, write)
-            files = [sealed_file("poolctl", content) for content in (json.dumps(spec).encode(), *contents)]
-            for fd in files:
-                ours.callback(os.close, fd)
-            # A command needs nothing of the application's interpreter: any zygote can become it.
-            forked_from = sys.executable if server.command else spec["python"]
-            listeners = [sock.fileno() for sock in sockets]
-            pid = await self.zygotes.fork(
-                forked_from, [files[0], theirs.fileno(), write, *listeners, *files[1:]]
-            )
-            if_failed.pop_all()
-            self.output.follow(output, pid)
-            worker = LocalWorker(
-                Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid), server, output
-            )
-            self._enrol(worker, control, theirs, notify)
-            return worker
-
-    def _prepare_command(
-        self, server: ServerConfig, spec: Spec, if_failed: contextlib.ExitStack
-    ) -> Notify | None:
-        spec["argv"] = argument_vector(server)
-        if not server.notify:
-            return None
-        notify = Notify()
-        if_failed.callback(notify.close)
-        spec["env"]["NOTIFY_SOCKET"] = notify.path
-        return notify
-
-    def _enrol(
-        self, worker: LocalWorker, control: socket.socket, theirs: socket.socket, notify: Notify | None
-    ) -> None:
-        # The keeper gets both ends: a worker must not see an end of file when its supervisor is replaced.
-        command = worker.server.command
-        kept = [] if command else [control.fileno(), theirs.fileno()]
-        self.keeper.send({"op": "put", "name": f"worker:{worker.placement.id}", "meta": worker.meta()}, kept)
-        if command:
-            control.close()
-        else:
-            worker.control = Link(control, worker.heard)
-        if notify is not None:
-            notify.start(worker.answer)
-            worker.exited.add_done_callback(lambda _: notify.close())
-        self._follow(worker)
 
     def _follow(self, worker: LocalWorker) -> None:
         """Know the worker from now on, also if it has ended already."""
@@ -258,12 +190,13 @@ class LocalRunner:
                 return await asyncio.shield(worker.exited)
 
     async def watch(self, placement: Placement) -> Exit:
-        """See Runner. What the worker printed is in its file by then, unless a process it left behind prints on."""
+        """See Runner. What a worker that never answered has printed is in its file by then, as far as it can be."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
         exit_ = await asyncio.shield(worker.exited)
-        await self.output.finished(worker.output, _LAST_OUTPUT_SECONDS)
+        if worker.ready_at is None:
+            await self.output.finished(worker.output, _LAST_OUTPUT_SECONDS)
         self._workers.pop(placement.id, None)
         return exit_
 

@@ -121,6 +121,6 @@ class ProcessRunner:
         runner = LocalRunner(link, directory, logs)
         async with asyncio.timeout(_KEEPER_SECONDS):
             soft, hard = (await hello)["open_files"]
-        runner.open_files = (soft, hard)
+        runner.forker.open_files = (soft, hard)
         await runner.output.start()
         return runner

@@ -100,7 +100,7 @@ class ManagedPool:
         await self.runner.output.start()
         self._remember = Debounced(lambda: memory.remember(self.engine.entries.values()))
         self.engine.listeners.add(lambda entry: self._remember.soon())
-        self._verbs = Verbs(self.engine, self._about(), self._over_soon)
+        self._verbs = Verbs(self.engine, self._about(), self._over_soon, self.runner.forker.environments)
         self._control = ControlServer(listener, self._handle)
         await self._control.start()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from poolctl.control.messages import PROTOCOL, Document, error, result
 from poolctl.control.server import Progress, Request
@@ -35,10 +34,21 @@ class NothingMatched(Exception):
 
 
 class Verbs:
-    """The pool as the control socket sees it. `about` is what `ping` says, `shut_down` ends the supervisor."""
+    """The pool as the control socket sees it.
 
-    def __init__(self, engine: Engine, about: Document, shut_down: Callable[[], None]) -> None:
+    `about` is what `ping` says, `shut_down` ends the supervisor, `environments` takes what a server's next workers are
+    to see instead of the pool's own environment.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        about: Document,
+        shut_down: Callable[[], None],
+        environments: dict[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self._engine = engine
+        self._environments = {} if environments is None else environments
         self._reports = Reports(engine)
         self._about = about
         self._shut_down = shut_down
@@ -64,8 +74,9 @@ class Verbs:
             message = f"this supervisor does not know {request.verb!r} (protocol {PROTOCOL})"
             return result([], [error(USAGE, "ErrorUsage", message, f"it knows: {known}")], exit_code=USAGE)
         try:
+            options = _options(request.body)
             selector = Selector.from_dict(request.body.get("selector") or {})
-            return await verb(selector, request.body.get("options") or {}, progress)
+            return await verb(selector, options, progress)
         except SelectorError as wrong:
             return result([], [error(USAGE, "ErrorUsage", wrong.message, wrong.hint)], exit_code=USAGE)
         except NothingMatched as nothing:
@@ -112,7 +123,8 @@ class Verbs:
         chosen = self._selected(selector)
         runnable = [entry for entry in chosen if not entry.config.disabled]
         deps = options.get("deps", True)
-        all_of_them = self._engine.closure(runnable, self._engine.dependencies) if deps else runnable
+        needed = self._engine.closure(runnable, self._engine.dependencies) if deps else runnable
+        all_of_them = [entry for entry in needed if not entry.config.disabled]
         failures = _before(all_of_them)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
@@ -130,7 +142,7 @@ class Verbs:
         environment = options.get("env")
         for entry in runnable:
             if environment:
-                self._environments()[entry.name] = environment
+                self._environments[entry.name] = environment
             self._engine.restart(entry)
         problems = [disabled(entry) for entry in chosen if entry.config.disabled and selector.targets]
         return await self._conclude(
@@ -198,18 +210,25 @@ class Verbs:
         def failed(entry: Entry) -> bool:
             return entry.failures > failures[entry.name] or self._blocked(entry, failures) is not None
 
+        def overtaken(entry: Entry) -> bool:
+            return entry.wanted is (kind is STOP)
+
         late = await until(
             self._engine,
             acted_on,
-            lambda entry: failed(entry) or reached(entry),
+            lambda entry: failed(entry) or reached(entry) or overtaken(entry),
             options.get("timeout"),
             reporter(progress),
         )
         for entry in acted_on:
             if entry.failures > failures[entry.name] and entry.failure is not None:
                 problems.append(self._reports.with_last_lines(entry, entry.failure))
+            elif overtaken(entry) and not reached(entry):
+                order = "started" if kind is STOP else "stopped"
+                problems.append(late_as(entry, kind, f"was {order} by another command meanwhile"))
             elif not reached(entry) and (blocker := self._blocked(entry, failures)) is not None:
-                message = f"waits for {blocker.name}, which did not become ready"
+                reason = "is disabled" if blocker.config.disabled else "did not become ready"
+                message = f"waits for {blocker.name}, which {reason}"
                 problems.append(late_as(entry, kind, message))
         problems += [late_as(entry, kind, f"is still {entry.state}") for entry in late if not failed(entry)]
         code = TIMED_OUT if late else FAILED if problems else 0
@@ -223,7 +242,8 @@ class Verbs:
             return None
         for dependency in self._engine.dependencies(entry):
             since = failures.get(dependency.name, dependency.failures)
-            if not dependency.ready and (dependency.failures > since or self._blocked(dependency, failures)):
+            idle = not dependency.wanted or dependency.failures > since
+            if not dependency.ready and (idle or self._blocked(dependency, failures)):
                 return dependency
         return None
 
@@ -236,8 +256,16 @@ class Verbs:
         names = {each["name"] for each in chosen}
         return [entry for entry in entries if entry.name in names]
 
-    def _environments(self) -> Any:
-        return getattr(self._engine.runner, "environments", {})
+
+def _options(body: Document) -> Document:
+    """The command's options. Raises SelectorError for a body of another shape than the protocol's."""
+    options = body.get("options") or {}
+    if not isinstance(options, dict) or not isinstance(body.get("selector") or {}, dict):
+        raise SelectorError("selector and options must be objects", hint="objects, with timeout in seconds and env as a table")
+    for name, kinds in (("timeout", (int, float)), ("env", (dict,))):
+        if options.get(name) is not None and not isinstance(options[name], kinds):
+            raise SelectorError(f"{name} is {options[name]!r}", hint="objects, with timeout in seconds and env as a table")
+    return options
 
 
 def _before(entries: Iterable[Entry]) -> dict[str, int]:

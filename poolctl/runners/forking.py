@@ -1,0 +1,102 @@
+"""From a server's configuration to a process: everything that a worker is born with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+
+from poolctl.config.interpreter import interpreter
+from poolctl.config.model import ServerConfig
+from poolctl.keeper import wire
+from poolctl.platform import sealed_file
+
+from .commands import Notify, argument_vector
+from .link import Link
+from .output import Output
+from .protocol import Placement
+from .spec import Spec, tls_contents, worker_spec
+from .workers import LocalWorker
+from .zygotes import Zygotes
+
+
+class Forker:
+    """Makes workers. `open_files` are the limits that they get, the soft and the hard one."""
+
+    def __init__(self, keeper: Link, zygotes: Zygotes, output: Output, open_files: tuple[int, int]) -> None:
+        self._keeper = keeper
+        self._zygotes = zygotes
+        self._output = output
+        self.open_files = open_files
+        # What workers see instead of the pool's own environment, by server name (`restart --env`).
+        self.environments: dict[str, Mapping[str, str]] = {}
+
+    async def fork(
+        self, server: ServerConfig, generation: int, index: int, sockets: list[socket.socket]
+    ) -> LocalWorker:
+        """A worker that exists: its control socket, its pipe, its place in the keeper's store.
+
+        Raises ServerError for what the configuration names and the machine does not have, WorkerFailed.
+        """
+        contents = tls_contents(server)
+        spec = worker_spec(
+            server,
+            interpreter=interpreter(server.python, server.base_dir, os.environ),
+            listeners=len(sockets),
+            tls_files=len(contents),
+            open_files=self.open_files,
+            env_base=self.environments.get(server.name),
+        )
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
+            notify = self._prepare_command(server, spec, if_failed) if server.command else None
+            control, theirs = wire.pair()
+            if_failed.enter_context(control)
+            ours.enter_context(theirs)
+            output, write = self._output.attach(server)
+            if_failed.callback(self._output.discard, output)
+            ours.callback(os.close, write)
+            files = [sealed_file("poolctl", content) for content in (json.dumps(spec).encode(), *contents)]
+            for fd in files:
+                ours.callback(os.close, fd)
+            # A command needs nothing of the application's interpreter: any zygote can become it.
+            forked_from = sys.executable if server.command else spec["python"]
+            listeners = [sock.fileno() for sock in sockets]
+            pid = await self._zygotes.fork(
+                forked_from, [files[0], theirs.fileno(), write, *listeners, *files[1:]]
+            )
+            if_failed.pop_all()
+            self._output.follow(output, pid)
+            worker = LocalWorker(
+                Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid), server, output
+            )
+            self._enrol(worker, control, theirs, notify)
+            return worker
+
+    def _prepare_command(
+        self, server: ServerConfig, spec: Spec, if_failed: contextlib.ExitStack
+    ) -> Notify | None:
+        spec["argv"] = argument_vector(server)
+        if not server.notify:
+            return None
+        notify = Notify()
+        if_failed.callback(notify.close)
+        spec["env"]["NOTIFY_SOCKET"] = notify.path
+        return notify
+
+    def _enrol(
+        self, worker: LocalWorker, control: socket.socket, theirs: socket.socket, notify: Notify | None
+    ) -> None:
+        # The keeper gets both ends: a worker must not see an end of file when its supervisor is replaced.
+        command = worker.server.command
+        kept = [] if command else [control.fileno(), theirs.fileno()]
+        self._keeper.send({"op": "put", "name": f"worker:{worker.placement.id}", "meta": worker.meta()}, kept)
+        if command:
+            control.close()
+        else:
+            worker.control = Link(control, worker.heard)
+        if notify is not None:
+            notify.start(worker.answer)
+            worker.exited.add_done_callback(lambda _: notify.close())
