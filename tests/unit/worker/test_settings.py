@@ -1,0 +1,32 @@
+"""The configuration that is prepared before the fork is the one that a plain server asks for."""
+
+from __future__ import annotations
+
+from poolctl.config.model import ServerConfig
+from poolctl.runners.spec import uvicorn_settings
+from poolctl.worker import settings
+from tests.asgi_apps import saying
+
+
+def plain(**keys: object) -> ServerConfig:
+    return ServerConfig(name="web", bind="127.0.0.1:8000", app="hello:app", **keys)
+
+
+def test_a_server_without_an_http_table_asks_for_the_usual_settings() -> None:
+    assert uvicorn_settings(plain()) == settings.USUAL
+
+
+def test_a_prepared_configuration_serves_the_application_that_it_is_given() -> None:
+    settings.prepare()
+    first, second = saying("first"), saying("second")
+    configs = [settings.configure(app, dict(settings.USUAL)) for app in (first, second)]
+    for config in configs:
+        config.load()
+    assert [config.loaded_app for config in configs] == [first, second]
+
+
+def test_other_settings_make_a_configuration_of_their_own() -> None:
+    settings.prepare()
+    wanted = uvicorn_settings(plain(http={"keep_alive": "5s", "root_path": "/api"}))
+    config = settings.configure(saying("hello"), wanted)
+    assert (config.timeout_keep_alive, config.root_path) == (5.0, "/api")
