@@ -13,7 +13,7 @@ from poolctl.runners.protocol import Runner
 
 from .entry import Entry, Worker
 from .execute import Executor
-from .reconcile import Listener, decide
+from .reconcile import LEAVING, Listener, decide
 
 
 class Engine:
@@ -42,6 +42,12 @@ class Engine:
         entry.cancel_timers()
         if entry.failed or entry.done:
             entry.restart_times.clear()
+        if any(
+            worker.generation == entry.generation and worker.phase in LEAVING
+            for worker in entry.workers.values()
+        ):
+            # What leaves keeps its name until it has gone; what comes gets another.
+            self._next_generation(entry)
         entry.wanted, entry.dismissed, entry.failed, entry.done = True, False, False, False
         entry.ignore_dependencies = ignore_dependencies
         self.touch(entry)
@@ -60,10 +66,13 @@ class Engine:
         """Want a new generation of the server; one that does not run is started."""
         running = any(worker.generation == entry.generation for worker in entry.workers.values())
         if entry.wanted and running:
-            entry.newest += 1
-            entry.generation = entry.newest
+            self._next_generation(entry)
             entry.restarts += 1
         self.start(entry, ignore_dependencies=True)
+
+    def _next_generation(self, entry: Entry) -> None:
+        entry.newest += 1
+        entry.generation = entry.newest
 
     # Taking over.
 

@@ -83,7 +83,8 @@ class Executor:
             entry.listener = Listener.CLOSED
             message = getattr(error, "message", str(error))
             self._note(entry, message, getattr(error, "hint", ""), START_FAILED)
-            self._after_death(entry, Exit(message=message), was_ready=False)
+            if entry.wanted:
+                self._after_death(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener = Listener.OPEN
         self._touch(entry)
@@ -157,6 +158,9 @@ class Executor:
             hint = f"poolctl logs {entry.name}; start_timeout says how long it may take"
             worker.failure = self._failure(entry, f"was not ready within {limit}", hint, START_FAILED)
             await self._runner.stop(worker.placement, 0)
+        except OSError as error:
+            worker.failure = self._failure(entry, str(error), f"poolctl logs {entry.name}", START_FAILED)
+            await self._runner.stop(worker.placement, 0)
         else:
             if worker.phase is Phase.STARTING:
                 worker.phase = Phase.READY
@@ -206,7 +210,7 @@ class Executor:
             # The replacement failed: the generation that serves stays.
             entry.generation = max(serving)
             return
-        if worker.generation == entry.generation:
+        if worker.generation == entry.generation and entry.wanted:
             self._after_death(entry, exit_, was_ready=was_ready)
 
     def _after_death(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:

@@ -207,8 +207,16 @@ class Verbs:
         if not options.get("wait", True):
             return result(self._reports.items(chosen), [as_kind(kind, each) for each in problems])
 
+        # Who waits for whom in vain; noted in this order: first who failed, then who waits for those.
+        stuck: dict[str, Entry] = {}
+
         def failed(entry: Entry) -> bool:
-            return entry.failures > failures[entry.name] or self._blocked(entry, failures) is not None
+            if entry.failures > failures[entry.name]:
+                return True
+            blocker = self._blocker(entry, failures, stuck)
+            if blocker is not None:
+                stuck[entry.name] = blocker
+            return blocker is not None
 
         def overtaken(entry: Entry) -> bool:
             return entry.wanted is (kind is STOP)
@@ -226,9 +234,9 @@ class Verbs:
             elif overtaken(entry) and not reached(entry):
                 order = "started" if kind is STOP else "stopped"
                 problems.append(late_as(entry, kind, f"was {order} by another command meanwhile"))
-            elif not reached(entry) and (blocker := self._blocked(entry, failures)) is not None:
-                reason = "is disabled" if blocker.config.disabled else "did not become ready"
-                message = f"waits for {blocker.name}, which {reason}"
+            elif not reached(entry) and entry.name in stuck:
+                reason = "is disabled" if stuck[entry.name].config.disabled else "did not become ready"
+                message = f"waits for {stuck[entry.name].name}, which {reason}"
                 problems.append(late_as(entry, kind, message))
         problems += [late_as(entry, kind, f"is still {entry.state}") for entry in late if not failed(entry)]
         code = TIMED_OUT if late else FAILED if problems else 0
@@ -236,14 +244,14 @@ class Verbs:
         errors = [as_kind(kind, each) for each in problems]
         return result(self._reports.items(chosen), errors, exit_code=code, warnings=warnings)
 
-    def _blocked(self, entry: Entry, failures: dict[str, int]) -> Entry | None:
-        """A dependency that has failed since, and without which the entry cannot start."""
+    def _blocker(self, entry: Entry, failures: Mapping[str, int], stuck: Mapping[str, Entry]) -> Entry | None:
+        """A dependency that has failed since, or is stuck itself, and without which the entry cannot start."""
         if entry.ignore_dependencies or entry.workers or not entry.wanted:
             return None
         for dependency in self._engine.dependencies(entry):
             since = failures.get(dependency.name, dependency.failures)
-            idle = not dependency.wanted or dependency.failures > since
-            if not dependency.ready and (idle or self._blocked(dependency, failures)):
+            idle = not dependency.wanted or dependency.failures > since or dependency.name in stuck
+            if idle and not dependency.ready:
                 return dependency
         return None
 
@@ -261,10 +269,14 @@ def _options(body: Document) -> Document:
     """The command's options. Raises SelectorError for a body of another shape than the protocol's."""
     options = body.get("options") or {}
     if not isinstance(options, dict) or not isinstance(body.get("selector") or {}, dict):
-        raise SelectorError("selector and options must be objects", hint="objects, with timeout in seconds and env as a table")
+        raise SelectorError(
+            "selector and options must be objects", hint="objects, with timeout in seconds and env as a table"
+        )
     for name, kinds in (("timeout", (int, float)), ("env", (dict,))):
         if options.get(name) is not None and not isinstance(options[name], kinds):
-            raise SelectorError(f"{name} is {options[name]!r}", hint="objects, with timeout in seconds and env as a table")
+            raise SelectorError(
+                f"{name} is {options[name]!r}", hint="objects, with timeout in seconds and env as a table"
+            )
     return options
 
 

@@ -25,12 +25,17 @@ async def until(
     waiting = {entry.name: entry for entry in entries}
     everything = asyncio.get_running_loop().create_future()
 
-    def look(entry: Entry) -> None:
-        if entry.name not in waiting:
-            return
-        told(entry)
-        if finished(entry):
-            del waiting[entry.name]
+    def look(changed: Entry) -> None:
+        ahead = [changed]
+        while ahead:
+            entry = ahead.pop()
+            if entry.name not in waiting:
+                continue
+            told(entry)
+            if finished(entry):
+                del waiting[entry.name]
+                # What became of it may be the end of those who wait for it, though nothing about them changed.
+                ahead += engine.dependents(entry)
         if not waiting and not everything.done():
             everything.set_result(None)
 

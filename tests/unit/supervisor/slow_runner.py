@@ -1,0 +1,34 @@
+"""The scripted runner with workers that end when the test lets them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from poolctl.runners.protocol import Exit, Placement, WorkerFailed
+from tests.unit.pool.scripted_runner import NEVER, ScriptedRunner
+
+
+class SlowRunner(ScriptedRunner):
+    """While `may_end` is clear, a worker that is told to stop goes on until it is killed (a limit of 0 seconds)."""
+
+    def __init__(self, **script: str) -> None:
+        super().__init__(**script)
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.may_open = asyncio.Event()
+        self.may_open.set()
+
+    async def open(self, server):  # type: ignore[no-untyped-def]
+        await self.may_open.wait()
+        return await super().open(server)
+
+    async def ready(self, placement: Placement) -> None:
+        if self.script.get(placement.server) == NEVER and placement.id in self.running:
+            exit_ = await asyncio.shield(self.running[placement.id])
+            raise WorkerFailed(exit_.message, exit=exit_)
+        await super().ready(placement)
+
+    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
+        if timeout_seconds > 0:
+            await self.may_end.wait()
+        return await super().stop(placement, timeout_seconds)

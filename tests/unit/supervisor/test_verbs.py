@@ -1,0 +1,315 @@
+"""Orders and what comes in between them: each command ends, and says what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from poolctl import ServerConfig
+from poolctl.clock import SystemClock
+from poolctl.pool.select import Selector
+from poolctl.runners.protocol import Exit
+from poolctl.supervisor.engine import Engine
+from poolctl.supervisor.verbs import Verbs
+from tests.unit.pool.scripted_runner import BREAKS, FAILS, NEVER
+from tests.unit.supervisor.slow_runner import SlowRunner
+
+QUICK = {"backoff": {"initial": 0, "max": 0}, "limit": 2}
+
+
+class Desk:
+    """An engine over a scripted runner, asked as the control socket asks it."""
+
+    def __init__(self, *servers: ServerConfig, **script: str) -> None:
+        self.runner = SlowRunner(**script)
+        self.engine = Engine(servers, self.runner, SystemClock())
+        self.over = False
+        self.verbs = Verbs(self.engine, {"keeper_pid": 1}, self._end)
+
+    def _end(self) -> None:
+        self.over = True
+
+    async def ask(self, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
+        selector = Selector.from_dict({"targets": list(targets)})
+        answer: dict[str, Any] = await getattr(self.verbs, verb)(selector, options, lambda line: None)
+        return answer
+
+    def begin(self, verb: str, *targets: str, **options: Any) -> asyncio.Task[dict[str, Any]]:
+        return asyncio.ensure_future(self.ask(verb, *targets, **options))
+
+    def states(self) -> dict[str, str]:
+        return {name: entry.state for name, entry in self.engine.entries.items()}
+
+
+def web(name: str = "web", **keys: Any) -> ServerConfig:
+    keys.setdefault("bind", f"127.0.0.1:{9000 + sum(map(ord, name)) % 900}")
+    return ServerConfig(**{"name": name, "app": "any:app", "restart": "no"} | keys)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    async def watched() -> None:
+        unseen: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+        await asyncio.wait_for(work, 5)
+        assert unseen == []
+
+    asyncio.run(watched())
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_a_start_says_what_is_ready_and_again_changes_nothing() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"))
+        answer = await desk.ask("start")
+        assert (answer["exit_code"], [item["ready"] for item in answer["items"]]) == (0, [True, True])
+        log = list(desk.runner.log)
+        await desk.ask("start")
+        assert desk.runner.log == log
+
+    run(scenario())
+
+
+def test_a_stop_of_everything_ends_the_supervisor_and_one_of_some_does_not() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"))
+        await desk.ask("start")
+        assert "ended" not in await desk.ask("stop", "a")
+        assert not desk.over
+        answer = await desk.ask("stop")
+        assert (answer["ended"], answer["keeper_pid"], desk.over) == (True, 1, True)
+
+    run(scenario())
+
+
+def test_a_start_while_the_server_stops_makes_a_worker_beside_the_leaving_one() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        await desk.ask("start")
+        desk.runner.may_end.clear()
+        stopping = desk.begin("stop", "web")
+        await turns()
+        assert desk.states() == {"web": "stopping"}
+        answer = await desk.ask("start", "web")
+        assert answer["exit_code"] == 0
+        assert len(desk.runner.running) == 2
+        desk.runner.may_end.set()
+        stopped = await stopping
+        assert stopped["exit_code"] == 1
+        assert "start" in stopped["errors"][0]["message"]
+        await turns()
+        assert desk.states() == {"web": "running"}
+        assert len(desk.runner.running) == 1
+        assert len(desk.engine.entries["web"].workers) == 1
+
+    run(scenario())
+
+
+def test_a_stop_while_the_server_starts_ends_both_commands() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), web("other"), web=NEVER)
+        starting = desk.begin("start")
+        await turns()
+        answer = await desk.ask("stop", "web")
+        assert answer["exit_code"] == 0
+        started = await asyncio.wait_for(starting, 1)
+        assert started["exit_code"] == 1
+        (error,) = started["errors"]
+        assert error["name"] == "web"
+        assert "stop" in error["message"]
+        assert desk.states() == {"web": "stopped", "other": "running"}
+
+    run(scenario())
+
+
+def test_a_stop_of_everything_while_it_starts_ends_both_commands() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), web=NEVER)
+        starting = desk.begin("start")
+        await turns()
+        stopped = await desk.ask("stop")
+        assert stopped["ended"]
+        assert (await asyncio.wait_for(starting, 1))["exit_code"] == 1
+
+    run(scenario())
+
+
+def test_a_stop_while_the_worker_is_being_placed() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        desk.runner.may_place = asyncio.Event()
+        desk.begin("start")
+        await turns()
+        stopping = desk.begin("stop", "web")
+        await turns()
+        assert not stopping.done()
+        desk.runner.may_place.set()
+        assert (await stopping)["exit_code"] == 0
+        assert desk.states() == {"web": "stopped"}
+        assert not desk.runner.running
+        assert not desk.runner.opened
+
+    run(scenario())
+
+
+def test_a_listener_that_cannot_be_opened_when_nobody_wants_it_any_more_is_no_failure() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        desk.runner.unopenable.add("web")
+        desk.runner.may_open.clear()
+        desk.begin("start")
+        await turns()
+        stopping = desk.begin("stop", "web")
+        await turns()
+        desk.runner.may_open.set()
+        await stopping
+        assert desk.states() == {"web": "stopped"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("behaviour", [FAILS, BREAKS])
+def test_a_worker_that_fails_in_whatever_way_is_a_failure_of_the_start(behaviour: str) -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), web("other"), web=behaviour)
+        answer = await desk.ask("start")
+        assert answer["exit_code"] == 1
+        assert [(error["name"], error["code"]) for error in answer["errors"]] == [("web", 1323)]
+        await turns()
+        assert desk.states() == {"web": "failed", "other": "running"}
+        assert not [each for each in desk.runner.running if each.startswith("web.")]
+
+    run(scenario())
+
+
+def test_a_dependency_that_is_disabled_or_failed_is_named_and_nobody_waits_for_ever() -> None:
+    async def scenario() -> None:
+        desk = Desk(
+            web("db", disabled=True), web("bad"), web("a", depends_on=["db"]), web("b", depends_on=["bad"]),
+            web("c", depends_on=["b"]), bad=FAILS,
+        )  # fmt: skip
+        answer = await desk.ask("start")
+        messages = {error["name"]: error["message"] for error in answer["errors"]}
+        assert answer["exit_code"] == 1
+        assert messages.keys() == {"a", "bad", "b", "c"}
+        assert "db" in messages["a"]
+        assert "bad" in messages["b"]
+        assert "b" in messages["c"]
+
+    run(scenario())
+
+
+def test_a_restart_beside_a_crash_ends_with_one_worker() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(restart="always"))
+        await desk.ask("start")
+        restarting = desk.begin("restart")
+        (worker,) = desk.runner.running
+        desk.runner.end(worker, Exit.from_signal(9))
+        assert (await restarting)["exit_code"] == 0
+        await turns()
+        assert len(desk.runner.running) == 1
+        assert desk.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_two_restarts_at_once_end_with_the_newest_generation() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(workers=3))
+        await desk.ask("start")
+        answers = await asyncio.gather(*(desk.ask("restart") for _ in range(3)))
+        assert [answer["exit_code"] for answer in answers] == [0, 0, 0]
+        await turns()
+        assert len(desk.runner.running) == 3
+        # One replacement serves all who asked before it was begun.
+        assert {each.split(".")[1] for each in desk.runner.running} == {"2"}
+
+    run(scenario())
+
+
+def test_a_replacement_that_fails_leaves_the_old_ones_all_of_them() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(workers=2), **{"web.2.1": FAILS})
+        await desk.ask("start")
+        answer = await desk.ask("restart")
+        assert (answer["exit_code"], answer["errors"][0]["code"]) == (1, 1325)
+        await turns()
+        assert set(desk.runner.running) == {"web.1.0", "web.1.1"}
+        assert (await desk.ask("restart"))["exit_code"] == 0
+        await turns()
+        assert set(desk.runner.running) == {"web.3.0", "web.3.1"}
+
+    run(scenario())
+
+
+def test_warnings_are_told_once() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        await desk.ask("start")
+        desk.engine.entries["web"].warnings.append("of before")
+        assert (await desk.ask("restart"))["warnings"] == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"selector": {"targets": ["nobody"]}}, 4),
+        ({"selector": {"name": ["("]}}, 2),
+        ({"selector": {"targets": "web"}}, None),
+        ({"selector": []}, None),
+        ({"selector": 7}, None),
+        ({"options": []}, None),
+        ({"options": {"timeout": "soon"}}, None),
+        ({"options": {"env": 7}}, None),
+    ],
+)
+def test_bodies_of_every_shape_are_answered(body: Any, code: int | None) -> None:
+    from poolctl.control.server import Request
+
+    async def scenario() -> None:
+        desk = Desk(web())
+        for verb in ("list", "start", "wait", "status", "show", "restart", "stop", "nonsense"):
+            answer = await asyncio.wait_for(
+                desk.verbs.handle(Request(verb, body, 1, 0), lambda line: None), 2
+            )
+            if code is not None and verb != "nonsense":
+                assert answer["exit_code"] == code
+            assert isinstance(answer["exit_code"], int)
+
+    run(scenario())
+
+
+def test_a_long_chain_of_dependencies_and_a_dense_one_fail_at_once() -> None:
+    async def scenario() -> None:
+        chain = [web("bad")]
+        for number in range(1500):
+            before = chain[-1].name
+            chain.append(web(f"c{number}", bind=f"127.0.0.1:{20_000 + number}", depends_on=[before]))
+        answer = await asyncio.wait_for(Desk(*reversed(chain), bad=FAILS).ask("start"), 4)
+        assert len(answer["errors"]) == len(chain)
+
+    async def dense() -> None:
+        levels = [[web("bad"), web("worse")]]
+        for number in range(40):
+            before = [each.name for each in levels[-1]]
+            levels.append(
+                [
+                    web(f"{side}{number}", bind=f"127.0.0.1:{port + number}", depends_on=before)
+                    for side, port in (("l", 20_000), ("r", 30_000))
+                ]
+            )
+        servers = [each for level in reversed(levels) for each in level]
+        answer = await asyncio.wait_for(Desk(*servers, bad=FAILS, worse=FAILS).ask("start"), 4)
+        assert len(answer["errors"]) == len(servers)
+
+    run(scenario())
+    run(dense())
