@@ -180,12 +180,18 @@ lines = st.lists(
             ["[[server]]", "[[other]]", "[pool]", "[server]", "[a.b]", "", "# x", "  ", "name = 1", "a = -0", "a = 01",
              "a = 1 # [", "a = 1_0", "a = +1", "a = 'x'", "a = ''", "a = ''''''", 'b = ""', 'b = """x"""', "c = []",
              'c = ["x", "y",]', 'c = ["x" "y"]', 'c = [,]', "c = [1]", "d = true", "d = True", "e.f = 1", '"q" = 1',
-             "g = 1.5", "h = {}", "i = 1979-05-27", "[[server]] # c", "[pool] x",
+             "g = 1.5", "h = {}", 'h = { A = "1", b-c=2 ,d = true }', 'h = { A = "1", A = 2 }', 'h = {A="1",}',
+             "h = {a.b = 1}",
+             "h.x = 1", "h.y = 'z'", "h.x.y = 1", "a.x = { p = 1 }", "a.x.p = 2",
+             "server.x = 1", "pool.name = 1", "a . x = 1", "i = 1979-05-27", "[[server]] # c", "[pool] x",
              "\t j\t=\t'k'\t# \u00e4", "k = 'a\tb'",
              'l = "a\\tb"', "m = [", "]", "n = 9999999999999999999", "pool = 1", "server = []",
              "[ pool ]", "[[ server ]]"]
         ),
         st.from_regex(r"[a-c] ?= ?(\"[ -~\u00e9]{0,5}\"|'[ -~]{0,5}'|-?[0-9]{1,3}|true)", fullmatch=True),
+        st.from_regex(
+            r"[ab](\.[ab]){0,2} ?= ?(1|\{ ?([ab] = (1|\"[ -~]{0,3}\"|false) ?,? ?){0,2}\}|\[\])", fullmatch=True
+        ),
         st.text(max_size=10),
     ),
     max_size=12,
@@ -206,7 +212,7 @@ def test_the_plain_parser_says_what_tomllib_says_or_nothing(
 
 def test_the_plain_parser_reads_what_programs_write() -> None:
     text = '# servers\n[pool]\nname = "x"\n\n[[server]]\nname = "a" # first\n'
-    text += 'tags = ["a", "b"]\nn = -3\n[[server]]\nt = true\n'
+    text += 'tags = ["a", "b"]\nn = -3\ne = { A = "1", b = 2, c = false }\nh.x = 1\nh.y = {}\n[[server]]\nt = true\n'
     assert parse_plain_toml(text) == tomllib.loads(text)
     long = text + "".join(f"[[server]]\nname = 's{n}'\n" for n in range(5000))
     assert parse(long, "toml") == tomllib.loads(long)
