@@ -196,6 +196,9 @@ def _cell(item: Item, column: str) -> str:
         pids = item.get("pids") or ()
         more = f"+{len(pids) - 1}" if len(pids) > 1 else ""
         return f"{pids[0]}{more}" if pids else "-"
+    if column == "bind" and item.get("address"):
+        # an inherited socket: its key says nothing of where it listens
+        return f"{field_text(item, column)} ({field_text(item, 'address')})"
     return field_text(item, column) or "-"
 
 
