@@ -29,7 +29,11 @@ _LAST_OUTPUT_SECONDS = 1.0
 
 
 class LocalRunner:
-    """The process runner. `keeper` is connected to a keeper, whose exit reports go to `exit_reported`."""
+    """The process runner. `keeper` is connected to a keeper, whose exit reports go to `exit_reported`.
+
+    `on_expired` is told of a worker that has served its `max_requests` and is to be replaced; without it such a worker
+    drains and ends.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class LocalRunner:
         *,
         open_files: tuple[int, int] = (1024, 4096),
         on_dropped: Callable[[str, int], None] = lambda name, count: None,
+        on_expired: Callable[[Placement], None] | None = None,
     ) -> None:
         self.keeper = keeper
         self.zygotes = Zygotes(keeper, directory)
@@ -50,6 +55,7 @@ class LocalRunner:
         # An exit may be reported before the reply to its spawn.
         self._early: dict[int, Exit] = {}
         self._forking = 0
+        self._on_expired = on_expired
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner. A command that binds by itself has no listener; its port must be free."""
@@ -83,9 +89,16 @@ class LocalRunner:
         self._workers[placement.id] = worker
         self._by_pid[placement.pid] = worker
         worker.answered.add_done_callback(lambda _: self._note(worker))
+        worker.on_expired = lambda: self._expired(worker)
         early = self._early.pop(placement.pid, None)
         if early is not None:
             self._ended(worker, early)
+
+    def _expired(self, worker: LocalWorker) -> None:
+        if self._on_expired is not None:
+            self._on_expired(worker.placement)
+        elif worker.control is not None:
+            worker.control.send({"order": "drain"})
 
     def _note(self, worker: LocalWorker) -> None:
         """Tell the keeper, for a supervisor to come, that the worker is ready."""

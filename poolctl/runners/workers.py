@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from poolctl.config.model import ServerConfig
@@ -32,6 +33,7 @@ class LocalWorker:
         # Nobody need be waiting when a worker fails.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
+        self.on_expired: Callable[[], None] = lambda: None
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
 
@@ -42,6 +44,8 @@ class LocalWorker:
         if message.get("event") == "ready":
             self.leaving = bool(message.get("leaving"))
             self.answer()
+        elif message.get("event") == "expired":
+            self.on_expired()
         elif message.get("event") == "imported":
             self.imported.set()
         elif message.get("event") == "failed":

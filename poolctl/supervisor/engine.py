@@ -70,6 +70,12 @@ class Engine:
             entry.restarts += 1
         self.start(entry, ignore_dependencies=True)
 
+    def renew(self, entry: Entry, generation: int) -> None:
+        """Replace the workers of this generation, which have served long enough; no failure and no restart."""
+        if entry.wanted and entry.generation == generation:
+            self._next_generation(entry)
+            self.touch(entry)
+
     def _next_generation(self, entry: Entry) -> None:
         entry.newest += 1
         entry.generation = entry.newest

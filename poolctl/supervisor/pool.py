@@ -16,6 +16,7 @@ from poolctl.keeper import wire
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
+from poolctl.runners.protocol import Placement
 
 from .adopt import adopt
 from .engine import Engine
@@ -78,6 +79,7 @@ class ManagedPool:
             logs,
             open_files=tuple(hello["open_files"]),
             on_dropped=self._dropped,
+            on_expired=self._expired,
         )
         self._problems: list[Document] = []
         self._terminated = False
@@ -152,6 +154,11 @@ class ManagedPool:
             )
             if unused and not self._verbs.used:
                 self._over()
+
+    def _expired(self, placement: Placement) -> None:
+        entry = self.engine.entries.get(placement.server)
+        if entry is not None:
+            self.engine.renew(entry, placement.generation)
 
     def _dropped(self, name: str, count: int) -> None:
         entry = self.engine.entries.get(name)

@@ -32,7 +32,7 @@ class Watched(set[Any]):
 class Accounts(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
 
-    `on_change` is called when connections or tasks run out, `on_limit` once, when `max_requests` have been served.
+    `on_change` is called when connections or tasks run out, `on_limit` at each multiple of `max_requests`.
     """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
@@ -70,5 +70,5 @@ class Accounts(ServerState):
     @total_requests.setter
     def total_requests(self, count: int) -> None:
         self._requests = count
-        if self.max_requests is not None and count == self.max_requests:
+        if self.max_requests is not None and count % self.max_requests == 0:
             self.on_limit()

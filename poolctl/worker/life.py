@@ -35,6 +35,7 @@ class Worker:
         self.listeners = [socket.socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
         self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
         self.signalled: int | None = None
+        self.expired = False
         os.close(SPEC_FD)
         os.register_at_fork(after_in_child=self._forget_descriptors)
 
@@ -88,8 +89,17 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal, number)
         self._tell({"event": "imported"})
-        await self.server.run(self.listeners, lambda: self._tell({"event": "ready"}))
+        await self.server.run(self.listeners, self._ready)
         loop.remove_reader(self.control.fileno())
+
+    def _ready(self) -> None:
+        self.server.accounts.on_limit = self._limit_reached
+        self._tell({"event": "ready"})
+
+    def _limit_reached(self) -> None:
+        # The replacement comes first: this worker serves on until it is told to drain.
+        self.expired = True
+        self._tell({"event": "expired"})
 
     def _obey(self) -> None:
         try:
@@ -112,6 +122,8 @@ class Worker:
             self.server.drain()
         elif order == "report" and self.server.started:
             self._tell({"event": "ready", "leaving": self.server.should_exit})
+            if self.expired:
+                self._tell({"event": "expired"})
 
     def _signal(self, number: int) -> None:
         self.signalled = number

@@ -225,3 +225,15 @@ def test_exit_handlers_and_the_last_line_survive_the_end(pool: RealPool, free_po
     pool.ok("stop")
     assert (pool.directory / "said").read_text() == "goodbye"
     assert "the last line, without its end" in pool.ok("logs", "web").stdout
+
+
+def test_max_requests_is_a_swap_that_refuses_nothing(pool: RealPool, free_port: Any, until: Any) -> None:
+    port = free_port()
+    write(pool, port, "from hello import app", http={"max_requests": 20}, workers=2)
+    pool.ok("start")
+    before = pool.items()["web"]
+    for _ in range(100):
+        assert get(port).status == 200
+    until(lambda: not set(pool.items()["web"]["pids"]) & set(before["pids"]))
+    after = pool.items()["web"]
+    assert (after["state"], after["restarts"], len(after["pids"])) == ("running", 0, 2)

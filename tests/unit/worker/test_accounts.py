@@ -30,14 +30,14 @@ def test_the_date_can_be_left_out() -> None:
     assert accounts.default_headers == [(b"server", b"pool")]
 
 
-def test_the_limit_is_told_of_once() -> None:
+def test_the_limit_is_told_of_when_it_is_reached_and_again_if_nothing_came_of_it() -> None:
     accounts = Accounts(lambda: None)
     told: list[int] = []
     accounts.on_limit = lambda: told.append(accounts.total_requests)
     accounts.max_requests = 3
-    for _ in range(6):
+    for _ in range(7):
         accounts.total_requests += 1
-    assert told == [3]
+    assert told == [3, 6]
 
 
 def test_a_watched_set_says_when_its_last_member_leaves() -> None:
