@@ -1,0 +1,163 @@
+"""A link delivers in order, matches replies, never blocks, and tells of its end once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from poolctl.keeper import wire
+from poolctl.runners.link import Link, LinkLost, Refused
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    async def watched() -> None:
+        unseen: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+        await asyncio.wait_for(work, 5)
+        assert unseen == []
+
+    before = set(os.listdir("/proc/self/fd"))
+    asyncio.run(watched())
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+class Peer:
+    """The other end, and what arrived at this one."""
+
+    def __init__(self) -> None:
+        ours, self.sock = wire.pair()
+        self.heard: list[wire.Message] = []
+        self.ends = 0
+        self.link = Link(ours, lambda message, fds: self.heard.append(message), self._ended)
+
+    def _ended(self) -> None:
+        self.ends += 1
+
+    async def request(self) -> tuple[wire.Message, list[int]]:
+        self.sock.setblocking(False)
+        while True:
+            try:
+                received = wire.receive(self.sock)
+            except BlockingIOError:
+                await asyncio.sleep(0)
+            else:
+                assert received is not None
+                return received
+
+    def close(self) -> None:
+        self.link.close()
+        self.sock.close()
+
+
+def test_replies_find_their_calls_in_any_order() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        calls = [asyncio.ensure_future(peer.link.call({"n": number})) for number in range(5)]
+        requests = [(await peer.request())[0] for _ in calls]
+        for request in reversed(requests):
+            wire.send(peer.sock, {"id": request["id"], "twice": request["n"] * 2})
+        assert [(await call)[0]["twice"] for call in calls] == [0, 2, 4, 6, 8]
+        peer.close()
+
+    run(scenario())
+
+
+def test_messages_that_are_no_replies_are_heard_in_order() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        for number in range(200):
+            wire.send(peer.sock, {"n": number})
+            if number % 50 == 49:
+                await asyncio.sleep(0.01)
+        while len(peer.heard) < 200:
+            await asyncio.sleep(0)
+        assert [message["n"] for message in peer.heard] == list(range(200))
+        peer.close()
+
+    run(scenario())
+
+
+def test_an_error_is_a_refusal_and_the_link_lives_on() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        call = asyncio.ensure_future(peer.link.call({}))
+        request, _ = await peer.request()
+        wire.send(peer.sock, {"id": request["id"], "error": "no such thing"})
+        with pytest.raises(Refused, match="no such thing"):
+            await call
+        peer.link.send({"still": "there"})
+        assert (await peer.request())[0] == {"still": "there"}
+        peer.close()
+
+    run(scenario())
+
+
+def test_the_end_fails_the_calls_under_way_and_all_that_follow_and_is_told_once() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        calls = [asyncio.ensure_future(peer.link.call({})) for _ in range(3)]
+        await peer.request()
+        peer.sock.close()
+        for call in calls:
+            with pytest.raises(LinkLost):
+                await call
+        with pytest.raises(LinkLost):
+            await peer.link.call({})
+        peer.link.send({"into": "the void"})
+        assert peer.ends == 1
+        peer.close()
+        assert peer.ends == 1
+
+    run(scenario())
+
+
+def test_a_reply_before_the_end_is_not_lost() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        call = asyncio.ensure_future(peer.link.call({}))
+        request, _ = await peer.request()
+        wire.send(peer.sock, {"id": request["id"], "pid": 7})
+        peer.sock.close()
+        assert (await call)[0]["pid"] == 7
+        peer.close()
+
+    run(scenario())
+
+
+def test_what_the_socket_does_not_take_waits_here_in_order_and_with_its_descriptors() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        peer.link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        files = []
+        for number in range(100):
+            file = os.memfd_create(str(number))
+            os.write(file, b"x" * number)
+            peer.link.send({"n": number, "filler": "y" * 2000}, [file])
+            os.close(file)  # ours again at once
+        for _ in range(100):
+            message, fds = await peer.request()
+            files.append((message["n"], os.fstat(fds[0]).st_size))
+            os.close(fds[0])
+        assert files == [(number, number) for number in range(100)]
+        peer.close()
+
+    run(scenario())
+
+
+def test_garbage_is_skipped() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        for garbage in (b"no json", b"[1]", b"[" * 50_000):
+            peer.sock.send(garbage)
+        wire.send(peer.sock, {"after": 1})
+        while not peer.heard:
+            await asyncio.sleep(0)
+        assert peer.heard == [{"after": 1}]
+        peer.close()
+
+    run(scenario())

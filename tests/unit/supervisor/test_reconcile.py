@@ -1,0 +1,98 @@
+"""What is done next for one server, by example; the histories are in test_reconcile_properties."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from poolctl.states import State
+from poolctl.supervisor.reconcile import (
+    Close,
+    Drain,
+    Listener,
+    Open,
+    Phase,
+    Spawn,
+    Stop,
+    View,
+    WorkerView,
+    decide,
+    is_ready,
+    state_of,
+)
+
+
+def worker(generation: int = 1, index: int = 0, phase: Phase = Phase.READY) -> WorkerView:
+    return WorkerView(f"w.{generation}.{index}", generation, index, phase)
+
+
+def view(*workers: WorkerView, **facts: Any) -> View:
+    return View(**{"wanted": True, "generation": 1, "listener": Listener.OPEN} | facts, workers=workers)
+
+
+EXAMPLES = {
+    "opens before it spawns": (view(listener=Listener.CLOSED), [Open()]),
+    "waits for the listener": (view(listener=Listener.OPENING), []),
+    "spawns what is missing": (view(worker(index=1), count=3), [Spawn(1, 0), Spawn(1, 2)]),
+    "does nothing when all is there": (view(worker(), worker(index=1), count=2), []),
+    "waits for a worker that starts": (view(worker(phase=Phase.STARTING)), []),
+    "waits for its dependencies with all": (view(may_start=False, listener=Listener.CLOSED), []),
+    "spawns the replacement first": (view(worker(), generation=2), [Spawn(2, 0)]),
+    "keeps the old one until the new one is ready": (
+        view(worker(), worker(2, phase=Phase.STARTING), generation=2), [],
+    ),
+    "drains the old one when the new one is ready": (view(worker(), worker(2), generation=2), [Drain("w.1.0")]),
+    "drains the old ones when all new ones are ready": (
+        view(worker(), worker(1, 1), worker(2), worker(2, 1, Phase.STARTING), generation=2, count=2), [],
+    ),
+    "stops an old one that was never ready": (
+        view(worker(phase=Phase.STARTING), worker(2), generation=2), [Stop("w.1.0")],
+    ),
+    "does not repeat itself": (view(worker(phase=Phase.DRAINING), worker(2), generation=2), []),
+    "ends the old one first without overlap": (view(worker(), generation=2, overlap=False), [Stop("w.1.0")]),
+    "waits for the old one without overlap": (
+        view(worker(phase=Phase.STOPPING), generation=2, overlap=False), [],
+    ),
+    "stops what is not wanted": (view(worker(), wanted=False), [Stop("w.1.0")]),
+    "stops what drains, too": (view(worker(phase=Phase.DRAINING), wanted=False), [Stop("w.1.0")]),
+    "waits for those that depend on it": (view(worker(), wanted=False, may_stop=False), []),
+    "closes after the last worker": (view(wanted=False), [Close()]),
+    "does not close before": (view(worker(phase=Phase.STOPPING), wanted=False), []),
+    "rests": (view(wanted=False, listener=Listener.CLOSED), []),
+    "closes what has failed": (view(failed=True), [Close()]),
+    "closes what is done": (view(done=True), [Close()]),
+    "holds the listener in a backoff": (view(held=True), []),
+    "gives the listener up in a long one": (view(held=True, refusing=True), [Close()]),
+    "keeps it for a worker that serves on": (view(worker(), held=True, refusing=True), []),
+    "opens again after a long backoff": (view(listener=Listener.CLOSED), [Open()]),
+    "does not open while it refuses": (view(listener=Listener.CLOSED, held=True, refusing=True), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "actions"), EXAMPLES.values(), ids=list(EXAMPLES))
+def test_it(facts: View, actions: list[Any]) -> None:
+    assert decide(facts) == actions
+
+
+STATES = [
+    (view(worker()), State.RUNNING), (view(worker(phase=Phase.STARTING)), State.STARTING), (view(), State.STARTING),
+    (view(worker(phase=Phase.STOPPING), wanted=False), State.STOPPING), (view(wanted=False), State.STOPPED),
+    (view(wanted=False, disabled=True), State.DISABLED), (view(failed=True), State.FAILED),
+    (view(failed=True, wanted=False), State.FAILED), (view(held=True), State.BACKOFF),
+    (view(worker(), held=True), State.RUNNING), (view(done=True), State.STOPPED),
+    (view(worker(), worker(2, phase=Phase.STARTING), generation=2), State.RUNNING),
+    (view(worker(phase=Phase.DRAINING)), State.STARTING),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "state"), STATES)
+def test_the_state_in_a_word(facts: View, state: State) -> None:
+    assert state_of(facts) is state
+
+
+def test_ready_is_what_has_answered_and_a_job_that_is_done() -> None:
+    assert is_ready(view(worker()))
+    assert not is_ready(view(worker(phase=Phase.STARTING)))
+    assert is_ready(view(job=True, done=True))
+    assert not is_ready(view(done=True))
