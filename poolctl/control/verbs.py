@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from poolctl.control.ending import await_end
 from poolctl.errors import (
     ControlError,
     PoolError,
@@ -85,7 +86,11 @@ class PoolClient:
     ) -> Result:
         """Stop the selected servers; without a selection the supervisor too. PoolStopError with every one."""
         options = {"timeout": timeout, "deps": deps, "wait": wait}
-        return self._ask("stop", targets, selector, options, on_progress, PoolStopError)
+        result = self._ask("stop", targets, selector, options, on_progress, PoolStopError)
+        if result.get("ended"):
+            # As for the command: what comes next meets nothing of the pool.
+            await_end(int(result["keeper_pid"]))
+        return result
 
     def restart(
         self,

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import NoReturn
 
 from poolctl.cli.counting import servers
-from poolctl.cli.ending import await_end
 from poolctl.cli.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.cli.foreground import Foreground, program
 from poolctl.cli.outcome import Failure, Outcome, outcome_of
@@ -22,6 +21,7 @@ from poolctl.cli.progress import Progress
 from poolctl.cli.render import explain
 from poolctl.cli.request import Request
 from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.ending import await_end
 from poolctl.errors import ControlError
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
