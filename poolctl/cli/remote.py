@@ -8,8 +8,9 @@ from poolctl.cli.exit_codes import INVALID_CONFIGURATION
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.progress import Progress
-from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.ending import await_end
+from poolctl.errors import ControlError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,18 +33,32 @@ def ask_or_launch(request: Request, place: Place, verb: str = "") -> Outcome:
     """Like ask(), but a pool without a supervisor gets one. The supervisor itself judges the files."""
     try:
         return ask(request, place, verb)
-    except NoSupervisor:
+    except (NoSupervisor, SupervisorEnded):  # the one that was there may have been about to end
         if not place.files or request.get("pool"):
             raise
-    (
-        request.options(),
-        request.selector(),
-    )  # what is wrong with the command is said before anything is launched
+    # what is wrong with the command is said before anything is launched
+    request.options()
+    request.selector()
     launch(place)
-    outcome = ask(request, place, "start")
+    try:
+        outcome = ask(request, place, "start")
+    except SupervisorEnded as ended:
+        raise _with_last_words(ended, place) from None
     if not outcome.items and not outcome.exit_code and not request.get("allow_empty"):
         raise Failure(_without_servers(place))
     return outcome
+
+
+def _with_last_words(ended: SupervisorEnded, place: Place) -> ControlError:
+    """The same error with the last line of the supervisor's log: why it could not even start."""
+    try:
+        with open(f"{place.directory}/supervisor.log", encoding="utf-8", errors="replace") as log:
+            lines = log.read().split("\n")
+    except OSError:
+        lines = []
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    message = f"the supervisor could not start: {last}" if last else ended.message
+    return ControlError(message, exit_code=ended.exit_code, hint=ended.hint)
 
 
 def _without_servers(place: Place) -> Outcome:
