@@ -1,0 +1,220 @@
+"""Contract §1: one canonical address for every spelling, seen from the command line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.real_pool import RealPool
+
+
+def write(pool: RealPool, *binds: str, extra: str = "") -> None:
+    servers = "\n".join(
+        f'[[server]]\nname = "s{number}"\nbind = "{bind}"\napp = "hello:app"\n{extra}'
+        for number, bind in enumerate(binds)
+    )
+    pool.write_hello()
+    pool.write("pool.toml", servers)
+
+
+def key_of(pool: RealPool, bind: str) -> str:
+    write(pool, bind)
+    return str(pool.items()["s0"]["bind"])
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("127.0.0.1:8080", "127.0.0.1:8080"),
+        (":8080", "0.0.0.0:8080"),
+        ("*:8080", "0.0.0.0:8080"),
+        ("0.0.0.0:8080", "0.0.0.0:8080"),
+        ("localhost:8080", "localhost:8080"),
+        ("LocalHost:8080", "localhost:8080"),
+        ("[::1]:8080", "[::1]:8080"),
+        ("[0:0:0:0:0:0:0:1]:8080", "[::1]:8080"),
+        ("[::]:8080", "[::]:8080"),
+        ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+        ("http://127.0.0.1:8080/", "127.0.0.1:8080"),
+        ("HTTPS://127.0.0.1:8443", "127.0.0.1:8443"),
+        ("127.0.0.1:http", "127.0.0.1:80"),
+        ("127.0.0.1:https", "127.0.0.1:443"),
+        ("[::ffff:127.0.0.1]:8080", "127.0.0.1:8080"),
+        ("fd:3", "fd:3"),
+        ("fd:web", "fd:web"),
+    ],
+)
+def test_every_spelling_has_one_key(real_pool: RealPool, written: str, canonical: str) -> None:
+    assert key_of(real_pool, written) == canonical
+
+
+def test_a_relative_unix_path_is_relative_to_its_file(real_pool: RealPool) -> None:
+    assert key_of(real_pool, "unix:./a.sock") == f"unix:{real_pool.directory}/a.sock"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:no-such-service",
+     "[::1:8080", "::1:8080", "256.0.0.1:8080", "unix:", "fd:", "127.0.0.1:8080:9090", "a b:80", "ftp//x:1"],
+)  # fmt: skip
+def test_a_wrong_address_is_one_problem_with_its_place(real_pool: RealPool, written: str) -> None:
+    write(real_pool, written)
+    done = real_pool.run("validate")
+    assert done.code == 5, str(done)
+    assert "pool.toml:3:" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("0.0.0.0:8080", "127.0.0.1:8080"),
+        ("127.0.0.1:8080", ":8080"),
+        ("[::]:8080", "0.0.0.0:8080"),
+        ("[::]:8080", "[::1]:8080"),
+        (":8080", "[::1]:8080"),
+        ("localhost:8080", "127.0.0.1:8080"),
+        ("[::1]:8080", "[0::1]:8080"),
+        ("127.0.0.1:http", "http://127.0.0.1:80"),
+    ],
+)
+def test_overlapping_addresses_are_an_error_that_names_both_places(
+    real_pool: RealPool, one: str, other: str
+) -> None:
+    write(real_pool, one, other)
+    done = real_pool.run("validate")
+    assert done.code == 5, str(done)
+    text = done.stdout + done.stderr
+    assert "pool.toml:3:" in text
+    assert "pool.toml:8:" in text
+    assert "'s0'" in text
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("127.0.0.1:8080", "127.0.0.2:8080"), ("127.0.0.1:1", "127.0.0.1:2")]
+)
+def test_different_addresses_do_not_overlap(real_pool: RealPool, one: str, other: str) -> None:
+    write(real_pool, one, other)
+    real_pool.ok("validate")
+
+
+def test_two_servers_of_one_name_are_an_error_that_names_both_places(real_pool: RealPool) -> None:
+    real_pool.write_hello()
+    server = '[[server]]\nname = "web"\nbind = "127.0.0.1:{}"\napp = "hello:app"\n'
+    real_pool.write("pool.toml", server.format(8080) + server.format(8081))
+    done = real_pool.run("validate")
+    assert done.code == 5
+    text = done.stdout + done.stderr
+    assert "pool.toml:2" in text
+    assert "pool.toml:6" in text
+
+
+def test_selectors_take_any_spelling_of_an_address(real_pool: RealPool) -> None:
+    write(real_pool, ":8080", "[::1]:9090")
+    for spelling in ("*:8080", "0.0.0.0:8080", "http://0.0.0.0:8080"):
+        assert [*real_pool.items(spelling)] == ["s0"], spelling
+    assert [*real_pool.items("[0:0:0:0:0:0:0:1]:9090")] == ["s1"]
+    assert real_pool.ok("filter", "bind", "[0::1]:9090", "-o", "name").stdout.split() == ["s1"]
+
+
+def test_an_empty_host_serves_both_families(real_pool: RealPool, free_port: Any, http_get: Any) -> None:
+    port = free_port()
+    write(real_pool, f":{port}")
+    real_pool.ok("start")
+    assert http_get(f"127.0.0.1:{port}").status == 200
+    if socket.has_ipv6 and os.path.exists("/proc/net/if_inet6"):
+        assert http_get(f"[::1]:{port}").status == 200
+
+
+def test_localhost_serves_every_loopback_address_it_resolves_to(
+    real_pool: RealPool, free_port: Any, http_get: Any
+) -> None:
+    port = free_port()
+    write(real_pool, f"localhost:{port}")
+    real_pool.ok("start")
+    hosts = {entry[4][0] for entry in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)}
+    for host in hosts:
+        assert http_get(f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}").status == 200
+
+
+def test_a_unix_socket_serves_and_is_gone_after_stop(real_pool: RealPool, http_get: Any) -> None:
+    path = real_pool.runtime / "a.sock"  # short enough, unlike a test's own directory
+    write(real_pool, f"unix:{path}")
+    real_pool.ok("start")
+    assert http_get(f"unix:{path}").status == 200
+    real_pool.ok("restart")
+    assert http_get(f"unix:{path}").status == 200
+    real_pool.ok("stop")
+    assert not path.exists()
+
+
+def test_a_unix_path_that_is_too_long_is_a_problem_that_says_so(real_pool: RealPool) -> None:
+    write(real_pool, "unix:/tmp/" + "x" * 120)
+    done = real_pool.run("start")
+    assert done.code in (1, 5), str(done)
+    assert "long" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_an_automatic_port_is_kept_over_stop_and_restart(
+    real_pool: RealPool, free_port: Any, http_get: Any
+) -> None:
+    first = free_port()
+    write(real_pool, "127.0.0.1:auto", "127.0.0.1:0")
+    text = Path(real_pool.directory, "pool.toml").read_text()
+    real_pool.write("pool.toml", f'[pool]\nport_range = "{first}-{first + 40}"\n{text}')
+    real_pool.ok("start")
+    before = {name: item["bind"] for name, item in real_pool.items().items()}
+    assert len(set(before.values())) == 2
+    for bind in before.values():
+        assert first <= int(bind.rpartition(":")[2]) <= first + 40
+        assert http_get(bind).status == 200
+    real_pool.ok("restart")
+    assert {name: item["bind"] for name, item in real_pool.items().items()} == before
+    real_pool.ok("stop")
+    assert {name: item["bind"] for name, item in real_pool.items().items()} == before
+    real_pool.ok("start")
+    assert {name: item["bind"] for name, item in real_pool.items().items()} == before
+
+
+def test_a_socket_inherited_from_systemd_is_served(real_pool: RealPool, http_get: Any) -> None:
+    write(real_pool, "fd:web")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        starter = (
+            "import os, sys\n"
+            "os.dup2(int(sys.argv[1]), 3)\n"
+            "os.environ |= {'LISTEN_FDS': '1', 'LISTEN_FDNAMES': 'web', 'LISTEN_PID': str(os.getpid())}\n"
+            "os.execv(sys.argv[2], sys.argv[2:])\n"
+        )
+        script = Path(sys.executable).with_name("poolctl")
+        done = subprocess.run(
+            [sys.executable, "-c", starter, str(listener.fileno()), str(script), "start"],
+            pass_fds=[listener.fileno()], cwd=real_pool.directory, env=real_pool.env,
+            capture_output=True, text=True, timeout=40,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert http_get(port).status == 200
+    assert real_pool.items()["s0"]["bind"] == "fd:web"
+    assert str(port) in real_pool.ok("list").stdout + real_pool.ok("list", "-o", "wide").stdout
+
+
+def test_fd_without_an_inherited_socket_fails_with_the_mend(real_pool: RealPool) -> None:
+    write(real_pool, "fd:web")
+    done = real_pool.run("start")
+    assert done.code == 1, str(done)
+    assert "inherited" in done.stderr
+    assert "hint" in done.stderr
+
+
+def test_expose_is_derived_from_bind(real_pool: RealPool) -> None:
+    write(real_pool, "127.0.0.1:8081", ":8082")
+    items = real_pool.items()
+    assert items["s0"]["expose"] == "http://127.0.0.1:8081"
+    assert items["s1"]["expose"] == "http://localhost:8082"

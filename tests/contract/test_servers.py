@@ -1,0 +1,327 @@
+"""Contract §2: what the keys of a server do, on real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.real_pool import RealPool
+
+TELL = """
+import json, os
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise NotImplementedError
+    told = {"pid": os.getpid(), "cwd": os.getcwd(), "env": dict(os.environ), "scheme": scope["scheme"],
+            "root_path": scope.get("root_path")}
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(told).encode()})
+"""
+
+# A program that is no Python application: it answers on descriptor 3, or binds the port that it is given.
+PROGRAM = """
+import json, os, socket, sys
+if "bind" in sys.argv:
+    s = socket.create_server((sys.argv[2], int(sys.argv[3])), reuse_port=False)
+else:
+    s = socket.socket(fileno=3)
+s.setblocking(True)
+if os.environ.get("NOTIFY_SOCKET"):
+    import time
+    while not os.path.exists("go"):
+        time.sleep(0.02)
+    n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    path = os.environ["NOTIFY_SOCKET"]
+    n.connect("\\0" + path[1:] if path[0] == "@" else path)
+    n.send(b"READY=1")
+while True:
+    c, _ = s.accept()
+    c.recv(65536)
+    body = json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "env": dict(os.environ)}).encode()
+    c.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
+    c.close()
+"""
+
+
+@pytest.fixture
+def serve(real_pool: RealPool, free_port: Any) -> Any:
+    """Writes a pool of one server with these lines; its port."""
+    real_pool.write("tell.py", TELL)
+    real_pool.write("program.py", PROGRAM)
+
+    def write(*lines: str, name: str = "web", more: str = "") -> int:
+        port = free_port()
+        what = [] if any(line.startswith("command") for line in lines) else ['app = "tell:app"']
+        text = "\n".join([f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"', *what, *lines])
+        real_pool.write("pool.toml", f"{text}\n{more}")
+        return int(port)
+
+    return write
+
+
+def command(*words: str) -> str:
+    return "command = " + str([sys.executable, "program.py", *words])
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_the_environment_comes_from_start_env_file_and_env(
+    real_pool: RealPool, serve: Any, http_get: Any
+) -> None:
+    real_pool.write("one.env", "A=one\nB=one\nC=one\n")
+    real_pool.write("two.env", "# a comment\nB=two\nexport C='two'\n")
+    port = serve('env_file = ["one.env", "two.env"]', 'env = { C = "env", D = "${FROM_START}" }')
+    real_pool.ok("start", env={"FROM_START": "here"})
+    told = http_get(port).json()
+    env = told["env"]
+    assert (env["A"], env["B"], env["C"], env["D"], env["FROM_START"]) == (
+        "one",
+        "two",
+        "env",
+        "here",
+        "here",
+    )
+    assert told["cwd"] == str(real_pool.directory)
+
+
+def test_cwd_and_app_dir_are_relative_to_the_file(real_pool: RealPool, serve: Any, http_get: Any) -> None:
+    real_pool.write("sub/dir/only_here.py", TELL)
+    (real_pool.directory / "work").mkdir()
+    port = serve('cwd = "work"', 'app_dir = "sub/dir"')
+    path = real_pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace("tell:app", "only_here:app"))
+    real_pool.ok("-c", str(path), "start", cwd=Path("/"))
+    assert http_get(port).json()["cwd"] == str(real_pool.directory / "work")
+
+
+def test_workers_share_the_listener(real_pool: RealPool, serve: Any, http_get: Any) -> None:
+    port = serve("workers = 3")
+    real_pool.ok("start")
+    item = real_pool.items()["web"]
+    assert item["workers"] == 3
+    assert len(set(item["pids"])) == 3
+    assert http_get(port).json()["pid"] in item["pids"]
+    real_pool.ok("restart")
+    assert not set(real_pool.items()["web"]["pids"]) & set(item["pids"])
+
+
+def test_a_factory_and_a_dotted_attribute(real_pool: RealPool, serve: Any, http_get: Any) -> None:
+    port = serve("factory = true")
+    real_pool.write(
+        "tell.py", TELL + "\nclass api:\n    class v1:\n        make = staticmethod(lambda: app)\n"
+    )
+    path = real_pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace("tell:app", "tell:api.v1.make"))
+    real_pool.ok("start")
+    assert http_get(port).status == 200
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("implementation", ["h11", "httptools"])
+def test_both_loops_and_both_parsers(
+    real_pool: RealPool, serve: Any, http_get: Any, loop: str, implementation: str
+) -> None:
+    pytest.importorskip(implementation)
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    port = serve(f'http = {{ loop = "{loop}", implementation = "{implementation}", root_path = "/api" }}')
+    real_pool.ok("start")
+    assert http_get(port).json()["root_path"] == "/api"
+
+
+def test_a_program_gets_the_socket_as_descriptor_3(real_pool: RealPool, serve: Any, http_get: Any) -> None:
+    port = serve(command("{fd}", "{name}"))
+    real_pool.ok("start")
+    told = http_get(port).json()
+    env = told["env"]
+    assert told["argv"] == ["3", "web"]
+    assert (env["LISTEN_FDS"], env["LISTEN_PID"]) == ("1", str(told["pid"]))
+    assert (env["HOST"], env["PORT"]) == ("127.0.0.1", str(port))
+    real_pool.ok("restart")
+    assert http_get(port).json()["pid"] != told["pid"]
+
+
+def test_a_program_that_is_given_the_port_binds_it_itself(
+    real_pool: RealPool, serve: Any, http_get: Any
+) -> None:
+    port = serve(command("bind", "{host}", "{port}"))
+    done = real_pool.ok("validate")
+    assert "overlap" in done.stdout + done.stderr, "it says that a restart cannot overlap"
+    real_pool.ok("start")
+    told = http_get(port).json()
+    assert told["argv"] == ["bind", "127.0.0.1", str(port)]
+    real_pool.ok("restart")
+    assert http_get(port).json()["pid"] != told["pid"]
+
+
+def test_notify_is_the_programs_own_word_for_ready(real_pool: RealPool, serve: Any, until: Any) -> None:
+    serve(command(), "notify = true")
+    real_pool.ok("start", "--no-wait")
+    until(lambda: real_pool.items()["web"]["pids"])
+    assert not real_pool.items()["web"]["ready"]
+    (real_pool.directory / "go").touch()
+    real_pool.ok("wait", "--timeout", "10")
+    assert real_pool.items()["web"]["ready"]
+
+
+def test_a_job_runs_before_what_waits_for_it(real_pool: RealPool, serve: Any, http_get: Any) -> None:
+    job = f'[[server]]\nname = "migrate"\njob = true\ncommand = ["{sys.executable}", "-c", "open(\'done\', \'w\')"]\n'
+    port = serve('depends_on = [{ name = "migrate", condition = "completed" }]', more=job)
+    real_pool.ok("start", "web")
+    assert (real_pool.directory / "done").exists()
+    assert http_get(port).status == 200
+    item = real_pool.items()["migrate"]
+    assert (item["bind"], item["state"], item["ready"]) == ("job:migrate", "stopped", True)
+    real_pool.ok("status")
+
+
+def test_a_failed_job_keeps_back_what_waits_for_it(real_pool: RealPool, serve: Any) -> None:
+    job = f'[[server]]\nname = "migrate"\njob = true\ncommand = ["{sys.executable}", "-c", "raise SystemExit(4)"]\n'
+    port = serve(
+        'depends_on = [{ name = "migrate", condition = "completed" }]', more=job + 'restart = "no"\n'
+    )
+    done = real_pool.run("start", "-o", "json")
+    assert done.code == 1, str(done)
+    errors = {error["name"]: error["message"] for error in done.json["errors"]}
+    assert "status 4" in errors["migrate"]
+    assert "migrate" in errors["web"]
+    assert real_pool.items()["migrate"]["state"] == "failed"
+    assert refused(port)
+
+
+@pytest.mark.parametrize(
+    ("policy", "number", "state"),
+    [
+        ("no", signal.SIGKILL, "failed"),
+        ("on-failure", signal.SIGTERM, "running"),
+        ("always", signal.SIGKILL, "running"),
+    ],
+)
+def test_what_happens_after_a_death_is_the_policys(
+    real_pool: RealPool, serve: Any, until: Any, policy: str, number: int, state: str
+) -> None:
+    port = serve(command(), f'restart = "{policy}"')
+    real_pool.ok("start")
+    (pid,) = real_pool.items()["web"]["pids"]
+    os.kill(pid, number)
+    until(lambda: (item := real_pool.items()["web"])["state"] == state and item["pids"] != [pid])
+    assert refused(port) is (state == "failed")
+
+
+@pytest.mark.parametrize(("policy", "state"), [("on-failure", "stopped"), ("always", "running")])
+def test_a_server_that_ends_with_0_by_itself(
+    real_pool: RealPool, serve: Any, until: Any, policy: str, state: str
+) -> None:
+    real_pool.write(
+        "program.py",
+        "import pathlib, socket\ns = socket.socket(fileno=3)\ns.setblocking(True)\n"
+        "while s.accept()[0].recv(9) != b'end': pass\n",
+    )
+    port = serve(command(), f'restart = "{policy}"')
+    real_pool.ok("start")
+    (pid,) = real_pool.items()["web"]["pids"]
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"end")
+    until(lambda: (item := real_pool.items()["web"])["state"] == state and item["pids"] != [pid])
+    assert refused(port) is (state == "stopped")
+
+
+def test_too_many_deaths_are_failed(real_pool: RealPool, serve: Any, until: Any) -> None:
+    port = serve('restart = { limit = 2, backoff = { initial = "10ms" } }')
+    real_pool.ok("start")
+    for _ in range(3):
+        until(lambda: real_pool.items()["web"]["state"] in ("running", "failed"))
+        for pid in real_pool.items()["web"]["pids"]:
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid: pid not in real_pool.items()["web"]["pids"])
+    until(lambda: real_pool.items()["web"]["state"] == "failed")
+    assert refused(port)
+    assert real_pool.run("status").code == 3
+    real_pool.ok("start")
+    assert real_pool.items()["web"]["ready"]
+
+
+def test_a_server_that_must_not_overlap_ends_before_the_next_begins(
+    real_pool: RealPool, serve: Any, http_get: Any
+) -> None:
+    real_pool.write(
+        "tell.py",
+        TELL + "\nimport fcntl\nfcntl.flock(lock := open('lock', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+    )
+    port = serve("overlap = false")
+    real_pool.ok("start")
+    before = http_get(port).json()["pid"]
+    real_pool.ok("restart")
+    assert http_get(port).json()["pid"] != before
+
+
+def test_output_goes_to_the_named_file_and_old_ones_are_kept(
+    real_pool: RealPool, serve: Any, until: Any
+) -> None:
+    real_pool.write("tell.py", TELL + "\nfor n in range(400): print('x' * 50, flush=True)\n")
+    serve('log = { path = "out/web.log", max_size = "4KiB", keep = 2 }')
+    real_pool.ok("start")
+    directory = real_pool.directory / "out"
+    until(lambda: sorted(path.name for path in directory.glob("*")) == ["web.log", "web.log.1", "web.log.2"])
+    assert all(path.stat().st_size <= 4096 for path in directory.iterdir())
+
+
+def certificate(directory: Path) -> str:
+    """A self-signed certificate for localhost; the lines of its table."""
+    import datetime
+
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1)).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    (directory / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    (directory / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return 'tls = { cert = "cert.pem", key = "key.pem" }'
+
+
+def test_tls_is_served_and_survives_a_restart(real_pool: RealPool, serve: Any, http_get: Any) -> None:
+    port = serve(certificate(real_pool.directory))
+    real_pool.ok("start")
+    assert http_get(f"https://127.0.0.1:{port}").json()["scheme"] == "https"
+    assert real_pool.items()["web"]["expose"].startswith("https://")
+    real_pool.ok("restart")
+    assert http_get(f"https://127.0.0.1:{port}").status == 200
+
+
+def test_tls_true_takes_the_default(real_pool: RealPool, serve: Any, http_get: Any) -> None:
+    default = certificate(real_pool.directory).replace("tls", "[defaults]\ntls", 1)
+    port = serve("tls = true", more=f"{default}\n")
+    real_pool.ok("start")
+    assert http_get(f"https://127.0.0.1:{port}").status == 200
+
+
+def test_a_key_of_another_certificate_is_a_problem(real_pool: RealPool, serve: Any) -> None:
+    lines = certificate(real_pool.directory)
+    key = (real_pool.directory / "key.pem").read_text()
+    certificate(real_pool.directory)
+    (real_pool.directory / "key.pem").write_text(key)
+    serve(lines)
+    done = real_pool.run("validate")
+    assert done.code == 5, str(done)
+    assert "key.pem" in done.stdout + done.stderr
