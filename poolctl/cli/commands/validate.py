@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from poolctl.cli.counting import servers
-from poolctl.cli.exit_codes import INVALID_CONFIGURATION
+from poolctl.cli.exit_codes import DONE, INVALID_CONFIGURATION
 from poolctl.cli.local import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
@@ -14,28 +14,30 @@ from poolctl.control.messages import item
 
 if TYPE_CHECKING:
     from poolctl.cli.request import Request
-    from poolctl.errors import ServerError
 
 
 def perform(request: Request) -> Outcome:
     """`N servers, ok`, or the problems: of the files, of what they refer to, and with --import of the apps."""
     place = find_place(request)
     from poolctl.config.load import load
+    from poolctl.errors import PoolValidateError
 
-    config = load(place.files, os.environ)
-    problems: list[ServerError] = [
-        *config.problems,
-        *config.outside(import_apps=bool(request.get("import_apps"))),
-    ]
+    try:
+        config = load(place.files, os.environ)
+    except PoolValidateError as unreadable:
+        return _judged(Outcome(errors=unreadable.to_list()))
+    outside = config.outside(import_apps=bool(request.get("import_apps")))
     items = [item(server) for server in servers_of(config, place)] if request.output else []
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
-    outcome.errors_are_result = True
-    if problems:
-        outcome.errors = [problem.to_dict() for problem in problems]
-        outcome.exit_code = INVALID_CONFIGURATION
-    elif not len(config) and not request.get("allow_empty"):
+    outcome.errors = [problem.to_dict() for problem in (*config.problems, *outside)]
+    if not outcome.errors and not len(config) and not request.get("allow_empty"):
         outcome.errors = [no_server(place)]
-        outcome.exit_code = INVALID_CONFIGURATION
-    else:
-        outcome.message = f"{servers(len(config))}, ok"
+    outcome.message = "" if outcome.errors else f"{servers(len(config))}, ok"
+    return _judged(outcome)
+
+
+def _judged(outcome: Outcome) -> Outcome:
+    """With its exit code; the problems are what was asked for, so they go where results go."""
+    outcome.errors_are_result = True
+    outcome.exit_code = INVALID_CONFIGURATION if outcome.errors else DONE
     return outcome
