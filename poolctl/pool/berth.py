@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from poolctl.config.model import ServerConfig
@@ -74,8 +74,7 @@ class Berth:
                 for index in range(1 if config.job else config.workers):
                     group.create_task(self._bring_up_one(config, generation, index, placed))
         except BaseException as error:
-            # Under its own task: a second cancellation must not leave half of them behind.
-            await asyncio.shield(engine.engine().spawn(self._clear_away(placed)))
+            await _to_the_end(engine.engine().spawn(self._clear_away(placed)))
             first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
             if isinstance(first, TimeoutError):
                 raise self.error(f"was not ready within {config.start_timeout:g} s") from first
@@ -107,7 +106,7 @@ class Berth:
             await asyncio.shield(placing)
         finally:
             # A fork cannot be called back: who gives up waiting for it must still know it, to end it.
-            await asyncio.wait({placing})
+            await _to_the_end(placing)
             if not placing.cancelled() and placing.exception() is None:
                 placed.append(placing.result())
         return placing.result()
@@ -116,11 +115,14 @@ class Berth:
         await asyncio.gather(*(self.dismiss(each, 0) for each in placed), return_exceptions=True)
         await asyncio.gather(*(self._runner.watch(each) for each in placed), return_exceptions=True)
 
+    def retire(self, placements: Iterable[Placement]) -> None:
+        """Know them as leaving from now on: `see_off` begins later, and a stop may come in between."""
+        self.retiring.update(placements)
+
     async def see_off(
         self, placement: Placement, config: ServerConfig, told: asyncio.Event | None = None
     ) -> None:
         """The end of a worker that was replaced. With `told`, which is set once it was told, it drains first."""
-        self.retiring.add(placement)
         try:
             if told is not None:
                 draining = asyncio.ensure_future(self._runner.drain(placement))
@@ -159,6 +161,13 @@ class Berth:
 
 def _cause(error: Exception) -> BaseException | None:
     return error.__cause__ if isinstance(error, ServerError) else error
+
+
+async def _to_the_end(task: asyncio.Task[Any]) -> None:
+    """Wait for it however often the waiter is cancelled: what comes next relies on it."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
 
 
 async def every(*work: Any) -> None:

@@ -179,6 +179,7 @@ class Life:
                 error.message += "; the old instance serves on"
                 error.args = (error.message,)
             raise
+        self.berth.retire(self.placements)
         told = [asyncio.Event() for _ in self.placements]
         for placement, event in zip(self.placements, told, strict=True):
             self._to_await(self.berth.see_off(placement, self._config, event))
@@ -189,6 +190,7 @@ class Life:
         """End the old one first, for apps that must not run twice: connections wait in the listener."""
         self._set(State.STARTING)
         old, self.placements = self.placements, ()
+        self.berth.retire(old)
         try:
             leaving = [self._to_await(self.berth.see_off(each, self._config)) for each in old]
             await asyncio.shield(every(*map(asyncio.wrap_future, leaving)))

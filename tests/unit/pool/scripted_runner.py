@@ -28,6 +28,7 @@ class ScriptedRunner:
         self.unopenable: set[str] = set()
         self.jobs: set[str] = set()
         self.may_place: asyncio.Event | None = None
+        self.may_stop: asyncio.Event | None = None
 
     async def open(self, server: ServerConfig) -> Endpoints:
         if server.name in self.unopenable:
@@ -80,6 +81,8 @@ class ScriptedRunner:
 
     async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
         self.log.append(f"stop {placement.id} {timeout_seconds:g}")
+        if self.may_stop is not None:
+            await self.may_stop.wait()
         if placement.server in self.deaf:
             await asyncio.Event().wait()
         self.end(placement.id, Exit.from_status(0))

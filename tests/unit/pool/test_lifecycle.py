@@ -494,3 +494,43 @@ def test_the_first_worker_that_fails_ends_the_start_whatever_the_others_do() -> 
         pool.start_sync(timeout=10)
     assert caught.value.exceptions[0].message == "exited with status 3 before it was ready"
     assert runner.running == {}
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_being_told_to_stop_again_does_not_cut_the_clearing_away_short() -> None:
+    runner = ScriptedRunner(a=NEVER)
+    runner.may_stop = asyncio.Event()
+    pool = made(runner, config("a"))
+    starting = threading.Thread(target=_quietly(pool.start_sync))
+    starting.start()
+    wait_until(lambda: "place a.1.0" in runner.log)
+    orders = [threading.Thread(target=pool.stop_sync) for _ in range(3)]
+    for number, order in enumerate(orders, 1):
+        order.start()
+        wait_until(lambda enough=number: only(pool)._life.stops == enough)  # type: ignore[union-attr]
+    wait_until(lambda: "stop a.1.0 0" in runner.log)
+    engine.run_sync(_turns(20))
+    assert runner.opened, "the address is not given up while a worker is there"
+    on_loop(runner.may_stop.set)
+    for thread in (starting, *orders):
+        thread.join(10)
+    assert (runner.running, runner.opened) == ({}, set())
+
+
+def test_a_stop_right_after_a_swap_ends_the_old_worker_too() -> None:
+    runner = ScriptedRunner()
+    runner.may_drain = asyncio.Event()
+    pool = made(runner, config("a"))
+    for _ in range(20):
+        pool.start_sync()
+
+        async def both() -> None:
+            await asyncio.gather(pool.restart(), pool.stop(), return_exceptions=True)
+
+        asyncio.run(both())
+        assert (runner.running, runner.opened) == ({}, set())
+    on_loop(runner.may_drain.set)
