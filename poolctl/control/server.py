@@ -51,7 +51,7 @@ class ControlServer:
     """Answers `POST /v1/VERB` (a JSON body) and `GET /v1/VERB` with JSON lines: progress, then the result.
 
     `handle` is awaited for each request with a function that sends one line of progress. It is cancelled when the
-    client goes away.
+    client goes away; when it raises ConnectionError the connection is closed without an answer.
     """
 
     def __init__(self, listener: socket.socket, handle: Handler) -> None:
@@ -149,6 +149,8 @@ class ControlServer:
 def _outcome(work: asyncio.Future[Document]) -> Document:
     try:
         return work.result()
+    except ConnectionError:
+        raise
     except Exception:
         logger.exception("a request could not be answered")
         message = "the supervisor failed at this command; its log says why"

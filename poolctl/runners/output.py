@@ -86,9 +86,9 @@ class Output:
 
     def discard(self, key: str) -> None:
         """Forget the pipe of a worker that could not be made."""
-        read, _ = self._pipes.pop(key)
-        os.close(read)
-        del self._finished[key]
+        if key in self._pipes:  # not closed meanwhile
+            os.close(self._pipes.pop(key)[0])
+            del self._finished[key]
 
     def adopt(self, key: str, message: wire.Message, fd: int) -> None:
         """Take over a pipe that the keeper held; before `start`."""

@@ -53,7 +53,10 @@ class Debounced:
 
 
 class ManagedPool:
-    """`over` is called when the pool has been stopped and nothing is left to do."""
+    """`over` is called when the pool has been stopped and nothing is left to do; `withdraw` before, once.
+
+    From `withdraw` on nobody finds this supervisor any more: whoever comes starts another.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class ManagedPool:
         state_directory: str,
         keeper: Link,
         hello: wire.Message,
+        withdraw: Callable[[], None],
         over: Callable[[], None],
     ) -> None:
         self.directory = directory
@@ -70,7 +74,9 @@ class ManagedPool:
         self._state_directory = state_directory
         self._keeper = keeper
         self._keeper_pid = int(hello["pid"])
+        self._withdraw = withdraw
         self._over = over
+        self._ending = False
         logs = os.path.join(state_directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
         self.runner = LocalRunner(
@@ -102,17 +108,20 @@ class ManagedPool:
         await self.runner.output.start()
         self._remember = Debounced(lambda: memory.remember(self.engine.entries.values()))
         self.engine.listeners.add(lambda entry: self._remember.soon())
-        self._verbs = Verbs(self.engine, self._about(), self._over_soon, self.runner.forker.environments)
+        self._verbs = Verbs(self.engine, self._about(), self._end_soon, self.runner.forker.environments)
         self._control = ControlServer(listener, self._handle)
         await self._control.start()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
 
     async def _handle(self, request: Request, progress: Progress) -> Document:
         if self._problems:
-            self._over_soon()
+            self._end_soon()
             return result(
                 [], self._problems, exit_code=INVALID_CONFIGURATION, ended=True, keeper_pid=self._keeper_pid
             )
+        if self._ending:
+            # It came between the last answer and the end: without an answer its client asks the next supervisor.
+            raise ConnectionAbortedError
         document = await self._verbs.handle(request, progress)
         # What is answered is also what a successor will know.
         self._remember.now()
@@ -141,11 +150,14 @@ class ManagedPool:
     async def _stop_all(self) -> None:
         if not self._problems:
             await self._verbs.stop(Selector(), {}, lambda document: None)
-        self._over()
+        self._end_soon()
 
-    def _over_soon(self) -> None:
-        # The answer that says so has to get out first.
-        asyncio.get_running_loop().call_later(0.02, self._over)
+    def _end_soon(self) -> None:
+        if not self._ending:
+            self._ending = True
+            self._withdraw()
+            # The answer that says so has to get out first.
+            asyncio.get_running_loop().call_later(0.02, self._over)
 
     def _end_if_unused(self) -> None:
         if not any(entry.wanted or entry.workers for entry in self.engine.entries.values()):
@@ -153,7 +165,7 @@ class ManagedPool:
                 entry.generation == 1 and not entry.failures for entry in self.engine.entries.values()
             )
             if unused and not self._verbs.used:
-                self._over()
+                self._end_soon()
 
     def _expired(self, placement: Placement) -> None:
         entry = self.engine.entries.get(placement.server)

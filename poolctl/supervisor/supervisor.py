@@ -31,6 +31,7 @@ class Supervisor:
         self.files = list(files)
         self.started = time.time()
         self._kept = True
+        self._begun = self._told_to_end = self._removed = False
 
     async def run(self) -> int:
         """Serve the pool until it is stopped, or until its files turn out to be invalid."""
@@ -40,13 +41,18 @@ class Supervisor:
         keeper = Link(socket.socket(fileno=KEEPER_FD), self._from_keeper, self._keeper_lost)
         self._keeper = keeper
         hello = await self._hello
-        self._pool = ManagedPool(self.directory, self.files, self._state_dir(), keeper, hello, self._over.set)
+        self._pool = ManagedPool(
+            self.directory, self.files, self._state_dir(), keeper, hello, self._remove_files, self._over.set
+        )
         _, fds = await keeper.call({"op": "get", "name": "control"})
         listener = socket.socket(fileno=fds[0])
         await self._pool.begin(listener)
         self._write_info(hello["pid"])
         for report in self._early_exits:
             self._pool.exit_reported(report)
+        self._begun = True
+        if self._told_to_end:
+            self._pool.terminate()
         await self._over.wait()
         self._remove_files()
         if not self._kept:
@@ -65,8 +71,10 @@ class Supervisor:
                 self._pool.exit_reported(message)
             else:
                 self._early_exits.append(message)
-        elif event == "terminate" and hasattr(self, "_pool"):
-            self._pool.terminate()
+        elif event == "terminate":
+            self._told_to_end = True
+            if self._begun:
+                self._pool.terminate()
 
     def _keeper_lost(self) -> None:
         logger.error("the keeper is gone; the pool ends")
@@ -103,6 +111,10 @@ class Supervisor:
                 logger.warning("the name %r is not available: %s", self._pool.name, error)
 
     def _remove_files(self) -> None:
+        # Once: soon they may be those of another supervisor.
+        if self._removed:
+            return
+        self._removed = True
         root, key = os.path.split(self.directory)
         link = os.path.join(root, f"@{self._pool.name}")
         for path in (os.path.join(self.directory, SOCKET_NAME), os.path.join(self.directory, "info.json")):
