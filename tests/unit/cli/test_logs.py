@@ -44,6 +44,7 @@ def test_the_last_lines_of_each_server(poolctl: Command, logs: Path) -> None:
     "since",
     ["10m", "600", (datetime.now() - timedelta(minutes=10)).isoformat(),
      (datetime.now(UTC) - timedelta(minutes=10)).isoformat()],
+    ids=["duration", "seconds", "local time", "UTC"],
 )  # fmt: skip
 def test_lines_since_a_time(poolctl: Command, logs: Path, since: str) -> None:
     assert poolctl("logs", "users", "--since", since).out == "users | new users\n"
