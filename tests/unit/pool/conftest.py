@@ -20,5 +20,6 @@ def _gone() -> bool:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_running() -> Iterator[None]:
+    wait_until(_gone, what="what other tests left to end")
     yield
     wait_until(_gone, what="the engine to end")
