@@ -34,7 +34,6 @@ def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
     """
     status = 70
     try:
-        os.setsid()
         spec_fd, control, output, *rest = fds
         spec: Spec = json.loads(read_file(spec_fd))
         name_process(spec["server"])

@@ -6,6 +6,7 @@ Workers are forked twice, so that the keeper, the nearest subreaper above, is th
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -52,12 +53,32 @@ def serve_requests() -> None:
 
 def _fork_worker(requests: socket.socket, request_id: int, fds: list[int]) -> None:
     try:
+        here, there = socket.socketpair()
         worker = os.fork()
         if worker == 0:
             requests.close()
+            here.close()
+            _take_leave(there)
             become(fds, live)
+        there.close()
+        if not here.recv(1):
+            raise OSError(errno.ECHILD, "the worker ended at once")
         wire.send(requests, {"id": request_id, "pid": worker})
+        here.send(b"!")
     except OSError as error:
         wire.send(requests, {"id": request_id, "error": f"cannot fork: {error.strerror}"})
     finally:
         os._exit(0)
+
+
+def _take_leave(middle: socket.socket) -> None:
+    """Lead a session, and go on only when the worker's pid has been told: nobody would ever end it otherwise.
+
+    Until it leads its own session a worker dies with its zygote, whose process group it is in, and so does the one that
+    tells of it: then the fork is asked for again.
+    """
+    os.setsid()
+    middle.send(b"!")
+    if not middle.recv(1):
+        os._exit(0)
+    middle.close()
