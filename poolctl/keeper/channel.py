@@ -35,6 +35,10 @@ class Channel:
                 wire.send(self.sock, message, fds)
             except BlockingIOError:
                 return
+            except wire.WireError as error:
+                _close(fds)
+                self._waiting[0] = ({"id": message.get("id"), "error": str(error)}, [])
+                continue
             except OSError:
                 self._forget()
                 return

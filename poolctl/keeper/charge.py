@@ -24,13 +24,19 @@ class Charge:
         self._failures = 0
         self._started = 0.0
 
-    def start(self, now: float) -> socket.socket:
-        """Start the program; our end of its link."""
+    def start(self, now: float) -> socket.socket | None:
+        """Start the program; our end of its link. None when it cannot be started now: then it is due again later."""
+        self._started = now
         ours, theirs = wire.pair()
         with theirs:
-            self.pid = spawn(self.command, None, [theirs.fileno()], self._log, session=False)
+            try:
+                os.makedirs(os.path.dirname(self._log), mode=0o700, exist_ok=True)
+                self.pid = spawn(self.command, None, [theirs.fileno()], self._log, session=False)
+            except OSError:
+                ours.close()
+                self.died(now)
+                return None
         self.due = None
-        self._started = now
         return ours
 
     def died(self, now: float) -> None:

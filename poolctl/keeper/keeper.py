@@ -72,11 +72,23 @@ class Keeper:
         while not (self._ending and not self._charge.pid):
             due = self._charge.due
             if due is not None and time.monotonic() >= due and not self._ending:
-                self.attach(self._charge.start(time.monotonic()))
+                self._start()
             self._poll()
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 break
         kill_children()
+
+    def _start(self) -> None:
+        sock = self._charge.start(time.monotonic())
+        if sock is not None:
+            self.attach(sock)
+        else:
+            self._despair()
+
+    def _despair(self) -> None:
+        """End if the supervisor cannot be started and nothing depends on it."""
+        if self._charge.hopeless and not self.store.holds_work:
+            self._ending = True
 
     def _poll(self) -> None:
         poll = select.poll()
@@ -106,8 +118,7 @@ class Keeper:
             if report["pid"] == self._charge.pid:
                 self._detach()
                 self._charge.died(time.monotonic())
-                if self._charge.hopeless and not self.store.holds_work:
-                    self._ending = True
+                self._despair()
             elif self._client is not None:
                 self._client.tell(report)
         if any(number in _ENDING for number in numbers):

@@ -23,8 +23,9 @@ def answer(message: Message, fds: list[int], store: Store, reaper: Reaper) -> tu
             kept = True
             return reply, []
         return reply, _perform(message, fds, reply, store, reaper)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        reply["error"] = str(error)
+    except Exception as error:
+        # Whatever it was: with the keeper everything else would end.
+        reply["error"] = str(error) or repr(error)
         reply["errno"] = getattr(error, "errno", None)
         return reply, []
     finally:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from typing import Any
 
+from . import wire
+
 _PAGE = 200
+_PAGE_BYTES = wire.MAX_MESSAGE_BYTES // 2
 
 
 class Store:
@@ -40,6 +45,8 @@ class Store:
             os.close(fd)
 
     def page(self, after: str) -> list[list[Any]]:
-        """Up to 200 `[name, value]` rows that follow `after` in name order."""
+        """Some `[name, value]` rows that follow `after` in name order: as many as a message holds, at most 200."""
         names = sorted(name for name in self._entries if name > after)[:_PAGE]
-        return [[name, self._entries[name][0]] for name in names]
+        rows = [[name, self._entries[name][0]] for name in names]
+        sizes = itertools.accumulate(len(json.dumps(row)) for row in rows)
+        return rows[: max(1, sum(size <= _PAGE_BYTES for size in sizes))]

@@ -1,0 +1,245 @@
+"""The keeper as a process of its own, spoken to by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.bootstrap import command
+from poolctl.keeper import wire
+from poolctl.keeper.background import in_background
+from tests.deadline import wait_until
+from tests.processes import descriptors, is_alive, stat
+
+
+class Keeper:
+    """The other end of a keeper's link."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.sock, theirs = wire.pair()
+        self.sock.settimeout(10)
+        self.events: list[wire.Message] = []
+        self._number = 0
+        with theirs:
+            argv = command(sys.executable, "keeper", str(directory), "3", isolated=True)
+            in_background(argv, dict(os.environ), [theirs.fileno()])
+        self.hello = self._next()
+        self.pid = int(self.hello["pid"])
+
+    def _next(self) -> wire.Message:
+        received = wire.receive(self.sock)
+        assert received is not None, "the keeper is gone"
+        self.fds = received[1]
+        return received[0]
+
+    def ask(self, op: str, fds: list[int] | None = None, **arguments: Any) -> wire.Message:
+        self._number += 1
+        wire.send(self.sock, {"op": op, "id": self._number, **arguments}, fds or [])
+        while True:
+            message = self._next()
+            if message.get("id") == self._number:
+                return message
+            self.events.append(message)
+
+    def event(self) -> wire.Message:
+        return self.events.pop(0) if self.events else self._next()
+
+    def spawn(self, *argv: str, fds: list[int] | None = None) -> int:
+        output = str(self.directory / "output")
+        reply = self.ask("spawn", fds, argv=list(argv), output=output, session=True)
+        assert "error" not in reply, reply
+        return int(reply["pid"])
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Keeper]:
+    keeper = Keeper(tmp_path)
+    yield keeper
+    keeper.sock.close()
+    wait_until(lambda: not is_alive(keeper.pid))
+
+
+def test_it_says_who_it_is_and_leads_a_session_that_is_nobodys_child(keeper: Keeper) -> None:
+    assert keeper.hello["event"] == "hello"
+    assert keeper.hello["version"] == 1
+    assert stat(keeper.pid).parent != os.getpid()
+    assert stat(keeper.pid).session != stat(os.getpid()).session
+    assert {descriptors(keeper.pid)[number] for number in (0, 1, 2)} == {"/dev/null"}
+
+
+def test_descriptors_are_kept_handed_out_and_closed(keeper: Keeper) -> None:
+    read, write = os.pipe()
+    keeper.ask("put", [write], name="pipe", meta={"a": [1]})
+    os.close(write)
+    reply = keeper.ask("get", name="pipe")
+    assert reply["meta"] == {"a": [1]}
+    (again,) = keeper.fds
+    os.write(again, b"x")
+    os.close(again)
+    assert os.read(read, 1) == b"x"
+    assert ["pipe", {"a": [1]}] in keeper.ask("list")["entries"]
+    keeper.ask("drop", name="pipe")
+    assert os.read(read, 1) == b"", "nobody holds the other end any more"
+    os.close(read)
+    keeper.ask("get", name="pipe")
+    assert keeper.fds == []
+
+
+def test_a_program_gets_its_descriptors_and_nothing_of_the_keepers(keeper: Keeper, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        keeper.ask("put", [listener.fileno()], name="listener:x")
+        read, write = os.pipe()
+        pid = keeper.spawn("/bin/sleep", "30", fds=[write, read, write])
+        for fd in (read, write):
+            os.close(fd)
+        held = descriptors(pid)
+        assert sorted(held) == [0, 1, 2, 3, 4, 5]
+        assert held[3] == held[4] == held[5]
+        assert held[3].startswith("pipe:")
+        assert held[1] == held[2] == str(tmp_path / "output")
+        found = stat(pid)
+        assert (found.parent, found.session) == (keeper.pid, pid)
+
+
+def test_ends_are_told_in_order_and_again_until_they_are_heard(keeper: Keeper) -> None:
+    first = keeper.spawn("/bin/sh", "-c", "exit 3")
+    event = keeper.event()
+    assert (event["event"], event["pid"], event["status"], event["signal"]) == ("exit", first, 3, None)
+    second = keeper.spawn("/bin/sh", "-c", "kill -9 $$")
+    event = keeper.event()
+    assert (event["pid"], event["status"], event["signal"]) == (second, None, 9)
+    assert event["sequence"] == 2
+
+
+def test_orphans_come_to_the_keeper_and_are_reaped(keeper: Keeper) -> None:
+    pid = keeper.spawn("/bin/sh", "-c", "setsid sh -c 'sleep 0.3; exit 5' & sleep 0.1; exit 0")
+    ends = {}
+    for _ in range(2):
+        event = keeper.event()
+        ends[event["pid"]] = event["status"]
+    assert ends.pop(pid) == 0
+    assert list(ends.values()) == [5]
+
+
+def test_signals_reach_its_children_only(keeper: Keeper) -> None:
+    pid = keeper.spawn("/bin/sleep", "30")
+    assert keeper.ask("signal", pid=pid, signal=signal.SIGTERM)["sent"] is True
+    assert keeper.event()["signal"] == signal.SIGTERM
+    assert keeper.ask("signal", pid=pid, signal=signal.SIGTERM)["sent"] is False
+    assert keeper.ask("signal", pid=os.getpid(), signal=0)["sent"] is False
+
+
+HARMLESS = [{"op": "heard", "sequence": "x"}, {"op": "list", "after": 7}]  # there is nothing to compare with
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"op": "nonsense"}, {"op": "put"}, {"op": "drop"}, {"op": "list", "after": 7}, {"op": "signal", "pid": "x"},
+        {"op": "spawn", "argv": ["/no/such/program"], "output": "/dev/null", "session": True},
+        {"op": "spawn", "argv": [], "output": "/dev/null", "session": True},
+        {"op": "spawn", "argv": ["/bin/true"], "output": "/no/such/directory/file", "session": True},
+        {"op": "heard"}, {"op": "heard", "sequence": "x"}, {"op": ["put"]}, {},
+    ],
+)  # fmt: skip
+def test_requests_that_make_no_sense_are_refused_and_leak_nothing(keeper: Keeper, request_: Any) -> None:
+    keeper.ask("list")
+    before = len(descriptors(keeper.pid))
+    keeper._number += 1
+    wire.send(keeper.sock, {"id": keeper._number, **request_}, [0, 1])
+    reply = keeper._next()
+    assert reply["id"] == keeper._number
+    assert reply.get("error") or request_ in HARMLESS
+    assert keeper.ask("list")["entries"] == []
+    assert len(descriptors(keeper.pid)) == before
+
+
+def test_garbage_does_not_end_it(keeper: Keeper) -> None:
+    for garbage in (b"x", b"[]", b"[" * 60_000, b"\xff"):
+        keeper.sock.send(garbage)
+    assert "entries" in keeper.ask("list")
+
+
+def test_long_names_and_values_are_listed_in_as_many_pages_as_it_takes(keeper: Keeper) -> None:
+    for number in range(250):
+        keeper.ask("put", name=f"output:{number:03}", meta={"path": "é" * 700})
+    seen: list[str] = []
+    after = ""
+    while entries := keeper.ask("list", after=after)["entries"]:
+        seen += [name for name, _ in entries]
+        after = entries[-1][0]
+    assert seen == [f"output:{number:03}" for number in range(250)]
+
+
+def test_a_client_that_does_not_listen_holds_nothing_up(keeper: Keeper) -> None:
+    for _ in range(400):
+        wire.send(keeper.sock, {"op": "spawn", "argv": ["/bin/true"], "output": "/dev/null", "session": True})
+    # Neither the reaping nor the requests wait for us to read.
+    wait_until(lambda: not [pid for pid in children_of(keeper.pid) if stat(pid).state == "Z"])
+    ends = 0
+    while ends < 400:
+        message = keeper._next()
+        ends += message.get("event") == "exit"
+    assert "entries" in keeper.ask("list")
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_it_ends_with_its_client_and_takes_everything_with_it(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    pids = [keeper.spawn("/bin/sleep", "30") for _ in range(3)]
+    keeper.sock.close()
+    wait_until(lambda: not is_alive(keeper.pid) and not any(is_alive(pid) for pid in pids))
+
+
+def test_a_supervisor_that_cannot_be_started_ends_a_keeper_that_holds_nothing(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as control:
+        control.bind("")
+        plan = {
+            "supervisor": ["/no/such/program"], "control": 3, "lifeline": -1, "inherited": [],
+            "helpers": {"sleeper": ["/bin/sleep", "30"]},
+        }  # fmt: skip
+        argv = command(sys.executable, "keeper", str(tmp_path / "gone"), json.dumps(plan), isolated=True)
+        (tmp_path / "gone").mkdir()
+        in_background(argv, dict(os.environ), [control.fileno()])
+    mark = os.fsencode(tmp_path / "gone")
+
+    def keepers() -> list[str]:
+        lines = {}
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    lines[entry.name] = Path(entry.path, "cmdline").read_bytes()
+        return [pid for pid, line in lines.items() if mark in line]
+
+    wait_until(keepers)
+    wait_until(lambda: not keepers())
+
+
+def test_an_idle_keeper_does_not_wake_up(keeper: Keeper) -> None:
+    keeper.ask("list")
+    status = Path(f"/proc/{keeper.pid}/status")
+
+    def switches() -> int:
+        return sum(
+            int(line.split()[1]) for line in status.read_text().splitlines() if "ctxt_switches" in line
+        )
+
+    wait_until(lambda: stat(keeper.pid).state == "S")
+    before = switches()
+    with contextlib.suppress(TimeoutError):
+        select.select([keeper.sock], [], [], 0.4)
+    assert switches() == before
