@@ -26,6 +26,8 @@ from .zygotes import Zygotes
 
 _KILL_SECONDS = 5.0
 _LAST_OUTPUT_SECONDS = 1.0
+_TRIES = 20
+_AGAIN_SECONDS = 0.005
 
 
 class LocalRunner:
@@ -249,6 +251,16 @@ class LocalRunner:
         self.keeper.send({"op": "drop", "name": f"worker:{worker.placement.id}"})
 
     async def _signal(self, placement: Placement, number: int, *, group: bool = False) -> None:
-        # The keeper sends it: only the parent knows that the pid is still this worker's.
+        # The keeper sends it: only the parent knows that the pid is still this worker's. It becomes the parent a moment
+        # after the fork.
+        order = {"op": "signal", "pid": placement.pid, "signal": number, "group": group}
         with contextlib.suppress(LinkLost):
-            await self.keeper.call({"op": "signal", "pid": placement.pid, "signal": number, "group": group})
+            for _ in range(_TRIES):
+                reply, _ = await self.keeper.call(order)
+                if (
+                    reply["sent"]
+                    or placement.id not in self._workers
+                    or self._workers[placement.id].exited.done()
+                ):
+                    return
+                await asyncio.sleep(_AGAIN_SECONDS)
