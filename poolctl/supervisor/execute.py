@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,8 @@ from poolctl.units import format_duration
 from .entry import Entry, Worker
 from .policy import Next, judge
 from .reconcile import LEAVING, Action, Close, Drain, Listener, Open, Phase, Spawn, Stop
+
+logger = logging.getLogger("poolctl.supervisor")
 
 START_FAILED = (1323, "ErrorPoolStart")
 STOP_FAILED = (1324, "ErrorPoolStop")
@@ -79,7 +82,8 @@ class Executor:
     async def _open(self, entry: Entry) -> None:
         try:
             await self._runner.open(entry.config)
-        except (ServerError, OSError) as error:
+        except Exception as error:
+            _expect(error)
             entry.listener = Listener.CLOSED
             message = getattr(error, "message", str(error))
             self._note(entry, message, getattr(error, "hint", ""), START_FAILED)
@@ -115,7 +119,8 @@ class Executor:
         worker.placed_at = self._clock.time()
         try:
             placement = await self._runner.place(entry.config, worker.generation, worker.index)
-        except (ServerError, WorkerFailed, OSError) as error:
+        except Exception as error:
+            _expect(error)
             message = getattr(error, "message", str(error))
             worker.failure = self._failure(entry, message, getattr(error, "hint", ""), START_FAILED)
             self._ended(entry, worker, Exit(message=message))
@@ -139,7 +144,8 @@ class Executor:
         if worker.phase is Phase.STARTING:
             await self._become_ready(entry, worker)
         elif worker.phase in LEAVING:
-            self._spawn_task(self._stop(entry, worker))
+            leave = self._drain if worker.phase is Phase.DRAINING else self._stop
+            self._spawn_task(leave(entry, worker))
         return ending
 
     async def _go_on(self, entry: Entry, worker: Worker) -> None:
@@ -158,7 +164,8 @@ class Executor:
             hint = f"poolctl logs {entry.name}; start_timeout says how long it may take"
             worker.failure = self._failure(entry, f"was not ready within {limit}", hint, START_FAILED)
             await self._runner.stop(worker.placement, 0)
-        except OSError as error:
+        except Exception as error:
+            _expect(error)
             worker.failure = self._failure(entry, str(error), f"poolctl logs {entry.name}", START_FAILED)
             await self._runner.stop(worker.placement, 0)
         else:
@@ -264,3 +271,9 @@ class Executor:
         return ServerError(
             message, name=entry.name, bind=entry.config.bind, hint=hint, code=code, error=error
         )
+
+
+def _expect(error: Exception) -> None:
+    """Log an error that no runner should raise. The server has failed in any case, and no task may end unseen."""
+    if not isinstance(error, (ServerError, WorkerFailed, OSError)):
+        logger.error("not expected of a runner", exc_info=error)

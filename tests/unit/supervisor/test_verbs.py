@@ -188,6 +188,31 @@ def test_a_worker_that_fails_in_whatever_way_is_a_failure_of_the_start(behaviour
     run(scenario())
 
 
+@pytest.mark.parametrize("step", ["open", "place", "ready"])
+def test_an_error_that_nobody_thought_of_is_a_failure_too(
+    step: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), web("other"))
+        as_it_was = getattr(desk.runner, step)
+
+        async def broken(about: Any, *more: Any) -> Any:
+            if getattr(about, "server", getattr(about, "name", "")) == "web":
+                raise ZeroDivisionError("who would have thought")
+            return await as_it_was(about, *more)
+
+        setattr(desk.runner, step, broken)
+        answer = await desk.ask("start")
+        assert answer["exit_code"] == 1
+        assert "who would have thought" in answer["errors"][0]["message"]
+        await turns()
+        assert desk.states() == {"web": "failed", "other": "running"}
+        assert (await desk.ask("stop"))["exit_code"] == 0
+
+    run(scenario())
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_a_dependency_that_is_disabled_or_failed_is_named_and_nobody_waits_for_ever() -> None:
     async def scenario() -> None:
         desk = Desk(
