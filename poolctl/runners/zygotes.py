@@ -17,6 +17,14 @@ from .protocol import WorkerFailed
 START_SECONDS = 30.0
 
 
+class Unfit(Refused):
+    """An interpreter that cannot run workers; `hint` is the mend."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
 class Zygotes:
     """Forks workers by way of the keeper's zygotes; `directory` takes their own (seldom) output."""
 
@@ -36,6 +44,8 @@ class Zygotes:
                 zygote = await asyncio.shield(self._zygote(interpreter))
                 reply, _ = await zygote.call({}, fds)
                 return int(reply["pid"])
+            except Unfit as error:
+                raise WorkerFailed(f"{interpreter} {error}", hint=error.hint) from error
             except LinkLost as error:
                 # A zygote that was killed is replaced; one that cannot even start says why in its output.
                 if last or isinstance(error, Refused):
@@ -70,6 +80,8 @@ class Zygotes:
         def on_message(message: wire.Message, fds: list[int]) -> None:
             if message.get("event") == "up" and not up.done():
                 up.set_result(None)
+            elif message.get("event") == "unfit" and not up.done():
+                up.set_exception(Unfit(str(message["reason"]), str(message["hint"])))
             elif "pid" in message:
                 # Forked for a supervisor that died before it could note it: nobody will ever know this worker.
                 self._keeper.send(

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import sys
 
+REQUESTS_FD = 3
+
 
 def main() -> None:
     """Run the role that the first argument names."""
     if sys.argv.pop(1) == "zygote":
-        from .zygote import serve_requests
-
+        try:
+            from .zygote import serve_requests
+        except ImportError as error:
+            _say_why(error)
+            raise
         serve_requests()
     else:
         from .child import resume
         from .life import live
 
         resume(live)
+
+
+def _say_why(error: ImportError) -> None:
+    """Tell the supervisor, in the place of the first word, why this interpreter runs no workers."""
+    from ..keeper import wire
+
+    reason, hint = str(error), "see helpers.log beside the control socket"
+    if error.name is not None and error.name.partition(".")[0] == "uvicorn":
+        reason = (
+            "has no uvicorn" if error.name == "uvicorn" else f"has another uvicorn than is needed ({error})"
+        )
+        hint = f"install it there: {sys.executable} -m pip install --upgrade uvicorn"
+    wire.send(wire.over(REQUESTS_FD), {"event": "unfit", "reason": reason, "hint": hint})
