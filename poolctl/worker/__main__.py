@@ -13,8 +13,7 @@ def main() -> None:
         try:
             from .zygote import serve_requests
         except ImportError as error:
-            _say_why(error)
-            raise
+            sys.exit(_say_why(error))
         serve_requests()
     else:
         from .child import resume
@@ -23,8 +22,8 @@ def main() -> None:
         resume(live)
 
 
-def _say_why(error: ImportError) -> None:
-    """Tell the supervisor, in the place of the first word, why this interpreter runs no workers."""
+def _say_why(error: ImportError) -> str:
+    """Tell the supervisor, in the place of the first word, why this interpreter runs no workers; the same for the log."""
     from ..keeper import wire
 
     reason, hint = str(error), "see helpers.log beside the control socket"
@@ -34,3 +33,4 @@ def _say_why(error: ImportError) -> None:
         )
         hint = f"install it there: {sys.executable} -m pip install --upgrade uvicorn"
     wire.send(wire.over(REQUESTS_FD), {"event": "unfit", "reason": reason, "hint": hint})
+    return f"{sys.executable} {reason}; {hint}"
