@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _say_why(error: ImportError) -> str:
-    """Tell the supervisor, in the place of the first word, why this interpreter runs no workers; the same for the log."""
+    """Tell the supervisor why this interpreter runs no workers; the same for the log."""
     from ..keeper import wire
 
     reason, hint = str(error), "see helpers.log beside the control socket"
