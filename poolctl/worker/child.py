@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from ..bootstrap import command
@@ -24,7 +24,21 @@ FIRST_LISTENER_FD = 5
 # An interpreter reads these once, at its start: a fork cannot honour them.
 START_VARIABLES = ("PYTHON", "LD_", "MALLOC_")
 
+# What systemd, or a program like it, said to the pool and to nobody else (sd_listen_fds(3), sd_notify(3)).
+_OF_THE_POOL = (
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+)
+
 Spec = dict[str, Any]
+
+
+class Refused(Exception):
+    """The machine does not give the worker what its specification says."""
 
 
 def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
@@ -51,6 +65,8 @@ def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
             argv = command(spec["python"], "worker", "serve", str(len(rest)))
             os.execve(argv[0], argv, dict(os.environ))
         status = live(spec)
+    except Refused as refused:
+        print(refused, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -106,15 +122,32 @@ def _place(fds: list[int], output: int) -> None:
 def _take_on(spec: Spec) -> None:
     """Limits first, then the rights of the server's user, then its environment and directory."""
     soft, hard = spec["open_files"]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with _or_refuse(
+        f"cannot have {soft} open files: more than this machine allows; lower `limits.open_files`"
+    ):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     prefer_for_oom_kill()
     if spec["env_base"] is not None:
         os.environ.clear()
         os.environ.update(spec["env_base"])
     if spec["user"] is not None:
-        _drop_rights(*spec["user"])
+        with _or_refuse(f"cannot become user {spec['user'][0]} of group {spec['user'][1]}"):
+            _drop_rights(*spec["user"])
+    for name in _OF_THE_POOL:
+        os.environ.pop(name, None)
     os.environ.update(spec["env"])
-    os.chdir(spec["cwd"])
+    with _or_refuse(f"cannot enter {spec['cwd']}"):
+        os.chdir(spec["cwd"])
+
+
+@contextlib.contextmanager
+def _or_refuse(message: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"{message}: {error.strerror}") from error
+    except ValueError as error:
+        raise Refused(message) from error
 
 
 def _drop_rights(uid: int, gid: int) -> None:

@@ -237,3 +237,21 @@ def test_max_requests_is_a_swap_that_refuses_nothing(pool: RealPool, free_port: 
     until(lambda: not set(pool.items()["web"]["pids"]) & set(before["pids"]))
     after = pool.items()["web"]
     assert (after["state"], after["restarts"], len(after["pids"])) == ("running", 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"cwd": "/no/such/directory"}, "cannot enter /no/such/directory: No such file or directory"),
+        ({"limits": {"open_files": 2**30}}, "cannot have 1073741824 open files"),
+        ({"app_dir": "/no/such/directory"}, "No module named 'broken'"),
+    ],
+)
+def test_what_the_machine_does_not_have_is_named_without_a_traceback_of_ours(
+    pool: RealPool, free_port: Any, keys: dict[str, Any], words: str
+) -> None:
+    write(pool, free_port(), "from hello import app", **keys, **ONCE)
+    done = pool.run("start")
+    assert done.code in (1, 5), str(done)
+    assert words in done.stderr
+    assert "poolctl/worker" not in done.stderr
