@@ -14,7 +14,11 @@ from poolctl.errors import ControlError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from poolctl.cli.request import Request
+
+_LAUNCHES = 4  # so often at most is a pool launched that other commands stop at once
 
 
 def ask(request: Request, place: Place, verb: str = "") -> Outcome:
@@ -22,11 +26,34 @@ def ask(request: Request, place: Place, verb: str = "") -> Outcome:
     options = request.options()
     body = {"selector": request.selector().to_dict(), "options": options}
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
-        result = Client(place.socket).call(verb or request.verb, body, progress, options["timeout"])
+        result = _call(place, verb or request.verb, body, progress, options["timeout"])
     outcome = Outcome.from_result(result)
     await_end(outcome.ended_pid)  # so that the next command meets nothing of this pool
     outcome.warnings = list(dict.fromkeys([*progress.warnings, *outcome.warnings]))
     return outcome
+
+
+def _call(
+    place: Place, verb: str, body: dict[str, Any], progress: Progress, timeout: float | None
+) -> dict[str, Any]:
+    """The answer of the supervisor that is there, or of its successor if it was about to end."""
+    while True:
+        before = _mark(place.socket)
+        try:
+            return Client(place.socket).call(verb, body, progress, timeout)
+        except SupervisorEnded:
+            # One that ends as it should takes its socket away before it hangs up; one that was killed does not.
+            if _mark(place.socket) == before:
+                raise
+
+
+def _mark(path: str) -> tuple[int, int] | None:
+    """What tells one socket of that path from the next."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
 
 
 def ask_or_launch(request: Request, place: Place, verb: str = "") -> Outcome:
@@ -39,14 +66,24 @@ def ask_or_launch(request: Request, place: Place, verb: str = "") -> Outcome:
     # what is wrong with the command is said before anything is launched
     request.options()
     request.selector()
-    launch(place)
     try:
-        outcome = ask(request, place, "start")
+        outcome = _launch_and_ask(request, place)
     except SupervisorEnded as ended:
         raise _with_last_words(ended, place) from None
     if not outcome.items and not outcome.exit_code and not request.get("allow_empty"):
         raise Failure(_without_servers(place))
     return outcome
+
+
+def _launch_and_ask(request: Request, place: Place) -> Outcome:
+    for _ in range(_LAUNCHES - 1):
+        launch(place)
+        try:
+            return ask(request, place, "start")
+        except NoSupervisor:  # another command has stopped it before it came to ours
+            continue
+    launch(place)
+    return ask(request, place, "start")
 
 
 def _with_last_words(ended: SupervisorEnded, place: Place) -> ControlError:

@@ -71,7 +71,7 @@ def test_a_stop_then_a_start_again_and_again(pool: RealPool) -> None:
 def test_a_start_whose_client_is_killed_goes_on(pool: RealPool, until: Any) -> None:
     pool.write_hello("a", "b", "c")
     starting = pool.spawn("start")
-    until(lambda: keepers(pool))
+    until(lambda: {item["state"] for item in pool.items().values()} != {"stopped"})
     starting.kill()
     starting.communicate()
     pool.ok("wait", "--timeout", "20")
