@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import random
 import socket
 
@@ -10,7 +12,30 @@ import socket
 # below poolctl's own default port_range.
 PORTS = range(11_000, 19_000)
 
-_claims: list[socket.socket] = []
+_CLAIMS = "/tmp/poolctl-test-ports"
+_mine: set[int] = set()
+_file: list[int] = []  # one descriptor for all claims: hundreds of ports are asked for under a limit of 256
+
+
+def _claims_file() -> int:
+    if not _file:
+        try:
+            _file.append(os.open(_CLAIMS, os.O_RDWR | os.O_CLOEXEC))
+        except FileNotFoundError:
+            _file.append(os.open(_CLAIMS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+            os.fchmod(_file[0], 0o666)
+    return _file[0]
+
+
+def _claim(port: int) -> bool:
+    if port in _mine:
+        return False
+    try:
+        fcntl.lockf(_claims_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    _mine.add(port)
+    return True
 
 
 def _is_free(port: int) -> bool:
@@ -28,19 +53,10 @@ def _is_free(port: int) -> bool:
 def claim_port() -> int:
     """A TCP port that is free now and that no other test process on this machine is given meanwhile.
 
-    The claim is an abstract Unix socket of that number: exclusive between processes and users of one network
-    namespace, as ports are, and gone with the process that holds it.
+    The claim is a lock on that byte of a file that all of them share: gone with the process that holds it.
     """
     for _ in range(1000):
         port = random.choice(PORTS)
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            claim.bind(f"\0poolctl-test-port-{port}")
-        except OSError:
-            claim.close()
-            continue
-        if _is_free(port):
-            _claims.append(claim)
+        if _claim(port) and _is_free(port):
             return port
-        claim.close()
     raise AssertionError("no free port found")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,12 +13,14 @@ from tests.deadline import wait_until
 
 RUN = (
     "import os, sys; from poolctl.cli.foreground import Foreground, program;"
-    "sys.exit(Foreground(program(sys.argv[1:], os.environ), sys.argv[1:], os.environ).run())"
+    "sys.exit(Foreground(program(sys.argv[1:], os.environ), sys.argv[1:], os.environ).run(stdout={}))"
 )
 
 
-def run(*command: str) -> int:
-    return Foreground(program(command, os.environ), command, os.environ).run()
+def run(*command: str, stdout: int | None = None) -> int:
+    """In a process of its own: a thread of the test runner's would be given the signals that are waited for."""
+    fds = () if stdout is None else (stdout,)
+    return subprocess.run([sys.executable, "-c", RUN.format(stdout), *command], pass_fds=fds).returncode
 
 
 @pytest.mark.parametrize(
@@ -36,8 +37,7 @@ def test_signals_are_at_their_defaults_in_the_command() -> None:
 
 def test_output_may_go_elsewhere(tmp_path: Path) -> None:
     with open(tmp_path / "out", "w") as out:
-        command = ["echo", "hi"]
-        assert Foreground(program(command, os.environ), command, os.environ).run(stdout=out.fileno()) == 0
+        assert run("echo", "hi", stdout=out.fileno()) == 0
     assert (tmp_path / "out").read_text() == "hi\n"
 
 
@@ -45,7 +45,7 @@ def test_output_may_go_elsewhere(tmp_path: Path) -> None:
 def test_a_signal_sent_to_us_reaches_the_command(tmp_path: Path, number: signal.Signals) -> None:
     name = number.name.removeprefix("SIG")
     script = f"trap 'exit 9' {name}; touch {tmp_path}/up; while :; do sleep 0.02; done"
-    ours = subprocess.Popen([sys.executable, "-c", RUN, "sh", "-c", script])
+    ours = subprocess.Popen([sys.executable, "-c", RUN.format(None), "sh", "-c", script])
     wait_until((tmp_path / "up").exists)
     ours.send_signal(number)
     assert ours.wait(10) == 9
@@ -78,5 +78,5 @@ def test_a_program_that_the_system_refuses_is_126(tmp_path: Path) -> None:
     broken.write_text("no program")
     broken.chmod(0o755)
     with pytest.raises(Failure) as caught:
-        run(str(broken))
+        Foreground(str(broken), [str(broken)], {}).run()
     assert caught.value.outcome.exit_code == 126
