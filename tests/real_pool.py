@@ -135,6 +135,12 @@ class RealPool:
         """The items of `list -o json`, by name."""
         return {item["name"]: item for item in self.ok("list", "-o", "json", *args).json["items"]}
 
+    def info(self) -> dict[str, Any]:
+        """What the supervisor wrote down about itself: its pid, the keeper's, the files."""
+        (path,) = [path for path in self.runtime.glob("*/info.json") if not path.parent.name.startswith("@")]
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
     def processes(self) -> dict[int, str]:
         """Command lines by pid of every live process that belongs to this pool.
 

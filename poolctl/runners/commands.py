@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import socket
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from poolctl.config.model import ServerConfig
 from poolctl.platform import accept_queue_length
@@ -77,36 +74,3 @@ async def _connect(server: ServerConfig, target: socket.socket | None) -> socket
         probe.close()
         raise
     return probe
-
-
-class Notify:
-    """A NOTIFY_SOCKET for one program (sd_notify(3))."""
-
-    def __init__(self) -> None:
-        self._directory = tempfile.mkdtemp(prefix="poolctl-notify-")
-        os.chmod(self._directory, 0o711)
-        self.path = os.path.join(self._directory, "socket")
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.setblocking(False)
-        self._sock.bind(self.path)
-        os.chmod(self.path, 0o777)
-
-    def start(self, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` at READY=1."""
-        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable, on_ready)
-
-    def _readable(self, on_ready: Callable[[], None]) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                if b"READY=1" in self._sock.recv(4096).splitlines():
-                    on_ready()
-
-    def close(self) -> None:
-        """Stop listening and remove the socket."""
-        if self._sock.fileno() < 0:
-            return
-        asyncio.get_running_loop().remove_reader(self._sock.fileno())
-        self._sock.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
-            os.rmdir(self._directory)

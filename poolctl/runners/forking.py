@@ -14,8 +14,9 @@ from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 from poolctl.platform import sealed_file
 
-from .commands import Notify, argument_vector
+from .commands import argument_vector
 from .link import Link
+from .notify import Notify
 from .output import Output
 from .protocol import Placement
 from .spec import Spec, tls_contents, worker_spec
@@ -81,7 +82,7 @@ class Forker:
         spec["argv"] = argument_vector(server)
         if not server.notify:
             return None
-        notify = Notify()
+        notify = Notify.open()
         if_failed.callback(notify.close)
         spec["env"]["NOTIFY_SOCKET"] = notify.path
         return notify
@@ -89,14 +90,13 @@ class Forker:
     def _enrol(
         self, worker: LocalWorker, control: socket.socket, theirs: socket.socket, notify: Notify | None
     ) -> None:
-        # The keeper gets both ends: a worker must not see an end of file when its supervisor is replaced.
-        command = worker.server.command
-        kept = [] if command else [control.fileno(), theirs.fileno()]
-        self._keeper.send({"op": "put", "name": f"worker:{worker.placement.id}", "meta": worker.meta()}, kept)
-        if command:
-            control.close()
-        else:
-            worker.control = Link(control, worker.heard)
         if notify is not None:
-            notify.start(worker.answer)
-            worker.exited.add_done_callback(lambda _: notify.close())
+            worker.listen(notify)
+        # The keeper gets both ends: a worker must not see an end of file when its supervisor is replaced.
+        kept = [control.fileno(), theirs.fileno()]
+        if worker.server.command:
+            control.close()
+            kept = [notify.fileno()] if notify is not None else []
+        self._keeper.send({"op": "put", "name": f"worker:{worker.placement.id}", "meta": worker.meta()}, kept)
+        if not worker.server.command:
+            worker.control = Link(control, worker.heard)

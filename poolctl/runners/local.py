@@ -18,6 +18,7 @@ from poolctl.platform import leads_session
 from .commands import first_connection
 from .forking import Forker
 from .link import Link, LinkLost
+from .notify import Notify
 from .output import Output
 from .protocol import Endpoints, Exit, Placement, WorkerFailed
 from .sockets import Sockets
@@ -140,7 +141,9 @@ class LocalRunner:
         placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
         worker = LocalWorker(placement, server, str(meta["output"]))
         self._follow(worker)
-        if fds:
+        if meta["notify"] is not None:
+            worker.listen(Notify(socket.socket(fileno=fds[0]), str(meta["notify"])))
+        elif fds:
             os.close(fds[1])
             worker.control = Link(socket.socket(fileno=fds[0]), worker.heard)
             worker.control.send({"order": "report"})

@@ -12,6 +12,7 @@ from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 
 from .link import Link
+from .notify import Notify
 from .protocol import Exit, Placement, WorkerFailed
 
 
@@ -27,6 +28,7 @@ class LocalWorker:
         self.server = server
         self.output = output
         self.control: Link | None = None
+        self.notify: Notify | None = None
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
         self.imported = asyncio.Event()
@@ -68,7 +70,14 @@ class LocalWorker:
             "pid": placement.pid,
             "ready_at": self.ready_at,
             "output": self.output,
+            "notify": self.notify.path if self.notify is not None else None,
         }
+
+    def listen(self, notify: Notify) -> None:
+        """Hear from the program itself when it is ready; until it ends."""
+        self.notify = notify
+        notify.start(self.answer)
+        self.exited.add_done_callback(lambda _: notify.close())
 
     def ended(self, exit_: Exit) -> None:
         """The process is gone."""

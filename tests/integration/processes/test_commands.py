@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import Any
 
@@ -130,6 +132,23 @@ def test_a_program_that_notifies_is_ready_when_it_says_so_and_is_replaced_withou
     restarting.communicate(timeout=20)
     assert restarting.returncode == 0
     assert get(port).json()["pid"] != first
+
+
+def test_a_program_that_notifies_after_its_supervisor_was_killed_is_heard_by_the_next(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    pool.write("notifies.py", NOTIFIES)
+    bind = f"127.0.0.1:{free_port()}"
+    pool.write("pool.toml", server("web", bind=bind, command=[PYTHON, "notifies.py"], notify=True))
+    pool.ok("start", "--no-wait")
+    until(lambda: pool.items()["web"]["state"] == "starting")
+    before = pool.items()["web"]["pids"]
+    killed = pool.info()["supervisor_pid"]
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: pool.info()["supervisor_pid"] != killed)
+    (pool.directory / "go").touch()
+    pool.ok("wait", "--timeout", "10")
+    assert pool.items()["web"]["pids"] == before
 
 
 def test_a_program_without_overlap_ends_before_its_successor_starts(pool: RealPool, free_port: Any) -> None:

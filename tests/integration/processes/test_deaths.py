@@ -23,18 +23,12 @@ async def app(scope, receive, send):
 """
 
 
-def info(pool: RealPool) -> dict[str, Any]:
-    (path,) = [path for path in pool.runtime.glob("*/info.json") if not path.parent.name.startswith("@")]
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
 def helper(pool: RealPool, role: str) -> int:
     """The pid of the zygote or the logger."""
     workers = {pid for item in pool.items().values() for pid in item["pids"]}
     (pid,) = [
         pid
-        for pid in children(info(pool)["keeper_pid"])
+        for pid in children(pool.info()["keeper_pid"])
         if pid not in workers and is_alive(pid) and f" {role}" in command_line(pid)
     ]
     return pid
@@ -141,10 +135,10 @@ def test_a_killed_supervisor_is_replaced_and_adopts_everything(pool: RealPool, u
     pool.ok("start", "a", "b")
     pool.ok("stop", "b")
     before = pool.items()
-    first = info(pool)["supervisor_pid"]
+    first = pool.info()["supervisor_pid"]
     with asked_all_the_time(ports["a"]) as failures:
         os.kill(first, signal.SIGKILL)
-        until(lambda: info(pool)["supervisor_pid"] != first)
+        until(lambda: pool.info()["supervisor_pid"] != first)
         after = pool.items()
     assert failures == []
     for name in before:
@@ -163,11 +157,11 @@ def test_a_worker_that_dies_while_there_is_no_supervisor_is_replaced(pool: RealP
     port = pool.write_hello()["web"]
     pool.ok("start")
     (worker,) = pool.items()["web"]["pids"]
-    supervisor = info(pool)["supervisor_pid"]
+    supervisor = pool.info()["supervisor_pid"]
     os.kill(supervisor, signal.SIGSTOP)
     os.kill(worker, signal.SIGKILL)
     os.kill(supervisor, signal.SIGKILL)
-    until(lambda: info(pool)["supervisor_pid"] != supervisor and pool.items()["web"]["ready"])
+    until(lambda: pool.info()["supervisor_pid"] != supervisor and pool.items()["web"]["ready"])
     assert pool.items()["web"]["pids"] != [worker]
     assert get(port).status == 200
 
@@ -177,11 +171,11 @@ def test_a_supervisor_that_is_killed_in_the_middle_of_a_restart_leaves_one_gener
 ) -> None:
     ports = pool.write_hello("a", "b", "c")
     pool.ok("start")
-    keeper = info(pool)["keeper_pid"]
+    keeper = pool.info()["keeper_pid"]
     for _ in range(3):
         restarting = pool.spawn("restart")
         until(lambda: any(item["restarts"] for item in pool.items().values()))
-        os.kill(info(pool)["supervisor_pid"], signal.SIGKILL)
+        os.kill(pool.info()["supervisor_pid"], signal.SIGKILL)
         restarting.communicate(timeout=30)
         until(lambda: all(item["ready"] for item in pool.items().values()))
 
@@ -198,7 +192,7 @@ def test_a_supervisor_that_is_killed_in_the_middle_of_a_restart_leaves_one_gener
 def test_a_stopped_supervisor_does_not_keep_servers_from_serving(pool: RealPool) -> None:
     port = pool.write_hello()["web"]
     pool.ok("start")
-    supervisor = info(pool)["supervisor_pid"]
+    supervisor = pool.info()["supervisor_pid"]
     os.kill(supervisor, signal.SIGSTOP)
     try:
         assert get(port).status == 200
@@ -210,7 +204,7 @@ def test_terminating_the_keeper_stops_everything(pool: RealPool, until: Any) -> 
     pool.write_hello("a", "b")
     for number in (signal.SIGTERM, signal.SIGINT):
         pool.ok("start")
-        os.kill(info(pool)["keeper_pid"], number)
+        os.kill(pool.info()["keeper_pid"], number)
         until(lambda: not pool.processes())
         assert list(pool.runtime.glob("*/control.sock")) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -45,16 +44,10 @@ sleep()
 """
 
 
-def info(pool: RealPool) -> dict[str, Any]:
-    (path,) = [path for path in pool.runtime.glob("*/info.json") if not path.parent.name.startswith("@")]
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
 def test_the_keeper_is_the_parent_of_everything_and_each_worker_leads_its_session(pool: RealPool) -> None:
     pool.write_hello("a", "b", extra="workers = 2")
     pool.ok("start")
-    keeper = info(pool)["keeper_pid"]
+    keeper = pool.info()["keeper_pid"]
     pids = [pid for item in pool.items().values() for pid in item["pids"]]
     assert len(pids) == 4
     for pid in pids:
@@ -97,7 +90,7 @@ def test_only_keeper_supervisor_and_workers_hold_listeners(pool: RealPool) -> No
             if row.split()[1].endswith(f":{port:04X}") and row.split()[3] == "0A"
         ]
     (inode,) = inodes
-    known = info(pool)
+    known = pool.info()
     (worker,) = pool.items()["web"]["pids"]
     holders = {
         pid for pid in pool.processes() if f"socket:[{inode}]" in descriptors(pid).values()
@@ -108,7 +101,7 @@ def test_only_keeper_supervisor_and_workers_hold_listeners(pool: RealPool) -> No
 def test_restarting_leaks_no_descriptor(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.ok("start")
-    known = info(pool)
+    known = pool.info()
     pids = [known["keeper_pid"], known["supervisor_pid"]]
     workers = pool.items()["web"]["pids"]
     pids += [pid for pid in children(known["keeper_pid"]) if pid not in workers]
@@ -123,7 +116,7 @@ def test_restarting_leaks_no_descriptor(pool: RealPool, until: Any) -> None:
 def test_there_are_no_zombies(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.ok("start")
-    keeper = info(pool)["keeper_pid"]
+    keeper = pool.info()["keeper_pid"]
     for _ in range(3):
         pool.ok("restart")
     until(lambda: not [pid for pid in children(keeper) if stat(pid).state == "Z"])
@@ -179,7 +172,7 @@ def test_workers_get_the_limit_of_open_files_that_the_pool_was_started_with(
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert http_get(port).json()["open_files"] == [300, hard]
-    keeper = info(pool)["keeper_pid"]
+    keeper = pool.info()["keeper_pid"]
     assert resource.prlimit(keeper, resource.RLIMIT_NOFILE) == (hard, hard)
     pool.ok("stop")
     pool.write("pool.toml", text + "limits = { open_files = 512 }\n")

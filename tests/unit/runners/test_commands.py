@@ -13,7 +13,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.platform import accept_queue_length
-from poolctl.runners.commands import Notify, argument_vector, first_connection
+from poolctl.runners.commands import argument_vector, first_connection
+from poolctl.runners.notify import Notify
 
 
 def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerConfig:
@@ -88,7 +89,7 @@ def test_a_program_that_binds_by_itself_has_answered_when_it_listens(free_port: 
 
 def test_ready_is_a_line_among_others_and_the_socket_goes_away() -> None:
     async def scenario() -> str:
-        notify = Notify()
+        notify = Notify.open()
         told: list[bool] = []
         notify.start(lambda: told.append(True))
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as program:
