@@ -155,7 +155,6 @@ class Keeper:
         message, fds = received
         if message.get("op") == "end":
             self._ending = True
-            return
         reply, found = answer(message, fds, self.store, self.reaper)
         if message.get("id") is not None:
             client.tell(reply, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -13,11 +14,12 @@ from collections.abc import Sequence
 from poolctl import __version__
 from poolctl.control.directory import SOCKET_NAME, state_dir
 from poolctl.keeper import wire
-from poolctl.runners.link import Link
+from poolctl.runners.link import Link, LinkLost
 
 from .pool import ManagedPool
 
 KEEPER_FD = 3
+_END_SECONDS = 5.0
 _IDLE_SECONDS = 60.0
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -58,8 +60,10 @@ class Supervisor:
         if not self._kept:
             return 1
         await self._pool.end()
-        keeper.send({"op": "end"})
-        await asyncio.sleep(0)
+        # Waited for: a keeper that has not heard it starts the next supervisor.
+        with contextlib.suppress(LinkLost, TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                await keeper.call({"op": "end"})
         return 0
 
     def _from_keeper(self, message: wire.Message, fds: list[int]) -> None:
