@@ -34,10 +34,13 @@ class BareLoop:
     def start_seconds(self) -> float:
         """How long from the first launch until every server had answered a request."""
         started = time.perf_counter()
-        for port in self.ports:
-            argv = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--log-level", "warning"]
-            child = subprocess.Popen(argv, cwd=self.directory, stdin=subprocess.DEVNULL, env=os.environ)
-            self.children.append(child)
+        with open(self.directory / "uvicorn.log", "ab") as log:
+            for port in self.ports:
+                argv = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)]
+                child = subprocess.Popen(
+                    argv, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ
+                )
+                self.children.append(child)
         answers.wait_for_all(self.ports)
         return time.perf_counter() - started
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,16 @@ class Project:
         return time.perf_counter() - started
 
     def start_seconds(self) -> tuple[float, float]:
-        """How long until `start` returned, and until every server had answered a request."""
-        started = time.perf_counter()
-        self.run("start")
-        returned = time.perf_counter() - started
-        answers.wait_for_all(self.ports)
-        return returned, time.perf_counter() - started
+        """How long until `start` returned, and until every server had answered a request.
+
+        They are asked from the first moment on, as those of the bare loop are.
+        """
+        with ThreadPoolExecutor(1) as beside:
+            started = time.perf_counter()
+            command = beside.submit(self.seconds, "start")
+            answers.wait_for_all(self.ports)
+            answered = time.perf_counter() - started
+            return command.result(), answered
 
     def processes(self) -> dict[int, list[str]]:
         """The arguments of every process of this pool, by pid."""
