@@ -16,7 +16,6 @@ import uvicorn
 from ..keeper import wire
 from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
 from .load import LoadFailed, explain, load_app
-from .preload import own_modules
 from .secure import ssl_context
 from .serve import PoolServer, StartupFailed
 from .settings import configure
@@ -61,9 +60,6 @@ class Worker:
         spec = self.spec
         sys.argv = [spec["app"] or spec["server"]]
         sys.path.insert(0, spec["app_dir"])
-        # The application may have a poolctl of its own, in its own interpreter.
-        for name in own_modules:
-            sys.modules.pop(name, None)
         app = load_app(spec)
         config = configure(app, spec["uvicorn"])
         config.load()

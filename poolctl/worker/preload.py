@@ -48,10 +48,6 @@ def preload() -> None:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-# The modules of this package, listed before the fork: looking for them in sys.modules touches every name in it, and
-# so dirties a megabyte of pages in each worker.
-own_modules: list[str] = []
-
 _FILLERS = 150
 _SIZES = range(0, 480, 16)
 _filling: list[list[Any]] = []
@@ -60,7 +56,9 @@ _filling: list[list[Any]] = []
 def settle() -> None:
     """The last thing before the first fork: what is there now is there for good."""
     prepare()
-    own_modules[:] = [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]
+    # The application may have a poolctl of its own, in its own interpreter. From here on nothing of ours is imported.
+    for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
+        del sys.modules[name]
     gc.collect()
     _fill_the_gaps()
     gc.freeze()

@@ -6,7 +6,6 @@ Workers are forked twice, so that the keeper, the nearest subreaper above, is th
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import select
@@ -82,22 +81,20 @@ def _fork_workers(requests: socket.socket, message: wire.Message, fds: list[int]
 
 
 def _fork_worker(requests: socket.socket, request_id: int, fds: list[int]) -> None:
+    told, tell = os.pipe()
     try:
-        here, there = socket.socketpair()
         worker = os.fork()
         if worker == 0:
             requests.close()
-            here.close()
-            _take_leave(there)
+            os.close(tell)
+            _take_leave(told)
             become(fds, live)
-        there.close()
-        if not here.recv(1):
-            raise OSError(errno.ECHILD, "the worker ended at once")
         wire.send(requests, {"id": request_id, "pid": worker})
-        here.send(b"!")
-        here.close()
+        os.write(tell, b"!")
     except OSError as error:
         wire.send(requests, {"id": request_id, "error": f"cannot fork: {error.strerror}"})
+    finally:
+        _close([told, tell])
 
 
 def _close(fds: list[int]) -> None:
@@ -105,14 +102,12 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _take_leave(middle: socket.socket) -> None:
+def _take_leave(told: int) -> None:
     """Lead a session, and go on only when the worker's pid has been told: nobody would ever end it otherwise.
 
-    Until it leads its own session a worker dies with its zygote, whose process group it is in, and so does the one that
-    tells of it: then the fork is asked for again.
+    Until it leads its own session a worker dies with its zygote, whose process group it is in.
     """
     os.setsid()
-    middle.send(b"!")
-    if not middle.recv(1):
+    if not os.read(told, 1):
         os._exit(0)
-    middle.close()
+    os.close(told)
