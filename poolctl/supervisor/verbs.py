@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from poolctl.control.messages import PROTOCOL, Document, error, result
 from poolctl.control.server import Progress, Request
-from poolctl.errors import ServerError
 from poolctl.pool.select import Selector, SelectorError, select
 
 from .engine import Engine
 from .entry import Entry
-from .reports import Reports, as_kind, details, disabled, reporter
+from .order import RESTART, START, STOP, TIMED_OUT, Order
+from .reports import Reports, details, disabled, reporter
 from .reports import late as late_as
 from .waiting import until
 
-FAILED, USAGE, NOT_DESIRED, NOTHING_MATCHED, TIMED_OUT = 1, 2, 3, 4, 124
-START, STOP, RESTART, MONITOR, PARAM = (
-    (1323, "ErrorPoolStart"),
-    (1324, "ErrorPoolStop"),
-    (1325, "ErrorPoolRestart"),
-    (1326, "ErrorPoolMonitor"),
-    (1320, "ErrorParamEmpty"),
-)
+USAGE, NOT_DESIRED, NOTHING_MATCHED = 2, 3, 4
+MONITOR, PARAM = (1326, "ErrorPoolMonitor"), (1320, "ErrorParamEmpty")
 
 
 class NothingMatched(Exception):
@@ -125,29 +119,25 @@ class Verbs:
         deps = options.get("deps", True)
         needed = self._engine.closure(runnable, self._engine.dependencies) if deps else runnable
         all_of_them = [entry for entry in needed if not entry.config.disabled]
-        failures = _before(all_of_them)
+        order = Order(self._engine, START, all_of_them, lambda entry: entry.complete)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
                 self._engine.start(entry, ignore_dependencies=not deps)
-        problems = [disabled(entry) for entry in chosen if entry.config.disabled and selector.targets]
-        return await self._conclude(
-            START, chosen, all_of_them, failures, options, progress, problems, lambda entry: entry.complete
-        )
+        order.problems += [disabled(entry) for entry in chosen if entry.config.disabled and selector.targets]
+        return await order.conclude(chosen, options, progress)
 
     async def restart(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Replace the selected servers, each when its replacement has answered; start those that do not run."""
         chosen = self._selected(selector)
         runnable = [entry for entry in chosen if not entry.config.disabled]
-        failures = _before(runnable)
+        order = Order(self._engine, RESTART, runnable, lambda entry: entry.complete)
         environment = options.get("env")
         for entry in runnable:
             if environment:
                 self._environments[entry.name] = environment
             self._engine.restart(entry)
-        problems = [disabled(entry) for entry in chosen if entry.config.disabled and selector.targets]
-        return await self._conclude(
-            RESTART, chosen, runnable, failures, options, progress, problems, lambda entry: entry.complete
-        )
+        order.problems += [disabled(entry) for entry in chosen if entry.config.disabled and selector.targets]
+        return await order.conclude(chosen, options, progress)
 
     async def stop(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Stop the selected servers, what depends on them first; without a selection end the supervisor too."""
@@ -160,12 +150,10 @@ class Verbs:
             if entry.name not in names and entry.wanted:
                 on = ", ".join(each.name for each in self._engine.dependencies(entry) if each in all_of_them)
                 progress({"warning": f"stopping {entry.name} as well, which depends on {on}"})
-        failures = _before(all_of_them)
+        order = Order(self._engine, STOP, all_of_them, lambda entry: entry.at_rest)
         for entry in all_of_them:
             self._engine.stop(entry, kill=bool(options.get("kill")))
-        document = await self._conclude(
-            STOP, chosen, all_of_them, failures, options, progress, [], lambda entry: entry.at_rest
-        )
+        document = await order.conclude(chosen, options, progress)
         if everything and document["exit_code"] == 0 and options.get("wait", True):
             document["ended"] = True
             document["keeper_pid"] = self._about["keeper_pid"]
@@ -192,69 +180,6 @@ class Verbs:
 
     # What they share.
 
-    async def _conclude(
-        self,
-        kind: tuple[int, str],
-        chosen: list[Entry],
-        acted_on: list[Entry],
-        failures: dict[str, int],
-        options: Document,
-        progress: Progress,
-        problems: list[ServerError],
-        reached: Callable[[Entry], bool],
-    ) -> Document:
-        """Wait until each has reached its end or failed since; the result with every failure."""
-        if not options.get("wait", True):
-            return result(self._reports.items(chosen), [as_kind(kind, each) for each in problems])
-
-        # Who waits for whom in vain; noted in this order: first who failed, then who waits for those.
-        stuck: dict[str, Entry] = {}
-
-        def failed(entry: Entry) -> bool:
-            if entry.failures > failures[entry.name]:
-                return True
-            blocker = self._blocker(entry, failures, stuck)
-            if blocker is not None:
-                stuck[entry.name] = blocker
-            return blocker is not None
-
-        def overtaken(entry: Entry) -> bool:
-            return entry.wanted is (kind is STOP)
-
-        late = await until(
-            self._engine,
-            acted_on,
-            lambda entry: failed(entry) or reached(entry) or overtaken(entry),
-            options.get("timeout"),
-            reporter(progress),
-        )
-        for entry in acted_on:
-            if entry.failures > failures[entry.name] and entry.failure is not None:
-                problems.append(self._reports.with_last_lines(entry, entry.failure))
-            elif overtaken(entry) and not reached(entry):
-                order = "started" if kind is STOP else "stopped"
-                problems.append(late_as(entry, kind, f"was {order} by another command meanwhile"))
-            elif not reached(entry) and entry.name in stuck:
-                reason = "is disabled" if stuck[entry.name].config.disabled else "did not become ready"
-                message = f"waits for {stuck[entry.name].name}, which {reason}"
-                problems.append(late_as(entry, kind, message))
-        problems += [late_as(entry, kind, f"is still {entry.state}") for entry in late if not failed(entry)]
-        code = TIMED_OUT if late else FAILED if problems else 0
-        warnings = [warning for entry in acted_on for warning in entry.warnings]
-        errors = [as_kind(kind, each) for each in problems]
-        return result(self._reports.items(chosen), errors, exit_code=code, warnings=warnings)
-
-    def _blocker(self, entry: Entry, failures: Mapping[str, int], stuck: Mapping[str, Entry]) -> Entry | None:
-        """A dependency that has failed since, or is stuck itself, and without which the entry cannot start."""
-        if entry.ignore_dependencies or entry.workers or not entry.wanted:
-            return None
-        for dependency in self._engine.dependencies(entry):
-            since = failures.get(dependency.name, dependency.failures)
-            idle = not dependency.wanted or dependency.failures > since or dependency.name in stuck
-            if idle and not dependency.ready:
-                return dependency
-        return None
-
     def _selected(self, selector: Selector) -> list[Entry]:
         entries = list(self._engine.entries.values())
         chosen, unmatched = select(self._reports.items(entries), selector)
@@ -278,10 +203,3 @@ def _options(body: Document) -> Document:
                 f"{name} is {options[name]!r}", hint="objects, with timeout in seconds and env as a table"
             )
     return options
-
-
-def _before(entries: Iterable[Entry]) -> dict[str, int]:
-    """How often each has failed before the command; what was warned of before is forgotten."""
-    for entry in entries:
-        entry.warnings.clear()
-    return {entry.name: entry.failures for entry in entries}

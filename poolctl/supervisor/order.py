@@ -1,0 +1,97 @@
+"""A lifecycle command under way: what each of its servers has to reach, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from poolctl.control.messages import Document, result
+from poolctl.control.server import Progress
+from poolctl.errors import ServerError
+
+from .engine import Engine
+from .entry import Entry
+from .reports import Reports, as_kind, late, reporter
+from .waiting import until
+
+FAILED, TIMED_OUT = 1, 124
+
+Kind = tuple[int, str]
+START: Kind = (1323, "ErrorPoolStart")
+STOP: Kind = (1324, "ErrorPoolStop")
+RESTART: Kind = (1325, "ErrorPoolRestart")
+
+
+class Order:
+    """Made before the engine is told what is wanted, so that failures since then are the command's own.
+
+    `problems` takes what is wrong from the beginning.
+    """
+
+    def __init__(
+        self, engine: Engine, kind: Kind, entries: Iterable[Entry], reached: Callable[[Entry], bool]
+    ) -> None:
+        self.problems: list[ServerError] = []
+        self._engine = engine
+        self._kind = kind
+        self._entries = list(entries)
+        self._reached = reached
+        self._failures = {entry.name: entry.failures for entry in self._entries}
+        # Who waits for whom in vain; noted in this order: first who failed, then who waits for those.
+        self._stuck: dict[str, Entry] = {}
+        for entry in self._entries:
+            entry.warnings.clear()
+
+    async def conclude(self, chosen: list[Entry], options: Document, progress: Progress) -> Document:
+        """Wait until each has reached its end or failed since; the result with every failure."""
+        reports = Reports(self._engine)
+        missing: list[Entry] = []
+        if options.get("wait", True):
+            timeout = options.get("timeout")
+            missing = await until(self._engine, self._entries, self._settled, timeout, reporter(progress))
+            found = [self._problem(reports, entry, missing) for entry in self._entries]
+            self.problems += [problem for problem in found if problem is not None]
+        code = TIMED_OUT if missing else FAILED if self.problems and options.get("wait", True) else 0
+        warnings = [warning for entry in self._entries for warning in entry.warnings]
+        errors = [as_kind(self._kind, problem) for problem in self.problems]
+        return result(reports.items(chosen), errors, exit_code=code, warnings=warnings)
+
+    def _settled(self, entry: Entry) -> bool:
+        return self._failed(entry) or self._reached(entry) or self._overtaken(entry)
+
+    def _failed(self, entry: Entry) -> bool:
+        if entry.failures > self._failures[entry.name]:
+            return True
+        blocker = self._blocker(entry)
+        if blocker is not None:
+            self._stuck[entry.name] = blocker
+        return blocker is not None
+
+    def _overtaken(self, entry: Entry) -> bool:
+        """Another command wants the opposite meanwhile."""
+        return entry.wanted is (self._kind is STOP)
+
+    def _blocker(self, entry: Entry) -> Entry | None:
+        """A dependency that has failed since, or is stuck itself, and without which the entry cannot start."""
+        if entry.ignore_dependencies or entry.workers or not entry.wanted:
+            return None
+        for dependency in self._engine.dependencies(entry):
+            since = self._failures.get(dependency.name, dependency.failures)
+            idle = not dependency.wanted or dependency.failures > since or dependency.name in self._stuck
+            if idle and not dependency.ready:
+                return dependency
+        return None
+
+    def _problem(self, reports: Reports, entry: Entry, missing: list[Entry]) -> ServerError | None:
+        """Why the entry has not reached what it should; None when it has."""
+        if entry.failures > self._failures[entry.name] and entry.failure is not None:
+            return reports.with_last_lines(entry, entry.failure)
+        if self._reached(entry):
+            return None
+        if self._overtaken(entry):
+            order = "started" if self._kind is STOP else "stopped"
+            return late(entry, self._kind, f"was {order} by another command meanwhile")
+        if entry.name in self._stuck:
+            blocker = self._stuck[entry.name]
+            reason = "is disabled" if blocker.config.disabled else "did not become ready"
+            return late(entry, self._kind, f"waits for {blocker.name}, which {reason}")
+        return late(entry, self._kind, f"is still {entry.state}") if entry in missing else None
