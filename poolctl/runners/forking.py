@@ -95,8 +95,12 @@ class Forker:
         # The keeper gets both ends: a worker must not see an end of file when its supervisor is replaced.
         kept = [control.fileno(), theirs.fileno()]
         if worker.server.command:
-            control.close()
             kept = [notify.fileno()] if notify is not None else []
         self._keeper.send({"op": "put", "name": f"worker:{worker.placement.id}", "meta": worker.meta()}, kept)
-        if not worker.server.command:
+        # Noted first, told to begin then: there is no moment in which a supervisor's death leaves it unknown.
+        with contextlib.suppress(OSError):
+            wire.send(control, {"order": "go"})
+        if worker.server.command:
+            control.close()
+        else:
             worker.control = Link(control, worker.heard)

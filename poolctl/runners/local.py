@@ -146,6 +146,7 @@ class LocalRunner:
         elif fds:
             os.close(fds[1])
             worker.control = Link(socket.socket(fileno=fds[0]), worker.heard)
+            worker.control.send({"order": "go"})
             worker.control.send({"order": "report"})
         if meta["ready_at"] is not None and not worker.exited.done():
             worker.ready_at = float(meta["ready_at"])

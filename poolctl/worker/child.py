@@ -10,12 +10,14 @@ import os
 import pwd
 import resource
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from ..bootstrap import command
+from ..keeper import wire
 from ..platform import name_process, prefer_for_oom_kill, read_file
 
 SPEC_FD = 3
@@ -55,6 +57,7 @@ def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
             signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _wait_for_go(control)
         if spec["kind"] == "command":
             _run_command(spec, output, rest)
         _place([spec_fd, control, *rest], output)
@@ -86,6 +89,17 @@ def resume(live: Callable[[Spec], int]) -> NoReturn:
     preload()
     settle()
     os._exit(live(spec))
+
+
+def _wait_for_go(control: int) -> None:
+    """Begin when the supervisor has noted this worker, and not at all if it died before: nobody would know of it."""
+    sock = socket.socket(fileno=control)
+    try:
+        received = wire.receive(sock)
+        if received is None or received[0].get("order") != "go":
+            os._exit(0)
+    finally:
+        sock.detach()
 
 
 def _run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:

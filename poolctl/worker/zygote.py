@@ -6,6 +6,7 @@ Workers are forked twice, so that the keeper, the nearest subreaper above, is th
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -82,13 +83,17 @@ def _fork_workers(requests: socket.socket, message: wire.Message, fds: list[int]
 
 def _fork_worker(requests: socket.socket, request_id: int, fds: list[int]) -> None:
     told, tell = os.pipe()
+    group = os.getpgrp()
     try:
         worker = os.fork()
         if worker == 0:
             requests.close()
             os.close(tell)
-            _take_leave(told)
+            _take_leave(told, group)
             become(fds, live)
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            # At once, and not when it is its turn: what becomes of the zygote's group is no longer its concern.
+            os.setpgid(worker, worker)
         wire.send(requests, {"id": request_id, "pid": worker})
         os.write(tell, b"!")
     except OSError as error:
@@ -102,12 +107,18 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _take_leave(told: int) -> None:
-    """Lead a session, and go on only when the worker's pid has been told: nobody would ever end it otherwise.
+def _take_leave(told: int, group: int) -> None:
+    """Lead a session, and go on only when the worker's pid has been told: the fork is asked for again otherwise.
 
-    Until it leads its own session a worker dies with its zygote, whose process group it is in.
+    One that leads a group already, as this process may by now, has to go back to the old one for a moment (setsid(2)).
     """
-    os.setsid()
+    for _ in range(2):
+        try:
+            os.setsid()
+            break
+        except PermissionError:
+            with contextlib.suppress(PermissionError):
+                os.setpgid(0, group)
     if not os.read(told, 1):
         os._exit(0)
     os.close(told)
