@@ -75,3 +75,14 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: tupl
         findings.append(Finding(path, "the environment variable holds what is no text", "set it to UTF-8"))
         result = _unusable.sub("?", result)
     return Interpolated(result) if result != text else text
+
+
+def escaped(value: Any) -> Any:
+    """The same value, its strings written so that interpolation gives them back as they are."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, Mapping):
+        return {key: escaped(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escaped(each) for each in value]
+    return value

@@ -9,6 +9,7 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
 from poolctl.cli.request import Request
 from poolctl.cli.toml_text import table_text
+from poolctl.config.interpolate import escaped
 
 
 def perform(request: Request) -> Outcome:
@@ -20,7 +21,10 @@ def perform(request: Request) -> Outcome:
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     if request.output in ("", "toml"):
         outcome.text = "\n".join(
-            [table_text("[pool]", settings), *(table_text("[[server]]", item["config"]) for item in items)]
+            [
+                table_text("[pool]", escaped(settings)),
+                *(table_text("[[server]]", escaped(item["config"])) for item in items),
+            ]
         )
     elif request.output == "json":
         outcome.extra = {"pool": settings}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from poolctl.config.interpolate import escaped, interpolate
+from poolctl.config.problems import Finding
 from tests.config_files import SERVER, load_text, told
 
 ENV = {"WHO": "me", "PORT": "8099", "EMPTY": "", "NESTED": "${WHO}", "TRUE": "true", "FLOAT": "1.5"}
@@ -86,3 +91,12 @@ def test_a_variable_of_broken_text_is_told(tmp_path: Path) -> None:
     assert "UTF-8" in told(tmp_path, SERVER + "env.X = '${BAD}'\n", env={"BAD": "a\udcff"})
     broken = '[{"name": "a", "bind": ":1", "app": "a:b", "cwd": "\\ud800"}]'
     assert "surrogate" in told(tmp_path, broken, "pool.json")
+
+
+@given(
+    st.recursive(st.text("a$${}:-"), lambda inner: st.lists(inner) | st.dictionaries(st.just("key"), inner))
+)
+def test_what_is_escaped_is_given_back(value: Any) -> None:
+    findings: list[Finding] = []
+    assert interpolate(escaped(value), {}, findings) == value
+    assert findings == []
