@@ -176,7 +176,15 @@ def certificates(directory: Path) -> None:
             .not_valid_after(now + datetime.timedelta(days=2))
             .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
             .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+            # What RFC 5280 asks of them, and Python 3.13 looks at.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key((issuer_key or key).public_key()),
+                critical=False,
+            )
         )
+        if issuer is None:
+            builder = builder.add_extension(signing_only(x509), critical=True)
         certificate = builder.sign(issuer_key or key, hashes.SHA256())
         (directory / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         private = key.private_bytes(
@@ -193,6 +201,13 @@ def certificates(directory: Path) -> None:
     issuer, issuer_key = write("authority", None, None)
     for name in ("server", "client", "locked"):
         write(name, issuer, issuer_key)
+
+
+def signing_only(x509: Any) -> Any:
+    """The key usage of an authority."""
+    rest = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+            "encipher_only", "decipher_only")  # fmt: skip
+    return x509.KeyUsage(key_cert_sign=True, crl_sign=True, **dict.fromkeys(rest, False))
 
 
 def ask_tls(port: int, directory: Path, client: str | None = None) -> bytes:
