@@ -32,6 +32,11 @@ class Progress:
         self._timer: Timer | None = None
         self._status: Any = None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody sees it: otherwise the supervisor need not say every step."""
+        return self._enabled or self._verbose
+
     def __enter__(self) -> Progress:
         if self._enabled:
             from threading import Timer

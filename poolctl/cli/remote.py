@@ -24,8 +24,11 @@ _LAUNCHES = 4  # so often at most is a pool launched that other commands stop at
 def ask(request: Request, place: Place, verb: str = "") -> Outcome:
     """What the supervisor answers. Raises NoSupervisor when there is none, UsageError for a bad selector."""
     options = request.options()
-    body = {"selector": request.selector().to_dict(), "options": options}
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
+        body = {
+            "selector": request.selector().to_dict(),
+            "options": {**options, "progress": progress.wanted},
+        }
         result = _call(place, verb or request.verb, body, progress, options["timeout"])
     outcome = Outcome.from_result(result)
     await_end(outcome.ended_pid)  # so that the next command meets nothing of this pool

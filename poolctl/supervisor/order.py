@@ -47,7 +47,9 @@ class Order:
         missing: list[Entry] = []
         if options.get("wait", True):
             timeout = options.get("timeout")
-            missing = await until(self._engine, self._entries, self._settled, timeout, reporter(progress))
+            missing = await until(
+                self._engine, self._entries, self._settled, timeout, reporter(progress, options)
+            )
             found = [self._problem(reports, entry, missing) for entry in self._entries]
             self.problems += [problem for problem in found if problem is not None]
         code = TIMED_OUT if missing else FAILED if self.problems and options.get("wait", True) else 0

@@ -46,8 +46,10 @@ class Reports:
 LAST_LINES = 5
 
 
-def reporter(progress: Progress) -> Callable[[Entry], None]:
-    """A function that sends a line of progress for each change that it is told of."""
+def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
+    """A function that sends a line of progress for each change that it is told of, if the client wants to know."""
+    if not options.get("progress", True):
+        return lambda entry: None
     seen: dict[str, tuple[str, bool]] = {}
 
     def told(entry: Entry) -> None:

@@ -172,7 +172,7 @@ class Verbs:
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.config.disabled]
-        late = await until(self._engine, entries, test, options.get("timeout"), reporter(progress))
+        late = await until(self._engine, entries, test, options.get("timeout"), reporter(progress, options))
         errors = [late_as(entry, MONITOR, f"is {entry.state}, not {goal}").to_dict() for entry in late]
         return result(
             self._reports.items(self._selected(selector)), errors, exit_code=TIMED_OUT if late else 0

@@ -21,7 +21,8 @@ def test_start_says_how_many_are_ready(poolctl: Command, supervised: Supervised)
     ((verb, body),) = requests
     assert verb == "start"
     assert body["selector"]["tag"] == ["api"]
-    assert body["options"] == {"timeout": 5.0, "wait": True, "deps": False}
+    # Nobody sees the steps of a command that is no terminal's: they are not asked for.
+    assert body["options"] == {"timeout": 5.0, "wait": True, "deps": False, "progress": False}
 
 
 @pytest.mark.parametrize(
