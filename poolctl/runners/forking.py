@@ -15,7 +15,7 @@ from poolctl.keeper import wire
 from poolctl.platform import sealed_file
 
 from .commands import argument_vector
-from .link import Link
+from .link import Link, LinkLost
 from .notify import Notify
 from .output import Output
 from .protocol import Placement
@@ -42,10 +42,30 @@ class Forker:
 
         Raises ServerError for what the configuration names and the machine does not have, WorkerFailed.
         """
+        # A command needs nothing of the application's interpreter: any zygote can become it.
+        forked_from = (
+            sys.executable if server.command else interpreter(server.python, server.base_dir, os.environ)
+        )
+        for last in (False, True):
+            try:
+                return await self._fork_once(server, generation, index, sockets, forked_from)
+            except LinkLost as error:
+                if last:
+                    raise self._zygotes.failure(forked_from, error) from error
+        raise AssertionError("unreachable")
+
+    async def _fork_once(
+        self,
+        server: ServerConfig,
+        generation: int,
+        index: int,
+        sockets: list[socket.socket],
+        forked_from: str,
+    ) -> LocalWorker:
         contents = tls_contents(server)
         spec = worker_spec(
             server,
-            interpreter=interpreter(server.python, server.base_dir, os.environ),
+            interpreter=forked_from,
             listeners=len(sockets),
             tls_files=len(contents),
             open_files=self.open_files,
@@ -62,8 +82,6 @@ class Forker:
             files = [sealed_file("poolctl", content) for content in (json.dumps(spec).encode(), *contents)]
             for fd in files:
                 ours.callback(os.close, fd)
-            # A command needs nothing of the application's interpreter: any zygote can become it.
-            forked_from = sys.executable if server.command else spec["python"]
             listeners = [sock.fileno() for sock in sockets]
             pid = await self._zygotes.fork(
                 forked_from, [files[0], theirs.fileno(), write, *listeners, *files[1:]]

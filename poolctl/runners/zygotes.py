@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 from collections.abc import Sequence
 
@@ -38,21 +37,23 @@ class Zygotes:
         self._zygote(interpreter)
 
     async def fork(self, interpreter: str, fds: Sequence[int]) -> int:
-        """The pid of a new worker that was given `fds`. Raises WorkerFailed."""
-        for last in (False, True):
-            try:
-                zygote = await asyncio.shield(self._zygote(interpreter))
-                reply, _ = await zygote.call({}, fds)
-                return int(reply["pid"])
-            except Unfit as error:
-                raise WorkerFailed(f"{interpreter} {error}", hint=error.hint) from error
-            except LinkLost as error:
-                # A zygote that was killed is replaced; one that cannot even start says why in its output.
-                if last or isinstance(error, Refused):
-                    raise WorkerFailed(
-                        f"no worker can be forked in {interpreter}: {error}", hint=f"see {self._output}"
-                    ) from error
-        raise AssertionError("unreachable")
+        """The pid of a new worker that was given `fds`, and that waits to be told to begin.
+
+        Raises WorkerFailed; LinkLost when the zygote died meanwhile, perhaps after the fork: asked again with another
+        control socket, the next one does it.
+        """
+        try:
+            zygote = await asyncio.shield(self._zygote(interpreter))
+            reply, _ = await zygote.call({}, fds)
+            return int(reply["pid"])
+        except Unfit as error:
+            raise WorkerFailed(f"{interpreter} {error}", hint=error.hint) from error
+        except Refused as error:
+            raise self.failure(interpreter, error) from error
+
+    def failure(self, interpreter: str, error: LinkLost) -> WorkerFailed:
+        """What to say of an interpreter in which nothing can be forked: why is in its zygote's output."""
+        return WorkerFailed(f"no worker can be forked in {interpreter}: {error}", hint=f"see {self._output}")
 
     def close(self) -> None:
         """End every zygote; workers live on."""
@@ -82,11 +83,6 @@ class Zygotes:
                 up.set_result(None)
             elif message.get("event") == "unfit" and not up.done():
                 up.set_exception(Unfit(str(message["reason"]), str(message["hint"])))
-            elif "pid" in message:
-                # Forked for a supervisor that died before it could note it: nobody will ever know this worker.
-                self._keeper.send(
-                    {"op": "signal", "pid": message["pid"], "signal": signal.SIGKILL, "group": True}
-                )
 
         def on_end() -> None:
             if self._running.get(interpreter) is starting:

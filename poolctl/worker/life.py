@@ -122,8 +122,12 @@ class Worker:
                 self._tell({"event": "expired"})
 
     def _signal(self, number: int) -> None:
+        # Somebody means this process, not its server: no request need be lost. A second signal is in a hurry.
+        if self.signalled is None and self.server.started:
+            self.server.drain()
+        else:
+            self._stop()
         self.signalled = number
-        self._stop()
 
     def _stop(self) -> None:
         if self.server.started:

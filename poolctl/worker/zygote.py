@@ -82,24 +82,19 @@ def _fork_workers(requests: socket.socket, message: wire.Message, fds: list[int]
 
 
 def _fork_worker(requests: socket.socket, request_id: int, fds: list[int]) -> None:
-    told, tell = os.pipe()
     group = os.getpgrp()
     try:
         worker = os.fork()
         if worker == 0:
             requests.close()
-            os.close(tell)
-            _take_leave(told, group)
+            _lead_session(group)
             become(fds, live)
         with contextlib.suppress(PermissionError, ProcessLookupError):
             # At once, and not when it is its turn: what becomes of the zygote's group is no longer its concern.
             os.setpgid(worker, worker)
         wire.send(requests, {"id": request_id, "pid": worker})
-        os.write(tell, b"!")
     except OSError as error:
         wire.send(requests, {"id": request_id, "error": f"cannot fork: {error.strerror}"})
-    finally:
-        _close([told, tell])
 
 
 def _close(fds: list[int]) -> None:
@@ -107,18 +102,12 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _take_leave(told: int, group: int) -> None:
-    """Lead a session, and go on only when the worker's pid has been told: the fork is asked for again otherwise.
-
-    One that leads a group already, as this process may by now, has to go back to the old one for a moment (setsid(2)).
-    """
+def _lead_session(group: int) -> None:
+    """Lead a session. A process that leads a group already, as this one may, returns to `group` first (setsid(2))."""
     for _ in range(2):
         try:
             os.setsid()
-            break
+            return
         except PermissionError:
             with contextlib.suppress(PermissionError):
                 os.setpgid(0, group)
-    if not os.read(told, 1):
-        os._exit(0)
-    os.close(told)
