@@ -119,7 +119,7 @@ def test_there_are_no_zombies(pool: RealPool, until: Any) -> None:
     keeper = pool.info()["keeper_pid"]
     for _ in range(3):
         pool.ok("restart")
-    until(lambda: not [pid for pid in children(keeper) if stat(pid).state == "Z"])
+    until(lambda: all(is_alive(pid) for pid in children(keeper)), what="no zombie")
 
 
 def test_what_a_worker_started_dies_with_it(pool: RealPool, until: Any) -> None:
