@@ -38,7 +38,13 @@ def serve_requests() -> None:
     gc.enable()
     rehearse()
     settle()
-    wire.send(requests, {"event": "up"})
+    # Whoever asked for a zygote may be gone before it is up: nobody is left to be told.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        wire.send(requests, {"event": "up"})
+        _serve(requests)
+
+
+def _serve(requests: socket.socket) -> None:
     while (received := wire.receive(requests)) is not None:
         message, fds = received
         if message.get("op") == "ping":
