@@ -58,19 +58,6 @@ def read_file(fd: int) -> bytes:
     return content
 
 
-def process_start_time(pid: int) -> int | None:
-    """When the process was started, in clock ticks since boot (proc(5), field 22); None when there is no such process.
-
-    Together with the pid it identifies a process for as long as the machine is up.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return int(fields[19])
-
-
 def leads_session(pid: int) -> bool:
     """Whether there is a process of ours with this pid that leads its own session, as every worker does."""
     try:

@@ -39,7 +39,6 @@ STATES = (
 )
 HEALTH = ("unknown", "ok", "warn", "ko")
 GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not in ("stopped", "running")))
-_PATTERNS = ("name", "bind", "expose")
 
 
 class Request:

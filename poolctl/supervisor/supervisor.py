@@ -20,7 +20,6 @@ from .pool import ManagedPool
 
 KEEPER_FD = 3
 _END_SECONDS = 5.0
-_IDLE_SECONDS = 60.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
