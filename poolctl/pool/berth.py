@@ -86,16 +86,10 @@ class Berth:
     async def _bring_up_one(
         self, config: ServerConfig, generation: int, index: int, placed: list[Placement]
     ) -> None:
-        async with contextlib.AsyncExitStack() as turn:
-            if not config.command:  # a program is no import
-                await turn.enter_async_context(self._host.importing)
-            placement = await self._place(config, generation, index, placed)
-            # The clock starts when it exists: waiting for a place is not the application's slowness.
-            now = asyncio.get_running_loop().time()
-            deadline = None if config.job else now + config.start_timeout
-            async with asyncio.timeout_at(deadline):
-                await self._runner.imported(placement)
-        async with asyncio.timeout_at(deadline):
+        placement = await self._place(config, generation, index, placed)
+        # The clock starts when it begins: waiting for its turn is not the application's slowness.
+        await self._runner.begun(placement)
+        async with asyncio.timeout(None if config.job else config.start_timeout):
             await self._runner.ready(placement)
 
     async def _place(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import weakref
 from typing import TYPE_CHECKING
@@ -16,15 +15,11 @@ if TYPE_CHECKING:
     from .life import Life
 
 
-_IMPORTS_PER_CPU = 2
-
-
 class Host:
     """The books of one runner; used on the engine only."""
 
     def __init__(self, *, guest: bool) -> None:
         self.owners: dict[str, Life] = {}
-        self.importing: asyncio.Semaphore
         self._generations: dict[str, int] = {}
         self._guest = guest
         self._engine: Engine | None = None
@@ -39,8 +34,6 @@ class Host:
         if self._engine is engine:
             return
         self._engine = engine
-        # More imports at once than that only wait for each other.
-        self.importing = asyncio.Semaphore(_IMPORTS_PER_CPU * (os.cpu_count() or 1))
         if self._guest:
             engine.admit_guest()
             weakref.finalize(runner, engine.dismiss_guest).atexit = False

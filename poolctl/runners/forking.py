@@ -116,9 +116,9 @@ class Forker:
             kept = [notify.fileno()] if notify is not None else []
         self._keeper.send({"op": "put", "name": f"worker:{worker.placement.id}", "meta": worker.meta()}, kept)
         # Noted first, told to begin then: there is no moment in which a supervisor's death leaves it unknown.
-        with contextlib.suppress(OSError):
-            wire.send(control, {"order": "go"})
         if worker.server.command:
+            with contextlib.suppress(OSError):
+                wire.send(control, {"order": "go"})
             control.close()
         else:
             worker.control = Link(control, worker.heard)

@@ -23,7 +23,7 @@ from poolctl.listeners.unix import Identity, identity
 
 from .inline_worker import InlineWorker
 from .listen import listen
-from .protocol import Endpoints, Exit, Placement, WorkerFailed, app_state
+from .protocol import IMPORTS_PER_CPU, Endpoints, Exit, Placement, WorkerFailed, app_state
 
 _KILL_SIGNAL = 9
 
@@ -37,6 +37,8 @@ class InlineRunner:
     def __init__(self) -> None:
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}
         self._workers: dict[str, InlineWorker] = {}
+        self._importing = asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
+        self._loop: asyncio.AbstractEventLoop | None = None
         _runners.add(self)
 
     def __repr__(self) -> str:
@@ -68,13 +70,24 @@ class InlineRunner:
         """See Runner."""
         _refuse_what_needs_a_process(server)
         placement = Placement.of(server.name, generation, index, pid=os.getpid())
-        worker = InlineWorker(placement, server, dict(app_state.get()))
+        worker = InlineWorker(placement, server, dict(app_state.get()), self._turn())
         worker.start(self._listeners[server.key][0])
         self._workers[placement.id] = worker
         return placement
 
-    async def imported(self, placement: Placement) -> None:
-        """See Runner. At once: one interpreter imports one module at a time, whoever waits for whom."""
+    def _turn(self) -> asyncio.Semaphore:
+        """What an import waits for: more of them at once than processors only wait for each other."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._importing = loop, asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
+        return self._importing
+
+    async def begun(self, placement: Placement) -> None:
+        """See Runner."""
+        worker = self._workers.get(placement.id)
+        if worker is not None:
+            either: set[asyncio.Future[Any]] = {worker.begun, worker.exited}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
     async def ready(self, placement: Placement) -> None:
         """See Runner."""

@@ -31,16 +31,23 @@ _CANCEL_ATTEMPTS = 25
 
 
 class InlineWorker:
-    """A task that serves. `answered` and `exited` are futures that several may await; neither raises."""
+    """A task that serves. `begun`, `answered` and `exited` are futures that several may await; none raises.
 
-    def __init__(self, placement: Placement, server: ServerConfig, state: dict[str, Any]) -> None:
+    It begins when it gets its `turn`.
+    """
+
+    def __init__(
+        self, placement: Placement, server: ServerConfig, state: dict[str, Any], turn: asyncio.Semaphore
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.placement = placement
         self.server = server
         self.reason = ""
+        self.begun: asyncio.Future[None] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self._state = state
+        self._turn = turn
         self._uvicorn: PoolServer | None = None
         self._lifespan: _Lifespan | None = None
         self._verdict: Exit | None = None
@@ -120,7 +127,9 @@ class InlineWorker:
 
     async def _configure(self) -> uvicorn.Config:
         server = self.server
-        app = server.app if callable(server.app) else await aside(functools.partial(_imported, server))
+        async with self._turn:
+            self.begun.set_result(None)
+            app = server.app if callable(server.app) else await aside(functools.partial(_imported, server))
         settings = uvicorn_settings(server)
         # uvicorn turns the access log off for the whole process; here it is one server's matter.
         access_log = settings.pop("access_log")

@@ -22,6 +22,7 @@ from .notify import Notify
 from .output import Output
 from .protocol import Endpoints, Exit, Placement, WorkerFailed
 from .sockets import Sockets
+from .turns import Turns
 from .workers import LocalWorker
 from .zygotes import Zygotes
 
@@ -53,6 +54,7 @@ class LocalRunner:
         self.output = Output(keeper, directory, logs_directory, on_dropped)
         self.forker = Forker(keeper, self.zygotes, self.output, open_files)
         self.sockets = Sockets(keeper)
+        self._turns = Turns()
         self._workers: dict[str, LocalWorker] = {}
         self._by_pid: dict[int, LocalWorker] = {}
         # An exit may be reported before the reply to its spawn.
@@ -83,6 +85,7 @@ class LocalRunner:
             self._follow(worker)
         finally:
             self._forking -= 1
+        self._turns.queue(worker)
         return worker.placement
 
     def _follow(self, worker: LocalWorker) -> None:
@@ -146,18 +149,19 @@ class LocalRunner:
         elif fds:
             os.close(fds[1])
             worker.control = Link(socket.socket(fileno=fds[0]), worker.heard)
-            worker.control.send({"order": "go"})
+        worker.begin()
+        if worker.control is not None:
             worker.control.send({"order": "report"})
         if meta["ready_at"] is not None and not worker.exited.done():
             worker.ready_at = float(meta["ready_at"])
             worker.answer()
         return worker
 
-    async def imported(self, placement: Placement) -> None:
+    async def begun(self, placement: Placement) -> None:
         """See Runner."""
         worker = self._workers.get(placement.id)
         if worker is not None:
-            await worker.imported.wait()
+            await asyncio.shield(worker.begun)
 
     async def ready(self, placement: Placement) -> None:
         """See Runner. A job is ready when it has ended with 0."""

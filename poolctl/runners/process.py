@@ -48,9 +48,9 @@ class ProcessRunner:
         """See Runner."""
         return await (await self._runner()).place(server, generation, index)
 
-    async def imported(self, placement: Placement) -> None:
+    async def begun(self, placement: Placement) -> None:
         """See Runner."""
-        await (await self._runner()).imported(placement)
+        await (await self._runner()).begun(placement)
 
     async def ready(self, placement: Placement) -> None:
         """See Runner."""

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from poolctl.config.model import ServerConfig
 
-__all__ = ["Endpoints", "Exit", "Placement", "Runner", "WorkerFailed", "app_state"]
+__all__ = ["IMPORTS_PER_CPU", "Endpoints", "Exit", "Placement", "Runner", "WorkerFailed", "app_state"]
+
+# More imports at once than that only wait for each other.
+IMPORTS_PER_CPU = 2
 
 # What a pool's context gives to applications in scope["state"], set around `place`. To another process only what
 # JSON can say may go.
@@ -118,8 +121,8 @@ class Runner(Protocol):
         """A worker that exists, and has not yet said that it is ready."""
         ...
 
-    async def imported(self, placement: Placement) -> None:
-        """Return when the worker has its application, ready or not, or has ended: the costly part is over."""
+    async def begun(self, placement: Placement) -> None:
+        """Return when the worker has begun, or has ended: a runner may keep it waiting while many others start."""
         ...
 
     async def ready(self, placement: Placement) -> None:

@@ -31,7 +31,8 @@ class LocalWorker:
         self.notify: Notify | None = None
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
-        self.imported = asyncio.Event()
+        self.begun: asyncio.Future[None] = loop.create_future()
+        self.imported: asyncio.Future[None] = loop.create_future()
         # Nobody need be waiting when a worker fails.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
@@ -49,13 +50,19 @@ class LocalWorker:
         elif message.get("event") == "expired":
             self.on_expired()
         elif message.get("event") == "imported":
-            self.imported.set()
+            _settle(self.imported)
         elif message.get("event") == "failed":
             self.reason = str(message.get("message", ""))
 
+    def begin(self) -> None:
+        """Tell it to begin: until then it is no more than a process that waits."""
+        if self.control is not None:
+            self.control.send({"order": "go"})
+        _settle(self.begun)
+
     def answer(self) -> None:
         """It has answered; without effect once it has ended."""
-        self.imported.set()
+        _settle(self.imported)
         if not self.answered.done():
             self.ready_at = self.ready_at or time.monotonic()
             self.answered.set_result(None)
@@ -86,7 +93,8 @@ class LocalWorker:
         if self.control is not None:
             # Its last words may be here later than the news of its death.
             self.control.read_rest()
-        self.imported.set()
+        _settle(self.begun)
+        _settle(self.imported)
         self.exited.set_result(exit_)
         if not self.answered.done():
             self.answered.set_exception(self.failure(exit_))
@@ -99,3 +107,8 @@ class LocalWorker:
         if self.reason:
             message = f"{message}: {self.reason}"
         return WorkerFailed(message, hint=f"poolctl logs {self.server.name}", exit=exit_)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 from collections.abc import Awaitable, Callable
 
 from poolctl.clock import Clock
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Exit, Placement, Runner, WorkerFailed
+from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
 from .entry import Entry, Worker
@@ -22,7 +20,6 @@ logger = logging.getLogger("poolctl.supervisor")
 
 START_FAILED = (1323, "ErrorPoolStart")
 STOP_FAILED = (1324, "ErrorPoolStop")
-_IMPORTS_PER_CPU = 2
 
 
 class Executor:
@@ -36,7 +33,6 @@ class Executor:
         self._touch = touch
         self._jitter = jitter
         self._tasks: set[asyncio.Task[None]] = set()
-        self._importing = asyncio.Semaphore(_IMPORTS_PER_CPU * (os.cpu_count() or 1))
 
     def perform(self, entry: Entry, action: Action) -> None:
         """Begin the action; the entry shows at once that it has begun."""
@@ -101,20 +97,14 @@ class Executor:
     # Workers.
 
     async def _live(self, entry: Entry, worker: Worker) -> None:
-        # A program is no import, and a job is ready only when it has ended.
-        async with contextlib.AsyncExitStack() as turn:
-            if not entry.config.command:
-                await turn.enter_async_context(self._importing)
-            if worker.phase is not Phase.PLACING:
-                self._ended(entry, worker, Exit(message="was stopped before it was placed"))
-                return
-            ending = await self._begin(entry, worker, turn)
+        if worker.phase is not Phase.PLACING:
+            self._ended(entry, worker, Exit(message="was stopped before it was placed"))
+            return
+        ending = await self._begin(entry, worker)
         if ending is not None:
             self._ended(entry, worker, await ending)
 
-    async def _begin(
-        self, entry: Entry, worker: Worker, turn: contextlib.AsyncExitStack
-    ) -> asyncio.Future[Exit] | None:
+    async def _begin(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit] | None:
         """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
         worker.placed_at = self._clock.time()
         try:
@@ -126,17 +116,10 @@ class Executor:
             self._ended(entry, worker, Exit(message=message))
             return None
         worker.placement = placement
-        if not entry.config.command:
-            # The turn ends with the import: an application may wait in its startup for another one's.
-            self._spawn_task(self._end_turn(placement, turn.pop_all()))
         if worker.phase is Phase.PLACING:
             worker.phase = Phase.STARTING
             self._touch(entry)
         return await self._see_ready(entry, worker)
-
-    async def _end_turn(self, placement: Placement, turn: contextlib.AsyncExitStack) -> None:
-        async with turn:
-            await self._runner.imported(placement)
 
     async def _see_ready(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit]:
         assert worker.placement is not None
@@ -155,6 +138,7 @@ class Executor:
         assert worker.placement is not None
         config = entry.config
         try:
+            await self._runner.begun(worker.placement)
             async with asyncio.timeout(None if config.job else config.start_timeout):
                 await self._runner.ready(worker.placement)
         except WorkerFailed as error:

@@ -83,7 +83,9 @@ def test_a_reader_of_run_that_goes_away_ends_it(pool: RealPool) -> None:
     wait_until(lambda: ready(pool))
     assert running.stdout is not None
     running.stdout.close()
-    os.kill(pool.items()["users"]["pids"][0], signal.SIGKILL)  # what its successor prints is what nobody reads
+    os.kill(
+        pool.items()["users"]["pids"][0], signal.SIGKILL
+    )  # what its successor prints is what nobody reads
     assert running.wait(20) == 0
     wait_until(lambda: pool.processes() == {})
 

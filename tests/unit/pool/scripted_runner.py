@@ -58,7 +58,7 @@ class ScriptedRunner:
         self.most_at_once[server.name] = max(alive, self.most_at_once.get(server.name, 0))
         return placement
 
-    async def imported(self, placement: Placement) -> None:
+    async def begun(self, placement: Placement) -> None:
         return None
 
     async def ready(self, placement: Placement) -> None:

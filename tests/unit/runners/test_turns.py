@@ -1,0 +1,64 @@
+"""Imports take turns: the workers exist, and wait to be told to begin."""
+
+from __future__ import annotations
+
+import asyncio
+
+from poolctl import ServerConfig
+from poolctl.runners.protocol import Exit, Placement
+from poolctl.runners.turns import Turns
+from poolctl.runners.workers import LocalWorker
+
+
+def worker(index: int, **config: object) -> LocalWorker:
+    server = ServerConfig(name="web", bind="127.0.0.1:8080", **(config or {"app": "web:app"}))
+    return LocalWorker(Placement.of("web", 1, index), server, "web")
+
+
+def begun(workers: list[LocalWorker]) -> list[bool]:
+    return [each.begun.done() for each in workers]
+
+
+async def a_moment() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_a_worker_begins_when_another_has_its_application() -> None:
+    async def run() -> None:
+        turns, workers = Turns(at_once=2), [worker(index) for index in range(4)]
+        for each in workers:
+            turns.queue(each)
+        assert begun(workers) == [True, True, False, False]
+        workers[1].heard({"event": "imported"}, [])
+        await a_moment()
+        assert begun(workers) == [True, True, True, False]
+        workers[1].answer()  # ready as well: its turn was over before
+        await a_moment()
+        assert begun(workers) == [True, True, True, False]
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_ends_gives_up_its_turn_and_one_that_ended_before_takes_none() -> None:
+    async def run() -> None:
+        turns, workers = Turns(at_once=1), [worker(index) for index in range(4)]
+        for each in workers:
+            turns.queue(each)
+        workers[1].ended(Exit(status=1))
+        workers[0].ended(Exit(status=1))
+        await a_moment()
+        assert begun(workers) == [True, True, True, False]
+
+    asyncio.run(run())
+
+
+def test_a_program_waits_for_nobody() -> None:
+    async def run() -> None:
+        turns = Turns(at_once=1)
+        turns.queue(worker(0))
+        program = worker(1, command=["sleep", "9"])
+        turns.queue(program)
+        assert program.begun.done()
+
+    asyncio.run(run())
