@@ -1,0 +1,49 @@
+"""What the first bytes of a connection are: a request, the beginning of one, or nothing that a server need wake for."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+# A line that is longer is the application's to judge; httptools and h11 have limits of their own.
+LONGEST_LINE_BYTES = 8192
+ENOUGH_BYTES = LONGEST_LINE_BYTES + 2
+
+_METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
+_REQUEST_LINE = re.compile(_METHOD + rb" [^ \r\n]+ HTTP/[0-9]\.[0-9]\r?")
+_BEGINNING = re.compile(_METHOD + rb"( .*)?", re.DOTALL)
+# RFC 8446 §5.1 and §4: a record of type handshake, version 3.x, whose first message is a ClientHello.
+_HANDSHAKE, _MAJOR, _CLIENT_HELLO = 0x16, 3, 1
+_HELLO_AT = 5
+
+
+class Knock(StrEnum):
+    """What to do about a connection that has sent this much."""
+
+    REQUEST = "request"
+    BEGINNING = "beginning"  # it may become one: wait for more
+    NOISE = "noise"
+
+
+def knock(head: bytes, *, tls: bool) -> Knock:
+    """The verdict on the first bytes of a connection, not more than ENOUGH_BYTES of them."""
+    return _hello(head) if tls else _request_line(head)
+
+
+def _request_line(head: bytes) -> Knock:
+    # Empty lines before the request line are to be ignored (RFC 9112 §2.2).
+    line, end, _ = head.lstrip(b"\r\n").partition(b"\n")
+    if end:
+        return Knock.REQUEST if _REQUEST_LINE.fullmatch(line) else Knock.NOISE
+    if not line:
+        return Knock.BEGINNING if len(head) < LONGEST_LINE_BYTES else Knock.NOISE
+    if not _BEGINNING.fullmatch(line):
+        return Knock.NOISE
+    return Knock.BEGINNING if len(line) < LONGEST_LINE_BYTES else Knock.REQUEST
+
+
+def _hello(head: bytes) -> Knock:
+    expected = ((0, _HANDSHAKE), (1, _MAJOR), (_HELLO_AT, _CLIENT_HELLO))
+    if any(head[at] != value for at, value in expected if at < len(head)):
+        return Knock.NOISE
+    return Knock.REQUEST if len(head) > _HELLO_AT else Knock.BEGINNING

@@ -1,0 +1,292 @@
+"""Who wakes a sleeping server, who does not, and what becomes of everybody who is connected: over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from poolctl.keeper import wire
+from poolctl.runners import doorbell as module
+from poolctl.runners.bell import Bell
+from poolctl.runners.doorbell import Doorbell
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def run(work: Callable[[House], Coroutine[Any, Any, None]]) -> None:
+    async def watched() -> None:
+        unseen: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+        house = House()
+        try:
+            await asyncio.wait_for(work(house), 5)
+        finally:
+            house.close()
+        assert unseen == []
+
+    before = set(os.listdir("/proc/self/fd"))
+    asyncio.run(watched())
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+class House:
+    """A listener, the pair of a server, a doorbell, and what came of it."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setblocking(False)
+        self.left, self.worker_end = wire.pair()
+        self.left.setblocking(False)
+        self.given: list[socket.socket] = []
+        self.room = 1000
+        self.rung = 0
+        self.kept: list[str] = []
+        self.clients: list[socket.socket] = []
+        self.answers: dict[bytes, bytes] = {}
+        self.bell = Doorbell(
+            self._give, keep=self._keep, forget=lambda name: self.kept.remove(name), answer=self._answer
+        )
+
+    def close(self) -> None:
+        self.bell.close()
+        for sock in (self.listener, self.left, self.worker_end, *self.clients, *self.given):
+            sock.close()
+
+    def _keep(self, key: str, sock: socket.socket) -> str:
+        self.kept.append(f"{key} {sock.getpeername()}")
+        return self.kept[-1]
+
+    def _give(self, key: str, sock: socket.socket) -> bool:
+        assert key == "web"
+        if len(self.given) >= self.room:
+            return False
+        self.given.append(sock.dup())
+        return True
+
+    def _answer(self, key: str, head: bytes) -> bytes | None:
+        return self.answers.get(head)
+
+    def _ring(self) -> None:
+        self.rung += 1
+
+    def arm(self, **how: Any) -> None:
+        self.bell.arm(Bell("web", [self.listener], self._ring, left=self.left, **how))
+
+    async def connect(self, first_bytes: bytes = b"") -> socket.socket:
+        sock = socket.socket()
+        self.clients.append(sock)
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, self.listener.getsockname())
+        if first_bytes:
+            await loop.sock_sendall(sock, first_bytes)
+        return sock
+
+    async def leave_behind(self) -> socket.socket:
+        """A connection that a worker has served, and that is in the pair now."""
+        ours, theirs = socket.socketpair()
+        self.clients.append(ours)
+        ours.setblocking(False)
+        wire.send(self.worker_end, {"t": "conn"}, [theirs.fileno()])
+        theirs.close()
+        return ours
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    async def closed(self, client: socket.socket) -> bytes:
+        """What the client got until the connection was closed."""
+        got = b""
+        while chunk := await asyncio.get_running_loop().sock_recv(client, 1000):
+            got += chunk
+        return got
+
+
+def test_a_request_wakes_once_and_its_connection_goes_to_the_worker_unread() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        await house.connect(REQUEST)
+        await house.until(lambda: house.given)
+        assert house.rung == 1
+        assert house.given[0].recv(1000) == REQUEST
+        await house.connect(REQUEST)  # it waits in the backlog
+        await asyncio.sleep(0.01)
+        assert (house.rung, len(house.given), house.kept) == (1, 1, [])
+
+    run(scenario)
+
+
+def test_whoever_only_connects_wakes_nobody() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        silent = await house.connect()
+        await house.until(lambda: house.kept)
+        silent.close()
+        await house.until(lambda: not house.kept)
+        hasty = await house.connect()
+        hasty.close()
+        noise = await house.connect(b"\x00\x01\x02\r\n")
+        assert (await house.closed(noise)).startswith(b"HTTP/1.1 400 ")
+        assert (house.rung, house.given) == (0, [])
+
+    run(scenario)
+
+
+def test_a_request_line_in_pieces_wakes_when_it_is_complete() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        client = await house.connect(b"GET /")
+        await house.until(lambda: house.kept)
+        client.send(b" HTTP/1")
+        await asyncio.sleep(0.005)
+        assert house.rung == 0
+        client.send(b".1\r\n")
+        await house.until(lambda: house.given)
+        assert house.given[0].recv(1000) == b"GET / HTTP/1.1\r\n"
+
+    run(scenario)
+
+
+def test_everybody_who_is_held_goes_to_the_worker_with_the_one_who_asks() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        await house.leave_behind()
+        await house.connect()
+        await house.until(lambda: len(house.kept) == 2)
+        await house.connect(REQUEST)
+        await house.until(lambda: len(house.given) == 3)
+        assert (house.rung, house.kept) == (1, [])
+
+    run(scenario)
+
+
+def test_the_next_request_of_a_connection_that_a_worker_left_wakes() -> None:
+    async def scenario(house: House) -> None:
+        first = await house.leave_behind()
+        house.arm()
+        second = await house.leave_behind()
+        await house.until(lambda: len(house.kept) == 2)
+        second.close()
+        await house.until(lambda: len(house.kept) == 1)
+        assert house.rung == 0
+        first.send(REQUEST)
+        await house.until(lambda: house.given)
+        assert (house.rung, house.given[0].recv(1000)) == (1, REQUEST)
+
+    run(scenario)
+
+
+def test_a_slow_line_and_an_idle_connection_have_their_time() -> None:
+    async def scenario(house: House) -> None:
+        house.arm(line_seconds=0.02, quiet_seconds=0.04)
+        slow, idle = await house.connect(b"GET /"), await house.connect()
+        assert (await house.closed(slow)).startswith(b"HTTP/1.1 400 ")
+        assert await house.closed(idle) == b""
+        assert (house.rung, house.given, house.kept) == (0, [], [])
+
+    run(scenario)
+
+
+def test_more_strangers_than_there_is_room_for_push_out_the_oldest(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "MOST_STRANGERS", 2)
+
+    async def scenario(house: House) -> None:
+        house.arm()
+        one, *_ = [await house.connect() for _ in range(3)]
+        assert await house.closed(one) == b""
+        assert (house.rung, len(house.kept)) == (0, 2)
+
+    run(scenario)
+
+
+def test_who_finds_no_room_in_the_pair_goes_there_later() -> None:
+    async def scenario(house: House) -> None:
+        house.room = 2
+        house.arm()
+        for _ in range(4):
+            await house.connect()
+        await house.until(lambda: len(house.kept) == 4)
+        await house.connect(REQUEST)
+        await house.until(lambda: house.rung)
+        assert (len(house.given), len(house.kept)) == (2, 3)
+        house.room = 5
+        await house.until(lambda: len(house.given) == 5)
+        assert house.kept == []
+
+    run(scenario)
+
+
+def test_who_found_no_room_before_the_server_slept_again_wakes_it_again() -> None:
+    async def scenario(house: House) -> None:
+        house.room = 0
+        house.arm()
+        await house.connect(REQUEST)
+        await house.until(lambda: house.rung)
+        house.arm()
+        house.room = 1
+        await house.until(lambda: house.rung == 2)
+        await house.until(lambda: house.given)
+
+    run(scenario)
+
+
+def test_a_disarmed_bell_hands_over_and_a_dismissed_one_closes() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        first = await house.connect()
+        await house.until(lambda: house.kept)
+        house.bell.dismiss("web")
+        assert await house.closed(first) == b""
+        await house.connect()
+        await house.until(lambda: house.kept)
+        house.bell.disarm("web")
+        assert (len(house.given), house.rung, house.kept) == (1, 0, [])
+
+    run(scenario)
+
+
+def test_a_server_that_accepts_itself_is_woken_by_whoever_connects() -> None:
+    async def scenario(house: House) -> None:
+        house.arm(accepts=False)
+        await house.connect()
+        await house.until(lambda: house.rung)
+        assert (house.rung, house.given) == (1, [])
+        house.listener.accept()[0].close()  # it is still in the backlog
+
+    run(scenario)
+
+
+def test_a_probe_can_be_answered_without_waking() -> None:
+    async def scenario(house: House) -> None:
+        house.answers[REQUEST] = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+        house.arm()
+        probe = await house.connect(REQUEST)
+        assert await house.closed(probe) == house.answers[REQUEST]
+        assert (house.rung, house.given) == (0, [])
+
+    run(scenario)
+
+
+def test_out_of_descriptors_the_backlog_waits(monkeypatch: Any) -> None:
+    class Full(socket.socket):
+        fails = 1
+
+        def accept(self) -> tuple[socket.socket, Any]:
+            if Full.fails:
+                Full.fails -= 1
+                raise OSError(24, "Too many open files")
+            return super().accept()
+
+    async def scenario(house: House) -> None:
+        monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.01)
+        house.listener = Full(fileno=house.listener.detach())
+        house.arm()
+        await house.connect(REQUEST)
+        await house.until(lambda: house.given)
+        assert Full.fails == 0
+
+    run(scenario)
