@@ -19,6 +19,7 @@ from .load import LoadFailed, explain, load_app
 from .secure import ssl_context
 from .serve import PoolServer, StartupFailed
 from .settings import configure
+from .thrift import give_back_blank_pages
 
 STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
 
@@ -43,6 +44,7 @@ class Worker:
         try:
             config = self._configure()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                give_back_blank_pages(runner.get_loop())
                 runner.run(self._serve(config))
         except asyncio.CancelledError:
             return STARTUP_FAILURE
