@@ -51,7 +51,7 @@ _poolctl() {
         config:-o | config:--output) _poolctl_words 'toml table wide json jsonl name'; return ;;
         *:-c | *:--config) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--name | *:--bind | *:--expose | *:--timeout | *:--regex | *:-j | *:--jobs | *:-n | *:--lines | *:--since) :; return ;;
+        *:--name | *:--bind | *:--expose | *:--timeout | *:--app | *:--set | *:-f | *:--file | *:--regex | *:-j | *:--jobs | *:-n | *:--lines | *:--since) :; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
         *:--health) _poolctl_words 'unknown ok warn ko'; return ;;
@@ -65,7 +65,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
             else
-                _poolctl_words 'start stop restart run wait list filter walk status show logs validate config schema init completion version'
+                _poolctl_words 'start stop restart run wait reload scale drain undrain enable disable add remove list filter walk status show logs validate config schema init completion pools version'
             fi
             ;;
         start)
@@ -99,6 +99,62 @@ _poolctl() {
         wait)
             if [[ $cur == -* ]]; then
                 _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --for -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        reload)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output --timeout --no-wait --dry-run --env -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        scale)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        drain)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        undrain)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        enable)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        disable)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        add)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output --timeout --no-wait --bind --app --set -f --file -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        remove)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -178,6 +234,13 @@ _poolctl() {
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_words 'bash zsh fish'
+            fi
+            ;;
+        pools)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
             fi
             ;;
         version)

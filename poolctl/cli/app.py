@@ -9,26 +9,27 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from poolctl import __version__
-from poolctl.cli import commands
+from poolctl.cli import commands, live
 from poolctl.cli.exit_codes import USAGE
 from poolctl.cli.options import (
     FILTERS,
     HELP,
+    ORDERS,
     OUTPUT,
     SELECTION,
+    TIMES,
     AllowEmpty,
+    ByEnvironment,
     Config,
     NoDeps,
-    NoWait,
     Perform,
     PoolName,
     Quiet,
-    Timeout,
     Verbose,
     command,
 )
@@ -53,7 +54,6 @@ WITH_COMMAND = ("walk", "run")
 
 _WAIT_FOR = typer.Option("--for", metavar="GOAL", help="ready (default), stopped, healthy, or any state.")
 _FIELD = typer.Option("--field", metavar="FIELD", help="Print this field of each server, one a line.")
-_ENV = typer.Option("--env", help="Take this command's environment instead of the supervisor's.")
 _FILTER_FIELD = typer.Argument(metavar="FIELD", help="name, bind or expose.", show_default=False)
 _FILTER_PATTERN = typer.Argument(
     metavar="PATTERN", help="Equals the field, ignoring case.", show_default=False
@@ -82,9 +82,6 @@ _VERSION = typer.Option(
     "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
 )
 
-TIMES: dict[str, tuple[Any, Any]] = {"timeout": (Timeout, None)}
-ORDERS: dict[str, tuple[Any, Any]] = {**TIMES, "no_wait": (NoWait, False), "no_deps": (NoDeps, False)}
-
 
 def build(perform: Perform = commands.perform) -> typer.Typer:
     """The application. Its commands hand their requests to `perform`."""
@@ -98,6 +95,7 @@ def build(perform: Perform = commands.perform) -> typer.Typer:
     )
     app.callback()(_before)
     _lifecycle(app, perform)
+    live.add_commands(app, perform)
     _looking(app, perform)
     _files(app, perform)
     return app
@@ -134,7 +132,7 @@ def _lifecycle(app: typer.Typer, perform: Perform) -> None:
         SELECTION,
         OUTPUT,
         ORDERS,
-        env=(Annotated[bool, _ENV], False),
+        env=(ByEnvironment, False),
     )
     command(
         app,
@@ -228,6 +226,7 @@ def _files(app: typer.Typer, perform: Perform) -> None:
         perform,
         shell=(Annotated[str | None, _SHELL], None),
     )
+    command(app, "pools", "List this user's pools, wherever their files are.", perform, OUTPUT)
     command(app, "version", "Print the version.", perform, OUTPUT)
 
 

@@ -55,6 +55,9 @@ Timeout = Annotated[
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once.")]
 NoDeps = Annotated[bool, typer.Option("--no-deps", help="Leave out what depends, or is depended on.")]
+ByEnvironment = Annotated[
+    bool, typer.Option("--env", help="Take this command's environment instead of the supervisor's.")
+]
 
 COMMON: dict[str, tuple[Any, Any]] = {
     "config": (Config, None),
@@ -74,6 +77,8 @@ FILTERS: dict[str, tuple[Any, Any]] = {
     "allow_empty": (AllowEmpty, False),
 }
 SELECTION: dict[str, tuple[Any, Any]] = {"targets": (Targets, None), **FILTERS}
+TIMES: dict[str, tuple[Any, Any]] = {"timeout": (Timeout, None)}
+ORDERS: dict[str, tuple[Any, Any]] = {**TIMES, "no_wait": (NoWait, False), "no_deps": (NoDeps, False)}
 
 # What completion offers after an option; "servers" and "tags" are asked of the pool in the working directory.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -91,6 +96,7 @@ def command(
     verb: str,
     help: str,
     perform: Perform,
+    /,
     *groups: dict[str, tuple[Any, Any]],
     **own: tuple[Any, Any],
 ) -> None:

@@ -88,13 +88,13 @@ class Outcome:
 
     @classmethod
     def from_result(cls, result: Mapping[str, Any]) -> Outcome:
-        """From what a supervisor answers. Of the rest only the summary is for users."""
+        """From what a supervisor answers. Of the rest the summary and the plan are for users."""
         return cls(
             result.get("items") or (),
             errors=result.get("errors") or (),
             warnings=result.get("warnings") or (),
             exit_code=int(result.get("exit_code") or 0),
-            extra={"summary": result["summary"]} if "summary" in result else {},
+            extra={key: result[key] for key in ("summary", "changes") if key in result},
             ended_pid=int(result.get("keeper_pid") or 0) if result.get("ended") else 0,
         )
 

@@ -14,6 +14,7 @@ from poolctl.errors import ControlError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from poolctl.cli.request import Request
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
 _LAUNCHES = 4  # so often at most is a pool launched that other commands stop at once
 
 
-def ask(request: Request, place: Place, verb: str = "") -> Outcome:
-    """What the supervisor answers. Raises NoSupervisor when there is none, UsageError for a bad selector."""
-    options = request.options()
+def ask(request: Request, place: Place, verb: str = "", more: Mapping[str, Any] | None = None) -> Outcome:
+    """What the supervisor answers; `more` goes to its options.
+
+    Raises NoSupervisor when there is none, UsageError for a bad selector.
+    """
+    options = {**request.options(), **(more or {})}
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
         body = {
             "selector": request.selector().to_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from poolctl.control.ending import await_end
@@ -104,6 +105,105 @@ class PoolClient:
         """Replace the selected servers without refusing a connection; PoolRestartError with every failure."""
         options = {"timeout": timeout, "deps": deps, "wait": wait}
         return self._ask("restart", targets, selector, options, on_progress, PoolRestartError)
+
+    def reload(
+        self,
+        *,
+        dry_run: bool = False,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+        on_progress: Callable[[Result], None] | None = None,
+    ) -> Result:
+        """Apply the changed files and return what changed, as `"changes"`; with `dry_run` only say it.
+
+        A dry run's `"exit_code"` is 3 when there is a difference. `env` is the environment to read the files with
+        from now on. PoolValidateError with every problem of the files, which then change nothing.
+        """
+        options = {
+            "dry_run": dry_run,
+            "env": None if env is None else dict(env),
+            "timeout": timeout,
+            "wait": wait,
+        }
+        return self._ask("reload", (), None, options, on_progress, PoolRestartError, accepted=(0, 3))
+
+    def scale(
+        self,
+        *targets: str,
+        workers: int,
+        selector: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> Result:
+        """Give each selected server so many workers, until a reload; return when they are there."""
+        options = {"workers": workers, "timeout": timeout, "wait": wait}
+        return self._ask("scale", targets, selector, options, None, PoolStartError)
+
+    def drain(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
+        """Take the selected servers out of rotation; they go on answering those who ask them directly."""
+        return self._ask("drain", targets, selector, {}, None, PoolStopError)
+
+    def undrain(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
+        """Take drained servers back into rotation."""
+        return self._ask("undrain", targets, selector, {}, None, PoolStartError)
+
+    def enable(
+        self,
+        *targets: str,
+        selector: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> Result:
+        """Enable the selected servers and start them, until a reload; PoolStartError with every failure."""
+        return self._ask(
+            "enable", targets, selector, {"timeout": timeout, "wait": wait}, None, PoolStartError
+        )
+
+    def disable(
+        self,
+        *targets: str,
+        selector: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> Result:
+        """Stop the selected servers and let nothing start them, until a reload."""
+        return self._ask(
+            "disable", targets, selector, {"timeout": timeout, "wait": wait}, None, PoolStopError
+        )
+
+    def add(
+        self,
+        server: Mapping[str, Any],
+        *,
+        base_dir: str | os.PathLike[str] = ".",
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> Result:
+        """Add a server, until a reload, and return when it is ready.
+
+        `server` holds a server's keys as a file does; its relative paths begin in `base_dir`. PoolValidateError for
+        an invalid one, ControlError (8) for a name or an address that is taken.
+        """
+        options = {
+            "server": dict(server),
+            "base_dir": os.path.abspath(base_dir),
+            "timeout": timeout,
+            "wait": wait,
+        }
+        return self._ask("add", (), None, options, None, PoolStartError)
+
+    def remove(
+        self,
+        *targets: str,
+        selector: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        deps: bool = True,
+        wait: bool = True,
+    ) -> Result:
+        """Stop the selected servers and take them out of the pool, until a reload; return what was removed."""
+        options = {"timeout": timeout, "deps": deps, "wait": wait}
+        return self._ask("remove", targets, selector, options, None, PoolStopError)
 
     def wait(
         self,

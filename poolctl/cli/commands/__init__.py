@@ -14,6 +14,13 @@ _MODULES = {
     "start": "lifecycle",
     "stop": "lifecycle",
     "restart": "lifecycle",
+    "scale": "changing",
+    "drain": "changing",
+    "undrain": "changing",
+    "enable": "changing",
+    "disable": "changing",
+    "remove": "changing",
+    "add": "adding",
 }
 
 

@@ -204,3 +204,40 @@ def test_a_pool_that_is_not_as_desired_is_no_error_of_status(path: Path) -> None
 
     with stand_in(path, always(item("web", state="failed"), exit_code=3)):
         assert PoolClient(Client(str(path))).status()["exit_code"] == 3
+
+
+def test_the_live_changes_carry_what_the_commands_send(path: Path) -> None:
+    from poolctl.control.verbs import PoolClient
+
+    with stand_in(path, always(item("web"), exit_code=0)) as requests:
+        pool = PoolClient(Client(str(path)))
+        pool.reload(dry_run=True, env={"A": "1"}, timeout=2)
+        pool.scale("web", workers=3)
+        pool.drain("web")
+        pool.undrain(selector={"tag": ["api"]})
+        pool.enable("web", wait=False)
+        pool.disable("w*")
+        pool.add({"name": "new", "bind": ":1"}, base_dir="/srv")
+        pool.remove("new", deps=False)
+    verbs = dict(requests)
+    assert [verb for verb, _ in requests] == [
+        "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove",
+    ]  # fmt: skip
+    assert verbs["reload"]["options"] == {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": True}
+    assert verbs["scale"] == {
+        "selector": {"targets": ["web"]},
+        "options": {"workers": 3, "timeout": None, "wait": True},
+    }
+    assert verbs["undrain"]["selector"] == {"tag": ["api"], "targets": []}
+    assert verbs["enable"]["options"]["wait"] is False
+    assert verbs["add"]["options"]["server"] == {"name": "new", "bind": ":1"}
+    assert verbs["add"]["options"]["base_dir"] == "/srv"
+    assert verbs["remove"]["options"]["deps"] is False
+
+
+def test_a_difference_is_no_error_of_a_dry_run(path: Path) -> None:
+    from poolctl.control.verbs import PoolClient
+
+    with stand_in(path, always(exit_code=3, changes=[{"name": "web", "change": "add"}])):
+        done = PoolClient(Client(str(path))).reload(dry_run=True)
+    assert (done["exit_code"], done["changes"][0]["name"]) == (3, "web")

@@ -1,0 +1,130 @@
+"""`poolctl add`: a new server, from options or from a file."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from datetime import date, datetime, time
+from typing import Any
+
+from poolctl.cli.exit_codes import FAILED
+from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.place import Place, find_place
+from poolctl.cli.remote import ask
+from poolctl.cli.request import Request
+from poolctl.config.entry import merged
+
+Table = dict[str, Any]
+
+
+def perform(request: Request) -> Outcome:
+    """Add the server, or every server of the file; started when this returns."""
+    place = find_place(request)
+    tables, base_dir = new_servers(request, place)
+    return _together([_added(request, place, table, base_dir) for table in tables])
+
+
+def new_servers(request: Request, place: Place) -> tuple[list[Table], str]:
+    """The tables to add, as a file would have them, and the directory that their relative paths begin in."""
+    file = request.get("file")
+    options = [o for o in ("server", "bind", "app", "set") if request.get(o)]
+    if file is None:
+        here = os.path.dirname(place.files[0]) if place.files else os.getcwd()
+        return [_from_options(request)], here
+    if options:
+        named = "NAME" if options[0] == "server" else f"--{options[0]}"
+        raise UsageError(f"{named} and -f exclude each other", hint="write it into the file")
+    path = os.path.abspath(file)
+    return _from_file(path), os.path.dirname(path)
+
+
+def _from_options(request: Request) -> Table:
+    name = request.get("server")
+    if not name:
+        raise UsageError("add: which server?", hint="poolctl add NAME --bind ADDRESS --app MODULE:ATTRIBUTE")
+    table: Table = {"name": name}
+    for key in ("bind", "app"):
+        if request.get(key) is not None:
+            table[key] = request.get(key)
+    for word in request.get("set") or []:
+        setting = _setting(word)
+        taken = sorted(
+            setting.keys() & {"name", *(key for key in ("bind", "app") if request.get(key) is not None)}
+        )
+        if taken:
+            raise UsageError(f"--set {word}: {taken[0]!r} is given twice", hint="give it once")
+        table = merged(table, setting)
+    return table
+
+
+def _setting(word: str) -> Table:
+    """`env.LEVEL=debug` as a table. A value that TOML does not understand is text, as are its dates."""
+    key, equals, text = word.partition("=")
+    try:
+        if not equals:
+            raise ValueError
+        found = tomllib.loads(f"{key} = 0")
+    except ValueError:
+        raise UsageError(
+            f"--set: {word!r} is not KEY=VALUE", hint="--set workers=2, --set env.LEVEL=debug"
+        ) from None
+    value: Any = text
+    try:
+        read = tomllib.loads(f"value = {text}")
+        if read.keys() == {"value"} and not isinstance(read["value"], (date, datetime, time)):
+            value = read["value"]
+    except ValueError:
+        pass
+    at: Any = found
+    while True:
+        (last,) = at
+        if not isinstance(at[last], dict):
+            break
+        at = at[last]
+    at[last] = value
+    return found
+
+
+def _from_file(path: str) -> list[Table]:
+    from poolctl.config.document import Document
+    from poolctl.config.problems import Place as Where
+    from poolctl.config.problems import Problem
+    from poolctl.errors import PoolValidateError
+
+    try:
+        document = Document(path)
+        data = document.data
+        if isinstance(data, dict) and "name" in data:
+            data = [data]
+        elif isinstance(data, dict) and data.keys() <= {"server"}:
+            data = data.get("server")
+        if not isinstance(data, list) or not data or not all(isinstance(each, dict) for each in data):
+            hint = "write [[server]] tables and nothing else, or one server's keys"
+            raise Problem("this holds no list of servers", place=Where(path), hint=hint)
+    except Problem as problem:
+        raise PoolValidateError("the file cannot be used", [problem]) from None
+    return data
+
+
+def _added(request: Request, place: Place, table: Table, base_dir: str) -> Outcome:
+    plain = Request("add", {key: request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")})
+    outcome = ask(plain, place, more={"server": table, "base_dir": base_dir})
+    ready = sum(bool(item.get("ready")) for item in outcome.items)
+    if outcome.items:
+        name = outcome.items[0].get("name")
+        outcome.message = f"added {name}, {'ready' if ready else outcome.items[0].get('state')}"
+    return outcome
+
+
+def _together(outcomes: list[Outcome]) -> Outcome:
+    """One outcome of several: every server, every failure, and the gravest exit code."""
+    whole = Outcome()
+    for each in outcomes:
+        whole.items += each.items
+        whole.errors += each.errors
+        whole.warnings += each.warnings
+        whole.exit_code = (
+            FAILED if FAILED in (whole.exit_code, each.exit_code) else whole.exit_code or each.exit_code
+        )
+    whole.message = "\n".join(each.message for each in outcomes if each.message)
+    return whole

@@ -1,0 +1,88 @@
+"""`poolctl pools`: the pools of this user that have a supervisor, wherever their files are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.render import from_here, printable
+from poolctl.cli.request import Request
+from poolctl.control import directory
+from poolctl.control.client import Client, NoSupervisor
+from poolctl.errors import ControlError
+
+ANSWER_SECONDS = 2.0
+
+
+def perform(request: Request) -> Outcome:
+    """Every pool with its name, its files, its supervisor's pid, and how many of its servers are ready."""
+    pools = [found for place in _places() if (found := _pool(place)) is not None]
+    outcome = Outcome(pools)
+    if not request.output or request.output in ("table", "wide"):
+        outcome.text = _table(pools)
+    return outcome
+
+
+def _places() -> Iterator[str]:
+    """The directories of pools, in a stable order."""
+    for root in directory.candidates(os.environ):
+        try:
+            names = sorted(os.listdir(root))
+        except OSError:
+            continue
+        for name in names:
+            # @NAME is a link to one of the others.
+            if not name.startswith("@") and os.path.exists(f"{root}/{name}/{directory.SOCKET_NAME}"):
+                yield f"{root}/{name}"
+
+
+def _pool(place: str) -> Item | None:
+    """One pool; None where nobody listens any more. One that does not answer is told from what it wrote down."""
+    client = Client(f"{place}/{directory.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
+    about = _written_down(place)
+    try:
+        result = client.call("status", timeout=0.0)
+    except NoSupervisor:
+        return None
+    except ControlError as silent:
+        return _item(place, about, servers=None, ready=None, message=silent.message)
+    summary = result.get("summary") or {}
+    items = result.get("items") or []
+    ready = sum(bool(item.get("ready")) for item in items)
+    return _item(place, {**about, **summary}, servers=len(items), ready=ready)
+
+
+def _item(place: str, about: dict[str, Any], **more: Any) -> Item:
+    return {
+        "name": about.get("name") or "",
+        "files": about.get("files") or [],
+        "pid": about.get("supervisor_pid"),
+        "keeper_pid": about.get("keeper_pid"),
+        "version": about.get("version") or "",
+        "directory": place,
+        **more,
+    }
+
+
+def _written_down(place: str) -> dict[str, Any]:
+    try:
+        with open(f"{place}/info.json", encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _table(pools: list[Item]) -> str:
+    """No pool: nothing at all, so that scripts see nothing."""
+    rows = [("NAME", "PID", "READY", "FILES")]
+    for pool in pools:
+        ready = "?" if pool["ready"] is None else f"{pool['ready']}/{pool['servers']}"
+        files = " ".join(from_here(str(file)) for file in pool["files"])
+        rows.append((printable(str(pool["name"])), str(pool["pid"] or "-"), ready, printable(files)))
+    widths = [max(len(row[at]) for row in rows) for at in range(3)]
+    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    return "".join(f"{line.rstrip()}\n" for line in lines) if pools else ""

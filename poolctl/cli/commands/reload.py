@@ -1,0 +1,72 @@
+"""`poolctl reload`: the changed file takes effect, exactly the difference; --dry-run prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from poolctl.cli.counting import servers
+from poolctl.cli.exit_codes import DONE, NOT_AS_DESIRED
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import find_place
+from poolctl.cli.remote import ask
+from poolctl.cli.render import coloured, paint, printable
+from poolctl.cli.request import Request
+
+# Sign, colour and the word of the summary, by the kind of a change; first what happens to processes.
+KINDS = {
+    "add": ("+", "32", "added"),
+    "remove": ("-", "31", "removed"),
+    "restart": ("~", "33", "restarted"),
+    "update": ("=", "36", "updated in place"),
+    "override": ("!", "35", "back to the file"),
+}
+
+
+def perform(request: Request) -> Outcome:
+    """Apply the difference between what runs and what is written, or print it."""
+    dry_run = bool(request.get("dry_run"))
+    outcome = ask(request, find_place(request), more={"dry_run": dry_run})
+    outcome.message = said(outcome, dry_run=dry_run)
+    return outcome
+
+
+def said(outcome: Outcome, *, dry_run: bool) -> str:
+    """The plan, a line for each change, and its summary."""
+    import sys
+
+    if outcome.exit_code not in (DONE, NOT_AS_DESIRED) and "changes" not in outcome.extra:
+        return ""
+    changes = outcome.extra.get("changes") or []
+    lines = list(plan(changes, coloured(sys.stdout)))
+    return "\n".join([*lines, _summary(changes, dry_run=dry_run)])
+
+
+def plan(changes: Iterable[Mapping[str, Any]], colours: bool = False) -> Iterable[str]:
+    """`+ orders 127.0.0.1:8082`, `~ users: env.A, app`: one line for each change."""
+    for change in changes:
+        sign, colour, _ = KINDS.get(str(change.get("change")), ("?", "0", ""))
+        text = printable(f"{sign} {change.get('name')}{_detail(change)}")
+        yield paint(text, colour) if colours else text
+
+
+def _detail(change: Mapping[str, Any]) -> str:
+    kind = change.get("change")
+    if kind in ("add", "remove"):
+        return f" {change.get('bind')}"
+    if kind == "override":
+        return f": {change.get('message') or 'a live change ends'}"
+    keys = ", ".join(map(str, change.get("keys") or ()))
+    return f": {keys or change.get('message') or 'changed'}"
+
+
+def _summary(changes: Iterable[Mapping[str, Any]], *, dry_run: bool) -> str:
+    counts: dict[str, int] = {}
+    for change in changes:
+        kind = str(change.get("change"))
+        counts[kind] = counts.get(kind, 0) + 1
+    if not counts:
+        return "nothing to do" if dry_run else "nothing has changed"
+    words = [f"{counts[kind]} {word}" for kind, (_, _, word) in KINDS.items() if kind in counts]
+    would = f"{servers(sum(counts.values()))} would change: " if dry_run else ""
+    return would + ", ".join(words)

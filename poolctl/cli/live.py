@@ -1,0 +1,67 @@
+"""The commands that change a running pool, for the Typer application: their options and their help."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from poolctl.cli.options import (
+    FILTERS,
+    ORDERS,
+    OUTPUT,
+    SELECTION,
+    TIMES,
+    ByEnvironment,
+    NoWait,
+    Perform,
+    command,
+)
+
+_NUMBER = typer.Argument(
+    metavar="TARGET… N", show_default=False, help="Names or addresses, none for all; last the number."
+)
+_NAME = typer.Argument(metavar="NAME", show_default=False, help="The new server's name.")
+_BIND = typer.Option("--bind", metavar="ADDRESS", help="Where it listens.")
+_APP = typer.Option("--app", metavar="MODULE:ATTRIBUTE", help="What it serves.")
+_SET = typer.Option("--set", metavar="KEY=VALUE", help="Another key of it: workers=2, env.LEVEL=debug.")
+_FILE = typer.Option("-f", "--file", metavar="FILE", help="Add the servers of this file instead.")
+_DRY_RUN = typer.Option("--dry-run", help="Print the difference and change nothing; exit 3 if there is one.")
+
+WAITS: dict[str, tuple[Any, Any]] = {**TIMES, "no_wait": (NoWait, False)}
+
+
+def add_commands(app: typer.Typer, perform: Perform) -> None:
+    """Give `app` reload, scale, drain, undrain, enable, disable, add and remove."""
+    command(
+        app,
+        "reload",
+        "Apply the changed file: only what differs is started, stopped or restarted.",
+        perform,
+        OUTPUT,
+        WAITS,
+        dry_run=(Annotated[bool, _DRY_RUN], False),
+        env=(ByEnvironment, False),
+    )
+    numbered = {"targets": (Annotated[list[str] | None, _NUMBER], None), **FILTERS}
+    command(app, "scale", "Change the number of workers: scale web 4.", perform, numbered, OUTPUT, WAITS)
+    command(
+        app, "drain", "Take servers out of rotation; they go on answering.", perform, SELECTION, OUTPUT, TIMES
+    )
+    command(app, "undrain", "Take drained servers back into rotation.", perform, SELECTION, OUTPUT, TIMES)
+    command(app, "enable", "Enable servers, and start them.", perform, SELECTION, OUTPUT, WAITS)
+    command(app, "disable", "Stop servers, and let nothing start them.", perform, SELECTION, OUTPUT, WAITS)
+    command(
+        app,
+        "add",
+        "Add a server to the running pool: add NAME --bind ADDRESS --app MODULE:ATTRIBUTE.",
+        perform,
+        OUTPUT,
+        WAITS,
+        server=(Annotated[str | None, _NAME], None),
+        bind=(Annotated[str | None, _BIND], None),
+        app=(Annotated[str | None, _APP], None),
+        set=(Annotated[list[str] | None, _SET], None),
+        file=(Annotated[str | None, _FILE], None),
+    )
+    command(app, "remove", "Stop servers, and take them out of the pool.", perform, SELECTION, OUTPUT, ORDERS)
