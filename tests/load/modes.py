@@ -1,0 +1,29 @@
+"""What the modes of a load are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .exchanges import Bodies, Exchange, NewConnection, Pipelined, Streams
+from .sessions import Events, WebSocket
+
+if TYPE_CHECKING:
+    from .generator import Generator
+
+MODES: dict[str, Callable[[Generator, str], Any]] = {
+    "keep_alive": Exchange,
+    "new_connection": NewConnection,
+    "pipelined": Pipelined,
+    "bodies": Bodies,
+    "stream": Streams,
+    "websocket": WebSocket,
+    "sse": Events,
+}
+
+
+def conversation_of(mode: str) -> Callable[[Generator, str], Any]:
+    """Raises ValueError for a mode that there is not."""
+    if mode not in MODES:
+        raise ValueError(f"no mode {mode!r}: {', '.join(MODES)}")
+    return MODES[mode]
