@@ -14,6 +14,7 @@ from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 from poolctl.platform import sealed_file
 
+from .adoption import Adoptions, protocol
 from .commands import argument_vector
 from .link import Link, LinkLost
 from .notify import Notify
@@ -27,10 +28,18 @@ from .zygotes import Zygotes
 class Forker:
     """Makes workers. `open_files` are the limits that they get, the soft and the hard one."""
 
-    def __init__(self, keeper: Link, zygotes: Zygotes, output: Output, open_files: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        keeper: Link,
+        zygotes: Zygotes,
+        output: Output,
+        adoptions: Adoptions,
+        open_files: tuple[int, int],
+    ) -> None:
         self._keeper = keeper
         self._zygotes = zygotes
         self._output = output
+        self._adoptions = adoptions
         self.open_files = open_files
         # What workers see instead of the pool's own environment, by server name (`restart --env`).
         self.environments: dict[str, Mapping[str, str]] = {}
@@ -83,14 +92,14 @@ class Forker:
             for fd in files:
                 ours.callback(os.close, fd)
             listeners = [sock.fileno() for sock in sockets]
+            adoption = [sock.fileno() for sock in self._adoptions.of(server)]
             pid = await self._zygotes.fork(
-                forked_from, [files[0], theirs.fileno(), write, *listeners, *files[1:]]
+                forked_from, [files[0], theirs.fileno(), write, *listeners, *files[1:], *adoption]
             )
             if_failed.pop_all()
             self._output.follow(output, pid)
-            worker = LocalWorker(
-                Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid), server, output
-            )
+            placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
+            worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
             self._enrol(worker, control, theirs, notify)
             return worker
 

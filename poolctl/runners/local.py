@@ -15,6 +15,7 @@ from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
 from poolctl.platform import leads_session
 
+from .adoption import Adoptions
 from .commands import first_connection
 from .forking import Forker
 from .link import Link, LinkLost
@@ -52,9 +53,10 @@ class LocalRunner:
         self.keeper = keeper
         self.zygotes = Zygotes(keeper, directory)
         self.output = Output(keeper, directory, logs_directory, on_dropped)
-        self.forker = Forker(keeper, self.zygotes, self.output, open_files)
         self.sockets = Sockets(keeper)
         self._turns = Turns()
+        self.adoptions = Adoptions(keeper)
+        self.forker = Forker(keeper, self.zygotes, self.output, self.adoptions, open_files)
         self._workers: dict[str, LocalWorker] = {}
         self._by_pid: dict[int, LocalWorker] = {}
         # An exit may be reported before the reply to its spawn.
@@ -65,11 +67,21 @@ class LocalRunner:
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner. A command that binds by itself has no listener; its port must be free."""
         await self.sockets.open(server)
+        self.adoptions.open(server)
         return Endpoints(server.key, tuple(self.endpoints(server.key)))
 
     async def close(self, key: str) -> None:
-        """See Runner."""
+        """See Runner. Connections that wait for a worker to take them are closed."""
+        await self.adoptions.close(key)
         await self.sockets.close(key)
+
+    def give(self, key: str, sock: socket.socket) -> bool:
+        """Whether a worker of that address will have the connection, as if it had accepted it; False: try again later.
+
+        It may have been sent something already, but nothing was answered, and no handshake has begun on it. It stays
+        the caller's to close, which ends it nowhere else.
+        """
+        return self.adoptions.give(key, sock)
 
     def endpoints(self, key: str) -> list[str]:
         """See Runner."""
@@ -127,11 +139,13 @@ class LocalRunner:
                 if name.startswith("zygote "):
                     self.zygotes.adopt(name.removeprefix("zygote "))
                 kind, _, rest = name.partition(":")
-                if kind not in ("listener", "output", "worker"):
+                if kind not in ("listener", "adoption", "output", "worker"):
                     continue
                 _, fds = await self.keeper.call({"op": "get", "name": name})
                 if kind == "listener":
                     self.sockets.adopt(rest, fds)
+                elif kind == "adoption":
+                    self.adoptions.adopt(rest, fds, meta)
                 elif kind == "output":
                     self.output.adopt(rest, meta, fds[0])
                 elif meta["server"] in servers:
@@ -142,7 +156,7 @@ class LocalRunner:
     def _adopt_worker(self, server: ServerConfig, meta: wire.Message, fds: list[int]) -> LocalWorker:
         generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
         placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
-        worker = LocalWorker(placement, server, str(meta["output"]))
+        worker = LocalWorker(placement, server, str(meta["output"]), meta.get("protocol"))
         self._follow(worker)
         if meta["notify"] is not None:
             worker.listen(Notify(socket.socket(fileno=fds[0]), str(meta["notify"])))
@@ -189,10 +203,15 @@ class LocalRunner:
         if worker.control is None:
             await self._signal(placement, signal.SIGTERM)
         else:
-            worker.control.send({"order": "drain"})
+            worker.control.send({"order": "drain", "to": self._heirs(worker)})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(worker.server.drain_timeout):
                 await asyncio.shield(worker.exited)
+
+    def _heirs(self, worker: LocalWorker) -> str:
+        """Who gets its connections: the others of its server, if they take them from the pair that it has."""
+        same = worker.protocol == self.adoptions.protocol(worker.server.key)
+        return "pair" if same and worker.protocol is not None else "nobody"
 
     async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
         """See Runner."""
@@ -231,6 +250,7 @@ class LocalRunner:
     async def aclose(self) -> None:
         """See Runner."""
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in list(self._workers.values())))
+        await self.adoptions.close_all()
         await self.sockets.close_all()
         self.zygotes.close()
         self.output.close()

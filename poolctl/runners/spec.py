@@ -52,6 +52,7 @@ def worker_spec(
         "listeners": listeners,
         "tls": tls_settings(server),
         "tls_files": tls_files,
+        "adoption": not server.command,  # its pair's two ends are the last descriptors
         "uvicorn": uvicorn_settings(server),
         "drain_seconds": server.drain_timeout,
         "stop_seconds": server.stop_timeout * _REQUESTS_SHARE,

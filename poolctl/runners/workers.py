@@ -19,14 +19,18 @@ from .protocol import Exit, Placement, WorkerFailed
 class LocalWorker:
     """A process of this machine. `exited` and `answered` are futures; both may be awaited by several.
 
-    `output` is the key of the pipe that takes what it prints.
+    `output` is the key of the pipe that takes what it prints, `protocol` what is spoken on the connections of its
+    adoption pair, if it has one.
     """
 
-    def __init__(self, placement: Placement, server: ServerConfig, output: str) -> None:
+    def __init__(
+        self, placement: Placement, server: ServerConfig, output: str, protocol: str | None = None
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.placement = placement
         self.server = server
         self.output = output
+        self.protocol = protocol
         self.control: Link | None = None
         self.notify: Notify | None = None
         self.exited: asyncio.Future[Exit] = loop.create_future()
@@ -77,6 +81,7 @@ class LocalWorker:
             "pid": placement.pid,
             "ready_at": self.ready_at,
             "output": self.output,
+            "protocol": self.protocol,
             "notify": self.notify.path if self.notify is not None else None,
         }
 

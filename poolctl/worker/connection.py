@@ -38,6 +38,11 @@ class Lingering:
         else:
             self._answer_and_close()
 
+    def adopted(self) -> None:
+        """It came from another worker, perhaps after an answer: silent for too long, it is closed like any other."""
+        if self.cycle is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self._close_when_quiet(self.timeout_keep_alive)
+
     def shutdown(self) -> None:
         """Close an idle connection; an answer under way is the last one, and says so."""
         super().shutdown()  # type: ignore[misc]

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from ..keeper import wire
+from .adopt import Adoption
 from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
 from .load import LoadFailed, explain, load_app
 from .secure import ssl_context
@@ -34,6 +35,7 @@ class Worker:
         count = spec["listeners"]
         self.listeners = [socket.socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
         self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
+        self.adoption = _adoption(self.tls_fds.stop) if spec["adoption"] else None
         self.signalled: int | None = None
         self.expired = False
         os.close(SPEC_FD)
@@ -78,6 +80,7 @@ class Worker:
             state=self.spec["state"],
             drain_seconds=self.spec["drain_seconds"],
             stop_seconds=self.spec["stop_seconds"],
+            adoption=self.adoption,
         )
         loop = asyncio.get_running_loop()
         serving = asyncio.current_task()
@@ -150,12 +153,18 @@ class Worker:
         return status
 
     def _forget_descriptors(self) -> None:
-        # A process that the application forks must not keep the port bound.
+        # A process that the application forks must not keep the port bound, nor connections that were closed here.
+        if self.adoption is not None:
+            self.adoption.forget()
         for held in (self.control, *self.listeners):
             try:
                 os.close(held.detach())
             except OSError:
                 pass
+
+
+def _adoption(first_fd: int) -> Adoption:
+    return Adoption(socket.socket(fileno=first_fd), socket.socket(fileno=first_fd + 1))
 
 
 def _status(code: object) -> int:

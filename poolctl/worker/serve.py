@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from .accounts import Accounts
+from .adopt import Adoption
 from .connection import lingering
 
 logger = logging.getLogger("uvicorn.error")
@@ -33,7 +34,8 @@ class PoolServer(uvicorn.Server):
 
     The listeners' descriptors are duplicated: closing them is left to their owner. The loop is the caller's, so that
     one process can run a single server or many. `state` reaches the application in `scope["state"]`; a drain takes at
-    most `drain_seconds`, requests under way get `stop_seconds` after that and are cancelled then.
+    most `drain_seconds`, requests under way get `stop_seconds` after that and are cancelled then. Connections that come
+    through `adoption` are served as if they had been accepted.
     """
 
     def __init__(
@@ -43,11 +45,14 @@ class PoolServer(uvicorn.Server):
         state: dict[str, Any] | None = None,
         drain_seconds: float = 30.0,
         stop_seconds: float = 10.0,
+        adoption: Adoption | None = None,
     ) -> None:
         super().__init__(config)
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
         self._changed = asyncio.Event()
+        self._adoption = adoption
+        self._arriving: set[asyncio.Task[Any]] = set()
         self._extra_state = state or {}
         self.accounts = Accounts(self._changed.set)
         self.server_state = self.accounts
@@ -61,6 +66,8 @@ class PoolServer(uvicorn.Server):
         Raises StartupFailed when the application cannot be loaded or its startup fails.
         """
         await self._start(listeners)
+        if self._adoption is not None:
+            self._adoption.open(self._adopt)
         on_ready()
         try:
             while not self.should_exit:
@@ -103,6 +110,28 @@ class PoolServer(uvicorn.Server):
             status = exit_.code if isinstance(exit_.code, int) else 1
             raise StartupFailed("the application did not start", status) from exit_
 
+    def _adopt(self, sock: socket.socket) -> None:
+        """Serve a connection that somebody else has accepted."""
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        arriving = loop.create_task(
+            loop.connect_accepted_socket(self._make_protocol, sock, ssl=self.config.ssl)
+        )
+        self._arriving.add(arriving)
+        arriving.add_done_callback(self._arrived)
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
+    def _arrived(self, task: asyncio.Task[Any]) -> None:
+        self._arriving.discard(task)
+        self._changed.set()
+        if not task.cancelled() and task.exception() is None:
+            task.result()[1].adopted()
+
     def _limit_reached(self) -> None:
         logger.info("Maximum request limit of %d exceeded. Terminating process.", self.accounts.max_requests)
         self.drain()
@@ -127,6 +156,8 @@ class PoolServer(uvicorn.Server):
     async def _stop_accepting(self) -> None:
         # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the
         # listener first and close it some turns later, when those are attached.
+        if self._adoption is not None:
+            self._adoption.close()
         for server in self.servers:
             stop_reading(server.sockets)
         for _ in range(3):
@@ -140,7 +171,7 @@ class PoolServer(uvicorn.Server):
         lingering_wait = self.lingers
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                while self.accounts.connections or self.accounts.tasks:
+                while self._arriving or self.accounts.connections or self.accounts.tasks:
                     if lingering_wait and not self.lingers:
                         return
                     self._changed.clear()

@@ -1,0 +1,76 @@
+"""A worker's two ends of its server's adoption pair: connections that it gives, and connections that it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+from ..keeper import wire
+
+CONNECTION = {"t": "conn"}
+_AGAIN_SECONDS = 0.1
+
+
+class Adoption:
+    """Accepted connections, handed from worker to worker: unread bytes and all, and nobody at the other end sees it."""
+
+    def __init__(self, give: socket.socket, take: socket.socket) -> None:
+        # Neither is made non-blocking here: that is a property of the open file, which all workers share.
+        self._give = give
+        self._take = take
+        self._on_connection: Callable[[socket.socket], None] = lambda sock: sock.close()
+        self._resting: asyncio.TimerHandle | None = None
+
+    def open(self, on_connection: Callable[[socket.socket], None]) -> None:
+        """Call `on_connection` with every connection that is taken from now on."""
+        self._on_connection = on_connection
+        asyncio.get_running_loop().add_reader(self._take.fileno(), self._take_one)
+
+    def close(self) -> None:
+        """Take nothing more; what waits is for others."""
+        if self._resting is not None:
+            self._resting.cancel()
+        asyncio.get_running_loop().remove_reader(self._take.fileno())
+
+    def give(self, fd: int) -> bool:
+        """Whether the connection waits for another worker now; False when there is no room."""
+        try:
+            wire.send(self._give, CONNECTION, [fd])
+        except OSError:
+            return False
+        return True
+
+    def forget(self) -> None:
+        """Close both ends, in a process that is no worker."""
+        for end in (self._give, self._take):
+            os.close(end.detach())
+
+    def _take_one(self) -> None:
+        # One a turn: it is the same for all who are awake, and the rest of the loop has its turn.
+        try:
+            os.close(os.dup(self._take.fileno()))
+        except OSError:
+            self._rest()  # a descriptor for which there is no place here would be lost
+            return
+        try:
+            received = wire.receive(self._take)
+        except (BlockingIOError, InterruptedError, wire.WireError):
+            return  # mostly: another worker was faster
+        except OSError:
+            received = None
+        if received is None:
+            self.close()
+            return
+        message, fds = received
+        if message.get("t") == CONNECTION["t"] and len(fds) == 1:
+            self._on_connection(socket.socket(fileno=fds[0]))
+        else:
+            for fd in fds:
+                os.close(fd)
+
+    def _rest(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._take.fileno())
+        self._resting = loop.call_later(_AGAIN_SECONDS, self.open, self._on_connection)

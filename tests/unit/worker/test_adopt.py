@@ -1,0 +1,187 @@
+"""Connections that one worker gives and another takes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from poolctl.keeper import wire
+from poolctl.worker import adopt
+from poolctl.worker.adopt import Adoption
+from tests.serving import ENGINES, Client, Engine, served
+
+
+@pytest.fixture(params=ENGINES, ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+class Pair:
+    """Both ends of an adoption pair, not blocking, as all workers of a server have them."""
+
+    def __init__(self) -> None:
+        self.give, self.take = wire.pair()
+        self.give.setblocking(False)
+        self.take.setblocking(False)
+        self._made: list[Adoption] = []
+
+    def worker(self) -> Adoption:
+        """One worker's own descriptors of the pair."""
+        give, take = (socket.socket(fileno=os.dup(end.fileno())) for end in (self.give, self.take))
+        self._made.append(Adoption(give, take))
+        return self._made[-1]
+
+    def hand_over(self, sock: socket.socket) -> None:
+        with sock:
+            wire.send(self.give, {"t": "conn"}, [sock.fileno()])
+
+    def close(self) -> None:
+        for made in self._made:
+            made.forget()
+        self.give.close()
+        self.take.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
+
+
+async def accepted() -> tuple[Client, socket.socket]:
+    """A client, and the other end of its connection, which nobody serves yet."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = await Client.connect(listener.getsockname()[1])
+        sock, _ = listener.accept()
+        return client, sock
+
+
+def test_a_given_connection_is_served_as_if_it_had_been_accepted(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker()) as (server, app, _port, _running):
+            client, sock = await accepted()
+            pair.hand_over(sock)
+            assert (await client.get())[0] == 200
+            assert (await client.get())[0] == 200
+            assert len(server.accounts.connections) == 1
+            assert app.scopes[0]["client"] == client.writer.get_extra_info("sockname")
+            assert app.scopes[0]["server"] == client.writer.get_extra_info("peername")
+
+    engine.run(scenario())
+
+
+def test_a_given_connection_on_a_unix_socket_is_served(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker()):
+            ours, theirs = socket.socketpair()
+            pair.hand_over(theirs)
+            client = Client(*await asyncio.open_connection(sock=ours))
+            assert (await client.get())[0] == 200
+
+    engine.run(scenario())
+
+
+def test_a_taken_connection_is_closed_when_it_stays_silent(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker(), config={"timeout_keep_alive": 0.1}):
+            client, sock = await accepted()
+            pair.hand_over(sock)
+            assert await client.at_end()
+
+    engine.run(scenario())
+
+
+def test_what_is_no_connection_is_closed_and_ignored(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker()):
+            odd, kept = socket.socketpair()
+            with kept:
+                with odd:
+                    wire.send(pair.give, {"t": "something else"}, [odd.fileno()])
+                wire.send(pair.give, {"t": "conn"})
+                pair.give.send(b"no message at all")
+                kept.setblocking(False)
+                assert await asyncio.get_running_loop().sock_recv(kept, 1) == b""
+            client, sock = await accepted()
+            pair.hand_over(sock)
+            assert (await client.get())[0] == 200
+
+    engine.run(scenario())
+
+
+def test_each_connection_is_taken_by_one_of_several_workers(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with (
+            served(engine, adoption=pair.worker()) as one,
+            served(engine, adoption=pair.worker()) as other,
+        ):
+            clients = []
+            for _ in range(20):
+                client, sock = await accepted()
+                pair.hand_over(sock)
+                clients.append(client)
+            for client in clients:
+                assert (await client.get())[0] == 200
+            assert len(one.app.scopes) + len(other.app.scopes) == 20
+
+    engine.run(scenario())
+
+
+def test_a_worker_that_leaves_takes_nothing_more(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker()) as (server, _, _port, running):
+            server.stop()
+            await running
+            client, sock = await accepted()
+            pair.hand_over(sock)
+            async with served(engine, adoption=pair.worker()):
+                assert (await client.get())[0] == 200
+
+    engine.run(scenario())
+
+
+def test_a_full_pair_takes_no_more_and_loses_nothing(pair: Pair) -> None:
+    with socket.socket() as sock:
+        giving = pair.worker()
+        given = 0
+        while giving.give(sock.fileno()):
+            given += 1
+        assert given > 50
+        taken = 0
+        while taken < given:
+            received = wire.receive(pair.take)
+            assert received is not None
+            os.close(received[1][0])
+            taken += 1
+        assert giving.give(sock.fileno())
+
+
+def test_a_worker_that_has_no_descriptor_left_takes_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        taken: list[socket.socket] = []
+        adoption = pair.worker()
+        adoption.open(taken.append)
+
+        def full(fd: int) -> int:
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(adopt.os, "dup", full)
+            with socket.socket() as sock:
+                wire.send(pair.give, {"t": "conn"}, [sock.fileno()])
+            await asyncio.sleep(0.01)
+            assert not taken
+        while not taken:
+            await asyncio.sleep(0.005)
+        taken[0].close()
+        adoption.close()
+
+    asyncio.run(scenario())
