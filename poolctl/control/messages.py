@@ -17,6 +17,8 @@ Document = dict[str, Any]
 def item(
     config: ServerConfig,
     *,
+    workers: int | None = None,
+    disabled: bool | None = None,
     state: str = "stopped",
     ready: bool = False,
     pids: Sequence[int] = (),
@@ -24,15 +26,16 @@ def item(
     restarts: int = 0,
 ) -> Document:
     """One server as every command prints it; the defaults are those of a server without a supervisor."""
+    disabled = config.disabled if disabled is None else disabled
     return {
         "name": config.name,
         "bind": config.key,
         "expose": config.expose,
-        "state": "disabled" if config.disabled and state == "stopped" else state,
+        "state": "disabled" if disabled and state == "stopped" else state,
         "ready": ready,
         "health": "ok" if ready else "unknown",
         "pids": list(pids),
-        "workers": config.workers,
+        "workers": config.workers if workers is None else workers,
         "uptime_seconds": round(uptime_seconds, 3),
         "restarts": restarts,
         "tags": list(config.tags),

@@ -99,7 +99,19 @@ class InlineRunner:
             message = f"{exit_.message} before it was ready"
             raise WorkerFailed(f"{message}: {worker.reason}" if worker.reason else message, exit=exit_)
 
-    async def drain(self, placement: Placement) -> None:
+    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
+        """See Runner."""
+        worker = self._workers.get(placement.id)
+        if worker is not None:
+            worker.rotate(in_rotation)
+
+    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
+        """See Runner."""
+        worker = self._workers.get(placement.id)
+        if worker is not None:
+            worker.renew_tls(server)
+
+    async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner."""
         worker = self._workers.get(placement.id)
         if worker is not None:

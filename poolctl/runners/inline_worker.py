@@ -16,8 +16,9 @@ import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 
 from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
 from poolctl.worker.load import LoadFailed, load_app
-from poolctl.worker.secure import ssl_context
+from poolctl.worker.secure import renew_context, ssl_context
 from poolctl.worker.serve import PoolServer, StartupFailed, stop_reading
 
 from .aside import aside
@@ -75,6 +76,22 @@ class InlineWorker:
         else:
             self._give_up()
             self._uvicorn.drain()
+
+    def rotate(self, in_rotation: bool) -> None:
+        """Nothing here sends requests to it, so that nobody need be sent elsewhere."""
+
+    def renew_tls(self, server: ServerConfig) -> None:
+        """Use the certificates that the server names for the handshakes from now on. Raises ServerError."""
+        context = None if self._uvicorn is None else self._uvicorn.config.ssl
+        settings = tls_settings(server)
+        if context is None or settings is None:
+            return
+        try:
+            with _opened(server) as fds:
+                renew_context(context, settings, fds)
+        except OSError as error:  # of ssl too
+            message = f"its certificates cannot be used: {error.strerror or error}"
+            raise ServerError(message, name=server.name, bind=server.bind, hint="check `tls`") from error
 
     def _give_up(self) -> None:
         assert self._uvicorn is not None

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
@@ -15,10 +16,11 @@ from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
 from poolctl.platform import leads_session
 
+from . import orders
 from .adoption import Adoptions
 from .commands import first_connection
 from .forking import Forker
-from .link import Link, LinkLost
+from .link import Link
 from .notify import Notify
 from .output import Output
 from .protocol import Endpoints, Exit, Placement, WorkerFailed
@@ -29,8 +31,6 @@ from .zygotes import Zygotes
 
 _KILL_SECONDS = 5.0
 _LAST_OUTPUT_SECONDS = 1.0
-_TRIES = 20
-_AGAIN_SECONDS = 0.005
 
 
 class LocalRunner:
@@ -125,9 +125,12 @@ class LocalRunner:
 
     # Taking over.
 
-    async def adopt(self, servers: Mapping[str, ServerConfig]) -> list[LocalWorker]:
+    async def adopt(
+        self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
+    ) -> list[LocalWorker]:
         """Take over what the keeper holds for these servers; the workers that are there, ready or not.
 
+        `placed` are the configurations, by worker id, of those that have another one than their server has now.
         Listeners and pipes of other servers are dropped. Call it before anything else, and once.
         """
         adopted: list[LocalWorker] = []
@@ -149,7 +152,8 @@ class LocalRunner:
                 elif kind == "output":
                     self.output.adopt(rest, meta, fds[0])
                 elif meta["server"] in servers:
-                    adopted.append(self._adopt_worker(servers[meta["server"]], meta, fds))
+                    server = placed.get(rest, servers[meta["server"]])
+                    adopted.append(self._adopt_worker(server, meta, fds))
             if not reply["entries"]:
                 return adopted
 
@@ -195,7 +199,17 @@ class LocalRunner:
             worker.answer()
         await asyncio.shield(worker.answered)
 
-    async def drain(self, placement: Placement) -> None:
+    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
+        """See Runner. A command knows of no rotation, and goes on as before."""
+        if placement.id in self._workers:
+            orders.rotate(self._workers[placement.id], in_rotation)
+
+    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
+        """See Runner."""
+        if placement.id in self._workers:
+            orders.renew_tls(self._workers[placement.id], server)
+
+    async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner."""
         worker = self._workers.get(placement.id)
         if worker is None:
@@ -203,7 +217,7 @@ class LocalRunner:
         if worker.control is None:
             await self._signal(placement, signal.SIGTERM)
         else:
-            worker.control.send({"order": "drain", "to": self._heirs(worker)})
+            worker.control.send({"order": "drain", "to": self._heirs(worker) if replaced else "nobody"})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(worker.server.drain_timeout):
                 await asyncio.shield(worker.exited)
@@ -279,16 +293,6 @@ class LocalRunner:
         self.keeper.send({"op": "drop", "name": f"worker:{worker.placement.id}"})
 
     async def _signal(self, placement: Placement, number: int, *, group: bool = False) -> None:
-        # The keeper sends it: only the parent knows that the pid is still this worker's. It becomes the parent a moment
-        # after the fork.
-        order = {"op": "signal", "pid": placement.pid, "signal": number, "group": group}
-        with contextlib.suppress(LinkLost):
-            for _ in range(_TRIES):
-                reply, _ = await self.keeper.call(order)
-                if (
-                    reply["sent"]
-                    or placement.id not in self._workers
-                    or self._workers[placement.id].exited.done()
-                ):
-                    return
-                await asyncio.sleep(_AGAIN_SECONDS)
+        worker = self._workers.get(placement.id)
+        if worker is not None:
+            await orders.signal(self.keeper, worker, number, group=group)

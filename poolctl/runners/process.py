@@ -56,9 +56,17 @@ class ProcessRunner:
         """See Runner."""
         await (await self._runner()).ready(placement)
 
-    async def drain(self, placement: Placement) -> None:
+    async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner."""
-        await (await self._runner()).drain(placement)
+        await (await self._runner()).drain(placement, replaced=replaced)
+
+    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
+        """See Runner."""
+        await (await self._runner()).rotate(placement, in_rotation)
+
+    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
+        """See Runner."""
+        await (await self._runner()).renew_tls(placement, server)
 
     async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
         """See Runner."""

@@ -129,8 +129,22 @@ class Runner(Protocol):
         """Return when the worker has answered. Raises WorkerFailed when it ended or gave up before."""
         ...
 
-    async def drain(self, placement: Placement) -> None:
-        """Let it accept nothing more; return when its connections are done or drain_timeout has passed."""
+    async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
+        """Let it accept nothing more; return when its connections are done or drain_timeout has passed.
+
+        `replaced`: another worker of the server takes over the connections that are idle; otherwise they are seen off.
+        """
+        ...
+
+    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
+        """Take it out of rotation, or back: out of it every request is answered, and every client sent elsewhere."""
+        ...
+
+    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
+        """Let handshakes from now on use the server's certificates as they are now; the connections go on.
+
+        Raises ServerError for a file that cannot be read.
+        """
         ...
 
     async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
+from poolctl.config.model import ServerConfig
 from poolctl.runners.local import LocalRunner
 
 from .engine import Engine
@@ -14,10 +16,12 @@ from .reconcile import Listener, Phase
 _REPORT_SECONDS = 0.2
 
 
-async def adopt(engine: Engine, runner: LocalRunner, memory: Memory) -> int:
+async def adopt(
+    engine: Engine, runner: LocalRunner, memory: Memory, placed: Mapping[str, ServerConfig]
+) -> int:
     """Give the engine what was wanted and what is there; how many workers were taken over."""
     await memory.recall(engine.entries)
-    found = await runner.adopt({name: entry.config for name, entry in engine.entries.items()})
+    found = await runner.adopt({name: entry.config for name, entry in engine.entries.items()}, placed)
     waiting = [worker.answered for worker in found if not worker.answered.done()]
     if waiting:
         # Those whose being ready was not noted yet say so themselves.
@@ -27,8 +31,10 @@ async def adopt(engine: Engine, runner: LocalRunner, memory: Memory) -> int:
         phase = Phase.READY if each.ready_at is not None else Phase.STARTING
         if each.leaving:
             phase = Phase.DRAINING
-        worker = Worker(placement.id, placement.generation, placement.index, phase, placement, each.ready_at)
         entry = engine.entries[placement.server]
+        worker = Worker(
+            placement.id, placement.generation, placement.index, each.server, phase, placement, each.ready_at
+        )
         engine.adopt(entry, worker, listening=bool(runner.endpoints(entry.config.key)))
     for entry in engine.entries.values():
         if runner.endpoints(entry.config.key):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from poolctl.clock import Clock
@@ -13,31 +12,30 @@ from poolctl.runners.protocol import Runner
 
 from .entry import Entry, Worker
 from .execute import Executor
+from .graph import Graph
 from .reconcile import LEAVING, Listener, decide
 
 
 class Engine:
-    """All servers of the pool, in the order of the file. `changed` callbacks get each entry that may have changed."""
+    """All servers of the pool, in the order of the file. `listeners` get each entry that may have changed."""
 
     def __init__(self, servers: Iterable[ServerConfig], runner: Runner, clock: Clock) -> None:
         self.runner = runner
         self.clock = clock
         self.entries: dict[str, Entry] = {server.name: Entry(server) for server in servers}
+        self.graph = Graph(self.entries)
         self.listeners: set[Callable[[Entry], None]] = set()
-        self._dependents: dict[str, list[Entry]] = defaultdict(list)
-        for entry in self.entries.values():
-            for dependency in entry.config.depends_on:
-                self._dependents[dependency.name].append(entry)
+        self.configured = 0  # how many times the configuration of a server has changed
         self._summaries: dict[str, tuple[object, ...]] = {}
         self._dirty: dict[str, Entry] = {}
         self._scheduled = False
-        self._executor = Executor(runner, clock, self.touch, lambda: random.uniform(-1, 1))
+        self._executor = Executor(runner, clock, self.touch, self._configure, lambda: random.uniform(-1, 1))
 
     # Changes of what is wanted.
 
     def start(self, entry: Entry, *, ignore_dependencies: bool = False) -> None:
         """Want the server to run; forget that it had failed or waits to be tried again."""
-        if entry.config.disabled:
+        if entry.is_disabled or entry.removed:
             return
         entry.cancel_timers()
         if entry.failed or entry.done:
@@ -55,7 +53,7 @@ class Engine:
     def stop(self, entry: Entry, *, kill: bool = False) -> None:
         """Want the server not to run; with `kill` its workers are given no time."""
         entry.cancel_timers()
-        entry.wanted = entry.failed = entry.done = False
+        entry.wanted = entry.failed = entry.done = entry.out = False
         entry.dismissed = True
         if kill:
             for worker in entry.workers.values():
@@ -80,6 +78,65 @@ class Engine:
         entry.newest += 1
         entry.generation = entry.newest
 
+    # Changes of what there is.
+
+    def add(self, config: ServerConfig) -> Entry:
+        """A server that was not there, not started; one that is leaving under the same name comes back as this one."""
+        entry = self.entries.get(config.name)
+        self.configured += 1
+        if entry is None:
+            entry = self.entries[config.name] = Entry(config)
+            self.graph.add(entry)
+        else:
+            entry.removed = entry.dismissed = False
+            self._configure(entry, config)
+        self.touch(entry)
+        return entry
+
+    def remove(self, entry: Entry) -> None:
+        """Stop the server, whose workers finish what they have; it is forgotten when nothing of it is left."""
+        entry.removed = True
+        entry.out = False
+        entry.cancel_timers()
+        entry.wanted = entry.failed = entry.done = False
+        self.touch(entry)
+
+    def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
+        """Give the server another configuration of the same name.
+
+        With `live` its workers go on under it; without, what runs is replaced by a generation that has it, and what
+        does not run stays so.
+        """
+        before = entry.config
+        self._configure(entry, config)
+        if live:
+            for worker in entry.workers.values():
+                if worker.config is before:
+                    worker.config = config
+        elif entry.wanted and any(each.generation == entry.generation for each in entry.workers.values()):
+            self._next_generation(entry)
+            entry.restarts += 1
+        self.touch(entry)
+
+    def arrange(self, names: Iterable[str]) -> None:
+        """Put the servers into this order; those that are not named follow."""
+        first = {name: self.entries[name] for name in names if name in self.entries}
+        rest = {name: entry for name, entry in self.entries.items() if name not in first}
+        self.entries.clear()
+        self.entries.update(first | rest)
+
+    def _configure(self, entry: Entry, config: ServerConfig) -> None:
+        self.configured += 1
+        self.graph.remove(entry)
+        entry.config = config
+        self.graph.add(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        self.configured += 1
+        self.graph.remove(entry)
+        del self.entries[entry.name]
+        self._summaries.pop(entry.name, None)
+
     # Taking over.
 
     def adopt(self, entry: Entry, worker: Worker, *, listening: bool) -> None:
@@ -89,28 +146,6 @@ class Engine:
         entry.newest = max(entry.newest, worker.generation)
         self._executor.adopt(entry, worker)
         self.touch(entry)
-
-    # The graph.
-
-    def dependencies(self, entry: Entry) -> list[Entry]:
-        """The servers that it depends on directly."""
-        found = (self.entries.get(dependency.name) for dependency in entry.config.depends_on)
-        return [dependency for dependency in found if dependency is not None]
-
-    def dependents(self, entry: Entry) -> list[Entry]:
-        """The servers that depend on it directly."""
-        return self._dependents.get(entry.name, [])
-
-    def closure(self, entries: Iterable[Entry], step: Callable[[Entry], list[Entry]]) -> list[Entry]:
-        """The entries and all that is reached from them by `step`, in the order of the file."""
-        seen: set[str] = set()
-        ahead = list(entries)
-        while ahead:
-            entry = ahead.pop()
-            if entry.name not in seen:
-                seen.add(entry.name)
-                ahead += step(entry)
-        return [entry for name, entry in self.entries.items() if name in seen]
 
     # Deciding.
 
@@ -128,10 +163,12 @@ class Engine:
             name = next(iter(self._dirty))
             entry = self._dirty.pop(name)
             touched[name] = entry
-            view = entry.view(may_start=self._may_start(entry), may_stop=self._may_stop(entry))
+            view = entry.view(may_start=self.graph.may_start(entry), may_stop=self.graph.may_stop(entry))
             for action in decide(view):
                 self._executor.perform(entry, action)
             self._wake_neighbours(entry)
+            if entry.removed and entry.at_rest and self.entries.get(name) is entry:
+                self._forget(entry)
         for entry in touched.values():
             for listener in list(self.listeners):
                 listener(entry)
@@ -140,21 +177,5 @@ class Engine:
         summary = entry.summary()
         if self._summaries.get(entry.name) != summary:
             self._summaries[entry.name] = summary
-            for neighbour in (*self.dependents(entry), *self.dependencies(entry)):
+            for neighbour in (*self.graph.dependents(entry), *self.graph.dependencies(entry)):
                 self._dirty[neighbour.name] = neighbour
-
-    def _may_start(self, entry: Entry) -> bool:
-        if entry.ignore_dependencies:
-            return True
-        return all(self._satisfied(each.name, each.condition) for each in entry.config.depends_on)
-
-    def _satisfied(self, name: str, condition: str) -> bool:
-        entry = self.entries.get(name)
-        if entry is None:
-            return True
-        if condition == "started":
-            return entry.ready or any(worker.placement is not None for worker in entry.workers.values())
-        return entry.done if condition == "completed" else entry.ready
-
-    def _may_stop(self, entry: Entry) -> bool:
-        return not any(dependent.workers and not dependent.wanted for dependent in self.dependents(entry))

@@ -14,16 +14,18 @@ from .reconcile import LEAVING, Listener, Phase, View, WorkerView, is_ready, sta
 
 @dataclass(slots=True)
 class Worker:
-    """One worker of a server; `ready_at` is a monotonic time in seconds."""
+    """One worker of a server, with the configuration that it was placed with; `ready_at` is monotonic, in seconds."""
 
     id: str
     generation: int
     index: int
+    config: ServerConfig
     phase: Phase = Phase.PLACING
     placement: Placement | None = None
     ready_at: float | None = None
     failure: ServerError | None = None
     placed_at: float = 0.0  # in seconds since the epoch
+    out: bool = False  # told to be out of rotation
     task: asyncio.Task[None] | None = None
 
 
@@ -32,6 +34,12 @@ class Entry:
     """One server. Only the engine and the verbs change it, on the supervisor's loop."""
 
     config: ServerConfig
+    # Live changes, which win over the configuration until a reload returns to it.
+    count: int | None = None  # how many workers
+    disabled: bool | None = None
+    out: bool = False  # out of rotation
+    added: bool = False  # not of the files
+    removed: bool = False  # forgotten as soon as nothing of it is left
     wanted: bool = False
     dismissed: bool = False  # deliberately stopped
     ignore_dependencies: bool = False
@@ -55,12 +63,21 @@ class Entry:
     def name(self) -> str:
         return self.config.name
 
+    @property
+    def size(self) -> int:
+        """How many workers it is to have."""
+        return self.config.workers if self.count is None else self.count
+
+    @property
+    def is_disabled(self) -> bool:
+        return self.config.disabled if self.disabled is None else self.disabled
+
     def view(self, *, may_start: bool, may_stop: bool) -> View:
         """The facts on which the next actions depend."""
         return View(
             wanted=self.wanted,
             generation=self.generation,
-            count=self.config.workers,
+            count=self.size,
             overlap=self.config.overlap and not (self.config.command and not self.config.notify),
             may_start=may_start,
             may_stop=may_stop,
@@ -69,10 +86,12 @@ class Entry:
             failed=self.failed,
             done=self.done,
             job=self.config.job,
-            disabled=self.config.disabled,
+            disabled=self.is_disabled,
+            out=self.out,
+            removed=self.removed,
             listener=self.listener,
             workers=tuple(
-                WorkerView(worker.id, worker.generation, worker.index, worker.phase)
+                WorkerView(worker.id, worker.generation, worker.index, worker.phase, worker.out)
                 for worker in self.workers.values()
             ),
         )
@@ -93,13 +112,15 @@ class Entry:
 
     @property
     def complete(self) -> bool:
-        """Every worker of the generation that should serve is ready, and no other has still to go."""
+        """Every worker of the generation that should serve is ready, in rotation or not."""
         current = {
             worker.index
             for worker in self.workers.values()
             if worker.generation == self.generation and worker.phase is Phase.READY
         }
-        return self.ready and (self.done or current.issuperset(range(self.config.workers)))
+        if self.done:
+            return self.ready
+        return self.wanted and not self.failed and current.issuperset(range(self.size))
 
     @property
     def pids(self) -> list[int]:

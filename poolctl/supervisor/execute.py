@@ -8,30 +8,36 @@ import signal
 from collections.abc import Awaitable, Callable
 
 from poolctl.clock import Clock
+from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
+from .deaths import START_FAILED, STOP_FAILED, Deaths, failure_of
 from .entry import Entry, Worker
-from .policy import Next, judge
-from .reconcile import LEAVING, Action, Close, Drain, Listener, Open, Phase, Spawn, Stop
+from .reconcile import LEAVING, Action, Close, Drain, Listener, Open, Phase, Rotate, Spawn, Stop
 
 logger = logging.getLogger("poolctl.supervisor")
 
-START_FAILED = (1323, "ErrorPoolStart")
-STOP_FAILED = (1324, "ErrorPoolStop")
-
 
 class Executor:
-    """One task for each worker's life and for each order to one. `touch` is told of every change."""
+    """One task for each worker's life and for each order to one.
+
+    `touch` is told of every change; `configure` gives an entry back the configuration whose replacement failed.
+    """
 
     def __init__(
-        self, runner: Runner, clock: Clock, touch: Callable[[Entry], None], jitter: Callable[[], float]
+        self,
+        runner: Runner,
+        clock: Clock,
+        touch: Callable[[Entry], None],
+        configure: Callable[[Entry, ServerConfig], None],
+        jitter: Callable[[], float],
     ) -> None:
         self._runner = runner
         self._clock = clock
         self._touch = touch
-        self._jitter = jitter
+        self._deaths = Deaths(clock, touch, configure, jitter)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def perform(self, entry: Entry, action: Action) -> None:
@@ -44,7 +50,7 @@ class Executor:
                 entry.listener = Listener.CLOSING
                 self._spawn_task(self._close(entry))
             case Spawn(generation, index):
-                worker = Worker(f"{entry.name}.{generation}.{index}", generation, index)
+                worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, entry.config)
                 entry.workers[worker.id] = worker
                 worker.task = self._spawn_task(self._live(entry, worker))
             case Drain(name):
@@ -56,6 +62,10 @@ class Executor:
                 worker.phase = Phase.STOPPING
                 if worker.placement is not None:
                     self._spawn_task(self._stop(entry, worker))
+            case Rotate(name, in_rotation):
+                worker = entry.workers[name]
+                worker.out = not in_rotation
+                self._spawn_task(self._rotate(worker))
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Go on with a worker that another supervisor has placed."""
@@ -82,9 +92,9 @@ class Executor:
             _expect(error)
             entry.listener = Listener.CLOSED
             message = getattr(error, "message", str(error))
-            self._note(entry, message, getattr(error, "hint", ""), START_FAILED)
+            self._deaths.note(entry, message, getattr(error, "hint", ""), START_FAILED)
             if entry.wanted:
-                self._after_death(entry, Exit(message=message), was_ready=False)
+                self._deaths.died(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener = Listener.OPEN
         self._touch(entry)
@@ -98,22 +108,22 @@ class Executor:
 
     async def _live(self, entry: Entry, worker: Worker) -> None:
         if worker.phase is not Phase.PLACING:
-            self._ended(entry, worker, Exit(message="was stopped before it was placed"))
+            self._deaths.ended(entry, worker, Exit(message="was stopped before it was placed"))
             return
         ending = await self._begin(entry, worker)
         if ending is not None:
-            self._ended(entry, worker, await ending)
+            self._deaths.ended(entry, worker, await ending)
 
     async def _begin(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit] | None:
         """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
         worker.placed_at = self._clock.time()
         try:
-            placement = await self._runner.place(entry.config, worker.generation, worker.index)
+            placement = await self._runner.place(worker.config, worker.generation, worker.index)
         except Exception as error:
             _expect(error)
             message = getattr(error, "message", str(error))
-            worker.failure = self._failure(entry, message, getattr(error, "hint", ""), START_FAILED)
-            self._ended(entry, worker, Exit(message=message))
+            worker.failure = failure_of(entry, message, getattr(error, "hint", ""), START_FAILED)
+            self._deaths.ended(entry, worker, Exit(message=message))
             return None
         worker.placement = placement
         if worker.phase is Phase.PLACING:
@@ -132,25 +142,25 @@ class Executor:
         return ending
 
     async def _go_on(self, entry: Entry, worker: Worker) -> None:
-        self._ended(entry, worker, await (await self._see_ready(entry, worker)))
+        self._deaths.ended(entry, worker, await (await self._see_ready(entry, worker)))
 
     async def _become_ready(self, entry: Entry, worker: Worker) -> None:
         assert worker.placement is not None
-        config = entry.config
+        config = worker.config
         try:
             await self._runner.begun(worker.placement)
             async with asyncio.timeout(None if config.job else config.start_timeout):
                 await self._runner.ready(worker.placement)
         except WorkerFailed as error:
-            worker.failure = self._failure(entry, error.message, error.hint, START_FAILED)
+            worker.failure = failure_of(entry, error.message, error.hint, START_FAILED)
         except TimeoutError:
             limit = format_duration(config.start_timeout)
             hint = f"poolctl logs {entry.name}; start_timeout says how long it may take"
-            worker.failure = self._failure(entry, f"was not ready within {limit}", hint, START_FAILED)
+            worker.failure = failure_of(entry, f"was not ready within {limit}", hint, START_FAILED)
             await self._runner.stop(worker.placement, 0)
         except Exception as error:
             _expect(error)
-            worker.failure = self._failure(entry, str(error), f"poolctl logs {entry.name}", START_FAILED)
+            worker.failure = failure_of(entry, str(error), f"poolctl logs {entry.name}", START_FAILED)
             await self._runner.stop(worker.placement, 0)
         else:
             if worker.phase is Phase.STARTING:
@@ -160,101 +170,37 @@ class Executor:
 
     async def _drain(self, entry: Entry, worker: Worker) -> None:
         assert worker.placement is not None
-        await self._runner.drain(worker.placement)
+        await self._runner.drain(worker.placement, replaced=_is_replaced(entry, worker))
         if worker.id in entry.workers:
             await self._stop(entry, worker)
 
+    async def _rotate(self, worker: Worker) -> None:
+        assert worker.placement is not None
+        await self._runner.rotate(worker.placement, not worker.out)
+
     async def _stop(self, entry: Entry, worker: Worker, limit_seconds: float | None = None) -> None:
         assert worker.placement is not None
-        limit = entry.config.stop_timeout if limit_seconds is None else limit_seconds
+        limit = worker.config.stop_timeout if limit_seconds is None else limit_seconds
         try:
             exit_ = await self._runner.stop(worker.placement, limit)
         except TimeoutError:
-            self._note(entry, "could not be ended, not even by SIGKILL", "see what it waits for", STOP_FAILED)
+            self._deaths.note(
+                entry, "could not be ended, not even by SIGKILL", "see what it waits for", STOP_FAILED
+            )
             self._touch(entry)
             return
         if exit_.signal == signal.SIGKILL:
             entry.warnings.append(f"{entry.name}: had to be killed after {format_duration(limit)}")
 
-    # Ends.
 
-    def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        entry.workers.pop(worker.id, None)
-        if worker.phase not in LEAVING:
-            self._unordered_end(entry, worker, exit_)
-        self._touch(entry)
-
-    def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        was_ready = worker.ready_at is not None
-        if not was_ready and not (entry.config.job and exit_.ok):
-            failure = worker.failure or self._failure(
-                entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}", START_FAILED
-            )
-            entry.failures += 1
-            entry.failure, entry.failed_since = failure, worker.placed_at
-        serving = [
-            each.generation
-            for each in entry.workers.values()
-            if each.phase is Phase.READY and each.generation != worker.generation
-        ]
-        if not was_ready and worker.generation == entry.generation and serving:
-            # The replacement failed: the generation that serves stays.
-            entry.generation = max(serving)
-            return
-        if worker.generation == entry.generation and entry.wanted:
-            self._after_death(entry, exit_, was_ready=was_ready)
-
-    def _after_death(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
-        now = self._clock.monotonic()
-        if entry.config.job:
-            entry.done, entry.failed = exit_.ok, not exit_.ok
-            return
-        verdict = judge(
-            entry.config.restart,
-            exit_,
-            was_ready=was_ready,
-            restarts=entry.restart_times,
-            now=now,
-            jitter=self._jitter(),
-        )
-        if verdict.next is Next.DONE:
-            entry.done = True
-        elif verdict.next is Next.FAILED:
-            entry.failed = True
-            if was_ready or entry.config.restart.policy != "no":
-                self._note(entry, verdict.reason, f"poolctl logs {entry.name}", START_FAILED)
-        else:
-            entry.restart_times.append(now)
-            entry.restarts += 1
-            self._hold(entry, verdict.delay_seconds)
-
-    def _hold(self, entry: Entry, delay_seconds: float) -> None:
-        if delay_seconds <= 0:
-            return
-        loop = asyncio.get_running_loop()
-        entry.cancel_timers()
-        entry.held = True
-        entry.timers.append(loop.call_later(delay_seconds, self._release, entry))
-        if delay_seconds > entry.config.start_timeout:
-            entry.timers.append(loop.call_later(entry.config.start_timeout, self._refuse, entry))
-
-    def _release(self, entry: Entry) -> None:
-        entry.cancel_timers()
-        self._touch(entry)
-
-    def _refuse(self, entry: Entry) -> None:
-        entry.refusing = True
-        self._touch(entry)
-
-    def _note(self, entry: Entry, message: str, hint: str, kind: tuple[int, str]) -> None:
-        entry.failures += 1
-        entry.failure = self._failure(entry, message, hint, kind)
-
-    def _failure(self, entry: Entry, message: str, hint: str, kind: tuple[int, str]) -> ServerError:
-        code, error = kind
-        return ServerError(
-            message, name=entry.name, bind=entry.config.bind, hint=hint, code=code, error=error
-        )
+def _is_replaced(entry: Entry, worker: Worker) -> bool:
+    """Whether another worker takes over the connections that this one has."""
+    return any(
+        each.phase is Phase.READY
+        and each.config.key == worker.config.key
+        and bool(each.config.tls) is bool(worker.config.tls)
+        for each in entry.workers.values()
+    )
 
 
 def _expect(error: Exception) -> None:

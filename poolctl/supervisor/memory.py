@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from poolctl.config.model import ServerConfig
@@ -17,16 +18,37 @@ from .entry import Entry
 
 logger = logging.getLogger("poolctl.supervisor")
 
-_REMEMBERED = (
-    "wanted",
-    "dismissed",
-    "ignore_dependencies",
-    "generation",
-    "newest",
-    "failed",
-    "done",
-    "restarts",
-)
+# Left out where they are what a new entry has: most servers take no more than their name.
+_REMEMBERED: dict[str, Any] = {
+    "count": None,
+    "disabled": None,
+    "out": False,
+    "added": False,
+    "removed": False,
+    "wanted": False,
+    "dismissed": False,
+    "ignore_dependencies": False,
+    "generation": 1,
+    "newest": 1,
+    "failed": False,
+    "done": False,
+    "restarts": 0,
+}
+
+
+@dataclass
+class Kept:
+    """The configuration in force, whatever became of its files: the servers, those that were added live among them."""
+
+    name: str
+    servers: list[ServerConfig]
+    # What older workers were placed with, by the ids of the workers.
+    placed: dict[str, ServerConfig] = field(default_factory=dict)
+    # The names of servers of the files that were removed live.
+    missing: list[str] = field(default_factory=list)
+    # What `reload --env` and `restart --env` brought, of the pool and by server.
+    environment: Mapping[str, str] | None = None
+    environments: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class Memory:
@@ -36,35 +58,38 @@ class Memory:
         self._keeper = keeper
         self._last = b""
 
-    async def servers(self) -> tuple[str, list[ServerConfig]] | None:
-        """The pool's name and the servers as the supervisor before had loaded them; None if there was none."""
+    async def configuration(self) -> Kept | None:
+        """What the supervisor before had in force; None if there was none."""
         content = await self._read("configuration")
         if content is None:
             return None
         try:
-            name, servers = pickle.loads(content)
+            kept = pickle.loads(content)
         except Exception:
             # Of another version: the files are the next best source, and the servers live on in any case.
             logger.exception("what the supervisor before left cannot be read")
             return None
-        return name, servers
+        return kept if isinstance(kept, Kept) else None
 
-    def keep_servers(self, name: str, servers: list[ServerConfig]) -> None:
-        """Leave the configuration that is in force, whatever becomes of its files."""
-        self._write("configuration", pickle.dumps((name, servers)))
+    def keep(self, configuration: Kept) -> None:
+        """Leave the configuration that is in force."""
+        self._write("configuration", pickle.dumps(configuration))
 
     async def recall(self, entries: dict[str, Entry]) -> None:
         """Give the entries what was wanted of them."""
         content = await self._read("wanted")
         for name, values in json.loads(content or b"{}").items():
             if name in entries:
-                for key in _REMEMBERED:
+                for key in _REMEMBERED.keys() & values.keys():
                     setattr(entries[name], key, values[key])
 
     def remember(self, entries: Iterable[Entry]) -> None:
         """Leave what is wanted of the entries, if it has changed."""
         document: dict[str, Any] = {
-            entry.name: {key: getattr(entry, key) for key in _REMEMBERED} for entry in entries
+            entry.name: {
+                key: value for key, usual in _REMEMBERED.items() if (value := getattr(entry, key)) != usual
+            }
+            for entry in entries
         }
         content = json.dumps(document).encode()
         if content != self._last:

@@ -76,7 +76,7 @@ class Order:
         """A dependency that has failed since, or is stuck itself, and without which the entry cannot start."""
         if entry.ignore_dependencies or entry.workers or not entry.wanted:
             return None
-        for dependency in self._engine.dependencies(entry):
+        for dependency in self._engine.graph.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.failures)
             idle = not dependency.wanted or dependency.failures > since or dependency.name in self._stuck
             if idle and not dependency.ready:
@@ -94,6 +94,6 @@ class Order:
             return late(entry, self._kind, f"was {order} by another command meanwhile")
         if entry.name in self._stuck:
             blocker = self._stuck[entry.name]
-            reason = "is disabled" if blocker.config.disabled else "did not become ready"
+            reason = "is disabled" if blocker.is_disabled else "did not become ready"
             return late(entry, self._kind, f"waits for {blocker.name}, which {reason}")
         return late(entry, self._kind, f"is still {entry.state}") if entry in missing else None

@@ -19,10 +19,9 @@ from poolctl.runners.local import LocalRunner
 from poolctl.runners.protocol import Placement
 
 from .adopt import adopt
+from .configuration import Configuration
 from .engine import Engine
 from .memory import Memory
-from .naming import default_name
-from .settle import settle_configuration
 from .verbs import Verbs
 
 INVALID_CONFIGURATION = 5
@@ -70,8 +69,6 @@ class ManagedPool:
     ) -> None:
         self.directory = directory
         self.files = list(files)
-        self.name = default_name(files[0])
-        self._state_directory = state_directory
         self._keeper = keeper
         self._keeper_pid = int(hello["pid"])
         self._withdraw = withdraw
@@ -87,37 +84,41 @@ class ManagedPool:
             on_dropped=self._dropped,
             on_expired=self._expired,
         )
-        self._problems: list[Document] = []
+        self._memory = Memory(keeper)
+        self._configuration = Configuration(
+            files, state_directory, self._memory, self.runner.forker.environments
+        )
         self._terminated = False
+
+    @property
+    def name(self) -> str:
+        """The pool's, by which it is found from anywhere."""
+        return self._configuration.name
 
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
         self.runner.sockets.inherited = await _inherited(self._keeper)
-        memory = Memory(self._keeper)
-        before = await memory.servers()
-        if before is not None:
-            self.name, servers = before
-        else:
-            servers, self.name, self._problems = await asyncio.to_thread(
-                settle_configuration, self.files, self._state_directory, self.name
-            )
-            memory.keep_servers(self.name, servers)
+        servers = await self._configuration.begin()
         self.engine = Engine(servers, self.runner, SystemClock())
-        if adopted := await adopt(self.engine, self.runner, memory):
+        if adopted := await adopt(self.engine, self.runner, self._memory, self._configuration.placed):
             logger.info("took over %d workers", adopted)
         await self.runner.output.start()
-        self._remember = Debounced(lambda: memory.remember(self.engine.entries.values()))
+        self._remember = Debounced(self._leave_behind)
         self.engine.listeners.add(lambda entry: self._remember.soon())
-        self._verbs = Verbs(self.engine, self._about(), self._end_soon, self.runner.forker.environments)
+        self._verbs = Verbs(self.engine, self._about, self._end_soon, self.runner.forker.environments)
         self._control = ControlServer(listener, self._handle)
         await self._control.start()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
 
     async def _handle(self, request: Request, progress: Progress) -> Document:
-        if self._problems:
+        if self._configuration.problems:
             self._end_soon()
             return result(
-                [], self._problems, exit_code=INVALID_CONFIGURATION, ended=True, keeper_pid=self._keeper_pid
+                [],
+                self._configuration.problems,
+                exit_code=INVALID_CONFIGURATION,
+                ended=True,
+                keeper_pid=self._keeper_pid,
             )
         if self._ending:
             # It came between the last answer and the end: without an answer its client asks the next supervisor.
@@ -126,6 +127,11 @@ class ManagedPool:
         # What is answered is also what a successor will know.
         self._remember.now()
         return document
+
+    def _leave_behind(self) -> None:
+        """The configuration first: what is wanted of a server means little without it."""
+        self._configuration.keep(self.engine)
+        self._memory.remember(self.engine.entries.values())
 
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""
@@ -148,8 +154,8 @@ class ManagedPool:
         self.runner.exit_reported(report)
 
     async def _stop_all(self) -> None:
-        if not self._problems:
-            await self._verbs.stop(Selector(), {}, lambda document: None)
+        if not self._configuration.problems:
+            await self._verbs.perform("stop", Selector(), {}, lambda document: None)
         self._end_soon()
 
     def _end_soon(self) -> None:

@@ -42,6 +42,7 @@ class WorkerView:
     generation: int
     index: int
     phase: Phase
+    out: bool = False  # told to be out of rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class View:
     done: bool = False  # ended by itself with 0, and is not to be restarted
     job: bool = False  # runs to its end once
     disabled: bool = False
+    out: bool = False  # out of rotation: it answers, and nobody is to send it more
+    removed: bool = False  # leaves the pool: what it has under way may be finished first
     listener: Listener = Listener.CLOSED
     workers: tuple[WorkerView, ...] = ()
 
@@ -101,7 +104,15 @@ class Stop:
     worker: str
 
 
-Action = Open | Close | Spawn | Drain | Stop
+@dataclass(frozen=True, slots=True)
+class Rotate:
+    """Take a worker out of rotation, or back into it."""
+
+    worker: str
+    in_rotation: bool
+
+
+Action = Open | Close | Spawn | Drain | Stop | Rotate
 
 
 def decide(view: View) -> list[Action]:
@@ -114,14 +125,34 @@ def decide(view: View) -> list[Action]:
         return _hold(view)
     if view.listener is not Listener.OPEN:
         return []
-    return _serve(view)
+    return _rotate(view) + _serve(view)
 
 
 def _rest(view: View) -> list[Action]:
+    if view.removed:
+        return _leave(view)
     if view.workers:
         staying = [worker for worker in view.workers if worker.phase is not Phase.STOPPING]
         return [Stop(worker.id) for worker in staying] if view.may_stop else []
     return [Close()] if view.listener is Listener.OPEN else []
+
+
+def _leave(view: View) -> list[Action]:
+    if not view.may_stop:
+        return []
+    staying = [worker for worker in view.workers if worker.phase not in LEAVING]
+    if staying:
+        return [_retire(worker) for worker in staying]
+    # Nobody accepts any more: who comes now is refused, and need not wait for those that are seen off.
+    return [Close()] if view.listener is Listener.OPEN else []
+
+
+def _rotate(view: View) -> list[Action]:
+    return [
+        Rotate(worker.id, not view.out)
+        for worker in view.workers
+        if worker.phase is Phase.READY and worker.out != view.out
+    ]
 
 
 def _hold(view: View) -> list[Action]:
@@ -168,7 +199,7 @@ def state_of(view: View) -> State:
             return State.FAILED
         return State.DISABLED if view.disabled else State.STOPPED
     if any(worker.phase is Phase.READY for worker in staying):
-        return State.RUNNING
+        return State.DRAINING if view.out else State.RUNNING
     if view.held:
         return State.BACKOFF
     return State.STARTING

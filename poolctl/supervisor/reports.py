@@ -26,6 +26,8 @@ class Reports:
     def _item(self, entry: Entry, now: float) -> Document:
         document = item(
             entry.config,
+            workers=entry.size,
+            disabled=entry.is_disabled,
             state=entry.state,
             ready=entry.ready,
             pids=entry.pids,
@@ -71,7 +73,19 @@ def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
 
 def disabled(entry: Entry) -> ServerError:
     return ServerError(
-        "is disabled", name=entry.name, bind=entry.config.key, hint="remove `disabled = true` from its table"
+        "is disabled",
+        name=entry.name,
+        bind=entry.config.key,
+        hint=f"poolctl enable {entry.name}, or remove `disabled = true` from its table",
+    )
+
+
+def drained(entry: Entry) -> ServerError:
+    return ServerError(
+        "is drained: it runs, out of rotation",
+        name=entry.name,
+        bind=entry.config.key,
+        hint=f"poolctl undrain {entry.name}",
     )
 
 
@@ -93,9 +107,24 @@ def as_kind(kind: tuple[int, str], failure: ServerError) -> Document:
     return document
 
 
+def overrides(entry: Entry) -> Document:
+    """The live changes that win over the configuration."""
+    found: Document = {}
+    if entry.count is not None:
+        found["workers"] = entry.count
+    if entry.disabled is not None:
+        found["disabled"] = entry.disabled
+    if entry.out:
+        found["drained"] = True
+    if entry.added:
+        found["added"] = True
+    return found
+
+
 def details(entry: Entry, endpoints: list[str]) -> Document:
     config = entry.config
     return {
+        "overrides": overrides(entry),
         "endpoints": endpoints,
         "generation": entry.generation,
         "worker_list": [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from poolctl.config.load import load
 from poolctl.config.model import ServerConfig
@@ -12,20 +13,27 @@ from poolctl.errors import PoolError, ServerError
 from poolctl.listeners.ports import PortLedger
 
 
-def settle_configuration(
-    files: Sequence[str], state_directory: str, name: str
-) -> tuple[list[ServerConfig], str, list[Document]]:
-    """The servers in the file's order, the pool's name, and every problem (then there are no servers). Blocks."""
+@dataclass
+class Settled:
+    """What the files came to: the servers in their order and the pool's name, or every problem and no servers."""
+
+    name: str
+    servers: list[ServerConfig] = field(default_factory=list)
+    problems: list[Document] = field(default_factory=list)
+
+
+def settle(files: Sequence[str], state_directory: str, name: str, env: Mapping[str, str]) -> Settled:
+    """What the files say; `name` is the pool's where they name none. Blocks on the disk."""
     try:
-        config = load(files, os.environ)
+        config = load(files, env)
         if config.problems:
-            return [], name, [problem.to_dict() for problem in config.problems]
-        name = config.settings.name or name
-        return _with_ports(list(config), state_directory, config.settings.port_range), name, []
+            return Settled(name, problems=[problem.to_dict() for problem in config.problems])
+        servers = _with_ports(list(config), state_directory, config.settings.port_range)
+        return Settled(config.settings.name or name, servers)
     except PoolError as error:
-        return [], name, error.to_list()
+        return Settled(name, problems=error.to_list())
     except ServerError as error:
-        return [], name, [error.to_dict()]
+        return Settled(name, problems=[error.to_dict()])
 
 
 def _with_ports(

@@ -35,7 +35,7 @@ async def until(
             if finished(entry):
                 del waiting[entry.name]
                 # What became of it may be the end of those who wait for it, though nothing about them changed.
-                ahead += engine.dependents(entry)
+                ahead += engine.graph.dependents(entry)
         if not waiting and not everything.done():
             everything.set_result(None)
 

@@ -73,7 +73,13 @@ class ScriptedRunner:
         if behaviour == BREAKS:
             raise OSError("the wire is cut")
 
-    async def drain(self, placement: Placement) -> None:
+    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
+        self.log.append(f"{'in' if in_rotation else 'out'} {placement.id}")
+
+    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
+        self.log.append(f"tls {placement.id}")
+
+    async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         self.log.append(f"drain {placement.id}")
         self.draining.set()
         if self.may_drain is not None:

@@ -21,6 +21,7 @@ from poolctl.supervisor.reconcile import (
     Listener,
     Open,
     Phase,
+    Rotate,
     Spawn,
     Stop,
     View,
@@ -47,7 +48,8 @@ def applied(view: View, actions: list[Action]) -> View:
                 listener = Listener.OPENING
             case Close():
                 assert listener is Listener.OPEN
-                assert not view.workers, "a listener outlives its workers"
+                accepting = [each for each in view.workers if each.phase not in LEAVING or not view.removed]
+                assert not accepting, "a listener outlives its workers"
                 listener = Listener.CLOSING
             case Spawn(generation, index):
                 assert listener is Listener.OPEN
@@ -67,6 +69,10 @@ def applied(view: View, actions: list[Action]) -> View:
                 assert name not in told
                 told.add(name)
                 workers[name] = replace(workers[name], phase=Phase.STOPPING)
+            case Rotate(name, in_rotation):
+                assert workers[name].phase is Phase.READY
+                assert workers[name].out is in_rotation
+                workers[name] = replace(workers[name], out=not in_rotation)
     return replace(view, listener=listener, workers=tuple(workers.values()))
 
 
@@ -108,7 +114,9 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
 def check_words(view: View) -> None:
     """What is said of a server must be true of its workers."""
     state = state_of(view)
-    assert (state is State.RUNNING) == (bool(serving(view)) and not view.resting)
+    assert (state in (State.RUNNING, State.DRAINING)) == (bool(serving(view)) and not view.resting)
+    if state in (State.RUNNING, State.DRAINING):
+        assert (state is State.DRAINING) == view.out
     if state in (State.STOPPED, State.DISABLED, State.FAILED):
         assert not view.workers
     if state is State.STOPPING:
@@ -173,6 +181,23 @@ class World(RuleBasedStateMachine):
     @rule(count=st.integers(1, MOST_WORKERS))
     def scale(self, count: int) -> None:
         self.change(count=count)
+
+    @rule(out=st.booleans())
+    def drain_or_undrain(self, out: bool) -> None:
+        self.change(out=out)
+        if not self.view.resting and not self.view.held and self.view.listener is Listener.OPEN:
+            assert all(worker.out is out for worker in serving(self.view))
+
+    @rule()
+    def remove(self) -> None:
+        self.change(
+            wanted=False, failed=False, done=False, held=False, refusing=False, out=False, removed=True
+        )
+
+    @precondition(lambda self: self.view.removed)
+    @rule()
+    def come_back(self) -> None:
+        self.change(removed=False)
 
     # What others do.
 
@@ -253,7 +278,8 @@ class World(RuleBasedStateMachine):
             assert {worker.phase for worker in view.workers} == {Phase.READY}
             found = sorted((worker.generation, worker.index) for worker in view.workers)
             assert found == [(view.generation, index) for index in range(view.count)]
-            assert is_ready(view)
+            assert is_ready(view) is not view.out
+            assert {worker.out for worker in view.workers} == {view.out}
 
     def everything_goes_well(self) -> None:
         reached = {Listener.OPENING: Listener.OPEN, Listener.CLOSING: Listener.CLOSED}
@@ -294,6 +320,7 @@ views = st.builds(
     failed=seldom,
     done=seldom,
     job=seldom,
+    out=seldom,
     listener=st.sampled_from([Listener.OPEN, Listener.OPEN, *Listener]),
     workers=st.lists(
         st.tuples(st.integers(1, 2), st.integers(0, MOST_WORKERS), phases),

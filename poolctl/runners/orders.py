@@ -1,0 +1,49 @@
+"""What a worker is told, apart from the end of its work: by its control socket, or by a signal of the keeper's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+
+from poolctl.config.model import ServerConfig
+from poolctl.platform import sealed_file
+
+from .link import Link, LinkLost
+from .spec import tls_contents, tls_settings
+from .workers import LocalWorker
+
+_TRIES = 20
+_AGAIN_SECONDS = 0.005
+
+
+def rotate(worker: LocalWorker, in_rotation: bool) -> None:
+    """Tell the worker to send its clients elsewhere, or not to any more; a command is told nothing."""
+    if worker.control is not None:
+        worker.control.send({"order": "in" if in_rotation else "out"})
+
+
+def renew_tls(worker: LocalWorker, server: ServerConfig) -> None:
+    """Give the worker the server's certificates as they are now. Raises ServerError for a file that cannot be read."""
+    if worker.control is None:
+        return
+    with contextlib.ExitStack() as ours:
+        fds = [sealed_file("poolctl", content) for content in tls_contents(server)]
+        for fd in fds:
+            ours.callback(os.close, fd)
+        worker.control.send({"order": "tls", "settings": tls_settings(server)}, fds)
+
+
+async def signal(keeper: Link, worker: LocalWorker, number: int, *, group: bool = False) -> None:
+    """Send a signal to the worker, or to all of its session; nothing when it has ended.
+
+    The keeper sends it: only the parent knows that the pid is still this worker's. It becomes the parent a moment after
+    the fork.
+    """
+    order = {"op": "signal", "pid": worker.placement.pid, "signal": number, "group": group}
+    with contextlib.suppress(LinkLost):
+        for _ in range(_TRIES):
+            reply, _ = await keeper.call(order)
+            if reply["sent"] or worker.exited.done():
+                return
+            await asyncio.sleep(_AGAIN_SECONDS)

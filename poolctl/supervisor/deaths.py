@@ -1,0 +1,123 @@
+"""What follows when a worker has ended: nothing, a restart at once or later, or giving up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from poolctl.clock import Clock
+from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.runners.protocol import Exit
+
+from . import policy
+from .entry import Entry, Worker
+from .policy import Next
+from .reconcile import LEAVING, Phase
+
+Kind = tuple[int, str]
+START_FAILED: Kind = (1323, "ErrorPoolStart")
+STOP_FAILED: Kind = (1324, "ErrorPoolStop")
+
+
+class Deaths:
+    """Shows in the entry what came of an end; `touch` is told.
+
+    `configure` gives an entry back the configuration whose replacement failed; `jitter` gives random numbers from -1
+    to 1.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        touch: Callable[[Entry], None],
+        configure: Callable[[Entry, ServerConfig], None],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._touch = touch
+        self._configure = configure
+        self._jitter = jitter
+
+    def ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        """The worker is gone, told to or not."""
+        entry.workers.pop(worker.id, None)
+        if worker.phase not in LEAVING:
+            self._unordered_end(entry, worker, exit_)
+        self._touch(entry)
+
+    def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        was_ready = worker.ready_at is not None
+        if not was_ready and not (worker.config.job and exit_.ok):
+            failure = worker.failure or failure_of(
+                entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}", START_FAILED
+            )
+            entry.failures += 1
+            entry.failure, entry.failed_since = failure, worker.placed_at
+        serving = [
+            each
+            for each in entry.workers.values()
+            if each.phase is Phase.READY and each.generation != worker.generation
+        ]
+        if not was_ready and worker.generation == entry.generation and serving:
+            # The replacement failed: the generation that serves stays, and with it its configuration.
+            staying = max(serving, key=lambda each: each.generation)
+            entry.generation = staying.generation
+            self._configure(entry, staying.config)
+            return
+        if worker.generation == entry.generation and entry.wanted:
+            self.died(entry, exit_, was_ready=was_ready)
+
+    def died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
+        """Nobody ordered it: done, failed, or to be tried again."""
+        now = self._clock.monotonic()
+        if entry.config.job:
+            entry.done, entry.failed = exit_.ok, not exit_.ok
+            return
+        verdict = policy.judge(
+            entry.config.restart,
+            exit_,
+            was_ready=was_ready,
+            restarts=entry.restart_times,
+            now=now,
+            jitter=self._jitter(),
+        )
+        if verdict.next is Next.DONE:
+            entry.done = True
+        elif verdict.next is Next.FAILED:
+            entry.failed = True
+            if was_ready or entry.config.restart.policy != "no":
+                self.note(entry, verdict.reason, f"poolctl logs {entry.name}", START_FAILED)
+        else:
+            entry.restart_times.append(now)
+            entry.restarts += 1
+            self._hold(entry, verdict.delay_seconds)
+
+    def _hold(self, entry: Entry, delay_seconds: float) -> None:
+        if delay_seconds <= 0:
+            return
+        loop = asyncio.get_running_loop()
+        entry.cancel_timers()
+        entry.held = True
+        entry.timers.append(loop.call_later(delay_seconds, self._release, entry))
+        if delay_seconds > entry.config.start_timeout:
+            entry.timers.append(loop.call_later(entry.config.start_timeout, self._refuse, entry))
+
+    def _release(self, entry: Entry) -> None:
+        entry.cancel_timers()
+        self._touch(entry)
+
+    def _refuse(self, entry: Entry) -> None:
+        entry.refusing = True
+        self._touch(entry)
+
+    def note(self, entry: Entry, message: str, hint: str, kind: Kind) -> None:
+        """An attempt has failed."""
+        entry.failures += 1
+        entry.failure = failure_of(entry, message, hint, kind)
+
+
+def failure_of(entry: Entry, message: str, hint: str, kind: Kind) -> ServerError:
+    """The failure of a server, with the code of what was tried."""
+    code, error = kind
+    return ServerError(message, name=entry.name, bind=entry.config.bind, hint=hint, code=code, error=error)

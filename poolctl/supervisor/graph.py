@@ -1,0 +1,71 @@
+"""What depends on what among the servers of the pool, kept right while servers come, change and go."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from .entry import Entry
+
+
+class Graph:
+    """The dependencies of the entries, which are the engine's own table, in the order of the file."""
+
+    def __init__(self, entries: dict[str, Entry]) -> None:
+        self._entries = entries
+        # Names, so that a server may be depended on before it is there and after it has gone.
+        self._dependents: dict[str, dict[str, None]] = defaultdict(dict)
+        for entry in entries.values():
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Note what the entry depends on."""
+        for dependency in entry.config.depends_on:
+            self._dependents[dependency.name][entry.name] = None
+
+    def remove(self, entry: Entry) -> None:
+        """Forget what the entry depends on; who depends on it still does."""
+        for dependency in entry.config.depends_on:
+            self._dependents[dependency.name].pop(entry.name, None)
+
+    def dependencies(self, entry: Entry) -> list[Entry]:
+        """The servers that it depends on directly."""
+        found = (self._entries.get(dependency.name) for dependency in entry.config.depends_on)
+        return [dependency for dependency in found if dependency is not None]
+
+    def dependents(self, entry: Entry) -> list[Entry]:
+        """The servers that depend on it directly."""
+        found = (self._entries.get(name) for name in self._dependents.get(entry.name, ()))
+        return [dependent for dependent in found if dependent is not None]
+
+    def closure(self, entries: Iterable[Entry], step: Callable[[Entry], list[Entry]]) -> list[Entry]:
+        """The entries and all that is reached from them by `step`, in the order of the file."""
+        seen: set[str] = set()
+        ahead = list(entries)
+        while ahead:
+            entry = ahead.pop()
+            if entry.name not in seen:
+                seen.add(entry.name)
+                ahead += step(entry)
+        return [entry for name, entry in self._entries.items() if name in seen]
+
+    def may_start(self, entry: Entry) -> bool:
+        """Whether everything that it depends on is as far as it has to be."""
+        if entry.ignore_dependencies:
+            return True
+        return all(self._satisfied(each.name, each.condition) for each in entry.config.depends_on)
+
+    def _satisfied(self, name: str, condition: str) -> bool:
+        entry = self._entries.get(name)
+        if entry is None:
+            return True
+        if condition == "started":
+            return entry.ready or any(worker.placement is not None for worker in entry.workers.values())
+        if condition == "completed":
+            return entry.done
+        # One that is out of rotation is not ready to be sent to, and answers all the same.
+        return entry.ready or (entry.out and entry.complete)
+
+    def may_stop(self, entry: Entry) -> bool:
+        """Whether nothing that depends on it still has to go first."""
+        return not any(dependent.workers and not dependent.wanted for dependent in self.dependents(entry))

@@ -1,0 +1,80 @@
+"""The verbs that look: list, show, status, wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from poolctl.control.messages import Document, result
+from poolctl.control.server import Progress
+from poolctl.pool.select import Selector
+
+from .engine import Engine
+from .entry import Entry
+from .order import TIMED_OUT
+from .reports import Reports, details, reporter
+from .reports import late as late_as
+from .selection import Selection
+from .waiting import until
+
+NOT_DESIRED = 3
+MONITOR = (1326, "ErrorPoolMonitor")
+
+
+class Reading:
+    """Changes nothing. `about` is what is said of the pool as a whole."""
+
+    def __init__(self, engine: Engine, about: Callable[[], Document]) -> None:
+        self._engine = engine
+        self._about = about
+        self._selection = Selection(engine)
+        self._reports = Reports(engine)
+
+    async def listing(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The selected servers as they are."""
+        return result(self._selection.items(selector))
+
+    async def show(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The selected servers with their configuration, its origins, and what happened last."""
+        entries = self._selection.of(selector)
+        items = self._reports.items(entries)
+        for document, entry in zip(items, entries, strict=True):
+            document.update(details(entry, self._engine.runner.endpoints(entry.config.key)))
+        return result(items)
+
+    async def status(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Every selected server, and a summary; exit code 3 unless all that should run is ready."""
+        entries = self._selection.of(selector)
+        should_run = [
+            entry for entry in entries if not (entry.is_disabled or entry.dismissed or entry.removed)
+        ]
+        counts: dict[str, int] = {}
+        for entry in entries:
+            counts[entry.state] = counts.get(entry.state, 0) + 1
+        missing = [entry for entry in should_run if not entry.ready]
+        summary = {
+            **self._about(),
+            "servers": len(entries),
+            "should_run": len(should_run),
+            "ready": len(should_run) - len(missing),
+            "states": counts,
+        }
+        errors = [entry.failure.to_dict() for entry in missing if entry.failure is not None]
+        return result(
+            self._reports.items(entries), errors, exit_code=NOT_DESIRED if missing else 0, summary=summary
+        )
+
+    async def wait(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Return when each selected server is what `for` says; exit code 124 when the time is over before."""
+        entries = self._selection.of(selector)
+        goal = str(options.get("for") or "ready")
+        tests: dict[str, Callable[[Entry], bool]] = {
+            "ready": lambda entry: entry.ready,
+            "healthy": lambda entry: entry.ready,
+            "stopped": lambda entry: entry.at_rest and not entry.failed,
+        }
+        test = tests.get(goal, lambda entry: entry.state == goal)
+        if goal in ("ready", "healthy", "running"):
+            entries = [entry for entry in entries if not entry.is_disabled]
+        late = await until(self._engine, entries, test, options.get("timeout"), reporter(progress, options))
+        errors = [late_as(entry, MONITOR, f"is {entry.state}, not {goal}").to_dict() for entry in late]
+        return result(self._selection.items(selector), errors, exit_code=TIMED_OUT if late else 0)

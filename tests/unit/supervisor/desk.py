@@ -1,0 +1,57 @@
+"""An engine over a scripted runner, asked as the control socket asks it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from poolctl import ServerConfig
+from poolctl.clock import SystemClock
+from poolctl.pool.select import Selector
+from poolctl.supervisor.engine import Engine
+from poolctl.supervisor.verbs import Verbs
+from tests.unit.supervisor.slow_runner import SlowRunner
+
+
+class Desk:
+    """Everything that a supervisor decides, without its processes."""
+
+    def __init__(self, *servers: ServerConfig, **script: str) -> None:
+        self.runner = SlowRunner(**script)
+        self.engine = Engine(servers, self.runner, SystemClock())
+        self.over = False
+        self.verbs = Verbs(self.engine, lambda: {"keeper_pid": 1}, self._end)
+
+    def _end(self) -> None:
+        self.over = True
+
+    async def ask(self, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
+        selector = Selector.from_dict({"targets": list(targets)})
+        return await self.verbs.perform(verb, selector, options, lambda line: None)
+
+    def begin(self, verb: str, *targets: str, **options: Any) -> asyncio.Task[dict[str, Any]]:
+        return asyncio.ensure_future(self.ask(verb, *targets, **options))
+
+    def states(self) -> dict[str, str]:
+        return {name: entry.state for name, entry in self.engine.entries.items()}
+
+
+def web(name: str = "web", **keys: Any) -> ServerConfig:
+    keys.setdefault("bind", f"127.0.0.1:{9000 + sum(map(ord, name)) % 900}")
+    return ServerConfig(**{"name": name, "app": "any:app", "restart": "no"} | keys)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    async def watched() -> None:
+        unseen: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+        await asyncio.wait_for(work, 5)
+        assert unseen == []
+
+    asyncio.run(watched())
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -1,0 +1,128 @@
+"""Servers that come, change and go while the others serve on."""
+
+from __future__ import annotations
+
+from tests.unit.pool.scripted_runner import FAILS
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+
+def test_a_worker_keeps_the_configuration_that_it_was_placed_with_until_it_is_changed_live() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(stop_timeout=1))
+        await desk.ask("start")
+        entry = desk.engine.entries["web"]
+        desk.engine.change(entry, web(stop_timeout=2), live=False)
+        await turns()
+        assert "stop web.1.0 1" in desk.runner.log
+        desk.engine.change(entry, web(stop_timeout=3), live=True)
+        await desk.ask("stop")
+        assert "stop web.2.0 3" in desk.runner.log
+
+    run(scenario())
+
+
+def test_a_changed_server_whose_replacement_fails_goes_back_to_the_configuration_that_serves() -> None:
+    async def scenario() -> None:
+        before, after = web(), web(tags=["new"])
+        desk = Desk(before, **{"web.2.0": FAILS})
+        await desk.ask("start")
+        entry = desk.engine.entries["web"]
+        desk.engine.change(entry, after, live=False)
+        await turns()
+        assert entry.config is before
+        assert desk.states() == {"web": "running"}
+        desk.engine.change(entry, after, live=False)
+        await turns()
+        assert entry.config is after
+        assert set(desk.runner.running) == {"web.3.0"}
+
+    run(scenario())
+
+
+def test_a_change_of_a_server_that_does_not_run_starts_nothing() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        desk.engine.change(desk.engine.entries["web"], web(tags=["new"]), live=False)
+        await turns()
+        assert desk.runner.log == []
+
+    run(scenario())
+
+
+def test_a_removed_server_finishes_what_it_has_and_is_forgotten_with_its_edges() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]), web("other"))
+        await desk.ask("start")
+        desk.engine.remove(desk.engine.entries["api"])
+        await turns()
+        assert [line for line in desk.runner.log if "api" in line][-2:] == [
+            "drain api.1.0",
+            "stop api.1.0 10",
+        ]
+        assert desk.states() == {"db": "running", "other": "running"}
+        assert desk.engine.graph.dependents(desk.engine.entries["db"]) == []
+
+    run(scenario())
+
+
+def test_an_added_server_waits_for_what_it_depends_on_and_is_waited_for() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("api", depends_on=["db"]))
+        desk.engine.start(desk.engine.add(web("late", depends_on=["api"])))
+        desk.engine.start(desk.engine.add(web("db")))
+        await desk.ask("start")
+        placed = [line for line in desk.runner.log if line.startswith("place")]
+        assert placed == ["place db.1.0", "place api.1.0", "place late.1.0"]
+
+    run(scenario())
+
+
+def test_a_server_that_comes_back_while_it_leaves_is_there_again_beside_what_leaves() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        await desk.ask("start")
+        desk.runner.may_end.clear()
+        desk.engine.remove(desk.engine.entries["web"])
+        await turns()
+        desk.engine.start(desk.engine.add(web(tags=["again"])))
+        await turns()
+        assert desk.states() == {"web": "running"}
+        desk.runner.may_end.set()
+        await turns()
+        assert set(desk.runner.running) == {"web.2.0"}
+        assert desk.engine.entries["web"].config.tags == ("again",)
+
+    run(scenario())
+
+
+def test_the_order_of_the_servers_is_the_one_that_is_asked_for() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"), web("c"))
+        desk.engine.arrange(["c", "a", "unknown"])
+        assert list(desk.states()) == ["c", "a", "b"]
+
+    run(scenario())
+
+
+def test_a_server_out_of_rotation_answers_is_not_ready_and_keeps_nobody_waiting() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db", workers=2), web("api", depends_on=["db"]))
+        await desk.ask("start", "db")
+        entry = desk.engine.entries["db"]
+        entry.out = True
+        desk.engine.touch(entry)
+        await turns()
+        assert desk.runner.log[-2:] == ["out db.1.0", "out db.1.1"]
+        assert (entry.state, entry.ready) == ("draining", False)
+        assert (await desk.ask("start", "api"))["exit_code"] == 0
+        # What replaces it is out of rotation as well.
+        await desk.ask("restart", "db")
+        await turns()
+        assert {"out db.2.0", "out db.2.1"} <= set(desk.runner.log)
+        entry.out = False
+        desk.engine.touch(entry)
+        await turns()
+        assert desk.runner.log[-2:] == ["in db.2.0", "in db.2.1"]
+        assert desk.states()["db"] == "running"
+
+    run(scenario())
