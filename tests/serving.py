@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple
 
 import uvicorn
 
+from poolctl.keeper import wire
+from poolctl.worker.adopt import Adoption
 from poolctl.worker.serve import PoolServer
 
 
@@ -99,12 +103,21 @@ def listener() -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def served(
-    engine: Engine, app: Any = None, *, config: Any = None, **options: Any
+    engine: Engine,
+    app: Any = None,
+    *,
+    config: Any = None,
+    secure: ssl.SSLContext | None = None,
+    **options: Any,
 ) -> AsyncIterator[Served]:
     """A server that is ready; ended at the end, however the test left it."""
     app = app or App()
     settings = {"http": engine.http, "loop": engine.loop, "log_config": None, "ws": "websockets-sansio"}
-    server = PoolServer(uvicorn.Config(app, **settings | (config or {})), **options)
+    made = uvicorn.Config(app, **settings | (config or {}))
+    if secure is not None:
+        made.load()
+        made.ssl = secure
+    server = PoolServer(made, **options)
     ready = asyncio.Event()
     with listener() as sock:
         running = asyncio.ensure_future(server.run([sock], ready.set))
@@ -177,3 +190,37 @@ class Client:
 
     def close(self) -> None:
         self.writer.close()
+
+
+class Pair:
+    """Both ends of an adoption pair, not blocking, as all workers of a server have them."""
+
+    def __init__(self) -> None:
+        self.give, self.take = wire.pair()
+        self.give.setblocking(False)
+        self.take.setblocking(False)
+        self._made: list[Adoption] = []
+
+    def worker(self) -> Adoption:
+        """One worker's own descriptors of the pair."""
+        give, take = (socket.socket(fileno=os.dup(end.fileno())) for end in (self.give, self.take))
+        self._made.append(Adoption(give, take))
+        return self._made[-1]
+
+    def hand_over(self, sock: socket.socket) -> None:
+        with sock:
+            wire.send(self.give, {"t": "conn"}, [sock.fileno()])
+
+    def close(self) -> None:
+        for made in self._made:
+            made.forget()
+        self.give.close()
+        self.take.close()
+
+
+async def accepted() -> tuple[Client, socket.socket]:
+    """A client, and the other end of its connection, which nobody serves yet."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = await Client.connect(listener.getsockname()[1])
+        sock, _ = listener.accept()
+        return client, sock

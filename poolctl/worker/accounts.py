@@ -17,11 +17,16 @@ Header = tuple[bytes, bytes]
 
 
 class Watched(set[Any]):
-    """A set that calls `on_empty` when its last member leaves."""
+    """A set that calls `on_empty` when its last member leaves, and `on_add` before each new one."""
 
-    def __init__(self, on_empty: Callable[[], None]) -> None:
+    def __init__(self, on_empty: Callable[[], None], on_add: Callable[[], None]) -> None:
         super().__init__()
         self._on_empty = on_empty
+        self._on_add = on_add
+
+    def add(self, element: Hashable) -> None:
+        self._on_add()
+        super().add(element)
 
     def discard(self, element: Hashable) -> None:
         super().discard(element)
@@ -32,7 +37,8 @@ class Watched(set[Any]):
 class Accounts(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
 
-    `on_change` is called when connections or tasks run out, `on_limit` at each multiple of `max_requests`.
+    `on_change` is called when connections or tasks run out, `on_limit` at each multiple of `max_requests`,
+    `on_activity` when a connection or a request comes, and when there is no request left.
     """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
@@ -45,8 +51,18 @@ class Accounts(ServerState):
         self.on_limit: Callable[[], None] = lambda: None
         self.draining = False
         super().__init__()
-        self.connections = Watched(on_change)
-        self.tasks = Watched(on_change)
+        self.on_activity: Callable[[], None] | None = None
+        self._on_change = on_change
+        self.connections = Watched(on_change, self._active)
+        self.tasks = Watched(self._no_tasks, self._active)
+
+    def _active(self) -> None:
+        if self.on_activity is not None:
+            self.on_activity()
+
+    def _no_tasks(self) -> None:
+        self._active()
+        self._on_change()
 
     @property
     def default_headers(self) -> list[Header]:

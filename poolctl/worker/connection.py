@@ -38,6 +38,11 @@ class Lingering:
         else:
             self._answer_and_close()
 
+    def stay(self) -> None:
+        """Go on as before `linger`, unless the last answer has been promised already."""
+        if self.transport is not None and not self.transport.is_closing() and self.idle:
+            self._close_when_quiet(self.timeout_keep_alive)
+
     def adopted(self) -> None:
         """It came from another worker, perhaps after an answer: silent for too long, it is closed like any other."""
         if self.cycle is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():

@@ -16,6 +16,7 @@ import uvicorn
 from ..keeper import wire
 from .adopt import Adoption
 from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
+from .idle import Idleness
 from .load import LoadFailed, explain, load_app
 from .secure import ssl_context
 from .serve import PoolServer, StartupFailed
@@ -38,6 +39,7 @@ class Worker:
         self.adoption = _adoption(self.tls_fds.stop) if spec["adoption"] else None
         self.signalled: int | None = None
         self.expired = False
+        self.idleness: Idleness | None = None
         os.close(SPEC_FD)
         os.register_at_fork(after_in_child=self._forget_descriptors)
 
@@ -96,6 +98,8 @@ class Worker:
     def _ready(self) -> None:
         self.server.accounts.on_limit = self._limit_reached
         self._tell({"event": "ready"})
+        if self.idleness is None:
+            self._watch_idleness(self.spec.get("idle_seconds"))
 
     def _limit_reached(self) -> None:
         # The replacement comes first: this worker serves on until it is told to drain.
@@ -114,17 +118,49 @@ class Worker:
             asyncio.get_running_loop().remove_reader(self.control.fileno())
             return
         message, fds = received
-        for fd in fds:
-            os.close(fd)
-        order = message.get("order")
-        if order == "stop":
-            self._stop()
-        elif order == "drain":
-            self.server.drain()
-        elif order == "report" and self.server.started:
-            self._tell({"event": "ready", "leaving": self.server.should_exit})
-            if self.expired:
-                self._tell({"event": "expired"})
+        try:
+            self._perform(message, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _perform(self, message: wire.Message, fds: list[int]) -> None:
+        match message.get("order"):
+            case "stop":
+                self._stop()
+            case "drain":
+                self.server.drain()
+            case "out" | "in" as place:
+                self.server.rotate(place == "in")
+            case "tls":
+                self._renew(message.get("tls") or self.spec["tls"], fds)
+            case "idle":
+                self._watch_idleness(message.get("seconds"))
+            case "report" if self.server.started:
+                self._tell({"event": "ready", "leaving": self.server.should_exit})
+                if self.expired:
+                    self._tell({"event": "expired"})
+                if self.idleness is not None and self.idleness.idle:
+                    self._tell_idle(True)
+
+    def _renew(self, tls: dict[str, Any], fds: list[int]) -> None:
+        """Use another certificate from now on; one that cannot be used changes nothing."""
+        try:
+            context = ssl_context(tls, fds)
+        except (OSError, ValueError) as error:
+            self._tell({"event": "tls", "error": str(error)})
+            return
+        self.renewing = asyncio.ensure_future(self.server.renew(context))
+        self.renewing.add_done_callback(lambda _: self._tell({"event": "tls", "error": None}))
+
+    def _watch_idleness(self, seconds: float | None) -> None:
+        """Tell from now on when there was nothing to do for so long; without a time, no more."""
+        if self.idleness is not None:
+            self.idleness.end()
+        self.idleness = Idleness(self.server.accounts, seconds, self._tell_idle) if seconds else None
+
+    def _tell_idle(self, idle: bool) -> None:
+        self._tell({"event": "idle" if idle else "busy"})
 
     def _signal(self, number: int) -> None:
         # Somebody means this process, not its server: no request need be lost. A second signal is in a hurry.

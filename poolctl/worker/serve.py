@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,6 +89,31 @@ class PoolServer(uvicorn.Server):
             self.should_exit = self.lingers = True
             self._changed.set()
 
+    def rotate(self, in_rotation: bool) -> None:
+        """Out of rotation everything is answered, but every answer is the last one of its connection; in undoes it."""
+        if self.should_exit:
+            return
+        self.accounts.draining = not in_rotation
+        for connection in self._http_connections():
+            connection.stay() if in_rotation else connection.linger()
+
+    async def renew(self, context: ssl.SSLContext) -> None:
+        """Use another TLS context for the handshakes that begin from now on."""
+        if self.should_exit:
+            return
+        self.config.ssl = context
+        before = self.servers
+        loop = asyncio.get_running_loop()
+        # The new ones accept before the old ones do not: both are on the same sockets.
+        self.servers = [
+            await loop.create_server(
+                self._make_protocol, sock=_duplicate(sock), ssl=context, backlog=self.config.backlog
+            )
+            for server in before
+            for sock in server.sockets
+        ]
+        await _close(before)
+
     async def _start(self, listeners: Sequence[socket.socket]) -> None:
         config = self.config
         try:
@@ -141,9 +167,8 @@ class PoolServer(uvicorn.Server):
         await self._stop_accepting()
         self.accounts.draining = True
         if self.lingers:
-            for connection in list(self.accounts.connections):
-                if hasattr(connection, "linger"):
-                    connection.linger()
+            for connection in self._http_connections():
+                connection.linger()
             await self._emptied(self._drain_seconds)
         for connection in list(self.accounts.connections):
             connection.shutdown()
@@ -154,17 +179,12 @@ class PoolServer(uvicorn.Server):
         await self.lifespan.shutdown()
 
     async def _stop_accepting(self) -> None:
-        # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the
-        # listener first and close it some turns later, when those are attached.
         if self._adoption is not None:
             self._adoption.close()
-        for server in self.servers:
-            stop_reading(server.sockets)
-        for _ in range(3):
-            await asyncio.sleep(0)
-        for server in self.servers:
-            server.close()
-        await asyncio.sleep(0)
+        await _close(self.servers)
+
+    def _http_connections(self) -> list[Any]:
+        return [each for each in self.accounts.connections if hasattr(each, "linger")]
 
     async def _emptied(self, timeout_seconds: float) -> None:
         """Wait until no connection and no task is left, or no longer interested (`stop` during a drain)."""
@@ -184,6 +204,18 @@ def stop_reading(listeners: Sequence[socket.socket]) -> None:
     for listener in listeners:
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.remove_reader(listener.fileno())
+
+
+async def _close(servers: Sequence[asyncio.base_events.Server]) -> None:
+    # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the listener
+    # first and close it some turns later, when those are attached.
+    for server in servers:
+        stop_reading(server.sockets)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()
+    await asyncio.sleep(0)
 
 
 def _duplicate(listener: socket.socket) -> socket.socket:

@@ -42,7 +42,7 @@ def test_the_limit_is_told_of_when_it_is_reached_and_again_if_nothing_came_of_it
 
 def test_a_watched_set_says_when_its_last_member_leaves() -> None:
     told: list[bool] = []
-    watched = Watched(lambda: told.append(True))
+    watched = Watched(lambda: told.append(True), lambda: None)
     watched.update("ab")
     watched.discard("a")
     assert not told

@@ -11,8 +11,7 @@ import pytest
 
 from poolctl.keeper import wire
 from poolctl.worker import adopt
-from poolctl.worker.adopt import Adoption
-from tests.serving import ENGINES, Client, Engine, served
+from tests.serving import ENGINES, Client, Engine, Pair, accepted, served
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
@@ -21,45 +20,11 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return chosen
 
 
-class Pair:
-    """Both ends of an adoption pair, not blocking, as all workers of a server have them."""
-
-    def __init__(self) -> None:
-        self.give, self.take = wire.pair()
-        self.give.setblocking(False)
-        self.take.setblocking(False)
-        self._made: list[Adoption] = []
-
-    def worker(self) -> Adoption:
-        """One worker's own descriptors of the pair."""
-        give, take = (socket.socket(fileno=os.dup(end.fileno())) for end in (self.give, self.take))
-        self._made.append(Adoption(give, take))
-        return self._made[-1]
-
-    def hand_over(self, sock: socket.socket) -> None:
-        with sock:
-            wire.send(self.give, {"t": "conn"}, [sock.fileno()])
-
-    def close(self) -> None:
-        for made in self._made:
-            made.forget()
-        self.give.close()
-        self.take.close()
-
-
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     made = Pair()
     yield made
     made.close()
-
-
-async def accepted() -> tuple[Client, socket.socket]:
-    """A client, and the other end of its connection, which nobody serves yet."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = await Client.connect(listener.getsockname()[1])
-        sock, _ = listener.accept()
-        return client, sock
 
 
 def test_a_given_connection_is_served_as_if_it_had_been_accepted(engine: Engine, pair: Pair) -> None:

@@ -1,0 +1,130 @@
+"""A worker tells when it has had nothing to do for a while, and when that ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from websockets.asyncio.client import connect
+
+from poolctl.worker.idle import Idleness
+from tests.serving import ENGINES, Client, Engine, Served, served
+
+SECONDS = 0.15
+
+
+@pytest.fixture(params=ENGINES, ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+class Told:
+    """What was told so far."""
+
+    def __init__(self) -> None:
+        self.news: list[bool] = []
+        self._unheard: asyncio.Queue[bool] = asyncio.Queue()
+
+    def __call__(self, idle: bool) -> None:
+        self.news.append(idle)
+        self._unheard.put_nowait(idle)
+
+    async def next(self) -> bool:
+        return await asyncio.wait_for(self._unheard.get(), 5)
+
+
+@asynccontextmanager
+async def watched(engine: Engine) -> AsyncIterator[tuple[Served, Told]]:
+    async with served(engine) as serving:
+        told = Told()
+        idleness = Idleness(serving.server.accounts, SECONDS, told)
+        try:
+            yield serving, told
+        finally:
+            idleness.end()
+
+
+def test_a_worker_without_traffic_is_idle_after_its_time_and_says_so_once(engine: Engine) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        async with watched(engine) as (_, told):
+            assert await told.next() is True
+            assert loop.time() - begun >= SECONDS * 0.9
+            await asyncio.sleep(2 * SECONDS)
+            assert told.news == [True]
+
+    engine.run(scenario())
+
+
+def test_a_connection_or_a_request_on_an_old_one_ends_it(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with watched(engine) as (serving, told):
+            assert await told.next() is True
+            client = await Client.connect(serving.port)
+            assert await told.next() is False
+            assert await told.next() is True  # open, and silent
+            await client.get()
+            assert await told.next() is False
+            assert await told.next() is True
+            assert told.news == [True, False] * 2 + [True]
+
+    engine.run(scenario())
+
+
+def test_requests_put_it_off(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with watched(engine) as (serving, told):
+            client = await Client.connect(serving.port)
+            loop = asyncio.get_running_loop()
+            until = loop.time() + 3 * SECONDS
+            while loop.time() < until:
+                await client.get()
+                await asyncio.sleep(SECONDS / 5)
+            assert told.news == []
+            assert await told.next() is True
+
+    engine.run(scenario())
+
+
+def test_a_request_under_way_is_no_idleness_and_its_end_begins_the_time_anew(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with watched(engine) as (serving, told):
+            client = await Client.connect(serving.port)
+            await client.send("/slow")
+            await asyncio.sleep(3 * SECONDS)
+            assert told.news == []
+            serving.app.release.set()
+            await client.answer()
+            ended = asyncio.get_running_loop().time()
+            assert await told.next() is True
+            assert asyncio.get_running_loop().time() - ended >= SECONDS * 0.9
+
+    engine.run(scenario())
+
+
+def test_an_open_websocket_is_no_idleness(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with watched(engine) as (serving, told):
+            async with connect(f"ws://127.0.0.1:{serving.port}/", proxy=None):
+                await asyncio.sleep(3 * SECONDS)
+                assert told.news == []
+            assert await told.next() is True
+
+    engine.run(scenario())
+
+
+def test_nothing_is_told_any_more_once_it_has_ended(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with watched(engine) as (serving, _):
+            told = Told()
+            idleness = Idleness(serving.server.accounts, SECONDS, told)
+            idleness.end()
+            await Client.connect(serving.port)
+            await asyncio.sleep(2 * SECONDS)
+            assert told.news == []
+
+    engine.run(scenario())
