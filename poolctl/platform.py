@@ -25,7 +25,8 @@ def become_subreaper() -> None:
 
 def name_process(name: str) -> None:
     """Call this process `name` in ps and top: its first 15 bytes (proc(5), comm). Never fails."""
-    _write_quietly("/proc/self/comm", os.fsencode(name)[:15])
+    # By way of the thread: a process that has given up its rights may not write to /proc/self/comm.
+    _write_quietly("/proc/thread-self/comm", os.fsencode(name)[:15])
 
 
 def prefer_for_oom_kill() -> None:

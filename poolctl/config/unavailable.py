@@ -44,7 +44,6 @@ SERVER_KEYS: dict[str, Callable[[Any], tuple[str, str]]] = {
     "health": lambda value: ("", "health") if value else ("", ""),
     "limits": _limits,
     "mandatory": _truth("mandatory = true"),
-    "preload": _truth("preload = true"),
     "recovery": _recovery,
     "scale": _scale,
 }

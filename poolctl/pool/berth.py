@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,8 @@ class Berth:
         generation = self._host.next_generation(config.name)
         placed: list[Placement] = []
         try:
+            if config.preload:
+                await self._runner.prepare(config, time.monotonic())
             async with asyncio.TaskGroup() as group:
                 for index in range(1 if config.job else config.workers):
                     group.create_task(self._bring_up_one(config, generation, index, placed))

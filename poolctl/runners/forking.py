@@ -11,16 +11,19 @@ from collections.abc import Mapping
 
 from poolctl.config.interpreter import interpreter
 from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.platform import sealed_file
 
 from .adoption import Adoptions, protocol
+from .app_zygote import AppZygote
+from .app_zygotes import AppZygotes
 from .commands import argument_vector
 from .link import Link, LinkLost
 from .notify import Notify
 from .output import Output
 from .protocol import Placement
-from .spec import Spec, tls_contents, worker_spec
+from .spec import Spec, app_spec, tls_contents, worker_spec
 from .workers import LocalWorker
 from .zygotes import Zygotes
 
@@ -32,17 +35,20 @@ class Forker:
         self,
         keeper: Link,
         zygotes: Zygotes,
+        app_zygotes: AppZygotes,
         output: Output,
         adoptions: Adoptions,
         open_files: tuple[int, int],
     ) -> None:
         self._keeper = keeper
         self._zygotes = zygotes
+        self._app_zygotes = app_zygotes
         self._output = output
         self._adoptions = adoptions
         self.open_files = open_files
         # What workers see instead of the pool's own environment, by server name (`restart --env`).
         self.environments: dict[str, Mapping[str, str]] = {}
+        self._code_since: dict[str, float] = {}
 
     async def fork(
         self, server: ServerConfig, generation: int, index: int, sockets: list[socket.socket]
@@ -52,9 +58,7 @@ class Forker:
         Raises ServerError for what the configuration names and the machine does not have, WorkerFailed.
         """
         # A command needs nothing of the application's interpreter: any zygote can become it.
-        forked_from = (
-            sys.executable if server.command else interpreter(server.python, server.base_dir, os.environ)
-        )
+        forked_from = sys.executable if server.command else _interpreter(server)
         for last in (False, True):
             try:
                 return await self._fork_once(server, generation, index, sockets, forked_from)
@@ -62,6 +66,35 @@ class Forker:
                 if last:
                     raise self._zygotes.failure(forked_from, error) from error
         raise AssertionError("unreachable")
+
+    async def prepare(self, server: ServerConfig, since: float) -> str:
+        """Import the server's application, in code no older than `since`, where its workers can be forked from.
+
+        Gives "" or why they cannot. Raises ServerError, WorkerFailed.
+        """
+        self._code_since[server.key] = since
+        found = await self._app_zygote(server)
+        return found if isinstance(found, str) else ""
+
+    def need(self, server: ServerConfig) -> None:
+        """Keep what the server's workers are forked from, if it is there."""
+        with contextlib.suppress(ServerError):
+            self._app_zygotes.need(server, self._app_spec(server))
+
+    async def _app_zygote(self, server: ServerConfig) -> AppZygote | str:
+        if not server.preload or server.command:
+            return ""
+        return await self._app_zygotes.get(
+            server, self._app_spec(server), self._code_since.get(server.key, 0.0)
+        )
+
+    def _app_spec(self, server: ServerConfig) -> Spec:
+        return app_spec(
+            server,
+            interpreter=_interpreter(server),
+            open_files=self.open_files,
+            env_base=self.environments.get(server.name),
+        )
 
     async def _fork_once(
         self,
@@ -71,6 +104,7 @@ class Forker:
         sockets: list[socket.socket],
         forked_from: str,
     ) -> LocalWorker:
+        app_zygote = await self._app_zygote(server)
         contents = tls_contents(server)
         spec = worker_spec(
             server,
@@ -93,13 +127,16 @@ class Forker:
                 ours.callback(os.close, fd)
             listeners = [sock.fileno() for sock in sockets]
             adoption = [sock.fileno() for sock in self._adoptions.of(server)]
-            pid = await self._zygotes.fork(
-                forked_from, [files[0], theirs.fileno(), write, *listeners, *files[1:], *adoption]
-            )
+            fds = [files[0], theirs.fileno(), write, *listeners, *files[1:], *adoption]
+            if isinstance(app_zygote, AppZygote):
+                pid = await app_zygote.fork(fds)
+            else:
+                pid = await self._zygotes.fork(forked_from, fds)
             if_failed.pop_all()
             self._output.follow(output, pid)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
+            worker.preloaded = isinstance(app_zygote, AppZygote)
             self._enrol(worker, control, theirs, notify)
             return worker
 
@@ -131,3 +168,7 @@ class Forker:
             control.close()
         else:
             worker.control = Link(control, worker.heard)
+
+
+def _interpreter(server: ServerConfig) -> str:
+    return interpreter(server.python, server.base_dir, os.environ)

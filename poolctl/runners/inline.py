@@ -66,6 +66,10 @@ class InlineRunner:
                     sock.shutdown(socket.SHUT_RD)
         close_listener(sockets, path)
 
+    async def prepare(self, server: ServerConfig, since: float) -> str:
+        """See Runner. Nothing: modules are imported once in a process in any case."""
+        return ""
+
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner."""
         _refuse_what_needs_a_process(server)

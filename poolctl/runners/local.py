@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from poolctl.config.model import ServerConfig
@@ -18,13 +18,14 @@ from poolctl.platform import leads_session
 
 from . import orders
 from .adoption import Adoptions
+from .app_zygotes import AppZygotes
 from .commands import first_connection
 from .forking import Forker
 from .link import Link
-from .notify import Notify
 from .output import Output
 from .protocol import Endpoints, Exit, Placement, WorkerFailed
 from .sockets import Sockets
+from .taking_over import take_over
 from .turns import Turns
 from .workers import LocalWorker
 from .zygotes import Zygotes
@@ -51,16 +52,17 @@ class LocalRunner:
         on_expired: Callable[[Placement], None] | None = None,
     ) -> None:
         self.keeper = keeper
-        self.zygotes = Zygotes(keeper, directory)
-        self.output = Output(keeper, directory, logs_directory, on_dropped)
-        self.sockets = Sockets(keeper)
-        self._turns = Turns()
-        self.adoptions = Adoptions(keeper)
-        self.forker = Forker(keeper, self.zygotes, self.output, self.adoptions, open_files)
-        self._workers: dict[str, LocalWorker] = {}
-        self._by_pid: dict[int, LocalWorker] = {}
         # An exit may be reported before the reply to its spawn.
         self._early: dict[int, Exit] = {}
+        self._turns = Turns()
+        self.zygotes = Zygotes(keeper, directory)
+        self.output = Output(keeper, directory, logs_directory, on_dropped)
+        self.app_zygotes = AppZygotes(keeper, self.zygotes, self.output, self._turns, self._early)
+        self.sockets = Sockets(keeper)
+        self.adoptions = Adoptions(keeper)
+        self.forker = Forker(keeper, self.zygotes, self.app_zygotes, self.output, self.adoptions, open_files)
+        self._workers: dict[str, LocalWorker] = {}
+        self._by_pid: dict[int, LocalWorker] = {}
         self._forking = 0
         self._on_expired = on_expired
 
@@ -72,6 +74,7 @@ class LocalRunner:
 
     async def close(self, key: str) -> None:
         """See Runner. Connections that wait for a worker to take them are closed."""
+        self.app_zygotes.release(key)
         await self.adoptions.close(key)
         await self.sockets.close(key)
 
@@ -87,18 +90,31 @@ class LocalRunner:
         """See Runner."""
         return self.sockets.endpoints(key)
 
+    async def prepare(self, server: ServerConfig, since: float) -> str:
+        """See Runner."""
+        with self._fork_under_way():
+            return await self.forker.prepare(server, since)
+
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner. Raises ServerError or WorkerFailed when no process can be made."""
+        with self._fork_under_way():
+            worker = await self.forker.fork(server, generation, index, self.sockets.of(server))
+            self._follow(worker)
+        if server.command or worker.preloaded:
+            worker.begin()
+        else:
+            self._turns.queue(worker)
+        return worker.placement
+
+    @contextlib.contextmanager
+    def _fork_under_way(self) -> Iterator[None]:
         if not self._forking:
             self._early.clear()  # of others, whose pids may be used again
         self._forking += 1
         try:
-            worker = await self.forker.fork(server, generation, index, self.sockets.of(server))
-            self._follow(worker)
+            yield
         finally:
             self._forking -= 1
-        self._turns.queue(worker)
-        return worker.placement
 
     def _follow(self, worker: LocalWorker) -> None:
         """Know the worker from now on, also if it has ended already."""
@@ -123,8 +139,6 @@ class LocalRunner:
         if not worker.exited.done():
             self.keeper.send({"op": "note", "name": f"worker:{worker.placement.id}", "meta": worker.meta()})
 
-    # Taking over.
-
     async def adopt(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
     ) -> list[LocalWorker]:
@@ -133,47 +147,7 @@ class LocalRunner:
         `placed` are the configurations, by worker id, of those that have another one than their server has now.
         Listeners and pipes of other servers are dropped. Call it before anything else, and once.
         """
-        adopted: list[LocalWorker] = []
-        after = ""
-        while True:
-            reply, _ = await self.keeper.call({"op": "list", "after": after})
-            for name, meta in reply["entries"]:
-                after = name
-                if name.startswith("zygote "):
-                    self.zygotes.adopt(name.removeprefix("zygote "))
-                kind, _, rest = name.partition(":")
-                if kind not in ("listener", "adoption", "output", "worker"):
-                    continue
-                _, fds = await self.keeper.call({"op": "get", "name": name})
-                if kind == "listener":
-                    self.sockets.adopt(rest, fds)
-                elif kind == "adoption":
-                    self.adoptions.adopt(rest, fds, meta)
-                elif kind == "output":
-                    self.output.adopt(rest, meta, fds[0])
-                elif meta["server"] in servers:
-                    server = placed.get(rest, servers[meta["server"]])
-                    adopted.append(self._adopt_worker(server, meta, fds))
-            if not reply["entries"]:
-                return adopted
-
-    def _adopt_worker(self, server: ServerConfig, meta: wire.Message, fds: list[int]) -> LocalWorker:
-        generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
-        placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
-        worker = LocalWorker(placement, server, str(meta["output"]), meta.get("protocol"))
-        self._follow(worker)
-        if meta["notify"] is not None:
-            worker.listen(Notify(socket.socket(fileno=fds[0]), str(meta["notify"])))
-        elif fds:
-            os.close(fds[1])
-            worker.control = Link(socket.socket(fileno=fds[0]), worker.heard)
-        worker.begin()
-        if worker.control is not None:
-            worker.control.send({"order": "report"})
-        if meta["ready_at"] is not None and not worker.exited.done():
-            worker.ready_at = float(meta["ready_at"])
-            worker.answer()
-        return worker
+        return await take_over(self, servers, placed, self._follow)
 
     async def begun(self, placement: Placement) -> None:
         """See Runner."""
@@ -266,6 +240,7 @@ class LocalRunner:
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in list(self._workers.values())))
         await self.adoptions.close_all()
         await self.sockets.close_all()
+        self.app_zygotes.close()
         self.zygotes.close()
         self.output.close()
 
@@ -282,10 +257,10 @@ class LocalRunner:
         number = report.get("signal")
         exit_ = Exit.from_signal(number) if number is not None else Exit.from_status(int(report["status"]))
         worker = self._by_pid.pop(report["pid"], None)
-        if worker is None:
-            self._early[report["pid"]] = exit_
-        else:
+        if worker is not None:
             self._ended(worker, exit_)
+        elif not self.app_zygotes.exited(report["pid"], exit_):
+            self._early[report["pid"]] = exit_
         self.keeper.send({"op": "heard", "sequence": report["sequence"]})
 
     def _ended(self, worker: LocalWorker, exit_: Exit) -> None:

@@ -44,6 +44,10 @@ class ProcessRunner:
         if self._started is not None:
             await (await self._runner()).close(key)
 
+    async def prepare(self, server: ServerConfig, since: float) -> str:
+        """See Runner."""
+        return await (await self._runner()).prepare(server, since)
+
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner."""
         return await (await self._runner()).place(server, generation, index)

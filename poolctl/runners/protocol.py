@@ -117,6 +117,14 @@ class Runner(Protocol):
         """Return when nothing accepts on that address any more; unknown keys are no error."""
         ...
 
+    async def prepare(self, server: ServerConfig, since: float) -> str:
+        """Have the application of a `preload` server imported, so that `place` need not; "" or why that is no use.
+
+        The code is not older than `since` (by the system's monotonic clock, in seconds), neither is that of the
+        workers which are placed later. Raises ServerError or WorkerFailed.
+        """
+        ...
+
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """A worker that exists, and has not yet said that it is ready."""
         ...

@@ -30,25 +30,13 @@ def worker_spec(
     env_base: Mapping[str, str] | None = None,
 ) -> Spec:
     """The specification of one worker of `server`. Raises ServerError for a user or a file that is not there."""
-    soft, hard = open_files
-    if server.limits.open_files is not None:
-        soft = server.limits.open_files
-        hard = max(soft, hard)
     return {
+        **app_spec(server, interpreter=interpreter, open_files=open_files, env_base=env_base),
         "kind": "command" if server.command else "app",
         "server": server.name,
-        "python": interpreter,
-        "app": _importable(server),
         "factory": server.factory,
-        "app_dir": server.app_dir,
-        "handlers": server.handlers,
         "handler_key": server.handler_key,
         "state": _state(server),
-        "env": environment(server),
-        "env_base": dict(env_base) if env_base is not None else None,
-        "cwd": server.cwd,
-        "user": user_ids(server),
-        "open_files": [soft, hard],
         "listeners": listeners,
         "tls": tls_settings(server),
         "tls_files": tls_files,
@@ -56,6 +44,34 @@ def worker_spec(
         "uvicorn": uvicorn_settings(server),
         "drain_seconds": server.drain_timeout,
         "stop_seconds": server.stop_timeout * _REQUESTS_SHARE,
+    }
+
+
+def app_spec(
+    server: ServerConfig,
+    *,
+    interpreter: str,
+    open_files: tuple[int, int],
+    env_base: Mapping[str, str] | None = None,
+) -> Spec:
+    """All that the import of an application can see: servers in which it is equal can share the imported one.
+
+    Raises ServerError as `worker_spec` does.
+    """
+    soft, hard = open_files
+    if server.limits.open_files is not None:
+        soft = server.limits.open_files
+        hard = max(soft, hard)
+    return {
+        "python": interpreter,
+        "app": _importable(server),
+        "app_dir": server.app_dir,
+        "handlers": server.handlers,
+        "env": environment(server),
+        "env_base": dict(env_base) if env_base is not None else None,
+        "cwd": server.cwd,
+        "user": user_ids(server),
+        "open_files": [soft, hard],
     }
 
 

@@ -5,37 +5,43 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from typing import Protocol
 
 from .protocol import IMPORTS_PER_CPU
-from .workers import LocalWorker
+
+
+class Importer(Protocol):
+    """A process that exists and waits; `imported` is done when it has its application, or has ended."""
+
+    imported: asyncio.Future[None]
+
+    def begin(self) -> None:
+        """Tell it to begin."""
 
 
 class Turns:
-    """Workers that exist and wait to be told to begin. The next begins when one has its application, or has ended.
+    """Processes that exist and wait to be told to begin. The next begins when one has its application, or has ended.
 
     They are forked ahead: a fork costs one processor, and the imports of the others the rest.
     """
 
     def __init__(self, at_once: int = IMPORTS_PER_CPU * (os.cpu_count() or 1)) -> None:
         self._free = at_once
-        self._waiting: deque[LocalWorker] = deque()
+        self._waiting: deque[Importer] = deque()
 
-    def queue(self, worker: LocalWorker) -> None:
-        """Let the worker begin when it is its turn. A program is no import: it begins at once."""
-        if worker.server.command:
-            worker.begin()
-            return
-        self._waiting.append(worker)
+    def queue(self, importer: Importer) -> None:
+        """Let it begin when it is its turn."""
+        self._waiting.append(importer)
         self._next()
 
     def _next(self) -> None:
         while self._free and self._waiting:
-            worker = self._waiting.popleft()
+            importer = self._waiting.popleft()
             # One that has ended while it waited takes no turn.
-            if not worker.imported.done():
+            if not importer.imported.done():
                 self._free -= 1
-                worker.imported.add_done_callback(self._over)
-            worker.begin()
+                importer.imported.add_done_callback(self._over)
+            importer.begin()
 
     def _over(self, imported: asyncio.Future[None]) -> None:
         self._free += 1

@@ -43,6 +43,7 @@ class LocalWorker:
         self.on_expired: Callable[[], None] = lambda: None
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
+        self.preloaded = False  # forked from a process that had its application already
 
     def heard(self, message: wire.Message, fds: list[int]) -> None:
         """A message from the worker itself."""

@@ -36,15 +36,15 @@ class Zygotes:
         """Listen to a zygote that the keeper holds: it may have answered a supervisor that is dead."""
         self._zygote(interpreter)
 
-    async def fork(self, interpreter: str, fds: Sequence[int]) -> int:
-        """The pid of a new worker that was given `fds`, and that waits to be told to begin.
+    async def fork(self, interpreter: str, fds: Sequence[int], role: str = "worker") -> int:
+        """The pid of a new worker that was given `fds`, and that waits to be told to begin (or of another role).
 
         Raises WorkerFailed; LinkLost when the zygote died meanwhile, perhaps after the fork: asked again with another
         control socket, the next one does it.
         """
         try:
             zygote = await asyncio.shield(self._zygote(interpreter))
-            reply, _ = await zygote.call({}, fds)
+            reply, _ = await zygote.call({"op": role}, fds)
             return int(reply["pid"])
         except Unfit as error:
             raise WorkerFailed(f"{interpreter} {error}", hint=error.hint) from error

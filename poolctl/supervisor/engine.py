@@ -40,6 +40,8 @@ class Engine:
         entry.cancel_timers()
         if entry.failed or entry.done:
             entry.restart_times.clear()
+        if entry.failed or entry.done or not entry.wanted:
+            entry.code_since = self.clock.monotonic()
         if any(
             worker.generation == entry.generation and worker.phase in LEAVING
             for worker in entry.workers.values()
@@ -66,6 +68,7 @@ class Engine:
         if entry.wanted and running:
             self._next_generation(entry)
             entry.restarts += 1
+            entry.code_since = self.clock.monotonic()
         self.start(entry, ignore_dependencies=True)
 
     def renew(self, entry: Entry, generation: int) -> None:
@@ -116,6 +119,7 @@ class Engine:
         elif entry.wanted and any(each.generation == entry.generation for each in entry.workers.values()):
             self._next_generation(entry)
             entry.restarts += 1
+            entry.code_since = self.clock.monotonic()
         self.touch(entry)
 
     def arrange(self, names: Iterable[str]) -> None:

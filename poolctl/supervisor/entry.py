@@ -27,6 +27,7 @@ class Worker:
     placed_at: float = 0.0  # in seconds since the epoch
     out: bool = False  # told to be out of rotation
     task: asyncio.Task[None] | None = None
+    preparing: asyncio.Future[str] | None = None
 
 
 @dataclass(slots=True)
@@ -45,6 +46,8 @@ class Entry:
     ignore_dependencies: bool = False
     generation: int = 1
     newest: int = 1
+    code_since: float = 0.0  # when somebody last ordered what may be new code, in monotonic seconds
+    preload_problem: str = ""
     listener: Listener = Listener.CLOSED
     workers: dict[str, Worker] = field(default_factory=dict)
     held: bool = False

@@ -62,6 +62,8 @@ class Executor:
                 worker.phase = Phase.STOPPING
                 if worker.placement is not None:
                     self._spawn_task(self._stop(entry, worker))
+                elif worker.preparing is not None:
+                    worker.preparing.cancel()
             case Rotate(name, in_rotation):
                 worker = entry.workers[name]
                 worker.out = not in_rotation
@@ -76,6 +78,8 @@ class Executor:
         worker.phase = Phase.STOPPING
         if worker.placement is not None:
             self._spawn_task(self._stop(entry, worker, 0))
+        elif worker.preparing is not None:
+            worker.preparing.cancel()
 
     def _spawn_task(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -118,6 +122,11 @@ class Executor:
         """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
         worker.placed_at = self._clock.time()
         try:
+            if worker.config.preload and not await self._prepare(entry, worker):
+                self._deaths.ended(
+                    entry, worker, Exit(message="was stopped before its application was imported")
+                )
+                return None
             placement = await self._runner.place(worker.config, worker.generation, worker.index)
         except Exception as error:
             _expect(error)
@@ -130,6 +139,18 @@ class Executor:
             worker.phase = Phase.STARTING
             self._touch(entry)
         return await self._see_ready(entry, worker)
+
+    async def _prepare(self, entry: Entry, worker: Worker) -> bool:
+        """Have the application imported where the worker will be forked from; False if it is not wanted any more."""
+        worker.preparing = asyncio.ensure_future(self._runner.prepare(worker.config, entry.code_since))
+        await asyncio.wait({worker.preparing})
+        if worker.preparing.cancelled():
+            return False
+        entry.preload_problem = worker.preparing.result()
+        warning = f"{entry.name}: preload = true has no effect: {entry.preload_problem}"
+        if entry.preload_problem and warning not in entry.warnings:
+            entry.warnings.append(warning)
+        return worker.phase is Phase.PLACING
 
     async def _see_ready(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit]:
         assert worker.placement is not None

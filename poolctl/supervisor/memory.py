@@ -30,6 +30,8 @@ _REMEMBERED: dict[str, Any] = {
     "ignore_dependencies": False,
     "generation": 1,
     "newest": 1,
+    "code_since": 0.0,
+    "preload_problem": "",
     "failed": False,
     "done": False,
     "restarts": 0,

@@ -136,6 +136,7 @@ def details(entry: Entry, endpoints: list[str]) -> Document:
             }
             for worker in entry.workers.values()
         ],
+        "preload_problem": entry.preload_problem,
         "failure": entry.failure.to_dict() if entry.failure else None,
         "config": config.to_dict(),
         "origin": config.origin,

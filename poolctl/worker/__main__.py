@@ -1,4 +1,8 @@
-"""`worker zygote`: fork workers on request. `worker serve N`: be one, with N descriptors after the control socket."""
+"""What runs in the application's interpreter, by the first argument.
+
+`worker zygote`: fork workers on request. `worker serve N`: be one, with N descriptors after the control socket.
+`worker app`: import an application and fork its workers on request.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,17 @@ REQUESTS_FD = 3
 
 def main() -> None:
     """Run the role that the first argument names."""
-    if sys.argv.pop(1) == "zygote":
+    role = sys.argv.pop(1)
+    if role == "zygote":
         try:
             from .zygote import serve_requests
         except ImportError as error:
             sys.exit(_say_why(error))
         serve_requests()
+    elif role == "app":
+        from .app_zygote import resume as resume_app
+
+        resume_app()
     else:
         from .child import resume
         from .life import live

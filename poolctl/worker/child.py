@@ -48,26 +48,44 @@ def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
 
     `live` is its life from there on, and gives its exit status.
     """
+    to_the_end(lambda: _become(fds, live))
+
+
+def _become(fds: list[int], live: Callable[[Spec], int]) -> int:
+    spec_fd, control, output, *rest = fds
+    spec: Spec = json.loads(read_file(spec_fd))
+    name_process(spec["server"])
+    reset_signals()
+    wait_for_go(control)
+    if spec["kind"] == "command":
+        _run_command(spec, output, rest)
+    place([spec_fd, control, *rest], output)
+    take_on(spec)
+    if needs_exec(spec):
+        start_anew(spec, 2 + len(rest), "serve", str(len(rest)))
+    return live(spec)
+
+
+def become_preloaded(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
+    """Like `become`, in a fork of a process that has taken on the server's rights and imported its application."""
+    to_the_end(lambda: _become_preloaded(fds, live))
+
+
+def _become_preloaded(fds: list[int], live: Callable[[Spec], int]) -> int:
+    # Signals stay as they are: the application's import may have set handlers.
+    spec_fd, control, output, *rest = fds
+    spec: Spec = json.loads(read_file(spec_fd))
+    name_process(spec["server"])
+    wait_for_go(control)
+    place([spec_fd, control, *rest], output)
+    return live(spec)
+
+
+def to_the_end(life: Callable[[], int]) -> NoReturn:
+    """Live, and end with the exit status that it gives; what goes wrong is printed."""
     status = 70
     try:
-        spec_fd, control, output, *rest = fds
-        spec: Spec = json.loads(read_file(spec_fd))
-        name_process(spec["server"])
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
-        signal.set_wakeup_fd(-1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _wait_for_go(control)
-        if spec["kind"] == "command":
-            _run_command(spec, output, rest)
-        _place([spec_fd, control, *rest], output)
-        _take_on(spec)
-        if any(name.startswith(START_VARIABLES) for name in spec["env"]) or spec["env_base"] is not None:
-            for fd in range(SPEC_FD, SPEC_FD + 2 + len(rest)):
-                os.set_inheritable(fd, True)
-            argv = command(spec["python"], "worker", "serve", str(len(rest)))
-            os.execve(argv[0], argv, dict(os.environ))
-        status = live(spec)
+        status = life()
     except Refused as refused:
         print(refused, file=sys.stderr)
     except BaseException:
@@ -79,19 +97,46 @@ def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
         os._exit(status)
 
 
+def reset_signals() -> None:
+    """Forget what this process's parents made of signals."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def needs_exec(spec: Spec) -> bool:
+    """Whether the environment holds what an interpreter reads at its start only."""
+    return any(name.startswith(START_VARIABLES) for name in spec["env"]) or spec["env_base"] is not None
+
+
+def start_anew(spec: Spec, descriptors: int, *arguments: str) -> NoReturn:
+    """Go on in a fresh interpreter as `worker ARGUMENTS`, which gets the `descriptors` from the specification's on."""
+    for fd in range(SPEC_FD, SPEC_FD + descriptors):
+        os.set_inheritable(fd, True)
+    argv = command(spec["python"], "worker", *arguments)
+    os.execve(argv[0], argv, dict(os.environ))
+
+
 def resume(live: Callable[[Spec], int]) -> NoReturn:
     """Go on as a worker after the exec that its environment asked for."""
     from .preload import preload, settle
 
-    spec: Spec = json.loads(read_file(SPEC_FD))
-    for fd in range(SPEC_FD, SPEC_FD + 2 + int(sys.argv[1])):
-        os.set_inheritable(fd, False)
+    spec = resumed(2 + int(sys.argv[1]))
     preload()
     settle()
     os._exit(live(spec))
 
 
-def _wait_for_go(control: int) -> None:
+def resumed(descriptors: int) -> Spec:
+    """The specification, after `start_anew` with so many descriptors."""
+    for fd in range(SPEC_FD, SPEC_FD + descriptors):
+        os.set_inheritable(fd, False)
+    spec: Spec = json.loads(read_file(SPEC_FD))
+    return spec
+
+
+def wait_for_go(control: int) -> None:
     """Begin when the supervisor has noted this worker, and not at all if it died before: nobody would know of it."""
     sock = socket.socket(fileno=control)
     try:
@@ -104,11 +149,11 @@ def _wait_for_go(control: int) -> None:
 
 def _run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
     # The program finds its sockets from descriptor 3 on (sd_listen_fds(3)).
-    _place(listeners, output)
+    place(listeners, output)
     for fd in range(SPEC_FD, SPEC_FD + len(listeners)):
         os.set_inheritable(fd, True)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    _take_on(spec)
+    take_on(spec)
     if listeners:
         os.environ["LISTEN_FDS"] = str(len(listeners))
         os.environ["LISTEN_PID"] = str(os.getpid())
@@ -121,7 +166,7 @@ def _run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def _place(fds: list[int], output: int) -> None:
+def place(fds: list[int], output: int) -> None:
     """Move `fds` to 3, 4, 5 …, `output` to 1 and 2, and close everything else."""
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, SPEC_FD + len(fds)) for fd in fds]
     os.dup2(output, 1)
@@ -133,7 +178,7 @@ def _place(fds: list[int], output: int) -> None:
     os.closerange(SPEC_FD + len(lifted), os.sysconf("SC_OPEN_MAX"))
 
 
-def _take_on(spec: Spec) -> None:
+def take_on(spec: Spec) -> None:
     """Limits first, then the rights of the server's user, then its environment and directory."""
     soft, hard = spec["open_files"]
     with _or_refuse(

@@ -54,7 +54,7 @@ class Worker:
             return STARTUP_FAILURE
         except SystemExit as leaving:
             # The application's own word, at its import or later.
-            return _status(leaving.code)
+            return exit_status(leaving.code)
         except LoadFailed as error:
             print(explain(error), file=sys.stderr, end="")
             return self._failed(str(error), STARTUP_FAILURE)
@@ -64,8 +64,7 @@ class Worker:
 
     def _configure(self) -> uvicorn.Config:
         spec = self.spec
-        sys.argv = [spec["app"] or spec["server"]]
-        sys.path.insert(0, spec["app_dir"])
+        set_the_scene(spec)
         app = load_app(spec)
         config = configure(app, spec["uvicorn"])
         config.load()
@@ -203,7 +202,14 @@ def _adoption(first_fd: int) -> Adoption:
     return Adoption(socket.socket(fileno=first_fd), socket.socket(fileno=first_fd + 1))
 
 
-def _status(code: object) -> int:
+def set_the_scene(spec: Spec) -> None:
+    """Arguments and import path as the application is to find them; done already where it was preloaded."""
+    sys.argv = [spec["app"] or spec["server"]]
+    if sys.path[0] != spec["app_dir"]:
+        sys.path.insert(0, spec["app_dir"])
+
+
+def exit_status(code: object) -> int:
     """What sys.exit(code) means (its documentation): an integer is the status, None is 0, a text is printed."""
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF

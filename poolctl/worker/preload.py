@@ -59,6 +59,11 @@ def settle() -> None:
     # The application may have a poolctl of its own, in its own interpreter. From here on nothing of ours is imported.
     for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
         del sys.modules[name]
+    keep()
+
+
+def keep() -> None:
+    """What is there now is shared by all forks from here on, and none of them looks through it for garbage."""
     gc.collect()
     _fill_the_gaps()
     gc.freeze()
@@ -71,4 +76,4 @@ def _fill_the_gaps() -> None:
         [object() for _ in range(_FILLERS)],
         [float(number) for number in range(_FILLERS)],
     ]
-    _filling[:] = [*small, *([bytes(size) for _ in range(_FILLERS)] for size in _SIZES)]
+    _filling.extend([*small, *([bytes(size) for _ in range(_FILLERS)] for size in _SIZES)])

@@ -47,6 +47,8 @@ def _text(item: Item, colours: bool) -> str:
     rows = [(key, _fact(item, key)) for key in _RUNNING]
     if item.get("endpoints"):
         rows.append(("endpoints", field_text(item, "endpoints")))
+    if item.get("preload_problem"):
+        rows.append(("preload", f"has no effect: {printable(str(item['preload_problem']))}"))
     failure = item.get("failure")
     if isinstance(failure, dict):
         rows.append(("failure", str(failure.get("message", "")).replace("\n", "\n" + " " * 13)))

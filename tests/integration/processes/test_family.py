@@ -69,8 +69,9 @@ def test_a_worker_holds_what_is_its_own_and_nothing_else(pool: RealPool) -> None
         assert held[0] == "/dev/null"
         assert held[1] == held[2]
         assert held[1].startswith("pipe:")
-        # Control socket, listener and its duplicate, the output; what the loop needs: wake-up pair, pipes of libuv.
-        assert kinds.count("socket") <= 5, held
+        # Control socket, listener and its duplicate, both ends of the adoption pair; what the loop needs: wake-up pair,
+        # pipes of libuv.
+        assert kinds.count("socket") <= 7, held
         assert kinds.count("pipe") <= 6, held
         assert not [target for target in held.values() if target.startswith("/") and target != "/dev/null"], (
             held

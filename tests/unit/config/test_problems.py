@@ -238,7 +238,6 @@ def test_a_wrong_file_is_told(tmp_path: Path, text: str, named: str) -> None:
         "scale = { min = 1, max = 3 }",
         "scale = { min = 0 }",
         'scale = { idle = "5m" }',
-        "preload = true",
         'health = "/healthz"',
         'health = { liveness = { exec = ["true"] } }',
         'recovery = { strategy = "replace" }',
@@ -261,7 +260,6 @@ def test_a_key_of_a_later_version_is_told_once(tmp_path: Path, line: str, where:
     [
         "scale = { min = 2, max = 2 }",
         "scale = { min = 2 }",
-        "preload = false",
         "mandatory = false",
         "health = {}",
         'recovery = { strategy = "restart" }',

@@ -51,14 +51,3 @@ def test_a_worker_that_ends_gives_up_its_turn_and_one_that_ended_before_takes_no
         assert begun(workers) == [True, True, True, False]
 
     asyncio.run(run())
-
-
-def test_a_program_waits_for_nobody() -> None:
-    async def run() -> None:
-        turns = Turns(at_once=1)
-        turns.queue(worker(0))
-        program = worker(1, command=["sleep", "9"])
-        turns.queue(program)
-        assert program.begun.done()
-
-    asyncio.run(run())

@@ -1,0 +1,72 @@
+"""One app zygote as the runner sees it: a process that imports an application and forks its workers on request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+from poolctl.keeper import wire
+
+from .link import Link, LinkLost, Refused
+from .protocol import Exit, WorkerFailed
+
+
+class AppZygote:
+    """`asked_at` is a monotonic time in seconds: its code is that of then, or newer.
+
+    `up` gives why the process is of no use, "" if it is of use, and raises LinkLost when it has ended instead.
+    """
+
+    def __init__(self, key: str, asked_at: float, pid: int, server: str) -> None:
+        loop = asyncio.get_running_loop()
+        self.key = key
+        self.asked_at = asked_at
+        self.pid = pid
+        self.server = server  # whose log has taken what the import printed
+        self.link: Link
+        self.begun: asyncio.Future[None] = loop.create_future()
+        self.imported: asyncio.Future[None] = loop.create_future()
+        self.up: asyncio.Future[str] = loop.create_future()
+        self.up.add_done_callback(self._is_over)
+        self.exited: asyncio.Future[Exit] = loop.create_future()
+        self.reason = ""
+
+    @property
+    def name(self) -> str:
+        """Its entry in the keeper's store."""
+        return f"appzygote {self.key}.{self.pid}"
+
+    def begin(self) -> None:
+        """Tell it to import."""
+        self.link.send({"order": "go"})
+        self.begun.set_result(None)
+
+    def heard(self, message: wire.Message, fds: list[int]) -> None:
+        """A word of the process itself."""
+        for fd in fds:
+            os.close(fd)
+        event = message.get("event")
+        if event == "failed":
+            self.reason = str(message["message"])
+        elif event in ("up", "unusable") and not self.up.done():
+            self.up.set_result(str(message.get("problem", "")))
+
+    def ended(self) -> None:
+        """Nothing more will be heard of it."""
+        if not self.up.done():
+            self.up.set_exception(LinkLost("the process has ended"))
+
+    async def fork(self, fds: Sequence[int]) -> int:
+        """The pid of a new worker that was given `fds`. Raises WorkerFailed; LinkLost when the zygote has died."""
+        try:
+            reply, _ = await self.link.call({"op": "worker"}, fds)
+        except Refused as error:
+            raise WorkerFailed(f"no worker can be forked: {error}") from error
+        return int(reply["pid"])
+
+    def _is_over(self, up: asyncio.Future[str]) -> None:
+        up.exception()  # nobody need be waiting for it
+        self.imported.set_result(None)
+        if not self.begun.done():
+            self.begun.set_result(None)

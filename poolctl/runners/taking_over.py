@@ -1,0 +1,88 @@
+"""After the death of a supervisor: what the keeper holds of a runner before, in the hands of its successor."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from poolctl.config.model import ServerConfig
+from poolctl.keeper import wire
+
+from .link import Link
+from .notify import Notify
+from .protocol import Placement
+from .workers import LocalWorker
+
+if TYPE_CHECKING:
+    from .local import LocalRunner
+
+_KINDS = ("listener", "adoption", "output", "worker")
+
+
+async def take_over(
+    runner: LocalRunner,
+    servers: Mapping[str, ServerConfig],
+    placed: Mapping[str, ServerConfig],
+    follow: Callable[[LocalWorker], None],
+) -> list[LocalWorker]:
+    """The workers that are there, each known to the runner by `follow`; with them all that they need.
+
+    `placed` as in `LocalRunner.adopt`.
+    """
+    adopted: list[LocalWorker] = []
+    after = ""
+    while True:
+        reply, _ = await runner.keeper.call({"op": "list", "after": after})
+        for name, meta in reply["entries"]:
+            after = name
+            if name.startswith("zygote "):
+                runner.zygotes.adopt(name.removeprefix("zygote "))
+            elif name.startswith("appzygote "):
+                _, fds = await runner.keeper.call({"op": "get", "name": name})
+                runner.app_zygotes.adopt(meta, fds[0])
+            kind, _, rest = name.partition(":")
+            if kind not in _KINDS:
+                continue
+            _, fds = await runner.keeper.call({"op": "get", "name": name})
+            if kind == "listener":
+                runner.sockets.adopt(rest, fds)
+            elif kind == "adoption":
+                runner.adoptions.adopt(rest, fds, meta)
+            elif kind == "output":
+                runner.output.adopt(rest, meta, fds[0])
+            elif meta["server"] in servers:
+                server = placed.get(rest, servers[meta["server"]])
+                adopted.append(_worker(server, meta, fds, follow))
+        if not reply["entries"]:
+            _keep_app_zygotes(runner, servers)
+            return adopted
+
+
+def _keep_app_zygotes(runner: LocalRunner, servers: Mapping[str, ServerConfig]) -> None:
+    for server in servers.values():
+        if server.preload and runner.endpoints(server.key):
+            runner.forker.need(server)
+    runner.app_zygotes.end_unneeded()
+
+
+def _worker(
+    server: ServerConfig, meta: wire.Message, fds: list[int], follow: Callable[[LocalWorker], None]
+) -> LocalWorker:
+    generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
+    placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
+    worker = LocalWorker(placement, server, str(meta["output"]), meta.get("protocol"))
+    follow(worker)
+    if meta["notify"] is not None:
+        worker.listen(Notify(socket.socket(fileno=fds[0]), str(meta["notify"])))
+    elif fds:
+        os.close(fds[1])
+        worker.control = Link(socket.socket(fileno=fds[0]), worker.heard)
+    worker.begin()
+    if worker.control is not None:
+        worker.control.send({"order": "report"})
+    if meta["ready_at"] is not None and not worker.exited.done():
+        worker.ready_at = float(meta["ready_at"])
+        worker.answer()
+    return worker

@@ -1,0 +1,124 @@
+"""An app zygote: it has taken on a server's rights and environment and imported its application, and forks its workers.
+
+An import may do what does not survive a fork: start threads or processes, open connections. Then this process is of no
+use; it says so and ends, and each worker imports for itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from ..keeper import wire
+from ..platform import name_process, read_file
+from .child import (
+    SPEC_FD,
+    Spec,
+    become_preloaded,
+    needs_exec,
+    place,
+    reset_signals,
+    resumed,
+    start_anew,
+    take_on,
+    to_the_end,
+    wait_for_go,
+)
+from .forks import serve_forks
+from .life import STARTUP_FAILURE, exit_status, live, set_the_scene
+from .load import LoadFailed, explain, import_app
+from .preload import keep, preload, settle
+from .rehearse import rehearse
+from .traces import Traces
+
+REQUESTS_FD = 4
+_EXIT_FUNCTIONS_SECONDS = 1
+
+
+def become_app_zygote(fds: list[int]) -> NoReturn:
+    """Turn this fresh fork into the app zygote that `fds` describe: its specification, requests' socket, output."""
+    to_the_end(lambda: _become(fds))
+
+
+def _become(fds: list[int]) -> int:
+    spec_fd, requests, output = fds
+    spec: Spec = json.loads(read_file(spec_fd))
+    name_process("poolctl-app")
+    reset_signals()
+    wait_for_go(requests)
+    place([spec_fd, requests], output)
+    take_on(spec)
+    if needs_exec(spec):
+        start_anew(spec, 2, "app")
+    return _live(spec)
+
+
+def resume() -> NoReturn:
+    """Go on as an app zygote after the exec that its environment asked for."""
+    spec = resumed(2)
+    name_process("poolctl-app")
+    preload()
+    rehearse()
+    settle()
+    to_the_end(lambda: _live(spec))
+
+
+def _live(spec: Spec) -> int:
+    requests = socket.socket(fileno=REQUESTS_FD)
+    os.close(SPEC_FD)
+    set_the_scene(spec)
+    before = Traces.of_this_process()
+    try:
+        import_app(spec)
+    except SystemExit as leaving:
+        return _leave(exit_status(leaving.code))
+    except LoadFailed as error:
+        print(explain(error), file=sys.stderr, end="")
+        _tell(requests, {"event": "failed", "message": str(error)})
+        return _leave(STARTUP_FAILURE)
+    if found := before.left_since():
+        problem = f"its import {found}, which no fork can share: each worker imports it instead"
+        print(f"preload = true has no effect: {problem}", file=sys.stderr)
+        _leave(0)
+        _tell(requests, {"event": "unusable", "problem": problem})
+        return 0
+    keep()
+    _close_output()
+    if _tell(requests, {"event": "up"}):
+        serve_forks(requests, {"worker": lambda fds: become_preloaded(fds, live)})
+    # Not the application's exit functions: its workers run them.
+    return 0
+
+
+def _leave(status: int) -> int:
+    """End as a program does that has imported the application and goes no further."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_EXIT_FUNCTIONS_SECONDS)
+    atexit._run_exitfuncs()
+    signal.alarm(0)
+    return status
+
+
+def _close_output() -> None:
+    # What comes from now on is said by workers, into pipes of their own; the end of this one tells that all was read.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def _tell(requests: socket.socket, message: wire.Message) -> bool:
+    with contextlib.suppress(OSError):
+        wire.send(requests, message)
+        return True
+    return False

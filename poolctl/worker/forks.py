@@ -1,0 +1,106 @@
+"""Forking on request: what a zygote does once it has imported what its children are to share.
+
+It is single-threaded and runs no event loop, because a lock held by another thread at the fork would stay locked.
+Children are forked twice, so that the keeper, the nearest subreaper above, is the parent of every one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from ..keeper import wire
+
+_MIDDLE_SECONDS = 0.02
+_CLOSE_BEHIND_MILLISECONDS = 4
+
+# What a fork becomes, by the word that asks for it; it is given the descriptors that came with the request.
+Roles = Mapping[str, Callable[[list[int]], NoReturn]]
+
+
+def serve_forks(requests: socket.socket, roles: Roles) -> None:
+    """Fork for each request until the requests' socket ends."""
+    while (received := wire.receive(requests)) is not None:
+        message, fds = received
+        if not _is_fork(requests, message, roles):
+            _close(fds)
+            continue
+        try:
+            middle = os.fork()
+        except OSError as error:
+            wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"})
+        else:
+            if middle == 0:
+                _fork_some(requests, message, fds, roles)
+            with contextlib.suppress(
+                ChildProcessError
+            ):  # an application may have its children reaped by the kernel
+                os.waitpid(middle, 0)
+        _close(fds)
+
+
+def _fork_some(requests: socket.socket, message: wire.Message, fds: list[int], roles: Roles) -> NoReturn:
+    """Fork for the request and for those that follow close behind it, then end: orphans are the keeper's.
+
+    One such process for each worker would be a fifth of the cost of a start. It does not live long: nobody can be told
+    of a worker's death, or end it by its pid, while this process is its parent.
+    """
+    ends = time.monotonic() + _MIDDLE_SECONDS
+    more = select.poll()
+    more.register(requests, select.POLLIN)
+    try:
+        while True:
+            if _is_fork(requests, message, roles):
+                _fork_one(requests, message, fds, roles)
+            _close(fds)
+            if time.monotonic() >= ends or not more.poll(_CLOSE_BEHIND_MILLISECONDS):
+                break
+            received = wire.receive(requests)
+            if received is None:
+                break
+            message, fds = received
+    finally:
+        os._exit(0)
+
+
+def _is_fork(requests: socket.socket, message: wire.Message, roles: Roles) -> bool:
+    if message.get("op") == "ping":
+        wire.send(requests, {"event": "up"})
+    return message.get("op") in roles
+
+
+def _fork_one(requests: socket.socket, message: wire.Message, fds: list[int], roles: Roles) -> None:
+    group = os.getpgrp()
+    try:
+        child = os.fork()
+        if child == 0:
+            requests.close()
+            _lead_session(group)
+            roles[message["op"]](fds)
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            # At once, and not when it is its turn: what becomes of the zygote's group is no longer its concern.
+            os.setpgid(child, child)
+        wire.send(requests, {"id": message["id"], "pid": child})
+    except OSError as error:
+        wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"})
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _lead_session(group: int) -> None:
+    """Lead a session. A process that leads a group already, as this one may, returns to `group` first (setsid(2))."""
+    for _ in range(2):
+        try:
+            os.setsid()
+            return
+        except PermissionError:
+            with contextlib.suppress(PermissionError):
+                os.setpgid(0, group)

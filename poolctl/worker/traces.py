@@ -1,0 +1,94 @@
+"""What an import leaves behind in its process that a fork cannot share: threads, children, descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from typing import NamedTuple
+
+# A thread that was joined, or a child, may still be there for a moment.
+_ENDING_SECONDS = 0.2
+_PAUSE_SECONDS = 0.005
+_MOST_NAMED = 3
+
+
+class Traces(NamedTuple):
+    """The threads and children of this process by id, and its descriptors with what each of them is."""
+
+    threads: frozenset[int]
+    children: frozenset[int]
+    descriptors: dict[int, str]
+
+    @classmethod
+    def of_this_process(cls) -> Traces:
+        """As they are now."""
+        threads = frozenset(map(int, os.listdir("/proc/self/task")))
+        return cls(threads, frozenset(_children(threads)), _descriptors())
+
+    def left_since(self) -> str:
+        """What has come since, as the end of a sentence that begins with "its import"; "" for nothing."""
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while found := self._compared_with(Traces.of_this_process()):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(_PAUSE_SECONDS)
+        return found
+
+    def _compared_with(self, now: Traces) -> str:
+        words = [f"started {_thread(each)}" for each in sorted(now.threads - self.threads)]
+        words += [f"started the process {each}" for each in sorted(now.children - self.children)]
+        words += [
+            f"opened {_what(fd, target)}"
+            for fd, target in sorted(now.descriptors.items())
+            if self.descriptors.get(fd) != target
+        ]
+        more = len(words) - _MOST_NAMED
+        return ", ".join(words[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _children(threads: frozenset[int]) -> list[int]:
+    found: list[int] = []
+    for thread in threads:
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
+            found += map(int, file.read().split())
+    return found
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        # The one that the listing itself is read from is gone by now.
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def _thread(number: int) -> str:
+    for thread in threading.enumerate():
+        if thread.native_id == number:
+            return f"the thread {thread.name!r}"
+    return f"the thread {number}"
+
+
+def _what(fd: int, target: str) -> str:
+    if target.startswith("socket:"):
+        return _socket(fd)
+    if target == "anon_inode:[eventpoll]":
+        return "an event loop"
+    if target.startswith("pipe:"):
+        return "a pipe"
+    return target.removeprefix("anon_inode:")
+
+
+def _socket(fd: int) -> str:
+    with contextlib.suppress(OSError):
+        sock = socket.socket(fileno=os.dup(fd))
+        with sock, contextlib.suppress(OSError):
+            peer = sock.getpeername()
+            if isinstance(peer, tuple):
+                return f"a connection to {peer[0]}:{peer[1]}"
+            return f"a connection to {peer!r}" if peer else "a connection"
+    return "a socket"

@@ -1,0 +1,292 @@
+"""`preload = true`: an application imported once, its workers forked from there; and what is done where that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.http_get import get
+from tests.processes import children, is_alive
+from tests.real_pool import RealPool
+
+# Answers with what it is told about its import, by whoever asks.
+APP = """
+import json, os, random
+WHERE = os.getpid()
+OF_THE_APP = random.Random()
+made = []
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for kind in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{kind}.complete"})
+        return
+    body = {"imported_in": WHERE, "pid": os.getpid(), "version": VERSION, "made": made,
+            "random": random.random(), "random_of_the_app": OF_THE_APP.random(), "x": os.environ.get("X")}
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+def factory():
+    made.append(os.getpid())
+    return app
+def handlers():
+    made.append(os.getpid())
+    return {"": app}
+"""
+
+
+def write(
+    pool: RealPool, free_port: Any, *names: str, app: str = "VERSION = 1\n" + APP, extra: str = ""
+) -> dict[str, int]:
+    """Ports by name of preloaded servers; `extra` goes into the table of each."""
+    pool.write("imported.py", app)
+    ports = {name: free_port() for name in names or ("web",)}
+    tables = (
+        f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\npreload = true\n'
+        + ("" if "handlers" in extra else 'app = "imported:app"\n' if "app =" not in extra else "")
+        + f"{extra}\n"
+        for name, port in ports.items()
+    )
+    pool.write("pool.toml", "".join(tables))
+    return ports
+
+
+def app_zygotes(pool: RealPool) -> list[int]:
+    """The pids of those that are there."""
+    found = []
+    for pid in children(pool.info()["keeper_pid"]):
+        try:
+            if is_alive(pid) and Path(f"/proc/{pid}/comm").read_text().strip() == "poolctl-app":
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def asked(port: int) -> dict[str, Any]:
+    found: dict[str, Any] = get(port).json()
+    return found
+
+
+def test_servers_that_are_alike_share_one_import_and_no_randomness_of_the_standard_library(
+    pool: RealPool, free_port: Any
+) -> None:
+    ports = write(pool, free_port, "a", "b", "c", extra="workers = 2")
+    pool.ok("start")
+    answers = [asked(port) for port in ports.values()]
+    (zygote,) = app_zygotes(pool)
+    assert {answer["imported_in"] for answer in answers} == {zygote}
+    assert len({answer["pid"] for answer in answers}) == 3
+    assert len({answer["random"] for answer in answers}) == 3
+    assert len({answer["random_of_the_app"] for answer in answers}) == 1  # as the documentation says
+    keeper = pool.info()["keeper_pid"]
+    for item in pool.items().values():
+        assert set(item["pids"]) <= set(children(keeper))
+
+
+def test_a_server_with_another_environment_has_an_import_of_its_own(pool: RealPool, free_port: Any) -> None:
+    ports = write(pool, free_port, "a", "b")
+    text = (pool.directory / "pool.toml").read_text()
+    (pool.directory / "pool.toml").write_text(text + 'env = { X = "1" }\n')
+    pool.ok("start")
+    answers = {name: asked(port) for name, port in ports.items()}
+    assert sorted(answer["imported_in"] for answer in answers.values()) == sorted(app_zygotes(pool))
+    assert (answers["a"]["x"], answers["b"]["x"]) == (None, "1")
+
+
+def test_a_crash_takes_the_code_that_is_there_and_a_restart_the_new_one_once(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    ports = write(pool, free_port, "a", "b")
+    pool.ok("start")
+    (before,) = app_zygotes(pool)
+    pool.write("imported.py", "VERSION = 2 + 0\n" + APP)
+    (pid,) = pool.items()["a"]["pids"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pool.items()["a"]["pids"] not in ([], [pid]))
+    assert asked(ports["a"])["version"] == 1
+    pool.ok("restart")
+    answers = [asked(port) for port in ports.values()]
+    until(lambda: not is_alive(before))
+    (after,) = app_zygotes(pool)
+    assert {answer["imported_in"] for answer in answers} == {after}
+    assert {answer["version"] for answer in answers} == {2}
+
+
+def test_an_import_that_fails_at_a_restart_leaves_what_serves(pool: RealPool, free_port: Any) -> None:
+    port = write(pool, free_port)["web"]
+    pool.ok("start")
+    (pid,) = pool.items()["web"]["pids"]
+    (zygote,) = app_zygotes(pool)
+    pool.write("imported.py", "broken = nothing\n")
+    done = pool.run("restart")
+    assert done.code == 1
+    assert "name 'nothing' is not defined" in done.stderr
+    assert pool.items()["web"]["pids"] == [pid]
+    assert app_zygotes(pool) == [zygote]
+    assert asked(port)["imported_in"] == zygote
+
+
+THREAD = (
+    "import threading\nthreading.Thread(target=threading.Event().wait, name='ticker', daemon=True).start()\n"
+)
+CONNECTION = (
+    "import socket\nL = socket.create_server(('127.0.0.1', 0))\n"
+    "S = socket.create_connection(L.getsockname())\n"
+)
+CHILD = "import subprocess\nC = subprocess.Popen(['sleep', '50'])\n"
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (THREAD, "its import started the thread 'ticker'"),
+        (CONNECTION, "a connection to 127.0.0.1:"),
+        (CHILD, "its import started the process "),
+        ("F = open(__file__)\n", "imported.py"),
+    ],
+    ids=["thread", "connection", "child", "file"],
+)
+def test_an_import_that_no_fork_can_share_is_said_and_done_in_the_worker(
+    pool: RealPool, free_port: Any, does: str, said: str
+) -> None:
+    port = write(pool, free_port, app=does + "VERSION = 1\n" + APP)["web"]
+    done = pool.ok("start")
+    assert "preload = true has no effect: its import " in done.stderr
+    assert said in done.stderr
+    answer = asked(port)
+    assert answer["imported_in"] == answer["pid"]
+    assert app_zygotes(pool) == []
+    assert said in pool.ok("logs", "web").stdout
+    assert said in pool.ok("show", "web").stdout
+    assert said in json.loads(pool.ok("show", "web", "-o", "json").stdout)["items"][0]["preload_problem"]
+
+
+def test_what_an_import_has_closed_again_is_no_obstacle(pool: RealPool, free_port: Any) -> None:
+    passing = (
+        "import socket, subprocess, threading\nwith socket.socket(): pass\nsubprocess.run(['true'])\n"
+        "T = threading.Thread(target=int)\nT.start()\nT.join()\n"
+    )
+    port = write(pool, free_port, app=passing + "VERSION = 1\n" + APP)["web"]
+    assert "preload" not in pool.ok("start").stderr
+    assert asked(port)["imported_in"] in app_zygotes(pool)
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        "print('beginning')\nraise ValueError('no good')\n",
+        "import sys\nprint('last words')\nsys.exit(9)\n",
+        "import os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n",
+        "apple = 1\n",
+    ],
+    ids=["exception", "exit", "killed", "no such attribute"],
+)
+def test_a_failing_import_reads_as_without_preload(pool: RealPool, free_port: Any, does: str) -> None:
+    write(pool, free_port, app=does, extra='restart = "no"')
+    with_it = pool.run("start")
+    pool.run("stop")
+    text = (pool.directory / "pool.toml").read_text()
+    (pool.directory / "pool.toml").write_text(text.replace("preload = true\n", ""))
+    (pool.directory / "imported.py").write_text(does)
+    without = pool.run("start")
+    assert with_it.code == without.code == 1
+    assert with_it.stderr == without.stderr
+
+
+def test_an_import_takes_start_timeout_and_no_longer(pool: RealPool, free_port: Any, until: Any) -> None:
+    write(
+        pool, free_port, app="import time\ntime.sleep(50)\n", extra='start_timeout = "300ms"\nrestart = "no"'
+    )
+    done = pool.run("start")
+    assert done.code == 1
+    assert "was not ready within 300ms" in done.stderr
+    until(lambda: app_zygotes(pool) == [])
+
+
+def test_a_stop_does_not_wait_for_an_import(pool: RealPool, free_port: Any, until: Any) -> None:
+    write(pool, free_port, app="import time\ntime.sleep(50)\n")
+    pool.ok("start", "--no-wait")
+    until(lambda: app_zygotes(pool))
+    pool.ok("stop", timeout_seconds=10)
+    until(lambda: not pool.processes())
+
+
+def test_it_ends_when_the_last_server_that_needs_it_has_stopped(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    ports = write(pool, free_port, "a", "b")
+    pool.ok("start")
+    zygotes = app_zygotes(pool)
+    pool.ok("stop", "a")
+    assert app_zygotes(pool) == zygotes
+    pool.write("imported.py", "VERSION = 2 + 0\n" + APP)
+    pool.ok("start", "a")
+    assert asked(ports["a"])["version"] == 2, "what is started anew has the code of now"
+    pool.ok("stop", "*")
+    until(lambda: app_zygotes(pool) == [])
+
+
+def test_one_that_dies_is_made_again_when_it_is_needed(pool: RealPool, free_port: Any, until: Any) -> None:
+    port = write(pool, free_port)["web"]
+    pool.ok("start")
+    (zygote,) = app_zygotes(pool)
+    (pid,) = pool.items()["web"]["pids"]
+    os.kill(zygote, signal.SIGKILL)
+    until(lambda: not is_alive(zygote))
+    assert asked(port)["pid"] == pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pool.items()["web"]["pids"] not in ([], [pid]))
+    assert [asked(port)["imported_in"]] == app_zygotes(pool) != [zygote]
+
+
+def test_a_new_supervisor_takes_it_over(pool: RealPool, free_port: Any, until: Any) -> None:
+    port = write(pool, free_port)["web"]
+    pool.ok("start")
+    zygotes, (pid,) = app_zygotes(pool), pool.items()["web"]["pids"]
+    supervisor = pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: pool.info()["supervisor_pid"] != supervisor)
+    assert pool.items()["web"]["pids"] == [pid]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pool.items()["web"]["pids"] not in ([], [pid]))
+    assert app_zygotes(pool) == zygotes == [asked(port)["imported_in"]]
+    pool.ok("stop")
+    until(lambda: not pool.processes())
+
+
+def test_a_factory_and_handlers_are_called_in_the_worker(pool: RealPool, free_port: Any) -> None:
+    ports = write(pool, free_port, extra='app = "imported:factory"\nfactory = true\n')
+    text = (pool.directory / "pool.toml").read_text()
+    port = free_port()
+    handlers = (
+        f'[pool]\nhandlers = "imported:handlers"\n{text}[[server]]\nname = "h"\nbind = "127.0.0.1:{port}"\n'
+    )
+    (pool.directory / "pool.toml").write_text(handlers + "preload = true\n")
+    pool.ok("start")
+    for answer in (asked(ports["web"]), asked(port)):
+        assert answer["made"] == [answer["pid"]] != [answer["imported_in"]]
+        assert answer["imported_in"] in app_zygotes(pool)
+
+
+def test_variables_of_the_interpreter_are_honoured_by_one_that_is_started_afresh(
+    pool: RealPool, free_port: Any
+) -> None:
+    app = "VERSION = hash('x')\n" + APP
+    ports = write(pool, free_port, "a", "b", app=app, extra='env = { PYTHONHASHSEED = "0" }')
+    pool.ok("start")
+    answers = [asked(port) for port in ports.values()]
+    assert [answer["imported_in"] for answer in answers] == app_zygotes(pool) * 2
+    seeded = subprocess.run(
+        [sys.executable, "-c", "print(hash('x'))"],
+        env={"PYTHONHASHSEED": "0"},
+        capture_output=True,
+        check=True,
+    )
+    assert {answer["version"] for answer in answers} == {int(seeded.stdout)}
