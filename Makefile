@@ -6,7 +6,7 @@ JOBS ?= auto
 BIN := $(VENV)/bin
 DEMO := examples/microservices/pool.toml
 
-.PHONY: help demo test unit quick lint types floors completions bench venv dev clean
+.PHONY: help demo test unit quick lint types floors completions bench chaos venv dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make floors        imports point down only"
 	@echo "make completions   writes completions/ anew"
 	@echo "make bench         benchmarks, as a table"
+	@echo "make chaos         kills, restarts and full disks under load: ARGS='--seed N --minutes 10'"
 	@echo "make clean         removes everything that make has made"
 
 venv:
@@ -62,6 +63,9 @@ completions: venv
 
 bench: dev
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: dev
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* .venv*.lock .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

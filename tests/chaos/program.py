@@ -1,0 +1,95 @@
+"""What happens in which order: a pure function of the seed, whatever the pool makes of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+SERVERS = ("plain", "several", "long", "unix", "tls", "noisy")  # under load; `moving` comes and goes
+CHANGES = ("env", "tags", "add", "remove", "broken", "nothing")
+MOST_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that is done to the pool. `what` is a function of `steps`."""
+
+    number: int
+    what: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        words = " ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.number:4} {self.what} {words}".rstrip()
+
+
+def program(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterator[Step]:
+    """Steps without an end. `roles` may be killed, `verbs` may be used besides start, stop and restart."""
+    chance = random.Random(seed)
+    kinds = {
+        "kill": 6,
+        "kill_during": 6,
+        "restart": 4,
+        "storm": 2,
+        "stop_start": 2,
+        "flood": 2,
+        "full_disk": 2,
+    }
+    kinds |= {name: 4 for name in ("reload", "scale") if name in verbs}
+    kinds |= {name: 1 for name in ("drain", "disable") if name in verbs}
+    number = 0
+    while True:
+        number += 1
+        what = chance.choices(list(kinds), list(kinds.values()))[0]
+        yield Step(number, what, _options(what, chance, roles, verbs))
+
+
+def _options(
+    what: str, chance: random.Random, roles: tuple[str, ...], verbs: tuple[str, ...]
+) -> dict[str, Any]:
+    match what:
+        case "kill":
+            return _victim(chance, roles)
+        case "kill_during":
+            operations = ["restart", *({"reload", "scale"} & set(verbs))]
+            operation = chance.choice(sorted(operations))
+            return {
+                "operation": operation,
+                **_operation(operation, chance),
+                **_victim(chance, roles),
+                "after_ms": chance.choice((0, 5, 20, 50, 100, 200, 400)),
+            }
+        case "storm":
+            victims = chance.sample(roles, min(len(roles), chance.randint(2, 3)))
+            return {"roles": tuple(sorted(victims)), "server": chance.choice(SERVERS)}
+        case "flood":
+            return {
+                "server": chance.choice(("plain", "several", "moving")),
+                "connections": chance.randint(50, 400),
+            }
+        case "full_disk":
+            return {"then": chance.choice(("nothing", "restart", *roles)), "server": chance.choice(SERVERS)}
+        case "restart" | "reload" | "scale":
+            return _operation(what, chance)
+        case "drain" | "disable":
+            return {"server": chance.choice(SERVERS) if what == "drain" else "moving"}
+        case _:
+            return {}
+
+
+def _operation(operation: str, chance: random.Random) -> dict[str, Any]:
+    if operation == "restart":
+        return {"server": chance.choice(("all", *SERVERS))}
+    if operation == "reload":
+        return {"change": chance.choice(CHANGES), "server": chance.choice(SERVERS)}
+    return {"workers": chance.randint(1, MOST_WORKERS)}
+
+
+def _victim(chance: random.Random, roles: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "role": chance.choice(roles),
+        "victim": chance.choice(SERVERS),
+        "index": chance.randrange(MOST_WORKERS),
+    }

@@ -1,0 +1,65 @@
+"""One run of a program: rounds of steps under load, each round from a quiet start to a stop that leaves nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from . import leaks
+from .program import Step, program
+from .stage import Fault, Stage
+from .steps import Steps
+from .watch import Watch
+
+ROUND_SECONDS = 60.0
+ROLES = ("worker", "zygote", "logger", "supervisor")
+VERBS: tuple[str, ...] = ()
+
+
+def run(seed: int, seconds: float, say: Callable[[str], None] = print) -> int:
+    """How many steps were made. Raises Fault, whose text holds the seed and every step so far."""
+    history: list[Step] = []
+    steps = program(seed, ROLES, VERBS)
+    deadline = time.monotonic() + seconds
+    stage = Stage()
+    try:
+        while time.monotonic() < deadline:
+            _round(stage, steps, min(deadline, time.monotonic() + ROUND_SECONDS), history, say)
+    except Exception as error:
+        story = "\n".join(map(str, history))
+        text = f"seed {seed} (python -m tests.chaos --seed {seed})\n{story}\n{error}"
+        raise Fault(text) from error
+    finally:
+        stage.close()
+    return len(history)
+
+
+def _round(
+    stage: Stage, steps: Iterator[Step], deadline: float, history: list[Step], say: Callable[[str], None]
+) -> None:
+    stage.has_extra = False
+    stage.workers["several"] = 2
+    stage.write()
+    stage.ok("start")
+    stage.settled()
+    stage.ok("restart")  # so that whatever is made only when it is first needed has been made
+    stage.settled()
+    quiet = leaks.take(stage)
+    watch = Watch(stage)
+    acts = Steps(stage, watch)
+    try:
+        watch.start()
+        while time.monotonic() < deadline:
+            step = next(steps)
+            history.append(step)
+            say(str(step))
+            getattr(acts, step.what)(**step.options)
+            watch.check()
+        watch.stop()
+    finally:
+        watch.abort()
+    acts.as_written()
+    leaks.same(stage, quiet)
+    stage.ok("stop")
+    leaks.nothing_left(stage)
+    say(f"{watch.answered} answers; nothing lost, nothing left")

@@ -1,0 +1,214 @@
+"""What each step of a program does. A step returns when the pool is as it should be again, or raises Fault."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+from tests.real_pool import Done
+
+from .stage import Fault, Stage
+from .watch import Watch
+
+INVALID = 5
+# The keeper makes longer and longer pauses for a supervisor that dies often; that is not what is tried here.
+BETWEEN_SUPERVISORS_SECONDS = 6.0
+
+
+class Steps:
+    """The verbs of a program, by name."""
+
+    def __init__(self, stage: Stage, watch: Watch) -> None:
+        self.stage = stage
+        self.watch = watch
+        self._last_supervisor = 0.0
+
+    # What the pool is told to do.
+
+    def restart(self, server: str) -> None:
+        self._operate("restart", server=server)
+        self.stage.settled()
+
+    def reload(self, change: str, server: str) -> None:
+        self._operate("reload", change=change, server=server)
+        self.stage.settled()
+
+    def scale(self, workers: int) -> None:
+        self._operate("scale", workers=workers)
+        self.stage.settled()
+
+    def stop_start(self) -> None:
+        """A stopped server refuses, a started one answers."""
+        self.stage.ok("stop", "moving")
+        self.stage.settled(stopped=("moving",))
+        with contextlib.suppress(ConnectionRefusedError):
+            self._connect("moving").close()
+            raise Fault("a stopped server accepts connections")
+        self.stage.ok("start", "moving")
+        self._connect("moving").close()
+        self.stage.settled()
+
+    def drain(self, server: str) -> None:
+        """A drained server is out of rotation, and answers whoever asks it directly."""
+        self.stage.ok("drain", server)
+        self.watch.check()
+        self.stage.ok("undrain", server)
+        self.stage.settled()
+
+    def disable(self, server: str) -> None:
+        self.stage.ok("disable", server)
+        self.stage.settled(stopped=(server,))
+        self.stage.ok("enable", server)
+        self.stage.settled()
+
+    def as_written(self) -> None:
+        """As the file had it at the start of the round, and quiet."""
+        if self.stage.has_extra or self.stage.workers["several"] != 2:
+            self._operate("reload", change="remove", server="plain")
+        self.stage.ok("restart")  # a zygote that was killed comes back when it is needed
+        self.stage.settled()
+
+    # What happens to it.
+
+    def kill(self, role: str, victim: str, index: int) -> None:
+        for pid in self._victims(role, victim, index):
+            self._kill(role, victim, pid)
+        self.stage.settled()
+
+    def kill_during(
+        self, operation: str, role: str, victim: str, index: int, after_ms: int, **options: object
+    ) -> None:
+        """The operation ends well or with a clear error, and can be repeated."""
+        victims = self._victims(role, victim, index)
+        command = self._command(operation, **options)
+        process = self.stage.pool.spawn(*command)
+        time.sleep(after_ms / 1000)
+        for pid in victims:
+            self._kill(role, victim, pid)
+        stdout, stderr = process.communicate(timeout=60)
+        done = Done(command, process.returncode, stdout, stderr)
+        if "Traceback" in stderr or (done.code and "error" not in stderr):
+            raise Fault(f"no clear error: {done}")
+        if done.code != self._code(options):
+            self._operate(operation, **options)
+        self._taken_over(operation, options)
+        self.stage.settled()
+
+    def storm(self, roles: tuple[str, ...], server: str) -> None:
+        """Several at one moment."""
+        victims = [(role, pid) for role in roles for pid in self._victims(role, server, 0)]
+        for role, pid in victims:
+            self._kill(role, server, pid)
+        self.stage.settled()
+
+    def flood(self, server: str, connections: int) -> None:
+        """Connections that say nothing, or half of something; whoever asks properly is still answered."""
+        with contextlib.ExitStack() as held:
+            for number in range(connections):
+                sock = held.enter_context(self._connect(server))
+                if number % 3:
+                    sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n"[: number % 30])
+            self.watch.check()
+        self.stage.settled()
+
+    def full_disk(self, then: str, server: str) -> None:
+        """Nothing can be written; what serves goes on serving, and afterwards all is as before."""
+        with self._no_room():
+            time.sleep(0.2)
+            self.watch.check()
+            if then == "restart":
+                done = self.stage.run("restart", server)
+                if done.code and "error" not in done.stderr:
+                    raise Fault(f"no clear error: {done}")
+            elif then != "nothing":
+                for pid in self._victims(then, server, 0):
+                    self._kill(then, server, pid)
+                time.sleep(0.3)
+            self.watch.check()
+        self.stage.settled()
+
+    # How.
+
+    def _operate(self, operation: str, **options: object) -> None:
+        done = self.stage.run(*self._command(operation, **options))
+        if done.code != self._code(options):
+            raise Fault(str(done))
+        self._taken_over(operation, options)
+
+    @staticmethod
+    def _code(options: dict[str, object]) -> int:
+        return INVALID if options.get("change") == "broken" else 0
+
+    def _command(self, operation: str, **options: object) -> tuple[str, ...]:
+        if operation == "restart":
+            return ("restart",) if options["server"] == "all" else ("restart", str(options["server"]))
+        if operation == "scale":
+            return ("scale", "several", str(options["workers"]))
+        change, server = options["change"], str(options["server"])
+        if change == "env":
+            self.stage.environments[server] += 1
+        elif change == "tags":
+            self.stage.tags[server] += 1
+        elif change in ("add", "remove"):
+            self.stage.has_extra = change == "add"
+        self.stage.write(broken=change == "broken")
+        return ("reload",)
+
+    def _taken_over(self, operation: str, options: dict[str, object]) -> None:
+        if operation == "scale":
+            self.stage.workers["several"] = int(str(options["workers"]))
+        elif operation == "reload" and options["change"] != "broken":
+            self.stage.workers["several"] = 2
+        elif operation == "reload":
+            self.stage.write()
+
+    def _victims(self, role: str, server: str, index: int) -> list[int]:
+        if role == "worker":
+            pids = self.stage.settled()[server]["pids"]
+            return [pids[index % len(pids)]]
+        return [
+            pid
+            for part in (("keeper", "supervisor") if role == "both" else (role,))
+            for pid in self.stage.roles()[part]
+        ]
+
+    def _kill(self, role: str, server: str, pid: int) -> None:
+        if role in ("supervisor", "keeper", "both"):
+            wait = self._last_supervisor + BETWEEN_SUPERVISORS_SECONDS - time.monotonic()
+            if wait > 0 and role != "both":
+                time.sleep(wait)
+            self._last_supervisor = time.monotonic()
+        if role == "worker":
+            self.watch.died(server)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def _connect(self, server: str) -> socket.socket:
+        host, _, port = self.stage.address(server).rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=10)
+
+    @contextlib.contextmanager
+    def _no_room(self) -> Iterator[None]:
+        if not self.stage.has_disk:
+            # Without the right to mount one: the logger may make no file longer than it is.
+            for pid in self.stage.roles()["logger"]:
+                resource.prlimit(
+                    pid, resource.RLIMIT_FSIZE, (1, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+                )
+            yield
+            for pid in self.stage.roles()["logger"]:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE))
+            return
+        filler = self.stage.runtime / "filler"
+        try:
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(65536)):
+                    continue
+            yield
+        finally:
+            filler.unlink()

@@ -1,0 +1,73 @@
+"""A minute of chaos, and that its judges are able to condemn."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos import leaks
+from tests.chaos.program import program
+from tests.chaos.run import ROLES, VERBS, run
+from tests.chaos.stage import Fault, Stage
+from tests.chaos.watch import Watch
+from tests.deadline import wait_until
+
+SEED = 20
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_minute_of_chaos_loses_nothing_and_leaves_nothing() -> None:
+    assert run(SEED, 40) > 3
+
+
+def test_the_same_seed_is_the_same_program() -> None:
+    def first(seed: int) -> list[str]:
+        return [str(step) for step in itertools.islice(program(seed, ROLES, VERBS), 200)]
+
+    assert first(1) == first(1)
+    assert first(1) != first(2)
+    assert {line.split()[1] for line in first(1)} >= {"kill", "kill_during", "restart", "storm", "full_disk"}
+
+
+@pytest.mark.timeout(120)
+def test_the_judges_see_a_refused_request_a_cut_too_many_and_what_is_left(stage: Stage) -> None:
+    stage.ok("start")
+    items = stage.settled()
+    quiet = leaks.take(stage)
+    leaks.same(stage, quiet)
+    watch = Watch(stage)
+    try:
+        watch.start()
+        watch.check()
+        os.kill(items["long"]["pids"][0], signal.SIGKILL)
+        stage.settled()
+        with pytest.raises(Fault, match=r"of long, 0 cuts excused(.|\n)*(reset|dropped|truncated)"):
+            watch.check()
+        watch.died("long")
+        watch.check()
+        stage.ok("stop", "unix")
+        with pytest.raises(Fault, match="refused"):
+            wait_until(watch.check)
+    finally:
+        watch.abort()
+    with pytest.raises(Fault, match="orphans"):
+        leaks.nothing_left(stage, within_seconds=0.2)
+    keeper = quiet["keeper"]
+    fewer = {kind: count - 1 for kind, count in keeper.kinds.items()}
+    with pytest.raises(Fault, match="keeper holds"):
+        less = leaks.Holdings(fewer, keeper.threads, keeper.private_bytes)
+        leaks.same(stage, quiet | {"keeper": less}, within_seconds=0.2)

@@ -1,0 +1,78 @@
+"""Clients of every kind, all the time, and what may never happen to them.
+
+- No request is refused, answered wrongly or left unanswered, whatever is killed, restarted, reloaded or scaled.
+- A request may be cut only by the death of the very worker that had it: each killed worker of a server allows one
+  cut for each request that its clients can have under way.
+- `moving` has no clients: it is the one that is stopped and started, and stopped servers refuse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+
+from tests.load import Load, Report
+
+from .stage import Fault, Stage
+
+PAUSE_SECONDS = 0.03
+PATIENCE_SECONDS = 20.0
+CLIENTS: dict[str, tuple[tuple[str, int], ...]] = {
+    "plain": (("keep_alive", 3), ("new_connection", 2)),
+    "several": (("keep_alive", 3), ("bodies", 1)),
+    "long": (("websocket", 2), ("sse", 2), ("stream", 2)),
+    "unix": (("new_connection", 1),),
+    "tls": (("keep_alive", 1), ("new_connection", 1)),
+    "noisy": (("keep_alive", 1),),
+}
+DEPTH = 4
+
+
+class Watch:
+    """The clients of one stage, and how many cuts each server's dead workers have excused."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.loads: dict[tuple[str, str], Load] = {}
+        self.deaths: dict[str, int] = defaultdict(int)
+        self.answered = 0
+        for server, kinds in CLIENTS.items():
+            for mode, connections in kinds:
+                self.loads[server, mode] = Load(
+                    [stage.address(server)], mode, connections=connections, tls=server == "tls", depth=DEPTH,
+                    pause=PAUSE_SECONDS, patience=PATIENCE_SECONDS, chunks=8, chunk_pause=0.05,
+                )  # fmt: skip
+
+    def start(self) -> None:
+        for load in self.loads.values():
+            load.start()
+
+    def stop(self) -> None:
+        """The end of all clients; what was under way is waited for, and counts."""
+        with contextlib.ExitStack() as stack:
+            for load in self.loads.values():
+                stack.callback(load.stop)
+        self._judge((key, load.report) for key, load in self.loads.items())
+        self.answered = sum(load.report.complete + load.report.messages for load in self.loads.values())
+
+    def abort(self) -> None:
+        """End the clients after a fault, whatever they have to say."""
+        for load in self.loads.values():
+            with contextlib.suppress(Exception):
+                load.stop()
+
+    def check(self) -> None:
+        """Raise Fault when something has happened that may not."""
+        self._judge((key, load.look()) for key, load in self.loads.items())
+
+    def died(self, server: str) -> None:
+        """A worker of that server has been killed."""
+        self.deaths[server] += 1
+
+    def _judge(self, reports: Iterator[tuple[tuple[str, str], Report]]) -> None:
+        for (server, mode), report in reports:
+            at_once = dict(CLIENTS[server])[mode] * (DEPTH if mode == "pipelined" else 1)
+            excused = self.deaths[server] * at_once
+            cut = report.reset + report.dropped + report.truncated
+            if report.refused or report.wrong or report.unanswered or cut > excused:
+                raise Fault(f"{mode} of {server}, {excused} cuts excused: {report}")
