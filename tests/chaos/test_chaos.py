@@ -68,6 +68,6 @@ def test_the_judges_see_a_refused_request_a_cut_too_many_and_what_is_left(stage:
         leaks.nothing_left(stage, within_seconds=0.2)
     keeper = quiet["keeper"]
     fewer = {kind: count - 1 for kind, count in keeper.kinds.items()}
+    less = leaks.Holdings(fewer, keeper.threads, keeper.private_bytes)
     with pytest.raises(Fault, match="keeper holds"):
-        less = leaks.Holdings(fewer, keeper.threads, keeper.private_bytes)
         leaks.same(stage, quiet | {"keeper": less}, within_seconds=0.2)
