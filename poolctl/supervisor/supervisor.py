@@ -98,8 +98,11 @@ class Supervisor:
             "started": self.started,
             "version": __version__,
         }
-        with open(os.path.join(self.directory, "info.json"), "w", encoding="utf-8") as file:
+        path = os.path.join(self.directory, "info.json")
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
             json.dump(info, file)
+        # Whoever reads meanwhile finds the whole of the one or of the other.
+        os.replace(f"{path}.new", path)
         self._link_name()
 
     def _link_name(self) -> None:
