@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import signal
 import socket
@@ -23,6 +24,8 @@ from .serve import PoolServer, StartupFailed
 from .settings import configure
 from .thrift import give_back_blank_pages
 
+_STARTED = b"INFO:     Application startup complete.\n"
+_ENDED = b"INFO:     Application shutdown complete.\n"
 STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
 
 
@@ -60,6 +63,7 @@ class Worker:
             return self._failed(str(error), STARTUP_FAILURE)
         except StartupFailed as error:
             return self._failed(str(error), error.status)
+        self._say(_ENDED)
         return 0
 
     def _configure(self) -> uvicorn.Config:
@@ -96,6 +100,7 @@ class Worker:
 
     def _ready(self) -> None:
         self.server.accounts.on_limit = self._limit_reached
+        self._say(_STARTED)
         self._tell({"event": "ready"})
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
@@ -182,6 +187,12 @@ class Worker:
             wire.send(self.control, message)
         except OSError:
             pass
+
+    def _say(self, line: bytes) -> None:
+        """Say in the log, in uvicorn's words, what uvicorn would say if it were asked to."""
+        if not self.spec["uvicorn"]["access_log"]:
+            with contextlib.suppress(OSError):
+                os.write(2, line)
 
     def _failed(self, message: str, status: int) -> int:
         self._tell({"event": "failed", "message": message})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import uvicorn
@@ -31,6 +32,9 @@ def prepare() -> None:
 
 def configure(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
     """A configuration for `app`, not loaded yet."""
+    if settings["access_log"]:
+        # Who asks for the requests wants to see its WebSockets too, and uvicorn tells of those elsewhere.
+        logging.getLogger("uvicorn.error").setLevel(logging.INFO)
     if settings != USUAL or not _prepared:
         return _make(app, settings)
     config = copy.copy(_prepared[0])
