@@ -30,6 +30,10 @@ class Sockets:
         """The server's listeners; none for a job, or for a command that binds by itself."""
         return self._open.get(server.key, [])
 
+    def keys(self) -> set[str]:
+        """The addresses that have a listener."""
+        return set(self._open)
+
     def endpoints(self, key: str) -> list[str]:
         """The addresses that are bound."""
         return [describe(sock) for sock in self._open.get(key, ())]

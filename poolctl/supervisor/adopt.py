@@ -11,7 +11,7 @@ from poolctl.runners.local import LocalRunner
 from .engine import Engine
 from .entry import Worker
 from .memory import Memory
-from .reconcile import Listener, Phase
+from .reconcile import Phase
 
 _REPORT_SECONDS = 0.2
 
@@ -35,9 +35,20 @@ async def adopt(
         worker = Worker(
             placement.id, placement.generation, placement.index, each.server, phase, placement, each.ready_at
         )
-        engine.adopt(entry, worker, listening=bool(runner.endpoints(entry.config.key)))
-    for entry in engine.entries.values():
-        if runner.endpoints(entry.config.key):
-            entry.listener = Listener.OPEN
-        engine.touch(entry)
+        engine.adopt(entry, worker)
+    await _listeners(engine, runner)
     return len(found)
+
+
+async def _listeners(engine: Engine, runner: LocalRunner) -> None:
+    ours: set[str] = set()
+    for entry in engine.entries.values():
+        for config in (entry.config, *(worker.config for worker in entry.workers.values())):
+            # What has no listener of ours is as good as open once it has a worker.
+            without = (config.job or config.binds_itself) and entry.workers
+            if without or runner.endpoints(config.key):
+                engine.adopt_listener(entry, config)
+                ours.add(config.key)
+        engine.touch(entry)
+    for key in runner.sockets.keys() - ours:
+        await runner.close(key)

@@ -10,10 +10,11 @@ from poolctl.clock import Clock
 from poolctl.config.model import ServerConfig
 from poolctl.runners.protocol import Runner
 
+from .addresses import Addresses, abandoned, same_listener
 from .entry import Entry, Worker
 from .execute import Executor
 from .graph import Graph
-from .reconcile import LEAVING, Listener, decide
+from .reconcile import LEAVING, Listener, View, decide
 
 
 class Engine:
@@ -23,13 +24,18 @@ class Engine:
         self.runner = runner
         self.clock = clock
         self.entries: dict[str, Entry] = {server.name: Entry(server) for server in servers}
+        self._addresses = Addresses(self.touch)
+        for entry in self.entries.values():
+            self._addresses.claim(entry)
         self.graph = Graph(self.entries)
         self.listeners: set[Callable[[Entry], None]] = set()
         self.configured = 0  # how many times the configuration of a server has changed
         self._summaries: dict[str, tuple[object, ...]] = {}
         self._dirty: dict[str, Entry] = {}
         self._scheduled = False
-        self._executor = Executor(runner, clock, self.touch, self._configure, lambda: random.uniform(-1, 1))
+        self._executor = Executor(
+            runner, clock, self._addresses, self.touch, self._configure, lambda: random.uniform(-1, 1)
+        )
 
     # Changes of what is wanted.
 
@@ -90,6 +96,7 @@ class Engine:
         if entry is None:
             entry = self.entries[config.name] = Entry(config)
             self.graph.add(entry)
+            self._addresses.claim(entry)
         else:
             entry.removed = entry.dismissed = False
             self._configure(entry, config)
@@ -102,6 +109,7 @@ class Engine:
         entry.out = False
         entry.cancel_timers()
         entry.wanted = entry.failed = entry.done = False
+        self._addresses.leave(entry)
         self.touch(entry)
 
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
@@ -132,20 +140,33 @@ class Engine:
     def _configure(self, entry: Entry, config: ServerConfig) -> None:
         self.configured += 1
         self.graph.remove(entry)
+        self._addresses.waive(entry)
         entry.config = config
         self.graph.add(entry)
+        self._addresses.claim(entry)
 
     def _forget(self, entry: Entry) -> None:
         self.configured += 1
         self.graph.remove(entry)
+        self._addresses.waive(entry)
         del self.entries[entry.name]
         self._summaries.pop(entry.name, None)
 
     # Taking over.
 
-    def adopt(self, entry: Entry, worker: Worker, *, listening: bool) -> None:
-        """Take over a worker of the supervisor before; `listening`: the server's listener is open."""
-        entry.listener = Listener.OPEN if listening else Listener.CLOSED
+    def adopt_listener(self, entry: Entry, config: ServerConfig) -> None:
+        """Take over an open listener that the supervisor before had opened for the entry, under this configuration."""
+        if same_listener(config, entry.config):
+            entry.listener, entry.bound = Listener.OPEN, entry.config
+        elif not any(same_listener(config, held) for held in entry.former):
+            entry.former.append(config)
+            self._addresses.leave(entry)
+        self.touch(entry)
+
+    def adopt(self, entry: Entry, worker: Worker) -> None:
+        """Take over a worker of the supervisor before."""
+        if entry.removed:
+            self._addresses.leave(entry)
         entry.workers[worker.id] = worker
         entry.newest = max(entry.newest, worker.generation)
         self._executor.adopt(entry, worker)
@@ -167,19 +188,30 @@ class Engine:
             name = next(iter(self._dirty))
             entry = self._dirty.pop(name)
             touched[name] = entry
-            view = entry.view(may_start=self.graph.may_start(entry), may_stop=self.graph.may_stop(entry))
-            for action in decide(view):
+            self._addresses.review(entry)
+            for action in decide(self._view(entry)):
                 self._executor.perform(entry, action)
             self._wake_neighbours(entry)
+            for held in self._addresses.tidy(entry):
+                self._executor.close(held)
             if entry.removed and entry.at_rest and self.entries.get(name) is entry:
                 self._forget(entry)
         for entry in touched.values():
             for listener in list(self.listeners):
                 listener(entry)
 
+    def _view(self, entry: Entry) -> View:
+        return entry.view(
+            may_start=self.graph.may_start(entry),
+            may_stop=self.graph.may_stop(entry) and self._addresses.may_close(entry),
+            may_open=self._addresses.may_open(entry),
+            abandoned=tuple(held.key for held in abandoned(entry)),
+        )
+
     def _wake_neighbours(self, entry: Entry) -> None:
         summary = entry.summary()
         if self._summaries.get(entry.name) != summary:
             self._summaries[entry.name] = summary
-            for neighbour in (*self.graph.dependents(entry), *self.graph.dependencies(entry)):
+            neighbours = (*self.graph.dependents(entry), *self.graph.dependencies(entry))
+            for neighbour in (*neighbours, *self._addresses.neighbours(entry)):
                 self._dirty[neighbour.name] = neighbour

@@ -49,6 +49,11 @@ class Entry:
     code_since: float = 0.0  # when somebody last ordered what may be new code, in monotonic seconds
     preload_problem: str = ""
     listener: Listener = Listener.CLOSED
+    bound: ServerConfig | None = None  # with which the listener was opened
+    former: list[ServerConfig] = field(
+        default_factory=list
+    )  # open as well, for workers that are to be replaced
+    vacates: bool = False  # its workers go before its listener can be opened anew
     workers: dict[str, Worker] = field(default_factory=dict)
     held: bool = False
     refusing: bool = False
@@ -75,7 +80,9 @@ class Entry:
     def is_disabled(self) -> bool:
         return self.config.disabled if self.disabled is None else self.disabled
 
-    def view(self, *, may_start: bool, may_stop: bool) -> View:
+    def view(
+        self, *, may_start: bool, may_stop: bool, may_open: bool = True, abandoned: tuple[str, ...] = ()
+    ) -> View:
         """The facts on which the next actions depend."""
         return View(
             wanted=self.wanted,
@@ -84,6 +91,9 @@ class Entry:
             overlap=self.config.overlap and not (self.config.command and not self.config.notify),
             may_start=may_start,
             may_stop=may_stop,
+            may_open=may_open,
+            vacates=self.vacates,
+            abandoned=abandoned,
             held=self.held,
             refusing=self.refusing,
             failed=self.failed,
@@ -111,7 +121,7 @@ class Entry:
     def at_rest(self) -> bool:
         """Nothing of it runs, nothing accepts, and nothing is to."""
         resting = not self.wanted or self.failed or self.done
-        return resting and not self.workers and self.listener is Listener.CLOSED
+        return resting and not self.workers and self.listener is Listener.CLOSED and not self.former
 
     @property
     def complete(self) -> bool:

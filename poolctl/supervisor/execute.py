@@ -13,9 +13,10 @@ from poolctl.errors import ServerError
 from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
+from .addresses import Addresses
 from .deaths import START_FAILED, STOP_FAILED, Deaths, failure_of
 from .entry import Entry, Worker
-from .reconcile import LEAVING, Action, Close, Drain, Listener, Open, Phase, Rotate, Spawn, Stop
+from .reconcile import LEAVING, Action, Close, Drain, Listener, Open, Phase, Release, Rotate, Spawn, Stop
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -30,12 +31,14 @@ class Executor:
         self,
         runner: Runner,
         clock: Clock,
+        addresses: Addresses,
         touch: Callable[[Entry], None],
         configure: Callable[[Entry, ServerConfig], None],
         jitter: Callable[[], float],
     ) -> None:
         self._runner = runner
         self._clock = clock
+        self._addresses = addresses
         self._touch = touch
         self._deaths = Deaths(clock, touch, configure, jitter)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -44,11 +47,15 @@ class Executor:
         """Begin the action; the entry shows at once that it has begun."""
         match action:
             case Open():
-                entry.listener = Listener.OPENING
+                entry.listener, entry.bound = Listener.OPENING, entry.config
                 self._spawn_task(self._open(entry))
             case Close():
                 entry.listener = Listener.CLOSING
                 self._spawn_task(self._close(entry))
+            case Release(key):
+                held = next(each for each in entry.former if each.key == key)
+                entry.former.remove(held)
+                self._spawn_task(self._release(entry, held))
             case Spawn(generation, index):
                 worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, entry.config)
                 entry.workers[worker.id] = worker
@@ -89,23 +96,35 @@ class Executor:
 
     # Listeners.
 
+    def close(self, held: ServerConfig) -> None:
+        """Close a listener that is no server's any more."""
+        self._spawn_task(self._runner.close(held.key))
+
     async def _open(self, entry: Entry) -> None:
+        assert entry.bound is not None
         try:
-            await self._runner.open(entry.config)
+            await self._runner.open(entry.bound)
         except Exception as error:
             _expect(error)
-            entry.listener = Listener.CLOSED
+            entry.listener, entry.bound = Listener.CLOSED, None
             message = getattr(error, "message", str(error))
             self._deaths.note(entry, message, getattr(error, "hint", ""), START_FAILED)
             if entry.wanted:
                 self._deaths.died(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener = Listener.OPEN
+            self._addresses.opened(entry)
         self._touch(entry)
 
     async def _close(self, entry: Entry) -> None:
-        await self._runner.close(entry.config.key)
-        entry.listener = Listener.CLOSED
+        assert entry.bound is not None
+        await self._release(entry, entry.bound)
+        entry.listener, entry.bound, entry.vacates = Listener.CLOSED, None, False
+        self._touch(entry)
+
+    async def _release(self, entry: Entry, held: ServerConfig) -> None:
+        if self._addresses.give_up(entry, held):
+            await self._runner.close(held.key)
         self._touch(entry)
 
     # Workers.

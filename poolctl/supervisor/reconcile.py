@@ -55,6 +55,9 @@ class View:
     overlap: bool = True  # may two generations run at once
     may_start: bool = True  # its dependencies are as far as they have to be
     may_stop: bool = True  # nothing that depends on it still runs and has to go first
+    may_open: bool = True  # nobody else has its address
+    vacates: bool = False  # its listener has to be opened anew, and its workers have to go before
+    abandoned: tuple[str, ...] = ()  # addresses that it had, and from which nobody accepts any more
     held: bool = False  # in backoff
     refusing: bool = False  # in backoff for so long that its listener is closed
     failed: bool = False  # given up until somebody starts it again
@@ -112,19 +115,32 @@ class Rotate:
     in_rotation: bool
 
 
-Action = Open | Close | Spawn | Drain | Stop | Rotate
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Close a listener of an address that the server had before."""
+
+    key: str
+
+
+Action = Open | Close | Spawn | Drain | Stop | Rotate | Release
 
 
 def decide(view: View) -> list[Action]:
     """The actions that bring the server nearer to what is wanted; empty when nothing is to be done now."""
+    return [Release(key) for key in view.abandoned] + _proceed(view)
+
+
+def _proceed(view: View) -> list[Action]:
     if view.resting:
         return _rest(view)
-    if view.listener is Listener.CLOSED and view.may_start and not view.refusing:
+    if view.listener is Listener.CLOSED and view.may_start and view.may_open and not view.refusing:
         return [Open()]
     if view.held:
         return _hold(view)
     if view.listener is not Listener.OPEN:
         return []
+    if view.vacates:
+        return _leave(view)
     return _rotate(view) + _serve(view)
 
 
@@ -143,7 +159,7 @@ def _leave(view: View) -> list[Action]:
     staying = [worker for worker in view.workers if worker.phase not in LEAVING]
     if staying:
         return [_retire(worker) for worker in staying]
-    # Nobody accepts any more: who comes now is refused, and need not wait for those that are seen off.
+    # Nobody accepts any more: who comes now need not wait for those that are seen off.
     return [Close()] if view.listener is Listener.OPEN else []
 
 

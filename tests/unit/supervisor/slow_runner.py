@@ -23,7 +23,8 @@ class SlowRunner(ScriptedRunner):
         return await super().open(server)
 
     async def ready(self, placement: Placement) -> None:
-        if self.script.get(placement.server) == NEVER and placement.id in self.running:
+        script = self.script.get(placement.id, self.script.get(placement.server))
+        if script == NEVER and placement.id in self.running:
             exit_ = await asyncio.shield(self.running[placement.id])
             raise WorkerFailed(exit_.message, exit=exit_)
         await super().ready(placement)

@@ -21,6 +21,7 @@ from poolctl.supervisor.reconcile import (
     Listener,
     Open,
     Phase,
+    Release,
     Rotate,
     Spawn,
     Stop,
@@ -48,7 +49,8 @@ def applied(view: View, actions: list[Action]) -> View:
                 listener = Listener.OPENING
             case Close():
                 assert listener is Listener.OPEN
-                accepting = [each for each in view.workers if each.phase not in LEAVING or not view.removed]
+                leaves = view.removed or view.vacates
+                accepting = [each for each in view.workers if each.phase not in LEAVING or not leaves]
                 assert not accepting, "a listener outlives its workers"
                 listener = Listener.CLOSING
             case Spawn(generation, index):
@@ -69,11 +71,15 @@ def applied(view: View, actions: list[Action]) -> View:
                 assert name not in told
                 told.add(name)
                 workers[name] = replace(workers[name], phase=Phase.STOPPING)
+            case Release(key):
+                assert key in view.abandoned
             case Rotate(name, in_rotation):
                 assert workers[name].phase is Phase.READY
                 assert workers[name].out is in_rotation
                 workers[name] = replace(workers[name], out=not in_rotation)
-    return replace(view, listener=listener, workers=tuple(workers.values()))
+    released = {action.key for action in actions if isinstance(action, Release)}
+    abandoned = tuple(key for key in view.abandoned if key not in released)
+    return replace(view, listener=listener, abandoned=abandoned, workers=tuple(workers.values()))
 
 
 def serving(view: View) -> list[WorkerView]:
@@ -89,6 +95,8 @@ def complete(view: View) -> bool:
 def check_step(before: View, actions: list[Action], after: View) -> None:
     """What must hold of every single decision."""
     spawns = [action for action in actions if isinstance(action, Spawn)]
+    if before.vacates and before.listener is Listener.OPEN:
+        assert not spawns
     if before.resting or before.held or not before.may_start:
         assert not spawns
     if before.resting:
@@ -102,10 +110,14 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
         assert 0 <= spawn.index < before.count
     if not before.overlap and spawns:
         assert {worker.generation for worker in before.workers} <= {before.generation}
-    if before.overlap and not before.resting:
+    if not before.may_open:
+        assert not any(isinstance(action, Open) for action in actions)
+    assert {action.key for action in actions if isinstance(action, Release)} == set(before.abandoned)
+    if before.overlap and not before.resting and not before.vacates:
         # Never a gap: a decision takes no more away than is too many.
         assert len(serving(after)) >= min(before.count, len(serving(before)))
-    if not before.resting and not before.held and before.listener is Listener.OPEN and complete(before):
+    serves = not (before.resting or before.held or before.vacates) and before.listener is Listener.OPEN
+    if serves and complete(before):
         # Two generations are ready for no longer than a swap.
         assert {worker.generation for worker in serving(after)} == {before.generation}
         assert len(serving(after)) == before.count or not before.overlap
@@ -189,6 +201,25 @@ class World(RuleBasedStateMachine):
             assert all(worker.out is out for worker in serving(self.view))
 
     @rule()
+    def must_vacate(self) -> None:
+        self.newest += 1
+        self.change(generation=self.newest, vacates=self.view.listener is Listener.OPEN)
+
+    @rule(may_open=st.booleans())
+    def another_has_its_address(self, may_open: bool) -> None:
+        self.change(may_open=may_open)
+
+    @precondition(lambda self: self.view.listener is Listener.OPEN and not self.view.vacates)
+    @rule()
+    def moves(self) -> None:
+        self.newest += 1
+        self.change(generation=self.newest, listener=Listener.CLOSED)
+
+    @rule()
+    def nobody_accepts_from_its_former_address(self) -> None:
+        self.change(abandoned=("127.0.0.1:1",))
+
+    @rule()
     def remove(self) -> None:
         self.change(
             wanted=False, failed=False, done=False, held=False, refusing=False, out=False, removed=True
@@ -217,7 +248,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.view.listener is Listener.CLOSING)
     @rule()
     def close_ends(self) -> None:
-        self.change(listener=Listener.CLOSED)
+        self.change(listener=Listener.CLOSED, vacates=False)
 
     @precondition(lambda self: self.has(Phase.PLACING))
     @rule(data=st.data())
@@ -265,7 +296,7 @@ class World(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever has happened: once nothing more goes wrong, what is wanted becomes what is there."""
-        self.change(held=False, refusing=False, may_start=True, may_stop=True)
+        self.change(held=False, refusing=False, may_start=True, may_stop=True, may_open=True)
         for _ in range(MOST_ROUNDS):
             self.everything_goes_well()
         view = self.view
@@ -284,8 +315,10 @@ class World(RuleBasedStateMachine):
     def everything_goes_well(self) -> None:
         reached = {Listener.OPENING: Listener.OPEN, Listener.CLOSING: Listener.CLOSED}
         step = {Phase.PLACING: Phase.STARTING, Phase.STARTING: Phase.READY, Phase.READY: Phase.READY}
+        closes = self.view.listener is Listener.CLOSING
         self.change(
             listener=reached.get(self.view.listener, self.view.listener),
+            vacates=self.view.vacates and not closes,
             workers=tuple(
                 replace(worker, phase=step[worker.phase])
                 for worker in self.view.workers
@@ -321,6 +354,9 @@ views = st.builds(
     done=seldom,
     job=seldom,
     out=seldom,
+    removed=seldom,
+    vacates=seldom,
+    may_open=mostly,
     listener=st.sampled_from([Listener.OPEN, Listener.OPEN, *Listener]),
     workers=st.lists(
         st.tuples(st.integers(1, 2), st.integers(0, MOST_WORKERS), phases),

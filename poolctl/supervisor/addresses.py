@@ -1,0 +1,157 @@
+"""Which server has which listener while addresses change: the new one opens before the old one closes where it can.
+
+An address may also go from one server to another, in a reload that renames a server or exchanges two. Its listener
+then stays open: connections wait for its new server, and none is refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from poolctl.address import overlaps
+from poolctl.config.model import ServerConfig
+
+from .entry import Entry
+from .reconcile import LEAVING, Listener
+
+
+def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
+    """Whether both are served from the same listening sockets, opened in the same way."""
+    return (
+        one.address == other.address
+        and bool(one.command) is bool(other.command)
+        and one.binds_itself is other.binds_itself
+    )
+
+
+class Addresses:
+    """Keeps the entries' `bound`, `former` and `vacates` right. `touch` is told of those that may go on."""
+
+    def __init__(self, touch: Callable[[Entry], None]) -> None:
+        self._touch = touch
+        self._claims: dict[str, dict[str, Entry]] = defaultdict(
+            dict
+        )  # by key: who has it in its configuration
+        self._leaving: dict[str, Entry] = {}  # who has, or had, another address than the one it is to have
+        self._waiting: dict[str, Entry] = {}
+        self._kept: dict[str, ServerConfig] = {}  # open for a server that has not taken it over yet
+
+    def claim(self, entry: Entry) -> None:
+        """Note the address that the entry is to have."""
+        self._claims[entry.config.key][entry.name] = entry
+
+    def waive(self, entry: Entry) -> None:
+        """Forget the address that the entry was to have."""
+        claims = self._claims[entry.config.key]
+        claims.pop(entry.name, None)
+        if not claims:
+            del self._claims[entry.config.key]
+
+    def leave(self, entry: Entry) -> None:
+        """Note that the entry is going to give its address up."""
+        self._leaving[entry.name] = entry
+
+    def review(self, entry: Entry) -> None:
+        """See whether the listener that the entry has is still the one that it is to have."""
+        if entry.listener in (Listener.OPENING, Listener.CLOSING) or entry.config.job:
+            return
+        for held in entry.former:
+            if same_listener(held, entry.config):
+                # Back to where it was: its replacement has failed.
+                entry.former.remove(held)
+                if entry.bound is not None:
+                    entry.former.append(entry.bound)
+                entry.bound, entry.listener = held, Listener.OPEN
+                return
+        if entry.bound is None or same_listener(entry.bound, entry.config):
+            entry.vacates = (
+                entry.vacates and entry.bound is not None and self._wanted_by(entry, entry.bound) != []
+            )
+            return
+        self._leaving[entry.name] = entry
+        if overlaps(entry.bound.address, entry.config.address) or self._wanted_by(entry, entry.bound):
+            entry.vacates = True
+        else:
+            entry.former.append(entry.bound)
+            entry.bound, entry.listener = None, Listener.CLOSED
+
+    def may_open(self, entry: Entry) -> bool:
+        """Whether nothing of another server, or of an older address of its own, is in the way."""
+        if not self._leaving or entry.listener is not Listener.CLOSED:
+            return True
+        free = not any(self._in_the_way(entry, other) for other in self._leaving.values())
+        if free:
+            self._waiting.pop(entry.name, None)
+        else:
+            self._waiting[entry.name] = entry
+        return free
+
+    def may_close(self, entry: Entry) -> bool:
+        """Whether no other server is about to serve from the listener of the entry, which leaves the pool."""
+        if not entry.removed or entry.bound is None:
+            return True
+        return all(heir.ready or heir.failed for heir in self._wanted_by(entry, entry.bound))
+
+    def neighbours(self, entry: Entry) -> list[Entry]:
+        """The others that are to have its address, or wait for one."""
+        others = self._claims.get(entry.config.key, {}).values()
+        return [other for other in (*others, *self._waiting.values()) if other is not entry]
+
+    def give_up(self, entry: Entry, held: ServerConfig) -> bool:
+        """Whether the listener is to be closed now that the entry has done with it; else another server has it."""
+        heirs = self._wanted_by(entry, held)
+        if any(heir.bound is not None and same_listener(heir.bound, held) for heir in heirs):
+            return False
+        for heir in heirs:
+            self._kept[held.key] = held
+            self._touch(heir)
+        return not heirs
+
+    def opened(self, entry: Entry) -> None:
+        """The entry has the listener that it is to have."""
+        self._kept.pop(entry.config.key, None)
+
+    def tidy(self, entry: Entry) -> list[ServerConfig]:
+        """What was kept open for the entry and has to be closed, because it rests. Forgets what is over."""
+        if entry.name in self._leaving and not self._holds_more(entry):
+            del self._leaving[entry.name]
+            for waiting in self._waiting.values():
+                self._touch(waiting)
+        if entry.at_rest:
+            self._waiting.pop(entry.name, None)
+            kept = self._kept.pop(entry.config.key, None) if self._kept else None
+            return [] if kept is None else [kept]
+        return []
+
+    def _wanted_by(self, entry: Entry, held: ServerConfig) -> list[Entry]:
+        return [
+            other
+            for other in self._claims.get(held.key, {}).values()
+            if other is not entry and other.wanted and not other.removed and same_listener(other.config, held)
+        ]
+
+    def _in_the_way(self, entry: Entry, other: Entry) -> bool:
+        mine = entry.config
+        held = [*other.former, *([other.bound] if other.bound is not None and other is not entry else [])]
+        for each in held:
+            if overlaps(each.address, mine.address) and not (other.removed and same_listener(each, mine)):
+                return True
+        # A worker that is seen off may keep the port bound until it ends, which matters to a new listener only.
+        return any(
+            overlaps(worker.config.address, mine.address) and not same_listener(worker.config, mine)
+            for worker in other.workers.values()
+        )
+
+    def _holds_more(self, entry: Entry) -> bool:
+        if entry.former or entry.vacates or (entry.removed and entry.bound is not None):
+            return True
+        return any(not same_listener(worker.config, entry.config) for worker in entry.workers.values())
+
+
+def abandoned(entry: Entry) -> list[ServerConfig]:
+    """The former listeners of the entry from which no worker accepts any more."""
+    if not entry.former:
+        return []
+    accepting = [worker.config for worker in entry.workers.values() if worker.phase not in LEAVING]
+    return [held for held in entry.former if not any(same_listener(held, each) for each in accepting)]

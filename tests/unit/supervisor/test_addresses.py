@@ -1,0 +1,160 @@
+"""Servers that change their addresses, and addresses that change their servers."""
+
+from __future__ import annotations
+
+from poolctl import ServerConfig
+from tests.unit.pool.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+A, B, C = "127.0.0.1:8001", "127.0.0.1:8002", "127.0.0.1:8003"
+
+
+def moved(desk: Desk, *configs: ServerConfig) -> None:
+    """As a reload would have it: all at once."""
+    for config in configs:
+        desk.engine.change(desk.engine.entries[config.name], config, live=False)
+
+
+def listening(desk: Desk) -> dict[str, str]:
+    """By address, whose workers there are."""
+    found = {}
+    for entry in desk.engine.entries.values():
+        for worker in entry.workers.values():
+            found[worker.config.key] = entry.name
+    return found
+
+
+def test_the_new_address_is_open_and_served_before_the_old_one_closes() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(bind=A))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        moved(desk, web(bind=B))
+        await turns(40)
+        log = desk.runner.log
+        assert log[:2] == ["open web", "place web.2.0"]
+        assert {f"close {A}", "drain web.1.0", "stop web.1.0 10"} == set(log[2:])
+        assert desk.runner.opened == {B}
+        await desk.ask("stop")
+        assert desk.runner.opened == set()
+
+    run(scenario())
+
+
+def test_a_new_address_that_cannot_be_served_leaves_everything_as_it_was() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(bind=A), **{"web.2.0": FAILS})
+        await desk.ask("start")
+        moved(desk, web(bind=B))
+        await turns(40)
+        entry = desk.engine.entries["web"]
+        assert (entry.config.key, entry.state, desk.runner.opened) == (A, "running", {A})
+        assert set(desk.runner.running) == {"web.1.0"}
+        await desk.ask("stop")
+        assert desk.runner.opened == set()
+
+    run(scenario())
+
+
+def test_a_stop_in_the_middle_of_a_move_closes_both_addresses() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(bind=A), **{"web.2.0": NEVER})
+        await desk.ask("start")
+        moved(desk, web(bind=B))
+        await turns(40)
+        assert desk.runner.opened == {A, B}
+        assert (await desk.ask("stop"))["exit_code"] == 0
+        assert desk.runner.opened == set()
+
+    run(scenario())
+
+
+def test_an_address_that_overlaps_the_one_before_opens_after_it_has_closed() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(bind=A))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        moved(desk, web(bind="0.0.0.0:8001"))
+        await turns(60)
+        assert desk.runner.log.index(f"close {A}") < desk.runner.log.index("open web")
+        assert desk.runner.log.index("stop web.1.0 10") < desk.runner.log.index("open web")
+        assert desk.runner.opened == {"0.0.0.0:8001"}
+        assert desk.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_an_address_that_goes_to_another_server_stays_open_on_the_way() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", bind=A), web("b", bind=B))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        moved(desk, web("a", bind=C), web("b", bind=A))
+        await turns(80)
+        assert desk.states() == {"a": "running", "b": "running"}
+        assert listening(desk) == {C: "a", A: "b"}
+        assert desk.runner.opened == {A, C}
+        assert f"close {A}" not in desk.runner.log
+
+    run(scenario())
+
+
+def test_two_servers_may_exchange_their_addresses() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", bind=A), web("b", bind=B))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        moved(desk, web("a", bind=B), web("b", bind=A))
+        await turns(80)
+        assert desk.states() == {"a": "running", "b": "running"}
+        assert listening(desk) == {B: "a", A: "b"}
+        assert not [line for line in desk.runner.log if line.startswith(("close", "open"))]
+        await desk.ask("stop")
+        assert desk.runner.opened == set()
+
+    run(scenario())
+
+
+def test_what_was_kept_open_for_a_server_is_closed_when_it_is_stopped_instead() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", bind=A), web("b", bind=B))
+        await desk.ask("start")
+        desk.runner.may_end.clear()
+        moved(desk, web("a", bind=C), web("b", bind=A))
+        await turns(40)
+        stopping = desk.begin("stop", "b")
+        await turns()
+        desk.runner.may_end.set()
+        assert (await stopping)["exit_code"] == 0
+        await turns(40)
+        assert desk.runner.opened == {C}
+
+    run(scenario())
+
+
+def test_a_server_that_is_renamed_answers_under_its_new_name_before_the_old_one_goes() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("old", bind=A))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        desk.engine.remove(desk.engine.entries["old"])
+        desk.engine.start(desk.engine.add(web("new", bind=A)))
+        await turns(60)
+        assert desk.runner.log == ["place new.1.0", "drain old.1.0", "stop old.1.0 10"]
+        assert (desk.states(), desk.runner.opened) == ({"new": "running"}, {A})
+        await desk.ask("stop")
+        assert desk.runner.opened == set()
+
+    run(scenario())
+
+
+def test_a_renamed_server_that_fails_keeps_nobody_from_leaving() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("old", bind=A), new=FAILS)
+        await desk.ask("start")
+        desk.engine.remove(desk.engine.entries["old"])
+        desk.engine.start(desk.engine.add(web("new", bind=A)))
+        await turns(60)
+        assert (desk.states(), desk.runner.opened) == ({"new": "failed"}, set())
+
+    run(scenario())
