@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from poolctl.config.find import PYPROJECT
@@ -21,12 +22,12 @@ SYNONYMS = {"bind": "listen", "scale": "workers"}
 class Document:
     """A parsed file. `data` is the value of [tool.poolctl] in a pyproject.toml, else of the whole file."""
 
-    def __init__(self, path: str) -> None:
-        """Read and parse. Raises Problem."""
+    def __init__(self, path: str, text: str | None = None) -> None:
+        """Read and parse, or parse the text that it is to get. Raises Problem."""
         self.path = path
         self.base_dir = os.path.dirname(path)
         self.kind = kind_of(path)
-        self.text = read_text(path)
+        self.text = read_text(path) if text is None else text
         try:
             data = parse(self.text, self.kind)
         except Unparsable as error:
@@ -78,8 +79,13 @@ class Document:
         return Place(self.path, 1, 1, dotted((*self.prefix, *path)))
 
 
-def read_documents(paths: list[str]) -> tuple[list[Document], list[Problem]]:
-    """The files (and those of directories) in order, and the problems of those that cannot be read or parsed."""
+def read_documents(
+    paths: list[str], texts: Mapping[str, str] | None = None
+) -> tuple[list[Document], list[Problem]]:
+    """The files (and those of directories) in order, and the problems of those that cannot be read or parsed.
+
+    `texts` are by path what some of them are to say instead of what they do.
+    """
     from poolctl.config.find import has_section
     from poolctl.config.source import files_of
 
@@ -95,7 +101,7 @@ def read_documents(paths: list[str]) -> tuple[list[Document], list[Problem]]:
             if file != path and os.path.basename(file) == PYPROJECT and not has_section(file):
                 continue
             try:
-                documents.append(Document(file))
+                documents.append(Document(file, (texts or {}).get(file)))
             except Problem as problem:
                 problems.append(problem)
     return documents, problems

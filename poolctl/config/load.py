@@ -32,8 +32,12 @@ Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 PERHAPS_ELSEWHERE = (" is missing", "there is no server")
 
 
-def load(paths: Paths, env: Mapping[str, str] | None = None) -> PoolConfig:
+def load(
+    paths: Paths, env: Mapping[str, str] | None = None, texts: Mapping[str, str] | None = None
+) -> PoolConfig:
     """The configuration of these files and directories, later ones over earlier ones. Blocks on the disk.
+
+    `texts` are by path what some of the files are to say instead of what they do.
 
     What is wrong with servers is in `.problems`. Raises PoolValidateError when a file cannot be read or parsed.
     """
@@ -41,17 +45,17 @@ def load(paths: Paths, env: Mapping[str, str] | None = None) -> PoolConfig:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _load(paths, os.environ if env is None else env)
+        return _load(paths, os.environ if env is None else env, texts)
     finally:
         if collecting:
             gc.enable()
 
 
-def _load(paths: Paths, env: Mapping[str, str]) -> PoolConfig:
+def _load(paths: Paths, env: Mapping[str, str], texts: Mapping[str, str] | None) -> PoolConfig:
     suggest_afresh()
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files = [os.path.normpath(os.path.join(os.getcwd(), os.fspath(path))) for path in named]
-    documents, unreadable = read_documents(files)
+    documents, unreadable = read_documents(files, texts)
     assembly = Assembly(env)
     for document in documents:
         assembly.add(document)

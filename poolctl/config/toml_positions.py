@@ -19,10 +19,12 @@ _key = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|[A-Za-z0-9_-]+')
 
 def positions(text: str) -> dict[Path, tuple[int, int]]:
     """Line and column of every key, header and element of a valid text."""
-    return _Scanner(text).scan()
+    return Scanner(text).scan()
 
 
-class _Scanner:
+class Scanner:
+    """Walks over a valid text."""
+
     def __init__(self, text: str) -> None:
         self.text = text
         self.lines = Lines(text)

@@ -8,8 +8,8 @@ from poolctl.cli.local import choose, described, load, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
 from poolctl.cli.request import Request
-from poolctl.cli.toml_text import table_text
 from poolctl.config.interpolate import escaped
+from poolctl.config.toml_text import table_text
 
 
 def perform(request: Request) -> Outcome:

@@ -9,7 +9,7 @@ from poolctl.cli.place import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
 from poolctl.cli.request import Request
-from poolctl.cli.toml_text import value_text
+from poolctl.config.toml_text import value_text
 from poolctl.control.client import NoSupervisor
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")

@@ -1,0 +1,317 @@
+"""Changing configuration files: which file, what stays, what is refused, and how it is written."""
+
+from __future__ import annotations
+
+import os
+import stat
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from poolctl.config.edit import Draft
+from poolctl.config.load import load
+from poolctl.config.replace import FileChanged, replace
+from poolctl.errors import PoolValidateError
+
+POOL = """\
+#:schema ./pool.schema.json
+# The shop. Everything is here.
+
+[pool]
+name = "shop"
+
+# Who buys.
+# And who looks.
+[[server]]
+name = "users"              # unique
+bind = "127.0.0.1:8081"
+app = "hello:app"
+http.keep_alive = "5s"
+  [server.env]              # for the app
+  LEVEL = "info"
+
+# --- inner ones ---
+
+[[server]]
+name = "orders"
+bind = "127.0.0.1:8082"
+app = "hello:app"
+tags = [
+  "api",   # public
+  "v1",
+]
+disabled = true             # until the migration
+# workers = 2
+"""
+
+
+def drafted(path: Path, *more: Path) -> Draft:
+    return Draft([str(path), *map(str, more)], {})
+
+
+def written(directory: Path, name: str, text: str) -> Path:
+    path = directory / name
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+def test_a_value_is_replaced_in_its_place_and_its_comment_stays(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.toml", POOL)
+    draft = drafted(file)
+    draft.set("orders", ("disabled",), False)
+    draft.set("users", ("env", "LEVEL"), "debug")
+    assert draft.write() == [str(file)]
+    assert file.read_text() == POOL.replace("disabled = true ", "disabled = false ").replace(
+        '"info"', '"debug"'
+    )
+
+
+def test_a_new_key_stands_behind_its_neighbours(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.toml", POOL)
+    draft = drafted(file)
+    draft.scale("users", 3)
+    draft.set("users", ("env", "B"), "1")
+    draft.set("users", ("http", "root_path"), "/x")
+    draft.set("orders", ("log", "keep"), 2)
+    draft.write()
+    expected = POOL.replace(
+        'http.keep_alive = "5s"\n', 'http.keep_alive = "5s"\nworkers = 3\nhttp.root_path = "/x"\n'
+    )
+    expected = expected.replace('  LEVEL = "info"\n', '  LEVEL = "info"\n  B = "1"\n')
+    expected = expected.replace("until the migration\n", "until the migration\nlog = { keep = 2 }\n")
+    assert sorted(file.read_text().splitlines()) == sorted(expected.splitlines())
+    assert load(str(file), {}).problems == []
+
+
+def test_a_key_is_taken_out_with_its_own_comment(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.toml", POOL)
+    draft = drafted(file)
+    draft.unset("orders", ("disabled",))
+    draft.unset("orders", ("tags",))
+    draft.unset("orders", ("workers",))
+    draft.write()
+    assert "migration" not in file.read_text()
+    assert "public" not in file.read_text()
+    assert file.read_text().endswith('app = "hello:app"\n# workers = 2\n')
+
+
+def test_a_server_goes_with_its_comments_and_the_others_stay(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.toml", POOL)
+    draft = drafted(file)
+    draft.remove("USERS")
+    draft.write()
+    before, _, after = POOL.partition("# Who buys.")
+    assert file.read_text() == before + after[after.index("# --- inner") :]
+    draft = drafted(file)
+    draft.remove("orders")
+    draft.write()
+    assert file.read_text() == before + "# --- inner ones ---\n"
+
+
+def test_what_the_file_begins_with_is_not_the_first_servers(tmp_path: Path) -> None:
+    text = '# About this file.\n[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\n'
+    file = written(tmp_path, "pool.toml", text)
+    draft = drafted(file)
+    draft.remove("a")
+    draft.write()
+    assert file.read_text() == "# About this file.\n"
+
+
+def test_a_server_is_added_in_the_files_own_way(tmp_path: Path) -> None:
+    table = {"name": "new", "bind": ":9", "app": "a:b", "env": {"A": "x"}}
+    toml = written(tmp_path, "pool.toml", POOL)
+    draft = drafted(toml)
+    draft.add(table)
+    draft.write()
+    assert toml.read_text() == (
+        f'{POOL}\n[[server]]\nname = "new"\nbind = ":9"\napp = "a:b"\nenv = {{ A = "x" }}\n'
+    )
+    golib = written(
+        tmp_path, "list.json", '[\n    {\n        "name": "a",\n        "listen": ":1"\n    }\n]\n'
+    )
+    draft = drafted(golib)
+    draft.add({"name": "b", "bind": ":2"})
+    draft.write()
+    assert golib.read_text() == (
+        '[\n    {\n        "name": "a",\n        "listen": ":1"\n    },\n'
+        '    {\n        "name": "b",\n        "bind": ":2"\n    }\n]\n'
+    )
+    yaml = written(tmp_path, "empty.yaml", "# nothing yet\n")
+    draft = drafted(yaml)
+    draft.add({"name": "b", "bind": ":2"})
+    draft.write()
+    assert yaml.read_text() == '# nothing yet\nserver: [{ name: b, bind: ":2" }]\n'
+
+
+def test_scaling_keeps_what_the_scale_says_besides(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        "pool.yaml",
+        """\
+        server:
+          - {name: a, scale: {min: 0, max: 2, idle: 5m}}  # sleeps
+          - name: b
+            scale:
+              min: 2   # two
+              max: 2
+          - name: c
+        """,
+    )
+    draft = drafted(file)
+    for name in "abc":
+        draft.scale(name, 4)
+    draft.write()
+    assert file.read_text() == (
+        "server:\n  - {name: a, scale: {min: 0, max: 4, idle: 5m}}  # sleeps\n"
+        "  - name: b\n    scale:\n      min: 4   # two\n      max: 4\n  - name: c\n    workers: 4\n"
+    )
+
+
+def test_of_several_files_the_last_that_has_the_key_is_changed(tmp_path: Path) -> None:
+    base = written(tmp_path, "base.toml", POOL)
+    local = written(
+        tmp_path, "local.toml", '[[server]]\nname = "users"\ndisabled = false\nenv = { LEVEL = "x" }\n'
+    )
+    draft = drafted(base, local)
+    draft.set("users", ("disabled",), True)
+    draft.set("users", ("bind",), "127.0.0.1:9")
+    draft.set("users", ("env", "NEW"), "y")
+    draft.set("users", ("workers",), 2)
+    assert set(draft.write()) == {str(base), str(local)}
+    assert base.read_text() == POOL.replace("127.0.0.1:8081", "127.0.0.1:9")
+    assert local.read_text() == (
+        '[[server]]\nname = "users"\ndisabled = true\nenv = { LEVEL = "x", NEW = "y" }\nworkers = 2\n'
+    )
+
+
+def test_a_server_is_removed_from_every_file_and_added_to_the_last(tmp_path: Path) -> None:
+    base = written(tmp_path, "base.toml", POOL)
+    local = written(
+        tmp_path,
+        "local.json",
+        '{"server": [{"name": "users", "disabled": true}, {"name": "x", "bind": ":1"}]}',
+    )
+    settings = written(tmp_path, "pool.yaml", "pool: {name: p}\n")
+    draft = drafted(base, local, settings)
+    draft.remove("users")
+    draft.add({"name": "new", "bind": ":2"})
+    draft.write()
+    assert "users" not in base.read_text()
+    assert local.read_text() == '{"server": [{"name": "x", "bind": ":1"}, {"name": "new", "bind": ":2"}]}'
+    assert settings.read_text() == "pool: {name: p}\n"
+
+
+def test_a_pyproject_and_a_directory_are_changed_too(tmp_path: Path) -> None:
+    project = written(
+        tmp_path,
+        "pyproject.toml",
+        """\
+        [project]
+        name = "x"
+
+        [[tool.poolctl.server]]
+        name = "a"
+        bind = ":1"
+
+        [tool.ruff]   # after it
+        line-length = 100
+        """,
+    )
+    draft = drafted(project)
+    draft.scale("a", 2)
+    draft.add({"name": "b", "bind": ":2"})
+    draft.write()
+    assert project.read_text().endswith(
+        'bind = ":1"\nworkers = 2\n\n[[tool.poolctl.server]]\nname = "b"\nbind = ":2"\n\n'
+        "[tool.ruff]   # after it\nline-length = 100\n"
+    )
+    (tmp_path / "conf").mkdir()
+    one = written(tmp_path, "conf/1.toml", POOL)
+    two = written(tmp_path, "conf/2.yaml", "- {name: b, bind: ':2'}\n")
+    draft = drafted(tmp_path / "conf")
+    draft.scale("b", 2)
+    assert draft.write() == [str(two)]
+    assert two.read_text() == "- {name: b, bind: ':2', workers: 2}\n"
+    assert one.read_text() == POOL
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pool.yaml", "server:\n  - &a {name: a, bind: ':1'}\n  - {name: b, bind: ':2', env: *a}\n"),
+        ("pool.toml", 'server = [{ name = "a", env.X = "1" }]\n'),
+    ],
+)
+def test_what_cannot_be_changed_alone_is_refused_with_its_place(tmp_path: Path, name: str, text: str) -> None:
+    file = written(tmp_path, name, text)
+    draft = drafted(file)
+    if name == "pool.yaml":
+        draft.remove("a")
+    else:
+        draft.set("a", ("env", "Y"), "2")
+    with pytest.raises(PoolValidateError) as caught:
+        draft.write()
+    assert "by hand" in str(caught.value)
+    assert caught.value.to_list()[0]["line"] >= 1
+    assert file.read_text() == text
+
+
+def test_the_result_is_judged_before_it_is_written(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.toml", POOL)
+    draft = drafted(file)
+    draft.add({"name": "x", "bind": "127.0.0.1:8081", "app": "a:b"})
+    with pytest.raises(PoolValidateError) as caught:
+        draft.check()
+    assert "pool.toml:32:1: " in str(caught.value)
+    assert "is taken" in str(caught.value)
+    draft = drafted(file)
+    draft.scale("users", 2)
+    assert draft.check()[0].workers == 2
+    assert "+workers = 2" in draft.difference()
+    assert file.read_text() == POOL
+
+
+def test_line_ends_and_the_byte_order_mark_stay(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + POOL.replace("\n", "\r\n").encode())
+    draft = drafted(file)
+    draft.scale("orders", 2)
+    draft.add({"name": "new", "bind": ":9"})
+    draft.write()
+    raw = file.read_bytes()
+    assert raw.startswith(b"\xef\xbb\xbf#")
+    assert raw.count(b"\r\n") == raw.count(b"\n") == POOL.count("\n") + 5
+
+
+def test_mode_link_and_neighbours_stay_when_a_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    file = written(tmp_path, "real/pool.toml", POOL)
+    file.chmod(0o640)
+    link = tmp_path / "pool.toml"
+    link.symlink_to("real/pool.toml")
+    replace(str(link), POOL, "x = 1\n")
+    assert link.is_symlink()
+    assert file.read_text() == "x = 1\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert os.listdir(tmp_path / "real") == ["pool.toml"]
+
+
+def test_a_file_that_was_changed_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.toml", POOL)
+    draft = drafted(file)
+    draft.scale("users", 2)
+    draft.check()
+    file.write_text("[pool]\n")
+    with pytest.raises(FileChanged, match="meanwhile"):
+        draft.write()
+    assert file.read_text() == "[pool]\n"
+    assert os.listdir(tmp_path) == ["pool.toml"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_owner_stays_when_a_file_is_replaced(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.toml", POOL)
+    os.chown(file, 12345, 54321)
+    replace(str(file), POOL, "x = 1\n")
+    assert (file.stat().st_uid, file.stat().st_gid) == (12345, 54321)
