@@ -14,7 +14,7 @@ from .stage import Fault, Stage
 
 MIB = 1024 * 1024
 OWN = ("keeper", "supervisor", "logger", "zygote")
-MOST_GROWTH_BYTES = 3 * MIB
+MOST_GROWTH_BYTES = 4 * MIB
 QUIET_SECONDS = 8.0
 
 
@@ -56,7 +56,7 @@ def same(stage: Stage, before: dict[str, Holdings], *, within_seconds: float = Q
     found: list[str] = []
 
     def compared() -> bool:
-        found[:] = _differences(take(stage), before)
+        found[:] = differences(take(stage), before)
         found.extend(f"zombie {pid}" for pid in stage.zombies())
         return not found
 
@@ -66,7 +66,13 @@ def same(stage: Stage, before: dict[str, Holdings], *, within_seconds: float = Q
         raise Fault(f"leaked: {'; '.join(found)}\n{_detail(stage, found)}") from None
 
 
-def _differences(now: dict[str, Holdings], before: dict[str, Holdings]) -> list[str]:
+def differences(
+    now: dict[str, Holdings],
+    before: dict[str, Holdings],
+    *,
+    most_growth_bytes: int = MOST_GROWTH_BYTES,
+) -> list[str]:
+    """What a process holds now and did not hold before, in words."""
     found = []
     for role, holds in now.items():
         earlier = before[role]
@@ -77,7 +83,7 @@ def _differences(now: dict[str, Holdings], before: dict[str, Holdings]) -> list[
         if holds.threads > earlier.threads:
             found.append(f"{role} has {holds.threads} threads, not {earlier.threads}")
         grown = holds.private_bytes - earlier.private_bytes
-        if role in ("keeper", "logger") and grown > MOST_GROWTH_BYTES:
+        if grown > most_growth_bytes:
             found.append(f"{role} has grown by {grown / MIB:.1f} MiB")
     return found
 

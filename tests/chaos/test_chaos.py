@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos import leaks
+from tests.chaos import endless, leaks
 from tests.chaos.program import program
 from tests.chaos.run import ROLES, VERBS, run
 from tests.chaos.stage import Fault, Stage
@@ -32,6 +32,12 @@ def stage() -> Iterator[Stage]:
 @pytest.mark.timeout(240)
 def test_a_minute_of_chaos_loses_nothing_and_leaves_nothing() -> None:
     assert run(SEED, 40) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_restarts_in_a_row_lose_nothing_and_nothing_grows() -> None:
+    assert endless.run(200).complete > 0
 
 
 def test_the_same_seed_is_the_same_program() -> None:
