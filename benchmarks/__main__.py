@@ -7,8 +7,7 @@ import importlib
 import sys
 
 from . import report
-
-GROUPS = ("lifecycle", "commands", "configuration", "hostile", "lookup")
+from .groups import GROUPS
 
 
 def main() -> int:
@@ -34,11 +33,16 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["groups:", *(f"  {name:20} {what}" for name, what in GROUPS.items())]),
+    )  # fmt: skip
     parser.add_argument("--sizes", help="how many servers (10,100,300)", type=_numbers)
     parser.add_argument("--repeat", help="how often each is measured (3)", type=int)
     parser.add_argument("--idle-seconds", help="how long idle processes are watched (10)", type=float)
-    parser.add_argument("--only", help="a group of figures; repeatable", action="append", choices=GROUPS)
+    parser.add_argument(
+        "--only", help="a group of figures; repeatable", action="append", choices=GROUPS, metavar="GROUP"
+    )
     parser.add_argument("--quick", help="everything once and small: does it run at all?", action="store_true")
     options = parser.parse_args()
     small = options.quick

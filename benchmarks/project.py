@@ -38,20 +38,23 @@ def command() -> list[str]:
 class Project:
     """`with Project(n) as project`: at the end every process of it is gone, by pid."""
 
-    def __init__(self, servers: int, *, disabled: int = 0) -> None:
+    def __init__(self, servers: int, *, disabled: int = 0, app: str = APP, defaults: str = "") -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="poolbench-", dir="/tmp"))
         self.ports = answers.free_ports(servers)
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("POOLCTL_", "VIRTUAL_ENV"))}
+        self.env = {
+            k: v for k, v in os.environ.items() if not k.startswith(("POOLCTL_", "VIRTUAL_ENV", "PYTHONPATH"))
+        }
         self.env["POOLCTL_RUNTIME_DIR"] = str(self.directory / "run")
         self.command = command()
-        (self.directory / "app.py").write_text(APP)
+        (self.directory / "app.py").write_text(app)
         entries = [
             f'[[server]]\nname = "s{n}"\nbind = "127.0.0.1:{port}"\n' for n, port in enumerate(self.ports)
         ]
         entries += [
             f'[[server]]\nname = "d{n}"\nbind = "unix:d{n}.sock"\ndisabled = true\n' for n in range(disabled)
         ]
-        (self.directory / "pool.toml").write_text('[defaults]\napp = "app:app"\n\n' + "\n".join(entries))
+        head = f'[defaults]\napp = "app:app"\n{defaults}\n\n'
+        (self.directory / "pool.toml").write_text(head + "\n".join(entries))
 
     def __enter__(self) -> Project:
         return self

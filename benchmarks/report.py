@@ -58,10 +58,10 @@ class Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    head = ("what", "median", "min", "max", "", "compared with", "median", "ratio", "target", "")
+    head = ("what", "median", "min", "max", "", "target", "", "compared with", "median", "ratio")
     lines = [head, *map(_cells, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    left = {0, 4, 5, 8, 9}
+    left = {0, 4, 5, 6, 7}
     return "\n".join(
         "  ".join(
             cell.ljust(width) if column in left else cell.rjust(width)
@@ -114,8 +114,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         f"{row.what} ({row.note})" if row.note else row.what,
         _number(row.median), _number(min(row.samples)), _number(max(row.samples)), row.unit,
-        row.against, against, "" if row.ratio is None else f"{row.ratio:.3f}",
         ", ".join(targets), verdict,
+        row.against, against, "" if row.ratio is None else f"{row.ratio:.3f}",
     )  # fmt: skip
 
 

@@ -1,0 +1,12 @@
+"""The groups of figures: each is a module here with `run(options)`, which yields rows as they are measured."""
+
+from __future__ import annotations
+
+# One line each, so that groups that are added at once stay out of each other's way.
+GROUPS = {
+    "lifecycle": "start, restart and stop of N servers; their memory, and their cost when idle",
+    "commands": "commands beside the start of a bare interpreter",
+    "configuration": "loading and validating large files",
+    "hostile": "files that want to do harm",
+    "lookup": "the pool as a mapping",
+}
