@@ -9,4 +9,5 @@ GROUPS = {
     "configuration": "loading and validating large files",
     "hostile": "files that want to do harm",
     "lookup": "the pool as a mapping",
+    "preload": "start and crash of servers of a heavy framework that is imported once",
 }

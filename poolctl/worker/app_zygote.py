@@ -36,6 +36,7 @@ from .load import LoadFailed, explain, import_app
 from .preload import keep, preload, settle
 from .rehearse import rehearse
 from .traces import Traces
+from .warm_up import warm_up
 
 REQUESTS_FD = 4
 _EXIT_FUNCTIONS_SECONDS = 1
@@ -75,7 +76,7 @@ def _live(spec: Spec) -> int:
     set_the_scene(spec)
     before = Traces.of_this_process()
     try:
-        import_app(spec)
+        warm_up(import_app(spec))
     except SystemExit as leaving:
         return _leave(exit_status(leaving.code))
     except LoadFailed as error:

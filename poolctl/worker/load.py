@@ -24,9 +24,9 @@ def _is_machinery(filename: str) -> bool:
     return filename in (__file__, importlib.__file__) or filename.startswith("<frozen importlib")
 
 
-def import_app(spec: dict[str, Any]) -> None:
-    """Import what `load_app` will need, and call nothing of it. Raises LoadFailed."""
-    _attribute(spec["handlers"] if spec["app"] is None else spec["app"])
+def import_app(spec: dict[str, Any]) -> Any:
+    """What `load_app` will need, imported and not called: the application, or what makes it. Raises LoadFailed."""
+    return _attribute(spec["handlers"] if spec["app"] is None else spec["app"])
 
 
 def load_app(spec: dict[str, Any]) -> Any:

@@ -1,0 +1,91 @@
+"""Start and crash of servers of a heavy framework, each importing it for itself and all from one import (`preload`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+
+from . import answers
+from .project import Project
+from .report import Row
+
+SERVERS = 100
+CRASHES = 40
+
+# Models and routes as a service of middling size has them.
+APP = """
+from typing import Annotated
+from fastapi import APIRouter, Depends, FastAPI, Query
+from pydantic import BaseModel, Field
+"""
+APP += "".join(
+    f"""
+class In{n}(BaseModel):
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    count: int = Field(default=1, ge=0)
+    tags: list[str] = []
+    parent: "In{max(n - 1, 0)} | None" = None
+class Out{n}(In{n}):
+    id: int
+router{n} = APIRouter(prefix="/r{n}", tags=["r{n}"])
+@router{n}.get("/{{id}}")
+async def read{n}(id: int, q: Annotated[str | None, Query(max_length=50)] = None) -> Out{n}:
+    return Out{n}(id=id, name=q or "x")
+@router{n}.post("/")
+async def write{n}(item: In{n}) -> Out{n}:
+    return Out{n}(id=1, **item.model_dump())
+"""
+    for n in range(14)
+)
+APP += "\napp = FastAPI()\n" + "".join(f"app.include_router(router{n})\n" for n in range(14))
+APP += """
+@app.get("/")
+async def root() -> dict[str, str]:
+    return {"hello": "world"}
+"""
+
+
+def run(options: Namespace) -> Iterator[Row]:
+    servers, crashes = (3, 2) if options.quick else (SERVERS, CRASHES)
+    imports, without, with_it, replaced = [], [], [], []
+    for _ in range(options.repeat):
+        with Project(servers, app=APP) as project:
+            imports.append(_import_milliseconds(project))
+            without.append(project.start_seconds()[1])
+        with Project(servers, app=APP, defaults="preload = true") as project:
+            with_it.append(project.start_seconds()[1])
+            replaced += _crash_milliseconds(project, crashes)
+    yield Row("import of a FastAPI application in a fresh interpreter", "ms", imports)
+    yield Row(
+        f"start {servers} × FastAPI with preload, until all answered", "s", with_it,
+        "without preload", without, most_ratio=0.05,
+    )  # fmt: skip
+    yield Row("SIGKILL of a preloaded worker until its replacement answered", "ms", replaced, most=50)
+
+
+def _import_milliseconds(project: Project) -> float:
+    look = "import time; t = time.perf_counter(); import app; print(1000 * (time.perf_counter() - t))"
+    argv = [sys.executable, "-c", look]
+    return min(
+        float(subprocess.run(argv, cwd=project.directory, capture_output=True, check=True).stdout)
+        for _ in range(3)
+    )
+
+
+def _crash_milliseconds(project: Project, servers: int) -> list[float]:
+    """How long a request waits that is sent when the only worker of its server has been killed; one for each server."""
+    pids = [item["pids"][0] for item in json.loads(project.run("list", "-o", "json"))["items"]]
+    found = []
+    for pid, port in list(zip(pids, project.ports, strict=True))[:servers]:
+        os.kill(pid, signal.SIGKILL)
+        started = time.perf_counter()
+        while not answers.answers(port):  # which happens at most in the moment in which the kernel ends it
+            continue
+        found.append(1000 * (time.perf_counter() - started))
+    return found

@@ -1,0 +1,61 @@
+"""What an import leaves behind is named; what it has ended again is not."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import threading
+
+from poolctl.worker.traces import Traces
+
+
+def test_nothing_is_nothing() -> None:
+    assert Traces.of_this_process().left_since() == ""
+
+
+def test_a_thread_is_called_by_its_name() -> None:
+    before, over = Traces.of_this_process(), threading.Event()
+    thread = threading.Thread(target=over.wait, name="ticker")
+    thread.start()
+    try:
+        assert before.left_since() == "started the thread 'ticker'"
+    finally:
+        over.set()
+        thread.join()
+    assert before.left_since() == ""
+
+
+def test_a_process_that_was_not_waited_for_is_found() -> None:
+    before = Traces.of_this_process()
+    with subprocess.Popen(["sleep", "50"]) as child:
+        assert before.left_since() == f"started the process {child.pid}"
+        child.kill()
+
+
+def test_descriptors_are_called_by_what_they_are() -> None:
+    before = Traces.of_this_process()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        select.epoll(),
+        open(os.devnull),
+    ):
+        port = listener.getsockname()[1]
+        three = f"opened a socket, opened a connection to 127.0.0.1:{port}, opened an event loop"
+        assert before.left_since() == f"{three} and 1 more"
+    assert before.left_since() == ""
+
+
+def test_a_number_that_stands_for_something_else_now_is_found() -> None:
+    fd = os.open(os.devnull, os.O_RDONLY)
+    before = Traces.of_this_process()
+    read, write = os.pipe()
+    os.dup2(read, fd)
+    for each in (read, write):
+        os.close(each)
+    try:
+        assert before.left_since() == "opened a pipe"
+    finally:
+        os.close(fd)
