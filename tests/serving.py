@@ -93,9 +93,15 @@ class Served(NamedTuple):
     running: asyncio.Task[None]
 
 
-def listener() -> socket.socket:
-    """As the pool makes them: not blocking, on a port of the kernel's choice, TCP_NODELAY."""
-    sock = socket.create_server(("127.0.0.1", 0))
+def listener(where: int | str = 0) -> socket.socket:
+    """As the pool makes them: not blocking, on a port (0: of the kernel's choice) or a path, TCP_NODELAY."""
+    if isinstance(where, str):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(where)
+        sock.listen()
+        sock.setblocking(False)
+        return sock
+    sock = socket.create_server(("127.0.0.1", where))
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
@@ -108,6 +114,7 @@ async def served(
     *,
     config: Any = None,
     secure: ssl.SSLContext | None = None,
+    listening: int | str = 0,
     **options: Any,
 ) -> AsyncIterator[Served]:
     """A server that is ready; ended at the end, however the test left it."""
@@ -119,7 +126,7 @@ async def served(
         made.ssl = secure
     server = PoolServer(made, **options)
     ready = asyncio.Event()
-    with listener() as sock:
+    with listener(listening) as sock:
         running = asyncio.ensure_future(server.run([sock], ready.set))
         waiting = asyncio.ensure_future(ready.wait())
         await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -127,7 +134,8 @@ async def served(
             waiting.cancel()
             running.result()
         try:
-            yield Served(server, app, sock.getsockname()[1], running)
+            port = sock.getsockname()[1] if isinstance(listening, int) else 0
+            yield Served(server, app, port, running)
         finally:
             server.stop()
             with contextlib.suppress(BaseException):

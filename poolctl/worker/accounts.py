@@ -13,6 +13,8 @@ from typing import Any
 
 from uvicorn.server import ServerState
 
+from .adopt import Adoption
+
 Header = tuple[bytes, bytes]
 
 
@@ -33,6 +35,11 @@ class Watched(set[Any]):
         if not self:
             self._on_empty()
 
+    def remove(self, element: Hashable) -> None:
+        super().remove(element)
+        if not self:
+            self._on_empty()
+
 
 class Accounts(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
@@ -49,7 +56,8 @@ class Accounts(ServerState):
         self.date_header = True
         self.max_requests: int | None = None
         self.on_limit: Callable[[], None] = lambda: None
-        self.draining = False
+        self.draining = False  # every answer is the last one of its connection
+        self.heirs: Adoption | None = None  # where connections go, while they are given away
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
         self._on_change = on_change

@@ -1,8 +1,8 @@
 """Connections that know how to leave: uvicorn's HTTP protocols with a drain that loses no request.
 
 A keep-alive connection that is closed while the client's next request is on its way loses that request (measured:
-1–2 % of them). So a draining connection lingers: each answer says `Connection: close`, and an idle one is closed only
-after it has been quiet for a while and nothing waits in its receive buffer (RFC 9112 §9.6).
+1–2 % of them). So a connection that cannot move to another worker lingers: each answer says `Connection: close`, and an
+idle one is closed only after it has been quiet for a while and nothing waits in its receive buffer (RFC 9112 §9.6).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import array
 import asyncio
 import fcntl
-import functools
 import termios
 from typing import Any
 
@@ -28,6 +27,10 @@ class Lingering:
     server_state: Any
     timeout_keep_alive: float
     timeout_keep_alive_task: asyncio.TimerHandle | None
+
+    def leave(self) -> None:
+        """Leave this worker in the best way that there is."""
+        self.linger()
 
     def linger(self) -> None:
         """Begin to leave: an answer under way is the last one, an idle connection closes once it is quiet."""
@@ -47,6 +50,23 @@ class Lingering:
         """It came from another worker, perhaps after an answer: silent for too long, it is closed like any other."""
         if self.cycle is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
             self._close_when_quiet(self.timeout_keep_alive)
+
+    def end_events(self) -> None:
+        """End a stream of events, which has no end of its own, between two of them; its client connects again.
+
+        The application learns of it as of a client that went away.
+        """
+        cycle = self.cycle
+        if self.idle or not cycle.response_started or not _wants_events(cycle.scope):
+            return
+        cycle.disconnected = True
+        cycle.message_event.set()
+        self.transport.write(self.last_chunk())
+        self.transport.close()
+
+    def last_chunk(self) -> bytes:
+        """What ends the response under way, if it has no length of its own."""
+        return b""
 
     def shutdown(self) -> None:
         """Close an idle connection; an answer under way is the last one, and says so."""
@@ -100,10 +120,9 @@ class Lingering:
             cycle.default_headers = [*cycle.default_headers, CLOSE]
 
 
-@functools.cache
-def lingering(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-    """The given HTTP protocol class of uvicorn, able to linger."""
-    return type(f"Lingering{protocol.__name__}", (Lingering, protocol), {})
+def _wants_events(scope: Any) -> bool:
+    # As every EventSource says (HTML, "Server-sent events"). Any other stream, so ended, could be taken for whole.
+    return any(name == b"accept" and b"text/event-stream" in value for name, value in scope["headers"])
 
 
 def _unread_bytes(transport: asyncio.Transport) -> int:

@@ -133,7 +133,7 @@ class Worker:
             case "stop":
                 self._stop()
             case "drain":
-                self.server.drain()
+                self.server.drain(heirs=message.get("to") == "pair")
             case "out" | "in" as place:
                 self.server.rotate(place == "in")
             case "tls":

@@ -15,7 +15,8 @@ import uvicorn
 
 from .accounts import Accounts
 from .adopt import Adoption
-from .connection import lingering
+from .farewell import say_goodbye
+from .moving import Moving, able_to_leave
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -57,7 +58,7 @@ class PoolServer(uvicorn.Server):
         self._extra_state = state or {}
         self.accounts = Accounts(self._changed.set)
         self.server_state = self.accounts
-        self.lingers = False
+        self.lingers = self.migrates = False
         self.servers: list[asyncio.base_events.Server] = []
 
     async def run(self, listeners: Sequence[socket.socket], on_ready: Callable[[], None]) -> None:  # type: ignore[override]
@@ -83,11 +84,23 @@ class PoolServer(uvicorn.Server):
         self.lingers = False
         self._changed.set()
 
-    def drain(self) -> None:
-        """Like `stop`, but idle connections are kept until they are quiet, so that no request is lost."""
+    def drain(self, *, heirs: bool = False) -> None:
+        """Like `stop`, but no request is lost: connections are kept until they are quiet.
+
+        With `heirs`, other workers that take from the same adoption pair, they go on there as soon as they can.
+        """
         if not self.should_exit:
             self.should_exit = self.lingers = True
+            self.migrates = heirs and self._can_migrate
             self._changed.set()
+
+    @property
+    def _can_migrate(self) -> bool:
+        # The state of a TLS connection is in this process.
+        movable = isinstance(self.config.http_protocol_class, type) and issubclass(
+            self.config.http_protocol_class, Moving
+        )
+        return movable and self._adoption is not None and self.config.ssl is None
 
     def rotate(self, in_rotation: bool) -> None:
         """Out of rotation everything is answered, but every answer is the last one of its connection; in undoes it."""
@@ -119,7 +132,7 @@ class PoolServer(uvicorn.Server):
         try:
             if not config.loaded:
                 config.load()
-            config.http_protocol_class = lingering(config.http_protocol_class)  # type: ignore[arg-type]
+            config.http_protocol_class = able_to_leave(config.http_protocol_class)  # type: ignore[arg-type]
             self.lifespan = config.lifespan_class(config)
             self.lifespan.state.update(self._extra_state)
             self.accounts.default_headers = config.encoded_headers
@@ -165,18 +178,27 @@ class PoolServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting and see every connection off, each in its way; then the application's own shutdown."""
         await self._stop_accepting()
-        self.accounts.draining = True
         if self.lingers:
+            self.accounts.heirs = self._adoption if self.migrates else None
+            self.accounts.draining = not self.migrates
             for connection in self._http_connections():
-                connection.linger()
+                connection.leave()
             await self._emptied(self._drain_seconds)
+            self.accounts.heirs = None
+            self._end_events()
+        self.accounts.draining = True
         for connection in list(self.accounts.connections):
-            connection.shutdown()
+            say_goodbye(connection)
         await self._emptied(self._stop_seconds)
+        self._end_events()
         for task in list(self.accounts.tasks):
             task.cancel(msg="the server stops")
         await self._emptied(_CANCELLED_TASKS_SECONDS)
         await self.lifespan.shutdown()
+
+    def _end_events(self) -> None:
+        for connection in self._http_connections():
+            connection.end_events()
 
     async def _stop_accepting(self) -> None:
         if self._adoption is not None:

@@ -48,3 +48,6 @@ def test_a_watched_set_says_when_its_last_member_leaves() -> None:
     assert not told
     watched.discard("b")
     assert told == [True]
+    watched.add("c")
+    watched.remove("c")
+    assert told == [True, True]

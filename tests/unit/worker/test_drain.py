@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from poolctl.worker import connection
-from tests.serving import ENGINES, Client, Engine, served
+from tests.serving import ENGINES, Client, Engine, lifespan, served
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
@@ -138,6 +141,51 @@ def test_a_websocket_is_closed_with_1012_after_the_drain(engine: Engine) -> None
                 await client.wait_closed()
                 assert client.close_code == 1012
             await running
+
+    engine.run(scenario())
+
+
+def test_a_client_that_talks_on_gets_the_close_frame_of_its_websocket_and_no_reset(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine, drain_seconds=0.1) as (server, app, port, running):
+            async with connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
+                await app.under_way.wait()
+                server.drain()
+                with contextlib.suppress(ConnectionClosed):
+                    while True:
+                        await client.send("x" * 1000)
+                        await asyncio.sleep(0)
+                await client.wait_closed()
+                assert (client.close_code, app.events[1:2]) == (1012, ["disconnect 1012"])
+            await asyncio.wait_for(running, 2)
+
+    engine.run(scenario())
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "*/*"])
+def test_a_stream_of_events_ends_whole_and_any_other_does_not(engine: Engine, accept: str) -> None:
+    over = asyncio.Event()
+
+    async def ticking(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"data: tick\n\n", "more_body": True})
+        if (await receive())["type"] == "http.disconnect":
+            over.set()
+
+    async def scenario() -> None:
+        async with served(engine, ticking, drain_seconds=0.1, stop_seconds=0.1) as (server, _, port, running):
+            client = await Client.connect(port)
+            await client.send("/", f"accept: {accept}")
+            await client.reader.readuntil(b"tick\n\n")
+            server.drain()
+            rest = await client.reader.read()
+            assert rest.endswith(b"0\r\n\r\n") == (accept == "text/event-stream")
+            assert over.is_set() == (accept == "text/event-stream")
+            await asyncio.wait_for(running, 2)
 
     engine.run(scenario())
 

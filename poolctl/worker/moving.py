@@ -1,0 +1,136 @@
+"""Connections that go on in another worker: uvicorn's HTTP protocols with a drain that the client does not see.
+
+A connection can move when it is between two requests. It is sent through the adoption pair, unread bytes and all; the
+copy here is then dropped without a word, as the connection itself lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .connection import Lingering
+
+_FIRST_PAUSE_SECONDS = 0.003
+_LAST_PAUSE_SECONDS = 0.05
+
+
+class Moving(Lingering):
+    """Mixed in before a protocol class of uvicorn's that can say whether it is between two requests."""
+
+    _pause_seconds = 0.0
+    _trying: asyncio.TimerHandle | None = None
+
+    @property
+    def between_requests(self) -> bool:
+        """Every byte that was read belongs to a request that has its whole response."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Go on in another worker as soon as possible; linger, if there is none."""
+        if self.server_state.heirs is None:
+            self.linger()
+        else:
+            self._move()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._move_if_draining()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # type: ignore[misc]
+        # Now, before anything is read: a client that never pauses would keep this worker alive for ever.
+        self._move_if_draining()
+
+    def _move_if_draining(self) -> None:
+        if self.server_state.heirs is not None:
+            self._move()
+
+    def _move(self) -> None:
+        transport, state = self.transport, self.server_state
+        if state.heirs is None or transport is None or transport.is_closing():
+            return
+        if self not in state.connections or not self.between_requests:
+            return  # a WebSocket by now, or busy: its next response is the next occasion
+        transport.pause_reading()
+        if transport.get_write_buffer_size():
+            self._try_again()
+        elif state.heirs.give(transport.get_extra_info("socket").fileno()):
+            transport.abort()
+        else:
+            # No room: whoever takes from it is busy. Serve on meanwhile.
+            transport.resume_reading()
+            self._try_again()
+
+    def _try_again(self) -> None:
+        if self._trying is not None and not self._trying.cancelled():
+            self._trying.cancel()
+        # The first time it is only the end of this turn that is missing: uvloop writes then.
+        self._trying = self.loop.call_later(self._pause_seconds, self._move)
+        self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
+
+
+class MovingHttptools(Moving):
+    """For the protocol on httptools, which reads ahead as far as the client has sent."""
+
+    pipeline: Any
+    scope: Any
+
+    @property
+    def between_requests(self) -> bool:
+        """See Moving. A request that has begun has a scope, and no method there before its headers are complete."""
+        if not self.idle or self.pipeline or (self.scope is not None and "method" not in self.scope):
+            return False
+        return self.cycle is None or not self.cycle.more_body
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()  # type: ignore[misc]
+        if self.cycle is not None and self.cycle.response_complete:
+            # Answered before its body had been read: uvicorn does not note the end of such a body.
+            self.cycle.more_body = False
+            if self.server_state.heirs is not None:
+                self.loop.call_soon(self._move)
+
+    def last_chunk(self) -> bytes:
+        """See Lingering."""
+        return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
+
+
+class MovingH11(Moving):
+    """For the protocol on h11, which keeps what follows a request in its buffer."""
+
+    conn: Any
+
+    @property
+    def between_requests(self) -> bool:
+        """See Moving."""
+        conn = self.conn
+        waiting, _ = conn.trailing_data
+        return self.idle and not waiting and conn.our_state is conn.their_state is h11.IDLE
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._move_if_draining()
+
+    def last_chunk(self) -> bytes:
+        """See Lingering."""
+        try:
+            return self.conn.send(h11.EndOfMessage()) or b""
+        except h11.LocalProtocolError:  # it said how long it would be
+            return b""
+
+
+@functools.cache
+def able_to_leave(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
+    """The given HTTP protocol class of uvicorn, able to leave: it moves if it can, and lingers otherwise."""
+    if hasattr(protocol, "on_message_complete"):
+        mixin: type[Lingering] = MovingHttptools
+    elif issubclass(protocol, H11Protocol):
+        mixin = MovingH11
+    else:
+        mixin = Lingering
+    return type(f"{mixin.__name__}{protocol.__name__}", (mixin, protocol), {})

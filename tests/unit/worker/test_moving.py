@@ -1,0 +1,309 @@
+"""A draining worker's connections go on in another one, and their clients see nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from poolctl.keeper import wire
+from poolctl.worker import connection
+from poolctl.worker.adopt import Adoption
+from tests.serving import ENGINES, App, Client, Engine, Pair, Served, served
+
+BIG = b"x" * 4_000_000
+
+
+@pytest.fixture(params=ENGINES, ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
+
+
+class Answering(App):
+    """As App; besides `/big` is big, `/early` answers before it has read its body, `/echo` says it again."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path")
+        if path not in ("/big", "/early", "/echo"):
+            await super().__call__(scope, receive, send)
+            return
+        self.scopes.append(scope)
+        body = BIG if path == "/big" else b"ok"
+        if path == "/echo":
+            body = await whole_body(receive)
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def whole_body(receive: Any) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        body += message["body"]
+        if not message["more_body"]:
+            return body
+
+
+class Two(NamedTuple):
+    """The worker that leaves, and the one that stays."""
+
+    old: Served
+    new: Served
+
+
+@contextlib.asynccontextmanager
+async def two(engine: Engine, pair: Pair, **options: Any) -> AsyncIterator[Two]:
+    async with (
+        served(engine, Answering(), adoption=pair.worker(), **options) as old,
+        served(engine, Answering(), adoption=pair.worker()) as new,
+    ):
+        yield Two(old, new)
+
+
+async def connected(served_: Served) -> Client:
+    """A client that has had its first answer from there."""
+    client = await Client.connect(served_.port)
+    await client.get()
+    return client
+
+
+def answered(served_: Served) -> int:
+    return len(served_.app.scopes)
+
+
+def test_an_idle_connection_goes_on_in_the_other_worker(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, new):
+            client = await connected(old)
+            old.server.drain(heirs=True)
+            await asyncio.wait_for(old.running, 2)
+            for _ in range(3):
+                status, headers, _body = await client.get()
+                assert (status, "connection" in headers) == (200, False)
+            assert (answered(old), answered(new)) == (1, 3)
+            assert new.app.scopes[0]["client"] == client.writer.get_extra_info("sockname")
+            assert new.app.scopes[0]["server"] == ("127.0.0.1", old.port)
+
+    engine.run(scenario())
+
+
+def test_a_connection_on_which_nothing_was_sent_yet_goes_too(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, new):
+            client = await Client.connect(old.port)
+            await asyncio.sleep(0.02)
+            old.server.drain(heirs=True)
+            await asyncio.wait_for(old.running, 2)
+            assert (await client.get())[0] == 200
+            assert answered(new) == 1
+
+    engine.run(scenario())
+
+
+def test_the_answer_under_way_is_given_here_and_the_next_one_there(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, new):
+            client = await Client.connect(old.port)
+            await client.send("/slow")
+            await old.app.under_way.wait()
+            old.server.drain(heirs=True)
+            await asyncio.sleep(0.02)
+            old.app.release.set()
+            status, headers, _ = await client.answer()
+            assert (status, "connection" in headers) == (200, False)
+            await asyncio.wait_for(old.running, 2)
+            assert (await client.get())[0] == 200
+            assert answered(new) == 1
+
+    engine.run(scenario())
+
+
+def test_a_client_that_never_pauses_does_not_hold_the_worker(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, new):
+            clients = [await connected(old) for _ in range(5)]
+            over = asyncio.Event()
+
+            async def ask(client: Client) -> None:
+                while not over.is_set():
+                    status, headers, _ = await client.get()
+                    assert (status, "connection" in headers) == (200, False)
+
+            asking = [asyncio.ensure_future(ask(client)) for client in clients]
+            await asyncio.sleep(0.02)
+            old.server.drain(heirs=True)
+            await asyncio.wait_for(old.running, 2)
+            before = answered(new)
+            while answered(new) < before + 20:
+                await asyncio.sleep(0.001)
+            over.set()
+            await asyncio.gather(*asking)
+
+    engine.run(scenario())
+
+
+def test_pipelined_requests_are_all_answered_in_order(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, new):
+            client = await Client.connect(old.port)
+            await client.send("/slow")
+            await old.app.under_way.wait()
+            for number in range(3):
+                client.writer.write(echo(b"before %d" % number))
+            await asyncio.sleep(0.02)
+            old.server.drain(heirs=True)
+            await asyncio.sleep(0.02)
+            for number in range(3):
+                client.writer.write(echo(b"after %d" % number))
+            old.app.release.set()
+            bodies = [(await client.answer())[2] for _ in range(7)]
+            expected = [b"%s %d" % (word, number) for word in (b"before", b"after") for number in range(3)]
+            assert bodies == [b"ok", *expected]
+            await asyncio.wait_for(old.running, 2)
+            await client.get()
+            assert answered(new) >= 1
+
+    engine.run(scenario())
+
+
+def echo(body: bytes) -> bytes:
+    return b"POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@pytest.mark.parametrize(
+    "cut", [3, 30, len(echo(b"a body")) - 2], ids=["in the first line", "in the head", "in the body"]
+)
+def test_a_request_that_has_begun_to_arrive_is_answered_here(engine: Engine, pair: Pair, cut: int) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, new):
+            client = await connected(old)
+            request = echo(b"a body")
+            client.writer.write(request[:cut])
+            await asyncio.sleep(0.02)
+            old.server.drain(heirs=True)
+            await asyncio.sleep(0.02)
+            assert not old.running.done()
+            client.writer.write(request[cut:])
+            assert (await client.answer())[2] == b"a body"
+            await asyncio.wait_for(old.running, 2)
+            assert (answered(old), answered(new)) == (2, 0)
+            assert (await client.get())[0] == 200
+
+    engine.run(scenario())
+
+
+def test_a_body_that_nobody_reads_is_no_part_of_the_next_request(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, new):
+            client = await connected(old)
+            client.writer.write(b"POST /early HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n12345")
+            assert (await client.answer())[0] == 200
+            old.server.drain(heirs=True)
+            await asyncio.sleep(0.02)
+            assert not old.running.done()
+            client.writer.write(b"67890")
+            await asyncio.wait_for(old.running, 2)
+            assert (await client.get())[0] == 200
+            assert answered(new) == 1
+
+    engine.run(scenario())
+
+
+def test_an_answer_that_is_not_read_yet_is_written_here_to_its_end(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, new):
+            with socket.create_connection(("127.0.0.1", old.port)) as slow:
+                slow.setblocking(False)
+                loop = asyncio.get_running_loop()
+                await loop.sock_sendall(slow, b"GET /big HTTP/1.1\r\nhost: test\r\n\r\n")
+                await asyncio.sleep(0.05)
+                old.server.drain(heirs=True)
+                await asyncio.sleep(0.05)
+                assert not old.running.done()
+                client = Client(*await asyncio.open_connection(sock=slow.dup()))
+                assert (await client.answer())[2] == BIG
+                await asyncio.wait_for(old.running, 2)
+                assert (await client.get())[0] == 200
+                assert answered(new) == 1
+
+    engine.run(scenario())
+
+
+def test_with_a_full_pair_a_connection_is_served_on_and_goes_later(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        other = Pair()
+        gives_only = Adoption(pair.give, other.take)
+        async with served(engine, adoption=gives_only) as old:
+            client = await connected(old)
+            with socket.socket() as filler, contextlib.suppress(BlockingIOError):
+                while True:
+                    wire.send(pair.give, {"t": "filler"}, [filler.fileno()])
+            old.server.drain(heirs=True)
+            await asyncio.sleep(0.02)
+            for _ in range(3):
+                status, headers, _body = await client.get()
+                assert (status, "connection" in headers) == (200, False)
+            async with served(engine, adoption=pair.worker()) as new:
+                await asyncio.wait_for(old.running, 2)
+                assert (await client.get())[0] == 200
+                assert answered(new) == 1
+        other.close()
+
+    engine.run(scenario())
+
+
+def test_a_connection_that_its_client_has_closed_holds_nothing_up(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, new):
+            client = await connected(old)
+            old.server.drain(heirs=True)
+            client.close()
+            await asyncio.wait_for(old.running, 2)
+            while new.server.accounts.connections:
+                await asyncio.sleep(0.005)
+
+    engine.run(scenario())
+
+
+def test_without_heirs_connections_linger(
+    engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
+
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, _):
+            client = await connected(old)
+            old.server.drain()
+            await asyncio.sleep(0.02)
+            assert (await client.get())[1]["connection"] == "close"
+            await asyncio.wait_for(old.running, 2)
+
+    engine.run(scenario())
+
+
+def test_on_a_unix_socket_connections_go_on_as_well(engine: Engine, pair: Pair, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = str(tmp_path / "s")
+        async with two(engine, pair, listening=path) as (old, new):
+            client = Client(*await asyncio.open_unix_connection(path))
+            await client.get()
+            old.server.drain(heirs=True)
+            await asyncio.wait_for(old.running, 2)
+            assert (await client.get())[0] == 200
+            assert answered(new) == 1
+
+    engine.run(scenario())
