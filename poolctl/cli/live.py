@@ -28,6 +28,15 @@ _SET = typer.Option("--set", metavar="KEY=VALUE", help="Another key of it: worke
 _FILE = typer.Option("-f", "--file", metavar="FILE", help="Add the servers of this file instead.")
 _DRY_RUN = typer.Option("--dry-run", help="Print the difference and change nothing; exit 3 if there is one.")
 
+_SAVE = typer.Option("--save", help="Write the change to the file too; its comments stay.")
+_SHOW = typer.Option(
+    "--dry-run", help="Print what --save would write and change nothing; exit 3 if anything."
+)
+
+SAVES: dict[str, tuple[Any, Any]] = {
+    "save": (Annotated[bool, _SAVE], False),
+    "dry_run": (Annotated[bool, _SHOW], False),
+}
 WAITS: dict[str, tuple[Any, Any]] = {**TIMES, "no_wait": (NoWait, False)}
 
 
@@ -44,13 +53,16 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         env=(ByEnvironment, False),
     )
     numbered = {"targets": (Annotated[list[str] | None, _NUMBER], None), **FILTERS}
-    command(app, "scale", "Change the number of workers: scale web 4.", perform, numbered, OUTPUT, WAITS)
     command(
-        app, "drain", "Take servers out of rotation; they go on answering.", perform, SELECTION, OUTPUT, TIMES
+        app, "scale", "Change the number of workers: scale web 4.", perform, numbered, OUTPUT, WAITS, SAVES
     )
-    command(app, "undrain", "Take drained servers back into rotation.", perform, SELECTION, OUTPUT, TIMES)
-    command(app, "enable", "Enable servers, and start them.", perform, SELECTION, OUTPUT, WAITS)
-    command(app, "disable", "Stop servers, and let nothing start them.", perform, SELECTION, OUTPUT, WAITS)
+    rotation = (SELECTION, OUTPUT, TIMES, {"save": SAVES["save"]})
+    command(app, "drain", "Take servers out of rotation; they go on answering.", perform, *rotation)
+    command(app, "undrain", "Take drained servers back into rotation.", perform, *rotation)
+    command(app, "enable", "Enable servers, and start them.", perform, SELECTION, OUTPUT, WAITS, SAVES)
+    command(
+        app, "disable", "Stop servers, and let nothing start them.", perform, SELECTION, OUTPUT, WAITS, SAVES
+    )
     command(
         app,
         "add",
@@ -58,10 +70,20 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         perform,
         OUTPUT,
         WAITS,
+        SAVES,
         server=(Annotated[str | None, _NAME], None),
         bind=(Annotated[str | None, _BIND], None),
         app=(Annotated[str | None, _APP], None),
         set=(Annotated[list[str] | None, _SET], None),
         file=(Annotated[str | None, _FILE], None),
     )
-    command(app, "remove", "Stop servers, and take them out of the pool.", perform, SELECTION, OUTPUT, ORDERS)
+    command(
+        app,
+        "remove",
+        "Stop servers, and take them out of the pool.",
+        perform,
+        SELECTION,
+        OUTPUT,
+        ORDERS,
+        SAVES,
+    )

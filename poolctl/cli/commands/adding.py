@@ -7,21 +7,62 @@ import tomllib
 from datetime import date, datetime, time
 from typing import Any
 
-from poolctl.cli.exit_codes import FAILED
-from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.address import Address, AddressError, parse
+from poolctl.cli import saving
+from poolctl.cli.exit_codes import CONFLICT, FAILED
+from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
+from poolctl.config.conflicts import conflicts
 from poolctl.config.entry import merged
+from poolctl.config.relocate import relocated
 
 Table = dict[str, Any]
 
 
 def perform(request: Request) -> Outcome:
-    """Add the server, or every server of the file; started when this returns."""
+    """Add the server, or every server of the file; started when this returns, and with --save written."""
+    save = saving.wanted(request)
     place = find_place(request)
     tables, base_dir = new_servers(request, place)
-    return _together([_added(request, place, table, base_dir) for table in tables])
+    if not save:
+        return _together([_added(request, place, table, base_dir) for table in tables])
+    request.options()  # a wrong one is said before anything is read
+    files = saving.Files(place, request)
+    home = files.draft.home_of_new().base_dir
+    tables = [relocated(table, base_dir if request.get("file") else home, home) for table in tables]
+    _refuse_taken(files, tables, home)
+    for table in tables:
+        files.draft.add(table)
+    if files.supervised:
+        return files.finish(lambda: _together([_added(request, place, table, home) for table in tables]))
+    return files.finish(lambda: _in_files(files, tables))
+
+
+def _refuse_taken(files: saving.Files, tables: list[Table], base_dir: str) -> None:
+    """Failure (8) for a name or an address that another server has."""
+    servers = [(server.name, server.address) for server in files.now]
+    new = [(str(table.get("name", "")), _address(table, base_dir)) for table in tables]
+    taken = [finding for later, _, finding in conflicts([*servers, *new]) if later >= len(servers)]
+    if taken:
+        raise Failure(Outcome.failed(CONFLICT, taken[0].message, taken[0].hint))
+
+
+def _address(table: Table, base_dir: str) -> Address | None:
+    try:
+        return parse(str(table.get("bind", table.get("listen", ""))), base_dir=base_dir)
+    except AddressError:
+        return None
+
+
+def _in_files(files: saving.Files, tables: list[Table]) -> Outcome:
+    """What adding to the files alone comes to."""
+    from poolctl.control.messages import item
+
+    names = [table.get("name") for table in tables]
+    items = [item(server) for server in files.draft.check() if server.name in names]
+    return Outcome(items, message="\n".join(f"added {name}, not started" for name in names))
 
 
 def new_servers(request: Request, place: Place) -> tuple[list[Table], str]:

@@ -4,21 +4,77 @@ from __future__ import annotations
 
 from typing import Any
 
+from poolctl.cli import saving
 from poolctl.cli.counting import servers
 from poolctl.cli.outcome import Item, Outcome, UsageError
-from poolctl.cli.place import find_place
+from poolctl.cli.place import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.config.normalise import MOST_WORKERS
+from poolctl.control.client import NoSupervisor
+
+# These are states of what runs; no file has a key for them.
+UNWRITTEN = ("drain", "undrain")
+# Without a supervisor these are changes of the file.
+OF_FILES = ("enable", "disable", "remove")
 
 
 def perform(request: Request) -> Outcome:
-    """Change the selected servers; returns when the change has been made."""
+    """Change the selected servers; returns when the change has been made, and with --save written."""
+    save = saving.wanted(request)
     more: dict[str, Any] = {}
     if request.verb == "scale":
         request, more["workers"] = _scaled(request)
-    outcome = ask(request, find_place(request), more=more)
+    place = find_place(request)
+    if save and request.verb not in UNWRITTEN:
+        return _saved(request, place, more)
+    outcome = _live(request, place, more)
+    if save:
+        outcome.warnings.append(f"{request.verb} is nothing that a file says: nothing was written")
+    return outcome
+
+
+def _live(request: Request, place: Place, more: dict[str, Any]) -> Outcome:
+    outcome = ask(request, place, more=more)
     outcome.message = _line(request, outcome, more.get("workers", 0))
+    return outcome
+
+
+def _saved(request: Request, place: Place, more: dict[str, Any]) -> Outcome:
+    request.selector(), request.options()  # a wrong one is said before anything is read
+    files = saving.Files(place, request)
+    if files.supervised:
+        chosen = ask(Request("list", request.values), place, "list")
+        if chosen.exit_code:
+            return chosen
+        items = chosen.items
+    elif request.verb in OF_FILES:
+        from poolctl.cli.local import select_from_files
+
+        items = select_from_files(request, place)
+    else:
+        raise NoSupervisor
+    names = [str(item["name"]) for item in items]
+    if request.verb == "scale":
+        files.scale(names, more["workers"])
+    elif request.verb == "remove":
+        files.remove(names)
+    else:
+        files.disable(names, request.verb == "disable")
+    return files.finish(
+        lambda: _live(request, place, more) if files.supervised else _in_files(files, request, items)
+    )
+
+
+def _in_files(files: saving.Files, request: Request, items: list[Item]) -> Outcome:
+    """What a change of the files alone comes to: the servers as they will be, none of them running."""
+    if request.verb != "remove":
+        from poolctl.control.messages import item
+
+        names = {str(each["name"]) for each in items}
+        items = [item(server) for server in files.draft.check() if server.name in names]
+    outcome = Outcome(items)
+    outcome.message = _line(request, outcome, 0)
     return outcome
 
 

@@ -1,0 +1,149 @@
+"""--save: a live change that the files say too. Checked before anything is done, written when it has been."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from poolctl.cli.exit_codes import (
+    CONFLICT,
+    DONE,
+    FAILED,
+    INVALID_CONFIGURATION,
+    NOT_AS_DESIRED,
+    NOT_PERMITTED,
+    TIMED_OUT,
+)
+from poolctl.cli.outcome import Failure, Outcome, UsageError, error
+from poolctl.cli.place import Place
+from poolctl.cli.render import from_here
+from poolctl.cli.request import Request
+from poolctl.config.edit import Draft
+from poolctl.config.pool_config import PoolConfig
+from poolctl.config.replace import FileChanged
+from poolctl.control.client import Client, NoSupervisor
+
+# A change that has been made, if not for every server, or not in time, is worth keeping.
+MADE = (DONE, FAILED, TIMED_OUT)
+
+
+class Files:
+    """The files of a pool, what they say, and what they are to say."""
+
+    def __init__(self, place: Place, request: Request) -> None:
+        """Read them. PoolValidateError for files that cannot be read, Failure (5) for invalid ones."""
+        self.place = place
+        self.request = request
+        about = _about(place)
+        self.supervised = about is not None
+        named = (about or {}).get("files")
+        files = [str(file) for file in named] if isinstance(named, list) and named else place.files
+        self.draft = Draft(files, os.environ)
+        self.warnings: list[str] = []
+        self.now = self._loaded()
+
+    def _loaded(self) -> PoolConfig:
+        from poolctl.cli.local import load
+
+        return load(Place(self.draft.files, self.place.directory), allow_empty=True)
+
+    def known(self, names: Sequence[str]) -> list[str]:
+        """Those of the servers that are in the files; of the others a warning."""
+        found = []
+        for name in names:
+            if self.draft.entry(name) is not None:
+                found.append(name)
+            else:
+                self.warnings.append(f"{name} is in no file: nothing to write (poolctl add --save writes it)")
+        return found
+
+    def scale(self, names: Sequence[str], workers: int) -> None:
+        """Give servers a number of workers."""
+        servers = {server.name: server for server in self.now}
+        for name in self.known(names):
+            if name not in servers or servers[name].workers != workers:
+                self.draft.scale(name, workers)
+
+    def disable(self, names: Sequence[str], disabled: bool) -> None:
+        """Disable servers, or enable them."""
+        servers = {server.name: server for server in self.now}
+        for name in self.known(names):
+            if name not in servers or servers[name].disabled != disabled:
+                self.draft.set(name, ("disabled",), disabled)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Take servers out; one that was added live is in no file, and need not be."""
+        for name in names:
+            if self.draft.entry(name) is not None:
+                self.draft.remove(name)
+
+    def check(self) -> PoolConfig:
+        """What the files will say. Failure with 5 for an invalid result, with 7 for files that we may not write."""
+        config = self.draft.check()
+        if not len(config) and not self.request.get("allow_empty"):
+            from poolctl.cli.local import no_server
+
+            raise Failure(Outcome(errors=[no_server(self.place)], exit_code=INVALID_CONFIGURATION))
+        for path in self.draft.texts():
+            directory = os.path.dirname(os.path.realpath(path))
+            if not os.access(directory, os.W_OK):
+                hint = f"a file is replaced as a whole: mend the permissions of {directory}"
+                raise Failure(Outcome.failed(NOT_PERMITTED, f"{from_here(path)} cannot be written", hint))
+        return config
+
+    def finish(self, live: Callable[[], Outcome]) -> Outcome:
+        """Check, change what runs, write. A dry run only shows what would be written."""
+        self.check()
+        if self.request.get("dry_run"):
+            return self._shown()
+        outcome = live()
+        outcome.warnings += self.warnings
+        if outcome.exit_code not in MADE:
+            return outcome
+        return self._written(outcome)
+
+    def _shown(self) -> Outcome:
+        difference = self.draft.difference()
+        code = NOT_AS_DESIRED if difference else DONE
+        return Outcome(
+            text=difference, exit_code=code, warnings=self.warnings, extra={"difference": difference}
+        )
+
+    def _written(self, outcome: Outcome) -> Outcome:
+        saved: list[str] = []
+        try:
+            saved = self.draft.write()
+        except FileChanged as changed:
+            hint = "nothing was written; look at it, then repeat the command"
+            _fail(outcome, CONFLICT, str(changed), hint)
+        except OSError as failure:
+            code = NOT_PERMITTED if isinstance(failure, PermissionError) else FAILED
+            where = from_here(str(failure.filename or ", ".join(self.draft.texts())))
+            _fail(
+                outcome, code, f"cannot write {where}: {failure.strerror}", "the change lasts until a reload"
+            )
+        outcome.extra["saved"] = saved
+        words = ", ".join(map(from_here, saved))
+        line = f"wrote {words}" if saved else "" if outcome.errors else "the files say so already"
+        outcome.message = "\n".join(part for part in (outcome.message, line) if part)
+        return outcome
+
+
+def wanted(request: Request) -> bool:
+    """Whether --save was given. UsageError for a dry run of nothing."""
+    if request.get("dry_run") and not request.get("save"):
+        raise UsageError("--dry-run shows what --save would write", hint="say --save as well")
+    return bool(request.get("save"))
+
+
+def _about(place: Place) -> dict[str, object] | None:
+    """What the supervisor says of itself; None when there is none."""
+    try:
+        return Client(place.socket).ping()
+    except NoSupervisor:
+        return None
+
+
+def _fail(outcome: Outcome, exit_code: int, message: str, hint: str) -> None:
+    outcome.errors.append(error(exit_code, message, hint))
+    outcome.exit_code = exit_code

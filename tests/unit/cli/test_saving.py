@@ -1,0 +1,223 @@
+"""--save: what is checked before, what is asked of the supervisor, and what the files say afterwards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stand_in import Send, always, item, result
+
+from .conftest import POOL, Command, Supervised
+
+COMMENTED = POOL.replace('name = "users"\n', 'name = "users"   # who buys\n')
+NEW = '\n[[server]]\nname = "new"\nbind = "127.0.0.1:9"\ncommand = ["sleep", "1"]\n'
+ADD = ["add", "new", "--bind", "127.0.0.1:9", "--set", 'command=["sleep", "1"]']
+
+
+@pytest.fixture
+def file(directory: Path) -> Path:
+    path = directory / "pool.toml"
+    path.write_text(COMMENTED)
+    return path
+
+
+def test_a_live_change_is_made_and_then_written(poolctl: Command, supervised: Supervised, file: Path) -> None:
+    with supervised(always(item("users"))) as requests:
+        said = poolctl("scale", "users", "3", "--save")
+    assert said == (0, "1 server scaled to 3 workers\nwrote pool.toml\n", "")
+    assert [verb for verb, _ in requests] == ["ping", "list", "scale"]
+    assert requests[2][1]["options"]["workers"] == 3
+    assert file.read_text() == COMMENTED.replace('"inner"]\n', '"inner"]\nworkers = 3\n')
+
+
+def test_json_says_which_files_were_written(poolctl: Command, supervised: Supervised, file: Path) -> None:
+    with supervised(always(item("orders", 8082))):
+        document = poolctl("enable", "orders", "--save", "-o", "json").json
+    assert document["saved"] == [str(file)]
+    assert document["items"] == [item("orders", 8082)]
+    assert file.read_text() == COMMENTED.replace("disabled = true", "disabled = false")
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["enable", "orders"], COMMENTED.replace("disabled = true", "disabled = false")),
+        (["disable", "--tag", "api"], COMMENTED.replace('"inner"]\n', '"inner"]\ndisabled = true\n')),
+        (["remove", "orders"], COMMENTED[: COMMENTED.index('\n[[server]]\nname = "orders"')]),
+        (ADD, COMMENTED + NEW),
+    ],
+)
+def test_without_a_supervisor_only_the_file_changes(
+    poolctl: Command, file: Path, args: list[str], text: str
+) -> None:
+    assert poolctl(*args).code == 6
+    assert file.read_text() == COMMENTED
+    said = poolctl(*args, "--save")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.endswith("wrote pool.toml\n")
+    assert file.read_text() == text
+    assert poolctl("validate").code == 0
+
+
+@pytest.mark.parametrize("args", [["scale", "users", "2"], ["drain"], ["undrain"]])
+def test_what_is_about_processes_needs_a_supervisor_all_the_same(
+    poolctl: Command, file: Path, args: list[str]
+) -> None:
+    assert poolctl(*args, "--save").code == 6
+    assert file.read_text() == COMMENTED
+
+
+def test_what_a_file_cannot_say_is_done_and_said(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    with supervised(always(item("users", state="draining"))):
+        said = poolctl("drain", "users", "--save")
+    assert said.code == 0
+    assert said.err == "warning: drain is nothing that a file says: nothing was written\n"
+
+
+def test_what_the_file_says_already_is_not_written(poolctl: Command, file: Path) -> None:
+    before = file.stat().st_ino
+    assert poolctl("disable", "orders", "--save").out == "1 server disabled\nthe files say so already\n"
+    assert file.stat().st_ino == before
+
+
+@pytest.mark.parametrize("code", [2, 4, 5, 8])
+def test_a_refused_change_is_not_written(
+    poolctl: Command, supervised: Supervised, file: Path, code: int
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        return result(item("users"), exit_code=code if verb == "scale" else 0)
+
+    with supervised(answer):
+        assert poolctl("scale", "users", "2", "--save").code == code
+    assert file.read_text() == COMMENTED
+
+
+def test_a_change_that_failed_for_some_is_written(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        return result(item("users"), exit_code=1 if verb == "scale" else 0)
+
+    with supervised(answer):
+        assert poolctl("scale", "users", "2", "--save").code == 1
+    assert "workers = 2" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["add", "users", "--bind", ":9", "--app", "a:b"], 8), (["add", "USERS", "--bind", ":9", "--app", "a:b"], 8),
+        (["add", "x", "--bind", "127.0.0.1:8081", "--app", "a:b"], 8),
+        (["add", "x", "--bind", ":8081", "--app", "a:b"], 8),
+        (["add", "x", "--app", "a:b"], 5), (["add", "x", "--bind", "nowhere", "--app", "a:b"], 5),
+        (["add", "x", "--bind", ":9", "--app", "a:b", "--set", "wrokers=2"], 5), (["remove", "nobody"], 4),
+        (["remove"], 5), (["add", "x", "--bind", ":9", "--app", "a:b", "--timeout", "soon"], 2),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_done(
+    poolctl: Command, supervised: Supervised, file: Path, args: list[str], code: int
+) -> None:
+    assert poolctl(*args, "--save").code == code
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        unknown = body.get("selector", {}).get("targets") == ["nobody"]
+        return result(item("users"), item("orders"), exit_code=4 if unknown else 0)
+
+    with supervised(answer) as requests:
+        assert poolctl(*args, "--save").code == code
+    assert {verb for verb, _ in requests} <= {"ping", "list"}
+    assert file.read_text() == COMMENTED
+
+
+def test_a_broken_file_is_left_alone(poolctl: Command, supervised: Supervised, file: Path) -> None:
+    for text in ("broken [", COMMENTED + "wrokers = 2\n"):
+        file.write_text(text)
+        with supervised(always(item("users"))) as requests:
+            assert poolctl("scale", "users", "2", "--save").code == 5
+        assert {verb for verb, _ in requests} <= {"ping", "list"}
+        assert file.read_text() == text
+
+
+def test_a_dry_run_shows_what_would_be_written(poolctl: Command, file: Path) -> None:
+    said = poolctl(*ADD, "--save", "--dry-run")
+    assert said.code == 3
+    assert said.out.endswith('+[[server]]\n+name = "new"\n+bind = "127.0.0.1:9"\n+command = ["sleep", "1"]\n')
+    assert file.read_text() == COMMENTED
+    assert poolctl("disable", "orders", "--save", "--dry-run") == (0, "", "")
+    assert poolctl("disable", "orders", "--dry-run").code == 2
+
+
+def test_a_server_that_is_in_no_file_is_not_written(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    with supervised(always(item("users"), item("live"))):
+        said = poolctl("scale", "2", "--save")
+    with supervised(always(item("live"))):
+        gone = poolctl("remove", "live", "--save")
+    assert said.err.startswith("warning: live is in no file")
+    assert gone.code == 0
+    assert file.read_text().count("workers = 2") == 1
+
+
+def test_a_file_that_changes_meanwhile_is_not_overwritten(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "scale":
+            os.truncate(file, 0)
+        return result(item("users"))
+
+    with supervised(answer):
+        said = poolctl("scale", "users", "2", "--save")
+    assert said.code == 8
+    assert "meanwhile" in said.err
+    assert file.read_text() == ""
+
+
+def test_the_files_are_those_of_the_supervisor(
+    poolctl: Command, supervised: Supervised, file: Path, directory: Path
+) -> None:
+    more = directory / "local.toml"
+    more.write_text('[[server]]\nname = "users"\nworkers = 2\n')
+    with supervised(always(item("users"), files=[str(file), str(more)])):
+        assert poolctl("scale", "users", "4", "--save").out.endswith("wrote local.toml\n")
+    assert more.read_text() == '[[server]]\nname = "users"\nworkers = 4\n'
+    assert file.read_text() == COMMENTED
+
+
+def test_the_paths_of_a_server_from_elsewhere_still_lead_there(
+    poolctl: Command, supervised: Supervised, file: Path, directory: Path
+) -> None:
+    (directory / "more").mkdir()
+    (directory / "more" / "x.toml").write_text(
+        'name = "x"\nbind = "unix:./x.sock"\napp = "a:b"\nenv_file = ".env"\n'
+    )
+    with supervised(always(item("x"))) as requests:
+        assert poolctl("add", "-f", "more/x.toml", "--save").code == 0
+    sent = requests[-1][1]["options"]
+    assert sent["base_dir"] == str(directory)
+    assert sent["server"] == {
+        "name": "x",
+        "bind": f"unix:{directory}/more/x.sock",
+        "app": "a:b",
+        "env_file": [f"{directory}/more/.env"],
+        "cwd": f"{directory}/more",
+        "app_dir": f"{directory}/more",
+    }
+    assert f'bind = "unix:{directory}/more/x.sock"' in file.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_file_that_cannot_be_written_is_7_before_anything_is_done(
+    poolctl: Command, file: Path, directory: Path
+) -> None:
+    directory.chmod(0o500)
+    try:
+        assert poolctl("enable", "orders", "--save").code == 7
+    finally:
+        directory.chmod(0o700)
