@@ -107,7 +107,10 @@ def _command(table: dict[str, Any], address: Address | None) -> list[Finding]:
         found.append(
             Finding(("scale",), f"a job runs once, and this is {least} workers", "write workers = 1")
         )
-    if not binds_itself(command):
+    itself = binds_itself(command)
+    if least == 0:
+        found += _sleeping_command(scale, job=table.get("job") is True, itself=itself)
+    if not itself:
         return found
     if address is not None and address.kind != "tcp" and table.get("job") is not True:
         message = f"{address.key} has no host and port for {{port}}, {{host}} and {{bind}}"
@@ -117,6 +120,20 @@ def _command(table: dict[str, Any], address: Address | None) -> list[Finding]:
         mend = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
         found.append(Finding(("scale",), message, mend))
     return found
+
+
+def _sleeping_command(scale: Any, *, job: bool, itself: bool) -> list[Finding]:
+    if job:
+        return [Finding(("scale", "min"), "a job is not woken by a request", "write workers = 1")]
+    if itself:
+        message = "a program that binds by itself has nobody who listens while it sleeps"
+        mend = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
+        return [Finding(("scale", "min"), message, mend)]
+    idle = scale.get("idle", 0) if isinstance(scale, dict) else scale.idle
+    if idle:
+        message = "the traffic of a command is not seen: it wakes, and cannot be told when to sleep"
+        return [Finding(("scale", "idle"), message, "write idle = 0, or leave it out")]
+    return []
 
 
 def _scale(scale: Any) -> list[Finding]:

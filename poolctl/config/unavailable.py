@@ -9,22 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from poolctl.config.problems import Finding
-from poolctl.units import parse_duration
 
 VERSION_LACKS = "{what} is not available in this version of poolctl"
-
-
-def _scale(value: Any) -> tuple[str, str]:
-    least, most = value.get("min", 1), value.get("max")
-    if least == 0:
-        return "min", "scale.min = 0 (sleep)"
-    if most is not None and most != least:
-        return "max", "scale.max above scale.min"
-    try:
-        idle = parse_duration(value.get("idle", 0))
-    except ValueError:
-        return "", ""
-    return ("idle", "scale.idle (sleep)") if idle > 0 else ("", "")
 
 
 def _truth(what: str) -> Callable[[Any], tuple[str, str]]:
@@ -45,7 +31,6 @@ SERVER_KEYS: dict[str, Callable[[Any], tuple[str, str]]] = {
     "limits": _limits,
     "mandatory": _truth("mandatory = true"),
     "recovery": _recovery,
-    "scale": _scale,
 }
 FILE_TABLES = {
     "gateway": "the gateway",
@@ -55,7 +40,7 @@ FILE_TABLES = {
     "proxmox": "the gateway's [proxmox]",
 }
 # Keys whose value is a table: anything else is the model's complaint.
-TABLES = frozenset({"limits", "recovery", "scale"})
+TABLES = frozenset({"limits", "recovery"})
 
 
 def unavailable(table: dict[str, Any]) -> list[Finding]:

@@ -72,11 +72,20 @@ class Adoptions:
         give, take = (socket.socket(fileno=fd) for fd in fds)
         self._pairs[key] = (str(meta["protocol"]), give, take)
 
+    def left(self, key: str) -> socket.socket | None:
+        """Where the connections come out; None when the address has no pair."""
+        return self._pairs[key][2] if key in self._pairs else None
+
+    def empty(self, key: str) -> None:
+        """Close every connection that waits in the pair."""
+        if key in self._pairs:
+            _empty(self._pairs[key][2])
+
     async def close(self, key: str) -> None:
         """Close the pair here and at the keeper, and every connection that waits in it."""
         if key not in self._pairs:
             return
-        _empty(self._pairs[key][2])
+        self.empty(key)
         self._forget(key)
         with contextlib.suppress(LinkLost):
             await self._keeper.call({"op": "drop", "name": f"adoption:{key}"})

@@ -84,6 +84,13 @@ class Doorbell:
         waiting += bell.visitors
         self._send_away(key)
 
+    def visit(self, key: str, sock: socket.socket) -> bool:
+        """Whether the bell is armed, and looks at a duplicate of this connection, which others have accepted."""
+        bell = self._bells.get(key)
+        if bell is not None:
+            self._hold(bell, Visitor(sock.dup(), stranger=False))
+        return bell is not None
+
     def dismiss(self, key: str) -> None:
         """Close every connection that is held for the server."""
         bell = self._bells.get(key)
@@ -244,7 +251,11 @@ class Doorbell:
     def _send_away(self, key: str) -> None:
         waiting = self._leaving.get(key, [])
         while waiting:
-            if not self._give(key, waiting[-1].sock):
+            visitor = waiting[-1]
+            # Given and kept at once, it would be served twice if this process ended here.
+            self._keep_no_more(visitor)
+            if not self._give(key, visitor.sock):
+                visitor.name = self._keep(key, visitor.sock)
                 asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send_away, key)
                 return
             self._let_go(waiting.pop())
@@ -253,5 +264,9 @@ class Doorbell:
     def _let_go(self, visitor: Visitor) -> None:
         visitor.cancel()
         visitor.sock.close()
+        self._keep_no_more(visitor)
+
+    def _keep_no_more(self, visitor: Visitor) -> None:
         if visitor.name:
             self._forget(visitor.name)
+            visitor.name = ""

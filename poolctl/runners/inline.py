@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from poolctl.config.interpreter import default_interpreter
@@ -20,6 +21,7 @@ from poolctl.errors import ServerError
 from poolctl.listeners.inherit import inherited_descriptors
 from poolctl.listeners.open import close_listener, describe
 from poolctl.listeners.unix import Identity, identity
+from poolctl.worker.serve import stop_reading
 
 from .inline_worker import InlineWorker
 from .listen import listen
@@ -58,6 +60,7 @@ class InlineRunner:
 
     async def close(self, key: str) -> None:
         """See Runner."""
+        self.disarm(key)
         sockets, path = self._listeners.pop(key, ([], None))
         if not key.startswith("fd:"):  # an inherited socket goes back as it was
             for sock in sockets:
@@ -121,6 +124,25 @@ class InlineRunner:
         if worker is not None:
             worker.drain()
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
+
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        """See Runner. Whoever connects is taken for a request, and accepted by the worker that comes."""
+        sockets, _ = self._listeners[server.key]
+
+        def rung() -> None:
+            self.disarm(server.key)
+            on_request()
+
+        for sock in sockets:
+            asyncio.get_running_loop().add_reader(sock.fileno(), rung)
+
+    def disarm(self, key: str) -> None:
+        """See Runner."""
+        sockets, _ = self._listeners.get(key, ([], None))
+        stop_reading(sockets)
+
+    def dismiss(self, key: str) -> None:
+        """Nothing: what no worker has accepted is not accepted at all."""
 
     async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
         """See Runner. A worker that is still busy at the timeout is cancelled, its connections are reset."""

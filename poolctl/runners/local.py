@@ -24,6 +24,7 @@ from .forking import Forker
 from .link import Link
 from .output import Output
 from .protocol import Endpoints, Exit, Placement, WorkerFailed
+from .sleepers import Sleepers
 from .sockets import Sockets
 from .taking_over import take_over
 from .turns import Turns
@@ -38,7 +39,8 @@ class LocalRunner:
     """The process runner. `keeper` is connected to a keeper, whose exit reports go to `exit_reported`.
 
     `on_expired` is told of a worker that has served its `max_requests` and is to be replaced; without it such a worker
-    drains and ends.
+    drains and ends. `on_idle` is told when a worker has had no traffic for its server's `scale.idle`, and when it has
+    some again.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class LocalRunner:
         open_files: tuple[int, int] = (1024, 4096),
         on_dropped: Callable[[str, int], None] = lambda name, count: None,
         on_expired: Callable[[Placement], None] | None = None,
+        on_idle: Callable[[Placement, bool], None] = lambda placement, idle: None,
     ) -> None:
         self.keeper = keeper
         # An exit may be reported before the reply to its spawn.
@@ -60,21 +63,26 @@ class LocalRunner:
         self.app_zygotes = AppZygotes(keeper, self.zygotes, self.output, self._turns, self._early)
         self.sockets = Sockets(keeper)
         self.adoptions = Adoptions(keeper)
+        self.sleepers = Sleepers(keeper, self.sockets, self.adoptions)
         self.forker = Forker(keeper, self.zygotes, self.app_zygotes, self.output, self.adoptions, open_files)
         self._workers: dict[str, LocalWorker] = {}
         self._by_pid: dict[int, LocalWorker] = {}
         self._forking = 0
         self._on_expired = on_expired
+        self._on_idle = on_idle
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner. A command that binds by itself has no listener; its port must be free."""
         await self.sockets.open(server)
-        self.adoptions.open(server)
+        if server.scale.min:
+            # One that may sleep costs one descriptor asleep: its pair is made when there is something to put into it.
+            self.adoptions.open(server)
         return Endpoints(server.key, tuple(self.endpoints(server.key)))
 
     async def close(self, key: str) -> None:
         """See Runner. Connections that wait for a worker to take them are closed."""
         self.app_zygotes.release(key)
+        self.sleepers.close(key)
         await self.adoptions.close(key)
         await self.sockets.close(key)
 
@@ -84,7 +92,19 @@ class LocalRunner:
         It may have been sent something already, but nothing was answered, and no handshake has begun on it. It stays
         the caller's to close, which ends it nowhere else.
         """
-        return self.adoptions.give(key, sock)
+        return self.sleepers.visit(key, sock) or self.adoptions.give(key, sock)
+
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        """See Runner."""
+        self.sleepers.arm(server, on_request)
+
+    def disarm(self, key: str) -> None:
+        """See Runner."""
+        self.sleepers.disarm(key)
+
+    def dismiss(self, key: str) -> None:
+        """See Runner."""
+        self.sleepers.dismiss(key)
 
     def endpoints(self, key: str) -> list[str]:
         """See Runner."""
@@ -124,6 +144,7 @@ class LocalRunner:
         self._by_pid[placement.pid] = worker
         worker.answered.add_done_callback(lambda _: self._note(worker))
         worker.on_expired = lambda: self._expired(worker)
+        worker.on_idle = lambda idle: self._on_idle(placement, idle)
         early = self._early.pop(placement.pid, None)
         if early is not None:
             self._ended(worker, early)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 
 from poolctl.bootstrap import command
 from poolctl.config.model import ServerConfig
@@ -71,6 +72,22 @@ class ProcessRunner:
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         """See Runner."""
         await (await self._runner()).renew_tls(placement, server)
+
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        """See Runner."""
+        started = self._running()
+        assert started is not None, "its listener is open"
+        started.arm(server, on_request)
+
+    def disarm(self, key: str) -> None:
+        """See Runner."""
+        if started := self._running():
+            started.disarm(key)
+
+    def dismiss(self, key: str) -> None:
+        """See Runner."""
+        if started := self._running():
+            started.dismiss(key)
 
     async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
         """See Runner."""

@@ -7,7 +7,7 @@ words, and has a pid only if there is one. Standard library only.
 from __future__ import annotations
 
 import signal as _signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -153,6 +153,22 @@ class Runner(Protocol):
 
         Raises ServerError for a file that cannot be read.
         """
+        ...
+
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        """Watch the open listener of a server without workers; `on_request` is called at the first request, once.
+
+        Connections that ask for nothing do not count. From the call on the listener, and everybody who is connected, is
+        left to the workers that come.
+        """
+        ...
+
+    def disarm(self, key: str) -> None:
+        """Leave the listener, and everybody who is connected, to the workers that come."""
+        ...
+
+    def dismiss(self, key: str) -> None:
+        """Close the connections that have been accepted and that no worker has taken."""
         ...
 
     async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:

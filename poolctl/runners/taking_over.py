@@ -18,7 +18,7 @@ from .workers import LocalWorker
 if TYPE_CHECKING:
     from .local import LocalRunner
 
-_KINDS = ("listener", "adoption", "output", "worker")
+_KINDS = ("listener", "adoption", "output", "visitor", "worker")
 
 
 async def take_over(
@@ -33,6 +33,7 @@ async def take_over(
     """
     adopted: list[LocalWorker] = []
     after = ""
+    by_key = {server.key: server for server in servers.values()}
     while True:
         reply, _ = await runner.keeper.call({"op": "list", "after": after})
         for name, meta in reply["entries"]:
@@ -52,6 +53,8 @@ async def take_over(
                 runner.adoptions.adopt(rest, fds, meta)
             elif kind == "output":
                 runner.output.adopt(rest, meta, fds[0])
+            elif kind == "visitor":
+                runner.sleepers.adopt(by_key.get(meta["key"]), name, fds[0])
             elif meta["server"] in servers:
                 server = placed.get(rest, servers[meta["server"]])
                 adopted.append(_worker(server, meta, fds, follow))

@@ -41,6 +41,7 @@ class LocalWorker:
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
         self.on_expired: Callable[[], None] = lambda: None
+        self.on_idle: Callable[[bool], None] = lambda idle: None
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
         self.preloaded = False  # forked from a process that had its application already
@@ -54,6 +55,8 @@ class LocalWorker:
             self.answer()
         elif message.get("event") == "expired":
             self.on_expired()
+        elif message.get("event") in ("idle", "busy"):
+            self.on_idle(message["event"] == "idle")
         elif message.get("event") == "imported":
             _settle(self.imported)
         elif message.get("event") == "failed":

@@ -14,7 +14,7 @@ from .addresses import Addresses, abandoned, same_listener
 from .entry import Entry, Worker
 from .execute import Executor
 from .graph import Graph
-from .reconcile import LEAVING, Listener, View, decide
+from .reconcile import LEAVING, Listener, Phase, View, decide
 
 
 class Engine:
@@ -46,6 +46,7 @@ class Engine:
         entry.cancel_timers()
         if entry.failed or entry.done:
             entry.restart_times.clear()
+            entry.called = False
         if entry.failed or entry.done or not entry.wanted:
             entry.code_since = self.clock.monotonic()
         if any(
@@ -61,7 +62,7 @@ class Engine:
     def stop(self, entry: Entry, *, kill: bool = False) -> None:
         """Want the server not to run; with `kill` its workers are given no time."""
         entry.cancel_timers()
-        entry.wanted = entry.failed = entry.done = entry.out = False
+        entry.wanted = entry.called = entry.failed = entry.done = entry.out = False
         entry.dismissed = True
         if kill:
             for worker in entry.workers.values():
@@ -81,6 +82,13 @@ class Engine:
         """Replace the workers of this generation, which have served long enough; no failure and no restart."""
         if entry.wanted and entry.generation == generation:
             self._next_generation(entry)
+            self.touch(entry)
+
+    def idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
+        """A worker has been without traffic for long enough to sleep, or is so no longer."""
+        worker = entry.workers.get(worker_id)
+        if worker is not None and worker.idle is not idle:
+            worker.idle = idle
             self.touch(entry)
 
     def _next_generation(self, entry: Entry) -> None:
@@ -108,7 +116,7 @@ class Engine:
         entry.removed = True
         entry.out = False
         entry.cancel_timers()
-        entry.wanted = entry.failed = entry.done = False
+        entry.wanted = entry.called = entry.failed = entry.done = False
         self._addresses.leave(entry)
         self.touch(entry)
 
@@ -168,6 +176,7 @@ class Engine:
         if entry.removed:
             self._addresses.leave(entry)
         entry.workers[worker.id] = worker
+        entry.called = entry.called or worker.phase is Phase.READY
         entry.newest = max(entry.newest, worker.generation)
         self._executor.adopt(entry, worker)
         self.touch(entry)
@@ -189,6 +198,7 @@ class Engine:
             entry = self._dirty.pop(name)
             touched[name] = entry
             self._addresses.review(entry)
+            self._review_sleep(entry)
             for action in decide(self._view(entry)):
                 self._executor.perform(entry, action)
             self._wake_neighbours(entry)
@@ -199,6 +209,14 @@ class Engine:
         for entry in touched.values():
             for listener in list(self.listeners):
                 listener(entry)
+
+    def _review_sleep(self, entry: Entry) -> None:
+        entry.needed = any(dependent.up for dependent in self.graph.dependents(entry))
+        if entry.armed is not None and (
+            entry.armed is not entry.config or entry.listener is not Listener.OPEN
+        ):
+            # What is watched is no longer how the server is to be, or where.
+            self._executor.disarm(entry)
 
     def _view(self, entry: Entry) -> View:
         return entry.view(

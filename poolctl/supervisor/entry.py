@@ -10,6 +10,7 @@ from poolctl.errors import ServerError
 from poolctl.runners.protocol import Placement
 
 from .reconcile import LEAVING, Listener, Phase, View, WorkerView, is_ready, state_of
+from .sleep import asleep
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Worker:
     failure: ServerError | None = None
     placed_at: float = 0.0  # in seconds since the epoch
     out: bool = False  # told to be out of rotation
+    idle: bool = False  # ready, and without traffic for its server's scale.idle
     task: asyncio.Task[None] | None = None
     preparing: asyncio.Future[str] | None = None
 
@@ -55,6 +57,9 @@ class Entry:
     )  # open as well, for workers that are to be replaced
     vacates: bool = False  # its workers go before its listener can be opened anew
     workers: dict[str, Worker] = field(default_factory=dict)
+    called: bool = False  # somebody has asked for it since it slept
+    needed: bool = False  # something that depends on it is up
+    armed: ServerConfig | None = None  # with which its listener is watched for the first request
     held: bool = False
     refusing: bool = False
     failed: bool = False
@@ -102,12 +107,37 @@ class Entry:
             disabled=self.is_disabled,
             out=self.out,
             removed=self.removed,
+            sleepy=self.sleepy,
+            called=self.called,
+            needed=self.needed,
+            armed=self.armed is not None,
             listener=self.listener,
             workers=tuple(
-                WorkerView(worker.id, worker.generation, worker.index, worker.phase, worker.out)
+                WorkerView(worker.id, worker.generation, worker.index, worker.phase, worker.out, worker.idle)
                 for worker in self.workers.values()
             ),
         )
+
+    @property
+    def sleepy(self) -> bool:
+        """It may be without a worker while nobody asks for it."""
+        return not self.config.scale.min and self.count is None
+
+    @property
+    def asleep(self) -> bool:
+        """It sleeps, or falls asleep, and wakes when somebody asks for it."""
+        return self.armed is not None and self.wanted and asleep(self.view(may_start=True, may_stop=True))
+
+    @property
+    def settled(self) -> bool:
+        """It is as it should be: complete, or asleep."""
+        return self.complete or self.asleep
+
+    @property
+    def up(self) -> bool:
+        """It runs, or is to: what it depends on must not sleep."""
+        resting = not self.wanted or self.failed or self.done
+        return bool(self.workers) or not (resting or (self.sleepy and not self.called and not self.needed))
 
     @property
     def state(self) -> str:
@@ -153,7 +183,7 @@ class Entry:
 
     def summary(self) -> tuple[object, ...]:
         """What its neighbours in the dependency graph look at."""
-        return (self.wanted, self.ready, bool(self.workers), self.failed, self.done)
+        return (self.wanted, self.ready, bool(self.workers), self.failed, self.done, self.up)
 
     def cancel_timers(self) -> None:
         """Forget the backoff."""

@@ -17,6 +17,8 @@ from .addresses import Addresses
 from .deaths import START_FAILED, STOP_FAILED, Deaths, failure_of
 from .entry import Entry, Worker
 from .reconcile import LEAVING, Action, Close, Drain, Listener, Open, Phase, Release, Rotate, Spawn, Stop
+from .sleep import Arm, Disarm, Sleep
+from .watch import Watch
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -41,6 +43,7 @@ class Executor:
         self._addresses = addresses
         self._touch = touch
         self._deaths = Deaths(clock, touch, configure, jitter)
+        self._watch = Watch(runner, touch)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def perform(self, entry: Entry, action: Action) -> None:
@@ -75,6 +78,12 @@ class Executor:
                 worker = entry.workers[name]
                 worker.out = not in_rotation
                 self._spawn_task(self._rotate(worker))
+            case Arm():
+                self._watch.arm(entry)
+            case Disarm():
+                self._watch.disarm(entry)
+            case Sleep():
+                self._sleep(entry)
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Go on with a worker that another supervisor has placed."""
@@ -93,6 +102,21 @@ class Executor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def disarm(self, entry: Entry) -> None:
+        """Watch for no request any more."""
+        self._watch.disarm(entry)
+
+    def _sleep(self, entry: Entry) -> None:
+        # The bell, or the next worker, takes over what these have.
+        entry.called = False
+        entry.newest += 1
+        entry.generation = entry.newest
+        for worker in entry.workers.values():
+            if worker.phase is Phase.READY:
+                worker.phase = Phase.DRAINING
+                self._spawn_task(self._drain(entry, worker, replaced=True))
+        self._touch(entry)
 
     # Listeners.
 
@@ -206,11 +230,12 @@ class Executor:
             if worker.phase is Phase.STARTING:
                 worker.phase = Phase.READY
                 worker.ready_at = self._clock.monotonic()
+                entry.called = True
                 self._touch(entry)
 
-    async def _drain(self, entry: Entry, worker: Worker) -> None:
+    async def _drain(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
         assert worker.placement is not None
-        await self._runner.drain(worker.placement, replaced=_is_replaced(entry, worker))
+        await self._runner.drain(worker.placement, replaced=replaced or _is_replaced(entry, worker))
         if worker.id in entry.workers:
             await self._stop(entry, worker)
 

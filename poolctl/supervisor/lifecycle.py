@@ -34,7 +34,7 @@ class Lifecycle:
         graph = self._engine.graph
         needed = graph.closure(runnable, graph.dependencies) if deps else runnable
         all_of_them = [entry for entry in needed if not entry.is_disabled]
-        order = Order(self._engine, START, all_of_them, lambda entry: entry.complete)
+        order = Order(self._engine, START, all_of_them, lambda entry: entry.settled)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
                 self._engine.start(entry, ignore_dependencies=not deps)
@@ -47,7 +47,7 @@ class Lifecycle:
         """Replace the selected servers, each when its replacement has answered; start those that do not run."""
         chosen = self._selection.of(selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
-        order = Order(self._engine, RESTART, runnable, lambda entry: entry.complete)
+        order = Order(self._engine, RESTART, runnable, lambda entry: entry.settled)
         environment = options.get("env")
         for entry in runnable:
             if environment:

@@ -30,6 +30,7 @@ _REMEMBERED: dict[str, Any] = {
     "ignore_dependencies": False,
     "generation": 1,
     "newest": 1,
+    "called": False,
     "code_since": 0.0,
     "preload_problem": "",
     "failed": False,

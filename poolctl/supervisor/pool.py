@@ -83,6 +83,7 @@ class ManagedPool:
             open_files=tuple(hello["open_files"]),
             on_dropped=self._dropped,
             on_expired=self._expired,
+            on_idle=self._idle,
         )
         self._memory = Memory(keeper)
         self._configuration = Configuration(
@@ -177,6 +178,11 @@ class ManagedPool:
         entry = self.engine.entries.get(placement.server)
         if entry is not None:
             self.engine.renew(entry, placement.generation)
+
+    def _idle(self, placement: Placement, idle: bool) -> None:
+        entry = self.engine.entries.get(placement.server)
+        if entry is not None:
+            self.engine.idle(entry, placement.id, idle)
 
     def _dropped(self, name: str, count: int) -> None:
         entry = self.engine.entries.get(name)

@@ -50,12 +50,12 @@ class Reading:
         counts: dict[str, int] = {}
         for entry in entries:
             counts[entry.state] = counts.get(entry.state, 0) + 1
-        missing = [entry for entry in should_run if not entry.ready]
+        missing = [entry for entry in should_run if not (entry.ready or entry.asleep)]
         summary = {
             **self._about(),
             "servers": len(entries),
             "should_run": len(should_run),
-            "ready": len(should_run) - len(missing),
+            "ready": sum(entry.ready for entry in should_run),
             "states": counts,
         }
         errors = [entry.failure.to_dict() for entry in missing if entry.failure is not None]

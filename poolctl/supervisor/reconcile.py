@@ -11,6 +11,8 @@ from enum import StrEnum
 
 from poolctl.states import State
 
+from .sleep import Arm, Disarm, Sleep, asleep, tired
+
 
 class Phase(StrEnum):
     """What a worker is doing."""
@@ -43,6 +45,7 @@ class WorkerView:
     index: int
     phase: Phase
     out: bool = False  # told to be out of rotation
+    idle: bool = False  # ready, and without traffic for as long as its server wants it to be before it sleeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,10 @@ class View:
     disabled: bool = False
     out: bool = False  # out of rotation: it answers, and nobody is to send it more
     removed: bool = False  # leaves the pool: what it has under way may be finished first
+    sleepy: bool = False  # may be without a worker while nobody asks for it
+    called: bool = False  # somebody has asked for it since it slept
+    needed: bool = False  # something that depends on it is up
+    armed: bool = False  # its listener is watched for the first request
     listener: Listener = Listener.CLOSED
     workers: tuple[WorkerView, ...] = ()
 
@@ -73,6 +80,11 @@ class View:
     def resting(self) -> bool:
         """Nothing of it should run now."""
         return not self.wanted or self.failed or self.done
+
+    @property
+    def staying(self) -> list[WorkerView]:
+        """The workers that have not been told to leave."""
+        return [worker for worker in self.workers if worker.phase not in LEAVING]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +134,7 @@ class Release:
     key: str
 
 
-Action = Open | Close | Spawn | Drain | Stop | Rotate | Release
+Action = Open | Close | Spawn | Drain | Stop | Rotate | Release | Arm | Disarm | Sleep
 
 
 def decide(view: View) -> list[Action]:
@@ -133,7 +145,8 @@ def decide(view: View) -> list[Action]:
 def _proceed(view: View) -> list[Action]:
     if view.resting:
         return _rest(view)
-    if view.listener is Listener.CLOSED and view.may_start and view.may_open and not view.refusing:
+    may_open = view.may_open and (view.may_start or view.sleepy) and not view.refusing
+    if view.listener is Listener.CLOSED and may_open:
         return [Open()]
     if view.held:
         return _hold(view)
@@ -141,7 +154,11 @@ def _proceed(view: View) -> list[Action]:
         return []
     if view.vacates:
         return _leave(view)
-    return _rotate(view) + _serve(view)
+    if asleep(view):
+        return [] if view.armed else [Arm()]
+    if tired(view):
+        return [Sleep()]
+    return _disarm(view) + _rotate(view) + _serve(view)
 
 
 def _rest(view: View) -> list[Action]:
@@ -150,7 +167,15 @@ def _rest(view: View) -> list[Action]:
     if view.workers:
         staying = [worker for worker in view.workers if worker.phase is not Phase.STOPPING]
         return [Stop(worker.id) for worker in staying] if view.may_stop else []
-    return [Close()] if view.listener is Listener.OPEN else []
+    return _close(view)
+
+
+def _close(view: View) -> list[Action]:
+    return [*_disarm(view), Close()] if view.listener is Listener.OPEN else []
+
+
+def _disarm(view: View) -> list[Action]:
+    return [Disarm()] if view.armed else []
 
 
 def _leave(view: View) -> list[Action]:
@@ -160,7 +185,7 @@ def _leave(view: View) -> list[Action]:
     if staying:
         return [_retire(worker) for worker in staying]
     # Nobody accepts any more: who comes now need not wait for those that are seen off.
-    return [Close()] if view.listener is Listener.OPEN else []
+    return _close(view)
 
 
 def _rotate(view: View) -> list[Action]:
@@ -173,21 +198,18 @@ def _rotate(view: View) -> list[Action]:
 
 def _hold(view: View) -> list[Action]:
     # A worker that still serves goes on; connections to a server without one wait until it refuses them.
-    if view.refusing and not view.workers and view.listener is Listener.OPEN:
-        return [Close()]
-    return []
+    return _close(view) if view.refusing and not view.workers else []
 
 
 def _serve(view: View) -> list[Action]:
-    staying = [worker for worker in view.workers if worker.phase not in LEAVING]
-    current = [worker for worker in staying if worker.generation == view.generation]
-    old = [worker for worker in staying if worker.generation != view.generation]
+    current = [worker for worker in view.staying if worker.generation == view.generation]
+    old = [worker for worker in view.staying if worker.generation != view.generation]
     if not view.overlap and len(current) < len(view.workers):
-        # The old ones must be gone before the new one begins; meanwhile connections wait.
+        # The old ones must be gone before the new one begins; meanwhile connections wait. One that falls asleep has
+        # hardly anything to finish, and is not interrupted.
+        ending = LEAVING if view.sleepy else {Phase.STOPPING}
         return [
-            Stop(worker.id)
-            for worker in view.workers
-            if worker not in current and worker.phase is not Phase.STOPPING
+            Stop(worker.id) for worker in view.workers if worker not in current and worker.phase not in ending
         ]
     actions: list[Action] = []
     if view.may_start:
@@ -207,17 +229,18 @@ def _retire(worker: WorkerView) -> Action:
 
 def state_of(view: View) -> State:
     """The server's state in one word (see the documentation of states)."""
-    staying = [worker for worker in view.workers if worker.phase not in LEAVING]
     if view.resting:
         if view.workers:
             return State.STOPPING
         if view.failed:
             return State.FAILED
         return State.DISABLED if view.disabled else State.STOPPED
-    if any(worker.phase is Phase.READY for worker in staying):
+    if any(worker.phase is Phase.READY for worker in view.staying):
         return State.DRAINING if view.out else State.RUNNING
     if view.held:
         return State.BACKOFF
+    if view.armed and asleep(view):
+        return State.DRAINING if view.workers else State.SLEEPING
     return State.STARTING
 
 

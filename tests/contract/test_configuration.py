@@ -259,9 +259,6 @@ def test_a_wrong_value_is_named_with_its_place(real_pool: RealPool, line: str, n
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("scale = { min = 1, max = 3 }", "scale"),
-        ("scale = { min = 0, max = 1 }", "scale"),
-        ('scale = { min = 1, max = 1, idle = "5m" }', "idle"),
         ('health = "/healthz"', "health"),
         ('health = { readiness = { http = "/healthz" } }', "health"),
         ('recovery = { strategy = "replace" }', "recovery"),

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from poolctl.cli.place import Place
     from poolctl.cli.request import Request
 
+# What is as it should be without being ready.
+_ASIDE = ("sleeping", "disabled")
+
 
 def perform(request: Request) -> Outcome:
     """Start, stop or restart the selected servers; returns when each is there, or with why it is not."""
@@ -45,9 +48,11 @@ def _stop(request: Request, place: Place) -> Outcome:
 def _ready_line(outcome: Outcome, *, waited: bool) -> str:
     if not outcome.items:
         return "" if outcome.exit_code else "no server selected"
-    disabled = sum(item.get("state") == "disabled" for item in outcome.items)
+    asides = {state: sum(item.get("state") == state for item in outcome.items) for state in _ASIDE}
     ready = sum(bool(item.get("ready")) for item in outcome.items)
-    line = f"{servers(ready, len(outcome.items) - disabled)} ready"
+    count = len(outcome.items) - sum(asides.values())
+    line = f"{servers(ready, count)} ready"
     if not waited:
-        line = f"{servers(len(outcome.items) - disabled)} told to start, {ready} ready"
-    return f"{line} ({disabled} disabled)" if disabled else line
+        line = f"{servers(count)} told to start, {ready} ready"
+    said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
+    return f"{line} ({said})" if said else line

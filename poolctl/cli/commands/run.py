@@ -67,7 +67,7 @@ class Session:
 
     def stay(self, lifeline: int) -> int:
         """Until the pool has ended, or a signal is raised; the exit code if it was the pool."""
-        expected = [item for item in self.outcome.items if item.get("state") != "disabled"]
+        expected = [item for item in self.outcome.items if item.get("state") not in ("disabled", "sleeping")]
         ready = sum(bool(item.get("ready")) for item in expected)
         self._say(f"{servers(ready, len(expected))} ready, Ctrl-C stops")
         self.tell()  # what has failed is said now, while the others serve

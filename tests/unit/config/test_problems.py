@@ -235,9 +235,6 @@ def test_a_wrong_file_is_told(tmp_path: Path, text: str, named: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "scale = { min = 1, max = 3 }",
-        "scale = { min = 0 }",
-        'scale = { idle = "5m" }',
         'health = "/healthz"',
         'health = { liveness = { exec = ["true"] } }',
         'recovery = { strategy = "replace" }',
@@ -258,8 +255,6 @@ def test_a_key_of_a_later_version_is_told_once(tmp_path: Path, line: str, where:
 @pytest.mark.parametrize(
     "line",
     [
-        "scale = { min = 2, max = 2 }",
-        "scale = { min = 2 }",
         "mandatory = false",
         "health = {}",
         'recovery = { strategy = "restart" }',
@@ -268,6 +263,36 @@ def test_a_key_of_a_later_version_is_told_once(tmp_path: Path, line: str, where:
 )
 def test_the_default_of_a_later_key_is_no_problem(tmp_path: Path, line: str) -> None:
     assert told(tmp_path, SERVER + line + "\n") == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "scale = { min = 2, max = 2 }",
+        "scale = { min = 2 }",
+        "scale = { min = 1, max = 3 }",
+        "scale = { min = 0 }",
+        "scale = { min = 0, max = 1 }",
+        'scale = { min = 0, max = 4, idle = "5m" }',
+        'scale = { idle = "5m" }',
+    ],
+)
+def test_workers_may_be_a_range_and_none_while_nobody_asks(tmp_path: Path, line: str) -> None:
+    assert told(tmp_path, SERVER + line + "\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "named", "mend"),
+    [
+        ('bind = ":1"\ncommand = ["x", "{port}"]\nscale = { min = 0 }', "scale.min", "{fd}"),
+        ('bind = ":1"\ncommand = ["x", "{fd}"]\nscale = { min = 0, idle = 1 }', "scale.idle", "idle = 0"),
+        ('command = ["x"]\njob = true\nscale = { min = 0 }', "scale.min", "workers = 1"),
+    ],
+)
+def test_what_cannot_sleep_says_so(tmp_path: Path, lines: str, named: str, mend: str) -> None:
+    (found,) = told(tmp_path, f'[[server]]\nname = "web"\n{lines}\n').splitlines()
+    assert named in found
+    assert mend in found
 
 
 def test_two_servers_of_one_name_name_both_places(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from poolctl import ServerConfig, ServerError
@@ -27,6 +27,7 @@ class ScriptedRunner:
         self.may_drain: asyncio.Event | None = None
         self.unopenable: set[str] = set()
         self.jobs: set[str] = set()
+        self.armed: dict[str, Callable[[], None]] = {}
         self.may_place: asyncio.Event | None = None
         self.may_stop: asyncio.Event | None = None
 
@@ -84,6 +85,21 @@ class ScriptedRunner:
         self.draining.set()
         if self.may_drain is not None:
             await self.may_drain.wait()
+
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        assert server.key in self.opened
+        self.log.append(f"arm {server.name}")
+        self.armed[server.name] = on_request
+
+    def ring(self, name: str) -> None:
+        """Somebody asks for a server that sleeps."""
+        self.armed.pop(name)()
+
+    def disarm(self, key: str) -> None:
+        self.log.append(f"disarm {key}")
+
+    def dismiss(self, key: str) -> None:
+        self.log.append(f"dismiss {key}")
 
     async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
         self.log.append(f"stop {placement.id} {timeout_seconds:g}")

@@ -16,17 +16,21 @@ from poolctl.states import State
 from poolctl.supervisor.reconcile import (
     LEAVING,
     Action,
+    Arm,
     Close,
+    Disarm,
     Drain,
     Listener,
     Open,
     Phase,
     Release,
     Rotate,
+    Sleep,
     Spawn,
     Stop,
     View,
     WorkerView,
+    asleep,
     decide,
     is_ready,
     state_of,
@@ -41,7 +45,7 @@ def applied(view: View, actions: list[Action]) -> View:
     """What an executor shows the moment it has begun to perform the actions. Checks that they can be performed."""
     workers = {worker.id: worker for worker in view.workers}
     told: set[str] = set()
-    listener = view.listener
+    listener, armed, facts = view.listener, view.armed, dict[str, Any]()
     for action in actions:
         match action:
             case Open():
@@ -52,9 +56,24 @@ def applied(view: View, actions: list[Action]) -> View:
                 leaves = view.removed or view.vacates
                 accepting = [each for each in view.workers if each.phase not in LEAVING or not leaves]
                 assert not accepting, "a listener outlives its workers"
+                assert not armed, "nobody watches what is closed"
                 listener = Listener.CLOSING
+            case Arm():
+                assert listener is Listener.OPEN
+                assert not armed
+                armed = True
+            case Disarm():
+                assert armed
+                armed = False
+            case Sleep():
+                facts = {"called": False, "generation": view.generation + 100}
+                for worker in view.staying:
+                    assert worker.phase is Phase.READY
+                    assert worker.idle
+                    workers[worker.id] = replace(worker, phase=Phase.DRAINING)
             case Spawn(generation, index):
                 assert listener is Listener.OPEN
+                assert not armed, "a worker and a bell are not to compete"
                 name = f"{generation}.{index}.{len(workers)}"
                 same = [
                     each for each in workers.values() if (each.generation, each.index) == (generation, index)
@@ -79,7 +98,8 @@ def applied(view: View, actions: list[Action]) -> View:
                 workers[name] = replace(workers[name], out=not in_rotation)
     released = {action.key for action in actions if isinstance(action, Release)}
     abandoned = tuple(key for key in view.abandoned if key not in released)
-    return replace(view, listener=listener, abandoned=abandoned, workers=tuple(workers.values()))
+    workers_after = tuple(workers.values())
+    return replace(view, listener=listener, armed=armed, abandoned=abandoned, workers=workers_after, **facts)
 
 
 def serving(view: View) -> list[WorkerView]:
@@ -113,6 +133,19 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
     if not before.may_open:
         assert not any(isinstance(action, Open) for action in actions)
     assert {action.key for action in actions if isinstance(action, Release)} == set(before.abandoned)
+    if Sleep() in actions:
+        assert before.sleepy
+        assert not before.needed
+        return
+    proceeds = not (before.resting or before.held or before.vacates) and before.listener is Listener.OPEN
+    if proceeds and before.may_start:
+        waiting = before.called or before.needed or not before.sleepy
+        alone = all(worker.generation == before.generation for worker in before.workers)
+        if waiting and (before.overlap or (alone and before.workers == tuple(before.staying))):
+            assert after.staying, "somebody serves, or comes, for as long as anybody asks"
+        if not waiting and not before.staying:
+            assert after.armed
+            assert not spawns
     if before.overlap and not before.resting and not before.vacates:
         # Never a gap: a decision takes no more away than is too many.
         assert len(serving(after)) >= min(before.count, len(serving(before)))
@@ -126,11 +159,16 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
 def check_words(view: View) -> None:
     """What is said of a server must be true of its workers."""
     state = state_of(view)
-    assert (state in (State.RUNNING, State.DRAINING)) == (bool(serving(view)) and not view.resting)
-    if state in (State.RUNNING, State.DRAINING):
+    if state is State.RUNNING or (state is State.DRAINING and serving(view)):
         assert (state is State.DRAINING) == view.out
-    if state in (State.STOPPED, State.DISABLED, State.FAILED):
+    if state is State.DRAINING and not serving(view):
+        assert asleep(view), "it falls asleep"
+    else:
+        assert (state in (State.RUNNING, State.DRAINING)) == (bool(serving(view)) and not view.resting)
+    if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
         assert not view.workers
+    if state is State.SLEEPING:
+        assert (view.listener, view.armed, is_ready(view)) == (Listener.OPEN, True, False)
     if state is State.STOPPING:
         assert view.resting
         assert view.workers
@@ -146,9 +184,9 @@ class World(RuleBasedStateMachine):
         self.view = View(wanted=False, generation=1)
         self.newest = 1
 
-    @initialize(overlap=st.booleans(), count=st.integers(1, MOST_WORKERS))
-    def begin(self, overlap: bool, count: int) -> None:
-        self.change(overlap=overlap, count=count)
+    @initialize(overlap=st.booleans(), sleepy=st.booleans(), count=st.integers(1, MOST_WORKERS))
+    def begin(self, overlap: bool, sleepy: bool, count: int) -> None:
+        self.change(overlap=overlap, sleepy=sleepy, count=count)
 
     def change(self, **facts: Any) -> None:
         """Something is different now: decide until there is nothing more to decide."""
@@ -159,6 +197,7 @@ class World(RuleBasedStateMachine):
             check_step(self.view, actions, after)
             check_words(after)
             self.view = after
+            self.newest = max(self.newest, after.generation)
             if not actions:
                 return
         assert not decide(self.view), "one decision is performed before the next is asked for"
@@ -181,7 +220,7 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def stop(self) -> None:
-        self.change(wanted=False, failed=False, done=False, held=False, refusing=False)
+        self.change(wanted=False, called=False, failed=False, done=False, held=False, refusing=False)
 
     @rule()
     def restart(self) -> None:
@@ -236,6 +275,23 @@ class World(RuleBasedStateMachine):
     def neighbours_change(self, may_start: bool, may_stop: bool) -> None:
         self.change(may_start=may_start, may_stop=may_stop)
 
+    @precondition(lambda self: self.view.armed)
+    @rule()
+    def rings(self) -> None:
+        self.change(armed=False, called=True)
+
+    @precondition(lambda self: self.view.sleepy)
+    @rule(needed=st.booleans())
+    def dependents_change(self, needed: bool) -> None:
+        self.change(needed=needed)
+
+    @precondition(lambda self: self.has(Phase.READY))
+    @rule(data=st.data(), idle=st.booleans())
+    def traffic_changes(self, data: st.DataObject, idle: bool) -> None:
+        worker = self.any_in(data, Phase.READY)
+        others = [each for each in self.view.workers if each.id != worker.id]
+        self.change(workers=(*others, replace(worker, idle=idle)))
+
     # What comes of the actions.
 
     @precondition(lambda self: self.view.listener is Listener.OPENING)
@@ -260,7 +316,7 @@ class World(RuleBasedStateMachine):
     @rule(data=st.data())
     def ready(self, data: st.DataObject) -> None:
         worker = self.any_in(data, Phase.STARTING)
-        self.change(workers=self.with_phase(worker, Phase.READY))
+        self.change(workers=self.with_phase(worker, Phase.READY), called=True)
 
     @precondition(lambda self: self.has(*LEAVING))
     @rule(data=st.data())
@@ -296,7 +352,7 @@ class World(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever has happened: once nothing more goes wrong, what is wanted becomes what is there."""
-        self.change(held=False, refusing=False, may_start=True, may_stop=True, may_open=True)
+        self.change(held=False, refusing=False, may_start=True, may_stop=True, may_open=True, needed=False)
         for _ in range(MOST_ROUNDS):
             self.everything_goes_well()
         view = self.view
@@ -304,7 +360,12 @@ class World(RuleBasedStateMachine):
         if view.resting:
             assert (view.workers, view.listener) == ((), Listener.CLOSED)
             assert state_of(view) in (State.STOPPED, State.FAILED)
+            assert not view.armed
+        elif asleep(view):
+            assert (view.workers, state_of(view)) == ((), State.SLEEPING)
         else:
+            assert not all(worker.idle for worker in view.workers) or not view.sleepy
+            assert not view.armed
             assert view.listener is Listener.OPEN
             assert {worker.phase for worker in view.workers} == {Phase.READY}
             found = sorted((worker.generation, worker.index) for worker in view.workers)
@@ -348,6 +409,9 @@ views = st.builds(
     overlap=mostly,
     may_start=mostly,
     may_stop=mostly,
+    sleepy=st.booleans(),
+    called=st.booleans(),
+    needed=seldom,
     held=seldom,
     refusing=seldom,
     failed=seldom,
@@ -362,7 +426,14 @@ views = st.builds(
         st.tuples(st.integers(1, 2), st.integers(0, MOST_WORKERS), phases),
         max_size=6,
         unique_by=lambda worker: (worker[0], worker[1]),
-    ).map(lambda rows: tuple(WorkerView(f"{g}.{i}", g, i, phase) for g, i, phase in rows)),
+    ).flatmap(
+        lambda rows: st.lists(mostly, min_size=len(rows), max_size=len(rows)).map(
+            lambda idle: tuple(
+                WorkerView(f"{g}.{i}", g, i, phase, idle=phase is Phase.READY and still)
+                for (g, i, phase), still in zip(rows, idle, strict=True)
+            )
+        )
+    ),
 )
 
 

@@ -1,0 +1,81 @@
+"""The servers of a local runner that sleep: their bells, and the connections that are kept for them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import Callable
+
+from poolctl.config.model import ServerConfig
+
+from .adoption import Adoptions
+from .bell import Bell
+from .doorbell import Doorbell
+from .link import Link
+from .sockets import Sockets
+
+
+class Sleepers:
+    """One doorbell for all. What it holds is in the keeper's store too, until somebody serves it."""
+
+    def __init__(self, keeper: Link, sockets: Sockets, adoptions: Adoptions) -> None:
+        self._keeper = keeper
+        self._sockets = sockets
+        self._adoptions = adoptions
+        self._servers: dict[str, ServerConfig] = {}
+        self._numbers = itertools.count(os.getpid() << 32)  # a successor's must be others
+        self._doorbell = Doorbell(self._give, keep=self._keep, forget=self._forget)
+
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        """Watch the server's listeners, and the connections that its workers have left, for the first request."""
+        self._servers[server.key] = server
+        # A program takes its connections from the listener alone, and knows of no other way.
+        accepts = not server.command
+        left = self._adoptions.left(server.key) if accepts else None
+        bell = Bell(server.key, self._sockets.of(server), on_request, accepts, bool(server.tls), left)
+        bell.quiet_seconds = server.http.keep_alive
+        self._doorbell.arm(bell)
+
+    def disarm(self, key: str) -> None:
+        """Leave all connections to the workers that come."""
+        self._doorbell.disarm(key)
+
+    def dismiss(self, key: str) -> None:
+        """Close the connections that wait for a worker, at every stage of their way."""
+        self._doorbell.dismiss(key)
+        self._adoptions.empty(key)
+
+    def visit(self, key: str, sock: socket.socket) -> bool:
+        """Whether the server sleeps, and has the connection (a duplicate of it) now."""
+        return self._doorbell.visit(key, sock)
+
+    def close(self, key: str) -> None:
+        """Forget the server, and close the connections that are held for it."""
+        self._doorbell.dismiss(key)
+        self._doorbell.disarm(key)
+        self._servers.pop(key, None)
+
+    def close_all(self) -> None:
+        """Forget all."""
+        self._doorbell.close()
+
+    def adopt(self, server: ServerConfig | None, name: str, fd: int) -> None:
+        """Take over a connection that the supervisor before has held: to the pair, as all that wait."""
+        with socket.socket(fileno=fd) as sock:
+            self._forget(name)
+            if server is not None:
+                self._servers[server.key] = server
+                self._give(server.key, sock)
+
+    def _give(self, key: str, sock: socket.socket) -> bool:
+        self._adoptions.open(self._servers[key])
+        return self._adoptions.give(key, sock)
+
+    def _keep(self, key: str, sock: socket.socket) -> str:
+        name = f"visitor:{next(self._numbers)}"
+        self._keeper.send({"op": "put", "name": name, "meta": {"key": key}}, [sock.fileno()])
+        return name
+
+    def _forget(self, name: str) -> None:
+        self._keeper.send({"op": "drop", "name": name})

@@ -1,0 +1,202 @@
+"""Servers without a process while nobody asks for them: whoever asks is served, and nobody else wakes them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.certificates import certificate
+from tests.http_get import get
+from tests.real_pool import RealPool
+
+SLEEPS = "scale = { min = 0, idle = 0.2 }"
+STAYS_UP = "scale = { min = 0 }"
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+Until = Callable[..., Any]
+
+
+def state(pool: RealPool, name: str = "web") -> str:
+    return str(pool.items()[name]["state"])
+
+
+def connect(port: int, first_bytes: bytes = b"") -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+    sock.sendall(first_bytes)
+    return sock
+
+
+def sent_away(sock: socket.socket) -> bool:
+    """Whether the connection is closed, with what was sent on it unread (then it is a reset)."""
+    try:
+        return sock.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_server_that_may_sleep_starts_asleep_and_is_woken_by_a_request(pool: RealPool) -> None:
+    port = pool.write_hello(extra=STAYS_UP)["web"]
+    assert pool.ok("start").stdout == "0 servers ready (1 sleeping)\n"
+    item = pool.items()["web"]
+    assert (item["state"], item["ready"], item["pids"]) == ("sleeping", False, [])
+    assert pool.ok("status", "-o", "json").json["summary"]["states"] == {"sleeping": 1}
+    assert pool.ok("wait", "--for", "sleeping").code == 0
+    assert get(port).text == f"hello from {port}"
+    item = pool.items()["web"]
+    assert (item["state"], item["ready"], len(item["pids"])) == ("running", True, 1)
+
+
+def test_without_traffic_it_falls_asleep_again_and_costs_no_process(pool: RealPool) -> None:
+    port = pool.write_hello(extra=SLEEPS)["web"]
+    pool.ok("start")
+    assert get(port).status == 200
+    (pid,) = pool.items()["web"]["pids"]
+    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    assert pool.items()["web"]["pids"] == []
+    assert not os.path.exists(f"/proc/{pid}")
+    assert get(port).status == 200
+    assert pool.items()["web"]["restarts"] == 0
+
+
+def test_who_asks_for_nothing_wakes_nobody(pool: RealPool, until: Until) -> None:
+    port = pool.write_hello(extra=STAYS_UP)["web"]
+    pool.ok("start")
+    for first_bytes in (b"", b"GET / HT", b"\x16\x03\x01"):
+        connect(port, first_bytes).close()
+    with connect(port, b"not HTTP at all\r\n") as noise:
+        assert noise.recv(1000).startswith(b"HTTP/1.1 400 ")
+    with connect(port) as silent:
+        assert state(pool) == "sleeping"
+        silent.sendall(REQUEST)
+        assert silent.recv(1000).startswith(b"HTTP/1.1 200 ")
+    assert state(pool) == "running"
+
+
+def test_everybody_who_came_while_it_slept_is_served(pool: RealPool) -> None:
+    port = pool.write_hello(extra=STAYS_UP)["web"]
+    pool.ok("start")
+    clients = [connect(port) for _ in range(30)]
+    for client in clients:
+        client.sendall(REQUEST)
+    assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
+    for client in clients:
+        client.close()
+
+
+def test_a_server_with_tls_wakes_at_a_client_hello(pool: RealPool) -> None:
+    cert, key = certificate(pool.directory)
+    tls = f'tls = {{ cert = "{cert}", key = "{key}" }}\n{STAYS_UP}'
+    port = pool.write_hello(extra=tls)["web"]
+    pool.ok("start")
+    with connect(port, REQUEST) as plain:
+        assert sent_away(plain)
+    assert state(pool) == "sleeping"
+    assert get(f"https://localhost:{port}").status == 200
+
+
+def test_a_program_is_woken_by_whoever_connects(pool: RealPool, until: Until) -> None:
+    (port,) = pool.write_hello("web").values()
+    server = """
+        import http.server, socket
+
+        handler = http.server.SimpleHTTPRequestHandler
+        server = http.server.HTTPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
+        server.socket = socket.socket(fileno=3)
+        server.serve_forever()
+    """
+    pool.write("program.py", server)
+    pool.write(
+        "pool.toml",
+        f"""
+        [[server]]
+        name = "web"
+        bind = "127.0.0.1:{port}"
+        command = ["python3", "program.py"]
+        scale = {{ min = 0 }}
+        """,
+    )
+    pool.ok("start")
+    assert state(pool) == "sleeping"
+    assert get(port, "/program.py").status == 200
+    until(lambda: state(pool) == "running")
+
+
+def test_dependencies_wake_first_and_stay_awake_as_long(pool: RealPool) -> None:
+    ports = pool.write_hello("db", "web", extra="scale = { min = 0, idle = 0.6 }")
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace('name = "web"', 'name = "web"\ndepends_on = ["db"]'))
+    pool.ok("start")
+    assert {item["state"] for item in pool.items().values()} == {"sleeping"}
+    assert get(ports["web"]).status == 200
+    items = pool.items()
+    assert {item["state"] for item in items.values()} == {"running"}
+    assert items["db"]["uptime_seconds"] > items["web"]["uptime_seconds"]
+    # Nobody asks the database for anything for longer than its idle time, and it is needed.
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        assert get(ports["web"]).status == 200
+    items = pool.items()
+    assert items["db"]["state"] == "running"
+    assert items["db"]["uptime_seconds"] > 1.0
+    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+
+
+@pytest.mark.parametrize("command", ["restart", "stop", "start"])
+def test_commands_do_not_wake_it(pool: RealPool, command: str) -> None:
+    port = pool.write_hello("web", "other", extra=STAYS_UP)["web"]
+    pool.ok("start")
+    silent = connect(port)
+    pool.ok(command, "web")
+    item = pool.items()["web"]
+    assert (item["pids"], item["restarts"]) == ([], 0)
+    if command == "stop":
+        assert item["state"] == "stopped"
+        assert silent.recv(10) == b""
+        with pytest.raises(ConnectionRefusedError):
+            connect(port)
+        pool.ok("start", "web")
+    else:
+        assert item["state"] == "sleeping"
+        silent.sendall(REQUEST)
+        assert silent.recv(12) == b"HTTP/1.1 200"
+    silent.close()
+    assert get(port).status == 200
+
+
+def test_who_waits_for_a_wake_that_fails_is_sent_away_and_the_reason_is_told(pool: RealPool) -> None:
+    port = pool.write_hello(extra=STAYS_UP + "\nrestart = { limit = 1, backoff = { initial = 0.05 } }")["web"]
+    pool.ok("start")
+    pool.write("hello.py", "raise RuntimeError('not today')\n")
+    with connect(port, REQUEST) as client:
+        assert sent_away(client)
+    assert state(pool) == "failed"
+    assert "not today" in pool.run("status").stdout + pool.run("logs").stdout
+    pool.write("hello.py", "async def app(scope, receive, send): raise SystemExit\n")
+    assert pool.ok("start").stdout == "0 servers ready (1 sleeping)\n"
+
+
+def test_another_supervisor_goes_on_watching_and_loses_nobody_who_is_connected(
+    pool: RealPool, until: Until
+) -> None:
+    port = pool.write_hello(extra=SLEEPS)["web"]
+    pool.ok("start")
+    silent = connect(port)
+    begun = connect(port, b"GET / HT")
+    until(lambda: state(pool) == "sleeping")
+    before = pool.info()["supervisor_pid"]
+    os.kill(before, signal.SIGKILL)
+    until(lambda: pool.info()["supervisor_pid"] != before)
+    assert state(pool) == "sleeping"
+    begun.sendall(b"TP/1.1\r\nHost: x\r\n\r\n")
+    assert begun.recv(12) == b"HTTP/1.1 200"
+    silent.sendall(REQUEST)
+    assert silent.recv(12) == b"HTTP/1.1 200"
+    for client in (silent, begun):
+        client.close()
+    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    assert get(port).status == 200
