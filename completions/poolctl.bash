@@ -91,7 +91,7 @@ _poolctl() {
             ;;
         run)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-deps --watch -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -105,7 +105,7 @@ _poolctl() {
             ;;
         reload)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --timeout --no-wait --dry-run --env -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-wait --dry-run --watch --env -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
             fi

@@ -31,6 +31,7 @@ from poolctl.cli.options import (
     PoolName,
     Quiet,
     Verbose,
+    Watched,
     command,
 )
 from poolctl.cli.outcome import Outcome
@@ -143,6 +144,7 @@ def _lifecycle(app: typer.Typer, perform: Perform) -> None:
         OUTPUT,
         TIMES,
         no_deps=(NoDeps, False),
+        watch=(Watched, False),
     )
     command(
         app,

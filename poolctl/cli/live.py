@@ -15,6 +15,7 @@ from poolctl.cli.options import (
     ByEnvironment,
     NoWait,
     Perform,
+    Watched,
     command,
 )
 
@@ -50,6 +51,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         OUTPUT,
         WAITS,
         dry_run=(Annotated[bool, _DRY_RUN], False),
+        watch=(Watched, False),
         env=(ByEnvironment, False),
     )
     numbered = {"targets": (Annotated[list[str] | None, _NUMBER], None), **FILTERS}

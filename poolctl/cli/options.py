@@ -58,6 +58,9 @@ NoDeps = Annotated[bool, typer.Option("--no-deps", help="Leave out what depends,
 ByEnvironment = Annotated[
     bool, typer.Option("--env", help="Take this command's environment instead of the supervisor's.")
 ]
+Watched = Annotated[
+    bool, typer.Option("--watch", help="Go on, and reload whenever the file or the code changes.")
+]
 
 COMMON: dict[str, tuple[Any, Any]] = {
     "config": (Config, None),

@@ -55,6 +55,7 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
     "run": {
         "--timeout": ("timeout", "value"),
         "--no-deps": ("no_deps", "flag"),
+        "--watch": ("watch", "flag"),
     },
     "walk": {
         "-j": ("jobs", "value"),

@@ -7,24 +7,30 @@ import os
 import struct
 
 _MODIFY, _MOVED_TO, _CREATE = 0x2, 0x80, 0x100
+_ATTRIB, _MOVED_FROM, _DELETE = 0x4, 0x40, 0x200
 _EVENT = struct.Struct("iIII")
 _READ_BYTES = 64 * 1024
 
 
 class Watch:
-    """Tells which files in some directories were written or moved there. Raises OSError without inotify."""
+    """Tells which files in some directories were written or moved there. Raises OSError without inotify.
 
-    __slots__ = ("_directories", "_libc", "fd")
+    With `departures` it also tells which were removed, moved away, or given other rights.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_directories", "_libc", "_mask", "fd")
+
+    def __init__(self, *, departures: bool = False) -> None:
+        self._mask = _MODIFY | _MOVED_TO | _CREATE
+        if departures:
+            self._mask |= _ATTRIB | _MOVED_FROM | _DELETE
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._directories: dict[int, str] = {}
         self.fd = _checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def add(self, directory: str) -> None:
         """Watch a directory, too. Raises OSError (FileNotFoundError when it is not there)."""
-        mask = _MODIFY | _MOVED_TO | _CREATE
-        number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), mask))
+        number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), self._mask))
         self._directories[number] = directory
 
     def changed(self) -> set[str] | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from poolctl.cli.counting import servers
-from poolctl.cli.exit_codes import DONE, NOT_AS_DESIRED
-from poolctl.cli.outcome import Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.exit_codes import DONE, INTERRUPTED, NOT_AS_DESIRED
+from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.place import Place, find_place
 from poolctl.cli.remote import ask
-from poolctl.cli.render import coloured, paint, printable
+from poolctl.cli.render import coloured, paint, printable, show
 from poolctl.cli.request import Request
 
 # Sign, colour and the word of the summary, by the kind of a change; first what happens to processes.
@@ -26,15 +27,46 @@ KINDS = {
 def perform(request: Request) -> Outcome:
     """Apply the difference between what runs and what is written, or print it."""
     dry_run = bool(request.get("dry_run"))
-    outcome = ask(request, find_place(request), more={"dry_run": dry_run})
+    if request.get("watch") and dry_run:
+        raise UsageError("--watch and --dry-run exclude each other", hint="a dry run changes nothing")
+    place = find_place(request)
+    if request.get("watch"):
+        return _watch(request, place)
+    outcome = ask(request, place, more={"dry_run": dry_run})
     outcome.message = said(outcome, dry_run=dry_run)
     return outcome
 
 
-def said(outcome: Outcome, *, dry_run: bool) -> str:
-    """The plan, a line for each change, and its summary."""
-    import sys
+def _watch(request: Request, place: Place) -> Outcome:
+    """Reload now, and whenever something changes, until Ctrl-C or the end of the pool."""
+    from poolctl.cli.watching import Watcher
 
+    def tell(verb: str, outcome: Outcome) -> None:
+        outcome.form, outcome.quiet = request.output, request.quiet
+        outcome.message = "\n".join(told(verb, outcome))
+        show(outcome)
+        sys.stdout.flush()
+
+    ended = Outcome(message="the pool has been stopped")
+    try:
+        watcher = Watcher(request, place, tell)
+        watcher.apply_now()
+        watcher.run()
+    except KeyboardInterrupt:
+        ended = Outcome(exit_code=INTERRUPTED)
+    ended.streamed = bool(request.output)
+    return ended
+
+
+def told(verb: str, outcome: Outcome) -> list[str]:
+    """What a change that was seen has come to: the plan of a reload, or `~ users: code`."""
+    if verb == "reload":
+        return said(outcome).splitlines()
+    return [f"~ {item.get('name')}: code" for item in outcome.items if item.get("ready")]
+
+
+def said(outcome: Outcome, *, dry_run: bool = False) -> str:
+    """The plan, a line for each change, and its summary."""
     if outcome.exit_code not in (DONE, NOT_AS_DESIRED) and "changes" not in outcome.extra:
         return ""
     changes = outcome.extra.get("changes") or []

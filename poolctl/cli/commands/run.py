@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,6 +21,7 @@ from poolctl.cli.place import Place, find_place
 from poolctl.cli.progress import Progress
 from poolctl.cli.render import explain
 from poolctl.cli.request import Request
+from poolctl.cli.threads import start_unsignalled
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.ending import await_end
 from poolctl.errors import ControlError
@@ -43,6 +45,7 @@ class Session:
         self.client = Client(place.socket)
         self.outcome = Outcome()
         self._printer: LogPrinter | None = None
+        self._ending = threading.Event()
 
     def start(self) -> bool:
         """Start what is selected; whether there is something to stay for."""
@@ -64,6 +67,26 @@ class Session:
             return not self.outcome.exit_code
         alive = any(item.get("state") in _ALIVE for item in self.outcome.items)
         return alive and self.outcome.exit_code == FAILED and not self.command
+
+    def watch(self) -> None:
+        """Apply what changes from now on, if that is wanted; returns at once."""
+        if self.request.get("watch"):
+            from poolctl.cli.watching import Watcher
+
+            watcher = Watcher(self.request, self.place, self._changed)
+            thread = threading.Thread(
+                target=watcher.run, args=(self._ending.is_set,), name="watch", daemon=True
+            )
+            start_unsignalled(thread)
+
+    def _changed(self, verb: str, outcome: Outcome) -> None:
+        """Say what a change of the files came to, beside the servers' own words."""
+        from poolctl.cli.commands.reload import told
+
+        for line in told(verb, outcome):
+            self._say(line)
+        outcome.quiet = self.request.quiet
+        explain(outcome)
 
     def stay(self, lifeline: int) -> int:
         """Until the pool has ended, or a signal is raised; the exit code if it was the pool."""
@@ -90,6 +113,7 @@ class Session:
 
     def stop(self) -> None:
         """Stop everything; a signal meanwhile kills what is left at once."""
+        self._ending.set()
         try:
             self._stop({})
         except (KeyboardInterrupt, Terminated):
@@ -154,6 +178,7 @@ def _live(session: Session, path: str, lifeline: int) -> int:
         code = session.outcome.exit_code
         session.tell()
         return code
+    session.watch()
     return session.run_command(path) if session.command else session.stay(lifeline)
 
 

@@ -1,0 +1,40 @@
+"""run --watch with real servers: new code is served, broken code is told and the old serves on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+from tests.deadline import wait_until
+from tests.real_pool import HELLO_APP, RealPool
+
+
+def read_until(running: subprocess.Popen[str], words: str) -> str:
+    """What the command says on standard error, up to the line with these words."""
+    assert running.stderr is not None
+    said = ""
+    while words not in said:
+        line = running.stderr.readline()
+        assert line, said
+        said += line
+    return said
+
+
+def test_new_code_is_served_and_broken_code_is_told(
+    real_pool: RealPool, http_get: Callable[..., Any]
+) -> None:
+    port = real_pool.write_hello()["web"]
+    running = real_pool.spawn("run", "--watch")
+    read_until(running, "Ctrl-C stops")
+    real_pool.write("hello.py", HELLO_APP.replace("hello from", "welcome to"))
+    wait_until(lambda: http_get(port).text == f"welcome to {port}")
+    real_pool.write("hello.py", "raise RuntimeError('broken release')\n")
+    said = read_until(running, "broken release")
+    assert "~ web: code" in said
+    assert http_get(port).text == f"welcome to {port}"
+    real_pool.write("hello.py", HELLO_APP)
+    wait_until(lambda: http_get(port).text == f"hello from {port}")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(20) == 0

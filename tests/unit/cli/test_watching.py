@@ -1,0 +1,189 @@
+"""reload --watch and run --watch: what a change of a file brings about, and when nothing does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import find_place
+from poolctl.cli.request import Request
+from poolctl.cli.sources import Sources, code_directories
+from poolctl.cli.watching import Watcher
+from tests.deadline import wait_until
+from tests.stand_in import Send, item, result
+
+from .conftest import Command, Supervised
+
+Asked = list[tuple[str, dict[str, Any]]]
+
+
+def shown(name: str, directory: Path, **config: Any) -> dict[str, Any]:
+    return item(name, config={"app_dir": str(directory), **config})
+
+
+class Watched:
+    """A pool that is watched: what its stand-in was asked, and what was told."""
+
+    def __init__(self, directory: Path, requests: Asked) -> None:
+        self.directory = directory
+        self.requests = requests
+        self.told: list[tuple[str, int]] = []
+
+    @property
+    def orders(self) -> list[tuple[str, Any]]:
+        """The reloads and restarts so far, each with its targets."""
+        found = [(verb, body.get("selector", {}).get("targets")) for verb, body in self.requests]
+        return [each for each in found if each[0] in ("reload", "restart")]
+
+
+Watching = Callable[..., Any]
+
+
+@pytest.fixture
+def watching(directory: Path, supervised: Supervised) -> Watching:
+    """`watching(items)`: a context in which the pool of these items of `show` is watched."""
+
+    @contextmanager
+    def watch(*items: dict[str, Any], code: int = 0, changes: Any = ()) -> Iterator[Watched]:
+        async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+            targets = (body.get("selector") or {}).get("targets") or []
+            found = [each for each in items if not targets or each["name"] in targets]
+            return result(*found, exit_code=code if verb == "reload" else 0, changes=list(changes))
+
+        with supervised(answer) as requests:
+            request = Request("reload", {})
+            watched = Watched(directory, requests)
+
+            def tell(verb: str, outcome: Outcome) -> None:
+                watched.told.append((verb, outcome.exit_code))
+
+            place = find_place(request)
+            watcher = Watcher(request, place, tell)
+            thread = threading.Thread(target=watcher.run)
+            thread.start()
+            try:
+                yield watched
+            finally:
+                Path(place.socket).unlink()
+                thread.join(10)
+            assert not thread.is_alive(), "the end of the pool is the end of watching"
+
+    return watch
+
+
+def test_a_changed_configuration_is_reloaded_once(watching: Watching, directory: Path) -> None:
+    with watching(shown("users", directory)) as pool:
+        for number in range(5):
+            (directory / "pool.toml").write_text(f'[pool]\nname = "p{number}"\n')
+        wait_until(lambda: pool.told)
+        assert pool.told == [("reload", 0)]
+        (directory / "new.toml").write_text("[pool]\n")
+        (directory / "new.toml").rename(directory / "pool.toml")  # as editors and --save do
+        wait_until(lambda: len(pool.told) == 2)
+    assert pool.orders == [("reload", [])] * 2
+
+
+def test_files_of_variables_and_certificates_are_part_of_it(watching: Watching, directory: Path) -> None:
+    (directory / "tls").mkdir()
+    web = shown(
+        "web",
+        directory,
+        env_file=[f"{directory}/.env"],
+        tls={"cert": f"{directory}/tls/cert.pem", "key": None},
+    )
+    with watching(web) as pool:
+        (directory / ".env").write_text("A=1\n")  # it was not there before
+        wait_until(lambda: len(pool.told) == 1)
+        (directory / "tls" / "cert.pem").write_text("new")
+        wait_until(lambda: len(pool.told) == 2)
+        (directory / ".env").unlink()
+        wait_until(lambda: len(pool.told) == 3)
+
+
+def test_changed_code_restarts_the_servers_that_have_it(watching: Watching, directory: Path) -> None:
+    for name in ("one", "two/inner", "two/.venv"):
+        (directory / name).mkdir(parents=True)
+    servers = [
+        shown("a", directory / "one"), shown("b", directory / "two"), shown("c", directory / "two"),
+        item("d", state="stopped", config={"app_dir": f"{directory}/two"}),
+        item("e", config={"app_dir": f"{directory}/two", "command": ["sleep", "1"]}),
+    ]  # fmt: skip
+    with watching(*servers) as pool:
+        (directory / "two" / "inner" / "app.py").write_text("x = 1\n")
+        wait_until(lambda: pool.told)
+        assert pool.orders == [("restart", ["b", "c"])]
+        (directory / "one" / "fresh" / "deep").mkdir(parents=True)
+        (directory / "one" / "fresh" / "deep" / "app.py").write_text("x = 1\n")
+        wait_until(lambda: len(pool.told) == 2)
+        assert pool.orders[1:] == [("restart", ["a"])]
+
+
+def test_what_is_neither_changes_nothing(watching: Watching, directory: Path) -> None:
+    (directory / "__pycache__").mkdir()
+    with watching(shown("a", directory)) as pool:
+        for name in ("notes.txt", ".hidden.py", "app.py~", "__pycache__/app.pyc"):
+            (directory / name).write_text("x")
+        (directory / "marker.py").write_text("x")
+        wait_until(lambda: pool.told)
+    assert pool.orders == [("restart", ["a"])]
+
+
+def test_a_broken_file_is_told_and_the_next_change_is_seen(watching: Watching, directory: Path) -> None:
+    with watching(shown("a", directory), code=5) as pool:
+        (directory / "pool.toml").write_text("broken [")
+        wait_until(lambda: pool.told == [("reload", 5)])
+        (directory / "pool.toml").write_text("still broken [")
+        wait_until(lambda: pool.told == [("reload", 5)] * 2)
+
+
+def test_what_a_reload_has_replaced_is_not_replaced_again(watching: Watching, directory: Path) -> None:
+    changes = [{"name": "a", "change": "restart"}, {"name": "b", "change": "update"}]
+    with watching(shown("a", directory), shown("b", directory), changes=changes) as pool:
+        (directory / "app.py").write_text("x")
+        (directory / "pool.toml").write_text("[pool]\n")
+        wait_until(lambda: len(pool.told) == 2)
+    assert pool.orders == [("reload", []), ("restart", ["b"])]
+
+
+def test_a_directory_of_files_is_watched_as_a_whole(directory: Path) -> None:
+    (directory / "conf").mkdir()
+    (directory / "conf" / "1.toml").write_text("x")
+    sources = Sources([str(directory / "conf")], [])
+    assert not sources.configuration_changed()
+    (directory / "conf" / "2.toml").write_text("x")
+    sources = Sources([str(directory / "conf")], [], sources)
+    assert sources.configuration_changed()
+    (directory / "conf" / "1.toml").unlink()
+    sources = Sources([str(directory / "conf")], [], sources)
+    assert sources.configuration_changed()
+    assert not sources.configuration_changed()
+
+
+def test_code_is_not_looked_for_in_what_others_have_made(tmp_path: Path) -> None:
+    for name in ("app/inner", ".git/x", "node_modules/x", "env/lib", "app/__pycache__"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "env" / "pyvenv.cfg").touch()
+    found = [Path(each).relative_to(tmp_path).as_posix() for each in code_directories(str(tmp_path))]
+    assert sorted(found) == [".", "app", "app/inner"]
+
+
+def test_reload_watch_reloads_first_and_needs_a_supervisor(poolctl: Command) -> None:
+    assert poolctl("reload", "--watch").code == 6
+    assert poolctl("reload", "--watch", "--dry-run").code == 2
+
+
+def test_reload_watch_ends_with_its_pool(poolctl: Command, supervised: Supervised, directory: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "reload":
+            (socket,) = (directory / "run").glob("*/control.sock")
+            threading.Timer(0.2, socket.unlink).start()
+        return result(item("a", config={}), changes=[{"name": "a", "change": "restart", "keys": ["app"]}])
+
+    with supervised(answer):
+        assert poolctl("reload", "--watch") == (0, "~ a: app\n1 restarted\nthe pool has been stopped\n", "")
