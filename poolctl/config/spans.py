@@ -115,16 +115,19 @@ def begins_line(text: str, at: int) -> bool:
     return not text[line_start(text, at) : at].strip()
 
 
-def with_comments_above(text: str, at: int) -> int:
+def with_comments_above(text: str, at: int, column: int | None = None) -> int:
     """Where the comment lines directly above this place's line begin, else the line itself.
 
-    What the file begins with is about the file, and so is a directive (`#:schema`).
+    What the file begins with is about the file, and so is a directive (`#:schema`). Comments that begin right of
+    the column are about what stands above them.
     """
     own = start = line_start(text, at)
     while start > 0:
         above = line_start(text, start - 1)
         line = text[above:start].strip()
         if not line.startswith("#") or line.startswith(("#:", "#!")):
+            return start
+        if column is not None and len(indentation(text, above)) > column:
             return start
         start = above
     return own

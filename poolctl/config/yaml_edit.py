@@ -99,7 +99,7 @@ class YamlText:
         end = line_end(self.text, colon)
         if node.start < end:  # a list's `- - a`, a table behind an anchor
             return [Splice(node.start, node.end, written)]
-        return [Splice(colon, colon, f" {written}"), Splice(end, node.end)]
+        return [Splice(colon, colon, f" {written}"), Splice(end, line_end(self.text, node.end))]
 
     def _colon(self, path: Path) -> int:
         """After the colon (or the dash) before the value at the end of a path."""
@@ -141,10 +141,9 @@ class YamlText:
             raise Uneditable("this is no list")
         if node.flow:
             return flow_edit.insert(self.text, node, value_text(table), STYLE)
-        last = node.items[-1]
         end = line_end(self.text, self._end(node, len(node.items) - 1) - 1)
         apart = len(node.items) > 1 and is_blank(
-            self.text, without_blanks_above(self.text, with_comments_above(self.text, last.start))
+            self.text, without_blanks_above(self.text, self._begin(node, len(node.items) - 1))
         )
         written = self._element(" " * self._column(node.start), table)
         return [Splice(end, end, ("\n" if apart else "") + written)]
@@ -162,7 +161,7 @@ class YamlText:
             return flow_edit.remove(self.text, node, index, STYLE)
         if len(node.items) == 1:
             return self._replace(path, node, [])
-        start = with_comments_above(self.text, node.items[index].start)
+        start = self._begin(node, index)
         end = self._end(node, index)
         if not begins_line(self.text, node.items[index].start):
             raise Uneditable("it shares its line")
@@ -173,12 +172,18 @@ class YamlText:
             start = without_blanks_above(self.text, start)
         return [Splice(start, end)]
 
+    def _begin(self, node: Node, index: int) -> int:
+        """Where an element begins, comments of its own above it included."""
+        start = node.items[index].start
+        return with_comments_above(self.text, start, self._column(start))
+
     def _end(self, node: Node, index: int) -> int:
         """Where the line after an element begins, comments of its own below it included."""
-        last = node.items[index]
-        column = self._column(last.start)
-        end = below = next_line(self.text, last.node.end)
+        column = self._column(node.items[index].start)
+        end = below = next_line(self.text, node.items[index].node.end)
         while is_comment(self.text, below) and len(indentation(self.text, below)) >= column:
             below = next_line(self.text, below)
-        following = node.items[index + 1].start if index + 1 < len(node.items) else -1
-        return end if line_start(self.text, following) == below and following >= 0 else below
+            if len(indentation(self.text, line_start(self.text, below - 1))) > column:
+                end = below  # further in than the element: it is about what is in it
+        following = self._begin(node, index + 1) if index + 1 < len(node.items) else -1
+        return end if 0 <= following <= below else below

@@ -58,7 +58,7 @@ def _node(text: str, event: Any) -> Node:
     if isinstance(event, yaml.ScalarEvent):
         if event.style in ("|", ">"):
             end = start + len(text[start:end].rstrip())
-        empty = event.style is None and event.tag is None and plain(event.value, event) is None
+        empty = not event.style and event.tag is None and plain(event.value, event) is None
         return Node("null" if empty else "plain", start, end)
     kind = "list" if isinstance(event, yaml.SequenceStartEvent) else "table"
     return Node(kind, start, end, flow=bool(event.flow_style))

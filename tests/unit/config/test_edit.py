@@ -315,3 +315,52 @@ def test_the_owner_stays_when_a_file_is_replaced(tmp_path: Path) -> None:
     os.chown(file, 12345, 54321)
     replace(str(file), POOL, "x = 1\n")
     assert (file.stat().st_uid, file.stat().st_gid) == (12345, 54321)
+
+
+INDENTED = """\
+server:
+  # about a
+  - name: a
+    env: # vars
+      # deep
+      A: 1 # one
+      # after
+  # about b
+  - name: b
+    tags:
+    labels:
+      text: |
+        [[server]]
+        - name: fake
+  # tail of b
+# the end
+"""
+
+
+def test_in_yaml_a_comment_is_about_what_is_as_far_in_as_it_is(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.yaml", INDENTED)
+    draft = drafted(file)
+    draft.remove("a")
+    draft.write()
+    assert file.read_text() == "server:\n" + INDENTED[INDENTED.index("  # about b") :]
+    file.write_text(INDENTED)
+    draft = drafted(file)
+    draft.remove("b")
+    draft.add({"name": "c", "bind": ":1"})
+    draft.write()
+    assert file.read_text() == (
+        INDENTED[: INDENTED.index("  # about b")] + '  - name: c\n    bind: ":1"\n# the end\n'
+    )
+
+
+def test_in_yaml_a_block_is_replaced_and_a_key_without_a_value_gets_one(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.yaml", INDENTED)
+    draft = drafted(file)
+    draft.set("a", ("env",), {"B": "2"})
+    draft.set("b", ("tags",), ["x"])
+    draft.set("b", ("disabled",), True)
+    draft.write()
+    text = file.read_text()
+    assert '    env: { B: "2" } # vars\n      # after\n  # about b\n' in text
+    assert "    tags: [x]\n" in text
+    assert "        - name: fake\n    disabled: true\n  # tail of b\n" in text
