@@ -67,6 +67,24 @@ def leads_session(pid: int) -> bool:
         return False
 
 
+def process_start(pid: int) -> int | None:
+    """When the process was started, in clock ticks since the boot (proc(5), stat): with the pid it is an identity.
+
+    None when there is no such process.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # The name, in brackets, may hold anything.
+        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return None
+    finally:
+        os.close(fd)
+
+
 def accept_queue_length(listener: socket.socket) -> int | None:
     """How many connections wait to be accepted on a listener; None if unknown.
 

@@ -7,7 +7,9 @@ In the first form the supervisor, its only client, may die at any moment; the ke
 new one what the old one did not hear. PLAN is a JSON object: `supervisor`, its argument vector; `control`, the
 descriptor of its listener; `lifeline`, -1 or a pipe whose end of file asks for the end of the pool; `inherited`, the
 names of systemd's sockets, which follow it; `helpers`, programs to start at once, by the name under which their socket
-is kept. In the second form the client is the program that made the other end of LINK_FD, and everything ends with it.
+is kept. Or PLAN has `supervisor` and `donor`, the descriptor of a link to a supervisor whose keeper is gone, and which
+gives the new one everything. In the second form the client is the program that made the other end of LINK_FD, and
+everything ends with it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def main() -> None:
     open_files = raise_descriptor_limit()
     if argument.startswith("{"):
         plan = json.loads(argument)
-        keeper = Keeper(directory, plan["supervisor"], plan["lifeline"], open_files)
+        keeper = Keeper(directory, plan["supervisor"], plan.get("lifeline", -1), open_files)
         keeper.begin(plan)
     else:
         keeper = Keeper(directory, [], -1, open_files)

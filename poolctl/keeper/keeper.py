@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -13,18 +14,23 @@ from typing import Any
 from . import wire
 from .channel import Channel
 from .charge import Charge
+from .ending import LAST_WORDS_SECONDS, Ending, kill_children
+from .pulse import Pulse
 from .reap import Reaper
 from .requests import answer
 from .spawn import spawn
 from .store import Store
 
-VERSION = 1
-STOP_SECONDS = 30.0
+VERSION = 2
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Keeper:
-    """Holds, starts, reaps, reports; `run` returns when the pool has ended, and nothing of it is left."""
+    """Holds, starts, reaps, reports; `run` returns when the pool has ended, and nothing of it is left.
+
+    A donor is the supervisor of a keeper that was killed, or is to be replaced: it gives us all that is to be kept,
+    and keeps it too, until a supervisor of ours has it.
+    """
 
     def __init__(
         self, directory: str, supervisor: list[str], lifeline: int, open_files: tuple[int, int]
@@ -33,15 +39,21 @@ class Keeper:
         self.reaper = Reaper()
         self._directory = directory
         self._charge = Charge(supervisor, directory, time.monotonic())
+        self._pulse = Pulse(0.0)
         self._lifeline = lifeline
         self._open_files = open_files
         self._client: Channel | None = None
-        self._ending = False
-        self._deadline: float | None = None
+        self._donor: Channel | None = None
+        self._ending = Ending(self.store, self.reaper)
 
     def begin(self, plan: dict[str, Any]) -> None:
         """Take what this process was started with into the store, and start the helpers."""
+        if "donor" in plan:
+            self._begin_after(wire.over(plan["donor"]))
+            return
         self.store.put("control", None, [plan["control"]])
+        if self._lifeline >= 0:
+            self.store.put("lifeline", None, [self._lifeline])
         if names := plan["inherited"]:
             first = max(plan["control"], self._lifeline) + 1
             self.store.put("inherited", names, list(range(first, first + len(names))))
@@ -51,15 +63,33 @@ class Keeper:
                 spawn(argv, None, [theirs.fileno()], f"{self._directory}/helpers.log", session=True)
             self.store.put(name, None, [ours.detach()])
 
+    def _begin_after(self, sock: socket.socket) -> None:
+        """Take everything from a supervisor whose keeper is gone. Only one keeper does so at a time."""
+        self._charge.due = None
+        donor = Channel(sock)
+        try:
+            # Held for as long as we live: two supervisors may have lost the same keeper.
+            lock = os.open(f"{self._directory}/keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            donor.tell({"event": "refused", "reason": str(error)})
+            self._ending.over = True
+            return
+        self._donor = donor
+        donor.tell(self._hello())
+
     def attach(self, sock: socket.socket) -> None:
         """Take a new client, and tell it what the one before has not heard."""
         self._client = Channel(sock)
-        hello = {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": self._open_files}
-        self._client.tell(hello)
+        self._pulse = Pulse(time.monotonic())
+        self._client.tell(self._hello())
         for report in self.reaper.unheard:
             self._client.tell(report)
-        if self._deadline is not None:
+        if self._ending.begun:
             self._client.tell({"event": "terminate"})
+
+    def _hello(self) -> wire.Message:
+        return {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": self._open_files}
 
     def run(self) -> None:
         """Serve until the client has said that it is over, or has been asked to end and did not in time."""
@@ -69,14 +99,19 @@ class Keeper:
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, *_ENDING):
             signal.signal(number, lambda *_: None)
-        while not (self._ending and not self._charge.pid):
+        while not (self._ending.over and not self._charge.pid):
+            now = time.monotonic()
             due = self._charge.due
-            if due is not None and time.monotonic() >= due and not self._ending:
+            if due is not None and now >= due and not self._ending.over and not self._ending.alone:
                 self._start()
             self._poll()
-            if self._deadline is not None and time.monotonic() >= self._deadline:
+            if self._charge.pid:
+                self._feel_pulse(time.monotonic())
+            if self._ending.check(time.monotonic(), self._charge.pid):
                 break
-        kill_children()
+        self._ending.finish()
+        # Without a supervisor nobody has waited until the logger has stored the servers' last words.
+        kill_children(LAST_WORDS_SECONDS if self._ending.alone else 0.0)
 
     def _start(self) -> None:
         sock = self._charge.start(time.monotonic())
@@ -88,93 +123,136 @@ class Keeper:
     def _despair(self) -> None:
         """End if the supervisor cannot be started and nothing depends on it."""
         if self._charge.hopeless and not self.store.holds_work:
-            self._ending = True
+            self._ending.over = True
+
+    def _feel_pulse(self, now: float) -> None:
+        if self._pulse.is_silent(now):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._charge.pid, signal.SIGKILL)
+            self._pulse = Pulse(now)
+        elif self._client is not None and self._pulse.should_ask(now):
+            self._client.tell({"event": "ping"})
 
     def _poll(self) -> None:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
-        if self._client is not None:
-            poll.register(self._client.sock, select.POLLIN | (select.POLLOUT if self._client.blocked else 0))
+        poll.register(self.reaper.watcher, select.POLLIN)
+        for channel in (self._client, self._donor):
+            if channel is not None:
+                poll.register(channel.sock, select.POLLIN | (select.POLLOUT if channel.blocked else 0))
         if self._lifeline >= 0:
             poll.register(self._lifeline, select.POLLIN)
         for fd, events in poll.poll(self._timeout_milliseconds()):
             if fd == self._wake.fileno():
                 self._signals()
+            elif fd == self.reaper.watcher.fileno():
+                self._report(self.reaper.ended())
             elif fd == self._lifeline:
                 self._lifeline_ended()
-            elif self._client is not None and fd == self._client.sock.fileno():
-                if events & select.POLLOUT:
-                    self._client.flush()
-                if events & ~select.POLLOUT:
-                    self._request(self._client)
+            else:
+                self._spoken_to(fd, events)
 
     def _timeout_milliseconds(self) -> int | None:
-        due = [moment for moment in (self._charge.due, self._deadline) if moment is not None]
-        return max(0, int((min(due) - time.monotonic()) * 1000) + 1) if due else None
+        due = [self._charge.due, self._ending.due, self._pulse.due if self._charge.pid else None]
+        moments = [moment for moment in due if moment is not None]
+        return max(0, int((min(moments) - time.monotonic()) * 1000) + 1) if moments else None
 
     def _signals(self) -> None:
         numbers = self._wake.recv(4096)
-        for report in self.reaper.reap():
+        self._report(self.reaper.reap())
+        if any(number in _ENDING for number in numbers):
+            self._terminate()
+
+    def _report(self, reports: list[wire.Message]) -> None:
+        for report in reports:
             if report["pid"] == self._charge.pid:
                 self._detach()
                 self._charge.died(time.monotonic())
                 self._despair()
             elif self._client is not None:
                 self._client.tell(report)
-        if any(number in _ENDING for number in numbers):
-            self._terminate()
 
     def _lifeline_ended(self) -> None:
         if not os.read(self._lifeline, 4096):
-            os.close(self._lifeline)
+            self.store.drop("lifeline")
             self._lifeline = -1
             self._terminate()
 
     def _terminate(self) -> None:
-        """Ask the client to stop the pool; after STOP_SECONDS the keeper does it alone."""
-        if self._deadline is None:
-            self._deadline = time.monotonic() + STOP_SECONDS
+        """Ask the client to stop the pool; one that does not answer is not waited for."""
+        self._ending.begin(time.monotonic())
         if self._client is not None:
             self._client.tell({"event": "terminate"})
         elif not self.store.holds_work:
-            self._ending = True
+            self._ending.over = True
 
-    def _request(self, client: Channel) -> None:
+    def _spoken_to(self, fd: int, events: int) -> None:
+        for channel in (self._client, self._donor):
+            if channel is not None and fd == channel.sock.fileno():
+                if events & select.POLLOUT:
+                    channel.flush()
+                if events & ~select.POLLOUT:
+                    self._request(channel)
+
+    def _request(self, channel: Channel) -> None:
         try:
-            received = wire.receive(client.sock)
+            received = wire.receive(channel.sock)
         except BlockingIOError:
             return
-        except (OSError, wire.WireError) as error:
-            client.tell({"error": str(error)})
+        except wire.WireError as error:
+            channel.tell({"error": str(error)})
             return
+        except OSError:
+            received = None
         if received is None:
-            # The end of a supervisor is reported by its death; of another client this is all there is.
-            self._detach()
-            self._ending = self._ending or not self._charge.command
+            self._hung_up(channel)
             return
         message, fds = received
-        if message.get("op") == "end":
-            self._ending = True
+        self._pulse.heard(time.monotonic())
+        self._take_note(message.get("op"))
         reply, found = answer(message, fds, self.store, self.reaper)
         if message.get("id") is not None:
-            client.tell(reply, found)
+            channel.tell(reply, found)
+        if reply.get("report") is not None:
+            self._report([reply["report"]])
+
+    def _take_note(self, operation: Any) -> None:
+        """What concerns this process, and not its store or its children."""
+        if operation == "end":
+            self._ending.over = True
+        elif operation == "leave":
+            # Another keeper has everything: our children are its from now on, to be watched.
+            os._exit(0)
+        elif operation == "terminating":
+            self._ending.answered(time.monotonic())
+        elif operation == "terminate":
+            self._terminate()
+        elif operation == "whole":
+            self._whole()
+        elif operation == "adopted" and self._donor is not None:
+            self._donor.tell({"event": "adopted"})
+
+    def _whole(self) -> None:
+        """The store is filled: the supervisor can begin."""
+        _, fds = self.store.get("lifeline") or (None, [])
+        self._lifeline = fds[0] if fds else -1
+        if not self._charge.pid:
+            self._charge.due = time.monotonic()
+
+    def _hung_up(self, channel: Channel) -> None:
+        if channel is self._donor:
+            channel.close()
+            self._donor = None
+            if not self._charge.pid and self._charge.due is None:
+                # It died before it had given everything. What is here goes on; the rest is found by the supervisor.
+                self._whole()
+                self._ending.over = self._ending.over or self.store.get("control") is None
+            return
+        # The end of a supervisor is reported by its death; of another client this is all there is.
+        self._detach()
+        self._ending.over = self._ending.over or not self._charge.command
 
     def _detach(self) -> None:
         if self._client is not None:
             self._client.close()
             self._client = None
-
-
-def kill_children() -> None:
-    """Kill and reap every child, with its process group, until there is none."""
-    while True:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            children = file.read().split()
-        if not children:
-            return
-        for child in map(int, children):
-            for kill in (os.killpg, os.kill):
-                with contextlib.suppress(ProcessLookupError):
-                    kill(child, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.wait()

@@ -6,12 +6,18 @@ import os
 import signal
 from typing import Any
 
+from .watch import Watcher, kill_rest
+
 
 class Reaper:
-    """Exit statuses in the order of the deaths, kept until they are acknowledged."""
+    """Exit statuses in the order of the deaths, kept until they are acknowledged.
+
+    Of processes that are watched, because they are not our children, the status is unknown: both keys are None.
+    """
 
     def __init__(self) -> None:
         self.unheard: list[dict[str, Any]] = []
+        self.watcher = Watcher()
         self._sequence = 0
 
     def reap(self) -> list[dict[str, Any]]:
@@ -21,42 +27,56 @@ class Reaper:
             # Whatever the worker left behind in its session dies before its pid can be used again.
             _kill_group(child)
             _, status = os.waitpid(child, 0)
-            self._sequence += 1
             code = os.waitstatus_to_exitcode(status)
-            fresh.append(
-                {
-                    "event": "exit",
-                    "sequence": self._sequence,
-                    "pid": child,
-                    "status": code if code >= 0 else None,
-                    "signal": -code if code < 0 else None,
-                }
-            )
-        self.unheard += fresh
+            fresh.append(self._report(child, code if code >= 0 else None, -code if code < 0 else None))
         return fresh
+
+    def ended(self) -> list[dict[str, Any]]:
+        """Likewise for the processes that are watched."""
+        return [self._report(pid, None, None) for pid in self.watcher.ended()]
+
+    def watch(self, pid: int, start: int) -> dict[str, Any] | None:
+        """Watch a process that is no child; the report of its end when it has ended already."""
+        if is_child(pid) or self.watcher.watch(pid, start):
+            return None
+        kill_rest(pid, start)
+        return self._report(pid, None, None)
 
     def heard(self, sequence: int) -> None:
         """Forget the reports up to `sequence`."""
         self.unheard = [report for report in self.unheard if report["sequence"] > sequence]
 
+    def signal(self, pid: int, number: int, *, group: bool) -> bool:
+        """Send a signal to a child that has not been reaped, or to a watched process, or its group.
 
-def signal_child(pid: int, number: int, *, group: bool) -> bool:
-    """Send a signal to a child that has not been reaped, or to its group; False when there is no such child.
+        False if it is neither. Only the parent, or who holds a pidfd, can do this without hitting another process
+        that was given the same pid.
+        """
+        if not is_child(pid):
+            return self.watcher.signal(pid, number, group=group)
+        # A fresh fork leads no group until it has come to its setsid(): then the process alone is meant.
+        for send in (os.killpg, os.kill) if group else (os.kill,):
+            try:
+                send(pid, number)
+            except ProcessLookupError:
+                continue
+            return True
+        return False
 
-    Only the parent can do this without hitting another process that was given the same pid.
-    """
+    def _report(self, pid: int, status: int | None, number: int | None) -> dict[str, Any]:
+        self._sequence += 1
+        report = {"event": "exit", "sequence": self._sequence, "pid": pid, "status": status, "signal": number}
+        self.unheard.append(report)
+        return report
+
+
+def is_child(pid: int) -> bool:
+    """Whether the process is a child that has not been reaped."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return False
-    # A fresh fork leads no group until it has come to its setsid(): then the process alone is meant.
-    for send in (os.killpg, os.kill) if group else (os.kill,):
-        try:
-            send(pid, number)
-        except ProcessLookupError:
-            continue
-        return True
-    return False
+    return True
 
 
 def _ended_child() -> int | None:

@@ -1,13 +1,16 @@
-"""What the keeper can be asked: `put get note drop list spawn signal heard`; nothing of it is a decision."""
+"""What the keeper can be asked: `put get note drop list spawn signal watch heard`; nothing of it is a decision."""
 
 from __future__ import annotations
 
 import os
 
-from .reap import Reaper, signal_child
+from .reap import Reaper
 from .spawn import spawn
 from .store import Store
 from .wire import Message
+
+# Of these the keeper itself takes note.
+_OF_THE_KEEPER = ("end", "leave", "terminate", "terminating", "whole", "adopted", "pong")
 
 
 def answer(message: Message, fds: list[int], store: Store, reaper: Reaper) -> tuple[Message, list[int]]:
@@ -50,9 +53,11 @@ def _perform(message: Message, fds: list[int], reply: Message, store: Store, rea
             message["argv"], message.get("env"), fds, message["output"], session=message["session"]
         )
     elif operation == "signal":
-        reply["sent"] = signal_child(message["pid"], message["signal"], group=message.get("group", False))
+        reply["sent"] = reaper.signal(message["pid"], message["signal"], group=message.get("group", False))
     elif operation == "heard":
         reaper.heard(message["sequence"])
-    elif operation != "end":  # of which the keeper itself takes note
+    elif operation == "watch":
+        reply["report"] = reaper.watch(message["pid"], message["start"])
+    elif operation not in _OF_THE_KEEPER:
         raise ValueError(f"unknown operation {operation!r}")
     return []

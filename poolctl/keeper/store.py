@@ -44,6 +44,15 @@ class Store:
         for fd in fds:
             os.close(fd)
 
+    def values(self, prefix: str) -> list[Any]:
+        """The values of the entries whose names begin so."""
+        return [value for name, (value, _) in self._entries.items() if name.startswith(prefix)]
+
+    def clear(self) -> None:
+        """Close and forget everything."""
+        for name in list(self._entries):
+            self.drop(name)
+
     def page(self, after: str) -> list[list[Any]]:
         """Some `[name, value]` rows that follow `after` in name order: as many as a message holds, at most 200."""
         names = sorted(name for name in self._entries if name > after)[:_PAGE]

@@ -3,15 +3,16 @@
 Its orders come as packets on descriptor 3 (keeper.wire):
 
 - ``{"t": "add", "id", "name", "pid", "path", "format", "max_size", "keep", "max_age"}`` with the read end of
-a pipe; the last four may be left out; bytes and seconds, 0 for no limit. An id that is known is replaced. -
-``{"t": "reopen"}``: open every file anew. - ``{"t": "sync", "token"}``: answered with ``synced`` when what
-the pipes held by then is in the files.
+a pipe; the last four may be left out; bytes and seconds, 0 for no limit. Of an id that is known with the same pipe
+the limits are set anew; with another pipe it is replaced. - ``{"t": "reopen"}``: open every file anew. -
+``{"t": "sync", "token"}``: answered with ``synced`` when what the pipes held by then is in the files. -
+``{"t": "end"}``: store what the pipes hold, and end.
 
 It reports ``{"t": "eof", "id"}`` when nobody can write to a pipe any more and all of it is in the file,
 ``{"t": "dropped", "id", "bytes", "error"}`` for output that a file did not take (at most once a second), and
-``{"t": "error", "message"}`` for an order that it did not understand. It ends at the end of descriptor 3. It
-is disposable: killed at any moment it loses no more than the line it was reading; the rest waits in the
-pipes, which others hold open.
+``{"t": "error", "message"}`` for an order that it did not understand. At the end of descriptor 3, when nobody is
+left who could start another, it goes on until nobody can write to its pipes any more. It is disposable: killed at
+any moment it loses no more than the line it was reading; the rest waits in the pipes, which others hold open.
 """
 
 from __future__ import annotations
@@ -44,17 +45,20 @@ class Logger:
         self._reports: deque[wire.Message] = deque()
         self._report_at = 0.0
         self._dropping: set[Stream] = set()
-        self._open = True
+        self._open = True  # the control socket
+        self._told_to_end = False
 
     def __repr__(self) -> str:
         return f"<Logger of {len(self._streams)} streams into {len(self._files)} files>"
 
     def run(self) -> None:
-        """Serve until the control socket ends; then store what the pipes hold and close everything."""
-        while self._open:
+        """Serve until told to end, or until nobody gives orders and nobody prints; then store what is left."""
+        while (self._open or self._streams) and not self._told_to_end:
             for fd, _ in self._epoll.poll(self._timeout()):
                 if fd == self._control.fileno():
                     self._orders()
+                    if not self._open:
+                        self._epoll.unregister(fd)
                 elif fd in self._streams:
                     self._pump(self._streams[fd])
             self._report_dropped()
@@ -97,6 +101,8 @@ class Logger:
             elif kind == "reopen":
                 for file in self._files.values():
                     file.reopen()
+            elif kind == "end":
+                self._told_to_end = True
             elif kind == "sync":
                 for stream in list(self._streams.values()):
                     self._drain(stream)
@@ -116,6 +122,10 @@ class Logger:
         max_age = float(message.get("max_age") or 0)
         id, form, fd = str(message["id"]), str(message.get("format") or "text"), fds[0]
         for known in self._with_id(id):
+            if os.path.sameopenfile(known.fd, fd) and known.file.path == path:
+                known.file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
+                known.pid = pid
+                return
             self._drain(known)
             self._end(known)
         os.set_blocking(fd, False)
@@ -178,14 +188,16 @@ class Logger:
 
     def _send_reports(self) -> None:
         """Send what the socket takes; the rest when it takes more: a hanging supervisor holds nobody up."""
+        if not self._open:
+            return
         try:
-            while self._reports and self._open:
+            while self._reports:
                 wire.send(self._control, self._reports[0])
                 self._reports.popleft()
         except BlockingIOError:
             pass
         except OSError:
-            self._open = False
-            return
+            # What was said before the end is still to be read: the end is seen there.
+            self._reports.clear()
         wanted = select.EPOLLIN | (select.EPOLLOUT if self._reports else 0)
         self._epoll.modify(self._control.fileno(), wanted)

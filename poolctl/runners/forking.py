@@ -76,6 +76,10 @@ class Forker:
         found = await self._app_zygote(server)
         return found if isinstance(found, str) else ""
 
+    def warm(self, server: ServerConfig) -> None:
+        """Let what its workers are forked from be there before one is needed."""
+        self._zygotes.adopt(sys.executable if server.command else _interpreter(server))
+
     def need(self, server: ServerConfig) -> None:
         """Keep what the server's workers are forked from, if it is there."""
         with contextlib.suppress(ServerError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,6 @@ from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
-from poolctl.platform import leads_session
 
 from . import orders
 from .adoption import Adoptions
@@ -265,18 +263,9 @@ class LocalRunner:
         self.zygotes.close()
         self.output.close()
 
-    def abandon(self) -> None:
-        """The keeper is gone, and with it every way to know or to replace a worker: tell them all to end."""
-        for worker in self._workers.values():
-            if worker.control is not None:
-                worker.control.send({"order": "stop"})
-            elif worker.placement.pid is not None and leads_session(worker.placement.pid):
-                os.kill(worker.placement.pid, signal.SIGTERM)
-
     def exit_reported(self, report: wire.Message) -> None:
         """The keeper reaped a child."""
-        number = report.get("signal")
-        exit_ = Exit.from_signal(number) if number is not None else Exit.from_status(int(report["status"]))
+        exit_ = Exit.reported(report.get("status"), report.get("signal"))
         worker = self._by_pid.pop(report["pid"], None)
         if worker is not None:
             self._ended(worker, exit_)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import socket
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from poolctl.keeper import wire
 from .link import Link, LinkLost
 
 _AGAIN_SECONDS = 0.2
+_LOGGER = "logger"
 
 
 class Output:
@@ -39,16 +41,25 @@ class Output:
         self._restarting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the logger and hand it every pipe there is. Raises LinkLost when it cannot be started."""
+        """Start the logger, or go on with the one that is there, and hand it every pipe.
+
+        Raises LinkLost when it cannot be started.
+        """
+        # The keeper has it too: a logger sees the end of its orders only when the pool has lost both.
+        _, kept = await self._keeper.call({"op": "get", "name": _LOGGER})
+        self._link = Link(wire.over(kept[0]) if kept else await self._spawn(), self._on_message, self._on_end)
+        for fd, message in self._pipes.values():
+            self._link.send(message, [fd])
+
+    async def _spawn(self) -> socket.socket:
         ours, theirs = wire.pair()
         argv = command(sys.executable, "logs", isolated=True)
         with theirs:
             await self._keeper.call(
                 {"op": "spawn", "argv": argv, "output": self._diagnostics, "session": True}, [theirs.fileno()]
             )
-        self._link = Link(ours, self._on_message, self._on_end)
-        for fd, message in self._pipes.values():
-            self._link.send(message, [fd])
+        self._keeper.send({"op": "put", "name": _LOGGER}, [ours.fileno()])
+        return ours
 
     def path(self, server: ServerConfig) -> str:
         """The file that takes what the server prints."""
@@ -112,8 +123,10 @@ class Output:
         if self._restarting is not None:
             self._restarting.cancel()
         if self._link is not None:
+            self._link.send({"t": "end"})
             self._link.close()
             self._link = None
+            self._keeper.send({"op": "drop", "name": _LOGGER})
         for fd, _ in self._pipes.values():
             os.close(fd)
         self._pipes.clear()
@@ -131,6 +144,7 @@ class Output:
     def _on_end(self) -> None:
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
         self._link = None
+        self._keeper.send({"op": "drop", "name": _LOGGER})
         self._restarting = asyncio.ensure_future(self._again())
 
     async def _again(self) -> None:

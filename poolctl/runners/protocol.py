@@ -77,6 +77,17 @@ class Exit:
         return cls(status=status, message=f"exited with status {status}")
 
     @classmethod
+    def reported(cls, status: int | None, number: int | None) -> Exit:
+        """From what the keeper reports; both None for a process that had lost its parent."""
+        if number is not None:
+            return cls.from_signal(number)
+        if status is not None:
+            return cls.from_status(status)
+        return cls(
+            message="ended, and nobody could learn how: the keeper that had started it was killed before"
+        )
+
+    @classmethod
     def from_signal(cls, number: int) -> Exit:
         """From the signal that ended the worker."""
         try:

@@ -32,6 +32,7 @@ async def take_over(
     `placed` as in `LocalRunner.adopt`.
     """
     adopted: list[LocalWorker] = []
+    warm = False
     after = ""
     by_key = {server.key: server for server in servers.values()}
     while True:
@@ -40,6 +41,7 @@ async def take_over(
             after = name
             if name.startswith("zygote "):
                 runner.zygotes.adopt(name.removeprefix("zygote "))
+                warm = True
             elif name.startswith("appzygote "):
                 _, fds = await runner.keeper.call({"op": "get", "name": name})
                 runner.app_zygotes.adopt(meta, fds[0])
@@ -59,6 +61,9 @@ async def take_over(
                 server = placed.get(rest, servers[meta["server"]])
                 adopted.append(_worker(server, meta, fds, follow))
         if not reply["entries"]:
+            if adopted and not warm:
+                # The zygotes went with their keeper.
+                runner.forker.warm(adopted[0].server)
             _keep_app_zygotes(runner, servers)
             return adopted
 
@@ -76,6 +81,7 @@ def _worker(
     generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
     placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
     worker = LocalWorker(placement, server, str(meta["output"]), meta.get("protocol"))
+    worker.start = meta.get("start")
     follow(worker)
     if meta["notify"] is not None:
         worker.listen(Notify(socket.socket(fileno=fds[0]), str(meta["notify"])))

@@ -10,6 +10,7 @@ from typing import Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
+from poolctl.platform import process_start
 
 from .link import Link
 from .notify import Notify
@@ -40,6 +41,7 @@ class LocalWorker:
         # Nobody need be waiting when a worker fails.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
+        self.start: int | None = None  # of the process; with the pid its identity (see process_start)
         self.on_expired: Callable[[], None] = lambda: None
         self.on_idle: Callable[[bool], None] = lambda idle: None
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
@@ -78,11 +80,14 @@ class LocalWorker:
     def meta(self) -> dict[str, Any]:
         """What another supervisor needs to know to take it over."""
         placement = self.placement
+        if self.start is None and placement.pid is not None:
+            self.start = process_start(placement.pid)
         return {
             "server": placement.server,
             "generation": placement.generation,
             "index": placement.index,
             "pid": placement.pid,
+            "start": self.start,
             "ready_at": self.ready_at,
             "output": self.output,
             "protocol": self.protocol,

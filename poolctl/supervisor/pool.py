@@ -145,10 +145,9 @@ class ManagedPool:
             self._terminated = True
             self._stopping = asyncio.ensure_future(self._stop_all())
 
-    def abandon(self) -> None:
-        """The keeper is gone: end the workers and be over. Nobody could start or reap another."""
-        self.runner.abandon()
-        self._over()
+    def remember(self) -> None:
+        """Leave to a successor what is wanted now."""
+        self._remember.now()
 
     def exit_reported(self, report: wire.Message) -> None:
         """The keeper reaped a child."""

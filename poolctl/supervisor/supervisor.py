@@ -8,15 +8,18 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 
-from poolctl import __version__
+from poolctl import __version__, bootstrap
 from poolctl.control.directory import SOCKET_NAME, state_dir
 from poolctl.keeper import wire
-from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.kept import KeeperLink
+from poolctl.runners.link import LinkLost
 
 from .pool import ManagedPool
+from .rescue import rescue
 
 KEEPER_FD = 3
 _END_SECONDS = 5.0
@@ -31,15 +34,14 @@ class Supervisor:
         self.directory = directory
         self.files = list(files)
         self.started = time.time()
-        self._kept = True
-        self._begun = self._told_to_end = self._removed = False
+        self._begun = self._told_to_end = self._removed = self._whole = False
 
     async def run(self) -> int:
         """Serve the pool until it is stopped, or until its files turn out to be invalid."""
         self._over = asyncio.Event()
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._early_exits: list[wire.Message] = []
-        keeper = Link(socket.socket(fileno=KEEPER_FD), self._from_keeper, self._keeper_lost)
+        keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self._from_keeper, self._keeper_lost)
         self._keeper = keeper
         hello = await self._hello
         self._pool = ManagedPool(
@@ -54,16 +56,22 @@ class Supervisor:
         self._begun = True
         if self._told_to_end:
             self._pool.terminate()
+        await self._adopted(keeper)
         await self._over.wait()
         self._remove_files()
-        if not self._kept:
-            return 1
         await self._pool.end()
         # Waited for: a keeper that has not heard it starts the next supervisor.
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 await keeper.call({"op": "end"})
         return 0
+
+    async def _adopted(self, keeper: KeeperLink) -> None:
+        """From now on another keeper can be made of what is known here."""
+        with contextlib.suppress(LinkLost):
+            await keeper.complete()
+            self._whole = True
+            keeper.send({"op": "adopted"})
 
     def _from_keeper(self, message: wire.Message, fds: list[int]) -> None:
         event = message.get("event")
@@ -74,17 +82,28 @@ class Supervisor:
                 self._pool.exit_reported(message)
             else:
                 self._early_exits.append(message)
+        elif event == "ping":
+            self._keeper.send({"op": "pong"})
         elif event == "terminate":
             self._told_to_end = True
+            self._keeper.send({"op": "terminating"})
             if self._begun:
                 self._pool.terminate()
 
     def _keeper_lost(self) -> None:
-        logger.error("the keeper is gone; the pool ends")
-        self._kept = False
-        if hasattr(self, "_pool"):
-            self._pool.abandon()
-        self._over.set()
+        if self._removed or self._over.is_set():
+            self._over.set()
+            return
+        # Nothing else happens in this process from here on: what it does not do, its successor will.
+        if self._whole:
+            logger.error("the keeper is gone; another one is started")
+            self._pool.remember()
+            command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
+            rescue(self.directory, command, self._keeper.entries, terminate=self._told_to_end)
+        else:
+            logger.error("the keeper is gone, and not everything is known here that it held")
+        logging.shutdown()
+        os._exit(0 if self._whole else 1)
 
     def _state_dir(self) -> str:
         return state_dir(os.environ, os.path.basename(self.directory), create=True)

@@ -72,7 +72,7 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
 
 def test_it_says_who_it_is_and_leads_a_session_that_is_nobodys_child(keeper: Keeper) -> None:
     assert keeper.hello["event"] == "hello"
-    assert keeper.hello["version"] == 1
+    assert keeper.hello["version"] == 2
     assert stat(keeper.pid).parent != os.getpid()
     assert stat(keeper.pid).session != stat(os.getpid()).session
     assert {descriptors(keeper.pid)[number] for number in (0, 1, 2)} == {"/dev/null"}

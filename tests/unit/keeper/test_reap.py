@@ -8,12 +8,12 @@ import subprocess
 import sys
 from typing import Any
 
-from poolctl.keeper.reap import Reaper, signal_child
+from poolctl.keeper.reap import Reaper
 
 # A reaper takes every child of its process: it needs one of its own, away from the other tests' children.
 PREAMBLE = """
 import os, signal, sys, time
-from poolctl.keeper.reap import Reaper, signal_child
+from poolctl.keeper.reap import Reaper
 def child(body):
     pid = os.fork()
     if pid == 0:
@@ -90,18 +90,18 @@ def lead():
 read, write = os.pipe()
 pid = child(lead)
 os.read(read, 1)
-assert signal_child(pid, signal.SIGKILL, group=True)
+assert reaper.signal(pid, signal.SIGKILL, group=True)
 assert [report["signal"] for report in reaped(reaper)] == [signal.SIGKILL]
-assert not signal_child(pid, signal.SIGKILL, group=True), "it has been reaped"
-assert not signal_child(1, 0, group=False), "init is nobody's child"
-assert not signal_child(os.getppid(), 0, group=False)
+assert not reaper.signal(pid, signal.SIGKILL, group=True), "it has been reaped"
+assert not reaper.signal(1, 0, group=False), "init is nobody's child"
+assert not reaper.signal(os.getppid(), 0, group=False)
 """)
 
 
 def test_a_child_that_leads_no_group_yet_is_hit_all_the_same() -> None:
     in_a_process_of_its_own("""
 pid = child(lambda: time.sleep(5))
-assert signal_child(pid, signal.SIGKILL, group=True)
+assert reaper.signal(pid, signal.SIGKILL, group=True)
 assert [report["signal"] for report in reaped(reaper)] == [signal.SIGKILL]
 """)
 
@@ -112,4 +112,4 @@ def test_nothing_to_reap_is_nothing(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(os, "waitid", no_children)
     assert Reaper().reap() == []
-    assert signal_child(4242, signal.SIGTERM, group=False) is False
+    assert Reaper().signal(4242, signal.SIGTERM, group=False) is False

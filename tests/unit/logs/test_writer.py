@@ -21,6 +21,7 @@ from poolctl.bootstrap import command
 from poolctl.keeper import wire
 from poolctl.logs.read import tail
 from poolctl.logs.writer import Logger
+from tests.deadline import wait_until
 
 DEADLINE_SECONDS = 10.0
 
@@ -77,18 +78,16 @@ class Session:
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
-    """A session with a logger in a thread; it must end when its control socket does."""
+    """A session with a logger in a thread; it must end when nobody gives orders and nobody prints any more."""
     session = Session(tmp_path)
     logger = Logger(session.theirs)
     assert repr(logger) == "<Logger of 0 streams into 0 files>"
     thread = threading.Thread(target=logger.run)
     thread.start()
     yield session
-    session.control.close()
+    session.close()
     thread.join(DEADLINE_SECONDS)
     assert not thread.is_alive()
-    for fd in [*session.writers.values(), *session.readers.values()]:
-        os.close(fd)
 
 
 def test_lines_of_several_servers_keep_whole_in_one_file(session: Session) -> None:
@@ -234,10 +233,34 @@ def test_a_supervisor_that_does_not_listen_holds_nobody_up(session: Session) -> 
 def test_at_its_end_the_logger_stores_what_the_pipes_hold(tmp_path: Path) -> None:
     session = Session(tmp_path)
     os.write(session.add("web.0"), b"whole\nunfinished")
-    session.control.close()
+    wire.send(session.control, {"t": "end"})
     Logger(session.theirs).run()
     assert session.texts() == ["whole", "unfinished"]
     session.close()
+
+
+def test_with_nobody_left_to_give_orders_it_goes_on_for_those_who_print(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    write = session.add("web.0")
+    session.control.close()
+    thread = threading.Thread(target=Logger(session.theirs).run)
+    thread.start()
+    for number in range(3):
+        os.write(write, b"line %d\n" % number)
+        wait_until(lambda number=number: len(session.texts()) == number + 1)
+    session.close()
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()
+
+
+def test_a_pipe_that_is_handed_over_again_is_read_on_in_the_middle_of_a_line(session: Session) -> None:
+    write = session.add("web.0")
+    os.write(write, b"first half, ")
+    session.sync()
+    session.hand_over("web.0", max_size=1000)
+    os.write(write, b"second half\n")
+    assert session.sync() == []
+    assert session.texts() == ["first half, second half"]
 
 
 def process(session: Session, **options: Any) -> subprocess.Popen[bytes]:

@@ -1,0 +1,98 @@
+"""The end of a pool as its keeper sees it: asked for, answered by a supervisor or not, and bounded in any case."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+from .reap import Reaper, is_child
+from .store import Store
+
+STOP_SECONDS = 30.0
+# So long a supervisor has to say that it stops the pool; then the workers are asked, and then killed.
+ANSWER_SECONDS = 5.0
+ALONE_SECONDS = 3.0
+LAST_WORDS_SECONDS = 1.0
+_KILLED_SECONDS = 5.0
+_LOOK_SECONDS = 0.01
+
+
+class Ending:
+    """`over`: nothing is left to wait for. `alone`: there is no supervisor that stops the pool; we do.
+
+    All times are those of one monotonic clock, in seconds.
+    """
+
+    def __init__(self, store: Store, reaper: Reaper) -> None:
+        self.over = False
+        self.alone = False
+        self.due: float | None = None
+        self._store = store
+        self._reaper = reaper
+
+    @property
+    def begun(self) -> bool:
+        """Whether somebody has asked for it."""
+        return self.due is not None
+
+    def begin(self, now: float) -> None:
+        """Somebody asks for the end: the supervisor has to answer."""
+        if self.due is None:
+            self.due = now + ANSWER_SECONDS
+
+    def answered(self, now: float) -> None:
+        """The supervisor stops the pool."""
+        if not self.alone:
+            self.due = now + STOP_SECONDS
+
+    def check(self, now: float, supervisor: int) -> bool:
+        """Do what is due; whether the time is over."""
+        if self.alone and not any(map(self._is_there, self._workers())):
+            return True
+        if self.due is None or now < self.due:
+            return False
+        if self.alone or not self._workers():
+            return True
+        self.alone = True
+        self.due = now + ALONE_SECONDS
+        if supervisor:
+            self._reaper.signal(supervisor, signal.SIGKILL, group=False)
+        for pid in self._workers():
+            self._reaper.signal(pid, signal.SIGTERM, group=False)
+        return False
+
+    def finish(self) -> None:
+        """Kill what is watched; who reads a pipe or a socket of ours is told by its end."""
+        self._reaper.watcher.kill_all(_KILLED_SECONDS)
+        self._store.clear()
+
+    def _workers(self) -> list[int]:
+        return [int(meta["pid"]) for meta in self._store.values("worker:")]
+
+    def _is_there(self, pid: int) -> bool:
+        return is_child(pid) or pid in self._reaper.watcher.pids
+
+
+def kill_children(patience_seconds: float = 0.0) -> None:
+    """Kill and reap every child, with its process group, until there is none. They may end by themselves first."""
+    patient_until = time.monotonic() + patience_seconds
+    while children := _children():
+        if time.monotonic() < patient_until:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                if not _children():
+                    return
+            time.sleep(_LOOK_SECONDS)
+            continue
+        for child in children:
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError):
+                    kill(child, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.wait()
+
+
+def _children() -> list[int]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return [int(child) for child in file.read().split()]

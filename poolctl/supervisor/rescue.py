@@ -1,0 +1,107 @@
+"""After the death of the keeper: another one is started, and given everything that the first one held."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from poolctl import bootstrap
+from poolctl.keeper import wire
+from poolctl.keeper.background import in_background
+
+_PAUSES_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_HELLO_SECONDS = 20.0
+_FULL_SECONDS = 0.002
+# Somebody else may be at it, with all that we have; or a keeper is about to end.
+_REFUSALS = 5
+
+Entries = Mapping[str, tuple[Any, list[int]]]
+
+
+class _Refused(Exception):
+    """There is another keeper."""
+
+
+def rescue(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
+    """Return when another keeper, and a supervisor of its own, have everything; then this process is not needed.
+
+    Blocks: nothing else is to happen here meanwhile, as what we know is what the successor is to know. Tries again for
+    as long as it takes. With `terminate` the new keeper is to stop the pool.
+    """
+    refusals = 0
+    for pause in _pauses():
+        time.sleep(pause)
+        try:
+            with _keeper(directory, supervisor) as link:
+                _fill(link, entries, terminate=terminate)
+                _await(link, "adopted")
+                return
+        except _Refused:
+            refusals += 1
+            if refusals >= _REFUSALS:
+                return
+        except (OSError, wire.WireError):
+            continue
+
+
+def _pauses() -> Iterator[float]:
+    yield from _PAUSES_SECONDS
+    while True:
+        yield _PAUSES_SECONDS[-1]
+
+
+@contextlib.contextmanager
+def _keeper(directory: str, supervisor: list[str]) -> Iterator[socket.socket]:
+    """A link to a new keeper, which has said that it is there."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    plan = json.dumps({"supervisor": supervisor, "donor": 3})
+    argv = bootstrap.command(sys.executable, "keeper", directory, plan, isolated=True)
+    ours, theirs = wire.pair()
+    with ours:
+        with theirs:
+            in_background(argv, dict(os.environ), [theirs.fileno()])
+        ours.settimeout(_HELLO_SECONDS)
+        _await(ours, "hello")
+        yield ours
+
+
+def _fill(link: socket.socket, entries: Entries, *, terminate: bool) -> None:
+    # First of all the socket by which the pool is known: with it a keeper can go on even if we die here.
+    for name in sorted(entries, key=lambda name: name != "control"):
+        meta, fds = entries[name]
+        _send(link, {"op": "put", "name": name, "meta": meta}, fds)
+    for name, (meta, _) in entries.items():
+        if name.startswith("worker:"):
+            _send(link, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
+    if terminate:
+        _send(link, {"op": "terminate"})
+    _send(link, {"op": "whole"})
+    link.settimeout(None)
+
+
+def _send(link: socket.socket, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+    while True:
+        try:
+            wire.send(link, message, fds)
+            return
+        except BlockingIOError:  # too many descriptors are in flight
+            time.sleep(_FULL_SECONDS)
+
+
+def _await(link: socket.socket, event: str) -> None:
+    """Return when the keeper says so. Raises OSError when it ends before, _Refused when there is another."""
+    while (received := wire.receive(link)) is not None:
+        message, fds = received
+        for fd in fds:
+            os.close(fd)
+        if message.get("event") == event:
+            return
+        if message.get("event") == "refused":
+            raise _Refused
+    raise ConnectionResetError("the keeper ended")

@@ -1,0 +1,168 @@
+"""The keeper is killed: its supervisor holds all that it held, and gives it to another one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from tests.http_get import get
+from tests.integration.processes.test_deaths import CHATTY, asked_all_the_time
+from tests.processes import children, is_alive, stat
+from tests.real_pool import RealPool
+
+
+def whole_again(pool: RealPool, until: Callable[..., Any], keeper: int) -> dict[str, Any]:
+    """The pool's information when another keeper and another supervisor are there."""
+
+    def another() -> dict[str, Any] | None:
+        info = pool.info()
+        return info if info["keeper_pid"] != keeper else None
+
+    found: dict[str, Any] = until(another)
+    until(lambda: stat(found["supervisor_pid"]).parent == found["keeper_pid"])
+    return found
+
+
+def kill_keeper(pool: RealPool) -> int:
+    keeper: int = pool.info()["keeper_pid"]
+    os.kill(keeper, signal.SIGKILL)
+    return keeper
+
+
+def test_servers_serve_on_with_their_processes(pool: RealPool, until: Any) -> None:
+    ports = pool.write_hello("a", "b", "c", extra="workers = 2")
+    pool.ok("start", "a", "b")
+    pool.ok("restart", "a")
+    before = pool.items()
+    with asked_all_the_time(ports["a"]) as failures, asked_all_the_time(ports["b"]) as others:
+        whole_again(pool, until, kill_keeper(pool))
+        after = pool.items()
+    assert failures == others == []
+    for name in before:
+        assert after[name] | {"uptime_seconds": 0} == before[name] | {"uptime_seconds": 0}
+    assert after["a"]["uptime_seconds"] >= before["a"]["uptime_seconds"]
+    assert pool.run("status").code == 3  # c never ran
+
+
+def test_all_that_can_be_done_before_can_be_done_afterwards(pool: RealPool, until: Any) -> None:
+    ports = pool.write_hello("a", "b", "c")
+    pool.ok("start", "a", "b")
+    keeper = whole_again(pool, until, kill_keeper(pool))["keeper_pid"]
+    before = pool.items()["a"]["pids"]
+    pool.ok("restart", "a")
+    assert set(pool.items()["a"]["pids"]).isdisjoint(before)
+    pool.ok("start", "c")
+    pool.ok("stop", "b")
+    assert [get(ports[name]).status for name in ("a", "c")] == [200, 200]
+    # Those that came later are the new keeper's own children.
+    assert all(stat(pid).parent == keeper for item in pool.items().values() for pid in item["pids"])
+    pool.ok("stop")
+    assert pool.processes() == {}
+
+
+def test_an_orphan_that_dies_is_replaced(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    whole_again(pool, until, kill_keeper(pool))
+    (orphan,) = pool.items()["web"]["pids"]
+    os.kill(orphan, signal.SIGKILL)
+    assert get(port).status == 200
+    until(lambda: pool.items()["web"]["ready"] and pool.items()["web"]["pids"] != [orphan])
+    assert pool.items()["web"]["restarts"] == 1
+
+
+def test_what_an_orphan_left_in_its_group_ends_with_it(pool: RealPool, until: Any) -> None:
+    pool.write_hello()
+    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "parent:app"))
+    pool.write(
+        "parent.py",
+        """
+        import subprocess
+        from hello import app
+        subprocess.Popen(["sleep", "60"], start_new_session=False)
+        """,
+    )
+    pool.ok("start")
+    (orphan,) = pool.items()["web"]["pids"]
+    (sleeper,) = children(orphan)
+    whole_again(pool, until, kill_keeper(pool))
+    os.kill(orphan, signal.SIGKILL)
+    until(lambda: not is_alive(sleeper))
+
+
+def test_one_that_died_while_nobody_looked_is_replaced(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    (worker,) = pool.items()["web"]["pids"]
+    supervisor = pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    keeper = kill_keeper(pool)
+    os.kill(worker, signal.SIGKILL)
+    os.kill(supervisor, signal.SIGCONT)
+    whole_again(pool, until, keeper)
+    until(lambda: pool.items()["web"]["ready"] and pool.items()["web"]["pids"] != [worker])
+    assert get(port).status == 200
+
+
+def test_programs_go_on_and_what_is_printed_is_kept(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.write("chatty.py", CHATTY)
+    text = (pool.directory / "pool.toml").read_text().replace("hello:app", "chatty:app")
+    program = "import time\nwhile True: time.sleep(1)"
+    pool.write(
+        "pool.toml",
+        f'{text}\n[[server]]\nname = "job"\njob = true\ncommand = ["python3", "-c", """{program}"""]\n',
+    )
+    pool.ok("start", "--no-wait")
+    pool.ok("wait", "web")
+    until(lambda: pool.items()["job"]["pids"])
+    before = pool.items()
+    keeper = kill_keeper(pool)
+    for number in range(20):
+        assert get(port, f"/line-{number}").status == 200
+    whole_again(pool, until, keeper)
+    for number in range(20, 30):
+        assert get(port, f"/line-{number}").status == 200
+    assert pool.items()["job"]["pids"] == before["job"]["pids"]
+
+    def lines() -> list[str]:
+        printed = pool.ok("logs", "web", "-n", "1000").stdout.splitlines()
+        return [line.rpartition("/")[2] for line in printed if "/line-" in line]
+
+    until(lambda: len(lines()) >= 30)
+    assert lines() == [f"line-{number}" for number in range(30)]
+
+
+def test_keepers_that_are_killed_one_after_the_other(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    killed: set[int] = set()
+    with asked_all_the_time(port) as failures:
+        for _ in range(4):
+            # The next one as soon as it is there, whatever it holds by then.
+            keeper = until(
+                lambda: [
+                    pid
+                    for pid, line in pool.processes().items()
+                    if " keeper " in line and pid not in killed and is_alive(pid)
+                ]
+            )[0]
+            killed.add(keeper)
+            os.kill(keeper, signal.SIGKILL)
+        until(lambda: pool.info()["keeper_pid"] not in killed)
+        until(lambda: pool.items()["web"]["ready"])
+    assert failures == []
+    assert pool.items()["web"]["pids"] == before
+
+
+def test_run_ends_with_its_lifeline_all_the_same(pool: RealPool, until: Any) -> None:
+    pool.write_hello()
+    running = pool.spawn("run", "--quiet")
+    until(lambda: pool.run("status").code == 0)
+    whole_again(pool, until, kill_keeper(pool))
+    assert running.poll() is None
+    running.kill()
+    until(lambda: not pool.processes())
