@@ -54,7 +54,8 @@ class Logger:
     def run(self) -> None:
         """Serve until told to end, or until nobody gives orders and nobody prints; then store what is left."""
         while (self._open or self._streams) and not self._told_to_end:
-            for fd, _ in self._epoll.poll(self._timeout()):
+            # Orders first: what is printed after one is not to be moved before it is obeyed.
+            for fd, _ in sorted(self._epoll.poll(self._timeout()), key=self._is_pipe):
                 if fd == self._control.fileno():
                     self._orders()
                     if not self._open:
@@ -68,6 +69,9 @@ class Logger:
             self._end(stream)
         self._epoll.close()
         self._control.close()
+
+    def _is_pipe(self, event: tuple[int, int]) -> bool:
+        return event[0] != self._control.fileno()
 
     def _timeout(self) -> float:
         return max(0.0, self._report_at - time.monotonic()) if self._dropping else -1
