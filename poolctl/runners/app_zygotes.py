@@ -20,14 +20,13 @@ from typing import Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
-from poolctl.platform import sealed_file
 from poolctl.units import format_duration
 
 from .app_zygote import AppZygote
 from .link import Link, LinkLost
 from .output import Output
 from .protocol import Exit, WorkerFailed
-from .spec import Spec
+from .spec import Spec, spec_file
 from .turns import Turns
 from .zygotes import Zygotes
 
@@ -177,7 +176,7 @@ class AppZygotes:
             output, write = self._output.attach(server)
             if_failed.callback(self._output.discard, output)
             ours.callback(os.close, write)
-            file = sealed_file("poolctl", json.dumps({**spec, "server": server.name}).encode())
+            file = spec_file({**spec, "server": server.name})
             ours.callback(os.close, file)
             # A base zygote that dies now takes no request with it that could not be made again.
             for last in (False, True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import sys
@@ -23,7 +22,7 @@ from .link import Link, LinkLost
 from .notify import Notify
 from .output import Output
 from .protocol import Placement
-from .spec import Spec, app_spec, tls_contents, worker_spec
+from .spec import Spec, app_spec, spec_file, tls_contents, worker_spec
 from .workers import LocalWorker
 from .zygotes import Zygotes
 
@@ -126,7 +125,7 @@ class Forker:
             output, write = self._output.attach(server)
             if_failed.callback(self._output.discard, output)
             ours.callback(os.close, write)
-            files = [sealed_file("poolctl", content) for content in (json.dumps(spec).encode(), *contents)]
+            files = [spec_file(spec), *(sealed_file("poolctl", content) for content in contents)]
             for fd in files:
                 ours.callback(os.close, fd)
             listeners = [sock.fileno() for sock in sockets]

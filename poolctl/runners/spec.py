@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import json
+import marshal
 import os
 import pwd
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
+from poolctl.platform import sealed_file
 
 from .protocol import app_state
 
@@ -18,6 +20,13 @@ from .protocol import app_state
 _REQUESTS_SHARE = 0.8
 
 Spec = dict[str, Any]
+# Read by the interpreters of all supported versions, and with less than a parser of text takes.
+_MARSHAL_VERSION = 2
+
+
+def spec_file(spec: Spec) -> int:
+    """The descriptor of a file in memory that holds the specification."""
+    return sealed_file("poolctl", marshal.dumps(spec, _MARSHAL_VERSION))
 
 
 def worker_spec(
@@ -85,9 +94,8 @@ def _importable(server: ServerConfig) -> str | None:
 
 def _state(server: ServerConfig) -> dict[str, Any]:
     """What the pool's context gives to the application."""
-    values = dict(app_state.get())
     try:
-        json.dumps(values)
+        values: dict[str, Any] = json.loads(json.dumps(dict(app_state.get())))
     except (TypeError, ValueError) as error:
         message = f"a value of its context cannot go to another process: {error}"
         raise _problem(server, message, "give it values of JSON, or run it in this process") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -16,13 +15,14 @@ import sys
 from typing import NoReturn
 
 from ..keeper import wire
-from ..platform import name_process, read_file
+from ..platform import name_process
 from .child import (
     SPEC_FD,
     Spec,
     become_preloaded,
     needs_exec,
     place,
+    read_spec,
     reset_signals,
     resumed,
     start_anew,
@@ -31,6 +31,7 @@ from .child import (
     wait_for_go,
 )
 from .forks import serve_forks
+from .held import fill_gaps
 from .life import STARTUP_FAILURE, exit_status, live, set_the_scene
 from .load import LoadFailed, explain, import_app
 from .preload import keep, preload, settle
@@ -38,7 +39,7 @@ from .rehearse import rehearse
 from .traces import Traces
 from .warm_up import warm_up
 
-REQUESTS_FD = 4
+REQUESTS_FD = SPEC_FD + 1
 _EXIT_FUNCTIONS_SECONDS = 1
 
 
@@ -49,7 +50,7 @@ def become_app_zygote(fds: list[int]) -> NoReturn:
 
 def _become(fds: list[int]) -> int:
     spec_fd, requests, output = fds
-    spec: Spec = json.loads(read_file(spec_fd))
+    spec = read_spec(spec_fd)
     name_process("poolctl-app")
     reset_signals()
     wait_for_go(requests)
@@ -73,6 +74,7 @@ def resume() -> NoReturn:
 def _live(spec: Spec) -> int:
     requests = socket.socket(fileno=REQUESTS_FD)
     os.close(SPEC_FD)
+    fill_gaps()
     set_the_scene(spec)
     before = Traces.of_this_process()
     try:

@@ -5,24 +5,26 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
+import marshal
 import os
 import pwd
 import resource
 import signal
-import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..bootstrap import command
-from ..keeper import wire
 from ..platform import name_process, prefer_for_oom_kill, read_file
+from .held import FIRST_FD, close_others
 
-SPEC_FD = 3
-CONTROL_FD = 4
-FIRST_LISTENER_FD = 5
+SPEC_FD = FIRST_FD
+CONTROL_FD = FIRST_FD + 1
+FIRST_LISTENER_FD = FIRST_FD + 2
+# The first order, as the wire writes it.
+GO = b'{"order":"go"}'
+_FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 # An interpreter reads these once, at its start: a fork cannot honour them.
 START_VARIABLES = ("PYTHON", "LD_", "MALLOC_")
 
@@ -53,13 +55,13 @@ def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
 
 def _become(fds: list[int], live: Callable[[Spec], int]) -> int:
     spec_fd, control, output, *rest = fds
-    spec: Spec = json.loads(read_file(spec_fd))
+    spec = read_spec(spec_fd)
     name_process(spec["server"])
-    reset_signals()
     wait_for_go(control)
     if spec["kind"] == "command":
         _run_command(spec, output, rest)
     place([spec_fd, control, *rest], output)
+    close_others()
     take_on(spec)
     if needs_exec(spec):
         start_anew(spec, 2 + len(rest), "serve", str(len(rest)))
@@ -74,10 +76,11 @@ def become_preloaded(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
 def _become_preloaded(fds: list[int], live: Callable[[Spec], int]) -> int:
     # Signals stay as they are: the application's import may have set handlers.
     spec_fd, control, output, *rest = fds
-    spec: Spec = json.loads(read_file(spec_fd))
+    spec = read_spec(spec_fd)
     name_process(spec["server"])
     wait_for_go(control)
     place([spec_fd, control, *rest], output)
+    close_others()
     return live(spec)
 
 
@@ -132,25 +135,25 @@ def resumed(descriptors: int) -> Spec:
     """The specification, after `start_anew` with so many descriptors."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, False)
-    spec: Spec = json.loads(read_file(SPEC_FD))
+    return read_spec(SPEC_FD)
+
+
+def read_spec(fd: int) -> Spec:
+    """The specification that the runner wrote into the file behind the descriptor."""
+    spec: Spec = marshal.loads(read_file(fd))
     return spec
 
 
 def wait_for_go(control: int) -> None:
     """Begin when the supervisor has noted this worker, and not at all if it died before: nobody would know of it."""
-    sock = socket.socket(fileno=control)
-    try:
-        received = wire.receive(sock)
-        if received is None or received[0].get("order") != "go":
-            os._exit(0)
-    finally:
-        sock.detach()
+    # Byte for byte: a fork pays for every page that it touches.
+    if os.read(control, len(GO) + 1) != GO:
+        os._exit(0)
 
 
 def _run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
-    # The program finds its sockets from descriptor 3 on (sd_listen_fds(3)).
-    place(listeners, output)
-    for fd in range(SPEC_FD, SPEC_FD + len(listeners)):
+    place(listeners, output, _FIRST_INHERITED_FD)
+    for fd in range(_FIRST_INHERITED_FD, _FIRST_INHERITED_FD + len(listeners)):
         os.set_inheritable(fd, True)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     take_on(spec)
@@ -166,47 +169,55 @@ def _run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def place(fds: list[int], output: int) -> None:
-    """Move `fds` to 3, 4, 5 …, `output` to 1 and 2, and close everything else."""
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, SPEC_FD + len(fds)) for fd in fds]
+def place(fds: list[int], output: int, first: int = FIRST_FD) -> None:
+    """Move `fds` to `first` and the numbers that follow, `output` to 1 and 2, and close everything above."""
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(fds)) for fd in fds]
     os.dup2(output, 1)
     os.dup2(output, 2)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    for place, fd in enumerate(lifted, SPEC_FD):
+    os.close(null)
+    for place, fd in enumerate(lifted, first):
         os.dup2(fd, place, inheritable=False)
-    os.closerange(SPEC_FD + len(lifted), os.sysconf("SC_OPEN_MAX"))
+    os.closerange(first + len(lifted), os.sysconf("SC_OPEN_MAX"))
+
+
+def forget_what_the_pool_was_told() -> None:
+    """Take out of the environment what was meant for the pool and nobody else."""
+    for name in _OF_THE_POOL:
+        os.environ.pop(name, None)
 
 
 def take_on(spec: Spec) -> None:
     """Limits first, then the rights of the server's user, then its environment and directory."""
     soft, hard = spec["open_files"]
-    with _or_refuse(
-        f"cannot have {soft} open files: more than this machine allows; lower `limits.open_files`"
-    ):
+    try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    except (OSError, ValueError) as error:
+        raise _refused(
+            f"cannot have {soft} open files: more than this machine allows; lower `limits.open_files`", error
+        ) from error
     prefer_for_oom_kill()
     if spec["env_base"] is not None:
         os.environ.clear()
         os.environ.update(spec["env_base"])
+        forget_what_the_pool_was_told()
     if spec["user"] is not None:
-        with _or_refuse(f"cannot become user {spec['user'][0]} of group {spec['user'][1]}"):
+        try:
             _drop_rights(*spec["user"])
-    for name in _OF_THE_POOL:
-        os.environ.pop(name, None)
+        except OSError as error:
+            raise _refused(
+                f"cannot become user {spec['user'][0]} of group {spec['user'][1]}", error
+            ) from error
     os.environ.update(spec["env"])
-    with _or_refuse(f"cannot enter {spec['cwd']}"):
-        os.chdir(spec["cwd"])
-
-
-@contextlib.contextmanager
-def _or_refuse(message: str) -> Iterator[None]:
     try:
-        yield
+        os.chdir(spec["cwd"])
     except OSError as error:
-        raise Refused(f"{message}: {error.strerror}") from error
-    except ValueError as error:
-        raise Refused(message) from error
+        raise _refused(f"cannot enter {spec['cwd']}", error) from error
+
+
+def _refused(message: str, error: Exception) -> Refused:
+    return Refused(f"{message}: {error.strerror}" if isinstance(error, OSError) else message)
 
 
 def _drop_rights(uid: int, gid: int) -> None:

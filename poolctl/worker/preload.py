@@ -6,8 +6,9 @@ import gc
 import importlib
 import logging.config
 import sys
-from typing import Any
+import zipimport
 
+from .gaps import fill_gaps
 from .settings import prepare
 
 # anyio's backend is imported by the first request otherwise, which cost that request 18 ms.
@@ -50,14 +51,11 @@ def preload() -> None:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-_FILLERS = 150
-_SIZES = range(0, 480, 16)
-_filling: list[list[Any]] = []
-
-
 def settle() -> None:
     """The last thing before the first fork: what is there now is there for good."""
     prepare()
+    # A directory is what an application is imported from. Tried last, it costs each worker an error and its traceback.
+    sys.path_hooks.sort(key=lambda hook: hook is zipimport.zipimporter)
     # The application may have a poolctl of its own, in its own interpreter. From here on nothing of ours is imported.
     for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
         del sys.modules[name]
@@ -67,15 +65,5 @@ def settle() -> None:
 def keep() -> None:
     """What is there now is shared by all forks from here on, and none of them looks through it for garbage."""
     gc.collect()
-    _fill_the_gaps()
+    fill_gaps()
     gc.freeze()
-
-
-def _fill_the_gaps() -> None:
-    # What the imports freed is scattered over all pages. A worker that allocates there copies a page for each object;
-    # with the gaps filled it allocates on pages of its own (measured: 0.3 MB less for each).
-    small: list[list[Any]] = [
-        [object() for _ in range(_FILLERS)],
-        [float(number) for number in range(_FILLERS)],
-    ]
-    _filling.extend([*small, *([bytes(size) for _ in range(_FILLERS)] for size in _SIZES)])

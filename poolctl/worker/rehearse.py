@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import uvicorn
 
+from .held import descriptors, hold
 from .serve import PoolServer
 
 _REQUEST = b"GET / HTTP/1.1\r\nhost: rehearsal\r\nconnection: close\r\n\r\n"
@@ -25,15 +26,14 @@ _ROUNDS = 3
 
 def rehearse() -> None:
     """Serve a few requests of a blank application on a socket that nobody else can reach."""
+    before = descriptors()
     with open(os.devnull, "w") as nowhere, _logging_to(nowhere):
         for _ in range(_ROUNDS):
-            # Never uvloop before a fork: libuv opens a pipe for its signals, once in a process, and at each later
-            # fork closes and reopens it by number. A worker, which has closed it, would lose a descriptor of its
-            # application there, and abort at its first subprocess.
-            config = uvicorn.Config(_blank, log_config=None, loop="asyncio")
+            config = uvicorn.Config(_blank, log_config=None)
             config.load()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(_serve_one(config))
+    hold(descriptors() - before)
 
 
 @contextlib.contextmanager

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import signal
 import socket
 
 from ..keeper import wire
 from ..platform import name_process
 from .app_zygote import become_app_zygote
-from .child import become
+from .child import become, forget_what_the_pool_was_told, reset_signals
 from .forks import serve_forks
 from .life import live
 from .preload import preload, settle
@@ -23,7 +22,9 @@ def serve_requests() -> None:
     """Fork a worker for each request until the requests' socket ends."""
     name_process("poolctl-zygote")
     requests = socket.socket(fileno=REQUESTS_FD)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Here, and not in every worker: what Python does with signals at its start is for programs of one process.
+    reset_signals()
+    forget_what_the_pool_was_told()
     # Nothing that an import makes is garbage: looking for it is a tenth of the time.
     gc.disable()
     preload()

@@ -1,0 +1,53 @@
+"""Descriptors that a library has opened for good, and how forks live with them.
+
+libuv opens a pipe with the first loop of a process, keeps it when the loop is gone, and at every later fork closes it
+in the child *by number* and opens another on the lowest free numbers. A child that has put something else there loses
+it, and aborts at its own first fork. So the numbers are made to stay the same over forks: nothing below is ever free.
+"""
+
+from __future__ import annotations
+
+import os
+
+# What a process of ours is given stands from here on.
+FIRST_FD = 16
+
+_held: list[int] = []
+
+
+def descriptors() -> set[int]:
+    """The descriptors of this process that are open now."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            os.fstat(int(name))
+        except OSError:
+            continue  # the listing's own
+        found.add(int(name))
+    return found
+
+
+def hold(fds: set[int]) -> None:
+    """Leave these alone from now on, here and in forks; no others may be open above them. Fills the gaps below."""
+    _held[:] = sorted(fds)
+    assert all(fd < FIRST_FD for fd in _held), f"{_held} are not low enough"
+    fill_gaps()
+
+
+def fill_gaps() -> None:
+    """Occupy every number below those that are held: before the first fork of a process, and after it closed some."""
+    while _held:
+        fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        if fd > _held[-1]:
+            os.close(fd)
+            return
+
+
+def close_others() -> None:
+    """Close what stands below FIRST_FD and is not held; for a process from which nobody else is forked by us."""
+    for fd in range(3, FIRST_FD):
+        if fd not in _held:
+            try:
+                os.close(fd)
+            except OSError:
+                continue
