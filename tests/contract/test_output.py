@@ -14,7 +14,8 @@ from tests.real_pool import RealPool
 
 COMMANDS = [
     "validate", "start", "stop", "restart", "run", "list", "filter", "walk", "status", "show", "wait", "logs",
-    "config", "schema", "init", "completion", "version",
+    "config", "schema", "init", "completion", "version", "reload", "scale", "drain", "undrain", "enable", "disable",
+    "add", "remove", "pools",
 ]  # fmt: skip
 ITEM = {
     "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts",
@@ -38,7 +39,7 @@ def test_help_names_exactly_the_commands_of_this_version(pool: RealPool) -> None
     for name in COMMANDS:
         assert re.search(rf"^\W*{name}\b", text, re.MULTILINE), name
         assert pool.ok(name, "--help").stdout.strip()
-    for later in ("reload", "events", "top", "scale", "drain", "doctor", "upgrade", "routes"):
+    for later in ("events", "top", "doctor", "routes"):
         assert pool.run(later).code == 2, later
 
 
