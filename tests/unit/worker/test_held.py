@@ -1,4 +1,4 @@
-"""What libuv keeps open for good stays where it is, over forks of forks, and nobody else's descriptor is lost for it."""
+"""What libuv keeps open for good stays where it is over forks of forks, and nobody loses a descriptor for it."""
 
 from __future__ import annotations
 
