@@ -99,7 +99,9 @@ class _Loader:
         for problem in self.problems:
             distinct.setdefault((problem.place, problem.message), problem)
         problems = sorted(distinct.values(), key=self._order)
-        return PoolConfig._loaded(servers, problems, self.settings, files, self.origins)
+        config = PoolConfig._loaded(servers, problems, self.settings, files, self.origins)
+        config.defaults = self.assembly.defaults
+        return config
 
     def _settings(self) -> PoolSettings:
         table = self.assembly.settings

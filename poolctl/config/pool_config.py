@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from poolctl.config.conflicts import conflicts
@@ -27,6 +27,7 @@ class PoolConfig(Sequence[ServerConfig]):
 
     def __init__(self, servers: Servers = ()) -> None:
         self.settings = PoolSettings()
+        self.defaults: dict[str, Any] = {}  # as the files have them
         self.files: list[str] = []
         self._problems: list[ServerError] = []
         self._origins: Origins | None = None
@@ -180,12 +181,16 @@ class PoolConfig(Sequence[ServerConfig]):
             count = len(problems)
             raise PoolValidateError(f"the configuration has {count} problem{'s' * (count > 1)}", problems)
 
-    def outside(self, *, import_apps: bool = False) -> list[ServerError]:
-        """What is wrong with what the servers refer to: files, certificates, interpreters; on request their apps."""
+    def outside(self, *, import_apps: bool = False, names: Container[str] | None = None) -> list[ServerError]:
+        """What is wrong with what the servers refer to: files, certificates, interpreters; on request their apps.
+
+        Only of the servers with these names, if any are given.
+        """
         from poolctl.config.outside import Outside
 
         outside = Outside(os.environ, self._tls)
-        outside.check(self._servers, import_apps=import_apps)
+        servers = [server for server in self._servers if names is None or server.name in names]
+        outside.check(servers, import_apps=import_apps)
         self._outside_warnings = [self._located(server, finding) for server, finding in outside.warnings]
         found = [self._located(server, finding) for server, finding in outside.problems]
         # One missing certificate of [defaults] is one problem, however many servers use it.

@@ -19,7 +19,7 @@ from .reconcile import LEAVING, Listener
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
     """Whether both are served from the same listening sockets, opened in the same way."""
     return (
-        one.address == other.address
+        tuple(one.address) == tuple(other.address)  # of one or of two families
         and bool(one.command) is bool(other.command)
         and one.binds_itself is other.binds_itself
     )

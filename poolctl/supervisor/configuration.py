@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from poolctl.config.model import ServerConfig
+from poolctl.config.single import Surroundings
 from poolctl.control.messages import Document
 
 from .engine import Engine
 from .memory import Kept, Memory
 from .naming import default_name
-from .settle import Settled, settle
+from .settle import Settled, Settler
 
 
 class Configuration:
@@ -30,10 +32,12 @@ class Configuration:
         self.missing: set[str] = set()  # names of servers of the files that were removed live
         self.placed: dict[str, ServerConfig] = {}
         self.problems: list[Document] = []
-        self._state_directory = state_directory
+        self.environments = environments
+        self._settler = Settler(files, state_directory, self.name)
         self._memory = memory
         self._environment: Mapping[str, str] | None = None
-        self._environments = environments
+        self._surroundings = Surroundings()
+        self._port_range = (0, 0)
         self._written = -1
 
     async def begin(self) -> list[ServerConfig]:
@@ -41,21 +45,49 @@ class Configuration:
         kept = await self._memory.configuration()
         if kept is None:
             settled = await self.read()
-            self.name, self.problems = settled.name, settled.problems
-            self._memory.keep(Kept(self.name, settled.servers))
+            self.problems = settled.problems
+            self.accept(settled)
+            self._memory.keep(self._kept(settled.servers))
             self._written = 0
             return settled.servers
         self.name, self.placed, self.missing = kept.name, kept.placed, set(kept.missing)
+        self._surroundings, self._port_range = kept.surroundings, kept.port_range
         self._environment = kept.environment
-        self._environments.update(kept.environments)
+        self.environments.update(kept.environments)
         return kept.servers
 
-    async def read(self, environment: Mapping[str, str] | None = None) -> Settled:
-        """What the files say now; `environment` is what `${VAR}` sees, once it was given also the next time."""
-        env = environment or self._environment or os.environ
-        return await asyncio.to_thread(
-            settle, self.files, self._state_directory, default_name(self.files[0]), env
-        )
+    async def read(
+        self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
+    ) -> Settled:
+        """What the files say now; `environment` is what `${VAR}` sees instead of the pool's own.
+
+        The ports of `auto` addresses are kept for the servers that are named, be they in the files or not.
+        """
+        env = environment or self.environment
+        return await asyncio.to_thread(self._settler.settle, env, keep=keep)
+
+    def accept(self, settled: Settled, environment: Mapping[str, str] | None = None) -> None:
+        """Let what was read be in force, with the environment that it was read with."""
+        self.name = settled.name
+        self._surroundings, self._port_range = settled.surroundings, settled.port_range
+        self._environment = environment or self._environment
+        self.missing.clear()
+        self._written = -1
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What `${VAR}` sees."""
+        return os.environ if self._environment is None else self._environment
+
+    async def single(self, table: Mapping[str, Any], base_dir: str, engine: Engine) -> ServerConfig:
+        """A server to be added to those there are. Raises PoolValidateError, and ServerError when no port is free."""
+        taken = {entry.config.address.port or 0 for entry in engine.entries.values()}
+
+        def made() -> ServerConfig:
+            server = self._surroundings.server(table, base_dir, self.environment)
+            return self._settler.port(server, self._port_range, taken)
+
+        return await asyncio.to_thread(made)
 
     def keep(self, engine: Engine) -> None:
         """Leave what is in force to a successor, if it has changed."""
@@ -63,18 +95,22 @@ class Configuration:
             return
         self._written = engine.configured
         entries = engine.entries.values()
-        self._memory.keep(
-            Kept(
-                self.name,
-                [entry.config for entry in entries],
-                {
-                    worker.id: worker.config
-                    for entry in entries
-                    for worker in entry.workers.values()
-                    if worker.config is not entry.config
-                },
-                sorted(self.missing),
-                self._environment,
-                dict(self._environments),
-            )
+        placed = {
+            worker.id: worker.config
+            for entry in entries
+            for worker in entry.workers.values()
+            if worker.config is not entry.config
+        }
+        self._memory.keep(self._kept([entry.config for entry in entries], placed))
+
+    def _kept(self, servers: list[ServerConfig], placed: Mapping[str, ServerConfig] | None = None) -> Kept:
+        return Kept(
+            self.name,
+            servers,
+            dict(placed or {}),
+            sorted(self.missing),
+            self._surroundings,
+            self._port_range,
+            self._environment,
+            dict(self.environments),
         )

@@ -31,6 +31,7 @@ class Engine:
         self.listeners: set[Callable[[Entry], None]] = set()
         self.configured = 0  # how many times the configuration of a server has changed
         self._summaries: dict[str, tuple[object, ...]] = {}
+        self._removed: dict[str, Entry] = {}
         self._dirty: dict[str, Entry] = {}
         self._scheduled = False
         self._executor = Executor(
@@ -107,6 +108,7 @@ class Engine:
             self._addresses.claim(entry)
         else:
             entry.removed = entry.dismissed = False
+            self._removed.pop(entry.name, None)
             self._configure(entry, config)
         self.touch(entry)
         return entry
@@ -114,6 +116,7 @@ class Engine:
     def remove(self, entry: Entry) -> None:
         """Stop the server, whose workers finish what they have; it is forgotten when nothing of it is left."""
         entry.removed = True
+        self._removed[entry.name] = entry
         entry.out = False
         entry.cancel_timers()
         entry.wanted = entry.called = entry.failed = entry.done = False
@@ -126,7 +129,7 @@ class Engine:
         With `live` its workers go on under it; without, what runs is replaced by a generation that has it, and what
         does not run stays so.
         """
-        before = entry.config
+        before, was_disabled = entry.config, entry.is_disabled
         self._configure(entry, config)
         if live:
             for worker in entry.workers.values():
@@ -136,7 +139,32 @@ class Engine:
             self._next_generation(entry)
             entry.restarts += 1
             entry.code_since = self.clock.monotonic()
+            # What it depends on now may be new as well.
+            entry.ignore_dependencies = False
+        self._heed(entry, was_disabled)
         self.touch(entry)
+
+    def override(
+        self, entry: Entry, *, count: int | None = None, disabled: bool | None = None, out: bool = False
+    ) -> None:
+        """Let these live changes win over the configuration, and only these."""
+        was_disabled = entry.is_disabled
+        entry.count, entry.disabled, entry.out = count, disabled, out
+        self._heed(entry, was_disabled)
+        self.touch(entry)
+
+    def _heed(self, entry: Entry, was_disabled: bool) -> None:
+        """Stop what is disabled by now, start what was; one that was deliberately stopped stays so."""
+        if entry.is_disabled and not was_disabled:
+            dismissed = entry.dismissed
+            self.stop(entry)
+            entry.dismissed = dismissed
+        elif was_disabled and not entry.is_disabled and not entry.dismissed:
+            self.start(entry)
+
+    async def renew_tls(self, entry: Entry) -> None:
+        """Let the server use its certificates as they are now, in the processes that run. Raises ServerError."""
+        await self._executor.renew_tls(entry)
 
     def arrange(self, names: Iterable[str]) -> None:
         """Put the servers into this order; those that are not named follow."""
@@ -158,6 +186,7 @@ class Engine:
         self.graph.remove(entry)
         self._addresses.waive(entry)
         del self.entries[entry.name]
+        self._removed.pop(entry.name, None)
         self._summaries.pop(entry.name, None)
 
     # Taking over.
@@ -174,6 +203,7 @@ class Engine:
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Take over a worker of the supervisor before."""
         if entry.removed:
+            self._removed[entry.name] = entry
             self._addresses.leave(entry)
         entry.workers[worker.id] = worker
         entry.called = entry.called or worker.phase is Phase.READY
@@ -206,6 +236,9 @@ class Engine:
                 self._executor.close(held)
             if entry.removed and entry.at_rest and self.entries.get(name) is entry:
                 self._forget(entry)
+            elif not entry.removed:
+                # What leaves may wait for the last worker that needed it.
+                self._dirty.update(self._removed)
         for entry in touched.values():
             for listener in list(self.listeners):
                 listener(entry)

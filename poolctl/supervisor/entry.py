@@ -50,6 +50,7 @@ class Entry:
     newest: int = 1
     code_since: float = 0.0  # when somebody last ordered what may be new code, in monotonic seconds
     preload_problem: str = ""
+    files: dict[str, str] = field(default_factory=dict)  # digests of what its newest worker has read
     listener: Listener = Listener.CLOSED
     bound: ServerConfig | None = None  # with which the listener was opened
     former: list[ServerConfig] = field(

@@ -14,6 +14,7 @@ from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
 from .addresses import Addresses
+from .contents import digests
 from .deaths import START_FAILED, STOP_FAILED, Deaths, failure_of
 from .entry import Entry, Worker
 from .reconcile import LEAVING, Action, Close, Drain, Listener, Open, Phase, Release, Rotate, Spawn, Stop
@@ -164,6 +165,8 @@ class Executor:
     async def _begin(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit] | None:
         """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
         worker.placed_at = self._clock.time()
+        if worker.generation == entry.generation:
+            entry.files = digests(worker.config)
         try:
             if worker.config.preload and not await self._prepare(entry, worker):
                 self._deaths.ended(
@@ -238,6 +241,13 @@ class Executor:
         await self._runner.drain(worker.placement, replaced=replaced or _is_replaced(entry, worker))
         if worker.id in entry.workers:
             await self._stop(entry, worker)
+
+    async def renew_tls(self, entry: Entry) -> None:
+        """Give the workers of the server its certificates as they are now. Raises ServerError."""
+        entry.files = digests(entry.config)
+        for worker in list(entry.workers.values()):
+            if worker.placement is not None and worker.phase not in LEAVING:
+                await self._runner.renew_tls(worker.placement, entry.config)
 
     async def _rotate(self, worker: Worker) -> None:
         assert worker.placement is not None

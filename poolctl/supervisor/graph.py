@@ -67,5 +67,12 @@ class Graph:
         return entry.ready or (entry.out and entry.complete)
 
     def may_stop(self, entry: Entry) -> bool:
-        """Whether nothing that depends on it still has to go first."""
+        """Whether nothing that depends on it still has to go first, or to be replaced by what does not."""
+        if entry.removed and any(
+            dependency.name == entry.name
+            for other in self._entries.values()
+            for worker in other.workers.values()
+            for dependency in worker.config.depends_on
+        ):
+            return False
         return not any(dependent.workers and not dependent.wanted for dependent in self.dependents(entry))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from poolctl.config.model import ServerConfig
+from poolctl.config.single import Surroundings
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link
 
@@ -36,6 +37,7 @@ _REMEMBERED: dict[str, Any] = {
     "failed": False,
     "done": False,
     "restarts": 0,
+    "files": {},
 }
 
 
@@ -49,6 +51,8 @@ class Kept:
     placed: dict[str, ServerConfig] = field(default_factory=dict)
     # The names of servers of the files that were removed live.
     missing: list[str] = field(default_factory=list)
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    port_range: tuple[int, int] = (0, 0)
     # What `reload --env` and `restart --env` brought, of the pool and by server.
     environment: Mapping[str, str] | None = None
     environments: dict[str, Mapping[str, str]] = field(default_factory=dict)

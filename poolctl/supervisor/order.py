@@ -43,19 +43,32 @@ class Order:
 
     async def conclude(self, chosen: list[Entry], options: Document, progress: Progress) -> Document:
         """Wait until each has reached its end or failed since; the result with every failure."""
+        code = await self.settle(options, progress)
+        items = Reports(self._engine).items(chosen)
+        return result(items, self.errors, exit_code=code, warnings=self.warnings)
+
+    async def settle(self, options: Document, progress: Progress) -> int:
+        """Wait until each has reached its end or failed since; the exit code."""
+        if not options.get("wait", True):
+            return 0
         reports = Reports(self._engine)
-        missing: list[Entry] = []
-        if options.get("wait", True):
-            timeout = options.get("timeout")
-            missing = await until(
-                self._engine, self._entries, self._settled, timeout, reporter(progress, options)
-            )
-            found = [self._problem(reports, entry, missing) for entry in self._entries]
-            self.problems += [problem for problem in found if problem is not None]
-        code = TIMED_OUT if missing else FAILED if self.problems and options.get("wait", True) else 0
-        warnings = [warning for entry in self._entries for warning in entry.warnings]
-        errors = [as_kind(self._kind, problem) for problem in self.problems]
-        return result(reports.items(chosen), errors, exit_code=code, warnings=warnings)
+        timeout = options.get("timeout")
+        missing = await until(
+            self._engine, self._entries, self._settled, timeout, reporter(progress, options)
+        )
+        found = [self._problem(reports, entry, missing) for entry in self._entries]
+        self.problems += [problem for problem in found if problem is not None]
+        return TIMED_OUT if missing else FAILED if self.problems else 0
+
+    @property
+    def errors(self) -> list[Document]:
+        """What has failed, with the code of the command."""
+        return [as_kind(self._kind, problem) for problem in self.problems]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What happened to the servers on the way."""
+        return [warning for entry in self._entries for warning in entry.warnings]
 
     def _settled(self, entry: Entry) -> bool:
         return self._failed(entry) or self._reached(entry) or self._overtaken(entry)
@@ -74,7 +87,8 @@ class Order:
 
     def _blocker(self, entry: Entry) -> Entry | None:
         """A dependency that has failed since, or is stuck itself, and without which the entry cannot start."""
-        if entry.ignore_dependencies or entry.workers or not entry.wanted:
+        begun = any(worker.generation == entry.generation for worker in entry.workers.values())
+        if entry.ignore_dependencies or begun or not entry.wanted:
             return None
         for dependency in self._engine.graph.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.failures)

@@ -106,7 +106,7 @@ class ManagedPool:
         await self.runner.output.start()
         self._remember = Debounced(self._leave_behind)
         self.engine.listeners.add(lambda entry: self._remember.soon())
-        self._verbs = Verbs(self.engine, self._about, self._end_soon, self.runner.forker.environments)
+        self._verbs = Verbs(self.engine, self._about, self._end_soon, self._configuration)
         self._control = ControlServer(listener, self._handle)
         await self._control.start()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)

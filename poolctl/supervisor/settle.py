@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from poolctl.config.load import load
 from poolctl.config.model import ServerConfig
+from poolctl.config.pool_config import PoolConfig
+from poolctl.config.single import Surroundings
 from poolctl.control.messages import Document
 from poolctl.errors import PoolError, ServerError
 from poolctl.listeners.ports import PortLedger
@@ -20,34 +22,67 @@ class Settled:
     name: str
     servers: list[ServerConfig] = field(default_factory=list)
     problems: list[Document] = field(default_factory=list)
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    port_range: tuple[int, int] = (0, 0)
+    config: PoolConfig | None = None
+
+    def outside(self, names: Collection[str]) -> list[Document]:
+        """What is wrong with the files, users and programs that these servers name; blocks on the disk."""
+        if self.config is None or not names:
+            return []
+        return [problem.to_dict() for problem in self.config.outside(names=names)]
 
 
-def settle(files: Sequence[str], state_directory: str, name: str, env: Mapping[str, str]) -> Settled:
-    """What the files say; `name` is the pool's where they name none. Blocks on the disk."""
-    try:
-        config = load(files, env)
-        if config.problems:
-            return Settled(name, problems=[problem.to_dict() for problem in config.problems])
-        servers = _with_ports(list(config), state_directory, config.settings.port_range)
-        return Settled(config.settings.name or name, servers)
-    except PoolError as error:
-        return Settled(name, problems=error.to_list())
-    except ServerError as error:
-        return Settled(name, problems=[error.to_dict()])
+class Settler:
+    """Reads the files of one pool; `name` is the pool's where they name none."""
 
+    def __init__(self, files: Sequence[str], state_directory: str, name: str) -> None:
+        self._files = list(files)
+        self._ledger = os.path.join(state_directory, "ports.json")
+        self._name = name
 
-def _with_ports(
-    servers: list[ServerConfig], state_directory: str, port_range: tuple[int, int]
-) -> list[ServerConfig]:
-    if not any(server.address.auto for server in servers):
-        return servers
-    ledger = PortLedger(os.path.join(state_directory, "ports.json"), *port_range)
-    ledger.keep_only(server.name for server in servers)
-    fixed = {server.address.port for server in servers if server.address.port}
-    settled = []
-    for server in servers:
-        if server.address.auto:
-            port = ledger.port(server.name, server.address, avoid=fixed)
-            server = server.at(server.address.with_port(port))
-        settled.append(server)
-    return settled
+    def settle(self, env: Mapping[str, str], *, keep: Collection[str] | None = None) -> Settled:
+        """What the files say, with `env` for `${VAR}`. Blocks on the disk.
+
+        Ports are remembered for the servers of the files and those named in `keep`; with None for nobody more.
+        """
+        try:
+            config = load(self._files, env)
+            if config.problems:
+                return Settled(self._name, problems=[problem.to_dict() for problem in config.problems])
+            settings = config.settings
+            base_dir = os.path.dirname(self._files[0])
+            return Settled(
+                settings.name or self._name,
+                self._with_ports(list(config), settings.port_range, keep or ()),
+                surroundings=Surroundings(config.defaults, base_dir, settings.handlers),
+                port_range=settings.port_range,
+                config=config,
+            )
+        except PoolError as error:
+            return Settled(self._name, problems=error.to_list())
+        except ServerError as error:
+            return Settled(self._name, problems=[error.to_dict()])
+
+    def port(self, server: ServerConfig, port_range: tuple[int, int], avoid: Collection[int]) -> ServerConfig:
+        """The server on the port that was chosen for it, if it asks for one. Raises ServerError; blocks."""
+        if not server.address.auto:
+            return server
+        ledger = PortLedger(self._ledger, *port_range)
+        return server.at(server.address.with_port(ledger.port(server.name, server.address, avoid=avoid)))
+
+    def _with_ports(
+        self, servers: list[ServerConfig], port_range: tuple[int, int], keep: Collection[str]
+    ) -> list[ServerConfig]:
+        if not any(server.address.auto for server in servers):
+            return servers
+        ledger = PortLedger(self._ledger, *port_range)
+        ledger.keep_only([*(server.name for server in servers), *keep])
+        fixed = {server.address.port for server in servers if server.address.port}
+        settled = []
+        for server in servers:
+            if server.address.auto:
+                port = ledger.port(server.name, server.address, avoid=fixed)
+                server = server.at(server.address.with_port(port))
+            settled.append(server)
+        return settled

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from poolctl.control.messages import PROTOCOL, Document, error, result
 from poolctl.control.server import Progress, Request
 from poolctl.pool.select import Selector, SelectorError
 
+from .configuration import Configuration
 from .engine import Engine
 from .lifecycle import Lifecycle
+from .live import Live
 from .reading import Reading
+from .reload import Reload
 from .selection import NothingMatched
 
 USAGE = 2
@@ -23,8 +26,7 @@ Verb = Callable[[Selector, Document, Progress], Awaitable[Document]]
 class Verbs:
     """The pool as the control socket sees it.
 
-    `about` is what `ping` says, `shut_down` ends the supervisor, `environments` takes what a server's next workers are
-    to see instead of the pool's own environment.
+    `about` is what `ping` says, `shut_down` ends the supervisor.
     """
 
     def __init__(
@@ -32,13 +34,14 @@ class Verbs:
         engine: Engine,
         about: Callable[[], Document],
         shut_down: Callable[[], None],
-        environments: dict[str, Mapping[str, str]] | None = None,
+        configuration: Configuration,
     ) -> None:
         self._about = about
         self._shut_down = shut_down
         self.used = False
         reading = Reading(engine, about)
-        lifecycle = Lifecycle(engine, self._end, {} if environments is None else environments)
+        lifecycle = Lifecycle(engine, self._end, configuration.environments)
+        live = Live(engine, configuration, lifecycle.with_dependents)
         self._verbs: dict[str, Verb] = {
             "list": reading.listing,
             "show": reading.show,
@@ -47,6 +50,14 @@ class Verbs:
             "start": lifecycle.start,
             "stop": lifecycle.stop,
             "restart": lifecycle.restart,
+            "reload": Reload(engine, configuration).reload,
+            "scale": live.scale,
+            "drain": live.drain,
+            "undrain": live.undrain,
+            "enable": live.enable,
+            "disable": live.disable,
+            "add": live.add,
+            "remove": live.remove,
         }
 
     async def handle(self, request: Request, progress: Progress) -> Document:

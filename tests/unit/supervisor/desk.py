@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.clock import SystemClock
 from poolctl.pool.select import Selector
+from poolctl.supervisor.configuration import Configuration
 from poolctl.supervisor.engine import Engine
+from poolctl.supervisor.memory import Memory
+from poolctl.supervisor.settle import Settled
 from poolctl.supervisor.verbs import Verbs
 from tests.unit.supervisor.slow_runner import SlowRunner
+
+
+class Files(Configuration):
+    """A configuration whose files are a list: `written`, or `wrong` with what is wrong in it."""
+
+    def __init__(self, servers: Iterable[ServerConfig]) -> None:
+        nobody: Any = None
+        super().__init__(["/nowhere/pool.toml"], "/nowhere", Memory(nobody), {})
+        self.written = list(servers)
+        self.wrong: list[dict[str, Any]] = []
+        self.reads: list[Mapping[str, str] | None] = []
+
+    async def read(
+        self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
+    ) -> Settled:
+        self.reads.append(environment)
+        await asyncio.sleep(0)
+        return Settled(self.name, [] if self.wrong else list(self.written), list(self.wrong))
 
 
 class Desk:
@@ -21,7 +42,8 @@ class Desk:
         self.runner = SlowRunner(**script)
         self.engine = Engine(servers, self.runner, SystemClock())
         self.over = False
-        self.verbs = Verbs(self.engine, lambda: {"keeper_pid": 1}, self._end)
+        self.files = Files(servers)
+        self.verbs = Verbs(self.engine, lambda: {"keeper_pid": 1}, self._end, self.files)
 
     def _end(self) -> None:
         self.over = True

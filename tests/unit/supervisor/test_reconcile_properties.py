@@ -122,7 +122,8 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
     if before.resting:
         assert not any(isinstance(action, Open) for action in actions)
         if not before.may_stop:
-            assert not actions or not before.workers
+            others = [action for action in actions if not isinstance(action, Release)]
+            assert not others or not before.workers
     if before.refusing and not before.resting:
         assert not any(isinstance(action, Open) for action in actions)
     for spawn in spawns:
@@ -236,7 +237,8 @@ class World(RuleBasedStateMachine):
     @rule(out=st.booleans())
     def drain_or_undrain(self, out: bool) -> None:
         self.change(out=out)
-        if not self.view.resting and not self.view.held and self.view.listener is Listener.OPEN:
+        serves = not (self.view.resting or self.view.held or self.view.vacates)
+        if serves and self.view.listener is Listener.OPEN:
             assert all(worker.out is out for worker in serving(self.view))
 
     @rule()
@@ -252,7 +254,7 @@ class World(RuleBasedStateMachine):
     @rule()
     def moves(self) -> None:
         self.newest += 1
-        self.change(generation=self.newest, listener=Listener.CLOSED)
+        self.change(generation=self.newest, listener=Listener.CLOSED, armed=False)
 
     @rule()
     def nobody_accepts_from_its_former_address(self) -> None:

@@ -1,0 +1,187 @@
+"""What a reload has to do: the difference between what is in force and what is written. Pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from poolctl.config.model import ServerConfig
+from poolctl.config.section import Section
+
+# What the supervisor itself goes by, or what only describes a server: it takes effect without a new process.
+LIVE = frozenset(
+    {
+        "depends_on", "disabled", "expose", "health", "labels", "limits.memory", "mandatory", "overlap", "preload",
+        "recovery", "restart", "scale", "start_timeout", "tags", "workers",
+    }
+)  # fmt: skip
+# New certificates are given to the processes that run.
+_CERTIFICATE = frozenset({"tls.cert", "tls.key", "tls.ca", "tls.password_env", "tls"})
+# What says where a value comes from, or follows from another key.
+_DERIVED = frozenset({"address", "base_dir", "from_file", "derived_expose", "origins"})
+
+
+class Kind(StrEnum):
+    """What happens to a server."""
+
+    ADD = "add"
+    REMOVE = "remove"
+    RESTART = "restart"  # its processes are replaced
+    UPDATE = "update"  # applied to what runs
+    OVERRIDE = "override"  # a live change is undone
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of the plan."""
+
+    kind: Kind
+    name: str
+    bind: str
+    keys: tuple[str, ...] = ()
+    message: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "bind": self.bind,
+            "change": self.kind.value,
+            "keys": list(self.keys),
+            "message": self.message,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One server as it is in force: its configuration, the live changes, the digests of the files that it has read."""
+
+    config: ServerConfig
+    count: int | None = None
+    disabled: bool | None = None
+    out: bool = False
+    added: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The servers as the files have them, and the digests of the files that they name."""
+
+    servers: Sequence[ServerConfig]
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def plan(running: Iterable[Running], written: Written, missing: Iterable[str] = ()) -> list[Change]:
+    """The changes in the order of the files, those of servers that are not in them first.
+
+    `missing` are the names of servers that were removed live.
+    """
+    there = {each.config.name: each for each in running}
+    names = {server.name for server in written.servers}
+    removed_live = set(missing)
+    found = [_gone(each) for name, each in there.items() if name not in names]
+    for server in written.servers:
+        before = there.get(server.name)
+        if before is None:
+            found.append(_new(server, live=server.name in removed_live))
+        else:
+            found += _changed(before, server, written.files.get(server.name, {}))
+    return found
+
+
+def _gone(before: Running) -> Change:
+    config = before.config
+    if before.added:
+        message = "added live, not in the file: removed"
+        return Change(Kind.OVERRIDE, config.name, config.key, ("name",), message)
+    return Change(Kind.REMOVE, config.name, config.key, message="is not in the file any more")
+
+
+def _new(server: ServerConfig, *, live: bool) -> Change:
+    if live:
+        return Change(
+            Kind.OVERRIDE, server.name, server.key, ("name",), "removed live, in the file: added again"
+        )
+    return Change(Kind.ADD, server.name, server.key, message="is new")
+
+
+def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
+    keys = differences(before.config, server)
+    for what, digest in files.items():
+        named = any(key.partition(".")[0] == what for key in keys)
+        if before.files.get(what, digest) != digest and not named:
+            keys.append(what)
+    fresh = [key for key in keys if not is_live(key, before.config, server)]
+    found: list[Change] = []
+    if fresh:
+        found.append(Change(Kind.RESTART, server.name, server.key, tuple(keys), f"{_listed(fresh)} changed"))
+    elif keys:
+        found.append(Change(Kind.UPDATE, server.name, server.key, tuple(keys), f"{_listed(keys)} changed"))
+    return found + _overridden(before, server)
+
+
+def _overridden(before: Running, server: ServerConfig) -> list[Change]:
+    found: list[tuple[str, str]] = []
+    if before.count is not None and before.count != server.workers:
+        found.append(("workers", f"{before.count} workers by scale, {server.workers} in the file"))
+    if before.disabled is not None and before.disabled != server.disabled:
+        found.append(("disabled", "disabled live" if before.disabled else "enabled live"))
+    if before.out:
+        found.append(("drained", "drained"))
+    return [Change(Kind.OVERRIDE, server.name, server.key, (key,), text) for key, text in found]
+
+
+def differences(before: ServerConfig, after: ServerConfig) -> list[str]:
+    """The keys whose values differ, `http.loop` for one in a table, in the order of the model."""
+    keys: list[str] = []
+    for name in ServerConfig.model_fields:
+        if name in _DERIVED:
+            continue
+        one, other = getattr(before, name), getattr(after, name)
+        if name == "bind":
+            if tuple(before.address) != tuple(after.address):  # of one or of two families
+                keys.append("bind")
+        elif name == "expose" and before.derived_expose and after.derived_expose:
+            continue
+        elif one != other:
+            keys += _within(name, one, other)
+    return keys
+
+
+def _within(name: str, one: Any, other: Any) -> list[str]:
+    if isinstance(one, Section) and type(one) is type(other):
+        below = [
+            key
+            for field_name in type(one).model_fields
+            if (a := getattr(one, field_name)) != (b := getattr(other, field_name))
+            for key in _within(f"{name}.{field_name}", a, b)
+        ]
+        # Two of them may differ in what was written, and mean the same.
+        return ["workers"] if below == ["scale.min", "scale.max"] else below
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        changed = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        return [f"{name}.{key}" for key in changed]
+    return [name]
+
+
+def is_live(key: str, before: ServerConfig, after: ServerConfig) -> bool:
+    """Whether a change of the key takes effect without a new process."""
+    if key in _CERTIFICATE:
+        # Whether it speaks TLS at all, or asks its clients for theirs, is decided at its start.
+        return _renewable(before) and _renewable(after) and (key != "tls.ca" or _asks(before) == _asks(after))
+    return key in LIVE or key.partition(".")[0] in LIVE
+
+
+def _renewable(config: ServerConfig) -> bool:
+    return bool(config.tls) and config.tls is not True and not config.command
+
+
+def _asks(config: ServerConfig) -> bool:
+    return bool(getattr(config.tls, "ca", None))
+
+
+def _listed(keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:4])
+    return f"{shown} and {len(keys) - 4} more" if len(keys) > 4 else shown

@@ -1,0 +1,221 @@
+"""Live changes: they win until a reload, are made in full or refused, and end with what was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from poolctl import ServerConfig
+from poolctl.pool.select import SelectorError
+from tests.unit.pool.scripted_runner import FAILS
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+NEW: dict[str, Any] = {"name": "new", "bind": "127.0.0.1:7070", "app": "a:b"}
+
+
+def test_scale_adds_workers_and_drains_those_that_are_too_many() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        await desk.ask("start")
+        answer = await desk.ask("scale", "web", workers=3)
+        assert (answer["exit_code"], answer["items"][0]["workers"], len(answer["items"][0]["pids"])) == (
+            0,
+            3,
+            3,
+        )
+        desk.runner.log.clear()
+        answer = await desk.ask("scale", "web", workers=1)
+        assert answer["items"][0]["workers"] == 1
+        await turns()
+        assert set(desk.runner.running) == {"web.1.0"}
+        assert {"drain web.1.1", "drain web.1.2"} <= set(desk.runner.log)
+        # A restart has as many as it was scaled to.
+        await desk.ask("scale", "web", workers=2)
+        await desk.ask("restart")
+        await turns()
+        assert set(desk.runner.running) == {"web.2.0", "web.2.1"}
+
+    run(scenario())
+
+
+def test_scale_of_a_server_that_is_stopped_counts_from_its_next_start() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        answer = await desk.ask("scale", "web", workers=2)
+        assert (answer["exit_code"], answer["items"][0]["workers"], desk.runner.log) == (0, 2, [])
+        await desk.ask("start")
+        assert len(desk.runner.running) == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"command": ["x"], "job": True, "bind": None, "app": None},
+        {"command": ["x", "{port}"], "app": None},
+        {"overlap": False},
+    ],
+)
+def test_what_cannot_run_twice_is_refused_and_the_others_are_scaled(keys: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        given = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
+        one = ServerConfig(**{key: value for key, value in given.items() if value is not None})
+        desk = Desk(one, web("two"))
+        await desk.ask("start", "two")
+        answer = await desk.ask("scale", workers=2)
+        assert (answer["exit_code"], [error["name"] for error in answer["errors"]]) == (1, ["one"])
+        assert [item["workers"] for item in answer["items"]] == [1, 2]
+        assert (await desk.ask("scale", "one", workers=1))["exit_code"] == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2", None])
+def test_a_number_of_workers_that_is_none_is_a_wrong_use(workers: Any) -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        with pytest.raises(SelectorError):
+            await desk.ask("scale", "web", workers=workers)
+
+    run(scenario())
+
+
+def test_a_drained_server_answers_is_not_ready_and_comes_back() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"))
+        await desk.ask("start")
+        answer = await desk.ask("drain", "a")
+        assert [(item["state"], item["ready"]) for item in answer["items"]] == [("draining", False)]
+        assert (await desk.ask("status"))["exit_code"] == 3
+        assert (await desk.ask("wait", "a", **{"for": "draining"}, timeout=1))["exit_code"] == 0
+        started = await desk.ask("start", "a")
+        assert started["exit_code"] == 1
+        assert "undrain" in started["errors"][0]["hint"]
+        answer = await desk.ask("undrain", "a")
+        assert [(item["state"], item["ready"]) for item in answer["items"]] == [("running", True)]
+        assert (await desk.ask("status"))["exit_code"] == 0
+
+    run(scenario())
+
+
+def test_what_does_not_run_has_nothing_to_drain_and_a_stop_forgets_it() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        answer = await desk.ask("drain", "a")
+        assert (answer["exit_code"], len(answer["warnings"])) == (0, 1)
+        await desk.ask("start")
+        await desk.ask("drain")
+        await desk.ask("stop", "a")
+        await desk.ask("start", "a")
+        assert desk.states() == {"a": "running"}
+
+    run(scenario())
+
+
+def test_disable_stops_what_depends_on_it_first_and_enable_starts_it_again() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        answer = await desk.ask("disable", "db")
+        assert (answer["exit_code"], answer["items"][0]["state"]) == (0, "disabled")
+        assert [line for line in desk.runner.log if line.startswith("stop")] == [
+            "stop api.1.0 10",
+            "stop db.1.0 10",
+        ]
+        assert (await desk.ask("start", "db"))["exit_code"] == 1
+        answer = await desk.ask("enable", "db")
+        assert (answer["exit_code"], answer["items"][0]["state"]) == (0, "running")
+        again = await desk.ask("enable", "db")
+        assert (again["exit_code"], desk.states()) == (0, {"db": "running", "api": "stopped"})
+
+    run(scenario())
+
+
+def test_enable_says_why_a_server_does_not_become_ready() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", disabled=True), a=FAILS)
+        answer = await desk.ask("enable", "a")
+        assert (answer["exit_code"], answer["errors"][0]["name"]) == (1, "a")
+
+    run(scenario())
+
+
+def test_add_starts_the_server_and_remove_says_what_is_gone() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        await desk.ask("start")
+        answer = await desk.ask("add", server=NEW | {"workers": 2}, base_dir="/srv")
+        (item,) = answer["items"]
+        assert (answer["exit_code"], item["name"], item["ready"], len(item["pids"])) == (0, "new", True, 2)
+        assert desk.engine.entries["new"].config.cwd == "/srv"
+        answer = await desk.ask("remove", "new")
+        assert [(item["name"], item["bind"], item["state"]) for item in answer["items"]] == [
+            ("new", "127.0.0.1:7070", "stopped")
+        ]
+        assert desk.states() == {"web": "running"}
+        assert desk.files.missing == set()
+        await desk.ask("remove", "web")
+        assert (desk.states(), desk.files.missing) == ({}, {"web"})
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("table", "code", "word"),
+    [
+        (NEW | {"name": "web"}, 8, "web"),
+        (NEW | {"name": "WEB"}, 8, "web"),
+        (NEW | {"bind": "0.0.0.0:7000"}, 8, "7000"),
+        (NEW | {"bnid": "x"}, 5, "bnid"),
+        (NEW | {"workers": 0}, 5, "workers"),
+        ({"name": "new"}, 5, "bind"),
+        (NEW | {"app": None}, 5, ""),
+        (NEW | {"depends_on": ["nobody"]}, 5, "nobody"),
+        (NEW | {"env": {"A": "${NOT_SET_ANYWHERE}"}}, 5, "NOT_SET_ANYWHERE"),
+    ],
+)
+def test_a_server_that_cannot_be_added_is_refused_and_nothing_has_happened(
+    table: dict[str, Any], code: int, word: str
+) -> None:
+    async def scenario() -> None:
+        desk = Desk(web(bind="127.0.0.1:7000"))
+        await desk.ask("start")
+        answer = await desk.ask("add", server=table, base_dir="/")
+        assert answer["exit_code"] == code, answer
+        assert answer["errors"]
+        assert word in str(answer["errors"])
+        assert desk.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_a_server_that_is_added_and_fails_is_there_and_its_failure_told() -> None:
+    async def scenario() -> None:
+        desk = Desk(new=FAILS)
+        answer = await desk.ask("add", server=NEW | {"restart": "no"}, base_dir="/")
+        assert (answer["exit_code"], answer["errors"][0]["name"]) == (1, "new")
+        await turns()
+        assert desk.states() == {"new": "failed"}
+
+    run(scenario())
+
+
+def test_remove_of_what_others_depend_on_stops_them_first() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        answer = await desk.ask("remove", "db")
+        assert [item["name"] for item in answer["items"]] == ["db"]
+        assert [line for line in desk.runner.log if line.startswith("stop")] == [
+            "stop api.1.0 10",
+            "stop db.1.0 10",
+        ]
+        assert desk.states() == {"api": "stopped"}
+        # What it depended on is nobody's business any more.
+        assert (await desk.ask("start", "api"))["exit_code"] == 0
+
+    run(scenario())

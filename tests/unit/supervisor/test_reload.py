@@ -1,0 +1,273 @@
+"""reload: what is written takes the place of what is in force, and nothing else is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from poolctl.runners.protocol import Placement
+from tests.unit.pool.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+
+def told(answer: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
+    return [(each["name"], each["change"], each["keys"]) for each in answer["changes"]]
+
+
+def test_only_what_differs_is_started_stopped_and_restarted() -> None:
+    async def scenario() -> None:
+        same, other, gone = web("same"), web("other"), web("gone")
+        desk = Desk(same, other, gone)
+        await desk.ask("start")
+        desk.runner.log.clear()
+        desk.files.written = [web("new"), web("other", env={"A": "1"}), same]
+        answer = await desk.ask("reload")
+        assert answer["exit_code"] == 0
+        assert told(answer) == [("gone", "remove", []), ("new", "add", []), ("other", "restart", ["env.A"])]
+        assert [item["name"] for item in answer["items"]] == ["new", "other", "same"]
+        assert set(desk.runner.running) == {"same.1.0", "other.2.0", "new.1.0"}
+        assert not [line for line in desk.runner.log if "same" in line]
+        again = await desk.ask("reload")
+        assert (again["exit_code"], again["changes"]) == (0, [])
+
+    run(scenario())
+
+
+def test_a_dry_run_says_what_a_reload_would_do_and_does_nothing() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("gone"))
+        await desk.ask("start")
+        before = list(desk.runner.log)
+        assert (await desk.ask("reload", dry_run=True))["exit_code"] == 0
+        desk.files.written = [web("a", tags=["x"]), web("new")]
+        answer = await desk.ask("reload", dry_run=True)
+        assert answer["exit_code"] == 3
+        assert told(answer) == [("gone", "remove", []), ("a", "update", ["tags"]), ("new", "add", [])]
+        await turns()
+        assert desk.runner.log == before
+        assert desk.engine.entries["a"].config.tags == ()
+        assert told(await desk.ask("reload")) == told(answer)
+
+    run(scenario())
+
+
+def test_files_with_problems_change_nothing_and_all_of_them_are_told() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        await desk.ask("start")
+        desk.files.written = [web("new")]
+        desk.files.wrong = [{"message": "one"}, {"message": "two"}]
+        answer = await desk.ask("reload")
+        assert (answer["exit_code"], len(answer["errors"])) == (5, 2)
+        assert desk.states() == {"a": "running"}
+        desk.files.wrong, desk.files.written = [], []
+        assert (await desk.ask("reload"))["exit_code"] == 5
+        assert desk.states() == {"a": "running"}
+
+    run(scenario())
+
+
+def test_what_is_applied_live_starts_no_process() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", start_timeout=3))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        desk.files.written = [web("a", tags=["x"], restart="always", start_timeout=4)]
+        answer = await desk.ask("reload")
+        assert told(answer) == [("a", "update", ["tags", "start_timeout", "restart.policy"])]
+        assert desk.runner.log == []
+        assert answer["items"][0]["tags"] == ["x"]
+        (worker,) = desk.engine.entries["a"].workers.values()
+        assert worker.config.start_timeout == 4
+
+    run(scenario())
+
+
+def test_a_stopped_server_stays_stopped_and_has_its_new_configuration_next_time() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"))
+        await desk.ask("start")
+        await desk.ask("stop", "a")
+        desk.runner.log.clear()
+        desk.files.written = [web("a", env={"A": "1"}), web("b")]
+        assert told(await desk.ask("reload")) == [("a", "restart", ["env.A"])]
+        assert (desk.states(), desk.runner.log) == ({"a": "stopped", "b": "running"}, [])
+        await desk.ask("start", "a")
+        (worker,) = desk.engine.entries["a"].workers.values()
+        assert worker.config.env == {"A": "1"}
+
+    run(scenario())
+
+
+def test_disabled_in_the_file_stops_and_enabled_starts() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b", disabled=True))
+        await desk.ask("start")
+        desk.files.written = [web("a", disabled=True), web("b")]
+        answer = await desk.ask("reload")
+        assert told(answer) == [("a", "update", ["disabled"]), ("b", "update", ["disabled"])]
+        await turns()
+        assert desk.states() == {"a": "disabled", "b": "running"}
+
+    run(scenario())
+
+
+def test_live_changes_are_undone_and_named() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("scaled"), web("drained"), web("off"), web("gone"))
+        await desk.ask("start")
+        await desk.ask("scale", "scaled", workers=3)
+        await desk.ask("drain", "drained")
+        await desk.ask("disable", "off")
+        await desk.ask("remove", "gone")
+        await desk.ask("add", server={"name": "extra", "bind": "127.0.0.1:7070", "app": "a:b"}, base_dir="/")
+        answer = await desk.ask("reload")
+        assert answer["exit_code"] == 0
+        assert told(answer) == [
+            ("extra", "override", ["name"]), ("scaled", "override", ["workers"]),
+            ("drained", "override", ["drained"]), ("off", "override", ["disabled"]),
+            ("gone", "override", ["name"]),
+        ]  # fmt: skip
+        await turns(40)
+        assert desk.states() == dict.fromkeys(("scaled", "drained", "off", "gone"), "running")
+        assert len([each for each in desk.runner.running if each.startswith("scaled")]) == 1
+        assert (await desk.ask("reload"))["changes"] == []
+
+    run(scenario())
+
+
+def test_a_replacement_that_fails_is_told_and_the_next_reload_tries_again() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"), **{"a.2.0": FAILS})
+        await desk.ask("start")
+        desk.files.written = [web("a", env={"A": "1"}), web("b", tags=["x"])]
+        answer = await desk.ask("reload")
+        assert answer["exit_code"] == 1
+        assert [(error["name"], error["code"]) for error in answer["errors"]] == [("a", 1325)]
+        assert {"a.1.0", "b.1.0"} == set(desk.runner.running)
+        assert told(await desk.ask("reload")) == [("a", "restart", ["env.A"])]
+        await turns()
+        assert {"a.3.0", "b.1.0"} == set(desk.runner.running)
+
+    run(scenario())
+
+
+def test_a_server_waits_for_the_new_ones_it_depends_on_and_outlives_what_it_depended_on() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("old"), web("api", depends_on=["old"], env={"A": "1"}))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        desk.files.written = [web("api", depends_on=["new"], env={"A": "2"}), web("new")]
+        assert (await desk.ask("reload"))["exit_code"] == 0
+        steps = [line for line in desk.runner.log if line.startswith(("place", "drain"))]
+        assert steps == ["place new.1.0", "place api.2.0", "drain api.1.0", "drain old.1.0"]
+
+    run(scenario())
+
+
+def test_a_new_dependency_that_fails_is_the_end_of_the_reload_and_the_old_process_stays() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("api"), bad=FAILS)
+        await desk.ask("start")
+        desk.files.written = [web("api", depends_on=["bad"], env={"A": "2"}), web("bad")]
+        answer = await desk.ask("reload")
+        assert answer["exit_code"] == 1
+        assert {error["name"] for error in answer["errors"]} == {"api", "bad"}
+        assert set(desk.runner.running) == {"api.1.0"}
+
+    run(scenario())
+
+
+def test_servers_that_change_places_in_one_reload() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", bind="127.0.0.1:7001"), web("b", bind="127.0.0.1:7002"))
+        await desk.ask("start")
+        desk.files.written = [web("b", bind="127.0.0.1:7001"), web("a", bind="127.0.0.1:7002")]
+        answer = await desk.ask("reload")
+        assert answer["exit_code"] == 0, answer
+        assert told(answer) == [("b", "restart", ["bind"]), ("a", "restart", ["bind"])]
+        assert [item["bind"] for item in answer["items"]] == ["127.0.0.1:7001", "127.0.0.1:7002"]
+        assert all(item["ready"] for item in answer["items"])
+
+    run(scenario())
+
+
+def test_a_reload_that_takes_too_long_says_what_is_late() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), **{"a.2.0": NEVER})
+        await desk.ask("start")
+        desk.files.written = [web("a", env={"A": "1"})]
+        answer = await desk.ask("reload", timeout=0.05)
+        assert (answer["exit_code"], answer["errors"][0]["name"]) == (124, "a")
+
+    run(scenario())
+
+
+def test_the_callers_environment_reads_the_files_and_is_what_new_processes_see() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"))
+        await desk.ask("start")
+        desk.files.written = [web("a", env={"A": "1"}), web("b"), web("c")]
+        await desk.ask("reload", env={"HOME": "/x"})
+        assert desk.files.reads[-1] == {"HOME": "/x"}
+        assert desk.files.environment == {"HOME": "/x"}
+        assert desk.files.environments == {"a": {"HOME": "/x"}, "c": {"HOME": "/x"}}
+
+    run(scenario())
+
+
+def test_the_pools_name_is_a_change_of_the_pool() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        desk.files.name = "old"
+        read = desk.files.read
+
+        async def renamed(*args: Any, **more: Any) -> Any:
+            settled = await read(*args, **more)
+            settled.name = "shop"
+            return settled
+
+        desk.files.read = renamed  # type: ignore[method-assign]
+        assert told(await desk.ask("reload")) == [("[pool]", "update", ["pool.name"])]
+        assert desk.files.name == "shop"
+
+    run(scenario())
+
+
+def test_certificates_that_have_changed_are_given_to_the_process_that_runs(tmp_path: Any) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "cert.pem"
+        path.write_text("one")
+        server = web("a", tls={"cert": str(path)})
+        desk = Desk(server)
+        await desk.ask("start")
+        assert (await desk.ask("reload"))["changes"] == []
+        path.write_text("two")
+        answer = await desk.ask("reload")
+        assert told(answer) == [("a", "update", ["tls"])]
+        assert [line for line in desk.runner.log if line.startswith("tls")] == ["tls a.1.0"]
+        assert (await desk.ask("reload"))["changes"] == []
+        # A restart has read them as well.
+        path.write_text("three")
+        await desk.ask("restart")
+        assert (await desk.ask("reload"))["changes"] == []
+
+    run(scenario())
+
+
+def test_two_reloads_at_once_end_with_what_is_written_last() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        await desk.ask("start")
+        desk.files.written = [web("a", env={"A": "1"})]
+        first = desk.begin("reload")
+        second = desk.begin("reload")
+        assert len((await first)["changes"]) == 1
+        assert (await second)["changes"] == []
+        assert [placement.id for placement in placements(desk)] == ["a.2.0"]
+
+    run(scenario())
+
+
+def placements(desk: Desk) -> list[Placement]:
+    workers = [worker for entry in desk.engine.entries.values() for worker in entry.workers.values()]
+    return [worker.placement for worker in workers if worker.placement is not None]
