@@ -10,4 +10,5 @@ GROUPS = {
     "hostile": "files that want to do harm",
     "lookup": "the pool as a mapping",
     "preload": "start and crash of servers of a heavy framework that is imported once",
+    "crash": "processes that are killed: how long until they are replaced, and what is lost meanwhile",
 }

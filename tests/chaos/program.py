@@ -10,6 +10,9 @@ from typing import Any
 SERVERS = ("plain", "several", "long", "unix", "tls", "noisy")  # under load; `moving` comes and goes
 CHANGES = ("env", "tags", "add", "remove", "broken", "nothing")
 MOST_WORKERS = 4
+ROUND_STEPS = 30
+# In one round, which is about a minute: for a supervisor that dies more often the keeper makes pauses of up to 30 s.
+MOST_SUPERVISORS = 4
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,28 @@ class Step:
     what: str
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def kills_supervisor(self) -> bool:
+        """Whether the supervisor dies in it, or the keeper that looks after it."""
+        named = {self.options.get("role"), self.options.get("then"), *self.options.get("roles", ())}
+        return bool(named & {"supervisor", "keeper", "both"})
+
     def __str__(self) -> str:
         words = " ".join(f"{name}={value}" for name, value in self.options.items())
         return f"{self.number:4} {self.what} {words}".rstrip()
+
+
+def rounds(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterator[list[Step]]:
+    """The program in parts, each of which a fresh pool goes through."""
+    steps = program(seed, roles, verbs)
+    ahead = next(steps)
+    while True:
+        part: list[Step] = []
+        deaths = 0
+        while len(part) < ROUND_STEPS and (deaths := deaths + ahead.kills_supervisor) <= MOST_SUPERVISORS:
+            part.append(ahead)
+            ahead = next(steps)
+        yield part
 
 
 def program(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterator[Step]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from . import leaks
-from .program import Step, program
+from .program import Step, rounds
 from .stage import Fault, Stage
 from .steps import Steps
 from .watch import Watch
 
-ROUND_SECONDS = 60.0
 ROLES = ("worker", "zygote", "logger", "supervisor")
 VERBS: tuple[str, ...] = ()
 
@@ -19,14 +18,16 @@ VERBS: tuple[str, ...] = ()
 def run(seed: int, seconds: float, say: Callable[[str], None] = print) -> int:
     """How many steps were made. Raises Fault, whose text holds the seed and every step so far."""
     history: list[Step] = []
-    steps = program(seed, ROLES, VERBS)
-    deadline = time.monotonic() + seconds
+    parts = rounds(seed, ROLES, VERBS)
+    began = time.monotonic()
+    deadline = began + seconds
     stage = Stage()
     try:
         while time.monotonic() < deadline:
-            _round(stage, steps, min(deadline, time.monotonic() + ROUND_SECONDS), history, say)
+            _round(stage, next(parts), deadline, history, lambda text: say(f"{_after(began)} {text}"))
     except Exception as error:
         story = "\n".join(map(str, history))
+        say(f"{_after(began)} FAULT")
         text = f"seed {seed} (python -m tests.chaos --seed {seed})\n{story}\n{error}"
         raise Fault(text) from error
     finally:
@@ -35,7 +36,7 @@ def run(seed: int, seconds: float, say: Callable[[str], None] = print) -> int:
 
 
 def _round(
-    stage: Stage, steps: Iterator[Step], deadline: float, history: list[Step], say: Callable[[str], None]
+    stage: Stage, steps: list[Step], deadline: float, history: list[Step], say: Callable[[str], None]
 ) -> None:
     stage.has_extra = False
     stage.workers["several"] = 2
@@ -49,8 +50,9 @@ def _round(
     acts = Steps(stage, watch)
     try:
         watch.start()
-        while time.monotonic() < deadline:
-            step = next(steps)
+        for step in steps:
+            if time.monotonic() > deadline:
+                break
             history.append(step)
             say(str(step))
             getattr(acts, step.what)(**step.options)
@@ -63,3 +65,7 @@ def _round(
     stage.ok("stop")
     leaks.nothing_left(stage)
     say(f"{watch.answered} answers; nothing lost, nothing left")
+
+
+def _after(began: float) -> str:
+    return f"{time.time():.1f} (+{time.monotonic() - began:.1f} s)"

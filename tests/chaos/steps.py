@@ -16,8 +16,6 @@ from .stage import Fault, Stage
 from .watch import Watch
 
 INVALID = 5
-# The keeper makes longer and longer pauses for a supervisor that dies often; that is not what is tried here.
-BETWEEN_SUPERVISORS_SECONDS = 6.0
 
 
 class Steps:
@@ -26,7 +24,6 @@ class Steps:
     def __init__(self, stage: Stage, watch: Watch) -> None:
         self.stage = stage
         self.watch = watch
-        self._last_supervisor = 0.0
 
     # What the pool is told to do.
 
@@ -178,11 +175,6 @@ class Steps:
         ]
 
     def _kill(self, role: str, server: str, pid: int) -> None:
-        if role in ("supervisor", "keeper", "both"):
-            wait = self._last_supervisor + BETWEEN_SUPERVISORS_SECONDS - time.monotonic()
-            if wait > 0 and role != "both":
-                time.sleep(wait)
-            self._last_supervisor = time.monotonic()
         if role == "worker":
             self.watch.died(server)
         with contextlib.suppress(ProcessLookupError):

@@ -20,7 +20,7 @@ PAUSE_SECONDS = 0.03
 PATIENCE_SECONDS = 20.0
 CLIENTS: dict[str, tuple[tuple[str, int], ...]] = {
     "plain": (("keep_alive", 3), ("new_connection", 2)),
-    "several": (("keep_alive", 3), ("bodies", 1)),
+    "several": (("keep_alive", 3), ("pipelined", 1), ("bodies", 1)),
     "long": (("websocket", 2), ("sse", 2), ("stream", 2)),
     "unix": (("new_connection", 1),),
     "tls": (("keep_alive", 1), ("new_connection", 1)),
