@@ -25,13 +25,14 @@ def copy(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_one_command_measures_everything(copy: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick"],
         cwd=copy,
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=110,
         # Figures under a tracer are worth nothing, and take three times as long.
         env={name: value for name, value in os.environ.items() if not name.startswith("COV")}
         | {"PYTHONPATH": str(ROOT)},  # for the load generator
