@@ -36,6 +36,7 @@ class LocalWorker:
         self.notify: Notify | None = None
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
+        self.reported: asyncio.Future[None] = loop.create_future()  # it has said how it is, or has ended
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
         # Nobody need be waiting when a worker fails.
@@ -46,6 +47,7 @@ class LocalWorker:
         self.on_idle: Callable[[bool], None] = lambda idle: None
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
+        self.idle = False  # without traffic for its server's scale.idle
         self.preloaded = False  # forked from a process that had its application already
 
     def heard(self, message: wire.Message, fds: list[int]) -> None:
@@ -54,11 +56,13 @@ class LocalWorker:
             os.close(fd)
         if message.get("event") == "ready":
             self.leaving = bool(message.get("leaving"))
+            _settle(self.reported)
             self.answer()
         elif message.get("event") == "expired":
             self.on_expired()
         elif message.get("event") in ("idle", "busy"):
-            self.on_idle(message["event"] == "idle")
+            self.idle = message["event"] == "idle"
+            self.on_idle(self.idle)
         elif message.get("event") == "imported":
             _settle(self.imported)
         elif message.get("event") == "failed":
@@ -107,6 +111,7 @@ class LocalWorker:
         if self.control is not None:
             # Its last words may be here later than the news of its death.
             self.control.read_rest()
+        _settle(self.reported)
         _settle(self.begun)
         _settle(self.imported)
         self.exited.set_result(exit_)

@@ -22,9 +22,13 @@ async def adopt(
     """Give the engine what was wanted and what is there; how many workers were taken over."""
     await memory.recall(engine.entries)
     found = await runner.adopt({name: entry.config for name, entry in engine.entries.items()}, placed)
-    waiting = [worker.answered for worker in found if not worker.answered.done()]
+    waiting = [
+        worker.answered if worker.control is None else worker.reported
+        for worker in found
+        if not (worker.exited.done() or (worker.control is None and worker.answered.done()))
+    ]
     if waiting:
-        # Those whose being ready was not noted yet say so themselves.
+        # How they are they say themselves: ready though nobody has noted it, or about to leave as they were told.
         await asyncio.wait(waiting, timeout=_REPORT_SECONDS)
     for each in found:
         placement = each.placement
@@ -35,6 +39,7 @@ async def adopt(
         worker = Worker(
             placement.id, placement.generation, placement.index, each.server, phase, placement, each.ready_at
         )
+        worker.idle = each.idle
         engine.adopt(entry, worker)
     await _listeners(engine, runner)
     return len(found)

@@ -82,7 +82,11 @@ class Deaths:
             now=now,
             jitter=self._jitter(),
         )
-        if verdict.next is Next.DONE:
+        if verdict.next is Next.DONE and was_ready and entry.sleepy and not entry.needed:
+            # It has had enough for now, as programs do that are started by a socket; or the supervisor before had told
+            # it to sleep. The next request wakes it.
+            entry.called = False
+        elif verdict.next is Next.DONE:
             entry.done = True
         elif verdict.next is Next.FAILED:
             entry.failed = True

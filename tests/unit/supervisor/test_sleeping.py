@@ -1,0 +1,198 @@
+"""Servers that sleep under the engine: who wakes whom, in which order, and what becomes of those who wait in vain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from poolctl.runners.protocol import Exit
+from tests.unit.pool.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+
+def sleepy(name: str = "web", **keys: Any) -> Any:
+    return web(name, scale={"min": 0, "idle": 1}, **keys)
+
+
+def quiet(desk: Desk, name: str, *, idle: bool = True) -> None:
+    """All workers of the server say that they have had no traffic, or that they have some again."""
+    entry = desk.engine.entries[name]
+    for worker in list(entry.workers.values()):
+        desk.engine.idle(entry, worker.id, idle)
+
+
+async def woken(desk: Desk, name: str) -> None:
+    desk.runner.ring(name)
+    await turns()
+    assert desk.states()[name] == "running"
+
+
+def test_it_is_armed_by_a_start_woken_by_a_ring_and_drained_when_it_is_idle() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy())
+        answer = await desk.ask("start")
+        assert (answer["exit_code"], desk.states()) == (0, {"web": "sleeping"})
+        await woken(desk, "web")
+        quiet(desk, "web")
+        await turns()
+        assert desk.states() == {"web": "sleeping"}
+        await woken(desk, "web")
+        assert desk.runner.log[1:] == [
+            "arm web", "place web.1.0", "arm web", "drain web.1.0", "stop web.1.0 10", "place web.2.0",
+        ]  # fmt: skip
+
+    run(scenario())
+
+
+def test_a_request_while_it_drains_makes_another_worker_beside_the_leaving_one() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy())
+        await desk.ask("start")
+        await woken(desk, "web")
+        desk.runner.may_drain = asyncio.Event()
+        quiet(desk, "web")
+        await turns()
+        assert desk.states() == {"web": "draining"}
+        assert (await desk.ask("status"))["exit_code"] == 0
+        await woken(desk, "web")
+        assert len(desk.engine.entries["web"].workers) == 2
+        desk.runner.may_drain.set()
+        await turns()
+        assert list(desk.engine.entries["web"].workers) == ["web.2.0"]
+
+    run(scenario())
+
+
+def test_traffic_that_begins_again_keeps_it_awake() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy())
+        await desk.ask("start")
+        await woken(desk, "web")
+        quiet(desk, "web")
+        quiet(desk, "web", idle=False)
+        await turns()
+        assert desk.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_dependencies_wake_first_and_sleep_last() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy("db"), sleepy("web", depends_on=["db"]))
+        await desk.ask("start")
+        assert desk.states() == {"db": "sleeping", "web": "sleeping"}
+        await woken(desk, "web")
+        placed = [line for line in desk.runner.log if line.startswith("place")]
+        assert placed == ["place db.1.0", "place web.1.0"]
+        quiet(desk, "db")
+        await turns()
+        assert desk.states() == {"db": "running", "web": "running"}
+        quiet(desk, "web")
+        await turns()
+        assert desk.states() == {"db": "sleeping", "web": "sleeping"}
+
+    run(scenario())
+
+
+def test_what_always_runs_keeps_what_it_depends_on_awake() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy("db"), web("web", depends_on=["db"]))
+        await desk.ask("start")
+        quiet(desk, "db")
+        await turns()
+        assert desk.states() == {"db": "running", "web": "running"}
+        await desk.ask("stop", "web")
+        await turns()
+        assert desk.states() == {"db": "sleeping", "web": "stopped"}
+
+    run(scenario())
+
+
+def test_a_restart_of_one_that_sleeps_is_none() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy())
+        await desk.ask("start")
+        answer = await desk.ask("restart", "web")
+        assert (answer["exit_code"], answer["items"][0]["restarts"]) == (0, 0)
+        assert desk.states() == {"web": "sleeping"}
+        answer = await desk.ask("stop", "web")
+        assert desk.states() == {"web": "stopped"}
+        assert not any(line.startswith("place") for line in desk.runner.log)
+
+    run(scenario())
+
+
+def test_one_that_has_had_enough_by_itself_sleeps_and_one_that_is_needed_does_not() -> None:
+    async def scenario() -> None:
+        desk = Desk(
+            sleepy("db", restart="on-failure"), sleepy("web", depends_on=["db"], restart="on-failure")
+        )
+        await desk.ask("start")
+        await woken(desk, "web")
+        desk.runner.end("web.1.0", Exit.from_status(0))
+        await turns()
+        assert desk.states()["web"] == "sleeping"
+        await woken(desk, "web")
+        desk.runner.end("db.1.0", Exit.from_status(0))
+        await turns()
+        assert desk.states()["db"] == "stopped"
+
+    run(scenario())
+
+
+def test_one_that_dies_awake_is_started_again() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy(restart="on-failure"))
+        await desk.ask("start")
+        await woken(desk, "web")
+        desk.runner.end("web.1.0", Exit.from_signal(9))
+        await turns()
+        assert (desk.states(), desk.engine.entries["web"].restarts) == ({"web": "running"}, 1)
+
+    run(scenario())
+
+
+def test_a_wake_that_fails_is_a_failure_and_a_start_puts_it_to_sleep_again() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy(), web=FAILS)
+        await desk.ask("start")
+        desk.runner.ring("web")
+        await turns()
+        assert desk.states() == {"web": "failed"}
+        answer = await desk.ask("start", "web")
+        assert (answer["exit_code"], desk.states()) == (0, {"web": "sleeping"})
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("script", [NEVER, FAILS])
+def test_nobody_waits_for_a_wake_longer_than_a_start_may_take(script: str) -> None:
+    async def scenario() -> None:
+        policy = {"policy": "on-failure", "backoff": {"initial": 60, "max": 60}, "limit": 100}
+        desk = Desk(sleepy(start_timeout=0.02, restart=policy), web=script)
+        await desk.ask("start")
+        desk.runner.ring("web")
+        dismissed = f"dismiss {desk.engine.entries['web'].config.key}"
+        while dismissed not in desk.runner.log:
+            await asyncio.sleep(0.001)
+        assert desk.states()["web"] != "sleeping"
+
+    run(scenario())
+
+
+def test_another_configuration_is_watched_as_it_is() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy())
+        await desk.ask("start")
+        entry = desk.engine.entries["web"]
+        desk.engine.change(entry, sleepy(bind="127.0.0.1:9999"), live=False)
+        await turns()
+        assert desk.states() == {"web": "sleeping"}
+        assert desk.runner.opened == {"127.0.0.1:9999"}
+        desk.engine.change(entry, web(bind="127.0.0.1:9999"), live=False)
+        await turns()
+        assert desk.states() == {"web": "running"}
+
+    run(scenario())
