@@ -19,8 +19,10 @@ SERVERS = 100
 CRASHES = 40
 
 # Models and routes as a service of middling size has them.
+ROUTERS = 20
 APP = """
 from typing import Annotated
+from cryptography import x509  # as for tokens
 from fastapi import APIRouter, Depends, FastAPI, Query
 from pydantic import BaseModel, Field
 """
@@ -41,9 +43,9 @@ async def read{n}(id: int, q: Annotated[str | None, Query(max_length=50)] = None
 async def write{n}(item: In{n}) -> Out{n}:
     return Out{n}(id=1, **item.model_dump())
 """
-    for n in range(14)
+    for n in range(ROUTERS)
 )
-APP += "\napp = FastAPI()\n" + "".join(f"app.include_router(router{n})\n" for n in range(14))
+APP += "\napp = FastAPI()\n" + "".join(f"app.include_router(router{n})\n" for n in range(ROUTERS))
 APP += """
 @app.get("/")
 async def root() -> dict[str, str]:
