@@ -73,10 +73,12 @@ class Engine:
     def restart(self, entry: Entry) -> None:
         """Want a new generation of the server; one that does not run is started."""
         running = any(worker.generation == entry.generation for worker in entry.workers.values())
+        entry.code_since = self.clock.monotonic()
         if entry.wanted and running:
             self._next_generation(entry)
             entry.restarts += 1
-            entry.code_since = self.clock.monotonic()
+        elif entry.armed is not None:
+            self._executor.preload(entry)
         self.start(entry, ignore_dependencies=True)
 
     def renew(self, entry: Entry, generation: int) -> None:

@@ -17,6 +17,7 @@ from .addresses import Addresses
 from .contents import digests
 from .deaths import START_FAILED, STOP_FAILED, Deaths, failure_of
 from .entry import Entry, Worker
+from .preloading import Preloading
 from .reconcile import LEAVING, Action, Close, Drain, Listener, Open, Phase, Release, Rotate, Spawn, Stop
 from .sleep import Arm, Disarm, Sleep
 from .watch import Watch
@@ -45,6 +46,7 @@ class Executor:
         self._touch = touch
         self._deaths = Deaths(clock, touch, configure, jitter)
         self._watch = Watch(runner, touch)
+        self._preloading = Preloading(runner)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def perform(self, entry: Entry, action: Action) -> None:
@@ -73,14 +75,15 @@ class Executor:
                 worker.phase = Phase.STOPPING
                 if worker.placement is not None:
                     self._spawn_task(self._stop(entry, worker))
-                elif worker.preparing is not None:
-                    worker.preparing.cancel()
+                else:
+                    self._preloading.give_up(worker)
             case Rotate(name, in_rotation):
                 worker = entry.workers[name]
                 worker.out = not in_rotation
                 self._spawn_task(self._rotate(worker))
             case Arm():
                 self._watch.arm(entry)
+                self._preloading.ahead(entry)
             case Disarm():
                 self._watch.disarm(entry)
             case Sleep():
@@ -95,8 +98,8 @@ class Executor:
         worker.phase = Phase.STOPPING
         if worker.placement is not None:
             self._spawn_task(self._stop(entry, worker, 0))
-        elif worker.preparing is not None:
-            worker.preparing.cancel()
+        else:
+            self._preloading.give_up(worker)
 
     def _spawn_task(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -107,6 +110,10 @@ class Executor:
     def disarm(self, entry: Entry) -> None:
         """Watch for no request any more."""
         self._watch.disarm(entry)
+
+    def preload(self, entry: Entry) -> None:
+        """Import the application of a server that sleeps, in the code of now."""
+        self._preloading.ahead(entry)
 
     def _sleep(self, entry: Entry) -> None:
         # The bell, or the next worker, takes over what these have.
@@ -168,7 +175,7 @@ class Executor:
         if worker.generation == entry.generation:
             entry.files = digests(worker.config)
         try:
-            if worker.config.preload and not await self._prepare(entry, worker):
+            if worker.config.preload and not await self._preloading.prepare(entry, worker):
                 self._deaths.ended(
                     entry, worker, Exit(message="was stopped before its application was imported")
                 )
@@ -185,18 +192,6 @@ class Executor:
             worker.phase = Phase.STARTING
             self._touch(entry)
         return await self._see_ready(entry, worker)
-
-    async def _prepare(self, entry: Entry, worker: Worker) -> bool:
-        """Have the application imported where the worker will be forked from; False if it is not wanted any more."""
-        worker.preparing = asyncio.ensure_future(self._runner.prepare(worker.config, entry.code_since))
-        await asyncio.wait({worker.preparing})
-        if worker.preparing.cancelled():
-            return False
-        entry.preload_problem = worker.preparing.result()
-        warning = f"{entry.name}: preload = true has no effect: {entry.preload_problem}"
-        if entry.preload_problem and warning not in entry.warnings:
-            entry.warnings.append(warning)
-        return worker.phase is Phase.PLACING
 
     async def _see_ready(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit]:
         assert worker.placement is not None

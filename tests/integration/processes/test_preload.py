@@ -290,3 +290,19 @@ def test_variables_of_the_interpreter_are_honoured_by_one_that_is_started_afresh
         check=True,
     )
     assert {answer["version"] for answer in answers} == {int(seeded.stdout)}
+
+
+def test_a_server_that_sleeps_wakes_by_a_fork_and_after_a_restart_with_the_new_code(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    port = write(pool, free_port, extra="scale = { min = 0 }")["web"]
+    pool.ok("start")
+    (before,) = until(lambda: app_zygotes(pool))
+    assert pool.items()["web"]["state"] == "sleeping"
+    pool.write("imported.py", "VERSION = 2 + 0\n" + APP)
+    pool.ok("restart")
+    until(lambda: app_zygotes(pool) not in ([], [before]) and not is_alive(before))
+    answer = asked(port)
+    assert (answer["imported_in"], answer["version"]) == (app_zygotes(pool)[0], 2)
+    pool.ok("stop")
+    until(lambda: not pool.processes())
