@@ -79,6 +79,18 @@ def test_the_quick_start_works_as_it_is_pasted(reader: Any) -> None:
     assert output.count("hello from port") >= 2
 
 
+def test_the_example_of_live_changes_works_as_it_is_pasted(reader: Any, real_pool: RealPool) -> None:
+    reader(some("Quick start", "sh")[0])
+    output = reader(some("Changing a running pool", "sh")[0])
+    assert "~ orders: env.LOG" in output
+    assert output.count("1 restarted") == 2
+    text = (real_pool.directory / "pool.toml").read_text()
+    assert "workers = 2" in text
+    assert "docs" not in text
+    real_pool.ok("start")
+    reader(some("Changing a running pool", "python")[0], sys.executable, "-")
+
+
 def test_the_configuration_example_is_valid(reader: Any, real_pool: RealPool) -> None:
     reader(some("Quick start", "sh")[0])
     (example,) = some("Configuration", "toml")

@@ -1,0 +1,316 @@
+"""Contract §5 and §6: reload, scale, drain, undrain, enable, disable, add, remove, pools, --save, connect()."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import poolctl
+from tests.certificates import certificate
+from tests.deadline import wait_until
+from tests.real_pool import HELLO_APP, Done, RealPool
+
+SIGNS = {"+": "add", "-": "remove", "~": "restart"}
+
+
+def server(name: str, port: int, extra: str = "", app: str = "hello:app") -> str:
+    return f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "{app}"\n{extra}\n'
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def pids(pool: RealPool) -> dict[str, list[int]]:
+    return {name: item["pids"] for name, item in pool.items().items()}
+
+
+def changes(done: Done) -> dict[str, tuple[str, list[str]]]:
+    return {each["name"]: (each["change"], each["keys"]) for each in done.json["changes"]}
+
+
+@pytest.fixture
+def pool(real_pool: RealPool) -> RealPool:
+    """Servers a and b, started."""
+    real_pool.write_hello("a", "b")
+    real_pool.ok("start")
+    return real_pool
+
+
+def test_reload_starts_what_is_new_stops_what_is_gone_and_restarts_only_what_changed(
+    pool: RealPool, free_port: Callable[[], int], http_get: Callable[..., Any]
+) -> None:
+    a, b, c, d = pool.ports["a"], pool.ports["b"], free_port(), free_port()
+    pool.write("pool.toml", server("a", a) + server("b", b) + server("c", c))
+    pool.ok("reload")
+    before = pids(pool)
+    pool.write(
+        "pool.toml", server("a", a) + server("c", c, 'env = { A = "1" }') + server("d", d, 'tags = ["x"]')
+    )
+    dry = pool.run("reload", "--dry-run", "-o", "json")
+    assert dry.code == 3, str(dry)
+    assert changes(dry) == {"b": ("remove", []), "c": ("restart", ["env.A"]), "d": ("add", [])}
+    assert pids(pool) == before, "a dry run changes nothing"
+    done = pool.ok("reload", "-o", "json")
+    assert changes(done) == changes(dry)
+    after = pids(pool)
+    assert after.keys() == {"a", "c", "d"}
+    assert after["a"] == before["a"]
+    assert after["c"] != before["c"]
+    assert http_get(d).status == 200
+    assert refused(b)
+    again = pool.ok("reload", "--dry-run")
+    assert "nothing to do" in again.stdout
+    assert pool.ok("reload", "-o", "json").json["changes"] == []
+    assert pids(pool) == after
+
+
+def test_the_plan_is_shown_to_people_line_by_line(pool: RealPool, free_port: Callable[[], int]) -> None:
+    pool.write("pool.toml", server("a", pool.ports["a"], 'env = { A = "1" }') + server("c", free_port()))
+    done = pool.run("reload", "--dry-run")
+    assert done.code == 3
+    lines = {line.split()[1].rstrip(":"): SIGNS[line[0]] for line in done.stdout.splitlines()[:-1]}
+    assert lines == {"a": "restart", "b": "remove", "c": "add"}
+    assert done.stderr == ""
+
+
+def test_a_file_with_any_error_changes_nothing(pool: RealPool) -> None:
+    before = pids(pool)
+    for text in ("broken [", server("a", pool.ports["a"]) + server("x", 1, "wrokers = 2"), ""):
+        pool.write("pool.toml", text)
+        for command in (["reload"], ["reload", "--dry-run"]):
+            done = pool.run(*command, "-o", "json")
+            assert done.code == 5, str(done)
+            assert done.json["errors"]
+    (pool.directory / "pool.toml").unlink()
+    assert pool.run("reload", "-c", "pool.toml").code == 5
+    assert pids(pool) == before
+
+
+def test_live_changes_are_overrides_that_reload_names_and_undoes(
+    pool: RealPool, free_port: Callable[[], int], http_get: Callable[..., Any]
+) -> None:
+    new = free_port()
+    text = (pool.directory / "pool.toml").read_text()
+    pool.ok("scale", "a", "2")
+    assert pool.items()["a"]["workers"] == len(pool.items()["a"]["pids"]) == 2
+    pool.ok("disable", "b")
+    assert pool.items()["b"]["state"] == "disabled"
+    assert refused(pool.ports["b"])
+    added = pool.ok(
+        "add", "new", "--bind", f"127.0.0.1:{new}", "--app", "hello:app", "--set", 'tags=["x"]', "-o", "json"
+    )
+    assert [(item["name"], item["ready"], item["tags"]) for item in added.json["items"]] == [
+        ("new", True, ["x"])
+    ]
+    assert http_get(new).status == 200
+    dry = pool.run("reload", "--dry-run", "-o", "json")
+    assert dry.code == 3
+    assert {name: change for name, (change, _) in changes(dry).items()} == {
+        "a": "override", "b": "override", "new": "override",
+    }  # fmt: skip
+    pool.ok("reload")
+    items = pool.items()
+    assert items.keys() == {"a", "b"}
+    assert (items["a"]["workers"], items["b"]["state"]) == (1, "running")
+    assert refused(new)
+    assert (pool.directory / "pool.toml").read_text() == text
+
+
+def test_a_drained_server_answers_and_is_not_ready(pool: RealPool, http_get: Callable[..., Any]) -> None:
+    before = pids(pool)
+    pool.ok("drain", "a")
+    item = pool.items()["a"]
+    assert (item["state"], item["ready"]) == ("draining", False)
+    assert http_get(pool.ports["a"]).status == 200
+    assert pool.run("status").code == 3
+    pool.ok("wait", "a", "--for", "draining", "--timeout", "10")
+    pool.ok("undrain", "a")
+    pool.ok("wait", "a", "--timeout", "10")
+    assert pids(pool) == before
+
+
+def test_enable_starts_what_was_disabled_and_remove_prints_what_it_removed(pool: RealPool) -> None:
+    pool.write("pool.toml", server("a", pool.ports["a"]) + server("b", pool.ports["b"], "disabled = true"))
+    pool.ok("reload")
+    wait_until(lambda: refused(pool.ports["b"]))
+    pool.ok("enable", "b")
+    assert pool.items()["b"]["ready"]
+    done = pool.ok("remove", "b")
+    assert "b" in done.stdout
+    assert str(pool.ports["b"]) in done.stdout
+    assert pool.items().keys() == {"a"}
+    assert refused(pool.ports["b"])
+    gone = pool.ok("remove", "a", "-o", "json")
+    assert [item["name"] for item in gone.json["items"]] == ["a"]
+
+
+def test_a_taken_name_or_address_is_8_and_an_invalid_one_5(pool: RealPool) -> None:
+    taken = f"127.0.0.1:{pool.ports['a']}"
+    for save in ([], ["--save"]):
+        assert pool.run("add", "a", "--bind", "127.0.0.1:1", "--app", "hello:app", *save).code == 8
+        assert pool.run("add", "c", "--bind", taken, "--app", "hello:app", *save).code == 8
+        assert (
+            pool.run("add", "c", "--bind", f"0.0.0.0:{pool.ports['a']}", "--app", "hello:app", *save).code
+            == 8
+        )
+        assert pool.run("add", "c", "--bind", "nowhere", "--app", "hello:app", *save).code == 5
+        assert pool.run("add", "no good", "--bind", "127.0.0.1:1", "--app", "hello:app", *save).code == 5
+        assert pool.run("add", "c", "--bind", "127.0.0.1:1", "--set", "wrokers=1", *save).code == 5
+    assert pool.items().keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "command", ["scale {} 2", "drain {}", "undrain {}", "enable {}", "disable {}", "remove {}"]
+)
+def test_what_matches_nothing_is_4_before_anything_is_done(pool: RealPool, command: str) -> None:
+    before = pids(pool)
+    assert pool.run(*command.format("a nobody").split()).code == 4
+    assert pool.run(*command.format("--tag none").split()).code == 4
+    assert pool.run(*command.format("--name (").split()).code == 2
+    assert pids(pool) == before
+
+
+def test_without_a_supervisor_live_changes_are_6_and_save_changes_the_file(real_pool: RealPool) -> None:
+    real_pool.write_hello("a", "b")
+    text = (real_pool.directory / "pool.toml").read_text()
+    for command in ("reload", "reload --dry-run", "scale a 2", "drain a", "undrain a", "enable a", "disable a",
+                    "remove a", "add c --bind 127.0.0.1:1 --app hello:app", "scale a 2 --save"):  # fmt: skip
+        assert real_pool.run(*command.split()).code == 6, command
+    assert (real_pool.directory / "pool.toml").read_text() == text
+    real_pool.ok("disable", "a", "--save")
+    real_pool.ok("remove", "b", "--save")
+    real_pool.ok("add", "c", "--bind", "127.0.0.1:1", "--app", "hello:app", "--save")
+    items = real_pool.items()
+    assert {name: item["state"] for name, item in items.items()} == {"a": "disabled", "c": "stopped"}
+    assert real_pool.processes() == {}
+
+
+def test_save_writes_changes_back_and_keeps_comments(
+    pool: RealPool, free_port: Callable[[], int], http_get: Callable[..., Any]
+) -> None:
+    new = free_port()
+    text = f"""\
+# The pool.
+{server("a", pool.ports["a"], "workers = 1   # for now")}
+# About b.
+{server("b", pool.ports["b"])}"""
+    pool.write("pool.toml", text)
+    pool.ok("reload")
+    pool.ok("scale", "a", "2", "--save")
+    pool.ok("add", "new", "--bind", f"127.0.0.1:{new}", "--app", "hello:app", "--set", "env.A=1", "--save")
+    pool.ok("disable", "b", "--save")
+    before = pids(pool)
+    pool.ok("reload")
+    assert pids(pool) == before
+    assert http_get(new).status == 200
+    saved = (pool.directory / "pool.toml").read_text()
+    assert saved.startswith(text.replace("workers = 1   #", "workers = 2   #").rstrip())
+    pool.ok("remove", "b", "--save")
+    left = (pool.directory / "pool.toml").read_text()
+    assert "About b" not in left
+    assert left.startswith("# The pool.\n")
+    assert "# for now" in left
+    pool.ok("validate")
+
+
+def test_reload_takes_the_callers_environment_only_when_told(pool: RealPool) -> None:
+    pool.write("pool.toml", server("a", pool.ports["a"], 'env = { A = "${COLOUR:-none}" }'))
+    pool.ok("reload")
+    red = {"COLOUR": "red"}
+    assert pool.run("reload", "--dry-run", env=red).code == 0
+    assert changes(pool.ok("reload", "--env", "-o", "json", env=red))["a"] == ("restart", ["env.A"])
+
+
+def test_pools_lists_this_users_pools(pool: RealPool, tmp_path: Path) -> None:
+    (found,) = pool.ok("pools", "-o", "json").json["items"]
+    info = pool.info()
+    assert (found["name"], found["files"], found["pid"]) == (
+        info["name"],
+        info["files"],
+        info["supervisor_pid"],
+    )
+    assert (found["servers"], found["ready"]) == (2, 2)
+    assert "2/2" in pool.ok("pools", cwd=tmp_path.parent).stdout
+    pool.ok("stop")
+    assert pool.ok("pools").stdout == ""
+
+
+def test_connect_has_the_same_verbs_with_the_same_effects(
+    pool: RealPool, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = free_port()
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(pool.runtime))
+    client = poolctl.connect(pool.directory / "pool.toml")
+    assert client.scale("a", workers=2)["items"][0]["workers"] == 2
+    assert client.drain("a")["items"][0]["state"] == "draining"
+    client.undrain("a")
+    assert client.disable("b")["items"][0]["state"] == "disabled"
+    assert client.enable("b")["items"][0]["ready"]
+    table = {"name": "new", "bind": f"127.0.0.1:{new}", "app": "hello:app"}
+    assert client.add(table, base_dir=pool.directory)["items"][0]["ready"]
+    with pytest.raises(poolctl.ControlError) as taken:
+        client.add(table, base_dir=pool.directory)
+    assert taken.value.exit_code == 8
+    with pytest.raises(poolctl.PoolValidateError):
+        client.add({"name": "x", "bind": "nowhere"})
+    with pytest.raises(poolctl.PoolParamError):
+        client.remove("nobody")
+    dry = client.reload(dry_run=True)
+    assert dry["exit_code"] == 3
+    assert {each["name"] for each in dry["changes"]} == {"a", "new"}
+    assert [item["name"] for item in client.remove("new")["items"]] == ["new"]
+    assert {each["name"] for each in client.reload()["changes"]} == {"a"}
+    pool.write("pool.toml", "broken [")
+    with pytest.raises(poolctl.PoolValidateError):
+        client.reload()
+
+
+def test_watch_applies_the_changed_file_and_tells_of_a_broken_one(
+    pool: RealPool, http_get: Callable[..., Any]
+) -> None:
+    text = (pool.directory / "pool.toml").read_text()
+    watching = pool.spawn("reload", "--watch", "-o", "json")
+    assert watching.stdout is not None
+    assert json.loads(watching.stdout.readline())["changes"] == []
+    before = pids(pool)
+    pool.write("pool.toml", text.replace('name = "b"', 'name = "b"\nenv = { A = "1" }'))
+    (change,) = json.loads(watching.stdout.readline())["changes"]
+    assert (change["name"], change["change"]) == ("b", "restart")
+    pool.write("pool.toml", "broken [")
+    assert json.loads(watching.stdout.readline())["errors"]
+    assert pids(pool)["a"] == before["a"]
+    pool.write("pool.toml", text)
+    assert json.loads(watching.stdout.readline())["changes"]
+    pool.write("hello.py", HELLO_APP.replace("hello", "welcome"))
+    wait_until(lambda: http_get(pool.ports["a"]).text.startswith("welcome"))
+    watching.send_signal(signal.SIGINT)
+    watching.communicate(timeout=20)
+    assert watching.returncode == 130
+
+
+def test_renewed_certificates_are_served_without_a_new_process(
+    real_pool: RealPool, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    real_pool.write_hello()
+    certificate(real_pool.directory)
+    tls = 'tls = { cert = "localhost.pem", key = "localhost.key" }'
+    real_pool.write("pool.toml", server("web", port, tls))
+    real_pool.ok("start")
+    before = pids(real_pool)
+    first = ssl.get_server_certificate(("127.0.0.1", port))
+    assert real_pool.ok("reload", "-o", "json").json["changes"] == []
+    certificate(real_pool.directory)
+    done = real_pool.ok("reload", "-o", "json")
+    assert changes(done) == {"web": ("update", ["tls"])}
+    wait_until(lambda: ssl.get_server_certificate(("127.0.0.1", port)) != first)
+    assert pids(real_pool) == before
