@@ -6,10 +6,12 @@ always. A Ctrl-C of the terminal therefore reaches it without us.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import shutil
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from poolctl.cli.exit_codes import NOT_EXECUTABLE, NOT_FOUND
 from poolctl.cli.outcome import Failure, Outcome
@@ -44,12 +46,19 @@ class Foreground:
         self._command = list(command)
         self._env = dict(env)
 
-    def run(self, *, stdout: int | None = None) -> int:
-        """The command's exit status, 128 + N when signal N ended it. Signals sent to us reach it meanwhile."""
-        watched = (signal.SIGCHLD, *PASSED_ON)
+    def run(
+        self, *, stdout: int | None = None, lifeline: int = -1, unwanted: Callable[[], bool] = lambda: False
+    ) -> int:
+        """The command's exit status, 128 + N when signal N ended it. Signals sent to us reach it meanwhile.
+
+        When the other end of `lifeline` is closed and the command is `unwanted` then, it is asked to end.
+        """
+        watched = (signal.SIGCHLD, signal.SIGIO, *PASSED_ON)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         try:
             pid = self._spawn(before, stdout)
+            if lifeline >= 0 and _ended(lifeline) and unwanted():
+                os.kill(pid, signal.SIGTERM)
             while True:
                 came = signal.sigwaitinfo(watched)
                 if came.si_signo == signal.SIGCHLD:
@@ -57,9 +66,14 @@ class Foreground:
                     if ended:
                         code = os.waitstatus_to_exitcode(status)
                         return code if code >= 0 else 128 - code
+                elif came.si_signo == signal.SIGIO:
+                    if unwanted():
+                        os.kill(pid, signal.SIGTERM)
                 elif came.si_code != _FROM_KERNEL:
                     os.kill(pid, came.si_signo)
         finally:
+            if lifeline >= 0:
+                _untold(lifeline)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _spawn(self, mask: Iterable[int], stdout: int | None) -> int:
@@ -71,3 +85,19 @@ class Foreground:
         except OSError as error:
             code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
             raise Failure(Outcome.failed(code, f"{self._command[0]}: {error.strerror}")) from None
+
+
+def _ended(lifeline: int) -> bool:
+    """Whether the other end of the pipe is closed; if not, SIGIO says it later (fcntl(2), O_ASYNC)."""
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(lifeline, 0)  # an error is always told
+    return bool(poll.poll(0))
+
+
+def _untold(lifeline: int) -> None:
+    """Have no SIGIO any more, which would end this process where nobody waits for it."""
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) & ~os.O_ASYNC)
+    while signal.sigtimedwait((signal.SIGIO,), 0):
+        continue

@@ -13,10 +13,6 @@ from poolctl.config.problems import Finding
 VERSION_LACKS = "{what} is not available in this version of poolctl"
 
 
-def _truth(what: str) -> Callable[[Any], tuple[str, str]]:
-    return lambda value: ("", what) if value is True else ("", "")
-
-
 def _recovery(value: Any) -> tuple[str, str]:
     return ("", "") if value in ({}, {"strategy": "restart"}) else ("", "recovery")
 
@@ -29,7 +25,6 @@ def _limits(value: Any) -> tuple[str, str]:
 SERVER_KEYS: dict[str, Callable[[Any], tuple[str, str]]] = {
     "health": lambda value: ("", "health") if value else ("", ""),
     "limits": _limits,
-    "mandatory": _truth("mandatory = true"),
     "recovery": _recovery,
 }
 FILE_TABLES = {

@@ -71,6 +71,7 @@ class Deaths:
     def died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
         """Nobody ordered it: done, failed, or to be tried again."""
         now = self._clock.monotonic()
+        entry.last_exit = exit_
         if entry.config.job:
             entry.done, entry.failed = exit_.ok, not exit_.ok
             return

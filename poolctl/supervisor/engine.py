@@ -29,6 +29,7 @@ class Engine:
             self._addresses.claim(entry)
         self.graph = Graph(self.entries)
         self.listeners: set[Callable[[Entry], None]] = set()
+        self.reason = ""  # why everything is being stopped, if nobody has asked for it
         self.configured = 0  # how many times the configuration of a server has changed
         self._summaries: dict[str, tuple[object, ...]] = {}
         self._removed: dict[str, Entry] = {}

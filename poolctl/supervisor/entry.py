@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Placement
+from poolctl.runners.protocol import Exit, Placement
 
 from .reconcile import LEAVING, Listener, Phase, View, WorkerView, is_ready, state_of
 from .sleep import asleep
@@ -69,6 +69,7 @@ class Entry:
     restarts: int = 0
     failures: int = 0  # how many attempts to become ready, or to stop, have failed
     failure: ServerError | None = None  # the newest of them
+    last_exit: Exit | None = None  # of the newest worker that ended though nobody had told it to
     failed_since: float = 0.0  # when the worker was placed that it is about, in seconds since the epoch
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

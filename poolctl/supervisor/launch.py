@@ -13,6 +13,7 @@ from typing import NamedTuple
 from poolctl import bootstrap
 from poolctl.config.interpreter import default_interpreter
 from poolctl.control import directory
+from poolctl.control.ending import forget_status
 from poolctl.errors import ControlError
 from poolctl.keeper.background import in_background
 
@@ -54,6 +55,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
                 )
             return Launched(path, None)
         _put_aside(f"{pool_directory}/supervisor.log")
+        forget_status(pool_directory)
         return _launch(files, pool_directory, path, env, lifeline)
     except OSError as error:
         raise _unusable(pool_directory, error) from error

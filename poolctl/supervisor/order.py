@@ -105,7 +105,8 @@ class Order:
             return None
         if self._overtaken(entry):
             order = "started" if self._kind is STOP else "stopped"
-            return late(entry, self._kind, f"was {order} by another command meanwhile")
+            reason = self._engine.reason or f"was {order} by another command meanwhile"
+            return late(entry, self._kind, reason)
         if entry.name in self._stuck:
             blocker = self._stuck[entry.name]
             reason = "is disabled" if blocker.is_disabled else "did not become ready"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from poolctl.clock import SystemClock
+from poolctl.control.ending import Left, leave_status
 from poolctl.control.messages import PROTOCOL, Document, result
 from poolctl.control.server import ControlServer, Progress, Request
 from poolctl.keeper import wire
@@ -21,7 +22,9 @@ from poolctl.runners.protocol import Placement
 from .adopt import adopt
 from .configuration import Configuration
 from .engine import Engine
+from .mandatory import Mandatory
 from .memory import Memory
+from .presence import Presence
 from .verbs import Verbs
 
 INVALID_CONFIGURATION = 5
@@ -52,9 +55,9 @@ class Debounced:
 
 
 class ManagedPool:
-    """`over` is called when the pool has been stopped and nothing is left to do; `withdraw` before, once.
+    """`over` is called when the pool has been stopped and nothing is left to do; the presence is withdrawn before.
 
-    From `withdraw` on nobody finds this supervisor any more: whoever comes starts another.
+    From then on nobody finds this supervisor any more: whoever comes starts another.
     """
 
     def __init__(
@@ -64,14 +67,14 @@ class ManagedPool:
         state_directory: str,
         keeper: Link,
         hello: wire.Message,
-        withdraw: Callable[[], None],
+        presence: Presence,
         over: Callable[[], None],
     ) -> None:
         self.directory = directory
         self.files = list(files)
         self._keeper = keeper
         self._keeper_pid = int(hello["pid"])
-        self._withdraw = withdraw
+        self._presence = presence
         self._over = over
         self._ending = False
         logs = os.path.join(state_directory, "logs")
@@ -106,6 +109,7 @@ class ManagedPool:
         await self.runner.output.start()
         self._remember = Debounced(self._leave_behind)
         self.engine.listeners.add(lambda entry: self._remember.soon())
+        self.engine.listeners.add(Mandatory(self._end_with).look)
         self._verbs = Verbs(self.engine, self._about, self._end_soon, self._configuration)
         self._control = ControlServer(listener, self._handle)
         await self._control.start()
@@ -125,6 +129,7 @@ class ManagedPool:
             # It came between the last answer and the end: without an answer its client asks the next supervisor.
             raise ConnectionAbortedError
         document = await self._verbs.handle(request, progress)
+        self._presence.rename(self.name)
         # What is answered is also what a successor will know.
         self._remember.now()
         return document
@@ -153,6 +158,13 @@ class ManagedPool:
         """The keeper reaped a child."""
         self.runner.exit_reported(report)
 
+    def _end_with(self, status: int, reason: str) -> None:
+        """Stop every server and end; whoever runs the pool in the foreground is left the status."""
+        logger.error("the pool ends: %s", reason)
+        leave_status(self.directory, Left(status, reason, self._keeper_pid))
+        self.engine.reason = f"was stopped: {reason}"
+        self.terminate()
+
     async def _stop_all(self) -> None:
         if not self._configuration.problems:
             await self._verbs.perform("stop", Selector(), {}, lambda document: None)
@@ -161,7 +173,7 @@ class ManagedPool:
     def _end_soon(self) -> None:
         if not self._ending:
             self._ending = True
-            self._withdraw()
+            self._presence.withdraw()
             # The answer that says so has to get out first.
             asyncio.get_running_loop().call_later(0.02, self._over)
 

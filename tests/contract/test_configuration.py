@@ -263,7 +263,6 @@ def test_a_wrong_value_is_named_with_its_place(real_pool: RealPool, line: str, n
         ('health = { readiness = { http = "/healthz" } }', "health"),
         ('recovery = { strategy = "replace" }', "recovery"),
         ('limits = { memory = "100MiB" }', "memory"),
-        ("mandatory = true", "mandatory"),
     ],
 )
 def test_a_key_of_a_later_version_is_a_clear_error(real_pool: RealPool, line: str, named: str) -> None:

@@ -23,7 +23,7 @@ from poolctl.cli.render import explain
 from poolctl.cli.request import Request
 from poolctl.cli.threads import start_unsignalled
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.ending import await_end
+from poolctl.control.ending import await_end, left_status
 from poolctl.errors import ControlError
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
@@ -106,10 +106,26 @@ class Session:
             explain(self.outcome)
             self.outcome.errors, self.outcome.warnings = [], []
 
-    def run_command(self, path: str) -> int:
-        """The exit code of the user's command. With -o json its output goes to standard error."""
+    def run_command(self, path: str, lifeline: int) -> int:
+        """The exit code of the user's command, which a pool that cannot go on ends with SIGTERM.
+
+        With -o json its output goes to standard error.
+        """
         stdout = sys.stderr.fileno() if self.request.output else None
-        return Foreground(path, self.command, os.environ).run(stdout=stdout)
+        foreground = Foreground(path, self.command, os.environ)
+        return foreground.run(stdout=stdout, lifeline=lifeline, unwanted=self._ended_by_itself)
+
+    def status_of_pool(self, code: int) -> int:
+        """The status that the pool itself has ended with, if a server that it cannot be without has failed."""
+        left = left_status(self.place.directory)
+        if left is None:
+            return code
+        await_end(left.keeper_pid)
+        self._say(f"the pool has ended: {left.reason}")
+        return left.status
+
+    def _ended_by_itself(self) -> bool:
+        return left_status(self.place.directory) is not None
 
     def stop(self) -> None:
         """Stop everything; a signal meanwhile kills what is left at once."""
@@ -167,6 +183,7 @@ def perform(request: Request) -> Outcome:
             if lifeline >= 0:
                 session.stop()
                 os.close(lifeline)
+                code = session.status_of_pool(code)
         except (KeyboardInterrupt, Terminated):
             pass  # asked for the third time: the lifeline ends with us, and the keeper sees to the rest
     session.outcome.exit_code = code
@@ -179,7 +196,7 @@ def _live(session: Session, path: str, lifeline: int) -> int:
         session.tell()
         return code
     session.watch()
-    return session.run_command(path) if session.command else session.stay(lifeline)
+    return session.run_command(path, lifeline) if session.command else session.stay(lifeline)
 
 
 def _refuse_running(client: Client) -> None:

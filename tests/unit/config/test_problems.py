@@ -239,7 +239,6 @@ def test_a_wrong_file_is_told(tmp_path: Path, text: str, named: str) -> None:
         'health = { liveness = { exec = ["true"] } }',
         'recovery = { strategy = "replace" }',
         'limits = { memory = "100MiB" }',
-        "mandatory = true",
     ],
 )
 @pytest.mark.parametrize("where", ["server", "defaults"])
@@ -255,7 +254,6 @@ def test_a_key_of_a_later_version_is_told_once(tmp_path: Path, line: str, where:
 @pytest.mark.parametrize(
     "line",
     [
-        "mandatory = false",
         "health = {}",
         'recovery = { strategy = "restart" }',
         "limits = { open_files = 1024 }",
