@@ -10,5 +10,6 @@ GROUPS = {
     "hostile": "files that want to do harm",
     "lookup": "the pool as a mapping",
     "preload": "start and crash of servers of a heavy framework that is imported once",
+    "wake": "servers that sleep: how long the first request takes, and what a thousand of them cost",
     "crash": "processes that are killed: how long until they are replaced, and what is lost meanwhile",
 }

@@ -128,7 +128,7 @@ class Entry:
     @property
     def asleep(self) -> bool:
         """It sleeps, or falls asleep, and wakes when somebody asks for it."""
-        return self.armed is not None and self.wanted and asleep(self.view(may_start=True, may_stop=True))
+        return self.armed is not None and asleep(self.view(may_start=True, may_stop=True))
 
     @property
     def settled(self) -> bool:
@@ -147,7 +147,8 @@ class Entry:
 
     @property
     def ready(self) -> bool:
-        return is_ready(self.view(may_start=True, may_stop=True))
+        # Asked of every server, often: the view is for those of which it may be true.
+        return bool(self.workers or self.done) and is_ready(self.view(may_start=True, may_stop=True))
 
     @property
     def at_rest(self) -> bool:

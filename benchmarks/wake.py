@@ -1,0 +1,56 @@
+"""Servers without a process: how long the first request takes, and what a thousand of them cost."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+
+from . import answers, processes
+from .project import Project
+from .report import Row
+
+WAKES = 150
+SLEEPERS = 1000
+WATCHED_SECONDS = 5.0
+
+
+def run(options: Namespace) -> Iterator[Row]:
+    wakes, sleepers = (3, 5) if options.quick else (WAKES, SLEEPERS)
+    middle, most = [], []
+    for _ in range(options.repeat):
+        taken = _wake_milliseconds(wakes)
+        middle.append(statistics.median(taken))
+        most.append(statistics.quantiles(taken, n=100)[-1])
+    yield Row("first answer of a server that slept, p50", "ms", middle)
+    yield Row("first answer of a server that slept, p99", "ms", most, most=20)
+    armed, idle, memory = [], [], []
+    for _ in range(options.repeat):
+        with Project(sleepers, defaults="scale = { min = 0, idle = 60 }") as project:
+            armed.append(project.seconds("start"))
+            roles = project.roles()
+            assert not roles["worker"]
+            pid = roles["supervisor"]
+            idle.append(processes.idle_percent(pid, min(WATCHED_SECONDS, options.idle_seconds)))
+            memory.append(processes.pss_bytes(pid[0]) / 1024**2)
+            assert answers.answers(project.ports[-1])
+    yield Row(f"start {sleepers} that sleep, until the command returned", "s", armed, most=1.0)
+    yield Row(f"supervisor of {sleepers} that sleep", "% of a core", idle, most=0.5)
+    yield Row(f"PSS of the supervisor of {sleepers} that sleep", "MiB", memory)
+
+
+def _wake_milliseconds(servers: int) -> list[float]:
+    """How long each server takes to answer the request that wakes it, one after the other."""
+    found = []
+    with Project(servers, defaults="scale = { min = 0, idle = 60 }") as project:
+        project.run("start")
+        for port in project.ports:
+            started = time.perf_counter()
+            if not answers.answers(port):
+                raise RuntimeError(f"the server of port {port} did not wake")
+            found.append(1000 * (time.perf_counter() - started))
+        awake = json.loads(project.run("list", "-o", "json"))["items"]
+        assert all(item["ready"] for item in awake)
+    return found
