@@ -7,6 +7,7 @@ cost 6 % of a core that way and nothing this way, because here each value is mad
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Hashable
 from email.utils import formatdate
 from typing import Any
@@ -61,8 +62,27 @@ class Accounts(ServerState):
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
         self._on_change = on_change
+        self._expected: set[weakref.ref[Any]] = set()
         self.connections = Watched(on_change, self._active)
         self.tasks = Watched(self._no_tasks, self._active)
+
+    def expect(self, connection: object) -> None:
+        """Note an accepted connection that has its handshake before it; one that fails is noted by its being gone."""
+        self._expected.add(weakref.ref(connection, self._no_longer_expected))
+
+    def arrived(self, connection: object) -> None:
+        """It is a connection now, or none."""
+        if self._expected:
+            self._no_longer_expected(weakref.ref(connection, self._no_longer_expected))
+
+    @property
+    def expects(self) -> bool:
+        """Whether an accepted connection is still in its handshake."""
+        return bool(self._expected)
+
+    def _no_longer_expected(self, connection: weakref.ref[Any]) -> None:
+        self._expected.discard(connection)
+        self._on_change()
 
     def _active(self) -> None:
         if self.on_activity is not None:

@@ -28,6 +28,11 @@ class Lingering:
     timeout_keep_alive: float
     timeout_keep_alive_task: asyncio.TimerHandle | None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if kwargs["config"].ssl is not None:
+            self.server_state.expect(self)
+
     def leave(self) -> None:
         """Leave this worker in the best way that there is."""
         self.linger()
@@ -38,7 +43,7 @@ class Lingering:
             return
         if self.idle:
             self._close_when_quiet(QUIET_SECONDS)
-        else:
+        elif not self.cycle.response_started:
             self._answer_and_close()
 
     def stay(self) -> None:
@@ -105,7 +110,14 @@ class Lingering:
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)  # type: ignore[misc]
+        self.server_state.arrived(self)
         if self.server_state.draining:
+            self._close_when_quiet(QUIET_SECONDS)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # type: ignore[misc]
+        # It began before anybody knew that it is the last one: its client may ask once more.
+        if self.server_state.draining and self.idle and not self.transport.is_closing():
             self._close_when_quiet(QUIET_SECONDS)
 
     def _last_request_if_draining(self) -> None:

@@ -37,12 +37,17 @@ class Moving(Lingering):
         else:
             self._move()
 
+    def shutdown(self) -> None:
+        """Close an idle connection. One that is busy still goes on elsewhere, if its response ends in time."""
+        if self.server_state.heirs is None or self.idle:
+            super().shutdown()
+
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._move_if_draining()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()  # type: ignore[misc]
+        super().on_response_complete()
         # Now, before anything is read: a client that never pauses would keep this worker alive for ever.
         self._move_if_draining()
 

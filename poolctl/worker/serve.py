@@ -21,6 +21,7 @@ from .moving import Moving, able_to_leave
 logger = logging.getLogger("uvicorn.error")
 
 _CANCELLED_TASKS_SECONDS = 0.5
+_HANDSHAKE_SECONDS = 2.0
 
 
 class StartupFailed(Exception):
@@ -183,10 +184,13 @@ class PoolServer(uvicorn.Server):
             self.accounts.draining = not self.migrates
             for connection in self._http_connections():
                 connection.leave()
-            await self._emptied(self._drain_seconds)
-            self.accounts.heirs = None
+            await self._wait(lambda: self.accounts.expects, _HANDSHAKE_SECONDS)
+            await self._emptied(self._drain_seconds, or_stopped=True)
+        if self.lingers:
             self._end_events()
-        self.accounts.draining = True
+        else:  # stopped, at once or meanwhile
+            self.accounts.heirs = None
+        self.accounts.draining = self.accounts.heirs is None
         for connection in list(self.accounts.connections):
             say_goodbye(connection)
         await self._emptied(self._stop_seconds)
@@ -208,14 +212,20 @@ class PoolServer(uvicorn.Server):
     def _http_connections(self) -> list[Any]:
         return [each for each in self.accounts.connections if hasattr(each, "linger")]
 
-    async def _emptied(self, timeout_seconds: float) -> None:
-        """Wait until no connection and no task is left, or no longer interested (`stop` during a drain)."""
-        lingering_wait = self.lingers
+    async def _emptied(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
+        """Wait until no connection and no task is left, or until `stop` is called as well."""
+        accounts = self.accounts
+
+        def something_left() -> bool:
+            left = bool(self._arriving or accounts.connections or accounts.tasks)
+            return left and not (or_stopped and not self.lingers)
+
+        await self._wait(something_left, timeout_seconds)
+
+    async def _wait(self, while_: Callable[[], bool], timeout_seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                while self._arriving or self.accounts.connections or self.accounts.tasks:
-                    if lingering_wait and not self.lingers:
-                        return
+                while while_():
                     self._changed.clear()
                     await self._changed.wait()
 

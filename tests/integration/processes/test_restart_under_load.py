@@ -2,77 +2,106 @@
 
 from __future__ import annotations
 
-import http.client
-import threading
-from collections.abc import Callable
+import contextlib
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from tests.certificates import certificate
+from tests.deadline import wait_until
+from tests.load import Load, Report, apps
+from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-RESTARTS = 6
-PATIENCE_SECONDS = 10.0
+RESTARTS = 3
+MODES = {
+    "keep_alive": 8, "new_connection": 2, "pipelined": 2, "bodies": 2, "stream": 4, "websocket": 3, "sse": 3,
+}  # fmt: skip
+DRAIN_SECONDS = 1.0
 
 
-class Clients:
-    """Threads that ask without a pause and without a second try; `failures` tells of each request that was lost."""
+class Kind(NamedTuple):
+    """How the server is served, and where."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.answered = 0
-        self.failures: list[str] = []
-        self._over = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(ask,))
-            for ask in (self._new, self._new, self._kept, self._kept)
-        ]
+    loop: str
+    parser: str
+    workers: int = 1
+    tls: bool = False
+    unix: bool = False
 
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, way: Callable[[], None]) -> None:
-        while not self._over.is_set():
-            try:
-                way()
-            except (OSError, http.client.HTTPException) as error:
-                self.failures.append(f"{way.__name__}: {error!r}")
-
-    def _new(self) -> None:
-        """A connection for one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
-        self._request(connection)
-        connection.close()
-
-    def _kept(self) -> None:
-        """A connection for as many requests as the server allows."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
-        while not self._over.is_set() and not self._request(connection):
-            continue
-        connection.close()
-
-    def _request(self, connection: http.client.HTTPConnection) -> bool:
-        connection.request("GET", "/")
-        response = connection.getresponse()
-        assert response.read().startswith(b"hello")
-        self.answered += 1
-        return response.will_close
+    @property
+    def modes(self) -> list[str]:
+        return [mode for mode in MODES if not (self.tls and mode == "pipelined")]
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("parser", ["h11", "httptools"])
-def test_a_restart_under_load_loses_no_request(pool: RealPool, loop: str, parser: str) -> None:
-    ports = pool.write_hello("web", extra=f'http = {{ loop = "{loop}", implementation = "{parser}" }}')
+KINDS = [
+    Kind("uvloop", "httptools", workers=3),
+    Kind("asyncio", "h11"),
+    Kind("uvloop", "h11", unix=True),
+    Kind("asyncio", "httptools", tls=True),
+]
+
+
+def write(pool: RealPool, kind: Kind) -> str:
+    """Where the server of this kind, which the pool consists of now, is reached."""
+    where = f"unix:{pool.directory}/s" if kind.unix else f"127.0.0.1:{claim_port()}"
+    pool.write("loaded.py", Path(apps.__file__).read_text())
+    tls = ""
+    if kind.tls:
+        cert, key = certificate(pool.directory)
+        tls = f'tls = {{ cert = "{cert}", key = "{key}" }}'
+    pool.write(
+        "pool.toml",
+        f"""
+        [[server]]
+        name = "web"
+        bind = "{where}"
+        app = "loaded:app"
+        workers = {kind.workers}
+        http = {{ loop = "{kind.loop}", implementation = "{kind.parser}" }}
+        drain_timeout = {DRAIN_SECONDS}
+        {tls}
+        """,
+    )
+    return where
+
+
+class Loads:
+    """Every mode at once."""
+
+    def __init__(self, where: str, kind: Kind, stack: contextlib.ExitStack) -> None:
+        options = {"tls": kind.tls, "pause": 0.001, "chunks": 8, "chunk_pause": 0.05}
+        self._loads = {
+            mode: stack.enter_context(Load([where], mode, connections=MODES[mode], **options))
+            for mode in kind.modes
+        }
+
+    @property
+    def answers(self) -> int:
+        reports = [load.look() for load in self._loads.values()]
+        return sum(report.complete + report.messages for report in reports)
+
+    def go_on(self) -> None:
+        """Return when there have been some more answers."""
+        before = self.answers
+        wait_until(lambda: self.answers > before + 100)
+
+    def stop(self) -> dict[str, Report]:
+        return {mode: load.stop() for mode, load in self._loads.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
+def test_a_restart_under_load_loses_no_request(pool: RealPool, kind: Kind) -> None:
+    where = write(pool, kind)
     pool.ok("start")
-    with Clients(ports["web"]) as clients:
+    with contextlib.ExitStack() as stack:
+        loads = Loads(where, kind, stack)
         for _ in range(RESTARTS):
-            before = clients.answered
+            loads.go_on()
             pool.ok("restart")
-            assert clients.answered > before
-    assert clients.failures == []
+        loads.go_on()
+        reports = loads.stop()
+    for mode, report in reports.items():
+        assert report.failed == 0, f"{mode}: {report!r}"
+        assert report.sent == report.complete > 0

@@ -74,6 +74,56 @@ def test_the_answer_under_way_is_the_last_one(engine: Engine) -> None:
     engine.run(scenario())
 
 
+def test_after_an_answer_that_had_begun_before_the_drain_there_is_time_for_one_more(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        headers = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        begun.set()
+        await release.wait()
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def scenario() -> None:
+        async with served(engine, slow) as (server, _, port, running):
+            client = await Client.connect(port)
+            await client.send("/")
+            await begun.wait()
+            server.drain()
+            await asyncio.sleep(0.02)
+            release.set()
+            assert "connection" not in (await client.answer())[1]
+            assert await client.stays_open(0.05)
+            assert (await client.get())[1]["connection"] == "close"
+            await asyncio.wait_for(running, 2)
+
+    engine.run(scenario())
+
+
+def test_a_stop_after_the_drain_does_not_shorten_what_requests_under_way_have(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine, drain_seconds=0.05, stop_seconds=5.0) as (server, app, port, running):
+            client = await Client.connect(port)
+            await client.send("/slow")
+            await app.under_way.wait()
+            server.drain()
+            await asyncio.sleep(0.15)
+            server.stop()
+            await asyncio.sleep(0.05)
+            app.release.set()
+            assert (await client.answer())[0] == 200
+            await asyncio.wait_for(running, 2)
+            assert "cancelled" not in app.events
+
+    engine.run(scenario())
+
+
 def test_a_connection_on_which_nothing_was_sent_yet_gets_its_answer(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):

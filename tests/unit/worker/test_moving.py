@@ -266,6 +266,25 @@ def test_with_a_full_pair_a_connection_is_served_on_and_goes_later(engine: Engin
     engine.run(scenario())
 
 
+def test_an_answer_that_takes_longer_than_the_drain_is_finished_and_its_connection_goes_on(
+    engine: Engine, pair: Pair
+) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair, drain_seconds=0.05) as (old, new):
+            client = await Client.connect(old.port)
+            await client.send("/slow")
+            await old.app.under_way.wait()
+            old.server.drain(heirs=True)
+            await asyncio.sleep(0.15)
+            old.app.release.set()
+            assert "connection" not in (await client.answer())[1]
+            await asyncio.wait_for(old.running, 2)
+            assert (await client.get())[0] == 200
+            assert answered(new) == 1
+
+    engine.run(scenario())
+
+
 def test_a_connection_that_its_client_has_closed_holds_nothing_up(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):

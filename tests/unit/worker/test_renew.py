@@ -64,6 +64,25 @@ def test_new_handshakes_use_the_new_certificate_and_open_connections_go_on(
     engine.run(scenario())
 
 
+def test_a_handshake_under_way_is_no_reason_to_end_and_lose_its_request(
+    engine: Engine, tmp_path: Path
+) -> None:
+    certified = context(tmp_path, "same")
+
+    async def scenario() -> None:
+        async with served(engine, secure=certified) as (server, _, port, running):
+            client = await Client.connect(port)
+            await asyncio.sleep(0.05)  # accepted, and nothing was said
+            server.drain()
+            await asyncio.sleep(0.05)
+            assert not running.done()
+            await client.writer.start_tls(trusting(tmp_path, "same"), server_hostname="127.0.0.1")
+            assert (await client.get())[0] == 200
+            await asyncio.wait_for(running, 5)
+
+    engine.run(scenario())
+
+
 def test_no_connection_is_lost_while_the_certificate_is_renewed(engine: Engine, tmp_path: Path) -> None:
     contexts = [context(tmp_path, "same"), context(tmp_path, "same")]
     trusted = ssl.create_default_context()

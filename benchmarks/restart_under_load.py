@@ -1,0 +1,118 @@
+"""Restarts while clients never pause: how many requests were sent, and how many got no complete answer."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.certificates import certificate
+from tests.load import apps
+from tests.load.load import Load
+from tests.load.report import Report
+
+from .project import Project
+from .report import Row
+
+RESTARTS = 7  # of each kind of server
+DRAIN_SECONDS = 3.0
+QUICK_DRAIN_SECONDS = 0.3
+CONNECTIONS = {
+    "keep_alive": 16, "new_connection": 4, "pipelined": 2, "bodies": 2, "stream": 16, "websocket": 8, "sse": 8,
+}  # fmt: skip
+PAUSES = {"keep_alive": 0.0, "pipelined": 0.0}
+OTHER_PAUSE_SECONDS = 0.002
+STREAM_SHARE, CHUNKS = 0.7, 20  # of the drain: what is slow can end in it
+
+
+class Kind(NamedTuple):
+    """How a server is served."""
+
+    loop: str
+    implementation: str
+    workers: int
+    tls: bool = False
+
+    @property
+    def modes(self) -> list[str]:
+        # What was pipelined over TLS may be lost: its connections cannot move.
+        return [mode for mode in CONNECTIONS if not (self.tls and mode == "pipelined")]
+
+    def configuration(self, directory: Path, drain_seconds: float) -> str:
+        lines = [
+            f"workers = {self.workers}\ndrain_timeout = {drain_seconds}",
+            f'http = {{ loop = "{self.loop}", implementation = "{self.implementation}" }}',
+        ]
+        if self.tls:
+            cert, key = certificate(directory)
+            lines.append(f'tls = {{ cert = "{cert}", key = "{key}" }}')
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        tls = ", TLS" if self.tls else ""
+        return f"{self.loop}, {self.implementation}, {self.workers} worker{'s' * (self.workers > 1)}{tls}"
+
+
+KINDS = [
+    *(
+        Kind(loop, parser, workers)
+        for loop in ("uvloop", "asyncio")
+        for parser in ("httptools", "h11")
+        for workers in (1, 3)
+    ),
+    Kind("uvloop", "httptools", 1, tls=True),
+    Kind("asyncio", "h11", 1, tls=True),
+]
+
+
+def run(options: Namespace) -> Iterator[Row]:
+    kinds, restarts = (KINDS[:1], 1) if options.quick else (KINDS, RESTARTS)
+    drain_seconds = QUICK_DRAIN_SECONDS if options.quick else DRAIN_SECONDS
+    sent: dict[str, list[float]] = {}
+    failed: dict[str, list[float]] = {}
+    failures: list[str] = []
+    for kind in kinds:
+        for mode, report in _restarted(kind, restarts, drain_seconds).items():
+            sent.setdefault(mode, []).append(report.sent)
+            failed.setdefault(mode, []).append(report.failed)
+            failures += [f"{kind}, {mode}: {text}" for text in report.failures]
+    for mode, counts in sent.items():
+        note = f"{sum(counts):.0f} over {len(counts) * restarts} restarts"
+        yield Row(f"{mode}: requests failed of {note}", "", [sum(failed[mode])], most=0)
+    total = sum(map(sum, sent.values()))
+    yield Row(f"requests sent over {restarts * len(kinds)} restarts", "", [total])
+    for text in failures[:20]:
+        print(f"    {text}", file=sys.stderr)
+
+
+def _restarted(kind: Kind, restarts: int, drain_seconds: float) -> dict[str, Report]:
+    """What each mode came to, all of them at once on one server that is restarted so often."""
+    app = Path(apps.__file__).read_text()
+    with contextlib.ExitStack() as stack:
+        project = stack.enter_context(Project(1, app=app))
+        text = (project.directory / "pool.toml").read_text()
+        (project.directory / "pool.toml").write_text(
+            f"{text}\n{kind.configuration(project.directory, drain_seconds)}\n"
+        )
+        project.run("start")
+        loads = {
+            mode: stack.enter_context(_load(kind, mode, project.ports[0], drain_seconds))
+            for mode in kind.modes
+        }
+        for _ in range(restarts):
+            time.sleep(drain_seconds)
+            project.run("restart")
+        time.sleep(drain_seconds)
+        return {mode: load.stop() for mode, load in loads.items()}
+
+
+def _load(kind: Kind, mode: str, port: int, drain_seconds: float) -> Load:
+    return Load(
+        [port], mode, connections=CONNECTIONS[mode], tls=kind.tls,
+        chunks=CHUNKS, chunk_pause=STREAM_SHARE * drain_seconds / CHUNKS,
+        pause=PAUSES.get(mode, OTHER_PAUSE_SECONDS), patience=20.0,
+    )  # fmt: skip
