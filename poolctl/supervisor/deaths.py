@@ -54,19 +54,24 @@ class Deaths:
             )
             entry.failures += 1
             entry.failure, entry.failed_since = failure, worker.placed_at
-        serving = [
-            each
-            for each in entry.workers.values()
-            if each.phase is Phase.READY and each.generation != worker.generation
-        ]
-        if not was_ready and worker.generation == entry.generation and serving:
-            # The replacement failed: the generation that serves stays, and with it its configuration.
-            staying = max(serving, key=lambda each: each.generation)
-            entry.generation = staying.generation
-            self._configure(entry, staying.config)
+        if not was_ready and worker.generation == entry.generation and self.go_back(entry):
             return
         if worker.generation == entry.generation and entry.wanted:
             self.died(entry, exit_, was_ready=was_ready)
+
+    def go_back(self, entry: Entry) -> bool:
+        """Whether an older generation serves: its replacement has failed, so it stays, with its configuration."""
+        serving = [
+            each
+            for each in entry.workers.values()
+            if each.phase is Phase.READY and each.generation != entry.generation
+        ]
+        if not serving:
+            return False
+        staying = max(serving, key=lambda each: each.generation)
+        entry.generation = staying.generation
+        self._configure(entry, staying.config)
+        return True
 
     def died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
         """Nobody ordered it: done, failed, or to be tried again."""

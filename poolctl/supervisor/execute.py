@@ -141,7 +141,7 @@ class Executor:
             entry.listener, entry.bound = Listener.CLOSED, None
             message = getattr(error, "message", str(error))
             self._deaths.note(entry, message, getattr(error, "hint", ""), START_FAILED)
-            if entry.wanted:
+            if entry.wanted and not self._deaths.go_back(entry):
                 self._deaths.died(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener = Listener.OPEN

@@ -113,7 +113,9 @@ class _Application:
                 engine.remove(engine.entries[name])
         coming = [self._configured(server) for server in self._servers.values()]
         engine.arrange(self._servers)
-        self._coming = Order(engine, RESTART, [e for e in coming if self._awaited(e)], lambda e: e.settled)
+        self._coming = Order(
+            engine, RESTART, [e for e in coming if self._awaited(e)], lambda e: e.settled and not e.former
+        )
 
     def _configured(self, server: ServerConfig) -> Entry:
         entry = self._engine.entries.get(server.name)

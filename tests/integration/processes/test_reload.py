@@ -1,0 +1,246 @@
+"""reload and the live changes with real processes: what is not touched keeps its PID, and nobody is refused."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.certificates import certificate
+from tests.http_get import get
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+
+def body(port: int) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request("GET", "/")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return text
+
+
+def write(pool: RealPool, *servers: tuple[str, int, str], extra: str = "") -> None:
+    """A pool.toml of (name, port, what it answers)."""
+    pool.write(
+        "who.py",
+        """
+        import os
+
+        async def app(scope, receive, send):
+            if scope["type"] == "lifespan":
+                while True:
+                    kind = (await receive())["type"]
+                    await send({"type": kind + ".complete"})
+                    if kind == "lifespan.shutdown":
+                        return
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": os.environ["WHO"].encode()})
+        """,
+    )
+    tables = [
+        f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "who:app"\nenv = {{ WHO = "{who}" }}\n'
+        for name, port, who in servers
+    ]
+    pool.write("pool.toml", extra + "\n".join(tables))
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+@contextmanager
+def asked_all_the_time(port: int) -> Iterator[list[str]]:
+    """What was answered, one connection after another; a refused or broken one is in it as its error."""
+    answers: list[str] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                answers.append(body(port))
+            except (OSError, http.client.HTTPException) as error:
+                answers.append(repr(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_reload_does_the_difference_and_leaves_the_rest_alone(
+    pool: RealPool, until: Callable[..., Any]
+) -> None:
+    one, two, three = claim_port(), claim_port(), claim_port()
+    write(pool, ("same", one, "a"), ("other", two, "b"), ("gone", three, "c"))
+    pool.ok("start")
+    before = pool.items()
+    write(pool, ("same", one, "a"), ("other", two, "B"), ("new", claim_port(), "d"))
+    planned = pool.run("reload", "--dry-run", "-o", "json")
+    assert (planned.code, len(planned.json["changes"])) == (3, 3)
+    with asked_all_the_time(two) as answers:
+        done = pool.ok("reload", "-o", "json").json
+    assert {(each["name"], each["change"]) for each in done["changes"]} == {
+        ("other", "restart"), ("new", "add"), ("gone", "remove"),
+    }  # fmt: skip
+    after = pool.items()
+    assert after["same"]["pids"] == before["same"]["pids"]
+    assert after["other"]["pids"] != before["other"]["pids"]
+    assert set(after) == {"same", "other", "new"}
+    assert all(item["ready"] for item in after.values())
+    assert set(answers) <= {"b", "B"}
+    assert body(two) == "B"
+    until(lambda: refused(three))
+    assert pool.run("reload", "--dry-run").code == 0
+
+
+def test_an_address_goes_from_one_server_to_another_and_is_never_refused(pool: RealPool) -> None:
+    one, two = claim_port(), claim_port()
+    write(pool, ("a", one, "a"), ("b", two, "b"))
+    pool.ok("start")
+    write(pool, ("a", two, "a"), ("b", one, "b"))
+    with asked_all_the_time(one) as answers:
+        pool.ok("reload")
+    assert set(answers) <= {"a", "b"}
+    assert (body(one), body(two)) == ("b", "a")
+    # Under another name, too.
+    write(pool, ("a", two, "a"), ("c", one, "c"))
+    with asked_all_the_time(one) as answers:
+        pool.ok("reload")
+    assert set(answers) <= {"b", "c"}
+    assert (body(one), set(pool.items())) == ("c", {"a", "c"})
+
+
+def test_a_new_address_that_cannot_be_had_leaves_the_old_one(
+    pool: RealPool, until: Callable[..., Any]
+) -> None:
+    one = claim_port()
+    write(pool, ("a", one, "a"))
+    pool.ok("start")
+    pids = pool.items()["a"]["pids"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        write(pool, ("a", taken.getsockname()[1], "a"))
+        done = pool.run("reload", "--timeout", "10")
+        assert done.code == 1, str(done)
+        assert "in use" in done.stderr
+        assert body(one) == "a"
+        assert pool.items()["a"]["pids"] == pids
+    pool.ok("reload")
+    until(lambda: refused(one))
+
+
+def test_a_broken_file_changes_nothing_and_tells_every_problem(pool: RealPool) -> None:
+    one = claim_port()
+    write(pool, ("a", one, "a"))
+    pool.ok("start")
+    before = pool.items()
+    write(pool, ("a", one, "new"), ("a", one, "again"), extra="[pool]\nport_range = 7\n")
+    done = pool.run("reload")
+    assert done.code == 5, str(done)
+    assert "port_range" in done.stderr
+    assert "taken" in done.stderr
+    assert pool.items()["a"]["pids"] == before["a"]["pids"]
+    # What the file names has to be there as well.
+    path = pool.directory / "pool.toml"
+    write(pool, ("a", one, "new"))
+    path.write_text(path.read_text() + 'env_file = "nowhere.env"\n')
+    done = pool.run("reload")
+    assert (done.code, "nowhere.env" in done.stderr) == (5, True), str(done)
+    assert body(one) == "a"
+
+
+def test_automatic_ports_stay_with_their_servers(pool: RealPool) -> None:
+    write(pool, ("a", 0, "a"), ("b", 0, "b"))
+    pool.ok("start")
+    before = pool.items()
+    write(pool, ("new", 0, "n"), ("b", 0, "B"), ("a", 0, "a"))
+    pool.ok("reload")
+    after = pool.items()
+    assert [after[name]["bind"] for name in "ab"] == [before[name]["bind"] for name in "ab"]
+    assert after["a"]["pids"] == before["a"]["pids"]
+    assert list(after) == ["new", "b", "a"]
+    assert len({item["bind"] for item in after.values()}) == 3
+
+
+def served_certificate(port: int) -> str:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=5) as sock,
+        context.wrap_socket(sock) as secured,
+    ):
+        return ssl.DER_cert_to_PEM_cert(secured.getpeercert(binary_form=True) or b"")
+
+
+def test_a_renewed_certificate_is_served_by_the_same_process(
+    pool: RealPool, until: Callable[..., Any]
+) -> None:
+    port = claim_port()
+    cert, _ = certificate(pool.directory)
+    write(pool, ("a", port, "a"))
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text() + '[server.tls]\ncert = "localhost.pem"\nkey = "localhost.key"\n')
+    pool.ok("start")
+    before = served_certificate(port), pool.items()["a"]["pids"]
+    certificate(pool.directory)
+    done = pool.ok("reload", "-o", "json").json
+    assert [(each["change"], each["keys"]) for each in done["changes"]] == [("update", ["tls"])]
+    until(lambda: served_certificate(port) == cert.read_text())
+    assert served_certificate(port) != before[0]
+    assert pool.items()["a"]["pids"] == before[1]
+    # One that does not fit its key is no certificate: it is refused, and the other one is served.
+    cert.write_text(before[0])
+    assert pool.run("reload").code == 5
+    assert served_certificate(port) != before[0]
+
+
+def test_the_pools_name_follows_the_file(pool: RealPool) -> None:
+    write(pool, ("a", claim_port(), "a"), extra='[pool]\nname = "one"\n')
+    pool.ok("start")
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace("one", "two"))
+    pool.ok("reload")
+    assert pool.ok("--pool", "two", "list", "-o", "name", cwd=Path("/")).stdout.strip() == "a"
+    assert pool.run("--pool", "one", "list", cwd=Path("/")).code != 0
+
+
+def test_a_killed_supervisor_comes_back_with_all_live_changes(
+    pool: RealPool, until: Callable[..., Any]
+) -> None:
+    ports = {name: claim_port() for name in ("scaled", "drained", "off", "gone", "extra")}
+    write(pool, *[(name, ports[name], name) for name in ("scaled", "drained", "off", "gone")])
+    pool.ok("start")
+    pool.ok("scale", "scaled", "2")
+    pool.ok("drain", "drained")
+    pool.ok("disable", "off")
+    pool.ok("remove", "gone")
+    pool.ok("add", "extra", "--bind", f"127.0.0.1:{ports['extra']}", "--app", "who:app", "--set", "env.WHO=x")
+    before, supervisor = pool.items(), pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: pool.info()["supervisor_pid"] != supervisor and pool.run("list").code == 0)
+    after = pool.items()
+    for name in ("scaled", "drained", "off", "extra"):
+        assert [after[name][key] for key in ("state", "pids", "workers", "restarts")] == [
+            before[name][key] for key in ("state", "pids", "workers", "restarts")
+        ]
+    assert set(after) == {"scaled", "drained", "off", "extra"}
+    assert get(ports["drained"]).headers.get("connection") == "close"
+    planned = pool.run("reload", "--dry-run", "-o", "json").json["changes"]
+    assert {each["name"] for each in planned} == {"scaled", "drained", "off", "gone", "extra"}
+    assert {each["change"] for each in planned} == {"override"}
+    pool.ok("reload")
+    assert {name: item["state"] for name, item in pool.items().items()} == dict.fromkeys(
+        ("scaled", "drained", "off", "gone"), "running"
+    )
