@@ -49,6 +49,13 @@ FAST = (
     "logs",
     "config",
     "validate",
+    "reload",
+    "scale",
+    "drain",
+    "undrain",
+    "enable",
+    "disable",
+    "remove",
 )
 # These take a command of the user's after `--`; for all others `--` ends the options.
 WITH_COMMAND = ("walk", "run")

@@ -132,6 +132,13 @@ class Request:
         return options
 
 
+def saves(request: Request) -> bool:
+    """Whether a live change is to be written, too. UsageError for a dry run of nothing."""
+    if request.get("dry_run") and not request.get("save"):
+        raise UsageError("--dry-run shows what --save would write", hint="say --save as well")
+    return bool(request.get("save"))
+
+
 def one_of(option: str, word: str, accepted: tuple[str, ...], final: tuple[str, ...] | None = None) -> str:
     """The word, if it is in `final` (default: in `accepted`); UsageError with near names otherwise."""
     final = final or accepted

@@ -14,7 +14,7 @@ from poolctl.cli.exit_codes import (
     NOT_PERMITTED,
     TIMED_OUT,
 )
-from poolctl.cli.outcome import Failure, Outcome, UsageError, error
+from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.place import Place
 from poolctl.cli.render import from_here
 from poolctl.cli.request import Request
@@ -127,13 +127,6 @@ class Files:
         line = f"wrote {words}" if saved else "" if outcome.errors else "the files say so already"
         outcome.message = "\n".join(part for part in (outcome.message, line) if part)
         return outcome
-
-
-def wanted(request: Request) -> bool:
-    """Whether --save was given. UsageError for a dry run of nothing."""
-    if request.get("dry_run") and not request.get("save"):
-        raise UsageError("--dry-run shows what --save would write", hint="say --save as well")
-    return bool(request.get("save"))
 
 
 def _about(place: Place) -> dict[str, object] | None:

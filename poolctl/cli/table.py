@@ -13,7 +13,7 @@ COMMON: dict[str, tuple[str, str]] = {
     "--verbose": ("verbose", "flag"),
 }
 # What all commands take that take targets: words that are no options.
-WITH_TARGETS = ("list", "status", "wait", "start", "stop", "restart", "run", "walk", "show", "logs", "config")
+WITH_TARGETS = ("list", "status", "wait", "start", "stop", "restart", "run", "walk", "show", "logs", "config", "scale", "drain", "undrain", "enable", "disable", "remove")
 SHARED: dict[str, tuple[str, str]] = {
     "--name": ("name", "list"),
     "--bind": ("bind", "list"),
@@ -76,6 +76,48 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
         "--output": ("output", "value"),
         "--import": ("import_apps", "flag"),
         "--allow-empty": ("allow_empty", "flag"),
+    },
+    "reload": {
+        "-o": ("output", "value"),
+        "--output": ("output", "value"),
+        "--timeout": ("timeout", "value"),
+        "--no-wait": ("no_wait", "flag"),
+        "--dry-run": ("dry_run", "flag"),
+        "--watch": ("watch", "flag"),
+        "--env": ("env", "flag"),
+    },
+    "scale": {
+        "--timeout": ("timeout", "value"),
+        "--no-wait": ("no_wait", "flag"),
+        "--save": ("save", "flag"),
+        "--dry-run": ("dry_run", "flag"),
+    },
+    "drain": {
+        "--timeout": ("timeout", "value"),
+        "--save": ("save", "flag"),
+    },
+    "undrain": {
+        "--timeout": ("timeout", "value"),
+        "--save": ("save", "flag"),
+    },
+    "enable": {
+        "--timeout": ("timeout", "value"),
+        "--no-wait": ("no_wait", "flag"),
+        "--save": ("save", "flag"),
+        "--dry-run": ("dry_run", "flag"),
+    },
+    "disable": {
+        "--timeout": ("timeout", "value"),
+        "--no-wait": ("no_wait", "flag"),
+        "--save": ("save", "flag"),
+        "--dry-run": ("dry_run", "flag"),
+    },
+    "remove": {
+        "--timeout": ("timeout", "value"),
+        "--no-wait": ("no_wait", "flag"),
+        "--no-deps": ("no_deps", "flag"),
+        "--save": ("save", "flag"),
+        "--dry-run": ("dry_run", "flag"),
     },
 }
 # The user's own command follows after `--`.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from poolctl import address
+from poolctl.config.limits import MOST_WORKERS
 from poolctl.config.problems import Finding, shown
 from poolctl.config.values import number_from_environment
 
@@ -18,7 +19,6 @@ from poolctl.config.values import number_from_environment
 INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose", "origins"})
 
 DEEPEST_LOOK = 5
-MOST_WORKERS = 10_000
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
 
 Step = Callable[[Any, str], Any]

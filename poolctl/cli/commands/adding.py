@@ -13,7 +13,7 @@ from poolctl.cli.exit_codes import CONFLICT, FAILED
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request
+from poolctl.cli.request import Request, saves
 from poolctl.config.conflicts import conflicts
 from poolctl.config.entry import merged
 from poolctl.config.relocate import relocated
@@ -23,7 +23,7 @@ Table = dict[str, Any]
 
 def perform(request: Request) -> Outcome:
     """Add the server, or every server of the file; started when this returns, and with --save written."""
-    save = saving.wanted(request)
+    save = saves(request)
     place = find_place(request)
     tables, base_dir = new_servers(request, place)
     if not save:

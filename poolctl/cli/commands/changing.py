@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from poolctl.cli import saving
 from poolctl.cli.counting import servers
 from poolctl.cli.outcome import Item, Outcome, UsageError
-from poolctl.cli.place import Place, find_place
+from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request
-from poolctl.config.normalise import MOST_WORKERS
+from poolctl.cli.request import Request, saves
+from poolctl.config.limits import MOST_WORKERS
 from poolctl.control.client import NoSupervisor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from poolctl.cli.place import Place
+    from poolctl.cli.saving import Files
 
 # These are states of what runs; no file has a key for them.
 UNWRITTEN = ("drain", "undrain")
@@ -21,7 +25,7 @@ OF_FILES = ("enable", "disable", "remove")
 
 def perform(request: Request) -> Outcome:
     """Change the selected servers; returns when the change has been made, and with --save written."""
-    save = saving.wanted(request)
+    save = saves(request)
     more: dict[str, Any] = {}
     if request.verb == "scale":
         request, more["workers"] = _scaled(request)
@@ -42,7 +46,9 @@ def _live(request: Request, place: Place, more: dict[str, Any]) -> Outcome:
 
 def _saved(request: Request, place: Place, more: dict[str, Any]) -> Outcome:
     request.selector(), request.options()  # a wrong one is said before anything is read
-    files = saving.Files(place, request)
+    from poolctl.cli.saving import Files
+
+    files = Files(place, request)
     if files.supervised:
         chosen = ask(Request("list", request.values), place, "list")
         if chosen.exit_code:
@@ -66,7 +72,7 @@ def _saved(request: Request, place: Place, more: dict[str, Any]) -> Outcome:
     )
 
 
-def _in_files(files: saving.Files, request: Request, items: list[Item]) -> Outcome:
+def _in_files(files: Files, request: Request, items: list[Item]) -> Outcome:
     """What a change of the files alone comes to: the servers as they will be, none of them running."""
     if request.verb != "remove":
         from poolctl.control.messages import item

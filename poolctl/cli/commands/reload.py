@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from poolctl.cli.counting import servers
 from poolctl.cli.exit_codes import DONE, INTERRUPTED, NOT_AS_DESIRED
 from poolctl.cli.outcome import Outcome, UsageError
-from poolctl.cli.place import Place, find_place
+from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured, paint, printable, show
-from poolctl.cli.request import Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from poolctl.cli.place import Place
+    from poolctl.cli.request import Request
 
 # Sign, colour and the word of the summary, by the kind of a change; first what happens to processes.
 KINDS = {
