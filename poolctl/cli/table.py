@@ -13,7 +13,25 @@ COMMON: dict[str, tuple[str, str]] = {
     "--verbose": ("verbose", "flag"),
 }
 # What all commands take that take targets: words that are no options.
-WITH_TARGETS = ("list", "status", "wait", "start", "stop", "restart", "run", "walk", "show", "logs", "config", "scale", "drain", "undrain", "enable", "disable", "remove")
+WITH_TARGETS = (
+    "list",
+    "status",
+    "wait",
+    "start",
+    "stop",
+    "restart",
+    "run",
+    "walk",
+    "show",
+    "logs",
+    "config",
+    "scale",
+    "drain",
+    "undrain",
+    "enable",
+    "disable",
+    "remove",
+)
 SHARED: dict[str, tuple[str, str]] = {
     "--name": ("name", "list"),
     "--bind": ("bind", "list"),

@@ -57,7 +57,7 @@ def table() -> str:
         "# May stand before the command too.",
         _dict("COMMON: dict[str, tuple[str, str]]", common),
         "# What all commands take that take targets: words that are no options.",
-        f"WITH_TARGETS = {_quoted(targeted)}",
+        "WITH_TARGETS = (\n" + "".join(f"    {_quoted(verb)},\n" for verb in targeted) + ")",
         _dict("SHARED: dict[str, tuple[str, str]]", {s: v for s, v in shared.items() if s not in common}),
         "# And each command besides.",
         _nested("OWN: dict[str, dict[str, tuple[str, str]]]", own),

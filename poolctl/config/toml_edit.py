@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from poolctl.config import flow_edit
@@ -48,14 +49,26 @@ class TomlText:
     def __init__(self, text: str) -> None:
         self.text = text
         self.sections = _Sections(text).read()
+        # Which sections have a path, and which begin with it.
+        self._of: dict[Path, list[Section]] = {}
+        self._below: dict[Path, list[int]] = {}
+        for at, section in enumerate(self.sections):
+            self._of.setdefault(section.path, []).append(section)
+            for length in range(len(section.path) + 1):
+                self._below.setdefault(section.path[:length], []).append(at)
+
+    def _above(self, path: Path) -> Iterator[Section]:
+        """The sections that a path may lead through."""
+        for length in range(len(path) + 1):
+            yield from self._of.get(path[:length], ())
 
     def set(self, path: Path, value: Any) -> list[Splice]:
         """Give a key a value."""
-        for section in self.sections:
+        for section in self._above(path):
             for whole, _, node in section.pairs:
                 if path[: len(whole)] == whole:
                     return flow_edit.set_within(self.text, node, path[len(whole) :], value, STYLE)
-        if any(section.path[: len(path)] == path for section in self.sections):
+        if path in self._below:
             raise Uneditable("it is a table of its own")
         for length in range(len(path) - 1, -1, -1):
             splice = self._new_key(path, length, value)
@@ -65,7 +78,7 @@ class TomlText:
 
     def _new_key(self, path: Path, length: int, value: Any) -> Splice | None:
         """A line for a key whose table begins with this many parts of the path; None when no line can hold it."""
-        for section in self.sections:
+        for section in self._above(path):
             beside = [pair for pair in section.pairs if length and pair[0][:length] == path[:length]]
             if len(section.path) < length and beside:
                 dotted = path[len(section.path) : length + 1]
@@ -87,7 +100,7 @@ class TomlText:
 
     def unset(self, path: Path) -> list[Splice]:
         """Take a key out, with the comment behind it."""
-        for section in self.sections:
+        for section in self._above(path):
             for whole, start, node in section.pairs:
                 if whole == path:
                     return [Splice(line_start(self.text, start), next_line(self.text, node.end))]
@@ -97,11 +110,11 @@ class TomlText:
 
     def append(self, path: Path, table: dict[str, Any]) -> list[Splice]:
         """Put a table at the end of an array of tables, which may not be there yet."""
-        for section in self.sections:
+        for section in self._above(path):
             for whole, _, node in section.pairs:
                 if whole == path:
                     return flow_edit.insert(self.text, node, value_text(table), STYLE)
-        last = [at for at, section in enumerate(self.sections) if section.path[: len(path)] == path]
+        last = self._below.get(path)
         end = self._end(last[-1]) if last else len(self.text)
         written = table_text(f"[[{'.'.join(key_text(str(part)) for part in path)}]]", table)
         before = self.text[:end]
@@ -111,12 +124,11 @@ class TomlText:
 
     def remove(self, path: Path, index: int) -> list[Splice]:
         """Take a table out of an array of tables, with its own tables and its comments."""
-        for section in self.sections:
+        for section in self._above(path):
             for whole, _, node in section.pairs:
                 if whole == path:
                     return flow_edit.remove(self.text, node, index, STYLE)
-        whole = (*path, index)
-        mine = [at for at, section in enumerate(self.sections) if section.path[: len(whole)] == whole]
+        mine = list(self._below.get((*path, index), ()))
         if not mine:
             raise Uneditable("there is no such table")
         found = []
