@@ -161,6 +161,11 @@ class ServerConfig(Section):
         return max(self.scale.min, 1)
 
     @property
+    def idle_seconds(self) -> float:
+        """After how long without traffic it sleeps; 0 is never."""
+        return 0.0 if self.scale.min else self.scale.idle
+
+    @property
     def binds_itself(self) -> bool:
         """Whether its command is told the address and binds it: a restart cannot overlap then."""
         return binds_itself(self.command)

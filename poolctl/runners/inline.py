@@ -125,6 +125,9 @@ class InlineRunner:
             worker.drain()
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
 
+    def idle_after(self, placement: Placement, seconds: float) -> None:
+        """Nothing: there is no process to be saved."""
+
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """See Runner. Whoever connects is taken for a request, and accepted by the worker that comes."""
         sockets, _ = self._listeners[server.key]

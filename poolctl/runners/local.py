@@ -92,6 +92,11 @@ class LocalRunner:
         """
         return self.sleepers.visit(key, sock) or self.adoptions.give(key, sock)
 
+    def idle_after(self, placement: Placement, seconds: float) -> None:
+        """See Runner."""
+        if placement.id in self._workers:
+            orders.idle_after(self._workers[placement.id], seconds)
+
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """See Runner."""
         self.sleepers.arm(server, on_request)

@@ -23,6 +23,13 @@ def rotate(worker: LocalWorker, in_rotation: bool) -> None:
         worker.control.send({"order": "in" if in_rotation else "out"})
 
 
+def idle_after(worker: LocalWorker, seconds: float) -> None:
+    """Tell the worker after how long without traffic it is idle, 0 is never; a command is told nothing."""
+    worker.idle = False
+    if worker.control is not None:
+        worker.control.send({"order": "idle", "seconds": seconds})
+
+
 def renew_tls(worker: LocalWorker, server: ServerConfig) -> None:
     """Give the worker the server's certificates as they are now. Raises ServerError for a file that cannot be read."""
     if worker.control is None:

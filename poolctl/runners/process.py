@@ -73,6 +73,11 @@ class ProcessRunner:
         """See Runner."""
         await (await self._runner()).renew_tls(placement, server)
 
+    def idle_after(self, placement: Placement, seconds: float) -> None:
+        """See Runner."""
+        if started := self._running():
+            started.idle_after(placement, seconds)
+
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """See Runner."""
         started = self._running()

@@ -166,6 +166,10 @@ class Runner(Protocol):
         """
         ...
 
+    def idle_after(self, placement: Placement, seconds: float) -> None:
+        """Let the worker tell from now on when it has been without traffic for so long; 0 is never."""
+        ...
+
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """Watch the open listener of a server without workers; `on_request` is called at the first request, once.
 

@@ -53,7 +53,7 @@ def worker_spec(
         "uvicorn": uvicorn_settings(server),
         "drain_seconds": server.drain_timeout,
         "stop_seconds": server.stop_timeout * _REQUESTS_SHARE,
-        "idle_seconds": server.scale.idle if not server.scale.min else 0.0,
+        "idle_seconds": server.idle_seconds,
     }
 
 

@@ -138,6 +138,8 @@ class Engine:
             for worker in entry.workers.values():
                 if worker.config is before:
                     worker.config = config
+            if config.idle_seconds != before.idle_seconds:
+                self._executor.idle_after(entry, config.idle_seconds)
         elif entry.wanted and any(each.generation == entry.generation for each in entry.workers.values()):
             self._next_generation(entry)
             entry.restarts += 1

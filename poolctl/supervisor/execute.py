@@ -107,6 +107,13 @@ class Executor:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def idle_after(self, entry: Entry, seconds: float) -> None:
+        """Let the entry's workers tell when they have been without traffic for so long."""
+        for worker in entry.workers.values():
+            worker.idle = False
+            if worker.placement is not None:
+                self._runner.idle_after(worker.placement, seconds)
+
     def disarm(self, entry: Entry) -> None:
         """Watch for no request any more."""
         self._watch.disarm(entry)

@@ -180,17 +180,18 @@ def test_who_waits_for_a_wake_that_fails_is_sent_away_and_the_reason_is_told(poo
     assert pool.ok("start").stdout == "0 servers ready (1 sleeping)\n"
 
 
+@pytest.mark.parametrize("victim", ["supervisor_pid", "keeper_pid"])
 def test_another_supervisor_goes_on_watching_and_loses_nobody_who_is_connected(
-    pool: RealPool, until: Until
+    pool: RealPool, until: Until, victim: str
 ) -> None:
     port = pool.write_hello(extra=SLEEPS)["web"]
     pool.ok("start")
     silent = connect(port)
     begun = connect(port, b"GET / HT")
     until(lambda: state(pool) == "sleeping")
-    before = pool.info()["supervisor_pid"]
-    os.kill(before, signal.SIGKILL)
-    until(lambda: pool.info()["supervisor_pid"] != before)
+    before = pool.info()
+    os.kill(before[victim], signal.SIGKILL)
+    until(lambda: pool.info()["supervisor_pid"] != before["supervisor_pid"])
     assert state(pool) == "sleeping"
     begun.sendall(b"TP/1.1\r\nHost: x\r\n\r\n")
     assert begun.recv(12) == b"HTTP/1.1 200"
@@ -200,3 +201,20 @@ def test_another_supervisor_goes_on_watching_and_loses_nobody_who_is_connected(
         client.close()
     pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
     assert get(port).status == 200
+
+
+def test_a_reload_wakes_nobody_and_tells_those_who_run_when_to_sleep(pool: RealPool) -> None:
+    ports = pool.write_hello("awake", "asleep", extra=STAYS_UP)
+    pool.ok("start")
+    assert get(ports["awake"]).status == 200
+    (pid,) = pool.items()["awake"]["pids"]
+    path = pool.directory / "pool.toml"
+    path.write_text(
+        path.read_text().replace(STAYS_UP, "scale = { min = 0, idle = 1.5 }\nenv = { A = 'b' }", 2)
+    )
+    path.write_text(path.read_text().replace("env = { A = 'b' }", "", 1))
+    pool.ok("reload")
+    items = pool.items()
+    assert (items["awake"]["pids"], items["asleep"]["state"]) == ([pid], "sleeping")
+    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    assert get(ports["asleep"]).status == 200

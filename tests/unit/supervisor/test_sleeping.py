@@ -182,6 +182,23 @@ def test_nobody_waits_for_a_wake_longer_than_a_start_may_take(script: str) -> No
     run(scenario())
 
 
+def test_another_idle_time_is_told_to_those_who_run() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy())
+        await desk.ask("start")
+        await woken(desk, "web")
+        quiet(desk, "web")
+        entry = desk.engine.entries["web"]
+        desk.engine.change(entry, web(scale={"min": 0, "idle": 7}), live=True)
+        await turns()
+        assert desk.runner.log[-1] == "idle after 7 web.1.0"
+        assert desk.states() == {"web": "running"}
+        desk.engine.change(entry, web(), live=True)
+        assert desk.runner.log[-1] == "idle after 0 web.1.0"
+
+    run(scenario())
+
+
 def test_another_configuration_is_watched_as_it_is() -> None:
     async def scenario() -> None:
         desk = Desk(sleepy())
