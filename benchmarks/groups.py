@@ -10,7 +10,7 @@ GROUPS = {
     "hostile": "files that want to do harm",
     "lookup": "the pool as a mapping",
     "restart_under_load": "restarts while clients never pause: requests sent, requests failed",
-    "preload": "start and crash of servers of a heavy framework that is imported once",
     "wake": "servers that sleep: how long the first request takes, and what a thousand of them cost",
+    "preload": "start, wake and crash of servers of a heavy framework that is imported once",
     "crash": "processes that are killed: how long until they are replaced, and what is lost meanwhile",
 }

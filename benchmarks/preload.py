@@ -1,4 +1,4 @@
-"""Start and crash of servers of a heavy framework, each importing it for itself and all from one import (`preload`)."""
+"""Servers of a heavy framework: each imports it for itself, or all share one import (`preload`); start, wake, crash."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 
-from . import answers
+from . import answers, processes
 from .project import Project
 from .report import Row
 
 SERVERS = 100
 CRASHES = 40
+_IMPORT_SECONDS = 30.0
 
 # Models and routes as a service of middling size has them.
 ROUTERS = 20
@@ -55,7 +56,7 @@ async def root() -> dict[str, str]:
 
 def run(options: Namespace) -> Iterator[Row]:
     servers, crashes = (3, 2) if options.quick else (SERVERS, CRASHES)
-    imports, without, with_it, replaced = [], [], [], []
+    imports, without, with_it, replaced, woken = [], [], [], [], []
     for _ in range(options.repeat):
         with Project(servers, app=APP) as project:
             imports.append(_import_milliseconds(project))
@@ -63,11 +64,18 @@ def run(options: Namespace) -> Iterator[Row]:
         with Project(servers, app=APP, defaults="preload = true") as project:
             with_it.append(project.start_seconds()[1])
             replaced += _crash_milliseconds(project, crashes)
+        with Project(servers, app=APP, defaults="preload = true\nscale = { min = 0 }") as project:
+            project.run("start")
+            _wait_for_the_import(project)
+            woken += [_answer_milliseconds(port) for port in project.ports]
     yield Row("import of a FastAPI application in a fresh interpreter", "ms", imports)
     yield Row(
         f"start {servers} × FastAPI with preload, until all answered", "s", with_it,
         "without preload", without, most_ratio=0.05,
     )  # fmt: skip
+    worst = [sorted(woken)[round(0.99 * (len(woken) - 1))]]
+    yield Row("wake of a preloaded FastAPI server, first answer", "ms", woken)
+    yield Row("wake of a preloaded FastAPI server, p99 of the first answers", "ms", worst, most=50)
     yield Row("SIGKILL of a preloaded worker until its replacement answered", "ms", replaced, most=50)
 
 
@@ -86,8 +94,23 @@ def _crash_milliseconds(project: Project, servers: int) -> list[float]:
     found = []
     for pid, port in list(zip(pids, project.ports, strict=True))[:servers]:
         os.kill(pid, signal.SIGKILL)
-        started = time.perf_counter()
-        while not answers.answers(port):  # which happens at most in the moment in which the kernel ends it
-            continue
-        found.append(1000 * (time.perf_counter() - started))
+        found.append(_answer_milliseconds(port))
     return found
+
+
+def _answer_milliseconds(port: int) -> float:
+    started = time.perf_counter()
+    while not answers.answers(port):  # which happens at most in the moment in which the kernel ends a process
+        continue
+    return 1000 * (time.perf_counter() - started)
+
+
+def _wait_for_the_import(project: Project) -> None:
+    """Return when the application has been imported ahead: then its process does nothing any more."""
+    deadline, used = time.monotonic() + _IMPORT_SECONDS, -1.0
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        before, used = used, processes.processor_seconds(project.processes())
+        if used - before < 0.01:
+            return
+    raise TimeoutError("the application is still being imported")

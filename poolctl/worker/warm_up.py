@@ -5,7 +5,11 @@ Of the application's own code nothing is called: neither its lifespan nor a midd
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import inspect
 import sys
+import tokenize
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,13 +19,23 @@ _MOST_DEEP = 8
 
 
 def warm_up(app: Any) -> None:
-    """Let the routes of a Starlette or FastAPI application prepare themselves; of any other nothing happens.
+    """Let a Starlette or FastAPI application's routes prepare themselves; with any other nothing happens.
 
     FastAPI builds the routes of an included router when it is first looked at: 20 ms and 6 MB for thirty routes.
     """
     routing = sys.modules.get("starlette.routing")
     if routing is not None:
+        if "fastapi" in sys.modules:
+            _warm_up_fastapi()
         _ask(getattr(app, "routes", None), routing.BaseRoute, _MOST_DEEP)
+
+
+def _warm_up_fastapi() -> None:
+    with contextlib.suppress(Exception):  # it is imported when the application starts, if this version has it
+        importlib.import_module("fastapi.telemetry._runtime")
+    # Where an endpoint is written is looked up by its first request; the expressions for that are compiled only then.
+    with contextlib.suppress(OSError):
+        inspect.getsourcelines(tokenize.generate_tokens)
 
 
 def _ask(routes: Any, kind: type[Any], deep: int) -> None:
