@@ -16,7 +16,7 @@ from .project import Project
 from .report import Row
 
 KILLS = 40
-OWN = ("supervisor",)
+OWN = ("supervisor", "keeper")
 OWN_KILLS = 3  # each in a pool of its own: for one that dies often the keeper makes pauses
 ADOPTED_SECONDS = 30.0
 

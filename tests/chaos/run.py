@@ -11,8 +11,8 @@ from .stage import Fault, Stage
 from .steps import Steps
 from .watch import Watch
 
-ROLES = ("worker", "zygote", "logger", "supervisor")
-VERBS: tuple[str, ...] = ()
+ROLES = ("worker", "zygote", "logger", "supervisor", "keeper")
+VERBS: tuple[str, ...] = ("reload", "scale", "drain", "disable")
 
 
 def run(seed: int, seconds: float, say: Callable[[str], None] = print) -> int:

@@ -46,7 +46,7 @@ def test_the_same_seed_is_the_same_program() -> None:
 
     assert first(1) == first(1)
     assert first(1) != first(2)
-    assert {line.split()[1] for line in first(1)} >= {"kill", "kill_during", "restart", "storm", "full_disk"}
+    assert len({line.split()[1] for line in first(1)}) > 8
 
 
 @pytest.mark.timeout(120)
