@@ -49,9 +49,9 @@ _poolctl() {
     case $verb:$prev in
         logs:-o | logs:--output) _poolctl_words 'json jsonl'; return ;;
         config:-o | config:--output) _poolctl_words 'toml table wide json jsonl name'; return ;;
-        *:-c | *:--config) _poolctl_files -f; return ;;
+        *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--name | *:--bind | *:--expose | *:--timeout | *:--app | *:--set | *:-f | *:--file | *:--regex | *:-j | *:--jobs | *:-n | *:--lines | *:--since) :; return ;;
+        *:--name | *:--bind | *:--expose | *:--timeout | *:--app | *:--set | *:--regex | *:-j | *:--jobs | *:-n | *:--lines | *:--since) :; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
         *:--health) _poolctl_words 'unknown ok warn ko'; return ;;

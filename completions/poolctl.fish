@@ -263,7 +263,7 @@ complete -c poolctl -n '__poolctl_in add' -l dry-run -d 'Print what --save would
 complete -c poolctl -n '__poolctl_in add' -l bind -x -d 'Where it listens'
 complete -c poolctl -n '__poolctl_in add' -l app -x -d 'What it serves'
 complete -c poolctl -n '__poolctl_in add' -l set -x -d 'Another key of it: workers=2, env.LEVEL=debug'
-complete -c poolctl -n '__poolctl_in add' -s f -l file -x -d 'Add the servers of this file instead'
+complete -c poolctl -n '__poolctl_in add' -s f -l file -r -F -d 'Add the servers of this file instead'
 complete -c poolctl -n '__poolctl_in add' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'
 complete -c poolctl -n '__poolctl_in add' -l pool -x -a '(__poolctl_ask pools)' -d 'A running pool, from anywhere'
 complete -c poolctl -n '__poolctl_in add' -s q -l quiet -d 'Only results and errors'

@@ -110,9 +110,8 @@ class Files:
         )
 
     def _written(self, outcome: Outcome) -> Outcome:
-        saved: list[str] = []
         try:
-            saved = self.draft.write()
+            self.draft.write()
         except FileChanged as changed:
             hint = "nothing was written; look at it, then repeat the command"
             _fail(outcome, CONFLICT, str(changed), hint)
@@ -122,7 +121,7 @@ class Files:
             _fail(
                 outcome, code, f"cannot write {where}: {failure.strerror}", "the change lasts until a reload"
             )
-        outcome.extra["saved"] = saved
+        saved = outcome.extra["saved"] = self.draft.written
         words = ", ".join(map(from_here, saved))
         line = f"wrote {words}" if saved else "" if outcome.errors else "the files say so already"
         outcome.message = "\n".join(part for part in (outcome.message, line) if part)

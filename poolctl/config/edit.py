@@ -38,6 +38,7 @@ class Draft:
         self._entries = {entry.name.casefold(): entry for entry in reversed(assembly.entries)}
         self._changes: dict[str, list[Change]] = {}
         self._texts: dict[str, str] | None = None
+        self.written: list[str] = []
 
     def entry(self, name: str) -> Entry | None:
         """The server of that name, as the files have it."""
@@ -123,9 +124,10 @@ class Draft:
         """Write what has changed; the paths. FileChanged for a file that is not as it was read."""
         texts = self.texts()
         for document in self.documents:
-            if document.path in texts:
+            if document.path in texts and document.path not in self.written:
                 replace(document.path, document.text, texts[document.path])
-        return list(texts)
+                self.written.append(document.path)
+        return self.written
 
     def _known(self, name: str) -> Entry:
         entry = self.entry(name)

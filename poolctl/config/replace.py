@@ -31,8 +31,9 @@ def replace(path: str, before: str, after: str) -> None:
     target = os.path.realpath(path)
     held = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # Two of these take turns; the second then sees that it is late.
-        fcntl.flock(held, fcntl.LOCK_EX)
+        # Two of these take turns; the second then sees that it is late. Not every file system has locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
         status = os.fstat(held)
         mark = MARK if os.pread(held, len(MARK), 0) == MARK else b""
         directory, name = os.path.split(target)

@@ -106,7 +106,8 @@ def _line(request: Request, outcome: Outcome, workers: int) -> str:
     if request.verb == "remove":
         return "\n".join(f"removed {item.get('name')} {item.get('bind')}" for item in items)
     if request.verb == "scale":
-        return f"{servers(len(items))} scaled to {workers} worker{'s' * (workers > 1)}"
+        done = sum(item.get("workers") == workers for item in items)
+        return f"{servers(done, len(items))} scaled to {workers} worker{'s' * (workers > 1)}"
     if request.verb == "enable":
         return f"{servers(len(items))} enabled, {_count(items, 'ready')} ready"
     if request.verb == "disable":

@@ -76,6 +76,8 @@ def said(outcome: Outcome, *, dry_run: bool = False) -> str:
         return ""
     changes = outcome.extra.get("changes") or []
     lines = list(plan(changes, coloured(sys.stdout)))
+    if outcome.exit_code not in (DONE, NOT_AS_DESIRED):
+        return "\n".join([*lines, "not everything could be applied"])
     return "\n".join([*lines, _summary(changes, dry_run=dry_run)])
 
 

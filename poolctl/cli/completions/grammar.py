@@ -13,7 +13,14 @@ from poolctl.cli.tabulate import commands as typer_commands
 
 # Kinds of words that are asked for while somebody types; "files" and "directories" are the shell's own.
 SERVERS, TAGS, POOLS, FILES, DIRECTORIES = "servers", "tags", "pools", "files", "directories"
-_KINDS = {"config": FILES, "pool": POOLS, "tag": TAGS, "targets": SERVERS, "directory": DIRECTORIES}
+_KINDS = {
+    "config": FILES,
+    "file": FILES,
+    "pool": POOLS,
+    "tag": TAGS,
+    "targets": SERVERS,
+    "directory": DIRECTORIES,
+}
 _WORDS = {
     **CHOICES,
     "field": FIELDS,

@@ -36,5 +36,10 @@ def test_new_code_is_served_and_broken_code_is_told(
     assert http_get(port).text == f"welcome to {port}"
     real_pool.write("hello.py", HELLO_APP)
     wait_until(lambda: http_get(port).text == f"hello from {port}")
+    text = (real_pool.directory / "pool.toml").read_text()
+    real_pool.write("pool.toml", text.replace('name = "web"', 'name = "renamed"'))
+    read_until(running, "1 added, 1 removed")
+    assert real_pool.items().keys() == {"renamed"}
+    assert http_get(port).text == f"hello from {port}"
     running.send_signal(signal.SIGTERM)
     assert running.wait(20) == 0

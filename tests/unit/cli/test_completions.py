@@ -28,6 +28,8 @@ CASES = [
     ("poolctl filter na", {"name"}),
     ("poolctl restart --no-", {"--no-wait", "--no-deps"}),
     ("poolctl config -o to", {"toml"}),
+    ("poolctl drain us", {"users"}),
+    ("poolctl reload --d", {"--dry-run"}),
 ]
 
 

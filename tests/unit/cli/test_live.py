@@ -51,6 +51,17 @@ def test_a_dry_run_is_3_when_there_is_a_difference(poolctl: Command, supervised:
         assert poolctl("reload") == (0, "nothing has changed\n", "")
 
 
+def test_a_reload_that_failed_for_some_does_not_say_that_it_is_done(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    failed = {"code": 1325, "error": "ErrorPoolRestart", "name": "users", "message": "exited with status 3"}
+    with supervised(always(changes=CHANGES[2:3], exit_code=1, errors=[failed])):
+        said = poolctl("reload")
+    assert said.code == 1
+    assert said.out == "~ users: env.A, app\nnot everything could be applied\n"
+    assert said.err == "error: users: exited with status 3\n"
+
+
 def test_reload_env_sends_this_environment(
     poolctl: Command, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +88,7 @@ def test_a_broken_file_is_5_and_says_only_what_is_wrong(poolctl: Command, superv
     [
         (["scale", "web", "3"], [item("web", workers=3)], "1 server scaled to 3 workers"),
         (["scale", "1"], [item("a"), item("b")], "2 servers scaled to 1 worker"),
+        (["scale", "2"], [item("a", workers=2), item("b")], "1 of 2 servers scaled to 2 workers"),
         (["drain", "a"], [item("a", state="draining", ready=False)], "1 server out of rotation"),
         (["undrain"], [item("a")], "1 server in rotation"),
         (["enable", "a"], [item("a")], "1 server enabled, 1 ready"),

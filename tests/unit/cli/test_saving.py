@@ -25,7 +25,7 @@ def file(directory: Path) -> Path:
 
 
 def test_a_live_change_is_made_and_then_written(poolctl: Command, supervised: Supervised, file: Path) -> None:
-    with supervised(always(item("users"))) as requests:
+    with supervised(always(item("users", workers=3))) as requests:
         said = poolctl("scale", "users", "3", "--save")
     assert said == (0, "1 server scaled to 3 workers\nwrote pool.toml\n", "")
     assert [verb for verb, _ in requests] == ["ping", "list", "scale"]
