@@ -262,6 +262,7 @@ class LocalRunner:
     async def aclose(self) -> None:
         """See Runner."""
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in list(self._workers.values())))
+        self.sleepers.close_all()
         await self.adoptions.close_all()
         await self.sockets.close_all()
         self.app_zygotes.close()

@@ -88,6 +88,18 @@ def test_everybody_who_came_while_it_slept_is_served(pool: RealPool) -> None:
         client.close()
 
 
+@pytest.mark.parametrize("bind", ["localhost:{port}", ":{port}", "unix:./web.sock"])
+def test_every_kind_of_address_wakes(pool: RealPool, bind: str) -> None:
+    port = pool.write_hello(extra=SLEEPS)["web"]
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace(f"127.0.0.1:{port}", bind.format(port=port)))
+    pool.ok("start")
+    where = f"unix:{pool.directory}/web.sock" if bind.startswith("unix:") else f"localhost:{port}"
+    for _ in range(2):
+        pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+        assert get(where).status == 200
+
+
 def test_a_server_with_tls_wakes_at_a_client_hello(pool: RealPool) -> None:
     cert, key = certificate(pool.directory)
     tls = f'tls = {{ cert = "{cert}", key = "{key}" }}\n{STAYS_UP}'
