@@ -38,7 +38,7 @@ def renew_tls(worker: LocalWorker, server: ServerConfig) -> None:
         fds = [sealed_file("poolctl", content) for content in tls_contents(server)]
         for fd in fds:
             ours.callback(os.close, fd)
-        worker.control.send({"order": "tls", "settings": tls_settings(server)}, fds)
+        worker.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
 
 
 async def signal(keeper: Link, worker: LocalWorker, number: int, *, group: bool = False) -> None:

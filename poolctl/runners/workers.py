@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from poolctl.platform import process_start
 from .link import Link
 from .notify import Notify
 from .protocol import Exit, Placement, WorkerFailed
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
 class LocalWorker:
@@ -65,6 +68,8 @@ class LocalWorker:
             self.on_idle(self.idle)
         elif message.get("event") == "imported":
             _settle(self.imported)
+        elif message.get("event") == "tls" and message.get("error"):
+            logger.error("%s: its certificate cannot be used: %s", self.placement.id, message["error"])
         elif message.get("event") == "failed":
             self.reason = str(message.get("message", ""))
 

@@ -54,6 +54,6 @@ async def _listeners(engine: Engine, runner: LocalRunner) -> None:
             if without or runner.endpoints(config.key):
                 engine.adopt_listener(entry, config)
                 ours.add(config.key)
-        engine.touch(entry)
+        engine.resume(entry)
     for key in runner.sockets.keys() - ours:
         await runner.close(key)

@@ -108,7 +108,8 @@ def _new(server: ServerConfig, *, live: bool) -> Change:
 
 
 def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
-    keys = differences(before.config, server)
+    agreed = _agreed(before, server)
+    keys = [key for key in differences(before.config, server) if key not in agreed]
     for what, digest in files.items():
         named = any(key.partition(".")[0] == what for key in keys)
         if before.files.get(what, digest) != digest and not named:
@@ -120,6 +121,18 @@ def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) ->
     elif keys:
         found.append(Change(Kind.UPDATE, server.name, server.key, tuple(keys), f"{_listed(keys)} changed"))
     return found + _overridden(before, server)
+
+
+def _agreed(before: Running, server: ServerConfig) -> set[str]:
+    """The keys of live changes that the file says as well by now."""
+    return {
+        key
+        for key, live, written in (
+            ("workers", before.count, server.workers),
+            ("disabled", before.disabled, server.disabled),
+        )
+        if live == written
+    }
 
 
 def _overridden(before: Running, server: ServerConfig) -> list[Change]:

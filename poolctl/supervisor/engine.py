@@ -216,6 +216,18 @@ class Engine:
         self._executor.adopt(entry, worker)
         self.touch(entry)
 
+    def resume(self, entry: Entry) -> None:
+        """Go on from what was taken over: the generation that serves may be newer than was noted, or all be leaving."""
+        staying = {worker.generation for worker in entry.workers.values() if worker.phase not in LEAVING}
+        if entry.workers and entry.generation not in staying:
+            newer = [generation for generation in staying if generation > entry.generation]
+            if newer:
+                entry.generation = max(newer)
+            elif any(worker.generation == entry.generation for worker in entry.workers.values()):
+                # What leaves keeps its name until it has gone; what comes gets another.
+                self._next_generation(entry)
+        self.touch(entry)
+
     # Deciding.
 
     def touch(self, entry: Entry) -> None:

@@ -94,10 +94,6 @@ class _Application:
         for change in changes:
             self._kinds.setdefault(change.name, set()).add(change.kind)
             self._keys.setdefault(change.name, set()).update(change.keys)
-        entries = list(engine.entries.values())
-        self._going = Order(
-            engine, STOP, [e for e in entries if e.name not in self._servers], lambda entry: entry.at_rest
-        )
 
     @property
     def replaced(self) -> list[str]:
@@ -108,14 +104,15 @@ class _Application:
     def begin(self) -> None:
         """Tell the engine of everything at once."""
         engine = self._engine
-        for name in list(engine.entries):
-            if name not in self._servers:
-                engine.remove(engine.entries[name])
+        gone = [entry for name, entry in engine.entries.items() if name not in self._servers]
+        for entry in gone:
+            engine.remove(entry)
         coming = [self._configured(server) for server in self._servers.values()]
         engine.arrange(self._servers)
-        self._coming = Order(
-            engine, RESTART, [e for e in coming if self._awaited(e)], lambda e: e.settled and not e.former
-        )
+        awaited = [entry for entry in coming if self._awaited(entry)]
+        self._coming = Order(engine, RESTART, awaited, lambda entry: entry.settled and not entry.former)
+        stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
+        self._going = Order(engine, STOP, [*gone, *stopping], lambda entry: entry.at_rest)
 
     def _configured(self, server: ServerConfig) -> Entry:
         entry = self._engine.entries.get(server.name)

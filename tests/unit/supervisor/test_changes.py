@@ -98,7 +98,8 @@ def test_live_changes_are_named_unless_the_file_says_the_same_by_now() -> None:
         assert (change.kind, change.keys, bool(change.message)) == (Kind.OVERRIDE, keys, True)
     assert plan([Running(file, count=2, disabled=False)], Written([file])) == []
     assert plan([Running(file, added=True)], Written([file])) == []
-    assert [each.kind for each in plan([Running(file, count=3)], Written([web(workers=3)]))] == [Kind.UPDATE]
+    assert plan([Running(file, count=3)], Written([web(workers=3)])) == []
+    assert plan([Running(file, disabled=True)], Written([web(workers=2, disabled=True)])) == []
     (gone,) = plan([Running(file, added=True)], Written([]))
     (back,) = plan([], Written([file]), missing=["web"])
     assert (gone.kind, back.kind) == (Kind.OVERRIDE, Kind.OVERRIDE)

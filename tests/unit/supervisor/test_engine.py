@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from poolctl.supervisor.entry import Worker
+from poolctl.supervisor.reconcile import Phase
 from tests.unit.pool.scripted_runner import FAILS
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -124,5 +126,26 @@ def test_a_server_out_of_rotation_answers_is_not_ready_and_keeps_nobody_waiting(
         await turns()
         assert desk.runner.log[-2:] == ["in db.2.0", "in db.2.1"]
         assert desk.states()["db"] == "running"
+
+    run(scenario())
+
+
+def test_what_was_taken_over_goes_on_with_the_generation_that_serves() -> None:
+    async def scenario() -> None:
+        for leaving, staying, expected in ((1, 2, 2), (1, None, 3), (None, 1, 2)):
+            desk = Desk(web())
+            entry = desk.engine.entries["web"]
+            entry.wanted, entry.generation, entry.newest = True, 2 if leaving is None else 1, 2
+            await desk.runner.open(entry.config)
+            for generation, phase in ((leaving, Phase.DRAINING), (staying, Phase.READY)):
+                if generation is not None:
+                    placement = await desk.runner.place(entry.config, generation, 0)
+                    worker = Worker(placement.id, generation, 0, entry.config, phase, placement, 1.0)
+                    desk.engine.adopt(entry, worker)
+            desk.engine.adopt_listener(entry, entry.config)
+            desk.engine.resume(entry)
+            await turns(40)
+            assert set(desk.runner.running) == {f"web.{expected}.0"}
+            assert desk.states() == {"web": "running"}
 
     run(scenario())

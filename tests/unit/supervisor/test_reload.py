@@ -105,7 +105,6 @@ def test_disabled_in_the_file_stops_and_enabled_starts() -> None:
         desk.files.written = [web("a", disabled=True), web("b")]
         answer = await desk.ask("reload")
         assert told(answer) == [("a", "update", ["disabled"]), ("b", "update", ["disabled"])]
-        await turns()
         assert desk.states() == {"a": "disabled", "b": "running"}
 
     run(scenario())
