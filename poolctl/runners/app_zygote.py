@@ -40,7 +40,7 @@ class AppZygote:
     def begin(self) -> None:
         """Tell it to import."""
         self.link.send({"order": "go"})
-        self.begun.set_result(None)
+        self._has_begun()
 
     def heard(self, message: wire.Message, fds: list[int]) -> None:
         """A word of the process itself."""
@@ -68,5 +68,8 @@ class AppZygote:
     def _is_over(self, up: asyncio.Future[str]) -> None:
         up.exception()  # nobody need be waiting for it
         self.imported.set_result(None)
+        self._has_begun()
+
+    def _has_begun(self) -> None:
         if not self.begun.done():
             self.begun.set_result(None)

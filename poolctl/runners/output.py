@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from poolctl.bootstrap import command
 from poolctl.config.model import ServerConfig
@@ -16,6 +17,7 @@ from poolctl.keeper import wire
 from .link import Link, LinkLost
 
 _AGAIN_SECONDS = 0.2
+_SAY_SECONDS = 1.0
 _LOGGER = "logger"
 
 
@@ -100,6 +102,16 @@ class Output:
         if key in self._pipes:  # not closed meanwhile
             os.close(self._pipes.pop(key)[0])
             del self._finished[key]
+
+    async def say(self, server: ServerConfig, lines: Sequence[str]) -> None:
+        """Put lines into the server's log as if a process of it had printed them; return when they are there."""
+        key, write = self.attach(server)
+        os.set_blocking(write, False)
+        with contextlib.suppress(OSError):  # what a pipe does not hold is left out
+            os.write(write, "".join(f"{line}\n" for line in lines).encode())
+        os.close(write)
+        self.follow(key, os.getpid())
+        await self.finished(key, _SAY_SECONDS)
 
     def adopt(self, key: str, message: wire.Message, fd: int) -> None:
         """Take over a pipe that the keeper held; before `start`."""

@@ -306,3 +306,44 @@ def test_a_server_that_sleeps_wakes_by_a_fork_and_after_a_restart_with_the_new_c
     assert (answer["imported_in"], answer["version"]) == (app_zygotes(pool)[0], 2)
     pool.ok("stop")
     until(lambda: not pool.processes())
+
+
+def test_an_import_that_fails_for_several_servers_is_in_the_log_of_each(
+    pool: RealPool, free_port: Any
+) -> None:
+    write(pool, free_port, "a", "b", app="print('beginning')\nbroken = nothing\n", extra='restart = "no"')
+    errors = {error["name"]: error for error in pool.run("start", "-o", "json").json["errors"]}
+    assert sorted(errors) == ["a", "b"]
+    for name, error in errors.items():
+        assert error["message"].endswith("NameError: name 'nothing' is not defined")
+        assert error["hint"] == f"poolctl logs {name}"
+        log = pool.ok("logs", name).stdout
+        assert log.count("beginning") == 1
+        assert log.count("NameError") == 1
+
+
+def test_a_supervisor_that_is_killed_during_an_import_is_followed_by_one_that_waits_for_it(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    slow = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\nVERSION = 1\n"
+    port = write(pool, free_port, app=slow + APP)["web"]
+    pool.ok("start", "--no-wait")
+    (zygote,) = until(lambda: app_zygotes(pool))
+    supervisor = pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: pool.info()["supervisor_pid"] != supervisor)
+    pool.write("go", "")
+    pool.ok("wait")
+    assert asked(port)["imported_in"] == zygote
+    assert app_zygotes(pool) == [zygote]
+
+
+def test_a_restart_with_another_environment_imports_there(pool: RealPool, free_port: Any, until: Any) -> None:
+    port = write(pool, free_port, extra="workers = 2")["web"]
+    pool.ok("start")
+    (before,) = app_zygotes(pool)
+    pool.ok("restart", "--env", env={"X": "new"})
+    until(lambda: not is_alive(before))
+    answer = asked(port)
+    assert answer["x"] == "new"
+    assert [answer["imported_in"]] == app_zygotes(pool) != [before]

@@ -1,0 +1,173 @@
+"""Processes that import an application: started, seen through their import, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from poolctl.config.model import ServerConfig
+from poolctl.keeper import wire
+from poolctl.logs.line import stamp
+from poolctl.logs.read import tail
+from poolctl.units import format_duration
+
+from .app_zygote import AppZygote
+from .link import Link, LinkLost
+from .output import Output
+from .protocol import Exit, WorkerFailed
+from .spec import Spec, spec_file
+from .turns import Turns
+from .zygotes import Zygotes
+
+_EXIT_SECONDS = 1.0
+_LAST_OUTPUT_SECONDS = 1.0
+_LAST_LINES = 200
+_TRIES = 20
+_AGAIN_SECONDS = 0.005
+
+
+class ImportFailed(WorkerFailed):
+    """The application cannot be imported; `printed` is what it said, in the log of `server` already."""
+
+    def __init__(
+        self, message: str, server: str, printed: list[str], *, hint: str = "", exit: Exit | None
+    ) -> None:
+        super().__init__(message, hint=hint or f"poolctl logs {server}", exit=exit)
+        self.server = server
+        self.printed = printed
+
+
+class Imports:
+    """Each waits for its turn. `early` holds exits that were reported before anybody knew the process."""
+
+    def __init__(
+        self, keeper: Link, zygotes: Zygotes, output: Output, turns: Turns, early: dict[int, Exit]
+    ) -> None:
+        self._keeper = keeper
+        self._zygotes = zygotes
+        self._output = output
+        self._turns = turns
+        self._early = early
+        self._by_pid: dict[int, AppZygote] = {}
+        self._killing: set[asyncio.Task[None]] = set()
+
+    async def start(
+        self, key: str, server: ServerConfig, spec: Spec, asked_at: float, on_end: Callable[[AppZygote], None]
+    ) -> tuple[AppZygote, str]:
+        """A process that imports when it is its turn, and the key of the pipe that takes what it prints meanwhile."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
+            link, theirs = wire.pair()
+            if_failed.enter_context(link)
+            ours.enter_context(theirs)
+            output, write = self._output.attach(server)
+            if_failed.callback(self._output.discard, output)
+            ours.callback(os.close, write)
+            file = spec_file({**spec, "server": server.name})
+            ours.callback(os.close, file)
+            pid = await self._fork(spec["python"], [file, theirs.fileno(), write])
+            if_failed.pop_all()
+            self._output.follow(output, pid)
+            zygote = AppZygote(key, asked_at, pid, server.name)
+            self.follow(zygote, link, on_end)
+            meta = {"key": key, "asked_at": asked_at, "pid": pid, "server": server.name}
+            self._keeper.send({"op": "put", "name": zygote.name, "meta": meta}, [link.fileno()])
+        self._turns.queue(zygote)
+        return zygote, output
+
+    async def _fork(self, interpreter: str, fds: list[int]) -> int:
+        # A base zygote that dies now takes no request with it that could not be made again.
+        for last in (False, True):
+            try:
+                return await self._zygotes.fork(interpreter, fds, "app")
+            except LinkLost as error:
+                if last:
+                    raise self._zygotes.failure(interpreter, error) from error
+        raise AssertionError("unreachable")
+
+    def follow(self, zygote: AppZygote, sock: socket.socket, on_end: Callable[[AppZygote], None]) -> None:
+        """Hear from the process until it has ended."""
+
+        def ended() -> None:
+            self._keeper.send({"op": "drop", "name": zygote.name})
+            zygote.ended()
+            on_end(zygote)
+
+        zygote.link = Link(sock, zygote.heard, ended)
+        early = self._early.pop(zygote.pid, None)
+        if early is None:
+            self._by_pid[zygote.pid] = zygote
+        else:
+            zygote.exited.set_result(early)
+
+    def exited(self, pid: int, exit_: Exit) -> bool:
+        """Note the end of a process; whether it was one of these."""
+        zygote = self._by_pid.pop(pid, None)
+        if zygote is not None:
+            zygote.exited.set_result(exit_)
+        return zygote is not None
+
+    async def finish(self, zygote: AppZygote, timeout_seconds: float, output: str = "") -> str:
+        """Return when the application is imported: "", or why nothing can be forked from there.
+
+        Raises ImportFailed. Cancelled, it ends the process.
+        """
+        since = time.time()
+        try:
+            await asyncio.shield(zygote.begun)
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.shield(zygote.up)
+        except TimeoutError:
+            message = f"was not ready within {format_duration(timeout_seconds)}"
+            hint = f"poolctl logs {zygote.server}; start_timeout says how long it may take"
+            exit_ = None
+        except LinkLost:
+            message, hint, exit_ = await self._why(zygote)
+        except asyncio.CancelledError:
+            self.end(zygote)
+            raise
+        self.end(zygote)
+        await self._output.finished(output, _LAST_OUTPUT_SECONDS)
+        path = self._output.paths.get(zygote.server, "")
+        printed = [line.text for line in tail(path, _LAST_LINES, since=stamp(since))] if path else []
+        raise ImportFailed(message, zygote.server, printed, hint=hint, exit=exit_)
+
+    async def _why(self, zygote: AppZygote) -> tuple[str, str, Exit]:
+        """What a worker that imports the application itself would be said to have died of."""
+        exit_ = Exit(message="ended")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_EXIT_SECONDS):
+                exit_ = await asyncio.shield(zygote.exited)
+        message = f"{exit_.message} before it was ready"
+        return (f"{message}: {zygote.reason}" if zygote.reason else message), "", exit_
+
+    async def repeat(self, failure: ImportFailed, server: ServerConfig) -> WorkerFailed:
+        """The failure as one of another server that shares the import, with what was printed in that one's log too."""
+        await self._output.say(server, failure.printed)
+        hint = failure.hint.replace(f"poolctl logs {failure.server}", f"poolctl logs {server.name}")
+        return WorkerFailed(failure.message, hint=hint, exit=failure.exit)
+
+    def end(self, zygote: AppZygote) -> None:
+        """Let the process end, or kill it while it imports: then it does not see the end of its socket."""
+        importing = not zygote.up.done()
+        zygote.link.close()
+        zygote.ended()
+        self._keeper.send({"op": "drop", "name": zygote.name})
+        if importing:
+            task = asyncio.ensure_future(self._kill(zygote))
+            self._killing.add(task)
+            task.add_done_callback(self._killing.discard)
+
+    async def _kill(self, zygote: AppZygote) -> None:
+        # The keeper becomes its parent a moment after the fork, and nobody but a parent knows whose a pid is.
+        order = {"op": "signal", "pid": zygote.pid, "signal": signal.SIGKILL, "group": True}
+        with contextlib.suppress(LinkLost):
+            for _ in range(_TRIES):
+                reply, _ = await self._keeper.call(order)
+                if reply["sent"] or zygote.exited.done():
+                    return
+                await asyncio.sleep(_AGAIN_SECONDS)
