@@ -16,7 +16,8 @@ def relocated(table: dict[str, Any], base_dir: str, new_dir: str) -> dict[str, A
         return table
     found = dict(table)
     for key in PATHS:
-        if key in found:
+        # What a reference will be is not known yet.
+        if key in found and "${" not in str(found[key]):
             value = STEPS[key](found[key], base_dir)
             found[key] = list(value) if isinstance(value, tuple) else value
     # What they are where nobody says it.

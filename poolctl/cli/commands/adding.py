@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tomllib
+from collections.abc import Callable
 from datetime import date, datetime, time
 from typing import Any
 
@@ -17,8 +19,16 @@ from poolctl.cli.request import Request, saves
 from poolctl.config.conflicts import conflicts
 from poolctl.config.entry import merged
 from poolctl.config.relocate import relocated
+from poolctl.config.single import Surroundings
 
 Table = dict[str, Any]
+
+# Lists that can be written as on a command line.
+LISTS: dict[str, Callable[[str], list[str]]] = {
+    "command": shlex.split,
+    "depends_on": lambda text: [word.strip() for word in text.split(",")],
+    "tags": lambda text: [word.strip() for word in text.split(",")],
+}
 
 
 def perform(request: Request) -> Outcome:
@@ -34,6 +44,7 @@ def perform(request: Request) -> Outcome:
     tables = [relocated(table, base_dir if request.get("file") else home, home) for table in tables]
     _refuse_taken(files, tables, home)
     for table in tables:
+        _refuse_invalid(files, table, home)
         files.draft.add(table)
     if files.supervised:
         return files.finish(lambda: _together([_added(request, place, table, home) for table in tables]))
@@ -47,6 +58,12 @@ def _refuse_taken(files: saving.Files, tables: list[Table], base_dir: str) -> No
     taken = [finding for later, _, finding in conflicts([*servers, *new]) if later >= len(servers)]
     if taken:
         raise Failure(Outcome.failed(CONFLICT, taken[0].message, taken[0].hint))
+
+
+def _refuse_invalid(files: saving.Files, table: Table, base_dir: str) -> None:
+    """PoolValidateError with what is wrong with the server itself, in the words that it would have unwritten."""
+    first = files.draft.documents[0].base_dir if files.draft.documents else base_dir
+    Surroundings(files.now.defaults, first, files.now.settings.handlers).server(table, base_dir, os.environ)
 
 
 def _address(table: Table, base_dir: str) -> Address | None:
@@ -70,8 +87,10 @@ def new_servers(request: Request, place: Place) -> tuple[list[Table], str]:
     file = request.get("file")
     options = [o for o in ("server", "bind", "app", "set") if request.get(o)]
     if file is None:
-        here = os.path.dirname(place.files[0]) if place.files else os.getcwd()
-        return [_from_options(request)], here
+        first = place.files[0] if place.files else "."
+        return [_from_options(request)], os.path.abspath(
+            first if os.path.isdir(first) else os.path.dirname(first)
+        )
     if options:
         named = "NAME" if options[0] == "server" else f"--{options[0]}"
         raise UsageError(f"{named} and -f exclude each other", hint="write it into the file")
@@ -105,6 +124,7 @@ def _setting(word: str) -> Table:
         if not equals:
             raise ValueError
         found = tomllib.loads(f"{key} = 0")
+        text.encode()
     except ValueError:
         raise UsageError(
             f"--set: {word!r} is not KEY=VALUE", hint="--set workers=2, --set env.LEVEL=debug"
@@ -123,6 +143,12 @@ def _setting(word: str) -> Table:
             break
         at = at[last]
     at[last] = value
+    for key, as_list in LISTS.items():
+        if isinstance(found.get(key), str):
+            try:
+                found[key] = as_list(found[key])
+            except ValueError as error:
+                raise UsageError(f"--set {key}: {error}", hint='or write a list: \'["a", "b"]\'') from None
     return found
 
 

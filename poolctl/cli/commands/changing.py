@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from poolctl.cli.counting import servers
-from poolctl.cli.outcome import Item, Outcome, UsageError
+from poolctl.cli.exit_codes import NOTHING_MATCHED
+from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
 from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request, saves
@@ -49,17 +50,7 @@ def _saved(request: Request, place: Place, more: dict[str, Any]) -> Outcome:
     from poolctl.cli.saving import Files
 
     files = Files(place, request)
-    if files.supervised:
-        chosen = ask(Request("list", request.values), place, "list")
-        if chosen.exit_code:
-            return chosen
-        items = chosen.items
-    elif request.verb in OF_FILES:
-        from poolctl.cli.local import select_from_files
-
-        items = select_from_files(request, place)
-    else:
-        raise NoSupervisor
+    items, running = _chosen(files, request, place)
     names = [str(item["name"]) for item in items]
     if request.verb == "scale":
         files.scale(names, more["workers"])
@@ -67,9 +58,24 @@ def _saved(request: Request, place: Place, more: dict[str, Any]) -> Outcome:
         files.remove(names)
     else:
         files.disable(names, request.verb == "disable")
-    return files.finish(
-        lambda: _live(request, place, more) if files.supervised else _in_files(files, request, items)
-    )
+    return files.finish(lambda: _live(request, place, more) if running else _in_files(files, request, items))
+
+
+def _chosen(files: Files, request: Request, place: Place) -> tuple[list[Item], bool]:
+    """The selected servers, and whether the change is one of what runs. Failure for a bad selection."""
+    from poolctl.cli.local import select_from_files
+
+    if not files.supervised:
+        if request.verb not in OF_FILES:
+            raise NoSupervisor
+        return select_from_files(request, place), False
+    chosen = ask(Request("list", request.values), place, "list")
+    if chosen.exit_code == NOTHING_MATCHED and request.verb == "remove":
+        # What was removed from what runs before can still be taken out of the files.
+        return select_from_files(request, place), False
+    if chosen.exit_code:
+        raise Failure(chosen)
+    return chosen.items, True
 
 
 def _in_files(files: Files, request: Request, items: list[Item]) -> Outcome:

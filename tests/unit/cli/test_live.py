@@ -152,6 +152,20 @@ def test_add_sends_a_table_as_a_file_has_it(
     assert requests[0][1]["options"]["base_dir"] == str(directory)
 
 
+def test_lists_can_be_set_as_on_a_command_line(poolctl: Command, supervised: Supervised) -> None:
+    words = ["tags=api, inner", "depends_on=db", "command=sh -c 'exec sleep 60'", "env.A=a,b"]
+    with supervised(always(item("new"))) as requests:
+        poolctl("add", "new", "--bind", ":9", *(part for word in words for part in ("--set", word)))
+    assert requests[0][1]["options"]["server"] == {
+        "name": "new",
+        "bind": ":9",
+        "tags": ["api", "inner"],
+        "depends_on": ["db"],
+        "command": ["sh", "-c", "exec sleep 60"],
+        "env": {"A": "a,b"},
+    }
+
+
 def test_add_takes_the_servers_of_a_file(poolctl: Command, supervised: Supervised, directory: Path) -> None:
     (directory / "more").mkdir()
     (directory / "more" / "two.yaml").write_text("- {name: a, listen: ':1'}\n- {name: b, bind: ':2'}\n")
@@ -179,6 +193,7 @@ def test_add_takes_the_servers_of_a_file(poolctl: Command, supervised: Supervise
     ("args", "code"),
     [
         ([], 2), (["x", "-f", "pool.toml"], 2), (["x", "--set", "workers"], 2), (["x", "--set", "=2"], 2),
+        (["x", "--set", "command=a 'b"], 2),
         (["x", "--set", "name=y"], 2), (["x", "--bind", ":1", "--set", "bind=:2"], 2), (["-f", "gone.toml"], 5),
         (["-f", "pool.toml"], 5), (["-f", "empty.toml"], 5),
     ],

@@ -164,6 +164,24 @@ def test_a_server_that_is_in_no_file_is_not_written(
     assert file.read_text().count("workers = 2") == 1
 
 
+def test_what_was_removed_before_can_still_be_taken_out_of_the_file(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    with supervised(always(exit_code=4)) as requests:
+        assert poolctl("remove", "users", "--save").out == "removed users 127.0.0.1:8081\nwrote pool.toml\n"
+        assert poolctl("remove", "nobody", "--save").code == 4
+    assert [verb for verb, _ in requests] == ["ping", "list"] * 2
+    assert "users" not in file.read_text()
+
+
+def test_what_is_wrong_with_a_new_server_is_said_without_a_place_that_is_not_there(
+    poolctl: Command, file: Path
+) -> None:
+    said = poolctl("add", "x", "--bind", ":9", "--app", "a:b", "--set", "wrokers=2", "--save")
+    assert said.code == 5
+    assert said.err.startswith("error: x: unknown key 'wrokers'\n")
+
+
 def test_a_file_that_changes_meanwhile_is_not_overwritten(
     poolctl: Command, supervised: Supervised, file: Path
 ) -> None:
