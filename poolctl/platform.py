@@ -10,6 +10,7 @@ import sys
 LINUX = sys.platform.startswith("linux")
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PIDFD_GETFD = 438  # the same on every architecture
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 
@@ -83,6 +84,22 @@ def process_start(pid: int) -> int | None:
         return None
     finally:
         os.close(fd)
+
+
+def copy_descriptor(pid: int, fd: int) -> int:
+    """A duplicate of another process's descriptor (pidfd_getfd(2)). Raises OSError: EPERM if we may not trace it."""
+    import ctypes
+
+    process = os.pidfd_open(pid)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        found = int(libc.syscall(_PIDFD_GETFD, process, fd, 0))
+        if found < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return found
+    finally:
+        os.close(process)
 
 
 def accept_queue_length(listener: socket.socket) -> int | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli import exit_codes
 from poolctl.cli.outcome import Failure, Item, Outcome, error
+from poolctl.cli.survivors import items_of
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.pool.select import select
@@ -58,7 +59,7 @@ def choose(items: list[Item], request: Request) -> list[Item]:
 def select_from_files(request: Request, place: Place) -> list[Item]:
     """The selected servers as the files have them, none of them running."""
     config = load(place, allow_empty=bool(request.get("allow_empty")))
-    return choose([item(server) for server in servers_of(config, place)], request)
+    return choose(items_of(servers_of(config, place), place), request)
 
 
 def servers_of(config: PoolConfig, place: Place) -> list[ServerConfig]:

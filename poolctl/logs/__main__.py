@@ -1,9 +1,10 @@
-"""`logs`: be the logger, with its orders on descriptor 3 (see writer)."""
+"""`logs [DIRECTORY]`: be the logger, with its orders on descriptor 3 (see writer); found by DIRECTORY if all dies."""
 
 from __future__ import annotations
 
 import signal
 import socket
+import sys
 
 from poolctl.platform import raise_descriptor_limit
 
@@ -20,4 +21,5 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     raise_descriptor_limit()
-    Logger(socket.socket(fileno=CONTROL_DESCRIPTOR)).run()
+    directory = sys.argv[1] if len(sys.argv) > 1 else None
+    Logger(socket.socket(fileno=CONTROL_DESCRIPTOR), directory).run()

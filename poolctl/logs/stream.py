@@ -19,7 +19,18 @@ class Stream:
     `dropped_bytes` counts what the file did not take, `id` is the supervisor's name for the stream.
     """
 
-    __slots__ = ("_format", "_lost_bytes", "_partial", "dropped_bytes", "fd", "file", "id", "name", "pid")
+    __slots__ = (
+        "_format",
+        "_lost_bytes",
+        "_partial",
+        "dropped_bytes",
+        "fd",
+        "file",
+        "id",
+        "name",
+        "order",
+        "pid",
+    )
 
     def __init__(self, id: str, fd: int, file: LogFile, *, name: str, pid: int, format: str) -> None:
         self.id = id
@@ -28,6 +39,7 @@ class Stream:
         self.name = name
         self.pid = pid
         self.dropped_bytes = 0
+        self.order: dict[str, object] = {}  # by which it was made, for another logger
         self._format = format
         self._lost_bytes = 0
         self._partial = b""

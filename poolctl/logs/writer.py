@@ -17,6 +17,7 @@ any moment it loses no more than the line it was reading; the rest waits in the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -26,6 +27,7 @@ from collections import deque
 from poolctl.keeper import wire
 
 from .file import LogFile
+from .heirs import Heirs
 from .stream import READ_BYTES, Stream
 
 _REPORT_EVERY_SECONDS = 1.0
@@ -35,7 +37,9 @@ _SYNC_BYTES = 4 * 1024 * 1024
 class Logger:
     """Serves one control socket until it ends; one thread, and no wake-up while nothing is printed."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, directory: str | None = None) -> None:
+        self._directory = directory
+        self._heirs: Heirs | None = None
         self._control = control
         self._control.setblocking(False)
         self._epoll = select.epoll()
@@ -60,15 +64,28 @@ class Logger:
                     self._orders()
                     if not self._open:
                         self._epoll.unregister(fd)
+                        self._await_heirs()
+                elif self._heirs is not None and self._heirs.has(fd):
+                    self._told_to_end = self._heirs.serve(fd, list(self._streams.values()))
                 elif fd in self._streams:
                     self._pump(self._streams[fd])
             self._report_dropped()
             self._send_reports()
+        taken = self._heirs is not None and self._heirs.taken
         for stream in list(self._streams.values()):
-            self._drain(stream)
+            if not taken:
+                self._drain(stream)
             self._end(stream)
+        if self._heirs is not None:
+            self._heirs.close()
         self._epoll.close()
         self._control.close()
+
+    def _await_heirs(self) -> None:
+        """Nobody is left who could start another logger: be found by whoever takes the servers over."""
+        if self._directory is not None and self._streams:
+            with contextlib.suppress(OSError):
+                self._heirs = Heirs(self._directory, self._epoll)
 
     def _is_pipe(self, event: tuple[int, int]) -> bool:
         return event[0] != self._control.fileno()
@@ -128,7 +145,7 @@ class Logger:
         for known in self._with_id(id):
             if os.path.sameopenfile(known.fd, fd) and known.file.path == path:
                 known.file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
-                known.pid = pid
+                known.pid, known.order = pid, message
                 return
             self._drain(known)
             self._end(known)
@@ -138,7 +155,8 @@ class Logger:
         file = self._files.setdefault(path, LogFile(path))
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         file.users += 1
-        self._streams[fd] = Stream(id, fd, file, name=name, pid=pid, format=form)
+        stream = self._streams[fd] = Stream(id, fd, file, name=name, pid=pid, format=form)
+        stream.order = message
 
     def _with_id(self, id: str) -> list[Stream]:
         return [stream for stream in self._streams.values() if stream.id == id]

@@ -12,7 +12,7 @@ from poolctl.config.interpreter import interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import wire
-from poolctl.platform import sealed_file
+from poolctl.platform import process_start, sealed_file
 
 from .adoption import Adoptions, protocol
 from .app_zygote import AppZygote
@@ -38,7 +38,9 @@ class Forker:
         output: Output,
         adoptions: Adoptions,
         open_files: tuple[int, int],
+        orphanage: str | None,
     ) -> None:
+        self._orphanage = orphanage
         self._keeper = keeper
         self._zygotes = zygotes
         self._app_zygotes = app_zygotes
@@ -125,6 +127,7 @@ class Forker:
             output, write = self._output.attach(server)
             if_failed.callback(self._output.discard, output)
             ours.callback(os.close, write)
+            spec["orphanage"] = self._place(server, generation, index, output)
             files = [spec_file(spec), *(sealed_file("poolctl", content) for content in contents)]
             for fd in files:
                 ours.callback(os.close, fd)
@@ -136,12 +139,29 @@ class Forker:
             else:
                 pid = await self._zygotes.fork(forked_from, fds)
             if_failed.pop_all()
-            self._output.follow(output, pid)
+            # A program says nothing of itself: the logger knows it, if all the others die.
+            self._output.follow(output, pid, process_start(pid) if server.command else None)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
             worker.preloaded = isinstance(app_zygote, AppZygote)
             self._enrol(worker, control, theirs, notify)
             return worker
+
+    def _place(
+        self, server: ServerConfig, generation: int, index: int, output: str
+    ) -> dict[str, object] | None:
+        """What a worker says of itself where it waits when the pool has died; None where it is to end then."""
+        if self._orphanage is None:
+            return None
+        return {
+            "directory": self._orphanage,
+            "server": server.name,
+            "key": server.key,
+            "generation": generation,
+            "index": index,
+            "output": output,
+            "protocol": None if server.command else protocol(server),
+        }
 
     def _prepare_command(
         self, server: ServerConfig, spec: Spec, if_failed: contextlib.ExitStack

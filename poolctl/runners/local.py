@@ -38,7 +38,8 @@ class LocalRunner:
 
     `on_expired` is told of a worker that has served its `max_requests` and is to be replaced; without it such a worker
     drains and ends. `on_idle` is told when a worker has had no traffic for its server's `scale.idle`, and when it has
-    some again.
+    some again. Workers that lose the keeper and this process can be found by the path of the directory `orphanage`;
+    without one they end.
     """
 
     def __init__(
@@ -51,18 +52,21 @@ class LocalRunner:
         on_dropped: Callable[[str, int], None] = lambda name, count: None,
         on_expired: Callable[[Placement], None] | None = None,
         on_idle: Callable[[Placement, bool], None] = lambda placement, idle: None,
+        orphanage: str | None = None,
     ) -> None:
         self.keeper = keeper
         # An exit may be reported before the reply to its spawn.
         self._early: dict[int, Exit] = {}
         self._turns = Turns()
         self.zygotes = Zygotes(keeper, directory)
-        self.output = Output(keeper, directory, logs_directory, on_dropped)
+        self.output = Output(keeper, directory, logs_directory, on_dropped, orphanage)
         self.app_zygotes = AppZygotes(keeper, self.zygotes, self.output, self._turns, self._early)
         self.sockets = Sockets(keeper)
         self.adoptions = Adoptions(keeper)
         self.sleepers = Sleepers(keeper, self.sockets, self.adoptions)
-        self.forker = Forker(keeper, self.zygotes, self.app_zygotes, self.output, self.adoptions, open_files)
+        self.forker = Forker(
+            keeper, self.zygotes, self.app_zygotes, self.output, self.adoptions, open_files, orphanage
+        )
         self._workers: dict[str, LocalWorker] = {}
         self._by_pid: dict[int, LocalWorker] = {}
         self._forking = 0

@@ -29,9 +29,15 @@ class Output:
     """
 
     def __init__(
-        self, keeper: Link, directory: str, logs_directory: str, on_dropped: Callable[[str, int], None]
+        self,
+        keeper: Link,
+        directory: str,
+        logs_directory: str,
+        on_dropped: Callable[[str, int], None],
+        orphanage: str | None = None,
     ) -> None:
         self._keeper = keeper
+        self._orphanage = [] if orphanage is None else [orphanage]
         self._diagnostics = os.path.join(directory, "logger.log")
         self.logs_directory = logs_directory
         self._on_dropped = on_dropped
@@ -55,7 +61,7 @@ class Output:
 
     async def _spawn(self) -> socket.socket:
         ours, theirs = wire.pair()
-        argv = command(sys.executable, "logs", isolated=True)
+        argv = command(sys.executable, "logs", *self._orphanage, isolated=True)
         with theirs:
             await self._keeper.call(
                 {"op": "spawn", "argv": argv, "output": self._diagnostics, "session": True}, [theirs.fileno()]
@@ -67,32 +73,38 @@ class Output:
         """The file that takes what the server prints."""
         return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
 
-    def attach(self, server: ServerConfig) -> tuple[str, int]:
-        """A new pipe for one worker: its key, and the write end, which the caller closes once the worker has it."""
-        read, write = os.pipe()
-        os.set_blocking(read, False)
+    def order(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
+        """What the logger is told of a pipe."""
         log = server.log
-        self.paths[server.name] = self.path(server)
-        message: wire.Message = {
+        return {
             "t": "add",
+            "id": key,
             "name": server.name,
-            "pid": 0,
-            "path": self.paths[server.name],
+            "pid": pid,
+            "path": self.path(server),
             "format": log.format,
             "max_size": log.max_size,
             "keep": log.keep,
             "max_age": log.max_age,
         }
+
+    def attach(self, server: ServerConfig) -> tuple[str, int]:
+        """A new pipe for one worker: its key, and the write end, which the caller closes once the worker has it."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        self.paths[server.name] = self.path(server)
         # A worker and its replacement may share a name while the first one's last lines are still being read.
-        key = message["id"] = f"{server.name}.{os.getpid()}.{next(self._numbers)}"
-        self._pipes[key] = (read, message)
+        key = f"{server.name}.{os.getpid()}.{next(self._numbers)}"
+        self._pipes[key] = (read, self.order(key, server))
         self._finished[key] = asyncio.Event()
         return key, write
 
-    def follow(self, key: str, pid: int) -> None:
-        """Begin to read the pipe, now that the worker exists."""
+    def follow(self, key: str, pid: int, start: int | None = None) -> None:
+        """Begin to read the pipe, now that the worker exists. `start` is that of a program (see process_start)."""
         read, message = self._pipes[key]
         message["pid"] = pid
+        if start is not None:
+            message["start"] = start
         self._keeper.send({"op": "put", "name": f"output:{key}", "meta": message}, [read])
         if self._link is not None:
             self._link.send(message, [read])

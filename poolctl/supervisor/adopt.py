@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from poolctl.config.model import ServerConfig
 from poolctl.runners.local import LocalRunner
@@ -17,10 +17,20 @@ _REPORT_SECONDS = 0.2
 
 
 async def adopt(
-    engine: Engine, runner: LocalRunner, memory: Memory, placed: Mapping[str, ServerConfig]
+    engine: Engine,
+    runner: LocalRunner,
+    memory: Memory,
+    placed: Mapping[str, ServerConfig],
+    orphaned: Collection[str] = (),
 ) -> int:
-    """Give the engine what was wanted and what is there; how many workers were taken over."""
-    await memory.recall(engine.entries)
+    """Give the engine what was wanted and what is there; how many workers were taken over.
+
+    Of the `orphaned` servers nothing is known but that they run: that is what is wanted of them.
+    """
+    recalled = await memory.recall(engine.entries)
+    unknown = set(orphaned) - recalled
+    for name in unknown:
+        engine.entries[name].wanted = True
     found = await runner.adopt({name: entry.config for name, entry in engine.entries.items()}, placed)
     waiting = [
         worker.answered if worker.control is None else worker.reported
@@ -40,6 +50,8 @@ async def adopt(
             placement.id, placement.generation, placement.index, each.server, phase, placement, each.ready_at
         )
         worker.idle = each.idle
+        if entry.name in unknown and phase is not Phase.DRAINING:
+            entry.generation = max(entry.generation, worker.generation)
         engine.adopt(entry, worker)
     await _listeners(engine, runner)
     return len(found)

@@ -82,13 +82,14 @@ class Memory:
         """Leave the configuration that is in force."""
         self._write("configuration", pickle.dumps(configuration))
 
-    async def recall(self, entries: dict[str, Entry]) -> None:
-        """Give the entries what was wanted of them."""
-        content = await self._read("wanted")
-        for name, values in json.loads(content or b"{}").items():
+    async def recall(self, entries: dict[str, Entry]) -> set[str]:
+        """Give the entries what was wanted of them; the names of those of which something is known."""
+        recalled: dict[str, Any] = json.loads(await self._read("wanted") or b"{}")
+        for name, values in recalled.items():
             if name in entries:
                 for key in _REMEMBERED.keys() & values.keys():
                     setattr(entries[name], key, values[key])
+        return set(recalled)
 
     def remember(self, entries: Iterable[Entry]) -> None:
         """Leave what is wanted of the entries, if it has changed."""

@@ -25,6 +25,7 @@ from .engine import Engine
 from .mandatory import Mandatory
 from .memory import Memory
 from .presence import Presence
+from .orphans import take_in
 from .verbs import Verbs
 
 INVALID_CONFIGURATION = 5
@@ -87,6 +88,7 @@ class ManagedPool:
             on_dropped=self._dropped,
             on_expired=self._expired,
             on_idle=self._idle,
+            orphanage=directory,
         )
         self._memory = Memory(keeper)
         self._configuration = Configuration(
@@ -104,7 +106,11 @@ class ManagedPool:
         self.runner.sockets.inherited = await _inherited(self._keeper)
         servers = await self._configuration.begin()
         self.engine = Engine(servers, self.runner, SystemClock())
-        if adopted := await adopt(self.engine, self.runner, self._memory, self._configuration.placed):
+        orphaned: set[str] = set()
+        if not self._configuration.problems:
+            orphaned = await take_in(self.runner, self.directory, {each.name: each for each in servers})
+        placed = self._configuration.placed
+        if adopted := await adopt(self.engine, self.runner, self._memory, placed, orphaned):
             logger.info("took over %d workers", adopted)
         await self.runner.output.start()
         self._remember = Debounced(self._leave_behind)

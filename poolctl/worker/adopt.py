@@ -23,6 +23,11 @@ class Adoption:
         self._on_connection: Callable[[socket.socket], None] = lambda sock: sock.close()
         self._resting: asyncio.TimerHandle | None = None
 
+    @property
+    def ends(self) -> tuple[socket.socket, socket.socket]:
+        """The pair itself: where it gives, and where it takes."""
+        return self._give, self._take
+
     def open(self, on_connection: Callable[[socket.socket], None]) -> None:
         """Call `on_connection` with every connection that is taken from now on."""
         self._on_connection = on_connection

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 import uvicorn
@@ -19,6 +20,7 @@ from .adopt import Adoption
 from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
 from .idle import Idleness
 from .load import LoadFailed, explain, load_app
+from .orphan import Orphan, who_may_ask
 from .secure import ssl_context
 from .serve import PoolServer, StartupFailed
 from .settings import configure
@@ -46,6 +48,8 @@ class Worker:
         self.signalled: int | None = None
         self.expired = False
         self.idleness: Idleness | None = None
+        self.orphan: Orphan | None = None
+        self.ready_at: float | None = None
         os.close(SPEC_FD)
         os.register_at_fork(after_in_child=self._forget_descriptors)
 
@@ -102,6 +106,7 @@ class Worker:
         loop.remove_reader(self.control.fileno())
 
     def _ready(self) -> None:
+        self.ready_at = time.monotonic()
         self.server.accounts.on_limit = self._limit_reached
         self._say(_STARTED)
         self._tell_at_once(_READY)
@@ -121,8 +126,7 @@ class Worker:
         except ConnectionError:
             received = None
         if received is None:
-            # Keeper and supervisor are gone, both. Serve on; an end of file is always readable.
-            asyncio.get_running_loop().remove_reader(self.control.fileno())
+            self._lost()
             return
         message, fds = received
         try:
@@ -130,6 +134,38 @@ class Worker:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _lost(self) -> None:
+        """Keeper and supervisor are gone, both: serve on until another pool comes; an embedded one's has ended."""
+        # An end of file is always readable.
+        asyncio.get_running_loop().remove_reader(self.control.fileno())
+        place = self.spec["orphanage"]
+        if place is None:
+            self._stop()
+        else:
+            # Without a place where it can be found it serves on all the same.
+            with contextlib.suppress(OSError):
+                self.orphan = Orphan(
+                    place["directory"], who_may_ask(self.spec), self._greeting, self._adopted, self._perform
+                )
+
+    def _greeting(self) -> tuple[wire.Message, list[int]]:
+        held = [*self.listeners, *(self.adoption.ends if self.adoption is not None else ())]
+        message = {
+            **self.spec["orphanage"],
+            "pid": os.getpid(),
+            "ready_at": self.ready_at,
+            "leaving": self.server.should_exit,
+            "listeners": len(self.listeners),
+        }
+        return message, [sock.fileno() for sock in held]
+
+    def _adopted(self, control: int) -> None:
+        self.orphan = None
+        self.control.close()
+        self.control = socket.socket(fileno=control)
+        self.control.setblocking(False)
+        asyncio.get_running_loop().add_reader(self.control.fileno(), self._obey)
 
     def _perform(self, message: wire.Message, fds: list[int]) -> None:
         match message.get("order"):
@@ -209,6 +245,8 @@ class Worker:
         # A process that the application forks must not keep the port bound, nor connections that were closed here.
         if self.adoption is not None:
             self.adoption.forget()
+        if self.orphan is not None:
+            self.orphan.forget()
         for held in (self.control, *self.listeners):
             try:
                 os.close(held.detach())

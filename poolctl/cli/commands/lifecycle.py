@@ -31,6 +31,10 @@ def _stop(request: Request, place: Place) -> Outcome:
     try:
         outcome = ask(request, place)
     except NoSupervisor:
+        from poolctl.cli.survivors import stop
+
+        if ended := stop(request, place):
+            return ended
         items = []
         if not request.selector().selects_all:
             from poolctl.cli.local import select_from_files

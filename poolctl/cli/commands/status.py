@@ -31,14 +31,27 @@ def perform(request: Request) -> Outcome:
         return Outcome(
             items,
             exit_code=NOT_AS_DESIRED,
-            message=f"no supervisor is running, {servers(len(items))} stopped",
+            message=_without_supervisor(items),
             extra={
-                "summary": {"supervisor": None, "servers": len(items), "ready": 0, "states": _states(items)}
+                "summary": {
+                    "supervisor": None,
+                    "servers": len(items),
+                    "ready": sum(bool(item.get("ready")) for item in items),
+                    "states": _states(items),
+                }
             },
         )
     outcome.extra["summary"] = _summary(outcome)
     outcome.message = "\n".join(_lines(outcome))
     return outcome
+
+
+def _without_supervisor(items: list[dict[str, Any]]) -> str:
+    serving = sum(item.get("state") != "stopped" and bool(item.get("pids")) for item in items)
+    if serving:
+        rest = servers(serving) if serving > 1 else "1 server"
+        return f"no supervisor is running, {rest} served all the same: poolctl start takes over"
+    return f"no supervisor is running, {servers(len(items))} stopped"
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

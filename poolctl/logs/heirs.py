@@ -1,0 +1,63 @@
+"""A logger whose pool has died: it gives its pipes to whoever takes the pool's servers over."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Sequence
+
+from poolctl.keeper import rendezvous, wire
+
+from .stream import Stream
+
+
+class Heirs:
+    """A listener in the logger's loop. Each connection is told of every stream, with its pipe, and then `over`.
+
+    Who answers `taken` has them all; then `taken` is true and the logger ends.
+    """
+
+    def __init__(self, directory: str, epoll: select.epoll) -> None:
+        self.taken = False
+        self._epoll = epoll
+        self._listener = rendezvous.listen(directory, rendezvous.LOGGER)
+        self._connections: dict[int, socket.socket] = {}
+        epoll.register(self._listener.fileno(), select.EPOLLIN)
+
+    def has(self, fd: int) -> bool:
+        """Whether the descriptor is one of these."""
+        return fd == self._listener.fileno() or fd in self._connections
+
+    def serve(self, fd: int, streams: Sequence[Stream]) -> bool:
+        """Do what is to be done for a descriptor that is readable; whether the streams have been taken."""
+        if fd != self._listener.fileno():
+            self._hear(fd)
+            return self.taken
+        connection = rendezvous.accept(self._listener, {0, os.geteuid()})
+        if connection is None:
+            return False
+        connection.settimeout(1.0)
+        try:
+            for stream in streams:
+                wire.send(connection, {**stream.order, "pid": stream.pid}, [stream.fd])
+            wire.send(connection, {"t": "over"})
+        except (OSError, wire.WireError):
+            connection.close()
+            return False
+        self._connections[connection.fileno()] = connection
+        self._epoll.register(connection.fileno(), select.EPOLLIN)
+        return False
+
+    def close(self) -> None:
+        """Wait no more."""
+        for sock in (self._listener, *self._connections.values()):
+            self._epoll.unregister(sock.fileno())
+            sock.close()
+        self._connections.clear()
+
+    def _hear(self, fd: int) -> None:
+        received = rendezvous.receive(self._connections[fd])
+        self.taken = received is not None and received[0].get("t") == "taken"
+        self._epoll.unregister(fd)
+        self._connections.pop(fd).close()

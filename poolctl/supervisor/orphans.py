@@ -1,0 +1,148 @@
+"""After the death of keeper and supervisor: what still serves becomes what the keeper holds, as if it always had."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.keeper import wire
+from poolctl.platform import copy_descriptor
+from poolctl.runners.link import Link
+from poolctl.runners.local import LocalRunner
+from poolctl.runners.output import Output
+from poolctl.runners.spec import user_ids
+from poolctl.runners.survivors import Pipes, Survivor, are_there, find
+
+logger = logging.getLogger("poolctl.supervisor")
+
+_LISTENER_FD = 3  # of a program (sd_listen_fds(3))
+
+
+async def take_in(runner: LocalRunner, directory: str, servers: Mapping[str, ServerConfig]) -> set[str]:
+    """The names of the servers of which something was found; the keeper holds and watches it by now.
+
+    What belongs to no server of the configuration, or to one that has another address, is told to end.
+    """
+    if not are_there(directory):
+        return set()
+    found, pipes = await asyncio.to_thread(find, directory)
+    intake = _Intake(runner.keeper, runner.output, servers, pipes)
+    try:
+        for survivor in found:
+            await intake.take(survivor)
+        intake.take_pipes()
+        # What was put has arrived: if we die now, another supervisor finds it at the keeper.
+        await runner.keeper.call({"op": "list", "after": "\U0010ffff"})
+        pipes.take()
+    finally:
+        for survivor in found:
+            survivor.close()
+        pipes.close()
+    return intake.names
+
+
+class _Intake:
+    """Puts what was found into the keeper's store, each listener and each pair once."""
+
+    def __init__(
+        self, keeper: Link, output: Output, servers: Mapping[str, ServerConfig], pipes: Pipes
+    ) -> None:
+        self._output = output
+        self.names: set[str] = set()
+        self._keeper = keeper
+        self._servers = servers
+        self._pipes = pipes
+        self._put: set[str] = set()
+
+    async def take(self, survivor: Survivor) -> None:
+        server = self._servers.get(str(survivor.said.get("server")))
+        if server is None or not _is_its(survivor, server):
+            logger.warning(
+                "pid %d belongs to no server of the configuration: it is told to end", survivor.pid
+            )
+            survivor.ask_to_end()
+            return
+        if survivor.sock is None:
+            taken = await self._take_program(survivor, server)
+        else:
+            taken = await self._take_worker(survivor, server)
+        if taken:
+            self.names.add(server.name)
+
+    async def _take_worker(self, survivor: Survivor, server: ServerConfig) -> bool:
+        said = survivor.said
+        name = f"worker:{server.name}.{said['generation']}.{said['index']}"
+        control, theirs = wire.pair()
+        with control, theirs, contextlib.ExitStack() as closing:
+            output, write = str(said["output"]), []
+            if said.get("deaf") or output not in self._pipes.streams:
+                write = [self._new_pipe(output, server, survivor.pid)]
+                closing.callback(os.close, write[0])
+            if name in self._put or not survivor.order({"order": "adopt"}, [theirs.fileno(), *write]):
+                survivor.order({"order": "drain"})
+                return False
+            count = int(said["listeners"])
+            self._put_once(f"listener:{server.key}", {"server": server.name}, survivor.fds[:count])
+            if pair := survivor.fds[count:]:
+                meta = {"server": server.name, "protocol": said["protocol"]}
+                self._put_once(f"adoption:{server.key}", meta, pair)
+            await self._put_worker(name, survivor, [control.fileno(), theirs.fileno()])
+        return True
+
+    async def _take_program(self, survivor: Survivor, server: ServerConfig) -> bool:
+        index = sum(name.startswith(f"worker:{server.name}.") for name in self._put)
+        survivor.said.update(generation=1, index=index, protocol=None)
+        if not server.job and not server.binds_itself:
+            try:
+                with socket.socket(fileno=copy_descriptor(survivor.pid, _LISTENER_FD)) as listener:
+                    self._put_once(f"listener:{server.key}", {"server": server.name}, [listener.fileno()])
+            except OSError as error:
+                logger.warning(
+                    "%s: pid %d serves on, but its socket cannot be taken over (%s); end it by hand",
+                    server.name, survivor.pid, error.strerror,
+                )  # fmt: skip
+                return False
+        await self._put_worker(f"worker:{server.name}.1.{index}", survivor, [])
+        return True
+
+    async def _put_worker(self, name: str, survivor: Survivor, fds: list[int]) -> None:
+        said = survivor.said
+        meta = {
+            key: said.get(key) for key in ("server", "generation", "index", "ready_at", "output", "protocol")
+        }
+        meta |= {"pid": survivor.pid, "start": survivor.start, "notify": None}
+        self._put_once(name, meta, fds)
+        await self._keeper.call({"op": "watch", "pid": survivor.pid, "start": survivor.start})
+
+    def _put_once(self, name: str, meta: Any, fds: list[int]) -> None:
+        if name not in self._put:
+            self._put.add(name)
+            self._keeper.send({"op": "put", "name": name, "meta": meta}, fds)
+
+    def _new_pipe(self, key: str, server: ServerConfig, pid: int) -> int:
+        """The write end of another pipe for one whose logger has been killed too."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        self._pipes.streams[key] = self._output.order(key, server, pid), read
+        return write
+
+    def take_pipes(self) -> None:
+        for key, (message, fd) in self._pipes.streams.items():
+            self._put_once(f"output:{key}", message, [fd])
+
+
+def _is_its(survivor: Survivor, server: ServerConfig) -> bool:
+    """Whether this process may stand for the server: its user, and its address."""
+    try:
+        ids = user_ids(server)
+    except ServerError:
+        return False
+    uid = ids[0] if ids is not None else os.geteuid()
+    return survivor.uid == uid and survivor.said.get("key", server.key) == server.key

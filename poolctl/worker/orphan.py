@@ -1,0 +1,115 @@
+"""A worker whose keeper and supervisor are both gone: it serves on, and can be found and taken over."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from ..keeper import rendezvous, wire
+
+VERSION = 1
+
+Greeting = tuple[wire.Message, list[int]]
+
+
+class Orphan:
+    """Greets whoever comes with what `greeting` says and holds; what it is ordered goes to `obey`.
+
+    The order `adopt` brings a new control socket, which `adopted` gets, and another pipe for what is printed if nobody
+    reads the one that is there; with it the waiting is over.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        uids: set[int],
+        greeting: Callable[[], Greeting],
+        adopted: Callable[[int], None],
+        obey: Callable[[wire.Message, list[int]], None],
+    ) -> None:
+        self._uids = uids
+        self._greeting = greeting
+        self._adopted = adopted
+        self._obey = obey
+        self._loop = asyncio.get_running_loop()
+        self._connections: list[socket.socket] = []
+        self._listener = rendezvous.listen(directory, rendezvous.WORKER)
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+        _silence_if_deaf()
+
+    def close(self) -> None:
+        """Wait no more."""
+        for sock in (self._listener, *self._connections):
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
+        self._connections.clear()
+
+    def forget(self) -> None:
+        """Close everything, in a process that is not this worker."""
+        for sock in (self._listener, *self._connections):
+            os.close(sock.detach())
+
+    def _accept(self) -> None:
+        connection = rendezvous.accept(self._listener, self._uids)
+        if connection is None:
+            return
+        message, fds = self._greeting()
+        try:
+            wire.send(connection, {"event": "orphan", "version": VERSION, "deaf": is_deaf(), **message}, fds)
+        except OSError:
+            connection.close()
+            return
+        self._connections.append(connection)
+        self._loop.add_reader(connection.fileno(), self._read, connection)
+
+    def _read(self, connection: socket.socket) -> None:
+        received = rendezvous.receive(connection)
+        if received is None:
+            self._loop.remove_reader(connection.fileno())
+            self._connections.remove(connection)
+            connection.close()
+            return
+        message, fds = received
+        if message.get("order") == "adopt" and fds:
+            self.close()
+            control, *output = fds
+            for fd in output:
+                os.dup2(fd, 1)
+                os.dup2(fd, 2)
+                os.close(fd)
+            self._adopted(control)
+            return
+        try:
+            self._obey(message, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def is_deaf() -> bool:
+    """Whether nobody can read what is printed here: it would be an error to print."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0)) or _is_null(1)
+
+
+def _silence_if_deaf() -> None:
+    # An application that prints is not to fail because the logger has been killed too.
+    if is_deaf():
+        null = os.open(os.devnull, os.O_WRONLY)
+        for standard in (1, 2):
+            os.dup2(null, standard)
+        os.close(null)
+
+
+def _is_null(fd: int) -> bool:
+    return os.path.samestat(os.fstat(fd), os.stat(os.devnull))
+
+
+def who_may_ask(spec: dict[str, Any]) -> set[int]:
+    """Root, and the user who started the pool: one for whom root started it is not to reach others' sockets."""
+    return {0} if spec["user"] is not None else {0, os.geteuid()}

@@ -1,0 +1,160 @@
+"""Keeper and supervisor are both killed: servers serve on, and the next command takes them over or ends them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.http_get import get
+from tests.integration.processes.test_deaths import CHATTY, asked_all_the_time, helper
+from tests.processes import is_alive
+from tests.real_pool import RealPool
+
+
+def kill_both(pool: RealPool, until: Any, first: str = "keeper") -> None:
+    """So that none of them can do anything about it."""
+    info = pool.info()
+    supervisor, keeper = info["supervisor_pid"], info["keeper_pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    for pid in (keeper, supervisor) if first == "keeper" else (supervisor, keeper):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_alive(keeper) and not is_alive(supervisor))
+    # Whatever the keeper may have started by then.
+    until(lambda: not any(" supervisor " in line for line in pool.processes().values()))
+
+
+def test_the_next_start_takes_over_what_serves(pool: RealPool, until: Any) -> None:
+    ports = pool.write_hello("a", "b", "c", extra="workers = 2")
+    pool.ok("start", "a", "b")
+    before = pool.items()
+    with asked_all_the_time(ports["a"]) as failures, asked_all_the_time(ports["b"]) as others:
+        kill_both(pool, until)
+        until(lambda: set(pool.items()["a"]["pids"]) == set(before["a"]["pids"]))
+        seen = pool.items()
+        assert {name: item["state"] for name, item in seen.items()} == {
+            "a": "running",
+            "b": "running",
+            "c": "stopped",
+        }
+        assert pool.run("status").code == 3
+        pool.ok("start")
+        after = pool.items()
+        assert {name: set(item["pids"]) for name, item in after.items() if name != "c"} == {
+            name: set(item["pids"]) for name, item in before.items() if name != "c"
+        }
+        assert after["a"]["uptime_seconds"] > before["a"]["uptime_seconds"]
+        assert after["c"]["ready"]
+        pool.ok("restart", "a")
+    assert failures == others == []
+    os.kill(after["b"]["pids"][0], signal.SIGKILL)
+    until(lambda: pool.items()["b"]["restarts"] == 1 and pool.items()["b"]["ready"])
+    pool.ok("stop")
+    assert pool.processes() == {}
+
+
+@pytest.mark.parametrize("first", ["keeper", "supervisor"])
+def test_stop_ends_what_serves_whatever_became_of_the_file(pool: RealPool, until: Any, first: str) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    kill_both(pool, until, first)
+    assert get(port).status == 200
+    pool.write("pool.toml", "[[server]]\nname = ")
+    done = pool.ok("stop")
+    assert "stopped" in done.stdout + done.stderr
+    until(lambda: not pool.processes())
+    with pytest.raises(ConnectionRefusedError):
+        get(port)
+    assert list(pool.runtime.glob("*/control.sock")) == []
+    assert list(pool.runtime.glob("@*")) == []
+
+
+def test_what_is_printed_meanwhile_is_kept_and_so_is_what_comes_after(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.write("chatty.py", CHATTY)
+    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "chatty:app"))
+    pool.ok("start")
+    kill_both(pool, until)
+
+    def lines() -> list[str]:
+        printed = pool.ok("logs", "web", "-n", "1000").stdout.splitlines()
+        return [line.rpartition("/")[2] for line in printed if "/line-" in line]
+
+    for number in range(10):
+        assert get(port, f"/line-{number}").status == 200
+    until(lambda: len(lines()) == 10)
+    pool.ok("start")
+    for number in range(10, 20):
+        assert get(port, f"/line-{number}").status == 200
+    until(lambda: len(lines()) >= 20)
+    assert lines() == [f"line-{number}" for number in range(20)]
+
+
+def test_without_its_logger_too_it_serves_and_is_heard_again(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.write("chatty.py", CHATTY)
+    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "chatty:app"))
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    logger = helper(pool, "logs")
+    os.kill(pool.info()["supervisor_pid"], signal.SIGSTOP)
+    os.kill(logger, signal.SIGKILL)
+    until(lambda: not is_alive(logger))
+    kill_both(pool, until)
+    until(lambda: get(port, "/unheard").status == 200)
+    assert get(port, "/unheard").status == 200
+    pool.ok("start")
+    assert pool.items()["web"]["pids"] == before
+    assert get(port, "/heard").status == 200
+    until(lambda: "/heard" in pool.ok("logs", "web").stdout)
+
+
+def test_programs_are_taken_over_where_the_system_allows_it(
+    pool: RealPool, until: Any, free_port: Any
+) -> None:
+    port = free_port()
+    pool.write(
+        "program.py",
+        """
+        import os, socket
+        listener = socket.socket(fileno=3)
+        while True:
+            connection, _ = listener.accept()
+            connection.recv(4096)
+            body = str(os.getpid()).encode()
+            connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%s" % (len(body), body))
+            connection.close()
+        """,
+    )
+    pool.write(
+        "pool.toml",
+        f'[[server]]\nname = "program"\nbind = "127.0.0.1:{port}"\ncommand = ["python3", "program.py"]\n',
+    )
+    pool.ok("start")
+    before = pool.items()["program"]["pids"]
+    kill_both(pool, until)
+    assert pool.items()["program"]["pids"] == before
+    assert get(port).text == str(before[0])
+    if os.geteuid() != 0 and Path("/proc/sys/kernel/yama/ptrace_scope").exists():
+        pytest.skip("this user may not take descriptors of other processes")
+    pool.ok("start")
+    assert pool.items()["program"]["pids"] == before
+    assert get(port).text == str(before[0])
+    pool.ok("restart")
+    assert pool.items()["program"]["pids"] != before
+    assert get(port).status == 200
+
+
+def test_a_server_that_has_left_the_file_is_ended(pool: RealPool, until: Any) -> None:
+    pool.write_hello("a", "b")
+    pool.ok("start")
+    (gone,) = pool.items()["b"]["pids"]
+    kill_both(pool, until)
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", text[: text.rindex("[[server]]")])
+    pool.ok("start")
+    until(lambda: not is_alive(gone))
+    assert list(pool.items()) == ["a"]
