@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli import exit_codes
 from poolctl.cli.outcome import Failure, Item, Outcome, error
-from poolctl.cli.survivors import items_of
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.pool.select import select
@@ -59,6 +58,8 @@ def choose(items: list[Item], request: Request) -> list[Item]:
 def select_from_files(request: Request, place: Place) -> list[Item]:
     """The selected servers as the files have them, none of them running."""
     config = load(place, allow_empty=bool(request.get("allow_empty")))
+    from poolctl.cli.survivors import items_of
+
     return choose(items_of(servers_of(config, place), place), request)
 
 
