@@ -24,8 +24,8 @@ from .configuration import Configuration
 from .engine import Engine
 from .mandatory import Mandatory
 from .memory import Memory
-from .presence import Presence
 from .orphans import take_in
+from .presence import Presence
 from .verbs import Verbs
 
 INVALID_CONFIGURATION = 5
