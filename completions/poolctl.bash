@@ -65,7 +65,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
             else
-                _poolctl_words 'start stop restart run wait reload scale drain undrain enable disable add remove list filter walk status show logs validate config schema init completion pools version'
+                _poolctl_words 'start stop restart run wait reload scale drain undrain enable disable add remove upgrade list filter walk status show logs validate config schema init completion pools version'
             fi
             ;;
         start)
@@ -157,6 +157,13 @@ _poolctl() {
                 _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
+            fi
+            ;;
+        upgrade)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output --timeout --restart --force -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
             fi
             ;;
         list)

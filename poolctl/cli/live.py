@@ -29,6 +29,8 @@ _SET = typer.Option("--set", metavar="KEY=VALUE", help="Another key of it: worke
 _FILE = typer.Option("-f", "--file", metavar="FILE", help="Add the servers of this file instead.")
 _DRY_RUN = typer.Option("--dry-run", help="Print the difference and change nothing; exit 3 if there is one.")
 
+_RESTART = typer.Option("--restart", help="Then restart the servers too, as restart does.")
+_FORCE = typer.Option("--force", help="Even if the version is the same.")
 _SAVE = typer.Option("--save", help="Write the change to the file too; its comments stay.")
 _SHOW = typer.Option(
     "--dry-run", help="Print what --save would write and change nothing; exit 3 if anything."
@@ -42,7 +44,7 @@ WAITS: dict[str, tuple[Any, Any]] = {**TIMES, "no_wait": (NoWait, False)}
 
 
 def add_commands(app: typer.Typer, perform: Perform) -> None:
-    """Give `app` reload, scale, drain, undrain, enable, disable, add and remove."""
+    """Give `app` reload, scale, drain, undrain, enable, disable, add, remove and upgrade."""
     command(
         app,
         "reload",
@@ -88,4 +90,14 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         OUTPUT,
         ORDERS,
         SAVES,
+    )
+    command(
+        app,
+        "upgrade",
+        "Let this version of poolctl take over the running pool; its servers serve on.",
+        perform,
+        OUTPUT,
+        TIMES,
+        restart=(Annotated[bool, _RESTART], False),
+        force=(Annotated[bool, _FORCE], False),
     )

@@ -33,7 +33,10 @@ def main() -> None:
     if argument.startswith("{"):
         plan = json.loads(argument)
         keeper = Keeper(directory, plan["supervisor"], plan.get("lifeline", -1), open_files)
-        keeper.begin(plan)
+        if "restored" in plan:
+            keeper.resume(plan["restored"])
+        else:
+            keeper.begin(plan)
     else:
         keeper = Keeper(directory, [], -1, open_files)
         keeper.attach(wire.over(int(argument)))

@@ -17,6 +17,7 @@ from .charge import Charge
 from .ending import LAST_WORDS_SECONDS, Ending, kill_children
 from .pulse import Pulse
 from .reap import Reaper
+from .renewal import Renewal, restore
 from .requests import answer
 from .spawn import spawn
 from .store import Store
@@ -45,6 +46,7 @@ class Keeper:
         self._client: Channel | None = None
         self._donor: Channel | None = None
         self._ending = Ending(self.store, self.reaper)
+        self._renewal: Renewal | None = None
 
     def begin(self, plan: dict[str, Any]) -> None:
         """Take what this process was started with into the store, and start the helpers."""
@@ -62,6 +64,11 @@ class Keeper:
             with theirs:
                 spawn(argv, None, [theirs.fileno()], f"{self._directory}/helpers.log", session=True)
             self.store.put(name, None, [ours.detach()])
+
+    def resume(self, file: int) -> None:
+        """Go on where the program that this process was before has stopped."""
+        self._open_files = restore(file, self.store, self.reaper)
+        self._take_lifeline()
 
     def _begin_after(self, sock: socket.socket) -> None:
         """Take everything from a supervisor whose keeper is gone. Only one keeper does so at a time."""
@@ -99,6 +106,9 @@ class Keeper:
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, *_ENDING):
             signal.signal(number, lambda *_: None)
+        # Blocked while one version took the place of another; and what ended meanwhile has told nobody.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        self._report(self.reaper.reap())
         while not (self._ending.over and not self._charge.pid):
             now = time.monotonic()
             due = self._charge.due
@@ -168,9 +178,16 @@ class Keeper:
             if report["pid"] == self._charge.pid:
                 self._detach()
                 self._charge.died(time.monotonic())
+                self._renew()
                 self._despair()
             elif self._client is not None:
                 self._client.tell(report)
+
+    def _renew(self) -> None:
+        """Become another version, if that is what the supervisor has ended for."""
+        renewal, self._renewal = self._renewal, None
+        if renewal is not None:
+            renewal.take_place(self.store, self.reaper, self._open_files)
 
     def _lifeline_ended(self) -> None:
         if not os.read(self._lifeline, 4096):
@@ -209,20 +226,24 @@ class Keeper:
             return
         message, fds = received
         self._pulse.heard(time.monotonic())
-        self._take_note(message.get("op"))
+        self._take_note(message)
         reply, found = answer(message, fds, self.store, self.reaper)
         if message.get("id") is not None:
             channel.tell(reply, found)
         if reply.get("report") is not None:
             self._report([reply["report"]])
 
-    def _take_note(self, operation: Any) -> None:
+    def _take_note(self, message: wire.Message) -> None:
         """What concerns this process, and not its store or its children."""
+        operation = message.get("op")
         if operation == "end":
             self._ending.over = True
         elif operation == "leave":
             # Another keeper has everything: our children are its from now on, to be watched.
             os._exit(0)
+        elif operation == "renew" and not self._ending.begun:
+            # When the supervisor has gone, which does so by itself now.
+            self._renewal = Renewal(message["argv"], message["supervisor"])
         elif operation == "terminating":
             self._ending.answered(time.monotonic())
         elif operation == "terminate":
@@ -234,10 +255,13 @@ class Keeper:
 
     def _whole(self) -> None:
         """The store is filled: the supervisor can begin."""
-        _, fds = self.store.get("lifeline") or (None, [])
-        self._lifeline = fds[0] if fds else -1
+        self._take_lifeline()
         if not self._charge.pid:
             self._charge.due = time.monotonic()
+
+    def _take_lifeline(self) -> None:
+        _, fds = self.store.get("lifeline") or (None, [])
+        self._lifeline = fds[0] if fds else -1
 
     def _hung_up(self, channel: Channel) -> None:
         if channel is self._donor:

@@ -18,7 +18,13 @@ class Reaper:
     def __init__(self) -> None:
         self.unheard: list[dict[str, Any]] = []
         self.watcher = Watcher()
-        self._sequence = 0
+        self.sequence = 0
+
+    def resume(self, unheard: list[dict[str, Any]], sequence: int, watched: dict[int, int]) -> None:
+        """Go on where another reaper of this process stopped; `watched` are start times by pid."""
+        self.unheard, self.sequence = unheard, sequence
+        for pid, start in watched.items():
+            self.watch(pid, start)
 
     def reap(self) -> list[dict[str, Any]]:
         """Reap everything that has ended; the new reports, which are also appended to `unheard`."""
@@ -64,8 +70,8 @@ class Reaper:
         return False
 
     def _report(self, pid: int, status: int | None, number: int | None) -> dict[str, Any]:
-        self._sequence += 1
-        report = {"event": "exit", "sequence": self._sequence, "pid": pid, "status": status, "signal": number}
+        self.sequence += 1
+        report = {"event": "exit", "sequence": self.sequence, "pid": pid, "status": status, "signal": number}
         self.unheard.append(report)
         return report
 

@@ -48,10 +48,15 @@ class Store:
         """The values of the entries whose names begin so."""
         return [value for name, (value, _) in self._entries.items() if name.startswith(prefix)]
 
-    def clear(self) -> None:
-        """Close and forget everything."""
+    def rows(self) -> list[tuple[str, Any, list[int]]]:
+        """Every name with its value and its descriptors, which stay the store's."""
+        return [(name, value, fds) for name, (value, fds) in self._entries.items()]
+
+    def clear(self, *prefixes: str) -> None:
+        """Close and forget what has a name that begins so; without an argument everything."""
         for name in list(self._entries):
-            self.drop(name)
+            if name.startswith(prefixes or ("",)):
+                self.drop(name)
 
     def page(self, after: str) -> list[list[Any]]:
         """Some `[name, value]` rows that follow `after` in name order: as many as a message holds, at most 200."""

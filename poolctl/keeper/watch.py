@@ -30,6 +30,11 @@ class Watcher:
         """Those that are watched."""
         return list(self._processes)
 
+    @property
+    def starts(self) -> dict[int, int]:
+        """Their start times by pid."""
+        return {pid: start for pid, (_, start) in self._processes.items()}
+
     def watch(self, pid: int, start: int) -> bool:
         """Watch the process; False when it has ended, even if its pid is another's by now. Raises OSError."""
         if pid in self._processes:

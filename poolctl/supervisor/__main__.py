@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
+import os
 import sys
 
+from poolctl.control.upgrading import CHECK
 from poolctl.platform import name_process
 
 
 def main() -> None:
     """Run the supervisor until its pool is stopped."""
+    if sys.argv[1] == CHECK:
+        check(sys.argv[2:])
+        return
     # Nothing that an import makes is garbage: looking for it is a tenth of the time.
     gc.disable()
     from .supervisor import Supervisor
@@ -22,3 +28,18 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     directory, *files = sys.argv[1:]
     sys.exit(asyncio.run(Supervisor(directory, files).run()))
+
+
+def check(files: list[str]) -> None:
+    """Print the problems of the files as a JSON list: that it is printed shows that this version can run here."""
+    from poolctl.config.load import load
+    from poolctl.errors import PoolError
+
+    from . import supervisor
+
+    assert supervisor
+    try:
+        problems = [problem.to_dict() for problem in load(files, os.environ).problems]
+    except PoolError as error:
+        problems = error.to_list()
+    print(json.dumps(problems))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from poolctl import __version__
 from poolctl.config.model import ServerConfig
 from poolctl.config.single import Surroundings
 from poolctl.platform import read_file, sealed_file
@@ -71,16 +72,17 @@ class Memory:
         if content is None:
             return None
         try:
-            kept = pickle.loads(content)
+            version, kept = pickle.loads(content)
         except Exception:
             # Of another version: the files are the next best source, and the servers live on in any case.
             logger.exception("what the supervisor before left cannot be read")
             return None
-        return kept if isinstance(kept, Kept) else None
+        # Of another version, and perhaps of another shape: the files say the same, or it would not be here.
+        return kept if version == __version__ else None
 
     def keep(self, configuration: Kept) -> None:
         """Leave the configuration that is in force."""
-        self._write("configuration", pickle.dumps(configuration))
+        self._write("configuration", pickle.dumps((__version__, configuration)))
 
     async def recall(self, entries: dict[str, Entry]) -> set[str]:
         """Give the entries what was wanted of them; the names of those of which something is known."""

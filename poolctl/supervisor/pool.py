@@ -31,6 +31,7 @@ from .verbs import Verbs
 INVALID_CONFIGURATION = 5
 _IDLE_SECONDS = 60.0
 _REMEMBER_SECONDS = 0.05
+_LAST_ANSWER_SECONDS = 0.02
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -70,6 +71,7 @@ class ManagedPool:
         hello: wire.Message,
         presence: Presence,
         over: Callable[[], None],
+        succeed: Callable[[list[str], list[str]], None],
     ) -> None:
         self.directory = directory
         self.files = list(files)
@@ -77,6 +79,7 @@ class ManagedPool:
         self._keeper_pid = int(hello["pid"])
         self._presence = presence
         self._over = over
+        self._succeed = succeed
         self._ending = False
         logs = os.path.join(state_directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
@@ -116,7 +119,7 @@ class ManagedPool:
         self._remember = Debounced(self._leave_behind)
         self.engine.listeners.add(lambda entry: self._remember.soon())
         self.engine.listeners.add(Mandatory(self._end_with).look)
-        self._verbs = Verbs(self.engine, self._about, self._end_soon, self._configuration)
+        self._verbs = Verbs(self.engine, self._about, self._end_soon, self._configuration, self._make_way)
         self._control = ControlServer(listener, self._handle)
         await self._control.start()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
@@ -176,12 +179,17 @@ class ManagedPool:
             await self._verbs.perform("stop", Selector(), {}, lambda document: None)
         self._end_soon()
 
+    def _make_way(self, keeper: list[str], supervisor: list[str]) -> None:
+        """Take no more commands, and give the place to others: the answer that says so has to get out first."""
+        self._ending = True
+        asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._succeed, keeper, supervisor)
+
     def _end_soon(self) -> None:
         if not self._ending:
             self._ending = True
             self._presence.withdraw()
             # The answer that says so has to get out first.
-            asyncio.get_running_loop().call_later(0.02, self._over)
+            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over)
 
     def _end_if_unused(self) -> None:
         if not any(entry.wanted or entry.workers for entry in self.engine.entries.values()):

@@ -44,7 +44,14 @@ class Supervisor:
         self._keeper = keeper
         hello = await self._hello
         self._pool = ManagedPool(
-            self.directory, self.files, self._state_dir(), keeper, hello, self._presence, self._over.set
+            self.directory,
+            self.files,
+            self._state_dir(),
+            keeper,
+            hello,
+            self._presence,
+            self._over.set,
+            self._make_way,
         )
         _, fds = await keeper.call({"op": "get", "name": "control"})
         listener = socket.socket(fileno=fds[0])
@@ -88,6 +95,24 @@ class Supervisor:
             self._keeper.send({"op": "terminating"})
             if self._begun:
                 self._pool.terminate()
+
+    def _make_way(self, keeper: list[str], supervisor: list[str]) -> None:
+        """Have the keeper become another version of itself, which starts a supervisor of its own."""
+        self._renewing = asyncio.ensure_future(self._renew(keeper, supervisor))
+
+    async def _renew(self, keeper: list[str], supervisor: list[str]) -> None:
+        logger.info("another version takes over: %s", supervisor)
+        self._pool.remember()
+        order = {
+            "op": "renew",
+            "argv": [*keeper, self.directory],
+            "supervisor": [*supervisor, self.directory, *self.files],
+        }
+        with contextlib.suppress(LinkLost):
+            await self._keeper.call(order)
+        # From here on there is nothing that a successor would not do as well.
+        logging.shutdown()
+        os._exit(0)
 
     def _keeper_lost(self) -> None:
         if self._presence.withdrawn or self._over.is_set():

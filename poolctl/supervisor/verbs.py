@@ -15,6 +15,7 @@ from .live import Live
 from .reading import Reading
 from .reload import Reload
 from .selection import NothingMatched
+from .upgrade import Upgrade
 
 USAGE = 2
 _SHAPE = "objects, with timeout in seconds and env as a table"
@@ -26,7 +27,7 @@ Verb = Callable[[Selector, Document, Progress], Awaitable[Document]]
 class Verbs:
     """The pool as the control socket sees it.
 
-    `about` is what `ping` says, `shut_down` ends the supervisor.
+    `about` is what `ping` says, `shut_down` ends the supervisor, `succeed` gives its place and the keeper's to others.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Verbs:
         about: Callable[[], Document],
         shut_down: Callable[[], None],
         configuration: Configuration,
+        succeed: Callable[[list[str], list[str]], None] = lambda keeper, supervisor: None,
     ) -> None:
         self._about = about
         self._shut_down = shut_down
         self.used = False
         reading = Reading(engine, about)
         lifecycle = Lifecycle(engine, self._end, configuration.environments)
+        reload = Reload(engine, configuration).reload
         live = Live(engine, configuration, lifecycle.with_dependents)
         self._verbs: dict[str, Verb] = {
             "list": reading.listing,
@@ -50,7 +53,7 @@ class Verbs:
             "start": lifecycle.start,
             "stop": lifecycle.stop,
             "restart": lifecycle.restart,
-            "reload": Reload(engine, configuration).reload,
+            "reload": reload,
             "scale": live.scale,
             "drain": live.drain,
             "undrain": live.undrain,
@@ -58,6 +61,7 @@ class Verbs:
             "disable": live.disable,
             "add": live.add,
             "remove": live.remove,
+            "upgrade": Upgrade(configuration.files, reload, succeed).upgrade,
         }
 
     async def handle(self, request: Request, progress: Progress) -> Document:

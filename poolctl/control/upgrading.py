@@ -1,0 +1,41 @@
+"""Moving a running pool to this version of poolctl, over its control socket."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from poolctl import __version__, bootstrap
+from poolctl.control.client import Client
+from poolctl.control.ending import await_end
+from poolctl.errors import ControlError
+
+CHECK = "--check"
+_END_SECONDS = 30.0
+
+
+def upgrade(client: Client) -> dict[str, Any]:
+    """The supervisor's answer, when its successor is of this version and answers; the answer of one that refuses.
+
+    Keeper and supervisor are of this version then; the servers' processes are those that were there. Blocks. Raises
+    NoSupervisor, and ControlError (1) when the pool goes on with another version.
+    """
+    options = {
+        "version": __version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "keeper": bootstrap.command(sys.executable, "keeper", isolated=True),
+        "supervisor": bootstrap.command(sys.executable, "supervisor"),
+    }
+    result = client.call("upgrade", {"options": options})
+    if result.get("exit_code"):
+        return result
+    await_end(int(result["upgraded_from"]), _END_SECONDS)
+    about = client.ping()  # it waits for the successor
+    if about.get("version") != __version__ or about.get("supervisor_pid") == result["upgraded_from"]:
+        raise ControlError(
+            f"the pool is run by poolctl {about.get('version')} still",
+            exit_code=1,
+            hint="supervisor.log in its runtime directory says why",
+        )
+    result["items"] = client.call("list")["items"]
+    return result

@@ -1,0 +1,71 @@
+"""The keeper takes on another version of itself: the same process, the same children, the same descriptors.
+
+execve(2) keeps the pid, the children with their exit statuses, the subreaper flag, and every descriptor that is told to
+stay; what this process knows goes into a file in memory for the program that follows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+from ..platform import read_file
+from .reap import Reaper
+from .store import Store
+
+FORMAT = 1
+# They are of the version that goes: the next supervisor has them made anew.
+_OF_THE_VERSION = ("zygote ", "appzygote ")
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Renewal:
+    """`argv` is the keeper's next program, without its last argument, `supervisor` the next supervisor's."""
+
+    def __init__(self, argv: list[str], supervisor: list[str]) -> None:
+        self._argv = argv
+        self._supervisor = supervisor
+
+    def take_place(self, store: Store, reaper: Reaper, open_files: tuple[int, int]) -> None:
+        """Become that program. Returns only if it cannot be executed: then nothing has changed."""
+        store.clear(*_OF_THE_VERSION)
+        state = {
+            "format": FORMAT,
+            "entries": (entries := store.rows()),
+            "unheard": reaper.unheard,
+            "sequence": reaper.sequence,
+            "watched": reaper.watcher.starts,
+            "open_files": open_files,
+        }
+        file = os.memfd_create("poolctl-keeper", 0)
+        os.write(file, json.dumps(state).encode())
+        kept = [fd for _, _, fds in entries for fd in fds]
+        plan = json.dumps({"supervisor": self._supervisor, "restored": file})
+        # What arrives in between waits for the next program.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        try:
+            for fd in kept:
+                os.set_inheritable(fd, True)
+            os.execv(self._argv[0], [*self._argv, plan])
+        except OSError:
+            for fd in kept:
+                os.set_inheritable(fd, False)
+            os.close(file)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
+    """Take over what the program before knew; the limits of open files that workers are to get."""
+    state: dict[str, Any] = json.loads(read_file(file))
+    os.close(file)
+    for name, meta, fds in state["entries"]:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        store.put(name, meta, fds)
+    reaper.resume(
+        state["unheard"], state["sequence"], {int(pid): start for pid, start in state["watched"].items()}
+    )
+    soft, hard = state["open_files"]
+    return soft, hard

@@ -1,0 +1,115 @@
+"""Another version of poolctl takes over a running pool: same keeper process, same workers, no request lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import poolctl
+from tests.deadline import wait_until
+from tests.load import Load
+from tests.processes import is_alive
+from tests.real_pool import Done, RealPool
+
+NEW = "99.1.2"
+
+
+@pytest.fixture
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with this package in it, as another version."""
+    place = tmp_path_factory.mktemp("newer")
+    source = Path(poolctl.__file__).parent
+    shutil.copytree(source, place / "poolctl", ignore=shutil.ignore_patterns("__pycache__"))
+    init = place / "poolctl/__init__.py"
+    init.write_text(init.read_text().replace(f'__version__ = "{poolctl.__version__}"', f'__version__ = "{NEW}"'))
+    return place
+
+
+def by(version: Path, pool: RealPool, *args: str, env: dict[str, str] | None = None) -> Done:
+    """What the other version's command line does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "poolctl", *args], cwd=pool.directory, text=True, capture_output=True,
+        env={**pool.env, "PYTHONPATH": str(version), **(env or {})}, timeout=50,
+    )  # fmt: skip
+    return Done(args, done.returncode, done.stdout, done.stderr)
+
+
+def version(pool: RealPool) -> str:
+    return str(pool.run("status", "-o", "json").json["summary"]["version"])
+
+
+def facts(pool: RealPool) -> dict[str, Any]:
+    return {name: (item["pids"], item["state"], item["restarts"]) for name, item in pool.items().items()}
+
+
+def test_the_pool_goes_on_under_the_new_version_and_nobody_notices(pool: RealPool, newer: Path) -> None:
+    root = Path(__file__).parents[3]
+    pool.write_hello("users", "orders", extra=f'app_dir = "{root}"\nenv = {{ LEVEL = "info" }}')
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", text.replace("hello:app", "tests.load.apps:app"))
+    pool.ok("start")
+    pool.ok("scale", "orders", "2")
+    os.kill(pool.items()["users"]["pids"][0], 9)
+    wait_until(lambda: pool.items()["users"]["ready"])
+    before, keeper, supervisor = facts(pool), pool.info()["keeper_pid"], pool.info()["supervisor_pid"]
+    load = Load([f"127.0.0.1:{port}" for port in pool.ports.values()], mode="new_connection", connections=4)
+    load.start()
+    done = by(newer, pool, "upgrade")
+    report = load.stop()
+    assert done.code == 0, str(done)
+    assert done.stdout == (
+        f"poolctl {poolctl.__version__} → {NEW}: 2 servers went on as they are; "
+        "poolctl restart renews their processes\n"
+    )
+    assert (report.failed, report.refused) == (0, 0), report
+    assert report.complete > 0
+    assert version(pool) == NEW
+    assert facts(pool) == before
+    assert pool.info()["keeper_pid"] == keeper
+    assert not is_alive(supervisor)
+    # What was placed before is watched, stopped and replaced as ever; and the way back is the same way.
+    os.kill(pool.items()["users"]["pids"][0], 9)
+    wait_until(lambda: pool.items()["users"]["ready"] and facts(pool)["users"][2] == before["users"][2] + 1)
+    assert "already" in by(newer, pool, "upgrade").stdout
+    back = pool.ok("upgrade", "--restart")
+    assert "2 servers restarted" in back.stdout
+    assert version(pool) == poolctl.__version__
+    assert all(set(now[0]).isdisjoint(before[name][0]) for name, now in facts(pool).items())
+    pool.ok("stop")
+    assert pool.processes() == {}
+
+
+def test_a_version_that_does_not_run_takes_over_nothing(pool: RealPool, newer: Path) -> None:
+    pool.write_hello("users")
+    pool.ok("start")
+    before, supervisor = facts(pool), pool.info()["supervisor_pid"]
+    (newer / "poolctl/supervisor/engine.py").write_text("import not_there\n")
+    done = by(newer, pool, "upgrade")
+    assert done.code == 8
+    assert "No module named 'not_there'" in done.stderr
+    assert (facts(pool), pool.info()["supervisor_pid"]) == (before, supervisor)
+
+
+def test_files_that_say_something_else_are_applied_first(pool: RealPool, newer: Path) -> None:
+    pool.write_hello("users")
+    pool.ok("start")
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", text + 'env = { A = "1" }\n')
+    done = by(newer, pool, "upgrade")
+    assert done.code == 8
+    assert "poolctl reload" in done.stderr
+    pool.write("pool.toml", "[[server]]\nname = 3\n")
+    assert by(newer, pool, "upgrade").code == 5
+    assert version(pool) == poolctl.__version__
+    assert pool.items()["users"]["ready"]
+
+
+def test_there_must_be_a_pool(pool: RealPool) -> None:
+    pool.write_hello("users")
+    assert pool.run("upgrade").code == 6
