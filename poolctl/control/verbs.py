@@ -217,6 +217,18 @@ class PoolClient:
             "wait", targets, selector, {"timeout": timeout, "for": until}, None, PoolMonitorError
         )
 
+    def upgrade(self) -> Result:
+        """Let this version of poolctl take over the pool, and return when it has; the servers' processes stay.
+
+        Raises ControlError (8) when the running version refuses, PoolValidateError for files with problems.
+        """
+        from poolctl.control.upgrading import upgrade
+
+        result = upgrade(self._client)
+        if result["exit_code"]:
+            raise _error("upgrade", result["exit_code"], result, PoolRestartError)
+        return result
+
     def _ask(
         self,
         verb: str,
