@@ -101,11 +101,13 @@ def _detail(change: Mapping[str, Any]) -> str:
 
 def _summary(changes: Iterable[Mapping[str, Any]], *, dry_run: bool) -> str:
     counts: dict[str, int] = {}
+    names = set()  # a server may have more than one of them
     for change in changes:
         kind = str(change.get("change"))
         counts[kind] = counts.get(kind, 0) + 1
+        names.add(change.get("name"))
     if not counts:
         return "nothing to do" if dry_run else "nothing has changed"
     words = [f"{counts[kind]} {word}" for kind, (_, _, word) in KINDS.items() if kind in counts]
-    would = f"{servers(sum(counts.values()))} would change: " if dry_run else ""
+    would = f"{servers(len(names))} would change: " if dry_run else ""
     return would + ", ".join(words)
