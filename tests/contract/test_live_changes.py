@@ -220,6 +220,36 @@ def test_save_writes_changes_back_and_keeps_comments(
     pool.ok("validate")
 
 
+def test_of_several_files_the_last_that_has_the_key_is_written(real_pool: RealPool) -> None:
+    port = real_pool.write_hello()["web"]
+    base = (real_pool.directory / "pool.toml").read_text()
+    real_pool.write("local.yaml", "# mine\nserver:\n  - name: web\n    workers: 1  # enough\n")
+    real_pool.ok("-c", "pool.toml", "-c", "local.yaml", "start")
+    real_pool.ok("scale", "web", "2", "--save")
+    assert (real_pool.directory / "pool.toml").read_text() == base
+    assert (real_pool.directory / "local.yaml").read_text() == (
+        "# mine\nserver:\n  - name: web\n    workers: 2  # enough\n"
+    )
+    real_pool.ok("remove", "web", "--save", "--allow-empty")
+    assert str(port) not in (real_pool.directory / "pool.toml").read_text()
+
+
+def test_the_commands_own_timeout_is_124_and_a_servers_is_its_failure(
+    pool: RealPool, free_port: Callable[[], int]
+) -> None:
+    pool.write("slow.py", "import time\ntime.sleep(60)\n")
+    new = ["--bind", f"127.0.0.1:{free_port()}", "--app", "slow:app"]
+    late = pool.run("add", "slow", *new, "--timeout", "0.5", "-o", "json")
+    assert late.code == 124, str(late)
+    assert [error["name"] for error in late.json["errors"]] == ["slow"]
+    pool.ok("remove", "slow")
+    failed = pool.run(
+        "add", "slow", *new, "--set", "start_timeout=500ms", "--set", "restart=no", "-o", "json"
+    )
+    assert failed.code == 1, str(failed)
+    assert [error["code"] for error in failed.json["errors"]] == [1323]
+
+
 def test_reload_takes_the_callers_environment_only_when_told(pool: RealPool) -> None:
     pool.write("pool.toml", server("a", pool.ports["a"], 'env = { A = "${COLOUR:-none}" }'))
     pool.ok("reload")
