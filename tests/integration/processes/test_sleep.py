@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 
 from tests.certificates import certificate
 from tests.http_get import get
+from tests.load import Load, apps
+from tests.ports import claim_port
 from tests.real_pool import RealPool
 
 SLEEPS = "scale = { min = 0, idle = 0.2 }"
@@ -230,3 +234,27 @@ def test_a_reload_wakes_nobody_and_tells_those_who_run_when_to_sleep(pool: RealP
     assert (items["awake"]["pids"], items["asleep"]["state"]) == ([pid], "sleeping")
     pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
     assert get(ports["asleep"]).status == 200
+
+
+@pytest.mark.parametrize(("mode", "enough"), [("keep_alive", 80), ("new_connection", 80), ("pipelined", 640)])
+def test_no_request_is_lost_at_whatever_moment_it_comes(pool: RealPool, mode: str, enough: int) -> None:
+    shutil.copy(apps.__file__, pool.directory / "hello.py")
+    # Two clients with a pause of about the idle time: now they come before the server sleeps, now after, now just then.
+    ports = [claim_port() for _ in range(2)]
+    server = """
+        [[server]]
+        name = "s{port}"
+        bind = "127.0.0.1:{port}"
+        app = "hello:app"
+        scale = {{ min = 0, idle = 0.03 }}
+    """
+    pool.write("pool.toml", "".join(textwrap.dedent(server).format(port=port) for port in ports))
+    pool.ok("start")
+    with Load(ports, mode, connections=4, pause=0.031) as load:
+        deadline = time.monotonic() + 10
+        while load.look().complete < enough and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert load.report.failed == 0, load.report
+    assert load.report.complete >= enough
+    slept = [item["generation"] - 1 for item in pool.ok("show", "-o", "json").json["items"]]
+    assert min(slept) > 1, "it never came to it"
