@@ -99,7 +99,8 @@ class Deaths:
             if was_ready or entry.config.restart.policy != "no":
                 self.note(entry, verdict.reason, f"poolctl logs {entry.name}", START_FAILED)
         else:
-            entry.restart_times.append(now)
+            window = entry.config.restart.window
+            entry.restart_times = [each for each in entry.restart_times if now - each <= window] + [now]
             entry.restarts += 1
             self._hold(entry, verdict.delay_seconds)
 

@@ -186,7 +186,14 @@ class Entry:
 
     def summary(self) -> tuple[object, ...]:
         """What its neighbours in the dependency graph look at."""
-        return (self.wanted, self.ready, bool(self.workers), self.failed, self.done, self.up)
+        return (
+            self.wanted, self.ready, bool(self.workers), self.started, self.failed, self.done, self.up, self.complete,
+        )  # fmt: skip
+
+    @property
+    def started(self) -> bool:
+        """There is a process, ready or not."""
+        return any(worker.placement is not None for worker in self.workers.values())
 
     def cancel_timers(self) -> None:
         """Forget the backoff."""

@@ -60,7 +60,7 @@ class Graph:
         if entry is None:
             return True
         if condition == "started":
-            return entry.ready or any(worker.placement is not None for worker in entry.workers.values())
+            return entry.ready or entry.started
         if condition == "completed":
             return entry.done
         # One that is out of rotation is not ready to be sent to, and answers all the same.

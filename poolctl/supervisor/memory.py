@@ -38,6 +38,7 @@ _REMEMBERED: dict[str, Any] = {
     "failed": False,
     "done": False,
     "restarts": 0,
+    "restart_times": [],
     "files": {},
 }
 

@@ -21,6 +21,7 @@ class ScriptedRunner:
         self.values: list[Mapping[str, Any]] = []
         self.opened: set[str] = set()
         self.running: dict[str, asyncio.Future[Exit]] = {}
+        self.ended: dict[str, Exit] = {}
         self.most_at_once: dict[str, int] = {}
         self.deaf: set[str] = set()  # names of servers whose workers cannot be ended
         self.draining = asyncio.Event()
@@ -118,10 +119,14 @@ class ScriptedRunner:
         ended = self.running.pop(placement_id, None)
         if ended is not None:
             ended.set_result(exit_)
+            if placement_id in self.jobs:  # ends before anybody can watch it
+                self.ended[placement_id] = exit_
 
     async def watch(self, placement: Placement) -> Exit:
         ended = self.running.get(placement.id)
-        return await asyncio.shield(ended) if ended is not None else Exit(message="has ended before")
+        if ended is not None:
+            return await asyncio.shield(ended)
+        return self.ended.get(placement.id, Exit(message="has ended before"))
 
     def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         return []

@@ -7,7 +7,7 @@ from collections.abc import Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.clock import SystemClock
+from poolctl.clock import ManualClock
 from poolctl.pool.select import Selector
 from poolctl.supervisor.configuration import Configuration
 from poolctl.supervisor.engine import Engine
@@ -40,7 +40,8 @@ class Desk:
 
     def __init__(self, *servers: ServerConfig, **script: str) -> None:
         self.runner = SlowRunner(**script)
-        self.engine = Engine(servers, self.runner, SystemClock())
+        self.clock = ManualClock()
+        self.engine = Engine(servers, self.runner, self.clock)
         self.over = False
         self.files = Files(servers)
         self.verbs = Verbs(self.engine, lambda: {"keeper_pid": 1}, self._end, self.files)

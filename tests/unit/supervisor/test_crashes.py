@@ -1,0 +1,86 @@
+"""Workers that die again and again: at once, later, and then no more, until somebody starts the server again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from poolctl.runners.protocol import Exit
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+AT_ONCE = {"policy": "on-failure", "backoff": {"initial": 0, "max": 0}, "limit": 2, "window": 60}
+KILLED = Exit.from_signal(9)
+
+
+async def die(desk: Desk) -> None:
+    (worker,) = desk.runner.running
+    desk.runner.end(worker, KILLED)
+    await turns()
+
+
+def test_the_limit_is_of_a_window_and_the_reason_is_told() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(restart=AT_ONCE))
+        await desk.ask("start")
+        for _ in range(2):
+            await die(desk)
+            assert desk.states() == {"web": "running"}
+        desk.clock.advance(61)
+        for _ in range(2):
+            await die(desk)
+            assert desk.states() == {"web": "running"}
+        assert len(desk.engine.entries["web"].restart_times) == 2, "what is older is forgotten"
+        await die(desk)
+        assert desk.states() == {"web": "failed"}
+        answer = await desk.ask("status")
+        assert answer["errors"][0]["message"] == "killed by SIGKILL; restarted 2 times within 60 s"
+        assert desk.runner.opened == set()
+
+    run(scenario())
+
+
+def test_a_start_counts_anew() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(restart=AT_ONCE))
+        await desk.ask("start")
+        for _ in range(3):
+            await die(desk)
+        assert desk.states() == {"web": "failed"}
+        assert (await desk.ask("start"))["exit_code"] == 0
+        for _ in range(2):
+            await die(desk)
+            assert desk.states() == {"web": "running"}
+        assert desk.engine.entries["web"].restarts == 4
+
+    run(scenario())
+
+
+def test_connections_wait_while_the_worker_is_replaced_and_in_a_short_pause() -> None:
+    async def scenario() -> None:
+        slow: dict[str, Any] = AT_ONCE | {"backoff": {"initial": 20, "max": 20}}
+        desk = Desk(web(restart=slow))
+        await desk.ask("start")
+        await die(desk)
+        assert (desk.states(), desk.runner.opened) == (
+            {"web": "running"},
+            {desk.engine.entries["web"].config.key},
+        )
+        await die(desk)
+        assert desk.states() == {"web": "backoff"}
+        assert desk.runner.opened, "held, as it comes back sooner than a start may take"
+        assert (await desk.ask("start"))["exit_code"] == 0
+        assert desk.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_one_of_several_that_dies_leaves_the_others_alone() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(workers=3, restart=AT_ONCE))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        desk.runner.end("web.1.1", KILLED)
+        await turns()
+        assert desk.runner.log == ["place web.1.1"]
+        assert desk.states() == {"web": "running"}
+
+    run(scenario())

@@ -1,0 +1,99 @@
+"""Who waits for whom, at the start and at the end: as long as it has to, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+
+from poolctl import ServerConfig
+from poolctl.runners.protocol import Exit
+from tests.unit.pool.scripted_runner import NEVER
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+
+def job(name: str, **keys: object) -> ServerConfig:
+    return ServerConfig(name=name, command=["migrate"], job=True, **keys)
+
+
+def test_it_waits_until_what_it_depends_on_is_ready() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("api", depends_on=["db"]), web("db"), db=NEVER)
+        desk.begin("start")
+        await turns()
+        assert desk.states() == {"api": "starting", "db": "starting"}
+        assert [line for line in desk.runner.log if line.startswith("place")] == ["place db.1.0"]
+
+    run(scenario())
+
+
+def test_started_waits_for_the_process_only() -> None:
+    async def scenario() -> None:
+        condition = {"name": "db", "condition": "started"}
+        desk = Desk(web("api", depends_on=[condition]), web("db"), db=NEVER)
+        desk.begin("start")
+        await turns()
+        assert desk.states() == {"api": "running", "db": "starting"}
+
+    run(scenario())
+
+
+def test_completed_waits_for_the_end_of_a_job_and_that_it_was_good() -> None:
+    async def scenario() -> None:
+        condition = {"name": "migrate", "condition": "completed"}
+        desk = Desk(web("api", depends_on=[condition]), job("migrate"), migrate=NEVER)
+        desk.begin("start", timeout=1)
+        await turns()
+        assert desk.states() == {"api": "starting", "migrate": "starting"}
+        desk.runner.end("migrate.1.0", Exit.from_status(1))
+        await turns()
+        assert desk.states() == {"api": "starting", "migrate": "failed"}
+        desk.runner.script.clear()
+        await desk.ask("start", "migrate")
+        await turns()
+        assert desk.states() == {"api": "running", "migrate": "stopped"}
+
+    run(scenario())
+
+
+def test_those_that_do_not_wait_for_each_other_start_at_once() -> None:
+    async def scenario() -> None:
+        desk = Desk(
+            web("a"), web("b"), web("on-a", depends_on=["a"]), web("on-b", depends_on=["b"]),
+            web("on-both", depends_on=["a", "b"]), b=NEVER,
+        )  # fmt: skip
+        desk.begin("start")
+        await turns(40)
+        ready = {name for name, state in desk.states().items() if state == "running"}
+        assert ready == {"a", "on-a"}
+
+    run(scenario())
+
+
+def test_they_stop_in_the_other_direction_and_side_by_side_where_they_may() -> None:
+    async def scenario() -> None:
+        desk = Desk(
+            web("db"), web("one", depends_on=["db"]), web("two", depends_on=["db"]), web("front", depends_on=["one"])
+        )  # fmt: skip
+        await desk.ask("start")
+        desk.runner.log.clear()
+        desk.runner.may_stop = asyncio.Event()
+        stopping = desk.begin("stop")
+        await turns()
+        assert set(desk.runner.log) == {"stop front.1.0 10", "stop two.1.0 10"}
+        desk.runner.may_stop.set()
+        assert (await stopping)["exit_code"] == 0
+        stops = [line.split()[1].split(".")[0] for line in desk.runner.log if line.startswith("stop")]
+        assert stops.index("front") < stops.index("one") < stops.index("db")
+        assert stops.index("two") < stops.index("db")
+
+    run(scenario())
+
+
+def test_one_that_dies_is_no_reason_to_stop_what_depends_on_it() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]))
+        await desk.ask("start")
+        desk.runner.end("db.1.0", Exit.from_signal(9))
+        await turns()
+        assert desk.states() == {"db": "failed", "api": "running"}
+
+    run(scenario())
