@@ -31,7 +31,7 @@ from .child import (
     wait_for_go,
 )
 from .forks import serve_forks
-from .held import fill_gaps
+from .held import close_others, fill_gaps
 from .life import STARTUP_FAILURE, exit_status, live, set_the_scene
 from .load import LoadFailed, explain, import_app
 from .preload import keep, preload, settle
@@ -74,6 +74,7 @@ def resume() -> NoReturn:
 def _live(spec: Spec) -> int:
     requests = socket.socket(fileno=REQUESTS_FD)
     os.close(SPEC_FD)
+    close_others()
     fill_gaps()
     set_the_scene(spec)
     before = Traces.of_this_process()

@@ -44,7 +44,7 @@ def fill_gaps() -> None:
 
 
 def close_others() -> None:
-    """Close what stands below FIRST_FD and is not held; for a process from which nobody else is forked by us."""
+    """Close what stands below FIRST_FD and is not held. A process that forks for us fills the gaps then."""
     for fd in range(3, FIRST_FD):
         if fd not in _held:
             try:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.http_get import get
-from tests.processes import children, is_alive
+from tests.processes import children, descriptors, is_alive
 from tests.real_pool import RealPool
 
 # Answers with what it is told about its import, by whoever asks.
@@ -88,6 +88,18 @@ def test_servers_that_are_alike_share_one_import_and_no_randomness_of_the_standa
     keeper = pool.info()["keeper_pid"]
     for item in pool.items().values():
         assert set(item["pids"]) <= set(children(keeper))
+
+
+def test_it_holds_its_requests_and_nothing_else(pool: RealPool, free_port: Any, until: Any) -> None:
+    write(pool, free_port)
+    pool.ok("start")
+    (zygote,) = app_zygotes(pool)
+    held = until(lambda: descriptors(zygote))
+    kinds = [target.partition(":")[0] for target in held.values() if target != "/dev/null"]
+    # What libuv keeps for signals is its own and no other process's.
+    assert kinds.count("socket") == 1, held
+    assert sorted(set(kinds)) == ["pipe", "socket"], held
+    assert kinds.count("pipe") == 2, held
 
 
 def test_a_server_with_another_environment_has_an_import_of_its_own(pool: RealPool, free_port: Any) -> None:
