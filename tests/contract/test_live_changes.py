@@ -141,7 +141,7 @@ def test_a_drained_server_answers_and_is_not_ready(pool: RealPool, http_get: Cal
 def test_enable_starts_what_was_disabled_and_remove_prints_what_it_removed(pool: RealPool) -> None:
     pool.write("pool.toml", server("a", pool.ports["a"]) + server("b", pool.ports["b"], "disabled = true"))
     pool.ok("reload")
-    wait_until(lambda: refused(pool.ports["b"]))
+    assert refused(pool.ports["b"])
     pool.ok("enable", "b")
     assert pool.items()["b"]["ready"]
     done = pool.ok("remove", "b")
@@ -207,6 +207,7 @@ def test_save_writes_changes_back_and_keeps_comments(
     pool.ok("add", "new", "--bind", f"127.0.0.1:{new}", "--app", "hello:app", "--set", "env.A=1", "--save")
     pool.ok("disable", "b", "--save")
     before = pids(pool)
+    assert "nothing to do" in pool.ok("reload", "--dry-run").stdout
     pool.ok("reload")
     assert pids(pool) == before
     assert http_get(new).status == 200
