@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-SERVERS = ("plain", "several", "long", "unix", "tls", "noisy")  # under load; `moving` comes and goes
+SERVERS = (
+    "plain",
+    "several",
+    "long",
+    "unix",
+    "tls",
+    "noisy",
+    "sleepy",
+)  # under load; `moving` comes and goes
 # Out of rotation every answer is the last one of its connection: what was pipelined behind it has to be sent again.
 SERVERS_TO_DRAIN = tuple(name for name in SERVERS if name != "several")
 CHANGES = ("env", "tags", "add", "remove", "broken", "nothing")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from tests.http_get import get
+
 from . import leaks
 from .program import Step, rounds
 from .stage import Fault, Stage
@@ -43,8 +45,10 @@ def _round(
     stage.write()
     stage.ok("start")
     stage.settled()
-    stage.ok("restart")  # so that whatever is made only when it is first needed has been made
-    stage.settled()
+    # Whatever is made only when it is first needed has been made then.
+    stage.ok("restart")
+    assert get(stage.ports["sleepy"]).status == 200
+    stage.settled(asleep=("sleepy",))
     quiet = leaks.take(stage)
     watch = Watch(stage)
     acts = Steps(stage, watch)

@@ -71,6 +71,8 @@ class Stage:
             """
             text += {
                 "several": 'workers = 2\n            http = { loop = "asyncio", implementation = "h11" }\n',
+                "unix": "preload = true\n",
+                "sleepy": "scale = { min = 0, idle = 0.15 }\n",
                 "tls": 'tls = { cert = "localhost.pem", key = "localhost.key" }\n',
                 "noisy": 'app = "tests.chaos.noisy:app"\n            log = { max_size = "64KiB", keep = 2 }\n',
             }.get(name, "")
@@ -89,13 +91,20 @@ class Stage:
             raise Fault(str(done))
         return done
 
-    def settled(self, *, stopped: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-        """The servers, by name, once all that should serve is ready and nothing else is going on."""
+    def settled(
+        self, *, stopped: tuple[str, ...] = (), asleep: tuple[str, ...] = ()
+    ) -> dict[str, dict[str, Any]]:
+        """The servers, by name, once all that should serve is ready and nothing else is going on.
+
+        `asleep`: those that must have no process, when nobody asks for them.
+        """
         deadline = time.monotonic() + SETTLED_SECONDS
         while True:
             done = self.run("list", "-o", "json")
             items = {item["name"]: item for item in done.json["items"]} if done.code == 0 else {}
-            left = [name for name in self.expected(stopped) if not self._as_wanted(name, items, stopped)]
+            left = [
+                name for name in self.expected(stopped) if not self._as_wanted(name, items, stopped, asleep)
+            ]
             if items and not left:
                 return items
             if time.monotonic() > deadline:
@@ -105,12 +114,18 @@ class Stage:
     def expected(self, stopped: tuple[str, ...]) -> set[str]:
         return set(self.workers) | ({"extra"} if self.has_extra else set())
 
-    def _as_wanted(self, name: str, items: dict[str, Any], stopped: tuple[str, ...]) -> bool:
+    def _as_wanted(
+        self, name: str, items: dict[str, Any], stopped: tuple[str, ...], asleep: tuple[str, ...]
+    ) -> bool:
         item = items.get(name)
         if item is None:
             return False
         if name in stopped:
             return item["state"] in ("stopped", "disabled") and not item["pids"]
+        if name in asleep:
+            return item["state"] == "sleeping" and not item["pids"]
+        if name == "sleepy" and item["state"] == "sleeping":
+            return True
         return (
             item["ready"]
             and len(item["pids"]) == self.workers.get(name, 1)

@@ -17,6 +17,7 @@ from tests.load import Load, Report
 from .stage import Fault, Stage
 
 PAUSE_SECONDS = 0.03
+PAUSES = {"sleepy": 0.16}  # it falls asleep just when the next request comes
 PATIENCE_SECONDS = 20.0
 CLIENTS: dict[str, tuple[tuple[str, int], ...]] = {
     "plain": (("keep_alive", 3), ("new_connection", 2)),
@@ -25,6 +26,7 @@ CLIENTS: dict[str, tuple[tuple[str, int], ...]] = {
     "unix": (("new_connection", 1),),
     "tls": (("keep_alive", 1), ("new_connection", 1)),
     "noisy": (("keep_alive", 1),),
+    "sleepy": (("new_connection", 1),),
 }
 DEPTH = 4
 
@@ -40,7 +42,7 @@ class Watch:
             for mode, connections in kinds:
                 self.loads[server, mode] = Load(
                     [stage.address(server)], mode, connections=connections, tls=server == "tls", depth=DEPTH,
-                    pause=PAUSE_SECONDS, patience=PATIENCE_SECONDS, chunks=8, chunk_pause=0.05,
+                    pause=PAUSES.get(server, PAUSE_SECONDS), patience=PATIENCE_SECONDS, chunks=8, chunk_pause=0.05,
                 )  # fmt: skip
 
     def start(self) -> None:
