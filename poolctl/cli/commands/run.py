@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from poolctl.cli.counting import servers
 from poolctl.cli.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
@@ -25,6 +25,9 @@ from poolctl.cli.threads import start_unsignalled
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.ending import await_end, left_status
 from poolctl.errors import ControlError
+
+if TYPE_CHECKING:
+    from poolctl.cli.watching import Watcher
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
@@ -74,10 +77,14 @@ class Session:
             from poolctl.cli.watching import Watcher
 
             watcher = Watcher(self.request, self.place, self._changed)
-            thread = threading.Thread(
-                target=watcher.run, args=(self._ending.is_set,), name="watch", daemon=True
-            )
+            thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
             start_unsignalled(thread)
+
+    def _watch(self, watcher: Watcher) -> None:
+        try:
+            watcher.run(self._ending.is_set)
+        except Failure as failure:  # what more there is to watch cannot be; the pool runs on
+            self._changed("watch", failure.outcome)
 
     def _changed(self, verb: str, outcome: Outcome) -> None:
         """Say what a change of the files came to, beside the servers' own words."""

@@ -43,3 +43,14 @@ def test_new_code_is_served_and_broken_code_is_told(
     assert http_get(port).text == f"hello from {port}"
     running.send_signal(signal.SIGTERM)
     assert running.wait(20) == 0
+
+
+def test_a_pool_around_a_command_is_watched_too(real_pool: RealPool, http_get: Callable[..., Any]) -> None:
+    port = real_pool.write_hello()["web"]
+    running = real_pool.spawn("run", "--watch", "--", "sh", "-c", "echo up; read line")
+    assert running.stdout is not None
+    assert running.stdout.readline() == "up\n"
+    real_pool.write("hello.py", HELLO_APP.replace("hello from", "welcome to"))
+    wait_until(lambda: http_get(port).text == f"welcome to {port}")
+    running.communicate("\n", timeout=20)
+    assert running.returncode == 0
