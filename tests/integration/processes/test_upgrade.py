@@ -27,7 +27,9 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(poolctl.__file__).parent
     shutil.copytree(source, place / "poolctl", ignore=shutil.ignore_patterns("__pycache__"))
     init = place / "poolctl/__init__.py"
-    init.write_text(init.read_text().replace(f'__version__ = "{poolctl.__version__}"', f'__version__ = "{NEW}"'))
+    init.write_text(
+        init.read_text().replace(f'__version__ = "{poolctl.__version__}"', f'__version__ = "{NEW}"')
+    )
     return place
 
 
