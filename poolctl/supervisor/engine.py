@@ -129,8 +129,8 @@ class Engine:
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
         """Give the server another configuration of the same name.
 
-        With `live` its workers go on under it; without, what runs is replaced by a generation that has it, and what
-        does not run stays so.
+        With `live` its workers go on under it; without, what runs is replaced by a generation that has it, what has
+        failed or waits is tried again, and what was stopped stays so.
         """
         before, was_disabled = entry.config, entry.is_disabled
         self._configure(entry, config)
@@ -140,12 +140,16 @@ class Engine:
                     worker.config = config
             if config.idle_seconds != before.idle_seconds:
                 self._executor.idle_after(entry, config.idle_seconds)
-        elif entry.wanted and any(each.generation == entry.generation for each in entry.workers.values()):
-            self._next_generation(entry)
-            entry.restarts += 1
+        elif entry.wanted:
+            if any(each.generation == entry.generation for each in entry.workers.values()):
+                self._next_generation(entry)
+                entry.restarts += 1
             entry.code_since = self.clock.monotonic()
             # What it depends on now may be new as well.
             entry.ignore_dependencies = False
+            if entry.failed or entry.held or (entry.done and not config.job):
+                # It may well be what was wrong with it.
+                self.start(entry)
         self._heed(entry, was_disabled)
         self.touch(entry)
 

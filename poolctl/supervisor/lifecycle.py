@@ -49,6 +49,8 @@ class Lifecycle:
         runnable = [entry for entry in chosen if not entry.is_disabled]
         order = Order(self._engine, RESTART, runnable, lambda entry: entry.settled)
         environment = options.get("env")
+        if environment:
+            self._engine.configured += 1  # a successor has to know of it
         for entry in runnable:
             if environment:
                 self._environments[entry.name] = environment

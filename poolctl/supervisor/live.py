@@ -52,9 +52,8 @@ class Live:
         chosen = self._selection.of(selector)
         refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
-        order = Order(
-            self._engine, START, [entry for entry in able if entry.wanted], lambda entry: entry.settled
-        )
+        running = [entry for entry in able if entry.wanted and not (entry.failed or entry.done)]
+        order = Order(self._engine, START, running, lambda entry: entry.settled)
         order.problems += refused.values()
         for entry in able:
             count = None if workers == entry.config.workers else workers

@@ -71,7 +71,8 @@ class Order:
         return [warning for entry in self._entries for warning in entry.warnings]
 
     def _settled(self, entry: Entry) -> bool:
-        return self._failed(entry) or self._reached(entry) or self._overtaken(entry)
+        over = entry.failed or entry.done
+        return over or self._failed(entry) or self._reached(entry) or self._overtaken(entry)
 
     def _failed(self, entry: Entry) -> bool:
         if entry.failures > self._failures[entry.name]:
@@ -111,4 +112,6 @@ class Order:
             blocker = self._stuck[entry.name]
             reason = "is disabled" if blocker.is_disabled else "did not become ready"
             return late(entry, self._kind, f"waits for {blocker.name}, which {reason}")
+        if entry.failed:
+            return late(entry, self._kind, "has failed before")
         return late(entry, self._kind, f"is still {entry.state}") if entry in missing else None

@@ -128,7 +128,12 @@ class _Application:
         return entry
 
     def _awaited(self, entry: Entry) -> bool:
-        return entry.name in self._kinds and entry.wanted and not entry.is_disabled
+        """What rests for another reason is not waited for."""
+        return (
+            entry.name in self._kinds
+            and entry.wanted
+            and not (entry.is_disabled or entry.failed or entry.done)
+        )
 
     async def renew(self) -> list[Document]:
         """Give those whose certificates have changed the new ones; what went wrong."""

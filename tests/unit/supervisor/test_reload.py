@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from poolctl import ServerConfig
 from poolctl.runners.protocol import Placement
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
@@ -270,3 +271,32 @@ def test_two_reloads_at_once_end_with_what_is_written_last() -> None:
 def placements(desk: Desk) -> list[Placement]:
     workers = [worker for entry in desk.engine.entries.values() for worker in entry.workers.values()]
     return [worker.placement for worker in workers if worker.placement is not None]
+
+
+def test_what_has_failed_is_tried_again_with_its_new_configuration_and_not_waited_for_without() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"), a=FAILS, b=FAILS)
+        await desk.ask("start")
+        desk.runner.script.clear()
+        desk.files.written = [web("a", env={"A": "1"}), web("b", tags=["x"])]
+        answer = await desk.ask("reload")
+        assert (answer["exit_code"], desk.states()) == (0, {"a": "running", "b": "failed"})
+        assert (await desk.ask("scale", "b", workers=2))["exit_code"] == 0
+
+    run(scenario())
+
+
+def test_a_job_that_has_ended_is_not_run_again_by_a_reload() -> None:
+    async def scenario() -> None:
+        def job(**keys: Any) -> ServerConfig:
+            return ServerConfig(name="job", command=["migrate"], job=True, **keys)
+
+        desk = Desk(job())
+        await desk.ask("start")
+        await turns()
+        desk.runner.log.clear()
+        desk.files.written = [job(env={"A": "1"})]
+        assert (await desk.ask("reload"))["exit_code"] == 0
+        assert (desk.runner.log, desk.states()) == ([], {"job": "stopped"})
+
+    run(scenario())
