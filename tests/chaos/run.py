@@ -13,7 +13,7 @@ from .stage import Fault, Stage
 from .steps import Steps
 from .watch import Watch
 
-ROLES = ("worker", "zygote", "logger", "supervisor", "keeper")
+ROLES = ("worker", "zygote", "app zygote", "logger", "supervisor", "keeper")
 VERBS: tuple[str, ...] = ("reload", "scale", "drain", "disable")
 
 

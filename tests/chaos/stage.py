@@ -19,6 +19,7 @@ from .program import SERVERS
 ROOT = Path(__file__).parents[2]
 SETTLED_SECONDS = 45.0  # a supervisor that is killed often is started again with a pause of up to 30 s
 PARTS = {"keeper": "keeper", "supervisor": "supervisor", "logs": "logger", "worker zygote": "zygote"}
+APP_ZYGOTE = "poolctl-app"  # what ps calls it
 DISK_BYTES = 8 * 1024 * 1024
 _FORKED_WITHOUT_EXEC = 0x40  # PF_FORKNOEXEC of proc(5)'s flags
 
@@ -133,20 +134,27 @@ class Stage:
         )
 
     def roles(self) -> dict[str, list[int]]:
-        """The pids of the pool's own programs, and of the forked ones (workers, and what waits to become one)."""
+        """The pids of the pool's own programs, and of the forked ones (workers, and what waits to become one).
+
+        An app zygote is both.
+        """
         found: dict[str, list[int]] = {
             "keeper": [],
             "supervisor": [],
             "logger": [],
             "zygote": [],
+            "app zygote": [],
             "forked": [],
         }
         for pid in self.pool.processes():
             try:
                 line = command_line(pid)
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
                 flags = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6])
             except (FileNotFoundError, ProcessLookupError):
                 continue
+            if name == APP_ZYGOTE:
+                found["app zygote"].append(pid)
             for part, role in PARTS.items():
                 if f"bootstrap.py {part}" in line:
                     found["forked" if flags & _FORKED_WITHOUT_EXEC else role].append(pid)
