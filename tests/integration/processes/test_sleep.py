@@ -258,3 +258,14 @@ def test_no_request_is_lost_at_whatever_moment_it_comes(pool: RealPool, mode: st
     assert load.report.complete >= enough
     slept = [item["generation"] - 1 for item in pool.ok("show", "-o", "json").json["items"]]
     assert min(slept) > 1, "it never came to it"
+
+
+def test_another_supervisor_learns_who_is_idle_already(pool: RealPool, until: Until) -> None:
+    port = pool.write_hello(extra=SLEEPS)["web"]
+    pool.ok("start")
+    assert get(port).status == 200
+    supervisor = pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    time.sleep(0.4)  # longer than its idle time: what the worker says of it is heard by the successor
+    os.kill(supervisor, signal.SIGKILL)
+    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")

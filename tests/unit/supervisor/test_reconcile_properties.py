@@ -457,3 +457,19 @@ def test_a_decision_that_is_under_way_is_not_taken_again(view: View) -> None:
             return
         view = applied(view, actions)
     raise AssertionError(f"still deciding: {decide(view)} about {view}")
+
+
+@given(st.integers(1, MOST_WORKERS), seldom, seldom, seldom, seldom)
+def test_it_falls_asleep_when_it_is_complete_idle_and_nobody_needs_it(
+    count: int, needed: bool, out: bool, busy: bool, incomplete: bool
+) -> None:
+    workers = [WorkerView(f"1.{n}", 1, n, Phase.READY, out=out, idle=True) for n in range(count)]
+    if busy:
+        workers[0] = replace(workers[0], idle=False)
+    if incomplete:
+        workers.pop()
+    view = View(
+        wanted=True, generation=1, count=count, sleepy=True, called=True, needed=needed, out=out,
+        listener=Listener.OPEN, workers=tuple(workers),
+    )  # fmt: skip
+    assert (decide(view) == [Sleep()]) == (not (needed or out or busy or incomplete))
