@@ -56,6 +56,12 @@ class Bell:
     armed: bool = False
     deaf: bool = True  # its listeners are not watched, or not for the moment
 
+    @property
+    def descriptors(self) -> list[int]:
+        """What is to be watched for those who come."""
+        left = [] if self.left is None else [self.left.fileno()]
+        return [listener.fileno() for listener in self.listeners] + left
+
     def add(self, visitor: Visitor) -> None:
         self.visitors[visitor] = None
         if visitor.stranger:

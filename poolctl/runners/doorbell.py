@@ -61,8 +61,6 @@ class Doorbell:
         self._bells[bell.key] = bell
         bell.armed = True
         self._listen(bell)
-        if bell.left is not None:
-            self._watch(bell.left.fileno(), bell, None)
         for visitor in self._leaving.pop(bell.key, ()):
             # They did not come away before the server fell asleep again.
             bell.add(visitor)
@@ -75,8 +73,6 @@ class Doorbell:
             return
         bell.armed = False
         self._deafen(bell)
-        if bell.left is not None:
-            self._unwatch(bell.left.fileno())
         for visitor in bell.visitors:
             self._unwatch(visitor.sock.fileno())
             visitor.cancel()
@@ -87,9 +83,14 @@ class Doorbell:
     def visit(self, key: str, sock: socket.socket) -> bool:
         """Whether the bell is armed, and looks at a duplicate of this connection, which others have accepted."""
         bell = self._bells.get(key)
-        if bell is not None:
-            self._hold(bell, Visitor(sock.dup(), stranger=False))
-        return bell is not None
+        if bell is None:
+            return False
+        try:
+            visitor = Visitor(sock.dup(), stranger=False)
+        except OSError:
+            return False
+        self._hold(bell, visitor)
+        return True
 
     def dismiss(self, key: str) -> None:
         """Close every connection that is held for the server."""
@@ -115,8 +116,16 @@ class Doorbell:
     def _listen(self, bell: Bell) -> None:
         bell.deaf = False
         bell.timer = None
-        for listener in bell.listeners:
-            self._watch(listener.fileno(), bell, None)
+        try:
+            for fd in bell.descriptors:
+                self._watch(fd, bell, None)
+        except OSError:
+            self._pause(bell)
+
+    def _pause(self, bell: Bell) -> None:
+        # Out of descriptors, most likely: those who come wait in the backlog, those who were left behind in the pair.
+        self._deafen(bell)
+        bell.timer = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._listen, bell)
 
     def _deafen(self, bell: Bell) -> None:
         # Readable for as long as somebody waits in the backlog: an epoll that goes on watching never sleeps.
@@ -125,8 +134,8 @@ class Doorbell:
             bell.timer = None
         if not bell.deaf:
             bell.deaf = True
-            for listener in bell.listeners:
-                self._unwatch(listener.fileno())
+            for fd in bell.descriptors:
+                self._unwatch(fd)
 
     def _watch(self, fd: int, bell: Bell, visitor: Visitor | None) -> None:
         if self._epoll is None:
@@ -168,9 +177,7 @@ class Doorbell:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:
-                # Out of descriptors, most likely: those who come wait in the backlog.
-                self._deafen(bell)
-                bell.timer = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._listen, bell)
+                self._pause(bell)
                 return
             if len(bell.strangers) >= MOST_STRANGERS:
                 self._leave(bell, next(iter(bell.strangers)))
@@ -180,6 +187,12 @@ class Doorbell:
 
     def _receive(self, bell: Bell, left: socket.socket) -> None:
         for _ in range(_AT_ONCE):
+            try:
+                # A descriptor for which there is no room when it arrives is lost.
+                os.close(os.dup(left.fileno()))
+            except OSError:
+                self._pause(bell)
+                return
             try:
                 received = wire.receive(left)
             except wire.WireError:
@@ -203,8 +216,12 @@ class Doorbell:
         bell.add(visitor)
         self._look(bell, visitor)
         if visitor in bell.visitors and bell.armed:
-            visitor.name = self._keep(bell.key, visitor.sock)
-            self._watch(visitor.sock.fileno(), bell, visitor)
+            try:
+                self._watch(visitor.sock.fileno(), bell, visitor)
+            except OSError:
+                self._leave(bell, visitor)
+            else:
+                visitor.name = self._keep(bell.key, visitor.sock)
 
     def _look(self, bell: Bell, visitor: Visitor, *, last: bool = False) -> None:
         """Decide about a visitor; `last`: nothing more will come, or the time for it is over."""

@@ -74,7 +74,10 @@ class Sleepers:
 
     def _keep(self, key: str, sock: socket.socket) -> str:
         name = f"visitor:{next(self._numbers)}"
-        self._keeper.send({"op": "put", "name": name, "meta": {"key": key}}, [sock.fileno()])
+        try:
+            self._keeper.send({"op": "put", "name": name, "meta": {"key": key}}, [sock.fileno()])
+        except OSError:
+            return ""  # out of descriptors: better held without being kept than not at all
         return name
 
     def _forget(self, name: str) -> None:

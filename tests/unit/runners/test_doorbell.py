@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -267,6 +269,31 @@ def test_a_probe_can_be_answered_without_waking() -> None:
         probe = await house.connect(REQUEST)
         assert await house.closed(probe) == house.answers[REQUEST]
         assert (house.rung, house.given) == (0, [])
+
+    run(scenario)
+
+
+def test_out_of_descriptors_nobody_is_lost_who_was_left_behind(monkeypatch: Any) -> None:
+    async def scenario(house: House) -> None:
+        monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.01)
+        house.arm()
+        client = await house.leave_behind()
+        client.send(REQUEST)
+        hoard: list[int] = []
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 30, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    hoard.append(os.dup(0))
+            await asyncio.sleep(0.03)
+            assert house.rung == 0
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in hoard:
+                os.close(fd)
+        await house.until(lambda: house.given)
+        assert house.given[0].recv(1000) == REQUEST
 
     run(scenario)
 
