@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from poolctl.cli.outcome import Failure, Item, Outcome
 from poolctl.control.messages import item
 from poolctl.errors import PoolError
 from poolctl.runners.survivors import Survivor, are_there, find
+from poolctl.supervisor.leftovers import remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,6 +40,7 @@ def items_of(servers: Iterable[ServerConfig], place: Place) -> list[Item]:
 def stop(request: Request, place: Place) -> Outcome | None:
     """End the selected servers that still serve; None when there are none."""
     if not are_there(place.directory):
+        remove_leftovers(place.directory)
         return None
     found = _find(place)
     everything = request.selector().selects_all
@@ -50,7 +51,7 @@ def stop(request: Request, place: Place) -> Outcome | None:
     for survivor in found:
         survivor.close()
     if everything:
-        _remove_files(place)
+        remove_leftovers(place.directory)
     ended = {str(survivor.said["server"]) for survivor in chosen}
     items = [{**each, **_AT_REST} if each["name"] in ended else each for each in items]
     message = f"{counted(len(ended))} stopped, which had lost keeper and supervisor"
@@ -99,18 +100,3 @@ def _end(chosen: list[Survivor], limit_seconds: float) -> list[str]:
         survivor.kill()
         survivor.await_end(_KILL_SECONDS)
     return [f"{each.said['server']}: pid {each.pid} had to be killed" for each in late]
-
-
-def _remove_files(place: Place) -> None:
-    """What the supervisor would have removed at its end."""
-    link = next(
-        (
-            entry.path
-            for entry in os.scandir(os.path.dirname(place.directory))
-            if entry.is_symlink() and os.readlink(entry.path) == place.key
-        ),
-        None,
-    )
-    for path in (place.socket, f"{place.directory}/info.json", link):
-        if path is not None and os.path.lexists(path):
-            os.unlink(path)

@@ -20,7 +20,8 @@ _LOOK_SECONDS = 0.01
 
 
 class Ending:
-    """`over`: nothing is left to wait for. `alone`: there is no supervisor that stops the pool; we do.
+    """`over`: nothing is left to wait for. `alone`: there is no supervisor that stops the pool; we do. `last`: the
+    supervisor has stopped the pool and takes leave; it is to have no successor, whatever becomes of it.
 
     All times are those of one monotonic clock, in seconds.
     """
@@ -28,6 +29,7 @@ class Ending:
     def __init__(self, store: Store, reaper: Reaper) -> None:
         self.over = False
         self.alone = False
+        self.last = False
         self.due: float | None = None
         self._store = store
         self._reaper = reaper

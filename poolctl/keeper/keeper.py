@@ -178,6 +178,7 @@ class Keeper:
             if report["pid"] == self._charge.pid:
                 self._detach()
                 self._charge.died(time.monotonic())
+                self._ending.over = self._ending.over or self._ending.last
                 self._renew()
                 self._despair()
             elif self._client is not None:
@@ -238,6 +239,8 @@ class Keeper:
         operation = message.get("op")
         if operation == "end":
             self._ending.over = True
+        elif operation == "last":
+            self._ending.last = True
         elif operation == "leave":
             # Another keeper has everything: our children are its from now on, to be watched.
             os._exit(0)

@@ -46,7 +46,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
     try:
         # Two starts at once: the second waits here, and finds the first one's supervisor.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _listens(path):
+        if listens(path):
             if lifeline:
                 raise ControlError(
                     "a supervisor runs for this pool already",
@@ -123,7 +123,8 @@ def _listen(path: str) -> socket.socket:
     return listener
 
 
-def _listens(path: str) -> bool:
+def listens(path: str) -> bool:
+    """Whether somebody listens on that socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(5.0)
         try:

@@ -187,6 +187,8 @@ class ManagedPool:
     def _end_soon(self) -> None:
         if not self._ending:
             self._ending = True
+            # A successor would find nothing to do, and would not be found.
+            self._keeper.send({"op": "last"})
             self._presence.withdraw()
             # The answer that says so has to get out first.
             asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over)

@@ -1,0 +1,165 @@
+"""Fault points: the supervisor, or the keeper, is killed after each message of a start, a restart, a reload and a stop.
+
+    python -m tests.chaos.faults [--every N] [--seconds S]
+
+Afterwards the command is repeated, and everything has to be as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.processes import children, is_alive, stat
+from tests.real_pool import RealPool
+
+VICTIMS = ("self", "parent")
+_REPEATS = 5
+_HELPERS = (" keeper ", " supervisor ", " logs ", " zygote")
+
+
+class Faults:
+    """A pool whose next supervisor or keeper can be told when to die. `always` is a server that no command touches."""
+
+    def __init__(self, directory: Path, runtime: Path) -> None:
+        self.pool = RealPool(directory, runtime)
+        self.ports = self.pool.write_hello("always", "a", "b")
+        self.fuse = runtime / "fuse"
+        hook = Path(__file__).with_name("fault")
+        self.pool.env |= {"PYTHONPATH": str(hook), "POOLCTL_FAULT": str(self.fuse)}
+
+    def perform(self, command: str, victim: str, number: int) -> bool:
+        """Perform the command with the victim killed after the message of that number, and then until it succeeds.
+
+        False when the command has fewer messages.
+        """
+        self.fuse.write_text(f"{victim} {number}")
+        self.pool.run(*command.split())
+        fired = not self.fuse.exists()
+        self.fuse.unlink(missing_ok=True)
+        for _ in range(_REPEATS):
+            done = self.pool.run(*command.split())
+            if done.code == 0:
+                return fired
+            if done.code not in (1, 6, 8):
+                break
+        raise AssertionError(f"{victim} killed after {number} messages: {done}")
+
+    def check_serving(self, *names: str) -> None:
+        """All that should serve does, and nothing else is there."""
+        wait_until(lambda: {name for name, item in self.pool.items().items() if item["ready"]} == set(names))
+        for name in names:
+            assert get(self.ports[name]).status == 200
+        wait_until(lambda: self._strangers() == [], what=f"strangers: {self._strangers()}")
+        sockets = [
+            path.name for path in self.pool.runtime.rglob("*") if path.is_socket() and not path.is_symlink()
+        ]
+        assert set(sockets) == {"control.sock"}, sockets
+
+    def check_gone(self) -> None:
+        """Nothing of the pool is left."""
+        wait_until(lambda: not self.pool.processes(), what=f"left: {self.pool.processes()}")
+        assert list(self.pool.runtime.glob("*/*.sock")) == []
+        assert list(self.pool.runtime.glob("@*")) == []
+
+    def _strangers(self) -> list[str]:
+        """Processes that should not be there: of each helper one, the workers that are listed, and no zombie."""
+        info = self.pool.info()
+        known = {pid for item in self.pool.items().values() for pid in item["pids"]}
+        found = []
+        helpers: dict[str, int] = {}
+        for pid, line in self.pool.processes().items():
+            role = next((role for role in _HELPERS if role in f"{line} "), "")
+            if pid in known or (role and not helpers.setdefault(role, 0)):
+                helpers[role] = helpers.get(role, 0) + (pid not in known)
+            elif is_alive(pid):
+                found.append(f"{pid} {line}")
+        found += [
+            f"{pid} is a zombie" for pid in children(info["keeper_pid"]) if not is_alive(pid) and _stays(pid)
+        ]
+        return found
+
+
+def _stays(pid: int) -> bool:
+    try:
+        return stat(pid).state == "Z"
+    except OSError:
+        return False
+
+
+def points(every: int, first: int = 1) -> Iterator[int]:
+    """First, and then every so many."""
+    while True:
+        yield first
+        first += every
+
+
+def lifecycle(faults: Faults, victim: str, number: int) -> bool:
+    """One start, restart, reload and stop, each with the victim killed at that point; False when none has so many."""
+    fired = faults.perform("start", victim, number)
+    faults.check_serving("always", "a", "b")
+    before = faults.pool.items()
+    fired |= faults.perform("restart a b", victim, number)
+    faults.check_serving("always", "a", "b")
+    after = faults.pool.items()
+    assert after["always"]["pids"] == before["always"]["pids"]
+    assert after["always"]["restarts"] == before["always"]["restarts"]
+    assert after["always"]["uptime_seconds"] >= before["always"]["uptime_seconds"]
+    for name in ("a", "b"):
+        assert after[name]["restarts"] > before[name]["restarts"]
+        assert set(after[name]["pids"]).isdisjoint(before[name]["pids"])
+    file = faults.pool.directory / "pool.toml"
+    file.write_text(f'{file.read_text()}env = {{ CHANGED = "yes" }}\n')
+    fired |= faults.perform("reload", victim, number)
+    faults.check_serving("always", "a", "b")
+    reloaded = faults.pool.items()
+    assert reloaded["always"]["pids"] == before["always"]["pids"]
+    assert reloaded["a"]["pids"] == after["a"]["pids"]
+    assert reloaded["b"]["pids"] != after["b"]["pids"]
+    fired |= faults.perform("stop a", victim, number)
+    faults.check_serving("always", "b")
+    fired |= faults.perform("stop", victim, number)
+    faults.check_gone()
+    return fired
+
+
+def main() -> None:
+    """Run every point of every command with every victim, or as many as the time allows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--every", type=int, default=1, help="leave out the points between")
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="end after that time")
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
+    for victim in VICTIMS:
+        for number in points(options.every, options.first):
+            runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+            directory = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+            faults = Faults(directory, runtime)
+            try:
+                fired = lifecycle(faults, victim, number)
+                print(f"{victim} {number}: {'ok' if fired else 'beyond the last message'}", flush=True)
+            except BaseException:
+                print(
+                    f"{victim} {number}: failed; see {runtime} and {directory}", file=sys.stderr, flush=True
+                )
+                for log in runtime.glob("*/supervisor.log"):
+                    sys.stderr.write(log.read_text())
+                faults.pool.end()
+                raise
+            faults.pool.end()
+            for path in (runtime, directory):
+                shutil.rmtree(path, ignore_errors=True)
+            if not fired or time.monotonic() >= deadline:
+                break
+
+
+if __name__ == "__main__":
+    sys.exit(main())
