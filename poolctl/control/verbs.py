@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from poolctl.control.ending import await_end
@@ -19,8 +20,9 @@ from poolctl.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+    from poolctl.config.model import ServerConfig
     from poolctl.control.client import Client
 
 Result = dict[str, Any]
@@ -130,15 +132,23 @@ class PoolClient:
 
     def scale(
         self,
-        *targets: str,
-        workers: int,
+        *targets: str | int,
+        workers: int | None = None,
         selector: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         wait: bool = True,
     ) -> Result:
-        """Give each selected server so many workers, until a reload; return when they are there."""
-        options = {"workers": workers, "timeout": timeout, "wait": wait}
-        return self._ask("scale", targets, selector, options, None, PoolStartError)
+        """Give each selected server so many workers, until a reload; return when they are there.
+
+        The number is `workers`, or the last argument, as on the command line: `scale("web", 4)`.
+        """
+        names = [target for target in targets if isinstance(target, str)]
+        numbers = [target for target in targets if not isinstance(target, str)]
+        numbers += [] if workers is None else [workers]
+        if len(numbers) != 1:
+            raise PoolParamError("scale: how many workers?", hint='scale("web", workers=4)')
+        options = {"workers": numbers[0], "timeout": timeout, "wait": wait}
+        return self._ask("scale", names, selector, options, None, PoolStartError)
 
     def drain(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
         """Take the selected servers out of rotation; they go on answering those who ask them directly."""
@@ -174,19 +184,20 @@ class PoolClient:
 
     def add(
         self,
-        server: Mapping[str, Any],
+        server: Mapping[str, Any] | ServerConfig | None = None,
         *,
         base_dir: str | os.PathLike[str] = ".",
         timeout: float | None = None,
         wait: bool = True,
+        **keys: Any,
     ) -> Result:
         """Add a server, until a reload, and return when it is ready.
 
-        `server` holds a server's keys as a file does; its relative paths begin in `base_dir`. PoolValidateError for
-        an invalid one, ControlError (8) for a name or an address that is taken.
+        Its keys are as in a file, in a mapping or as keyword arguments; relative paths begin in `base_dir`.
+        PoolValidateError for an invalid one, ControlError (8) for a name or an address that is taken.
         """
         options = {
-            "server": dict(server),
+            "server": {**_table(server), **keys},
             "base_dir": os.path.abspath(base_dir),
             "timeout": timeout,
             "wait": wait,
@@ -245,6 +256,18 @@ class PoolClient:
         if code not in accepted:
             raise _error(verb, code, result, failure)
         return result
+
+
+def _table(server: Mapping[str, Any] | ServerConfig | None) -> Result:
+    """A server as a file would have it."""
+    if server is None or isinstance(server, Mapping):
+        return dict(server or {})
+    from poolctl.config.interpolate import escaped
+
+    if server.app is not None and not isinstance(server.app, str):
+        raise PoolParamError("the app is an object of this process", hint='name it: app="module:attribute"')
+    table: Result = escaped(server.to_dict())
+    return table
 
 
 def _error(verb: str, code: int, result: Result, failure: type[PoolError]) -> Exception:

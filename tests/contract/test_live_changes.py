@@ -284,6 +284,7 @@ def test_connect_has_the_same_verbs_with_the_same_effects(
     client.undrain("a")
     assert client.disable("b")["items"][0]["state"] == "disabled"
     assert client.enable("b")["items"][0]["ready"]
+    assert client.scale("a", 1)["items"][0]["workers"] == 1
     table = {"name": "new", "bind": f"127.0.0.1:{new}", "app": "hello:app"}
     assert client.add(table, base_dir=pool.directory)["items"][0]["ready"]
     with pytest.raises(poolctl.ControlError) as taken:
@@ -295,9 +296,11 @@ def test_connect_has_the_same_verbs_with_the_same_effects(
         client.remove("nobody")
     dry = client.reload(dry_run=True)
     assert dry["exit_code"] == 3
-    assert {each["name"] for each in dry["changes"]} == {"a", "new"}
+    assert {each["name"] for each in dry["changes"]} == {"new"}
     assert [item["name"] for item in client.remove("new")["items"]] == ["new"]
-    assert {each["name"] for each in client.reload()["changes"]} == {"a"}
+    config = poolctl.ServerConfig(**table, app_dir=str(pool.directory))
+    assert client.add(config)["items"][0]["name"] == "new"
+    assert {each["name"] for each in client.reload()["changes"]} == {"new"}
     pool.write("pool.toml", "broken [")
     with pytest.raises(poolctl.PoolValidateError):
         client.reload()

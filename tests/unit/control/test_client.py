@@ -241,3 +241,36 @@ def test_a_difference_is_no_error_of_a_dry_run(path: Path) -> None:
     with stand_in(path, always(exit_code=3, changes=[{"name": "web", "change": "add"}])):
         done = PoolClient(Client(str(path))).reload(dry_run=True)
     assert (done["exit_code"], done["changes"][0]["name"]) == (3, "web")
+
+
+def test_a_server_is_added_as_a_mapping_by_keywords_or_as_a_configuration(path: Path) -> None:
+    from poolctl import ServerConfig
+    from poolctl.control.verbs import PoolClient
+
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    with stand_in(path, always(item("new"))) as requests:
+        pool = PoolClient(Client(str(path)))
+        pool.add(name="a", bind=":1", app="m:a")
+        pool.add({"name": "b"}, bind=":2")
+        pool.add(ServerConfig(name="c", bind="127.0.0.1:3", command=["echo", "${HOME}"]))
+        with pytest.raises(PoolParamError, match="object of this process"):
+            pool.add(ServerConfig(name="d", bind="127.0.0.1:4", app=app))
+    first, second, third = (body["options"]["server"] for _, body in requests)
+    assert (first, second) == ({"name": "a", "bind": ":1", "app": "m:a"}, {"name": "b", "bind": ":2"})
+    assert (third["name"], third["bind"], third["command"]) == ("c", "127.0.0.1:3", ["echo", "$${HOME}"])
+
+
+def test_the_number_of_workers_may_stand_last_as_on_the_command_line(path: Path) -> None:
+    from poolctl.control.verbs import PoolClient
+
+    with stand_in(path, always(item("web"))) as requests:
+        pool = PoolClient(Client(str(path)))
+        pool.scale("web", 4)
+        for wrong in ((), ("web",), (3, 4)):
+            with pytest.raises(PoolParamError):
+                pool.scale(*wrong)
+        with pytest.raises(PoolParamError):
+            pool.scale("web", 3, workers=4)
+    ((_, body),) = requests
+    assert (body["selector"]["targets"], body["options"]["workers"]) == (["web"], 4)
