@@ -158,3 +158,33 @@ def test_a_renamed_server_that_fails_keeps_nobody_from_leaving() -> None:
         assert (desk.states(), desk.runner.opened) == ({"new": "failed"}, set())
 
     run(scenario())
+
+
+def test_what_was_kept_open_for_a_server_that_never_came_to_open_it_is_closed_with_it() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", bind=A), web("b", bind=B), web("never"), never=NEVER)
+        await desk.ask("start", "a", "b")
+        desk.begin("start", "never")
+        moved(desk, web("a", bind=C), web("b", bind=A, depends_on=["never"]))
+        await turns(60)
+        assert desk.runner.opened >= {A, B, C}, "what b is to have, has, and what a has now"
+        assert (await desk.ask("stop", "b"))["exit_code"] == 0
+        await turns(40)
+        assert not desk.runner.opened & {A, B}
+
+    run(scenario())
+
+
+def test_an_address_that_overlaps_the_one_of_a_server_that_moves_away_opens_after_it() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", bind=A), web("b", bind=B))
+        await desk.ask("start")
+        desk.runner.log.clear()
+        moved(desk, web("a", bind=C), web("b", bind="0.0.0.0:8001"))
+        await turns(80)
+        log = desk.runner.log
+        assert log.index(f"close {A}") < log.index("open b")
+        assert log.index("stop a.1.0 10") < log.index("open b")
+        assert desk.runner.opened == {C, "0.0.0.0:8001"}
+
+    run(scenario())

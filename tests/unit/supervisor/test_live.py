@@ -8,7 +8,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.pool.select import SelectorError
-from tests.unit.pool.scripted_runner import FAILS
+from poolctl.runners.protocol import Exit
+from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 NEW: dict[str, Any] = {"name": "new", "bind": "127.0.0.1:7070", "app": "a:b"}
@@ -217,5 +218,19 @@ def test_remove_of_what_others_depend_on_stops_them_first() -> None:
         assert desk.states() == {"api": "stopped"}
         # What it depended on is nobody's business any more.
         assert (await desk.ask("start", "api"))["exit_code"] == 0
+
+    run(scenario())
+
+
+def test_a_server_that_ends_by_itself_meanwhile_is_not_waited_for() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), **{"web.1.1": NEVER})
+        await desk.ask("start")
+        scaling = desk.begin("scale", "web", workers=2)
+        await turns()
+        desk.runner.end("web.1.0", Exit.from_status(0))
+        await scaling
+        await turns()
+        assert desk.states() == {"web": "stopped"}
 
     run(scenario())

@@ -155,11 +155,13 @@ def test_a_server_waits_for_the_new_ones_it_depends_on_and_outlives_what_it_depe
     async def scenario() -> None:
         desk = Desk(web("old"), web("api", depends_on=["old"], env={"A": "1"}))
         await desk.ask("start")
+        await desk.ask("restart", "api")  # which waits for nobody
+        await turns()
         desk.runner.log.clear()
         desk.files.written = [web("api", depends_on=["new"], env={"A": "2"}), web("new")]
         assert (await desk.ask("reload"))["exit_code"] == 0
         steps = [line for line in desk.runner.log if line.startswith(("place", "drain"))]
-        assert steps == ["place new.1.0", "place api.2.0", "drain api.1.0", "drain old.1.0"]
+        assert steps == ["place new.1.0", "place api.3.0", "drain api.2.0", "drain old.1.0"]
 
     run(scenario())
 
