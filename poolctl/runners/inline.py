@@ -147,7 +147,7 @@ class InlineRunner:
     def dismiss(self, key: str) -> None:
         """Nothing: what no worker has accepted is not accepted at all."""
 
-    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
+    async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """See Runner. A worker that is still busy at the timeout is cancelled, its connections are reset."""
         worker = self._workers.get(placement.id)
         if worker is None:

@@ -219,23 +219,23 @@ class LocalRunner:
         if worker.control is None:
             await self._signal(placement, signal.SIGTERM)
         else:
-            worker.control.send({"order": "drain", "to": self._heirs(worker) if replaced else "nobody"})
+            worker.control.send({"order": "drain", "to": self._heirs(worker, replaced)})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(worker.server.drain_timeout):
                 await asyncio.shield(worker.exited)
 
-    def _heirs(self, worker: LocalWorker) -> str:
+    def _heirs(self, worker: LocalWorker, replaced: bool) -> str:
         """Who gets its connections: the others of its server, if they take them from the pair that it has."""
         same = worker.protocol == self.adoptions.protocol(worker.server.key)
-        return "pair" if same and worker.protocol is not None else "nobody"
+        return "pair" if replaced and same and worker.protocol is not None else "nobody"
 
-    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
+    async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """See Runner."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
         if worker.control is not None:
-            worker.control.send({"order": "stop"})
+            worker.control.send({"order": "stop", "to": self._heirs(worker, replaced)})
         if worker.control is None or not worker.answered.done():
             # One that still imports its application reads no orders.
             await self._signal(placement, signal.SIGTERM)

@@ -94,9 +94,9 @@ class ProcessRunner:
         if started := self._running():
             started.dismiss(key)
 
-    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
+    async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """See Runner."""
-        return await (await self._runner()).stop(placement, timeout_seconds)
+        return await (await self._runner()).stop(placement, timeout_seconds, replaced=replaced)
 
     async def watch(self, placement: Placement) -> Exit:
         """See Runner."""

@@ -186,8 +186,11 @@ class Runner(Protocol):
         """Close the connections that have been accepted and that no worker has taken."""
         ...
 
-    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
-        """Ask it to end, wait that long, then kill it. Idempotent: a worker that has ended gives its exit."""
+    async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
+        """Ask it to end, wait that long, then kill it. Idempotent: a worker that has ended gives its exit.
+
+        `replaced`: another worker comes, and connections wait for it where they can.
+        """
         ...
 
     async def watch(self, placement: Placement) -> Exit:

@@ -74,7 +74,9 @@ class Executor:
                 worker = entry.workers[name]
                 worker.phase = Phase.STOPPING
                 if worker.placement is not None:
-                    self._spawn_task(self._stop(entry, worker))
+                    # One that its successor waits for leaves its connections to it.
+                    successor = entry.wanted and not worker.config.overlap
+                    self._spawn_task(self._stop(entry, worker, replaced=successor))
                 else:
                     self._preloading.give_up(worker)
             case Rotate(name, in_rotation):
@@ -255,11 +257,13 @@ class Executor:
         assert worker.placement is not None
         await self._runner.rotate(worker.placement, not worker.out)
 
-    async def _stop(self, entry: Entry, worker: Worker, limit_seconds: float | None = None) -> None:
+    async def _stop(
+        self, entry: Entry, worker: Worker, limit_seconds: float | None = None, *, replaced: bool = False
+    ) -> None:
         assert worker.placement is not None
         limit = worker.config.stop_timeout if limit_seconds is None else limit_seconds
         try:
-            exit_ = await self._runner.stop(worker.placement, limit)
+            exit_ = await self._runner.stop(worker.placement, limit, replaced=replaced)
         except TimeoutError:
             self._deaths.note(
                 entry, "could not be ended, not even by SIGKILL", "see what it waits for", STOP_FAILED

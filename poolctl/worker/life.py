@@ -170,7 +170,7 @@ class Worker:
     def _perform(self, message: wire.Message, fds: list[int]) -> None:
         match message.get("order"):
             case "stop":
-                self._stop()
+                self._stop(heirs=message.get("to") == "pair")
             case "drain":
                 self.server.drain(heirs=message.get("to") == "pair")
             case "out" | "in" as place:
@@ -213,9 +213,9 @@ class Worker:
             self._stop()
         self.signalled = number
 
-    def _stop(self) -> None:
+    def _stop(self, *, heirs: bool = False) -> None:
         if self.server.started:
-            self.server.stop()
+            self.server.stop(heirs=heirs)
         else:
             # Nobody waits for the rest of a startup whose server is not wanted any more.
             self.serving.cancel()

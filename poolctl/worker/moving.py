@@ -38,8 +38,8 @@ class Moving(Lingering):
             self._move()
 
     def shutdown(self) -> None:
-        """Close an idle connection. One that is busy still goes on elsewhere, if its response ends in time."""
-        if self.server_state.heirs is None or self.idle:
+        """Close, unless it can still go on elsewhere."""
+        if self.server_state.heirs is None:
             super().shutdown()
 
     def connection_made(self, transport: asyncio.Transport) -> None:

@@ -79,8 +79,13 @@ class PoolServer(uvicorn.Server):
         finally:
             await self.shutdown()
 
-    def stop(self) -> None:
-        """Stop accepting, finish the requests under way, close what is idle, end. Callable more than once."""
+    def stop(self, *, heirs: bool = False) -> None:
+        """Stop accepting, finish the requests under way, close what is idle, end. Callable more than once.
+
+        With `heirs` connections wait in the adoption pair for workers that come later, instead of being closed.
+        """
+        if not self.should_exit:
+            self.migrates = heirs and self._can_migrate
         self.should_exit = True
         self.lingers = False
         self._changed.set()
@@ -179,17 +184,16 @@ class PoolServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting and see every connection off, each in its way; then the application's own shutdown."""
         await self._stop_accepting()
-        if self.lingers:
+        if self.lingers or self.migrates:
             self.accounts.heirs = self._adoption if self.migrates else None
             self.accounts.draining = not self.migrates
             for connection in self._http_connections():
                 connection.leave()
-            await self._wait(lambda: self.accounts.expects, _HANDSHAKE_SECONDS)
-            await self._emptied(self._drain_seconds, or_stopped=True)
         if self.lingers:
+            await self._linger()
+        elif self.migrates:
+            # A successor waits for the end of this one, and all who connect wait for it.
             self._end_events()
-        else:  # stopped, at once or meanwhile
-            self.accounts.heirs = None
         self.accounts.draining = self.accounts.heirs is None
         for connection in list(self.accounts.connections):
             say_goodbye(connection)
@@ -199,6 +203,14 @@ class PoolServer(uvicorn.Server):
             task.cancel(msg="the server stops")
         await self._emptied(_CANCELLED_TASKS_SECONDS)
         await self.lifespan.shutdown()
+
+    async def _linger(self) -> None:
+        await self._wait(lambda: self.accounts.expects, _HANDSHAKE_SECONDS)
+        await self._emptied(self._drain_seconds, or_stopped=True)
+        if self.lingers:
+            self._end_events()
+        else:  # stopped meanwhile
+            self.accounts.heirs = None
 
     def _end_events(self) -> None:
         for connection in self._http_connections():

@@ -29,9 +29,11 @@ class Kind(NamedTuple):
     workers: int = 1
     tls: bool = False
     unix: bool = False
+    overlap: bool = True
 
     @property
     def modes(self) -> list[str]:
+        # What was pipelined over TLS may be lost.
         return [mode for mode in MODES if not (self.tls and mode == "pipelined")]
 
 
@@ -40,6 +42,7 @@ KINDS = [
     Kind("asyncio", "h11"),
     Kind("uvloop", "h11", unix=True),
     Kind("asyncio", "httptools", tls=True),
+    Kind("uvloop", "httptools", overlap=False),
 ]
 
 
@@ -59,6 +62,7 @@ def write(pool: RealPool, kind: Kind) -> str:
         bind = "{where}"
         app = "loaded:app"
         workers = {kind.workers}
+        overlap = {str(kind.overlap).lower()}
         http = {{ loop = "{kind.loop}", implementation = "{kind.parser}" }}
         drain_timeout = {DRAIN_SECONDS}
         {tls}
@@ -71,10 +75,16 @@ class Loads:
     """Every mode at once."""
 
     def __init__(self, where: str, kind: Kind, stack: contextlib.ExitStack) -> None:
-        options = {"tls": kind.tls, "pause": 0.001, "chunks": 8, "chunk_pause": 0.05}
+        options = {"tls": kind.tls, "chunks": 8, "chunk_pause": 0.05}
         self._loads = {
-            mode: stack.enter_context(Load([where], mode, connections=MODES[mode], **options))
-            for mode in kind.modes
+            mode: stack.enter_context(
+                # Without a pause at least one: a connection that is idle may be closed, and nobody misses it.
+                Load(
+                    [where], mode, connections=number, pause=0.0 if mode == "keep_alive" else 0.002, **options
+                )
+            )
+            for mode, number in MODES.items()
+            if mode in kind.modes
         }
 
     @property

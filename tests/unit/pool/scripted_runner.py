@@ -105,7 +105,7 @@ class ScriptedRunner:
     def dismiss(self, key: str) -> None:
         self.log.append(f"dismiss {key}")
 
-    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
+    async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         self.log.append(f"stop {placement.id} {timeout_seconds:g}")
         if self.may_stop is not None:
             await self.may_stop.wait()

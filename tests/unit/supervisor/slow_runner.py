@@ -29,7 +29,7 @@ class SlowRunner(ScriptedRunner):
             raise WorkerFailed(exit_.message, exit=exit_)
         await super().ready(placement)
 
-    async def stop(self, placement: Placement, timeout_seconds: float) -> Exit:
+    async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         if timeout_seconds > 0:
             await self.may_end.wait()
-        return await super().stop(placement, timeout_seconds)
+        return await super().stop(placement, timeout_seconds, replaced=replaced)

@@ -285,6 +285,29 @@ def test_an_answer_that_takes_longer_than_the_drain_is_finished_and_its_connecti
     engine.run(scenario())
 
 
+def test_a_stop_with_heirs_leaves_connections_to_a_worker_that_comes_later(
+    engine: Engine, pair: Pair
+) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker()) as old:
+            idle, busy = await connected(old), await Client.connect(old.port)
+            await busy.send("/slow")
+            await old.app.under_way.wait()
+            old.server.stop(heirs=True)
+            await asyncio.sleep(0.02)
+            await idle.send()
+            old.app.release.set()
+            assert "connection" not in (await busy.answer())[1]
+            await asyncio.wait_for(old.running, 2)
+            await busy.send()
+            async with served(engine, adoption=pair.worker()) as new:
+                for client in (idle, busy):
+                    assert (await client.answer())[0] == 200
+                assert answered(new) == 2
+
+    engine.run(scenario())
+
+
 def test_a_connection_that_its_client_has_closed_holds_nothing_up(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
