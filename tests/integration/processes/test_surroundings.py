@@ -253,3 +253,15 @@ def test_the_callers_environment_is_taken_by_a_restart_that_asks_for_it(report: 
     found = get(port).json()["environment"]
     assert found["NEW"] == "1"
     assert "OLD" not in found
+
+
+@pytest.mark.parametrize("keys", [{}, pytest.param({"user": "nobody"}, marks=root_only)], ids=["", "user"])
+def test_an_application_that_is_preloaded_finds_the_same(
+    report: Any, pool: RealPool, keys: dict[str, Any]
+) -> None:
+    for directory in (pool.directory, *pool.directory.parents):
+        if keys and directory.stat().st_uid == 0 and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o055)
+    without = report(env={"FROM_THE_START": "yes"}, limits={"open_files": 500}, **keys)
+    pool.ok("stop")
+    assert report(env={"FROM_THE_START": "yes"}, limits={"open_files": 500}, preload=True, **keys) == without

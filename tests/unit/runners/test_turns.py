@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from poolctl import ServerConfig
+from poolctl.keeper import wire
+from poolctl.runners.app_zygote import AppZygote
+from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.runners.turns import Turns
 from poolctl.runners.workers import LocalWorker
@@ -49,5 +52,24 @@ def test_a_worker_that_ends_gives_up_its_turn_and_one_that_ended_before_takes_no
         workers[0].ended(Exit(status=1))
         await a_moment()
         assert begun(workers) == [True, True, True, False]
+
+    asyncio.run(run())
+
+
+def test_a_process_that_imports_for_several_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
+    async def run() -> None:
+        turns, waiting = Turns(at_once=1), worker(0)
+        ours, theirs = wire.pair()
+        zygote = AppZygote("key", 0.0, 1, "web")
+        zygote.link = Link(ours, zygote.heard, zygote.ended)
+        turns.queue(zygote)
+        turns.queue(waiting)
+        assert zygote.begun.done()
+        assert not waiting.begun.done()
+        theirs.close()
+        async with asyncio.timeout(5):
+            await waiting.begun
+        assert isinstance(zygote.up.exception(), LinkLost)
+        turns.queue(zygote)  # one that has ended while it waited is begun all the same, to no effect
 
     asyncio.run(run())
