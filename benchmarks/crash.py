@@ -1,4 +1,4 @@
-"""What a client notices when a process of the pool is killed: how long it waits, and how many requests are lost."""
+"""What clients notice when processes of the pool are killed or exchanged: how long they wait, and what is lost."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import signal
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from tests.load import Load
+from tests.load import Load, apps
 
 from . import answers
 from .project import Project
 from .report import Row
 
 KILLS = 40
-OWN = ("supervisor", "keeper")
-OWN_KILLS = 3  # each in a pool of its own: for one that dies often the keeper makes pauses
+TURNS = 3
+SERVERS = 4
 ADOPTED_SECONDS = 30.0
 
 
@@ -28,18 +29,59 @@ def run(options: Namespace) -> Iterator[Row]:
         pids = [pid for _, (pid,) in _known(project).items()]
         served = [_kill_worker(pid, port) for pid, port in zip(pids, project.ports, strict=True)]
     yield Row("SIGKILL of a worker until its replacement answered", "ms", served, most=50)
-    for role in OWN:
-        adopted, lost, sent = [], 0, 0
-        for _ in range(1 if options.quick else OWN_KILLS * options.repeat):
-            with Project(1) as project:
+    turns = 1 if options.quick else TURNS * options.repeat
+    for what, (act, most) in EXCHANGES.items():
+        taken, lost, sent = [], 0, 0
+        for _ in range(
+            turns
+        ):  # each in a pool of its own: for a supervisor that dies often the keeper makes pauses
+            with Project(SERVERS, app=Path(apps.__file__).read_text()) as project:
                 project.run("start")
-                with Load(project.ports, "keep_alive", connections=8, echo=False) as load:
-                    adopted.append(_kill_own(project, role))
+                with Load(project.ports, "keep_alive", connections=8) as load:
+                    taken.append(_same_workers(project, act))
                     report = load.stop()
                 lost, sent = lost + report.failed, sent + report.sent
-        yield Row(f"SIGKILL of the {role} until its successor answered", "ms", adopted, most=1000)
-        text = f"requests lost over {len(adopted)} deaths of the {role}"
-        yield Row(text, "", [lost], most=0, note=f"{sent} were sent")
+        yield Row(what, "ms", taken, most=most)
+        yield Row(f"{what}: requests lost of {sent}", "", [lost], most=0)
+
+
+def _same_workers(project: Project, act: Callable[[Project], None]) -> float:
+    """How many milliseconds until `act` is over and commands are answered, with the same workers as before."""
+    pids = _known(project)
+    started = time.perf_counter()
+    act(project)
+    same = _known(project)
+    took = 1000 * (time.perf_counter() - started)
+    if same != pids:
+        raise RuntimeError(f"the workers are {same}, not {pids}")
+    return took
+
+
+def _kill(*roles: str) -> Callable[[Project], None]:
+    """SIGKILL, and the wait for a successor that has said who it is."""
+
+    def kill(project: Project) -> None:
+        before = _info(project)
+        for role in roles:
+            os.kill(before[f"{role}_pid"], signal.SIGKILL)
+        if len(roles) > 1:
+            project.run("start")
+        for role in roles:
+            _until(lambda key=f"{role}_pid": _info(project).get(key) not in (None, before[key]))
+
+    return kill
+
+
+def _upgrade(project: Project) -> None:
+    project.run("upgrade", "--force")
+
+
+EXCHANGES: dict[str, tuple[Callable[[Project], None], float | None]] = {
+    "SIGKILL of the supervisor until its successor answered": (_kill("supervisor"), 1000),
+    "SIGKILL of the keeper until another one answered": (_kill("keeper"), None),
+    "SIGKILL of both, and start, until the workers were adopted": (_kill("keeper", "supervisor"), None),
+    "upgrade until the other supervisor answered": (_upgrade, None),
+}
 
 
 def _kill_worker(pid: int, port: int) -> float:
@@ -49,19 +91,6 @@ def _kill_worker(pid: int, port: int) -> float:
     while not answers.answers(port):  # at most in the moment in which the kernel ends it
         continue
     return 1000 * (time.perf_counter() - started)
-
-
-def _kill_own(project: Project, role: str) -> float:
-    """How many milliseconds until commands are answered again, by another process, with the same workers."""
-    info, pids = _info(project), _known(project)
-    os.kill(info[f"{role}_pid"], signal.SIGKILL)
-    started = time.perf_counter()
-    _until(lambda: _info(project).get(f"{role}_pid") not in (None, info[f"{role}_pid"]))
-    same = _known(project)
-    took = 1000 * (time.perf_counter() - started)
-    if same != pids:
-        raise RuntimeError(f"the workers are {same}, not {pids}")
-    return took
 
 
 def _known(project: Project) -> dict[str, list[int]]:
@@ -78,7 +107,7 @@ def _info(project: Project) -> dict[str, int]:
     return {}
 
 
-def _until(condition: Callable[[], bool]) -> None:
+def _until(condition: Callable[[], object]) -> None:
     deadline = time.perf_counter() + ADOPTED_SECONDS
     while not condition():
         if time.perf_counter() > deadline:

@@ -35,14 +35,14 @@ class Step:
 
     @property
     def kills_supervisor(self) -> bool:
-        """Whether the supervisor dies in it, or the keeper that looks after it."""
+        """Whether the supervisor ends in it, or the keeper that looks after it."""
         named = {
             self.what,
             self.options.get("role"),
             self.options.get("then"),
             *self.options.get("roles", ()),
         }
-        return bool(named & {"supervisor", "keeper", "kill_both"})
+        return bool(named & {"supervisor", "keeper", "kill_both", "upgrade"})
 
     def __str__(self) -> str:
         words = " ".join(f"{name}={value}" for name, value in self.options.items())
@@ -74,7 +74,7 @@ def program(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterat
         "flood": 2,
         "full_disk": 2,
     }
-    kinds |= {name: 4 for name in ("reload", "scale") if name in verbs}
+    kinds |= {name: 4 for name in ("reload", "scale", "upgrade") if name in verbs}
     kinds |= {name: 1 for name in ("drain", "disable", "kill_both") if name in verbs}
     number = 0
     while True:
@@ -90,7 +90,7 @@ def _options(
         case "kill":
             return _victim(chance, roles)
         case "kill_during":
-            operations = ["restart", *({"reload", "scale"} & set(verbs))]
+            operations = ["restart", *({"reload", "scale", "upgrade"} & set(verbs))]
             operation = chance.choice(sorted(operations))
             return {
                 "operation": operation,
@@ -111,7 +111,7 @@ def _options(
             }
         case "full_disk":
             return {"then": chance.choice(("nothing", "restart", *roles)), "server": chance.choice(SERVERS)}
-        case "restart" | "reload" | "scale":
+        case "restart" | "reload" | "scale" | "upgrade":
             return _operation(what, chance)
         case "drain" | "disable":
             return {"server": chance.choice(SERVERS_TO_DRAIN) if what == "drain" else "moving"}
@@ -124,6 +124,8 @@ def _operation(operation: str, chance: random.Random) -> dict[str, Any]:
         return {"server": chance.choice(("all", *SERVERS))}
     if operation == "reload":
         return {"change": chance.choice(CHANGES), "server": chance.choice(SERVERS)}
+    if operation == "upgrade":
+        return {}
     return {"workers": chance.randint(1, MOST_WORKERS)}
 
 

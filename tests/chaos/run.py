@@ -14,7 +14,7 @@ from .steps import Steps
 from .watch import Watch
 
 ROLES = ("worker", "zygote", "app zygote", "logger", "supervisor", "keeper")
-VERBS: tuple[str, ...] = ("reload", "scale", "drain", "disable")
+VERBS: tuple[str, ...] = ("reload", "scale", "drain", "disable", "kill_both", "upgrade")
 
 
 def run(seed: int, seconds: float, say: Callable[[str], None] = print) -> int:

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from tests.real_pool import Done
 
@@ -38,6 +39,12 @@ class Steps:
     def scale(self, workers: int) -> None:
         self._operate("scale", workers=workers)
         self.stage.settled()
+
+    def upgrade(self) -> None:
+        """Another supervisor takes over in order; every worker stays."""
+        before = self.stage.settled()
+        self._operate("upgrade")
+        self._same_workers(before)
 
     def stop_start(self) -> None:
         """A stopped server refuses, a started one answers."""
@@ -108,16 +115,13 @@ class Steps:
         """Without keeper and supervisor workers serve on; the next start takes them over as they are."""
         before = self.stage.settled()
         roles = self.stage.roles()
-        for pid in (*roles["keeper"], *roles["supervisor"]):
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.3)
-        self.watch.check()
-        self.stage.ok("start")
-        after = self.stage.settled()
-        if changed := [
-            name for name in before if name != "sleepy" and before[name]["pids"] != after[name]["pids"]
-        ]:
-            raise Fault(f"other workers than before: {changed}")
+        with self.watch.without("sleepy"):
+            for pid in (*roles["keeper"], *roles["supervisor"]):
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.3)
+            self.watch.check()
+            self.stage.ok("start")
+        self._same_workers(before)
 
     def flood(self, server: str, connections: int) -> None:
         """Connections that say nothing, or half of something; whoever asks properly is still answered."""
@@ -153,6 +157,12 @@ class Steps:
             raise Fault(str(done))
         self._taken_over(operation, options)
 
+    def _same_workers(self, before: dict[str, dict[str, Any]]) -> None:
+        after = self.stage.settled()
+        others = [name for name in before if before[name]["pids"] != after[name]["pids"]]
+        if changed := [name for name in others if name != "sleepy"]:
+            raise Fault(f"other workers than before: {changed}")
+
     @staticmethod
     def _code(options: dict[str, object]) -> int:
         return INVALID if options.get("change") == "broken" else 0
@@ -160,6 +170,8 @@ class Steps:
     def _command(self, operation: str, **options: object) -> tuple[str, ...]:
         if operation == "restart":
             return ("restart",) if options["server"] == "all" else ("restart", str(options["server"]))
+        if operation == "upgrade":
+            return ("upgrade", "--force")
         if operation == "scale":
             return ("scale", "several", str(options["workers"]))
         change, server = options["change"], str(options["server"])

@@ -3,6 +3,7 @@
 - No request is refused, answered wrongly or left unanswered, whatever is killed, restarted, reloaded or scaled.
 - A request may be cut only by the death of the very worker that had it: each killed worker of a server allows one
   cut for each request that its clients can have under way.
+- Without keeper and supervisor a server that sleeps has nobody who holds its listener: it is not asked then.
 - `moving` has no clients: it is the one that is stopped and started, and stopped servers refuse.
 """
 
@@ -62,6 +63,19 @@ class Watch:
         for load in self.loads.values():
             with contextlib.suppress(Exception):
                 load.stop()
+
+    @contextlib.contextmanager
+    def without(self, server: str) -> Iterator[None]:
+        """Nobody asks that server meanwhile; what it was asked before counts."""
+        paused = {key: self.loads.pop(key) for key in list(self.loads) if key[0] == server}
+        reports = [(key, load.stop()) for key, load in paused.items()]
+        try:
+            self._judge(iter(reports))
+            yield
+        finally:
+            for load in paused.values():
+                load.start()
+            self.loads |= paused
 
     def check(self) -> None:
         """Raise Fault when something has happened that may not."""
