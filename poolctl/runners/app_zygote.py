@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from poolctl.keeper import wire
 
@@ -31,6 +31,8 @@ class AppZygote:
         self.up.add_done_callback(self._is_over)
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.reason = ""
+        self._forks = 0  # under way
+        self._then: Callable[[], None] | None = None
 
     @property
     def name(self) -> str:
@@ -59,11 +61,22 @@ class AppZygote:
 
     async def fork(self, fds: Sequence[int]) -> int:
         """The pid of a new worker that was given `fds`. Raises WorkerFailed; LinkLost when the zygote has died."""
+        self._forks += 1
         try:
             reply, _ = await self.link.call({"op": "worker"}, fds)
         except Refused as error:
             raise WorkerFailed(f"no worker can be forked: {error}") from error
+        finally:
+            self._forks -= 1
+            if not self._forks and self._then is not None:
+                self._then()
         return int(reply["pid"])
+
+    def after_forks(self, then: Callable[[], None]) -> None:
+        """Call `then` when nobody waits for a fork any more."""
+        self._then = then
+        if not self._forks:
+            then()
 
     def _is_over(self, up: asyncio.Future[str]) -> None:
         up.exception()  # nobody need be waiting for it

@@ -152,9 +152,9 @@ class Imports:
         return WorkerFailed(failure.message, hint=hint, exit=failure.exit)
 
     def end(self, zygote: AppZygote) -> None:
-        """Let the process end, or kill it while it imports: then it does not see the end of its socket."""
+        """Let the process end when it has made the forks under way; kill it while it imports: it would not hear it."""
         importing = not zygote.up.done()
-        zygote.link.close()
+        zygote.after_forks(zygote.link.close)
         zygote.ended()
         self._keeper.send({"op": "drop", "name": zygote.name})
         if importing:
