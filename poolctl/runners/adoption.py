@@ -90,6 +90,11 @@ class Adoptions:
         with contextlib.suppress(LinkLost):
             await self._keeper.call({"op": "drop", "name": f"adoption:{key}"})
 
+    def drop(self, key: str) -> None:
+        """Give up the pair of an address, which is empty, until it is needed again."""
+        self._forget(key)
+        self._keeper.send({"op": "drop", "name": f"adoption:{key}"})
+
     async def close_all(self) -> None:
         """Close every pair."""
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))

@@ -18,13 +18,13 @@ from functools import partial
 from poolctl.keeper import wire
 
 from .bell import Bell, Visitor
+from .departures import Departures
 from .knock import ENOUGH_BYTES, Knock, knock
 
 # How many of those who have sent no request are held for a server; when one more comes, the oldest has to go.
 MOST_STRANGERS = 512
 _AT_ONCE = 64
 _AGAIN_SECONDS = 0.1
-_ROOM_SECONDS = 0.003
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _HELD = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
@@ -46,13 +46,11 @@ class Doorbell:
         forget: Callable[[str], None] = lambda name: None,
         answer: Callable[[str, bytes], bytes | None] = lambda key, head: None,
     ) -> None:
-        self._give = give
         self._keep = keep
-        self._forget = forget
         self._answer = answer
         self._bells: dict[str, Bell] = {}
         self._watched: dict[int, tuple[Bell, Visitor | None]] = {}
-        self._leaving: dict[str, list[Visitor]] = {}
+        self._departures = Departures(give, keep, forget)
         self._epoll: select.epoll | None = None
 
     def arm(self, bell: Bell) -> None:
@@ -61,10 +59,14 @@ class Doorbell:
         self._bells[bell.key] = bell
         bell.armed = True
         self._listen(bell)
-        for visitor in self._leaving.pop(bell.key, ()):
+        for visitor in self._departures.recall(bell.key):
             # They did not come away before the server fell asleep again.
             bell.add(visitor)
             self._watch(visitor.sock.fileno(), bell, visitor)
+
+    def armed(self, key: str) -> bool:
+        """Whether the server's bell is armed."""
+        return key in self._bells
 
     def disarm(self, key: str) -> None:
         """Watch no more; who is held goes to the server's next worker, as soon as there is room."""
@@ -76,9 +78,7 @@ class Doorbell:
         for visitor in bell.visitors:
             self._unwatch(visitor.sock.fileno())
             visitor.cancel()
-        waiting = self._leaving.setdefault(key, [])
-        waiting += bell.visitors
-        self._send_away(key)
+        self._departures.add(key, bell.visitors)
 
     def visit(self, key: str, sock: socket.socket) -> bool:
         """Whether the bell is armed, and looks at a duplicate of this connection, which others have accepted."""
@@ -92,18 +92,30 @@ class Doorbell:
         self._hold(bell, visitor)
         return True
 
+    def clear(self, key: str) -> bool:
+        """Take all who were left behind by workers that are gone; whether nobody can be there any more."""
+        bell = self._bells.get(key)
+        if bell is None or bell.left is None:
+            return False
+        while not self._receive(bell, bell.left):
+            if bell.deaf:
+                return False  # woken by one of them, or out of descriptors
+        self._unwatch(bell.left.fileno())
+        bell.left = None
+        return True
+
     def dismiss(self, key: str) -> None:
         """Close every connection that is held for the server."""
         bell = self._bells.get(key)
         for visitor in list(bell.visitors) if bell is not None else ():
             assert bell is not None
             self._leave(bell, visitor)
-        for visitor in self._leaving.pop(key, ()):
-            self._let_go(visitor)
+        for visitor in self._departures.recall(key):
+            self._departures.let_go(visitor)
 
     def close(self) -> None:
         """Dismiss everybody and disarm all."""
-        for key in {*self._bells, *self._leaving}:
+        for key in {*self._bells, *self._departures.keys}:
             self.dismiss(key)
             self.disarm(key)
         if self._epoll is not None:
@@ -185,23 +197,23 @@ class Doorbell:
             if not bell.armed:
                 return
 
-    def _receive(self, bell: Bell, left: socket.socket) -> None:
+    def _receive(self, bell: Bell, left: socket.socket) -> bool:
+        """Take some of those who were left behind; whether nobody is there any more."""
         for _ in range(_AT_ONCE):
             try:
                 # A descriptor for which there is no room when it arrives is lost.
                 os.close(os.dup(left.fileno()))
             except OSError:
                 self._pause(bell)
-                return
+                return False
             try:
                 received = wire.receive(left)
             except wire.WireError:
                 continue
-            except OSError:
-                return
+            except BlockingIOError:
+                return True
             if received is None:
-                self._unwatch(left.fileno())
-                return
+                return True
             message, fds = received
             if message.get("t") == "conn" and len(fds) == 1:
                 self._hold(bell, Visitor(socket.socket(fileno=fds[0]), stranger=False))
@@ -209,7 +221,8 @@ class Doorbell:
                 for fd in fds:
                     os.close(fd)
             if not bell.armed:
-                return
+                break
+        return False
 
     def _hold(self, bell: Bell, visitor: Visitor) -> None:
         visitor.sock.setblocking(False)
@@ -257,33 +270,8 @@ class Doorbell:
                 # Read first: closing with unread bytes would reset the connection, and the answer with it.
                 visitor.sock.recv(ENOUGH_BYTES)
                 visitor.sock.send(last_words)
-        self._let_go(visitor)
+        self._departures.let_go(visitor)
 
     def _ring(self, bell: Bell) -> None:
         self.disarm(bell.key)
         bell.on_request()
-
-    # Where they go.
-
-    def _send_away(self, key: str) -> None:
-        waiting = self._leaving.get(key, [])
-        while waiting:
-            visitor = waiting[-1]
-            # Given and kept at once, it would be served twice if this process ended here.
-            self._keep_no_more(visitor)
-            if not self._give(key, visitor.sock):
-                visitor.name = self._keep(key, visitor.sock)
-                asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send_away, key)
-                return
-            self._let_go(waiting.pop())
-        self._leaving.pop(key, None)
-
-    def _let_go(self, visitor: Visitor) -> None:
-        visitor.cancel()
-        visitor.sock.close()
-        self._keep_no_more(visitor)
-
-    def _keep_no_more(self, visitor: Visitor) -> None:
-        if visitor.name:
-            self._forget(visitor.name)
-            visitor.name = ""

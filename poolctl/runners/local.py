@@ -104,6 +104,7 @@ class LocalRunner:
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """See Runner."""
         self.sleepers.arm(server, on_request)
+        self.sleepers.tidy(server.key, self._workers.values())
 
     def disarm(self, key: str) -> None:
         """See Runner."""
@@ -285,6 +286,7 @@ class LocalRunner:
 
     def _ended(self, worker: LocalWorker, exit_: Exit) -> None:
         worker.ended(exit_)
+        self.sleepers.tidy(worker.server.key, self._workers.values())
         self.keeper.send({"op": "drop", "name": f"worker:{worker.placement.id}"})
 
     async def _signal(self, placement: Placement, number: int, *, group: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from poolctl.config.model import ServerConfig
 
@@ -14,6 +14,7 @@ from .bell import Bell
 from .doorbell import Doorbell
 from .link import Link
 from .sockets import Sockets
+from .workers import LocalWorker
 
 
 class Sleepers:
@@ -36,6 +37,15 @@ class Sleepers:
         bell = Bell(server.key, self._sockets.of(server), on_request, accepts, bool(server.tls), left)
         bell.quiet_seconds = server.http.keep_alive
         self._doorbell.arm(bell)
+
+    def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
+        """When none of these workers is the server's any more it needs, asleep, no more than its listener."""
+        if not self._doorbell.armed(key):
+            return
+        gone = all(worker.exited.done() for worker in workers if worker.server.key == key)
+        # Nobody can come through its pair any more once those have been taken out who are there.
+        if gone and self._doorbell.clear(key):
+            self._adoptions.drop(key)
 
     def disarm(self, key: str) -> None:
         """Leave all connections to the workers that come."""

@@ -182,6 +182,29 @@ def test_the_next_request_of_a_connection_that_a_worker_left_wakes() -> None:
     run(scenario)
 
 
+def test_when_nobody_can_be_left_behind_any_more_the_pair_is_of_no_use() -> None:
+    async def scenario(house: House) -> None:
+        clients = [await house.leave_behind() for _ in range(100)]
+        house.arm()
+        assert house.bell.clear("web")
+        assert len(house.kept) == len(clients)
+        assert not house.bell.clear("web")
+        clients[50].send(REQUEST)
+        await house.until(lambda: len(house.given) == len(clients))
+
+    run(scenario)
+
+
+def test_one_who_was_left_behind_and_asks_wakes_before_anything_is_given_up() -> None:
+    async def scenario(house: House) -> None:
+        (await house.leave_behind()).send(REQUEST)
+        house.arm()
+        assert not house.bell.clear("web")
+        assert (house.rung, len(house.given)) == (1, 1)
+
+    run(scenario)
+
+
 def test_a_slow_line_and_an_idle_connection_have_their_time() -> None:
     async def scenario(house: House) -> None:
         house.arm(line_seconds=0.02, quiet_seconds=0.04)
