@@ -59,6 +59,9 @@ async def take_over(
                 runner.sleepers.adopt(by_key.get(meta["key"]), name, fds[0])
             elif meta["server"] in servers:
                 server = placed.get(rest, servers[meta["server"]])
+                if meta.get("start") is not None:
+                    # Of no effect for a child of the keeper; one that is not may have come without being watched.
+                    runner.keeper.send({"op": "watch", "pid": meta["pid"], "start": meta["start"]})
                 adopted.append(_worker(server, meta, fds, follow))
         if not reply["entries"]:
             if adopted and not warm:

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.chaos.faults import Faults, lifecycle
+from tests.processes import is_alive
 
 
 @pytest.mark.slow
@@ -23,6 +27,36 @@ def test_whoever_is_killed_the_command_can_be_repeated_and_all_is_well(
     faults = Faults(tmp_path, runtime)
     try:
         assert lifecycle(faults, victim, number), "no command has so many messages"
+    finally:
+        faults.pool.end()
+        shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 4, 9, 14])
+def test_a_supervisor_that_is_killed_while_it_fills_another_keeper_loses_nothing(
+    tmp_path: Path, until: Any, number: int
+) -> None:
+    runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+    faults = Faults(tmp_path, runtime)
+    pool = faults.pool
+    try:
+        pool.ok("start")
+        before, info = pool.items(), pool.info()
+        faults.fuse.write_text(f"self {number}")
+        os.kill(info["keeper_pid"], signal.SIGKILL)
+        until(lambda: not is_alive(info["supervisor_pid"]))
+        assert not faults.fuse.exists(), "it had not so much to give"
+        pool.ok("start")
+        faults.check_serving("always", "a", "b")
+        after = pool.items()
+        assert {name: item["pids"] for name, item in after.items()} == {
+            name: item["pids"] for name, item in before.items()
+        }
+        os.kill(after["a"]["pids"][0], signal.SIGKILL)
+        until(lambda: pool.items()["a"]["restarts"] == 1 and pool.items()["a"]["ready"])
+        pool.ok("stop")
+        faults.check_gone()
     finally:
         faults.pool.end()
         shutil.rmtree(runtime, ignore_errors=True)
