@@ -118,6 +118,12 @@ class InlineRunner:
         if worker is not None:
             worker.renew_tls(server)
 
+    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
+        """See Runner. At once."""
+        worker = self._workers.get(placement.id)
+        if worker is not None:
+            worker.drain()
+
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner."""
         worker = self._workers.get(placement.id)

@@ -212,18 +212,25 @@ class LocalRunner:
         if placement.id in self._workers:
             orders.renew_tls(self._workers[placement.id], server)
 
-    async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
-        """See Runner."""
+    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
+        """See Runner. Of a command nobody knows whether it still accepts."""
         worker = self._workers.get(placement.id)
-        if worker is None:
+        if worker is None or worker.left.done():
             return
         if worker.control is None:
             await self._signal(placement, signal.SIGTERM)
+            worker.leave()
         else:
             worker.control.send({"order": "drain", "to": self._heirs(worker, replaced)})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(worker.server.drain_timeout):
-                await asyncio.shield(worker.exited)
+        await asyncio.wait({worker.left}, timeout=worker.server.drain_timeout)
+
+    async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
+        """See Runner."""
+        worker = self._workers.get(placement.id)
+        if worker is not None:
+            until = asyncio.get_running_loop().time() + worker.server.drain_timeout
+            await self.leave(placement, replaced=replaced)
+            await asyncio.wait({worker.exited}, timeout=until - asyncio.get_running_loop().time())
 
     def _heirs(self, worker: LocalWorker, replaced: bool) -> str:
         """Who gets its connections: the others of its server, if they take them from the pair that it has."""

@@ -61,6 +61,10 @@ class ProcessRunner:
         """See Runner."""
         await (await self._runner()).ready(placement)
 
+    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
+        """See Runner."""
+        await (await self._runner()).leave(placement, replaced=replaced)
+
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner."""
         await (await self._runner()).drain(placement, replaced=replaced)

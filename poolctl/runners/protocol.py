@@ -148,8 +148,12 @@ class Runner(Protocol):
         """Return when the worker has answered. Raises WorkerFailed when it ended or gave up before."""
         ...
 
+    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
+        """Let it accept nothing more; return when it does not, or drain_timeout has passed."""
+        ...
+
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Let it accept nothing more; return when its connections are done or drain_timeout has passed.
+        """Let it leave, if nobody has yet; return when its connections are done or drain_timeout has passed.
 
         `replaced`: another worker of the server takes over the connections that are idle; otherwise they are seen off.
         """

@@ -42,6 +42,7 @@ class LocalWorker:
         self.reported: asyncio.Future[None] = loop.create_future()  # it has said how it is, or has ended
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
+        self.left: asyncio.Future[None] = loop.create_future()  # it accepts nothing any more
         # Nobody need be waiting when a worker fails.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
@@ -59,6 +60,8 @@ class LocalWorker:
             os.close(fd)
         if message.get("event") == "ready":
             self.leaving = bool(message.get("leaving"))
+            if self.leaving:
+                self.leave()
             _settle(self.reported)
             self.answer()
         elif message.get("event") == "expired":
@@ -66,6 +69,8 @@ class LocalWorker:
         elif message.get("event") in ("idle", "busy"):
             self.idle = message["event"] == "idle"
             self.on_idle(self.idle)
+        elif message.get("event") == "left":
+            self.leave()
         elif message.get("event") == "imported":
             _settle(self.imported)
         elif message.get("event") == "tls" and message.get("error"):
@@ -78,6 +83,10 @@ class LocalWorker:
         if self.control is not None:
             self.control.send({"order": "go"})
         _settle(self.begun)
+
+    def leave(self) -> None:
+        """It accepts nothing any more."""
+        _settle(self.left)
 
     def answer(self) -> None:
         """It has answered; without effect once it has ended."""
@@ -119,6 +128,7 @@ class LocalWorker:
         _settle(self.reported)
         _settle(self.begun)
         _settle(self.imported)
+        _settle(self.left)
         self.exited.set_result(exit_)
         if not self.answered.done():
             self.answered.set_exception(self.failure(exit_))

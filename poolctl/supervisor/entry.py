@@ -27,6 +27,7 @@ class Worker:
     failure: ServerError | None = None
     placed_at: float = 0.0  # in seconds since the epoch
     out: bool = False  # told to be out of rotation
+    left: bool = False  # it accepts nothing any more
     idle: bool = False  # ready, and without traffic for its server's scale.idle
     task: asyncio.Task[None] | None = None
     preparing: asyncio.Future[str] | None = None
@@ -158,7 +159,7 @@ class Entry:
 
     @property
     def complete(self) -> bool:
-        """Every worker of the generation that should serve is ready, in rotation or not."""
+        """Every worker of the generation that should serve is ready, in rotation or not, and no other accepts."""
         current = {
             worker.index
             for worker in self.workers.values()
@@ -166,6 +167,8 @@ class Entry:
         }
         if self.done:
             return self.ready
+        if any(worker.phase is Phase.DRAINING and not worker.left for worker in self.workers.values()):
+            return False
         return self.wanted and not self.failed and current.issuperset(range(self.size))
 
     @property

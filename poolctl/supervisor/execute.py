@@ -242,7 +242,11 @@ class Executor:
 
     async def _drain(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
         assert worker.placement is not None
-        await self._runner.drain(worker.placement, replaced=replaced or _is_replaced(entry, worker))
+        replaced = replaced or _is_replaced(entry, worker)
+        await self._runner.leave(worker.placement, replaced=replaced)
+        worker.left = True
+        self._touch(entry)
+        await self._runner.drain(worker.placement, replaced=replaced)
         if worker.id in entry.workers:
             await self._stop(entry, worker)
 

@@ -108,6 +108,7 @@ class Worker:
     def _ready(self) -> None:
         self.ready_at = time.monotonic()
         self.server.accounts.on_limit = self._limit_reached
+        self.server.on_left = lambda: self._tell({"event": "left"})
         self._say(_STARTED)
         self._tell_at_once(_READY)
         if self.idleness is None:

@@ -61,6 +61,7 @@ class PoolServer(uvicorn.Server):
         self.server_state = self.accounts
         self.lingers = self.migrates = False
         self.servers: list[asyncio.base_events.Server] = []
+        self.on_left: Callable[[], None] = lambda: None  # called when it accepts nothing any more
 
     async def run(self, listeners: Sequence[socket.socket], on_ready: Callable[[], None]) -> None:  # type: ignore[override]
         """Serve until `stop` or `drain` is called and everything under way is done.
@@ -184,6 +185,7 @@ class PoolServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting and see every connection off, each in its way; then the application's own shutdown."""
         await self._stop_accepting()
+        self.on_left()
         if self.lingers or self.migrates:
             self.accounts.heirs = self._adoption if self.migrates else None
             self.accounts.draining = not self.migrates

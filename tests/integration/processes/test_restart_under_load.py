@@ -10,9 +10,10 @@ import pytest
 
 from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.http_get import get
 from tests.load import Load, Report, apps
 from tests.ports import claim_port
-from tests.real_pool import RealPool
+from tests.real_pool import HELLO_APP, RealPool
 
 RESTARTS = 3
 MODES = {
@@ -115,3 +116,14 @@ def test_a_restart_under_load_loses_no_request(pool: RealPool, kind: Kind) -> No
     for mode, report in reports.items():
         assert report.failed == 0, f"{mode}: {report!r}"
         assert report.sent == report.complete > 0
+
+
+def test_what_comes_after_a_restart_is_answered_by_the_new_processes(pool: RealPool) -> None:
+    (port,) = pool.write_hello("web", extra="workers = 3").values()
+    pid = HELLO_APP.replace('str(scope["server"][1])', "str(os.getpid())").replace("hello from ", "")
+    pool.write("hello.py", f"import os\n{pid}")
+    pool.ok("start")
+    for _ in range(4):
+        before = set(pool.items()["web"]["pids"])
+        pool.ok("restart")
+        assert {int(get(port).body) for _ in range(20)}.isdisjoint(before)

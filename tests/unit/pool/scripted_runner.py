@@ -81,6 +81,9 @@ class ScriptedRunner:
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         self.log.append(f"tls {placement.id}")
 
+    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
+        return None
+
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         self.log.append(f"drain {placement.id}")
         self.draining.set()
