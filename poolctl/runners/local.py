@@ -221,7 +221,12 @@ class LocalRunner:
             await self._signal(placement, signal.SIGTERM)
             worker.leave()
         else:
-            worker.control.send({"order": "drain", "to": self._heirs(worker, replaced)})
+            worker.control.send(
+                {
+                    "order": "drain",
+                    "to": self.adoptions.heirs(worker.server.key, worker.protocol, replaced=replaced),
+                }
+            )
         await asyncio.wait({worker.left}, timeout=worker.server.drain_timeout)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -232,18 +237,18 @@ class LocalRunner:
             await self.leave(placement, replaced=replaced)
             await asyncio.wait({worker.exited}, timeout=until - asyncio.get_running_loop().time())
 
-    def _heirs(self, worker: LocalWorker, replaced: bool) -> str:
-        """Who gets its connections: the others of its server, if they take them from the pair that it has."""
-        same = worker.protocol == self.adoptions.protocol(worker.server.key)
-        return "pair" if replaced and same and worker.protocol is not None else "nobody"
-
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """See Runner."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
         if worker.control is not None:
-            worker.control.send({"order": "stop", "to": self._heirs(worker, replaced)})
+            worker.control.send(
+                {
+                    "order": "stop",
+                    "to": self.adoptions.heirs(worker.server.key, worker.protocol, replaced=replaced),
+                }
+            )
         if worker.control is None or not worker.answered.done():
             # One that still imports its application reads no orders.
             await self._signal(placement, signal.SIGTERM)
