@@ -51,9 +51,15 @@ class Graph:
 
     def may_start(self, entry: Entry) -> bool:
         """Whether everything that it depends on is as far as it has to be."""
+        awaited = entry.config.depends_on
         if entry.ignore_dependencies:
-            return True
-        return all(self._satisfied(each.name, each.condition) for each in entry.config.depends_on)
+            # Whoever was started or restarted alone, and sleeps, wakes after those that are to run all the same.
+            awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
+        return all(self._satisfied(each.name, each.condition) for each in awaited)
+
+    def _is_to_run(self, name: str) -> bool:
+        entry = self._entries.get(name)
+        return entry is not None and entry.wanted and not (entry.failed or entry.done)
 
     def _satisfied(self, name: str, condition: str) -> bool:
         entry = self._entries.get(name)

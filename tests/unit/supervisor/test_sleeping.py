@@ -96,6 +96,24 @@ def test_dependencies_wake_first_and_sleep_last() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("deps", [True, False])
+def test_dependencies_wake_first_after_a_restart_too_if_they_are_to_run(deps: bool) -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy("db"), sleepy("web", depends_on=["db"]))
+        await desk.ask("start", "web", deps=deps)
+        await woken(desk, "web")
+        await desk.ask("restart", "web")
+        for name in ("web", "db"):
+            quiet(desk, name)
+        await turns()
+        desk.runner.log.clear()
+        await woken(desk, "web")
+        placed = [line for line in desk.runner.log if line.startswith("place")]
+        assert placed == (["place db.2.0", "place web.3.0"] if deps else ["place web.3.0"])
+
+    run(scenario())
+
+
 def test_what_always_runs_keeps_what_it_depends_on_awake() -> None:
     async def scenario() -> None:
         desk = Desk(sleepy("db"), web("web", depends_on=["db"]))
