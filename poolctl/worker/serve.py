@@ -54,6 +54,7 @@ class PoolServer(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
         self._changed = asyncio.Event()
+        self._accepting = asyncio.Lock()  # held by who opens or closes `servers`
         self._adoption = adoption
         self._arriving: set[asyncio.Task[Any]] = set()
         self._extra_state = state or {}
@@ -119,20 +120,21 @@ class PoolServer(uvicorn.Server):
 
     async def renew(self, context: ssl.SSLContext) -> None:
         """Use another TLS context for the handshakes that begin from now on."""
-        if self.should_exit:
-            return
-        self.config.ssl = context
-        before = self.servers
-        loop = asyncio.get_running_loop()
-        # The new ones accept before the old ones do not: both are on the same sockets.
-        self.servers = [
-            await loop.create_server(
-                self._make_protocol, sock=_duplicate(sock), ssl=context, backlog=self.config.backlog
-            )
-            for server in before
-            for sock in server.sockets
-        ]
-        await _close(before)
+        async with self._accepting:
+            if self.should_exit:
+                return
+            self.config.ssl = context
+            loop = asyncio.get_running_loop()
+            # The new ones accept before the old ones do not: both are on the same sockets.
+            made = [
+                await loop.create_server(
+                    self._make_protocol, sock=_duplicate(sock), ssl=context, backlog=self.config.backlog
+                )
+                for server in self.servers
+                for sock in server.sockets
+            ]
+            before, self.servers = self.servers, made
+            await _close(before)
 
     async def _start(self, listeners: Sequence[socket.socket]) -> None:
         config = self.config
@@ -221,7 +223,8 @@ class PoolServer(uvicorn.Server):
     async def _stop_accepting(self) -> None:
         if self._adoption is not None:
             self._adoption.close()
-        await _close(self.servers)
+        async with self._accepting:
+            await _close(self.servers)
 
     def _http_connections(self) -> list[Any]:
         return [each for each in self.accounts.connections if hasattr(each, "linger")]

@@ -104,6 +104,35 @@ def test_no_connection_is_lost_while_the_certificate_is_renewed(engine: Engine, 
     engine.run(scenario())
 
 
+def test_of_two_renewals_at_once_the_later_one_is_in_force_alone(engine: Engine, tmp_path: Path) -> None:
+    contexts = {name: context(tmp_path, name) for name in ("first", "second", "third")}
+
+    async def scenario() -> None:
+        async with served(engine, secure=contexts["first"]) as (server, _, port, _running):
+            await asyncio.gather(server.renew(contexts["second"]), server.renew(contexts["third"]))
+            for _ in range(10):
+                client = await secure(port, tmp_path, "third")
+                assert (await client.get("/", "connection: close"))[0] == 200
+
+    engine.run(scenario())
+
+
+def test_a_renewal_at_the_end_opens_nothing_again(engine: Engine, tmp_path: Path) -> None:
+    certified = context(tmp_path, "same")
+
+    async def scenario() -> None:
+        async with served(engine, secure=certified) as (server, _, port, running):
+            renewing = asyncio.ensure_future(server.renew(certified))
+            await asyncio.sleep(0)
+            server.stop()
+            await asyncio.gather(renewing, running)
+            waiting = await Client.connect(port)  # in the backlog, which is nobody's now
+            assert await waiting.stays_open(0.05)
+            assert not server.accounts.expects
+
+    engine.run(scenario())
+
+
 def test_connections_that_are_taken_use_the_new_certificate(engine: Engine, tmp_path: Path) -> None:
     old, new = context(tmp_path, "old"), context(tmp_path, "new")
 
