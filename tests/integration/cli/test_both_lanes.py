@@ -17,6 +17,7 @@ COMMANDS = [
     "list --state flying", "list -o nonsense", "list -c gone.toml", "list --pool nobody -o json", "status",
     "status -o json", "show users", "show users -o json", "wait --timeout 0.1", "wait --for stopped --timeout 0.1",
     "walk", "walk -- echo {name}", "walk --jobs 0", "logs -n 1", "start --timeout soon", "run nobody -- true",
+    "reload --dry-run", "scale users 1 -o json", "scale users", "enable users", "remove nobody",
 ]  # fmt: skip
 NO_FAST_LANE = "import poolctl.cli.parse as fast\nfast.parse = lambda args: None\n"
 

@@ -197,6 +197,23 @@ def test_a_file_that_changes_meanwhile_is_not_overwritten(
     assert file.read_text() == ""
 
 
+def test_a_change_that_cannot_be_written_lasts_until_a_reload_and_says_so(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "scale":
+            os.unlink(file)
+        return result(item("users", workers=2))
+
+    with supervised(answer):
+        said = poolctl("scale", "users", "2", "--save")
+    assert said.code == 1
+    assert said.out == "1 server scaled to 2 workers\n"
+    assert said.err == (
+        "error: cannot write pool.toml: No such file or directory\n  hint: the change lasts until a reload\n"
+    )
+
+
 def test_the_files_are_those_of_the_supervisor(
     poolctl: Command, supervised: Supervised, file: Path, directory: Path
 ) -> None:
