@@ -70,6 +70,8 @@ class Deaths:
             return False
         staying = max(serving, key=lambda each: each.generation)
         entry.generation = staying.generation
+        # Whoever replaces a worker of it is forked from the import that is there, whatever has been ordered since.
+        entry.code_since = 0.0
         self._configure(entry, staying.config)
         return True
 

@@ -131,7 +131,9 @@ def test_a_crash_takes_the_code_that_is_there_and_a_restart_the_new_one_once(
     assert {answer["version"] for answer in answers} == {2}
 
 
-def test_an_import_that_fails_at_a_restart_leaves_what_serves(pool: RealPool, free_port: Any) -> None:
+def test_an_import_that_fails_at_a_restart_leaves_what_serves_and_what_it_is_forked_from(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
     port = write(pool, free_port)["web"]
     pool.ok("start")
     (pid,) = pool.items()["web"]["pids"]
@@ -142,6 +144,8 @@ def test_an_import_that_fails_at_a_restart_leaves_what_serves(pool: RealPool, fr
     assert "name 'nothing' is not defined" in done.stderr
     assert pool.items()["web"]["pids"] == [pid]
     assert app_zygotes(pool) == [zygote]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pool.items()["web"]["pids"] not in ([], [pid]))
     assert asked(port)["imported_in"] == zygote
 
 
