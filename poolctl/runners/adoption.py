@@ -53,11 +53,6 @@ class Adoptions:
         self.open(server)
         return self._pairs[server.key][1:]
 
-    def heirs(self, key: str, protocol: str | None, *, replaced: bool) -> str:
-        """Who gets the connections of a worker that leaves: the others, if they take such from the pair there is."""
-        same = protocol is not None and protocol == self.protocol(key)
-        return "pair" if replaced and same else "nobody"
-
     def protocol(self, key: str) -> str | None:
         """What is spoken on the connections of that address' pair; None when it has none."""
         return self._pairs[key][0] if key in self._pairs else None

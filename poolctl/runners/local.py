@@ -221,12 +221,7 @@ class LocalRunner:
             await self._signal(placement, signal.SIGTERM)
             worker.leave()
         else:
-            worker.control.send(
-                {
-                    "order": "drain",
-                    "to": self.adoptions.heirs(worker.server.key, worker.protocol, replaced=replaced),
-                }
-            )
+            orders.part(worker, "drain", self.adoptions.protocol(worker.server.key) if replaced else None)
         await asyncio.wait({worker.left}, timeout=worker.server.drain_timeout)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -242,13 +237,7 @@ class LocalRunner:
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
-        if worker.control is not None:
-            worker.control.send(
-                {
-                    "order": "stop",
-                    "to": self.adoptions.heirs(worker.server.key, worker.protocol, replaced=replaced),
-                }
-            )
+        orders.part(worker, "stop", self.adoptions.protocol(worker.server.key) if replaced else None)
         if worker.control is None or not worker.answered.done():
             # One that still imports its application reads no orders.
             await self._signal(placement, signal.SIGTERM)

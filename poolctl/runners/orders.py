@@ -23,6 +23,16 @@ def rotate(worker: LocalWorker, in_rotation: bool) -> None:
         worker.control.send({"order": "in" if in_rotation else "out"})
 
 
+def part(worker: LocalWorker, order: str, heirs: str | None) -> None:
+    """Tell the worker to drain or to stop; `heirs` is what others of its server take from the pair, None for nobody.
+
+    They get its connections if they speak the same. A command is told nothing.
+    """
+    if worker.control is not None:
+        same = heirs is not None and heirs == worker.protocol
+        worker.control.send({"order": order, "to": "pair" if same else "nobody"})
+
+
 def idle_after(worker: LocalWorker, seconds: float) -> None:
     """Tell the worker after how long without traffic it is idle, 0 is never; a command is told nothing."""
     worker.idle = False
