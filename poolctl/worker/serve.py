@@ -211,9 +211,9 @@ class PoolServer(uvicorn.Server):
     async def _linger(self) -> None:
         await self._wait(lambda: self.accounts.expects, _HANDSHAKE_SECONDS)
         await self._emptied(self._drain_seconds, or_stopped=True)
-        if self.lingers:
-            self._end_events()
-        else:  # stopped meanwhile
+        # The supervisor's order to stop comes when the drain is over, as often before this line as behind it.
+        self._end_events()
+        if not self.lingers:
             self.accounts.heirs = None
 
     def _end_events(self) -> None:

@@ -222,22 +222,25 @@ def upgrade(key: bytes) -> list[str]:
     ]
 
 
+async def ticking(scope: Any, receive: Any, send: Any) -> None:
+    """One event, and then silence until the client has gone."""
+    if scope["type"] == "lifespan":
+        await lifespan(receive, send)
+        return
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"data: tick\n\n", "more_body": True})
+    if (await receive())["type"] == "http.disconnect":
+        scope["state"]["over"].set()
+
+
 @pytest.mark.parametrize("accept", ["text/event-stream", "*/*"])
 def test_a_stream_of_events_ends_whole_and_any_other_does_not(engine: Engine, accept: str) -> None:
     over = asyncio.Event()
 
-    async def ticking(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await lifespan(receive, send)
-            return
-        await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"data: tick\n\n", "more_body": True})
-        if (await receive())["type"] == "http.disconnect":
-            over.set()
-
     async def scenario() -> None:
-        async with served(engine, ticking, drain_seconds=0.1, stop_seconds=0.1) as (server, _, port, running):
+        options = {"drain_seconds": 0.1, "stop_seconds": 0.1, "state": {"over": over}}
+        async with served(engine, ticking, **options) as (server, _, port, running):
             client = await Client.connect(port)
             await client.send("/", f"accept: {accept}")
             await client.reader.readuntil(b"tick\n\n")
@@ -245,6 +248,23 @@ def test_a_stream_of_events_ends_whole_and_any_other_does_not(engine: Engine, ac
             rest = await client.reader.read()
             assert rest.endswith(b"0\r\n\r\n") == (accept == "text/event-stream")
             assert over.is_set() == (accept == "text/event-stream")
+            await asyncio.wait_for(running, 2)
+
+    engine.run(scenario())
+
+
+def test_a_stop_during_the_drain_ends_a_stream_of_events_as_the_end_of_the_drain_does(engine: Engine) -> None:
+    async def scenario() -> None:
+        options = {"drain_seconds": 10.0, "stop_seconds": 10.0, "state": {"over": asyncio.Event()}}
+        async with served(engine, ticking, **options) as (server, _, port, running):
+            client = await Client.connect(port)
+            await client.send("/", "accept: text/event-stream")
+            await client.reader.readuntil(b"tick\n\n\r\n")
+            server.drain()
+            assert await client.stays_open(0.05)
+            server.stop()
+            rest = await asyncio.wait_for(client.reader.read(), 2)
+            assert rest.endswith(b"0\r\n\r\n")
             await asyncio.wait_for(running, 2)
 
     engine.run(scenario())
