@@ -25,10 +25,13 @@ logger = logging.getLogger("poolctl.supervisor")
 _LISTENER_FD = 3  # of a program (sd_listen_fds(3))
 
 
-async def take_in(runner: LocalRunner, directory: str, servers: Mapping[str, ServerConfig]) -> set[str]:
+async def take_in(
+    runner: LocalRunner, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
+) -> set[str]:
     """The names of the servers of which something was found; the keeper holds and watches it by now.
 
-    What belongs to no server of the configuration, or to one that has another address, is told to end.
+    What belongs to none of these servers, or to one that has another address, is told to end. `late`: nobody adopts
+    what the keeper gets unless there is a worker among it.
     """
     if not are_there(directory):
         return set()
@@ -37,10 +40,11 @@ async def take_in(runner: LocalRunner, directory: str, servers: Mapping[str, Ser
     try:
         for survivor in found:
             await intake.take(survivor)
-        intake.take_pipes()
-        # What was put has arrived: if we die now, another supervisor finds it at the keeper.
-        await runner.keeper.call({"op": "list", "after": "\U0010ffff"})
-        pipes.take()
+        if intake.names or not late:
+            intake.take_pipes()
+            # What was put has arrived: if we die now, another supervisor finds it at the keeper.
+            await runner.keeper.call({"op": "list", "after": "\U0010ffff"})
+            pipes.take()
     finally:
         for survivor in found:
             survivor.close()

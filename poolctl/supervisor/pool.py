@@ -26,6 +26,7 @@ from .mandatory import Mandatory
 from .memory import Memory
 from .orphans import take_in
 from .presence import Presence
+from .stragglers import await_stragglers
 from .verbs import Verbs
 
 INVALID_CONFIGURATION = 5
@@ -123,6 +124,9 @@ class ManagedPool:
         self._control = ControlServer(listener, self._handle)
         await self._control.start()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
+        if not self._configuration.problems:
+            work = await_stragglers(self.engine, self.runner, self.directory, self._give_way)
+            self._stragglers = asyncio.ensure_future(work)
 
     async def _handle(self, request: Request, progress: Progress) -> Document:
         if self._configuration.problems:
@@ -142,6 +146,12 @@ class ManagedPool:
         # What is answered is also what a successor will know.
         self._remember.now()
         return document
+
+    def _give_way(self) -> None:
+        """End as if killed: the keeper starts a successor, which adopts everything."""
+        self._remember.now()
+        logging.shutdown()
+        os._exit(0)
 
     def _leave_behind(self) -> None:
         """The configuration first: what is wanted of a server means little without it."""

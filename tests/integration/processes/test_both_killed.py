@@ -158,3 +158,26 @@ def test_a_server_that_has_left_the_file_is_ended(pool: RealPool, until: Any) ->
     pool.ok("start")
     until(lambda: not is_alive(gone))
     assert list(pool.items()) == ["a"]
+
+
+SLOW = """
+import time
+from hello import app
+time.sleep(2.5)
+"""
+
+
+def test_one_that_could_not_be_found_at_first_is_taken_over_later(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.write("slow.py", SLOW)
+    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "slow:app"))
+    pool.ok("start", "--no-wait")
+    (worker,) = until(lambda: pool.items()["web"]["pids"])
+    kill_both(pool, until)
+    # It imports, and cannot say that it is there; but it has the address.
+    pool.run("start", "--no-wait")
+    until(lambda: pool.items()["web"]["ready"], timeout_seconds=15)
+    assert pool.items()["web"]["pids"] == [worker]
+    assert get(port).status == 200
+    pool.ok("stop")
+    until(lambda: not pool.processes())
