@@ -17,11 +17,10 @@ from poolctl.logs.read import tail
 from . import orders
 from .adoption import Adoptions
 from .app_zygotes import AppZygotes
-from .commands import first_connection
 from .forking import Forker
 from .link import Link
 from .output import Output
-from .protocol import Endpoints, Exit, Placement, WorkerFailed
+from .protocol import Endpoints, Exit, Placement
 from .sleepers import Sleepers
 from .sockets import Sockets
 from .taking_over import take_over
@@ -187,20 +186,7 @@ class LocalRunner:
     async def ready(self, placement: Placement) -> None:
         """See Runner. A job is ready when it has ended with 0."""
         worker = self._workers[placement.id]
-        server = worker.server
-        if server.job:
-            exit_ = await asyncio.shield(worker.exited)
-            if not exit_.ok:
-                raise WorkerFailed(exit_.message, hint=f"poolctl logs {server.name}", exit=exit_)
-        elif server.command and not server.notify:
-            sockets = self.sockets.of(server)
-            look = asyncio.ensure_future(first_connection(server, sockets))
-            try:
-                await asyncio.wait({look, worker.answered}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                look.cancel()
-            worker.answer()
-        await asyncio.shield(worker.answered)
+        await worker.ready(self.sockets.of(worker.server))
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
         """See Runner. A command knows of no rotation, and goes on as before."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 from poolctl.platform import process_start
 
+from .commands import first_connection
 from .link import Link
 from .notify import Notify
 from .protocol import Exit, Placement, WorkerFailed
@@ -87,6 +89,22 @@ class LocalWorker:
     def leave(self) -> None:
         """It accepts nothing any more."""
         _settle(self.left)
+
+    async def ready(self, listeners: Sequence[socket.socket]) -> None:
+        """Return when it has answered; a job, when it has ended with 0. Raises WorkerFailed."""
+        server = self.server
+        if server.job:
+            exit_ = await asyncio.shield(self.exited)
+            if not exit_.ok:
+                raise WorkerFailed(exit_.message, hint=f"poolctl logs {server.name}", exit=exit_)
+        elif server.command and not server.notify:
+            look = asyncio.ensure_future(first_connection(server, listeners))
+            try:
+                await asyncio.wait({look, self.answered}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                look.cancel()
+            self.answer()
+        await asyncio.shield(self.answered)
 
     def answer(self) -> None:
         """It has answered; without effect once it has ended."""
