@@ -22,9 +22,13 @@ from poolctl.config.edit import Draft
 from poolctl.config.pool_config import PoolConfig
 from poolctl.config.replace import FileChanged
 from poolctl.control.client import Client, NoSupervisor
+from poolctl.errors import PoolValidateError
 
 # A change that has been made, if not for every server, or not in time, is worth keeping.
 MADE = (DONE, FAILED, TIMED_OUT)
+
+# So many other commands at most may come between.
+ATTEMPTS = 20
 
 
 class Files:
@@ -109,18 +113,35 @@ class Files:
             text=difference, exit_code=code, warnings=self.warnings, extra={"difference": difference}
         )
 
+    def _write(self) -> None:
+        """Write; what somebody else has written meanwhile stays, and ours is made in it."""
+        for _ in range(ATTEMPTS):
+            try:
+                self.draft.write()
+            except FileChanged:
+                self.draft = self.draft.again()
+                self.draft.check()
+            else:
+                return
+        self.draft.write()
+
     def _written(self, outcome: Outcome) -> Outcome:
         try:
-            self.draft.write()
-        except FileChanged as changed:
+            self._write()
+        except (FileChanged, PoolValidateError, KeyError) as changed:
             hint = "nothing was written; look at it, then repeat the command"
-            _fail(outcome, CONFLICT, str(changed), hint)
+            message = (
+                str(changed) if isinstance(changed, FileChanged) else "the file has been changed meanwhile"
+            )
+            _fail(outcome, CONFLICT, message, hint)
         except OSError as failure:
             code = NOT_PERMITTED if isinstance(failure, PermissionError) else FAILED
             where = from_here(str(failure.filename or ", ".join(self.draft.texts())))
             _fail(
                 outcome, code, f"cannot write {where}: {failure.strerror}", "the change lasts until a reload"
             )
+        if outcome.errors and not self.supervised:
+            outcome.message = ""  # nothing has been done
         saved = outcome.extra["saved"] = self.draft.written
         words = ", ".join(map(from_here, saved))
         line = f"wrote {words}" if saved else "" if outcome.errors else "the files say so already"

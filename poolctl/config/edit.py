@@ -39,6 +39,7 @@ class Draft:
         self._changes: dict[str, list[Change]] = {}
         self._texts: dict[str, str] | None = None
         self.written: list[str] = []
+        self._asked: list[tuple[str, tuple[Any, ...]]] = []
 
     def entry(self, name: str) -> Entry | None:
         """The server of that name, as the files have it."""
@@ -46,12 +47,14 @@ class Draft:
 
     def set(self, name: str, path: Path, value: Any) -> None:
         """Give a key of a server a value, in the last file that has it."""
+        self._asked.append(("set", (name, path, value)))
         document, table = self._home(self._known(name), path)
         whole = document.exact((*table, *path)) or (*document.prefix, *table, *path)
         self._change(document, Change("set", whole, value))
 
     def unset(self, name: str, path: Path) -> None:
         """Take a key out of a server's table, in every file that has it."""
+        self._asked.append(("unset", (name, path)))
         for document, table in self._known(name).parts:
             whole = document.exact((*table, *path))
             if whole is not None:
@@ -59,6 +62,7 @@ class Draft:
 
     def scale(self, name: str, workers: int) -> None:
         """Give a server a number of workers; one that may sleep, or grow, keeps that."""
+        self._asked.append(("scale", (name, workers)))
         document, table = self._home(self._known(name), ("scale",))
         whole = document.exact((*table, "scale"))
         written = None if whole is None else _get(document.data, whole[len(document.prefix) :])
@@ -71,12 +75,14 @@ class Draft:
 
     def remove(self, name: str) -> None:
         """Take a server out, in every file that has it."""
+        self._asked.append(("remove", (name,)))
         for document, table in self._known(name).parts:
             *path, index = (*document.prefix, *table)
             self._change(document, Change("remove", tuple(path), index))
 
     def add(self, table: Table) -> None:
         """Put a server behind the others, in the last file that has some."""
+        self._asked.append(("add", (table,)))
         document = self.home_of_new()
         path = _servers_path(document)
         if path is None:
@@ -87,6 +93,14 @@ class Draft:
         """The file that add() writes to."""
         homes = [document for document in self.documents if _servers_path(document) is not None]
         return (homes or self.documents)[-1]
+
+    def again(self) -> Draft:
+        """The same changes of the files as they are by now. Raises KeyError for a server that is there no more."""
+        draft = Draft(self.files, self.env)
+        draft.written = self.written
+        for verb, arguments in self._asked:
+            getattr(draft, verb)(*arguments)
+        return draft
 
     def texts(self) -> dict[str, str]:
         """The new text of each file that changes."""
@@ -124,9 +138,9 @@ class Draft:
         """Write what has changed; the paths. FileChanged for a file that is not as it was read."""
         texts = self.texts()
         for document in self.documents:
-            if document.path in texts and document.path not in self.written:
+            if document.path in texts:
                 replace(document.path, document.text, texts[document.path])
-                self.written.append(document.path)
+                self.written = list(dict.fromkeys([*self.written, document.path]))
         return self.written
 
     def _known(self, name: str) -> Entry:

@@ -9,7 +9,8 @@ from poolctl.cli.exit_codes import DONE, INTERRUPTED, NOT_AS_DESIRED
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
-from poolctl.cli.render import coloured, paint, printable, show
+from poolctl.cli.render import coloured, from_here, paint, printable, show
+from poolctl.control.client import Client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,21 @@ def perform(request: Request) -> Outcome:
         return _watch(request, place)
     outcome = ask(request, place, more={"dry_run": dry_run})
     outcome.message = said(outcome, dry_run=dry_run)
+    outcome.warnings += _other_files(request, place)
     return outcome
+
+
+def _other_files(request: Request, place: Place) -> list[str]:
+    """A warning for files that were named and are not those that the pool was started with."""
+    if len(request.get("config") or ()) < 2:
+        return []
+    files = Client(place.socket).ping().get("files") or place.files
+    if list(files) == place.files:
+        return []
+    names = ", ".join(from_here(str(file)) for file in files)
+    return [
+        f"this pool was started with {names}: those are what is reloaded; stop and start it with the others"
+    ]
 
 
 def _watch(request: Request, place: Place) -> Outcome:

@@ -62,6 +62,18 @@ def test_a_reload_that_failed_for_some_does_not_say_that_it_is_done(
     assert said.err == "error: users: exited with status 3\n"
 
 
+def test_files_that_the_pool_was_not_started_with_are_told(
+    poolctl: Command, supervised: Supervised, directory: Path
+) -> None:
+    (directory / "more.toml").write_text("")
+    more = ["-c", "pool.toml", "-c", "more.toml"]
+    with supervised(always(changes=[], files=[str(directory / "pool.toml")])):
+        assert poolctl("reload").err == ""
+        assert "started with pool.toml: those" in poolctl(*more, "reload").err
+    with supervised(always(changes=[], files=[str(directory / "pool.toml"), str(directory / "more.toml")])):
+        assert poolctl(*more, "reload").err == ""
+
+
 def test_reload_env_sends_this_environment(
     poolctl: Command, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:

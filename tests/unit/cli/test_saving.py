@@ -197,6 +197,23 @@ def test_a_file_that_changes_meanwhile_is_not_overwritten(
     assert file.read_text() == ""
 
 
+def test_what_somebody_else_writes_meanwhile_stays(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    other = COMMENTED.replace("who buys", "who bought")
+    other_file = file.with_suffix(".other")
+    other_file.write_text(other)
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "scale":
+            os.rename(other_file, file)
+        return result(item("users", workers=2))
+
+    with supervised(answer):
+        assert poolctl("scale", "users", "2", "--save").code == 0
+    assert file.read_text() == other.replace('"inner"]\n', '"inner"]\nworkers = 2\n')
+
+
 def test_a_change_that_cannot_be_written_lasts_until_a_reload_and_says_so(
     poolctl: Command, supervised: Supervised, file: Path
 ) -> None:
