@@ -12,6 +12,8 @@ import sys
 from poolctl.control.upgrading import CHECK
 from poolctl.platform import name_process
 
+_NO_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
+
 
 def main() -> None:
     """Run the supervisor until its pool is stopped."""
@@ -20,8 +22,12 @@ def main() -> None:
         return
     # Nothing that an import makes is garbage: looking for it is a tenth of the time.
     gc.disable()
+    # It would look through everything that is installed here for plugins of pydantic's.
+    os.environ.setdefault(_NO_PLUGINS, "__all__")
     from .supervisor import Supervisor
 
+    if os.environ[_NO_PLUGINS] == "__all__":
+        del os.environ[_NO_PLUGINS]
     gc.enable()
     gc.freeze()
     name_process("poolctl-superv.")

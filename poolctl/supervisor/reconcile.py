@@ -36,7 +36,10 @@ class Listener(StrEnum):
     CLOSING = "closing"
 
 
-@dataclass(frozen=True, slots=True)
+# Nobody changes these two; frozen, they would take three times as long to make, and each event makes several.
+
+
+@dataclass(slots=True)
 class WorkerView:
     """One worker as the decision sees it."""
 
@@ -48,7 +51,7 @@ class WorkerView:
     idle: bool = False  # ready, and without traffic for as long as its server wants it to be before it sleeps
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class View:
     """Everything that the decision about one server depends on."""
 

@@ -21,7 +21,8 @@ from .held import descriptors, hold
 from .serve import PoolServer
 
 _REQUEST = b"GET / HTTP/1.1\r\nhost: rehearsal\r\nconnection: close\r\n\r\n"
-_ROUNDS = 3
+# So often that the interpreter has specialised what it runs, and writes into it no more.
+_ROUNDS = 16
 
 
 def rehearse() -> None:
