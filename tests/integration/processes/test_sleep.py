@@ -17,7 +17,7 @@ from tests.certificates import certificate
 from tests.http_get import get
 from tests.load import Load, apps
 from tests.ports import claim_port
-from tests.real_pool import RealPool
+from tests.real_pool import HELLO_APP, RealPool
 
 SLEEPS = "scale = { min = 0, idle = 0.2 }"
 STAYS_UP = "scale = { min = 0 }"
@@ -57,9 +57,9 @@ def test_a_server_that_may_sleep_starts_asleep_and_is_woken_by_a_request(pool: R
 
 def test_without_traffic_it_falls_asleep_again_and_costs_no_process(pool: RealPool) -> None:
     port = pool.write_hello(extra=SLEEPS)["web"]
+    pool.write("hello.py", "import os\n" + HELLO_APP.replace('scope["server"][1]', "os.getpid()"))
     pool.ok("start")
-    assert get(port).status == 200
-    (pid,) = pool.items()["web"]["pids"]
+    pid = int(get(port).text.removeprefix("hello from "))
     pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
     assert pool.items()["web"]["pids"] == []
     assert not os.path.exists(f"/proc/{pid}")
@@ -143,23 +143,20 @@ def test_a_program_is_woken_by_whoever_connects(pool: RealPool, until: Until) ->
 
 
 def test_dependencies_wake_first_and_stay_awake_as_long(pool: RealPool) -> None:
-    ports = pool.write_hello("db", "web", extra="scale = { min = 0, idle = 0.6 }")
+    ports = pool.write_hello("db", "web", extra=SLEEPS)
     path = pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace('name = "web"', 'name = "web"\ndepends_on = ["db"]'))
+    db, web = path.read_text().split("[[server]]")[1:]
+    web = f'{web.replace(SLEEPS, STAYS_UP)}\ndepends_on = ["db"]\n'
+    path.write_text("\n[[server]]".join(["", db, web]))
     pool.ok("start")
     assert {item["state"] for item in pool.items().values()} == {"sleeping"}
     assert get(ports["web"]).status == 200
+    time.sleep(0.4)  # nobody asks the database for anything for longer than its idle time, and it is needed
     items = pool.items()
     assert {item["state"] for item in items.values()} == {"running"}
     assert items["db"]["uptime_seconds"] > items["web"]["uptime_seconds"]
-    # Nobody asks the database for anything for longer than its idle time, and it is needed.
-    end = time.monotonic() + 1.0
-    while time.monotonic() < end:
-        assert get(ports["web"]).status == 200
-    items = pool.items()
-    assert items["db"]["state"] == "running"
-    assert items["db"]["uptime_seconds"] > 1.0
-    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    pool.ok("stop", "web")
+    pool.ok("wait", "db", "--for", "sleeping", "--timeout", "10s")
 
 
 @pytest.mark.parametrize("command", ["restart", "stop", "start"])
@@ -229,8 +226,7 @@ def test_a_reload_wakes_nobody_and_tells_those_who_run_when_to_sleep(pool: RealP
         path.read_text().replace(STAYS_UP, "scale = { min = 0, idle = 1.5 }\nenv = { A = 'b' }", 2)
     )
     path.write_text(path.read_text().replace("env = { A = 'b' }", "", 1))
-    pool.ok("reload")
-    items = pool.items()
+    items = {item["name"]: item for item in pool.ok("reload", "-o", "json").json["items"]}
     assert (items["awake"]["pids"], items["asleep"]["state"]) == ([pid], "sleeping")
     pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
     assert get(ports["asleep"]).status == 200
@@ -251,7 +247,7 @@ def test_no_request_is_lost_at_whatever_moment_it_comes(pool: RealPool, mode: st
     pool.write("pool.toml", "".join(textwrap.dedent(server).format(port=port) for port in ports))
     pool.ok("start")
     with Load(ports, mode, connections=4, pause=0.031) as load:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while load.look().complete < enough and time.monotonic() < deadline:
             time.sleep(0.05)
     assert load.report.failed == 0, load.report
