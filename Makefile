@@ -4,6 +4,7 @@ VENV ?= .venv
 # Processes that run the tests: one per core. Every test has ports and a runtime directory of its own.
 JOBS ?= auto
 BIN := $(VENV)/bin
+QUICK := tests/unit tests/integration/processes tests/integration/runners tests/integration/test_inline.py
 DEMO := examples/microservices/pool.toml
 
 .PHONY: help demo test unit quick lint types floors completions bench chaos venv dev clean
@@ -42,8 +43,9 @@ test: dev
 unit: dev
 	@$(BIN)/python -m pytest -n $(JOBS) tests/unit $(ARGS)
 
+# What depends on the interpreter, without coverage: for its other versions.
 quick: dev
-	@$(BIN)/python -m pytest -n $(JOBS) -p no:cacheprovider $(wildcard tests/unit tests/integration) $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) -p no:cacheprovider $(QUICK) $(ARGS)
 
 lint: dev
 	@$(BIN)/ruff check .
