@@ -12,6 +12,7 @@ from typing import Any
 from ..keeper import rendezvous, wire
 
 VERSION = 1
+_HEARING_SECONDS = 0.2
 
 Greeting = tuple[wire.Message, list[int]]
 
@@ -39,10 +40,11 @@ class Orphan:
         self._connections: list[socket.socket] = []
         self._listener = rendezvous.listen(directory, rendezvous.WORKER)
         self._loop.add_reader(self._listener.fileno(), self._accept)
-        _silence_if_deaf()
+        self._check_hearing()
 
     def close(self) -> None:
         """Wait no more."""
+        self._checking.cancel()
         for sock in (self._listener, *self._connections):
             self._loop.remove_reader(sock.fileno())
             sock.close()
@@ -52,6 +54,11 @@ class Orphan:
         """Close everything, in a process that is not this worker."""
         for sock in (self._listener, *self._connections):
             os.close(sock.detach())
+
+    def _check_hearing(self) -> None:
+        # Again and again: those who have just died may not have closed all they had, and the logger may die as well.
+        _silence_if_deaf()
+        self._checking = self._loop.call_later(_HEARING_SECONDS, self._check_hearing)
 
     def _accept(self) -> None:
         connection = rendezvous.accept(self._listener, self._uids)
