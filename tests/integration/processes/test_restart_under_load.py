@@ -15,9 +15,9 @@ from tests.load import Load, Report, apps
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 
-RESTARTS = 3
+RESTARTS = 2
 MODES = {
-    "keep_alive": 8, "new_connection": 2, "pipelined": 2, "bodies": 2, "stream": 4, "websocket": 3, "sse": 3,
+    "keep_alive": 4, "new_connection": 1, "pipelined": 1, "bodies": 1, "stream": 3, "websocket": 2, "sse": 2,
 }  # fmt: skip
 DRAIN_SECONDS = 1.0
 
@@ -96,7 +96,7 @@ class Loads:
     def go_on(self) -> None:
         """Return when there have been some more answers."""
         before = self.answers
-        wait_until(lambda: self.answers > before + 100)
+        wait_until(lambda: self.answers > before + 100, timeout_seconds=30)
 
     def stop(self) -> dict[str, Report]:
         return {mode: load.stop() for mode, load in self._loads.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -80,11 +81,16 @@ def test_requests_put_it_off(engine: Engine) -> None:
         async with watched(engine) as (serving, told):
             client = await Client.connect(serving.port)
             loop = asyncio.get_running_loop()
-            until = loop.time() + 3 * SECONDS
-            while loop.time() < until:
+            times = [loop.time()]
+            while times[-1] < times[0] + 3 * SECONDS:
                 await client.get()
+                times.append(loop.time())
                 await asyncio.sleep(SECONDS / 5)
-            assert told.news == []
+            longest = max(later - earlier for earlier, later in itertools.pairwise(times))
+            # On a machine that is busy otherwise a pause may be one indeed.
+            assert told.news == [] or longest >= SECONDS * 0.9
+            if told.news:
+                return
             assert await told.next() is True
 
     engine.run(scenario())
