@@ -248,7 +248,7 @@ class Executor:
         self._touch(entry)
         await self._runner.drain(worker.placement, replaced=replaced)
         if worker.id in entry.workers:
-            await self._stop(entry, worker)
+            await self._stop(entry, worker, replaced=replaced)
 
     async def renew_tls(self, entry: Entry) -> None:
         """Give the workers of the server its certificates as they are now. Raises ServerError."""

@@ -86,8 +86,7 @@ class PoolServer(uvicorn.Server):
 
         With `heirs` connections wait in the adoption pair for workers that come later, instead of being closed.
         """
-        if not self.should_exit:
-            self.migrates = heirs and self._can_migrate
+        self.migrates = heirs and self._can_migrate and (self.migrates or not self.should_exit)
         self.should_exit = True
         self.lingers = False
         self._changed.set()
@@ -213,7 +212,7 @@ class PoolServer(uvicorn.Server):
         await self._emptied(self._drain_seconds, or_stopped=True)
         # The supervisor's order to stop comes when the drain is over, as often before this line as behind it.
         self._end_events()
-        if not self.lingers:
+        if not self.lingers and not self.migrates:
             self.accounts.heirs = None
 
     def _end_events(self) -> None:

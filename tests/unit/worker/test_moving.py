@@ -285,6 +285,29 @@ def test_an_answer_that_takes_longer_than_the_drain_is_finished_and_its_connecti
     engine.run(scenario())
 
 
+@pytest.mark.parametrize("heirs", [True, False])
+def test_a_stop_during_the_drain_closes_what_is_busy_only_if_nobody_inherits(
+    engine: Engine, pair: Pair, heirs: bool
+) -> None:
+    async def scenario() -> None:
+        async with two(engine, pair) as (old, new):
+            client = await Client.connect(old.port)
+            await client.send("/slow")
+            await old.app.under_way.wait()
+            old.server.drain(heirs=True)
+            await asyncio.sleep(0.02)
+            old.server.stop(heirs=heirs)
+            await asyncio.sleep(0.02)
+            old.app.release.set()
+            assert ("connection" in (await client.answer())[1]) is not heirs
+            await asyncio.wait_for(old.running, 2)
+            if heirs:
+                assert (await client.get())[0] == 200
+            assert answered(new) == heirs
+
+    engine.run(scenario())
+
+
 def test_a_stop_with_heirs_leaves_connections_to_a_worker_that_comes_later(
     engine: Engine, pair: Pair
 ) -> None:
