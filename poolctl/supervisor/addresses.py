@@ -133,7 +133,11 @@ class Addresses:
 
     def _in_the_way(self, entry: Entry, other: Entry) -> bool:
         mine = entry.config
-        held = [*other.former, *([other.bound] if other.bound is not None and other is not entry else [])]
+        held = [
+            *other.former,
+            *other.releasing,
+            *([other.bound] if other.bound is not None and other is not entry else []),
+        ]
         for each in held:
             if overlaps(each.address, mine.address) and not (other.removed and same_listener(each, mine)):
                 return True
@@ -144,7 +148,7 @@ class Addresses:
         )
 
     def _holds_more(self, entry: Entry) -> bool:
-        if entry.former or entry.vacates or (entry.removed and entry.bound is not None):
+        if entry.former or entry.releasing or entry.vacates or (entry.removed and entry.bound is not None):
             return True
         return any(not same_listener(worker.config, entry.config) for worker in entry.workers.values())
 

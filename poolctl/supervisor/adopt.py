@@ -40,6 +40,10 @@ async def adopt(
     if waiting:
         # How they are they say themselves: ready though nobody has noted it, or about to leave as they were told.
         await asyncio.wait(waiting, timeout=_REPORT_SECONDS)
+    # Before anybody looks for an address that one of them may keep.
+    ours = {entry.config.key for entry in engine.entries.values()} | {each.server.key for each in found}
+    for key in runner.sockets.keys() - ours:
+        await runner.close(key)
     for each in found:
         placement = each.placement
         phase = Phase.READY if each.ready_at is not None else Phase.STARTING
@@ -53,19 +57,15 @@ async def adopt(
         if entry.name in unknown and phase is not Phase.DRAINING:
             entry.generation = max(entry.generation, worker.generation)
         engine.adopt(entry, worker)
-    await _listeners(engine, runner)
+    _listeners(engine, runner)
     return len(found)
 
 
-async def _listeners(engine: Engine, runner: LocalRunner) -> None:
-    ours: set[str] = set()
+def _listeners(engine: Engine, runner: LocalRunner) -> None:
     for entry in engine.entries.values():
         for config in (entry.config, *(worker.config for worker in entry.workers.values())):
             # What has no listener of ours is as good as open once it has a worker.
             without = (config.job or config.binds_itself) and entry.workers
             if without or runner.endpoints(config.key):
                 engine.adopt_listener(entry, config)
-                ours.add(config.key)
         engine.resume(entry)
-    for key in runner.sockets.keys() - ours:
-        await runner.close(key)

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable
 
+from poolctl.address import overlaps
 from poolctl.clock import Clock
 from poolctl.config.model import ServerConfig
 from poolctl.runners.protocol import Runner
@@ -134,6 +135,9 @@ class Engine:
         """
         before, was_disabled = entry.config, entry.is_disabled
         self._configure(entry, config)
+        if not same_listener(before, config):
+            # At once: whoever wants that address may be looked at before this one.
+            self._addresses.leave(entry)
         if live:
             for worker in entry.workers.values():
                 if worker.config is before:
@@ -204,8 +208,12 @@ class Engine:
         """Take over an open listener that the supervisor before had opened for the entry, under this configuration."""
         if same_listener(config, entry.config):
             entry.listener, entry.bound = Listener.OPEN, entry.config
+        elif overlaps(config.address, entry.config.address):
+            # The other one cannot be open as well; the move begins anew.
+            entry.listener, entry.bound = Listener.OPEN, config
         elif not any(same_listener(config, held) for held in entry.former):
             entry.former.append(config)
+        if entry.removed or config is not entry.config:
             self._addresses.leave(entry)
         self.touch(entry)
 

@@ -57,6 +57,7 @@ class Entry:
     former: list[ServerConfig] = field(
         default_factory=list
     )  # open as well, for workers that are to be replaced
+    releasing: list[ServerConfig] = field(default_factory=list)  # of those, what is being closed
     vacates: bool = False  # its workers go before its listener can be opened anew
     workers: dict[str, Worker] = field(default_factory=dict)
     called: bool = False  # somebody has asked for it since it slept
@@ -155,7 +156,8 @@ class Entry:
     def at_rest(self) -> bool:
         """Nothing of it runs, nothing accepts, and nothing is to."""
         resting = not self.wanted or self.failed or self.done
-        return resting and not self.workers and self.listener is Listener.CLOSED and not self.former
+        closed = self.listener is Listener.CLOSED and not (self.former or self.releasing)
+        return resting and not self.workers and closed
 
     @property
     def complete(self) -> bool:

@@ -61,6 +61,7 @@ class Executor:
             case Release(key):
                 held = next(each for each in entry.former if each.key == key)
                 entry.former.remove(held)
+                entry.releasing.append(held)
                 self._spawn_task(self._release(entry, held))
             case Spawn(generation, index):
                 worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, entry.config)
@@ -166,6 +167,8 @@ class Executor:
     async def _release(self, entry: Entry, held: ServerConfig) -> None:
         if self._addresses.give_up(entry, held):
             await self._runner.close(held.key)
+        if held in entry.releasing:
+            entry.releasing.remove(held)
         self._touch(entry)
 
     # Workers.

@@ -148,11 +148,11 @@ def decide(view: View) -> list[Action]:
 def _proceed(view: View) -> list[Action]:
     if view.resting:
         return _rest(view)
+    if view.held:
+        return _hold(view)
     may_open = view.may_open and (view.may_start or view.sleepy) and not view.refusing
     if view.listener is Listener.CLOSED and may_open:
         return [Open()]
-    if view.held:
-        return _hold(view)
     if view.listener is not Listener.OPEN:
         return []
     if view.vacates:

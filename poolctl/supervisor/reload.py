@@ -110,7 +110,9 @@ class _Application:
         coming = [self._configured(server) for server in self._servers.values()]
         engine.arrange(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
-        self._coming = Order(engine, RESTART, awaited, lambda entry: entry.settled and not entry.former)
+        self._coming = Order(
+            engine, RESTART, awaited, lambda entry: entry.settled and not (entry.former or entry.releasing)
+        )
         stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
         self._going = Order(engine, STOP, [*gone, *stopping], lambda entry: entry.at_rest)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from poolctl import ServerError
+from poolctl.address import overlaps, parse
 from poolctl.runners.protocol import Exit, Placement, WorkerFailed
 from tests.unit.pool.scripted_runner import NEVER, ScriptedRunner
 
@@ -20,6 +22,9 @@ class SlowRunner(ScriptedRunner):
 
     async def open(self, server):  # type: ignore[no-untyped-def]
         await self.may_open.wait()
+        others = [key for key in self.opened if key != server.key and not key.startswith("job:")]
+        if any(overlaps(parse(key), server.address) for key in others):
+            raise ServerError("port is in use by ourselves")
         return await super().open(server)
 
     async def ready(self, placement: Placement) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from poolctl import ServerConfig
+from poolctl.supervisor.entry import Worker
+from poolctl.supervisor.reconcile import Phase
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -186,5 +188,37 @@ def test_an_address_that_overlaps_the_one_of_a_server_that_moves_away_opens_afte
         assert log.index(f"close {A}") < log.index("open b")
         assert log.index("stop a.1.0 10") < log.index("open b")
         assert desk.runner.opened == {C, "0.0.0.0:8001"}
+
+    run(scenario())
+
+
+def test_a_new_server_waits_for_an_address_whoever_is_looked_at_first() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", bind=A), web("b", bind=B))
+        await desk.ask("start")
+        desk.engine.start(desk.engine.add(web("new", bind="0.0.0.0:8001")))
+        moved(desk, web("b", bind="0.0.0.0:8003"), web("a", bind="0.0.0.0:8002"))
+        await turns(120)
+        assert desk.states() == {"a": "running", "b": "running", "new": "running"}
+        assert [entry.failures for entry in desk.engine.entries.values()] == [0, 0, 0]
+
+    run(scenario())
+
+
+def test_a_move_goes_on_under_another_supervisor() -> None:
+    async def scenario() -> None:
+        for address in (B, "0.0.0.0:8001"):
+            before, after = web(bind=A), web(bind=address)
+            desk = Desk(after)
+            entry = desk.engine.entries["web"]
+            entry.wanted, entry.generation, entry.newest = True, 2, 2
+            await desk.runner.open(before)
+            placement = await desk.runner.place(before, 1, 0)
+            desk.engine.adopt(entry, Worker(placement.id, 1, 0, before, Phase.READY, placement, 1.0))
+            desk.engine.adopt_listener(entry, before)
+            desk.engine.resume(entry)
+            await turns(80)
+            assert set(desk.runner.running) == {"web.2.0"}
+            assert (desk.states(), desk.runner.opened) == ({"web": "running"}, {address})
 
     run(scenario())

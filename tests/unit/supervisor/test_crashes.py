@@ -84,3 +84,17 @@ def test_one_of_several_that_dies_leaves_the_others_alone() -> None:
         assert desk.states() == {"web": "running"}
 
     run(scenario())
+
+
+def test_a_listener_that_cannot_be_opened_is_tried_again_after_a_pause_and_not_at_once() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(restart=AT_ONCE | {"backoff": {"initial": 20, "max": 20}}))
+        desk.runner.unopenable.add("web")
+        assert (await desk.ask("start"))["exit_code"] == 1
+        await turns()
+        entry = desk.engine.entries["web"]
+        assert (entry.state, entry.failures) == ("backoff", 1)
+        desk.runner.unopenable.clear()
+        assert (await desk.ask("start"))["exit_code"] == 0
+
+    run(scenario())
