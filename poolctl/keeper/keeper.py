@@ -241,9 +241,6 @@ class Keeper:
             self._ending.over = True
         elif operation == "last":
             self._ending.last = True
-        elif operation == "leave":
-            # Another keeper has everything: our children are its from now on, to be watched.
-            os._exit(0)
         elif operation == "renew" and not self._ending.begun:
             # When the supervisor has gone, which does so by itself now.
             self._renewal = Renewal(message["argv"], message["supervisor"])
