@@ -17,7 +17,7 @@ from tests.real_pool import Done, RealPool
 from .program import SERVERS
 
 ROOT = Path(__file__).parents[2]
-SETTLED_SECONDS = 45.0  # a supervisor that is killed often is started again with a pause of up to 30 s
+SETTLED_SECONDS = 90.0  # a supervisor that dies often is started again with a pause of up to 30 s
 PARTS = {"keeper": "keeper", "supervisor": "supervisor", "logs": "logger", "worker zygote": "zygote"}
 APP_ZYGOTE = "poolctl-app"  # what ps calls it
 DISK_BYTES = 8 * 1024 * 1024
