@@ -1,8 +1,9 @@
 # `make demo` shows a pool at work, `make test` runs everything; both set up what they need in .venv.
 
 VENV ?= .venv
-# Processes that run the tests: one per core. Every test has ports and a runtime directory of its own.
-JOBS ?= auto
+# Processes that run the tests: they wait as much as they work. Every test has ports and a runtime directory of its own.
+JOBS ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 3 / 2 )))
+PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
 QUICK := tests/unit tests/integration/processes tests/integration/runners tests/integration/test_inline.py
 DEMO := examples/microservices/pool.toml
@@ -31,21 +32,21 @@ dev:
 demo: venv
 	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
 
-# The contract's tests look from outside at what the others have measured already: without coverage they take half
-# the time. Both parts run, whatever the first one says.
+# What takes long, and the contract's tests, which look from outside at what the others have measured already: without
+# coverage they take half the time. Both parts run, whatever the first one says.
 test: dev
 	@rm -rf .coverage.d && mkdir -p -m 1777 .coverage.d
-	@$(BIN)/coverage run -m pytest -n $(JOBS) --ignore=tests/contract $(ARGS); inside=$$?; \
-	$(BIN)/python -m pytest -n $(JOBS) tests/contract $(ARGS); outside=$$?; \
+	@$(BIN)/coverage run $(PYTEST) -m "not slow and not contract" $(ARGS); inside=$$?; \
+	$(BIN)/python $(PYTEST) -m "slow or contract" $(ARGS); outside=$$?; \
 	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; measured=$$?; \
 	[ $$inside$$outside$$measured = 000 ]
 
 unit: dev
-	@$(BIN)/python -m pytest -n $(JOBS) tests/unit $(ARGS)
+	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)
 
 # What depends on the interpreter, without coverage: for its other versions.
 quick: dev
-	@$(BIN)/python -m pytest -n $(JOBS) -p no:cacheprovider $(QUICK) $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(QUICK) $(ARGS)
 
 lint: dev
 	@$(BIN)/ruff check .

@@ -16,6 +16,12 @@ from tests.ports import claim_port
 from tests.real_pool import RealPool
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "contract" in item.path.parts:
+            item.add_marker("contract")
+
+
 @pytest.fixture
 def free_port() -> Callable[[], int]:
     return claim_port

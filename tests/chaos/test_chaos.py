@@ -16,6 +16,8 @@ from tests.chaos.stage import Fault, Stage
 from tests.chaos.watch import Watch
 from tests.deadline import wait_until
 
+pytestmark = pytest.mark.slow
+
 SEED = 301
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parents[2] / "README.md"
 
 

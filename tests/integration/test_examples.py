@@ -19,6 +19,8 @@ from poolctl import PoolConfig
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/pool.toml"))
 PORT = re.compile(r"(?<=:)[89]\d{3}\b")

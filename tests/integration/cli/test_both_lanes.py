@@ -11,6 +11,8 @@ import pytest
 from poolctl.cli.parse import parse
 from tests.real_pool import Done, RealPool
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = [
     "list", "list -o wide", "list -o json", "list -o jsonl", "list -o name,bind", "list --field tags", "list users",
     "list --tag none", "list --tag none -o json", "list usres", "list --name (", "list --name ( -o json",

@@ -14,6 +14,8 @@ from tests.integration.processes.test_deaths import CHATTY, asked_all_the_time, 
 from tests.processes import is_alive
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.slow
+
 
 def kill_both(pool: RealPool, until: Any, first: str = "keeper") -> None:
     """So that none of them can do anything about it."""

@@ -7,10 +7,14 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.http_get import get
 from tests.integration.processes.test_deaths import CHATTY, asked_all_the_time
 from tests.processes import children, is_alive, stat
 from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.slow
 
 
 def whole_again(pool: RealPool, until: Callable[..., Any], keeper: int) -> dict[str, Any]:

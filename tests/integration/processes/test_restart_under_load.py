@@ -15,6 +15,8 @@ from tests.load import Load, Report, apps
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 
+pytestmark = pytest.mark.slow
+
 RESTARTS = 2
 MODES = {
     "keep_alive": 4, "new_connection": 1, "pipelined": 1, "bodies": 1, "stream": 3, "websocket": 2, "sse": 2,

@@ -17,6 +17,8 @@ from tests.load import Load
 from tests.processes import is_alive
 from tests.real_pool import Done, RealPool
 
+pytestmark = pytest.mark.slow
+
 NEW = "99.1.2"
 
 
