@@ -6,6 +6,7 @@ Nobody but their parent, which is init by now, learns how they ended; that they 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -41,7 +42,10 @@ class Watcher:
             return True
         try:
             fd = os.pidfd_open(pid)
-        except ProcessLookupError:
+        except OSError as error:
+            # The number may be a thread's of some other process by now.
+            if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+                raise
             return False
         # Looked at after the descriptor was opened: from now on the pid cannot become another's unnoticed.
         if process_start(pid) != start:

@@ -18,6 +18,7 @@ from poolctl.keeper.background import in_background
 _PAUSES_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _HELLO_SECONDS = 20.0
 _FULL_SECONDS = 0.002
+_FIRST = ("control", "wanted", "configuration")
 # Somebody else may be at it, with all that we have; or a keeper is about to end.
 _REFUSALS = 5
 
@@ -72,8 +73,9 @@ def _keeper(directory: str, supervisor: list[str]) -> Iterator[socket.socket]:
 
 
 def _fill(link: socket.socket, entries: Entries, *, terminate: bool) -> None:
-    # First of all the socket by which the pool is known: with it a keeper can go on even if we die here.
-    for name in sorted(entries, key=lambda name: name != "control"):
+    # If we die here, a keeper can go on that has the socket by which the pool is known; its supervisor must not take
+    # a worker for one that nobody wants.
+    for name in sorted(entries, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
         meta, fds = entries[name]
         _send(link, {"op": "put", "name": name, "meta": meta}, fds)
     for name, (meta, _) in entries.items():

@@ -44,8 +44,6 @@ def preload() -> None:
     from uvicorn.config import LOGGING_CONFIG
 
     logging.config.dictConfig(LOGGING_CONFIG)
-    # What it says of every start and end the worker says itself, for a thirtieth of its memory.
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     # The output becomes a pipe in the worker: without this, lines would wait there for a full buffer.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]

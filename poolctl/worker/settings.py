@@ -44,4 +44,6 @@ def configure(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
 
 def _make(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
     # The logging was set up by the preload; the access log is the one thing a server decides.
-    return uvicorn.Config(app, log_config=None, log_level="info", **settings)
+    return uvicorn.Config(
+        app, log_config=None, log_level="info" if settings["access_log"] else "warning", **settings
+    )

@@ -28,12 +28,12 @@ def test_new_code_is_served_and_broken_code_is_told(
     port = real_pool.write_hello()["web"]
     running = real_pool.spawn("run", "--watch")
     read_until(running, "Ctrl-C stops")
-    real_pool.write("hello.py", HELLO_APP.replace("hello from", "welcome to"))
-    wait_until(lambda: http_get(port).text == f"welcome to {port}")
+    real_pool.write("hello.py", HELLO_APP.replace("hello from", "a warm welcome to"))
+    wait_until(lambda: http_get(port).text == f"a warm welcome to {port}")
     real_pool.write("hello.py", "raise RuntimeError('broken release')\n")
     said = read_until(running, "broken release")
     assert "~ web: code" in said
-    assert http_get(port).text == f"welcome to {port}"
+    assert http_get(port).text == f"a warm welcome to {port}"
     real_pool.write("hello.py", HELLO_APP)
     wait_until(lambda: http_get(port).text == f"hello from {port}")
     text = (real_pool.directory / "pool.toml").read_text()
@@ -50,7 +50,7 @@ def test_a_pool_around_a_command_is_watched_too(real_pool: RealPool, http_get: C
     running = real_pool.spawn("run", "--watch", "--", "sh", "-c", "echo up; read line")
     assert running.stdout is not None
     assert running.stdout.readline() == "up\n"
-    real_pool.write("hello.py", HELLO_APP.replace("hello from", "welcome to"))
-    wait_until(lambda: http_get(port).text == f"welcome to {port}")
+    real_pool.write("hello.py", HELLO_APP.replace("hello from", "a warm welcome to"))
+    wait_until(lambda: http_get(port).text == f"a warm welcome to {port}")
     running.communicate("\n", timeout=20)
     assert running.returncode == 0

@@ -19,8 +19,11 @@ from tests.ports import claim_port
 @pytest.fixture
 def runner() -> Iterator[ProcessRunner]:
     made = ProcessRunner()
+    host = engine.engine()
+    host.admit_guest()  # also between two calls of a test's own, the runner keeps its loop
     yield made
     engine.run_sync(made.aclose())
+    host.dismiss_guest()
 
 
 async def local(runner: ProcessRunner) -> LocalRunner:

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -107,3 +108,17 @@ def test_an_end_that_nobody_saw_is_reported_as_unknown(pid: int) -> None:
     (report,) = reaper.ended()
     assert (report["pid"], report["status"], report["signal"]) == (pid, None, None)
     assert reaper.unheard == [gone, report]
+
+
+def test_the_number_of_somebody_elses_thread_is_no_process_of_ours() -> None:
+    reaper, let_go = Reaper(), threading.Event()
+    thread = threading.Thread(target=let_go.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        gone = reaper.watch(thread.native_id, start_of(os.getpid()))
+        assert gone is not None
+        assert gone["status"] is None
+    finally:
+        let_go.set()
+        thread.join()
