@@ -6,6 +6,7 @@ job has a process of its own, so that apps meet neither each other nor this one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -58,11 +59,10 @@ def run(jobs: list[dict[str, Any]], at_once: int) -> list[dict[str, Any]]:
 
 
 def _finished(pid: int, written: bytes, late: bool) -> dict[str, Any]:
-    try:
-        # What the import started goes with it.
-        os.killpg(pid, signal.SIGKILL)
-    except OSError:
-        pass
+    # What the import started goes with it. A fork that has not come to its setsid() leads no group yet.
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     if late:
         return {"kind": "timeout"}
