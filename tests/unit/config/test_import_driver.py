@@ -92,4 +92,5 @@ def test_an_interpreter_that_is_lost_is_an_answer_too(tmp_path: Path) -> None:
 def test_a_fork_that_has_not_come_far_when_its_time_is_over_is_ended_too(tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text("import time\ntime.sleep(50)\n")
     for _ in range(20):
-        assert run([job(tmp_path, "late:app", timeout_seconds=0.0)], 1) == [{"kind": "timeout"}]
+        late = import_driver.run([job(tmp_path, "late:app", timeout_seconds=0.0)], 1)
+        assert late == [{"kind": "timeout"}]
