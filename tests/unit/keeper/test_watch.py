@@ -102,9 +102,9 @@ def test_an_end_that_nobody_saw_is_reported_as_unknown(pid: int) -> None:
     assert reaper.watch(pid, start) is None
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(pid))
-    gone = reaper.watch(pid + 1, start)
+    gone = reaper.watch(os.getpid(), start)  # whose pid was another's before
     assert gone is not None
-    assert (gone["pid"], gone["status"], gone["signal"]) == (pid + 1, None, None)
+    assert (gone["pid"], gone["status"], gone["signal"]) == (os.getpid(), None, None)
     (report,) = reaper.ended()
     assert (report["pid"], report["status"], report["signal"]) == (pid, None, None)
     assert reaper.unheard == [gone, report]
