@@ -16,6 +16,8 @@ from tests.http_get import get
 from tests.processes import children, descriptors, is_alive
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.slow
+
 # Answers with what it is told about its import, by whoever asks.
 APP = """
 import json, os, random

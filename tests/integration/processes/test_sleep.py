@@ -19,6 +19,8 @@ from tests.load import Load, apps
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 
+pytestmark = pytest.mark.slow
+
 SLEEPS = "scale = { min = 0, idle = 0.2 }"
 STAYS_UP = "scale = { min = 0 }"
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
