@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from typing import Any
 
 import uvicorn
@@ -32,9 +31,6 @@ def prepare() -> None:
 
 def configure(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
     """A configuration for `app`, not loaded yet."""
-    if settings["access_log"]:
-        # Who asks for the requests wants to see its WebSockets too, and uvicorn tells of those elsewhere.
-        logging.getLogger("uvicorn.error").setLevel(logging.INFO)
     if settings != USUAL or not _prepared:
         return _make(app, settings)
     config = copy.copy(_prepared[0])
@@ -43,7 +39,8 @@ def configure(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
 
 
 def _make(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
-    # The logging was set up by the preload; the access log is the one thing a server decides.
+    # The logging was set up by the preload; the access log is the one thing a server decides. Who asks for it wants to
+    # see the WebSockets too, of which uvicorn tells elsewhere, at this level.
     return uvicorn.Config(
         app, log_config=None, log_level="info" if settings["access_log"] else "warning", **settings
     )
