@@ -18,7 +18,7 @@ from .adoption import Adoptions, protocol
 from .app_zygote import AppZygote
 from .app_zygotes import AppZygotes
 from .commands import argument_vector
-from .link import Link, LinkLost
+from .link import Link
 from .notify import Notify
 from .output import Output
 from .protocol import Placement
@@ -60,13 +60,9 @@ class Forker:
         """
         # A command needs nothing of the application's interpreter: any zygote can become it.
         forked_from = sys.executable if server.command else _interpreter(server)
-        for last in (False, True):
-            try:
-                return await self._fork_once(server, generation, index, sockets, forked_from)
-            except LinkLost as error:
-                if last:
-                    raise self._zygotes.failure(forked_from, error) from error
-        raise AssertionError("unreachable")
+        return await self._zygotes.twice(
+            forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from)
+        )
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
         """Import the server's application, in code no older than `since`, where its workers can be forked from.

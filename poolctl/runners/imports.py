@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable
+from signal import SIGKILL
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
@@ -18,6 +18,7 @@ from poolctl.units import format_duration
 
 from .app_zygote import AppZygote
 from .link import Link, LinkLost
+from .orders import signal
 from .output import Output
 from .protocol import Exit, WorkerFailed
 from .spec import Spec, spec_file
@@ -27,8 +28,6 @@ from .zygotes import Zygotes
 _EXIT_SECONDS = 1.0
 _LAST_OUTPUT_SECONDS = 1.0
 _LAST_LINES = 200
-_TRIES = 20
-_AGAIN_SECONDS = 0.005
 
 
 class ImportFailed(WorkerFailed):
@@ -69,7 +68,11 @@ class Imports:
             ours.callback(os.close, write)
             file = spec_file({**spec, "server": server.name})
             ours.callback(os.close, file)
-            pid = await self._fork(spec["python"], [file, theirs.fileno(), write])
+            # A base zygote that dies now takes no request with it that could not be made again.
+            fds = [file, theirs.fileno(), write]
+            pid = await self._zygotes.twice(
+                spec["python"], lambda: self._zygotes.fork(spec["python"], fds, "app")
+            )
             if_failed.pop_all()
             self._output.follow(output, pid)
             zygote = AppZygote(key, asked_at, pid, server.name)
@@ -78,16 +81,6 @@ class Imports:
             self._keeper.send({"op": "put", "name": zygote.name, "meta": meta}, [link.fileno()])
         self._turns.queue(zygote)
         return zygote, output
-
-    async def _fork(self, interpreter: str, fds: list[int]) -> int:
-        # A base zygote that dies now takes no request with it that could not be made again.
-        for last in (False, True):
-            try:
-                return await self._zygotes.fork(interpreter, fds, "app")
-            except LinkLost as error:
-                if last:
-                    raise self._zygotes.failure(interpreter, error) from error
-        raise AssertionError("unreachable")
 
     def follow(self, zygote: AppZygote, sock: socket.socket, on_end: Callable[[AppZygote], None]) -> None:
         """Hear from the process until it has ended."""
@@ -158,16 +151,7 @@ class Imports:
         zygote.ended()
         self._keeper.send({"op": "drop", "name": zygote.name})
         if importing:
-            task = asyncio.ensure_future(self._kill(zygote))
+            kill = signal(self._keeper, zygote.pid, zygote.exited, SIGKILL, group=True)
+            task = asyncio.ensure_future(kill)
             self._killing.add(task)
             task.add_done_callback(self._killing.discard)
-
-    async def _kill(self, zygote: AppZygote) -> None:
-        # The keeper becomes its parent a moment after the fork, and nobody but a parent knows whose a pid is.
-        order = {"op": "signal", "pid": zygote.pid, "signal": signal.SIGKILL, "group": True}
-        with contextlib.suppress(LinkLost):
-            for _ in range(_TRIES):
-                reply, _ = await self._keeper.call(order)
-                if reply["sent"] or zygote.exited.done():
-                    return
-                await asyncio.sleep(_AGAIN_SECONDS)

@@ -279,4 +279,4 @@ class LocalRunner:
     async def _signal(self, placement: Placement, number: int, *, group: bool = False) -> None:
         worker = self._workers.get(placement.id)
         if worker is not None:
-            await orders.signal(self.keeper, worker, number, group=group)
+            await orders.signal(self.keeper, placement.pid, worker.exited, number, group=group)

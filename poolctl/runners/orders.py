@@ -10,6 +10,7 @@ from poolctl.config.model import ServerConfig
 from poolctl.platform import sealed_file
 
 from .link import Link, LinkLost
+from .protocol import Exit
 from .spec import tls_contents, tls_settings
 from .workers import LocalWorker
 
@@ -51,16 +52,18 @@ def renew_tls(worker: LocalWorker, server: ServerConfig) -> None:
         worker.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
 
 
-async def signal(keeper: Link, worker: LocalWorker, number: int, *, group: bool = False) -> None:
-    """Send a signal to the worker, or to all of its session; nothing when it has ended.
+async def signal(
+    keeper: Link, pid: int | None, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+) -> None:
+    """Send a signal to a process, or to all of its session; nothing when it has `exited`.
 
-    The keeper sends it: only the parent knows that the pid is still this worker's. It becomes the parent a moment after
-    the fork.
+    The keeper sends it: only the parent knows that the pid is still that process's. It becomes the parent a moment
+    after the fork.
     """
-    order = {"op": "signal", "pid": worker.placement.pid, "signal": number, "group": group}
+    order = {"op": "signal", "pid": pid, "signal": number, "group": group}
     with contextlib.suppress(LinkLost):
         for _ in range(_TRIES):
             reply, _ = await keeper.call(order)
-            if reply["sent"] or worker.exited.done():
+            if reply["sent"] or exited.done():
                 return
             await asyncio.sleep(_AGAIN_SECONDS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
@@ -14,6 +15,8 @@ from .link import Link, LinkLost, Refused
 from .protocol import WorkerFailed
 
 START_SECONDS = 30.0
+
+T = TypeVar("T")
 
 
 class Unfit(Refused):
@@ -49,9 +52,19 @@ class Zygotes:
         except Unfit as error:
             raise WorkerFailed(f"{interpreter} {error}", hint=error.hint) from error
         except Refused as error:
-            raise self.failure(interpreter, error) from error
+            raise self._failure(interpreter, error) from error
 
-    def failure(self, interpreter: str, error: LinkLost) -> WorkerFailed:
+    async def twice(self, interpreter: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What the attempt to fork gives, made again if the zygote died meanwhile. Raises WorkerFailed."""
+        for last in (False, True):
+            try:
+                return await attempt()
+            except LinkLost as error:
+                if last:
+                    raise self._failure(interpreter, error) from error
+        raise AssertionError("unreachable")
+
+    def _failure(self, interpreter: str, error: LinkLost) -> WorkerFailed:
         """What to say of an interpreter in which nothing can be forked: why is in its zygote's output."""
         return WorkerFailed(f"no worker can be forked in {interpreter}: {error}", hint=f"see {self._output}")
 
