@@ -32,14 +32,14 @@ MERGE = "<<"
 class Frame:
     """A collection that is being read."""
 
-    __slots__ = ("anchor", "key", "merges", "size", "start", "values", "waiting")
+    __slots__ = ("anchor", "key", "merges", "merging", "size", "start", "values", "waiting")
 
     def __init__(self, values: Any, anchor: str | None, start: int) -> None:
         self.values = values
         self.anchor = anchor
         self.start = start
         self.key: Any = None
-        self.waiting = False
+        self.waiting = self.merging = False
         self.merges: list[Any] | None = None
 
 
@@ -142,9 +142,10 @@ class _Builder:
             if value in frame.values:
                 raise _refused(event, f"the key {value!r} is there twice", "keep one of them")
             frame.key, frame.waiting = value, True
+            frame.merging = merges(event)
         else:
             frame.waiting = False
-            if frame.key == MERGE:
+            if frame.merging:
                 self.merge(frame, value, event)
             else:
                 frame.values[frame.key] = value
@@ -154,6 +155,11 @@ class _Builder:
         if not all(isinstance(table, dict) for table in tables):
             raise _refused(event, "<< merges tables, and this is none", "write << : *NAME")
         frame.merges = (frame.merges or []) + tables
+
+
+def merges(event: Any) -> bool:
+    """Whether the event of a key says that a table is merged in here; in quotes it is a word like any other."""
+    return getattr(event, "value", None) == MERGE and not event.style
 
 
 def plain(text: str, event: Any = None) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from poolctl.config.yaml_file import MERGE
+from poolctl.config.yaml_file import merges
 
 Path = tuple[str | int, ...]
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -29,8 +29,8 @@ def positions(text: str) -> dict[Path, tuple[int, int]]:
             frame = stack[-1]
             if frame[1] is None and frame[2] is None:
                 key = _key(event)
-                frame[2] = (key,)
-                if key != MERGE:
+                frame[2] = (key, merges(event))
+                if not merges(event):
                     found.setdefault((*frame[0], key), _place(event))
                 continue
             path = _next(frame)
@@ -54,5 +54,5 @@ def _next(frame: list[Any]) -> Path:
     if frame[1] is not None:
         frame[1] += 1
         return (*frame[0], frame[1] - 1)
-    (key,), frame[2] = frame[2], None
-    return tuple(frame[0]) if key == MERGE else (*frame[0], key)
+    (key, merged), frame[2] = frame[2], None
+    return tuple(frame[0]) if merged else (*frame[0], key)

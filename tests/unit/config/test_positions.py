@@ -216,3 +216,11 @@ def test_the_plain_parser_reads_what_programs_write() -> None:
     assert parse_plain_toml(text) == tomllib.loads(text)
     long = text + "".join(f"[[server]]\nname = 's{n}'\n" for n in range(5000))
     assert parse(long, "toml") == tomllib.loads(long)
+
+
+def test_a_quoted_merge_key_is_a_word_like_any_other() -> None:
+    assert parse("\"<<\": [1]\n'a': &b {c: 1}\nd: {<<: *b}\n", "yaml") == {
+        "<<": [1],
+        "a": {"c": 1},
+        "d": {"c": 1},
+    }
