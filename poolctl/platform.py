@@ -6,12 +6,16 @@ import os
 import socket
 import struct
 import sys
+from typing import Any
 
 LINUX = sys.platform.startswith("linux")
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GETFD = 438  # the same on every architecture
+_SPLICE_F_NONBLOCK = 2
 _PEER_CREDENTIALS = struct.Struct("3i")
+
+_libc: Any = None  # loaded by the first call that is made often
 
 
 def become_subreaper() -> None:
@@ -86,6 +90,21 @@ def process_start(pid: int) -> int | None:
         os.close(fd)
 
 
+def memory_bytes(pid: int) -> int | None:
+    """The memory of a process, with what it shares divided among those that share it (PSS; proc(5), smaps_rollup).
+
+    The kernel walks through all of it: half a millisecond for a small process. None when it is gone, or not ours.
+    """
+    rows = _read_quietly(f"/proc/{pid}/smaps_rollup").splitlines()
+    return next((int(row.split()[1]) * 1024 for row in rows if row.startswith(b"Pss:")), None)
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """The processor time that a process has used (proc(5), stat); None when there is no such process."""
+    fields = _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
+
+
 def copy_descriptor(pid: int, fd: int) -> int:
     """A duplicate of another process's descriptor (pidfd_getfd(2)). Raises OSError: EPERM if we may not trace it."""
     import ctypes
@@ -136,6 +155,35 @@ def raise_descriptor_limit() -> tuple[int, int]:
     return soft, hard
 
 
+def _read_quietly(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 65536)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def make_room_for_descriptors(count: int = 16_384) -> None:
+    """Have the kernel's table of this process's descriptors be as large as it may get; while there is one thread only.
+
+    In a process of several threads the kernel makes everybody wait for 10 to 20 ms each time that the table grows, at
+    64, 128, 256 … descriptors (expand_fdtable() waits for an RCU grace period).
+    """
+    import fcntl
+    import resource
+
+    highest = min(count, resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - 1
+    try:
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, highest))
+    except OSError:
+        pass  # it grows step by step then
+
+
 def _write_quietly(path: str, content: bytes) -> None:
     # Plain system calls: a fresh fork pays for every page that it touches.
     try:
@@ -148,3 +196,21 @@ def _write_quietly(path: str, content: bytes) -> None:
         pass
     finally:
         os.close(fd)
+
+
+def tee(source: int, target: int, length: int) -> int:
+    """Copy what one pipe holds into another, and leave it there; how many bytes, 0 at its end (tee(2)).
+
+    Raises OSError, BlockingIOError when nothing is there or the other is full.
+    """
+    import ctypes
+
+    global _libc
+    if _libc is None:
+        _libc = ctypes.CDLL(None, use_errno=True)
+        _libc.tee.restype = ctypes.c_ssize_t
+    copied: int = _libc.tee(source, target, ctypes.c_size_t(length), _SPLICE_F_NONBLOCK)
+    if copied < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return copied

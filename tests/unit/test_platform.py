@@ -1,0 +1,27 @@
+"""What only Linux does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("limit", [16_384, 256])
+def test_the_table_of_descriptors_is_made_as_large_as_it_may_get(limit: int) -> None:
+    look = f"""
+import os, resource
+from poolctl.platform import make_room_for_descriptors
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min({limit}, hard), hard))
+before = os.listdir("/proc/self/fd")
+make_room_for_descriptors()
+assert os.listdir("/proc/self/fd") == before
+size = [line for line in open("/proc/self/status") if line.startswith("FDSize:")]
+print(int(size[0].split()[1]), min({limit}, hard))
+"""
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size, wanted = map(int, done.stdout.split())
+    assert size >= wanted
