@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from .line import parse_line, stamp
+from .stored import stored_part
 
 _FILE_MODE = 0o640
 _DIRECTORY_MODE = 0o750
@@ -69,6 +70,19 @@ class LogFile:
             if self.error:
                 break
         return done
+
+    def resume(self, block: bytes) -> int:
+        """How many bytes of `block`, in whole lines, a writer has stored that was killed at it."""
+        self._prepare()
+        stored = stored_part(self.path, block)
+        whole = block.rfind(b"\n", 0, stored) + 1
+        if stored > whole and self._fd >= 0:
+            try:
+                os.ftruncate(self._fd, self._size - (stored - whole))
+            except OSError:
+                pass  # its end is written before the next line
+            self.reopen()
+        return whole
 
     def reopen(self) -> None:
         """Close the file, so that the next line opens what has its path then (say, after logrotate)."""
@@ -204,23 +218,16 @@ class LogFile:
         self._open()
 
     def _shift(self) -> None:
-        surplus = max(self._keep, 1)
-        while _unlink(f"{self.path}.{surplus}"):
-            surplus += 1
+        # A writer that was killed at this has left a gap: it is filled, and what is older stays where it is.
+        free = 1
+        while os.path.lexists(f"{self.path}.{free}"):
+            free += 1
+        while free > max(self._keep, 1):
+            free -= 1
+            os.unlink(f"{self.path}.{free}")
         if not self._keep:
             os.unlink(self.path)
             return
-        for number in range(self._keep - 1, 0, -1):
-            try:
-                os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
-            except FileNotFoundError:
-                continue
+        for number in range(free - 1, 0, -1):
+            os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
         os.rename(self.path, f"{self.path}.1")
-
-
-def _unlink(path: str) -> bool:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    return True

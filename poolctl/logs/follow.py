@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from .growing import Growing
 from .inotify import Watch
 from .line import Line, parse_line
+from .merge import SETTLE_SECONDS, Merge
 from .read import OpenLog, carry_times, in_order
 
 _POLL_SECONDS = 0.1
@@ -111,14 +112,19 @@ def follow(
     without it.
     """
     follower = Follower(paths, lines=lines, since=since)
+    merge = Merge()
     try:
         yield from follower.first
         over = False
         while not over:
             over = until is not None and until()
-            yield from follower.read()
-            if not over:
+            fresh = follower.read()
+            yield from fresh if len(paths) < 2 else merge.take(fresh)
+            if merge.holds:
+                time.sleep(SETTLE_SECONDS)
+            elif not over:
                 follower.wait(None if until is None else _POLL_SECONDS)
+        yield from merge.rest()
     finally:
         follower.close()
 

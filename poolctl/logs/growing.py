@@ -64,7 +64,7 @@ class Growing:
             place = self._place()
             if place == 0:
                 return False
-            following = self._oldest_unread() if place is None else place - 1
+            following = self._oldest_unread() if place is None else self._newer(place)
             try:
                 fd = os.open(self._name(following), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -80,6 +80,11 @@ class Growing:
             self._inode = os.fstat(fd).st_ino
             return True
 
+    def _newer(self, place: int) -> int:
+        """The number of the file that was begun after this one."""
+        missing = place > 1 and not os.path.exists(self._name(place - 1))
+        return place - 2 if missing else place - 1
+
     def _name(self, number: int) -> str:
         return f"{self.path}.{number}" if number else self.path
 
@@ -89,14 +94,14 @@ class Growing:
             self.close()
 
     def _files(self) -> Iterator[os.stat_result | None]:
-        """The file and its predecessors, newest first; None for a file that is not there."""
-        number = 0
-        while True:
+        """The file and its predecessors, newest first; None for one that is not there (one of them may be missing)."""
+        number = missing = 0
+        while missing < 2:
             try:
                 yield os.stat(self._name(number))
+                missing = 0
             except OSError:
-                if number:
-                    return
+                missing += number > 0
                 yield None
             number += 1
 
@@ -114,7 +119,8 @@ class Growing:
         for number, status in enumerate(self._files()):
             if number and status is not None and _finished(status) in self._older:
                 break
-            oldest = number
+            if status is not None or not number:
+                oldest = number
         return oldest
 
 

@@ -22,16 +22,17 @@ class OpenLog:
     def __init__(self, path: str) -> None:
         self.parts: list[tuple[int, int]] = []
         seen = set()
-        number = 0
-        while True:
+        number = missing = 0
+        # One may be missing: a writer that is killed while it renames them leaves a gap.
+        while missing < 2:
             try:
                 fd = os.open(
                     f"{path}.{number}" if number else path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
                 )
             except FileNotFoundError:
-                if number:
-                    return
+                missing += number > 0
             else:
+                missing = 0
                 status = os.fstat(fd)
                 if status.st_ino in seen:  # it was rotated between two of these calls
                     os.close(fd)
@@ -52,7 +53,7 @@ class OpenLog:
         A line without a time belongs to the one before it.
         """
         found: list[Line] = []
-        for raw in self._backwards():
+        for raw in self.backwards():
             if lines is not None and len(found) >= lines:
                 break
             line = parse_line(raw, name)
@@ -63,7 +64,8 @@ class OpenLog:
         carry_times(found)
         return found
 
-    def _backwards(self) -> Iterator[bytes]:
+    def backwards(self) -> Iterator[bytes]:
+        """Every line without its end, the newest first; a last one that is unfinished counts."""
         for fd, size in self.parts:
             yield from _lines_backwards(fd, size)
 

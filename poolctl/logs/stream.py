@@ -6,6 +6,8 @@ import os
 
 from .file import LogFile
 from .line import as_json, as_text, stamp
+from .pipe import PipeReader, longest_line
+from .underway import Underway
 
 # One read a turn, so that a server that floods its output does not starve the others.
 READ_BYTES = 64 * 1024
@@ -14,16 +16,21 @@ MAX_LINE_BYTES = 64 * 1024
 
 
 class Stream:
-    """Moves what arrives at `fd` into `file`, whole lines at a time.
+    """Moves what arrives at `fd` into `file`, whole lines at a time; the beginning of a line waits in the pipe.
 
-    `dropped_bytes` counts what the file did not take, `id` is the supervisor's name for the stream.
+    `dropped_bytes` counts what the file did not take, `id` is the supervisor's name for the stream. `ended` is set by
+    who knows that nobody can write any more.
     """
 
     __slots__ = (
         "_format",
+        "_longest",
         "_lost_bytes",
         "_partial",
+        "_pipes",
+        "_underway",
         "dropped_bytes",
+        "ended",
         "fd",
         "file",
         "id",
@@ -32,17 +39,32 @@ class Stream:
         "pid",
     )
 
-    def __init__(self, id: str, fd: int, file: LogFile, *, name: str, pid: int, format: str) -> None:
+    def __init__(
+        self,
+        id: str,
+        fd: int,
+        file: LogFile,
+        *,
+        name: str,
+        pid: int,
+        format: str,
+        pipes: PipeReader,
+        underway: Underway,
+    ) -> None:
         self.id = id
         self.fd = fd
         self.file = file
         self.name = name
         self.pid = pid
         self.dropped_bytes = 0
+        self.ended = False
         self.order: dict[str, object] = {}  # by which it was made, for another logger
         self._format = format
+        self._longest = longest_line(fd)
         self._lost_bytes = 0
         self._partial = b""
+        self._pipes = pipes
+        self._underway = underway
 
     def __repr__(self) -> str:
         return f"<Stream {self.id} to {self.file.path}>"
@@ -50,33 +72,77 @@ class Stream:
     def pump(self, now: float) -> int:
         """Move one read's worth; the number of bytes, 0 at the end of the pipe.
 
-        Raises BlockingIOError when nothing is there.
+        Raises BlockingIOError when nothing is there, or nothing but the beginning of a line.
         """
-        data = os.read(self.fd, READ_BYTES)
+        data = self._pipes.look(self.fd)
+        if not data:
+            return 0
         end = data.rfind(b"\n") + 1
+        if not end and not self.ended and len(data) < self._longest:
+            raise BlockingIOError
         if end:
-            self._store(self._partial + data[:end], now)
-            self._partial = data[end:]
+            self._move(data[:end], now)
         else:
-            self._partial += data
-        if len(self._partial) >= MAX_LINE_BYTES:
-            self.finish(now)
-        return len(data)
+            self._keep(data, now)
+        return end or len(data)
+
+    def recover(self) -> None:
+        """End what a logger that was killed had begun."""
+        move = self._underway.found(self.id)
+        if move is None:
+            return
+        try:
+            data = self._pipes.look(self.fd)
+        except BlockingIOError:
+            data = b""
+        if move.is_of(data):
+            block = self._form(data[: move.length], move.when)
+            rest = block[self.file.resume(block) :]
+            if rest:
+                self.dropped_bytes += len(rest) - self.file.append(rest)
+            self._pipes.take(self.fd, move.length)
+        self._underway.end()
 
     def finish(self, now: float) -> None:
-        """End the line that has no end yet, if there is one."""
+        """End the line that has no end yet, if there is one; the pipe is left to nobody."""
+        self.ended = True
+        try:
+            for _ in range(2):  # whole lines, and then what is left of them
+                self.pump(now)
+        except OSError:
+            pass
+        self.break_off(now)
+
+    def break_off(self, now: float) -> None:
+        """End the line of which a part is no longer in the pipe, if there is one."""
         if self._partial:
-            self._store(self._partial + b"\n", now)
+            self._store(self._partial + b"\n", stamp(now))
             self._partial = b""
+
+    def _move(self, lines: bytes, now: float) -> None:
+        when = stamp(now)
+        self._underway.begin(self.id, when, lines)
+        self._store(self._partial + lines, when)
+        self._partial = b""
+        self._pipes.take(self.fd, len(lines))
+        self._underway.end()
+
+    def _keep(self, data: bytes, now: float) -> None:
+        """Take the beginning of a line out of the pipe, which may be too small for the rest."""
+        self._pipes.take(self.fd, len(data))
+        self._partial += data
+        if self.ended or len(self._partial) >= MAX_LINE_BYTES:
+            self.break_off(now)
 
     def close(self) -> None:
         """Close the pipe's end; the file is its owner's."""
+        self._pipes.forget(self.fd)
         os.close(self.fd)
 
-    def _store(self, lines: bytes, now: float) -> None:
-        if self._lost_bytes and self._append(self._gap(), now):
+    def _store(self, lines: bytes, when: str) -> None:
+        if self._lost_bytes and not self._append(self._gap(), when):
             self._lost_bytes = 0
-        lost = len(lines) if self._lost_bytes else self._append_counting(lines, now)
+        lost = len(lines) if self._lost_bytes else self._append(lines, when)
         self._lost_bytes += lost
         self.dropped_bytes += lost
 
@@ -84,15 +150,14 @@ class Stream:
         reason = f" ({self.file.error})" if self.file.error else ""
         return f"[poolctl: {self._lost_bytes} bytes of output were lost here{reason}]\n".encode()
 
-    def _append(self, lines: bytes, now: float) -> bool:
-        return self._append_counting(lines, now) == 0
-
-    def _append_counting(self, lines: bytes, now: float) -> int:
+    def _append(self, lines: bytes, when: str) -> int:
         """How many of the bytes were not stored."""
-        when = stamp(now)
-        block = as_json(lines, when, self.name, self.pid) if self._format == "json" else as_text(lines, when)
+        block = self._form(lines, when)
         stored = self.file.append(block)
         missing = block.count(b"\n", stored)
         if not missing:
             return 0
         return sum(len(line) + 1 for line in lines[:-1].split(b"\n")[-missing:])
+
+    def _form(self, lines: bytes, when: str) -> bytes:
+        return as_json(lines, when, self.name, self.pid) if self._format == "json" else as_text(lines, when)

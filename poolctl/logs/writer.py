@@ -2,7 +2,8 @@
 
 Its orders come as packets on descriptor 3 (keeper.wire):
 
-- ``{"t": "add", "id", "name", "pid", "path", "format", "max_size", "keep", "max_age"}`` with the read end of
+- ``{"t": "underway"}`` with a file in memory that outlives the logger: where it notes what it is just moving. Before
+any other. - ``{"t": "add", "id", "name", "pid", "path", "format", "max_size", "keep", "max_age"}`` with the read end of
 a pipe; the last four may be left out; bytes and seconds, 0 for no limit. Of an id that is known with the same pipe
 the limits are set anew; with another pipe it is replaced. - ``{"t": "reopen"}``: open every file anew. -
 ``{"t": "sync", "token"}``: answered with ``synced`` when what the pipes held by then is in the files. -
@@ -12,7 +13,8 @@ It reports ``{"t": "eof", "id"}`` when nobody can write to a pipe any more and a
 ``{"t": "dropped", "id", "bytes", "error"}`` for output that a file did not take (at most once a second), and
 ``{"t": "error", "message"}`` for an order that it did not understand. At the end of descriptor 3, when nobody is
 left who could start another, it goes on until nobody can write to its pipes any more. It is disposable: killed at
-any moment it loses no more than the line it was reading; the rest waits in the pipes, which others hold open.
+any moment it loses nothing, as what is not stored yet waits in the pipes, which others hold open (of a line that is
+longer than a pipe is sure to hold, what has been taken out of it).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from poolctl.keeper import wire
 
 from .file import LogFile
 from .heirs import Heirs
+from .pipe import PipeReader
 from .stream import READ_BYTES, Stream
+from .underway import Underway
 
 _REPORT_EVERY_SECONDS = 1.0
 _SYNC_BYTES = 4 * 1024 * 1024
@@ -49,6 +53,9 @@ class Logger:
         self._reports: deque[wire.Message] = deque()
         self._report_at = 0.0
         self._dropping: set[Stream] = set()
+        self._busy: dict[Stream, None] = {}  # those that may have more, in turn
+        self._pipes = PipeReader()
+        self._underway = Underway()
         self._open = True  # the control socket
         self._told_to_end = False
 
@@ -59,7 +66,7 @@ class Logger:
         """Serve until told to end, or until nobody gives orders and nobody prints; then store what is left."""
         while (self._open or self._streams) and not self._told_to_end:
             # Orders first: what is printed after one is not to be moved before it is obeyed.
-            for fd, _ in sorted(self._epoll.poll(self._timeout()), key=self._is_pipe):
+            for fd, event in sorted(self._epoll.poll(self._timeout()), key=self._is_pipe):
                 if fd == self._control.fileno():
                     self._orders()
                     if not self._open:
@@ -68,18 +75,24 @@ class Logger:
                 elif self._heirs is not None and self._heirs.has(fd):
                     self._told_to_end = self._heirs.serve(fd, list(self._streams.values()))
                 elif fd in self._streams:
-                    self._pump(self._streams[fd])
+                    self._streams[fd].ended = bool(event & select.EPOLLHUP)
+                    self._busy[self._streams[fd]] = None
+            for stream in list(self._busy):
+                if not self._pump(stream):
+                    self._busy.pop(stream, None)
             self._report_dropped()
             self._send_reports()
         taken = self._heirs is not None and self._heirs.taken
         for stream in list(self._streams.values()):
             if not taken:
                 self._drain(stream)
-            self._end(stream)
+            self._end(stream, taken=taken)
         if self._heirs is not None:
             self._heirs.close()
         self._epoll.close()
         self._control.close()
+        self._pipes.close()
+        self._underway.close()
 
     def _await_heirs(self) -> None:
         """Nobody is left who could start another logger: be found by whoever takes the servers over."""
@@ -91,6 +104,8 @@ class Logger:
         return event[0] != self._control.fileno()
 
     def _timeout(self) -> float:
+        if self._busy:
+            return 0.0
         return max(0.0, self._report_at - time.monotonic()) if self._dropping else -1
 
     def _orders(self) -> None:
@@ -119,6 +134,8 @@ class Logger:
             elif kind == "pid":
                 for stream in self._with_id(str(message["id"])):
                     stream.pid = int(message["pid"])
+            elif kind == "underway":
+                self._underway.take(fds.pop())
             elif kind == "reopen":
                 for file in self._files.values():
                     file.reopen()
@@ -150,13 +167,17 @@ class Logger:
             self._drain(known)
             self._end(known)
         os.set_blocking(fd, False)
-        self._epoll.register(fd, select.EPOLLIN)
+        # Told of what comes, not of the beginning of a line that stays in the pipe.
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         fds.remove(fd)
         file = self._files.setdefault(path, LogFile(path))
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         file.users += 1
-        stream = self._streams[fd] = Stream(id, fd, file, name=name, pid=pid, format=form)
+        stream = self._streams[fd] = Stream(
+            id, fd, file, name=name, pid=pid, format=form, pipes=self._pipes, underway=self._underway
+        )
         stream.order = message
+        stream.recover()
 
     def _with_id(self, id: str) -> list[Stream]:
         return [stream for stream in self._streams.values() if stream.id == id]
@@ -182,10 +203,14 @@ class Logger:
             if not self._pump(stream):
                 return
 
-    def _end(self, stream: Stream) -> None:
+    def _end(self, stream: Stream, *, taken: bool = False) -> None:
         if self._streams.pop(stream.fd, None) is None:
             return
-        stream.finish(time.time())
+        self._busy.pop(stream, None)
+        if taken:
+            stream.break_off(time.time())
+        else:
+            stream.finish(time.time())
         self._report_loss(stream)
         self._dropping.discard(stream)
         self._epoll.unregister(stream.fd)

@@ -11,6 +11,7 @@ import pytest
 
 from poolctl.logs.file import LogFile
 from poolctl.logs.line import stamp
+from poolctl.logs.read import tail
 
 
 class Time:
@@ -255,3 +256,16 @@ def test_a_full_disk_keeps_whole_lines_and_is_used_again_when_there_is_room(tmp_
         file.close()
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_gap_that_a_killed_writer_left_is_filled_and_hides_nothing(path: Path) -> None:
+    file = LogFile(str(path), max_size_bytes=2, keep=5)
+    file.append(b"1\n2\n3\n4\n")
+    os.rename(f"{path}.2", f"{path}.9")
+    os.rename(f"{path}.3", f"{path}.4")
+    os.rename(f"{path}.9", f"{path}.3")
+    assert [line.text for line in tail(str(path), None)] == ["1", "2", "3", "4"]
+    file.append(b"5\n")
+    file.close()
+    assert [line.text for line in tail(str(path), None)] == ["1", "2", "3", "4", "5"]
+    assert not path.with_name("web.log.5").exists()

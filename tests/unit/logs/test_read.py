@@ -15,7 +15,8 @@ from poolctl.logs import read as read_module
 from poolctl.logs.file import LogFile
 from poolctl.logs.follow import Follower, follow
 from poolctl.logs.inotify import Watch
-from poolctl.logs.line import Line, as_text, stamp
+from poolctl.logs.line import Line, as_text, parse_line, stamp
+from poolctl.logs.merge import Merge
 from poolctl.logs.read import merged_tail, tail
 
 
@@ -251,6 +252,45 @@ def test_following_gives_the_last_lines_then_new_ones_until_it_is_told_to_end(pa
             with open(path, "ab") as file:
                 file.write(at(2, "d"))
     assert found == ["b", "c", "d"]
+
+
+def test_a_line_that_is_read_late_still_comes_before_a_later_one(tmp_path: Path) -> None:
+    merge = Merge()
+    one, two, three = (parse_line(at(second, str(second))[:-1]) for second in (1, 2, 3))
+    assert merge.take([two]) == []
+    assert merge.holds
+    assert texts(merge.take([one, three])) == ["1", "2"]
+    assert texts(merge.take([])) == ["3"]
+    assert not merge.holds
+    assert merge.take([one]) == []
+    assert texts(merge.rest()) == ["1"]
+
+
+def test_several_logs_are_followed_in_the_order_of_time(tmp_path: Path) -> None:
+    paths = {name: str(tmp_path / name) for name in ("a", "b")}
+    over = threading.Event()
+    lines = follow(paths, lines=None, until=over.is_set)
+
+    def write() -> None:
+        for second in range(200):
+            with open(paths["ab"[second % 2]], "ab") as file:
+                file.write(at(second, str(second)))
+        over.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert texts(list(lines)) == [str(second) for second in range(200)]
+    writer.join()
+
+
+def test_a_gap_between_rotated_files_is_passed(path: Path) -> None:
+    path.write_bytes(at(1, "one"))
+    follower = Follower({"web": str(path)})
+    path.rename(f"{path}.3")  # 2 is missing: its writer was killed while it renamed
+    Path(f"{path}.1").write_bytes(at(2, "two"))
+    path.write_bytes(at(3, "three"))
+    assert texts(follower.read()) == ["two", "three"]
+    follower.close()
 
 
 def test_following_for_ever_ends_when_the_caller_has_enough(path: Path) -> None:
