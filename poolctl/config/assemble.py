@@ -11,9 +11,10 @@ from poolctl.config.explain import nearest
 from poolctl.config.interpolate import interpolate
 from poolctl.config.normalise import normalise, refuse_internal
 from poolctl.config.problems import Finding, Problem, shown
+from poolctl.config.tables import NAMES as TABLES
 from poolctl.config.unavailable import FILE_TABLES, lacking
 
-KNOWN = ("pool", "defaults", "server")
+KNOWN = ("pool", "defaults", "server", *TABLES)
 
 
 class Assembly:
@@ -24,6 +25,7 @@ class Assembly:
         self.documents: list[Document] = []
         self.settings: dict[str, Any] = {}
         self.defaults: dict[str, Any] = {}
+        self.tables: dict[str, Any] = {}  # the others, by name
         self.entries: list[Entry] = []
         self.problems: list[Problem] = []
         self._by_name: dict[str, Entry] = {}
@@ -72,12 +74,37 @@ class Assembly:
                     findings.append(
                         Finding((key,), f"'server' is {shown(value)}, not a list of tables", hint)
                     )
+            elif key == "notify":
+                self._notify(document, value, findings)
             elif not isinstance(value, dict):
                 findings.append(Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]"))
+            elif key in TABLES:
+                from poolctl.config.table_rules import with_absolute_paths
+
+                table = with_absolute_paths(key, value, document.base_dir)
+                self.tables[key] = merged(self.tables.get(key, {}), table)
             elif key == "defaults":
                 self._defaults(document, value)
             else:
                 self.settings = merged(self.settings, value)
+
+    def _notify(self, document: Document, value: Any, findings: list[Finding]) -> None:
+        from poolctl.config.table_rules import with_absolute_paths
+
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            hint = (
+                "write [[notify]], with two brackets" if document.kind == "toml" else "write a list of tables"
+            )
+            findings.append(Finding(("notify",), f"'notify' is {shown(value)}, not a list of tables", hint))
+            return
+        found = [with_absolute_paths("notify", each, document.base_dir) for each in value]
+        for index, table in enumerate(found):
+            if "written" in table:
+                findings.append(Finding(("notify", index, "written"), "unknown key 'written'", "take it out"))
+            written = document.data["notify"][index].get("url")
+            if isinstance(written, str) and "${" in written:
+                table["written"] = written
+        self.tables["notify"] = found
 
     def _defaults(self, document: Document, value: dict[str, Any]) -> None:
         findings: list[Finding] = []

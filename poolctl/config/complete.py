@@ -7,7 +7,6 @@ from typing import Any
 from poolctl.address import Address, AddressError, parse
 from poolctl.config.problems import Finding, shown
 from poolctl.config.rules import LONGEST_SOCKET_PATH_BYTES, RULED, app_findings, findings_of_rules
-from poolctl.config.unavailable import SERVER_KEYS, unavailable
 
 # Stands where an address would, so that the model complains about the rest only.
 NOWHERE = Address("job", name="?")
@@ -38,8 +37,6 @@ def complete(
         scale = table.get("scale")
         if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
             table["scale"] = scale | {"max": max(scale["min"], 1)}
-    if table.keys() & SERVER_KEYS.keys():
-        findings += unavailable(table)
     _expose(table, address, findings)
     return address
 

@@ -131,7 +131,10 @@ def table_at(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[str, 
         here = _model_in(field.annotation) if field else None
     if here is None:
         return ()
-    return tuple(name for name, field in here.model_fields.items() if not field.exclude)
+    names = [name for name, field in here.model_fields.items() if not field.exclude]
+    if "scale" in names:
+        names.insert(names.index("scale"), "workers")  # its short form, which no model has
+    return tuple(names)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

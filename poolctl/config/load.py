@@ -24,6 +24,8 @@ from poolctl.config.origins import Origins
 from poolctl.config.pool_config import PoolConfig
 from poolctl.config.problems import Finding, Problem, untold
 from poolctl.config.settings import PoolSettings
+from poolctl.config.tables import NAMES as TABLES
+from poolctl.config.tables import Tables
 from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -94,6 +96,7 @@ class _Loader:
         for entry in self.assembly.entries:
             self._server(entry)
         servers = self._cross_check()
+        tables = self._tables() if self.assembly.tables else Tables()
         # What a default does to every server is told once.
         distinct: dict[object, Problem] = {}
         for problem in self.problems:
@@ -101,6 +104,7 @@ class _Loader:
         problems = sorted(distinct.values(), key=self._order)
         config = PoolConfig._loaded(servers, problems, self.settings, files, self.origins)
         config.defaults = self.assembly.defaults
+        config.tables = tables
         return config
 
     def _settings(self) -> PoolSettings:
@@ -114,6 +118,20 @@ class _Loader:
                 self._tell(None, finding._replace(path=("pool", *finding.path)))
             bad = {finding.path[0] for finding in findings}
             table = {key: value for key, value in table.items() if key not in bad}
+
+    def _tables(self) -> Tables:
+        from poolctl.config.table_rules import made, overlapping
+
+        findings: list[Finding] = []
+        tables = made(self.assembly.tables, findings)
+        names = [entry.name for entry in self.assembly.entries]
+        for path, other, finding in overlapping(tables, list(zip(names, self.addresses, strict=True))):
+            server = next((entry for entry in self.assembly.entries if entry.name == other), None)
+            where = f", {self.origins.place(server, ('bind',))}" if server else ""
+            findings.append(finding._replace(path=path, message=f"{finding.message}{where}"))
+        for finding in findings:
+            self._tell(None, finding)
+        return tables
 
     def _server(self, entry: Entry) -> None:
         findings: list[Finding] = []
@@ -163,11 +181,14 @@ class _Loader:
             if place not in self.unresolved:
                 self.problems.append(located(finding, place, entry))
             return
-        path = finding.path if finding.path[0] == "pool" else ("defaults", *finding.path)
-        for document in reversed(self.assembly.documents):
-            if document.exact(path) is not None or document is self.assembly.documents[0]:
-                self.problems.append(located(finding, document.place(path)))
-                return
+        path = finding.path if finding.path[0] in ("pool", *TABLES) else ("defaults", *finding.path)
+        documents = self.assembly.documents
+        for length in range(len(path), 0, -1):
+            for document in reversed(documents):
+                if document.exact(path[:length]) is not None:
+                    self.problems.append(located(finding, document.place(path)))
+                    return
+        self.problems.append(located(finding, documents[0].place(path)))
 
     def _order(self, problem: Problem) -> Any:
         files = [document.path for document in self.assembly.documents]

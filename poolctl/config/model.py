@@ -120,7 +120,10 @@ class ServerConfig(Section):
     restart: Restart = Field(
         default=Restart(), description='When it is started again; a string is the policy: "always".'
     )
-    recovery: Recovery = Field(default=Recovery(), description="What is done when liveness is ko.")
+    recovery: Recovery = Field(
+        default=Recovery(),
+        description='What is done when liveness is ko or its loop is stuck; a string is the strategy: "replace".',
+    )
     limits: Limits = Field(default=Limits(), description="What a worker may use.")
     log: Log = Field(default=Log(), description="Where its output goes.")
 

@@ -99,6 +99,10 @@ def _restart(value: Any, base_dir: str) -> Any:
     return {"policy": value} if isinstance(value, str) else value
 
 
+def _recovery(value: Any, base_dir: str) -> Any:
+    return {"strategy": value} if isinstance(value, str) else value
+
+
 def _health(value: Any, base_dir: str) -> Any:
     return {"readiness": {"http": value}} if isinstance(value, str) else value
 
@@ -137,6 +141,7 @@ STEPS: dict[str, Step] = {
     "listen": _bind,
     "log": _log,
     "python": _python,
+    "recovery": _recovery,
     "restart": _restart,
     "tls": _tls,
 }

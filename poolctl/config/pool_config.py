@@ -13,6 +13,7 @@ from poolctl.config.problems import Finding, Place, Problem, dotted, shown
 from poolctl.config.section import problem_of
 from poolctl.config.sections import TLSConfig
 from poolctl.config.settings import PoolSettings
+from poolctl.config.tables import Tables
 from poolctl.errors import PoolParamError, PoolValidateError, ServerError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class PoolConfig(Sequence[ServerConfig]):
 
     def __init__(self, servers: Servers = ()) -> None:
         self.settings = PoolSettings()
+        self.tables = Tables()  # metrics, dashboard, notify, events
         self.defaults: dict[str, Any] = {}  # as the files have them
         self.files: list[str] = []
         self._problems: list[ServerError] = []
@@ -163,6 +165,8 @@ class PoolConfig(Sequence[ServerConfig]):
 
     def set_context(self, context: Any) -> None:
         """Let the pool's servers run under this PoolContext; cancelling it ends them."""
+        if context is not None and not callable(getattr(context, "attach", None)):
+            raise PoolParamError(f"{shown(context)} is no PoolContext", hint="write PoolContext(values={…})")
         self._context = context
 
     def walk(self, fn: Callable[[ServerConfig], bool | None]) -> bool:
@@ -187,17 +191,24 @@ class PoolConfig(Sequence[ServerConfig]):
         Only of the servers with these names, if any are given.
         """
         from poolctl.config.outside import Outside
+        from poolctl.config.table_outside import outside_of
 
         outside = Outside(os.environ, self._tls)
         servers = [server for server in self._servers if names is None or server.name in names]
         outside.check(servers, import_apps=import_apps)
+        beside = outside_of(self.tables, os.environ) if self.tables.dashboard else []
         self._outside_warnings = [self._located(server, finding) for server, finding in outside.warnings]
+        if self.tables.notify:
+            from poolctl.config.table_rules import unknown_secrets
+
+            findings = unknown_secrets(self.tables, os.environ)
+            self._outside_warnings += [problem_of(finding) for finding in findings]
         found = [self._located(server, finding) for server, finding in outside.problems]
         # One missing certificate of [defaults] is one problem, however many servers use it.
         distinct = {
             (problem.place if problem.file else id(problem), problem.message): problem for problem in found
         }
-        return list(distinct.values())
+        return [*distinct.values(), *(problem_of(each) for each in beside)]
 
     def pool(self, *, handler: Any = None, context: Any = None, runner: Any = None) -> Pool:
         """A pool of the valid servers, none of them started.

@@ -7,6 +7,7 @@ from typing import Any
 from poolctl.config.model import ServerConfig
 from poolctl.config.normalise import INTERNAL
 from poolctl.config.settings import PoolSettings
+from poolctl.config.table_models import MODELS
 from poolctl.config.unavailable import FILE_TABLES
 from poolctl.units import format_duration, format_size
 
@@ -36,6 +37,13 @@ def json_schema() -> Schema:
         "defaults": {"$ref": "#/$defs/Defaults", "description": "What servers take over."},
         "server": _list_of_servers(),
     }
+    for key, model in MODELS.items():
+        table, more = _parts(model, frozenset({"written"} & model.model_fields.keys()))
+        definitions |= {**more, model.__name__: {**table, "title": model.__name__}}
+        reference = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
+        tables[key] = reference
+        if key == "notify":
+            tables[key] = {"type": "array", "items": reference, "description": table["description"]}
     for key, what in FILE_TABLES.items():
         tables[key] = {"description": f"{what}: not available in this version.", "not": {}}
     return {
@@ -69,6 +77,7 @@ def _parts(model: Any, hidden: frozenset[str] = frozenset()) -> tuple[Schema, di
                 key.setdefault("description", definitions[key["$ref"].rpartition("/")[2]]["description"])
             for part in (key, *key.get("anyOf", ())):
                 _standard_words(part)
+            _hoist_unit(key)
             _readable_default(key)
             _allow_interpolation(key)
     return schema, definitions
@@ -84,18 +93,24 @@ def _standard_words(key: Schema) -> None:
     key.pop("allow_inf_nan", None)
 
 
+def _hoist_unit(key: Schema) -> None:
+    """The unit is the key's, also where it may be left out."""
+    for part in key.get("anyOf", ()):
+        if "unit" in part:
+            key["unit"] = part.pop("unit")
+
+
 def _readable_default(key: Schema) -> None:
     """Durations and sizes as people write them; no default where it means "not given"."""
-    units = {part.get("unit") for part in (key, *key.get("anyOf", ()))}
     default = key.get("default")
     if default is None:
         key.pop("default", None)
     elif isinstance(default, dict):
         # A table that is left out is a table without keys.
         key["default"] = {}
-    elif "seconds" in units:
+    elif key.get("unit") == "seconds":
         key["default"] = format_duration(default)
-    elif "bytes" in units:
+    elif key.get("unit") == "bytes":
         key["default"] = format_size(default)
     elif isinstance(default, list) and len(default) == 2 and "pattern" in key:
         key["default"] = "-".join(map(str, default))
@@ -106,6 +121,10 @@ def _allow_interpolation(key: Schema) -> None:
     if key.get("type") in ("integer", "number", "boolean") or "enum" in key:
         kept = {name: key.pop(name) for name in ("type", "minimum", "maximum", "enum") if name in key}
         key["anyOf"] = [kept, INTERPOLATED]
+    elif any(
+        part.get("type") in ("integer", "number") and "unit" not in key for part in key.get("anyOf", ())
+    ):
+        key["anyOf"].append(INTERPOLATED)
 
 
 def _add_short_forms(server: Schema, definitions: dict[str, Schema]) -> None:
@@ -135,6 +154,7 @@ def _add_short_forms(server: Schema, definitions: dict[str, Schema]) -> None:
     _choice(keys, "tls", {"type": "boolean"})
     _choice(keys, "health", {"type": "string", "pattern": "^/"})
     _choice(keys, "restart", {"enum": ["no", "on-failure", "always"]})
+    _choice(keys, "recovery", {"enum": ["restart", "replace", "disable", "notify", "none"]})
     keys["env_file"] = {
         **keys["env_file"],
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],

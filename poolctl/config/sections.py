@@ -8,8 +8,10 @@ from pydantic import Field
 
 from poolctl.config.section import Section
 from poolctl.config.values import (
+    EMPTY,
     Argument,
     Duration,
+    Headers,
     Integer,
     Number,
     Path,
@@ -79,7 +81,13 @@ class Http(Section):
     trusted_proxies: Proxies = Field(
         default=(), description='Addresses or networks of trusted proxies, or "*".'
     )
-    access_log: Truth = Field(default=False, description="A log line for each request.")
+    access_log: Truth = Field(
+        default=False, description="A log line for each request, with its X-Request-ID."
+    )
+    request_id: Truth | None = Field(
+        default=None,
+        description="Give each request an X-Request-ID, if it has none, and its response too. Left out: no.",
+    )
     max_concurrency: Annotated[Integer, Field(ge=1)] | None = Field(
         default=None,
         description="Connections and requests at once; above it the answer is 503. Left out: no limit.",
@@ -135,16 +143,25 @@ class Probe(Section):
         default=None, description="The interval while it rises; default: interval."
     )
     fall_count_warn: Annotated[Integer, Field(ge=1, le=1000)] = Field(
-        default=1, description="Failures until warn."
+        default=1, description="Failures in a row from ok to warn."
     )
     fall_count_ko: Annotated[Integer, Field(ge=1, le=1000)] = Field(
-        default=3, description="Failures until ko."
+        default=3, description="Failures in a row from warn to ko."
     )
     rise_count_warn: Annotated[Integer, Field(ge=1, le=1000)] = Field(
-        default=1, description="Successes from ko to warn."
+        default=1, description="Successes in a row from warn to ok."
     )
     rise_count_ko: Annotated[Integer, Field(ge=1, le=1000)] = Field(
-        default=1, description="Successes from warn to ok."
+        default=1, description="Successes in a row from ko to warn."
+    )
+    jitter: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.1, description="The part of an interval that is left to chance."
+    )
+    method: Annotated[str, Field(pattern=r"^[A-Z]+$")] = Field(
+        default="GET", description="How the path is asked for."
+    )
+    headers: Headers = Field(
+        default=EMPTY, description="What is sent beside the path; Host is the server's expose."
     )
     status: Annotated[
         str, Field(pattern=r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$")
@@ -162,11 +179,32 @@ class Health(Section):
     liveness: Probe | None = Field(default=None, description="Whether it is alive; ko sets off the recovery.")
 
 
+class Patience(Backoff):
+    """The delays between recoveries that follow each other."""
+
+    initial: Duration = Field(default=5.0, description="The delay before the second recovery.")
+    max: Duration = Field(default=300.0, description="The longest delay.")
+
+
 class Recovery(Section):
     """What is done about a server that is alive in name only."""
 
     strategy: Literal["restart", "replace", "disable", "notify", "none"] = Field(
         default="restart", description="Stop and start, swap, disable, only tell, or nothing."
+    )
+    heartbeat: Duration = Field(
+        default=5.0, description="The time between two heartbeats of an app's worker; 0 is never."
+    )
+    stuck_after: Positive = Field(
+        default=15.0,
+        description="A worker whose event loop leaves a heartbeat unanswered for so long is stuck.",
+    )
+    limit: Annotated[Integer, Field(ge=0, le=1_000_000)] = Field(
+        default=5, description="After so many recoveries within the window it is left as it is."
+    )
+    window: Positive = Field(default=600.0, description="The time in which recoveries are counted together.")
+    backoff: Patience = Field(
+        default=Patience(), description="The delays of the recoveries within the window."
     )
 
 

@@ -167,5 +167,8 @@ class Table(dict[str, str]):
 
 
 EMPTY = Table()
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+HeaderValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
+Headers = Annotated[dict[HeaderName, HeaderValue], AfterValidator(Table)]
 Labels = Annotated[dict[str, str], AfterValidator(Table)]
 Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterValidator(Table)]

@@ -256,24 +256,6 @@ def test_a_wrong_value_is_named_with_its_place(real_pool: RealPool, line: str, n
     assert "pool.toml:" in everything(done)
 
 
-@pytest.mark.parametrize(
-    ("line", "named"),
-    [
-        ('health = "/healthz"', "health"),
-        ('health = { readiness = { http = "/healthz" } }', "health"),
-        ('recovery = { strategy = "replace" }', "recovery"),
-        ('limits = { memory = "100MiB" }', "memory"),
-    ],
-)
-def test_a_key_of_a_later_version_is_a_clear_error(real_pool: RealPool, line: str, named: str) -> None:
-    real_pool.write_hello()
-    real_pool.write("pool.toml", ONE + line + "\n")
-    done = real_pool.run("validate")
-    assert done.code == 5, str(done)
-    assert named in everything(done)
-    assert "not available" in everything(done)
-
-
 def test_dependencies_in_a_circle_are_a_problem(real_pool: RealPool) -> None:
     server = '[[server]]\nname = "{}"\nbind = "127.0.0.1:{}"\napp = "hello:app"\ndepends_on = ["{}"]\n'
     real_pool.write(

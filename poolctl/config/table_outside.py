@@ -1,0 +1,42 @@
+"""What the tables beside the servers refer to in the outside world: the dashboard's token and certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+from poolctl.config.certificates import check_certificates
+from poolctl.config.problems import Finding, Problem, dotted
+from poolctl.config.source import read_text
+from poolctl.config.table_models import Dashboard
+from poolctl.config.tables import Tables
+
+
+def outside_of(tables: Tables, env: Mapping[str, str]) -> list[Finding]:
+    """Everything that is wrong with it; paths begin with the table. Blocks on the disk."""
+    page = tables.dashboard
+    if page is None:
+        return []
+    found = list(_token(page, env))
+    if page.tls:
+        found += check_certificates(page.tls, env, datetime.now(UTC))[0]
+    # Where it stands in the file is known no more.
+    paths = [("dashboard", *each.path) for each in found]
+    return [
+        each._replace(path=path, message=f"{dotted(path)}: {each.message}")
+        for each, path in zip(found, paths, strict=True)
+    ]
+
+
+def _token(page: Dashboard, env: Mapping[str, str]) -> Iterator[Finding]:
+    if page.token_env and not env.get(page.token_env, "").strip():
+        message = f"the environment variable {page.token_env} is not set"
+        yield Finding(("token_env",), message, f"export {page.token_env}=…")
+    if page.token_file:
+        try:
+            text = read_text(page.token_file)
+        except Problem as problem:
+            yield Finding(("token_file",), f"{page.token_file}: {problem.message}", problem.hint)
+            return
+        if not text.strip():
+            yield Finding(("token_file",), f"{page.token_file}: there is no token in it", "write one into it")
