@@ -1,0 +1,92 @@
+"""From single answers to a status that does not flap: pure, without time and without I/O."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from poolctl.states import Status
+
+
+class Thresholds(Protocol):
+    """What a probe is configured with: counts of answers in a row, intervals in seconds."""
+
+    @property
+    def fall_count_warn(self) -> int: ...
+    @property
+    def fall_count_ko(self) -> int: ...
+    @property
+    def rise_count_warn(self) -> int: ...
+    @property
+    def rise_count_ko(self) -> int: ...
+    @property
+    def interval(self) -> float: ...
+    @property
+    def interval_fall(self) -> float | None: ...
+    @property
+    def interval_rise(self) -> float | None: ...
+
+
+class Hysteresis:
+    """A status that moves one step at a time, ok – warn – ko and back, and each step takes so many answers in a row.
+
+    `fall_count_warn` failures lead from ok to warn, `fall_count_ko` more from there to ko; `rise_count_ko` successes
+    lead out of ko to warn, `rise_count_warn` more from there to ok. Unknown falls as ok, and rises as warn.
+    """
+
+    __slots__ = ("_count", "_succeeded", "_thresholds", "status")
+
+    def __init__(self, thresholds: Thresholds, status: Status = Status.UNKNOWN) -> None:
+        self._thresholds = thresholds
+        self.status = status
+        self._succeeded: bool | None = None  # the last answer
+        self._count = 0  # how many like it in a row, since the last step
+
+    def __repr__(self) -> str:
+        return f"<Hysteresis {self.status} {'-' if self.falling else '+'}{self._count}>"
+
+    def note(self, succeeded: bool) -> Status:
+        """The status after one more answer."""
+        if succeeded is not self._succeeded:
+            self._succeeded, self._count = succeeded, 0
+        if self.status is (Status.OK if succeeded else Status.KO):
+            return self.status
+        self._count += 1
+        needed, status = self._step(succeeded)
+        if self._count >= needed:
+            self.status, self._count = status, 0
+        return self.status
+
+    def forget(self) -> None:
+        """Begin anew, with nothing known."""
+        self.status, self._succeeded, self._count = Status.UNKNOWN, None, 0
+
+    @property
+    def falling(self) -> bool:
+        """The last answer was a failure, and it is not ko yet."""
+        return self._succeeded is False and self.status is not Status.KO
+
+    @property
+    def rising(self) -> bool:
+        """The last answer was a success, and it is not ok yet."""
+        return self._succeeded is True and self.status is not Status.OK
+
+    @property
+    def interval_seconds(self) -> float:
+        """How long after the last question the next one is asked."""
+        thresholds = self._thresholds
+        if self.falling:
+            return thresholds.interval_fall or thresholds.interval
+        if self.rising:
+            return thresholds.interval_rise or thresholds.interval
+        return thresholds.interval
+
+    def _step(self, succeeded: bool) -> tuple[int, Status]:
+        """How many answers in a row lead one step on, and where to."""
+        thresholds = self._thresholds
+        if succeeded:
+            if self.status is Status.KO:
+                return thresholds.rise_count_ko, Status.WARN
+            return thresholds.rise_count_warn, Status.OK
+        if self.status is Status.WARN:
+            return thresholds.fall_count_ko, Status.KO
+        return thresholds.fall_count_warn, Status.WARN
