@@ -1,0 +1,143 @@
+"""What has happened in the pool: recorded on the supervisor's loop, gathered, written to the journal, told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from poolctl.clock import Clock
+from poolctl.logs.line import stamp
+
+from .journal import Document, Journal, newest_first
+
+SCHEMA = 1
+
+# Long enough for many events to be one write, short enough for nobody to notice.
+_GATHER_SECONDS = 0.02
+# Of these there are hundreds while a pool starts, which has better things to do.
+_ROUTINE = "lifecycle"
+_ROUTINE_SECONDS = 0.2
+
+Subscriber = Callable[[Document], None]
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class Events:
+    """`record` notes an event; within 0.2 s all that were noted go to the journal and to the subscribers.
+
+    Without a journal they only go to the subscribers. Used on one event loop only; nothing here raises or blocks.
+    """
+
+    def __init__(self, clock: Clock, journal: Journal | None = None) -> None:
+        self.journal: Journal | None = None
+        self._clock = clock
+        self._seq = 0
+        self._pending: list[Document] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._subscribers: list[Subscriber] = []
+        if journal is not None:
+            self.keep_in(journal)
+
+    @property
+    def seq(self) -> int:
+        """The number of the newest event; they are counted on over the journal's whole life."""
+        return self._seq
+
+    def record(
+        self,
+        kind: str,
+        event: str,
+        *,
+        server: str = "",
+        message: str = "",
+        cause: str = "",
+        by: Mapping[str, Any] | None = None,
+        before: Any = None,
+        after: Any = None,
+        **detail: Any,
+    ) -> None:
+        """Note that something happened; what is given must not change afterwards.
+
+        `kind` is one of history.KINDS, `event` a word for what happened, `by` who wanted it ({"uid", "pid", "user"}).
+        `bind` and whatever else belongs to it are `detail`.
+        """
+        self._seq += 1
+        self._pending.append(
+            {
+                "time": self._clock.time(),
+                "schema": SCHEMA,
+                "seq": self._seq,
+                "kind": kind,
+                "event": event,
+                "server": server,
+                "message": message,
+                "cause": cause,
+                "by": by,
+                "before": before,
+                "after": after,
+                **detail,
+            }
+        )
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+            return
+        due = loop.time() + (_ROUTINE_SECONDS if kind == _ROUTINE else _GATHER_SECONDS)
+        if self._timer is None or due < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(due, self.flush)
+
+    def keep_in(self, journal: Journal) -> None:
+        """Write to this journal from now on; the numbers go on from the greater of its last one and ours."""
+        self.close()
+        self.journal = journal
+        self._seq = max(self._seq, next((event["seq"] for event in newest_first(journal.path)), 0))
+
+    def subscribe(self, fn: Subscriber) -> Callable[[], None]:
+        """Have `fn` called with each event that is recorded from now on; what is returned ends that."""
+        self._subscribers.append(fn)
+
+        def end() -> None:
+            if fn in self._subscribers:
+                self._subscribers.remove(fn)
+
+        return end
+
+    def flush(self) -> None:
+        """Write and tell at once what was recorded."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        events, self._pending = self._pending, []
+        if not events:
+            return
+        for event in events:
+            event["time"] = stamp(event["time"])
+        if self.journal is not None:
+            self._write(self.journal, events)
+        for event in events:
+            for subscriber in list(self._subscribers):
+                try:
+                    subscriber(event)
+                except Exception:
+                    logger.exception("an event could not be told")
+
+    def _write(self, journal: Journal, events: list[Document]) -> None:
+        lost = journal.lost
+        journal.append(events)
+        if journal.lost and not lost:
+            logger.error("events are not written to %s: %s", journal.path, journal.error)
+        elif lost and not journal.lost:
+            self.record("pool", "events lost", message=f"{lost} events could not be written", lost=lost)
+
+    def close(self) -> None:
+        """Write what is there, and close the journal."""
+        self.flush()
+        if self.journal is not None:
+            self.flush()
+            self.journal.close()

@@ -1,0 +1,140 @@
+"""Events: gathered, numbered over supervisors, written in one go, told to subscribers, never in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.clock import ManualClock
+from poolctl.monitor.events import Events
+from poolctl.monitor.journal import Journal, newest_first
+
+TIME = "2023-11-14T22:13:20.000000Z"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "events.jsonl"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_event_is_one_json_line_with_everything_that_is_known(path: Path) -> None:
+    events = Events(ManualClock(), Journal(str(path)))
+    by = {"uid": 0, "pid": 42, "user": "root"}
+    events.record(
+        "lifecycle", "state", server="web", message="m", cause="c", by=by, before="stopped", after="running", bind="b"
+    )  # fmt: skip
+    assert read(path) == [
+        {
+            "time": TIME, "schema": 1, "seq": 1, "kind": "lifecycle", "event": "state", "server": "web",
+            "message": "m", "cause": "c", "by": by, "before": "stopped", "after": "running", "bind": "b",
+        }
+    ]  # fmt: skip
+
+
+def test_what_is_recorded_together_is_written_together_and_in_order(path: Path) -> None:
+    async def scenario() -> None:
+        events = Events(ManualClock(), Journal(str(path)))
+        told: list[int] = []
+        done = asyncio.Event()
+        events.subscribe(lambda event: (told.append(event["seq"]), done.set())[0])
+        events.record("pool", "one")
+        events.record("pool", "two")
+        assert told == []
+        await asyncio.wait_for(done.wait(), 5)
+        assert [event["event"] for event in read(path)] == ["one", "two"]
+        assert told == [1, 2]
+
+    asyncio.run(scenario())
+
+
+def test_numbers_go_on_where_the_supervisor_before_stopped(path: Path) -> None:
+    for number in (1, 2, 3):
+        events = Events(ManualClock(), Journal(str(path)))
+        events.record("pool", f"supervisor {number}")
+        events.close()
+    assert [(event["seq"], event["event"]) for event in newest_first(str(path))] == [
+        (3, "supervisor 3"), (2, "supervisor 2"), (1, "supervisor 1"),
+    ]  # fmt: skip
+
+
+def test_a_torn_last_line_is_skipped_and_the_next_event_has_a_line_of_its_own(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text('{"time": "x", "seq": 7}\n7\n{"of": "another program"}\n{"time": "y", "se')
+    events = Events(ManualClock(), Journal(str(path)))
+    events.record("pool", "after")
+    assert [event["seq"] for event in newest_first(str(path))] == [8, 7]
+
+
+def test_numbers_go_on_over_rotation(path: Path) -> None:
+    journal = Journal(str(path), max_size_bytes=300, keep=2)
+    events = Events(ManualClock(), journal)
+    for number in range(10):
+        events.record("pool", f"event {number}")
+    events.close()
+    path.unlink()
+    assert Events(ManualClock(), Journal(str(path))).seq == 9
+    assert not path.with_name("events.jsonl.3").exists()
+
+
+def test_an_old_journal_is_put_aside(path: Path) -> None:
+    clock = ManualClock()
+    events = Events(clock, Journal(str(path), max_age_seconds=3600, clock=clock.time))
+    events.record("pool", "old")
+    clock.advance(3601)
+    events.record("pool", "new")
+    assert [event["event"] for event in read(path)] == ["new"]
+    assert [event["event"] for event in read(path.with_name("events.jsonl.1"))] == ["old"]
+
+
+def test_a_full_disk_loses_events_counts_them_and_says_so_when_there_is_room_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = tmp_path / "events.jsonl"
+    link.symlink_to("/dev/full")
+    events = Events(ManualClock(), journal := Journal(str(link)))
+    told: list[str] = []
+    events.subscribe(lambda event: told.append(event["event"]))
+    events.record("pool", "one")
+    events.record("pool", "two")
+    assert journal.lost == 2
+    assert told == ["one", "two"]
+    assert [record.message for record in caplog.records] == [
+        f"events are not written to {link}: No space left on device"
+    ]
+    link.unlink()
+    journal.close()
+    events.record("pool", "three")
+    events.close()
+    written = [(event["event"], event.get("lost")) for event in read(link)]
+    assert written == [("three", None), ("events lost", 2)]
+
+
+def test_a_subscriber_that_fails_harms_nobody(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(event: dict[str, Any]) -> None:
+        raise RuntimeError("no")
+
+    events = Events(ManualClock(), Journal(str(path)))
+    told: list[int] = []
+    events.subscribe(fails)
+    end = events.subscribe(lambda event: told.append(event["seq"]))
+    events.record("pool", "one")
+    end()
+    end()
+    events.record("pool", "two")
+    assert told == [1]
+    assert len(read(path)) == 2
+    assert "an event could not be told" in caplog.text
+
+
+def test_what_is_no_json_is_written_as_text(path: Path) -> None:
+    events = Events(ManualClock(), Journal(str(path)))
+    events.record("pool", "odd", after={1})
+    assert read(path)[0]["after"] == "{1}"
