@@ -1,0 +1,57 @@
+"""What is told at once: a title, a line for each problem, and how bad it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from poolctl.monitor.severity import INFO, SEVERITIES
+
+PROBLEM, RESOLVED, NEWS, TEST = "problem", "resolved", "info", "test"
+
+
+class Message(NamedTuple):
+    """`status` is problem, resolved, info or test; `time` in seconds since the epoch."""
+
+    status: str
+    severity: str
+    title: str
+    lines: tuple[str, ...]
+    time: float
+    events: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+class Line(NamedTuple):
+    """One thing that is told."""
+
+    status: str
+    severity: str
+    text: str
+    event: dict[str, Any]
+
+
+def composed(pool: str, lines: Sequence[Line], now: float) -> Message:
+    """One message of these lines, which are not none."""
+    counts = {status: sum(line.status == status for line in lines) for status in (PROBLEM, RESOLVED, NEWS)}
+    status = next(status for status, count in counts.items() if count)
+    worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)
+    words = [f"{count} {_word(status, count)}" for status, count in counts.items() if count]
+    title = lines[0].text if len(lines) == 1 else ", ".join(words)
+    return Message(
+        status,
+        SEVERITIES[worst] if status != RESOLVED else INFO,
+        f"{pool}: {title.partition(chr(10))[0]}",
+        tuple(line.text for line in lines),
+        now,
+        tuple(line.event for line in lines),
+    )
+
+
+def _word(status: str, count: int) -> str:
+    if status == PROBLEM:
+        return "problems" if count > 1 else "problem"
+    return "resolved" if status == RESOLVED else "news"

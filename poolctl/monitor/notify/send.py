@@ -1,0 +1,196 @@
+"""One attempt to hand a message over: an HTTP request, or a command. Nothing here names an address or a token."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import ssl
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import h11
+
+from poolctl import __version__
+
+from .message import Message
+from .shapes import Post, document, post
+
+if TYPE_CHECKING:
+    from poolctl.config.table_models import Notify
+
+_MOST_READ = 64 * 1024
+
+
+class Unsent(Exception):
+    """An attempt that has failed. With `again` another may succeed, after so many seconds at the earliest."""
+
+    def __init__(self, message: str, *, again: bool = True, after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.again = again
+        self.after_seconds = after_seconds
+
+
+class Sender:
+    """Sends to one receiver. `env` gives the variables that hold its secrets, `directory` is where its command runs."""
+
+    def __init__(
+        self, notify: Notify, pool: str, env: Callable[[], Mapping[str, str]], directory: str
+    ) -> None:
+        self._notify = notify
+        self._pool = pool
+        self._env = env
+        self._directory = directory
+        self._tls: ssl.SSLContext | None = None
+
+    async def send(self, message: Message) -> None:
+        """Hand it over. Raises Unsent."""
+        try:
+            async with asyncio.timeout(self._notify.timeout):
+                if self._notify.type == "command":
+                    await self._run(message)
+                else:
+                    await self._post(message)
+        except TimeoutError:
+            raise Unsent(f"no answer within {self._notify.timeout:g} s") from None
+
+    # Over HTTP.
+
+    async def _post(self, message: Message) -> None:
+        notify = self._notify
+        url = notify.url or self._secret("url") or ""
+        found = post(
+            notify.type,
+            message,
+            pool=self._pool,
+            host=socket.gethostname(),
+            topic=notify.topic or "",
+            token=self._secret("token"),
+        )
+        where = urlsplit(url)
+        if where.scheme not in ("http", "https") or not where.hostname:
+            raise Unsent("its address is no address of a web service", again=False)
+        if where.username is not None and "authorization" not in found.headers:
+            whole = f"{unquote(where.username)}:{unquote(where.password or '')}"
+            found.headers["authorization"] = f"Basic {b64encode(whole.encode()).decode()}"
+        tls = await self._context() if where.scheme == "https" else None
+        try:
+            port = where.port or (443 if tls else 80)
+            reader, writer = await asyncio.open_connection(where.hostname, port, ssl=tls)
+        except (OSError, ValueError) as error:
+            raise Unsent(f"{where.hostname}: {_reason(error)}") from None
+        try:
+            target = f"{where.path.rstrip('/') if found.path else where.path}{found.path}" or "/"
+            target += f"?{where.query}" if where.query else ""
+            await _exchange(reader, writer, where.netloc.rpartition("@")[2], target, found)
+        except (OSError, h11.ProtocolError) as error:
+            raise Unsent(f"{where.hostname}: {_reason(error)}") from None
+        finally:
+            writer.close()
+
+    async def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            try:
+                # Reading the system's certificates takes longer than an event loop may stand still.
+                self._tls = await asyncio.to_thread(ssl.create_default_context, cafile=self._notify.ca)
+            except OSError as error:
+                raise Unsent(f"ca: {_reason(error)}") from None
+        return self._tls
+
+    def _secret(self, what: str) -> str:
+        """The url or the token, from where it is kept; "" when there is none to be had from anywhere."""
+        name, path = getattr(self._notify, f"{what}_env"), getattr(self._notify, f"{what}_file")
+        if name:
+            if not self._env().get(name):
+                raise Unsent(f"the environment variable {name} is not set", again=False)
+            return self._env()[name].strip()
+        if not path:
+            return ""
+        try:
+            with open(path, encoding="utf-8") as file:
+                return file.read(_MOST_READ).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Unsent(f"{what}_file: {_reason(error)}") from None
+
+    # By a command.
+
+    async def _run(self, message: Message) -> None:
+        words = {
+            "title": message.title,
+            "text": message.text,
+            "status": message.status,
+            "severity": message.severity,
+        }
+        env = dict(self._env()) | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
+        argv = [_filled(each, {**words, "pool": self._pool}) for each in self._notify.command or ()]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+                cwd=self._directory,
+                env=env,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            raise Unsent(f"{argv[0]}: {_reason(error)}") from None
+        try:
+            body = json.dumps(document(message, self._pool, socket.gethostname()), default=str).encode()
+            await process.communicate(body + b"\n")
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        if process.returncode:
+            raise Unsent(f"{argv[0]} exited with status {process.returncode}")
+
+
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, target: str, what: Post
+) -> None:
+    """Send the request and read the head of the answer. Raises Unsent for one that is no success."""
+    connection = h11.Connection(h11.CLIENT)
+    headers = {
+        "host": host,
+        "user-agent": f"poolctl/{__version__}",
+        "content-length": str(len(what.body)),
+        "connection": "close",
+        **what.headers,
+    }
+    request = h11.Request(method="POST", target=target, headers=list(headers.items()))
+    writer.write(connection.send(request) or b"")
+    writer.write(connection.send(h11.Data(data=what.body)) or b"")
+    writer.write(connection.send(h11.EndOfMessage()) or b"")
+    await writer.drain()
+    while not isinstance(event := connection.next_event(), h11.Response):
+        if event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(_MOST_READ))
+        elif isinstance(event, h11.ConnectionClosed):
+            raise Unsent(f"{host} closed the connection without an answer")
+    status = event.status_code
+    if not 200 <= status < 300:
+        after = dict(event.headers).get(b"retry-after", b"")
+        # Whoever is not let in, or is wrong here, will not be better off later.
+        again = status in (408, 425, 429) or status >= 500
+        raise Unsent(
+            f"{host} answered {status}", again=again, after_seconds=float(after) if after.isdigit() else 0.0
+        )
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    for key, value in words.items():
+        text = text.replace(f"{{{key}}}", value)
+    return text
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)

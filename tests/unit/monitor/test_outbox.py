@@ -1,0 +1,70 @@
+"""What could not be sent is sent again, less and less often, and some day no more."""
+
+from __future__ import annotations
+
+import json
+
+from poolctl.monitor.notify.message import Message
+from poolctl.monitor.notify.outbox import MOST_WAITING, Outbox
+
+
+def message(title: str = "a") -> Message:
+    return Message("problem", "error", title, ("line",), 5.0, ({"kind": "lifecycle"},))
+
+
+def test_attempts_are_spaced_by_twice_the_time_up_to_five_minutes() -> None:
+    box = Outbox(10_000, lambda: 0)
+    box.put(message(), 0)
+    now, waits = 0.0, []
+    for _ in range(11):
+        assert box.due(now) == message()
+        assert box.failed(now)
+        at = box.next_at()
+        assert at is not None
+        waits.append(at - now)
+        assert box.due(at - 0.001) is None
+        now = at
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+
+
+def test_chance_spreads_them() -> None:
+    for jitter, wait in ((-1, 0.8), (1, 1.2)):
+        box = Outbox(100, lambda jitter=jitter: jitter)  # type: ignore[misc]
+        box.put(message(), 0)
+        box.failed(0)
+        assert box.next_at() == wait
+
+
+def test_the_receiver_may_ask_for_patience_but_not_for_ever() -> None:
+    for asked, wait in ((30.0, 30), (1e9, 3600)):
+        box = Outbox(10_000, lambda: 0)
+        box.put(message(), 0)
+        assert box.failed(0, after_seconds=asked)
+        assert box.next_at() == wait
+
+
+def test_what_cannot_be_sent_in_time_is_given_up_and_the_next_begins_anew() -> None:
+    box = Outbox(2.5, lambda: 0)
+    box.put(message("a"), 0)
+    box.put(message("b"), 0)
+    assert box.failed(0)
+    assert not box.failed(1), "the next attempt would be at 3"
+    assert box.due(1) == message("b")
+    assert not box.failed(1, again=False)
+    assert (len(box), box.next_at()) == (0, None)
+
+
+def test_no_more_than_a_hundred_wait() -> None:
+    box = Outbox(100, lambda: 0)
+    for number in range(MOST_WAITING):
+        assert box.put(message(str(number)), 0) is None
+    assert box.put(message("last"), 0) == message("0")
+    assert box.due(0) == message("1")
+
+
+def test_what_waits_is_left_to_a_successor() -> None:
+    first, second = Outbox(100, lambda: 0), Outbox(100, lambda: 0)
+    first.put(message(), 7)
+    second.restore(json.loads(json.dumps(first.to_list())))
+    assert second.due(7) == message()
+    assert not second.failed(107), "how long it has waited is known"

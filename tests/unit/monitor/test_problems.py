@@ -1,0 +1,170 @@
+"""What is told, how often, and when it is over: decided without a clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from poolctl.config.table_models import Notify
+from poolctl.monitor.notify.message import Message
+from poolctl.monitor.notify.problems import Problems
+
+
+def event(after: str, server: str = "web", kind: str = "lifecycle", **more: Any) -> dict[str, Any]:
+    return {"kind": kind, "event": after, "server": server, "after": after, "message": "", **more}
+
+
+def problems(**keys: Any) -> Problems:
+    return Problems(
+        Notify(type="slack", url_env="A", **keys), "shop", lambda name: ["api"] if name == "web" else []
+    )
+
+
+def lines(message: Message | None) -> list[str]:
+    return [] if message is None else list(message.lines)
+
+
+def test_a_problem_is_told_once_after_the_delay_and_its_end_too() -> None:
+    found = problems(delay=2)
+    assert found.next_at() is None
+    found.take(event("failed", cause="exited with status 3"), 100)
+    assert (found.next_at(), found.due(101.9)) == (102, None)
+    told = found.due(102)
+    assert told == Message(
+        "problem", "error", "shop: web: failed (exited with status 3)", ("web: failed (exited with status 3)",), 102,
+        (event("failed", cause="exited with status 3"),),
+    )  # fmt: skip
+    found.take(event("failed"), 110)
+    found.take(event("backoff"), 111)
+    assert lines(found.due(1000)) == []
+    found.take(event("starting"), 1000)
+    found.take(event("running"), 1060)
+    over = found.due(1062)
+    assert over is not None
+    assert (over.status, over.severity, over.lines) == ("resolved", "info", ("web: running again after 16m",))
+    assert found.next_at() is None
+
+
+def test_what_is_over_before_it_was_told_is_not_told_at_all() -> None:
+    found = problems(delay=1)
+    found.take(event("worker ended", before="ready", status=1), 10)
+    found.take(event("running"), 10.2)
+    assert found.due(12) is None
+
+
+def test_what_comes_back_before_its_end_was_told_was_never_over() -> None:
+    found = problems(delay=1)
+    found.take(event("failed"), 10)
+    assert lines(found.due(11)) == ["web: failed"]
+    found.take(event("running"), 20)
+    found.take(event("failed"), 20.5)
+    assert found.due(22) is None
+    found.take(event("running"), 30)
+    assert lines(found.due(31)) == ["web: running again after 20s"]
+
+
+def test_what_gets_worse_is_told_again() -> None:
+    found = problems(delay=0)
+    found.take(event("backoff"), 10)
+    assert lines(found.due(10)) == ["web: backoff"]
+    found.take(event("failed"), 20)
+    assert lines(found.due(20)) == ["web: failed"]
+    found.take(event("warn", kind="health"), 30)
+    assert lines(found.due(30)) == ["web: warn"], "its health is another problem"
+
+
+def test_what_lasts_is_told_again_and_again() -> None:
+    found = problems(delay=0, repeat=100)
+    found.take(event("failed"), 0)
+    found.due(0)
+    assert found.next_at() == 100
+    assert lines(found.due(100)) == ["web: failed, for 1m40s now"]
+    assert lines(found.due(150)) == []
+    assert lines(found.due(200)) == ["web: failed, for 3m20s now"]
+    assert problems(repeat=0).next_at() is None
+
+
+def test_many_at_once_are_one_message() -> None:
+    found = problems(delay=1)
+    found.take(event("failed", "c"), 0)
+    found.due(1)
+    for name in ("a", "b"):
+        found.take(event("failed", name), 10)
+    found.take(event("stopped", "c"), 10)
+    found.take(event("keeper lost", "", "pool"), 10.5)
+    told = found.due(11)
+    assert told is not None
+    assert told.title == "shop: 3 problems, 1 resolved"
+    assert told.lines == ("a: failed", "b: failed", "c: stopped after 10s", "keeper lost")
+
+
+@pytest.mark.parametrize(
+    ("keys", "event_", "told"),
+    [
+        ({}, event("starting"), False),
+        ({}, event("warn", kind="health"), True),
+        ({"min_severity": "error"}, event("warn", kind="health"), False),
+        ({"min_severity": "error"}, event("ko", kind="health"), True),
+        ({"events": ["health"]}, event("failed"), False),
+        ({"events": ["audit"], "min_severity": "info"}, event("stop", "", "audit"), True),
+        ({"events": ["audit"]}, event("stop", "", "audit"), False),
+        ({"min_severity": "info"}, event("starting"), True),
+        ({"servers": ["w*"]}, event("failed"), True),
+        ({"servers": ["WEB"]}, event("failed"), True),
+        ({"servers": ["tag:api"]}, event("failed"), True),
+        ({"servers": ["tag:api"]}, event("failed", "other"), False),
+        ({"servers": ["other"]}, event("keeper lost", "", "pool"), True),
+        (
+            {"events": ["notify"]},
+            event("given up", "", "notify", severity="warning", receiver="slack"),
+            False,
+        ),
+        ({"events": ["notify"]}, event("given up", "", "notify", severity="warning", receiver="ntfy"), True),
+        ({}, event("recovered", "web", "recovery"), True),
+        ({}, event("worker ended", before="stopping", status=1), False),
+        ({}, event("worker ended", before="ready", status=0), False),
+    ],
+)
+def test_who_wants_to_hear_of_what(keys: dict[str, Any], event_: dict[str, Any], told: bool) -> None:
+    found = problems(delay=0, **keys)
+    found.take(event_, 5)
+    assert (found.due(5) is not None) is told
+
+
+def test_who_does_not_want_to_hear_of_an_end_does_not() -> None:
+    found = problems(delay=0, resolved=False)
+    found.take(event("failed"), 0)
+    found.due(0)
+    found.take(event("running"), 1)
+    assert found.due(1) is None
+
+
+def test_one_that_fell_asleep_is_well() -> None:
+    found = problems(delay=0)
+    found.take(event("backoff"), 0)
+    found.due(0)
+    found.take(event("sleeping", kind="wake"), 5)
+    assert lines(found.due(5)) == ["web: sleeping after 5s"]
+
+
+def test_nobody_is_ill_who_was_stopped() -> None:
+    found = problems(delay=0, events=["health"])
+    found.take(event("ko", kind="health"), 0)
+    found.due(0)
+    found.take(event("failed"), 1)
+    assert found.due(1) is None
+    found.take(event("stopped"), 5)
+    assert lines(found.due(5)) == ["web: stopped after 5s"]
+
+
+def test_a_successor_knows_what_was_told() -> None:
+    first, second = problems(delay=0), problems(delay=0)
+    first.take(event("failed"), 0)
+    assert first.to_dict() == {}, "it was not told yet"
+    first.due(0)
+    second.restore(first.to_dict())
+    second.take(event("failed"), 50)
+    assert second.due(50) is None
+    second.take(event("running"), 60)
+    assert lines(second.due(60)) == ["web: running again after 1m"]

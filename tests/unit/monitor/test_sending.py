@@ -1,0 +1,162 @@
+"""Notifications reach real receivers: parsed as they parse them, refused as they refuse them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.config.table_models import Notify
+from poolctl.monitor.notify.message import Message
+from poolctl.monitor.notify.send import Sender, Unsent
+from tests.certificates import certificate
+from tests.receivers import TOKEN, Receiver, receiver
+
+MESSAGE = Message(
+    "problem",
+    "error",
+    "shop: web: failed <é>",
+    ("web: failed & gone",),
+    0.0,
+    ({"kind": "lifecycle", "seq": 1},),
+)
+ENV = {"TOKEN": TOKEN, "HOOK": "http://127.0.0.1:1/"}
+
+
+@pytest.fixture
+def there() -> Iterator[Receiver]:
+    with receiver() as server:
+        yield server
+
+
+def send(directory: Path = Path("/"), env: dict[str, str] | None = None, **keys: Any) -> Unsent | None:
+    """What came of one attempt; None when it arrived."""
+
+    async def attempt() -> None:
+        await Sender(Notify(**keys), "shop", lambda: env or ENV, str(directory)).send(MESSAGE)
+
+    try:
+        asyncio.run(attempt())
+    except Unsent as problem:
+        return problem
+    return None
+
+
+def test_each_kind_of_receiver_understands_its_message(there: Receiver) -> None:
+    assert send(type="ntfy", url=there.url("/ntfy"), topic="pool", token_env="TOKEN") is None
+    assert send(type="gotify", url=there.url("/gotify/"), token_env="TOKEN") is None
+    assert send(type="slack", url=there.url("/slack/hook")) is None
+    assert send(type="webhook", url=there.url("/hook?a=b"), token_env="TOKEN") is None
+    ntfy, gotify, slack, webhook = there.taken
+    assert (ntfy.kind, ntfy.title, ntfy.text) == ("ntfy", MESSAGE.title, MESSAGE.text)
+    assert (ntfy.body["topic"], ntfy.body["priority"]) == ("pool", 5)
+    assert ntfy.headers["authorization"] == f"Bearer {TOKEN}"
+    assert (gotify.kind, gotify.title, gotify.body["priority"]) == ("gotify", MESSAGE.title, 8)
+    assert (slack.title, slack.text) == ("*shop: web: failed &lt;é&gt;*", "web: failed &amp; gone")
+    assert webhook.body == {
+        "schema": 1, "pool": "shop", "host": socket.gethostname(), "status": "problem", "severity": "error",
+        "title": MESSAGE.title, "text": MESSAGE.text, "time": "1970-01-01T00:00:00.000000Z",
+        "events": [{"kind": "lifecycle", "seq": 1}],
+    }  # fmt: skip
+
+
+def test_a_user_in_the_address_is_told_as_http_wants_it(there: Receiver) -> None:
+    url = there.url("/hook?a=b").replace("://", "://me:a%20b@")
+    assert send(type="webhook", url=url) is None
+    assert there.taken[0].headers["authorization"] == "Basic bWU6YSBi"
+    assert there.taken[0].headers["host"] == there.url().partition("//")[2]
+
+
+def test_secrets_come_from_files_as_well_and_may_change_there(there: Receiver, tmp_path: Path) -> None:
+    url, token = tmp_path / "url", tmp_path / "token"
+    url.write_text(there.url("/gotify") + "\n")
+    token.write_text("old\n")
+    keys = {"type": "gotify", "url_file": str(url), "token_file": str(token)}
+    refused = send(**keys)
+    assert refused is not None
+    assert (str(refused)[-12:], refused.again) == ("answered 401", False)
+    token.write_text(f"{TOKEN}\n")
+    assert send(**keys) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "again", "after"),
+    [
+        (500, {}, True, 0), (503, {"Retry-After": "7"}, True, 7), (429, {"Retry-After": "soon"}, True, 0),
+        (400, {}, False, 0), (403, {}, False, 0), (301, {"Location": "http://elsewhere/"}, False, 0),
+    ],
+)  # fmt: skip
+def test_an_answer_says_whether_to_try_again(
+    there: Receiver, status: int, headers: dict[str, str], again: bool, after: float
+) -> None:
+    there.refusals.append((status, headers))
+    problem = send(type="slack", url=there.url("/slack/hook"))
+    assert problem is not None
+    assert (problem.again, problem.after_seconds) == (again, after)
+    assert str(problem) == f"{there.url().partition('//')[2]} answered {status}"
+
+
+def test_what_is_wrong_is_told_without_the_address_and_the_token(there: Receiver, tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        gone = send(type="webhook", url=f"http://user:s3cret@127.0.0.1:{port}/s3cret?s3cret")
+    mute = socket.create_server(("127.0.0.1", 0))
+    late = send(type="webhook", url=f"http://127.0.0.1:{mute.getsockname()[1]}/s3cret", timeout=0.05)
+    mute.close()
+    unset = send(type="webhook", url_env="NOT_SET")
+    missing = send(type="webhook", url_file=str(tmp_path / "none"))
+    odd = send(type="webhook", url_env="ODD", env={"ODD": "s3cret"})
+    told = [str(each) for each in (gone, late, unset, missing, odd)]
+    assert told == [
+        "127.0.0.1: Connection refused" if "refused" in told[0] else told[0],
+        "no answer within 0.05 s",
+        "the environment variable NOT_SET is not set",
+        "url_file: No such file or directory",
+        "its address is no address of a web service",
+    ]
+    assert "s3cret" not in str(told)
+
+
+def test_certificates_are_checked(tmp_path: Path) -> None:
+    path, _ = certificate(tmp_path)
+    with receiver(path) as there:
+        problem = send(type="slack", url=there.url("/slack/hook"))
+        assert "its certificate is not trusted" in str(problem)
+        assert there.taken == []
+        assert send(type="slack", url=there.url("/slack/hook"), ca=str(path)) is None
+        wrong = there.url("/slack/hook").replace("localhost", "localhost.localdomain")
+        assert send(type="slack", url=wrong, ca=str(path)) is not None
+        assert len(there.taken) == 1
+
+
+def test_a_command_gets_the_message_on_its_input_in_its_words_and_in_its_environment(tmp_path: Path) -> None:
+    script = "import json, os, sys; json.dump([json.load(sys.stdin), sys.argv[1:], dict(os.environ)], open('out', 'w'))"
+    command = [sys.executable, "-c", script, "--title={title}", "{status}/{severity}/{pool}/{text}"]
+    assert send(tmp_path, type="command", command=command) is None
+    body, words, env = json.loads((tmp_path / "out").read_text())
+    assert body["title"] == MESSAGE.title
+    assert words == [f"--title={MESSAGE.title}", "problem/error/shop/web: failed & gone"]
+    assert (env["POOLCTL_STATUS"], env["POOLCTL_TITLE"]) == ("problem", MESSAGE.title)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["false"], "false exited with status 1"),
+        (["no-such-program"], "no-such-program: No such file or directory"),
+        (["sleep", "60"], "no answer within 0.2 s"),
+        (["true"], "None"),
+    ],
+)
+def test_a_command_may_fail_and_may_not_hang(command: list[str], words: str) -> None:
+    env = {"PATH": "/usr/bin:/bin"}
+    assert (
+        str(send(type="command", command=command, timeout=0.2 if "60" in command else 20, env=env)) == words
+    )
