@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 PROTOCOL = 1
+CHECK = "--check"  # asks another version of the supervisor whether it could run here
 
 Document = dict[str, Any]
 

@@ -10,7 +10,6 @@ from poolctl.control.client import Client
 from poolctl.control.ending import await_end
 from poolctl.errors import ControlError
 
-CHECK = "--check"
 _END_SECONDS = 30.0
 
 

@@ -6,10 +6,11 @@
 In the first form the supervisor, its only client, may die at any moment; the keeper starts it again and reports to the
 new one what the old one did not hear. PLAN is a JSON object: `supervisor`, its argument vector; `control`, the
 descriptor of its listener; `lifeline`, -1 or a pipe whose end of file asks for the end of the pool; `inherited`, the
-names of systemd's sockets, which follow it; `helpers`, programs to start at once, by the name under which their socket
-is kept. Or PLAN has `supervisor` and `donor`, the descriptor of a link to a supervisor whose keeper is gone, and which
-gives the new one everything. In the second form the client is the program that made the other end of LINK_FD, and
-everything ends with it.
+names of systemd's sockets, which follow it; `begun`, the pids (0: it could not be started) and the links of children
+that were started before this program was loaded, the supervisor's and others' by the name under which they are kept;
+`open_files`, the limits before they were raised for all of them. Or PLAN has `supervisor` and `donor`, the descriptor
+of a link to a supervisor whose keeper is gone, and which gives the new one everything. In the second form the client is
+the program that made the other end of LINK_FD, and everything ends with it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def main() -> None:
     open_files = raise_descriptor_limit()
     if argument.startswith("{"):
         plan = json.loads(argument)
-        keeper = Keeper(directory, plan["supervisor"], plan.get("lifeline", -1), open_files)
+        limits = plan.get("open_files", open_files)
+        keeper = Keeper(directory, plan["supervisor"], plan.get("lifeline", -1), tuple(limits))
         if "restored" in plan:
             keeper.resume(plan["restored"])
         else:

@@ -2,27 +2,90 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..platform import raise_descriptor_limit
+
+Limits = tuple[int, int]
 
 
-def in_background(argv: list[str], env: dict[str, str], fds: list[int]) -> None:
+class Companion(NamedTuple):
+    """A program that is started with another one, as its child; it gets `fd` as descriptor 3.
+
+    `output` is the file that takes what it prints. With `session` it leads a session of its own.
+    """
+
+    argv: list[str]
+    output: str
+    session: bool
+    fd: int = -1
+
+
+def in_background(argv: list[str], env: dict[str, str], fds: Sequence[int]) -> None:
     """Run `argv` in a session of its own, not as our child, with nothing of ours but `fds` at 3, 4 …"""
+    _detached(env, fds, [], lambda: argv)
+
+
+def in_company(
+    argv: Callable[[list[int], Limits], list[str]],
+    env: dict[str, str],
+    fds: Sequence[int],
+    companions: Sequence[Companion],
+) -> None:
+    """Likewise, with companions that begin before the program itself has been loaded: it need not start them.
+
+    `argv` is called in the new process, with their pids, 0 for one that could not be started, and with the limits of
+    open files (the soft and the hard one) from before they were raised for the program and its companions.
+    """
+
+    def command() -> list[str]:
+        limits = raise_descriptor_limit()
+        return argv([_start(each, place, env) for place, each in enumerate(companions, 3 + len(fds))], limits)
+
+    _detached(env, fds, [each.fd for each in companions], command)
+
+
+def _detached(
+    env: dict[str, str], fds: Sequence[int], passing: Sequence[int], command: Callable[[], list[str]]
+) -> None:
+    """Be the program that `command` names; it is called where `fds` and then `passing` stand at 3, 4 …"""
     child = os.fork()
     if child == 0:
         try:
             os.setsid()
             if os.fork() == 0:
-                # Above all places that are taken below, and as low as that: the limit of open files may be small.
-                lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
-                null = os.open(os.devnull, os.O_RDWR)
-                for standard in (0, 1, 2):
-                    os.dup2(null, standard)
-                for place, fd in enumerate(lifted, 3):
-                    os.dup2(fd, place)
-                os.closerange(3 + len(fds), os.sysconf("SC_OPEN_MAX"))
+                _keep_only([*fds, *passing])
                 os.chdir("/")
+                argv = command()
+                for fd in range(3, 3 + len(fds)):
+                    os.set_inheritable(fd, True)
                 os.execve(argv[0], argv, env)
         finally:
             os._exit(1)
     os.waitpid(child, 0)
+
+
+def _keep_only(fds: Sequence[int]) -> None:
+    """Have these descriptors at 3, 4 …, not inheritable, and no others; 0 to 2 are /dev/null."""
+    above = 3 + len(fds)
+    # Above all places that are taken below, and as low as that: the limit of open files may be small.
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    for place, fd in enumerate(lifted, 3):
+        os.dup2(fd, place, inheritable=False)
+    os.closerange(above, os.sysconf("SC_OPEN_MAX"))
+
+
+def _start(companion: Companion, fd: int, env: dict[str, str]) -> int:
+    # Imported in the new process: whoever starts one in the background otherwise needs none of it.
+    from .spawn import spawn
+
+    with contextlib.suppress(OSError):
+        return spawn(companion.argv, env, [fd], companion.output, session=companion.session)
+    return 0

@@ -11,6 +11,9 @@ from .spawn import spawn
 _BACKOFF_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_SECONDS = 60.0
 _HOPELESS = 4
+# Told to a program that has died so often within a minute: what it does by itself may be what it dies of.
+CALM = "--calm"
+_CALM_FROM = 5
 
 
 class Charge:
@@ -22,6 +25,7 @@ class Charge:
         self.due: float | None = now if command else None
         self._log = os.path.join(directory, "supervisor.log")
         self._failures = 0
+        self._deaths: list[float] = []
         self._started = 0.0
 
     def start(self, now: float) -> socket.socket | None:
@@ -31,7 +35,8 @@ class Charge:
         with theirs:
             try:
                 os.makedirs(os.path.dirname(self._log), mode=0o700, exist_ok=True)
-                self.pid = spawn(self.command, None, [theirs.fileno()], self._log, session=False)
+                command = [*self.command, CALM] if self.calm else self.command
+                self.pid = spawn(command, None, [theirs.fileno()], self._log, session=False)
             except OSError:
                 ours.close()
                 self.died(now)
@@ -39,11 +44,21 @@ class Charge:
         self.due = None
         return ours
 
+    def begun(self, pid: int, now: float) -> None:
+        """The program runs already, as this process of ours."""
+        self.pid, self._started, self.due = pid, now, None
+
     def died(self, now: float) -> None:
         """It has ended: at once the first time, later the more often it happens within a minute of its start."""
         self.pid = 0
+        self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
         self._failures = 1 if now - self._started > _STEADY_SECONDS else self._failures + 1
         self.due = now + _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS)) - 1]
+
+    @property
+    def calm(self) -> bool:
+        """It is to do nothing by itself, for it has died often within a minute."""
+        return len(self._deaths) >= _CALM_FROM
 
     @property
     def hopeless(self) -> bool:

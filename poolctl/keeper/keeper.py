@@ -19,7 +19,6 @@ from .pulse import Pulse
 from .reap import Reaper
 from .renewal import Renewal, restore
 from .requests import answer
-from .spawn import spawn
 from .store import Store
 
 VERSION = 2
@@ -49,21 +48,37 @@ class Keeper:
         self._renewal: Renewal | None = None
 
     def begin(self, plan: dict[str, Any]) -> None:
-        """Take what this process was started with into the store, and start the helpers."""
+        """Take what this process was started with into the store."""
         if "donor" in plan:
             self._begin_after(wire.over(plan["donor"]))
             return
-        self.store.put("control", None, [plan["control"]])
-        if self._lifeline >= 0:
-            self.store.put("lifeline", None, [self._lifeline])
-        if names := plan["inherited"]:
-            first = max(plan["control"], self._lifeline) + 1
-            self.store.put("inherited", names, list(range(first, first + len(names))))
-        for name, argv in plan["helpers"].items():
-            ours, theirs = wire.pair()
-            with theirs:
-                spawn(argv, None, [theirs.fileno()], f"{self._directory}/helpers.log", session=True)
-            self.store.put(name, None, [ours.detach()])
+        names = plan["inherited"]
+        first = max(plan["control"], self._lifeline) + 1
+        for name, meta, fds in (
+            ("control", None, [plan["control"]]),
+            ("lifeline", None, [self._lifeline] if self._lifeline >= 0 else []),
+            ("inherited", names, list(range(first, first + len(names)))),
+        ):
+            if fds:
+                self._keep(name, meta, fds)
+        for name, (pid, link) in plan["begun"].items():
+            self._take_over(name, pid, link)
+
+    def _take_over(self, name: str, pid: int, link: int) -> None:
+        """Go on with a child that was started for us; one that could not be is started by who needs it."""
+        if not pid:
+            os.close(link)
+        elif name == "supervisor":
+            self._charge.begun(pid, time.monotonic())
+            self.attach(wire.over(link))
+        else:
+            self._keep(name, None, [link])
+
+    def _keep(self, name: str, meta: Any, fds: list[int]) -> None:
+        """Put into the store what came by exec, and would go on to every program that is started."""
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        self.store.put(name, meta, fds)
 
     def resume(self, file: int) -> None:
         """Go on where the program that this process was before has stopped."""

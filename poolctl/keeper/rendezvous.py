@@ -14,7 +14,7 @@ from collections.abc import Collection
 from ..platform import peer_credentials
 from . import wire
 
-WORKER, LOGGER = "w", "l"
+WORKER, LOGGER, DASHBOARD = "w", "l", "d"
 _TABLE = "/proc/net/unix"
 _TRIES = 3
 

@@ -9,9 +9,11 @@ import logging
 import os
 import sys
 
-from poolctl.control.upgrading import CHECK
-from poolctl.platform import name_process
+from poolctl.control.messages import CHECK
+from poolctl.keeper.charge import CALM
+from poolctl.platform import make_room_for_descriptors, name_process
 
+_GARBAGE = (20_000, 20, 20)
 _NO_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 
 
@@ -20,6 +22,7 @@ def main() -> None:
     if sys.argv[1] == CHECK:
         check(sys.argv[2:])
         return
+    make_room_for_descriptors()
     # Nothing that an import makes is garbage: looking for it is a tenth of the time.
     gc.disable()
     # It would look through everything that is installed here for plugins of pydantic's.
@@ -28,11 +31,13 @@ def main() -> None:
 
     if os.environ[_NO_PLUGINS] == "__all__":
         del os.environ[_NO_PLUGINS]
+    # A look at everything stops the loop for 10 ms, and hardly anything here is garbage: seldom, then.
+    gc.set_threshold(*_GARBAGE)
     gc.enable()
     gc.freeze()
     name_process("poolctl-superv.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    directory, *files = sys.argv[1:]
+    directory, *files = (argument for argument in sys.argv[1:] if argument != CALM)
     sys.exit(asyncio.run(Supervisor(directory, files).run()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,9 +16,11 @@ from poolctl.config.interpreter import default_interpreter
 from poolctl.control import directory
 from poolctl.control.ending import forget_status
 from poolctl.errors import ControlError
-from poolctl.keeper.background import in_background
+from poolctl.keeper import wire
+from poolctl.keeper.background import Companion, Limits, in_company
 
 BUSY = 8
+SUPERVISOR = "supervisor"
 BACKLOG = 512
 LOG_BYTES = 1024 * 1024
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
@@ -66,31 +69,56 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 def _launch(
     files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
 ) -> Launched:
-    listener = _listen(path)
-    read, write = os.pipe() if lifeline else (-1, -1)
-    inherited, names = _inherited(env)
-    fds = [listener.fileno(), *([read] if lifeline else []), *inherited]
+    programs = _programs(files, pool_directory, env)
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
+        fds = [ours.enter_context(_listen(path)).fileno()]
+        write = None
+        if lifeline:
+            read, write = os.pipe()
+            ours.callback(os.close, read)
+            if_failed.callback(os.close, write)
+            fds.append(read)
+        inherited, names = _inherited(env)
+        fds += inherited
+        companions = []
+        first_link = 3 + len(fds)
+        for program in programs.values():
+            kept, given = (ours.enter_context(end) for end in wire.pair())
+            fds.append(kept.fileno())
+            companions.append(program._replace(fd=given.fileno()))
+
+        def keeper(pids: list[int], limits: Limits) -> list[str]:
+            begun = {
+                name: [pid, fd] for fd, (name, pid) in enumerate(zip(programs, pids, strict=True), first_link)
+            }
+            plan = {
+                "supervisor": programs[SUPERVISOR].argv,
+                "control": 3,
+                "lifeline": 4 if lifeline else -1,
+                "inherited": names,
+                "begun": begun,
+                "open_files": limits,
+            }
+            return bootstrap.command(
+                sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True
+            )
+
+        in_company(keeper, _for_the_keeper(env), fds, companions)
+        if_failed.pop_all()
+        return Launched(path, write)
+
+
+def _programs(files: Sequence[str], pool_directory: str, env: Mapping[str, str]) -> dict[str, Companion]:
+    """What is needed in any case, and loads while the keeper does, by the name under which its link is kept."""
     interpreter = default_interpreter(os.path.dirname(files[0]), env)
-    plan = {
-        "supervisor": bootstrap.command(sys.executable, "supervisor", pool_directory, *files),
-        "control": 3,
-        "lifeline": 4 if lifeline else -1,
-        "inherited": names,
-        # It imports while the supervisor does.
-        "helpers": {f"zygote {interpreter}": bootstrap.command(interpreter, "worker", "zygote")},
+    supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
+    zygote = bootstrap.command(interpreter, "worker", "zygote")
+    logger = bootstrap.command(sys.executable, "logs", pool_directory, isolated=True)
+    return {
+        SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
+        f"zygote {interpreter}": Companion(zygote, f"{pool_directory}/helpers.log", session=True),
+        "logger": Companion(logger, f"{pool_directory}/logger.log", session=True),
     }
-    argv = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
-    try:
-        in_background(argv, {name: value for name, value in env.items() if name not in _LISTEN}, fds)
-    except BaseException:
-        if write >= 0:
-            os.close(write)
-        raise
-    finally:
-        listener.close()
-        if read >= 0:
-            os.close(read)
-    return Launched(path, write if lifeline else None)
 
 
 def _put_aside(log: str) -> None:
@@ -106,6 +134,13 @@ def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
     count = int(env["LISTEN_FDS"])
     names = env.get("LISTEN_FDNAMES", "").split(":")[:count]
     return list(range(3, 3 + count)), names + [""] * (count - len(names))
+
+
+def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what systemd said to this process alone, or to another one."""
+    watched = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    unsaid = _LISTEN if watched else (*_LISTEN, "WATCHDOG_USEC")
+    return {name: value for name, value in env.items() if name not in (*unsaid, "WATCHDOG_PID")}
 
 
 def _listen(path: str) -> socket.socket:

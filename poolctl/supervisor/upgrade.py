@@ -8,9 +8,8 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 
-from poolctl.control.messages import Document, error, result
+from poolctl.control.messages import CHECK, Document, error, result
 from poolctl.control.server import Progress
-from poolctl.control.upgrading import CHECK
 from poolctl.pool.select import Selector
 
 from .changes import Kind

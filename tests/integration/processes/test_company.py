@@ -1,0 +1,82 @@
+"""Programs that are started together: the first is the parent of the others, and each holds what is its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from poolctl.keeper import wire
+from poolctl.keeper.background import Companion, Limits, in_company
+from tests.deadline import wait_until
+
+# Says into its last argument who its parent is, what it holds and what it may hold; stays until descriptor 3 ends.
+SAY = """
+import json, os, resource, sys
+held = sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}"))
+limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+said = {"pid": os.getpid(), "parent": os.getppid(), "held": held, "limit": limit}
+with open(sys.argv[-1] + ".new", "w") as file:
+    json.dump(said, file)
+os.rename(sys.argv[-1] + ".new", sys.argv[-1])
+os.read(3, 1)
+"""
+
+
+def say(path: Path) -> list[str]:
+    return [sys.executable, "-I", "-c", SAY, str(path)]
+
+
+def company(directory: Path, *companions: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the program was told and says, and what the last companion says."""
+    told, program, last = (directory / name for name in ("told", "program", "last"))
+    read, write = os.pipe()
+    links = [wire.pair() for _ in companions]
+
+    def command(pids: list[int], limits: Limits) -> list[str]:
+        told.write_text(json.dumps({"pids": pids, "limits": limits}))
+        return say(program)
+
+    try:
+        fds = [read, *(ours.fileno() for ours, _ in links)]
+        output = str(directory / "output")
+        accompanied = [
+            Companion(argv, output, session=True, fd=theirs.fileno())
+            for argv, (_, theirs) in zip(companions, links, strict=True)
+        ]
+        in_company(command, dict(os.environ), fds, accompanied)
+        wait_until(lambda: program.exists() and last.exists())
+    finally:
+        for fd in (read, write):
+            os.close(fd)
+        for pair in links:
+            for end in pair:
+                end.close()
+    return json.loads(told.read_text()) | json.loads(program.read_text()), json.loads(last.read_text())
+
+
+def test_companions_are_children_of_the_program_and_hold_their_link_only(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowered = min(soft, 1000)
+    with open(os.devnull) as stray:
+        os.set_inheritable(stray.fileno(), True)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowered, hard))
+        try:
+            program, last = company(tmp_path, say(tmp_path / "first"), say(tmp_path / "last"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert program["limits"] == [lowered, hard]
+    assert program["limit"] == last["limit"] == hard
+    assert last["parent"] == program["pid"] != os.getpid()
+    assert program["pids"][1] == last["pid"]
+    assert program["held"] == [0, 1, 2, 3, 4, 5]
+    assert last["held"] == [0, 1, 2, 3]
+
+
+def test_a_companion_that_cannot_be_started_keeps_nobody_from_it(tmp_path: Path) -> None:
+    program, last = company(tmp_path, ["/no/such/program"], say(tmp_path / "last"))
+    assert program["pids"] == [0, last["pid"]]
+    assert last["held"] == [0, 1, 2, 3]
