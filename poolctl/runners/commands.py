@@ -43,7 +43,7 @@ async def first_connection(server: ServerConfig, listeners: Sequence[socket.sock
 async def _accepts(server: ServerConfig, listeners: Sequence[socket.socket]) -> bool:
     target: socket.socket | None = listeners[0] if listeners else None
     try:
-        with await _connect(server, target) as probe:
+        with await connect(server, target) as probe:
             if target is None:
                 return True
             # The pool's own listener accepts into its queue at once: wait until the queue has been emptied.
@@ -56,7 +56,8 @@ async def _accepts(server: ServerConfig, listeners: Sequence[socket.socket]) -> 
         return False
 
 
-async def _connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
+async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
+    """A connection to the program: to the listener that it was given, or to its address. Raises OSError."""
     loop = asyncio.get_running_loop()
     address = server.address
     if target is not None:

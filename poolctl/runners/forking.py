@@ -23,6 +23,7 @@ from .notify import Notify
 from .output import Output
 from .protocol import Placement
 from .spec import Spec, app_spec, spec_file, tls_contents, worker_spec
+from .tallies import Tally
 from .workers import LocalWorker
 from .zygotes import Zygotes
 
@@ -130,6 +131,10 @@ class Forker:
             listeners = [sock.fileno() for sock in sockets]
             adoption = [sock.fileno() for sock in self._adoptions.of(server)]
             fds = [files[0], theirs.fileno(), write, *listeners, *files[1:], *adoption]
+            tally = None if server.command else Tally.new()
+            if tally is not None:
+                if_failed.callback(tally.close)
+                fds.append(tally.fd)
             if isinstance(app_zygote, AppZygote):
                 pid = await app_zygote.fork(fds)
             else:
@@ -140,6 +145,7 @@ class Forker:
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
             worker.preloaded = isinstance(app_zygote, AppZygote)
+            worker.tally = tally
             self._enrol(worker, control, theirs, notify)
             return worker
 
@@ -177,6 +183,8 @@ class Forker:
             worker.listen(notify)
         # The keeper gets both ends: a worker must not see an end of file when its supervisor is replaced.
         kept = [control.fileno(), theirs.fileno()]
+        if worker.tally is not None:
+            kept.append(worker.tally.fd)
         if worker.server.command:
             kept = [notify.fileno()] if notify is not None else []
         self._keeper.send({"op": "put", "name": f"worker:{worker.placement.id}", "meta": worker.meta()}, kept)

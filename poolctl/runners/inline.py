@@ -21,7 +21,7 @@ from poolctl.errors import ServerError
 from poolctl.listeners.inherit import inherited_descriptors
 from poolctl.listeners.open import close_listener, describe
 from poolctl.listeners.unix import Identity, identity
-from poolctl.worker.serve import stop_reading
+from poolctl.worker.accepting import stop_reading
 
 from .inline_worker import InlineWorker
 from .listen import listen
@@ -112,6 +112,19 @@ class InlineRunner:
         if worker is not None:
             worker.rotate(in_rotation)
 
+    async def attend(self, placement: Placement, accepting: bool) -> None:
+        """See Runner."""
+        worker = self._workers.get(placement.id)
+        if worker is not None:
+            worker.attend(accepting)
+
+    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+        """See Runner."""
+        worker = self._workers.get(placement.id)
+        if worker is None or worker.exited.done():
+            raise ConnectionRefusedError("it has ended")
+        return worker.connect(kind, plain)
+
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         """See Runner."""
         worker = self._workers.get(placement.id)
@@ -176,6 +189,9 @@ class InlineRunner:
     def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """Nothing: servers of this process write where the process writes."""
         return []
+
+    async def reopen_logs(self) -> None:
+        """See Runner: there are none."""
 
     def endpoints(self, key: str) -> list[str]:
         """See Runner."""

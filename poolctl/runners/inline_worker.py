@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import logging
 import os
 import socket
 import sys
@@ -17,9 +18,11 @@ from uvicorn.lifespan.on import LifespanOn
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
+from poolctl.worker.accepting import stop_reading
+from poolctl.worker.access import Access
 from poolctl.worker.load import LoadFailed, load_app
 from poolctl.worker.secure import renew_context, ssl_context
-from poolctl.worker.serve import PoolServer, StartupFailed, stop_reading
+from poolctl.worker.serve import PoolServer, StartupFailed
 
 from .aside import aside
 from .protocol import Exit, Placement
@@ -77,6 +80,19 @@ class InlineWorker:
             self._give_up()
             self._uvicorn.drain()
 
+    def attend(self, accepting: bool) -> None:
+        """Accept connections, or rest."""
+        if self._uvicorn is not None:
+            self._uvicorn.attend(accepting)
+
+    def connect(self, kind: str, plain: bool) -> socket.socket:
+        """Our end of a connection that it answers. Raises OSError."""
+        if self._uvicorn is None or not self._uvicorn.started:
+            raise ConnectionRefusedError("it has not started")
+        ours, theirs = socket.socketpair()
+        self._uvicorn.probed.answer({"kind": kind, "plain": plain}, theirs)
+        return ours
+
     def rotate(self, in_rotation: bool) -> None:
         """Nothing here sends requests to it, so that nobody need be sent elsewhere."""
 
@@ -129,7 +145,11 @@ class InlineWorker:
             share = self.server.stop_timeout * _REQUESTS_SHARE
             drain_seconds = self.server.drain_timeout
             self._uvicorn = PoolServer(
-                config, state=self._state, drain_seconds=drain_seconds, stop_seconds=share
+                config,
+                state=self._state,
+                drain_seconds=drain_seconds,
+                stop_seconds=share,
+                resting=bool(self.server.health.startup or self.server.health.readiness),
             )
             await self._uvicorn.run(listeners, self._answer)
         except (LoadFailed, StartupFailed) as error:
@@ -148,14 +168,16 @@ class InlineWorker:
             self.begun.set_result(None)
             app = server.app if callable(server.app) else await aside(functools.partial(_imported, server))
         settings = uvicorn_settings(server)
-        # uvicorn turns the access log off for the whole process; here it is one server's matter.
+        # uvicorn turns its access log off for the whole process; here it is one server's matter.
         access_log = settings.pop("access_log")
         config = uvicorn.Config(app, log_config=None, **settings)
         config.load()
         config.lifespan_class = functools.partial(_Lifespan, self)
-        if not access_log:
-            protocol: Any = config.http_protocol_class
-            config.http_protocol_class = _without_access_log(protocol)
+        protocol: Any = config.http_protocol_class
+        config.http_protocol_class = _without_access_log(protocol)
+        if access_log or server.http.request_id:
+            write = logging.getLogger("uvicorn.access").info if access_log else None
+            config.loaded_app = Access(config.loaded_app, write=write, answer=bool(server.http.request_id))
         tls = tls_settings(server)
         if tls is not None:
             with _opened(server) as fds:

@@ -68,6 +68,24 @@ class Link:
         except OSError:
             self._lost()
 
+    def offer(self, payload: bytes) -> bool:
+        """Send what is on the wire already, now or not at all; whether it was sent."""
+        if self.sock.fileno() < 0 or self._outbox:
+            return False
+        try:
+            self.sock.send(payload)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            self._lost()
+            return False
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something that the other end has no room for."""
+        return bool(self._outbox)
+
     async def call(self, message: Message, fds: Sequence[int] = ()) -> Reply:
         """The reply to `message`. Raises LinkLost when the other end is gone, Refused when it reports an error."""
         if self.sock.fileno() < 0:

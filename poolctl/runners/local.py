@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -13,22 +12,26 @@ from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
+from poolctl.worker.tally import Counts
 
 from . import orders
 from .adoption import Adoptions
 from .app_zygotes import AppZygotes
+from .beats import Beats
+from .commands import connect
 from .forking import Forker
 from .link import Link
 from .output import Output
+from .partings import Partings
 from .protocol import Endpoints, Exit, Placement
 from .sleepers import Sleepers
 from .sockets import Sockets
 from .taking_over import take_over
+from .tallies import Tallies
 from .turns import Turns
 from .workers import LocalWorker
 from .zygotes import Zygotes
 
-_KILL_SECONDS = 5.0
 _LAST_OUTPUT_SECONDS = 1.0
 
 
@@ -48,7 +51,7 @@ class LocalRunner:
         logs_directory: str,
         *,
         open_files: tuple[int, int] = (1024, 4096),
-        on_dropped: Callable[[str, int], None] = lambda name, count: None,
+        on_dropped: Callable[[str, int, str], None] = lambda name, count, reason: None,
         on_expired: Callable[[Placement], None] | None = None,
         on_idle: Callable[[Placement, bool], None] = lambda placement, idle: None,
         orphanage: str | None = None,
@@ -66,7 +69,10 @@ class LocalRunner:
         self.forker = Forker(
             keeper, self.zygotes, self.app_zygotes, self.output, self.adoptions, open_files, orphanage
         )
+        self.tallies = Tallies(keeper)
+        self._partings = Partings(keeper, self.adoptions)
         self._workers: dict[str, LocalWorker] = {}
+        self.beats = Beats(self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._forking = 0
         self._on_expired = on_expired
@@ -193,6 +199,20 @@ class LocalRunner:
         if placement.id in self._workers:
             orders.rotate(self._workers[placement.id], in_rotation)
 
+    async def attend(self, placement: Placement, accepting: bool) -> None:
+        """See Runner. A command goes on as before."""
+        if placement.id in self._workers:
+            orders.attend(self._workers[placement.id], accepting)
+
+    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+        """See Runner. A command is reached by its port."""
+        worker = self._workers.get(placement.id)
+        if worker is None or worker.exited.done():
+            raise ConnectionRefusedError("it has ended")
+        if worker.control is None:
+            return await connect(worker.server, next(iter(self.sockets.of(worker.server)), None))
+        return orders.connect(worker, kind, plain)
+
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         """See Runner."""
         if placement.id in self._workers:
@@ -200,40 +220,15 @@ class LocalRunner:
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner. Of a command nobody knows whether it still accepts."""
-        worker = self._workers.get(placement.id)
-        if worker is None or worker.left.done():
-            return
-        if worker.control is None:
-            await self._signal(placement, signal.SIGTERM)
-            worker.leave()
-        else:
-            orders.part(worker, "drain", self.adoptions.protocol(worker.server.key) if replaced else None)
-        await asyncio.wait({worker.left}, timeout=worker.server.drain_timeout)
+        await self._partings.leave(self._workers.get(placement.id), replaced=replaced)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner."""
-        worker = self._workers.get(placement.id)
-        if worker is not None:
-            until = asyncio.get_running_loop().time() + worker.server.drain_timeout
-            await self.leave(placement, replaced=replaced)
-            await asyncio.wait({worker.exited}, timeout=until - asyncio.get_running_loop().time())
+        await self._partings.drain(self._workers.get(placement.id), replaced=replaced)
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """See Runner."""
-        worker = self._workers.get(placement.id)
-        if worker is None:
-            return Exit(message="has ended before")
-        orders.part(worker, "stop", self.adoptions.protocol(worker.server.key) if replaced else None)
-        if worker.control is None or not worker.answered.done():
-            # One that still imports its application reads no orders.
-            await self._signal(placement, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await asyncio.shield(worker.exited)
-        except TimeoutError:
-            await self._signal(placement, signal.SIGKILL, group=True)
-            async with asyncio.timeout(_KILL_SECONDS):
-                return await asyncio.shield(worker.exited)
+        return await self._partings.stop(self._workers.get(placement.id), timeout_seconds, replaced=replaced)
 
     async def watch(self, placement: Placement) -> Exit:
         """See Runner. What a worker that never answered has printed is in its file by then, as far as it can be."""
@@ -246,10 +241,19 @@ class LocalRunner:
         self._workers.pop(placement.id, None)
         return exit_
 
+    def counts(self, placement: Placement) -> Counts | None:
+        """What the worker has counted so far; None of a command, and of one that has ended."""
+        worker = self._workers.get(placement.id)
+        return worker.tally.counts() if worker is not None and worker.tally is not None else None
+
     def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """See Runner."""
         path = self.output.paths.get(name)
         return [line.text for line in tail(path, lines, since=stamp(since))] if path else []
+
+    async def reopen_logs(self) -> None:
+        """See Runner."""
+        await self.output.reopen()
 
     async def aclose(self) -> None:
         """See Runner."""
@@ -273,10 +277,8 @@ class LocalRunner:
 
     def _ended(self, worker: LocalWorker, exit_: Exit) -> None:
         worker.ended(exit_)
+        if worker.tally is not None:
+            placement = worker.placement
+            self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
         self.sleepers.tidy(worker.server.key, self._workers.values())
         self.keeper.send({"op": "drop", "name": f"worker:{worker.placement.id}"})
-
-    async def _signal(self, placement: Placement, number: int, *, group: bool = False) -> None:
-        worker = self._workers.get(placement.id)
-        if worker is not None:
-            await orders.signal(self.keeper, placement.pid, worker.exited, number, group=group)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import socket
 
 from poolctl.config.model import ServerConfig
 from poolctl.platform import sealed_file
@@ -22,6 +24,24 @@ def rotate(worker: LocalWorker, in_rotation: bool) -> None:
     """Tell the worker to send its clients elsewhere, or not to any more; a command is told nothing."""
     if worker.control is not None:
         worker.control.send({"order": "in" if in_rotation else "out"})
+
+
+def attend(worker: LocalWorker, accepting: bool) -> None:
+    """Tell the worker to accept connections, or to rest; a command is told nothing."""
+    worker.resting = ""
+    if worker.control is not None:
+        worker.control.send({"order": "work" if accepting else "rest"})
+
+
+def connect(worker: LocalWorker, kind: str, plain: bool) -> socket.socket:
+    """Our end of a connection that the worker, which is no command, is to answer. Raises OSError."""
+    assert worker.control is not None
+    if worker.control.waits:
+        raise BlockingIOError(errno.EAGAIN, "it has not read what it was told before")
+    ours, theirs = socket.socketpair()
+    with theirs:
+        worker.control.send({"order": "conn", "kind": kind, "plain": plain}, [theirs.fileno()])
+    return ours
 
 
 def part(worker: LocalWorker, order: str, heirs: str | None) -> None:

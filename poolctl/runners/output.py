@@ -19,13 +19,14 @@ from .link import Link, LinkLost
 _AGAIN_SECONDS = 0.2
 _SAY_SECONDS = 1.0
 _LOGGER = "logger"
+_UNDERWAY = "logger-underway"
 
 
 class Output:
     """The pipes of all workers, moved into files by the logger process.
 
     The read ends are kept here and by the keeper, so that a dead logger loses nothing: its successor goes on where it
-    stopped. `on_dropped(name, bytes)` is called when a file could not take something (a full disk).
+    stopped. `on_dropped(name, bytes, reason)` is called when a file could not take something (a full disk).
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Output:
         keeper: Link,
         directory: str,
         logs_directory: str,
-        on_dropped: Callable[[str, int], None],
+        on_dropped: Callable[[str, int, str], None],
         orphanage: str | None = None,
     ) -> None:
         self._keeper = keeper
@@ -45,6 +46,7 @@ class Output:
         self._pipes: dict[str, tuple[int, wire.Message]] = {}
         self._link: Link | None = None
         self._finished: dict[str, asyncio.Event] = {}
+        self._reopened: asyncio.Event | None = None
         self._numbers = itertools.count(1)
         self._restarting: asyncio.Task[None] | None = None
 
@@ -55,9 +57,25 @@ class Output:
         """
         # The keeper has it too: a logger sees the end of its orders only when the pool has lost both.
         _, kept = await self._keeper.call({"op": "get", "name": _LOGGER})
-        self._link = Link(wire.over(kept[0]) if kept else await self._spawn(), self._on_message, self._on_end)
+        if kept:
+            self._link = Link(wire.over(kept[0]), self._on_message, self._on_end)
+        else:
+            note = await self._note()
+            self._link = Link(await self._spawn(), self._on_message, self._on_end)
+            self._link.send({"t": "underway"}, [note])
+            os.close(note)
         for fd, message in self._pipes.values():
             self._link.send(message, [fd])
+        self._ask_reopen()
+
+    async def _note(self) -> int:
+        """The file in which a logger notes what it is just moving, for the one that comes after it."""
+        _, kept = await self._keeper.call({"op": "get", "name": _UNDERWAY})
+        if kept:
+            return kept[0]
+        fd = os.memfd_create("poolctl-log", os.MFD_CLOEXEC)
+        self._keeper.send({"op": "put", "name": _UNDERWAY}, [fd])
+        return fd
 
     async def _spawn(self) -> socket.socket:
         ours, theirs = wire.pair()
@@ -142,6 +160,19 @@ class Output:
         except TimeoutError:
             pass
 
+    async def reopen(self) -> None:
+        """Return when every file is opened anew: nothing is written any more to those that were moved away."""
+        if self._reopened is None:
+            self._reopened = asyncio.Event()
+            self._ask_reopen()
+        await self._reopened.wait()
+
+    def _ask_reopen(self) -> None:
+        # Without a logger there is nothing open: its successor asks for itself.
+        if self._link is not None and self._reopened is not None:
+            self._link.send({"t": "reopen"})
+            self._link.send({"t": "sync"})
+
     def close(self) -> None:
         """Let the logger end; what it has not read yet is lost only if nobody starts another."""
         if self._restarting is not None:
@@ -151,6 +182,7 @@ class Output:
             self._link.close()
             self._link = None
             self._keeper.send({"op": "drop", "name": _LOGGER})
+            self._keeper.send({"op": "drop", "name": _UNDERWAY})
         for fd, _ in self._pipes.values():
             os.close(fd)
         self._pipes.clear()
@@ -162,8 +194,12 @@ class Output:
             os.close(fd)
             self._keeper.send({"op": "drop", "name": f"output:{key}"})
             self._finished.pop(key).set()
+        elif message.get("t") == "synced" and self._reopened is not None:
+            self._reopened.set()
+            self._reopened = None
         elif message.get("t") == "dropped" and key in self._pipes:
-            self._on_dropped(str(self._pipes[key][1]["name"]), int(message.get("bytes", 0)))
+            name, count = str(self._pipes[key][1]["name"]), int(message.get("bytes", 0))
+            self._on_dropped(name, count, str(message.get("error") or ""))
 
     def _on_end(self) -> None:
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -73,6 +74,14 @@ class ProcessRunner:
         """See Runner."""
         await (await self._runner()).rotate(placement, in_rotation)
 
+    async def attend(self, placement: Placement, accepting: bool) -> None:
+        """See Runner."""
+        await (await self._runner()).attend(placement, accepting)
+
+    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+        """See Runner."""
+        return await (await self._runner()).connect(placement, kind, plain)
+
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         """See Runner."""
         await (await self._runner()).renew_tls(placement, server)
@@ -110,6 +119,11 @@ class ProcessRunner:
         """See Runner."""
         started = self._running()
         return started.logs(name, lines, since) if started else []
+
+    async def reopen_logs(self) -> None:
+        """See Runner."""
+        if started := self._running():
+            await started.reopen_logs()
 
     def endpoints(self, key: str) -> list[str]:
         """See Runner."""

@@ -7,6 +7,7 @@ words, and has a pid only if there is one. Standard library only.
 from __future__ import annotations
 
 import signal as _signal
+import socket
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -170,6 +171,21 @@ class Runner(Protocol):
         """
         ...
 
+    async def attend(self, placement: Placement, accepting: bool) -> None:
+        """Let it accept connections, or leave them to the others of its server; one that cannot goes on as before.
+
+        A worker whose server has a startup or a readiness probe accepts nothing before it is let.
+        """
+        ...
+
+    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+        """A connection to this very worker, which does not count as traffic; not blocking, and the caller's to close.
+
+        `kind` is what it answers there: "http" as its application does, or "echo", what was sent. With `plain` without
+        TLS. Of a program nobody can tell which of its processes answers. Raises OSError.
+        """
+        ...
+
     def idle_after(self, placement: Placement, seconds: float) -> None:
         """Let the worker tell from now on when it has been without traffic for so long; 0 is never."""
         ...
@@ -206,6 +222,10 @@ class Runner(Protocol):
 
         Empty when none are kept.
         """
+        ...
+
+    async def reopen_logs(self) -> None:
+        """Return when nothing is written any more to log files that another program has moved away."""
         ...
 
     def endpoints(self, key: str) -> list[str]:

@@ -49,11 +49,14 @@ def worker_spec(
         "listeners": listeners,
         "tls": tls_settings(server),
         "tls_files": tls_files,
-        "adoption": not server.command,  # its pair's two ends are the last descriptors
-        "uvicorn": uvicorn_settings(server),
+        # Its pair's two ends, and the page on which it counts, are the last descriptors.
+        "adoption": not server.command,
+        "uvicorn": uvicorn_settings(server) | {"access_log": False},
+        "requests": _requests(server),
         "drain_seconds": server.drain_timeout,
         "stop_seconds": server.stop_timeout * _REQUESTS_SHARE,
         "idle_seconds": server.idle_seconds,
+        "resting": bool(server.health.startup or server.health.readiness),
     }
 
 
@@ -174,9 +177,18 @@ def uvicorn_settings(server: ServerConfig) -> dict[str, Any]:
         "proxy_headers": http.proxy_headers,
         "forwarded_allow_ips": list(http.trusted_proxies),
         "access_log": http.access_log,
-        "limit_concurrency": http.max_concurrency,
+        # uvicorn counts the connection that asks: from its limit on, not above it, the answer is 503.
+        "limit_concurrency": None if http.max_concurrency is None else http.max_concurrency + 1,
         "limit_max_requests": http.max_requests,
     }
+
+
+def _requests(server: ServerConfig) -> dict[str, Any] | None:
+    """What is made of each request; None for nothing, which costs nothing."""
+    http = server.http
+    if not http.access_log and not http.request_id:
+        return None
+    return {"log": server.log.format if http.access_log else None, "answer": bool(http.request_id)}
 
 
 def _problem(server: ServerConfig, message: str, hint: str) -> ServerError:

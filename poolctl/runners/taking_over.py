@@ -13,12 +13,13 @@ from poolctl.keeper import wire
 from .link import Link
 from .notify import Notify
 from .protocol import Placement
+from .tallies import Tally
 from .workers import LocalWorker
 
 if TYPE_CHECKING:
     from .local import LocalRunner
 
-_KINDS = ("listener", "adoption", "output", "visitor", "worker")
+_KINDS = ("listener", "adoption", "output", "tally", "visitor", "worker")
 
 
 async def take_over(
@@ -55,6 +56,8 @@ async def take_over(
                 runner.adoptions.adopt(rest, fds, meta)
             elif kind == "output":
                 runner.output.adopt(rest, meta, fds[0])
+            elif kind == "tally":
+                runner.tallies.adopt(meta["server"], rest, fds[0])
             elif kind == "visitor":
                 runner.sleepers.adopt(by_key.get(meta["key"]), name, fds[0])
             elif meta["server"] in servers:
@@ -85,6 +88,8 @@ def _worker(
     placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
     worker = LocalWorker(placement, server, str(meta["output"]), meta.get("protocol"))
     worker.start = meta.get("start")
+    # Before the worker turns out to have ended.
+    worker.tally = Tally(fds[2]) if len(fds) > 2 else None
     follow(worker)
     if meta["notify"] is not None:
         worker.listen(Notify(socket.socket(fileno=fds[0]), str(meta["notify"])))

@@ -13,11 +13,13 @@ from typing import Any
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 from poolctl.platform import process_start
+from poolctl.worker.heartbeat import BEAT
 
 from .commands import first_connection
 from .link import Link
 from .notify import Notify
 from .protocol import Exit, Placement, WorkerFailed
+from .tallies import Tally
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -39,6 +41,7 @@ class LocalWorker:
         self.protocol = protocol
         self.control: Link | None = None
         self.notify: Notify | None = None
+        self.tally: Tally | None = None
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
         self.reported: asyncio.Future[None] = loop.create_future()  # it has said how it is, or has ended
@@ -53,6 +56,7 @@ class LocalWorker:
         self.on_idle: Callable[[bool], None] = lambda idle: None
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
+        self.resting = ""  # it accepts nothing: "new", as it was never let, or "told" not to
         self.idle = False  # without traffic for its server's scale.idle
         self.preloaded = False  # forked from a process that had its application already
 
@@ -62,6 +66,7 @@ class LocalWorker:
             os.close(fd)
         if message.get("event") == "ready":
             self.leaving = bool(message.get("leaving"))
+            self.resting = str(message.get("resting") or "")
             if self.leaving:
                 self.leave()
             _settle(self.reported)
@@ -85,6 +90,13 @@ class LocalWorker:
         if self.control is not None:
             self.control.send({"order": "go"})
         _settle(self.begun)
+
+    def beat(self, asked_ns: int) -> bool:
+        """Ask it for a heartbeat; False when it cannot be asked now."""
+        if self.control is None or self.tally is None:
+            return False
+        self.tally.ask(asked_ns)
+        return self.control.offer(BEAT)
 
     def leave(self) -> None:
         """It accepts nothing any more."""

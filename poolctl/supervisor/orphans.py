@@ -94,10 +94,11 @@ class _Intake:
                 return False
             count = int(said["listeners"])
             self._put_once(f"listener:{server.key}", {"server": server.name}, survivor.fds[:count])
-            if pair := survivor.fds[count:]:
+            tally = survivor.fds[-1:] if said.get("tally") else []
+            if pair := survivor.fds[count : len(survivor.fds) - len(tally)]:
                 meta = {"server": server.name, "protocol": said["protocol"]}
                 self._put_once(f"adoption:{server.key}", meta, pair)
-            await self._put_worker(name, survivor, [control.fileno(), theirs.fileno()])
+            await self._put_worker(name, survivor, [control.fileno(), theirs.fileno(), *tally])
         return True
 
     async def _take_program(self, survivor: Survivor, server: ServerConfig) -> bool:

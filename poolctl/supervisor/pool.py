@@ -221,10 +221,10 @@ class ManagedPool:
         if entry is not None:
             self.engine.idle(entry, placement.id, idle)
 
-    def _dropped(self, name: str, count: int) -> None:
+    def _dropped(self, name: str, count: int, reason: str) -> None:
         entry = self.engine.entries.get(name)
         if entry is not None:
-            entry.warnings.append(f"{name}: {count} bytes of output could not be written")
+            entry.warnings.append(f"{name}: {count} bytes of output could not be written: {reason}")
 
     def _about(self) -> Document:
         from poolctl import __version__

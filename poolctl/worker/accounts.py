@@ -10,11 +10,14 @@ import time
 import weakref
 from collections.abc import Callable, Hashable
 from email.utils import formatdate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.server import ServerState
 
 from .adopt import Adoption
+
+if TYPE_CHECKING:
+    from .counting import Batch
 
 Header = tuple[bytes, bytes]
 
@@ -55,6 +58,8 @@ class Accounts(ServerState):
         self._second = -1
         self._requests = 0
         self.date_header = True
+        self.tally: memoryview | None = None  # the page on which is counted
+        self.batch: Batch | None = None  # what is not on it yet
         self.max_requests: int | None = None
         self.on_limit: Callable[[], None] = lambda: None
         self.draining = False  # every answer is the last one of its connection
@@ -63,8 +68,12 @@ class Accounts(ServerState):
         self.on_activity: Callable[[], None] | None = None
         self._on_change = on_change
         self._expected: set[weakref.ref[Any]] = set()
-        self.connections = Watched(on_change, self._active)
+        self.watch_connections(Watched)
         self.tasks = Watched(self._no_tasks, self._active)
+
+    def watch_connections(self, made: Callable[[Callable[[], None], Callable[[], None]], Watched]) -> None:
+        """Keep the connections, of which there are none yet, in such a set."""
+        self.connections = made(self._on_change, self._active)
 
     def expect(self, connection: object) -> None:
         """Note an accepted connection that has its handshake before it; one that fails is noted by its being gone."""

@@ -32,10 +32,11 @@ from .child import (
 )
 from .forks import serve_forks
 from .held import close_others, fill_gaps
-from .life import STARTUP_FAILURE, exit_status, live, set_the_scene
+from .life import STARTUP_FAILURE, live
 from .load import LoadFailed, explain, import_app
 from .preload import keep, preload, settle
 from .rehearse import rehearse
+from .scene import exit_status, set_the_scene
 from .traces import Traces
 from .warm_up import warm_up
 

@@ -11,7 +11,11 @@ import array
 import asyncio
 import fcntl
 import termios
+from time import monotonic_ns
 from typing import Any
+
+from .counting import MANY, Count
+from .tally import MALFORMED
 
 QUIET_SECONDS = 2.0
 CLOSE = (b"connection", b"close")
@@ -30,6 +34,8 @@ class Lingering:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        batch = self.server_state.batch
+        self.count = None if batch is None else Count(batch)
         if kwargs["config"].ssl is not None:
             self.server_state.expect(self)
 
@@ -102,10 +108,26 @@ class Lingering:
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()  # type: ignore[misc]
+        count = self.count
+        if count is not None and count.newest is not self.cycle:
+            newest, count.newest = count.newest, self.cycle
+            batch = count.batch
+            batch.started += 1
+            if batch.timer is None:
+                batch.soon()
+            if newest is None or newest.response_complete:
+                count.begun_ns = monotonic_ns() if batch.started < MANY or not batch.started & 3 else 0
         self._last_request_if_draining()
 
     def handle_events(self) -> None:
         super().handle_events()  # type: ignore[misc]
+        count = self.count
+        if count is not None and count.newest is not self.cycle:
+            count.newest = self.cycle
+            count.batch.started += 1
+            if count.batch.timer is None:
+                count.batch.soon()
+            count.begun_ns = monotonic_ns()  # the one before has its response
         self._last_request_if_draining()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -114,7 +136,27 @@ class Lingering:
         if self.server_state.draining:
             self._close_when_quiet(QUIET_SECONDS)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.count is not None:
+            self.count.lost(self)
+        super().connection_lost(exc)  # type: ignore[misc]
+
+    def send_400_response(self, msg: str) -> None:
+        if self.count is not None:
+            self.count.batch.tally[MALFORMED] += 1
+        super().send_400_response(msg)  # type: ignore[misc]
+
     def on_response_complete(self) -> None:
+        count = self.count
+        if count is not None:
+            batch, begun_ns = count.batch, count.begun_ns
+            batch.complete += 1
+            if begun_ns:
+                # The request that waits begins now, if one has been sent ahead.
+                count.begun_ns = now_ns = monotonic_ns()
+                count.took(now_ns - begun_ns)
+            if batch.timer is None:
+                batch.soon()
         super().on_response_complete()  # type: ignore[misc]
         # It began before anybody knew that it is the last one: its client may ask once more.
         if self.server_state.draining and self.idle and not self.transport.is_closing():

@@ -16,14 +16,18 @@ from typing import Any
 import uvicorn
 
 from ..keeper import wire
+from .access import watch_requests
 from .adopt import Adoption
 from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
+from .heartbeat import answer, begin
 from .idle import Idleness
 from .load import LoadFailed, explain, load_app
 from .orphan import Orphan, who_may_ask
+from .scene import exit_status, set_the_scene
 from .secure import ssl_context
 from .serve import PoolServer, StartupFailed
 from .settings import configure
+from .tally import map_page
 from .thrift import give_back_blank_pages
 
 # What every worker says, as the wire writes it: a fork pays for every page that it touches, and JSON's are 75 KB.
@@ -31,6 +35,7 @@ _IMPORTED = b'{"event":"imported"}'
 _READY = b'{"event":"ready"}'
 _STARTED = b"INFO:     Application startup complete.\n"
 _ENDED = b"INFO:     Application shutdown complete.\n"
+UNCOUNTED = "POOLCTL_UNCOUNTED"  # for a benchmark that compares: in its environment nothing is counted
 STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
 
 
@@ -45,8 +50,10 @@ class Worker:
         self.listeners = [socket.socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
         self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
         self.adoption = _adoption(self.tls_fds.stop) if spec["adoption"] else None
+        self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
         self.signalled: int | None = None
         self.expired = False
+        self.attended = False  # told to accept, or not to
         self.idleness: Idleness | None = None
         self.orphan: Orphan | None = None
         self.ready_at: float | None = None
@@ -79,6 +86,7 @@ class Worker:
         app = load_app(spec)
         config = configure(app, spec["uvicorn"])
         config.load()
+        watch_requests(config, spec["requests"])
         if spec["tls"] is not None:
             config.ssl = ssl_context(spec["tls"], list(self.tls_fds))
             # What has been loaded needs no file any more that the application, or its children, could read.
@@ -93,6 +101,8 @@ class Worker:
             drain_seconds=self.spec["drain_seconds"],
             stop_seconds=self.spec["stop_seconds"],
             adoption=self.adoption,
+            resting=self.spec.get("resting", False),
+            tally=None if UNCOUNTED in os.environ else map_page(self.tally_fd),
         )
         loop = asyncio.get_running_loop()
         serving = asyncio.current_task()
@@ -107,6 +117,7 @@ class Worker:
 
     def _ready(self) -> None:
         self.ready_at = time.monotonic()
+        begin(self.server.accounts.tally)
         self.server.accounts.on_limit = self._limit_reached
         self.server.on_left = lambda: self._tell({"event": "left"})
         self._say(_STARTED)
@@ -120,6 +131,8 @@ class Worker:
         self._tell({"event": "expired"})
 
     def _obey(self) -> None:
+        if answer(self.control, self.server.accounts.tally):
+            return
         try:
             received = wire.receive(self.control)
         except (BlockingIOError, wire.WireError):
@@ -158,8 +171,9 @@ class Worker:
             "ready_at": self.ready_at,
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
+            "tally": True,
         }
-        return message, [sock.fileno() for sock in held]
+        return message, [*(sock.fileno() for sock in held), self.tally_fd]
 
     def _adopted(self, control: int) -> None:
         self.orphan = None
@@ -176,16 +190,25 @@ class Worker:
                 self.server.drain(heirs=message.get("to") == "pair")
             case "out" | "in" as place:
                 self.server.rotate(place == "in")
+            case "rest" | "work" as duty:
+                self.attended = True
+                self.server.attend(duty == "work")
+            case "conn" if self.server.started and len(fds) == 1:
+                self.server.probed.answer(message, socket.socket(fileno=os.dup(fds[0])))
             case "tls":
                 self._renew(message.get("tls") or self.spec["tls"], fds)
             case "idle":
                 self._watch_idleness(message.get("seconds"))
             case "report" if self.server.started:
-                self._tell({"event": "ready", "leaving": self.server.should_exit})
+                self._tell(self._state())
                 if self.expired:
                     self._tell({"event": "expired"})
                 if self.idleness is not None and self.idleness.idle:
                     self._tell_idle(True)
+
+    def _state(self) -> dict[str, Any]:
+        resting = {"resting": "told" if self.attended else "new"} if self.server.resting else {}
+        return {"event": "ready", "leaving": self.server.should_exit, **resting}
 
     def _renew(self, tls: dict[str, Any], fds: list[int]) -> None:
         """Use another certificate from now on; one that cannot be used changes nothing."""
@@ -234,9 +257,8 @@ class Worker:
 
     def _say(self, line: bytes) -> None:
         """Say in the log, in uvicorn's words, what uvicorn would say if it were asked to."""
-        if not self.spec["uvicorn"]["access_log"]:
-            with contextlib.suppress(OSError):
-                os.write(2, line)
+        with contextlib.suppress(OSError):
+            os.write(2, line)
 
     def _failed(self, message: str, status: int) -> int:
         self._tell({"event": "failed", "message": message})
@@ -248,30 +270,15 @@ class Worker:
             self.adoption.forget()
         if self.orphan is not None:
             self.orphan.forget()
-        for held in (self.control, *self.listeners):
+        for fd in (self.tally_fd, self.control.detach(), *(each.detach() for each in self.listeners)):
             try:
-                os.close(held.detach())
+                os.close(fd)
             except OSError:
                 pass
 
 
 def _adoption(first_fd: int) -> Adoption:
     return Adoption(socket.socket(fileno=first_fd), socket.socket(fileno=first_fd + 1))
-
-
-def set_the_scene(spec: Spec) -> None:
-    """Arguments and import path as the application is to find them; done already where it was preloaded."""
-    sys.argv = [spec["app"] or spec["server"]]
-    if sys.path[0] != spec["app_dir"]:
-        sys.path.insert(0, spec["app_dir"])
-
-
-def exit_status(code: object) -> int:
-    """What sys.exit(code) means (its documentation): an integer is the status, None is 0, a text is printed."""
-    if code is None or isinstance(code, int):
-        return (code or 0) & 0xFF
-    print(code, file=sys.stderr)
-    return 1
 
 
 def live(spec: Spec) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -13,10 +13,13 @@ from typing import Any
 
 import uvicorn
 
+from .accepting import accept_from, close, duplicate, stop_reading
 from .accounts import Accounts
 from .adopt import Adoption
+from .counting import Batch, Connections, count_statuses
 from .farewell import say_goodbye
 from .moving import Moving, able_to_leave
+from .probed import Probed
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -38,7 +41,8 @@ class PoolServer(uvicorn.Server):
     The listeners' descriptors are duplicated: closing them is left to their owner. The loop is the caller's, so that
     one process can run a single server or many. `state` reaches the application in `scope["state"]`; a drain takes at
     most `drain_seconds`, requests under way get `stop_seconds` after that and are cancelled then. Connections that come
-    through `adoption` are served as if they had been accepted.
+    through `adoption` are served as if they had been accepted. `resting`, it accepts nothing before `attend`. What is
+    served is counted on the page `tally`; one process counts on one page.
     """
 
     def __init__(
@@ -49,16 +53,24 @@ class PoolServer(uvicorn.Server):
         drain_seconds: float = 30.0,
         stop_seconds: float = 10.0,
         adoption: Adoption | None = None,
+        resting: bool = False,
+        tally: memoryview | None = None,
     ) -> None:
         super().__init__(config)
+        self.resting = resting
+        self._out = False
+        self._probed: Probed | None = None
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
         self._changed = asyncio.Event()
         self._accepting = asyncio.Lock()  # held by who opens or closes `servers`
         self._adoption = adoption
         self._arriving: set[asyncio.Task[Any]] = set()
+        self._reviews: set[asyncio.Task[None]] = set()
         self._extra_state = state or {}
         self.accounts = Accounts(self._changed.set)
+        self.accounts.tally = tally
+        self.accounts.batch = None if tally is None else Batch(tally)
         self.server_state = self.accounts
         self.lingers = self.migrates = False
         self.servers: list[asyncio.base_events.Server] = []
@@ -70,8 +82,9 @@ class PoolServer(uvicorn.Server):
         `on_ready` is called when the lifespan startup has completed and the listeners are being accepted from.
         Raises StartupFailed when the application cannot be loaded or its startup fails.
         """
-        await self._start(listeners)
-        if self._adoption is not None:
+        self._listeners = listeners
+        await self._start([] if self.resting else listeners)
+        if self._adoption is not None and not self.resting:
             self._adoption.open(self._adopt)
         on_ready()
         try:
@@ -109,13 +122,46 @@ class PoolServer(uvicorn.Server):
         )
         return movable and self._adoption is not None and self.config.ssl is None
 
+    @property
+    def probed(self) -> Probed:
+        """What answers whoever asks how this worker is; most are never asked."""
+        if self._probed is None:
+            self._probed = Probed(self, self._listeners)
+        return self._probed
+
     def rotate(self, in_rotation: bool) -> None:
         """Out of rotation everything is answered, but every answer is the last one of its connection; in undoes it."""
-        if self.should_exit:
+        self._out = not in_rotation
+        self._keep_connections(in_rotation and not self.resting)
+
+    def attend(self, accepting: bool) -> None:
+        """Accept connections from now on; or rest: leave them to other workers, and see off those that there are."""
+        self.resting = not accepting
+        self._keep_connections(accepting and not self._out)
+        review = asyncio.get_running_loop().create_task(self._attend())
+        self._reviews.add(review)
+        review.add_done_callback(self._reviews.discard)
+
+    async def _attend(self) -> None:
+        async with self._accepting:
+            if self.should_exit or self.resting is not bool(self.servers):
+                return
+            if not self.resting:
+                self.servers = await accept_from(self._listeners, self._make_protocol, self.config)
+                if self._adoption is not None:
+                    self._adoption.open(self._adopt)
+                return
+            if self._adoption is not None:
+                self._adoption.close()
+            before, self.servers = self.servers, []
+            await close(before)
+
+    def _keep_connections(self, kept: bool) -> None:
+        if self.should_exit or self.accounts.draining is not kept:
             return
-        self.accounts.draining = not in_rotation
+        self.accounts.draining = not kept
         for connection in self._http_connections():
-            connection.stay() if in_rotation else connection.linger()
+            connection.stay() if kept else connection.linger()
 
     async def renew(self, context: ssl.SSLContext) -> None:
         """Use another TLS context for the handshakes that begin from now on."""
@@ -123,24 +169,18 @@ class PoolServer(uvicorn.Server):
             if self.should_exit:
                 return
             self.config.ssl = context
-            loop = asyncio.get_running_loop()
             # The new ones accept before the old ones do not: both are on the same sockets.
-            made = [
-                await loop.create_server(
-                    self._make_protocol, sock=_duplicate(sock), ssl=context, backlog=self.config.backlog
-                )
-                for server in self.servers
-                for sock in server.sockets
-            ]
+            listeners = [sock for server in self.servers for sock in server.sockets]
+            made = await accept_from(listeners, self._make_protocol, self.config)
             before, self.servers = self.servers, made
-            await _close(before)
+            await close(before)
 
     async def _start(self, listeners: Sequence[socket.socket]) -> None:
         config = self.config
         try:
             if not config.loaded:
                 config.load()
-            config.http_protocol_class = able_to_leave(config.http_protocol_class)  # type: ignore[arg-type]
+            self._prepare_protocol()
             self.lifespan = config.lifespan_class(config)
             self.lifespan.state.update(self._extra_state)
             self.accounts.default_headers = config.encoded_headers
@@ -148,7 +188,7 @@ class PoolServer(uvicorn.Server):
             self.accounts.max_requests = self.limit_max_requests
             self.accounts.on_limit = self._limit_reached
             with contextlib.ExitStack() as held:
-                dups = [held.enter_context(_duplicate(listener)) for listener in listeners]
+                dups = [held.enter_context(duplicate(listener)) for listener in listeners]
                 # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
                 held.callback(stop_reading, dups)
                 await self.startup(sockets=dups)
@@ -156,6 +196,14 @@ class PoolServer(uvicorn.Server):
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else 1
             raise StartupFailed("the application did not start", status) from exit_
+
+    def _prepare_protocol(self) -> None:
+        uvicorns: Any = self.config.http_protocol_class
+        ours = self.config.http_protocol_class = able_to_leave(uvicorns)
+        tally = self.accounts.tally
+        if tally is not None:
+            self.accounts.watch_connections(functools.partial(Connections, tally, ours))
+        count_statuses(uvicorns, self.accounts.batch)
 
     def _adopt(self, sock: socket.socket) -> None:
         """Serve a connection that somebody else has accepted."""
@@ -186,6 +234,8 @@ class PoolServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting and see every connection off, each in its way; then the application's own shutdown."""
         await self._stop_accepting()
+        if self._probed is not None:
+            self._probed.close()
         self.on_left()
         if self.lingers or self.migrates:
             self.accounts.heirs = self._adoption if self.migrates else None
@@ -205,6 +255,8 @@ class PoolServer(uvicorn.Server):
         for task in list(self.accounts.tasks):
             task.cancel(msg="the server stops")
         await self._emptied(_CANCELLED_TASKS_SECONDS)
+        if self.accounts.batch is not None:
+            self.accounts.batch.write()
         await self.lifespan.shutdown()
 
     async def _linger(self) -> None:
@@ -223,7 +275,7 @@ class PoolServer(uvicorn.Server):
         if self._adoption is not None:
             self._adoption.close()
         async with self._accepting:
-            await _close(self.servers)
+            await close(self.servers)
 
     def _http_connections(self) -> list[Any]:
         return [each for each in self.accounts.connections if hasattr(each, "linger")]
@@ -244,29 +296,3 @@ class PoolServer(uvicorn.Server):
                 while while_():
                     self._changed.clear()
                     await self._changed.wait()
-
-
-def stop_reading(listeners: Sequence[socket.socket]) -> None:
-    """Accept nothing more from them from now on; what was accepted goes on."""
-    loop = asyncio.get_running_loop()
-    for listener in listeners:
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.remove_reader(listener.fileno())
-
-
-async def _close(servers: Sequence[asyncio.base_events.Server]) -> None:
-    # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the listener
-    # first and close it some turns later, when those are attached.
-    for server in servers:
-        stop_reading(server.sockets)
-    for _ in range(3):
-        await asyncio.sleep(0)
-    for server in servers:
-        server.close()
-    await asyncio.sleep(0)
-
-
-def _duplicate(listener: socket.socket) -> socket.socket:
-    # Not listener.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
-    # the listener of every other worker; one that calls accept() just then waits there for ever.
-    return socket.socket(listener.family, listener.type, listener.proto, fileno=os.dup(listener.fileno()))

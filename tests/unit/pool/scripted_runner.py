@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class ScriptedRunner:
         self.armed: dict[str, Callable[[], None]] = {}
         self.may_place: asyncio.Event | None = None
         self.may_stop: asyncio.Event | None = None
+        self.asked: list[tuple[str, str, socket.socket]] = []
 
     async def open(self, server: ServerConfig) -> Endpoints:
         if server.name in self.unopenable:
@@ -77,6 +79,16 @@ class ScriptedRunner:
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
         self.log.append(f"{'in' if in_rotation else 'out'} {placement.id}")
+
+    async def attend(self, placement: Placement, accepting: bool) -> None:
+        self.log.append(f"{'work' if accepting else 'rest'} {placement.id}")
+
+    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+        if placement.id not in self.running:
+            raise ConnectionRefusedError("it has ended")
+        ours, theirs = socket.socketpair()
+        self.asked.append((placement.id, kind, theirs))
+        return ours
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         self.log.append(f"tls {placement.id}")
@@ -133,6 +145,9 @@ class ScriptedRunner:
 
     def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         return []
+
+    async def reopen_logs(self) -> None:
+        pass
 
     def endpoints(self, key: str) -> list[str]:
         return [key] if key in self.opened else []

@@ -1,0 +1,61 @@
+"""How workers of this machine are told to leave, and what is done about those that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from . import orders
+from .adoption import Adoptions
+from .link import Link
+from .protocol import Exit
+from .workers import LocalWorker
+
+_KILL_SECONDS = 5.0
+
+
+class Partings:
+    """Tells workers to leave, drain and stop (see Runner); None is a worker that has ended."""
+
+    def __init__(self, keeper: Link, adoptions: Adoptions) -> None:
+        self._keeper = keeper
+        self._adoptions = adoptions
+
+    async def leave(self, worker: LocalWorker | None, *, replaced: bool = True) -> None:
+        """See Runner. Of a command nobody knows whether it still accepts."""
+        if worker is None or worker.left.done():
+            return
+        if worker.control is None:
+            await self._signal(worker, signal.SIGTERM)
+            worker.leave()
+        else:
+            orders.part(worker, "drain", self._adoptions.protocol(worker.server.key) if replaced else None)
+        await asyncio.wait({worker.left}, timeout=worker.server.drain_timeout)
+
+    async def drain(self, worker: LocalWorker | None, *, replaced: bool = True) -> None:
+        """See Runner."""
+        if worker is not None:
+            until = asyncio.get_running_loop().time() + worker.server.drain_timeout
+            await self.leave(worker, replaced=replaced)
+            await asyncio.wait({worker.exited}, timeout=until - asyncio.get_running_loop().time())
+
+    async def stop(
+        self, worker: LocalWorker | None, timeout_seconds: float, *, replaced: bool = False
+    ) -> Exit:
+        """See Runner."""
+        if worker is None:
+            return Exit(message="has ended before")
+        orders.part(worker, "stop", self._adoptions.protocol(worker.server.key) if replaced else None)
+        if worker.control is None or not worker.answered.done():
+            # One that still imports its application reads no orders.
+            await self._signal(worker, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.shield(worker.exited)
+        except TimeoutError:
+            await self._signal(worker, signal.SIGKILL, group=True)
+            async with asyncio.timeout(_KILL_SECONDS):
+                return await asyncio.shield(worker.exited)
+
+    async def _signal(self, worker: LocalWorker, number: int, *, group: bool = False) -> None:
+        await orders.signal(self._keeper, worker.placement.pid, worker.exited, number, group=group)

@@ -1,0 +1,22 @@
+"""What an application finds when it is imported, and what its leaving means."""
+
+from __future__ import annotations
+
+import sys
+
+from .child import Spec
+
+
+def set_the_scene(spec: Spec) -> None:
+    """Arguments and import path as the application is to find them; done already where it was preloaded."""
+    sys.argv = [spec["app"] or spec["server"]]
+    if sys.path[0] != spec["app_dir"]:
+        sys.path.insert(0, spec["app_dir"])
+
+
+def exit_status(code: object) -> int:
+    """What sys.exit(code) means (its documentation): an integer is the status, None is 0, a text is printed."""
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF
+    print(code, file=sys.stderr)
+    return 1

@@ -1,0 +1,120 @@
+"""A name and a line for each request, with both parsers; servers that do not ask for it do nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+import uvicorn
+from websockets.asyncio.client import connect
+
+from poolctl.worker import access
+from poolctl.worker.access import Access, unwatched, watch_requests
+from tests.serving import ENGINES, Client, Engine, lifespan, served
+
+MADE = re.compile(r"[0-9a-f]{32}")
+
+
+@pytest.fixture(params=ENGINES[:2], ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+class Told:
+    """Tells what it finds of the name; fails at `/fails`, waits for the client's end at `/waits`."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[Any, Any]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        headers = [value for name, value in scope["headers"] if name == b"x-request-id"]
+        self.found.append((scope["state"].get("request_id"), headers))
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await receive()
+            return
+        if scope["path"] == "/fails":
+            raise RuntimeError("on purpose")
+        if scope["path"] == "/waits":
+            while (await receive())["type"] != "http.disconnect":
+                continue
+            return
+        started = {"type": "http.response.start", "status": 202}
+        await send({**started, "headers": [(b"content-length", b"2"), (b"X-Request-ID", b"the app's")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+def test_a_name_is_honoured_or_made_and_found_by_the_application_and_the_client(engine: Engine) -> None:
+    async def scenario() -> None:
+        app, lines = Told(), []
+        async with served(engine, Access(app, write=lines.append, answer=True)) as (_, _app, port, _running):
+            client = await Client.connect(port)
+            status, headers, _ = await client.get("/a?b=c", "X-Request-ID: theirs-1")
+            assert (status, headers["x-request-id"]) == (202, "theirs-1")
+            assert app.found[-1] == ("theirs-1", [b"theirs-1"])
+            for bad in (
+                "X-Request-ID: with space",
+                "X-Request-ID: " + "a" * 129,
+                'X-Request-ID: a"b',
+                "Other: 1",
+            ):
+                _, headers, _ = await client.get("/", bad)
+                made = headers["x-request-id"]
+                assert MADE.fullmatch(made)
+                assert app.found[-1] == (made, [made.encode()])
+            assert re.fullmatch(
+                r'127\.0\.0\.1:\d+ - "GET /a\?b=c HTTP/1\.1" 202 Accepted \d+\.\d+ms theirs-1', lines[0]
+            )
+            assert len(lines) == 5
+            client.close()
+
+    engine.run(scenario())
+
+
+def test_a_line_says_how_it_ended_also_when_nothing_was_answered(engine: Engine) -> None:
+    async def scenario() -> None:
+        lines: list[str] = []
+        inner = Access(Told(), write=lines.append, line=access.as_json)
+        async with served(engine, inner) as (_, _app, port, _running):
+            client = await Client.connect(port)
+            status, headers, _ = await client.get("/fails")
+            assert (status, headers.get("x-request-id")) == (500, None)
+            leaving = await Client.connect(port)
+            await leaving.send("/waits")
+            leaving.close()
+            async with asyncio.timeout(5):
+                while len(lines) < 2:
+                    await asyncio.sleep(0.002)
+            async with connect(f"ws://127.0.0.1:{port}/ws"):
+                pass
+            async with asyncio.timeout(5):
+                while len(lines) < 3:
+                    await asyncio.sleep(0.002)
+            found = [json.loads(line) for line in lines]
+            assert [(each["method"], each["target"], each["status"]) for each in found] == [
+                ("GET", "/fails", 500), ("GET", "/waits", 499), ("WebSocket", "/ws", 101),
+            ]  # fmt: skip
+            assert found[0]["level"] == "INFO"
+            assert MADE.fullmatch(found[0]["request_id"])
+            assert found[0]["duration_seconds"] >= 0
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found[0]["time"])
+
+    engine.run(scenario())
+
+
+def test_nothing_is_done_for_who_does_not_ask() -> None:
+    app = Told()
+    config = uvicorn.Config(app, log_config=None)
+    config.load()
+    before = config.loaded_app
+    watch_requests(config, None)
+    assert config.loaded_app is before
+    assert unwatched(before) is before
+    assert unwatched(Access(app, write=None)) is app

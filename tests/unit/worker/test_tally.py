@@ -1,0 +1,41 @@
+"""The page on which a worker counts, as its supervisor reads it."""
+
+from __future__ import annotations
+
+import os
+
+from poolctl.worker import tally
+
+
+def test_what_one_process_counts_another_one_reads() -> None:
+    fd = tally.new_page()
+    page = tally.map_page(fd)
+    page[tally.STARTED] += 3
+    counts = tally.read_page(fd)
+    os.close(fd)
+    assert counts is not None
+    assert counts[tally.STARTED] == 3
+
+
+def test_a_page_of_another_layout_or_no_page_at_all_is_not_read() -> None:
+    fd = tally.new_page()
+    os.pwrite(fd, (tally.LAYOUT + 1).to_bytes(8, "little"), 0)
+    assert tally.read_page(fd) is None
+    os.ftruncate(fd, 100)
+    assert tally.read_page(fd) is None
+    os.close(fd)
+
+
+def test_of_a_worker_that_has_ended_nothing_is_open_and_what_was_under_way_is_lost() -> None:
+    page = tally.blank_page()
+    page[tally.STARTED] = 5
+    page[tally.BUCKETS] = 3
+    page[tally.OPEN_CONNECTIONS] = page[tally.OPEN_WEBSOCKETS] = 2
+    left = tally.completed(page.tolist())
+    assert tally.in_flight(left) == 0
+    assert left[tally.DISCONNECTED] == 2
+    assert (left[tally.OPEN_CONNECTIONS], left[tally.OPEN_WEBSOCKETS]) == (0, 0)
+    total = tally.completed(tally.blank_page().tolist())
+    tally.add(total, left)
+    tally.add(total, left)
+    assert (total[tally.STARTED], tally.responses(total)) == (10, 6)
