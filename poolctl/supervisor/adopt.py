@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping
 
 from poolctl.config.model import ServerConfig
 from poolctl.runners.local import LocalRunner
+from poolctl.states import Status
 
 from .engine import Engine
-from .entry import Worker
+from .entry import Worker, is_gated
 from .memory import Memory
 from .reconcile import Phase
 
@@ -47,6 +48,8 @@ async def adopt(
     for each in found:
         placement = each.placement
         phase = Phase.READY if each.ready_at is not None else Phase.STARTING
+        if each.resting == "new" and is_gated(each.server):
+            phase = Phase.STARTING
         if each.leaving:
             phase = Phase.DRAINING
         entry = engine.entries[placement.server]
@@ -54,9 +57,13 @@ async def adopt(
             placement.id, placement.generation, placement.index, each.server, phase, placement, each.ready_at
         )
         worker.idle = each.idle
+        worker.resting = bool(each.resting)
+        if each.resting == "told":
+            # Because it was ko; whoever told it is gone.
+            worker.health = Status.KO
         if entry.name in unknown and phase is not Phase.DRAINING:
             entry.generation = max(entry.generation, worker.generation)
-        engine.adopt(entry, worker)
+        engine.inheritance.adopt(entry, worker)
     _listeners(engine, runner)
     return len(found)
 
@@ -67,5 +74,5 @@ def _listeners(engine: Engine, runner: LocalRunner) -> None:
             # What has no listener of ours is as good as open once it has a worker.
             without = (config.job or config.binds_itself) and entry.workers
             if without or runner.endpoints(config.key):
-                engine.adopt_listener(entry, config)
-        engine.resume(entry)
+                engine.inheritance.adopt_listener(entry, config)
+        engine.inheritance.resume(entry)

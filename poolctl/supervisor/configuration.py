@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.config.single import Surroundings
+from poolctl.config.tables import Tables
 from poolctl.control.messages import Document
 
 from .engine import Engine
@@ -18,7 +19,10 @@ from .settle import Settled, Settler
 
 
 class Configuration:
-    """The pool's files and what came of them; `environments` are those that servers were given by command."""
+    """The pool's files and what came of them; `environments` are those that servers were given by command.
+
+    `followers` are called with what is configured beside the servers, whenever that has changed.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,8 @@ class Configuration:
         self.placed: dict[str, ServerConfig] = {}
         self.problems: list[Document] = []
         self.environments = environments
+        self.tables = Tables()
+        self.followers: list[Callable[[Tables], None]] = []
         self._settler = Settler(files, state_directory, self.name)
         self._memory = memory
         self._environment: Mapping[str, str] | None = None
@@ -53,6 +59,7 @@ class Configuration:
         self.name, self.placed, self.missing = kept.name, kept.placed, set(kept.missing)
         self._surroundings, self._port_range = kept.surroundings, kept.port_range
         self._environment = kept.environment
+        self.tables = kept.tables
         self.environments.update(kept.environments)
         return kept.servers
 
@@ -73,6 +80,10 @@ class Configuration:
         self._environment = environment or self._environment
         self.missing.clear()
         self._written = -1
+        if settled.tables != self.tables:
+            self.tables = settled.tables
+            for follower in self.followers:
+                follower(self.tables)
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -91,9 +102,9 @@ class Configuration:
 
     def keep(self, engine: Engine) -> None:
         """Leave what is in force to a successor, if it has changed."""
-        if self._written == engine.configured:
+        if self._written == engine.roster.configured:
             return
-        self._written = engine.configured
+        self._written = engine.roster.configured
         entries = engine.entries.values()
         placed = {
             worker.id: worker.config
@@ -113,4 +124,5 @@ class Configuration:
             self._port_range,
             self._environment,
             dict(self.environments),
+            self.tables,
         )

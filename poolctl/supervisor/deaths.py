@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from poolctl.clock import Clock
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Exit
+from poolctl.runners.protocol import Exit, WorkerFailed
 
 from . import policy
 from .entry import Entry, Worker
 from .policy import Next
 from .reconcile import LEAVING, Phase
+
+logger = logging.getLogger("poolctl.supervisor")
 
 Kind = tuple[int, str]
 START_FAILED: Kind = (1323, "ErrorPoolStart")
@@ -42,6 +45,7 @@ class Deaths:
     def ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """The worker is gone, told to or not."""
         entry.workers.pop(worker.id, None)
+        worker.exit = exit_
         if worker.phase not in LEAVING:
             self._unordered_end(entry, worker, exit_)
         self._touch(entry)
@@ -56,6 +60,8 @@ class Deaths:
             entry.failure, entry.failed_since = failure, worker.placed_at
         if not was_ready and worker.generation == entry.generation and self.go_back(entry):
             return
+        if worker.given_up and exit_.ok:
+            exit_ = Exit(message=exit_.message)  # it did as it was told, and has failed all the same
         if worker.generation == entry.generation and entry.wanted:
             self.died(entry, exit_, was_ready=was_ready)
 
@@ -96,6 +102,9 @@ class Deaths:
             entry.called = False
         elif verdict.next is Next.DONE:
             entry.done = True
+        elif verdict.next is Next.FAILED and entry.recovering and not was_ready and _serves(entry):
+            # Those that serve are not taken away because one that was to take an ailing one's place does not start.
+            self._hold(entry, entry.config.restart.backoff.max)
         elif verdict.next is Next.FAILED:
             entry.failed = True
             if was_ready or entry.config.restart.policy != "no":
@@ -124,13 +133,25 @@ class Deaths:
         entry.refusing = True
         self._touch(entry)
 
-    def note(self, entry: Entry, message: str, hint: str, kind: Kind) -> None:
-        """An attempt has failed."""
+    def note(self, entry: Entry, message: str, hint: str, kind: Kind, *, of_a_worker: bool = True) -> None:
+        """An attempt has failed; what workers have printed before explains it only if it was one of theirs."""
+        if not of_a_worker:
+            entry.failed_since = self._clock.time()
         entry.failures += 1
         entry.failure = failure_of(entry, message, hint, kind)
+
+
+def _serves(entry: Entry) -> bool:
+    return any(each.phase is Phase.READY for each in entry.workers.values())
 
 
 def failure_of(entry: Entry, message: str, hint: str, kind: Kind) -> ServerError:
     """The failure of a server, with the code of what was tried."""
     code, error = kind
     return ServerError(message, name=entry.name, bind=entry.config.bind, hint=hint, code=code, error=error)
+
+
+def expect(error: Exception) -> None:
+    """Log an error that no runner should raise. The server has failed in any case, and no task may end unseen."""
+    if not isinstance(error, (ServerError, WorkerFailed, OSError)):
+        logger.error("not expected of a runner", exc_info=error)

@@ -6,39 +6,57 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable
 
-from poolctl.address import overlaps
 from poolctl.clock import Clock
 from poolctl.config.model import ServerConfig
+from poolctl.monitor.events import Events
 from poolctl.runners.protocol import Runner
 
 from .addresses import Addresses, abandoned, same_listener
+from .agenda import Agenda
 from .entry import Entry, Worker
 from .execute import Executor
-from .graph import Graph
-from .reconcile import LEAVING, Listener, Phase, View, decide
+from .inheritance import Inheritance
+from .ordered import CURRENT, NOBODYS
+from .probing import Probing
+from .reconcile import LEAVING, Listener, Stop, View, decide
+from .roster import Roster
 
 
 class Engine:
-    """All servers of the pool, in the order of the file. `listeners` get each entry that may have changed."""
+    """All servers of the pool, in the order of the file.
+
+    `listeners` get each entry that may have changed, `ailments` each worker that is found to be alive in name only,
+    with the reason.
+    """
 
     def __init__(self, servers: Iterable[ServerConfig], runner: Runner, clock: Clock) -> None:
         self.runner = runner
         self.clock = clock
-        self.entries: dict[str, Entry] = {server.name: Entry(server) for server in servers}
+        self.events = Events(clock)
         self._addresses = Addresses(self.touch)
-        for entry in self.entries.values():
-            self._addresses.claim(entry)
-        self.graph = Graph(self.entries)
+        self.roster = Roster(servers, self._addresses)
+        self.entries = self.roster.entries
+        self.graph = self.roster.graph
         self.listeners: set[Callable[[Entry], None]] = set()
+        self.ailments: set[Callable[[Entry, Worker, str], None]] = set()
+        self.calm = False  # nothing is done that nobody has ordered
+        self._ordered: set[str] = set()
         self.reason = ""  # why everything is being stopped, if nobody has asked for it
-        self.configured = 0  # how many times the configuration of a server has changed
         self._summaries: dict[str, tuple[object, ...]] = {}
-        self._removed: dict[str, Entry] = {}
-        self._dirty: dict[str, Entry] = {}
+        self._agenda = Agenda()
         self._scheduled = False
+        self.probing = Probing(runner, self)
+        self.listeners.add(self.probing.look)
         self._executor = Executor(
-            runner, clock, self._addresses, self.touch, self._configure, lambda: random.uniform(-1, 1)
+            runner,
+            clock,
+            self._addresses,
+            self._moved,
+            self.roster.configure,
+            lambda: random.uniform(-1, 1),
+            self.probing,
         )
+        self.inheritance = Inheritance(self.roster, self._addresses, self._executor, self.touch)
 
     # Changes of what is wanted.
 
@@ -57,7 +75,7 @@ class Engine:
             for worker in entry.workers.values()
         ):
             # What leaves keeps its name until it has gone; what comes gets another.
-            self._next_generation(entry)
+            entry.next_generation()
         entry.wanted, entry.dismissed, entry.failed, entry.done = True, False, False, False
         entry.ignore_dependencies = ignore_dependencies
         self.touch(entry)
@@ -77,7 +95,7 @@ class Engine:
         running = any(worker.generation == entry.generation for worker in entry.workers.values())
         entry.code_since = self.clock.monotonic()
         if entry.wanted and running:
-            self._next_generation(entry)
+            entry.next_generation()
             entry.restarts += 1
         elif entry.armed is not None:
             self._executor.preload(entry)
@@ -86,8 +104,14 @@ class Engine:
     def renew(self, entry: Entry, generation: int) -> None:
         """Replace the workers of this generation, which have served long enough; no failure and no restart."""
         if entry.wanted and entry.generation == generation:
-            self._next_generation(entry)
+            entry.next_generation()
             self.touch(entry)
+
+    def relieve(self, entry: Entry, worker: Worker) -> None:
+        """Stop this one worker; when it has gone, another takes its place."""
+        worker.relieved = True
+        self._executor.perform(entry, Stop(worker.id))
+        self.touch(entry)
 
     def idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
         """A worker has been without traffic for long enough to sleep, or is so no longer."""
@@ -96,35 +120,20 @@ class Engine:
             worker.idle = idle
             self.touch(entry)
 
-    def _next_generation(self, entry: Entry) -> None:
-        entry.newest += 1
-        entry.generation = entry.newest
-
     # Changes of what there is.
 
     def add(self, config: ServerConfig) -> Entry:
         """A server that was not there, not started; one that is leaving under the same name comes back as this one."""
-        entry = self.entries.get(config.name)
-        self.configured += 1
-        if entry is None:
-            entry = self.entries[config.name] = Entry(config)
-            self.graph.add(entry)
-            self._addresses.claim(entry)
-        else:
-            entry.removed = entry.dismissed = False
-            self._removed.pop(entry.name, None)
-            self._configure(entry, config)
+        entry = self.roster.add(config)
         self.touch(entry)
         return entry
 
     def remove(self, entry: Entry) -> None:
         """Stop the server, whose workers finish what they have; it is forgotten when nothing of it is left."""
-        entry.removed = True
-        self._removed[entry.name] = entry
+        self.roster.remove(entry)
         entry.out = False
         entry.cancel_timers()
         entry.wanted = entry.called = entry.failed = entry.done = False
-        self._addresses.leave(entry)
         self.touch(entry)
 
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
@@ -134,7 +143,7 @@ class Engine:
         failed or waits is tried again, and what was stopped stays so.
         """
         before, was_disabled = entry.config, entry.is_disabled
-        self._configure(entry, config)
+        self.roster.configure(entry, config)
         if not same_listener(before, config):
             # At once: whoever wants that address may be looked at before this one.
             self._addresses.leave(entry)
@@ -146,7 +155,7 @@ class Engine:
                 self._executor.idle_after(entry, config.idle_seconds)
         elif entry.wanted:
             if any(each.generation == entry.generation for each in entry.workers.values()):
-                self._next_generation(entry)
+                entry.next_generation()
                 entry.restarts += 1
             entry.code_since = self.clock.monotonic()
             # What it depends on now may be new as well.
@@ -179,95 +188,53 @@ class Engine:
         """Let the server use its certificates as they are now, in the processes that run. Raises ServerError."""
         await self._executor.renew_tls(entry)
 
-    def arrange(self, names: Iterable[str]) -> None:
-        """Put the servers into this order; those that are not named follow."""
-        first = {name: self.entries[name] for name in names if name in self.entries}
-        rest = {name: entry for name, entry in self.entries.items() if name not in first}
-        self.entries.clear()
-        self.entries.update(first | rest)
-
-    def _configure(self, entry: Entry, config: ServerConfig) -> None:
-        self.configured += 1
-        self.graph.remove(entry)
-        self._addresses.waive(entry)
-        entry.config = config
-        self.graph.add(entry)
-        self._addresses.claim(entry)
-
-    def _forget(self, entry: Entry) -> None:
-        self.configured += 1
-        self.graph.remove(entry)
-        self._addresses.waive(entry)
-        del self.entries[entry.name]
-        self._removed.pop(entry.name, None)
-        self._summaries.pop(entry.name, None)
-
-    # Taking over.
-
-    def adopt_listener(self, entry: Entry, config: ServerConfig) -> None:
-        """Take over an open listener that the supervisor before had opened for the entry, under this configuration."""
-        if same_listener(config, entry.config):
-            entry.listener, entry.bound = Listener.OPEN, entry.config
-        elif overlaps(config.address, entry.config.address):
-            # The other one cannot be open as well; the move begins anew.
-            entry.listener, entry.bound = Listener.OPEN, config
-        elif not any(same_listener(config, held) for held in entry.former):
-            entry.former.append(config)
-        if entry.removed or config is not entry.config:
-            self._addresses.leave(entry)
-        self.touch(entry)
-
-    def adopt(self, entry: Entry, worker: Worker) -> None:
-        """Take over a worker of the supervisor before."""
-        if entry.removed:
-            self._removed[entry.name] = entry
-            self._addresses.leave(entry)
-        entry.workers[worker.id] = worker
-        entry.called = entry.called or worker.phase is Phase.READY
-        entry.newest = max(entry.newest, worker.generation)
-        self._executor.adopt(entry, worker)
-        self.touch(entry)
-
-    def resume(self, entry: Entry) -> None:
-        """Go on from what was taken over: the generation that serves may be newer than was noted, or all be leaving."""
-        staying = {worker.generation for worker in entry.workers.values() if worker.phase not in LEAVING}
-        if entry.workers and entry.generation not in staying:
-            newer = [generation for generation in staying if generation > entry.generation]
-            if newer:
-                entry.generation = max(newer)
-            elif any(worker.generation == entry.generation for worker in entry.workers.values()):
-                # What leaves keeps its name until it has gone; what comes gets another.
-                self._next_generation(entry)
-        self.touch(entry)
+    def ail(self, entry: Entry, worker: Worker, reason: str) -> None:
+        """A worker is alive in name only: tell those who do something about it."""
+        for listener in list(self.ailments):
+            listener(entry, worker, reason)
 
     # Deciding.
 
     def touch(self, entry: Entry) -> None:
         """Something about the entry has changed: decide on it before the loop sleeps again."""
-        self._dirty[entry.name] = entry
+        self._note(entry)
+
+    def _moved(self, entry: Entry) -> None:
+        self._note(entry, moved=True)
+
+    def _note(self, entry: Entry, *, moved: bool = False) -> None:
+        self._agenda.add(entry, moved=moved)
+        if by := CURRENT.get():
+            entry.ordered = by
+            self._ordered.add(entry.name)
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._settle)
+            asyncio.get_running_loop().call_soon(self._settle, context=NOBODYS)
 
     def _settle(self) -> None:
         self._scheduled = False
         touched: dict[str, Entry] = {}
-        while self._dirty:
-            name = next(iter(self._dirty))
-            entry = self._dirty.pop(name)
+        for entry in self._agenda.turn():
+            name = entry.name
             touched[name] = entry
             self._addresses.review(entry)
             self._review_sleep(entry)
-            for action in decide(self._view(entry)):
+            for action in () if self.calm and name not in self._ordered else decide(self._view(entry)):
                 self._executor.perform(entry, action)
             self._wake_neighbours(entry)
             for held in self._addresses.tidy(entry):
                 self._executor.close(held)
             if entry.removed and entry.at_rest and self.entries.get(name) is entry:
-                self._forget(entry)
+                self.roster.forget(entry)
+                self._summaries.pop(name, None)
             elif not entry.removed:
                 # What leaves may wait for the last worker that needed it.
-                self._dirty.update(self._removed)
+                self._agenda.update(self.roster.removed.values())
+        if self._agenda:
+            self._schedule()
         for entry in touched.values():
             for listener in list(self.listeners):
                 listener(entry)
@@ -294,4 +261,4 @@ class Engine:
             self._summaries[entry.name] = summary
             neighbours = (*self.graph.dependents(entry), *self.graph.dependencies(entry))
             for neighbour in (*neighbours, *self._addresses.neighbours(entry)):
-                self._dirty[neighbour.name] = neighbour
+                self._agenda.add(neighbour)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 from poolctl.config.model import ServerConfig
+from poolctl.config.sections import Health
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Exit, Placement
+from poolctl.states import Status
 
+from .ordered import Ordered
 from .reconcile import LEAVING, Listener, Phase, View, WorkerView, is_ready, state_of
 from .sleep import asleep
 
@@ -25,12 +29,35 @@ class Worker:
     placement: Placement | None = None
     ready_at: float | None = None
     failure: ServerError | None = None
+    given_up: bool = False  # told to end because it was not ready in its time
     placed_at: float = 0.0  # in seconds since the epoch
     out: bool = False  # told to be out of rotation
+    resting: bool = False  # it leaves the accepting to others
+    health: Status = Status.UNKNOWN  # what its probes say
     left: bool = False  # it accepts nothing any more
     idle: bool = False  # ready, and without traffic for its server's scale.idle
+    stuck: bool = False  # its event loop has left a heartbeat unanswered
+    relieved: bool = False  # stopped because it ails: another takes its place
     task: asyncio.Task[None] | None = None
     preparing: asyncio.Future[str] | None = None
+    exit: Exit | None = None
+
+    @property
+    def status(self) -> Status:
+        """How it is: what its probes say, or, without any, that nothing is known against it."""
+        if self.stuck:
+            return Status.KO
+        return self.health if is_probed(self.config.health) else Status.OK
+
+
+def is_probed(health: Health) -> bool:
+    """Whether anything is asked of a worker that is ready."""
+    return health.readiness is not None or health.liveness is not None
+
+
+def is_gated(config: ServerConfig) -> bool:
+    """Whether a worker has to pass a probe before it is ready."""
+    return config.health.startup is not None or config.health.readiness is not None
 
 
 @dataclass(slots=True)
@@ -72,9 +99,15 @@ class Entry:
     failures: int = 0  # how many attempts to become ready, or to stop, have failed
     failure: ServerError | None = None  # the newest of them
     last_exit: Exit | None = None  # of the newest worker that ended though nobody had told it to
+    # When its workers were recovered, monotonic, by their indexes, or all of them.
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
+    recovering: dict[str, Any] = field(
+        default_factory=dict
+    )  # the recovery under way, for a supervisor to come
     failed_since: float = 0.0  # when the worker was placed that it is about, in seconds since the epoch
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    ordered: Ordered | None = None  # by whom what happens to it
 
     @property
     def name(self) -> str:
@@ -84,6 +117,11 @@ class Entry:
     def size(self) -> int:
         """How many workers it is to have."""
         return self.config.workers if self.count is None else self.count
+
+    @property
+    def overlaps(self) -> bool:
+        """Two generations of it may run at once."""
+        return self.config.overlap and not (self.config.command and not self.config.notify)
 
     @property
     def is_disabled(self) -> bool:
@@ -97,7 +135,7 @@ class Entry:
             wanted=self.wanted,
             generation=self.generation,
             count=self.size,
-            overlap=self.config.overlap and not (self.config.command and not self.config.notify),
+            overlap=self.overlaps,
             may_start=may_start,
             may_stop=may_stop,
             may_open=may_open,
@@ -117,7 +155,17 @@ class Entry:
             armed=self.armed is not None,
             listener=self.listener,
             workers=tuple(
-                WorkerView(worker.id, worker.generation, worker.index, worker.phase, worker.out, worker.idle)
+                WorkerView(
+                    worker.id,
+                    worker.generation,
+                    worker.index,
+                    worker.phase,
+                    worker.out,
+                    worker.idle,
+                    worker.stuck,
+                    worker.resting,
+                    worker.status is Status.KO,
+                )
                 for worker in self.workers.values()
             ),
         )
@@ -151,6 +199,17 @@ class Entry:
     def ready(self) -> bool:
         # Asked of every server, often: the view is for those of which it may be true.
         return bool(self.workers or self.done) and is_ready(self.view(may_start=True, may_stop=True))
+
+    @property
+    def health(self) -> Status:
+        """How its ready workers are: all of them alike, or warn when they differ."""
+        ready = [worker for worker in self.workers.values() if worker.phase is Phase.READY]
+        found = {worker.status for worker in ready}
+        if not any(worker.stuck or is_probed(worker.config.health) for worker in ready):
+            return Status.OK if self.ready else Status.UNKNOWN
+        if len(found) > 1:
+            found.discard(Status.UNKNOWN)
+        return found.pop() if len(found) == 1 else Status.WARN
 
     @property
     def at_rest(self) -> bool:
@@ -199,6 +258,11 @@ class Entry:
     def started(self) -> bool:
         """There is a process, ready or not."""
         return any(worker.placement is not None for worker in self.workers.values())
+
+    def next_generation(self) -> None:
+        """Let what is placed from now on be of a generation that there has never been."""
+        self.newest += 1
+        self.generation = self.newest
 
     def cancel_timers(self) -> None:
         """Forget the backoff."""

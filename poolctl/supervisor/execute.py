@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from poolctl.clock import Clock
 from poolctl.config.model import ServerConfig
-from poolctl.errors import ServerError
 from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
 from .addresses import Addresses
 from .contents import digests
-from .deaths import START_FAILED, STOP_FAILED, Deaths, failure_of
-from .entry import Entry, Worker
+from .deaths import START_FAILED, STOP_FAILED, Deaths, expect, failure_of
+from .doors import Doors
+from .entry import Entry, Worker, is_gated
 from .preloading import Preloading
-from .reconcile import LEAVING, Action, Close, Drain, Listener, Open, Phase, Release, Rotate, Spawn, Stop
+from .probing import Probing
+from .reconcile import (
+    LEAVING,
+    Action,
+    Attend,
+    Close,
+    Drain,
+    Listener,
+    Open,
+    Phase,
+    Release,
+    Rotate,
+    Spawn,
+    Stop,
+)
 from .sleep import Arm, Disarm, Sleep
 from .watch import Watch
-
-logger = logging.getLogger("poolctl.supervisor")
 
 
 class Executor:
@@ -39,12 +51,14 @@ class Executor:
         touch: Callable[[Entry], None],
         configure: Callable[[Entry, ServerConfig], None],
         jitter: Callable[[], float],
+        probing: Probing,
     ) -> None:
+        self._probing = probing
         self._runner = runner
         self._clock = clock
-        self._addresses = addresses
         self._touch = touch
         self._deaths = Deaths(clock, touch, configure, jitter)
+        self._doors = Doors(runner, addresses, self._deaths, touch)
         self._watch = Watch(runner, touch)
         self._preloading = Preloading(runner)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -54,17 +68,18 @@ class Executor:
         match action:
             case Open():
                 entry.listener, entry.bound = Listener.OPENING, entry.config
-                self._spawn_task(self._open(entry))
+                self._spawn_task(self._doors.open(entry))
             case Close():
                 entry.listener = Listener.CLOSING
-                self._spawn_task(self._close(entry))
+                self._spawn_task(self._doors.close(entry))
             case Release(key):
                 held = next(each for each in entry.former if each.key == key)
                 entry.former.remove(held)
                 entry.releasing.append(held)
-                self._spawn_task(self._release(entry, held))
+                self._spawn_task(self._doors.release(entry, held))
             case Spawn(generation, index):
                 worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, entry.config)
+                worker.resting = is_gated(entry.config) and not entry.config.command
                 entry.workers[worker.id] = worker
                 worker.task = self._spawn_task(self._live(entry, worker))
             case Drain(name):
@@ -76,7 +91,7 @@ class Executor:
                 worker.phase = Phase.STOPPING
                 if worker.placement is not None:
                     # One that its successor waits for leaves its connections to it.
-                    successor = entry.wanted and not worker.config.overlap
+                    successor = entry.wanted and (worker.relieved or not worker.config.overlap)
                     self._spawn_task(self._stop(entry, worker, replaced=successor))
                 else:
                     self._preloading.give_up(worker)
@@ -84,6 +99,11 @@ class Executor:
                 worker = entry.workers[name]
                 worker.out = not in_rotation
                 self._spawn_task(self._rotate(worker))
+            case Attend(name, accepting):
+                worker = entry.workers[name]
+                worker.resting = not accepting
+                assert worker.placement is not None
+                self._spawn_task(self._runner.attend(worker.placement, accepting))
             case Arm():
                 self._watch.arm(entry)
                 self._preloading.ahead(entry)
@@ -103,6 +123,10 @@ class Executor:
             self._spawn_task(self._stop(entry, worker, 0))
         else:
             self._preloading.give_up(worker)
+
+    def close(self, held: ServerConfig) -> None:
+        """Close a listener that is no server's any more."""
+        self._spawn_task(self._runner.close(held.key))
 
     def _spawn_task(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -128,47 +152,11 @@ class Executor:
     def _sleep(self, entry: Entry) -> None:
         # The bell, or the next worker, takes over what these have.
         entry.called = False
-        entry.newest += 1
-        entry.generation = entry.newest
+        entry.next_generation()
         for worker in entry.workers.values():
             if worker.phase is Phase.READY:
                 worker.phase = Phase.DRAINING
                 self._spawn_task(self._drain(entry, worker, replaced=True))
-        self._touch(entry)
-
-    # Listeners.
-
-    def close(self, held: ServerConfig) -> None:
-        """Close a listener that is no server's any more."""
-        self._spawn_task(self._runner.close(held.key))
-
-    async def _open(self, entry: Entry) -> None:
-        assert entry.bound is not None
-        try:
-            await self._runner.open(entry.bound)
-        except Exception as error:
-            _expect(error)
-            entry.listener, entry.bound = Listener.CLOSED, None
-            message = getattr(error, "message", str(error))
-            self._deaths.note(entry, message, getattr(error, "hint", ""), START_FAILED)
-            if entry.wanted and not self._deaths.go_back(entry):
-                self._deaths.died(entry, Exit(message=message), was_ready=False)
-        else:
-            entry.listener = Listener.OPEN
-            self._addresses.opened(entry)
-        self._touch(entry)
-
-    async def _close(self, entry: Entry) -> None:
-        assert entry.bound is not None
-        await self._release(entry, entry.bound)
-        entry.listener, entry.bound, entry.vacates = Listener.CLOSED, None, False
-        self._touch(entry)
-
-    async def _release(self, entry: Entry, held: ServerConfig) -> None:
-        if self._addresses.give_up(entry, held):
-            await self._runner.close(held.key)
-        if held in entry.releasing:
-            entry.releasing.remove(held)
         self._touch(entry)
 
     # Workers.
@@ -194,7 +182,7 @@ class Executor:
                 return None
             placement = await self._runner.place(worker.config, worker.generation, worker.index)
         except Exception as error:
-            _expect(error)
+            expect(error)
             message = getattr(error, "message", str(error))
             worker.failure = failure_of(entry, message, getattr(error, "hint", ""), START_FAILED)
             self._deaths.ended(entry, worker, Exit(message=message))
@@ -209,7 +197,7 @@ class Executor:
         assert worker.placement is not None
         ending = asyncio.ensure_future(self._runner.watch(worker.placement))
         if worker.phase is Phase.STARTING:
-            await self._become_ready(entry, worker)
+            await self._become_ready(entry, worker, ending)
         elif worker.phase in LEAVING:
             leave = self._drain if worker.phase is Phase.DRAINING else self._stop
             self._spawn_task(leave(entry, worker))
@@ -218,23 +206,29 @@ class Executor:
     async def _go_on(self, entry: Entry, worker: Worker) -> None:
         self._deaths.ended(entry, worker, await (await self._see_ready(entry, worker)))
 
-    async def _become_ready(self, entry: Entry, worker: Worker) -> None:
+    async def _become_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         assert worker.placement is not None
         config = worker.config
         try:
             await self._runner.begun(worker.placement)
             async with asyncio.timeout(None if config.job else config.start_timeout):
                 await self._runner.ready(worker.placement)
+                if is_gated(config):
+                    await self._admit(entry, worker, ending)
         except WorkerFailed as error:
             worker.failure = failure_of(entry, error.message, error.hint, START_FAILED)
         except TimeoutError:
             limit = format_duration(config.start_timeout)
             hint = f"poolctl logs {entry.name}; start_timeout says how long it may take"
-            worker.failure = failure_of(entry, f"was not ready within {limit}", hint, START_FAILED)
+            why = self._probing.message(entry, worker)
+            message = f"was not ready within {limit}{f': {why}' if why else ''}"
+            worker.failure = failure_of(entry, message, hint, START_FAILED)
+            worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         except Exception as error:
-            _expect(error)
+            expect(error)
             worker.failure = failure_of(entry, str(error), f"poolctl logs {entry.name}", START_FAILED)
+            worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         else:
             if worker.phase is Phase.STARTING:
@@ -242,6 +236,20 @@ class Executor:
                 worker.ready_at = self._clock.monotonic()
                 entry.called = True
                 self._touch(entry)
+
+    async def _admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
+        """Return when its probes have passed. Raises WorkerFailed when it has ended before."""
+        passing = asyncio.ensure_future(self._probing.admit(entry, worker))
+        try:
+            either: set[asyncio.Future[Any]] = {passing, ending}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            passing.cancel()
+        if ending.done():
+            exit_ = ending.result()
+            hint = f"poolctl logs {entry.name}"
+            raise WorkerFailed(f"{exit_.message} before it was ready", hint=hint, exit=exit_)
+        await passing
 
     async def _drain(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
         assert worker.placement is not None
@@ -289,9 +297,3 @@ def _is_replaced(entry: Entry, worker: Worker) -> bool:
         and bool(each.config.tls) is bool(worker.config.tls)
         for each in entry.workers.values()
     )
-
-
-def _expect(error: Exception) -> None:
-    """Log an error that no runner should raise. The server has failed in any case, and no task may end unseen."""
-    if not isinstance(error, (ServerError, WorkerFailed, OSError)):
-        logger.error("not expected of a runner", exc_info=error)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.pool.select import Selector
+from poolctl.states import Status
 
 from .engine import Engine
 from .entry import Entry
 from .order import RESTART, START, STOP, Order
-from .reports import disabled, drained
+from .reports import disabled, drained, unwell
 from .selection import Selection
 
 
@@ -41,6 +42,8 @@ class Lifecycle:
         if selector.targets:
             order.problems += [disabled(entry) for entry in chosen if entry.is_disabled]
             order.problems += [drained(entry) for entry in chosen if entry.out]
+        complaint = self._engine.probing.complaint
+        order.problems += [unwell(entry, complaint(entry)) for entry in chosen if _is_unwell(entry)]
         return await order.conclude(chosen, options, progress)
 
     async def restart(self, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -50,7 +53,7 @@ class Lifecycle:
         order = Order(self._engine, RESTART, runnable, lambda entry: entry.settled)
         environment = options.get("env")
         if environment:
-            self._engine.configured += 1  # a successor has to know of it
+            self._engine.roster.configured += 1  # a successor has to know of it
         for entry in runnable:
             if environment:
                 self._environments[entry.name] = environment
@@ -81,3 +84,8 @@ class Lifecycle:
                 on = ", ".join(each.name for each in graph.dependencies(entry) if each in all_of_them)
                 progress({"warning": f"stopping {entry.name} as well, which depends on {on}"})
         return all_of_them
+
+
+def _is_unwell(entry: Entry) -> bool:
+    """It runs, so that there is nothing to start, and is not ready all the same."""
+    return entry.wanted and entry.complete and entry.health is Status.KO

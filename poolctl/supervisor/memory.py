@@ -13,6 +13,7 @@ from typing import Any
 from poolctl import __version__
 from poolctl.config.model import ServerConfig
 from poolctl.config.single import Surroundings
+from poolctl.config.tables import Tables
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link
 
@@ -39,6 +40,8 @@ _REMEMBERED: dict[str, Any] = {
     "done": False,
     "restarts": 0,
     "restart_times": [],
+    "recoveries": {},
+    "recovering": {},
     "files": {},
 }
 
@@ -58,14 +61,18 @@ class Kept:
     # What `reload --env` and `restart --env` brought, of the pool and by server.
     environment: Mapping[str, str] | None = None
     environments: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    # What is configured beside the servers.
+    tables: Tables = field(default_factory=Tables)
 
 
 class Memory:
-    """Two entries of the keeper's store, as files in memory that only this pool's processes can reach."""
+    """Entries of the keeper's store, as files in memory that only this pool's processes can reach."""
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
         self._last = b""
+        self._wanted: dict[str, dict[str, Any]] = {}
+        self._noted: dict[str, Entry] = {}
 
     async def configuration(self) -> Kept | None:
         """What the supervisor before had in force; None if there was none."""
@@ -94,18 +101,30 @@ class Memory:
                     setattr(entries[name], key, values[key])
         return set(recalled)
 
-    def remember(self, entries: Iterable[Entry]) -> None:
-        """Leave what is wanted of the entries, if it has changed."""
-        document: dict[str, Any] = {
-            entry.name: {
+    def note(self, *entries: Entry) -> None:
+        """Something about them may have changed since they were remembered."""
+        self._noted.update((entry.name, entry) for entry in entries)
+
+    def remember(self, entries: Iterable[str]) -> None:
+        """Leave what is wanted of the entries of these names; only what was noted is looked at."""
+        for name, entry in self._noted.items():
+            self._wanted[name] = {
                 key: value for key, usual in _REMEMBERED.items() if (value := getattr(entry, key)) != usual
             }
-            for entry in entries
-        }
-        content = json.dumps(document).encode()
+        self._noted.clear()
+        content = json.dumps({name: self._wanted[name] for name in entries if name in self._wanted}).encode()
         if content != self._last:
             self._last = content
             self._write("wanted", content)
+
+    async def totals(self) -> dict[str, Any]:
+        """What the supervisor before had counted."""
+        found: dict[str, Any] = json.loads(await self._read("totals") or b"{}")
+        return found
+
+    def keep_totals(self, totals: dict[str, Any]) -> None:
+        """Leave what was counted."""
+        self._write("totals", json.dumps(totals).encode())
 
     def _write(self, name: str, content: bytes) -> None:
         fd = sealed_file(f"poolctl-{name}", content)

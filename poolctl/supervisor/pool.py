@@ -22,6 +22,7 @@ from poolctl.runners.protocol import Placement
 from .adopt import adopt
 from .configuration import Configuration
 from .engine import Engine
+from .entry import Entry
 from .mandatory import Mandatory
 from .memory import Memory
 from .orphans import take_in
@@ -118,7 +119,7 @@ class ManagedPool:
             logger.info("took over %d workers", adopted)
         await self.runner.output.start()
         self._remember = Debounced(self._leave_behind)
-        self.engine.listeners.add(lambda entry: self._remember.soon())
+        self.engine.listeners.add(self._changed)
         self.engine.listeners.add(Mandatory(self._end_with).look)
         self._verbs = Verbs(self.engine, self._about, self._end_soon, self._configuration, self._make_way)
         self._control = ControlServer(listener, self._handle)
@@ -144,19 +145,28 @@ class ManagedPool:
         document = await self._verbs.handle(request, progress)
         self._presence.rename(self.name)
         # What is answered is also what a successor will know.
-        self._remember.now()
+        self._remember_all()
         return document
 
     def _give_way(self) -> None:
         """End as if killed: the keeper starts a successor, which adopts everything."""
-        self._remember.now()
+        self._remember_all()
         logging.shutdown()
         os._exit(0)
+
+    def _changed(self, entry: Entry) -> None:
+        self._memory.note(entry)
+        self._remember.soon()
+
+    def _remember_all(self) -> None:
+        # Who calls this may be ahead of the engine, which has not told yet what it has changed.
+        self._memory.note(*self.engine.entries.values())
+        self._remember.now()
 
     def _leave_behind(self) -> None:
         """The configuration first: what is wanted of a server means little without it."""
         self._configuration.keep(self.engine)
-        self._memory.remember(self.engine.entries.values())
+        self._memory.remember(self.engine.entries)
 
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""
@@ -171,7 +181,7 @@ class ManagedPool:
 
     def remember(self) -> None:
         """Leave to a successor what is wanted now."""
-        self._remember.now()
+        self._remember_all()
 
     def exit_reported(self, report: wire.Message) -> None:
         """The keeper reaped a child."""

@@ -1,4 +1,4 @@
-"""The verbs that look: list, show, status, wait."""
+"""The verbs that look: list, show, status, wait; and reopen, after which others may look at the logs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
+from poolctl.errors import ServerError
 from poolctl.pool.select import Selector
+from poolctl.states import State, Status
 
 from .engine import Engine
 from .entry import Entry
 from .order import TIMED_OUT
-from .reports import Reports, details, reporter
+from .reports import Reports, details, reporter, unwell
 from .reports import late as late_as
 from .selection import Selection
 from .waiting import until
@@ -38,7 +40,7 @@ class Reading:
         entries = self._selection.of(selector)
         items = self._reports.items(entries)
         for document, entry in zip(items, entries, strict=True):
-            document.update(details(entry, self._engine.runner.endpoints(entry.config.key)))
+            document.update(details(entry, self._engine))
         return result(items)
 
     async def status(self, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -48,8 +50,10 @@ class Reading:
             entry for entry in entries if not (entry.is_disabled or entry.dismissed or entry.removed)
         ]
         counts: dict[str, int] = {}
+        healths: dict[str, int] = {}
         for entry in entries:
             counts[entry.state] = counts.get(entry.state, 0) + 1
+            healths[entry.health.value] = healths.get(entry.health.value, 0) + 1
         missing = [entry for entry in should_run if not (entry.ready or entry.asleep)]
         summary = {
             **self._about(),
@@ -57,8 +61,9 @@ class Reading:
             "should_run": len(should_run),
             "ready": sum(entry.ready for entry in should_run),
             "states": counts,
+            "health": healths,
         }
-        errors = [entry.failure.to_dict() for entry in missing if entry.failure is not None]
+        errors = [problem.to_dict() for entry in missing if (problem := self._problem(entry)) is not None]
         return result(
             self._reports.items(entries), errors, exit_code=NOT_DESIRED if missing else 0, summary=summary
         )
@@ -69,12 +74,28 @@ class Reading:
         goal = str(options.get("for") or "ready")
         tests: dict[str, Callable[[Entry], bool]] = {
             "ready": lambda entry: entry.ready,
-            "healthy": lambda entry: entry.ready,
+            "healthy": lambda entry: entry.ready and entry.health is Status.OK,
             "stopped": lambda entry: entry.at_rest and not entry.failed,
         }
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
         late = await until(self._engine, entries, test, options.get("timeout"), reporter(progress, options))
-        errors = [late_as(entry, MONITOR, f"is {entry.state}, not {goal}").to_dict() for entry in late]
+        errors = [late_as(entry, MONITOR, self._why_not(entry, goal)).to_dict() for entry in late]
         return result(self._selection.items(selector), errors, exit_code=TIMED_OUT if late else 0)
+
+    def _problem(self, entry: Entry) -> ServerError | None:
+        complaint = self._engine.probing.complaint(entry)
+        if complaint and entry.state == State.RUNNING:
+            return unwell(entry, complaint)
+        return entry.failure
+
+    def _why_not(self, entry: Entry, goal: str) -> str:
+        complaint = self._engine.probing.complaint(entry) if entry.state == State.RUNNING else ""
+        return f"is {entry.state}, not {goal}{f': {complaint}' if complaint else ''}"
+
+    async def reopen(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The selected servers, when every log file is opened anew."""
+        items = self._selection.items(selector)
+        await self._engine.runner.reopen_logs()
+        return result(items)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from poolctl.probes.attendance import Attending, attendance
 from poolctl.states import State
 
 from .sleep import Arm, Disarm, Sleep, asleep, tired
@@ -49,6 +50,9 @@ class WorkerView:
     phase: Phase
     out: bool = False  # told to be out of rotation
     idle: bool = False  # ready, and without traffic for as long as its server wants it to be before it sleeps
+    stuck: bool = False  # its event loop answers nobody
+    resting: bool = False  # ready, and it leaves the accepting to others
+    ko: bool = False  # it is not well
 
 
 @dataclass(slots=True)
@@ -131,13 +135,21 @@ class Rotate:
 
 
 @dataclass(frozen=True, slots=True)
+class Attend:
+    """Let a worker accept connections, or leave them to others."""
+
+    worker: str
+    accepting: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Close a listener of an address that the server had before."""
 
     key: str
 
 
-Action = Open | Close | Spawn | Drain | Stop | Rotate | Release | Arm | Disarm | Sleep
+Action = Open | Close | Spawn | Drain | Stop | Rotate | Attend | Release | Arm | Disarm | Sleep
 
 
 def decide(view: View) -> list[Action]:
@@ -161,7 +173,7 @@ def _proceed(view: View) -> list[Action]:
         return [] if view.armed else [Arm()]
     if tired(view):
         return [Sleep()]
-    return _disarm(view) + _rotate(view) + _serve(view)
+    return _disarm(view) + _rotate(view) + _attend(view) + _serve(view)
 
 
 def _rest(view: View) -> list[Action]:
@@ -199,6 +211,15 @@ def _rotate(view: View) -> list[Action]:
     ]
 
 
+def _attend(view: View) -> list[Action]:
+    serving = [
+        (worker.id, Attending(worker.ko, worker.resting))
+        for worker in view.staying
+        if worker.phase is Phase.READY
+    ]
+    return [Attend(name, accepting) for name, accepting in attendance(serving)]
+
+
 def _hold(view: View) -> list[Action]:
     # A worker that still serves goes on; connections to a server without one wait until it refuses them.
     return _close(view) if view.refusing and not view.workers else []
@@ -216,7 +237,8 @@ def _serve(view: View) -> list[Action]:
         ]
     actions: list[Action] = []
     if view.may_start:
-        present = {worker.index for worker in current}
+        # What leaves keeps its name until it has gone.
+        present = {worker.index for worker in view.workers if worker.generation == view.generation}
         actions += [Spawn(view.generation, index) for index in range(view.count) if index not in present]
     surplus = [worker for worker in current if worker.index >= view.count]
     ready = {worker.index for worker in current if worker.phase is Phase.READY}
@@ -227,7 +249,8 @@ def _serve(view: View) -> list[Action]:
 
 
 def _retire(worker: WorkerView) -> Action:
-    return Drain(worker.id) if worker.phase is Phase.READY else Stop(worker.id)
+    # A worker that is stuck can finish nothing.
+    return Drain(worker.id) if worker.phase is Phase.READY and not worker.stuck else Stop(worker.id)
 
 
 def state_of(view: View) -> State:
@@ -248,5 +271,7 @@ def state_of(view: View) -> State:
 
 
 def is_ready(view: View) -> bool:
-    """Whether it has answered and serves; a job is, when it has ended with 0."""
-    return (view.job and view.done) or state_of(view) is State.RUNNING
+    """Whether it has answered, serves, and is not ko; a job is, when it has ended with 0."""
+    if state_of(view) is not State.RUNNING:
+        return view.job and view.done
+    return any(worker.phase is Phase.READY and not worker.ko for worker in view.staying)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from poolctl.config.model import ServerConfig
+from poolctl.config.tables import NAMES as TABLES
 from poolctl.control.messages import Document, error, result
 from poolctl.control.server import Progress
 from poolctl.errors import ServerError
@@ -17,6 +19,7 @@ from .contents import digests
 from .engine import Engine
 from .entry import Entry
 from .order import FAILED, RESTART, STOP, TIMED_OUT, Order
+from .ordered import CURRENT, Ordered
 from .reports import Reports, as_kind
 from .settle import Settled
 
@@ -56,6 +59,7 @@ class Reload:
                 return result(self._items(), exit_code=NOT_DESIRED if lines else 0, changes=lines)
             applied = _Application(self._engine, changes, settled.servers)
             applied.begin()
+            self._record(lines)
             self._configuration.accept(settled, environment)
             if environment:
                 for name in applied.replaced:
@@ -71,10 +75,32 @@ class Reload:
             changes=lines,
         )
 
+    def _record(self, lines: Iterable[Document]) -> None:
+        who = CURRENT.get() or Ordered("reload")
+        for line in lines:
+            server = "" if line["name"].startswith("[") else line["name"]
+            where = {"bind": line["bind"]} if line["bind"] else {}
+            keys, message = line["keys"], line["message"]
+            self._engine.events.record(
+                "config",
+                line["change"],
+                server=server,
+                message=message,
+                cause=who.cause,
+                by=who.by,
+                keys=keys,
+                **where,
+            )
+
     def _of_the_pool(self, settled: Settled) -> Iterable[Change]:
         if settled.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {settled.name}"
             yield Change(Kind.UPDATE, POOL, "", ("pool.name",), message)
+        now, then = self._configuration.tables.to_dict(), settled.tables.to_dict()
+        for name in TABLES:
+            if getattr(settled.tables, name) != getattr(self._configuration.tables, name):
+                keys = _changed(name, now.get(name), then.get(name))
+                yield Change(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {', '.join(keys)}")
 
     def _refused(self, problems: list[Document]) -> Document:
         return result(self._items(), problems, exit_code=INVALID_CONFIGURATION)
@@ -108,7 +134,7 @@ class _Application:
         for entry in gone:
             engine.remove(entry)
         coming = [self._configured(server) for server in self._servers.values()]
-        engine.arrange(self._servers)
+        engine.roster.arrange(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
         self._coming = Order(
             engine, RESTART, awaited, lambda entry: entry.settled and not (entry.former or entry.releasing)
@@ -163,6 +189,13 @@ class _Application:
 def running(entry: Entry) -> Running:
     """The entry as the plan looks at it."""
     return Running(entry.config, entry.count, entry.disabled, entry.out, entry.added, entry.files)
+
+
+def _changed(name: str, now: Any, then: Any) -> tuple[str, ...]:
+    """The keys of a table that differ; of a list of tables its name alone."""
+    if not isinstance(now, dict) or not isinstance(then, dict):
+        return (name,)
+    return tuple(f"{name}.{key}" for key in {**now, **then} if now.get(key) != then.get(key)) or (name,)
 
 
 def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:

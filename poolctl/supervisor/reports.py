@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from poolctl.control.messages import Document, item
 from poolctl.control.server import Progress
 from poolctl.errors import ServerError
+from poolctl.states import Status
 
 from .engine import Engine
 from .entry import Entry
+from .reconcile import Phase
+
+if TYPE_CHECKING:
+    from poolctl.probes.checkup import Checkup
 
 
 class Reports:
@@ -30,6 +36,7 @@ class Reports:
             disabled=entry.is_disabled,
             state=entry.state,
             ready=entry.ready,
+            health=entry.health.value,
             pids=entry.pids,
             uptime_seconds=entry.uptime_seconds(now),
             restarts=entry.restarts,
@@ -62,8 +69,8 @@ def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
         line = {
             "name": entry.name,
             "bind": entry.config.key,
-            "state": entry.state,
-            "ready": entry.ready,
+            "state": now[0],
+            "ready": now[1],
             "message": entry.failure.message if entry.failure else "",
         }
         progress({"progress": line})
@@ -121,8 +128,30 @@ def overrides(entry: Entry) -> Document:
     return found
 
 
-def details(entry: Entry, endpoints: list[str]) -> Document:
+def unwell(entry: Entry, complaint: str) -> ServerError:
+    return ServerError(
+        f"runs, and is not well{f': {complaint}' if complaint else ''}",
+        name=entry.name,
+        bind=entry.config.key,
+        hint=f"poolctl logs {entry.name}",
+    )
+
+
+def _probes(checkup: Checkup | None) -> list[Document]:
+    return [
+        {
+            "kind": check.kind,
+            "status": check.status.value,
+            "message": check.message,
+            "latency_seconds": check.latency_seconds,
+        }
+        for check in (checkup.checks if checkup is not None else ())
+    ]
+
+
+def details(entry: Entry, engine: Engine) -> Document:
     config = entry.config
+    endpoints = engine.runner.endpoints(config.key)
     return {
         "overrides": overrides(entry),
         "endpoints": endpoints,
@@ -133,9 +162,13 @@ def details(entry: Entry, endpoints: list[str]) -> Document:
                 "pid": worker.placement.pid if worker.placement else None,
                 "where": worker.placement.where if worker.placement else "",
                 "phase": worker.phase.value,
+                "health": worker.status.value if worker.phase is Phase.READY else Status.UNKNOWN.value,
+                "resting": worker.resting,
+                "probes": _probes(engine.probing.checkup(entry, worker)),
             }
             for worker in entry.workers.values()
         ],
+        "complaint": engine.probing.complaint(entry),
         "preload_problem": entry.preload_problem,
         "failure": entry.failure.to_dict() if entry.failure else None,
         "config": config.to_dict(),

@@ -10,6 +10,7 @@ from poolctl.config.load import load
 from poolctl.config.model import ServerConfig
 from poolctl.config.pool_config import PoolConfig
 from poolctl.config.single import Surroundings
+from poolctl.config.tables import Tables
 from poolctl.control.messages import Document
 from poolctl.errors import PoolError, ServerError
 from poolctl.listeners.ports import PortLedger
@@ -25,6 +26,7 @@ class Settled:
     surroundings: Surroundings = field(default_factory=Surroundings)
     port_range: tuple[int, int] = (0, 0)
     config: PoolConfig | None = None
+    tables: Tables = field(default_factory=Tables)
 
     def outside(self, names: Collection[str]) -> list[Document]:
         """What is wrong with the files, users and programs that these servers name; blocks on the disk."""
@@ -58,6 +60,7 @@ class Settler:
                 surroundings=Surroundings(config.defaults, base_dir, settings.handlers),
                 port_range=settings.port_range,
                 config=config,
+                tables=config.tables,
             )
         except PoolError as error:
             return Settled(self._name, problems=error.to_list())

@@ -10,11 +10,12 @@ import pytest
 
 from poolctl.config import PoolConfig
 from poolctl.config.problems import Finding
-from poolctl.config.table_models import EventsTable
+from poolctl.config.table_models import EventsTable, Notify
 from poolctl.config.table_rules import made
 from poolctl.config.tables import Tables
 from poolctl.config.unavailable import FILE_TABLES
 from tests.config_files import SERVER, load_text, told
+from tests.unit.supervisor.desk import Desk, run, web
 
 
 @pytest.fixture(autouse=True)
@@ -175,3 +176,24 @@ def test_they_are_kept_for_another_process(tmp_path: Path) -> None:
     tables = load_text(tmp_path, SERVER + ALL).tables
     assert pickle.loads(pickle.dumps(tables)) == tables
     assert list(tables.to_dict()) == ["metrics", "dashboard", "events", "notify"]
+
+
+def test_a_reload_names_what_changes_and_tells_those_who_follow() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        told: list[Tables] = []
+        desk.files.followers.append(told.append)
+        then = Tables(events=EventsTable(keep=3), notify=(Notify(type="slack", url_env="A"),))
+        desk.files.told = then
+        dry = await desk.ask("reload", dry_run=True)
+        assert [(each["name"], each["change"], each["keys"]) for each in dry["changes"]] == [
+            ("[notify]", "update", ["notify"]), ("[events]", "update", ["events"]),
+        ]  # fmt: skip
+        assert told == []
+        await desk.ask("reload")
+        assert told == [then] == [desk.files.tables]
+        desk.files.told = then._replace(events=EventsTable(keep=4))
+        assert (await desk.ask("reload"))["changes"][0]["keys"] == ["events.keep"]
+        assert (await desk.ask("reload"))["changes"] == []
+
+    run(scenario())

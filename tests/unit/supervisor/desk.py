@@ -8,6 +8,7 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.clock import ManualClock
+from poolctl.config.tables import Tables
 from poolctl.pool.select import Selector
 from poolctl.supervisor.configuration import Configuration
 from poolctl.supervisor.engine import Engine
@@ -25,6 +26,7 @@ class Files(Configuration):
         super().__init__(["/nowhere/pool.toml"], "/nowhere", Memory(nobody), {})
         self.written = list(servers)
         self.wrong: list[dict[str, Any]] = []
+        self.told = Tables()
         self.reads: list[Mapping[str, str] | None] = []
 
     async def read(
@@ -32,7 +34,9 @@ class Files(Configuration):
     ) -> Settled:
         self.reads.append(environment)
         await asyncio.sleep(0)
-        return Settled(self.name, [] if self.wrong else list(self.written), list(self.wrong))
+        return Settled(
+            self.name, [] if self.wrong else list(self.written), list(self.wrong), tables=self.told
+        )
 
 
 class Desk:
@@ -70,7 +74,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         unseen: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
         await asyncio.wait_for(work, 5)
-        assert unseen == []
+        assert unseen == [], unseen
 
     asyncio.run(watched())
 

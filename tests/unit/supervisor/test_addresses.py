@@ -207,16 +207,19 @@ def test_a_new_server_waits_for_an_address_whoever_is_looked_at_first() -> None:
 
 def test_a_move_goes_on_under_another_supervisor() -> None:
     async def scenario() -> None:
+        desks = []  # kept to the end: what still serves is nobody's garbage
         for address in (B, "0.0.0.0:8001"):
             before, after = web(bind=A), web(bind=address)
-            desk = Desk(after)
+            desks.append(desk := Desk(after))
             entry = desk.engine.entries["web"]
             entry.wanted, entry.generation, entry.newest = True, 2, 2
             await desk.runner.open(before)
             placement = await desk.runner.place(before, 1, 0)
-            desk.engine.adopt(entry, Worker(placement.id, 1, 0, before, Phase.READY, placement, 1.0))
-            desk.engine.adopt_listener(entry, before)
-            desk.engine.resume(entry)
+            desk.engine.inheritance.adopt(
+                entry, Worker(placement.id, 1, 0, before, Phase.READY, placement, 1.0)
+            )
+            desk.engine.inheritance.adopt_listener(entry, before)
+            desk.engine.inheritance.resume(entry)
             await turns(80)
             assert set(desk.runner.running) == {"web.2.0"}
             assert (desk.states(), desk.runner.opened) == ({"web": "running"}, {address})

@@ -98,3 +98,15 @@ def test_a_listener_that_cannot_be_opened_is_tried_again_after_a_pause_and_not_a
         assert (await desk.ask("start"))["exit_code"] == 0
 
     run(scenario())
+
+
+def test_what_is_not_ready_in_its_time_has_failed_however_well_it_ends_then() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(start_timeout="20ms"), web="never")
+        result = await desk.ask("start")
+        assert result["exit_code"] == 1
+        assert "was not ready within 20ms" in result["errors"][0]["message"]
+        assert all(exit_.ok for exit_ in desk.runner.ended.values())
+        assert desk.states() == {"web": "failed"}
+
+    run(scenario())

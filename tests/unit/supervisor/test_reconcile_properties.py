@@ -17,6 +17,7 @@ from poolctl.supervisor.reconcile import (
     LEAVING,
     Action,
     Arm,
+    Attend,
     Close,
     Disarm,
     Drain,
@@ -75,13 +76,13 @@ def applied(view: View, actions: list[Action]) -> View:
                 assert listener is Listener.OPEN
                 assert not armed, "a worker and a bell are not to compete"
                 name = f"{generation}.{index}.{len(workers)}"
-                same = [
-                    each for each in workers.values() if (each.generation, each.index) == (generation, index)
-                ]
-                assert all(each.phase in LEAVING for each in same), "nobody is there twice"
-                workers[name] = WorkerView(name, generation, index, Phase.PLACING)
+                taken = {(each.generation, each.index) for each in workers.values()}
+                assert (generation, index) not in taken, "what leaves keeps its name until it has gone"
+                # As one does that has a probe to pass first.
+                workers[name] = WorkerView(name, generation, index, Phase.PLACING, resting=True)
             case Drain(name):
                 assert workers[name].phase is Phase.READY
+                assert not workers[name].stuck, "it can finish nothing"
                 assert name not in told
                 told.add(name)
                 workers[name] = replace(workers[name], phase=Phase.DRAINING)
@@ -96,6 +97,12 @@ def applied(view: View, actions: list[Action]) -> View:
                 assert workers[name].phase is Phase.READY
                 assert workers[name].out is in_rotation
                 workers[name] = replace(workers[name], out=not in_rotation)
+            case Attend(name, accepting):
+                assert workers[name].phase is Phase.READY
+                assert workers[name].resting is accepting
+                well = [each for each in serving(view) if not each.ko]
+                assert accepting or (workers[name].ko and well), "only who is ko rests, and never all of them"
+                workers[name] = replace(workers[name], resting=not accepting)
     released = {action.key for action in actions if isinstance(action, Release)}
     abandoned = tuple(key for key in view.abandoned if key not in released)
     workers_after = tuple(workers.values())
@@ -143,7 +150,9 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
         waiting = before.called or before.needed or not before.sleepy
         alone = all(worker.generation == before.generation for worker in before.workers)
         if waiting and (before.overlap or (alone and before.workers == tuple(before.staying))):
-            assert after.staying, "somebody serves, or comes, for as long as anybody asks"
+            going = {worker.index for worker in before.workers if worker.generation == before.generation}
+            full = going.issuperset(range(before.count))
+            assert after.staying or full, "somebody serves, or comes, for as long as anybody asks"
         if not waiting and not before.staying:
             assert after.armed
             assert not spawns
@@ -185,9 +194,16 @@ class World(RuleBasedStateMachine):
         self.view = View(wanted=False, generation=1)
         self.newest = 1
 
-    @initialize(overlap=st.booleans(), sleepy=st.booleans(), count=st.integers(1, MOST_WORKERS))
-    def begin(self, overlap: bool, sleepy: bool, count: int) -> None:
+    @initialize(
+        overlap=st.booleans(), sleepy=st.booleans(), count=st.integers(1, MOST_WORKERS), runs=st.booleans()
+    )
+    def begin(self, overlap: bool, sleepy: bool, count: int, runs: bool) -> None:
         self.change(overlap=overlap, sleepy=sleepy, count=count)
+        if runs:
+            # By chance hardly a history would get that far.
+            self.change(wanted=True, called=True)
+            for _ in range(5):
+                self.everything_goes_well()
 
     def change(self, **facts: Any) -> None:
         """Something is different now: decide until there is nothing more to decide."""
@@ -294,6 +310,25 @@ class World(RuleBasedStateMachine):
         others = [each for each in self.view.workers if each.id != worker.id]
         self.change(workers=(*others, replace(worker, idle=idle)))
 
+    @precondition(lambda self: self.has(Phase.READY))
+    @rule(data=st.data(), stuck=st.booleans())
+    def one_is_stuck(self, data: st.DataObject, stuck: bool) -> None:
+        worker = self.any_in(data, Phase.READY)
+        others = [each for each in self.view.workers if each.id != worker.id]
+        self.change(workers=(*others, replace(worker, stuck=stuck)))
+
+    @precondition(lambda self: self.has(Phase.READY))
+    @rule(data=st.data(), ko=st.booleans())
+    def probes_change(self, data: st.DataObject, ko: bool) -> None:
+        worker = self.any_in(data, Phase.READY)
+        others = [each for each in self.view.workers if each.id != worker.id]
+        self.change(workers=(*others, replace(worker, ko=ko)))
+
+    @precondition(lambda self: self.has(Phase.READY))
+    @rule(data=st.data())
+    def one_is_relieved(self, data: st.DataObject) -> None:
+        self.change(workers=self.with_phase(self.any_in(data, Phase.READY), Phase.STOPPING))
+
     # What comes of the actions.
 
     @precondition(lambda self: self.view.listener is Listener.OPENING)
@@ -370,9 +405,12 @@ class World(RuleBasedStateMachine):
             assert not view.armed
             assert view.listener is Listener.OPEN
             assert {worker.phase for worker in view.workers} == {Phase.READY}
+            well = {worker.id for worker in view.workers if not worker.ko}
+            accepting = {worker.id for worker in view.workers if not worker.resting}
+            assert accepting == well or (accepting and not well), "who is well accepts, or else somebody"
             found = sorted((worker.generation, worker.index) for worker in view.workers)
             assert found == [(view.generation, index) for index in range(view.count)]
-            assert is_ready(view) is not view.out
+            assert is_ready(view) is (bool(well) and not view.out)
             assert {worker.out for worker in view.workers} == {view.out}
 
     def everything_goes_well(self) -> None:

@@ -1,0 +1,152 @@
+"""The probes of all servers: whom they are asked of, and what their answers change."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from poolctl.runners.protocol import Runner
+from poolctl.states import Status
+
+from .entry import Entry, Worker, is_probed
+from .reconcile import Phase
+
+if TYPE_CHECKING:
+    from poolctl.probes.check import Check
+    from poolctl.probes.checkup import Checkup
+    from poolctl.probes.schedule import Schedule
+
+    from .engine import Engine
+
+
+class Probing:
+    """Keeps `Worker.health` right. Workers are asked from the moment in which they are ready; nobody else is."""
+
+    def __init__(self, runner: Runner, engine: Engine) -> None:
+        self._runner = runner
+        self._engine = engine
+        self._schedule: Schedule | None = None
+        self._checkups: dict[str, dict[str, Checkup]] = {}  # by server and worker
+        self._known: dict[str, Status] = {}  # what was last told of a server, if that was not ok
+
+    async def admit(self, entry: Entry, worker: Worker) -> None:
+        """Return when the worker has passed its startup and its readiness probe; to be cancelled when it is late."""
+        await self._make(entry, worker).pass_()
+
+    def look(self, entry: Entry) -> None:
+        """Something about the entry has changed: ask those of its workers that are to be asked, and no others."""
+        checkups = self._checkups.get(entry.name)
+        if checkups is None and not is_probed(entry.config.health):
+            if entry.name in self._known or any(worker.stuck for worker in entry.workers.values()):
+                self._note(entry)
+            return
+        for worker in list(entry.workers.values()):
+            if worker.phase is Phase.READY:
+                self._attend_to(entry, worker)
+        for worker_id, checkup in list((checkups or {}).items()):
+            there = entry.workers.get(worker_id)
+            if there is None or there.phase in (Phase.DRAINING, Phase.STOPPING):
+                checkup.end()
+                self._drop(entry, worker_id)
+        self._note(entry)
+
+    def message(self, entry: Entry, worker: Worker) -> str:
+        """What is wrong with the worker, as far as heartbeat and probes know; empty when nothing is."""
+        if worker.stuck:
+            return _unanswered(worker)
+        checkup = self.checkup(entry, worker)
+        return checkup.message if checkup is not None else ""
+
+    def complaint(self, entry: Entry) -> str:
+        """What is wrong with the first of its workers with which something is; empty when nothing is known."""
+        found = (self.message(entry, worker) for worker in entry.workers.values())
+        return next((message for message in found if message), "")
+
+    def checkup(self, entry: Entry, worker: Worker) -> Checkup | None:
+        """The probes of the worker; None while it is not asked."""
+        return self._checkups.get(entry.name, {}).get(worker.id)
+
+    def _attend_to(self, entry: Entry, worker: Worker) -> None:
+        checkup = self.checkup(entry, worker)
+        if checkup is None or checkup.health != worker.config.health:
+            if checkup is not None:
+                checkup.end()
+            if not is_probed(worker.config.health):
+                self._drop(entry, worker.id)
+                worker.health = Status.UNKNOWN
+                return
+            checkup = self._make(entry, worker)
+            checkup.begin(worker.health)
+        elif not checkup.begun:
+            # It has just passed.
+            worker.health = Status.OK
+            checkup.begin(Status.OK)
+
+    def _make(self, entry: Entry, worker: Worker) -> Checkup:
+        assert worker.placement is not None
+        # A pool whose servers have no probes, which is most of them, need not have what asks them.
+        from poolctl.probes.checkup import Checkup
+        from poolctl.probes.schedule import Schedule
+
+        self._schedule = self._schedule or Schedule()
+        connect = partial(self._runner.connect, worker.placement)
+        told = partial(self._heard, entry, worker)
+        checkup = Checkup(worker.config, worker.placement, connect, self._schedule, told)
+        self._checkups.setdefault(entry.name, {})[worker.id] = checkup
+        return checkup
+
+    def _drop(self, entry: Entry, worker_id: str) -> None:
+        checkups = self._checkups.get(entry.name, {})
+        checkups.pop(worker_id, None)
+        if not checkups:
+            self._checkups.pop(entry.name, None)
+
+    def _heard(self, entry: Entry, worker: Worker, checkup: Checkup, check: Check) -> None:
+        if worker.health is not checkup.status:
+            worker.health = checkup.status
+            self._note(entry, worker, check)
+            self._engine.touch(entry)
+        if check.kind == "liveness" and check.status is Status.KO:
+            self._engine.ail(entry, worker, f"liveness ko: {check.message}")
+
+    def _note(self, entry: Entry, worker: Worker | None = None, check: Check | None = None) -> None:
+        """Record that the server's health is another one than it was last said to be."""
+        after = entry.health
+        before = self._known.get(entry.name, Status.OK)
+        if after in (Status.UNKNOWN, before):
+            return
+        if after is Status.OK:
+            del self._known[entry.name]
+        else:
+            self._known[entry.name] = after
+        about: dict[str, Any] = {}
+        if worker is not None and worker.placement is not None:
+            about = {"worker": worker.id, "pid": worker.placement.pid}
+        self._engine.events.record(
+            "health",
+            after.value,
+            server=entry.name,
+            bind=entry.config.key,
+            message=(check.message if check is not None else _stuck(entry)) or _words(before, after),
+            cause=f"{check.kind} probe" if check is not None else "",
+            before=before.value,
+            after=after.value,
+            **about,
+        )
+
+
+def _stuck(entry: Entry) -> str:
+    ready = (worker for worker in entry.workers.values() if worker.phase is Phase.READY)
+    return next((_unanswered(worker) for worker in ready if worker.stuck), "")
+
+
+def _unanswered(worker: Worker) -> str:
+    return f"{worker.id} leaves its heartbeat unanswered"
+
+
+def _words(before: Status, after: Status) -> str:
+    if after is Status.OK:
+        return "is well again"
+    if after is Status.WARN:
+        return "is getting better" if before is Status.KO else "not all of its workers are well"
+    return "none of its workers is well"

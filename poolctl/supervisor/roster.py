@@ -1,0 +1,76 @@
+"""The servers of the pool: by name, in the order of the file, with their addresses and their dependencies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from poolctl.config.model import ServerConfig
+
+from .addresses import Addresses
+from .entry import Entry
+from .graph import Graph
+
+
+class Roster:
+    """Which servers there are, those that are leaving included. Starts and stops nothing."""
+
+    def __init__(self, servers: Iterable[ServerConfig], addresses: Addresses) -> None:
+        self._addresses = addresses
+        self.entries: dict[str, Entry] = {server.name: Entry(server) for server in servers}
+        for entry in self.entries.values():
+            addresses.claim(entry)
+        self.graph = Graph(self.entries)
+        self.removed: dict[str, Entry] = {}
+        self.configured = 0  # how many times the configuration of a server has changed
+
+    def add(self, config: ServerConfig) -> Entry:
+        """A server that was not there; one that is leaving under the same name comes back as this one."""
+        entry = self.entries.get(config.name)
+        if entry is not None:
+            entry.removed = entry.dismissed = False
+            self.removed.pop(entry.name, None)
+            self.configure(entry, config)
+            return entry
+        self.configured += 1
+        entry = self.entries[config.name] = Entry(config)
+        self.graph.add(entry)
+        self._addresses.claim(entry)
+        return entry
+
+    def remove(self, entry: Entry) -> None:
+        """Let the server leave: it is forgotten when nothing of it is left."""
+        entry.removed = True
+        self.removed[entry.name] = entry
+        self._addresses.leave(entry)
+
+    def configure(self, entry: Entry, config: ServerConfig) -> None:
+        """Give the server this configuration of the same name, which takes effect as its workers are replaced."""
+        self.configured += 1
+        self.graph.remove(entry)
+        self._addresses.waive(entry)
+        entry.config = config
+        self.graph.add(entry)
+        self._addresses.claim(entry)
+
+    def forget(self, entry: Entry) -> None:
+        """Nothing of the server is left."""
+        self.configured += 1
+        self.graph.remove(entry)
+        self._addresses.waive(entry)
+        del self.entries[entry.name]
+        self.removed.pop(entry.name, None)
+
+    def arrange(self, names: Iterable[str]) -> None:
+        """Put the servers into this order; those that are not named follow."""
+        first = {name: self.entries[name] for name in names if name in self.entries}
+        rest = {name: entry for name, entry in self.entries.items() if name not in first}
+        self.entries.clear()
+        self.entries.update(first | rest)
+
+    @property
+    def unused(self) -> bool:
+        """Nothing runs, nothing is to, and nothing ever did."""
+        return not any(
+            entry.wanted or entry.workers or entry.generation > 1 or entry.failures
+            for entry in self.entries.values()
+        )

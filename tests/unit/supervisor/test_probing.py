@@ -1,0 +1,173 @@
+"""What the answers of workers change, in an engine without processes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from poolctl import ServerConfig
+from poolctl.runners.protocol import Exit
+from poolctl.supervisor.entry import Entry, Worker
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+QUICK = {"interval": 0.02, "timeout": 0.5, "jitter": 0, "fall_count_ko": 1}
+
+
+class Ward:
+    """A desk whose workers answer their probes with the status that the test wants of them."""
+
+    def __init__(self, *servers: ServerConfig) -> None:
+        self.desk = Desk(*servers)
+        self.statuses: dict[str, int] = {}
+        self.answered: dict[str, int] = {}
+        self.events: list[dict[str, Any]] = []
+        self.ails: list[str] = []
+        self.desk.engine.events.subscribe(self._recorded)
+        self.desk.engine.ailments.add(self._ailed)
+        self._serving: set[asyncio.Task[None]] = set()
+
+    @property
+    def entry(self) -> Entry:
+        return next(iter(self.desk.engine.entries.values()))
+
+    def _recorded(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "health":
+            self.events.append(event)
+
+    def _ailed(self, entry: Entry, worker: Worker, reason: str) -> None:
+        self.ails.append(f"{worker.id}: {reason}")
+
+    async def accept(self) -> None:
+        """Answer on every connection that is made."""
+        while True:
+            while self.desk.runner.asked:
+                worker, _, sock = self.desk.runner.asked.pop()
+                self._serving.add(asyncio.ensure_future(self._serve(worker, sock)))
+            await asyncio.sleep(0)
+
+    async def _serve(self, worker: str, sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=sock)
+        while await reader.read(10_000):
+            self.answered[worker] = self.answered.get(worker, 0) + 1
+            writer.write(f"HTTP/1.1 {self.statuses.get(worker, 200)} x\r\ncontent-length: 0\r\n\r\n".encode())
+        writer.close()
+
+    async def until(self, condition: Any) -> None:
+        async with asyncio.timeout(3):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    def recorded(self) -> list[str]:
+        self.desk.engine.events.flush()
+        return [f"{event['before']} {event['after']}: {event['message']}" for event in self.events]
+
+
+@asynccontextmanager
+async def ward(health: Any, **keys: Any) -> AsyncIterator[Ward]:
+    found = Ward(web(health=health, **keys))
+    accepting = asyncio.ensure_future(found.accept())
+    try:
+        yield found
+    finally:
+        await found.desk.ask("stop")
+        accepting.cancel()
+        await turns()
+
+
+def test_workers_accept_when_they_have_passed_and_rest_while_others_are_better() -> None:
+    async def scenario() -> None:
+        async with ward({"readiness": {"http": "/", **QUICK}}, workers=2) as it:
+            it.statuses = {"web.1.0": 503, "web.1.1": 503}
+            start = it.desk.begin("start")
+            await it.until(lambda: len(it.answered) == 2)
+            assert it.desk.states() == {"web": "starting"}
+            assert not any(line.startswith("work") for line in it.desk.runner.log)
+            it.statuses.clear()
+            assert (await start)["exit_code"] == 0
+            assert {"work web.1.0", "work web.1.1"} <= set(it.desk.runner.log)
+            assert (it.entry.health, it.entry.ready) == ("ok", True)
+            it.statuses["web.1.0"] = 500
+            await it.until(lambda: it.entry.health == "warn" and "rest web.1.0" in it.desk.runner.log)
+            assert it.entry.ready
+            it.statuses["web.1.1"] = 500
+            await it.until(lambda: it.entry.health == "ko")
+            await turns()
+            assert "rest web.1.1" not in it.desk.runner.log
+            assert not it.entry.ready
+            it.statuses.clear()
+            it.desk.runner.log.clear()
+            await it.until(lambda: it.entry.health == "ok")
+            assert it.desk.runner.log == ["work web.1.0"]
+
+    run(scenario())
+
+
+def test_each_change_of_a_server_s_health_is_recorded_and_the_first_ok_is_none() -> None:
+    async def scenario() -> None:
+        async with ward({"readiness": {"http": "/", **QUICK}}) as it:
+            await it.desk.ask("start")
+            await it.until(lambda: it.answered.get("web.1.0", 0) > 3)
+            assert it.recorded() == []
+            it.statuses["web.1.0"] = 500
+            await it.until(lambda: it.entry.health == "ko")
+            it.statuses.clear()
+            await it.until(lambda: it.entry.health == "ok")
+            assert it.recorded() == [
+                "ok warn: GET /: status 500",
+                "warn ko: GET /: status 500",
+                "ko warn: is getting better",
+                "warn ok: is well again",
+            ]
+            assert it.events[0]["cause"] == "readiness probe"
+            assert it.events[0]["worker"] == "web.1.0"
+
+    run(scenario())
+
+
+def test_a_worker_that_is_not_alive_is_told_until_it_is_gone_and_is_not_asked_any_more_then() -> None:
+    async def scenario() -> None:
+        async with ward({"liveness": {"http": "/", **QUICK}}) as it:
+            await it.desk.ask("start")
+            it.statuses["web.1.0"] = 500
+            await it.until(lambda: len(it.ails) >= 2)
+            assert set(it.ails) == {"web.1.0: liveness ko: GET /: status 500"}
+            await it.desk.ask("stop")
+            count = it.answered["web.1.0"]
+            await asyncio.sleep(0.1)
+            assert it.answered["web.1.0"] == count
+            assert it.entry.health == "unknown"
+
+    run(scenario())
+
+
+def test_a_changed_probe_asks_another_thing_of_the_same_worker() -> None:
+    async def scenario() -> None:
+        async with ward({}) as it:
+            await it.desk.ask("start")
+            assert it.entry.health == "ok"
+            it.statuses["web.1.0"] = 500
+            it.desk.engine.change(it.entry, web(health={"readiness": {"http": "/", **QUICK}}), live=True)
+            await it.until(lambda: it.entry.health == "ko")
+            it.desk.engine.change(it.entry, web(), live=True)
+            await it.until(lambda: it.entry.health == "ok")
+            assert it.entry.ready
+            assert set(it.desk.runner.running) == {"web.1.0"}
+
+    run(scenario())
+
+
+def test_a_worker_that_dies_while_it_is_asked_is_a_failure_of_the_start() -> None:
+    async def scenario() -> None:
+        async with ward({"readiness": {"http": "/", **QUICK}}) as it:
+            it.statuses["web.1.0"] = 503
+            start = it.desk.begin("start")
+            await it.until(lambda: it.answered)
+            it.desk.runner.end("web.1.0", Exit.from_status(7))
+            done = await start
+            assert done["exit_code"] == 1
+            assert "exited with status 7 before it was ready" in done["errors"][0]["message"]
+
+    run(scenario())
