@@ -77,10 +77,12 @@ class Berth:
                 for index in range(1 if config.job else config.workers):
                     group.create_task(self._bring_up_one(config, generation, index, placed))
         except BaseException as error:
+            why = self._life.wellness.message
             await _to_the_end(engine.engine().spawn(self._clear_away(placed)))
             first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
             if isinstance(first, TimeoutError):
-                raise self.error(f"was not ready within {config.start_timeout:g} s") from first
+                late = f"was not ready within {config.start_timeout:g} s"
+                raise self.error(f"{late}: {why}" if why else late) from first
             if isinstance(first, Exception):
                 raise self._translated(first) from _cause(first)
             raise
@@ -94,6 +96,7 @@ class Berth:
         await self._runner.begun(placement)
         async with asyncio.timeout(None if config.job else config.start_timeout):
             await self._runner.ready(placement)
+            await self._life.wellness.admit(self._runner, config, placement)
 
     async def _place(
         self, config: ServerConfig, generation: int, index: int, placed: list[Placement]
@@ -109,6 +112,7 @@ class Berth:
         return placing.result()
 
     async def _clear_away(self, placed: list[Placement]) -> None:
+        self._life.wellness.drop(placed)
         await asyncio.gather(*(self.dismiss(each, 0) for each in placed), return_exceptions=True)
         await asyncio.gather(*(self._runner.watch(each) for each in placed), return_exceptions=True)
 

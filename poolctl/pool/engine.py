@@ -16,6 +16,8 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from poolctl.probes.schedule import Schedule
+
 from .lock import LOCK
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._orders = 0
         self._guests = 0
+        self._schedule: Schedule | None = None
         self._begun = threading.Event()
         self.thread = threading.Thread(target=self._live, name="poolctl-engine", daemon=True)
         self.thread.start()
@@ -75,6 +78,13 @@ class Engine:
 
         task.add_done_callback(lambda _: _hand_over(task, future))
         future.add_done_callback(given_up)
+
+    @property
+    def schedule(self) -> Schedule:
+        """When which probe is asked; used on the loop."""
+        if self._schedule is None:
+            self._schedule = Schedule()
+        return self._schedule
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task of this loop that keeps the engine alive; called on the loop."""

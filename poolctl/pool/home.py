@@ -45,6 +45,14 @@ class Home:
         """What applications find in their state."""
         return self.context.values if self.context is not None else {}
 
+    def prepare(self, config: ServerConfig) -> ServerConfig:
+        """The configuration as it is to be started. Raises ServerError for what is not to be."""
+        if self.context is not None and self.context.cancelled:
+            raise _problem(config, "its context was cancelled", "make a new PoolContext")
+        if config.disabled:
+            raise _problem(config, "is disabled", "take `disabled = true` out of its configuration")
+        return self.furnish(config)
+
     def furnish(self, config: ServerConfig) -> ServerConfig:
         """The configuration with the shared handler and the default TLS put in. Raises ServerError."""
         found: dict[str, Any] = {}

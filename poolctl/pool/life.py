@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Placement
-from poolctl.states import State
+from poolctl.states import State, Status
 
 from . import engine
 from .berth import Berth, every, may_overlap
 from .lock import LOCK
 from .record import Record
+from .wellness import Wellness
 
 if TYPE_CHECKING:
     from .server import Server
@@ -37,11 +38,13 @@ class Life:
         self.placements: tuple[Placement, ...] = ()
         self.record = Record(server._home.clock)
         self.ending: set[concurrent.futures.Future[Any]] = set()
+        self.wellness = Wellness(self._note)
         self.berth = Berth(self)
         self._config: ServerConfig  # what runs, furnished by the pool
         self._applied: ServerConfig | None = None  # the same, as the server had it
         self._attempt: asyncio.Task[None] | None = None
         self.stops = 0  # orders to stop that are not carried out yet
+        self.starts = 0  # orders to start or restart that are not carried out yet
         self._lock: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -54,9 +57,14 @@ class Life:
         return self.state is State.RUNNING and self._applied is not self.server.config
 
     @property
+    def well(self) -> bool:
+        """Whether it is ready, and its probes do not say the contrary."""
+        return self.ready and self.wellness.status is not Status.KO
+
+    @property
     def busy(self) -> bool:
         """Whether there is something to stop."""
-        return self.state not in (State.STOPPED, State.FAILED) or bool(self.ending)
+        return self.state not in (State.STOPPED, State.FAILED) or bool(self.ending or self.starts)
 
     # Orders: what others ask for. Each waits for its turn.
 
@@ -66,26 +74,29 @@ class Life:
             self.stops += 1
             return self._to_await(self._stop_in_turn(timeout_seconds))
 
-    async def start(self, timeout_seconds: float | None = None) -> None:
-        """Running and answering, with the configuration of now. Raises ServerError."""
-        await self._within(timeout_seconds, self._start_in_turn())
+    async def start(self, timeout_seconds: float | None, stays: Callable[[Server], bool]) -> None:
+        """Running and answering, with the configuration of now, if it `stays` until its turn. Raises ServerError."""
+        await self._within(timeout_seconds, self._in_turn(stays, anew=False))
 
-    async def restart(self, timeout_seconds: float | None = None) -> None:
+    async def restart(self, timeout_seconds: float | None, stays: Callable[[Server], bool]) -> None:
         """Running and answering anew; the old instance stops accepting only when the new one answers."""
-        await self._within(timeout_seconds, self._restart_in_turn())
+        await self._within(timeout_seconds, self._in_turn(stays, anew=True))
 
-    async def _start_in_turn(self) -> None:
-        await self._after_stops()
-        async with self._turn():
-            if self.state is not State.RUNNING:
-                await self._try(self._launch())
-            elif self.stale:
-                await self._try(self._swap())
-
-    async def _restart_in_turn(self) -> None:
-        await self._after_stops()
-        async with self._turn():
-            await self._try(self._swap() if self.state is State.RUNNING else self._launch())
+    async def _in_turn(self, stays: Callable[[Server], bool], *, anew: bool) -> None:
+        with LOCK:
+            self.starts += 1
+        try:
+            await self._after_stops()
+            async with self._turn():
+                if not stays(self.server):
+                    raise self.berth.error("has left its pool")
+                if self.state is not State.RUNNING:
+                    await self._try(self._launch())
+                elif anew or self.stale:
+                    await self._try(self._swap())
+        finally:
+            with LOCK:
+                self.starts -= 1
 
     async def _stop_in_turn(self, timeout_seconds: float | None) -> None:
         if self._attempt is not None:
@@ -152,7 +163,7 @@ class Life:
     async def _launch(self) -> None:
         self._set(State.STARTING)
         try:
-            config = self._prepare()
+            config = self.server._home.prepare(self.server.config)
             wanted = self.server.config
             await self.berth.take(config)
             try:
@@ -168,7 +179,7 @@ class Life:
     async def _swap(self) -> None:
         """Replace what runs by a new generation on the same listener."""
         try:
-            config = self._prepare()
+            config = self.server._home.prepare(self.server.config)
             wanted = self.server.config
             if not (may_overlap(config) and may_overlap(self._config)):
                 placements = await self._replace_in_sequence(config)
@@ -201,15 +212,6 @@ class Life:
             self._farewell()
             self._set_ended(error)
             raise
-
-    def _prepare(self) -> ServerConfig:
-        server = self.server
-        context = server._home.context
-        if context is not None and context.cancelled:
-            raise self.berth.error("its context was cancelled", "make a new PoolContext")
-        if server.config.disabled:
-            raise self.berth.error("is disabled", "take `disabled = true` out of its configuration")
-        return server._home.furnish(server.config)
 
     async def _adopt(
         self, config: ServerConfig, wanted: ServerConfig, placements: tuple[Placement, ...]
@@ -274,6 +276,7 @@ class Life:
             self.placements = tuple(each for each in self.placements if each != placement)
             if self.placements:
                 self.message = message
+                self.wellness.follow(self.placements)
                 return
             await self.berth.leave()
             self._farewell()
@@ -289,4 +292,9 @@ class Life:
         self.state = state
         self.ready = ready
         self.message = message
-        self.record.note(ready, anew=ready)
+        self.wellness.follow(self.placements if state is State.RUNNING else ())
+        self._note(anew=ready)
+
+    def _note(self, *, anew: bool = False) -> None:
+        rising, falling = self.wellness.moving(self.state)
+        self.record.note(self.well, anew=anew, rising=rising, falling=falling)

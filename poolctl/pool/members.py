@@ -25,9 +25,10 @@ Visit = Callable[[str, Server], object]
 class Members(Mapping[str, Server]):
     """Servers keyed by canonical bind address, in the order in which they came. Thread-safe."""
 
-    def __init__(self, home: Home, *, is_view: bool = False) -> None:
+    def __init__(self, home: Home, *, seen_of: Members | None = None) -> None:
         self._home = home
-        self._is_view = is_view
+        self._is_view = seen_of is not None
+        self._whole = self if seen_of is None else seen_of  # the pool itself, where this is a view
         self._servers: dict[str, Server] = {}
         self._ports = Ports()
         self._departed: set[Life] = set()
@@ -164,6 +165,9 @@ class Members(Mapping[str, Server]):
             self._raise_failed(futures)
 
     def _endings(self) -> set[concurrent.futures.Future[Any]]:
+        context = self._home.context
+        if context is not None and context.cancelled:
+            context.cancel()  # who has set its event has told them to stop, seen by its watcher or not yet
         with LOCK:
             self._departed = {life for life in self._departed if life.ending}
             lives = [server._living() for server in self._servers.values()]
@@ -197,6 +201,13 @@ class Members(Mapping[str, Server]):
         with LOCK:
             servers = [server for bind in binds if (server := self.load(bind)) is not None]
         return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
+
+    def _those_who_stay(self) -> Callable[[Server], bool]:
+        """Tells of a server of this moment whether it has not been taken out of the pool since."""
+        mine = self._whole._servers
+        with LOCK:
+            gone = {server for bind, server in self._servers.items() if mine.get(bind) is not server}
+        return lambda server: server in gone or mine.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:
         with LOCK:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 1.0
 
 _PASSING = (State.STARTING, State.DRAINING, State.STOPPING, State.BACKOFF)
+_TIMES = ("uptime", "downtime", "rise", "fall")
 _LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -26,9 +28,10 @@ _LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 class Monitor:
     """One server at one moment.
 
-    `status` is OK, WARN (between two states) or KO. `latency`: how long a connection took; None when none was made
-    or it failed. `uptime` and `downtime` add up what was since the first start; `sli` is the part of it that the
-    server was up, 0 to 1. `rise` and `fall` count how often it became ready and ceased to be.
+    `status` is what the probes say; without any it is OK, WARN (between two states) or KO. `latency`: how long the
+    last answer took, or a connection; None when there was none. `uptime` and `downtime` add up what was since the
+    first start; `sli` is the part of it that the server was up, 0 to 1. `rise` and `fall` add up how long it was on its
+    way to ok and to ko, `rises` and `falls` count how often it became ready and ceased to be.
     """
 
     name: str
@@ -37,10 +40,29 @@ class Monitor:
     latency: timedelta | None
     uptime: timedelta
     downtime: timedelta
-    rise: int
-    fall: int
+    rise: timedelta
+    fall: timedelta
     sli: float
     message: str
+    rises: int = 0
+    falls: int = 0
+
+    @classmethod
+    def from_dict(cls, name: str, bind: str, told: Mapping[str, Any]) -> Monitor:
+        """The snapshot that a supervisor sent."""
+        seconds = {key: timedelta(seconds=told[f"{key}_seconds"]) for key in _TIMES}
+        latency = told["latency_seconds"]
+        return cls(
+            name=name,
+            bind=bind,
+            status=Status(told["status"]),
+            latency=None if latency is None else timedelta(seconds=latency),
+            **seconds,
+            sli=told["sli"] or 0.0,
+            message=told["message"],
+            rises=told["rises"],
+            falls=told["falls"],
+        )
 
     def __repr__(self) -> str:
         said = f" ({self.message})" if self.message else ""
@@ -48,17 +70,8 @@ class Monitor:
 
 
 def observe(server: Server, life: Life | None) -> Monitor:
-    """A snapshot of the server; blocks for at most CONNECT_SECONDS. Raises ServerError."""
-    latency, refused = None, ""
-    state = server.state
-    if state is State.RUNNING and life is not None:
-        latency, refused = _connect(server, life)
-    if state is State.RUNNING:
-        status = Status.KO if refused else Status.OK
-    elif state in _PASSING:
-        status = Status.WARN
-    else:
-        status = Status.OK if server.ready else Status.KO
+    """A snapshot of the server; without probes it blocks for at most CONNECT_SECONDS. Raises ServerError."""
+    status, latency, problem = _seen(server, life)
     up = life.record.up_seconds if life is not None else 0.0
     down = life.record.down_seconds if life is not None else 0.0
     return Monitor(
@@ -68,11 +81,28 @@ def observe(server: Server, life: Life | None) -> Monitor:
         latency=latency,
         uptime=timedelta(seconds=up),
         downtime=timedelta(seconds=down),
-        rise=life.record.rise if life is not None else 0,
-        fall=life.record.fall if life is not None else 0,
+        rise=timedelta(seconds=life.record.rise_seconds if life is not None else 0.0),
+        fall=timedelta(seconds=life.record.fall_seconds if life is not None else 0.0),
         sli=up / (up + down) if up + down else 0.0,
-        message=refused or server.message or ("" if state is State.RUNNING else str(state)),
+        message=problem or server.message or ("" if server.state is State.RUNNING else str(server.state)),
+        rises=life.record.rises if life is not None else 0,
+        falls=life.record.falls if life is not None else 0,
     )
+
+
+def _seen(server: Server, life: Life | None) -> tuple[Status, timedelta | None, str]:
+    """How it is, how long it took to answer, and what is wrong with it."""
+    state = server.state
+    if state is not State.RUNNING or life is None:
+        if state in _PASSING:
+            return Status.WARN, None, ""
+        return (Status.OK if server.ready else Status.KO), None, ""
+    told = life.wellness.status
+    if told is not None:
+        seconds = life.wellness.latency_seconds
+        return told, None if seconds is None else timedelta(seconds=seconds), life.wellness.message
+    latency, refused = _connect(server, life)
+    return (Status.KO if refused else Status.OK), latency, refused
 
 
 def _connect(server: Server, life: Life) -> tuple[timedelta | None, str]:

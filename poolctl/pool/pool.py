@@ -73,7 +73,7 @@ class Pool(Members):
         pattern may be any spelling of an address, for EXPOSE it may leave out the scheme. Raises PoolParamError.
         """
         view = Pool.__new__(Pool)
-        Members.__init__(view, self._home, is_view=True)
+        Members.__init__(view, self._home, seen_of=self._whole)
         view._servers = self._look(lambda servers: matching(servers, field, pattern, regex))
         return view
 
@@ -140,7 +140,7 @@ class Pool(Members):
 
         `timeout` is in seconds (or a timedelta, or "5s"); those that it cuts short have a TimeoutError as cause.
         """
-        await engine.run(together.start(self._all(), timeout))
+        await engine.run(together.start(self._all(), timeout, self._those_who_stay()))
 
     async def stop(self, *, timeout: Timeout = None) -> None:
         """Return when all have ended; each is killed after its `stop_timeout`, or `timeout`. Raises PoolStopError."""
@@ -151,11 +151,11 @@ class Pool(Members):
 
         Raises PoolRestartError.
         """
-        await engine.run(together.restart(self._all(), timeout))
+        await engine.run(together.restart(self._all(), timeout, self._those_who_stay()))
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
         """`start`, blocking."""
-        engine.run_sync(together.start(self._all(), timeout))
+        engine.run_sync(together.start(self._all(), timeout, self._those_who_stay()))
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
         """`stop`, blocking."""
@@ -163,7 +163,7 @@ class Pool(Members):
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """`restart`, blocking."""
-        engine.run_sync(together.restart(self._all(), timeout))
+        engine.run_sync(together.restart(self._all(), timeout, self._those_who_stay()))
 
     async def __aenter__(self) -> Pool:
         try:

@@ -1,4 +1,4 @@
-"""How long a server has been ready and not, and how often that changed."""
+"""How long a server has been ready and not, on its way up and down, and how often that changed."""
 
 from __future__ import annotations
 
@@ -8,30 +8,42 @@ from poolctl.clock import Clock
 class Record:
     """Counted from the first start. Durations are seconds."""
 
-    __slots__ = ("_changed", "_clock", "_down", "_ready", "_since", "_up", "fall", "rise")
+    __slots__ = (
+        "_changed", "_clock", "_down", "_fall", "_falling", "_ready", "_rise", "_rising", "_since", "_up", "falls",
+        "rises",
+    )  # fmt: skip
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._changed = self._since = clock.monotonic()
-        self._ready = False
-        self._up = 0.0
-        self._down = 0.0
-        self.rise = 0
-        self.fall = 0
+        self._ready = self._rising = self._falling = False
+        self._up = self._down = self._rise = self._fall = 0.0
+        self.rises = 0
+        self.falls = 0
 
-    def note(self, ready: bool, *, anew: bool = False) -> None:
-        """It is ready or not from now on; `anew` begins another uptime although it was ready before."""
-        now = self._clock.monotonic()
-        if self._ready:
-            self._up += now - self._changed
-        else:
-            self._down += now - self._changed
-        self._changed = now
+    def note(self, ready: bool, *, anew: bool = False, rising: bool = False, falling: bool = False) -> None:
+        """It is ready or not from now on, on its way up or down or neither.
+
+        `anew` begins another uptime although it was ready before.
+        """
+        self._add_up()
         if ready and (anew or not self._ready):
-            self._since = now
-        self.rise += ready and not self._ready
-        self.fall += self._ready and not ready
-        self._ready = ready
+            self._since = self._changed
+        self.rises += ready and not self._ready
+        self.falls += self._ready and not ready
+        self._ready, self._rising, self._falling = ready, rising, falling
+
+    def _add_up(self) -> None:
+        now = self._clock.monotonic()
+        passed, self._changed = now - self._changed, now
+        if self._ready:
+            self._up += passed
+        else:
+            self._down += passed
+        if self._rising:
+            self._rise += passed
+        if self._falling:
+            self._fall += passed
 
     @property
     def uptime_seconds(self) -> float:
@@ -41,9 +53,22 @@ class Record:
     @property
     def up_seconds(self) -> float:
         """How long it has been ready, all in all."""
-        return self._up + (self._clock.monotonic() - self._changed if self._ready else 0.0)
+        return self._up + self._since_change(self._ready)
 
     @property
     def down_seconds(self) -> float:
         """How long it has not been ready since it was first started."""
-        return self._down + (0.0 if self._ready else self._clock.monotonic() - self._changed)
+        return self._down + self._since_change(not self._ready)
+
+    @property
+    def rise_seconds(self) -> float:
+        """How long it has been on its way up, all in all."""
+        return self._rise + self._since_change(self._rising)
+
+    @property
+    def fall_seconds(self) -> float:
+        """How long it has been on its way down, all in all."""
+        return self._fall + self._since_change(self._falling)
+
+    def _since_change(self, counts: bool) -> float:
+        return self._clock.monotonic() - self._changed if counts else 0.0

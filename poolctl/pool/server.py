@@ -73,16 +73,19 @@ class Server:
 
     @property
     def health(self) -> Status:
-        """What is known of its health: ok while it answers, ko when it has failed, else unknown."""
+        """What its probes say; without any, ok while it answers, ko when it has failed, else unknown."""
+        life = self._living()
+        if life is not None and life.wellness.status is not None:
+            return life.wellness.status
         if self.ready:
             return Status.OK
         return Status.KO if self.state is State.FAILED else Status.UNKNOWN
 
     @property
     def ready(self) -> bool:
-        """Whether it has answered and takes requests; a job is ready when it has ended with 0."""
+        """Whether it has answered, takes requests and is not ko; a job is ready when it has ended with 0."""
         life = self._living()
-        return life is not None and life.ready
+        return life is not None and life.well
 
     @property
     def message(self) -> str:
@@ -126,7 +129,7 @@ class Server:
 
         `timeout` is in seconds (or a timedelta, or "5s"); it passing is a child with a TimeoutError as cause.
         """
-        await engine.run(together.start([self], timeout, alone=True))
+        await engine.run(together.start([self], timeout))
 
     async def stop(self, *, timeout: Timeout = None) -> None:
         """Return when it has ended; killed after `stop_timeout` or `timeout`. Raises PoolStopError."""
@@ -137,11 +140,11 @@ class Server:
 
         A server that is stopped is started.
         """
-        await engine.run(together.restart([self], timeout, alone=True))
+        await engine.run(together.restart([self], timeout))
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
         """`start`, blocking."""
-        engine.run_sync(together.start([self], timeout, alone=True))
+        engine.run_sync(together.start([self], timeout))
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
         """`stop`, blocking."""
@@ -149,10 +152,10 @@ class Server:
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """`restart`, blocking."""
-        engine.run_sync(together.restart([self], timeout, alone=True))
+        engine.run_sync(together.restart([self], timeout))
 
     def monitor(self) -> Monitor:
-        """A snapshot, with one connection made to measure the latency: blocks for at most a second.
+        """A snapshot; of a server without probes one connection measures the latency: blocks for at most a second.
 
         Raises PoolMonitorError.
         """

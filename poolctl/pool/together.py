@@ -26,27 +26,33 @@ if TYPE_CHECKING:
 
 Timeout = float | timedelta | str | None
 Act = Callable[["Server"], Awaitable[None]]
+# Whether a server is still where it was when the order was given: who leaves a pool meanwhile is not started by it.
+Stays = Callable[["Server"], bool]
 
 
-async def start(servers: Sequence[Server], timeout: Timeout, *, alone: bool = False) -> None:
-    """Return when all answer, dependencies first; disabled ones are passed over unless `alone`."""
+async def start(servers: Sequence[Server], timeout: Timeout, stays: Stays | None = None) -> None:
+    """Return when all answer, dependencies first; disabled ones are passed over, unless it is one by itself."""
     limit = seconds(timeout)
 
     async def act(server: Server) -> None:
-        if alone or await _enabled(server):
-            await server._alive().start(limit)
+        if stays is None:
+            await server._alive().start(limit, _wherever)
+        elif stays(server) and await _enabled(server):
+            await _unless_gone(server, stays, server._alive().start(limit, stays))
 
     errors = await _all(servers, act, prerequisites(servers))
     _raise(errors, PoolStartError, "did not start", len(servers))
 
 
-async def restart(servers: Sequence[Server], timeout: Timeout, *, alone: bool = False) -> None:
+async def restart(servers: Sequence[Server], timeout: Timeout, stays: Stays | None = None) -> None:
     """Return when all have been replaced, dependencies first; disabled ones as in `start`."""
     limit = seconds(timeout)
 
     async def act(server: Server) -> None:
-        if alone or await _enabled(server):
-            await server._alive().restart(limit)
+        if stays is None:
+            await server._alive().restart(limit, _wherever)
+        elif stays(server) and await _enabled(server):
+            await _unless_gone(server, stays, server._alive().restart(limit, stays))
 
     errors = await _all(servers, act, prerequisites(servers))
     _raise(errors, PoolRestartError, "did not restart", len(servers))
@@ -76,6 +82,19 @@ def seconds(timeout: Timeout) -> float | None:
         return parse_duration(timeout)
     except ValueError as error:
         raise PoolParamError(f"timeout: {error}") from error
+
+
+def _wherever(server: Server) -> bool:
+    return True
+
+
+async def _unless_gone(server: Server, stays: Stays, work: Awaitable[None]) -> None:
+    """Carry it out; that it failed is nobody's matter once the server has left."""
+    try:
+        await work
+    except ServerError:
+        if stays(server):
+            raise
 
 
 async def _enabled(server: Server) -> bool:

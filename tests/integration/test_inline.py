@@ -438,15 +438,18 @@ def test_closing_the_runner_ends_what_runs_on_it() -> None:
 def test_a_monitor_measures_and_counts(pool: Pool) -> None:
     server = pool.store_new(config())
     before = server.monitor()
-    assert (before.status, before.latency, before.rise, before.sli) == (Status.KO, None, 0, 0.0)
+    assert (before.status, before.latency, before.rises, before.sli) == (Status.KO, None, 0, 0.0)
     pool.start_sync()
     running = server.monitor()
     assert running.latency is not None
     assert running.latency.total_seconds() < 1
-    assert (running.status, running.rise, running.fall, running.message) == (Status.OK, 1, 0, "")
+    assert (running.status, running.rises, running.falls, running.message) == (Status.OK, 1, 0, "")
+    assert running.rise.total_seconds() > 0
+    assert running.fall.total_seconds() == 0
     pool.stop_sync()
     after = server.monitor()
-    assert (after.status, after.rise, after.fall, after.message) == (Status.KO, 1, 1, "stopped")
+    assert (after.status, after.rises, after.falls, after.message) == (Status.KO, 1, 1, "stopped")
+    assert (after.rise, after.fall.total_seconds() > 0) == (running.rise, True)
     assert 0 < after.sli < 1
     assert after.uptime >= running.uptime
     assert repr(after) == f"<Monitor web ko, up {after.sli:.1%} (stopped)>"

@@ -1,0 +1,123 @@
+"""Probes of a pool that a program holds: of servers in its own process, and of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl import Pool, PoolStartError, ServerConfig, Status
+from poolctl.runners.process import ProcessRunner
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.ports import claim_port
+
+QUICK = {"interval": 0.05, "timeout": 1, "fall_count_ko": 2}
+READINESS = {"readiness": {"http": "/health", **QUICK}}
+APP = """
+import os
+from pathlib import Path
+
+here = Path(__file__).parent
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            kind = (await receive())["type"]
+            await send({"type": kind + ".complete"})
+            if kind == "lifespan.shutdown":
+                return
+    bad = scope["path"] == "/health" and ((here / "bad").exists() or (here / f"bad-{os.getpid()}").exists())
+    await send({"type": "http.response.start", "status": 503 if bad else 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    # A process imports a module once: each test has one of its own.
+    (tmp_path / f"{tmp_path.name}_app.py").write_text(APP)
+    return tmp_path
+
+
+@pytest.fixture(params=["inline", "processes"])
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    runner = ProcessRunner() if request.param == "processes" else None
+    made = Pool(runner=runner)
+    yield made
+    made.stop_sync()
+    if runner is not None:
+        from poolctl.pool import engine
+
+        engine.run_sync(runner.aclose())
+
+
+def config(directory: Path, **keys: Any) -> ServerConfig:
+    keys = {"health": READINESS, "app_dir": str(directory)} | keys
+    return ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=f"{directory.name}_app:app", **keys)
+
+
+def test_a_server_starts_when_its_probe_passes_and_falls_and_rises_with_it(
+    pool: Pool, directory: Path
+) -> None:
+    server = pool.store_new(config(directory, start_timeout=0.5))
+    bad = directory / "bad"
+    bad.touch()
+    with pytest.raises(PoolStartError) as failed:
+        server.start_sync()
+    assert "was not ready within 0.5 s: readiness: GET /health: status 503" in str(failed.value.exceptions[0])
+    bad.unlink()
+    server.start_sync()
+    assert (server.health, server.ready, server.is_running) == (Status.OK, True, True)
+    assert get(server.config.address.port).status == 200
+    wait_until(lambda: server.monitor().latency is not None)
+    running = server.monitor()
+    assert (running.status, running.message, running.rises) == (Status.OK, "", 1)
+    bad.touch()
+    wait_until(lambda: server.health is Status.KO, what="it is ko")
+    assert (server.ready, server.is_running) == (False, True)
+    assert get(server.config.address.port).status == 200  # the last one goes on accepting
+    fallen = server.monitor()
+    assert (fallen.status, fallen.falls) == (Status.KO, 1)
+    assert fallen.message == "readiness: GET /health: status 503"
+    assert fallen.fall.total_seconds() > 0
+    bad.unlink()
+    wait_until(lambda: server.ready, what="it is well again")
+    assert server.monitor().downtime.total_seconds() > 0
+    assert pool.monitor_names() == [each.name for each in pool.monitor()] == ["web"]
+
+
+def test_a_restart_goes_on_with_the_old_one_until_the_new_one_passes(pool: Pool, directory: Path) -> None:
+    server = pool.store_new(config(directory, start_timeout=0.5))
+    server.start_sync()
+    (directory / "bad").touch()
+    with pytest.raises(Exception, match="did not restart"):
+        server.restart_sync()
+    assert server.is_running
+    assert get(server.config.address.port).status == 200
+    (directory / "bad").unlink()
+    server.restart_sync()
+    assert server.ready
+    assert get(server.config.address.port).status == 200
+
+
+def test_of_several_processes_the_one_that_is_ko_accepts_nothing(directory: Path) -> None:
+    runner = ProcessRunner()
+    pool = Pool(runner=runner)
+    try:
+        server = pool.store_new(config(directory, workers=2))
+        server.start_sync()
+        one, other = server.pids
+        (directory / f"bad-{one}").touch()
+        wait_until(lambda: server.health is Status.WARN, what="one of them is ko")
+        port = server.config.address.port
+        wait_until(lambda: {int(get(port).body) for _ in range(10)} == {other}, what="it rests")
+        (directory / f"bad-{one}").unlink()
+        wait_until(lambda: {int(get(port).body) for _ in range(10)} == {one, other}, what="it works again")
+    finally:
+        pool.stop_sync()
+        from poolctl.pool import engine
+
+        engine.run_sync(runner.aclose())
