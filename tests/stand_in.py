@@ -51,6 +51,8 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
+        except asyncio.CancelledError:
+            writer.transport.abort()  # what has not been sent by now is not waited for
         finally:
             writer.close()
 
@@ -59,10 +61,14 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
         started.set()
         await over.wait()
         server.close()
+        for _ in range(3):
+            await asyncio.sleep(0)  # who has just been accepted is somebody's by then
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(3):
+            await asyncio.sleep(0)  # transports are closed in a later turn of the loop
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()

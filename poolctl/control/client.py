@@ -75,6 +75,18 @@ class Client:
         `on_progress` gets every message that comes before the result. Raises NoSupervisor when nothing
         listens, ControlError (8) when the supervisor is silent, ControlError (124) when the time is over.
         """
+        for message in self.messages(verb, body, timeout):
+            if "result" in message:
+                result: dict[str, Any] = message["result"]
+                return result
+            if on_progress is not None:
+                on_progress(message)
+        raise SupervisorEnded(self.socket_path)
+
+    def messages(
+        self, verb: str, body: Mapping[str, Any] | None = None, timeout: float | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what the supervisor says as it says it: progress, and last the result. Otherwise as `call`."""
         deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
         connection = self._connect()
         try:
@@ -85,11 +97,9 @@ class Client:
                 message = _decode(line)
                 if status != OK:
                     raise _refused(status, verb, message)
+                yield message
                 if "result" in message:
-                    result: dict[str, Any] = message["result"]
-                    return result
-                if on_progress is not None:
-                    on_progress(message)
+                    return
         finally:
             connection.close()
         raise SupervisorEnded(self.socket_path)

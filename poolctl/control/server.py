@@ -18,6 +18,8 @@ from poolctl.control.messages import error, result
 from poolctl.platform import peer_credentials
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+# A client that has stopped to read, such as a suspended `events -f`, is let go of.
+MAX_UNREAD_BYTES = 64 * 1024 * 1024
 REQUEST_SECONDS = 10.0
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -127,6 +129,8 @@ class ControlServer:
         writer.write(connection.send(h11.Response(status_code=200, headers=headers)) or b"")
 
         def line(document: Document) -> None:
+            if writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                raise ConnectionResetError
             data = json.dumps(document, separators=(",", ":")).encode() + b"\n"
             writer.write(connection.send(h11.Data(data=data)) or b"")
 

@@ -7,60 +7,30 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from poolctl.control.ending import await_end
+from poolctl.control.failing import error_of
+from poolctl.control.looking import Looking, Result
+from poolctl.control.server_table import table_of
 from poolctl.errors import (
-    ControlError,
-    PoolError,
     PoolMonitorError,
     PoolParamError,
     PoolRestartError,
     PoolStartError,
     PoolStopError,
-    PoolValidateError,
-    ServerError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from poolctl.config.model import ServerConfig
-    from poolctl.control.client import Client
-
-Result = dict[str, Any]
-
-NOTHING_MATCHED = 4
-INVALID_CONFIGURATION = 5
-TIMED_OUT = 124
 
 
-class PoolClient:
+class PoolClient(Looking):
     """A running pool, reached through its supervisor. Every method blocks, and may be called from any thread.
 
     Methods take names or addresses (`*` and `?` are wildcards; none means all) and the selector's other keys
     (`name`, `bind`, `expose`, `tag`, `state`, `health`, `not`, `allow_empty`) in `selector`. They return the
     document that the command prints with `-o json`.
     """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def __repr__(self) -> str:
-        return f"<PoolClient {self._client.socket_path}>"
-
-    def ping(self) -> Result:
-        """Return the supervisor's version and process ids."""
-        return self._client.ping()
-
-    def list(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
-        """Return the selected servers as they are now."""
-        return self._ask("list", targets, selector, {}, None, PoolParamError)
-
-    def show(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
-        """Return everything about the selected servers, effective configuration and its origins included."""
-        return self._ask("show", targets, selector, {}, None, PoolParamError)
-
-    def status(self) -> Result:
-        """Return every server and the pool's summary. Not being in the desired state is no error here."""
-        return self._ask("status", (), None, {}, None, PoolMonitorError, accepted=(0, 3))
 
     def start(
         self,
@@ -197,7 +167,7 @@ class PoolClient:
         PoolValidateError for an invalid one, ControlError (8) for a name or an address that is taken.
         """
         options = {
-            "server": {**_table(server), **keys},
+            "server": {**table_of(server), **keys},
             "base_dir": os.path.abspath(base_dir),
             "timeout": timeout,
             "wait": wait,
@@ -237,60 +207,5 @@ class PoolClient:
 
         result = upgrade(self._client)
         if result["exit_code"]:
-            raise _error("upgrade", result["exit_code"], result, PoolRestartError)
+            raise error_of("upgrade", result["exit_code"], result, PoolRestartError)
         return result
-
-    def _ask(
-        self,
-        verb: str,
-        targets: Sequence[str],
-        selector: Mapping[str, Any] | None,
-        options: Result,
-        on_progress: Callable[[Result], None] | None,
-        failure: type[PoolError],
-        accepted: Sequence[int] = (0,),
-    ) -> Result:
-        body = {"selector": {**(selector or {}), "targets": [*targets]}, "options": options}
-        result = self._client.call(verb, body, on_progress, options.get("timeout"))
-        code = result.get("exit_code", 0)
-        if code not in accepted:
-            raise _error(verb, code, result, failure)
-        return result
-
-
-def _table(server: Mapping[str, Any] | ServerConfig | None) -> Result:
-    """A server as a file would have it."""
-    if server is None or isinstance(server, Mapping):
-        return dict(server or {})
-    from poolctl.config.interpolate import escaped
-
-    if server.app is not None and not isinstance(server.app, str):
-        raise PoolParamError("the app is an object of this process", hint='name it: app="module:attribute"')
-    table: Result = escaped(server.to_dict())
-    return table
-
-
-def _error(verb: str, code: int, result: Result, failure: type[PoolError]) -> Exception:
-    children = [_child(each, timed_out=code == TIMED_OUT) for each in result.get("errors", ())]
-    message = f"{verb} failed" if len(children) != 1 else children[0].message
-    if code == NOTHING_MATCHED:
-        return PoolParamError(message, children)
-    if code == INVALID_CONFIGURATION:
-        return PoolValidateError(message, children)
-    if code not in (1, 3, TIMED_OUT):
-        return ControlError(message, exit_code=code, hint=children[0].hint if children else "")
-    return failure(message, children or [ServerError(message)])
-
-
-def _child(each: Mapping[str, Any], *, timed_out: bool) -> ServerError:
-    child = ServerError(
-        each.get("message", ""),
-        name=each.get("name", ""),
-        bind=each.get("bind", ""),
-        hint=each.get("hint", ""),
-        code=each.get("code", 0),
-        error=each.get("error", ""),
-    )
-    if timed_out:
-        child.__cause__ = TimeoutError(child.message)
-    return child

@@ -1,0 +1,40 @@
+"""What an answer of the supervisor raises in Python: the pool's own errors, by the exit code of the command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
+
+NOT_DESIRED = 3
+NOTHING_MATCHED = 4
+INVALID_CONFIGURATION = 5
+TIMED_OUT = 124
+
+
+def error_of(verb: str, code: int, result: Mapping[str, Any], failure: type[PoolError]) -> Exception:
+    """The error of an answer whose exit code is no success; `failure` is the one of servers that failed."""
+    children = [_child(each, timed_out=code == TIMED_OUT) for each in result.get("errors", ())]
+    message = f"{verb} failed" if len(children) != 1 else children[0].message
+    if code == NOTHING_MATCHED:
+        return PoolParamError(message, children)
+    if code == INVALID_CONFIGURATION:
+        return PoolValidateError(message, children)
+    if code not in (1, NOT_DESIRED, TIMED_OUT):
+        return ControlError(message, exit_code=code, hint=children[0].hint if children else "")
+    return failure(message, children or [ServerError(message)])
+
+
+def _child(each: Mapping[str, Any], *, timed_out: bool) -> ServerError:
+    child = ServerError(
+        each.get("message", ""),
+        name=each.get("name", ""),
+        bind=each.get("bind", ""),
+        hint=each.get("hint", ""),
+        code=each.get("code", 0),
+        error=each.get("error", ""),
+    )
+    if timed_out:
+        child.__cause__ = TimeoutError(child.message)
+    return child
