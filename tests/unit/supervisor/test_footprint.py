@@ -1,0 +1,103 @@
+"""Workers that are weighed: only where there is a limit, oftener when they come near it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from poolctl.platform import memory_bytes
+from poolctl.supervisor.entry import Entry, Worker
+from poolctl.supervisor.footprint import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, Footprint
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+MIB = 1024 * 1024
+
+
+class Scales:
+    """Servers whose workers all weigh `size`; `weighed` has the pids of each look."""
+
+    def __init__(self, **keys: Any) -> None:
+        self.desk = Desk(web(**keys), web("other"))
+        self.size: int | None = 10 * MIB
+        self.weighed: list[list[int]] = []
+        self.told: list[str] = []
+        self.footprint = Footprint(self.desk.clock, self.ails, self.measure)
+        self.desk.engine.listeners.add(self.footprint.look)
+
+    def ails(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
+        self.told.append(f"{kind}: {seen}")
+
+    def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
+        self.weighed.append(list(pids))
+        return dict.fromkeys(self.weighed[-1], self.size)
+
+    async def pass_by(self, seconds: float) -> int:
+        """How many were weighed when so much time had passed."""
+        self.weighed.clear()
+        self.desk.clock.advance(seconds)
+        await self.footprint.weigh()
+        return sum(map(len, self.weighed))
+
+
+async def begun(**keys: Any) -> Scales:
+    it = Scales(**keys)
+    await it.desk.ask("start")
+    await turns()
+    return it
+
+
+def test_what_has_no_limit_is_not_weighed() -> None:
+    async def scenario() -> None:
+        it = await begun()
+        assert await it.pass_by(1000) == 0
+        assert it.footprint._timer is None, "nothing ticks"
+
+    run(scenario())
+
+
+def test_it_is_weighed_soon_after_its_start_then_seldom_and_near_the_limit_often() -> None:
+    async def scenario() -> None:
+        it = await begun(limits={"memory": "100MiB"})
+        assert await it.pass_by(FIRST_SECONDS / 2) == 0
+        assert await it.pass_by(FIRST_SECONDS) == 1
+        assert await it.pass_by(NEAR_SECONDS) == 0
+        it.size = 80 * MIB
+        assert await it.pass_by(INTERVAL_SECONDS) == 1
+        assert await it.pass_by(NEAR_SECONDS) == 1
+        assert it.told == []
+        it.size = 101 * MIB
+        assert await it.pass_by(NEAR_SECONDS) == 1
+        assert it.told == ["memory: worker web.1.0 (pid 1001) uses 101MiB, and limits.memory is 100MiB"]
+
+    run(scenario())
+
+
+def test_one_that_is_gone_meanwhile_is_nobodys_fault() -> None:
+    async def scenario() -> None:
+        it = await begun(limits={"memory": 1})
+        it.size = None
+        assert await it.pass_by(FIRST_SECONDS) == 1
+        await it.desk.ask("stop", "web")
+        assert await it.pass_by(INTERVAL_SECONDS) == 0
+        assert it.told == []
+
+    run(scenario())
+
+
+def test_a_reload_brings_a_limit_and_takes_it_away() -> None:
+    async def scenario() -> None:
+        it = await begun()
+        for limits, count in (({"memory": "1GiB"}, 1), ({}, 0)):
+            it.desk.files.written = [web(limits=limits), web("other")]
+            assert (await it.desk.ask("reload"))["exit_code"] == 0
+            assert await it.pass_by(INTERVAL_SECONDS + FIRST_SECONDS) == count
+
+    run(scenario())
+
+
+def test_the_memory_of_a_process_is_known_while_it_is_there() -> None:
+    size = memory_bytes(os.getpid())
+    assert size is not None
+    assert size > MIB
+    assert memory_bytes(2**22 + 1) is None

@@ -1,0 +1,244 @@
+"""Who is asked for a heartbeat, and when a worker that leaves one unanswered is stuck: without a process or a wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from poolctl import ServerConfig
+from poolctl.runners.protocol import Exit, Placement
+from poolctl.supervisor.entry import Entry, Worker
+from poolctl.supervisor.heartbeat import Heartbeat
+from poolctl.supervisor.reconcile import Phase
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+
+class Bodies:
+    """Workers that answer at once, unless they are among the `dead`, the `deaf` (nothing can be sent) or the `old`."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answered: dict[str, int] = {}
+        self.dead: set[str] = set()
+        self.deaf: set[str] = set()
+        self.old: set[str] = set()
+
+    def beat(self, placement: Placement, asked_ns: int) -> bool:
+        self.asked.append(placement.id)
+        if placement.id in self.deaf:
+            return False
+        if placement.id not in self.dead:
+            self.answered[placement.id] = asked_ns + 1000
+        return True
+
+    def beaten_ns(self, placement: Placement) -> int:
+        return 0 if placement.id in self.old else self.answered.get(placement.id, 1)
+
+
+class Clinic:
+    """Servers under a heartbeat, and a time that moves only when it is told to."""
+
+    def __init__(self, *servers: ServerConfig) -> None:
+        self.desk = Desk(*servers)
+        self.bodies = Bodies()
+        self.stuck: list[str] = []
+        self.events: list[str] = []
+        engine = self.desk.engine
+        self.heartbeat = Heartbeat(self.bodies, engine, self.ails, lambda: 0.5)
+        engine.listeners.add(self.heartbeat.look)
+        engine.events.subscribe(
+            lambda event: self.events.append(event["event"]) if event["kind"] == "health" else None
+        )
+
+    def ails(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
+        self.stuck.append(f"{worker.id}: {seen}")
+
+    async def pass_by(self, seconds: float, *, step: float = 0.25) -> None:
+        left = seconds
+        while left > 0:
+            self.desk.clock.advance(min(step, left))
+            left -= step
+            if self.desk.clock.monotonic() >= self.heartbeat._timer_at:
+                self.heartbeat.tick()
+        await turns()
+
+    def asked(self) -> list[str]:
+        found, self.bodies.asked = self.bodies.asked, []
+        return found
+
+
+async def begun(*servers: ServerConfig) -> Clinic:
+    it = Clinic(*servers)
+    await it.desk.ask("start")
+    await turns()
+    return it
+
+
+def slow(workers: int = 1, **recovery: Any) -> ServerConfig:
+    return web(workers=workers, recovery={"heartbeat": 5, "stuck_after": 15} | recovery)
+
+
+def test_each_ready_worker_is_asked_once_an_interval() -> None:
+    async def scenario() -> None:
+        it = await begun(web("a", workers=2), web("b"), web("c", command=["sleep", "{port}"], app=None))
+        await it.pass_by(51)
+        asked = it.asked()
+        assert sorted(set(asked)) == ["a.1.0", "a.1.1", "b.1.0"]
+        assert 9 <= asked.count("b.1.0") <= 12
+        assert it.stuck == []
+
+    run(scenario())
+
+
+def test_one_that_does_not_answer_is_found_and_not_asked_again() -> None:
+    async def scenario() -> None:
+        it = await begun(slow())
+        await it.pass_by(10)
+        it.bodies.dead.add("web.1.0")
+        it.asked()
+        await it.pass_by(15)
+        assert it.stuck == [], "it may have answered a moment before"
+        await it.pass_by(6)
+        assert it.stuck == ["web.1.0: worker web.1.0 (pid 1001) has left its heartbeat unanswered for 15s"]
+        await it.pass_by(600)
+        assert it.asked() == ["web.1.0"], "nothing piles up"
+        assert len(it.stuck) == 1
+        assert it.desk.engine.entries["web"].workers["web.1.0"].stuck
+
+    run(scenario())
+
+
+def test_a_server_with_a_stuck_worker_is_not_well() -> None:
+    async def scenario() -> None:
+        it = await begun(slow(workers=2))
+        entry = it.desk.engine.entries["web"]
+        assert (entry.health, entry.ready) == ("ok", True)
+        told: list[str] = []
+        it.desk.engine.listeners.add(lambda entry: told.append(entry.health))
+        for worker, health, ready in (("web.1.0", "warn", True), ("web.1.1", "ko", False)):
+            it.bodies.dead.add(worker)
+            await it.pass_by(30)
+            assert (entry.health, entry.ready) == (health, ready)
+        assert told == ["warn", "ko"], "whoever watches it is told"
+
+    run(scenario())
+
+
+def test_one_that_answers_late_is_well_again() -> None:
+    async def scenario() -> None:
+        it = await begun(slow())
+        it.bodies.dead.add("web.1.0")
+        await it.pass_by(30)
+        it.bodies.answered["web.1.0"] = int(it.desk.clock.monotonic() * 1e9)
+        it.bodies.dead.clear()
+        await it.pass_by(6)
+        it.desk.engine.events.flush()
+        assert it.events == ["heartbeat lost", "ko", "heartbeat back", "ok"]
+        assert not it.desk.engine.entries["web"].workers["web.1.0"].stuck
+
+    run(scenario())
+
+
+def test_a_worker_that_knows_of_no_heartbeat_is_not_stuck() -> None:
+    async def scenario() -> None:
+        it = await begun(slow())
+        it.bodies.old.add("web.1.0")
+        it.bodies.dead.add("web.1.0")
+        await it.pass_by(600)
+        assert (it.asked(), it.stuck) == ([], [])
+
+    run(scenario())
+
+
+def test_a_full_socket_is_no_question() -> None:
+    async def scenario() -> None:
+        it = await begun(slow())
+        it.bodies.deaf.add("web.1.0")
+        await it.pass_by(100)
+        assert len(it.asked()) >= 19, "it is tried again"
+        assert it.stuck == []
+
+    run(scenario())
+
+
+def test_who_stood_still_himself_blames_nobody() -> None:
+    async def scenario() -> None:
+        it = await begun(slow())
+        await it.pass_by(10)
+        it.bodies.dead.add("web.1.0")
+        await it.pass_by(6)
+        await it.pass_by(3600, step=3600)
+        assert it.stuck == []
+        await it.pass_by(16)
+        assert len(it.stuck) == 1, "but then it has had its time"
+
+    run(scenario())
+
+
+def test_without_an_interval_nobody_is_asked_and_a_reload_changes_that() -> None:
+    async def scenario() -> None:
+        it = await begun(slow(heartbeat=0))
+        await it.pass_by(60)
+        assert it.asked() == []
+        for interval, some in ((5, True), (0, False)):
+            it.desk.files.written = [slow(heartbeat=interval)]
+            assert (await it.desk.ask("reload"))["exit_code"] == 0
+            await it.pass_by(6)
+            it.asked()
+            await it.pass_by(60)
+            assert bool(it.asked()) is some
+
+    run(scenario())
+
+
+def test_what_has_gone_is_asked_no_more() -> None:
+    async def scenario() -> None:
+        it = await begun(web())
+        await it.pass_by(10)
+        await it.desk.ask("restart")
+        await it.pass_by(6)
+        it.asked()
+        await it.pass_by(30)
+        assert set(it.asked()) == {"web.2.0"}
+        await it.desk.ask("stop", "web")
+        await it.pass_by(30)
+        assert it.asked() == []
+        assert it.heartbeat._timer is None, "nothing ticks"
+
+    run(scenario())
+
+
+def test_one_that_has_come_in_the_place_of_another_is_asked_as_well() -> None:
+    async def scenario() -> None:
+        it = await begun(web(restart="on-failure"))
+        await it.pass_by(10)
+        it.desk.runner.end("web.1.0", Exit.from_signal(9))
+        await turns(40)
+        it.asked()
+        await it.pass_by(12)
+        assert len(it.asked()) >= 2
+
+    run(scenario())
+
+
+def test_a_thousand_are_asked_in_a_few_wakings_a_second() -> None:
+    async def scenario() -> None:
+        it = Clinic()
+        chances = iter(n / 1000 for n in range(1000))
+        it.heartbeat._chance = lambda: next(chances)
+        entry = Entry(web(workers=1000))
+        for n in range(1000):
+            placement = Placement.of("web", 1, n)
+            entry.workers[placement.id] = Worker(placement.id, 1, n, entry.config, placement=placement)
+            entry.workers[placement.id].phase = Phase.READY
+        it.heartbeat.look(entry)
+        wakings = 0
+        for _ in range(200):
+            it.desk.clock.advance(max(0.0, it.heartbeat._timer_at - it.desk.clock.monotonic()))
+            it.heartbeat.tick()
+            wakings += 1
+            if it.desk.clock.monotonic() > 25:
+                break
+        assert len(it.asked()) >= 4000
+        assert wakings <= 25 * 4 + 4
+
+    run(scenario())

@@ -1,0 +1,280 @@
+"""Workers that ail, in an engine without processes: who is taken away, who comes, and what is reported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from poolctl import ServerConfig
+from poolctl.runners.protocol import Exit
+from poolctl.supervisor.entry import Entry, Worker
+from poolctl.supervisor.recovery import HEARTBEAT, LIVENESS, MEMORY, Recovery
+from tests.unit.pool.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+QUICK: dict[str, Any] = {"backoff": {"initial": 10, "max": 10, "jitter": 0}, "limit": 2, "window": 100}
+
+
+class Ward:
+    """A desk whose servers are recovered, and the reports of it."""
+
+    def __init__(self, *servers: ServerConfig, **script: str) -> None:
+        self.desk = Desk(*servers, **script)
+        self.engine = self.desk.engine
+        self.recovery = Recovery(self.engine, lambda: 0.0)
+        self.reports: list[dict[str, Any]] = []
+        self.engine.events.subscribe(
+            lambda event: self.reports.append(event) if event["kind"] == "recovery" else None
+        )
+
+    @property
+    def entry(self) -> Entry:
+        return next(iter(self.engine.entries.values()))
+
+    def worker(self, name: str) -> Worker:
+        return self.entry.workers[name]
+
+    async def ails(self, *names: str, kind: str = LIVENESS) -> None:
+        for name in names:
+            self.recovery.notice(self.entry, self.worker(name), kind, f"{name} is not well")
+        await turns(40)
+
+    async def pass_by(self, seconds: float) -> None:
+        self.desk.clock.advance(seconds)
+        self.recovery.look(self.entry)
+        await turns(40)
+
+    def outcomes(self) -> list[str]:
+        self.engine.events.flush()
+        return [report["outcome"] for report in self.reports]
+
+    def placed(self) -> list[str]:
+        """What has been placed and stopped since the last look."""
+        log = [line.split()[:2] for line in self.desk.runner.log]
+        found = [" ".join(line) for line in log if line[0] in ("place", "stop", "drain")]
+        self.desk.runner.log.clear()
+        return found
+
+
+def ward(strategy: str, **keys: Any) -> Ward:
+    return Ward(web(recovery=QUICK | {"strategy": strategy}, **keys))
+
+
+async def started(found: Ward) -> Ward:
+    await found.desk.ask("start")
+    found.placed()
+    return found
+
+
+def test_restart_stops_the_worker_and_starts_another_when_it_has_gone() -> None:
+    async def scenario() -> None:
+        it = await started(ward("restart"))
+        it.desk.runner.may_end.clear()
+        await it.ails("web.1.0")
+        assert it.placed() == []
+        assert it.outcomes() == []
+        it.desk.clock.advance(3)
+        it.desk.runner.may_end.set()
+        await turns(40)
+        assert it.placed() == ["stop web.1.0", "place web.1.0"]
+        (report,) = it.reports if it.outcomes() else [{}]
+        assert (report["outcome"], report["done"], report["duration_seconds"]) == (
+            "recovered",
+            "restarted",
+            3.0,
+        )
+        assert report["seen"] == ["web.1.0 is not well"]
+        assert report["message"] == "web.1.0 is not well: restarted within 3.0 s"
+        assert (it.entry.restarts, it.entry.recovering) == (1, {})
+
+    run(scenario())
+
+
+def test_replace_takes_the_old_one_away_when_the_new_one_is_ready() -> None:
+    async def scenario() -> None:
+        it = await started(ward("replace"))
+        await it.ails("web.1.0")
+        assert it.placed()[0] == "place web.2.0"
+        assert set(it.desk.runner.running) == {"web.2.0"}
+        assert it.outcomes() == ["recovered"]
+
+    run(scenario())
+
+
+def test_a_replacement_that_does_not_become_ready_leaves_the_old_one_and_is_tried_again_later() -> None:
+    async def scenario() -> None:
+        it = await started(ward("replace"))
+        it.desk.runner.script["web"] = FAILS
+        await it.ails("web.1.0")
+        assert set(it.desk.runner.running) == {"web.1.0"}
+        assert it.outcomes() == ["failed"]
+        assert "before it was ready" in it.reports[0]["message"]
+        assert it.desk.states() == {"web": "running"}
+        it.placed()
+        await it.pass_by(5)
+        assert it.placed() == [], "not before its time"
+        del it.desk.runner.script["web"]
+        await it.pass_by(6)
+        assert it.outcomes() == ["failed", "recovered"]
+
+    run(scenario())
+
+
+def test_a_stuck_worker_is_stopped_and_not_drained() -> None:
+    async def scenario() -> None:
+        it = await started(ward("replace"))
+        it.worker("web.1.0").stuck = True
+        await it.ails("web.1.0", kind=HEARTBEAT)
+        assert it.placed() == ["place web.2.0", "stop web.1.0"]
+
+    run(scenario())
+
+
+def test_after_the_limit_it_is_left_as_it_is_and_told_once() -> None:
+    async def scenario() -> None:
+        it = await started(ward("restart"))
+        for _ in range(2):
+            await it.ails("web.1.0")
+            await it.pass_by(11)
+        assert it.outcomes() == ["recovered", "recovered"]
+        for _ in range(3):
+            await it.ails("web.1.0")
+            await it.pass_by(1)
+        assert it.outcomes() == ["recovered", "recovered", "given up"]
+        assert it.desk.states() == {"web": "running"}
+        await it.pass_by(100)
+        assert it.outcomes()[-1] == "recovered"
+
+    run(scenario())
+
+
+def test_the_last_ready_worker_stays_while_none_can_take_its_place() -> None:
+    async def scenario() -> None:
+        it = await started(ward("restart", workers=3, restart="on-failure"))
+        it.desk.runner.script["web"] = NEVER
+        await it.ails("web.1.0", "web.1.1", "web.1.2")
+        assert it.desk.states() == {"web": "running"}
+        ready = [worker.id for worker in it.entry.workers.values() if worker.phase == "ready"]
+        for _ in range(5):
+            await it.pass_by(60)
+        assert ready
+        assert set(ready) <= set(it.desk.runner.running)
+
+    run(scenario())
+
+
+def test_a_replacement_that_dies_again_and_again_does_not_make_the_others_fail() -> None:
+    async def scenario() -> None:
+        policy = {"policy": "on-failure", "limit": 1, "backoff": {"initial": 0, "max": 0, "jitter": 0}}
+        it = await started(ward("restart", workers=2, restart=policy))
+        it.desk.runner.script["web.1.0"] = NEVER
+        await it.ails("web.1.0")
+        for _ in range(4):
+            assert "web.1.0" in it.desk.runner.running
+            it.desk.runner.end("web.1.0", Exit.from_status(1))
+            await turns(40)
+        assert it.desk.states() == {"web": "running"}
+        assert "web.1.1" in it.desk.runner.running
+
+    run(scenario())
+
+
+def test_each_worker_has_a_limit_of_its_own() -> None:
+    async def scenario() -> None:
+        it = await started(ward("restart", workers=4))
+        for name in ("web.1.0", "web.1.1", "web.1.2", "web.1.3"):
+            await it.ails(name)
+        assert it.outcomes() == ["recovered"] * 4, "none of them had been recovered before"
+        await it.ails("web.1.0")
+        assert it.outcomes() == ["recovered"] * 4, "this one was, a moment ago"
+        assert set(it.entry.recoveries) == {"0", "1", "2", "3"}
+        await it.pass_by(11)
+        assert it.outcomes() == ["recovered"] * 5
+        await it.pass_by(200)
+        await it.ails("web.1.1")
+        assert set(it.entry.recoveries) == {"1"}, "what counts no more is forgotten"
+
+    run(scenario())
+
+
+def test_those_that_ail_meanwhile_are_taken_away_together_but_for_one() -> None:
+    async def scenario() -> None:
+        it = await started(ward("restart", workers=4))
+        it.desk.runner.may_end.clear()
+        await it.ails("web.1.3")
+        await it.ails("web.1.0", "web.1.1", "web.1.2")
+        assert [worker.id for worker in it.entry.workers.values() if worker.relieved] == ["web.1.3"]
+        it.desk.runner.script["web.1.3"] = NEVER
+        it.desk.runner.may_end.set()
+        await turns(40)
+        ready = [worker.id for worker in it.entry.workers.values() if worker.phase == "ready"]
+        assert ready == ["web.1.0", "web.1.1", "web.1.2"], (
+            "while the first has not come back, they serve as they can"
+        )
+
+    run(scenario())
+
+
+def test_disable_stops_it_and_what_depends_on_it() -> None:
+    async def scenario() -> None:
+        it = Ward(web("db", recovery="disable"), web("api", depends_on=["db"]))
+        await it.desk.ask("start")
+        await it.ails("db.1.0")
+        assert it.desk.states() == {"db": "disabled", "api": "stopped"}
+        assert it.outcomes() == ["disabled"]
+        assert (await it.desk.ask("enable", "db"))["exit_code"] == 0
+        assert it.desk.states()["db"] == "running"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("strategy", "outcomes"), [("notify", ["notified"]), ("none", [])])
+def test_it_is_only_told_or_nothing_at_all(strategy: str, outcomes: list[str]) -> None:
+    async def scenario() -> None:
+        it = await started(ward(strategy))
+        await it.ails("web.1.0")
+        await it.ails("web.1.0")
+        assert (it.placed(), it.outcomes()) == ([], outcomes)
+
+    run(scenario())
+
+
+def test_a_worker_that_is_too_large_is_replaced_whatever_the_strategy() -> None:
+    async def scenario() -> None:
+        it = await started(ward("none"))
+        await it.ails("web.1.0", kind=MEMORY)
+        assert it.placed()[0] == "place web.2.0"
+        assert it.outcomes() == ["recovered"]
+        assert it.entry.restarts == 0, "no failure"
+
+    run(scenario())
+
+
+def test_a_worker_that_is_well_again_is_left_alone() -> None:
+    async def scenario() -> None:
+        it = await started(ward("restart"))
+        it.entry.recoveries = {"0": [it.desk.clock.monotonic()]}
+        it.worker("web.1.0").stuck = True
+        await it.ails("web.1.0", kind=HEARTBEAT)
+        assert it.placed() == [], "it waits for its turn"
+        it.worker("web.1.0").stuck = False
+        await it.pass_by(60)
+        assert (it.placed(), it.outcomes()) == ([], [])
+
+    run(scenario())
+
+
+def test_a_server_that_is_stopped_meanwhile_is_recovered_no_further() -> None:
+    async def scenario() -> None:
+        it = await started(ward("restart"))
+        it.desk.runner.may_end.clear()
+        await it.ails("web.1.0")
+        stopping = it.desk.begin("stop", "web")
+        await turns()
+        it.desk.runner.may_end.set()
+        await stopping
+        assert it.outcomes() == ["interrupted"]
+        assert it.desk.states() == {"web": "stopped"}
+
+    run(scenario())
