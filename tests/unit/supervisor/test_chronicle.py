@@ -1,0 +1,248 @@
+"""The journal of a pool: what its servers did, why, and who asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from poolctl.control.server import Request
+from poolctl.monitor.journal import Journal
+from poolctl.runners.protocol import Exit
+from poolctl.supervisor.chronicle import Chronicle
+from poolctl.supervisor.ordered import ordered
+from tests.unit.pool.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+OURS = Path("/proc/self/comm").read_text().strip()
+ABOUT = {"supervisor_pid": 1, "keeper_pid": 2, "version": "v"}
+
+
+class Told:
+    """The events of a desk's pool, from its supervisor's start on."""
+
+    def __init__(self, desk: Desk, adopted: int = 0) -> None:
+        self._desk = desk
+        self.all: list[dict[str, Any]] = []
+        desk.engine.events.subscribe(self.all.append)
+        Chronicle(desk.engine).begin(adopted, ABOUT)
+
+    def take(self, *kinds: str) -> list[dict[str, Any]]:
+        """What was recorded since the last time, of these kinds."""
+        self._desk.engine.events.flush()
+        found, self.all[:] = list(self.all), []
+        return [event for event in found if not kinds or event["kind"] in kinds]
+
+    def lines(self, *kinds: str) -> list[tuple[str, str, str]]:
+        return [(event["server"], event["event"], event["cause"]) for event in self.take(*kinds)]
+
+
+async def ask(desk: Desk, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
+    """The answer to a request as it comes over the control socket, from this very process."""
+    body = {"selector": {"targets": list(targets)}, "options": options}
+    return await desk.verbs.handle(Request(verb, body, os.getpid(), os.getuid()), lambda line: None)
+
+
+def test_a_start_and_a_stop_say_who_and_what_became_of_each_server() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        told = Told(desk)
+        await ask(desk, "start")
+        assert told.lines() == [
+            ("", "supervisor started", ""),
+            ("", "start", ""),
+            ("a", "starting", "start"),
+            ("a", "running", "start"),
+            ("", "start done", ""),
+        ]
+        await ask(desk, "stop", "a")
+        events = told.take("lifecycle")
+        assert [(event["before"], event["after"]) for event in events] == [
+            ("running", "stopping"), ("stopping", "ended"), ("stopping", "stopped"),
+        ]  # fmt: skip
+        assert {event["cause"] for event in events} == {"stop a"}
+        for event in events:
+            assert event["by"]["pid"] == os.getpid()
+            assert event["by"]["uid"] == os.getuid()
+            assert event["by"]["user"]
+            assert event["by"]["command"] == OURS
+            assert event["bind"] == desk.engine.entries["a"].config.key
+
+    run(scenario())
+
+
+def test_a_crash_is_its_own_cause_and_nobody_ordered_it() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", restart="always"))
+        told = Told(desk)
+        await ask(desk, "start")
+        told.take()
+        desk.runner.end("a.1.0", Exit.from_signal(9))
+        await turns()
+        events = told.take("lifecycle")
+        assert [(event["event"], event["cause"], event["by"]) for event in events] == [
+            ("worker ended", "killed by SIGKILL", None),
+            ("starting", "killed by SIGKILL", None),
+            ("running", "killed by SIGKILL", None),
+        ]
+        assert (events[0]["signal"], events[0]["status"], events[0]["worker"]) == (9, None, "a.1.0")
+        await ask(desk, "stop", "a")
+        assert {line[2] for line in told.lines("lifecycle")} == {"stop a"}
+
+    run(scenario())
+
+
+def test_a_replacement_is_told_worker_by_worker_under_the_order_that_made_it() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", workers=2))
+        told = Told(desk)
+        await ask(desk, "start")
+        told.take()
+        await ask(desk, "restart", "a")
+        await turns()
+        events = told.take("lifecycle")
+        assert sorted((event["event"], event["worker"]) for event in events) == [
+            ("worker ended", "a.1.0"), ("worker ended", "a.1.1"),
+            ("worker ready", "a.2.0"), ("worker ready", "a.2.1"),
+        ]  # fmt: skip
+        assert {event["cause"] for event in events} == {"restart a"}
+
+    run(scenario())
+
+
+def test_a_server_that_cannot_start_says_why() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), a=FAILS)
+        told = Told(desk)
+        await ask(desk, "start")
+        events = told.take()
+        assert events[-1]["event"] == "start failed"
+        assert events[-1]["exit_code"] == 1
+        (ended,) = [event for event in events if event["event"] == "worker ended"]
+        assert (ended["by"], ended["before"]) == (None, "starting"), "that it ended, nobody has ordered"
+        failed = next(event for event in events if event["event"] == "failed")
+        assert failed["cause"]
+        assert failed["cause"] in events[-1]["cause"]
+
+    run(scenario())
+
+
+def test_live_changes_and_their_causes_are_recorded() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        told = Told(desk)
+        await ask(desk, "start")
+        told.take()
+        await ask(desk, "scale", "a", workers=3)
+        (scaled,) = told.take("scale")
+        assert (scaled["before"], scaled["after"], scaled["cause"]) == (1, 3, "scale a 3")
+        await ask(desk, "drain", "a")
+        await turns()
+        assert told.lines("lifecycle") == [("a", "draining", "drain a")]
+        await ask(desk, "disable", "a")
+        assert told.lines("lifecycle")[-1] == ("a", "disabled", "disable a")
+
+    run(scenario())
+
+
+def test_a_reload_records_each_change_and_a_dry_run_nothing() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("gone"))
+        told = Told(desk)
+        await ask(desk, "start")
+        told.take()
+        desk.files.written = [web("a", env={"SECRET": "s3cret"}), web("new")]
+        await ask(desk, "reload", dry_run=True)
+        assert told.take() == []
+        await ask(desk, "reload")
+        events = told.take()
+        assert [
+            (event["server"], event["event"], event["keys"]) for event in events if event["kind"] == "config"
+        ] == [("gone", "remove", []), ("a", "restart", ["env.SECRET"]), ("new", "add", [])]
+        assert "s3cret" not in str(events)
+        assert ("new", "running", "reload") in [(e["server"], e["event"], e["cause"]) for e in events]
+
+    run(scenario())
+
+
+def test_what_was_asked_in_vain_is_recorded_too_and_looking_is_not() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        told = Told(desk)
+        told.take()
+        assert (await ask(desk, "start", "nobody"))["exit_code"] == 4
+        assert (await ask(desk, "scale", "a", workers="many"))["exit_code"] == 2
+        events = told.take()
+        assert [(event["event"], event.get("exit_code"), event["cause"]) for event in events] == [
+            ("start", None, ""), ("start failed", 4, "no server matches 'nobody'"),
+            ("scale", None, ""), ("scale failed", 2, "workers is 'many'"),
+        ]  # fmt: skip
+        await ask(desk, "list")
+        await ask(desk, "wait", until="stopped", timeout=0.01)
+        assert told.take() == []
+
+    run(scenario())
+
+
+def test_a_client_that_goes_away_is_recorded() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), a=NEVER)
+        told = Told(desk)
+        asked = asyncio.ensure_future(ask(desk, "start"))
+        await turns()
+        asked.cancel()
+        await asyncio.wait({asked})
+        assert told.lines("audit")[-1] == ("", "start abandoned", "whoever asked has gone away")
+
+    run(scenario())
+
+
+def test_falling_asleep_and_waking_are_recorded() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", scale={"min": 0, "max": 1, "idle": 5}))
+        told = Told(desk)
+        await ask(desk, "start")
+        assert [(e["before"], e["after"], e["cause"]) for e in told.take("wake")][-1:] == [
+            ("starting", "sleeping", "start")
+        ]
+        desk.runner.ring("a")
+        await turns()
+        assert [(e["before"], e["after"], e["cause"]) for e in told.take("wake")] == [
+            ("sleeping", "starting", "a request")
+        ]
+
+    run(scenario())
+
+
+def test_a_decision_of_the_pool_itself_has_its_words_as_cause() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        told = Told(desk)
+        await ask(desk, "start")
+        told.take()
+        with ordered("liveness ko"):
+            desk.engine.restart(desk.engine.entries["a"])
+        await turns()
+        assert {(line[1], line[2]) for line in told.lines()} == {
+            ("worker ready", "liveness ko"), ("worker ended", "liveness ko"),
+        }  # fmt: skip
+
+    run(scenario())
+
+
+def test_a_supervisor_that_takes_over_has_started_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        await ask(desk, "start")
+        desk.engine.events.keep_in(Journal(str(tmp_path / "events.jsonl")))
+        told = Told(desk, adopted=1)
+        desk.engine.touch(desk.engine.entries["a"])
+        await turns()
+        assert [(event["event"], event["message"]) for event in told.take()] == [
+            ("supervisor started", "took over 1 worker")
+        ]
+        await ask(desk, "stop", "a")
+        assert told.take("lifecycle")[0]["before"] == "running"
+
+    run(scenario())
