@@ -1,0 +1,133 @@
+"""Where the metrics are served: opened as the configuration says, kept by the keeper, taken over by a successor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+
+from poolctl.address import parse
+from poolctl.config.tables import Tables
+from poolctl.errors import ServerError
+from poolctl.listeners.open import BACKLOG
+from poolctl.listeners.unix import Identity, identity, remove
+from poolctl.monitor.events import Events
+from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.listen import listen
+
+from .scrape import Scrapes, Text
+
+_ENTRY = "metrics"  # in the keeper's store
+_AGAIN_SECONDS = 5.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class MetricsAddress:
+    """`follow` is told what is configured; an address that somebody else has is tried again."""
+
+    def __init__(self, keeper: Link, events: Events, text: Text) -> None:
+        self._keeper = keeper
+        self._events = events
+        self._text = text
+        self._wanted: tuple[str, str] | None = None
+        self._open: str | None = None
+        self._identity: Identity | None = None
+        self._listeners: list[socket.socket] = []
+        self._scrapes: Scrapes | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._tried = asyncio.Event()
+
+    async def begin(self, tables: Tables) -> None:
+        """Take over what the supervisor before had opened; return when it has been tried to serve there."""
+        reply, fds = await self._keeper.call({"op": "get", "name": _ENTRY})
+        if fds:
+            self._open = str(reply["meta"])
+            self._listeners = [socket.socket(fileno=fd) for fd in fds]
+            self._identity = _identity(self._open)
+        self.follow(tables)
+        await self._tried.wait()
+
+    def follow(self, tables: Tables) -> None:
+        """Serve them there from now on, or nowhere."""
+        table = tables.metrics
+        self._wanted = None if table is None else (parse(table.bind).key, table.path)
+        before, self._work = self._work, asyncio.ensure_future(self._settle(self._work))
+        if before is not None:
+            before.cancel()
+
+    async def close(self) -> None:
+        """Serve them nowhere any more."""
+        self.follow(Tables())
+        assert self._work is not None
+        await self._work
+
+    async def _settle(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        told = ""
+        while not self._is_settled():
+            try:
+                await self._try()
+            except (ServerError, OSError) as error:
+                message = f"metrics cannot be served: {getattr(error, 'message', error)}"
+                if message != told:
+                    logger.error(message)
+                    self._events.record("config", "metrics not served", message=message)
+                told = message
+                self._tried.set()
+                await asyncio.sleep(_AGAIN_SECONDS)
+        self._tried.set()
+
+    async def _try(self) -> None:
+        wanted = self._wanted
+        if wanted is None or wanted[0] != self._open:
+            await self._shut()
+        if wanted is None:
+            return
+        if self._open is None:
+            await self._listen(wanted[0])
+        await self._serve(wanted[1])
+
+    def _is_settled(self) -> bool:
+        if self._wanted is None:
+            return self._open is None
+        served = self._scrapes is not None and self._scrapes.path == self._wanted[1]
+        return self._open == self._wanted[0] and served
+
+    async def _listen(self, bind: str) -> None:
+        self._listeners = await listen(parse(bind))
+        self._open, self._identity = bind, _identity(bind)
+        self._keeper.send(
+            {"op": "put", "name": _ENTRY, "meta": bind}, [sock.fileno() for sock in self._listeners]
+        )
+
+    async def _serve(self, path: str) -> None:
+        if self._scrapes is not None:
+            self._scrapes.path = path
+            return
+        scrapes = Scrapes(self._text, path)
+        try:
+            await scrapes.serve(self._listeners, BACKLOG)
+        except BaseException:
+            scrapes.close()
+            raise
+        self._scrapes = scrapes
+
+    async def _shut(self) -> None:
+        if self._scrapes is not None:
+            self._scrapes.close()
+            self._scrapes = None
+        if self._open is not None:
+            if self._identity is not None:
+                remove(self._open.removeprefix("unix:"), self._identity)
+            for sock in self._listeners:
+                sock.close()
+            self._open, self._listeners = None, []
+            with contextlib.suppress(LinkLost):
+                await self._keeper.call({"op": "drop", "name": _ENTRY})
+
+
+def _identity(key: str) -> Identity | None:
+    return identity(key.removeprefix("unix:")) if key.startswith("unix:") else None
