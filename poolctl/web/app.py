@@ -1,0 +1,210 @@
+"""The page and what it asks for: login, a stream of what is, actions, logs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from poolctl.clock import Clock
+from poolctl.errors import ControlError
+
+from .actions import Actions
+from .attempts import Attempts
+from .events import with_pulse
+from .guard import Guard
+from .hub import Hub
+from .session import COOKIE_PATH, LIFE_SECONDS, Session, Sessions
+from .settings import Settings
+from .tails import Tails
+
+STATIC = Path(__file__).with_name("static")
+_MOST_BYTES = 256 * 1024
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(settings: Settings, over: asyncio.Event, clock: Clock | None = None) -> ASGIApp:
+    """The ASGI application of a dashboard. It asks the supervisor behind `settings.socket_path`.
+
+    Its streams end when it is `over`.
+    """
+    time = clock or Clock()
+    hub = Hub(settings.socket_path, time)
+    page = _Page(settings, hub, Sessions(settings.token, settings.key, time), Attempts(time), over)
+    return Guard(Starlette(routes=page.routes()), settings.hosts)
+
+
+class _Page:
+    def __init__(
+        self, settings: Settings, hub: Hub, sessions: Sessions, attempts: Attempts, over: asyncio.Event
+    ) -> None:
+        self._settings = settings
+        self._hub = hub
+        self._sessions = sessions
+        self._attempts = attempts
+        self._over = over
+        self._actions = Actions(hub)
+        self._tails = Tails(hub, settings.logs_directory)
+
+    def routes(self) -> list[BaseRoute]:
+        """Where everything is. What is below COOKIE_PATH gets the cookie."""
+        own = {
+            "session": (self._session, "GET"),
+            "stream": (self._stream, "GET"),
+            "logs": (self._logs, "GET"),
+            "server": (self._server, "GET"),
+            "routes": (self._routes, "GET"),
+            "actions": (self._act, "POST"),
+            "logout": (self._logout, "POST"),
+        }
+        guarded = [
+            Route(f"{COOKIE_PATH}/{name}", self._known(endpoint, method == "POST"), methods=[method])
+            for name, (endpoint, method) in own.items()
+        ]
+        return [
+            Route("/", _index),
+            Route(f"{COOKIE_PATH}/login", self._login, methods=["POST"]),
+            *guarded,
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ]
+
+    # Who is there.
+
+    def _known(self, endpoint: Endpoint, changes: bool) -> Endpoint:
+        """The endpoint for those who have logged in, or say the token; what changes something needs the CSRF token."""
+
+        async def checked(request: Request) -> Response:
+            if self._attempts.wait_seconds() == 0 and (token := _bearer(request)):
+                if self._sessions.knows(token):
+                    return await endpoint(request)
+                self._attempts.failed()
+            session = self._session_of(request)
+            if session is None:
+                return JSONResponse({"error": "log in first"}, 401)
+            if changes and not session.has(request.headers.get("x-csrf-token", "")):
+                return JSONResponse({"error": "the request does not come from the page"}, 403)
+            return await endpoint(request)
+
+        return checked
+
+    def _session_of(self, request: Request) -> Session | None:
+        return self._sessions.find(request.cookies.get(self._sessions.cookie_name, ""))
+
+    async def _login(self, request: Request) -> Response:
+        wait = math.ceil(self._attempts.wait_seconds())
+        if wait:
+            headers = {"retry-after": str(wait)}
+            return JSONResponse({"error": f"too many wrong tokens; wait {wait} s"}, 429, headers)
+        token = (await _document(request)).get("token")
+        if not isinstance(token, str) or not self._sessions.knows(token.strip()):
+            self._attempts.failed()
+            return JSONResponse({"error": "this is not the token"}, 401)
+        session, cookie = self._sessions.open()
+        response = self._about(session)
+        response.set_cookie(
+            self._sessions.cookie_name,
+            cookie,
+            max_age=LIFE_SECONDS,
+            path=COOKIE_PATH,
+            secure=self._settings.tls is not None,
+            httponly=True,
+            samesite="strict",
+        )
+        return response
+
+    async def _logout(self, request: Request) -> Response:
+        session = self._session_of(request)
+        if session is not None:
+            self._sessions.end(session)
+        response = Response(status_code=204)
+        response.delete_cookie(self._sessions.cookie_name, path=COOKIE_PATH)
+        return response
+
+    async def _session(self, request: Request) -> Response:
+        return self._about(self._session_of(request))
+
+    def _about(self, session: Session | None) -> Response:
+        return JSONResponse({"csrf": session.csrf if session else "", "pool": self._settings.name})
+
+    # What is.
+
+    async def _stream(self, request: Request) -> Response:
+        return self._streamed(self._hub.view())
+
+    async def _logs(self, request: Request) -> Response:
+        servers = request.query_params.getlist("server")
+        try:
+            paths = await self._tails.paths(servers)
+        except (ControlError, TimeoutError) as error:
+            return JSONResponse({"error": str(error) or "the supervisor does not answer"}, 503)
+        if not paths:
+            return JSONResponse({"error": "there is no such server"}, 404)
+        return self._streamed(self._tails.follow(paths))
+
+    def _streamed(self, messages: AsyncGenerator[str]) -> Response:
+        return StreamingResponse(with_pulse(messages, self._over), media_type="text/event-stream")
+
+    async def _server(self, request: Request) -> Response:
+        """Workers and failure of one server. Not its configuration, whose values may be secret."""
+        name = request.query_params.get("name", "")
+        found = await self._asked("show", [name])
+        if isinstance(found, Response):
+            return found
+        keys = (
+            "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
+        )  # fmt: skip
+        items = [{key: item.get(key) for key in keys} for item in found["items"]]
+        return JSONResponse({"items": items, "errors": found["errors"]})
+
+    async def _routes(self, request: Request) -> Response:
+        found = await self._asked("routes", [])
+        if isinstance(found, Response):
+            return found
+        # A pool without a gateway has none, and an older supervisor does not know the word.
+        return JSONResponse({"items": found["items"] if found["exit_code"] == 0 else []})
+
+    async def _asked(self, verb: str, targets: list[str]) -> dict[str, Any] | Response:
+        try:
+            return await self._hub.ask(verb, targets, {})
+        except (ControlError, TimeoutError) as error:
+            return JSONResponse({"error": str(error) or "the supervisor does not answer"}, 503)
+
+    async def _act(self, request: Request) -> Response:
+        document = await _document(request)
+        address = request.client.host if request.client else ""
+        status, answer = await self._actions.perform(document, address)
+        return JSONResponse(answer, status)
+
+
+async def _index(request: Request) -> Response:
+    return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+async def _document(request: Request) -> Mapping[str, Any]:
+    """The JSON object of the request's body; an empty one for anything else."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MOST_BYTES:
+            return {}
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,45 @@
+"""Server-sent events (WHATWG HTML §9.2) that a proxy does not take for dead."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+PULSE_SECONDS = 15.0
+
+
+async def with_pulse(
+    messages: AsyncGenerator[str], over: asyncio.Event, *, pulse_seconds: float = PULSE_SECONDS
+) -> AsyncGenerator[str]:
+    """The messages, and a comment whenever there was none for so long. Begins with how soon to come back.
+
+    Ends when it is `over`, so that the server need not wait for those who look.
+    """
+    yield "retry: 1000\n\n"
+    upcoming: asyncio.Future[str] | None = None
+    ending = asyncio.ensure_future(over.wait())
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(anext(messages))
+            waiting: set[asyncio.Future[Any]] = {upcoming, ending}
+            done, _ = await asyncio.wait(waiting, timeout=pulse_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if ending in done:
+                return
+            if not done:
+                yield ": still here\n\n"
+                continue
+            try:
+                message = upcoming.result()
+            except StopAsyncIteration:
+                return
+            upcoming = None
+            yield message
+    finally:
+        ending.cancel()
+        if upcoming is not None:
+            upcoming.cancel()
+            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
+                await upcoming
+        await messages.aclose()

@@ -1,0 +1,97 @@
+"""What the servers were like during the last hour: when each changed, and the figures of the last minutes."""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from .level import KO, OK, STATES, WARN, level
+
+SPAN_SECONDS = 3600.0
+SAMPLES = 60
+_MOST_CHANGES = 400
+
+Document = dict[str, Any]
+Changes = list[list[Any]]  # [seconds since 1970, level], oldest first
+
+
+class Levels:
+    """The changes of every server's level. Nothing is known of the time before the first one."""
+
+    def __init__(self) -> None:
+        self._changes: dict[str, Changes] = {}
+
+    def fill(self, event: Mapping[str, Any]) -> None:
+        """Know what an event of the journal tells of a server."""
+        kind, name, after = event.get("kind"), str(event.get("server") or ""), event.get("after")
+        if not name or not isinstance(after, str):
+            return
+        if kind in ("lifecycle", "wake") and after in STATES:
+            word = level({"state": after, "ready": after == "running"})
+            self._note(name, word, _seconds(event.get("time")))
+        elif kind == "health" and after in (OK, WARN, KO):
+            self._note(name, after, _seconds(event.get("time")))
+
+    def note(self, item: Mapping[str, Any], now: float) -> None:
+        """A server is like this now."""
+        self._note(str(item["name"]), level(item), now)
+
+    def _note(self, name: str, word: str, now: float) -> None:
+        changes = self._changes.setdefault(name, [])
+        # The journal may tell of what was after somebody has looked at what is.
+        place = bisect.bisect_right(changes, now, key=lambda change: float(change[0]))
+        if place == 0 or changes[place - 1][1] != word:
+            changes.insert(place, [round(now, 1), word])
+            del changes[:-_MOST_CHANGES]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Servers that are no more."""
+        for name in names:
+            self._changes.pop(name, None)
+
+    def since(self, now: float) -> dict[str, Changes]:
+        """By server what is to be known of the last hour: the last change before it, and those within."""
+        return {name: _recent(changes, now - SPAN_SECONDS) for name, changes in self._changes.items()}
+
+
+class Figures:
+    """The last samples of every server's figures, for charts: `{figure: [oldest … newest]}`."""
+
+    NAMES = ("requests_per_second", "latency_p99_seconds", "memory_bytes")
+
+    def __init__(self) -> None:
+        self._series: dict[str, dict[str, deque[Any]]] = {}
+
+    def note(self, name: str, figures: Mapping[str, Any]) -> None:
+        """One more sample; the first one brings the supervisor's own history, if it has one."""
+        series = self._series.get(name)
+        if series is None:
+            before = figures.get("history") or {}
+            series = {each: deque(before.get(each) or (), maxlen=SAMPLES) for each in self.NAMES}
+            self._series[name] = series
+        for each in self.NAMES:
+            series[each].append(figures.get(each))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Servers that are no more."""
+        for name in names:
+            self._series.pop(name, None)
+
+    def all(self) -> dict[str, dict[str, list[Any]]]:
+        """Of every server."""
+        return {
+            name: {each: list(values) for each, values in series.items()}
+            for name, series in self._series.items()
+        }
+
+
+def _recent(changes: Changes, begin: float) -> Changes:
+    within = next((index for index, (when, _) in enumerate(changes) if when > begin), len(changes))
+    return changes[max(0, within - 1) :]
+
+
+def _seconds(time: Any) -> float:
+    return datetime.fromisoformat(str(time)).timestamp()

@@ -1,0 +1,216 @@
+"""What the pool is like now, asked once for everybody who looks, and not at all while nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from poolctl.clock import Clock
+from poolctl.control.asking import answers, ask
+from poolctl.errors import ControlError
+from poolctl.logs.line import stamp
+
+from .history import SPAN_SECONDS, Figures, Levels
+from .snapshot import Snapshot
+
+INTERVAL_SECONDS = 2.0
+# A change that the journal tells of is looked at soon, together with what comes right after it.
+_SOON_SECONDS = 0.1
+_AGAIN_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
+_LINGER_SECONDS = 5.0
+_MOST_EVENTS = 300
+_MOST_WAITING = 200
+
+Document = dict[str, Any]
+
+logger = logging.getLogger("poolctl.web")
+
+
+class Hub:
+    """Everybody who looks has a queue of messages, each a name with a document; the first ones say everything."""
+
+    def __init__(self, socket_path: str, clock: Clock) -> None:
+        self._socket_path = socket_path
+        self._clock = clock
+        self._viewers: set[asyncio.Queue[str | None]] = set()
+        self._work: asyncio.Task[None] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._snapshot = Snapshot()
+        self._levels, self._figures = Levels(), Figures()
+        self._events: deque[Document] = deque(maxlen=_MOST_EVENTS)
+        self._gone: str | None = "has not answered yet"
+        self._last = 0  # the number of the newest event that is known
+        self._look, self._again = asyncio.Event(), asyncio.Event()
+
+    async def view(self) -> AsyncGenerator[str]:
+        """The messages for one viewer, as server-sent events; ends when it is too slow for them."""
+        queue: asyncio.Queue[str | None] = asyncio.Queue(_MOST_WAITING)
+        if self._gone is None:
+            queue.put_nowait(self._everything())
+        elif self._work is not None:
+            queue.put_nowait(_message("gone", {"message": self._gone, "now": self._clock.time()}))
+        self._viewers.add(queue)
+        if self._work is None:
+            self._work = asyncio.ensure_future(self._watch())
+        try:
+            while (message := await queue.get()) is not None:
+                yield message
+        finally:
+            self._viewers.discard(queue)
+
+    async def ask(
+        self,
+        verb: str,
+        targets: list[str],
+        options: Mapping[str, Any],
+        by: Mapping[str, Any] | None = None,
+        *,
+        timeout_seconds: float = _ANSWER_SECONDS,
+    ) -> Document:
+        """The supervisor's result. Raises ControlError, TimeoutError."""
+        body = {"selector": {"targets": targets}, "options": dict(options), "by": dict(by or {})}
+        return await ask(self._socket_path, verb, body, timeout_seconds=timeout_seconds)
+
+    async def _watch(self) -> None:
+        """Look for as long as somebody does, and a little longer: whoever reloads the page finds everything."""
+        following = asyncio.ensure_future(self._follow())
+        unwatched = 0.0
+        try:
+            while unwatched < _LINGER_SECONDS:
+                await self._sample()
+                self._look.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_AGAIN_SECONDS if self._gone else INTERVAL_SECONDS):
+                        await self._look.wait()
+                        await asyncio.sleep(_SOON_SECONDS)
+                unwatched = 0.0 if self._viewers else unwatched + INTERVAL_SECONDS
+        finally:
+            following.cancel()
+            self._forget()
+            self._work = None
+
+    async def _sample(self) -> None:
+        try:
+            await self._look_once()
+        except (ControlError, TimeoutError) as error:
+            reason = str(error) or "it does not answer"
+            if self._gone is None or reason != self._gone:
+                self._gone = reason
+                self._tell("gone", {"message": reason, "now": self._clock.time()})
+        except Exception:
+            logger.exception("the pool could not be looked at")
+
+    async def _look_once(self) -> None:
+        if self._gone is not None:
+            about = await self.ask("ping", [], {})
+            result = await self._stats()
+            await self._remember()
+            self._snapshot = Snapshot(about)
+            self._apply(result)
+            self._gone = None
+            self._spread(self._everything())
+            self._again.set()
+            return
+        changed, removed, figures = self._apply(await self._stats())
+        if changed or removed:
+            document = {"items": changed, "removed": removed, "order": self._snapshot.order}
+            self._tell("changed", {**document, "levels": self._levels_of(changed)})
+        self._tell("stats", {"now": self._clock.time(), "servers": figures})
+
+    async def _stats(self) -> Document:
+        result = await self.ask("stats", [], {})
+        if result["exit_code"] == 2:  # a supervisor of an older version
+            result = await self.ask("list", [], {})
+        return result
+
+    def _apply(self, result: Document) -> tuple[list[Document], list[str], Document]:
+        changed, removed, figures = self._snapshot.update(result["items"])
+        now = self._clock.time()
+        for item in changed:
+            self._levels.note(item, now)
+        for name, each in self._snapshot.latest.items():
+            self._figures.note(name, each)
+        self._levels.forget(removed)
+        self._figures.forget(removed)
+        return changed, removed, figures
+
+    def _levels_of(self, items: list[Document]) -> Document:
+        levels = self._levels.since(self._clock.time())
+        return {item["name"]: levels.get(item["name"], []) for item in items}
+
+    def _everything(self) -> str:
+        now = self._clock.time()
+        pool = {
+            "about": self._snapshot.about,
+            "now": now,
+            "interval_seconds": INTERVAL_SECONDS,
+            "span_seconds": SPAN_SECONDS,
+            "items": list(self._snapshot.items.values()),
+            "figures": self._snapshot.shown,
+            "series": self._figures.all(),
+            "levels": self._levels.since(now),
+            "events": list(self._events),
+        }
+        return _message("pool", pool)
+
+    # What happens.
+
+    async def _remember(self) -> None:
+        """Know what has happened within the last hour, as the journal has it."""
+        since = stamp(self._clock.time() - SPAN_SECONDS)
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await self._read({"since": since, "after": self._last})
+
+    async def _follow(self) -> None:
+        """Know of every event as it happens. Begins again when the supervisor does."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN_SECONDS):
+                    await self._again.wait()
+            self._again.clear()
+            if self._gone is None:
+                with contextlib.suppress(ControlError):
+                    await self._read({"follow": True, "after": self._last})
+                self._look.set()
+
+    async def _read(self, options: Document) -> None:
+        body = {"selector": {}, "options": options}
+        async with contextlib.aclosing(answers(self._socket_path, "events", body)) as lines:
+            async for line in lines:
+                event = line.get("event")
+                if isinstance(event, dict):
+                    self._happened(event)
+
+    def _happened(self, event: Document) -> None:
+        self._last = int(event.get("seq", 0))
+        self._events.append(event)
+        self._levels.fill(event)
+        if self._gone is None:
+            self._tell("event", event)
+            self._look.set()
+
+    # Telling.
+
+    def _tell(self, name: str, document: Document) -> None:
+        self._spread(_message(name, document))
+
+    def _spread(self, message: str) -> None:
+        for queue in list(self._viewers):
+            if queue.qsize() >= _MOST_WAITING - 1:
+                # It comes again, and then begins with everything.
+                self._viewers.discard(queue)
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(message)
+
+
+def _message(name: str, document: Document) -> str:
+    return f"event: {name}\ndata: {json.dumps(document, separators=(',', ':'))}\n\n"

@@ -1,0 +1,111 @@
+"""A uvicorn server on sockets that somebody else holds, told by messages what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from typing import Any
+
+import uvicorn
+
+from poolctl.keeper import wire
+from poolctl.runners.link import Link
+
+from .app import make_app
+from .certificates import context_of, keep_current
+from .orphan import Orphan
+from .settings import Settings
+
+# Streams never end by themselves.
+_LAST_SECONDS = 1
+
+
+class Server:
+    """Serves from `begin` (with the listeners) to `end`, or to SIGTERM, or until nobody is left who could say so."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    async def run(self) -> None:
+        """Return when it is over."""
+        self._over = asyncio.Event()
+        self._told: asyncio.Future[tuple[dict[str, Any], list[int]]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._over.set)
+        self._lost = asyncio.Event()
+        link = Link(self._sock, self._on_message, self._lost.set)
+        if await self._begins():
+            message, fds = self._told.result()
+            sockets = [socket.socket(fileno=fd) for fd in fds]
+            settings = Settings(**message["settings"])
+            made = config(settings, self._over)
+            server = Quiet(made, self._over)
+            serving = asyncio.ensure_future(server.serve(sockets))
+            serving.add_done_callback(lambda _: self._over.set())
+            link.send({"t": "up"})
+            beside = [asyncio.ensure_future(self._outlive(message, sockets))]
+            if settings.tls:
+                beside.append(asyncio.ensure_future(keep_current(made.ssl, settings.tls)))
+            await serving
+            for task in beside:
+                task.cancel()
+        link.close()
+
+    async def _begins(self) -> bool:
+        """Whether there is anything to serve before it is over."""
+        others = [asyncio.ensure_future(event.wait()) for event in (self._over, self._lost)]
+        waiting: set[asyncio.Future[Any]] = {self._told, *others}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            other.cancel()
+        return self._told.done()
+
+    async def _outlive(self, message: dict[str, Any], sockets: list[socket.socket]) -> None:
+        """Serve on without keeper and supervisor, until somebody has taken the listener over."""
+        await self._lost.wait()
+        if not self._over.is_set():
+            await Orphan(message["directory"], message["bind"], sockets).taken()
+            self._over.set()
+
+    def _on_message(self, message: wire.Message, fds: list[int]) -> None:
+        if message.get("t") == "begin" and not self._told.done():
+            self._told.set_result((message, fds))
+        elif message.get("t") == "end":
+            self._over.set()
+
+
+class Quiet(uvicorn.Server):
+    """Sleeps until it is over, where uvicorn looks ten times a second."""
+
+    def __init__(self, config: uvicorn.Config, over: asyncio.Event) -> None:
+        super().__init__(config)
+        self._over = over
+
+    async def main_loop(self) -> None:
+        await self._over.wait()
+
+    def capture_signals(self) -> Any:
+        """Nothing: whoever made this server listens to signals."""
+        return contextlib.nullcontext()
+
+
+def config(settings: Settings, over: asyncio.Event) -> uvicorn.Config:
+    made = uvicorn.Config(
+        make_app(settings, over),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        date_header=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=_LAST_SECONDS,
+        h11_max_incomplete_event_size=32 * 1024,
+    )
+    made.load()
+    if settings.tls:
+        made.ssl = context_of(settings.tls)
+    return made

@@ -1,0 +1,76 @@
+"""Who may see the page: whoever knows the token, and from then on whoever has the cookie that was given for it.
+
+Nothing is stored: cookie and CSRF token are made of the token by HMAC, so that they outlive this process, and end with
+the token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from typing import NamedTuple
+
+from poolctl.clock import Clock
+
+LIFE_SECONDS = 12 * 3600
+# A browser sends a cookie to every port of a host. The path keeps it from the applications beside us.
+COOKIE_PATH = "/poolctl"
+
+
+class Session(NamedTuple):
+    """One browser that has logged in; `csrf` is what it has to send with whatever changes something."""
+
+    id: str
+    expires: int
+    csrf: str
+
+    def has(self, csrf: str) -> bool:
+        """Whether this is its CSRF token."""
+        return hmac.compare_digest(csrf.encode(), self.csrf.encode())
+
+
+class Sessions:
+    """Opens and recognises sessions. `key` is the pool's: two dashboards of one host must not share a cookie."""
+
+    def __init__(self, token: str, key: str, clock: Clock) -> None:
+        self._token = token.encode()
+        self._secret = hmac.digest(self._token, b"poolctl dashboard session", hashlib.sha256)
+        self._clock = clock
+        self._ended: set[str] = set()
+        self.cookie_name = f"poolctl_{key}"
+
+    def knows(self, token: str) -> bool:
+        """Whether this is the token. Takes the same time for every wrong one."""
+        return hmac.compare_digest(_digest(token.encode()), _digest(self._token))
+
+    def open(self) -> tuple[Session, str]:
+        """A new session, and the value of its cookie."""
+        session = self._session(secrets.token_urlsafe(16), int(self._clock.time()) + LIFE_SECONDS)
+        return session, f"{session.id}.{session.expires}.{self._mac('session', session.id, session.expires)}"
+
+    def find(self, cookie: str) -> Session | None:
+        """The session that was given this cookie, unless it is over."""
+        number, _, rest = cookie.partition(".")
+        expires, _, mac = rest.partition(".")
+        if not (expires.isascii() and expires.isdigit() and len(expires) < 16):
+            return None
+        if not hmac.compare_digest(mac.encode(), self._mac("session", number, int(expires)).encode()):
+            return None
+        if int(expires) <= self._clock.time() or number in self._ended:
+            return None
+        return self._session(number, int(expires))
+
+    def end(self, session: Session) -> None:
+        """Know its cookie no more."""
+        self._ended.add(session.id)
+
+    def _session(self, number: str, expires: int) -> Session:
+        return Session(number, expires, self._mac("csrf", number, expires))
+
+    def _mac(self, purpose: str, number: str, expires: int) -> str:
+        return hmac.new(self._secret, f"{purpose} {number} {expires}".encode(), hashlib.sha256).hexdigest()
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()

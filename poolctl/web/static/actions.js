@@ -1,0 +1,84 @@
+// What can be done to servers: asked for, confirmed, done, told.
+
+import { post } from "./api.js";
+import { $, announce, el } from "./dom.js";
+import { plural } from "./format.js";
+
+// `one` and `many` say what will happen, before it is confirmed.
+export const ACTIONS = {
+  start: {
+    label: "Start", done: "started",
+    one: "What it depends on is started first.", many: "What they depend on is started first.",
+  },
+  restart: {
+    label: "Restart", done: "restarted",
+    one: "It gets new processes; no connection is refused meanwhile.",
+    many: "Each gets new processes; no connection is refused meanwhile.",
+  },
+  drain: {
+    label: "Drain", done: "drained",
+    one: "It leaves the rotation and goes on running.", many: "They leave the rotation and go on running.",
+  },
+  undrain: {
+    label: "Undrain", done: "back in rotation",
+    one: "It comes back into the rotation.", many: "They come back into the rotation.",
+  },
+  stop: {
+    label: "Stop", done: "stopped", danger: true,
+    one: "Connections to it will be refused. What depends on it is stopped first.",
+    many: "Connections to them will be refused. What depends on them is stopped first.",
+  },
+};
+
+// Which actions make sense for a server.
+export function offered(server) {
+  if (server.state === "disabled") return [];
+  if (["stopped", "failed"].includes(server.state)) return ["start"];
+  if (server.state === "draining") return ["undrain", "restart", "stop"];
+  return ["restart", "drain", "stop"];
+}
+
+export function note(text, bad = false) {
+  const node = el("div", { class: bad ? "note bad" : "note" }, el("span", {}, text));
+  const away = () => node.remove();
+  node.append(el("button", { type: "button", class: "plain", "aria-label": "Dismiss", onclick: away }, "✕"));
+  $("notes").append(node);
+  if (!bad) setTimeout(away, 6000);
+}
+
+export function confirm(action, names) {
+  const { label, one, many, danger } = ACTIONS[action];
+  const dialog = $("confirm");
+  const back = document.activeElement;
+  $("confirm-title").textContent = names.length === 1 ? `${label} ${names[0]}?` : `${label} ${plural(names.length, "server")}?`;
+  $("confirm-text").textContent = names.length === 1 ? one : many;
+  $("confirm-names").replaceChildren(...(names.length === 1 ? [] : names.map((name) => el("li", {}, name))));
+  $("confirm-yes").textContent = label;
+  $("confirm-yes").className = danger ? "primary danger" : "primary";
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      back?.focus?.();
+      resolve(dialog.returnValue === "yes");
+    }, { once: true });
+    dialog.returnValue = "no";
+    dialog.showModal();
+    $("confirm-no").focus();
+  });
+}
+
+export async function act(action, names, button) {
+  if (!names.length || !(await confirm(action, names))) return;
+  button?.setAttribute("aria-busy", "true");
+  announce(`${ACTIONS[action].label}: ${names.join(", ")}`);
+  try {
+    const result = await post("actions", { action, servers: names });
+    const failed = result.errors || [];
+    for (const error of failed) note([error.name, error.message, error.hint].filter(Boolean).join(": "), true);
+    for (const warning of result.warnings || []) note(warning);
+    if (!failed.length) note(`${names.length === 1 ? names[0] : plural(names.length, "server")} ${ACTIONS[action].done}.`);
+  } catch (error) {
+    note(`${ACTIONS[action].label} failed: ${error.message}`, true);
+  } finally {
+    button?.removeAttribute("aria-busy");
+  }
+}

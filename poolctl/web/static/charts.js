@@ -1,0 +1,168 @@
+// Charts, sparklines and history bars as small SVG pictures with a sentence for those who cannot see them.
+
+import { el, setText, svg } from "./dom.js";
+
+const WIDTH = 300;
+const HEIGHT = 80;
+
+function points(values, most, width, height) {
+  const step = values.length > 1 ? width / (values.length - 1) : 0;
+  return values.map((value, index) =>
+    value === null || value === undefined ? null : [index * step, height - (value / most) * height]);
+}
+
+// A gap in the figures is a gap in the line.
+function lines(found) {
+  let path = "";
+  let open = false;
+  for (const point of found) {
+    if (point) path += `${open ? "L" : "M"}${point[0].toFixed(1)} ${point[1].toFixed(1)}`;
+    open = Boolean(point);
+  }
+  return path;
+}
+
+function area(found, height) {
+  let path = "";
+  let piece = [];
+  for (const point of [...found, null]) {
+    if (point) piece.push(point);
+    else if (piece.length > 1) path += `${lines(piece)}L${piece.at(-1)[0].toFixed(1)} ${height}L${piece[0][0].toFixed(1)} ${height}Z`;
+    if (!point) piece = [];
+  }
+  return path;
+}
+
+function padded(values, count) {
+  return values.length >= count ? values.slice(-count) : [...Array(count - values.length).fill(null), ...values];
+}
+
+export function sparkline() {
+  const line = svg("path", { class: "line" });
+  const picture = svg("svg", { class: "spark", viewBox: "0 -1 100 22", preserveAspectRatio: "none", "aria-hidden": "true" }, line);
+  return {
+    node: picture,
+    draw(values) {
+      const all = padded(values, 60);
+      line.setAttribute("d", lines(points(all, Math.max(...all.map((each) => each ?? 0), 1e-9), 100, 20)));
+    },
+  };
+}
+
+export class Chart {
+  // `show` turns a figure into text; `seconds` lie between two of them.
+  constructor(title, show, seconds = 2) {
+    this.show = show;
+    this.seconds = seconds;
+    this.title = title;
+    this.values = [];
+    this.now = el("div", { class: "now" });
+    this.fill = svg("path", { class: "area" });
+    this.path = svg("path", { class: "line" });
+    this.cursor = svg("line", { class: "cursor", y1: 0, y2: HEIGHT, visibility: "hidden" });
+    this.picture = svg(
+      "svg",
+      { viewBox: `0 -2 ${WIDTH} ${HEIGHT + 4}`, preserveAspectRatio: "none", role: "img" },
+      ...[0, HEIGHT / 2, HEIGHT].map((y) => svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: y, y2: y })),
+      this.fill, this.path, this.cursor,
+    );
+    this.begin = el("span");
+    this.most = el("span");
+    this.node = el("div", { class: "card" }, el("h3", {}, title), this.now, this.picture,
+      el("div", { class: "axis", "aria-hidden": "true" }, this.begin, this.most, el("span", {}, "now")));
+    this.picture.addEventListener("pointermove", (event) => this.point(event));
+    this.picture.addEventListener("pointerleave", () => this.point(null));
+  }
+
+  draw(values, seconds = this.seconds) {
+    this.seconds = seconds;
+    this.values = padded(values, 60);
+    const known = values.filter((value) => value !== null && value !== undefined);
+    const most = Math.max(...known, 1e-9);
+    const found = points(this.values, most, WIDTH, HEIGHT);
+    this.path.setAttribute("d", lines(found));
+    this.fill.setAttribute("d", area(found, HEIGHT));
+    const now = this.values.at(-1);
+    setText(this.begin, `${Math.round((60 * seconds) / 60)} min ago`);
+    setText(this.most, known.length ? `highest ${this.show(most === 1e-9 ? 0 : most)}` : "no figures yet");
+    if (!this.pointed) setText(this.now, this.show(now));
+    const say = known.length ? `now ${this.show(now)}, highest ${this.show(Math.max(...known))}` : "no figures yet";
+    this.picture.setAttribute("aria-label", `${this.title}, last 2 minutes: ${say}`);
+  }
+
+  point(event) {
+    this.pointed = Boolean(event);
+    if (!event) {
+      this.cursor.setAttribute("visibility", "hidden");
+      setText(this.now, this.show(this.values.at(-1)));
+      return;
+    }
+    const box = this.picture.getBoundingClientRect();
+    const index = Math.round(((event.clientX - box.left) / box.width) * 59);
+    const value = this.values[Math.min(59, Math.max(0, index))];
+    this.cursor.setAttribute("visibility", "visible");
+    this.cursor.setAttribute("x1", (index * WIDTH) / 59);
+    this.cursor.setAttribute("x2", (index * WIDTH) / 59);
+    setText(this.now, `${this.show(value)} · ${Math.round((59 - index) * this.seconds)} s ago`);
+  }
+}
+
+// Of a start within a time of good service nothing is to be seen.
+const RANK = ["unknown", "off", "asleep", "busy", "ok", "warn", "ko"];
+// Not by colour alone: what is worse looks different as well.
+const TALL = { unknown: 4, off: 6, asleep: 10, busy: 10, ok: 20, warn: 14, ko: 20 };
+
+// The worst level in each of `count` equal parts of the time before `now`.
+export function parts(changes, now, span, count) {
+  const found = Array(count).fill("unknown");
+  const begin = now - span;
+  const size = span / count;
+  (changes || []).forEach(([since, level], index) => {
+    const until = index + 1 < changes.length ? changes[index + 1][0] : now;
+    const first = Math.max(0, Math.floor((since - begin) / size));
+    const last = Math.min(count - 1, Math.ceil((until - begin) / size) - 1);
+    for (let part = first; part <= Math.max(first, last) && part < count; part += 1) {
+      if (RANK.indexOf(level) > RANK.indexOf(found[part])) found[part] = level;
+    }
+  });
+  return found;
+}
+
+export function shares(changes, now, span) {
+  const total = {};
+  (changes || []).forEach(([since, level], index) => {
+    const until = index + 1 < changes.length ? changes[index + 1][0] : now;
+    const lasted = until - Math.max(since, now - span);
+    if (lasted > 0) total[level] = (total[level] || 0) + lasted;
+  });
+  const sum = Object.values(total).reduce((one, other) => one + other, 0);
+  return Object.entries(total)
+    .sort((one, other) => other[1] - one[1])
+    .map(([level, lasted]) => `${level} ${((100 * lasted) / sum).toFixed(lasted / sum > 0.995 || lasted / sum < 0.005 ? 2 : 0)} %`)
+    .join(", ");
+}
+
+export function historyBar(count = 30) {
+  const paths = Object.fromEntries(RANK.map((level) => [level, svg("path", { class: level })]));
+  const title = svg("title");
+  const picture = svg("svg", { viewBox: `0 0 ${count * 5} 20`, preserveAspectRatio: "none", role: "img" }, title, ...Object.values(paths));
+  return {
+    node: picture,
+    draw(changes, now, span) {
+      const drawn = Object.fromEntries(RANK.map((level) => [level, ""]));
+      parts(changes, now, span, count).forEach((level, index) => {
+        const tall = TALL[level];
+        // A notch marks what was down.
+        drawn[level] += level === "ko" ? `M${index * 5} 0h4v12h-4zM${index * 5} 15h4v5h-4z` : `M${index * 5} ${20 - tall}h4v${tall}h-4z`;
+      });
+      for (const [level, path] of Object.entries(paths)) {
+        if (path.getAttribute("d") !== drawn[level]) path.setAttribute("d", drawn[level]);
+      }
+      const say = `Last hour: ${shares(changes, now, span) || "nothing known"}`;
+      if (title.textContent !== say) {
+        title.textContent = say;
+        picture.setAttribute("aria-label", say);
+      }
+    },
+  };
+}

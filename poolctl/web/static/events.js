@@ -1,0 +1,68 @@
+// What has happened, newest first.
+
+import { $, el } from "./dom.js";
+import { clock, moment } from "./format.js";
+import { store } from "./store.js";
+
+const SHOWN = 300;
+const BAD = /fail|backoff|with status [1-9]|signal|died|killed|crash|lost|ko\b|stuck|refused|error/i;
+
+export function who(event) {
+  const by = event.by;
+  if (!by) return "";
+  const name = by.user || (by.uid === undefined ? "" : `uid ${by.uid}`);
+  return [by.command, name && `by ${name}`, by.address && `from ${by.address}`].filter(Boolean).join(" ");
+}
+
+function text(event) {
+  const { message, cause } = event;
+  if (!cause || !message || cause.startsWith(message) || message.startsWith(cause)) {
+    return [message, cause].reduce((one, other) => ((other || "").length > one.length ? other : one), "") || event.event;
+  }
+  return `${message} — ${cause}`;
+}
+
+export function eventLine(event, named = true) {
+  const mark = BAD.test(`${event.event} ${event.message}`) ? "ko" : event.kind === "recovery" || event.kind === "health" ? "warn" : "off";
+  const server = named && event.server ? el("a", { href: `#server/${encodeURIComponent(event.server)}` }, event.server) : el("span");
+  return el("li", {},
+    el("time", { dateTime: event.time, title: moment(event.time) }, clock(event.time)),
+    el("span", {}, el("span", { class: `badge ${mark}` }, event.kind)),
+    named ? server : el("span", {}, event.event),
+    el("span", { class: "what" }, el("span", {}, named ? `${event.event}${text(event) === event.event ? "" : `: ${text(event)}`}` : text(event) === event.event ? "" : text(event)),
+      ...(who(event) ? [el("span", { class: "who" }, ` · ${who(event)}`)] : [])));
+}
+
+function isWanted(event) {
+  const kind = $("event-kind").value;
+  const words = $("event-search").value.trim().toLowerCase();
+  return (!kind || event.kind === kind) && (!words || JSON.stringify(event).toLowerCase().includes(words));
+}
+
+function kinds() {
+  const select = $("event-kind");
+  const there = new Set([...select.options].map((option) => option.value));
+  for (const { kind } of store.events) {
+    if (!there.has(kind)) select.append(el("option", { value: kind }, kind));
+    there.add(kind);
+  }
+}
+
+export function drawEvents() {
+  kinds();
+  const found = store.events.filter(isWanted).slice(-SHOWN).reverse();
+  $("events").replaceChildren(...found.map((event) => eventLine(event)));
+  $("no-events").hidden = found.length > 0;
+}
+
+export function addEvent(event) {
+  kinds();
+  if (!isWanted(event)) return;
+  $("events").prepend(eventLine(event));
+  if ($("events").children.length > SHOWN) $("events").lastElementChild.remove();
+  $("no-events").hidden = true;
+}
+
+export function beginEvents() {
+  for (const id of ["event-kind", "event-search"]) $(id).addEventListener("input", drawEvents);
+}

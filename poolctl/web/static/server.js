@@ -1,0 +1,120 @@
+// One server: state, figures, workers, what happened, what it prints.
+
+import { get } from "./api.js";
+import { Chart, historyBar } from "./charts.js";
+import { $, el, setText } from "./dom.js";
+import { eventLine } from "./events.js";
+import { bytes, duration, latency, rate } from "./format.js";
+import { LogTail } from "./logs.js";
+import { actionButton, badge, place } from "./servers.js";
+import { offered } from "./actions.js";
+import { store } from "./store.js";
+
+const FACTS = [
+  ["Address", (server) => place(server)],
+  ["Uptime", (server) => duration(server.since ? store.now - server.since : 0)],
+  ["Restarts", (server) => String(server.restarts)],
+  ["Workers", (server) => String(server.workers)],
+  ["Requests", (server) => (server.figures.requests_total ?? "–").toLocaleString()],
+  ["Errors", (server) => (server.figures.errors_total ?? "–").toLocaleString()],
+  ["In flight", (server) => String(server.figures.in_flight ?? "–")],
+  ["Connections", (server) => String(server.figures.connections ?? "–")],
+  ["CPU", (server) => (server.figures.cpu_percent == null ? "–" : `${server.figures.cpu_percent.toFixed(1)} %`)],
+  ["Event loop lag", (server) => latency(server.figures.loop_lag_seconds)],
+  ["Median latency", (server) => latency(server.figures.latency_p50_seconds)],
+  ["Tags", (server) => (server.tags || []).join(", ") || "–"],
+];
+
+let name = "";
+let shown = "";
+let asked = "";
+let charts = null;
+let bar = null;
+let facts = null;
+const tail = new LogTail($("server-log"));
+
+function build() {
+  charts = {
+    requests_per_second: new Chart("Requests per second", rate),
+    latency_p99_seconds: new Chart("p99 latency", latency),
+    memory_bytes: new Chart("Memory", (value) => bytes(value || null)),
+  };
+  $("server-charts").append(...Object.values(charts).map((chart) => chart.node));
+  bar = historyBar(90);
+  $("server-history").append(bar.node);
+  facts = FACTS.map(([label, value]) => {
+    const node = el("dd");
+    $("server-facts").append(el("div", {}, el("dt", {}, label), node));
+    return { node, value };
+  });
+}
+
+async function ask() {
+  const server = store.servers.get(name);
+  const key = server ? JSON.stringify([name, server.pids, server.state, server.health, server.restarts]) : "";
+  if (!server || asked === key) return;
+  asked = key;
+  try {
+    const [item] = (await get(`server?name=${encodeURIComponent(name)}`)).items;
+    if (!item || item.name !== name) return;
+    const workers = item.worker_list || [];
+    $("server-workers").replaceChildren(...workers.map((worker) => el("tr", {},
+      el("td", {}, worker.id), el("td", {}, worker.where || String(worker.pid ?? "")), el("td", {}, worker.phase),
+      el("td", {}, ...(worker.probes || []).map((probe) => el("div", {},
+        el("span", { class: `badge ${probe.status}` }, probe.status), ` ${probe.kind}${probe.latency_seconds == null ? "" : ` in ${latency(probe.latency_seconds)}`}${probe.message ? `: ${probe.message}` : ""}`))))));
+    if (!workers.length) $("server-workers").append(el("tr", {}, el("td", { colSpan: 4 }, "None.")));
+    const failure = item.failure ? [item.failure.message, item.failure.hint].filter(Boolean).join("\n") : item.complaint || item.preload_problem || "";
+    setText($("server-failure"), failure);
+    $("server-failure").hidden = !failure;
+  } catch {
+    asked = "";
+  }
+}
+
+export function showServer(wanted) {
+  if (!charts) build();
+  name = wanted;
+  shown = asked = "";
+  setText($("server-title"), name);
+  tail.open([name]);
+  drawServer();
+}
+
+export function hideServer() {
+  tail.close();
+  name = "";
+}
+
+export function drawServer() {
+  if (!name) return;
+  const server = store.servers.get(name);
+  if (!server) {
+    if (store.known) $("server-state").replaceChildren(el("span", { class: "badge off" }, "not in the pool"));
+    $("server-actions").replaceChildren();
+    return;
+  }
+  const key = JSON.stringify([server.state, server.ready, server.health]);
+  if (key !== shown) {
+    shown = key;
+    $("server-state").replaceChildren(badge(server));
+    $("server-actions").replaceChildren(...offered(server).map((action) => actionButton(action, [name])));
+  }
+  for (const { node, value } of facts) {
+    const now = value(server);
+    if (typeof now === "string") setText(node, now);
+    else if (node.textContent !== now.textContent) node.replaceChildren(now);
+  }
+  bar.draw(server.levels, store.now, store.span);
+  for (const [figure, chart] of Object.entries(charts)) chart.draw(server.series[figure], store.interval);
+  drawEvents();
+  ask();
+}
+
+function drawEvents() {
+  const list = $("server-events");
+  const found = store.events.filter((event) => event.server === name).slice(-12).reverse();
+  const key = `${name} ${found[0]?.seq ?? ""}`;
+  if (list.dataset.shown === key) return;
+  list.dataset.shown = key;
+  list.replaceChildren(...(found.length ? found.map((event) => eventLine(event, false)) : [el("li", {}, el("span", { class: "what" }, "Nothing in the last hour."))]));
+}

@@ -1,0 +1,29 @@
+// Light, dark, or as the system is; remembered in this browser.
+
+import { $ } from "./dom.js";
+
+const KEY = "poolctl-theme";
+
+export function beginTheme() {
+  const select = $("theme");
+  const apply = (theme) => {
+    if (theme === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+  };
+  let kept = "auto";
+  try {
+    kept = localStorage.getItem(KEY) || "auto";
+  } catch {
+    // Without a memory the system decides.
+  }
+  select.value = kept;
+  apply(kept);
+  select.addEventListener("change", () => {
+    apply(select.value);
+    try {
+      localStorage.setItem(KEY, select.value);
+    } catch {
+      // It holds until the page is left.
+    }
+  });
+}

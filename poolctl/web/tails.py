@@ -1,0 +1,83 @@
+"""The last lines of servers' logs, and those that come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
+
+from poolctl.cli.records import record_lines
+from poolctl.logs.follow import Follower
+from poolctl.logs.line import Line
+from poolctl.logs.record import parse_record
+
+from .hub import Hub
+
+FIRST_LINES = 300
+MOST_SERVERS = 50
+# For files that do not exist yet, and where there is no inotify.
+_LOOK_SECONDS = 1.0
+_GATHER_SECONDS = 0.05
+
+
+class Tails:
+    """Reads the files that the logger writes; `logs_directory` has those whose server names no other."""
+
+    def __init__(self, hub: Hub, logs_directory: str) -> None:
+        self._hub = hub
+        self._logs_directory = logs_directory
+
+    async def paths(self, servers: Sequence[str]) -> dict[str, str]:
+        """The log file of each of these servers (none: of every one). Raises ControlError, TimeoutError."""
+        result = await self._hub.ask("show", [], {})
+        wanted = set(servers)
+        found = {
+            item["name"]: ((item.get("config") or {}).get("log") or {}).get("path")
+            or os.path.join(self._logs_directory, f"{item['name']}.log")
+            for item in result["items"]
+            if not wanted or item["name"] in wanted
+        }
+        return dict(list(found.items())[:MOST_SERVERS])
+
+    async def follow(self, paths: Mapping[str, str]) -> AsyncGenerator[str]:
+        """Server-sent events `lines`, each a list of [time, name, text, level]: what is there, then what comes.
+
+        Lines in JSON are told as people read them; `level` is theirs, "" for others.
+        """
+        each = max(20, FIRST_LINES // len(paths))
+        follower = await asyncio.to_thread(lambda: Follower(paths, lines=each))
+        loop = asyncio.get_running_loop()
+        news = asyncio.Event()
+        try:
+            if follower.fileno() >= 0:
+                loop.add_reader(follower.fileno(), news.set)
+            yield _message(follower.first)
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await news.wait()
+                # A server that prints a lot is told of in pieces, not in lines.
+                await asyncio.sleep(_GATHER_SECONDS)
+                lines = await asyncio.to_thread(follower.read)
+                news.clear()
+                if lines:
+                    yield _message(lines)
+        finally:
+            if follower.fileno() >= 0:
+                loop.remove_reader(follower.fileno())
+            follower.close()
+
+
+def _message(lines: Sequence[Line]) -> str:
+    rows = [[line.time, line.name, *_told(line.text)] for line in lines]
+    return f"event: lines\ndata: {json.dumps(rows, separators=(',', ':'))}\n\n"
+
+
+def _told(text: str) -> tuple[str, str]:
+    record = parse_record(text)
+    if record is None:
+        return text, ""
+    record.time = ""  # that of the line is said already
+    return "\n".join(record_lines(record)), record.level

@@ -1,0 +1,88 @@
+"""The dashboard in front of a recorded pool."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from poolctl.web.serve import Quiet, config
+from poolctl.web.settings import Settings
+from tests.ports import claim_port
+from tests.recorded_pool import RecordedPool
+from tests.stand_in import stand_in
+
+TOKEN = "let-me-in-4711"
+
+
+class Stage:
+    """A dashboard on a port of its own; `gone()` takes its pool away, `back()` brings it back."""
+
+    def __init__(self, pool: RecordedPool, directory: Path) -> None:
+        self.pool = pool
+        self.port = claim_port()
+        self.logs = directory
+        self._socket = directory / "control.sock"
+        self._supervisor: AbstractContextManager[Any] | None = None
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def back(self) -> None:
+        self._supervisor = stand_in(self._socket, self.pool.answer)
+        self.requests = self._supervisor.__enter__()
+
+    def gone(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.__exit__(None, None, None)
+            self._supervisor = None
+            self._socket.unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        settings = Settings(str(self._socket), str(self.logs), "0123456789ab", self.pool.name, TOKEN)
+        begun = threading.Event()
+
+        async def serve() -> None:
+            self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+            listener = socket.create_server(("127.0.0.1", self.port))
+            server = Quiet(config(settings, self._over), self._over)
+            serving = asyncio.ensure_future(server.serve([listener]))
+            begun.set()
+            await serving
+
+        self._thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+        self._thread.start()
+        assert begun.wait(10)
+
+    def end(self) -> None:
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(10)
+            self._thread = None
+
+    def close(self) -> None:
+        self.end()
+        self.gone()
+
+
+@contextmanager
+def dashboard_of(pool: RecordedPool | None = None) -> Iterator[Stage]:
+    """A dashboard that answers, until the end of the block."""
+    directory = Path(tempfile.mkdtemp(prefix="pc-", dir="/tmp"))  # short: Unix socket paths hold 108 bytes
+    found = Stage(pool or RecordedPool(), directory)
+    try:
+        found.back()
+        found.begin()
+        yield found
+    finally:
+        found.close()
+        shutil.rmtree(directory, ignore_errors=True)

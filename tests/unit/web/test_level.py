@@ -1,0 +1,29 @@
+"""How well a server does, in one word."""
+
+from __future__ import annotations
+
+import pytest
+
+from poolctl.web.level import level
+
+
+@pytest.mark.parametrize(
+    ("state", "ready", "health", "word"),
+    [
+        ("running", True, "ok", "ok"),
+        ("running", True, "unknown", "ok"),
+        ("running", True, "warn", "warn"),
+        ("running", False, "ko", "ko"),
+        ("running", False, "unknown", "busy"),
+        ("starting", False, "unknown", "busy"),
+        ("draining", False, "ok", "busy"),
+        ("sleeping", False, "unknown", "asleep"),
+        ("backoff", False, "unknown", "ko"),
+        ("failed", False, "ko", "ko"),
+        ("stopped", False, "unknown", "off"),
+        ("stopped", True, "unknown", "ok"),  # a job that has done what it should
+        ("disabled", False, "unknown", "off"),
+    ],
+)
+def test_a_server_is_as_good_as_it_serves(state: str, ready: bool, health: str, word: str) -> None:
+    assert level({"state": state, "ready": ready, "health": health}) == word

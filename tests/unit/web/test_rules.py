@@ -1,0 +1,207 @@
+"""What the dashboard refuses, over plain HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from poolctl.web.attempts import MOST
+from tests.dashboard_stage import TOKEN, Stage, dashboard_of
+from tests.http_get import Reply
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    with dashboard_of() as found:
+        yield found
+
+
+class Client:
+    """Speaks to a dashboard as whoever the headers say."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._port = stage.port
+        self.headers: dict[str, str] = {}
+
+    def send(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+        try:
+            sent = {**self.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
+            connection.request(method, path, None if body is None else json.dumps(body), sent)
+            response = connection.getresponse()
+            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def login(self) -> Reply:
+        reply = self.send("POST", "/poolctl/login", {"token": TOKEN})
+        self.headers["Cookie"] = reply.headers["set-cookie"].partition(";")[0]
+        self.csrf = reply.json()["csrf"]
+        return reply
+
+    def act(self, action: Any, servers: Any, **headers: str) -> Reply:
+        return self.send("POST", "/poolctl/actions", {"action": action, "servers": servers}, **headers)
+
+
+@pytest.fixture
+def client(stage: Stage) -> Client:
+    return Client(stage)
+
+
+GUARDED = ["session", "stream", "logs", "server?name=web-1", "routes"]
+
+
+@pytest.mark.parametrize("path", GUARDED)
+def test_nothing_is_told_without_a_login(client: Client, path: str) -> None:
+    assert client.send("GET", f"/poolctl/{path}").status == 401
+    assert client.send("GET", f"/poolctl/{path}", Cookie="poolctl_0123456789ab=x.9999999999.y").status == 401
+
+
+def test_nothing_is_done_without_a_login(client: Client, stage: Stage) -> None:
+    assert client.act("stop", ["web-1"]).status == 401
+    assert stage.pool.asked == []
+
+
+def test_the_cookie_is_for_the_page_alone(client: Client) -> None:
+    cookie = client.login().headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert "Path=/poolctl;" in cookie
+    assert "Max-Age=" in cookie
+    assert TOKEN not in cookie
+    assert client.send("GET", "/poolctl/session").json() == {"csrf": client.csrf, "pool": "shop"}
+
+
+def test_an_action_needs_the_csrf_token_and_says_whose_it_is(client: Client, stage: Stage) -> None:
+    client.login()
+    assert client.act("restart", ["web-1"]).status == 403
+    assert client.act("restart", ["web-1"], X_CSRF_Token="0" * 64).status == 403
+    assert stage.pool.asked == []
+    reply = client.act("restart", ["web-1"], X_CSRF_Token=client.csrf)
+    assert (reply.status, reply.json()["errors"]) == (200, [])
+    (asked,) = stage.pool.asked
+    assert (asked["verb"], asked["selector"]) == ("restart", {"targets": ["web-1"]})
+    assert asked["by"] == {"command": "dashboard restart", "address": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_an_action_of_another_page_is_refused_whatever_it_knows(
+    client: Client, stage: Stage, headers: dict[str, str]
+) -> None:
+    client.login()
+    client.headers |= {**headers, "X-CSRF-Token": client.csrf}
+    assert client.act("restart", ["web-1"]).status == 403
+    assert stage.pool.asked == []
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:9465", "127.0.0.1.evil.example", "", "a@127.0.0.1", "[::1"]
+)
+def test_a_name_that_somebody_pointed_here_is_refused(client: Client, host: str) -> None:
+    assert client.send("GET", "/", Host=host).status == 421
+    assert client.send("POST", "/poolctl/login", {"token": TOKEN}, Host=host).status == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:9465", "10.0.0.7"])
+def test_addresses_and_localhost_cannot_be_pointed_anywhere(client: Client, host: str) -> None:
+    assert client.send("GET", "/", Host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    ("action", "servers"),
+    [
+        ("stop", []), ("stop", ["*"]), ("stop", ["web-*"]), ("stop", "web-1"), ("stop", [""]), ("stop", [None]),
+        ("stop", None), ("remove", ["web-1"]), ("", ["web-1"]), (None, ["web-1"]), ("stop", ["127.0.0.1:8081"]),
+        ("stop", ["tag:api"]),
+    ],
+)  # fmt: skip
+def test_only_servers_by_their_names_are_acted_on(
+    client: Client, stage: Stage, action: Any, servers: Any
+) -> None:
+    client.login()
+    assert client.act(action, servers, X_CSRF_Token=client.csrf).status == 400
+    assert stage.pool.asked == []
+
+
+def test_a_failure_is_told_with_its_reason(client: Client, stage: Stage) -> None:
+    client.login()
+    stage.pool.refuses = "exited with status 3 before it was ready"
+    reply = client.act("start", ["web-1"], X_CSRF_Token=client.csrf)
+    assert reply.json()["errors"][0]["message"] == stage.pool.refuses
+    stage.gone()
+    reply = client.act("start", ["web-1"], X_CSRF_Token=client.csrf)
+    assert (reply.status, reply.json()["error"]) == (503, "no supervisor is running for this pool")
+
+
+def test_a_program_may_use_the_token_itself(client: Client, stage: Stage) -> None:
+    assert client.send("GET", "/poolctl/server?name=web-1", Authorization=f"Bearer {TOKEN}").status == 200
+    assert client.send("GET", "/poolctl/server?name=web-1", Authorization="Bearer wrong").status == 401
+    assert client.act("drain", ["web-2"], Authorization=f"Bearer {TOKEN}").status == 200
+
+
+def test_after_a_logout_the_cookie_is_nothing(client: Client) -> None:
+    client.login()
+    assert client.send("POST", "/poolctl/logout").status == 403
+    assert client.send("POST", "/poolctl/logout", X_CSRF_Token=client.csrf).status == 204
+    assert client.send("GET", "/poolctl/session").status == 401
+
+
+def test_who_tries_many_tokens_has_to_wait(client: Client) -> None:
+    for _ in range(MOST):
+        assert client.send("POST", "/poolctl/login", {"token": "wrong"}).status == 401
+    reply = client.send("POST", "/poolctl/login", {"token": TOKEN})
+    assert reply.status == 429
+    assert 0 < int(reply.headers["retry-after"]) <= 60
+
+
+@pytest.mark.parametrize("body", [None, [], {"token": 7}, {"token": None}, "x" * 300_000])
+def test_a_login_of_another_shape_is_a_wrong_one(client: Client, body: Any) -> None:
+    assert client.send("POST", "/poolctl/login", body).status == 401
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/static/main.js", "/static/style.css", "/poolctl/session", "/nowhere"]
+)
+def test_every_answer_has_a_strict_policy(client: Client, path: str) -> None:
+    headers = client.send("GET", path).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert "*" not in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_page_names_nothing_of_another_host_and_has_no_inline_program_or_style(client: Client) -> None:
+    page = client.send("GET", "/").text
+    assert "//" not in page.replace("<!doctype", "")
+    assert "<style" not in page
+    assert " style=" not in page
+    assert "<script>" not in page
+    assert " onclick" not in page
+
+
+@pytest.mark.parametrize("path", ["/static/../app.py", "/static/..%2fapp.py", "/static/", "/static"])
+def test_only_the_page_s_own_files_are_served(client: Client, path: str) -> None:
+    assert client.send("GET", path).status in (307, 404)
+
+
+def test_configuration_values_are_not_shown(client: Client) -> None:
+    client.login()
+    reply = client.send("GET", "/poolctl/server?name=web-1")
+    assert reply.json()["items"][0]["name"] == "web-1"
+    assert "do not show" not in reply.text

@@ -1,0 +1,78 @@
+"""Cookies and tokens of the dashboard."""
+
+from __future__ import annotations
+
+import pytest
+
+from poolctl.clock import ManualClock
+from poolctl.web.attempts import MOST, WINDOW_SECONDS, Attempts
+from poolctl.web.session import LIFE_SECONDS, Sessions
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def sessions(clock: ManualClock) -> Sessions:
+    return Sessions("a-token", "0123456789ab", clock)
+
+
+def test_only_the_token_is_known(sessions: Sessions) -> None:
+    assert sessions.knows("a-token")
+    for wrong in ("", "a-toke", "a-token ", "A-token", "ä", "a-token\0"):
+        assert not sessions.knows(wrong)
+
+
+def test_a_cookie_is_good_until_it_is_over(sessions: Sessions, clock: ManualClock) -> None:
+    session, cookie = sessions.open()
+    assert sessions.find(cookie) == session
+    clock.advance(LIFE_SECONDS - 1)
+    assert sessions.find(cookie) == session
+    clock.advance(1)
+    assert sessions.find(cookie) is None
+
+
+def test_a_cookie_outlives_the_process_that_gave_it_but_not_the_token(clock: ManualClock) -> None:
+    session, cookie = Sessions("a-token", "0123456789ab", clock).open()
+    assert Sessions("a-token", "0123456789ab", clock).find(cookie) == session
+    assert Sessions("another", "0123456789ab", clock).find(cookie) is None
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_cookie_that_was_changed_anywhere_is_none(sessions: Sessions, part: int) -> None:
+    parts = sessions.open()[1].split(".")
+    parts[part] = parts[part][:-1] + ("1" if parts[part][-1] != "1" else "2")
+    assert sessions.find(".".join(parts)) is None
+
+
+@pytest.mark.parametrize("cookie", ["", ".", "..", "a.b.c", "a.99999999999999999999.c", "a.٣.c", "é.1.é"])
+def test_what_is_no_cookie_is_none(sessions: Sessions, cookie: str) -> None:
+    assert sessions.find(cookie) is None
+
+
+def test_a_session_that_was_ended_is_over_and_others_are_not(sessions: Sessions) -> None:
+    (one, first), (other, second) = sessions.open(), sessions.open()
+    sessions.end(one)
+    assert sessions.find(first) is None
+    assert sessions.find(second) == other
+
+
+def test_each_session_has_a_csrf_token_of_its_own(sessions: Sessions) -> None:
+    (one, _), (other, _) = sessions.open(), sessions.open()
+    assert one.has(one.csrf)
+    assert not one.has(other.csrf)
+    assert not one.has("")
+
+
+def test_after_too_many_wrong_tokens_nobody_may_try_for_a_while(clock: ManualClock) -> None:
+    attempts = Attempts(clock)
+    for _ in range(MOST):
+        assert attempts.wait_seconds() == 0
+        attempts.failed()
+    assert attempts.wait_seconds() == WINDOW_SECONDS
+    clock.advance(WINDOW_SECONDS - 1)
+    assert attempts.wait_seconds() == 1
+    clock.advance(1)
+    assert attempts.wait_seconds() == 0

@@ -1,0 +1,140 @@
+"""What the dashboard tells those who look."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dashboard_stage import TOKEN, Stage, dashboard_of
+from tests.recorded_pool import RecordedPool
+
+Message = tuple[str, Any]
+
+
+@contextmanager
+def stream(stage: Stage, path: str = "stream") -> Iterator[Iterator[Message]]:
+    """The messages of a stream as they come."""
+    connection = http.client.HTTPConnection("127.0.0.1", stage.port, timeout=10)
+    connection.request("GET", f"/poolctl/{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+    response = connection.getresponse()
+    assert response.headers["content-type"].startswith("text/event-stream")
+
+    def messages() -> Iterator[Message]:
+        name = ""
+        while line := response.readline().decode().rstrip("\n"):
+            pass
+        while raw := response.readline():
+            line = raw.decode().rstrip("\n")
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                yield name, json.loads(line.removeprefix("data: "))
+
+    try:
+        yield messages()
+    finally:
+        connection.close()
+
+
+def until(messages: Iterator[Message], wanted: str) -> Any:
+    """The document of the next message of that name."""
+    return next(document for name, document in messages if name == wanted)
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    with dashboard_of(RecordedPool(3)) as found:
+        yield found
+
+
+def test_the_first_message_says_everything_and_then_what_is_new(stage: Stage) -> None:
+    with stream(stage) as messages:
+        pool = until(messages, "pool")
+        assert [item["name"] for item in pool["items"]] == ["web-1", "web-2", "web-3"]
+        assert pool["about"]["name"] == "shop"
+        assert len(pool["series"]["web-1"]["memory_bytes"]) == 60
+        stage.pool.become("web-2", state="failed", ready=False, health="ko", message="gone")
+        changed = until(messages, "changed")
+        assert [item["state"] for item in changed["items"]] == ["failed"]
+        assert changed["levels"]["web-2"][-1][1] == "ko"
+
+
+def test_a_change_is_told_much_sooner_than_the_next_look(stage: Stage) -> None:
+    with stream(stage) as messages:
+        until(messages, "pool")
+        stage.pool.become("web-1", state="draining", ready=False)
+        names = []
+        for name, _ in messages:
+            names.append(name)
+            if name == "changed":
+                break
+        assert "event" in names
+
+
+def test_an_hour_of_history_is_known_from_the_journal(stage: Stage) -> None:
+    stage.pool.become("web-1", ago_seconds=600, state="failed", ready=False, health="ko")
+    stage.pool.become("web-1", ago_seconds=300, state="running", ready=True, health="ok")
+    stage.pool.happened("health", "warn", server="web-1", after="warn", ago_seconds=100)
+    stage.pool.servers["web-1"]["health"] = "warn"
+    stage.pool.happened("lifecycle", "starting", server="web-2", after="starting", ago_seconds=60)
+    stage.pool.happened("wake", "running", server="web-2", after="running", ago_seconds=59)
+    with stream(stage) as messages:
+        levels = until(messages, "pool")["levels"]
+    assert [word for _, word in levels["web-1"]] == ["ok", "ko", "ok", "warn"]
+    assert [word for _, word in levels["web-2"]] == ["ok", "busy", "ok"]
+
+
+def test_a_pool_that_goes_and_comes_back_is_told_of(stage: Stage) -> None:
+    with stream(stage) as messages:
+        until(messages, "pool")
+        stage.gone()
+        assert "no supervisor" in until(messages, "gone")["message"]
+        with stream(stage) as others:
+            assert "no supervisor" in until(others, "gone")["message"]
+        del stage.pool.servers["web-3"]
+        stage.back()
+        assert [item["name"] for item in until(messages, "pool")["items"]] == ["web-1", "web-2"]
+
+
+def test_servers_come_and_go_while_one_looks(stage: Stage) -> None:
+    with stream(stage) as messages:
+        until(messages, "pool")
+        del stage.pool.servers["web-1"]
+        stage.pool.happened("config", "removed", server="web-1")
+        changed = until(messages, "changed")
+        assert changed["removed"] == ["web-1"]
+        assert changed["order"] == ["web-2", "web-3"]
+
+
+def test_the_pool_is_asked_nothing_while_nobody_looks(stage: Stage) -> None:
+    with stream(stage) as messages:
+        until(messages, "pool")
+    first = [verb for verb, _ in stage.requests]
+    assert first.count("stats") >= 1
+    assert first.count("events") <= 2
+
+
+def test_a_log_is_followed(stage: Stage) -> None:
+    log = Path(stage.logs, "web-1.log")
+    log.write_text("2026-11-20T08:47:34.123456Z first\n")
+    with stream(stage, "logs?server=web-1") as messages:
+        assert until(messages, "lines") == [["2026-11-20T08:47:34.123456Z", "web-1", "first", ""]]
+        with log.open("a") as file:
+            file.write("2026-11-20T08:47:35.123456Z <b>second</b>\n")
+        assert until(messages, "lines")[0][2] == "<b>second</b>"
+        with log.open("a") as file:
+            file.write('2026-11-20T08:47:36.123456Z {"level": "error", "message": "no", "order": 7}\n')
+        assert until(messages, "lines")[0][2:] == ["ERROR no order=7", "ERROR"]
+
+
+def test_all_who_look_are_let_go_at_the_end(stage: Stage) -> None:
+    with stream(stage) as messages:
+        until(messages, "pool")
+        stage.end()
+        assert [name for name, _ in messages if name not in ("stats", "event")] == []
