@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from poolctl.config.problems import Finding
@@ -19,6 +19,15 @@ class Interpolated(str):
     """A string that came from the environment: it may be read as a number or a truth value."""
 
     __slots__ = ()
+
+
+def variables(text: str) -> Iterator[str]:
+    """The names of the variables without a default to which the text of a file refers, comments aside."""
+    for line in text.splitlines():
+        for match in _reference.finditer("" if line.lstrip().startswith("#") else line):
+            inside = _inside.fullmatch(match[1] or "")
+            if inside is not None and inside[2] is None:
+                yield inside[1]
 
 
 def interpolate(

@@ -1,0 +1,1 @@
+"""The pool as other systems want to have it written."""

@@ -1,0 +1,172 @@
+"""The units with which systemd runs a pool: a service, and the sockets that it opens for servers on `fd:`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from poolctl.cli.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
+from poolctl.config.interpolate import variables
+from poolctl.config.model import ServerConfig
+from poolctl.control.directory import RUNTIME_VARIABLE, STATE_VARIABLE
+
+from .unit_file import command, render, text, unit_name, word
+
+MADE_BY = "Made by `poolctl export systemd`."
+# What is to be done beside the servers' own stopping, generously.
+_MARGIN_SECONDS = 15
+# A supervisor that hangs is replaced after fifteen; systemd has to act only when that has not helped.
+_WATCHDOG_SECONDS = 60
+_HANDED_ON = (RUNTIME_VARIABLE, STATE_VARIABLE, "VIRTUAL_ENV")
+# Trying again mends none of these.
+_HOPELESS = (USAGE, INVALID_CONFIGURATION, NOT_PERMITTED, CONFLICT)
+# Nothing that a worker may need: neither its files, nor devices, nor programs that are set-user-ID.
+_HARDENING = (
+    "ProtectKernelModules", "ProtectKernelLogs", "ProtectKernelTunables", "ProtectControlGroups", "ProtectHostname",
+    "LockPersonality", "RestrictRealtime",
+)  # fmt: skip
+BACKLOG = 2048
+
+
+class Pool(NamedTuple):
+    """What the units are about; `poolctl` is the command's own argument vector, `listen` addresses by `fd:` name."""
+
+    name: str
+    files: Sequence[str]
+    servers: Sequence[ServerConfig]
+    poolctl: Sequence[str]
+    env: Mapping[str, str]
+    listen: Mapping[str, str]
+    user: str = ""  # as whom the system runs it, "" for root
+
+
+def units(pool: Pool, *, of_user: bool) -> dict[str, str]:
+    """The texts of the units by the names of their files; `of_user` for the service manager of a user.
+
+    Raises ValueError for what cannot be written.
+    """
+    stem = unit_name(f"poolctl-{pool.name}")
+    sockets = _sockets(pool, stem)
+    return {f"{stem}.service": _service(pool, list(sockets), of_user=of_user), **sockets}
+
+
+def missing_variables(pool: Pool) -> list[str]:
+    """The variables without a default that the files have, and a service has not."""
+    found: dict[str, None] = {}
+    for file in pool.files:
+        if os.path.isfile(file):
+            with open(file, encoding="utf-8", errors="replace") as source:
+                found.update(dict.fromkeys(variables(source.read())))
+    return [name for name in found if name not in _HANDED_ON]
+
+
+def _service(pool: Pool, sockets: list[str], *, of_user: bool) -> str:
+    files = [word for file in pool.files for word in ("-c", file)]
+    unit = [("Description", text(f"Pool of HTTP servers: {pool.name}"))]
+    if not of_user:
+        unit += [("Wants", "network-online.target"), ("After", "network-online.target")]
+    service = [
+        ("#", "Ready when every server that is to run has answered: `systemctl status` names those that have not."),
+        ("Type", "notify"),
+        ("NotifyAccess", "all"),
+        ("ExecStart", command([*pool.poolctl, *files, "run"])),
+        ("ExecReload", command([*pool.poolctl, *files, "reload"])),
+        ("WorkingDirectory", text(os.path.dirname(pool.files[0]) or "/")),
+        *([("User", text(pool.user))] if pool.user and not of_user else []),
+        *(("Environment", word(f"{name}={pool.env[name]}")) for name in _HANDED_ON if pool.env.get(name)),
+        *([("EnvironmentFile", f"-{_environment_file(pool, of_user=of_user)}")] if missing_variables(pool) else []),
+        *([("Sockets", " ".join(sockets))] if sockets else []),
+        ("#", "The pool stops its servers itself, in their order; what is left then is killed."),
+        ("KillMode", "mixed"),
+        ("TimeoutStopSec", str(stop_seconds(pool.servers))),
+        ("#", "A server that does not start leaves the others alone; each has a start_timeout of its own."),
+        ("TimeoutStartSec", "infinity"),
+        ("Restart", "on-failure"),
+        ("RestartSec", "1"),
+        ("RestartPreventExitStatus", " ".join(map(str, _HOPELESS))),
+        ("WatchdogSec", str(_WATCHDOG_SECONDS)),
+        ("#", "A worker that the kernel has killed for its memory is replaced by the pool."),
+        ("OOMPolicy", "continue"),
+        ("SyslogIdentifier", unit_name(f"poolctl-{pool.name}")),
+        *(() if of_user else ((name, "yes") for name in _HARDENING)),
+    ]  # fmt: skip
+    wanted_by = "default.target" if of_user else "multi-user.target"
+    comments = [MADE_BY, "The pool: " + ", ".join(re.sub(r"[\x00-\x1f]", "?", file) for file in pool.files)]
+    return render(comments, [("Unit", unit), ("Service", service), ("Install", [("WantedBy", wanted_by)])])
+
+
+def _environment_file(pool: Pool, *, of_user: bool) -> str:
+    directory = "%h/.config/poolctl" if of_user else "/etc/poolctl"
+    return f"{directory}/{unit_name(pool.name)}.env"
+
+
+def stop_seconds(servers: Sequence[ServerConfig]) -> int:
+    """How long a stop in the order of the dependencies may take: the longest chain, each to its very limit."""
+    by_name = {server.name: server for server in servers}
+    known: dict[str, float] = {}
+
+    def chain(server: ServerConfig) -> float:
+        if server.name not in known:
+            below = [chain(by_name[each.name]) for each in server.depends_on if each.name in by_name]
+            known[server.name] = server.drain_timeout + server.stop_timeout + max(below, default=0.0)
+        return known[server.name]
+
+    return int(max(map(chain, servers), default=0.0)) + _MARGIN_SECONDS
+
+
+def _sockets(pool: Pool, stem: str) -> dict[str, str]:
+    inherited = [server for server in pool.servers if server.address.kind == "fd"]
+    numbers = sorted(int(server.address.name) for server in inherited if server.address.name.isdecimal())
+    if not inherited:
+        return {}
+    if numbers and (len(numbers) < len(inherited) or numbers != list(range(3, 3 + len(numbers)))):
+        raise ValueError(
+            "sockets by number are 3, 4 … without a gap, and all of them: name them, like fd:web"
+        )
+    if numbers:
+        inherited.sort(key=lambda server: int(server.address.name))
+        return {f"{stem}.socket": _socket(pool, stem, inherited, "")}
+    return {
+        f"{unit_name(f'{stem}-{server.address.name}')}.socket": _socket(
+            pool, stem, [server], server.address.name
+        )
+        for server in inherited
+    }
+
+
+def _socket(pool: Pool, stem: str, servers: Sequence[ServerConfig], name: str) -> str:
+    entries = [("ListenStream", text(_listen(pool, server))) for server in servers]
+    entries += [
+        (
+            "#",
+            "Else an answer on a connection that is kept alive may wait 40 ms for the client's acknowledgement.",
+        ),
+        ("NoDelay", "yes"),
+        ("Backlog", str(BACKLOG)),
+        ("Service", f"{stem}.service"),
+    ]
+    if name:
+        entries.insert(1, ("FileDescriptorName", text(name)))
+    said = f"Sockets of the pool {pool.name}: {', '.join(server.name for server in servers)}"
+    sections = [("Unit", [("Description", text(said))]), ("Socket", entries)]
+    return render([MADE_BY], [*sections, ("Install", [("WantedBy", "sockets.target")])])
+
+
+def _listen(pool: Pool, server: ServerConfig) -> str:
+    """Where systemd is to listen: what was said, else what clients use, if that is an address of this machine."""
+    name = server.address.name
+    if said := pool.listen.get(name) or pool.listen.get(server.name):
+        return said
+    _, _, rest = server.expose.rpartition("://")
+    host, _, port = rest.split("/")[0].rpartition(":")
+    if (
+        not server.derived_expose
+        and port.isdecimal()
+        and re.fullmatch(r"[\d.]+|\[[0-9a-fA-F:]+\]|localhost", host)
+    ):
+        return f"{'127.0.0.1' if host == 'localhost' else host}:{port}"
+    raise ValueError(
+        f"{server.name}: nothing says where systemd is to listen for fd:{name}: --listen {name}=127.0.0.1:8080"
+    )

@@ -1,0 +1,56 @@
+"""Telling systemd, or whoever else set NOTIFY_SOCKET, how a service is (sd_notify(3))."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SOCKET_VARIABLE = "NOTIFY_SOCKET"
+READY = "READY=1"
+STOPPING = "STOPPING=1"
+WATCHDOG = "WATCHDOG=1"
+
+
+def listens(env: Mapping[str, str]) -> bool:
+    """Whether somebody wants to be told."""
+    return bool(env.get(SOCKET_VARIABLE))
+
+
+def is_main(env: Mapping[str, str]) -> bool:
+    """Whether this process is the one that systemd has started, as far as it says which that is (systemd.exec(5))."""
+    return env.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
+
+
+def tell(env: Mapping[str, str], *lines: str) -> bool:
+    """Send the lines as one message; whether it has gone out. Never raises, never waits."""
+    name = env.get(SOCKET_VARIABLE, "")
+    if name[:1] not in ("/", "@"):
+        return False
+    path = f"\0{name[1:]}" if name.startswith("@") else name
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+            sock.sendto("\n".join(lines).encode(errors="replace"), path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def reloading() -> tuple[str, str]:
+    """The lines that say that a reload begins now; READY=1 says that it is over."""
+    return "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"
+
+
+def status(text: str) -> str:
+    """The line that shows `text` in `systemctl status`."""
+    return f"STATUS={' '.join(text.split())}"
+
+
+def watchdog_seconds(env: Mapping[str, str]) -> float:
+    """How long systemd waits for a sign of life before it ends the service; 0 for ever (sd_watchdog_enabled(3))."""
+    text = env.get("WATCHDOG_USEC", "")
+    return int(text) / 1_000_000 if text.isdecimal() else 0.0

@@ -1,0 +1,116 @@
+"""What systemd is told about the pool: ready, its state in a line, reloading, stopping, alive (sd_notify(3))."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+from poolctl.control import systemd
+from poolctl.control.messages import Document
+from poolctl.control.server import Handler, Progress, Request
+
+from .engine import Engine
+from .entry import Entry
+
+_SOON_SECONDS = 0.05
+# To look at one takes up to thirty microseconds: while a large pool starts, no more than a twentieth of the time.
+_SOON_SECONDS_OF_SERVER = 0.0006
+_PINGS_PER_PERIOD = 2  # as sd_watchdog_enabled(3) recommends
+
+
+class Service:
+    """The pool as a service, told of from the moment of its making, on the running event loop.
+
+    It lives in the supervisor: when that is dead its successor, which the keeper starts at once, says all of it anew;
+    and when it hangs nobody says that it is alive, unless the keeper has put another in its place before.
+    """
+
+    def __init__(self, env: Mapping[str, str], engine: Engine) -> None:
+        self._env = env
+        self._engine = engine
+        self._ready = self._stopping = False
+        self._reloads = 0
+        self._said = ""
+        self._timer: asyncio.TimerHandle | None = None
+        self._period_seconds = systemd.watchdog_seconds(env) / _PINGS_PER_PERIOD
+        engine.listeners.add(lambda entry: self._soon())
+        if self._period_seconds:
+            self._live()
+        self._soon()
+
+    def around(self, handle: Handler) -> Handler:
+        """The same handler of requests, with systemd told of reloads."""
+
+        async def told(request: Request, progress: Progress) -> Document:
+            dry_run = (request.body.get("options") or {}).get("dry_run")
+            if request.verb != "reload" or dry_run:
+                return await handle(request, progress)
+            async with self._reloading():
+                return await handle(request, progress)
+
+        return told
+
+    def _soon(self) -> None:
+        if self._timer is None and not self._stopping:
+            delay = _SOON_SECONDS + _SOON_SECONDS_OF_SERVER * len(self._engine.entries)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tell)
+
+    def stop(self) -> None:
+        """The pool ends."""
+        if not self._stopping:
+            self._stopping = True
+            systemd.tell(self._env, systemd.STOPPING, systemd.status("stopping"))
+
+    @asynccontextmanager
+    async def _reloading(self) -> AsyncIterator[None]:
+        # Before it counts the service as started, systemd would take the end of a reload for that.
+        if self._ready and not self._reloads:
+            systemd.tell(self._env, *systemd.reloading())
+        self._reloads += 1
+        try:
+            yield
+        finally:
+            self._reloads -= 1
+            if self._ready and not self._reloads and not self._stopping:
+                systemd.tell(self._env, systemd.READY)
+            self._soon()
+
+    def _tell(self) -> None:
+        self._timer = None
+        if self._stopping:
+            return
+        lines = []
+        wanted, missing = _count(self._engine.entries.values())
+        if not missing and not self._ready and wanted is not None:
+            self._ready = True
+            lines.append(systemd.READY)
+        line = systemd.status(_sentence(wanted or 0, missing))
+        if line != self._said:
+            self._said = line
+            lines.append(line)
+        if lines:
+            systemd.tell(self._env, *lines)
+
+    def _live(self) -> None:
+        systemd.tell(self._env, systemd.WATCHDOG)
+        asyncio.get_running_loop().call_later(self._period_seconds, self._live)
+
+
+def _count(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
+    """How many servers are to run, and those of them that have not answered; None before anybody has said so."""
+    known = list(entries)
+    able = [entry for entry in known if not (entry.is_disabled or entry.dismissed or entry.removed)]
+    wanted = [entry for entry in able if entry.wanted]
+    if not wanted and (able or not known):
+        return None, []
+    return len(wanted), [entry for entry in wanted if not (entry.ready or entry.asleep)]
+
+
+def _sentence(wanted: int, missing: list[Entry]) -> str:
+    if not missing:
+        return f"{wanted} servers ready" if wanted != 1 else "1 server ready"
+    first = missing[0]
+    why = f": {first.failure.message}" if first.failure is not None else ""
+    more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return f"{wanted - len(missing)} of {wanted} servers ready; {first.name} is {first.state}{why}{more}"

@@ -1,0 +1,76 @@
+"""Unit files: whatever a path or a value is spelled with, systemd reads back the same."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.cli.exports.unit_file import Unwritable, command, render, text, unit_name, word
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
+
+
+def read_words(line: str) -> list[str]:
+    """The words of a line as systemd.syntax(7) has them, `%%` being `%`; nothing else is forgiven."""
+    assert "\n" not in line
+    words: list[str] = []
+    at = 0
+    while at < len(line):
+        found = ""
+        if line[at] == '"':
+            at += 1
+            while line[at] != '"':
+                if line[at] == "\\":
+                    at += 1
+                    if line[at] == "x":
+                        found += chr(int(line[at + 1 : at + 3], 16))
+                        at += 3
+                        continue
+                    found += _ESCAPED[line[at]]
+                else:
+                    found += line[at]
+                at += 1
+            at += 1
+            assert at == len(line) or line[at] == " "
+        else:
+            while at < len(line) and line[at] != " ":
+                assert line[at] not in "\"'\\\t"
+                found += line[at]
+                at += 1
+        assert found.replace("%%", "").count("%") == 0
+        words.append(found.replace("%%", "%"))
+        at += 1
+    return words
+
+
+@given(st.lists(WORDS, min_size=1, max_size=4))
+def test_words_are_read_back_as_they_were(words: list[str]) -> None:
+    assert read_words(" ".join(map(word, words))) == words
+
+
+@given(st.lists(WORDS, max_size=3))
+def test_arguments_hold_no_variable(arguments: list[str]) -> None:
+    path, *read = read_words(command(["/usr/bin/pool$ctl", *arguments]))
+    assert path == "/usr/bin/pool$ctl"
+    assert [argument.replace("$$", "") for argument in read] == [each.replace("$", "") for each in arguments]
+    assert [argument.replace("$$", "$") for argument in read] == arguments
+
+
+@pytest.mark.parametrize("value", ["a\nb", " a", "a ", "a\\", "\x07"])
+def test_a_line_that_cannot_be_written_is_refused(value: str) -> None:
+    with pytest.raises(Unwritable):
+        text(value)
+
+
+def test_a_percent_sign_is_no_specifier() -> None:
+    assert text("/srv/50% off") == "/srv/50%% off"
+
+
+def test_a_unit_is_named_with_what_is_allowed_there() -> None:
+    assert unit_name("poolctl-a b/ü.x") == "poolctl-a-b--.x"
+
+
+def test_comments_stand_on_lines_of_their_own() -> None:
+    assert render(["Made."], [("Unit", [("#", "why"), ("A", "b")])]) == "# Made.\n\n[Unit]\n# why\nA=b\n"
