@@ -38,7 +38,7 @@ def main() -> None:
     name_process("poolctl-superv.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     directory, *files = (argument for argument in sys.argv[1:] if argument != CALM)
-    sys.exit(asyncio.run(Supervisor(directory, files).run()))
+    sys.exit(asyncio.run(Supervisor(directory, files, calm=CALM in sys.argv).run()))
 
 
 def check(files: list[str]) -> None:

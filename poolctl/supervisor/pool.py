@@ -6,56 +6,48 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from poolctl.clock import SystemClock
 from poolctl.control.ending import Left, leave_status
-from poolctl.control.messages import PROTOCOL, Document, result
-from poolctl.control.server import ControlServer, Progress, Request
+from poolctl.control.messages import Document, result
+from poolctl.control.server import ControlServer, Handler, Progress, Request
 from poolctl.keeper import wire
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.protocol import Placement
 
+from .about import about
 from .adopt import adopt
+from .attending import attend
 from .configuration import Configuration
+from .debounced import Debounced
 from .engine import Engine
 from .entry import Entry
+from .inherited import inherited
+from .later import Later
+from .lost_output import LostOutput
 from .mandatory import Mandatory
 from .memory import Memory
+from .observers import Observers
+from .ordered import ordered
 from .orphans import take_in
 from .presence import Presence
 from .stragglers import await_stragglers
-from .verbs import Verbs
+from .verbs import CHANGING, Verbs
+
+if TYPE_CHECKING:
+    from .systemd import Service
 
 INVALID_CONFIGURATION = 5
 _IDLE_SECONDS = 60.0
-_REMEMBER_SECONDS = 0.05
 _LAST_ANSWER_SECONDS = 0.02
+# So long a supervisor that is to do nothing by itself waits until another may try.
+_CALM_SECONDS = 300.0
 
 logger = logging.getLogger("poolctl.supervisor")
-
-
-class Debounced:
-    """Calls a function some time after the first of many wishes for it, once for all of them."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function = function
-        self._timer: asyncio.TimerHandle | None = None
-
-    def soon(self) -> None:
-        """Within 50 ms."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_REMEMBER_SECONDS, self.now)
-
-    def now(self) -> None:
-        """At once."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._function()
 
 
 class ManagedPool:
@@ -90,16 +82,22 @@ class ManagedPool:
             directory,
             logs,
             open_files=tuple(hello["open_files"]),
-            on_dropped=self._dropped,
+            on_dropped=lambda *lost: self._lost.report(*lost),
             on_expired=self._expired,
             on_idle=self._idle,
             orphanage=directory,
         )
+        self._clock = SystemClock()
         self._memory = Memory(keeper)
         self._configuration = Configuration(
             files, state_directory, self._memory, self.runner.forker.environments
         )
+        self._observers = Observers(
+            self._configuration, keeper, directory, state_directory, self._clock, self._about
+        )
         self._terminated = False
+        self.calm = False
+        self._service: Service | None = None
 
     @property
     def name(self) -> str:
@@ -108,23 +106,46 @@ class ManagedPool:
 
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
-        self.runner.sockets.inherited = await _inherited(self._keeper)
+        self.runner.sockets.inherited = await inherited(self._keeper)
         servers = await self._configuration.begin()
-        self.engine = Engine(servers, self.runner, SystemClock())
+        self._observers.record()
+        self.engine = Engine(servers, self.runner, self._clock)
+        self._lost = LostOutput(self.engine)
+        self.engine.calm = self.calm
+        later = Later()
+        await self._observers.count(self.engine, self.runner, self._memory)
         orphaned: set[str] = set()
         if not self._configuration.problems:
             orphaned = await take_in(self.runner, self.directory, {each.name: each for each in servers})
         placed = self._configuration.placed
         if adopted := await adopt(self.engine, self.runner, self._memory, placed, orphaned):
             logger.info("took over %d workers", adopted)
+        self._observers.tell(adopted)
+        if not self.calm:
+            attend(self.engine, self.runner.beats, later)
         await self.runner.output.start()
         self._remember = Debounced(self._leave_behind)
         self.engine.listeners.add(self._changed)
-        self.engine.listeners.add(Mandatory(self._end_with).look)
         self._verbs = Verbs(self.engine, self._about, self._end_soon, self._configuration, self._make_way)
+        await self._observers.answer(self._verbs, later)
+        later.have(CHANGING, self._verbs.complete)
+        later.have(("rescue",))
+        self._perform: Handler = self._verbs.handle
+        if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
+            from .systemd import Service
+
+            self._service = Service(os.environ, self.engine)
+            self._perform = self._service.around(self._verbs.handle)
         self._control = ControlServer(listener, self._handle)
         await self._control.start()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
+        later.begin()
+        if self.calm:
+            logger.error("doing nothing by itself for %d s: it has died too often", _CALM_SECONDS)
+            asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
+            return
+        self.engine.listeners.add(Mandatory(self._end_with).look)
+        self._observers.show()
         if not self._configuration.problems:
             work = await_stragglers(self.engine, self.runner, self.directory, self._give_way)
             self._stragglers = asyncio.ensure_future(work)
@@ -142,7 +163,7 @@ class ManagedPool:
         if self._ending:
             # It came between the last answer and the end: without an answer its client asks the next supervisor.
             raise ConnectionAbortedError
-        document = await self._verbs.handle(request, progress)
+        document = await self._perform(request, progress)
         self._presence.rename(self.name)
         # What is answered is also what a successor will know.
         self._remember_all()
@@ -150,7 +171,7 @@ class ManagedPool:
 
     def _give_way(self) -> None:
         """End as if killed: the keeper starts a successor, which adopts everything."""
-        self._remember_all()
+        self.remember()
         logging.shutdown()
         os._exit(0)
 
@@ -158,30 +179,37 @@ class ManagedPool:
         self._memory.note(entry)
         self._remember.soon()
 
-    def _remember_all(self) -> None:
-        # Who calls this may be ahead of the engine, which has not told yet what it has changed.
-        self._memory.note(*self.engine.entries.values())
-        self._remember.now()
-
     def _leave_behind(self) -> None:
         """The configuration first: what is wanted of a server means little without it."""
         self._configuration.keep(self.engine)
         self._memory.remember(self.engine.entries)
+        self._observers.leave_behind()
 
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""
+        self._verbs.telling.end()
         await self._control.close()
+        await self._observers.hide()
         await self.runner.aclose()
+        await self._observers.close()
 
     def terminate(self) -> None:
         """Stop every server in order, then end (the keeper was told to terminate)."""
         if not self._terminated:
             self._terminated = True
+            if self._service is not None:
+                self._service.stop()
             self._stopping = asyncio.ensure_future(self._stop_all())
 
     def remember(self) -> None:
-        """Leave to a successor what is wanted now."""
+        """Leave to a successor what is wanted now, and write what has happened."""
         self._remember_all()
+        self._observers.remember()
+
+    def _remember_all(self) -> None:
+        # Who calls this may be ahead of the engine, which has not told yet what it has changed.
+        self._memory.note(*self.engine.entries.values())
+        self._remember.now()
 
     def exit_reported(self, report: wire.Message) -> None:
         """The keeper reaped a child."""
@@ -196,7 +224,12 @@ class ManagedPool:
 
     async def _stop_all(self) -> None:
         if not self._configuration.problems:
-            await self._verbs.perform("stop", Selector(), {}, lambda document: None)
+            cause = self.engine.reason.removeprefix("was stopped: ") or "told to terminate"
+            # Without a reason of its own it is somebody's wish.
+            severity = "error" if self.engine.reason else "info"
+            self.engine.events.record("pool", "stopping", cause=cause, severity=severity)
+            with ordered(cause):
+                await self._verbs.perform("stop", Selector(), {}, lambda document: None)
         self._end_soon()
 
     def _make_way(self, keeper: list[str], supervisor: list[str]) -> None:
@@ -207,6 +240,8 @@ class ManagedPool:
     def _end_soon(self) -> None:
         if not self._ending:
             self._ending = True
+            if self._service is not None:
+                self._service.stop()
             # A successor would find nothing to do, and would not be found.
             self._keeper.send({"op": "last"})
             self._presence.withdraw()
@@ -214,47 +249,16 @@ class ManagedPool:
             asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over)
 
     def _end_if_unused(self) -> None:
-        if not any(entry.wanted or entry.workers for entry in self.engine.entries.values()):
-            unused = all(
-                entry.generation == 1 and not entry.failures for entry in self.engine.entries.values()
-            )
-            if unused and not self._verbs.used:
-                self._end_soon()
+        if self.engine.roster.unused and not self._verbs.used:
+            self._end_soon()
 
     def _expired(self, placement: Placement) -> None:
-        entry = self.engine.entries.get(placement.server)
-        if entry is not None:
+        if entry := self.engine.entries.get(placement.server):
             self.engine.renew(entry, placement.generation)
 
     def _idle(self, placement: Placement, idle: bool) -> None:
-        entry = self.engine.entries.get(placement.server)
-        if entry is not None:
+        if entry := self.engine.entries.get(placement.server):
             self.engine.idle(entry, placement.id, idle)
 
-    def _dropped(self, name: str, count: int, reason: str) -> None:
-        entry = self.engine.entries.get(name)
-        if entry is not None:
-            entry.warnings.append(f"{name}: {count} bytes of output could not be written: {reason}")
-
     def _about(self) -> Document:
-        from poolctl import __version__
-
-        return {
-            "name": self.name,
-            "files": self.files,
-            "version": __version__,
-            "protocol": PROTOCOL,
-            "python": sys.version.split()[0],
-            "supervisor_pid": os.getpid(),
-            "keeper_pid": self._keeper_pid,
-        }
-
-
-async def _inherited(keeper: Link) -> dict[str, list[int]]:
-    """The sockets that systemd passed to whoever started the pool, by number and by name."""
-    reply, fds = await keeper.call({"op": "get", "name": "inherited"})
-    found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
-    for name, fd in zip(reply["meta"] or (), fds, strict=True):
-        if name:
-            found.setdefault(name, []).append(fd)
-    return found
+        return about(self.name, self.files, self._keeper_pid, calm=self.calm)

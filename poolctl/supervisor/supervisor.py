@@ -18,7 +18,6 @@ from poolctl.runners.link import LinkLost
 
 from .pool import ManagedPool
 from .presence import Presence
-from .rescue import rescue
 
 KEEPER_FD = 3
 _END_SECONDS = 5.0
@@ -27,9 +26,10 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Supervisor:
-    """One pool. `run` returns its exit status."""
+    """One pool. `run` returns its exit status. A calm one adopts what runs and serves commands, no more."""
 
-    def __init__(self, directory: str, files: Sequence[str]) -> None:
+    def __init__(self, directory: str, files: Sequence[str], *, calm: bool = False) -> None:
+        self._calm = calm
         self.directory = directory
         self.files = list(files)
         self._presence = Presence(directory, files)
@@ -53,6 +53,7 @@ class Supervisor:
             self._over.set,
             self._make_way,
         )
+        self._pool.calm = self._calm
         _, fds = await keeper.call({"op": "get", "name": "control"})
         listener = socket.socket(fileno=fds[0])
         await self._pool.begin(listener)
@@ -121,8 +122,11 @@ class Supervisor:
         # Nothing else happens in this process from here on: what it does not do, its successor will.
         if self._whole:
             logger.error("the keeper is gone; another one is started")
+            self._pool.engine.events.record("pool", "keeper lost", message="another one is started")
             self._pool.remember()
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
+            from .rescue import rescue
+
             rescue(self.directory, command, self._keeper.entries, terminate=self._told_to_end)
         else:
             logger.error("the keeper is gone, and not everything is known here that it held")

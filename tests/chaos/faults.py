@@ -2,12 +2,14 @@
 
     python -m tests.chaos.faults [--every N] [--seconds S]
 
-Afterwards the command is repeated, and everything has to be as if nothing had happened.
+Afterwards the command is repeated, and everything has to be as if nothing had happened. Servers that are not stopped
+are asked all the time, over connections that stay and over new ones: not one request may be lost.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -17,11 +19,13 @@ from pathlib import Path
 
 from tests.deadline import wait_until
 from tests.http_get import get
+from tests.load import Load
 from tests.processes import children, is_alive, stat
 from tests.real_pool import RealPool
 
 VICTIMS = ("self", "parent")
 _REPEATS = 5
+_PAUSE_SECONDS = 0.004
 _HELPERS = (" keeper ", " supervisor ", " logs ", " zygote")
 
 
@@ -32,6 +36,7 @@ class Faults:
         self.pool = RealPool(directory, runtime)
         self.ports = self.pool.write_hello("always", "a", "b")
         self.fuse = runtime / "fuse"
+        self.answered = 0
         hook = Path(__file__).with_name("fault")
         self.pool.env |= {"PYTHONPATH": str(hook), "POOLCTL_FAULT": str(self.fuse)}
 
@@ -51,6 +56,20 @@ class Faults:
             if done.code not in (1, 6, 8):
                 break
         raise AssertionError(f"{victim} killed after {number} messages: {done}")
+
+    @contextlib.contextmanager
+    def asked(self, *names: str) -> Iterator[None]:
+        """Ask these servers all the time; every request is answered."""
+        targets = [self.ports[name] for name in names]
+        with (
+            Load(targets, "keep_alive", echo=False, connections=3, pause=_PAUSE_SECONDS) as staying,
+            Load(targets, "new_connection", echo=False, connections=3, pause=_PAUSE_SECONDS) as coming,
+        ):
+            yield
+        for load in (staying, coming):
+            assert load.report.complete, load.report
+            assert not load.report.failed, load.report
+            self.answered += load.report.complete
 
     def check_serving(self, *names: str) -> None:
         """All that should serve does, and nothing else is there."""
@@ -105,8 +124,20 @@ def lifecycle(faults: Faults, victim: str, number: int) -> bool:
     """One start, restart, reload and stop, each with the victim killed at that point; False when none has so many."""
     fired = faults.perform("start", victim, number)
     faults.check_serving("always", "a", "b")
+    with faults.asked("always", "a", "b"):
+        fired |= changes(faults, victim, number)
+    with faults.asked("always", "b"):
+        fired |= faults.perform("stop a", victim, number)
+        faults.check_serving("always", "b")
+    fired |= faults.perform("stop", victim, number)
+    faults.check_gone()
+    return fired
+
+
+def changes(faults: Faults, victim: str, number: int) -> bool:
+    """The restart and the reload of a lifecycle."""
     before = faults.pool.items()
-    fired |= faults.perform("restart a b", victim, number)
+    fired = faults.perform("restart a b", victim, number)
     faults.check_serving("always", "a", "b")
     after = faults.pool.items()
     assert after["always"]["pids"] == before["always"]["pids"]
@@ -123,10 +154,6 @@ def lifecycle(faults: Faults, victim: str, number: int) -> bool:
     assert reloaded["always"]["pids"] == before["always"]["pids"]
     assert reloaded["a"]["pids"] == after["a"]["pids"]
     assert reloaded["b"]["pids"] != after["b"]["pids"]
-    fired |= faults.perform("stop a", victim, number)
-    faults.check_serving("always", "b")
-    fired |= faults.perform("stop", victim, number)
-    faults.check_gone()
     return fired
 
 
@@ -145,7 +172,8 @@ def main() -> None:
             faults = Faults(directory, runtime)
             try:
                 fired = lifecycle(faults, victim, number)
-                print(f"{victim} {number}: {'ok' if fired else 'beyond the last message'}", flush=True)
+                outcome = f"ok, {faults.answered} requests" if fired else "beyond the last message"
+                print(f"{victim} {number}: {outcome}", flush=True)
             except BaseException:
                 print(
                     f"{victim} {number}: failed; see {runtime} and {directory}", file=sys.stderr, flush=True

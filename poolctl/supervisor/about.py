@@ -1,0 +1,24 @@
+"""What a supervisor says of itself: to whoever pings it, and in the summary of the pool."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from poolctl import __version__
+from poolctl.control.messages import PROTOCOL, Document
+
+
+def about(name: str, files: Sequence[str], keeper_pid: int, *, calm: bool) -> Document:
+    """The pool's name and files, the versions, and the processes; `calm`: it does only what is ordered."""
+    return {
+        "name": name,
+        "files": list(files),
+        "version": __version__,
+        "protocol": PROTOCOL,
+        "python": sys.version.split()[0],
+        "supervisor_pid": os.getpid(),
+        "keeper_pid": keeper_pid,
+        **({"calm": True} if calm else {}),
+    }

@@ -1,0 +1,91 @@
+"""What the pool runs beside its servers when its files say so. Nothing of it is loaded before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from poolctl.config.tables import Tables
+from poolctl.control.messages import Document, error, result
+from poolctl.control.server import Progress
+from poolctl.monitor.events import Events
+from poolctl.pool.select import Selector
+from poolctl.runners.link import Link
+
+from .configuration import Configuration
+from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from poolctl.config.table_models import Dashboard as Table
+
+    from .dashboard import Dashboard
+    from .dashboard_settings import Told
+
+NOT_DESIRED = 3
+_HINT = "add [dashboard] to the pool's file, then poolctl reload"
+
+
+class Beside:
+    """The dashboard, as the configuration in force wants it."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        keeper: Link,
+        directory: str,
+        state_directory: str,
+        events: Events,
+    ) -> None:
+        self._configuration = configuration
+        self._keeper = keeper
+        self._directory = directory
+        self._state_directory = state_directory
+        self._events = events
+        self._dashboard: Dashboard | None = None
+
+    def begin(self, statistics: Statistics) -> None:
+        """Have what is configured, now and after each reload."""
+        self._statistics = statistics
+        self._configuration.followers.append(self._follow)
+        if not self._configuration.problems:
+            self._follow(self._configuration.tables)
+
+    async def aclose(self) -> None:
+        """End all of it."""
+        if self._dashboard is not None:
+            await self._dashboard.aclose()
+
+    def _follow(self, tables: Tables) -> None:
+        # Whoever opens the page wants to see what has just been.
+        self._statistics.always = tables.dashboard is not None
+        if self._statistics.always:
+            self._statistics.watch()
+        if self._dashboard is None:
+            if tables.dashboard is None:
+                return
+            from .dashboard import Dashboard
+
+            self._dashboard = Dashboard(self._keeper, self._directory, self._events, self._told)
+        self._dashboard.want(tables.dashboard)
+
+    def _told(self, table: Table) -> Told:
+        from .dashboard_settings import settings_of
+
+        return settings_of(
+            table,
+            directory=self._directory,
+            state_directory=self._state_directory,
+            name=self._configuration.name,
+            env=self._configuration.environment,
+        )
+
+    async def dashboard(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The verb `dashboard`: where the page is, and its token, for those who may use the control socket anyway."""
+        page = self._dashboard
+        if page is None or page.table is None:
+            problem = error(1326, "ErrorPoolMonitor", "this pool has no dashboard", _HINT)
+            return result([], [problem], exit_code=NOT_DESIRED)
+        found = await page.where()
+        if found is None:
+            problem = error(1326, "ErrorPoolMonitor", f"the dashboard: {page.problem}", "poolctl events")
+            return result([], [problem], exit_code=NOT_DESIRED)
+        return result([], dashboard={"url": found.url, "token": found.settings["token"]})

@@ -1,0 +1,50 @@
+"""A supervisor that dies again and again: the last one does nothing by itself, and serves commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from tests.http_get import get
+from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.slow  # the keeper waits between its attempts
+
+
+def test_after_five_deaths_nothing_happens_by_itself_and_every_command_works(
+    pool: RealPool, until: Any
+) -> None:
+    ports = pool.write_hello("web", "other")
+    pool.ok("start")
+
+    def successor(before: int) -> int:
+        return int(info["supervisor_pid"]) if (info := summary()) and info["supervisor_pid"] != before else 0
+
+    def summary() -> Any:
+        return pool.run("status", "-o", "json").json["summary"]
+
+    supervisor = int(summary()["supervisor_pid"])
+    for _ in range(5):
+        assert "calm" not in summary()
+        os.kill(supervisor, signal.SIGKILL)
+        supervisor = until(lambda before=supervisor: successor(before), timeout_seconds=30)
+    assert summary()["calm"] is True
+    status = pool.run("status")
+    assert status.code == 0
+    assert "serves commands only" in status.stderr
+    assert pool.run("doctor", "-q").code == 1
+    (pid,) = pool.items()["web"]["pids"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not pool.items()["web"]["pids"])
+    with pytest.raises(AssertionError):
+        until(lambda: pool.items()["web"]["pids"], timeout_seconds=1)
+    assert get(ports["other"]).status == 200
+    pool.ok("start", "web")
+    assert get(ports["web"]).status == 200
+    before = pool.items()["other"]["pids"]
+    pool.ok("restart", "other")
+    assert pool.items()["other"]["pids"] != before
+    pool.ok("stop")

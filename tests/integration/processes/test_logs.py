@@ -1,0 +1,119 @@
+"""What servers print: to other files on demand, and never lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from tests.configuration import server
+from tests.http_get import get
+from tests.real_pool import RealPool
+
+PRINTS = """
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        print(scope["path"], flush=True)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+"""
+
+
+def test_reopened_files_take_what_comes_and_the_moved_ones_nothing_more(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    port = free_port()
+    pool.write("app.py", PRINTS)
+    log = pool.directory / "web.log"
+    pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", app="app:app", log={"path": str(log)}))
+    pool.ok("start")
+    get(port, "/before")
+    until(lambda: log.exists() and "/before" in log.read_text())
+    moved = log.rename(pool.directory / "moved.log")
+    assert pool.ok("logs", "--reopen").stdout == "log files are opened anew\n"
+    before = moved.read_text()
+    get(port, "/after")
+    until(lambda: log.exists() and "/after" in log.read_text())
+    assert moved.read_text() == before
+
+
+def test_a_full_disk_stops_nobody_and_is_reported(pool: RealPool, free_port: Any, until: Any) -> None:
+    port = free_port()
+    pool.write("app.py", PRINTS)
+    keys = {"bind": f"127.0.0.1:{port}", "app": "app:app", "log": {"path": "/dev/full"}}
+    pool.write("pool.toml", server("web", **keys))
+    pool.ok("start")
+    for number in range(300):
+        assert get(port, f"/{'long/' * 20}{number}").status == 200
+    (event,) = until(
+        lambda: [
+            json.loads(line)
+            for line in pool.ok("events", "-o", "json", "--kind", "pool").stdout.splitlines()
+            if "output lost" in line
+        ]
+    )
+    assert event["server"] == "web"
+    assert event["cause"] == "No space left on device"
+    assert event["severity"] == "error"
+    assert get(port, "/").status == 200
+
+
+# Counts aloud until it is told to end, and says how far it came.
+COUNTS = """
+import os, signal, socket, time
+over = []
+signal.signal(signal.SIGTERM, lambda *args: over.append(True))
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+me, number = os.getpid(), 0
+while not over:
+    for number in range(number, number + 50):
+        os.write(1, f"{me} {number} of a line that is long enough to be torn\\n".encode())
+    number += 1
+    time.sleep(0.005)
+os.write(1, f"{me} end {number}\\n".encode())
+"""
+
+
+@pytest.mark.slow
+def test_no_line_is_lost_torn_or_doubled_whoever_is_killed_and_however_often_files_are_rotated(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    pool.write("counts.py", COUNTS)
+    log = {"max_size": 100_000, "keep": 2000}
+    command = [sys.executable, "counts.py"]
+    keys = {"bind": f"127.0.0.1:{free_port()}", "command": command, "notify": True, "log": log}
+    pool.write("pool.toml", server("web", **keys))
+    pool.ok("start")
+    for part in ("logs", "logs", "supervisor", "logs", "keeper", "logs"):
+        (pid,) = [pid for pid, line in pool.processes().items() if f" {part} " in f"{line} "]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda part=part, pid=pid: _there(pool, part) not in (0, pid))
+        pool.ok("restart", "web")
+    pool.ok("stop", "web")
+    counted: dict[str, list[str]] = defaultdict(list)
+    ends: dict[str, str] = {}
+
+    def all_ended() -> bool:
+        counted.clear()
+        for line in pool.ok("logs", "web", "-n", "all", "--raw").stdout.splitlines():
+            who, number, *rest = line.split(" ", 2)
+            if number == "end":
+                ends[who] = rest[0]
+            else:
+                assert rest == ["of a line that is long enough to be torn"], line
+                counted[who].append(number)
+        return len(ends) == 7
+
+    until(all_ended)
+    for who, numbers in counted.items():
+        assert numbers == [str(number) for number in range(int(ends[who]))]
+
+
+def _there(pool: RealPool, part: str) -> int:
+    found = [pid for pid, line in pool.processes().items() if f" {part} " in f"{line} "]
+    return found[0] if len(found) == 1 else 0

@@ -1,0 +1,112 @@
+"""What is counted of a server never falls, whoever dies; what is under way and what is used is that of now."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from poolctl.control.client import Client
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.real_pool import RealPool
+
+APP = """
+import os
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            kind = (await receive())["type"]
+            await send({"type": kind + ".complete"})
+            if kind == "lifespan.shutdown":
+                return
+    status = int(scope["path"].strip("/") or 200)
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+"""
+
+
+def stats(pool: RealPool, name: str = "web") -> dict[str, Any]:
+    """The figures of a server, as the control socket gives them."""
+    (path,) = [each for each in pool.runtime.glob("*/control.sock") if not each.parent.name.startswith("@")]
+    result = Client(str(path)).call("stats", {"selector": {}, "options": {}})
+    (found,) = [item["stats"] for item in result["items"] if item["name"] == name]
+    return dict(found)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def ready_anew(pool: RealPool, before: list[int]) -> bool:
+    item = pool.items()["web"]
+    return bool(item["ready"]) and len(item["pids"]) == len(before) and not set(item["pids"]) & set(before)
+
+
+def test_totals_outlive_workers_restarts_and_the_supervisor(pool: RealPool) -> None:
+    port = pool.write_hello("web", extra="workers = 2")["web"]
+    pool.write("hello.py", APP)
+    pool.ok("start")
+    for path in ("/", "/", "/404", "/503"):
+        get(port, path)
+    # The client has its answer a moment before that is counted.
+    wait_until(lambda: stats(pool)["in_flight"] == 0)
+    seen = stats(pool)
+    assert seen["responses_total"] == {"1xx": 0, "2xx": 2, "3xx": 0, "4xx": 1, "5xx": 1}
+    assert (seen["requests_total"], seen["errors_total"]) == (4, 1)
+    assert len(seen["workers"]) == 2
+    assert sum(worker["requests_total"] for worker in seen["workers"]) == 4
+    assert 0 < seen["latency_p50_seconds"] <= seen["latency_p99_seconds"] < 5
+    assert seen["memory_bytes"] > 1_000_000
+
+    pool.ok("restart")
+    get(port)
+    assert stats(pool)["requests_total"] == 5
+
+    before = pool.items()["web"]["pids"]
+    for pid in before:
+        kill(pid)
+    wait_until(lambda: ready_anew(pool, before))
+    assert stats(pool)["requests_total"] == 5
+    assert stats(pool)["restarts_total"] == 3
+
+    supervisor = pool.info()["supervisor_pid"]
+    kill(supervisor)
+    get(port)
+    wait_until(lambda: pool.info()["supervisor_pid"] != supervisor)
+    found = stats(pool)
+    assert found["requests_total"] == 6
+    assert found["responses_total"]["2xx"] == 4
+
+    pool.ok("scale", "web", "1")
+    assert stats(pool)["requests_total"] == 6
+
+
+def test_workers_that_die_with_their_supervisor_are_added_up_by_the_next_one(pool: RealPool) -> None:
+    port = pool.write_hello("web")["web"]
+    pool.write("hello.py", APP)
+    pool.ok("start")
+    for _ in range(3):
+        get(port)
+    supervisor, (worker,) = pool.info()["supervisor_pid"], pool.items()["web"]["pids"]
+    os.kill(supervisor, signal.SIGSTOP)
+    kill(worker)
+    kill(supervisor)
+    wait_until(lambda: pool.info()["supervisor_pid"] != supervisor)
+    wait_until(lambda: ready_anew(pool, [worker]))
+    assert stats(pool)["requests_total"] == 3
+
+
+def test_workers_that_lost_keeper_and_supervisor_are_counted_on(pool: RealPool) -> None:
+    port = pool.write_hello("web")["web"]
+    pool.write("hello.py", APP)
+    pool.ok("start")
+    get(port)
+    info = pool.info()
+    os.kill(info["keeper_pid"], signal.SIGSTOP)
+    kill(info["supervisor_pid"])
+    kill(info["keeper_pid"])
+    get(port)
+    pool.ok("start")
+    get(port)
+    assert stats(pool)["requests_total"] == 3

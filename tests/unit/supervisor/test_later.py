@@ -1,0 +1,56 @@
+"""What no start needs, imported after it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+from poolctl.supervisor import attending, exposure, later, verbs
+from poolctl.supervisor.later import Later
+
+
+def test_steps_are_taken_in_order_with_other_work_between_them() -> None:
+    async def scenario() -> list[str]:
+        seen: list[str] = []
+        steps = Later()
+        steps.have([], lambda: seen.append("first"))
+        steps.have(["poolctl.states"], lambda: seen.append("second"))
+        steps.begin()
+        assert seen == []
+
+        def between() -> None:
+            seen.append("between")
+            if "second" not in seen:
+                loop.call_later(later._BETWEEN_SECONDS / 4, between)
+
+        loop = asyncio.get_running_loop()
+        loop.call_later(later._AFTER_START_SECONDS, between)
+        async with asyncio.timeout(10):
+            while "second" not in seen:
+                await asyncio.sleep(0.01)
+        return seen
+
+    seen = asyncio.run(scenario())
+    assert [each for each in seen if each != "between"] == ["first", "second"]
+    assert "between" in seen[seen.index("first") : seen.index("second")]
+
+
+def test_a_start_imports_none_of_it_and_afterwards_all_of_it_is_there() -> None:
+    names = [*attending._MODULES, *exposure._MODULES, *verbs.CHANGING, "rescue"]
+    whole = [name if name.startswith("poolctl.") else f"poolctl.supervisor.{name}" for name in names]
+    look = f"""
+import sys
+import poolctl.supervisor.__main__, poolctl.supervisor.supervisor
+names = {whole!r}
+early = [name for name in names if name in sys.modules]
+assert not early, early
+for name in names:
+    __import__(name)
+there = set(sys.modules)
+from poolctl.supervisor import live, reload, rescue, upgrade, recovery, footprint, heartbeat, metrics, metrics_address
+late = set(sys.modules) - there
+assert not late, late
+"""
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
