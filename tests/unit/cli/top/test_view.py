@@ -1,0 +1,152 @@
+"""Frames fit their screen, whatever there is to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.text import Text
+
+from poolctl.cli.top.actions import action_of
+from poolctl.cli.top.board import Board
+from poolctl.cli.top.logpane import LogPane
+from poolctl.cli.top.view import Notice, help_frame, log_frame, servers_frame
+from tests.stand_in import item
+
+STATES = [
+    "running",
+    "failed",
+    "backoff",
+    "sleeping",
+    "stopped",
+    "disabled",
+    "starting",
+    "stopping",
+    "draining",
+]
+
+
+def stats(number: int) -> dict[str, Any]:
+    series = [float(number * at) for at in range(60)]
+    return {
+        "requests_per_second": 12.5 * number, "errors_total": number, "in_flight": 3, "connections": number,
+        "latency_p99_seconds": 0.0042, "memory_bytes": 23.4 * 2**20, "cpu_percent": 4.0,
+        "history": {"requests_per_second": series, "latency_p99_seconds": series, "memory_bytes": series},
+    }  # fmt: skip
+
+
+def board_of(count: int, *, measured: bool) -> Board:
+    board = Board()
+    items = [
+        item(
+            f"server-with-a-name-{number}", state=STATES[number % 9], health=("ok", "warn", "ko")[number % 3]
+        )
+        for number in range(count)
+    ]
+    board.update([{**each, "stats": stats(at)} for at, each in enumerate(items)] if measured else items)
+    return board
+
+
+def frame(board: Board, size: tuple[int, int], **options: Any) -> list[Text]:
+    return servers_frame(board, "shop", size, **{"notice": None, "typing": False, "trouble": "", **options})
+
+
+@pytest.mark.parametrize("size", [(20, 5), (40, 10), (80, 24), (132, 43), (250, 80)])
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_the_table_fits(size: tuple[int, int], measured: bool, count: int) -> None:
+    board = board_of(count, measured=measured)
+    lines = frame(board, size)
+    assert len(lines) == size[1]
+    body = [line for line in lines if line.plain.startswith("server-w")]
+    assert len(body) == min(count, board.height)
+    assert all(line.cell_len <= size[0] for line in body)
+
+
+def test_eighty_columns_show_what_matters() -> None:
+    lines = [line.plain for line in frame(board_of(3, measured=True), (80, 24))]
+    head = next(line for line in lines if line.startswith("NAME"))
+    assert [title for title in ("STATE", "HEALTH", "REQ/S", "P99", "MEM", "CPU", "UP") if title in head] == [
+        "STATE", "HEALTH", "REQ/S", "P99", "MEM", "CPU", "UP",
+    ]  # fmt: skip
+    assert "● running" in lines[4]
+    assert "▆▆▆▇▇▇▇▇" in lines[5]
+    assert "4.2ms" in lines[4]
+    assert "23.4M" in lines[4]
+    assert "? help" in lines[-1]
+    assert "req/s 37.5" in lines[1]
+
+
+def test_without_figures_their_columns_are_not_there() -> None:
+    text = "\n".join(line.plain for line in frame(board_of(3, measured=False), (80, 24)))
+    assert "REQ/S" not in text
+    assert "● running" in text
+
+
+def test_what_is_wrong_stands_above_and_a_question_below() -> None:
+    lines = frame(board_of(1, measured=True), (80, 24), trouble="no supervisor", notice=Notice("Stop web?"))
+    assert lines[1].plain == " ! no supervisor"
+    assert lines[-1].plain == " Stop web?"
+
+
+def test_the_help_fits_and_scrolls() -> None:
+    assert len(help_frame((80, 24), 0)) == 24
+    assert max(line.cell_len for line in help_frame((80, 60), 0)) <= 80
+    assert help_frame((80, 10), 3)[1].plain == help_frame((80, 24), 0)[4].plain
+
+
+class TestLog:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        path = tmp_path / "web.log"
+        path.write_text("".join(f"2026-01-31T12:00:{at:02}.000000Z line {at}\n" for at in range(50)))
+        return path
+
+    def shown(self, pane: LogPane) -> list[str]:
+        return [line.plain for line in log_frame(pane, (40, 6))[1:-1]]
+
+    def test_its_end_is_shown_and_stays_where_the_reader_went(self, path: Path) -> None:
+        pane = LogPane("web", str(path))
+        assert self.shown(pane)[-1] == "12:00:49 line 49"
+        pane.scroll(10)
+        before = self.shown(pane)
+        assert before[-1] == "12:00:39 line 39"
+        with path.open("a") as file:
+            file.write("2026-01-31T12:01:00.000000Z more\n")
+        assert pane.read()
+        assert self.shown(pane) == before
+        pane.scroll(-pane.back)
+        assert self.shown(pane)[-1] == "12:01:00 more"
+        pane.close()
+
+    def test_colours_of_the_server_and_control_characters_are_taken_out(self, path: Path) -> None:
+        path.write_text("2026-01-31T12:00:00.000000Z \x1b[31mred\x1b[0m \x1b]0;title\x07\n")
+        pane = LogPane("web", str(path))
+        (line,) = [line for line in self.shown(pane) if line]
+        assert line.startswith("12:00:00 red ")
+        assert line.isprintable()
+        pane.close()
+
+    def test_a_server_that_has_written_nothing_is_no_failure(self, tmp_path: Path) -> None:
+        pane = LogPane("web", str(tmp_path / "none.log"))
+        assert self.shown(pane)[0] == "it has written nothing yet"
+        pane.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "state", "verb", "asks"),
+    [("r", "running", "restart", False), ("s", "running", "stop", True), ("s", "failed", "start", False),
+     ("s", "disabled", "enable", False), ("d", "running", "drain", True), ("d", "draining", "undrain", False),
+     ("+", "running", "scale", False), ("-", "running", "scale", True)],
+)  # fmt: skip
+def test_a_key_means_a_verb(key: str, state: str, verb: str, asks: bool) -> None:
+    action = action_of(key, item("web", state=state, workers=2))
+    assert action is not None
+    assert (action.verb, bool(action.question)) == (verb, asks)
+    assert action.body()["selector"] == {"targets": ["web"]}
+
+
+def test_the_last_worker_is_not_scaled_away() -> None:
+    assert action_of("-", item("web", workers=1)) is None
+    assert action_of("x", item("web")) is None
