@@ -16,11 +16,30 @@ if TYPE_CHECKING:
 
     from poolctl.cli.request import Request
 
+# Of Docker's HEALTHCHECK; it knows no other than this and 0.
+UNHEALTHY = 1
+CALM = (
+    "the supervisor died five times within a minute: for five minutes it serves commands only, and replaces nothing "
+    "that ends (its log says more: supervisor.log beside its socket)"
+)
 _AT_REST = ("stopped", "disabled", "sleeping")
 
 
 def perform(request: Request) -> Outcome:
-    """The summary of the selected servers; exit 0 when all that should run is ready, else 3."""
+    """The summary of the selected servers; exit 0 when all that should run is ready, else 3 (a health check: 1)."""
+    if not request.get("healthcheck"):
+        return _status(request)
+    from poolctl.cli.outcome import outcome_of
+
+    try:
+        outcome = _status(request)
+    except Exception as error:
+        outcome = outcome_of(error) or Outcome.failed(UNHEALTHY, str(error))
+    outcome.exit_code = min(outcome.exit_code, UNHEALTHY)
+    return outcome
+
+
+def _status(request: Request) -> Outcome:
     place = find_place(request)
     try:
         outcome = ask(request, place)
@@ -36,6 +55,7 @@ def perform(request: Request) -> Outcome:
                 "summary": {
                     "supervisor": None,
                     "servers": len(items),
+                    "should_run": sum(item.get("state") != "disabled" for item in items),
                     "ready": sum(bool(item.get("ready")) for item in items),
                     "states": _states(items),
                 }
@@ -43,6 +63,8 @@ def perform(request: Request) -> Outcome:
         )
     outcome.extra["summary"] = _summary(outcome)
     outcome.message = "\n".join(_lines(outcome))
+    if outcome.extra["summary"].get("calm"):
+        outcome.warnings.append(CALM)
     return outcome
 
 
@@ -73,7 +95,10 @@ def _lines(outcome: Outcome) -> list[str]:
     items = outcome.items
     summary = outcome.extra["summary"]
     name = summary.get("name") or summary.get("pool")
-    resting = {state: sum(item.get("state") == state for item in items) for state in _AT_REST}
+    resting = {
+        state: sum(item.get("state") == state and not item.get("ready") for item in items)
+        for state in _AT_REST
+    }
     ready = sum(bool(item.get("ready")) for item in items)
     active = sum(item.get("state") not in _AT_REST or bool(item.get("ready")) for item in items)
     words = [f"{servers(ready, active)} ready", *(f"{n} {state}" for state, n in resting.items() if n)]

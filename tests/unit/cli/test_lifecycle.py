@@ -146,7 +146,9 @@ def test_wait_goes_on_when_the_supervisor_goes_away_meanwhile(
 def test_status_is_3_without_a_supervisor(poolctl: Command, directory: Path) -> None:
     assert poolctl("status") == (3, "no supervisor is running, 2 servers stopped\n", "")
     summary = poolctl("status", "-o", "json").json["summary"]
-    assert summary == {"supervisor": None, "servers": 2, "ready": 0, "states": {"stopped": 1, "disabled": 1}}
+    assert summary == {
+        "supervisor": None, "servers": 2, "should_run": 1, "ready": 0, "states": {"stopped": 1, "disabled": 1},
+    }  # fmt: skip
     (directory / "pool.toml").write_text("broken [")
     assert poolctl("status").code == 5
 

@@ -1,0 +1,104 @@
+"""What the checks look at: the machine's files, the pool's files, and the supervisor, as far as they are there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from poolctl.address import Address, parse
+from poolctl.config.find import ConfigNotFound
+from poolctl.control.client import Client, NoSupervisor
+from poolctl.errors import ControlError, PoolError
+
+if TYPE_CHECKING:
+    from poolctl.cli.place import Place
+    from poolctl.config.model import ServerConfig
+    from poolctl.config.pool_config import PoolConfig
+
+_ANSWER_SECONDS = 3.0
+# Keeper, supervisor, logger and zygote.
+_OWN_PROCESSES = 4
+
+
+class Case:
+    """Never raises: what cannot be had is empty, and `problems` or `silence` say why.
+
+    `place` is None when no file is named or found. `items` are the servers of the running supervisor.
+    """
+
+    def __init__(self, place: Place | None, env: Mapping[str, str]) -> None:
+        self.env = env
+        self.place = place
+        self.config: PoolConfig | None = None
+        self.problems: Sequence[Mapping[str, Any]] = []
+        self.about: Mapping[str, Any] = {}
+        self.items: list[Mapping[str, Any]] = []
+        self.silence = ""
+        if place is not None:
+            self._load(place)
+            self._ask(place)
+
+    def _load(self, place: Place) -> None:
+        from poolctl.config.load import load
+
+        try:
+            self.config = load(place.files, self.env)
+            problems = [*self.config.problems, *self.config.outside()]
+            self.problems = [each.to_dict() for each in problems]
+        except PoolError as error:
+            self.problems = error.to_list()
+        except ConfigNotFound as error:
+            self.problems = [{"message": str(error), "hint": ""}]
+
+    def _ask(self, place: Place) -> None:
+        if not os.path.exists(place.socket):
+            return
+        client = Client(place.socket, silence_seconds=_ANSWER_SECONDS)
+        try:
+            self.about = client.ping()
+            self.items = list(client.call("list", {}).get("items") or [])
+        except NoSupervisor:
+            return  # what a dead one has left is looked for elsewhere
+        except ControlError as error:
+            self.silence = error.message
+
+    @property
+    def servers(self) -> Sequence[ServerConfig]:
+        """The servers of the files that are to run."""
+        return [server for server in self.config or () if not server.disabled]
+
+    @property
+    def processes(self) -> int:
+        """How many processes the pool has when all of it runs."""
+        return _OWN_PROCESSES + sum(max(server.scale.max, 1) for server in self.servers)
+
+    @property
+    def served(self) -> set[str]:
+        """The names of the servers that the supervisor may hold the sockets of."""
+        at_rest = ("stopped", "disabled", "failed")
+        return {str(item["name"]) for item in self.items if item.get("state") not in at_rest}
+
+    @property
+    def addresses(self) -> dict[str, Address]:
+        """The addresses by name, without those that are chosen at the start; of a pool that runs the servers' only."""
+        found = {server.name: server.address for server in self.servers if not server.address.auto}
+        if self.config is not None and not self.about:
+            tables = {"[metrics]": self.config.tables.metrics, "[dashboard]": self.config.tables.dashboard}
+            found |= {name: parse(table.bind) for name, table in tables.items() if table is not None}
+        return found
+
+
+def read(path: str) -> str:
+    """What stands in a file of the system's, "" when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def number(path: str) -> int | None:
+    """The number in such a file; None for anything else, such as `max`."""
+    text = read(path)
+    return int(text) if text.isdecimal() else None

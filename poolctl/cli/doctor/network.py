@@ -1,0 +1,99 @@
+"""Addresses and what the kernel has to say about them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+from poolctl.listeners.open import BACKLOG, ListenError, close_listener, open_listener
+
+from .case import Case, read
+from .finding import Finding, ok, problem, warning
+
+_NET = "/proc/sys/net"
+
+
+def ports(case: Case) -> Iterator[Finding]:
+    """Whether each server could open its address now, if it has not done so."""
+    served = case.served
+    free = 0
+    for name, address in case.addresses.items():
+        if address.kind == "unix":
+            yield from _unix(name, address.path)
+        if address.kind != "tcp" or name in served:
+            continue
+        try:
+            close_listener(open_listener(address, backlog=1))
+            free += 1
+        except ListenError as error:
+            yield problem("ports", f"{name}: {error.message}", error.hint or "choose another address")
+    yield ok("ports", f"{len(served)} served, {free} free")
+
+
+def _unix(name: str, path: str) -> Iterator[Finding]:
+    directory = os.path.dirname(path)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        what = "cannot be written" if os.path.isdir(directory) else "is not there"
+        yield problem(
+            "ports", f"{name}: {directory} {what}", f"mkdir -p {directory}, and make it this user's"
+        )
+
+
+def backlog(case: Case) -> Iterator[Finding]:
+    """How many connections may wait while a server restarts or wakes: the kernel's own limit cuts ours."""
+    most = read(f"{_NET}/core/somaxconn")
+    if most.isdecimal() and int(most) < BACKLOG:
+        said = f"{most} connections may wait for a server that restarts, not {BACKLOG}"
+        yield warning("backlog", said, f"sysctl -w net.core.somaxconn={BACKLOG}")
+    else:
+        yield ok("backlog", f"{BACKLOG} connections may wait for a server that restarts")
+
+
+def ephemeral(case: Case) -> Iterator[Finding]:
+    """Whether a port may be taken by this machine's own outgoing connections before its server comes to it."""
+    first, _, last = read(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
+    if not (first.isdecimal() and last.isdecimal()):
+        return
+    reserved = _ranges(read(f"{_NET}/ipv4/ip_local_reserved_ports"))
+    at_risk = sorted(
+        {
+            address.port
+            for address in case.addresses.values()
+            if address.port and int(first) <= address.port <= int(last)
+            if not any(low <= address.port <= high for low, high in reserved)
+        }
+    )
+    if at_risk:
+        listed = ",".join(map(str, at_risk))
+        said = f"outgoing connections use ports {first}-{last}, and may hold {listed} when a server wants it"
+        yield warning("port range", said, f"sysctl -w net.ipv4.ip_local_reserved_ports={listed}")
+    else:
+        yield ok("port range", f"no server's port is among those of outgoing connections, {first}-{last}")
+
+
+def _ranges(text: str) -> list[tuple[int, int]]:
+    found = []
+    for part in filter(None, text.split(",")):
+        low, _, high = part.partition("-")
+        found.append((int(low), int(high or low)))
+    return found
+
+
+def localhost(case: Case) -> Iterator[Finding]:
+    """Whether `localhost` is this machine's loopback, and IPv4 too."""
+    mend = 'write "127.0.0.1 localhost" into /etc/hosts'
+    try:
+        found = {str(each[4][0]) for each in socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        yield problem("localhost", f"the name has no address: {error.strerror or error}", mend)
+        return
+    if foreign := {each for each in found if not (each.startswith("127.") or each == "::1")}:
+        yield problem("localhost", f"the name means {', '.join(sorted(foreign))}", mend)
+    elif not any(each.startswith("127.") for each in found):
+        yield warning("localhost", f"the name means {', '.join(found)} alone", mend)
+    else:
+        yield ok("localhost", ", ".join(sorted(found)))
+
+
+CHECKS = (ports, backlog, ephemeral, localhost)

@@ -1,0 +1,163 @@
+"""The pool's directories and files: whose they are, who may write there, on what they lie, how much room is left."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from poolctl.control import directory
+from poolctl.errors import ControlError
+
+from .case import Case, read
+from .finding import Finding, ok, problem, warning
+
+_ON_THE_NETWORK = frozenset(
+    (
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "9p",
+        "afs",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+    )
+)
+_SCARCE_BYTES, _LOW_BYTES = 16 << 20, 256 << 20
+_SCARCE_FILES = 256
+
+
+def runtime(case: Case) -> Iterator[Finding]:
+    """Where the control socket is: usable, private, not on a network file system."""
+    try:
+        if case.place is not None:
+            directory.control_socket(case.place.directory)
+            if os.path.isdir(case.place.directory):
+                directory.check_private(case.place.directory)
+        root = _root(case)
+    except ControlError as error:
+        yield problem("runtime directory", error.message, error.hint)
+        return
+    elsewhere = f"set {directory.RUNTIME_VARIABLE} to a directory on this machine"
+    if kind := _network(root):
+        yield problem(
+            "runtime directory", f"{root} is on the network ({kind}), where no socket works", elsewhere
+        )
+        return
+    yield from _room("runtime directory", root)
+
+
+def _root(case: Case) -> str:
+    """The directory itself, or the nearest above it that is there. Raises ControlError when it cannot be used."""
+    explicit = bool(case.env.get(directory.RUNTIME_VARIABLE))
+    refused = ""
+    for path in directory.candidates(case.env):
+        if os.path.lexists(path) and not explicit:
+            directory.check_private(path)
+        there = _nearest(path)
+        if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
+            return there
+        refused = refused or f"{there} {_why(there)}"
+    raise ControlError(
+        f"no runtime directory: {refused}",
+        exit_code=directory.NOT_PERMITTED,
+        hint=f"set {directory.RUNTIME_VARIABLE} to a directory that you may write to",
+    )
+
+
+def _why(path: str) -> str:
+    read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+    return "is on a file system that is read-only" if read_only else "cannot be written"
+
+
+def state(case: Case) -> Iterator[Finding]:
+    """Where logs and the journal of events are."""
+    if case.place is None:
+        return
+    path = directory.state_dir(case.env, case.place.key)
+    there = _nearest(path)
+    if not os.access(there, os.W_OK | os.X_OK):
+        mend = f"make it this user's, or set {directory.STATE_VARIABLE}"
+        yield problem("state directory", f"{there} cannot be written", mend)
+        return
+    if kind := _network(there):
+        said = f"{there} is on the network ({kind}): when that is away no log is written"
+        yield warning(
+            "state directory", said, f"set {directory.STATE_VARIABLE} to a directory on this machine"
+        )
+    yield from _room("state directory", there)
+    for server in case.servers:
+        if server.log.path and not os.access(_nearest(server.log.path), os.W_OK):
+            said = f"{server.name}: its log {server.log.path} cannot be written"
+            yield problem("state directory", said, "make it this user's, or change log.path")
+
+
+def files(case: Case) -> Iterator[Finding]:
+    """Who may change the pool's files: what they say is run."""
+    if case.place is None:
+        return
+    found = False
+    for file in case.place.files:
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            yield problem("files", f"{file}: {error.strerror}", "poolctl init writes one; -c names another")
+            found = True
+            continue
+        if stat.S_IMODE(status.st_mode) & stat.S_IWOTH:
+            found = True
+            yield warning(
+                "files", f"{file} can be changed by everybody, and what it says is run", f"chmod o-w {file}"
+            )
+        elif status.st_uid not in (0, os.geteuid()):
+            found = True
+            said = f"{file} belongs to uid {status.st_uid}, who decides what this user runs"
+            yield warning("files", said, f"chown {os.geteuid()} {file}")
+    if not found:
+        yield ok("files", ", ".join(case.place.files))
+
+
+def _nearest(path: str) -> str:
+    while not os.path.lexists(path) and path != "/":
+        path = os.path.dirname(path)
+    return path
+
+
+def _room(check: str, path: str) -> Iterator[Finding]:
+    found = os.statvfs(path)
+    left = found.f_bavail * found.f_frsize
+    mend = "remove what is not needed there, or use another directory"
+    if found.f_flag & os.ST_RDONLY:
+        yield problem(
+            check, f"{path} is on a file system that is read-only", "mount -o remount,rw, or use another"
+        )
+    elif left < _SCARCE_BYTES:
+        yield problem(check, f"{path} has {left >> 10} KiB left", mend)
+    elif found.f_files and found.f_favail < _SCARCE_FILES:
+        yield problem(check, f"{path} has room for {found.f_favail} more files (inodes)", mend)
+    elif left < _LOW_BYTES:
+        yield warning(check, f"{path} has {left >> 20} MiB left", mend)
+    else:
+        yield ok(check, f"{path}, {left >> 20} MiB left")
+
+
+def _network(path: str) -> str:
+    """The type of the network file system on which the path lies, "" for one of this machine."""
+    path = os.path.realpath(path)
+    mounts = [line.partition(" - ") for line in read("/proc/self/mountinfo").splitlines()]
+    found = ""
+    longest = 0
+    for mount, _, source in mounts:
+        point = mount.split()[4].encode().decode("unicode_escape")
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= longest:
+            longest, found = len(point), source.split()[0]
+    return found if found in _ON_THE_NETWORK else ""
+
+
+CHECKS = (runtime, state, files)

@@ -1,0 +1,59 @@
+"""The pool itself: its configuration, its supervisor, its servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .case import Case
+from .finding import Finding, ok, problem, warning
+
+
+def configuration(case: Case) -> Iterator[Finding]:
+    """Every problem of the files and of what they refer to."""
+    for each in case.problems:
+        name = f"{each['name']}: " if each.get("name") else ""
+        yield problem(
+            "configuration", f"{name}{each['message']}", str(each.get("hint") or "poolctl validate")
+        )
+    if case.place is None:
+        yield ok("configuration", "none is named, and none is here: the machine alone was looked at")
+    elif not case.problems:
+        count = len(case.config or ())
+        yield ok("configuration", f"{count} servers" if count != 1 else "1 server")
+
+
+def supervisor(case: Case) -> Iterator[Finding]:
+    """Whether it answers."""
+    if case.silence:
+        yield problem(
+            "supervisor", case.silence, "poolctl start; its log says more: supervisor.log beside its socket"
+        )
+    elif case.about.get("calm"):
+        from poolctl.cli.commands.status import CALM
+
+        yield problem("supervisor", CALM, "poolctl upgrade to a version that has it mended")
+    elif case.about:
+        yield ok("supervisor", f"runs as pid {case.about.get('supervisor_pid')}")
+    elif case.place is not None:
+        yield ok("supervisor", "none runs")
+
+
+def servers(case: Case) -> Iterator[Finding]:
+    """Those of a running pool that are not as they should be."""
+    bad = 0
+    for item in case.items:
+        name, state = item.get("name"), item.get("state")
+        if state in ("failed", "backoff"):
+            bad += 1
+            why = item.get("message") or f"restarted {item.get('restarts', 0)} times"
+            yield problem("servers", f"{name} is {state}: {why}", f"poolctl logs {name}")
+        elif item.get("health") in ("warn", "ko"):
+            bad += 1
+            said = f"{name} is {state}, its health {item['health']}"
+            yield warning("servers", said, f"poolctl show {name}, poolctl logs {name}")
+    if case.items and not bad:
+        ready = sum(bool(item.get("ready")) for item in case.items)
+        yield ok("servers", f"{ready} of {len(case.items)} ready")
+
+
+CHECKS = (configuration, supervisor, servers)

@@ -1,0 +1,123 @@
+"""What dead pools have left: sockets on which nobody listens, links to nothing, servers that nobody manages."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+
+from poolctl.control import directory
+from poolctl.runners.survivors import are_there
+
+from .case import Case
+from .finding import Finding, ok, problem, warning
+
+
+def leftovers(case: Case) -> Iterator[Finding]:
+    """Everything in the runtime directories that is no running pool's."""
+    count = 0
+    for root in directory.candidates(case.env):
+        for name in sorted(_names(root)):
+            path = f"{root}/{name}"
+            if name.startswith("@"):
+                if not os.path.exists(f"{path}/{directory.SOCKET_NAME}"):
+                    count += 1
+                    yield warning("leftovers", f"{path} leads nowhere", f"rm {path}")
+                continue
+            if not os.path.isdir(path):
+                continue
+            served = are_there(path)
+            if os.path.lexists(f"{path}/{directory.SOCKET_NAME}") and not answers(
+                f"{path}/{directory.SOCKET_NAME}"
+            ):
+                count += 1
+                mend = (
+                    "poolctl start takes over, poolctl stop ends what is left"
+                    if served
+                    else " ".join(["rm -r", path, *_links(root, name)])
+                )
+                yield (problem if served else warning)("leftovers", _said(path, served), mend)
+            elif served and not os.path.lexists(f"{path}/{directory.SOCKET_NAME}"):
+                count += 1
+                yield problem(
+                    "leftovers", _said(path, served), "poolctl start takes over, poolctl stop ends it"
+                )
+    if not count:
+        yield ok("leftovers", "none")
+
+
+def _links(root: str, key: str) -> list[str]:
+    """The names under which the pool is found as well."""
+    links = (f"{root}/{name}" for name in _names(root) if name.startswith("@"))
+    return [link for link in links if os.path.islink(link) and os.readlink(link) == key]
+
+
+def _said(path: str, served: bool) -> str:
+    return f"{path}: its supervisor is gone, " + (
+        "servers run without one" if served else "its socket is left"
+    )
+
+
+def lock(case: Case) -> Iterator[Finding]:
+    """Whether somebody holds the lock under which a pool is started."""
+    path = f"{case.place.directory}/lock" if case.place is not None else ""
+    if not os.path.exists(path):
+        return
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return  # the directory's own check says so
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield ok("lock", "free")
+    except OSError:
+        yield warning(
+            "lock", f"{path} is held: another start is under way", f"fuser {path} shows whose it is"
+        )
+    finally:
+        os.close(fd)
+
+
+def sockets(case: Case) -> Iterator[Finding]:
+    """Files of Unix sockets at the addresses of servers that do not run."""
+    for name, address in case.addresses.items():
+        if address.kind != "unix" or name in case.served or not os.path.lexists(address.path):
+            continue
+        if not os.path.exists(address.path) or not _is_socket(address.path):
+            yield problem(
+                "sockets", f"{name}: {address.path} is there, and no socket", f"mv {address.path} aside"
+            )
+        elif answers(address.path):
+            said = f"{name}: somebody else listens on {address.path}"
+            yield problem("sockets", said, f"fuser {address.path} shows who")
+        else:
+            yield ok("sockets", f"{name}: {address.path} is stale, and replaced at the start")
+
+
+def _is_socket(path: str) -> bool:
+    import stat
+
+    return stat.S_ISSOCK(os.stat(path).st_mode)
+
+
+def answers(path: str) -> bool:
+    """Whether anybody listens on that Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def _names(root: str) -> list[str]:
+    try:
+        return os.listdir(root)
+    except OSError:
+        return []
+
+
+CHECKS = (leftovers, lock, sockets)

@@ -1,0 +1,95 @@
+"""Versions: poolctl's, the running supervisor's, and what every server's interpreter has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from poolctl import __version__
+from poolctl.config.interpreter import interpreter
+
+from .case import Case
+from .finding import Finding, ok, problem, warning
+
+_OLDEST = (3, 11)
+_ASK_SECONDS = 20.0
+_ASK = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, version
+def of(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn", "uvloop", "httptools")}}))
+"""
+
+
+def installed(case: Case) -> Iterator[Finding]:
+    """This poolctl against the supervisor that runs."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    running = str(case.about.get("version") or "")
+    if running and running != __version__:
+        said = f"{__version__} is installed, the supervisor is {running}"
+        yield warning("poolctl", said, "poolctl upgrade: the servers serve on")
+    elif running and str(case.about.get("python")) != python:
+        said = f"the supervisor runs on Python {case.about.get('python')}, poolctl on {python}"
+        yield warning("poolctl", said, "poolctl stop and poolctl start move it")
+    else:
+        yield ok("poolctl", f"{__version__} on Python {python} ({sys.executable})")
+
+
+def interpreters(case: Case) -> Iterator[Finding]:
+    """What the servers' interpreters have: uvicorn at least."""
+    using: dict[str, list[str]] = {}
+    for server in case.servers:
+        if not server.command:
+            python = interpreter(server.python, server.base_dir or os.getcwd(), case.env)
+            using.setdefault(python, []).append(server.name)
+    for python, names in using.items():
+        yield _judged(python, names)
+
+
+def _judged(python: str, names: list[str]) -> Finding:
+    found = _asked(python)
+    whose = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+    if isinstance(found, str):
+        return problem(
+            "interpreter", f"{python} ({whose}): {found}", "mend python of the servers, or $VIRTUAL_ENV"
+        )
+    version = ".".join(map(str, found["python"]))
+    if tuple(found["python"][:2]) < _OLDEST:
+        mend = "use one from 3.11 up"
+        return problem("interpreter", f"{python} ({whose}) is Python {version}", mend)
+    if found["uvicorn"] is None:
+        mend = f"{python} -m pip install uvicorn"
+        return problem("interpreter", f"{python} ({whose}) has no uvicorn", mend)
+    slow = [name for name in ("uvloop", "httptools") if found[name] is None]
+    said = f"{python}: Python {version}, uvicorn {found['uvicorn']}"
+    if slow:
+        return ok(
+            "interpreter",
+            f"{said}; faster with {' and '.join(slow)}: {python} -m pip install {' '.join(slow)}",
+        )
+    return ok("interpreter", f"{said}, uvloop {found['uvloop']}, httptools {found['httptools']}")
+
+
+def _asked(python: str) -> dict[str, Any] | str:
+    """What it has, or why it cannot be asked."""
+    try:
+        done = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=_ASK_SECONDS)
+        found: dict[str, Any] = json.loads(done.stdout)
+    except OSError as error:
+        return error.strerror or str(error)
+    except subprocess.TimeoutExpired:
+        return f"has not answered for {_ASK_SECONDS:.0f} s"
+    except ValueError:
+        return (done.stderr.strip().splitlines() or ["said nothing"])[-1]
+    return found
+
+
+CHECKS = (installed, interpreters)
