@@ -47,11 +47,12 @@ _poolctl() {
         prev=${COMP_WORDS[COMP_CWORD - 2]}
     fi
     case $verb:$prev in
-        logs:-o | logs:--output) _poolctl_words 'json jsonl'; return ;;
+        logs:-o | events:-o | logs:--output | events:--output) _poolctl_words 'json jsonl'; return ;;
         config:-o | config:--output) _poolctl_words 'toml table wide json jsonl name'; return ;;
+        export:-o | export:--output) :; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--name | *:--bind | *:--expose | *:--timeout | *:--app | *:--set | *:--regex | *:-j | *:--jobs | *:-n | *:--lines | *:--since) :; return ;;
+        *:--name | *:--bind | *:--expose | *:--timeout | *:--log-format | *:--stop-timeout | *:--app | *:--set | *:--regex | *:-j | *:--jobs | *:-n | *:--lines | *:--since | *:--kind | *:--frames | *:--interval | *:--listen) :; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
         *:--health) _poolctl_words 'unknown ok warn ko'; return ;;
@@ -59,13 +60,14 @@ _poolctl() {
         *:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags'; return ;;
         *:--target) _poolctl_words 'name bind expose'; return ;;
+        *:--sort) _poolctl_words 'name state health requests latency memory cpu uptime restarts file'; return ;;
     esac
     case $verb in
         '')
             if [[ $cur == -* ]]; then
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
             else
-                _poolctl_words 'start stop restart run wait reload scale drain undrain enable disable add remove upgrade list filter walk status show logs validate config schema init completion pools version'
+                _poolctl_words 'start stop restart run wait reload scale drain undrain enable disable add remove upgrade list filter walk status show routes dashboard metrics hosts logs events notify top validate config schema init completion export pools doctor version'
             fi
             ;;
         start)
@@ -91,7 +93,7 @@ _poolctl() {
             ;;
         run)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-deps --watch -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-deps --watch --log-format --stop-timeout -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -189,7 +191,7 @@ _poolctl() {
             ;;
         status)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --healthcheck -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -201,9 +203,58 @@ _poolctl() {
                 _poolctl_ask servers
             fi
             ;;
+        routes)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        dashboard)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        metrics)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --openmetrics -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        hosts)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
         logs)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since --raw --reopen -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        events)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since --kind -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        notify)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        top)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -n --frames --once --interval --sort -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -243,7 +294,21 @@ _poolctl() {
                 _poolctl_words 'bash zsh fish'
             fi
             ;;
+        export)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output --user --listen -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
         pools)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        doctor)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else

@@ -14,11 +14,12 @@ from typing import Annotated
 import typer
 
 from poolctl import __version__
-from poolctl.cli import commands, live
+from poolctl.cli import commands, live, seeing
 from poolctl.cli.exit_codes import USAGE
 from poolctl.cli.options import (
     FILTERS,
     HELP,
+    METRICS,
     ORDERS,
     OUTPUT,
     SELECTION,
@@ -47,6 +48,8 @@ FAST = (
     "walk",
     "show",
     "logs",
+    "events",
+    "top",
     "config",
     "validate",
     "reload",
@@ -68,11 +71,19 @@ _FILTER_PATTERN = typer.Argument(
 )
 _REGEX = typer.Option("--regex", metavar="RE", help="Is found in the field.")
 _TARGET = typer.Option("--target", metavar="FIELD", help="Print this field of each match, one a line.")
+_HEALTHCHECK = typer.Option("--healthcheck", help="Exit with 1 instead of 3, as containers want it.")
+_LOG_FORMAT = typer.Option(
+    "--log-format", metavar="FORM", help="The servers' output as text (default) or json."
+)
+_STOP_TIMEOUT = typer.Option(
+    "--stop-timeout", metavar="DURATION", help='The whole stop takes no longer; as PID 1 "8s".'
+)
+_SYSTEM = typer.Argument(metavar="SYSTEM", help="systemd.", show_default=False)
+_INTO = typer.Option("-o", "--output", metavar="DIRECTORY", help="Write the files there, not to stdout.")
+_FOR_USER = typer.Option("--user", help="For the user's own service manager.")
+_LISTEN = typer.Option("--listen", metavar="NAME=ADDRESS", help="What systemd opens for a server on fd:NAME.")
 _JOBS = typer.Option("-j", "--jobs", metavar="N", help="Run this many at once (default 1).")
 _FAIL_FAST = typer.Option("--fail-fast", help="Start no other once one has failed.")
-_FOLLOW = typer.Option("-f", "--follow", help="Go on with what comes.")
-_LINES = typer.Option("-n", "--lines", metavar="N", help="The last N lines of each server (default 10).")
-_SINCE = typer.Option("--since", metavar="TIME", help='Not older than "10m", or than an ISO 8601 time.')
 _IMPORT = typer.Option("--import", help="Import every app as well.")
 _WITH_APP = typer.Option("--app", help="Write a tiny application too.")
 _FORCE = typer.Option("--force", help="Overwrite what is there.")
@@ -105,6 +116,7 @@ def build(perform: Perform = commands.perform) -> typer.Typer:
     _lifecycle(app, perform)
     live.add_commands(app, perform)
     _looking(app, perform)
+    seeing.add_commands(app, perform)
     _files(app, perform)
     return app
 
@@ -152,6 +164,8 @@ def _lifecycle(app: typer.Typer, perform: Perform) -> None:
         TIMES,
         no_deps=(NoDeps, False),
         watch=(Watched, False),
+        log_format=(Annotated[str | None, _LOG_FORMAT], None),
+        stop_timeout=(Annotated[str | None, _STOP_TIMEOUT], None),
     )
     command(
         app,
@@ -191,20 +205,19 @@ def _looking(app: typer.Typer, perform: Perform) -> None:
         fail_fast=(Annotated[bool, _FAIL_FAST], False),
     )
     command(
-        app, "status", "Say whether all that should run is ready (0) or not (3).", perform, SELECTION, OUTPUT
-    )
-    command(app, "show", "Show everything about servers.", perform, SELECTION, OUTPUT)
-    command(
         app,
-        "logs",
-        "Show what servers have written.",
+        "status",
+        "Say whether all that should run is ready (0) or not (3).",
         perform,
         SELECTION,
         OUTPUT,
-        follow=(Annotated[bool, _FOLLOW], False),
-        lines=(Annotated[str | None, _LINES], None),
-        since=(Annotated[str | None, _SINCE], None),
+        healthcheck=(Annotated[bool, _HEALTHCHECK], False),
     )
+    command(app, "show", "Show everything about servers.", perform, SELECTION, OUTPUT)
+    command(app, "routes", "List the gateway's routes.", perform, OUTPUT)
+    command(app, "dashboard", "Print the link to the pool's page, token included.", perform, OUTPUT)
+    command(app, "metrics", "Print the pool's metrics for Prometheus.", perform, SELECTION, OUTPUT, METRICS)
+    command(app, "hosts", "List the gateway's backends and their breakers.", perform, OUTPUT)
 
 
 def _files(app: typer.Typer, perform: Perform) -> None:
@@ -235,7 +248,18 @@ def _files(app: typer.Typer, perform: Perform) -> None:
         perform,
         shell=(Annotated[str | None, _SHELL], None),
     )
+    command(
+        app,
+        "export",
+        "Write the pool for another system: systemd.",
+        perform,
+        system=(Annotated[str, _SYSTEM], ...),
+        into=(Annotated[str | None, _INTO], None),
+        for_user=(Annotated[bool, _FOR_USER], False),
+        listen=(Annotated[list[str] | None, _LISTEN], None),
+    )
     command(app, "pools", "List this user's pools, wherever their files are.", perform, OUTPUT)
+    command(app, "doctor", "Find what is wrong with this machine or pool, and the mend.", perform, OUTPUT)
     command(app, "version", "Print the version.", perform, OUTPUT)
 
 

@@ -21,7 +21,7 @@ NAMES = {
     FAILED: "ErrorUnexpected",
     USAGE: "ErrorUsage",
     NOT_AS_DESIRED: "ErrorNotAsDesired",
-    NOTHING_MATCHED: "ErrorNothingMatched",
+    NOTHING_MATCHED: "ErrorParamEmpty",
     INVALID_CONFIGURATION: "ErrorPoolValidate",
     NO_SUPERVISOR: "ErrorNoSupervisor",
     NOT_PERMITTED: "ErrorNotPermitted",
@@ -31,5 +31,5 @@ NAMES = {
     TIMED_OUT: "ErrorTimeout",
     INTERRUPTED: "ErrorInterrupted",
 }
-# Exit 5 is the same failure that the library calls ErrorPoolValidate; all others carry the exit code itself.
-CODES = {INVALID_CONFIGURATION: 1322}
+# These are failures that the library has a code for, and supervisors answer with it; all others carry the exit code.
+CODES = {NOTHING_MATCHED: 1320, INVALID_CONFIGURATION: 1322}

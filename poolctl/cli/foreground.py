@@ -19,7 +19,7 @@ from poolctl.cli.outcome import Failure, Outcome
 # Sent to us, meant for the command.
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 # SI_KERNEL of sigaction(2): the terminal's own signals, which the command has got already.
-_FROM_KERNEL = 0x80
+FROM_KERNEL = 0x80
 # What Python ignores and a program expects at its default.
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -69,7 +69,7 @@ class Foreground:
                 elif came.si_signo == signal.SIGIO:
                     if unwanted():
                         os.kill(pid, signal.SIGTERM)
-                elif came.si_code != _FROM_KERNEL:
+                elif came.si_code != FROM_KERNEL:
                     os.kill(pid, came.si_signo)
         finally:
             if lifeline >= 0:

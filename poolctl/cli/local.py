@@ -82,3 +82,9 @@ def _with_known_port(server: ServerConfig, ledger: PortLedger) -> ServerConfig:
 def described(server: ServerConfig) -> Item:
     """A server with its effective configuration and where each value comes from."""
     return {**item(server), "config": server.to_dict(), "origin": server.origin}
+
+
+def described_from_files(request: Request, place: Place) -> list[Item]:
+    """The selected servers as the files have them, described."""
+    config = load(place, allow_empty=bool(request.get("allow_empty")))
+    return choose([described(server) for server in servers_of(config, place)], request)

@@ -10,6 +10,7 @@ import typer
 
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.request import FORMATS, GOALS, HEALTH, STATES, Request
+from poolctl.cli.top.rows import SORTS
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -69,6 +70,9 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "verbose": (Verbose, False),
 }
 OUTPUT: dict[str, tuple[Any, Any]] = {"output": (Output, None)}
+METRICS: dict[str, tuple[Any, Any]] = {
+    "openmetrics": (Annotated[bool, typer.Option("--openmetrics", help="In the format OpenMetrics.")], False)
+}
 FILTERS: dict[str, tuple[Any, Any]] = {
     "name": (ByName, None),
     "bind": (ByBind, None),
@@ -89,6 +93,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "state": STATES,
     "health": HEALTH,
     "goal": GOALS,
+    "sort": tuple(SORTS),
 }
 
 Perform = Callable[[Request], Outcome]

@@ -14,6 +14,8 @@ else:
     Item = dict
 
 SCHEMA = 1
+# What a supervisor answers beside the servers: the summary, the plan, the page, who was told.
+_FOR_USERS = ("summary", "changes", "dashboard", "receivers")
 
 
 class UsageError(Exception):
@@ -88,13 +90,14 @@ class Outcome:
 
     @classmethod
     def from_result(cls, result: Mapping[str, Any]) -> Outcome:
-        """From what a supervisor answers. Of the rest the summary and the plan are for users."""
+        """From what a supervisor answers. Of the rest these are for users."""
         return cls(
             result.get("items") or (),
             errors=result.get("errors") or (),
             warnings=result.get("warnings") or (),
             exit_code=int(result.get("exit_code") or 0),
-            extra={key: result[key] for key in ("summary", "changes") if key in result},
+            extra={key: result[key] for key in _FOR_USERS if key in result},
+            text=result.get("text"),
             ended_pid=int(result.get("keeper_pid") or 0) if result.get("ended") else 0,
         )
 
@@ -102,6 +105,13 @@ class Outcome:
     def failed(cls, exit_code: int, message: str, hint: str = "") -> Outcome:
         """The command's own failure, as one error."""
         return cls(errors=[error(exit_code, message, hint)], exit_code=exit_code)
+
+    @classmethod
+    def of_stream(cls, exit_code: int = exit_codes.DONE) -> Outcome:
+        """What was to be printed has been; nothing is left to show."""
+        outcome = cls(exit_code=exit_code)
+        outcome.streamed = True
+        return outcome
 
     def document(self) -> dict[str, Any]:
         """The JSON document of this outcome."""

@@ -8,6 +8,7 @@ import sys
 import threading
 from time import time
 
+from poolctl.cli.objects import Objects
 from poolctl.cli.place import Place
 from poolctl.cli.prefix import Prefixes
 from poolctl.cli.threads import start_unsignalled
@@ -21,9 +22,10 @@ LAST_WORDS_SECONDS = 2.0
 
 
 class LogPrinter:
-    """Prints what the pool's servers write from now on, each line with its server's name before it."""
+    """Prints what the pool's servers write from now on, each line with its server's name before it, or as an object."""
 
-    def __init__(self, client: Client, place: Place, *, times: bool) -> None:
+    def __init__(self, client: Client, place: Place, *, times: bool, objects: bool = False) -> None:
+        self._objects = objects
         self._client = client
         self._place = place
         self._times = times
@@ -48,10 +50,13 @@ class LogPrinter:
         except ControlError:
             return  # the command that waits for the start says why
         paths = log_paths(items, self._place)
-        prefixes = Prefixes(list(paths), times=self._times)
+        if self._objects:
+            form: Objects | Prefixes = Objects()
+        else:  # to a file, or whoever collects a container's output, lines go as they are
+            form = Prefixes(list(paths), times=self._times, records=sys.stdout.isatty())
         try:
             for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
-                sys.stdout.write(prefixes.line(line))
+                sys.stdout.write(form.line(line))
                 sys.stdout.flush()
         except OSError:
             # whoever read this has gone, and with it the reason to run in the foreground

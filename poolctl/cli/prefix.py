@@ -14,13 +14,18 @@ _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 
 
 class Prefixes:
-    """Puts `name | ` before lines, all as wide as the longest name, on a terminal each in its colour."""
+    """Puts `name | ` before lines, all as wide as the longest name, on a terminal each in its colour.
 
-    def __init__(self, names: list[str], *, times: bool = False) -> None:
+    With `records` lines in JSON are rendered for people.
+    """
+
+    def __init__(self, names: list[str], *, times: bool = False, records: bool = False) -> None:
         width = max(map(len, names), default=0)
         self._times = times
+        self._records = records
+        self._colours = coloured(sys.stdout)
         self._prefixes = {name: f"{name.ljust(width)} | " for name in names}
-        if coloured(sys.stdout):
+        if self._colours:
             self._prefixes = {
                 name: paint(prefix, _COLOURS[at % len(_COLOURS)])
                 for at, (name, prefix) in enumerate(self._prefixes.items())
@@ -29,4 +34,13 @@ class Prefixes:
     def line(self, line: Line) -> str:
         """The line as it is printed, with its end."""
         when = f"{line.time} " if self._times and line.time else ""
-        return f"{self._prefixes.get(line.name, line.name + ' | ')}{when}{line.text}\n"
+        before = f"{self._prefixes.get(line.name, line.name + ' | ')}{when}"
+        if self._records and line.text.startswith("{"):
+            from poolctl.cli.records import record_lines
+            from poolctl.logs.record import parse_record
+
+            record = parse_record(line.text)
+            if record is not None:
+                texts = record_lines(record, colours=self._colours)
+                return "".join(f"{before}{text}\n" for text in texts)
+        return f"{before}{line.text}\n"

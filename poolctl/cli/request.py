@@ -85,7 +85,10 @@ class Request:
         forms = (*FORMATS, "toml") if self.verb == "config" else FORMATS
         if output is None or output in forms:
             return output or ""
-        return ",".join(one_of("-o", word.strip(), (*forms, *FIELDS), FIELDS) for word in output.split(","))
+        return ",".join(
+            one_of("-o", word.strip(), (*dict.fromkeys((*forms, *FIELDS)),), FIELDS)
+            for word in output.split(",")
+        )
 
     def selector(self) -> Selector:
         """The selection. SelectorError for a bad regular expression, an unknown state or health."""

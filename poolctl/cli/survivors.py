@@ -73,6 +73,7 @@ def _running(server: ServerConfig, its: list[Survivor]) -> Item:
         server,
         state="running" if since else "starting",
         ready=bool(since),
+        health="ok" if since else "unknown",
         pids=sorted(each.pid for each in its),
         uptime_seconds=time.monotonic() - min(since) if since else 0.0,
     )

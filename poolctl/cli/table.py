@@ -24,6 +24,8 @@ WITH_TARGETS = (
     "walk",
     "show",
     "logs",
+    "events",
+    "top",
     "config",
     "scale",
     "drain",
@@ -49,7 +51,9 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
     "list": {
         "--field": ("field", "value"),
     },
-    "status": {},
+    "status": {
+        "--healthcheck": ("healthcheck", "flag"),
+    },
     "wait": {
         "--timeout": ("timeout", "value"),
         "--for": ("goal", "value"),
@@ -74,6 +78,8 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
         "--timeout": ("timeout", "value"),
         "--no-deps": ("no_deps", "flag"),
         "--watch": ("watch", "flag"),
+        "--log-format": ("log_format", "value"),
+        "--stop-timeout": ("stop_timeout", "value"),
     },
     "walk": {
         "-j": ("jobs", "value"),
@@ -87,6 +93,23 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
         "-n": ("lines", "value"),
         "--lines": ("lines", "value"),
         "--since": ("since", "value"),
+        "--raw": ("raw", "flag"),
+        "--reopen": ("reopen", "flag"),
+    },
+    "events": {
+        "-f": ("follow", "flag"),
+        "--follow": ("follow", "flag"),
+        "-n": ("lines", "value"),
+        "--lines": ("lines", "value"),
+        "--since": ("since", "value"),
+        "--kind": ("kind", "list"),
+    },
+    "top": {
+        "-n": ("frames", "value"),
+        "--frames": ("frames", "value"),
+        "--once": ("once", "flag"),
+        "--interval": ("interval", "value"),
+        "--sort": ("sort", "value"),
     },
     "config": {},
     "validate": {

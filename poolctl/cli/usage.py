@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # Options before the command that take a value: the word after them is not the command.
 _VALUED = ("-c", "--config", "--pool")
+# Commands that a later version has.
+_LATER = ("import",)
 
 
 def split(args: Sequence[str], with_command: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -57,6 +59,8 @@ def as_usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
     message = str(describe()).strip().rstrip(".")
     near = getattr(error, "possibilities", None)
     verb = verb_of(words)
+    if verb in _LATER:
+        return UsageError(f"{verb} is not available in this version of poolctl", hint="poolctl -h")
     hint = f"poolctl {verb} -h" if verb and "command" not in message else "poolctl -h"
     if near:
         hint = f"did you mean {_nearest(str(getattr(error, 'option_name', '')), near)}?"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from poolctl import PoolConfig
+from tests.deadline import wait_until
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -75,7 +76,9 @@ def test_no_two_examples_share_an_address() -> None:
     binds = [server.bind for name in NAMES for server in PoolConfig.load(EXAMPLES / name / "pool.toml")]
     taken = [bind for bind in binds if not bind.startswith("job:")]
     assert len(taken) == len(set(taken)) >= 10
-    assert all(bind.startswith("127.0.0.1:") for bind in taken)
+    assert {bind for bind in taken if not bind.startswith("127.0.0.1:")} == {
+        "0.0.0.0:8060"
+    }  # of the container
 
 
 def test_every_example_is_described() -> None:
@@ -90,7 +93,7 @@ def test_every_example_is_described() -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "http-and-https"])
 def test_every_example_is_valid_and_its_apps_can_be_imported(name: str, real_pool: RealPool) -> None:
     Example(name, real_pool)
-    assert re.fullmatch(r"\d servers, ok\n", real_pool.ok("validate", "--import").stdout)
+    assert re.fullmatch(r"\d servers?, ok\n", real_pool.ok("validate", "--import").stdout)
 
 
 def test_http_and_https_together(real_pool: RealPool) -> None:
@@ -166,6 +169,21 @@ def test_an_existing_project(real_pool: RealPool) -> None:
     assert example.ask(8090, "/books") == ["sicp", "taocp", "tapl"]
     assert example.refusal(8090, "/books/none") == 404
     assert example.ask(8091) == {"title": "Bookshop, back office", "books": 3}
+
+
+def test_a_container(real_pool: RealPool) -> None:
+    example = Example("container", real_pool)
+    dockerfile = (EXAMPLES / "container/Dockerfile").read_text()
+    variables = dict(
+        pair.split("=") for pair in re.findall(r"[A-Z_]+=\S+", dockerfile.partition("\nENV ")[2])
+    )
+    process = real_pool.spawn("run", env={"POOLCTL_LOG_FORMAT": variables["POOLCTL_LOG_FORMAT"]})
+    check = re.findall(r"HEALTHCHECK .*CMD (\[.*\])", dockerfile)[0]
+    wait_until(lambda: real_pool.run(*json.loads(check)[1:]).code == 0, timeout_seconds=30)
+    assert example.ask(8060) == "hello from a container\n"
+    process.terminate()
+    stdout, _ = process.communicate(timeout=30)
+    assert {json.loads(line)["server"] for line in stdout.splitlines()} == {"web"}
 
 
 def test_the_live_table_shows_the_pool_for_as_long_as_it_runs(real_pool: RealPool) -> None:

@@ -21,6 +21,8 @@ _MODULES = {
     "disable": "changing",
     "remove": "changing",
     "add": "adding",
+    "routes": "gateway",
+    "hosts": "gateway",
 }
 
 

@@ -5,27 +5,61 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.cli.local import choose, described, load, servers_of
-from poolctl.cli.outcome import Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.place import Place, find_place
+from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.config.interpolate import escaped
 from poolctl.config.toml_text import table_text
+from poolctl.errors import ControlError
+
+# What is not configured.
+STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")
 
 
 def perform(request: Request) -> Outcome:
     """The selected servers' configuration as TOML that can be loaded again, or as JSON."""
     place = find_place(request)
     config = load(place, allow_empty=bool(request.get("allow_empty")))
-    items = choose([described(server) for server in servers_of(config, place)], request)
+    items = choose(
+        _as_they_are([described(server) for server in servers_of(config, place)], request, place), request
+    )
     settings: dict[str, Any] = config.settings.to_dict()
+    tables = config.tables.to_dict()
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     if request.output in ("", "toml"):
         outcome.text = "\n".join(
             [
                 table_text("[pool]", escaped(settings)),
+                *(_text(name, table) for name, table in tables.items()),
                 *(table_text("[[server]]", escaped(item["config"])) for item in items),
             ]
         )
     elif request.output == "json":
-        outcome.extra = {"pool": settings}
+        outcome.extra = {"pool": settings, **tables}
     return outcome
+
+
+def _text(name: str, table: Any) -> str:
+    """A table beside the servers, or a list of such tables; a url with references is written as it was."""
+    if isinstance(table, list):
+        return "\n".join(table_text(f"[[{name}]]", escaped(each) | _as_written(each)) for each in table)
+    return table_text(f"[{name}]", escaped(table))
+
+
+def _as_written(table: dict[str, Any]) -> dict[str, Any]:
+    return {"url": table["url"]} if "${" in str(table.get("url", "")) else {}
+
+
+def _as_they_are(items: list[Item], request: Request, place: Place) -> list[Item]:
+    """The same servers with the state of what runs, where somebody asks for it."""
+    if request.output in ("", "toml") and not (request.get("state") or request.get("health")):
+        return items
+    try:
+        running = {item["name"]: item for item in ask(Request("list", {}), place).items}
+    except ControlError:
+        return items
+    return [
+        {**item, **{key: running[item["name"]][key] for key in STATE if item["name"] in running}}
+        for item in items
+    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from poolctl.cli.counting import servers
-from poolctl.cli.outcome import Outcome
+from poolctl.cli.outcome import Failure, Item, Outcome
 from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask, ask_or_launch
 from poolctl.control.client import NoSupervisor
@@ -23,8 +25,24 @@ def perform(request: Request) -> Outcome:
     if request.verb == "stop":
         return _stop(request, place)
     outcome = ask_or_launch(request, place)
+    if os.environ.get("NOTIFY_SOCKET") and not outcome.ended_pid:
+        _hand_over(place, ready=not outcome.exit_code)
     outcome.message = _ready_line(outcome, waited=not request.get("no_wait"))
     return outcome
+
+
+def _hand_over(place: Place, *, ready: bool) -> None:
+    """As a service's main process, tell systemd which process is that from now on: the keeper, whom it can stop."""
+    from poolctl.control import systemd
+    from poolctl.control.client import Client
+    from poolctl.errors import ControlError
+
+    if systemd.is_main(os.environ):
+        try:
+            keeper = Client(place.socket).ping().get("keeper_pid")
+        except ControlError:
+            return  # it has ended already, and so does the service
+        systemd.tell(os.environ, f"MAINPID={keeper}", *([systemd.READY] if ready else []))
 
 
 def _stop(request: Request, place: Place) -> Outcome:
@@ -35,18 +53,29 @@ def _stop(request: Request, place: Place) -> Outcome:
 
         if ended := stop(request, place):
             return ended
-        items = []
-        if not request.selector().selects_all:
-            from poolctl.cli.local import select_from_files
-
-            items = select_from_files(request, place)
-        return Outcome(items, message="nothing is running")
+        return Outcome(_at_rest(request, place), message="nothing is running")
     stopped = [item for item in outcome.items if item.get("state") in ("stopped", "disabled", "failed")]
     if request.get("no_wait"):
         outcome.message = f"{servers(len(outcome.items))} told to stop"
     else:
         outcome.message = f"{servers(len(stopped), len(outcome.items))} stopped"
     return outcome
+
+
+def _at_rest(request: Request, place: Place) -> list[Item]:
+    """The selected servers of a pool that does not run."""
+    everything = request.selector().selects_all
+    if everything and not request.output:
+        return []  # nobody sees them, so that nothing has to be read
+    from poolctl.cli.local import select_from_files
+    from poolctl.errors import PoolError
+
+    try:
+        return select_from_files(request, place)
+    except (Failure, PoolError):
+        if everything:
+            return []  # a broken file keeps nobody from being told that nothing runs
+        raise
 
 
 def _ready_line(outcome: Outcome, *, waited: bool) -> str:

@@ -4,58 +4,88 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
-from datetime import UTC, datetime
-from time import time
+from collections.abc import Callable
 from typing import Any
 
 from poolctl.cli.exit_codes import INTERRUPTED
-from poolctl.cli.outcome import Item, Outcome, UsageError
+from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.prefix import Prefixes
+from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
-from poolctl.cli.selected import selected
+from poolctl.cli.span import lines_of, since_of
 from poolctl.control import directory
-from poolctl.logs.line import Line, stamp
-
-DEFAULT_LINES = 100
-_MOST_DIGITS = 9
+from poolctl.control.client import NoSupervisor
+from poolctl.logs.line import Line
 
 
 def perform(request: Request) -> Outcome:
     """Print the last lines, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
     if request.output not in ("", "json", "jsonl"):
         raise UsageError(f"logs has no form {request.output!r}", hint="-o json prints JSON lines")
-    lines, since = _lines(request), _since(request)
+    if request.get("raw") and request.output:
+        raise UsageError("--raw and -o exclude each other", hint="--raw prints lines as servers wrote them")
+    if request.get("reopen"):
+        return _reopen(request)
+    lines, since = lines_of(request), since_of(request)
     place = find_place(request)
-    paths = log_paths(selected(request, place, "show").items, place)
-    prefixes = None if request.output else Prefixes(list(paths), times=request.verbose)
+    paths = log_paths(_described(request, place), place)
+    text_of = _form(request, list(paths))
     if request.get("follow"):
-        return _follow(paths, prefixes, lines, since)
+        return _follow(paths, text_of, lines, since)
     from poolctl.logs.read import merged_tail
 
     for line in merged_tail(paths, lines, since=since):
-        _print(line, prefixes)
-    return _streamed()
+        sys.stdout.write(text_of(line))
+    return Outcome.of_stream()
 
 
-def _follow(paths: dict[str, str], prefixes: Prefixes | None, lines: int | None, since: str) -> Outcome:
+def _form(request: Request, names: list[str]) -> Callable[[Line], str]:
+    """What makes of a line the text that is printed."""
+    if request.output:
+        return _document
+    if request.get("raw"):
+        return lambda line: f"{line.text}\n"
+    return Prefixes(names, times=request.verbose, records=True).line
+
+
+def _reopen(request: Request) -> Outcome:
+    """Have every log file opened anew, because another program has moved them away; return when they are."""
+    try:
+        outcome = ask(request, find_place(request), "reopen")
+    except NoSupervisor:
+        return Outcome(message="nothing is running")
+    if not outcome.exit_code:
+        outcome.message = "log files are opened anew"
+    return outcome
+
+
+def _follow(paths: dict[str, str], text_of: Callable[[Line], str], lines: int | None, since: str) -> Outcome:
     from poolctl.logs.follow import follow
 
     try:
         for line in follow(paths, lines=lines, since=since):
-            _print(line, prefixes)
+            sys.stdout.write(text_of(line))
             sys.stdout.flush()
     except KeyboardInterrupt:
-        return _streamed(INTERRUPTED)
-    return _streamed()
+        return Outcome.of_stream(INTERRUPTED)
+    return Outcome.of_stream()
 
 
-def _streamed(exit_code: int = 0) -> Outcome:
-    outcome = Outcome(exit_code=exit_code)
-    outcome.streamed = True
-    return outcome
+def _described(request: Request, place: Place) -> list[Item]:
+    """The selected servers with their configuration. Failure for a selection that matches nothing."""
+    try:
+        outcome = ask(request, place, "show")
+    except NoSupervisor:
+        if not place.files:
+            raise
+        from poolctl.cli.local import described_from_files
+
+        return described_from_files(request, place)
+    if outcome.exit_code:
+        raise Failure(outcome)
+    return outcome.items
 
 
 def log_paths(items: list[Item], place: Place) -> dict[str, str]:
@@ -69,37 +99,12 @@ def _configured(item: Item) -> str:
     return str(path or "")
 
 
-def _print(line: Line, prefixes: Prefixes | None) -> None:
-    if prefixes is not None:
-        sys.stdout.write(prefixes.line(line))
-        return
+def _document(line: Line) -> str:
     document: dict[str, Any] = {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
-    sys.stdout.write(json.dumps(document) + "\n")
+    if line.text.startswith("{"):
+        from poolctl.logs.record import parse_record
 
-
-def _lines(request: Request) -> int | None:
-    text = request.get("lines")
-    if text is None:
-        return None if request.get("since") else DEFAULT_LINES
-    if text == "all":
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > _MOST_DIGITS:
-        raise UsageError(f"-n: {text!r} is not a number of lines", hint='a number, or "all"')
-    return int(text)
-
-
-def _since(request: Request) -> str:
-    """The moment as log files write it, so that times compare as text; "" when it was not given."""
-    text = request.get("since")
-    if text is None:
-        return ""
-    if re.match(r"\d{4}-", text):
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            raise UsageError(
-                f"--since: {text!r} is not a time", hint="2026-01-31T12:00:00Z, or 10m"
-            ) from None
-        # a time without a zone is the user's own
-        return stamp(moment.astimezone(UTC).timestamp())
-    return stamp(time() - (request.seconds("since") or 0.0))
+        record = parse_record(line.text)
+        if record is not None:
+            document["record"] = record.fields
+    return json.dumps(document) + "\n"

@@ -7,41 +7,48 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from time import time
+from typing import TYPE_CHECKING
 
+from poolctl.cli import pid_one
 from poolctl.cli.counting import servers
 from poolctl.cli.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.cli.foreground import Foreground, program
+from poolctl.cli.objects import Objects
 from poolctl.cli.outcome import Failure, Outcome, outcome_of
 from poolctl.cli.output import LogPrinter
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.progress import Progress
 from poolctl.cli.render import explain
-from poolctl.cli.request import Request
+from poolctl.cli.request import Request, one_of
+from poolctl.cli.stop_signals import Terminated, stop_signals
 from poolctl.cli.threads import start_unsignalled
+from poolctl.control import systemd
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.ending import await_end, left_status
 from poolctl.errors import ControlError
+from poolctl.logs.line import Line, stamp
 
 if TYPE_CHECKING:
     from poolctl.cli.watching import Watcher
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
+# What is left of the time for the whole stop when what has not stopped is killed.
+_KILLING_SECONDS = 1.0
+FORMAT_VARIABLE = "POOLCTL_LOG_FORMAT"
 _ALIVE = ("running", "starting", "backoff", "draining")
 
 
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP: stop cleanly. No Exception, so that nothing on the way takes it for an error."""
-
-
 class Session:
-    """One `run`: the pool it has launched, for as long as it holds the lifeline."""
+    """One `run`: the pool it has launched, for as long as it holds the lifeline.
 
-    def __init__(self, request: Request, place: Place, command: list[str]) -> None:
+    With `limit_seconds` the whole stop takes no longer.
+    """
+
+    def __init__(
+        self, request: Request, place: Place, command: list[str], limit_seconds: float | None
+    ) -> None:
         self.request = request
         self.place = place
         self.command = command
@@ -49,12 +56,16 @@ class Session:
         self.outcome = Outcome()
         self._printer: LogPrinter | None = None
         self._ending = threading.Event()
+        self._objects = _as_objects(request)
+        self._limit_seconds = limit_seconds
 
     def start(self) -> bool:
         """Start what is selected; whether there is something to stay for."""
         body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
         if not self.command and not self.request.output:
-            self._printer = LogPrinter(self.client, self.place, times=self.request.verbose)
+            self._printer = LogPrinter(
+                self.client, self.place, times=self.request.verbose, objects=self._objects
+            )
             self._printer.start()
         quiet = self.request.quiet or not self.command  # without a command the logs are the progress
         with Progress("start", quiet=quiet) as progress:
@@ -80,6 +91,19 @@ class Session:
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
             start_unsignalled(thread)
 
+    def reload(self) -> None:
+        """Apply the changed file; returns at once."""
+        start_unsignalled(threading.Thread(target=self._reload, name="reload", daemon=True))
+
+    def _reload(self) -> None:
+        systemd.tell(os.environ, *systemd.reloading())
+        try:
+            outcome = Outcome.from_result(self.client.call("reload", {}))
+        except ControlError as error:
+            outcome = Outcome.failed(error.exit_code, error.message, error.hint)
+        self._changed("reload", outcome)
+        systemd.tell(os.environ, systemd.READY)
+
     def _watch(self, watcher: Watcher) -> None:
         try:
             watcher.run(self._ending.is_set)
@@ -99,8 +123,11 @@ class Session:
         """Until the pool has ended, or a signal is raised; the exit code if it was the pool."""
         expected = [item for item in self.outcome.items if item.get("state") not in ("disabled", "sleeping")]
         ready = sum(bool(item.get("ready")) for item in expected)
-        self._say(f"{servers(ready, len(expected))} ready, Ctrl-C stops")
+        line = f"{servers(ready, len(expected))} ready"
+        self._say(f"{line}, Ctrl-C stops")
         self.tell()  # what has failed is said now, while the others serve
+        if not self.outcome.exit_code:
+            systemd.tell(os.environ, systemd.READY, systemd.status(line))
         poll = select.poll()
         poll.register(lifeline, 0)  # the other end is the keeper's: an error here is its end
         poll.poll()
@@ -135,9 +162,13 @@ class Session:
         return left_status(self.place.directory) is not None
 
     def stop(self) -> None:
-        """Stop everything; a signal meanwhile kills what is left at once."""
+        """Stop everything; a signal meanwhile kills what is left at once, and so does the end of the time."""
         self._ending.set()
+        systemd.tell(os.environ, systemd.STOPPING)
         try:
+            if self._limit_seconds is not None:
+                patience = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)
+                signal.setitimer(signal.ITIMER_REAL, max(patience, 0.001))
             self._stop({})
         except (KeyboardInterrupt, Terminated):
             self._say("killing what is left")
@@ -159,6 +190,8 @@ class Session:
 
     def _say(self, text: str) -> None:
         if not self.request.quiet:
+            if self._objects:
+                text = Objects().line(Line(text, time=stamp(time()), name="")).rstrip()
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 
@@ -167,13 +200,17 @@ def perform(request: Request) -> Outcome:
     """Run the pool until it is told to end; the exit code is the contract's for the way it ended."""
     from poolctl.supervisor.launch import launch
 
+    limit_seconds = request.seconds("stop_timeout")
+    if pid_one.is_first():
+        limit_seconds = pid_one.STOP_SECONDS if limit_seconds is None else limit_seconds
+        pid_one.stand_apart(limit_seconds)
     command = request.get("command") or []
     path = program(command, os.environ) if command else ""
     place = find_place(request)
-    session = Session(request, place, command)
+    session = Session(request, place, command, limit_seconds)
     request.selector(), request.options()  # a wrong one is said before anything runs
     _refuse_running(session.client)
-    with _stop_signals():
+    with stop_signals(session.reload):
         lifeline = -1
         try:
             launched = launch(place.files, os.environ, lifeline=True)
@@ -216,19 +253,6 @@ def _refuse_running(client: Client) -> None:
     )
 
 
-@contextmanager
-def _stop_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Terminated here; SIGINT raises KeyboardInterrupt, as always."""
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup
-            signal.signal(number, terminate)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _as_objects(request: Request) -> bool:
+    form = request.get("log_format") or os.environ.get(FORMAT_VARIABLE) or "text"
+    return one_of("--log-format", form, ("text", "json")) == "json"

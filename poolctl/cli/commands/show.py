@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.cli.outcome import Failure, Item, Outcome
-from poolctl.cli.place import Place, find_place
+from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
 from poolctl.cli.request import Request
@@ -26,19 +26,14 @@ def perform(request: Request) -> Outcome:
     except NoSupervisor:
         if not place.files:
             raise
-        outcome = Outcome(_from_files(request, place))
+        from poolctl.cli.local import described_from_files
+
+        outcome = Outcome(described_from_files(request, place))
     if not request.output:
         import sys
 
         outcome.text = "\n".join(_text(item, coloured(sys.stdout)) for item in outcome.items)
     return outcome
-
-
-def _from_files(request: Request, place: Place) -> list[Item]:
-    from poolctl.cli.local import choose, described, load, servers_of
-
-    config = load(place, allow_empty=bool(request.get("allow_empty")))
-    return choose([described(server) for server in servers_of(config, place)], request)
 
 
 def _text(item: Item, colours: bool) -> str:
@@ -49,6 +44,8 @@ def _text(item: Item, colours: bool) -> str:
         rows.append(("endpoints", field_text(item, "endpoints")))
     if item.get("preload_problem"):
         rows.append(("preload", f"has no effect: {printable(str(item['preload_problem']))}"))
+    if item.get("complaint"):
+        rows.append(("complaint", printable(str(item["complaint"]))))
     failure = item.get("failure")
     if isinstance(failure, dict):
         rows.append(("failure", str(failure.get("message", "")).replace("\n", "\n" + " " * 13)))

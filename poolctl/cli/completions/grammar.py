@@ -108,6 +108,6 @@ def _option(parameter: Any, command: str) -> Option:
 def _words_of(name: str, command: str) -> tuple[str, ...]:
     if name == "output" and command == "config":
         return ("toml", *_WORDS["output"])
-    if name == "output" and command == "logs":
+    if name == "output" and command in ("logs", "events"):
         return ("json", "jsonl")
     return tuple(_WORDS.get(name, ()))

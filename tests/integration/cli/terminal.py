@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
+import shlex
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from tests.real_pool import RealPool
 
@@ -16,11 +21,23 @@ from tests.real_pool import RealPool
 class Terminal:
     """`with Terminal(pool, "run") as terminal`: the command in the foreground of a new session's terminal."""
 
-    def __init__(self, pool: RealPool, *args: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        pool: RealPool,
+        *args: str,
+        env: dict[str, str] | None = None,
+        size: tuple[int, int] = (80, 24),
+        shell: str = "",
+    ) -> None:
+        """`size` in columns and lines. With `shell` its commands are run instead, `poolctl` being the tested one."""
         self.shown = ""
         self._master, slave = pty.openpty()
+        self.resize(*size)
+        command = (
+            ["bash", "-c", f'poolctl() {{ {shlex.join(pool.command())} "$@"; }}; {shell}'] if shell else []
+        )
         self.process = subprocess.Popen(
-            [*pool.command(), *args],
+            command or [*pool.command(), *args],
             cwd=pool.directory,
             env={**pool.env, "TERM": "xterm", "COLUMNS": "200", **(env or {})},
             stdin=slave,
@@ -39,6 +56,14 @@ class Terminal:
             self.process.kill()
         self.process.wait()
         os.close(self._master)
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Give the terminal another size, which its process is told by SIGWINCH."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
+
+    def modes(self) -> list[Any]:
+        """The terminal's modes, as tcgetattr(3) gives them."""
+        return termios.tcgetattr(self._master)
 
     def press(self, keys: str) -> None:
         """Type the keys; "\\x03" is Ctrl-C."""
@@ -74,7 +99,4 @@ class Terminal:
 
 
 def _take_terminal() -> None:
-    import fcntl
-    import termios
-
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -75,5 +75,48 @@ def test_a_configured_path_is_read_instead(poolctl: Command, supervised: Supervi
         assert poolctl("logs").out == "users | a line\n"
 
 
+RECORD = {"level": "warning", "msg": "slow", "path": "/a b", "ms": 12, "trace": "one\ntwo"}
+
+
+@pytest.fixture
+def json_logs(logs: Path) -> Path:
+    """A log with a record, and a line that only looks like one."""
+    lines = [json.dumps(RECORD), '{"half": ']
+    (logs / "users.log").write_text("".join(f"{stamp(NOW)} {line}\n" for line in lines))
+    return logs
+
+
+def test_json_lines_are_rendered_for_people(poolctl: Command, json_logs: Path) -> None:
+    assert poolctl("logs", "users").out == (
+        'users | WARNING slow path="/a b" ms=12\nusers |     trace:\nusers |         one\n'
+        'users |         two\nusers | {"half": \n'
+    )
+
+
+def test_raw_lines_are_as_the_server_wrote_them(poolctl: Command, json_logs: Path) -> None:
+    assert poolctl("logs", "users", "--raw").out == f'{json.dumps(RECORD)}\n{{"half": \n'
+    assert poolctl("logs", "users", "--raw", "-o", "json").code == 2
+
+
+def test_json_output_has_the_record_beside_the_line(poolctl: Command, json_logs: Path) -> None:
+    documents = [json.loads(line) for line in poolctl("logs", "users", "-o", "json").out.splitlines()]
+    assert [document.get("record") for document in documents] == [RECORD, None]
+    assert documents[0]["line"] == json.dumps(RECORD)
+
+
+def test_reopening_asks_the_supervisor(poolctl: Command, supervised: Supervised) -> None:
+    assert poolctl("logs", "--reopen") == (0, "nothing is running\n", "")
+    with supervised(always(item("users"))) as requests:
+        assert poolctl("logs", "--reopen").code == 0
+    assert [verb for verb, _ in requests] == ["reopen"]
+
+
+def test_a_configured_path_is_read_without_a_supervisor_too(poolctl: Command, directory: Path) -> None:
+    (directory / "own.log").write_text("a line\n")
+    with (directory / "pool.toml").open("a") as file:
+        file.write('log = { path = "own.log" }\n')
+    assert poolctl("logs", "orders").out == "orders | a line\n"
+
+
 def test_servers_that_have_written_nothing_are_no_failure(poolctl: Command) -> None:
     assert poolctl("logs") == (0, "", "")

@@ -1,0 +1,21 @@
+"""`poolctl dashboard`: where the page of the running pool is, and how to get in."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import find_place
+from poolctl.cli.remote import ask
+from poolctl.cli.request import Request
+
+
+def perform(request: Request) -> Outcome:
+    """A link that needs no login: what stands behind `#` is not sent to any server. Raises NoSupervisor."""
+    outcome = ask(request, find_place(request))
+    found = outcome.extra.get("dashboard")
+    if found:
+        url, token = str(found["url"]), str(found["token"])
+        web = url.startswith("http")
+        outcome.text = f"{url}#token={quote(token, safe='')}\n" if web else f"{url}\ntoken: {token}\n"
+    return outcome

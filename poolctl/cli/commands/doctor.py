@@ -1,0 +1,81 @@
+"""`poolctl doctor`: what is wrong with this machine or this pool, and the mend."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from poolctl.cli.doctor.case import Case
+from poolctl.cli.doctor.finding import OK, PROBLEM, WARNING, Finding, problem, warning
+from poolctl.cli.exit_codes import DONE, FAILED
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.place import find_place
+from poolctl.cli.render import coloured, paint, printable
+from poolctl.config.find import ConfigNotFound
+from poolctl.errors import ControlError
+
+if TYPE_CHECKING:
+    from poolctl.cli.place import Place
+    from poolctl.cli.request import Request
+
+SUBJECTS = (
+    "pool", "versions", "limits", "memory", "network", "places", "stale", "clocks", "kernel", "session",
+)  # fmt: skip
+_COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
+
+Check = Callable[[Case], Iterable[Finding]]
+
+
+def perform(request: Request) -> Outcome:
+    """One line for each thing that was looked at; exit 1 if there is a problem. With --quiet what is not ok."""
+    place, found = _place(request)
+    case = Case(place, os.environ)
+    findings = [*found, *(finding for check in _checks() for finding in _looked(check, case))]
+    problems = sum(finding.status == PROBLEM for finding in findings)
+    shown = [finding for finding in findings if not (request.quiet and finding.status == OK)]
+    items = [{"name": finding.check, **finding._asdict()} for finding in shown]
+    outcome = Outcome(items, exit_code=FAILED if problems else DONE)
+    if request.output in ("", "table", "wide"):
+        outcome.text = _table(shown)
+        outcome.message = ""
+    return outcome
+
+
+def _place(request: Request) -> tuple[Place | None, list[Finding]]:
+    """The pool, None when there is none or it cannot be had; and why, if that was asked for."""
+    try:
+        return find_place(request), []
+    except ConfigNotFound as missing:
+        named = request.get("config") or os.environ.get("POOLCTL_CONFIG")
+        return None, [problem("pool", missing.message, missing.hint or "poolctl init")] if named else []
+    except ControlError as error:
+        return None, [problem("pool", error.message, error.hint or "poolctl pools shows those that run")]
+
+
+def _checks() -> Iterator[Check]:
+    for subject in SUBJECTS:
+        yield from import_module(f"poolctl.cli.doctor.{subject}").CHECKS
+
+
+def _looked(check: Check, case: Case) -> list[Finding]:
+    try:
+        return list(check(case))
+    except Exception as error:
+        said = f"could not be looked at: {type(error).__name__}: {error}"
+        return [warning(check.__name__, said, "POOLCTL_DEBUG=1 poolctl doctor, and tell the project")]
+
+
+def _table(findings: list[Finding]) -> str:
+    width = max((len(finding.check) for finding in findings), default=0)
+    lines = []
+    for finding in findings:
+        status = finding.status.ljust(len(PROBLEM))
+        if coloured(sys.stdout):
+            status = paint(status, _COLOURS[finding.status])
+        lines.append(f"{status}  {finding.check.ljust(width)}  {printable(finding.message)}")
+        if finding.mend:
+            lines.append(f"{' ' * (len(PROBLEM) + width + 4)}→ {printable(finding.mend)}")
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,143 @@
+"""`poolctl events`: what has happened in the pool, and with -f what happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from time import sleep
+
+from poolctl.cli.exit_codes import INTERRUPTED
+from poolctl.cli.outcome import Item, Outcome, UsageError
+from poolctl.cli.place import Place, find_place
+from poolctl.cli.render import coloured, paint, printable
+from poolctl.cli.request import Request, one_of
+from poolctl.cli.selected import selected
+from poolctl.cli.span import lines_of, since_of
+from poolctl.control import directory
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
+from poolctl.errors import ControlError, PoolError
+from poolctl.monitor.history import KINDS, MOST_LINES, Wanted, recent
+from poolctl.monitor.journal import NAME
+from poolctl.monitor.severity import severity
+from poolctl.monitor.wording import sentence, who
+
+_AGAIN_SECONDS = 0.5
+_COLOURS = {"error": "31", "warning": "33"}
+_KIND_WIDTH = max(map(len, KINDS))
+
+
+def perform(request: Request) -> Outcome:
+    """Print the last events, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
+    if request.output not in ("", "table", "wide", "json", "jsonl"):
+        raise UsageError(f"events has no form {request.output!r}", hint="-o json prints JSON lines")
+    for kind in request.get("kind") or ():
+        one_of("--kind", kind, KINDS)
+    lines, since = lines_of(request), since_of(request)
+    place = find_place(request)
+    names = None
+    if not request.selector().selects_all:
+        names = [item["name"] for item in selected(request, place).items]
+    watched = _Watched(place, Wanted(names, request.get("kind") or (), since))
+    try:
+        past = recent(watched.path, watched.wanted, lines)
+        write = _writer(request, [*(names or ()), *(str(each.get("server", "")) for each in past)])
+        watched.show(past, write)
+        if request.get("follow"):
+            watched.follow(write)
+    except KeyboardInterrupt:
+        return Outcome.of_stream(INTERRUPTED)
+    return Outcome.of_stream()
+
+
+class _Watched:
+    """The events of one pool, its supervisors coming and going."""
+
+    def __init__(self, place: Place, wanted: Wanted) -> None:
+        self._client = Client(place.socket)
+        self.wanted = wanted
+        self.path, self._last = self._journal(place)
+
+    def _journal(self, place: Place) -> tuple[str, int]:
+        """Where the journal is and the number of its last event: the supervisor knows, else the files, else it is
+        where it is by default."""
+        try:
+            answer = self._client.call("events", {"options": {"lines": 0}}, timeout=5)
+            if answer.get("path"):
+                return str(answer["path"]), int(answer["seq"])
+        except ControlError:
+            pass
+        path = f"{directory.state_dir(os.environ, place.key)}/{NAME}"
+        if not os.path.exists(path) and place.files:
+            path = _configured(place) or path
+        return path, next((event["seq"] for event in recent(path, Wanted(), 1)), 0)
+
+    def show(self, events: Iterable[Item], write: Callable[[Item], None]) -> None:
+        for event in events:
+            self._last = max(self._last, event["seq"])
+            if self.wanted.matches(event):
+                write(event)
+        sys.stdout.flush()
+
+    def follow(self, write: Callable[[Item], None]) -> None:
+        """Every event that comes; without a supervisor those that another one writes down. Never returns."""
+
+        def told(line: Item) -> None:
+            if "event" in line:
+                self.show([line["event"]], write)
+
+        while True:
+            options = {"follow": True, "after": self._last, "lines": MOST_LINES}
+            try:
+                self._client.call("events", {"options": options}, told)
+            except (NoSupervisor, SupervisorEnded, ControlError):
+                newest = next((event["seq"] for event in recent(self.path, Wanted(), 1)), 0)
+                if newest < self._last:
+                    self._last = 0  # somebody has taken the journal away, and another has begun
+                self.show(recent(self.path, self.wanted._replace(after=self._last), None), write)
+            sleep(_AGAIN_SECONDS)
+
+
+def _configured(place: Place) -> str:
+    """What [events] says in the files; "" when nothing can be read there, which keeps nobody from the journal."""
+    from poolctl.config.load import load
+
+    try:
+        table = load(place.files, os.environ).tables.events
+    except (PoolError, OSError):
+        return ""
+    return str(table.path or "") if table else ""
+
+
+def _writer(request: Request, names: Iterable[str]) -> Callable[[Item], None]:
+    if request.output in ("json", "jsonl"):
+        return lambda event: print(json.dumps(event))
+    colours, wide = coloured(sys.stdout), request.output == "wide" or request.verbose
+    width = max([len(name) for name in names] or [0])
+
+    def write(event: Item) -> None:
+        nonlocal width
+        name = printable(str(event.get("server") or "-"))
+        width = max(width, len(name))
+        text = printable(sentence(event))
+        colour = _COLOURS.get(severity(event))
+        by = who(event) if wide or event.get("kind") == "audit" else ""
+        words = [
+            _time(str(event.get("time", ""))),
+            str(event.get("kind", "")).ljust(_KIND_WIDTH),
+            name.ljust(width),
+            paint(text, colour) if colours and colour else text,
+        ]
+        print("  ".join([*words, *([f"[{printable(by)}]"] if by else [])]))
+
+    return write
+
+
+def _time(stamped: str) -> str:
+    """The time of an event on this machine's clock."""
+    try:
+        return f"{datetime.fromisoformat(stamped).astimezone():%Y-%m-%d %H:%M:%S}"
+    except ValueError:
+        return "?"

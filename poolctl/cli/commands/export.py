@@ -1,0 +1,102 @@
+"""`poolctl export`: the pool as another system wants to have it written."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from typing import TYPE_CHECKING
+
+from poolctl.cli.exit_codes import CONFLICT, FAILED
+from poolctl.cli.local import load
+from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import find_place
+from poolctl.cli.request import one_of
+
+if TYPE_CHECKING:
+    from poolctl.cli.exports.systemd import Pool
+    from poolctl.cli.place import Place
+    from poolctl.cli.request import Request
+
+SYSTEMS = ("systemd",)
+
+
+def perform(request: Request) -> Outcome:
+    """The files for that system, printed, or written into a directory."""
+    one_of("export", str(request.get("system")), SYSTEMS)
+    from poolctl.cli.exports import systemd
+
+    pool = _pool(request, find_place(request))
+    of_user = bool(request.get("for_user"))
+    try:
+        texts = systemd.units(pool, of_user=of_user)
+    except ValueError as wrong:
+        raise Failure(Outcome.failed(FAILED, str(wrong))) from None
+    directory = request.get("into")
+    outcome = _written(directory, texts, of_user=of_user) if directory else Outcome(text=_shown(texts))
+    if missing := systemd.missing_variables(pool):
+        file = texts[next(iter(texts))].partition("EnvironmentFile=-")[2].partition("\n")[0]
+        outcome.warnings.append(f"a service does not have {', '.join(missing)}: write them into {file}")
+    return outcome
+
+
+def _pool(request: Request, place: Place) -> Pool:
+    from poolctl.cli.exports.systemd import Pool
+    from poolctl.supervisor.naming import default_name
+
+    config = load(place)
+    name = config.settings.name or default_name(place.files[0])
+    listen = {}
+    for given in request.get("listen") or []:
+        key, equals, address = given.partition("=")
+        if not (equals and key and address):
+            raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
+        listen[key.removeprefix("fd:")] = address
+    return Pool(name, place.files, list(config), _command(), os.environ, listen, _user())
+
+
+def _command() -> list[str]:
+    script = os.path.join(os.path.dirname(sys.executable), "poolctl")
+    return [script] if os.path.exists(script) else [sys.executable, "-m", "poolctl"]
+
+
+def _user() -> str:
+    """As whom the pool runs here, "" for root: a service of the system's runs as that one, too."""
+    if not os.geteuid():
+        return ""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _shown(texts: dict[str, str]) -> str:
+    return "\n".join(f"# {name}\n{text}" for name, text in texts.items())
+
+
+def _written(directory: str, texts: dict[str, str], *, of_user: bool) -> Outcome:
+    from poolctl.cli.exports.systemd import MADE_BY
+
+    paths = {os.path.normpath(os.path.join(directory, name)): text for name, text in texts.items()}
+    try:
+        foreign = [path for path in paths if os.path.lexists(path) and not _holds(path, MADE_BY)]
+        if foreign:
+            hint = "remove it, or write into another directory"
+            raise Failure(Outcome.failed(CONFLICT, f"{foreign[0]} was not made by poolctl export", hint))
+        os.makedirs(directory, exist_ok=True)
+        for path, text in paths.items():
+            with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(text)
+    except OSError as error:
+        raise Failure(Outcome.failed(FAILED, f"cannot write {error.filename}: {error.strerror}")) from None
+    systemctl = "systemctl --user" if of_user else "systemctl"
+    to_enable = " ".join(texts)
+    message = (
+        f"wrote {', '.join(paths)}; next: {systemctl} daemon-reload && {systemctl} enable --now {to_enable}"
+    )
+    return Outcome(message=message)
+
+
+def _holds(path: str, words: str) -> bool:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return words in file.readline()

@@ -1,0 +1,57 @@
+"""`poolctl notify test`: a test message to everybody who is told of problems, and what came of it."""
+
+from __future__ import annotations
+
+import os
+
+from poolctl.cli.outcome import Failure, Outcome, UsageError, error
+from poolctl.cli.place import Place, find_place
+from poolctl.cli.remote import ask
+from poolctl.cli.request import Request
+from poolctl.control.client import NoSupervisor
+
+_FAILED, _NOTHING_MATCHED = 1, 4
+
+
+def perform(request: Request) -> Outcome:
+    """Send it by the supervisor, with its environment; without one by this command, with its own."""
+    action, *names = request.get("words") or [""]
+    if action != "test":
+        raise UsageError(f"notify: {action!r} is not understood", hint="poolctl notify test [NAME…]")
+    place = find_place(request)
+    try:
+        outcome = ask(request, place, more={"receivers": names})
+    except NoSupervisor:
+        outcome = _alone(place, names)
+    receivers = outcome.extra.get("receivers") or []
+    if not outcome.errors or receivers:
+        outcome.message = "\n".join(f"{each['name']}: sent" for each in receivers if each["ok"])
+    return outcome
+
+
+def _alone(place: Place, names: list[str]) -> Outcome:
+    import asyncio
+
+    from poolctl.cli.local import load
+    from poolctl.monitor.notify.notifier import tested
+
+    config = load(place, allow_empty=True)
+    told = config.tables.notify
+    unknown = [name for name in names if name not in [each.label for each in told]]
+    if unknown or not told:
+        what = f"nobody is called {unknown[0]!r}" if unknown else "nobody is told of anything"
+        known = ", ".join(each.label for each in told)
+        hint = f"there are: {known}" if known else "add a [[notify]] to the file"
+        raise Failure(Outcome.failed(_NOTHING_MATCHED, what, hint))
+    chosen = [each for each in told if not names or each.label in names]
+    name = config.settings.name or os.path.basename(os.path.dirname(place.files[0]))
+    found = asyncio.run(tested(chosen, name, os.environ, os.path.dirname(place.files[0])))
+    return Outcome(
+        errors=[error(_FAILED, f"{label}: {problem}", "") for label, problem in found.items() if problem],
+        exit_code=_FAILED if any(found.values()) else 0,
+        extra={
+            "receivers": [
+                {"name": label, "ok": not problem, "message": problem} for label, problem in found.items()
+            ]
+        },
+    )

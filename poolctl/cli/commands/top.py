@@ -1,0 +1,109 @@
+"""`poolctl top`: the servers as they are, live; without a terminal as text."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from time import sleep
+from typing import Any
+
+from poolctl.cli.exit_codes import INTERRUPTED
+from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place, find_place
+from poolctl.cli.request import Request, one_of
+from poolctl.control.client import Client
+
+INTERVAL_SECONDS = 2.0
+_LEAST_INTERVAL_SECONDS = 0.1
+
+
+def perform(request: Request) -> Outcome:
+    """Show the view until it is left; NoSupervisor (6) when none runs. `-o json` prints what it shows."""
+    if request.output not in ("", "json"):
+        raise UsageError(f"top has no form {request.output!r}", hint="poolctl list prints tables")
+    frames, interval = _frames(request), _interval(request)
+    from poolctl.cli.top.asking import Source
+    from poolctl.cli.top.board import Board
+    from poolctl.cli.top.rows import SORTS
+
+    sort = one_of("--sort", request.get("sort") or "file", tuple(SORTS))
+    place = find_place(request)
+    source = Source(Client(place.socket), request.selector().to_dict())
+    result = source.read()
+    if result.get("exit_code"):
+        raise Failure(Outcome.from_result(result))
+    if request.output:
+        return Outcome(result.get("items") or ())
+    board = Board(sort=sort)
+    board.update(result.get("items") or [])
+    pool = str(source.client.ping().get("name") or "pool")
+    if _is_terminal() and frames != 1:
+        return _live(board, source, place, pool, interval, frames)
+    if frames is None and not request.quiet:
+        sys.stderr.write("this is no terminal: one view of it; poolctl list -o json is for scripts\n")
+    return _print(board, source, pool, interval, frames or 1)
+
+
+def _live(board: Any, source: Any, place: Place, pool: str, interval: float, frames: int | None) -> Outcome:
+    from poolctl.cli.top.screen import Screen
+    from poolctl.cli.top.session import Session
+    from poolctl.cli.top.signals import Ended, Signals
+    from poolctl.clock import SystemClock
+
+    def log_path(name: str) -> str:
+        from poolctl.cli.commands.logs import log_paths
+
+        items = source.client.call("show", {"selector": {"targets": [name]}}).get("items") or [{"name": name}]
+        return log_paths(items, place)[name]
+
+    session = Session(
+        board, source, log_path, SystemClock(), pool=pool, interval_seconds=interval, frames=frames
+    )
+    try:
+        with Signals() as signals, Screen() as screen:
+            session.run(screen, signals)
+    except KeyboardInterrupt:
+        return Outcome.of_stream(INTERRUPTED)
+    except Ended as ended:
+        # The terminal is as it was; now the signal may do what it does to everybody.
+        signal.signal(ended.number, signal.SIG_DFL)
+        os.kill(os.getpid(), ended.number)
+    finally:
+        session.close()
+    return Outcome.of_stream()
+
+
+def _print(board: Any, source: Any, pool: str, interval: float, frames: int) -> Outcome:
+    from poolctl.cli.top.once import frame_text
+
+    for left in range(frames, 0, -1):
+        sys.stdout.write(frame_text(board, pool))
+        sys.stdout.flush()
+        if left > 1:
+            sleep(interval)
+            sys.stdout.write("\n")
+            board.update(source.read().get("items") or [])
+    return Outcome.of_stream()
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _frames(request: Request) -> int | None:
+    if request.get("once"):
+        return 1
+    text = request.get("frames")
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**9:
+        raise UsageError(f"-n: {text!r} is not a number of views", hint="1 prints one and ends")
+    return int(text)
+
+
+def _interval(request: Request) -> float:
+    seconds = request.seconds("interval")
+    if seconds is None:
+        return INTERVAL_SECONDS
+    return max(seconds, _LEAST_INTERVAL_SECONDS)

@@ -1,0 +1,420 @@
+"""`poolctl doctor`: each check with a machine or a pool of which what it looks for is true."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import poolctl
+from tests.real_pool import RealPool
+from tests.sandbox import FORBID
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+NOBODY = "setpriv --reuid=54321 --regid=54321 --clear-groups"
+Found = dict[str, list[dict[str, str]]]
+
+
+def examined(
+    pool: RealPool, *args: str, around: str = '"$@"', env: dict[str, str] | None = None
+) -> tuple[int, Found]:
+    """Exit code and findings by check; `around` is a script of the shell in which `"$@"` is the command."""
+    done = subprocess.run(
+        ["sh", "-ec", around, "sh", *pool.command(), "doctor", "-o", "json", *args],
+        cwd=pool.directory, env=pool.env | (env or {}), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    found: Found = {}
+    for item in json.loads(done.stdout)["items"]:
+        found.setdefault(item["check"], []).append(item)
+    return done.returncode, found
+
+
+def only(found: Found, check: str, status: str) -> dict[str, str]:
+    """The one finding of that check, which has that status and, unless it is ok, a mend."""
+    (one,) = [each for each in found[check] if each["status"] == status]
+    assert status == "ok" or one["mend"]
+    return one
+
+
+def in_namespace(kinds: str, prepare: str, command: str = '"$@"') -> str:
+    return f"exec unshare {kinds} sh -ec '{prepare}; exec {command}' sh \"$@\""
+
+
+def test_a_sound_pool_has_no_problem_running_or_not(real_pool: RealPool) -> None:
+    real_pool.write_hello("web")
+    code, found = examined(real_pool)
+    assert code == 0, [each for group in found.values() for each in group if each["status"] != "ok"]
+    assert {"open files", "ports", "clock", "kernel", "memory", "localhost", "interpreter"} <= found.keys()
+    real_pool.ok("start")
+    code, found = examined(real_pool)
+    assert code == 0, [each for group in found.values() for each in group if each["status"] != "ok"]
+    assert only(found, "servers", "ok")["message"] == "1 of 1 ready"
+    assert only(found, "ports", "ok")["message"] == "1 served, 0 free"
+
+
+def test_it_works_without_a_file_and_says_so(real_pool: RealPool) -> None:
+    code, found = examined(real_pool)
+    assert code == 0
+    assert "the machine alone" in only(found, "configuration", "ok")["message"]
+
+
+def test_quiet_says_what_is_not_ok_and_nothing_else(real_pool: RealPool) -> None:
+    real_pool.write("pool.toml", "[[server]]\nname = 1\n")
+    done = real_pool.run("doctor", "--quiet")
+    assert done.code == 1
+    assert "problem  configuration" in done.stdout
+    assert "→ " in done.stdout
+    assert "ok " not in done.stdout
+
+
+@pytest.mark.parametrize("text", ["[[server]\n", '[[server]]\nname = "a"\nbinf = "x"\n'])
+def test_a_broken_file_is_a_problem_and_the_rest_is_looked_at(real_pool: RealPool, text: str) -> None:
+    real_pool.write("pool.toml", text)
+    code, found = examined(real_pool)
+    assert code == 1
+    assert any(each["status"] == "problem" for each in found["configuration"])
+    assert "kernel" in found
+
+
+def test_a_missing_file_is_a_problem(real_pool: RealPool) -> None:
+    code, found = examined(real_pool, "-c", "nowhere.toml")
+    assert code == 1
+    assert "nowhere.toml" in only(found, "files", "problem")["message"]
+
+
+def test_few_open_files(real_pool: RealPool) -> None:
+    real_pool.write_hello("a", "b", "c")
+    code, found = examined(real_pool, around='ulimit -n 64; exec "$@"')
+    assert code == 1
+    assert only(found, "open files", "problem")["message"].startswith("64 may be open")
+    _, found = examined(real_pool, around='ulimit -Sn 100; exec "$@"')
+    only(found, "open files", "warning")
+
+
+@needs_root
+def test_few_processes(real_pool: RealPool) -> None:
+    public(real_pool)
+    code, found = examined(real_pool, around=f'exec prlimit --nproc=3:3 {NOBODY} "$@"')
+    assert code == 1
+    assert "may have 3" in only(found, "processes", "problem")["message"]
+
+
+@needs_root
+@pytest.mark.parametrize(("controller", "file", "value", "check"), [
+    ("pids", "pids.max", "5", "processes"), ("memory", "memory.limit_in_bytes", "64M", "memory"),
+])  # fmt: skip
+def test_a_narrow_control_group(
+    real_pool: RealPool, controller: str, file: str, value: str, check: str
+) -> None:
+    real_pool.write_hello("web")
+    lines = [line.split(":") for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    path = next((path for _, names, path in lines if controller in names.split(",")), None)
+    group = Path(f"/sys/fs/cgroup/{controller}{path}/poolctl-test-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / file).write_text(value)
+    except OSError:
+        pytest.skip("no control group can be made here")
+    try:
+        code, found = examined(real_pool, around=f'echo $$ > {group}/cgroup.procs; exec "$@"')
+        assert code == 1
+        only(found, check, "problem")
+    finally:
+        group.rmdir()
+
+
+def public(pool: RealPool) -> None:
+    """Files that everybody can read, in a place that everybody can come to and write to."""
+    pool.write_hello("web")
+    for name in ("hello.py", "pool.toml"):
+        shutil.copy(pool.directory / name, pool.runtime)
+    pool.runtime.chmod(0o777)
+    pool.directory = pool.runtime
+
+
+def test_a_taken_port_with_its_holder(real_pool: RealPool) -> None:
+    port = real_pool.write_hello("web")["web"]
+    with socket.create_server(("127.0.0.1", port)):
+        code, found = examined(real_pool)
+    assert code == 1
+    said = only(found, "ports", "problem")
+    assert said["message"].startswith(f"web: port {port} is in use by ")
+    assert said["message"].endswith(f" (pid {os.getpid()})")
+
+
+def test_a_taken_port_of_what_is_beside_the_servers(real_pool: RealPool, free_port: Any) -> None:
+    real_pool.write_hello("web")
+    text = (real_pool.directory / "pool.toml").read_text()
+    port = free_port()
+    real_pool.write("pool.toml", f'{text}\n[metrics]\nbind = "127.0.0.1:{port}"\n')
+    with socket.create_server(("127.0.0.1", port)):
+        code, found = examined(real_pool)
+    assert code == 1
+    assert only(found, "ports", "problem")["message"].startswith(f"[metrics]: port {port} is in use")
+
+
+def test_an_address_of_another_machine(real_pool: RealPool) -> None:
+    real_pool.write_hello("web")
+    text = (real_pool.directory / "pool.toml").read_text()
+    real_pool.write("pool.toml", text.replace("127.0.0.1", "192.0.2.1"))
+    code, found = examined(real_pool)
+    assert code == 1
+    assert "not an address of this machine" in only(found, "ports", "problem")["message"]
+
+
+@needs_root
+def test_a_privileged_port(real_pool: RealPool) -> None:
+    public(real_pool)
+    real_pool.write("pool.toml", '[[server]]\nname = "web"\nbind = "127.0.0.1:81"\napp = "hello:app"\n')
+    prepare = "ip link set lo up 2>&- || true; echo 1024 > /proc/sys/net/ipv4/ip_unprivileged_port_start"
+    code, found = examined(real_pool, around=in_namespace("--net", prepare, f'{NOBODY} "$@"'))
+    assert code == 1
+    assert "privileged" in only(found, "ports", "problem")["message"]
+
+
+@needs_root
+def test_a_short_queue_and_ports_of_outgoing_connections(real_pool: RealPool) -> None:
+    real_pool.write("pool.toml", '[[server]]\nname = "web"\nbind = "127.0.0.1:40000"\napp = "hello:app"\n')
+    net = "/proc/sys/net"
+    prepare = f'echo 16 > {net}/core/somaxconn; echo "39000 41000" > {net}/ipv4/ip_local_port_range'
+    _, found = examined(real_pool, around=in_namespace("--net", prepare))
+    assert only(found, "backlog", "warning")["mend"] == "sysctl -w net.core.somaxconn=2048"
+    assert only(found, "port range", "warning")["mend"].endswith("ip_local_reserved_ports=40000")
+    prepare += f"; echo 39990-40000 > {net}/ipv4/ip_local_reserved_ports"
+    _, found = examined(real_pool, around=in_namespace("--net", prepare))
+    only(found, "port range", "ok")
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("line", "status"), [("192.0.2.7 localhost", "problem"), ("::1 localhost", "warning")]
+)
+def test_a_localhost_that_is_elsewhere(real_pool: RealPool, line: str, status: str) -> None:
+    real_pool.write("hosts", f"{line}\n")
+    real_pool.write("nsswitch.conf", "hosts: files\n")
+    prepare = "mount --bind hosts /etc/hosts"
+    if os.path.exists("/etc/nsswitch.conf"):
+        prepare += "; mount --bind nsswitch.conf /etc/nsswitch.conf"
+    code, found = examined(real_pool, around=in_namespace("--mount", prepare))
+    assert code == (status == "problem")
+    only(found, "localhost", status)
+
+
+@needs_root
+@pytest.mark.parametrize(("options", "fill", "said"), [
+    ("size=64k", "", "KiB left"), ("nr_inodes=20", "", "more files"), ("ro", "", "read-only"),
+    ("size=100m", "", "MiB left"),
+])  # fmt: skip
+def test_a_runtime_directory_without_room(real_pool: RealPool, options: str, fill: str, said: str) -> None:
+    real_pool.write_hello("web")
+    prepare = f"mount -t tmpfs -o {options} none {real_pool.runtime}"
+    code, found = examined(real_pool, around=in_namespace("--mount", prepare))
+    assert code == (options != "size=100m")
+    assert said in only(found, "runtime directory", "warning" if code == 0 else "problem")["message"]
+
+
+def test_a_runtime_directory_that_others_may_enter(real_pool: RealPool) -> None:
+    real_pool.write_hello("web")
+    real_pool.ok("start")
+    directory = next(path for path in real_pool.runtime.iterdir() if not path.is_symlink())
+    directory.chmod(0o755)
+    code, found = examined(real_pool)
+    directory.chmod(0o700)
+    assert code == 1
+    assert only(found, "pool", "problem")["mend"] == f"chmod 700 {directory}"
+
+
+def test_a_file_that_everybody_may_change(real_pool: RealPool) -> None:
+    real_pool.write_hello("web")
+    (real_pool.directory / "pool.toml").chmod(0o666)
+    code, found = examined(real_pool)
+    assert code == 0
+    assert only(found, "files", "warning")["mend"].startswith("chmod o-w ")
+
+
+def test_what_a_killed_pool_has_left(real_pool: RealPool) -> None:
+    real_pool.write_hello("web")
+    real_pool.ok("start")
+    info = real_pool.info()
+    workers = real_pool.items()["web"]["pids"]
+    for pid in (info["keeper_pid"], info["supervisor_pid"]):
+        os.kill(pid, signal.SIGSTOP)
+    for pid in (info["keeper_pid"], info["supervisor_pid"]):
+        os.kill(pid, signal.SIGKILL)
+    code, found = examined(real_pool)
+    assert code == 1
+    assert "poolctl start" in next(each["mend"] for each in found["leftovers"] if each["status"] == "problem")
+    for pid in [*workers, *real_pool.processes()]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while real_pool.processes() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    code, found = examined(real_pool)
+    assert code == 0, [each for group in found.values() for each in group if each["status"] != "ok"]
+    assert {each["status"] for each in found["leftovers"]} == {"warning"}
+    for each in found["leftovers"]:
+        subprocess.run(each["mend"].split(), check=True)
+    _, found = examined(real_pool)
+    only(found, "leftovers", "ok")
+
+
+def test_a_start_that_hangs(real_pool: RealPool) -> None:
+    real_pool.write_hello("web")
+    real_pool.ok("start")
+    lock = os.open(next(real_pool.runtime.glob("*/lock")), os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _, found = examined(real_pool)
+    finally:
+        os.close(lock)
+    only(found, "lock", "warning")
+
+
+@pytest.mark.parametrize("kind", ["stale", "taken", "file", "nowhere"])
+def test_sockets_at_the_address_of_a_server(real_pool: RealPool, kind: str) -> None:
+    real_pool.write_hello("web")
+    path = real_pool.runtime / ("no/such/a.sock" if kind == "nowhere" else "a.sock")
+    real_pool.write("pool.toml", f'[[server]]\nname = "web"\nbind = "unix:{path}"\napp = "hello:app"\n')
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind in ("stale", "taken"):
+            listener.bind(str(path))
+        if kind == "taken":
+            listener.listen()
+        if kind == "file":
+            path.write_text("")
+        code, found = examined(real_pool)
+    assert code == (kind != "stale")
+    if kind == "nowhere":
+        assert only(found, "ports", "problem")["mend"].startswith("mkdir -p ")
+    else:
+        only(found, "sockets", "ok" if kind == "stale" else "problem")
+
+
+def test_a_file_from_the_future(real_pool: RealPool) -> None:
+    real_pool.write_hello("web")
+    os.utime(real_pool.directory / "pool.toml", (time.time() + 3600,) * 2)
+    _, found = examined(real_pool)
+    assert "in the future" in only(found, "clock", "warning")["message"]
+
+
+@pytest.mark.parametrize("seconds", [-4000, 4000])
+def test_a_clock_that_was_set_since_the_start(real_pool: RealPool, seconds: int) -> None:
+    real_pool.write_hello("web")
+    real_pool.ok("start")
+    path = next(path for path in real_pool.runtime.glob("*/info.json") if not path.parent.is_symlink())
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"started": info["started"] + seconds}))
+    _, found = examined(real_pool)
+    assert "was set by" in only(found, "clock", "warning")["message"]
+
+
+def test_interpreters_that_cannot_serve(real_pool: RealPool) -> None:
+    bare = real_pool.directory / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True, timeout=60)
+    broken = real_pool.write("broken", "#!/bin/sh\necho it is broken >&2; exit 1\n")
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    for python, said in (("bare", "has no uvicorn"), ("broken", "it is broken")):
+        real_pool.write_hello("web", extra=f'python = "{python}"')
+        code, found = examined(real_pool)
+        assert code == 1
+        assert said in only(found, "interpreter", "problem")["message"]
+
+
+def test_a_supervisor_of_another_version(real_pool: RealPool) -> None:
+    real_pool.write_hello("web")
+    shutil.copytree(Path(poolctl.__file__).parent, real_pool.directory / "old" / "poolctl")
+    init = real_pool.directory / "old" / "poolctl" / "__init__.py"
+    text = init.read_text()
+    assert text.count(poolctl.__version__) == 1
+    init.write_text(text.replace(poolctl.__version__, "0.0.1"))
+    old = subprocess.run(
+        [sys.executable, "-m", "poolctl", "start"], cwd=real_pool.directory, timeout=60,
+        env=real_pool.env | {"PYTHONPATH": str(init.parents[1])},
+    )  # fmt: skip
+    assert old.returncode == 0
+    _, found = examined(real_pool)
+    assert only(found, "poolctl", "warning")["mend"].startswith("poolctl upgrade")
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="its system calls have other numbers elsewhere")
+def test_a_kernel_that_forbids(real_pool: RealPool) -> None:
+    real_pool.write("forbid.py", FORBID)
+    code, found = examined(real_pool, around=f'exec {sys.executable} forbid.py "$@"')
+    assert code == 0
+    assert [each["message"].split()[0] for each in found["kernel"]] == ["pidfd_open", "pidfd_getfd"]
+    real_pool.write("forbid.py", FORBID.replace("424,", "319,"))
+    code, found = examined(real_pool, around=f'exec {sys.executable} forbid.py "$@"')
+    assert code == 1
+    assert "memfd_create" in next(each["message"] for each in found["kernel"] if each["status"] == "problem")
+
+
+@needs_root
+def test_a_session_whose_end_is_the_pools(real_pool: RealPool) -> None:
+    public(real_pool)
+    if not Path("/etc/systemd").is_dir():
+        pytest.skip("no /etc/systemd")
+    prepare = (
+        "mount -t tmpfs none /run; mkdir -p /run/systemd/system; mount -t tmpfs none /etc/systemd; "
+        "mkdir /etc/systemd/logind.conf.d; "
+        "echo KillUserProcesses=yes > /etc/systemd/logind.conf.d/a.conf"
+    )
+    _, found = examined(real_pool, around=in_namespace("--mount", prepare, f'{NOBODY} "$@"'))
+    assert "enable-linger" in only(found, "logout", "warning")["mend"]
+
+
+def test_servers_that_have_failed(real_pool: RealPool) -> None:
+    real_pool.write_hello("good", "bad", extra='restart = "no"')
+    real_pool.write("broken.py", "raise SystemExit(7)\n")
+    text = (real_pool.directory / "pool.toml").read_text()
+    head, _, rest = text.rpartition('"hello:app"')
+    real_pool.write("pool.toml", f'{head}"broken:app"{rest}')
+    assert real_pool.run("start").code == 1
+    code, found = examined(real_pool)
+    assert code == 1
+    said = only(found, "servers", "problem")
+    assert said["message"].startswith("bad is failed")
+    assert said["mend"] == "poolctl logs bad"
+
+
+def test_a_supervisor_that_is_silent(real_pool: RealPool) -> None:
+    real_pool.write_hello("web")
+    real_pool.ok("start")
+    supervisor = real_pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        code, found = examined(real_pool)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    assert code == 1
+    only(found, "supervisor", "problem")
+
+
+def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
+    real_pool: RealPool, monkeypatch: Any
+) -> None:
+    from poolctl.cli.commands import doctor
+    from poolctl.cli.doctor import stale
+    from poolctl.cli.request import Request
+
+    def explodes(case: object) -> list[Any]:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(stale, "CHECKS", (explodes,))
+    monkeypatch.chdir(real_pool.directory)
+    found = doctor.perform(Request("doctor", {"output": "json"})).items
+    assert [each["status"] for each in found if each["check"] == "explodes"] == ["warning"]
+    assert found[-1]["check"] == "logout"

@@ -1,0 +1,255 @@
+"""The live view on a real terminal, read by an emulator of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyte
+import pytest
+
+from poolctl.control.directory import pool_key
+from tests.integration.cli.terminal import Terminal
+from tests.real_pool import RealPool
+from tests.stand_in import Send, item, result, stand_in
+
+
+@pytest.fixture
+def pool(real_pool: RealPool) -> RealPool:
+    real_pool.write_hello("users", "orders")
+    return real_pool
+
+
+class Top:
+    """`top` on a terminal, and the screen that a person sees."""
+
+    def __init__(self, terminal: Terminal, columns: int, lines: int) -> None:
+        self.terminal = terminal
+        self._screen = pyte.Screen(columns, lines)
+        self._stream = pyte.Stream(self._screen)
+        self._fed = 0
+
+    def lines(self) -> list[str]:
+        new = self.terminal.shown[self._fed :]
+        self._fed += len(new)
+        self._stream.feed(new)
+        return [line.rstrip() for line in self._screen.display]
+
+    def until(self, condition: Callable[[list[str]], object]) -> list[str]:
+        """The screen, as soon as the condition is true of it."""
+        self.terminal.until(lambda _: condition(self.lines()))
+        return self.lines()
+
+    def until_shown(self, words: str) -> list[str]:
+        return self.until(lambda lines: words in "\n".join(lines))
+
+    def selected(self) -> str:
+        """The line that stands out in the table."""
+        self.lines()
+        for at in range(2, self._screen.lines):
+            if self._screen.buffer[at][0].reverse:
+                return self._screen.display[at].rstrip()
+        return ""
+
+    def resize(self, columns: int, lines: int) -> None:
+        self.lines()
+        self._screen.resize(lines, columns)
+        self.terminal.resize(columns, lines)
+
+
+@contextmanager
+def top(pool: RealPool, *args: str, size: tuple[int, int] = (80, 24), **options: Any) -> Iterator[Top]:
+    with Terminal(pool, "top", *args, size=size, **options) as terminal:
+        yield Top(terminal, *size)
+
+
+@contextmanager
+def answering(pool: RealPool, items: list[Any]) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """Something that answers for the pool's supervisor, always with what the list holds."""
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        return result(*items, name="shop")
+
+    place = pool.runtime / pool_key(str(pool.directory / "pool.toml"))
+    place.mkdir(parents=True, mode=0o700, exist_ok=True)
+    with stand_in(place / "control.sock", answer) as requests:
+        yield requests
+
+
+def many(count: int) -> list[dict[str, Any]]:
+    return [item(f"web-{number:03}", bind=f"127.0.0.1:{8000 + number}") for number in range(count)]
+
+
+def test_a_key_restarts_the_selected_server_and_no_other(pool: RealPool) -> None:
+    pool.ok("start")
+    before = pool.items()
+    with top(pool) as view:
+        view.until_shown("orders")
+        view.terminal.press("j")
+        view.until(lambda _: view.selected().startswith("orders"))
+        view.terminal.press("r")
+        view.until_shown("orders restarted")
+        view.terminal.press("q")
+        assert view.terminal.end() == 0
+    after = pool.items()
+    assert after["orders"]["pids"] != before["orders"]["pids"]
+    assert after["users"]["pids"] == before["users"]["pids"]
+
+
+def test_what_stops_a_server_asks_first(pool: RealPool) -> None:
+    pool.ok("start")
+    with top(pool) as view:
+        view.until_shown("users")
+        view.terminal.press("s")
+        view.until_shown("Stop users?")
+        view.terminal.press("n")
+        view.until(lambda lines: "Stop users?" not in "\n".join(lines))
+        assert pool.items()["users"]["state"] == "running"
+        view.terminal.press("sy")
+        view.until_shown("○ stopped")
+        view.terminal.press("s")
+        view.until_shown("users started")
+        view.terminal.press("\x03")
+        assert view.terminal.end() == 130
+    assert pool.items()["users"]["ready"]
+
+
+def test_the_log_of_the_selected_server_is_a_key_away_and_grows(pool: RealPool) -> None:
+    log = pool.directory / "users.log"
+    log.write_text('2026-01-31T12:00:00.000000Z {"level": "error", "msg": "no luck", "tries": 3}\n')
+    shown = item("users", config={"log": {"path": str(log)}})
+    with answering(pool, [shown]), top(pool, size=(60, 10)) as view:
+        view.until_shown("running")
+        view.terminal.press("l")
+        view.until_shown("12:00:00 ERROR no luck tries=3")
+        with log.open("a") as file:
+            file.write("2026-01-31T12:00:01.000000Z " + "long " * 20 + "\n")
+        lines = view.until_shown("12:00:01 long")
+        assert "".join(lines).count("long") == 20
+        view.terminal.press("\x1b")
+        view.until_shown("NAME")
+
+
+def test_hundreds_of_servers_scroll_and_are_filtered(pool: RealPool) -> None:
+    with answering(pool, many(500)), top(pool) as view:
+        lines = view.until_shown("1/500")
+        assert sum("web-" in line for line in lines) <= 20
+        view.terminal.press("\x1b[6~\x1b[6~")
+        view.until(lambda lines: "web-000" not in "\n".join(lines) and "web-040" in view.selected())
+        view.terminal.press("G")
+        view.until(lambda _: view.selected().startswith("web-499"))
+        view.terminal.press("/49 r")
+        view.until_shown("filter 49 r_  15 of 500")
+        view.terminal.press("\x1b")
+        view.until_shown("/500")
+
+
+def test_another_size_of_the_terminal_is_another_frame(pool: RealPool) -> None:
+    with answering(pool, many(50)), top(pool) as view:
+        view.until_shown("1/50")
+        for columns, lines in ((132, 40), (40, 12), (80, 24)):
+            view.resize(columns, lines)
+            frame = view.until(lambda shown, last=lines: "quit" in shown[last - 1])
+            assert len(frame) == lines
+            assert "50 servers" in frame[0]
+            assert any(line.startswith("NAME") for line in frame)
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"), [("q", 0), ("\x03", 130), (signal.SIGTERM, -15), (signal.SIGHUP, -1)]
+)
+def test_the_terminal_is_as_before_whatever_ends_the_view(
+    pool: RealPool, ending: str | signal.Signals, status: int
+) -> None:
+    with answering(pool, many(3)), top(pool) as view:
+        before = view.terminal.modes()
+        view.until_shown("web-002")
+        assert view.terminal.modes() != before
+        if isinstance(ending, str):
+            view.terminal.press(ending)
+        else:
+            os.kill(view.terminal.process.pid, ending)
+        assert view.terminal.end() == status
+        assert view.terminal.modes() == before
+        assert view.terminal.shown.endswith("\x1b[?25h\x1b[?1049l")
+
+
+def test_an_answer_that_nobody_foresaw_leaves_no_broken_terminal(pool: RealPool) -> None:
+    items: list[Any] = many(1)
+    with answering(pool, items), top(pool, "--interval", "0.1s") as view:
+        before = view.terminal.modes()
+        view.until_shown("web-000")
+        items.append("no object")
+        assert view.terminal.end() == 1
+        assert view.terminal.modes() == before
+        assert "\x1b[?1049l" in view.terminal.shown
+        assert "poolctl itself failed" in view.terminal.shown.rpartition("\x1b[?1049l")[2]
+
+
+def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(pool: RealPool) -> None:
+    script = "set -m; poolctl top; echo stopped-$?; stty -a | tr ';' '\\n' | grep -w icanon; read x; fg; echo over-$?"
+    with answering(pool, many(3)), Terminal(pool, shell=script) as terminal:
+        view = Top(terminal, 80, 24)
+        view.until_shown("web-002")
+        terminal.press("\x1a")
+        view.until_shown("stopped-148")
+        view.until(lambda lines: any("icanon" in line and "-icanon" not in line for line in lines))
+        assert terminal.shown.count("\x1b[?1049l") == 1
+        terminal.press("\n")
+        terminal.until(
+            lambda shown: shown.count("\x1b[?1049h") == 2 and "web-002" in shown.rpartition("1049h")[2]
+        )
+        terminal.press("q")
+        terminal.until(lambda shown: "over-0" in shown)
+
+
+def test_who_wants_no_colours_gets_none(pool: RealPool) -> None:
+    with answering(pool, many(3)), top(pool, env={"NO_COLOR": "1", "TERM": "xterm-256color"}) as view:
+        view.until_shown("web-002")
+        assert view.selected().startswith("web-000")
+        view.terminal.press("q")
+        assert view.terminal.end() == 0
+    assert "\x1b[3" not in view.terminal.shown.replace("\x1b[3;1H", "")
+    assert "32m" not in view.terminal.shown
+
+
+def test_without_a_terminal_it_is_one_frame_of_everything(pool: RealPool) -> None:
+    with answering(pool, many(60)):
+        done = pool.ok("top")
+        assert "poolctl list -o json" in done.stderr
+        assert done.stdout.count("● running") == 60
+        assert "\x1b" not in done.stdout
+        assert pool.ok("top", "--once", "--sort", "name").stderr == ""
+        assert pool.ok("top", "web-00?", "-n", "2", "--interval", "0.1s").stdout.count("NAME") == 2
+        assert len(json.loads(pool.ok("top", "-o", "json").stdout)["items"]) == 60
+
+
+def test_without_a_supervisor_there_is_nothing_to_see(pool: RealPool) -> None:
+    assert pool.run("top").code == 6
+    assert pool.run("top", "-n", "0").code == 2
+    assert pool.run("top", "--sort", "size").code == 2
+
+
+def test_a_killed_supervisor_is_waited_for(pool: RealPool, until: Any) -> None:
+    pool.ok("start")
+    with top(pool, "--interval", "0.2s") as view:
+        view.until_shown("orders")
+        supervisor = pool.info()["supervisor_pid"]
+        os.kill(supervisor, signal.SIGKILL)
+        until(lambda: pool.info()["supervisor_pid"] != supervisor)
+        pool.ok("stop", "orders")
+        view.until_shown("○ stopped")
+
+
+def test_a_stopped_pool_is_said_so(pool: RealPool) -> None:
+    pool.ok("start")
+    with top(pool, "--interval", "0.2s") as view:
+        view.until_shown("orders")
+        pool.ok("stop")
+        view.until_shown("no supervisor")
+        view.terminal.press("q")
+        assert view.terminal.end() == 0

@@ -1,0 +1,193 @@
+"""The dashboard of a real pool: its process ends, moves and comes back, and the pool never minds."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.certificates import certificate
+from tests.http_get import Reply, get
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+Until = Callable[..., Any]
+
+
+def post(port: int, path: str, body: Any) -> Reply:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=5)
+    try:
+        connection.request("POST", path, json.dumps(body))
+        response = connection.getresponse()
+        return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+    finally:
+        connection.close()
+
+
+class Page:
+    """A pool with a dashboard."""
+
+    def __init__(self, pool: RealPool, until: Until) -> None:
+        self.pool = pool
+        self.until = until
+        self.port = claim_port()
+        self.pool.write_hello("web")
+        self._servers = (pool.directory / "pool.toml").read_text()
+
+    def write(self, table: str | None) -> None:
+        text = "" if table is None else f"[dashboard]\n{table}\n"
+        (self.pool.directory / "pool.toml").write_text(text + self._servers)
+
+    def start(self, table: str = "") -> None:
+        self.write(f'bind = "127.0.0.1:{self.port}"\n{table}')
+        self.pool.ok("start")
+
+    def process(self) -> int | None:
+        """The pid of the dashboard's process."""
+        found = [pid for pid, line in self.pool.processes().items() if line.endswith("bootstrap.py web")]
+        return found[0] if len(found) == 1 else None
+
+    def answers(self, port: int | None = None) -> bool:
+        try:
+            return get(port or self.port, "/").status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def token(self) -> str:
+        return str(self.pool.ok("dashboard", "-o", "json").json["dashboard"]["token"])
+
+    def servers(self, token: str) -> Any:
+        headers = {"Authorization": f"Bearer {token}"}
+        return get(self.port, "/poolctl/server?name=web", headers=headers)
+
+
+@pytest.fixture
+def page(real_pool: RealPool, until: Until) -> Page:
+    return Page(real_pool, until)
+
+
+def test_the_page_is_there_after_a_start_is_no_server_and_ends_with_the_pool(page: Page) -> None:
+    page.start()
+    token = page.token()
+    assert page.answers()
+    assert page.servers(token).json()["items"][0]["name"] == "web"
+    assert page.servers("wrong").status == 401
+    assert list(page.pool.items()) == ["web"]
+    assert page.pool.ok("status", "-o", "json").json["summary"]["servers"] == 1
+    page.pool.ok("stop")
+    assert not page.answers()
+
+
+def test_a_page_that_dies_is_started_again_and_refuses_nobody(page: Page) -> None:
+    page.start()
+    token = page.token()
+    first = page.process()
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    assert page.servers(token).status == 200  # waits in the listener until there is a process again
+    assert page.process() not in (None, first)
+    assert page.pool.ok("status").code == 0
+
+
+@pytest.mark.parametrize("whom", ["supervisor_pid", "keeper_pid"])
+def test_the_page_goes_on_when_those_above_it_are_killed(page: Page, whom: str) -> None:
+    page.start()
+    token = page.token()
+    process, before = page.process(), page.pool.info()
+    os.kill(before[whom], signal.SIGKILL)
+    assert page.answers()
+    page.until(lambda: page.pool.info()[whom] != before[whom])
+    assert page.until(lambda: page.servers(token).status == 200)
+    assert page.token() == token
+    assert page.process() == process
+
+
+def test_a_page_that_has_lost_everybody_serves_on_and_hands_its_listener_to_the_next_pool(page: Page) -> None:
+    page.start()
+    token = page.token()
+    process, before = page.process(), page.pool.info()
+    os.kill(before["keeper_pid"], signal.SIGSTOP)
+    os.kill(before["supervisor_pid"], signal.SIGKILL)
+    os.kill(before["keeper_pid"], signal.SIGKILL)
+    assert page.answers()
+    assert page.servers(token).status == 503
+    page.pool.ok("start")
+    assert page.until(lambda: page.servers(token).status == 200)
+    assert page.until(lambda: page.process() not in (None, process))
+
+
+def test_a_reload_switches_it_on_moves_it_and_switches_it_off(page: Page) -> None:
+    page.write(None)
+    page.pool.ok("start")
+    assert page.pool.run("dashboard").code == 3
+    page.write(f'bind = "127.0.0.1:{page.port}"')
+    assert f"{page.port}" in page.pool.ok("reload").stdout + page.pool.ok("dashboard").stdout
+    assert page.answers()
+    other = claim_port()
+    page.write(f'bind = "127.0.0.1:{other}"')
+    page.pool.ok("reload")
+    assert f":{other}/" in page.pool.ok("dashboard").stdout
+    assert page.answers(other)
+    assert not page.answers()
+    page.write(None)
+    page.pool.ok("reload")
+    page.until(lambda: not page.answers(other))
+    page.until(lambda: page.process() is None)
+
+
+def test_another_token_is_in_force_after_a_reload(page: Page, until: Until) -> None:
+    (page.pool.directory / "token").write_text("first-token\n")
+    page.start('token_file = "token"')
+    assert page.token() == "first-token"
+    assert page.servers("first-token").status == 200
+    (page.pool.directory / "other").write_text("second-token\n")
+    page.write(f'bind = "127.0.0.1:{page.port}"\ntoken_file = "other"')
+    page.pool.ok("reload")
+    assert until(lambda: page.servers("second-token").status == 200)
+    assert until(lambda: page.servers("first-token").status == 401)
+
+
+def test_a_page_whose_address_is_taken_says_so_and_the_pool_serves(page: Page) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", page.port)):
+        page.start()
+        done = page.pool.run("dashboard")
+        assert done.code == 3
+        assert str(page.port) in done.stderr
+        assert page.pool.ok("status").code == 0
+    assert page.until(page.answers)
+
+
+def test_a_page_with_a_certificate_speaks_tls_alone(page: Page) -> None:
+    cert, key = certificate(page.pool.directory)
+    page.start(f'tls = {{ cert = "{cert.name}", key = "{key.name}" }}')
+    assert page.pool.ok("dashboard").stdout.startswith(f"https://127.0.0.1:{page.port}/#token=")
+    reply = get(f"https://127.0.0.1:{page.port}", "/")
+    assert reply.status == 200
+    token = page.token()
+    login = post(page.port, "/poolctl/login", {"token": token})
+    assert "Secure" in login.headers["set-cookie"]
+    assert not page.answers()
+
+
+def test_what_is_wrong_with_a_page_is_said_before_anything_is_done(page: Page) -> None:
+    page.write('bind = "0.0.0.0:9465"')
+    assert "can be reached from other machines" in page.pool.run("validate").stdout
+    page.write('bind = "0.0.0.0:9465"\ninsecure = true')
+    assert page.pool.run("validate").code == 0
+    page.write('bind = "127.0.0.1:9465"\ntoken_file = "nowhere"\ntls = { cert = "none.pem" }')
+    done = page.pool.run("validate")
+    assert done.code == 5
+    assert "dashboard.token_file" in done.stdout
+    assert "none.pem" in done.stdout
+    page.write('bind = "127.0.0.1:9465"\ntoken_env = "NOT_SET_ANYWHERE"')
+    assert "NOT_SET_ANYWHERE is not set" in page.pool.run("validate").stdout

@@ -1,0 +1,346 @@
+"""Probes of real workers: who is ready, who accepts, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl import connect
+from tests.certificates import certificate
+from tests.deadline import wait_until
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+APP = """
+import asyncio, os
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            kind = (await receive())["type"]
+            await send({"type": kind + ".complete"})
+            if kind == "lifespan.shutdown":
+                return
+    pid = os.getpid()
+    if scope["path"] == "/health":
+        bad = os.path.exists("bad") or os.path.exists(f"bad-{pid}")
+        status, said = (503, "no") if bad else (200, scope["scheme"])
+        with open("asked", "a") as file:
+            file.write(f"{pid}\\n")
+    else:
+        status, said = 200, str(pid)
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": said.encode()})
+"""
+QUICK = 'interval = "100ms", timeout = "1s", fall_count_ko = 2'
+READINESS = f'health = {{ readiness = {{ http = "/health", {QUICK} }} }}\n'
+
+
+def write(pool: RealPool, *lines: str, name: str = "web", bind: str | None = None) -> int:
+    """The port of a pool of one server."""
+    port = claim_port()
+    pool.write("told.py", APP)
+    head = f'[[server]]\nname = "{name}"\nbind = "{bind or f"127.0.0.1:{port}"}"\n'
+    app = "" if any(line.startswith("command") for line in lines) else 'app = "told:app"\n'
+    pool.write("pool.toml", head + app + "\n".join(lines))
+    return port
+
+
+def item(pool: RealPool, name: str = "web") -> dict[str, Any]:
+    return pool.items()[name]
+
+
+def health(pool: RealPool, expected: str, name: str = "web") -> dict[str, Any]:
+    def is_so() -> dict[str, Any] | None:
+        found = item(pool, name)
+        return found if found["health"] == expected else None
+
+    found: dict[str, Any] = wait_until(is_so, what=f"health {expected}")
+    return found
+
+
+def answerer(port: int) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as reply:
+        return int(reply.read())
+
+
+def resting(pool: RealPool) -> set[int]:
+    """The pids of the workers that leave the accepting to others; who answers a few requests is up to the kernel."""
+    (found,) = json.loads(pool.ok("show", "-o", "json").stdout)["items"]
+    return {worker["pid"] for worker in found["worker_list"] if worker["resting"]}
+
+
+def flag(pool: RealPool, name: str = "bad") -> Path:
+    return pool.directory / name
+
+
+def test_a_server_is_ready_when_its_probe_says_so_and_the_command_says_why_it_is_not(pool: RealPool) -> None:
+    port = write(pool, READINESS, 'start_timeout = "500ms"', 'restart = "no"')
+    flag(pool).touch()
+    done = pool.run("start")
+    assert done.code == 1
+    assert "was not ready within 500ms: readiness: GET /health: status 503" in done.stderr
+    flag(pool).unlink()
+    pool.ok("start")
+    assert item(pool)["ready"]
+    assert item(pool)["health"] == "ok"
+    assert answerer(port) in item(pool)["pids"]
+
+
+def test_health_falls_and_rises_and_everybody_is_told(
+    pool: RealPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(pool.runtime))
+    write(pool, READINESS)
+    pool.ok("start")
+    assert pool.run("status").code == 0
+    flag(pool).touch()
+    found = health(pool, "ko")
+    assert (found["state"], found["ready"]) == ("running", False)
+    done = pool.run("status")
+    assert (done.code, "readiness: GET /health: status 503" in done.stderr + done.stdout) == (3, True)
+    assert pool.run("list", "--health", "ko", "-o", "name").stdout == "web\n"
+    assert pool.run("list", "--health", "ok").code == 4
+    assert pool.run("wait", "--for", "healthy", "--timeout", "0.3").code == 124
+    done = pool.run("start", "web")
+    assert (done.code, "status 503" in done.stderr) == (1, True)
+    (monitor,) = connect(pool.directory / "pool.toml").monitor()
+    assert (monitor.name, monitor.status, monitor.falls) == ("web", "ko", 1)
+    assert monitor.message == "readiness: GET /health: status 503"
+    assert monitor.latency is not None
+    assert monitor.uptime.total_seconds() > 0
+    flag(pool).unlink()
+    pool.ok("wait", "--for", "healthy", "--timeout", "5")
+    assert pool.run("status").code == 0
+
+
+def test_a_replacement_takes_over_when_its_own_probe_has_passed_and_not_before(pool: RealPool) -> None:
+    port = write(pool, READINESS, 'start_timeout = "500ms"')
+    pool.ok("start")
+    (old,) = item(pool)["pids"]
+    flag(pool).touch()
+    done = pool.run("restart")
+    assert (done.code, "status 503" in done.stderr) == (1, True)
+    assert item(pool)["pids"] == [old]
+    assert answerer(port) == old
+    flag(pool).unlink()
+    health(pool, "ok")
+    pool.ok("restart")
+    (new,) = item(pool)["pids"]
+    assert new != old
+    assert {answerer(port) for _ in range(5)} == {new}
+
+
+def test_a_worker_that_is_ko_leaves_the_accepting_to_the_others_until_it_is_the_last(
+    pool: RealPool,
+) -> None:
+    port = write(pool, READINESS, "workers = 2")
+    pool.ok("start")
+    one, other = item(pool)["pids"]
+    flag(pool, f"bad-{one}").touch()
+    assert health(pool, "warn")["ready"]
+    wait_until(lambda: {answerer(port) for _ in range(12)} == {other}, what="one is at rest")
+    flag(pool, f"bad-{other}").touch()
+    assert not health(pool, "ko")["ready"]
+    assert answerer(port) == other
+    flag(pool, f"bad-{one}").unlink()
+    assert health(pool, "warn")["ready"]
+    wait_until(lambda: {answerer(port) for _ in range(12)} == {one}, what="they have changed places")
+    flag(pool, f"bad-{other}").unlink()
+    health(pool, "ok")
+    wait_until(lambda: {answerer(port) for _ in range(12)} == {one, other}, what="both accept")
+
+
+def test_probes_go_on_under_another_supervisor_and_who_rests_still_does(pool: RealPool) -> None:
+    port = write(pool, READINESS, "workers = 2")
+    pool.ok("start")
+    one, other = item(pool)["pids"]
+    flag(pool, f"bad-{one}").touch()
+    wait_until(lambda: resting(pool) == {one}, what="one is at rest")
+    assert {answerer(port) for _ in range(12)} == {other}
+    before = pool.info()["supervisor_pid"]
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: pool.info()["supervisor_pid"] != before)
+    found = health(pool, "warn")
+    assert found["pids"] == [one, other]
+    assert {answerer(port) for _ in range(12)} == {other}
+    flag(pool, f"bad-{one}").unlink()
+    health(pool, "ok")
+    wait_until(lambda: {answerer(port) for _ in range(12)} == {one, other}, what="both accept")
+    flag(pool).touch()
+    health(pool, "ko")
+
+
+@pytest.mark.parametrize("also_the_keeper", [False, True])
+def test_a_worker_that_has_not_passed_yet_has_to_under_another_supervisor_too(
+    pool: RealPool, also_the_keeper: bool
+) -> None:
+    port = write(pool, READINESS)
+    flag(pool).touch()
+    pool.ok("start", "--no-wait")
+    wait_until(lambda: flag(pool, "asked").exists(), what="it has been asked")
+    (pid,) = item(pool)["pids"]
+    before = pool.info()
+    if also_the_keeper:
+        os.kill(before["keeper_pid"], signal.SIGSTOP)
+    os.kill(before["supervisor_pid"], signal.SIGKILL)
+    if also_the_keeper:
+        os.kill(before["keeper_pid"], signal.SIGKILL)
+        pool.ok("start", "--no-wait")
+    wait_until(lambda: pool.info()["supervisor_pid"] != before["supervisor_pid"])
+    found = item(pool)
+    assert (found["state"], found["ready"], found["pids"]) == ("starting", False, [pid])
+    flag(pool).unlink()
+    pool.ok("wait", "--timeout", "5")
+    assert answerer(port) == pid
+
+
+def test_changed_probes_apply_to_what_runs(pool: RealPool) -> None:
+    write(pool)
+    pool.ok("start")
+    pids = item(pool)["pids"]
+    flag(pool).touch()
+    text = (pool.directory / "pool.toml").read_text()
+    (pool.directory / "pool.toml").write_text(text + READINESS)
+    pool.ok("reload")
+    assert health(pool, "ko")["pids"] == pids
+    (pool.directory / "pool.toml").write_text(text + READINESS.replace("/health", "/"))
+    pool.ok("reload")
+    assert health(pool, "ok")["pids"] == pids
+    (pool.directory / "pool.toml").write_text(text + READINESS)
+    pool.ok("reload")
+    health(pool, "ko")
+    (pool.directory / "pool.toml").write_text(text)
+    pool.ok("reload")
+    found = health(pool, "ok")
+    assert (found["pids"], found["ready"]) == (pids, True)
+
+
+def test_a_scaled_server_has_its_new_workers_probed(pool: RealPool) -> None:
+    port = write(pool, READINESS)
+    pool.ok("start")
+    pool.ok("scale", "web", "3")
+    pids = item(pool)["pids"]
+    flag(pool, f"bad-{pids[2]}").touch()
+    health(pool, "warn")
+    wait_until(lambda: pids[2] not in {answerer(port) for _ in range(12)}, what="it is at rest")
+    pool.ok("scale", "web", "1")
+    health(pool, "ok")
+    assert {answerer(port) for _ in range(5)} == {pids[0]}
+
+
+def test_a_probed_server_falls_asleep_and_is_not_woken(pool: RealPool) -> None:
+    port = write(pool, READINESS, 'scale = { min = 0, idle = "300ms" }')
+    pool.ok("start")
+    assert not flag(pool, "asked").exists()
+    assert item(pool)["state"] == "sleeping"
+    pid = answerer(port)
+    wait_until(lambda: item(pool)["state"] == "sleeping", what="it sleeps though it is probed")
+    asked = flag(pool, "asked").read_text()
+    assert asked.startswith(f"{pid}\n")
+    assert pool.run("wait", "--for", "ready", "--timeout", "0.5").code == 124
+    assert flag(pool, "asked").read_text() == asked
+    assert item(pool)["health"] == "unknown"
+    assert pool.run("status").code == 0
+
+
+def test_a_startup_probe_comes_before_the_others_and_counts_into_start_timeout(pool: RealPool) -> None:
+    probes = f'startup = {{ exec = ["test", "-e", "up"], {QUICK} }}, liveness = {{ tcp = true, {QUICK} }}'
+    write(pool, f"health = {{ {probes} }}", 'start_timeout = "400ms"', 'restart = "no"')
+    done = pool.run("start")
+    assert done.code == 1
+    assert "startup: test: exited with status 1" in done.stderr
+    flag(pool, "up").touch()
+    pool.ok("start")
+    assert health(pool, "ok")["ready"]
+
+
+def test_a_tls_server_is_asked_in_tls_and_one_that_wants_certificates_all_the_same(pool: RealPool) -> None:
+    cert, key = certificate(pool.directory)
+    secure = f'cert = "{cert}", key = "{key}"'
+    probe = f'health = {{ readiness = {{ http = "/health", body = "^https$", {QUICK} }} }}\n'
+    port = write(pool, probe, f"tls = {{ {secure} }}")
+    pool.ok("start")
+    context = ssl.create_default_context(cafile=str(cert))
+    with urllib.request.urlopen(f"https://localhost:{port}/", timeout=5, context=context) as reply:
+        assert reply.status == 200
+    flag(pool).touch()
+    health(pool, "ko")
+    pool.ok("stop")
+    flag(pool).unlink()
+    write(pool, probe, f'tls = {{ {secure}, ca = "{cert}", client_auth = "required" }}')
+    pool.ok("start")
+    assert health(pool, "ok")["ready"]
+
+
+def test_a_server_on_a_unix_socket_is_asked_like_any_other(pool: RealPool) -> None:
+    write(pool, READINESS, bind="unix:web.sock")
+    pool.ok("start")
+    flag(pool).touch()
+    health(pool, "ko")
+
+
+@pytest.mark.parametrize("probe", ['http = "/"', "tcp = true"])
+@pytest.mark.parametrize("binds_itself", [True, False])
+def test_a_program_is_asked_over_its_port(pool: RealPool, probe: str, binds_itself: bool) -> None:
+    pool.write(
+        "program.py",
+        """
+        import os, socket, sys, threading
+
+        where = sys.argv[1]
+        listener = socket.socket(fileno=3) if where == "fd" else socket.create_server(("127.0.0.1", int(where)))
+        listener.setblocking(True)
+
+        def watch():
+            while not os.path.exists("bad"):
+                threading.Event().wait(0.01)
+            os.kill(os.getpid(), 19)  # it accepts nothing more, and the port is still bound
+
+        threading.Thread(target=watch, daemon=True).start()
+        while True:
+            sock, _ = listener.accept()
+            if sock.recv(1000):
+                sock.sendall(b"HTTP/1.1 200 OK\\r\\nconnection: close\\r\\n\\r\\nhello")
+            sock.close()
+        """,
+    )
+    timing = 'interval = "100ms", timeout = "200ms", fall_count_ko = 1'
+    command = f'command = ["python3", "program.py", "{"{port}" if binds_itself else "fd"}"]'
+    write(pool, command, f"health = {{ readiness = {{ {probe}, {timing} }} }}", 'stop_timeout = "500ms"')
+    pool.ok("start")
+    assert item(pool)["health"] == "ok"
+    if "http" in probe:  # a connection is made by the kernel, whatever the program does
+        flag(pool).touch()
+        assert not health(pool, "ko")["ready"]
+        os.kill(item(pool)["pids"][0], signal.SIGCONT)
+
+
+def test_what_a_program_that_probes_says_is_shown(pool: RealPool) -> None:
+    pool.write("probe.sh", 'echo "$POOLCTL_NAME $PORT"; echo "the disk is full" >&2; test ! -e bad\n')
+    port = write(pool, f'health = {{ readiness = {{ exec = ["sh", "probe.sh"], {QUICK} }} }}')
+    pool.ok("start")
+    flag(pool).touch()
+    health(pool, "ko")
+    assert "sh: exited with status 1: the disk is full" in pool.ok("show", "web", "-o", "json").stdout
+    assert port
+
+
+def test_a_late_answer_is_none_and_a_program_that_hangs_is_killed_with_its_children(pool: RealPool) -> None:
+    pool.write("probe.sh", "if test -e bad; then sleep 1000 & echo $! >sleeper; wait; fi\n")
+    timing = 'interval = "100ms", timeout = "150ms", fall_count_ko = 1'
+    write(pool, f'health = {{ readiness = {{ exec = ["sh", "probe.sh"], {timing} }} }}')
+    pool.ok("start")
+    flag(pool).touch()
+    health(pool, "ko")
+    sleeper = int(flag(pool, "sleeper").read_text())
+    flag(pool).unlink()
+    health(pool, "ok")
+    wait_until(lambda: not Path(f"/proc/{sleeper}").exists(), what="its child is gone")

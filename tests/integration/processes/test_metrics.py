@@ -1,0 +1,161 @@
+"""The metrics of a real pool: by the command and over HTTP, in both formats, whoever asks and whoever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families as text_families
+
+import poolctl
+from tests.deadline import wait_until
+from tests.http_get import Reply, get
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+PROBED = 'health = { liveness = { http = "/", interval = "100ms" } }\n'
+
+
+@pytest.fixture
+def exposed(pool: RealPool) -> int:
+    """The port of the metrics of a pool with a server `web` of two workers, and one that sleeps."""
+    port = claim_port()
+    pool.write_hello("web", "idle")
+    text = (pool.directory / "pool.toml").read_text()
+    text = text.replace('name = "web"\n', 'name = "web"\nworkers = 2\n' + PROBED)
+    text = text.replace('name = "idle"\n', 'name = "idle"\nscale = { min = 0, idle = 60 }\n')
+    pool.write("pool.toml", f'[metrics]\nbind = "127.0.0.1:{port}"\n{text}')
+    pool.ok("start")
+    return port
+
+
+def values(families: Any) -> dict[tuple[str, ...], float]:
+    """By the name of the sample, and the values of its labels."""
+    return {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+
+
+def asked(port: int, accept: str = "text/plain") -> tuple[str, bytes]:
+    """The content type, and what it is the type of."""
+    with socket.create_connection(("127.0.0.1", port), 5) as sock:
+        sock.sendall(
+            f"GET /metrics HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\nconnection: close\r\n\r\n".encode()
+        )
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 "), head
+    lines = head.decode().lower().split("\r\n")
+    (kind,) = [line.partition(": ")[2] for line in lines if line.startswith("content-type:")]
+    return kind, body
+
+
+def test_every_format_and_every_way_tell_the_same(pool: RealPool, exposed: int) -> None:
+    for _ in range(3):
+        get(pool.ports["web"])
+    get(pool.ports["idle"])
+    wait_until(
+        lambda: values(text_families(pool.ok("metrics").stdout))["poolctl_requests_in_flight", "web"] == 0
+    )
+    # What the supervisor asks itself is counted nowhere.
+    wait_until(lambda: "poolctl_monitor_latency_seconds" in pool.ok("metrics", "web").stdout)
+    kind, body = asked(exposed)
+    assert kind == "text/plain; version=0.0.4; charset=utf-8"
+    found = values(text_families(body.decode()))
+    assert found["poolctl_requests_total", "web"] == 3
+    assert found["poolctl_responses_total", "web", "2xx"] == 3
+    assert found["poolctl_request_duration_seconds_count", "web"] == 3
+    assert found["poolctl_request_duration_seconds_bucket", "web", "+Inf"] == 3
+    assert 0 < found["poolctl_request_duration_seconds_sum", "web"] < 5
+    assert found["poolctl_server_wakes_total", "idle"] == 1
+    assert found["poolctl_servers", "running"] == 2
+    assert found["poolctl_monitor_status", "web", "ok"] == 1
+    assert 0 < found["poolctl_monitor_sli_ratio", "web"] <= 1
+    assert 0 < found["poolctl_monitor_latency_seconds", "web"] < 5
+    assert found["poolctl_worker_memory_bytes", "web", "1"] > 1_000_000
+    assert sum(found["poolctl_worker_requests_total", "web", index] for index in "01") == 3
+    kind, body = asked(exposed, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+    assert kind == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert values(openmetrics_families(body.decode())).keys() == found.keys()
+    assert values(openmetrics_families(pool.ok("metrics", "--openmetrics").stdout)).keys() == found.keys()
+    assert values(text_families(pool.ok("metrics").stdout)).keys() == found.keys()
+    only = values(text_families(pool.ok("metrics", "idle").stdout))
+    assert {key[1] for key in only if key[0] == "poolctl_requests_total"} == {"idle"}
+
+
+def test_scrapes_are_not_refused_while_the_supervisor_is_replaced(pool: RealPool, exposed: int) -> None:
+    before = values(text_families(asked(exposed)[1].decode()))
+    supervisor = pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    answers = 0
+    while pool.info()["supervisor_pid"] == supervisor or answers < 3:
+        try:
+            found = values(text_families(asked(exposed)[1].decode()))
+        except (ConnectionResetError, AssertionError):
+            continue  # accepted by the one that was killed
+        answers += 1
+        key = ("poolctl_monitor_uptime_seconds_total", "web")
+        assert found[key] >= before[key]
+
+
+def test_a_reload_moves_them_and_takes_them_away(pool: RealPool, exposed: int) -> None:
+    path = pool.directory / "pool.toml"
+    moved = claim_port()
+    text = path.read_text()
+    path.write_text(text.replace(str(exposed), str(moved)).replace("[metrics]", '[metrics]\npath = "/m"'))
+    pool.ok("reload")
+    wait_until(lambda: answers(moved, "/m"))
+    wait_until(lambda: not answers(exposed, "/metrics"))
+    path.write_text(text[text.index("[[server]]") :])
+    pool.ok("reload")
+    wait_until(lambda: not answers(moved, "/m"))
+
+
+def answers(port: int, path: str) -> bool:
+    try:
+        reply: Reply = get(port, path)
+    except OSError:
+        return False
+    return reply.status == 200
+
+
+def test_slow_and_hostile_clients_keep_nobody_waiting(pool: RealPool, exposed: int) -> None:
+    idle = [socket.create_connection(("127.0.0.1", exposed), 5) for _ in range(40)]
+    idle[-1].sendall(b"GET /metr")
+    garbage = socket.create_connection(("127.0.0.1", exposed), 5)
+    garbage.sendall(b"\x16\x03\x01 what is this\r\n\r\n")
+    assert garbage.recv(100).startswith(b"HTTP/1.1 400 ")
+    long = socket.create_connection(("127.0.0.1", exposed), 5)
+    long.sendall(b"GET /" + b"a" * 40_000)
+    assert long.recv(100)[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400")
+    asked(exposed)
+    assert get(exposed, "/").status == 404
+    pool.ok("list")
+    for sock in (*idle, garbage, long):
+        sock.close()
+
+
+def test_an_address_that_is_taken_keeps_no_pool_from_starting_and_is_tried_again(pool: RealPool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        pool.write_hello("web")
+        text = (pool.directory / "pool.toml").read_text()
+        pool.write("pool.toml", f'[metrics]\nbind = "127.0.0.1:{port}"\n{text}')
+        pool.ok("start")
+        assert "metrics not served" in pool.ok("events", "--kind", "config", "-o", "json").stdout
+    wait_until(lambda: answers(port, "/metrics"), timeout_seconds=15)
+
+
+def test_without_a_supervisor_there_are_none(pool: RealPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.write_hello("web")
+    assert pool.run("metrics").code == 6
+    pool.ok("start")
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(pool.runtime))
+    client = poolctl.connect(pool.directory / "pool.toml")
+    assert "poolctl_servers{" in client.metrics()
+    (item,) = client.stats("web")["items"]
+    assert item["stats"]["in_flight"] == 0
+    (item,) = pool.ok("metrics", "-o", "json").json["items"]
+    assert item["stats"]["requests_total"] == 0

@@ -1,0 +1,226 @@
+"""Real workers that are alive in name only: found, recovered as their server says, and reported."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.load import Load
+from tests.processes import is_alive
+from tests.real_pool import RealPool
+
+AILING = """
+import asyncio, os, time
+from hello import app as hello
+held = []
+ill = []
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        if scope["path"] == "/stick":
+            print("about to stick", flush=True)
+            time.sleep(1000)
+        elif scope["path"] == "/grow":
+            held.append(bytearray(os.urandom(1 << 20) * 64))
+        elif scope["path"] == "/fall-ill":
+            ill.append(True)
+        elif scope["path"] == "/alive" and (ill or os.path.exists("plague")):
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        elif scope["path"] == "/pid":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+            return
+    await hello(scope, receive, send)
+"""
+
+
+def begin(pool: RealPool, extra: str = "") -> int:
+    """The port of one server whose worker sticks, or grows, when it is asked to."""
+    port = pool.write_hello(extra=extra)["web"]
+    pool.write("ailing.py", AILING)
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace("hello:app", "ailing:app"))
+    pool.ok("start")
+    return port
+
+
+def events(pool: RealPool) -> list[dict[str, Any]]:
+    """What the journal knows of."""
+    lines = [line for path in pool.runtime.rglob("events.jsonl") for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def reports(pool: RealPool) -> list[dict[str, Any]]:
+    """The recoveries among that."""
+    return [event for event in events(pool) if event["kind"] == "recovery"]
+
+
+def first_report(pool: RealPool) -> dict[str, Any]:
+    found: dict[str, Any] = wait_until(lambda: (reports(pool) or [None])[0], what="a report")
+    return found
+
+
+def pid_of(pool: RealPool) -> int:
+    (pid,) = pool.items()["web"]["pids"]
+    return int(pid)
+
+
+def test_a_worker_that_has_outgrown_its_limit_is_swapped(real_pool: RealPool) -> None:
+    port = begin(real_pool, 'limits = { memory = "40MiB" }')
+    before = pid_of(real_pool)
+    assert get(port, "/grow").status == 200
+    report = first_report(real_pool)
+    assert (report["outcome"], report["done"], report["cause"]) == ("recovered", "replaced", "memory")
+    assert "limits.memory is 40MiB" in report["message"]
+    assert report["before"]["pids"] == [before]
+    after = pid_of(real_pool)
+    assert after != before
+    assert get(port, "/pid").text == str(after)
+    wait_until(lambda: not is_alive(before))
+    assert real_pool.items()["web"]["restarts"] == 0, "a swap is no failure"
+
+
+QUICK = 'heartbeat = "200ms", stuck_after = "600ms"'
+
+
+def stick(port: int) -> None:
+    """Ask for what never ends; the connection ends with the worker."""
+    threading.Thread(target=suppressed_get, args=(port, "/stick"), daemon=True).start()
+
+
+def suppressed_get(port: int, path: str) -> None:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        get(port, path, timeout_seconds=30)
+
+
+def test_a_worker_whose_loop_is_stuck_is_replaced_and_its_end_is_reported(real_pool: RealPool) -> None:
+    port = begin(real_pool, f'stop_timeout = "300ms"\nrecovery = {{ strategy = "replace", {QUICK} }}')
+    before = pid_of(real_pool)
+    stick(port)
+    report = first_report(real_pool)
+    assert (report["outcome"], report["done"], report["cause"]) == ("recovered", "replaced", "heartbeat")
+    assert report["seen"] == [f"worker web.1.0 (pid {before}) has left its heartbeat unanswered for 600ms"]
+    assert "about to stick" in "\n".join(report["lines"])
+    assert 0 <= report["duration_seconds"] < 5
+    assert get(port, "/pid").text == str(pid_of(real_pool)) != str(before)
+    wait_until(lambda: not is_alive(before), what="the stuck one is killed")
+    assert real_pool.items()["web"]["restarts"] == 1
+    health = {event["event"]: event["message"] for event in events(real_pool) if event["kind"] == "health"}
+    assert list(health) == ["heartbeat lost", "ko", "ok"], "whoever was told of it is told that it is over"
+    assert health["ko"] == "web.1.0 leaves its heartbeat unanswered"
+
+
+def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> None:
+    port = begin(real_pool, f'stop_timeout = "200ms"\nrecovery = {{ {QUICK} }}')
+    before = pid_of(real_pool)
+    os.kill(before, signal.SIGSTOP)
+    assert get(port, "/pid", timeout_seconds=10).text != str(before), "it waits, and is not refused"
+    report = first_report(real_pool)
+    assert (report["outcome"], report["done"]) == ("recovered", "restarted")
+    assert not is_alive(before)
+
+
+def test_a_stuck_worker_is_only_told_about_and_found_well_again(real_pool: RealPool) -> None:
+    begin(real_pool, f'recovery = {{ strategy = "notify", {QUICK} }}')
+    pid = pid_of(real_pool)
+    os.kill(pid, signal.SIGSTOP)
+    assert first_report(real_pool)["outcome"] == "notified"
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: "heartbeat back" in {event["event"] for event in events(real_pool)})
+    assert pid_of(real_pool) == pid
+
+
+def test_a_stuck_server_can_be_disabled(real_pool: RealPool) -> None:
+    begin(real_pool, f'stop_timeout = "200ms"\nrecovery = {{ strategy = "disable", {QUICK} }}')
+    os.kill(pid_of(real_pool), signal.SIGSTOP)
+    assert first_report(real_pool)["outcome"] == "disabled"
+    assert real_pool.items()["web"]["state"] == "disabled"
+    real_pool.ok("enable", "web")
+    assert real_pool.items()["web"]["ready"]
+
+
+def test_nothing_is_done_about_it_if_nothing_is_to_be_done(real_pool: RealPool) -> None:
+    begin(real_pool, f'recovery = {{ strategy = "none", {QUICK} }}')
+    pid = pid_of(real_pool)
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: "heartbeat lost" in {event["event"] for event in events(real_pool)})
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: "heartbeat back" in {event["event"] for event in events(real_pool)})
+    assert (reports(real_pool), pid_of(real_pool)) == ([], pid)
+
+
+def test_a_recovery_is_gone_on_with_when_the_supervisor_is_killed_in_it(real_pool: RealPool) -> None:
+    port = begin(real_pool, f'stop_timeout = "1s"\nrecovery = {{ {QUICK} }}')
+    before = pid_of(real_pool)
+    os.kill(before, signal.SIGSTOP)
+    wait_until(lambda: real_pool.items()["web"]["state"] == "starting", what="the recovery has begun")
+    os.kill(real_pool.info()["supervisor_pid"], signal.SIGKILL)
+    report = first_report(real_pool)
+    assert (report["outcome"], report["done"], report["before"]["pids"]) == (
+        "recovered",
+        "restarted",
+        [before],
+    )
+    assert get(port, "/pid").text == str(pid_of(real_pool)) != str(before)
+    assert not is_alive(before)
+    listed = real_pool.ok("events", "--kind", "recovery", "-o", "json").stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in listed] == [report["seq"]]
+    assert "restarted within" in real_pool.ok("events", "--kind", "recovery").stdout
+
+
+ALIVE = '{ http = "/alive", interval = "50ms", fall_count_ko = 2 }'
+
+
+@pytest.mark.parametrize(("strategy", "done"), [("restart", "restarted"), ("replace", "replaced")])
+def test_a_worker_whose_liveness_is_ko_is_recovered(real_pool: RealPool, strategy: str, done: str) -> None:
+    port = begin(real_pool, f'health = {{ liveness = {ALIVE} }}\nrecovery = "{strategy}"')
+    before = pid_of(real_pool)
+    get(port, "/fall-ill")
+    report = first_report(real_pool)
+    assert (report["outcome"], report["done"], report["cause"]) == ("recovered", done, "liveness")
+    assert "500" in report["message"]
+    assert get(port, "/pid").text == str(pid_of(real_pool)) != str(before)
+
+
+def test_the_last_ready_worker_stays_when_the_probe_of_its_replacement_fails(real_pool: RealPool) -> None:
+    health = f"health = {{ liveness = {ALIVE}, readiness = {ALIVE} }}"
+    port = begin(real_pool, f'{health}\nstart_timeout = "500ms"\nrecovery = "replace"')
+    before = pid_of(real_pool)
+    (real_pool.directory / "plague").touch()
+    report = first_report(real_pool)
+    assert (report["outcome"], report["done"]) == ("failed", "replaced")
+    assert report["after"]["pids"] == [before]
+    assert get(port, "/pid").text == str(before)
+
+
+CLIENTS = 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "workers"), [("replace", 1), ("replace", 2), ("restart", 1), ("restart", 2)]
+)
+def test_a_stuck_worker_under_load_costs_only_the_connections_that_it_has(
+    real_pool: RealPool, strategy: str, workers: int
+) -> None:
+    extra = f'workers = {workers}\nstop_timeout = "500ms"\nrecovery = {{ strategy = "{strategy}", {QUICK} }}'
+    port = begin(real_pool, extra)
+    with Load([port], "new_connection", connections=CLIENTS, echo=False) as load:
+        wait_until(lambda: load.look().complete > 500)
+        stick(port)
+        assert first_report(real_pool)["outcome"] == "recovered"
+        served = load.look().complete
+        wait_until(lambda: load.look().complete > served + 500, what="all goes on")
+        report = load.stop()
+    assert (report.refused, report.wrong, report.unanswered) == (0, 0, 0), report
+    assert report.failed <= CLIENTS, report

@@ -1,0 +1,196 @@
+"""The pool as a service of systemd's: what it says on NOTIFY_SOCKET, and the sockets that it is given."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.http_get import get
+from tests.notify_socket import NotifySocket
+from tests.real_pool import RealPool
+
+LATE = "\nimport pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\n"
+# What systemd does between fork and exec: LISTEN_PID is the pid of the program itself.
+PASS_SOCKETS = (
+    "import os, sys\n"
+    "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='web')\n"
+    "os.dup2(int(sys.argv[1]), 3)\n"
+    "os.execv(sys.argv[2], sys.argv[2:])\n"
+)
+
+
+@pytest.fixture
+def systemd(pool: RealPool) -> Iterator[NotifySocket]:
+    receiver = NotifySocket(pool.runtime)
+    pool.env["NOTIFY_SOCKET"] = receiver.path
+    yield receiver
+    receiver.close()
+
+
+def test_ready_is_said_when_the_last_server_has_answered(pool: RealPool, systemd: NotifySocket) -> None:
+    pool.write_hello("quick", "late")
+    pool.write("slow.py", LATE + (pool.directory / "hello.py").read_text())
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", text[::-1].replace('"hello:app"'[::-1], '"slow:app"'[::-1], 1)[::-1])
+    running = pool.spawn("run")
+    assert systemd.await_line("STATUS=1 of 2 servers ready") == (
+        "STATUS=1 of 2 servers ready; late is starting"
+    )
+    assert "READY=1" not in systemd.lines
+    pool.write("go", "")
+    systemd.await_line("READY=1")
+    systemd.await_line("STATUS=2 servers ready")
+    running.send_signal(signal.SIGTERM)
+    systemd.await_line("STOPPING=1")
+    running.communicate(timeout=20)
+    assert running.returncode == 0
+
+
+def test_a_server_that_fails_is_named_and_keeps_the_service_from_being_ready(
+    pool: RealPool, systemd: NotifySocket
+) -> None:
+    pool.write_hello("good", "bad")
+    pool.write("broken.py", "raise SystemExit(7)\n")
+    text = (pool.directory / "pool.toml").read_text()
+    text = text[::-1].replace('"hello:app"'[::-1], '"broken:app"'[::-1], 1)[::-1]
+    pool.write("pool.toml", text + 'restart = "no"\n')
+    pool.spawn("run")
+    line = systemd.await_line("STATUS=1 of 2 servers ready; bad is failed: ")
+    assert "7" in line
+    assert "READY=1" not in systemd.lines
+    pool.write("broken.py", "from hello import app\n")
+    pool.ok("restart", "bad")
+    systemd.await_line("READY=1")
+
+
+def test_a_reload_is_announced_with_its_moment_and_its_end(pool: RealPool, systemd: NotifySocket) -> None:
+    ports = pool.write_hello("web")
+    pool.ok("start")
+    systemd.await_line("STATUS=1 server ready")  # the supervisor's own word, which comes after the command's
+    systemd.forget()
+    pool.ok("reload", "--dry-run")
+    assert not any(line.startswith("RELOADING") for line in systemd.lines)
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", f'{text}env = {{ A = "1" }}\n')
+    pool.ok("reload")
+    systemd.await_line("READY=1")
+    said = systemd.messages[0].splitlines()
+    assert said[0] == "RELOADING=1"
+    assert said[1].startswith("MONOTONIC_USEC=")
+    assert get(ports["web"]).status == 200
+
+
+def test_under_systemd_a_hangup_reloads(pool: RealPool, systemd: NotifySocket) -> None:
+    pool.write_hello("web")
+    running = pool.spawn("run")
+    systemd.await_line("STATUS=1 server ready")
+    systemd.forget()
+    more = pool.write_hello("web", "more")["more"]
+    running.send_signal(signal.SIGHUP)
+    systemd.await_line("STATUS=2 servers ready")
+    assert get(more).status == 200
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=20)
+
+
+def test_start_makes_the_keeper_the_main_process_and_ends(pool: RealPool, systemd: NotifySocket) -> None:
+    pool.write_hello("web")
+    pool.ok("start")
+    assert systemd.await_line("MAINPID=") == f"MAINPID={pool.info()['keeper_pid']}"
+    os.kill(pool.info()["keeper_pid"], signal.SIGTERM)
+    systemd.await_line("STOPPING=1")
+
+
+def test_a_start_by_a_script_of_a_service_leaves_the_main_process_alone(
+    pool: RealPool, systemd: NotifySocket
+) -> None:
+    pool.write_hello("web")
+    pool.ok("start", env={"SYSTEMD_EXEC_PID": "1"})
+    systemd.await_line("READY=1")
+    assert not any(line.startswith("MAINPID") for line in systemd.lines)
+
+
+def test_the_watchdog_hears_the_supervisor_and_its_successor_but_none_that_hangs(
+    pool: RealPool, systemd: NotifySocket, until: Any
+) -> None:
+    pool.write_hello("web")
+    pool.ok("start", env={"WATCHDOG_USEC": "200000"})
+    systemd.await_line("WATCHDOG=1", times=3)
+    supervisor = pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    until(lambda: stopped(supervisor))
+    systemd.forget()
+    with pytest.raises(AssertionError):
+        until(lambda: systemd.messages, timeout_seconds=0.5)
+    os.kill(supervisor, signal.SIGKILL)
+    systemd.await_line("WATCHDOG=1", times=2)
+    assert pool.info()["supervisor_pid"] != supervisor
+
+
+def stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "T"
+
+
+def test_a_watchdog_of_another_process_is_not_ours(pool: RealPool, systemd: NotifySocket) -> None:
+    pool.write_hello("web")
+    pool.ok("start", env={"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"})
+    systemd.await_line("STATUS=1 server ready")
+    assert "WATCHDOG=1" not in systemd.lines
+
+
+def test_workers_know_nothing_of_the_service(pool: RealPool, systemd: NotifySocket) -> None:
+    ports = pool.write_hello("web")
+    pool.write(
+        "hello.py",
+        (pool.directory / "hello.py").read_text().replace(
+            'b"hello from " + str(scope["server"][1]).encode()',
+            '",".join(k for k in __import__("os").environ if k.startswith(("NOTIFY", "WATCHDOG"))).encode()',
+        ),
+    )  # fmt: skip
+    pool.ok("start", env={"WATCHDOG_USEC": "60000000"})
+    assert get(ports["web"]).body == b""
+
+
+@pytest.mark.parametrize("way", ["ours", "systemd-socket-activate"])
+def test_sockets_of_the_service_are_served_by_number_and_name(
+    pool: RealPool, systemd: NotifySocket, way: str, until: Any, free_port: Any
+) -> None:
+    pool.write_hello("web")
+    bind = "fd:web" if way == "ours" else "fd:3"
+    pool.write("pool.toml", f'[[server]]\nname = "web"\nbind = "{bind}"\napp = "hello:app"\n')
+    port = free_port()
+    if way == "ours":
+        listener = socket.create_server(("127.0.0.1", port))
+        fd = listener.fileno()
+        argv = [sys.executable, "-c", PASS_SOCKETS, str(fd), *pool.command(), "run"]
+        running = subprocess.Popen(argv, cwd=pool.directory, env=pool.env, pass_fds=[fd])
+        listener.close()
+    else:
+        program = f"/usr/bin/{way}"
+        if not os.path.exists(program):
+            pytest.skip(f"no {way}")
+        argv = [program, "-l", f"127.0.0.1:{port}", "--setenv=NOTIFY_SOCKET"]
+        argv += [f"--setenv={name}={value}" for name, value in pool.env.items()]
+        running = subprocess.Popen([*argv, *pool.command(), "run"], cwd=pool.directory, env=pool.env)
+    try:
+        until(lambda: get(port).status == 200 if answers(port) else False)
+        before = pool.items()["web"]["pids"]
+        pool.ok("restart")
+        assert pool.items()["web"]["pids"] != before
+        assert get(port).status == 200
+    finally:
+        running.terminate()
+        running.wait(timeout=20)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
