@@ -45,6 +45,12 @@ def key_of(pool: RealPool, bind: str) -> str:
         ("HTTPS://127.0.0.1:8443", "127.0.0.1:8443"),
         ("127.0.0.1:http", "127.0.0.1:80"),
         ("127.0.0.1:https", "127.0.0.1:443"),
+        ("LOCALHOST:HTTP", "localhost:80"),
+        ("Example.COM:80", "example.com:80"),
+        ("unix:/run/../run/./a.sock", "unix:/run/a.sock"),
+        ("[::FFFF:7f00:1]:80", "127.0.0.1:80"),
+        ("127.0.0.1:AUTO", "127.0.0.1:auto"),
+        ("[::1]:0", "[::1]:auto"),
         ("[::ffff:127.0.0.1]:8080", "127.0.0.1:8080"),
         ("fd:3", "fd:3"),
         ("fd:web", "fd:web"),
@@ -181,6 +187,28 @@ def test_an_automatic_port_is_kept_over_stop_and_restart(
     assert {name: item["bind"] for name, item in real_pool.items().items()} == before
     real_pool.ok("start")
     assert {name: item["bind"] for name, item in real_pool.items().items()} == before
+
+
+def test_a_chosen_port_is_free_again_when_its_server_has_left_the_file(
+    real_pool: RealPool, free_port: Any
+) -> None:
+    port = free_port()
+    head = f'[pool]\nport_range = "{port}-{port}"\n'
+    write(real_pool, "127.0.0.1:auto")
+    path = Path(real_pool.directory, "pool.toml")
+    text = head + path.read_text()
+    path.write_text(text)
+    real_pool.ok("start")
+    real_pool.ok("stop")
+    other = text.replace('"s0"', '"other"')
+    path.write_text(text + other.removeprefix(head))
+    done = real_pool.run("start")
+    assert done.code == 5, "kept for the one that is stopped"
+    assert "port_range" in done.stderr
+    path.write_text(other)
+    real_pool.ok("start")
+    assert real_pool.ok("list", f"127.0.0.1:{port}", "-o", "name").stdout == "other\n"
+    assert real_pool.ok("walk", "-q", "--", "echo", "{bind} {port}").stdout == f"127.0.0.1:{port} {port}\n"
 
 
 def test_a_socket_inherited_from_systemd_is_served(real_pool: RealPool, http_get: Any) -> None:

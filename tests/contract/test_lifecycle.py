@@ -143,6 +143,19 @@ def test_every_failure_is_listed_and_the_others_run(
     assert "about to give up" in real_pool.ok("logs", "bad").stdout
 
 
+def test_a_taken_port_is_not_explained_by_what_earlier_workers_have_printed(real_pool: RealPool) -> None:
+    port = real_pool.write_hello(extra='restart = "no"')["web"]
+    path = real_pool.directory / "hello.py"
+    path.write_text(path.read_text() + "\nprint('printed by the one before', flush=True)\n")
+    real_pool.ok("start")
+    real_pool.ok("stop", "web")
+    with socket.create_server(("127.0.0.1", port)):
+        done = real_pool.run("start", "-o", "json")
+    assert done.code == 1
+    assert f"port {port} is in use" in done.json["errors"][0]["message"]
+    assert "printed by" not in str(done.json["errors"])
+
+
 def test_a_restart_replaces_the_process_and_refuses_nothing(real_pool: RealPool, http_get: Any) -> None:
     ports = real_pool.write_hello("a", "b")
     real_pool.ok("start")

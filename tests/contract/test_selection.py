@@ -52,6 +52,9 @@ def pool(real_pool: RealPool) -> RealPool:
         ("127.0.0.1:*", ["users-api", "Orders-API", "off"]),
         ("127.0.0.1:900?", ["off"]),
         ("a*", ["admin"]),
+        ("USERS-*", ["users-api"]),
+        ("*", ALL),
+        ("[::1]:*", ["admin"]),
         ("--name api$", ["users-api"]),
         ("--name API", ["Orders-API"]),
         ("--name (?i)api", ["users-api", "Orders-API"]),
@@ -68,6 +71,11 @@ def pool(real_pool: RealPool) -> RealPool:
         ("--tag api --not", ["admin", "off"]),
         ("--not admin", ["users-api", "Orders-API", "off"]),
         ("*-api --tag v1", ["users-api"]),
+        ("off admin --state stopped", ["admin"]),
+        ("--bind 808[12] --not", ["admin", "off"]),
+        ("--tag v1 --tag api --expose orders", ["Orders-API"]),
+        ("--name api --bind 8081 --expose users --tag api --state stopped --health unknown", ["users-api"]),
+        ("--not --allow-empty *", []),
         ("--allow-empty --tag none", []),
     ],
 )
@@ -80,7 +88,8 @@ def test_a_selector_chooses_in_the_order_of_the_file(
 @pytest.mark.parametrize(
     "arguments",
     ["nobody", "admin nobody", "nobody --allow-empty", "*nobody*", "*nobody* --allow-empty", "10.0.0.1:80",
-     "--tag private", "--name ^nobody", "--state running", "--health ok", "--tag api --state disabled",
+     "--tag private", "--tag a*", "--expose USERS", "admin --tag api",
+     "--name ^nobody", "--state running", "--health ok", "--tag api --state disabled",
      "--name . --not"],
 )  # fmt: skip
 def test_what_matches_nothing_is_exit_4(pool: RealPool, arguments: str) -> None:

@@ -1,0 +1,134 @@
+"""Contract §5: what each command's exit says, with one JSON document on every path and nothing beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from tests.real_pool import RealPool
+
+TWO = ("a", "b")
+
+
+def server(name: str, port: int, extra: str = "", app: str = "hello:app") -> str:
+    return f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "{app}"\n{extra}\n'
+
+
+def document(pool: RealPool, line: str, code: int) -> dict[str, list[dict[str, object]]]:
+    """The one document of a command that ends with this code. What follows `--` is the user's command."""
+    words, dashes, command = line.partition(" -- ")
+    done = pool.run(*words.split(), "-o", "json", *(["--", *command.split()] if dashes else []))
+    assert done.code == code, str(done)
+    assert done.json["schema"] == 1
+    if code in (2, 4, 5, 6, 7, 8):
+        assert done.json["items"] == []
+    for error in done.json["errors"]:
+        assert error.keys() >= {"code", "error", "name", "bind", "message", "hint"}
+        assert error["message"] in done.stderr, "people get to read it as well"
+    assert bool(done.json["errors"]) is (code not in (0, 3)), str(done)
+    return done.json  # type: ignore[no-any-return]
+
+
+def check(pool: RealPool, expected: list[tuple[str, int, Sequence[str]]]) -> None:
+    """Each command ends with its code, and its document has exactly these servers."""
+    for line, code, names in expected:
+        found = document(pool, line, code)
+        assert {item["name"] for item in found["items"]} == set(names), line
+
+
+def test_without_a_supervisor_some_work_from_the_files(real_pool: RealPool) -> None:
+    real_pool.write_hello(*TWO)
+    check(real_pool, [
+        ("stop", 0, TWO), ("stop nobody", 4, ()), ("status a", 3, "a"), ("walk b -- true", 0, "b"),
+        ("config a", 0, "a"), ("wait --timeout 0.1", 124, TWO), ("pools", 0, ()),
+    ])  # fmt: skip
+    real_pool.write("pool.toml", "broken [")
+    check(real_pool, [("stop", 0, ()), ("start", 5, ()), ("stop a", 5, ())])
+    assert "nothing is running" in real_pool.ok("stop").stdout
+    assert real_pool.processes() == {}
+
+
+def test_without_a_supervisor_others_are_refused(real_pool: RealPool) -> None:
+    real_pool.write_hello(*TWO)
+    for line in (
+        "scale a 2", "drain a", "undrain", "enable a", "disable", "remove a", "reload", "reload --dry-run", "upgrade",
+        "add c --bind :1 --app c:c", "top", "routes", "hosts", "metrics", "--pool nobody list",
+    ):  # fmt: skip
+        assert [error["code"] for error in document(real_pool, line, 6)["errors"]] == [6]
+    assert real_pool.processes() == {}
+
+
+def test_with_a_supervisor_looking_and_ordering(real_pool: RealPool) -> None:
+    real_pool.write_hello(*TWO)
+    check(real_pool, [
+        ("start a", 0, "a"), ("start", 0, TWO), ("start a nobody", 4, ()), ("status b", 0, "b"),
+        ("status nobody", 4, ()), ("list --tag x", 4, ()), ("list --name (", 2, ()), ("walk -- false", 1, TWO),
+        ("config --state running", 0, TWO), ("wait a --for stopped --timeout 0.1", 124, "a"),
+        ("wait --for running", 0, TWO), ("run -- true", 8, ()), ("logs nobody", 4, ()), ("logs -n few", 2, ()),
+        ("events nobody", 4, ()), ("stop b", 0, "b"), ("status", 0, TWO), ("stop", 0, TWO),
+    ])  # fmt: skip
+    assert real_pool.processes() == {}
+
+
+def test_with_a_supervisor_live_changes(real_pool: RealPool, free_port: Callable[[], int]) -> None:
+    real_pool.write_hello(*TWO)
+    real_pool.ok("start")
+    new, taken = free_port(), f"127.0.0.1:{real_pool.ports['b']}"
+    check(real_pool, [
+        ("scale a 2", 0, "a"), ("scale a 0", 2, ()), ("scale a", 2, ()), ("drain a", 0, "a"), ("status", 3, TWO),
+        ("undrain a", 0, "a"), ("disable a", 0, "a"), ("status", 0, TWO), ("start a", 1, "a"), ("restart a", 1, "a"),
+        ("enable a", 0, "a"), ("add b --bind :1 --app c:c", 8, ()), (f"add c --bind {taken} --app c:c", 8, ()),
+        ("add c --bind nowhere --app c:c", 5, ()), (f"add c --bind 127.0.0.1:{new} --app hello:app", 0, "c"),
+        ("reload --dry-run", 3, (*TWO, "c")), ("remove c", 0, "c"), ("remove c", 4, ()), ("reload", 0, TWO),
+    ])  # fmt: skip
+
+
+def test_one_failure_beside_others_is_1_and_all_are_listed_by_their_own_operation(
+    real_pool: RealPool, free_port: Callable[[], int]
+) -> None:
+    ports = real_pool.write_hello(*TWO)
+    bad = [server(name, free_port(), 'restart = "no"', "none:app") for name in ("bad", "worse")]
+    real_pool.write("pool.toml", server("a", ports["a"]) + "".join(bad) + server("b", ports["b"]))
+    started = document(real_pool, "start", 1)
+    assert [(error["name"], error["code"], error["error"]) for error in started["errors"]] == [
+        ("bad", 1323, "ErrorPoolStart"), ("worse", 1323, "ErrorPoolStart"),
+    ]  # fmt: skip
+    assert [item["ready"] for item in started["items"]] == [True, False, False, True]
+    assert [error["name"] for error in document_of_status(real_pool)["errors"]] == ["bad", "worse"]
+    assert [(e["name"], e["code"]) for e in document(real_pool, "restart bad a", 1)["errors"]] == [
+        ("bad", 1325)
+    ]
+    waited = document(real_pool, "wait --timeout 0.1", 124)
+    assert [(error["name"], error["code"]) for error in waited["errors"]] == [("bad", 1326), ("worse", 1326)]
+    document(real_pool, "start a b", 0)
+    document(real_pool, "stop bad worse", 0)
+    document(real_pool, "status", 0)
+
+
+def document_of_status(pool: RealPool) -> dict[str, list[dict[str, object]]]:
+    done = pool.run("status", "-o", "json")
+    assert done.code == 3
+    return done.json  # type: ignore[no-any-return]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_a_pool_of_another_user_is_7(real_pool: RealPool) -> None:
+    real_pool.directory = real_pool.runtime  # which others can reach, unlike a test's own directory
+    real_pool.write_hello()
+    real_pool.ok("start")
+    real_pool.runtime.chmod(0o755)
+    drop = "import os, sys; os.setgid(65534); os.setuid(65534); os.execv(sys.argv[1], sys.argv[1:])"
+    for command in ("list", "status", "stop"):
+        words = [*real_pool.command(), command, "-o", "json"]
+        done = subprocess.run(
+            [sys.executable, "-c", drop, *words],
+            cwd=real_pool.directory, env=real_pool.env, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert done.returncode == 7, done.stderr
+        assert [error["code"] for error in json.loads(done.stdout)["errors"]] == [7]
+    assert real_pool.items()["web"]["ready"]

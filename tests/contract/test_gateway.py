@@ -1,0 +1,33 @@
+"""Contract §5: routes and hosts of a pool without a gateway, and what a later version has."""
+
+from __future__ import annotations
+
+import pytest
+
+import poolctl
+from tests.real_pool import RealPool
+
+
+def test_without_a_gateway_routes_and_hosts_are_empty_tables(
+    real_pool: RealPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_pool.write_hello()
+    for command in ("routes", "hosts"):
+        done = real_pool.run(command, "-o", "json")
+        assert done.code == 6, "no supervisor"
+        assert [error["code"] for error in done.json["errors"]] == [6]
+    real_pool.ok("start")
+    for command in ("routes", "hosts"):
+        assert real_pool.ok(command, "-o", "json").json == {"schema": 1, "items": [], "errors": []}
+        (header,) = real_pool.ok(command).stdout.splitlines()
+        assert "HOST" in header.split()
+        assert real_pool.ok(command, "-o", "jsonl").stdout == real_pool.ok(command, "-o", "name").stdout == ""
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(real_pool.runtime))
+    client = poolctl.connect(real_pool.directory / "pool.toml")
+    assert client.routes()["items"] == client.hosts()["items"] == []
+
+
+def test_what_a_later_version_imports_is_said_to_come(real_pool: RealPool) -> None:
+    done = real_pool.run("import", "docker-compose.yml")
+    assert done.code == 2
+    assert "import is not available in this version" in done.stderr
