@@ -1,0 +1,53 @@
+"""What docs/events.md says is what the pool does."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from poolctl.config.table_models import EventsTable, Notify
+from poolctl.monitor.history import KINDS
+from poolctl.monitor.wording import sentence
+from poolctl.units import format_duration, format_size
+from tests.real_pool import RealPool
+
+TEXT = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
+
+
+def test_its_examples_are_valid_together(real_pool: RealPool) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    real_pool.write("pool.toml", "\n".join(examples))
+    assert real_pool.ok("validate").stdout == "1 server, ok\n"
+
+
+def test_its_kinds_are_all_there_are() -> None:
+    assert sorted(re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)) == sorted(KINDS)
+
+
+def test_its_event_has_what_every_event_has_and_is_told_so() -> None:
+    (example,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
+    event = json.loads(example)
+    assert sentence(event) == "starting → running (restart users)"
+    assert {
+        "time",
+        "schema",
+        "seq",
+        "kind",
+        "event",
+        "server",
+        "message",
+        "cause",
+        "by",
+        "before",
+        "after",
+    } <= set(event)
+
+
+def test_its_defaults_are_those_of_the_model() -> None:
+    notify, events = Notify(type="slack", url_env="A"), EventsTable()
+    for key in ("repeat", "delay", "retry_for", "timeout"):
+        assert f"`{key}` ({format_duration(getattr(notify, key))}" in TEXT, key
+    assert f'max_size = "{format_size(events.max_size)}"\nkeep = {events.keep}\n' in TEXT
+    assert f"(default: {', '.join(notify.events)})" in TEXT
+    assert f"`{notify.min_severity}` (default)" in TEXT

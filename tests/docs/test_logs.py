@@ -1,0 +1,49 @@
+"""What docs/logs.md says is what the commands do."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from poolctl.cli.top.quantity import seconds
+from poolctl.cli.top.view import _ALWAYS, _HINTS
+from tests.real_pool import RealPool
+
+TEXT = (Path(__file__).parents[2] / "docs" / "logs.md").read_text()
+
+
+def test_its_example_is_valid(real_pool: RealPool) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    real_pool.write("pool.toml", example)
+    assert real_pool.ok("validate").stdout == "1 server, ok\n"
+
+
+def test_its_commands_are_understood(real_pool: RealPool) -> None:
+    real_pool.write_hello("users")
+    commands = re.findall(r"^\$ poolctl (.*?)(?: +#.*| \|.*)?$", TEXT, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        if " -f" not in command:
+            assert real_pool.run(*command.split()).code in (0, 6), command
+    assert real_pool.run("top", "--sort", "requests", "--interval", "5s", "--once").code == 6
+    assert real_pool.ok("logs", "--reopen")
+
+
+def test_its_rendered_record_is_how_it_is_rendered(real_pool: RealPool) -> None:
+    real_pool.write_hello("users")
+    record = {"level": "error", "msg": "payment failed", "order": 1742, "amount": 12.5}
+    log = real_pool.directory / "users.log"
+    log.write_text(json.dumps(record) + "\n")
+    config = real_pool.directory / "pool.toml"
+    config.write_text(config.read_text() + f'log = {{ path = "{log}" }}\n')
+    shown = real_pool.ok("logs", "users").stdout.strip()
+    assert shown == "users | ERROR payment failed order=1742 amount=12.5"
+    assert "users | ERROR 12:00:00.250 payment failed order=1742 amount=12.5" in TEXT
+
+
+def test_its_last_line_has_the_keys_of_the_view() -> None:
+    (line,) = (line for line in TEXT.splitlines() if line.startswith(" / filter"))
+    hints = [" ".join(hint) for hint in (*_HINTS[:6], *_ALWAYS)]
+    assert line.strip() == "  ".join(hints)
+    assert seconds(0.000674) in TEXT

@@ -1,0 +1,37 @@
+"""What docs/metrics.md says is what a pool tells."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.real_pool import HELLO_APP, RealPool
+
+pytestmark = pytest.mark.slow
+
+TEXT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+
+
+def test_every_metric_is_described_and_every_one_described_is_there(
+    real_pool: RealPool, free_port: object
+) -> None:
+    assert callable(free_port)
+    (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    for port in ("9464", "8081"):
+        example = example.replace(port, str(free_port()))
+    probed = 'app  = "users:app"\nhealth = { liveness = { http = "/", interval = "100ms" } }'
+    real_pool.write("users.py", HELLO_APP)
+    real_pool.write("pool.toml", example.replace('app  = "users:app"', probed))
+    real_pool.ok("start")
+    real_pool.ok("wait", "--for", "healthy")
+    rows = re.findall(r"^\| (`.*?`) \| [a-z]", TEXT, re.MULTILINE)
+    described = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    families = text_string_to_metric_families(real_pool.ok("metrics").stdout)
+    found = {
+        family.name.removeprefix("poolctl_") + ("_total" if family.type == "counter" else "")
+        for family in families
+    }
+    assert found == described
