@@ -23,13 +23,16 @@ def answers(port: int) -> bool:
 
 
 def wait_for_all(ports: Iterable[int], timeout_seconds: float = 120.0) -> None:
-    """Return when every port has answered once. Raises TimeoutError."""
-    left = list(ports)
+    """Return when every port has answered once; they are asked one after the other. Raises TimeoutError.
+
+    One at a time: to ask a hundred that do not listen yet, again and again, took a core from those that were starting.
+    """
     deadline = time.monotonic() + timeout_seconds
-    while left := [port for port in left if not answers(port)]:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{len(left)} servers did not answer, such as that of port {left[0]}")
-        time.sleep(PAUSE_SECONDS)
+    for port in ports:
+        while not answers(port):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"port {port} did not answer within {timeout_seconds:g} s")
+            time.sleep(PAUSE_SECONDS)
 
 
 def free_ports(count: int) -> list[int]:

@@ -12,5 +12,7 @@ GROUPS = {
     "restart_under_load": "restarts while clients never pause: requests sent, requests failed",
     "wake": "servers that sleep: how long the first request takes, and what a thousand of them cost",
     "preload": "start, wake and crash of servers of a heavy framework that is imported once",
+    "probing": "what it costs the supervisor to probe a thousand times a second",
+    "counting": "what it costs a request to be counted",
     "crash": "processes that are killed, and an upgrade: how long until the next one serves, and what is lost",
 }

@@ -16,6 +16,7 @@ from .report import Row
 WAKES = 150
 SLEEPERS = 1000
 WATCHED_SECONDS = 5.0
+SETTLED_SECONDS = 2.0  # until all is imported that a start leaves for later
 
 
 def run(options: Namespace) -> Iterator[Row]:
@@ -38,6 +39,7 @@ def run(options: Namespace) -> Iterator[Row]:
             roles = project.roles()
             assert not roles["worker"]
             pid = roles["supervisor"]
+            time.sleep(min(SETTLED_SECONDS, options.idle_seconds))
             idle.append(processes.idle_percent(pid, min(WATCHED_SECONDS, options.idle_seconds)))
             memory.append(processes.pss_bytes(pid[0]) / 1024**2)
             assert answers.answers(project.ports[-1])
