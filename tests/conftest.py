@@ -20,6 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "contract" in item.path.parts:
             item.add_marker("contract")
+        if "browser" in item.path.parts:
+            item.add_marker("slow")  # once, and without coverage
 
 
 @pytest.fixture

@@ -1,0 +1,306 @@
+"""The dashboard as people use it: in a real Chromium, by mouse and by keyboard, in the dark and on a telephone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.dashboard_stage import TOKEN, Stage, dashboard_of
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+from tests.recorded_pool import RecordedPool
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+expect = pytest.importorskip("playwright.sync_api").expect
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    with dashboard_of() as found:
+        yield found
+
+
+def enter(page: Page, stage: Stage, view: str = "") -> None:
+    """Log in by the link, and wait for the servers."""
+    page.goto(f"{stage.url}#token={TOKEN}")
+    page.locator("#rows tr").first.wait_for()
+    if view:
+        page.goto(f"{stage.url}#{view}")
+
+
+def row(page: Page, name: str) -> Any:
+    return page.locator("#rows tr").filter(has=page.get_by_role("link", name=name, exact=True))
+
+
+def test_the_token_opens_the_page_and_a_wrong_one_does_not(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    page.get_by_label("Token").fill("wrong")
+    page.keyboard.press("Enter")
+    page.get_by_text("this is not the token").wait_for()
+    page.get_by_label("Token").fill(TOKEN)
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Servers").wait_for()
+    expect(page.locator("#rows tr")).to_have_count(8)
+    page.reload()
+    page.locator("#rows tr").first.wait_for()  # the cookie is enough
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_label("Token").wait_for()
+    page.reload()
+    page.get_by_label("Token").wait_for()
+    assert page.locator("#rows tr").count() == 0
+
+
+def test_the_link_with_the_token_needs_no_login_and_leaves_none_behind(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    assert TOKEN not in page.url
+    page.locator("#link.live").wait_for()
+
+
+def test_an_action_is_asked_for_confirmed_done_and_told(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    stop = page.get_by_role("button", name="Stop web-2")
+    stop.click()
+    dialog = page.get_by_role("dialog", name="Stop web-2?")
+    dialog.get_by_role("button", name="Cancel").click()
+    assert stage.pool.asked == []
+    stop.click()
+    dialog.get_by_role("button", name="Stop").click()
+    row(page, "web-2").get_by_text("stopped").wait_for()
+    page.locator(".note").get_by_text("web-2 stopped.").wait_for()
+    (asked,) = stage.pool.asked
+    assert (asked["verb"], asked["selector"]["targets"]) == ("stop", ["web-2"])
+    row(page, "web-2").get_by_role("button", name="Start web-2").wait_for()
+
+
+def test_several_servers_are_acted_on_at_once(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    page.get_by_role("searchbox", name="Search").fill("public")
+    page.get_by_label("Select all servers shown").check()
+    bulk = page.get_by_role("group", name="Selected servers")
+    bulk.get_by_text("4 servers selected").wait_for()
+    bulk.get_by_role("button", name="Restart").click()
+    page.get_by_role("dialog", name="Restart 4 servers?").get_by_role("button", name="Restart").click()
+    page.locator(".note").get_by_text("4 servers restarted.").wait_for()
+    assert stage.pool.asked[0]["selector"]["targets"] == ["web-2", "web-4", "web-6", "web-8"]
+
+
+def test_a_failure_stays_until_it_has_been_read(page: Page, stage: Stage) -> None:
+    stage.pool.refuses = "exited with status 3 before it was ready"
+    enter(page, stage)
+    page.get_by_role("button", name="Restart web-1").click()
+    page.get_by_role("dialog").get_by_role("button", name="Restart").click()
+    note = page.locator(".note.bad")
+    note.get_by_text("exited with status 3").wait_for()
+    note.get_by_role("button", name="Dismiss").click()
+    assert note.count() == 0
+
+
+def test_the_keyboard_is_enough(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    page.get_by_label("Token").wait_for()
+    page.keyboard.type(TOKEN)
+    page.keyboard.press("Enter")
+    page.locator("#rows tr").first.wait_for()
+    restart = page.get_by_role("button", name="Restart web-1")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if restart.evaluate("node => node === document.activeElement"):
+            break
+    assert restart.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog").wait_for()
+    assert page.evaluate("document.activeElement.id") == "confirm-no"  # what does nothing comes first
+    page.keyboard.press("Escape")
+    assert restart.evaluate("node => node === document.activeElement")
+    assert stage.pool.asked == []
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.locator(".note").get_by_text("web-1 restarted.").wait_for()
+
+
+def test_everything_has_a_name_and_a_place(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    for landmark in ("banner", "main", "navigation"):
+        assert page.get_by_role(landmark).count() == 1, landmark
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, a, [role=img], table")]
+            .filter((node) => node.checkVisibility())
+            .filter((node) => !(node.textContent.trim() || node.getAttribute("aria-label") || node.labels?.length
+                || node.caption || node.querySelector("title")))
+            .map((node) => node.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.locator("#rows .history svg").first.get_attribute("aria-label", timeout=5000)
+    assert "highest" in str(page.locator("#overview svg").first.get_attribute("aria-label"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_word_can_be_read(browser: Browser, stage: Stage, scheme: Any) -> None:
+    stage.pool.become("web-1", state="failed", ready=False, health="ko")
+    stage.pool.become("web-2", health="warn")
+    stage.pool.become("web-3", state="sleeping", ready=False, health="unknown")
+    stage.pool.become("web-4", state="stopped", ready=False, health="unknown")
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    try:
+        tab = context.new_page()
+        enter(tab, stage)
+        worst = tab.evaluate(CONTRAST)
+        assert worst[0] >= 4.5, worst
+        other = "dark" if scheme == "light" else "light"
+        before = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        tab.get_by_label("Theme").select_option(other)
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != before
+        assert tab.evaluate(CONTRAST)[0] >= 4.5
+    finally:
+        context.close()
+
+
+# The lowest contrast of any text with what is behind it (WCAG 2.2, 1.4.3), and that text.
+CONTRAST = """() => {
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((value) => value / 255)
+      .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const parsed = (text) => text.match(/[\\d.]+/g).map(Number);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = parsed(getComputedStyle(node).backgroundColor);
+      if (colour.length < 4 || colour[3] === 1) return colour.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  let worst = [99, ""];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !node.checkVisibility()) continue;
+    if (node.closest(".quiet, .skip, option, script")) continue;
+    const [one, other] = [light(parsed(getComputedStyle(node).color).slice(0, 3)), light(behind(node))];
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (ratio < worst[0]) worst = [ratio, walker.currentNode.data];
+  }
+  return worst;
+}"""
+
+
+def test_it_fits_on_a_telephone(browser: Browser, stage: Stage) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True)
+    try:
+        tab = context.new_page()
+        enter(tab, stage)
+        for view in ("servers", "server/web-1", "events", "logs", "routes"):
+            tab.goto(f"{stage.url}#{view}")
+            tab.locator(f"#view-{view.partition('/')[0]}").wait_for()
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 360, view
+        tab.goto(f"{stage.url}#servers")
+        tab.get_by_role("button", name="Restart web-1").tap()
+        tab.get_by_role("dialog", name="Restart web-1?").wait_for()
+    finally:
+        context.close()
+
+
+def test_one_server_is_shown_with_its_failure_its_events_and_its_log(page: Page, stage: Stage) -> None:
+    stage.pool.become("web-3", state="failed", ready=False, health="ko", pids=[])
+    Path(stage.logs, "web-3.log").write_text(
+        "2026-11-20T08:47:34.123456Z \x1b[31m<b>cannot bind</b>\x1b[0m\n"
+    )
+    enter(page, stage)
+    page.get_by_role("link", name="web-3").click()
+    page.get_by_role("heading", name="web-3").wait_for()
+    page.get_by_text("exited with status 3 before it was ready").wait_for()
+    page.get_by_text("web-3 is failed").wait_for()
+    page.locator("#server-log").get_by_text("<b>cannot bind</b>").wait_for()
+    expect(page.locator("#server-charts svg")).to_have_count(3)
+
+
+def test_what_happens_is_seen_at_once(page: Page, stage: Stage) -> None:
+    enter(page, stage, "events")
+    page.get_by_role("heading", name="Events").wait_for()
+    by = {"uid": 1000, "user": "ada", "command": "dashboard stop", "address": "10.1.2.3"}
+    stage.pool.happened("audit", "stop", server="web-5", message="stop web-5", by=by)
+    page.get_by_text("dashboard stop by ada from 10.1.2.3").wait_for()
+    page.get_by_label("Kind").select_option("audit")
+    expect(page.locator("#events li")).to_have_count(1)
+
+
+def test_a_log_line_cannot_be_a_program(page: Page, stage: Stage) -> None:
+    evil = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+    Path(stage.logs, "web-1.log").write_text(f"2026-11-20T08:47:34.123456Z {evil}\n")
+    stage.pool.servers["web-1"]["tags"] = [evil]
+    stage.pool.servers["web-1"]["expose"] = "javascript:document.title='taken'"
+    enter(page, stage)
+    page.goto(f"{stage.url}#logs")
+    page.locator("#log").get_by_text("onerror").wait_for()
+    assert page.locator("#log img, #rows img").count() == 0
+    assert page.locator("a[href^=javascript]").count() == 0
+    assert "taken" not in page.title()
+
+
+def test_it_says_that_the_pool_is_gone_and_goes_on_when_it_is_back(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    stage.gone()
+    page.get_by_role("alert").get_by_text("The pool does not answer").wait_for()
+    stage.back()
+    page.locator("#link.live").wait_for()
+    assert not page.locator("#gone").is_visible()
+    stage.end()
+    page.get_by_role("alert").get_by_text("The dashboard does not answer").wait_for()
+    stage.begin()
+    page.locator("#link.live").wait_for()
+    expect(page.locator("#rows tr")).to_have_count(8)
+
+
+def test_five_hundred_servers_can_be_worked_with(page: Page) -> None:
+    with dashboard_of(RecordedPool(500)) as stage:
+        stage.pool.become("web-400", state="failed", ready=False, health="ko")
+        enter(page, stage)
+        page.locator("#rows tr").nth(499).wait_for()
+        page.get_by_text("500 servers", exact=True).wait_for()
+        page.get_by_label("Sort by").select_option("trouble")
+        expect(page.locator("#rows tr").first.get_by_role("link", name="web-400")).to_have_count(1)
+        page.get_by_role("searchbox", name="Search").fill("web-499")
+        expect(page.locator("#rows tr")).to_have_count(1)
+        # What nobody sees is not drawn.
+        page.get_by_role("searchbox", name="Search").fill("")
+        drawn = "document.querySelectorAll('#rows .spark path[d]').length"
+        assert 0 < page.evaluate(drawn) < 300
+
+
+def test_a_real_pool_through_its_own_page(page: Page, real_pool: RealPool, until: Callable[..., Any]) -> None:
+    port = claim_port()
+    real_pool.write_hello("web", "api")
+    path = real_pool.directory / "pool.toml"
+    path.write_text(f'[dashboard]\nbind = "127.0.0.1:{port}"\n{path.read_text()}')
+    real_pool.ok("start")
+    page.goto(real_pool.ok("dashboard").stdout.strip())
+    row(page, "api").get_by_text("running").wait_for()
+    page.get_by_role("button", name="Stop api").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+    row(page, "api").get_by_text("stopped").wait_for()
+    assert real_pool.items()["api"]["state"] == "stopped"
+    os.kill(real_pool.info()["supervisor_pid"], signal.SIGKILL)
+    page.get_by_role("button", name="Start api").click()
+    page.get_by_role("dialog").get_by_role("button", name="Start").click()
+    row(page, "api").get_by_text("running").wait_for()
+    events = [event for event in _journal(real_pool) if event["kind"] == "audit"]
+    (stop, *_) = [event for event in events if event["event"] == "stop"]
+    assert stop["by"]["command"] == "dashboard stop"
+    assert stop["by"]["address"] == "127.0.0.1"
+    real_pool.ok("stop")
+    page.get_by_role("alert").get_by_text("The dashboard does not answer").wait_for()
+
+
+def _journal(pool: RealPool) -> list[dict[str, Any]]:
+    import json
+
+    (path,) = pool.runtime.glob("**/events.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
