@@ -15,7 +15,6 @@ import typer
 
 from poolctl import __version__
 from poolctl.cli import commands, live, seeing
-from poolctl.cli.exit_codes import USAGE
 from poolctl.cli.options import (
     FILTERS,
     HELP,
@@ -36,6 +35,7 @@ from poolctl.cli.options import (
     command,
 )
 from poolctl.cli.outcome import Outcome
+from poolctl.exit_codes import USAGE
 
 FAST = (
     "list",

@@ -13,8 +13,8 @@ import shutil
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from poolctl.cli.exit_codes import NOT_EXECUTABLE, NOT_FOUND
 from poolctl.cli.outcome import Failure, Outcome
+from poolctl.exit_codes import NOT_EXECUTABLE, NOT_FOUND
 
 # Sent to us, meant for the command.
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)

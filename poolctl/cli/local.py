@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from poolctl.cli import exit_codes
+from poolctl import exit_codes
 from poolctl.cli.outcome import Failure, Item, Outcome, error
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item

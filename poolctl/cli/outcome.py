@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli import exit_codes
+from poolctl import exit_codes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

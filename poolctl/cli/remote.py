@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from poolctl.cli.exit_codes import INVALID_CONFIGURATION
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.progress import Progress
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.ending import await_end
 from poolctl.errors import ControlError
+from poolctl.exit_codes import INVALID_CONFIGURATION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,15 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from poolctl.cli.exit_codes import (
-    CONFLICT,
-    DONE,
-    FAILED,
-    INVALID_CONFIGURATION,
-    NOT_AS_DESIRED,
-    NOT_PERMITTED,
-    TIMED_OUT,
-)
 from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.place import Place
 from poolctl.cli.render import from_here
@@ -23,6 +14,15 @@ from poolctl.config.pool_config import PoolConfig
 from poolctl.config.replace import FileChanged
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import PoolValidateError
+from poolctl.exit_codes import (
+    CONFLICT,
+    DONE,
+    FAILED,
+    INVALID_CONFIGURATION,
+    NOT_AS_DESIRED,
+    NOT_PERMITTED,
+    TIMED_OUT,
+)
 
 # A change that has been made, if not for every server, or not in time, is worth keeping.
 MADE = (DONE, FAILED, TIMED_OUT)

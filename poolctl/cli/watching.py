@@ -8,7 +8,6 @@ import select
 from collections.abc import Callable
 from time import monotonic
 
-from poolctl.cli.exit_codes import FAILED
 from poolctl.cli.outcome import Failure, Outcome, outcome_of
 from poolctl.cli.place import Place
 from poolctl.cli.remote import ask
@@ -16,6 +15,7 @@ from poolctl.cli.request import Request
 from poolctl.cli.sources import Sources
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
+from poolctl.exit_codes import FAILED
 from poolctl.logs.inotify import Watch
 
 # An editor, a checkout or a deployment writes many files: they are one change when nothing more comes for so long.

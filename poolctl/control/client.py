@@ -14,6 +14,7 @@ from time import monotonic
 
 from poolctl.control import directory
 from poolctl.errors import ControlError
+from poolctl.exit_codes import CONFLICT, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from poolctl.control.verbs import PoolClient
 
-NO_SUPERVISOR = 6
-BUSY = 8
-TIMED_OUT = 124
 OK = 200
 FORBIDDEN = 403
 # A connection to a dead supervisor waits in the backlog: after so long a silence it has to answer a ping.
@@ -48,7 +46,7 @@ class SupervisorEnded(ControlError):
     def __init__(self, socket_path: str) -> None:
         super().__init__(
             "the supervisor ended before it had answered",
-            exit_code=BUSY,
+            exit_code=CONFLICT,
             hint=f"poolctl status shows what is there now; {os.path.dirname(socket_path)}/supervisor.log may say why",
         )
 
@@ -124,7 +122,7 @@ class Client:
             connection.close()
         raise ControlError(
             f"the supervisor has not answered for {limit:g} s",
-            exit_code=BUSY,
+            exit_code=CONFLICT,
             hint=f"the servers go on serving; see what the process behind {self.socket_path} is doing",
         )
 
@@ -141,21 +139,23 @@ class Client:
             connection.close()
             raise ControlError(
                 "the supervisor accepts no commands: too many wait for it already",
-                exit_code=BUSY,
+                exit_code=CONFLICT,
                 hint="the servers go on serving; try again",
             ) from None
         except PermissionError:
             connection.close()
             raise ControlError(
                 f"not permitted to use {self.socket_path}",
-                exit_code=directory.NOT_PERMITTED,
+                exit_code=NOT_PERMITTED,
                 hint="run poolctl as the user who started the pool",
             ) from None
         except OSError as error:
             connection.close()
             if error.errno is None:  # a path that is too long for a socket: nothing can listen there
                 raise NoSupervisor from None
-            raise ControlError(f"cannot use {self.socket_path}: {error}", exit_code=BUSY, hint="") from None
+            raise ControlError(
+                f"cannot use {self.socket_path}: {error}", exit_code=CONFLICT, hint=""
+            ) from None
         return connection
 
     def _chunks(self, connection: socket, deadline: float | None) -> Iterator[bytes]:
@@ -233,7 +233,7 @@ def _send(connection: socket, verb: str, body: Mapping[str, Any]) -> None:
     except (BrokenPipeError, ConnectionResetError):
         pass  # what it had to say before it hung up can still be read
     except TimeoutError:
-        raise ControlError("the supervisor takes no commands", exit_code=BUSY, hint="try again") from None
+        raise ControlError("the supervisor takes no commands", exit_code=CONFLICT, hint="try again") from None
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -262,11 +262,11 @@ def _refused(status: int, verb: str, message: Mapping[str, Any]) -> ControlError
     said = str(message.get("error") or f"HTTP status {status}")
     if status == FORBIDDEN:
         return ControlError(
-            said, exit_code=directory.NOT_PERMITTED, hint="run poolctl as the user who started the pool"
+            said, exit_code=NOT_PERMITTED, hint="run poolctl as the user who started the pool"
         )
     return ControlError(
         f"the supervisor refused {verb!r}: {said}",
-        exit_code=BUSY,
+        exit_code=CONFLICT,
         hint="is it of another version? poolctl version --verbose shows both",
     )
 
@@ -281,7 +281,7 @@ def _decode(line: bytes) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise ControlError(
             "the supervisor's answer is not understood",
-            exit_code=BUSY,
+            exit_code=CONFLICT,
             hint="poolctl version --verbose shows both versions",
         )
     return message

@@ -10,6 +10,7 @@ import os
 import stat
 
 from poolctl.errors import ControlError
+from poolctl.exit_codes import NOT_PERMITTED
 
 try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
     from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 RUNTIME_VARIABLE = "POOLCTL_RUNTIME_DIR"
 STATE_VARIABLE = "POOLCTL_STATE_DIR"
 SOCKET_NAME = "control.sock"
-NOT_PERMITTED = 7
 # sun_path has 108 bytes, the last of them the terminating NUL (unix(7))
 SOCKET_PATH_BYTES = 107
 

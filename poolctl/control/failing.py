@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
-
-NOT_DESIRED = 3
-NOTHING_MATCHED = 4
-INVALID_CONFIGURATION = 5
-TIMED_OUT = 124
+from poolctl.exit_codes import (
+    FAILED,
+    INVALID_CONFIGURATION,
+    NOT_AS_DESIRED,
+    NOTHING_MATCHED,
+    TIMED_OUT,
+)
 
 
 def error_of(verb: str, code: int, result: Mapping[str, Any], failure: type[PoolError]) -> Exception:
@@ -21,7 +23,7 @@ def error_of(verb: str, code: int, result: Mapping[str, Any], failure: type[Pool
         return PoolParamError(message, children)
     if code == INVALID_CONFIGURATION:
         return PoolValidateError(message, children)
-    if code not in (1, NOT_DESIRED, TIMED_OUT):
+    if code not in (FAILED, NOT_AS_DESIRED, TIMED_OUT):
         return ControlError(message, exit_code=code, hint=children[0].hint if children else "")
     return failure(message, children or [ServerError(message)])
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolctl.control.failing import error_of
 from poolctl.errors import PoolError, PoolMonitorError, PoolParamError
+from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +43,9 @@ class Looking:
 
     def status(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
         """Return the selected servers and their summary. Not being in the desired state is no error here."""
-        return self._ask("status", targets, selector, {}, None, PoolMonitorError, accepted=(0, 3))
+        return self._ask(
+            "status", targets, selector, {}, None, PoolMonitorError, accepted=(DONE, NOT_AS_DESIRED)
+        )
 
     def events(
         self,
@@ -109,7 +112,7 @@ class Looking:
         options: Result,
         on_progress: Callable[[Result], None] | None,
         failure: type[PoolError],
-        accepted: Sequence[int] = (0,),
+        accepted: Sequence[int] = (DONE,),
     ) -> Result:
         body = {"selector": {**(selector or {}), "targets": [*targets]}, "options": options}
         result = self._client.call(verb, body, on_progress, options.get("timeout"))

@@ -15,6 +15,7 @@ from typing import Any
 import h11
 
 from poolctl.control.messages import error, result
+from poolctl.exit_codes import FAILED
 from poolctl.platform import peer_credentials
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -158,7 +159,7 @@ def _outcome(work: asyncio.Future[Document]) -> Document:
     except Exception:
         logger.exception("a request could not be answered")
         message = "the supervisor failed at this command; its log says why"
-        return result([], [error(1, "ErrorInternal", message, "see supervisor.log")], exit_code=1)
+        return result([], [error(FAILED, "ErrorInternal", message, "see supervisor.log")], exit_code=FAILED)
 
 
 async def _end(reader: asyncio.StreamReader) -> None:

@@ -9,6 +9,7 @@ from poolctl import __version__, bootstrap
 from poolctl.control.client import Client
 from poolctl.control.ending import await_end
 from poolctl.errors import ControlError
+from poolctl.exit_codes import FAILED
 
 _END_SECONDS = 30.0
 
@@ -33,7 +34,7 @@ def upgrade(client: Client) -> dict[str, Any]:
     if about.get("version") != __version__ or about.get("supervisor_pid") == result["upgraded_from"]:
         raise ControlError(
             f"the pool is run by poolctl {about.get('version')} still",
-            exit_code=1,
+            exit_code=FAILED,
             hint="supervisor.log in its runtime directory says why",
         )
     result["items"] = client.call("list")["items"]

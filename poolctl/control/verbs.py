@@ -17,6 +17,7 @@ from poolctl.errors import (
     PoolStartError,
     PoolStopError,
 )
+from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +99,9 @@ class PoolClient(Looking):
             "timeout": timeout,
             "wait": wait,
         }
-        return self._ask("reload", (), None, options, on_progress, PoolRestartError, accepted=(0, 3))
+        return self._ask(
+            "reload", (), None, options, on_progress, PoolRestartError, accepted=(DONE, NOT_AS_DESIRED)
+        )
 
     def scale(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 
 from poolctl.control.messages import Document
 from poolctl.control.server import Request
+from poolctl.exit_codes import USAGE
 from poolctl.pool.select import Selector, SelectorError
 
 from .engine import Engine
@@ -24,7 +25,6 @@ AUDITED = frozenset(
 )  # fmt: skip
 # Told as they are; the others may hold what is nobody's business, such as an environment.
 _TOLD = ("timeout", "wait", "deps", "kill", "workers")
-NOTHING_MATCHED, USAGE = 4, 2
 
 Work = Callable[[], Awaitable[Document]]
 

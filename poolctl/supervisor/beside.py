@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from poolctl.config.tables import Tables
 from poolctl.control.messages import Document, error, result
 from poolctl.control.server import Progress
+from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .dashboard import Dashboard
     from .dashboard_settings import Told
 
-NOT_DESIRED = 3
 _HINT = "add [dashboard] to the pool's file, then poolctl reload"
 
 
@@ -83,9 +83,9 @@ class Beside:
         page = self._dashboard
         if page is None or page.table is None:
             problem = error(1326, "ErrorPoolMonitor", "this pool has no dashboard", _HINT)
-            return result([], [problem], exit_code=NOT_DESIRED)
+            return result([], [problem], exit_code=NOT_AS_DESIRED)
         found = await page.where()
         if found is None:
             problem = error(1326, "ErrorPoolMonitor", f"the dashboard: {page.problem}", "poolctl events")
-            return result([], [problem], exit_code=NOT_DESIRED)
+            return result([], [problem], exit_code=NOT_AS_DESIRED)
         return result([], dashboard={"url": found.url, "token": found.settings["token"]})

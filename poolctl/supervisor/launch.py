@@ -16,10 +16,10 @@ from poolctl.config.interpreter import default_interpreter
 from poolctl.control import directory
 from poolctl.control.ending import forget_status
 from poolctl.errors import ControlError
+from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
 from poolctl.keeper import wire
 from poolctl.keeper.background import Companion, Limits, in_company
 
-BUSY = 8
 SUPERVISOR = "supervisor"
 BACKLOG = 512
 LOG_BYTES = 1024 * 1024
@@ -53,7 +53,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
             if lifeline:
                 raise ControlError(
                     "a supervisor runs for this pool already",
-                    exit_code=BUSY,
+                    exit_code=CONFLICT,
                     hint="poolctl stop ends it; poolctl status shows it",
                 )
             return Launched(path, None)
@@ -174,6 +174,6 @@ def listens(path: str) -> bool:
 def _unusable(pool_directory: str, error: OSError) -> ControlError:
     return ControlError(
         f"cannot use {pool_directory}: {error.strerror or error}",
-        exit_code=directory.NOT_PERMITTED,
+        exit_code=NOT_PERMITTED,
         hint=f"free some space there, or set {directory.RUNTIME_VARIABLE} to another directory",
     )

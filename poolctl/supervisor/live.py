@@ -13,6 +13,7 @@ from poolctl.config.section import problem_of
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.errors import PoolError, PoolValidateError, ServerError
+from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector, SelectorError
 
 from .configuration import Configuration
@@ -22,7 +23,6 @@ from .order import START, STOP, Order
 from .reports import Reports
 from .selection import Selection
 
-CONFLICT, INVALID_CONFIGURATION = 8, 5
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
 _STAYS = frozenset({"running", "draining", "starting", "backoff"})
 
@@ -60,7 +60,7 @@ class Live:
             self._engine.override(entry, count=count, disabled=entry.disabled, out=entry.out)
         document = await order.conclude(chosen, options, progress)
         if refused and not document["exit_code"]:
-            document["exit_code"] = 1
+            document["exit_code"] = FAILED
         return document
 
     async def drain(self, selector: Selector, options: Document, progress: Progress) -> Document:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from poolctl.exit_codes import FAILED
 from poolctl.runners.protocol import Exit
 
 from .entry import Entry
 
-FAILED = 1
 _SIGNALLED = 128
 
 

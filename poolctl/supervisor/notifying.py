@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from poolctl.config.tables import Tables
 from poolctl.control.messages import Document, error, result
 from poolctl.control.server import Progress
+from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from poolctl.monitor.notify.notifier import Notifier
 
 _FAILED = (1326, "ErrorPoolMonitor")
-NOTHING_MATCHED, FAILED = 4, 1
 
 
 class Notifying:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.errors import ServerError
+from poolctl.exit_codes import FAILED, TIMED_OUT
 
 from .engine import Engine
 from .entry import Entry
 from .reports import Reports, as_kind, late, reporter
 from .waiting import until
-
-FAILED, TIMED_OUT = 1, 124
 
 Kind = tuple[int, str]
 START: Kind = (1323, "ErrorPoolStart")

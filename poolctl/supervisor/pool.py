@@ -13,6 +13,7 @@ from poolctl.clock import SystemClock
 from poolctl.control.ending import Left, leave_status
 from poolctl.control.messages import Document, result
 from poolctl.control.server import ControlServer, Handler, Progress, Request
+from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.keeper import wire
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
@@ -41,7 +42,6 @@ from .verbs import CHANGING, Verbs
 if TYPE_CHECKING:
     from .systemd import Service
 
-INVALID_CONFIGURATION = 5
 _IDLE_SECONDS = 60.0
 _LAST_ANSWER_SECONDS = 0.02
 # So long a supervisor that is to do nothing by itself waits until another may try.

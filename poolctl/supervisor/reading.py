@@ -7,18 +7,17 @@ from collections.abc import Callable
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.errors import ServerError
+from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.pool.select import Selector
 from poolctl.states import State, Status
 
 from .engine import Engine
 from .entry import Entry
-from .order import TIMED_OUT
 from .reports import Reports, details, reporter, unwell
 from .reports import late as late_as
 from .selection import Selection
 from .waiting import until
 
-NOT_DESIRED = 3
 MONITOR = (1326, "ErrorPoolMonitor")
 
 
@@ -65,7 +64,7 @@ class Reading:
         }
         errors = [problem.to_dict() for entry in missing if (problem := self._problem(entry)) is not None]
         return result(
-            self._reports.items(entries), errors, exit_code=NOT_DESIRED if missing else 0, summary=summary
+            self._reports.items(entries), errors, exit_code=NOT_AS_DESIRED if missing else 0, summary=summary
         )
 
     async def wait(self, selector: Selector, options: Document, progress: Progress) -> Document:

@@ -11,6 +11,7 @@ from poolctl.config.tables import NAMES as TABLES
 from poolctl.control.messages import Document, error, result
 from poolctl.control.server import Progress
 from poolctl.errors import ServerError
+from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.pool.select import Selector
 
 from .changes import Change, Kind, Running, Written, plan
@@ -18,12 +19,11 @@ from .configuration import Configuration
 from .contents import digests
 from .engine import Engine
 from .entry import Entry
-from .order import FAILED, RESTART, STOP, TIMED_OUT, Order
+from .order import RESTART, STOP, Order
 from .ordered import CURRENT, Ordered
 from .reports import Reports, as_kind
 from .settle import Settled
 
-NOT_DESIRED, INVALID_CONFIGURATION = 3, 5
 # The pool itself, which no server can be named.
 POOL = "[pool]"
 
@@ -56,7 +56,7 @@ class Reload:
                 return self._refused(problems)
             lines = [each.to_dict() for each in [*self._of_the_pool(settled), *changes]]
             if options.get("dry_run"):
-                return result(self._items(), exit_code=NOT_DESIRED if lines else 0, changes=lines)
+                return result(self._items(), exit_code=NOT_AS_DESIRED if lines else 0, changes=lines)
             applied = _Application(self._engine, changes, settled.servers)
             applied.begin()
             self._record(lines)

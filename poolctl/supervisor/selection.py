@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from poolctl.control.messages import Document, error, result
+from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.pool.select import Selector, select
 
 from .engine import Engine
 from .entry import Entry
 from .reports import Reports
 
-NOTHING_MATCHED = 4
 PARAM = (1320, "ErrorParamEmpty")
 
 

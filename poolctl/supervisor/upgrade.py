@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 
 from poolctl.control.messages import CHECK, Document, error, result
 from poolctl.control.server import Progress
+from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector
 
 from .changes import Kind
 
-INVALID_CONFIGURATION, CONFLICT = 5, 8
 _UPGRADE = (1325, "ErrorPoolRestart")
 # What a server runs with is read anew by the version that follows; how many workers it has, and the like, is handed on.
 _HANDED_ON = Kind.OVERRIDE.value

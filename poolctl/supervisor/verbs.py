@@ -7,6 +7,7 @@ from functools import partial
 
 from poolctl.control.messages import PROTOCOL, Document, error, result
 from poolctl.control.server import Progress, Request
+from poolctl.exit_codes import USAGE
 from poolctl.pool.select import Selector, SelectorError
 
 from .audit import Audit
@@ -18,7 +19,6 @@ from .reading import Reading
 from .selection import NothingMatched
 from .telling import Telling
 
-USAGE = 2
 CHANGING = ("changes", "live", "reload", "upgrade")  # the modules of the verbs that no start needs
 _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,)}

@@ -13,6 +13,7 @@ from typing import Any
 from poolctl.clock import Clock
 from poolctl.control.asking import answers, ask
 from poolctl.errors import ControlError
+from poolctl.exit_codes import USAGE
 from poolctl.logs.line import stamp
 
 from .history import SPAN_SECONDS, Figures, Levels
@@ -127,7 +128,7 @@ class Hub:
 
     async def _stats(self) -> Document:
         result = await self.ask("stats", [], {})
-        if result["exit_code"] == 2:  # a supervisor of an older version
+        if result["exit_code"] == USAGE:  # a supervisor of an older version
             result = await self.ask("list", [], {})
         return result
 

@@ -122,7 +122,7 @@ def test_every_command_is_in_the_table(real_pool: RealPool) -> None:
 
 
 def test_every_exit_code_is_in_the_table() -> None:
-    from poolctl.cli import exit_codes
+    from poolctl import exit_codes
 
     known = {v for k, v in vars(exit_codes).items() if k.isupper() and isinstance(v, int)}
     assert {int(code) for code in table("Exit codes")} == known

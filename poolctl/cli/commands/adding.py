@@ -11,7 +11,6 @@ from typing import Any
 
 from poolctl.address import Address, AddressError, parse
 from poolctl.cli import saving
-from poolctl.cli.exit_codes import CONFLICT, FAILED
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.remote import ask
@@ -20,6 +19,7 @@ from poolctl.config.conflicts import conflicts
 from poolctl.config.entry import merged
 from poolctl.config.relocate import relocated
 from poolctl.config.single import Surroundings
+from poolctl.exit_codes import CONFLICT, FAILED
 
 Table = dict[str, Any]
 

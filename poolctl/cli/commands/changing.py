@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from poolctl.cli.counting import servers
-from poolctl.cli.exit_codes import NOTHING_MATCHED
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
 from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request, saves
 from poolctl.config.limits import MOST_WORKERS
 from poolctl.control.client import NoSupervisor
+from poolctl.exit_codes import NOTHING_MATCHED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

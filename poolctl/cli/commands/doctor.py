@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli.doctor.case import Case
 from poolctl.cli.doctor.finding import OK, PROBLEM, WARNING, Finding, problem, warning
-from poolctl.cli.exit_codes import DONE, FAILED
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.config.find import ConfigNotFound
 from poolctl.errors import ControlError
+from poolctl.exit_codes import DONE, FAILED
 
 if TYPE_CHECKING:
     from poolctl.cli.place import Place

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from time import sleep
 
-from poolctl.cli.exit_codes import INTERRUPTED
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.render import coloured, paint, printable
@@ -19,6 +18,7 @@ from poolctl.cli.span import lines_of, since_of
 from poolctl.control import directory
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.errors import ControlError, PoolError
+from poolctl.exit_codes import INTERRUPTED
 from poolctl.monitor.history import KINDS, MOST_LINES, Wanted, recent
 from poolctl.monitor.journal import NAME
 from poolctl.monitor.severity import severity

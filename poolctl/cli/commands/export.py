@@ -7,11 +7,11 @@ import pwd
 import sys
 from typing import TYPE_CHECKING
 
-from poolctl.cli.exit_codes import CONFLICT, FAILED
 from poolctl.cli.local import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import find_place
 from poolctl.cli.request import one_of
+from poolctl.exit_codes import CONFLICT, FAILED
 
 if TYPE_CHECKING:
     from poolctl.cli.exports.systemd import Pool

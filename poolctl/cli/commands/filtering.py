@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from poolctl.cli.exit_codes import NOTHING_MATCHED
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.place import find_place
 from poolctl.cli.request import Request, one_of
 from poolctl.cli.selected import selected
+from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.pool.select import select
 
 _PLACE = ("config", "pool", "quiet", "verbose")

@@ -6,9 +6,9 @@ import os
 import re
 import sys
 
-from poolctl.cli.exit_codes import CONFLICT, FAILED
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.request import Request
+from poolctl.exit_codes import CONFLICT, FAILED
 
 POOL = """\
 # A pool of HTTP servers. Every key: `poolctl schema`, checks: `poolctl validate`.

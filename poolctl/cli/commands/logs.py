@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from poolctl.cli.exit_codes import INTERRUPTED
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.prefix import Prefixes
@@ -17,6 +16,7 @@ from poolctl.cli.request import Request
 from poolctl.cli.span import lines_of, since_of
 from poolctl.control import directory
 from poolctl.control.client import NoSupervisor
+from poolctl.exit_codes import INTERRUPTED
 from poolctl.logs.line import Line
 
 

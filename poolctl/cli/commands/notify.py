@@ -9,8 +9,7 @@ from poolctl.cli.place import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.control.client import NoSupervisor
-
-_FAILED, _NOTHING_MATCHED = 1, 4
+from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 
 
 def perform(request: Request) -> Outcome:
@@ -42,13 +41,13 @@ def _alone(place: Place, names: list[str]) -> Outcome:
         what = f"nobody is called {unknown[0]!r}" if unknown else "nobody is told of anything"
         known = ", ".join(each.label for each in told)
         hint = f"there are: {known}" if known else "add a [[notify]] to the file"
-        raise Failure(Outcome.failed(_NOTHING_MATCHED, what, hint))
+        raise Failure(Outcome.failed(NOTHING_MATCHED, what, hint))
     chosen = [each for each in told if not names or each.label in names]
     name = config.settings.name or os.path.basename(os.path.dirname(place.files[0]))
     found = asyncio.run(tested(chosen, name, os.environ, os.path.dirname(place.files[0])))
     return Outcome(
-        errors=[error(_FAILED, f"{label}: {problem}", "") for label, problem in found.items() if problem],
-        exit_code=_FAILED if any(found.values()) else 0,
+        errors=[error(FAILED, f"{label}: {problem}", "") for label, problem in found.items() if problem],
+        exit_code=FAILED if any(found.values()) else 0,
         extra={
             "receivers": [
                 {"name": label, "ok": not problem, "message": problem} for label, problem in found.items()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from poolctl.cli.counting import servers
-from poolctl.cli.exit_codes import DONE, INTERRUPTED, NOT_AS_DESIRED
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured, from_here, paint, printable, show
 from poolctl.control.client import Client
+from poolctl.exit_codes import DONE, INTERRUPTED, NOT_AS_DESIRED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli import pid_one
 from poolctl.cli.counting import servers
-from poolctl.cli.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.cli.foreground import Foreground, program
 from poolctl.cli.objects import Objects
 from poolctl.cli.outcome import Failure, Outcome, outcome_of
@@ -27,6 +26,7 @@ from poolctl.control import systemd
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.ending import await_end, left_status
 from poolctl.errors import ControlError
+from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.logs.line import Line, stamp
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from poolctl.cli.counting import servers
-from poolctl.cli.exit_codes import NOT_AS_DESIRED
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import duration
 from poolctl.control.client import NoSupervisor
+from poolctl.exit_codes import NOT_AS_DESIRED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ import sys
 from time import sleep
 from typing import Any
 
-from poolctl.cli.exit_codes import INTERRUPTED
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.request import Request, one_of
 from poolctl.control.client import Client
+from poolctl.exit_codes import INTERRUPTED
 
 INTERVAL_SECONDS = 2.0
 _LEAST_INTERVAL_SECONDS = 0.1

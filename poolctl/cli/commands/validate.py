@@ -6,11 +6,11 @@ import os
 from typing import TYPE_CHECKING
 
 from poolctl.cli.counting import servers
-from poolctl.cli.exit_codes import DONE, INVALID_CONFIGURATION
 from poolctl.cli.local import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
 from poolctl.control.messages import item
+from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
     from poolctl.cli.request import Request

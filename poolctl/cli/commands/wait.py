@@ -5,12 +5,12 @@ from __future__ import annotations
 from time import monotonic, sleep
 
 from poolctl.cli.counting import servers
-from poolctl.cli.exit_codes import TIMED_OUT
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.control.client import NoSupervisor, SupervisorEnded
+from poolctl.exit_codes import TIMED_OUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

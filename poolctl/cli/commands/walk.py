@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from poolctl.cli.exit_codes import FAILED, NOT_EXECUTABLE, NOT_FOUND
 from poolctl.cli.outcome import Item, Outcome, UsageError, error
 from poolctl.cli.place import find_place
 from poolctl.cli.render import coloured, field_text, paint, printable
 from poolctl.cli.request import Request
 from poolctl.cli.selected import selected
 from poolctl.cli.visit import arguments, environment
+from poolctl.exit_codes import FAILED, NOT_EXECUTABLE, NOT_FOUND
 
 LINE = ("name", "bind", "state")
 # How long a child that Ctrl-C has reached may take to end before it is killed.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from poolctl.control import directory
 from poolctl.errors import ControlError
+from poolctl.exit_codes import NOT_PERMITTED
 
 from .case import Case, read
 from .finding import Finding, ok, problem, warning
@@ -65,7 +66,7 @@ def _root(case: Case) -> str:
         refused = refused or f"{there} {_why(there)}"
     raise ControlError(
         f"no runtime directory: {refused}",
-        exit_code=directory.NOT_PERMITTED,
+        exit_code=NOT_PERMITTED,
         hint=f"set {directory.RUNTIME_VARIABLE} to a directory that you may write to",
     )
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from poolctl.cli.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 from poolctl.config.interpolate import variables
 from poolctl.config.model import ServerConfig
 from poolctl.control.directory import RUNTIME_VARIABLE, STATE_VARIABLE
+from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 
 from .unit_file import command, render, text, unit_name, word
 

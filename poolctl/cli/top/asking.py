@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from poolctl.cli.exit_codes import USAGE
 from poolctl.cli.threads import start_unsignalled
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
+from poolctl.exit_codes import USAGE
 
 Result = dict[str, Any]
 
