@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from poolctl.config.model import ServerConfig
+    from poolctl.errors import PoolError
 
 SCHEMA = 1
 PROTOCOL = 1
@@ -67,3 +68,8 @@ def result(
 def error(code: int, name: str, message: str, hint: str = "", **where: str) -> Document:
     """An error that is no single server's, in the shape of the others."""
     return {"code": code, "error": name, "name": "", "bind": "", "message": message, "hint": hint, **where}
+
+
+def failure(kind: type[PoolError], message: str, hint: str = "") -> Document:
+    """An error of the pool as a whole, with the code and the name of its kind."""
+    return error(kind.code, kind.error, message, hint)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from poolctl.config.tables import Tables
-from poolctl.control.messages import Document, error, result
+from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
+from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector
@@ -82,10 +83,10 @@ class Beside:
         """The verb `dashboard`: where the page is, and its token, for those who may use the control socket anyway."""
         page = self._dashboard
         if page is None or page.table is None:
-            problem = error(1326, "ErrorPoolMonitor", "this pool has no dashboard", _HINT)
+            problem = failure(PoolMonitorError, "this pool has no dashboard", _HINT)
             return result([], [problem], exit_code=NOT_AS_DESIRED)
         found = await page.where()
         if found is None:
-            problem = error(1326, "ErrorPoolMonitor", f"the dashboard: {page.problem}", "poolctl events")
+            problem = failure(PoolMonitorError, f"the dashboard: {page.problem}", "poolctl events")
             return result([], [problem], exit_code=NOT_AS_DESIRED)
         return result([], dashboard={"url": found.url, "token": found.settings["token"]})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from poolctl.clock import Clock
 from poolctl.config.model import ServerConfig
-from poolctl.errors import ServerError
+from poolctl.errors import PoolError, PoolStartError, ServerError
 from poolctl.runners.protocol import Exit, WorkerFailed
 
 from . import policy
@@ -17,10 +17,6 @@ from .policy import Next
 from .reconcile import LEAVING, Phase
 
 logger = logging.getLogger("poolctl.supervisor")
-
-Kind = tuple[int, str]
-START_FAILED: Kind = (1323, "ErrorPoolStart")
-STOP_FAILED: Kind = (1324, "ErrorPoolStop")
 
 
 class Deaths:
@@ -54,7 +50,7 @@ class Deaths:
         was_ready = worker.ready_at is not None
         if not was_ready and not (worker.config.job and exit_.ok):
             failure = worker.failure or failure_of(
-                entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}", START_FAILED
+                entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}", PoolStartError
             )
             entry.failures += 1
             entry.failure, entry.failed_since = failure, worker.placed_at
@@ -108,7 +104,7 @@ class Deaths:
         elif verdict.next is Next.FAILED:
             entry.failed = True
             if was_ready or entry.config.restart.policy != "no":
-                self.note(entry, verdict.reason, f"poolctl logs {entry.name}", START_FAILED)
+                self.note(entry, verdict.reason, f"poolctl logs {entry.name}", PoolStartError)
         else:
             window = entry.config.restart.window
             entry.restart_times = [each for each in entry.restart_times if now - each <= window] + [now]
@@ -133,7 +129,9 @@ class Deaths:
         entry.refusing = True
         self._touch(entry)
 
-    def note(self, entry: Entry, message: str, hint: str, kind: Kind, *, of_a_worker: bool = True) -> None:
+    def note(
+        self, entry: Entry, message: str, hint: str, kind: type[PoolError], *, of_a_worker: bool = True
+    ) -> None:
         """An attempt has failed; what workers have printed before explains it only if it was one of theirs."""
         if not of_a_worker:
             entry.failed_since = self._clock.time()
@@ -145,10 +143,11 @@ def _serves(entry: Entry) -> bool:
     return any(each.phase is Phase.READY for each in entry.workers.values())
 
 
-def failure_of(entry: Entry, message: str, hint: str, kind: Kind) -> ServerError:
+def failure_of(entry: Entry, message: str, hint: str, kind: type[PoolError]) -> ServerError:
     """The failure of a server, with the code of what was tried."""
-    code, error = kind
-    return ServerError(message, name=entry.name, bind=entry.config.bind, hint=hint, code=code, error=error)
+    return ServerError(
+        message, name=entry.name, bind=entry.config.bind, hint=hint, code=kind.code, error=kind.error
+    )
 
 
 def expect(error: Exception) -> None:

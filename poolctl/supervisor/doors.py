@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from poolctl.config.model import ServerConfig
+from poolctl.errors import PoolStartError
 from poolctl.runners.protocol import Exit, Runner
 
 from .addresses import Addresses
-from .deaths import START_FAILED, Deaths, expect
+from .deaths import Deaths, expect
 from .entry import Entry
 from .reconcile import Listener
 
@@ -33,7 +34,7 @@ class Doors:
             expect(error)
             entry.listener, entry.bound = Listener.CLOSED, None
             message = getattr(error, "message", str(error))
-            self._deaths.note(entry, message, getattr(error, "hint", ""), START_FAILED, of_a_worker=False)
+            self._deaths.note(entry, message, getattr(error, "hint", ""), PoolStartError, of_a_worker=False)
             if entry.wanted and not self._deaths.go_back(entry):
                 self._deaths.died(entry, Exit(message=message), was_ready=False)
         else:

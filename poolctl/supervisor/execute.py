@@ -9,12 +9,13 @@ from typing import Any
 
 from poolctl.clock import Clock
 from poolctl.config.model import ServerConfig
+from poolctl.errors import PoolStartError, PoolStopError
 from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
 from .addresses import Addresses
 from .contents import digests
-from .deaths import START_FAILED, STOP_FAILED, Deaths, expect, failure_of
+from .deaths import Deaths, expect, failure_of
 from .doors import Doors
 from .entry import Entry, Worker, is_gated
 from .preloading import Preloading
@@ -184,7 +185,7 @@ class Executor:
         except Exception as error:
             expect(error)
             message = getattr(error, "message", str(error))
-            worker.failure = failure_of(entry, message, getattr(error, "hint", ""), START_FAILED)
+            worker.failure = failure_of(entry, message, getattr(error, "hint", ""), PoolStartError)
             self._deaths.ended(entry, worker, Exit(message=message))
             return None
         worker.placement = placement
@@ -216,18 +217,18 @@ class Executor:
                 if is_gated(config):
                     await self._admit(entry, worker, ending)
         except WorkerFailed as error:
-            worker.failure = failure_of(entry, error.message, error.hint, START_FAILED)
+            worker.failure = failure_of(entry, error.message, error.hint, PoolStartError)
         except TimeoutError:
             limit = format_duration(config.start_timeout)
             hint = f"poolctl logs {entry.name}; start_timeout says how long it may take"
             why = self._probing.message(entry, worker)
             message = f"was not ready within {limit}{f': {why}' if why else ''}"
-            worker.failure = failure_of(entry, message, hint, START_FAILED)
+            worker.failure = failure_of(entry, message, hint, PoolStartError)
             worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         except Exception as error:
             expect(error)
-            worker.failure = failure_of(entry, str(error), f"poolctl logs {entry.name}", START_FAILED)
+            worker.failure = failure_of(entry, str(error), f"poolctl logs {entry.name}", PoolStartError)
             worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         else:
@@ -281,7 +282,7 @@ class Executor:
             exit_ = await self._runner.stop(worker.placement, limit, replaced=replaced)
         except TimeoutError:
             self._deaths.note(
-                entry, "could not be ended, not even by SIGKILL", "see what it waits for", STOP_FAILED
+                entry, "could not be ended, not even by SIGKILL", "see what it waits for", PoolStopError
             )
             self._touch(entry)
             return

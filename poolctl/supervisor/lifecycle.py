@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 
 from poolctl.control.messages import Document
 from poolctl.control.server import Progress
+from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError
 from poolctl.pool.select import Selector
 from poolctl.states import Status
 
 from .engine import Engine
 from .entry import Entry
-from .order import RESTART, START, STOP, Order
+from .order import Order
 from .reports import disabled, drained, unwell
 from .selection import Selection
 
@@ -35,7 +36,7 @@ class Lifecycle:
         graph = self._engine.graph
         needed = graph.closure(runnable, graph.dependencies) if deps else runnable
         all_of_them = [entry for entry in needed if not entry.is_disabled]
-        order = Order(self._engine, START, all_of_them, lambda entry: entry.settled)
+        order = Order(self._engine, PoolStartError, all_of_them, lambda entry: entry.settled)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
                 self._engine.start(entry, ignore_dependencies=not deps)
@@ -50,7 +51,7 @@ class Lifecycle:
         """Replace the selected servers, each when its replacement has answered; start those that do not run."""
         chosen = self._selection.of(selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
-        order = Order(self._engine, RESTART, runnable, lambda entry: entry.settled)
+        order = Order(self._engine, PoolRestartError, runnable, lambda entry: entry.settled)
         environment = options.get("env")
         if environment:
             self._engine.roster.configured += 1  # a successor has to know of it
@@ -65,7 +66,7 @@ class Lifecycle:
         """Stop the selected servers, what depends on them first; without a selection end the supervisor too."""
         chosen = self._selection.of(selector)
         all_of_them = self.with_dependents(chosen, progress) if options.get("deps", True) else chosen
-        order = Order(self._engine, STOP, all_of_them, lambda entry: entry.at_rest)
+        order = Order(self._engine, PoolStopError, all_of_them, lambda entry: entry.at_rest)
         for entry in all_of_them:
             self._engine.stop(entry, kill=bool(options.get("kill")))
         document = await order.conclude(chosen, options, progress)

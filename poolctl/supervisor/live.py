@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from poolctl.config.conflicts import conflicts
 from poolctl.config.dependencies import dependency_findings
@@ -12,14 +11,14 @@ from poolctl.config.problems import Finding
 from poolctl.config.section import problem_of
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.errors import PoolError, PoolValidateError, ServerError
+from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector, SelectorError
 
 from .configuration import Configuration
 from .engine import Engine
 from .entry import Entry
-from .order import START, STOP, Order
+from .order import Order
 from .reports import Reports
 from .selection import Selection
 
@@ -53,7 +52,7 @@ class Live:
         refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
         running = [entry for entry in able if entry.wanted and not (entry.failed or entry.done)]
-        order = Order(self._engine, START, running, lambda entry: entry.settled)
+        order = Order(self._engine, PoolStartError, running, lambda entry: entry.settled)
         order.problems += refused.values()
         for entry in able:
             count = None if workers == entry.config.workers else workers
@@ -87,7 +86,7 @@ class Live:
         """Let the selected servers be started, and start those that were disabled; return when each is ready."""
         chosen = self._selection.of(selector)
         enabled = [entry for entry in chosen if entry.is_disabled]
-        order = Order(self._engine, START, enabled, lambda entry: entry.settled)
+        order = Order(self._engine, PoolStartError, enabled, lambda entry: entry.settled)
         for entry in enabled:
             entry.dismissed = False
             self._override_disabled(entry, False)
@@ -97,7 +96,7 @@ class Live:
         """Stop the selected servers, what depends on them first, and let nothing start them; return when they have."""
         chosen = self._selection.of(selector)
         also = [entry for entry in self._with_dependents(chosen, progress) if entry not in chosen]
-        order = Order(self._engine, STOP, [*also, *chosen], lambda entry: entry.at_rest)
+        order = Order(self._engine, PoolStopError, [*also, *chosen], lambda entry: entry.at_rest)
         for entry in also:
             self._engine.stop(entry)
         for entry in chosen:
@@ -123,7 +122,9 @@ class Live:
         entry.added = True
         self._engine.override(entry)
         self._engine.start(entry)
-        order = Order(self._engine, START, [entry] if entry.wanted else [], lambda entry: entry.settled)
+        order = Order(
+            self._engine, PoolStartError, [entry] if entry.wanted else [], lambda entry: entry.settled
+        )
         return await order.conclude([entry], options, progress)
 
     async def remove(self, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -131,7 +132,7 @@ class Live:
         chosen = self._selection.of(selector)
         deps = options.get("deps", True)
         also = self._with_dependents(chosen, progress) if deps else chosen
-        order = Order(self._engine, STOP, also, lambda entry: entry.at_rest)
+        order = Order(self._engine, PoolStopError, also, lambda entry: entry.at_rest)
         for entry in also:
             if entry not in chosen:
                 self._engine.stop(entry)
@@ -180,5 +181,11 @@ def _cannot_have(config: ServerConfig, workers: int) -> ServerError | None:
         hint = "take out `overlap = false` if it may"
     else:
         return None
-    more: dict[str, Any] = {"code": START[0], "error": START[1]}
-    return ServerError(message, name=config.name, bind=config.key, hint=hint, **more)
+    return ServerError(
+        message,
+        name=config.name,
+        bind=config.key,
+        hint=hint,
+        code=PoolStartError.code,
+        error=PoolStartError.error,
+    )

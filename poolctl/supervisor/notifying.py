@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 from poolctl.config.tables import Tables
-from poolctl.control.messages import Document, error, result
+from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
+from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
@@ -18,8 +19,6 @@ from .entry import Entry
 
 if TYPE_CHECKING:
     from poolctl.monitor.notify.notifier import Notifier
-
-_FAILED = (1326, "ErrorPoolMonitor")
 
 
 class Notifying:
@@ -91,9 +90,11 @@ class Notifying:
         if unknown or self._notifier is None or not known:
             what = f"nobody is called {unknown[0]!r}" if unknown else "nobody is told of anything"
             hint = f"there are: {', '.join(known)}" if known else "add a [[notify]] to the file"
-            return result([], [error(*_FAILED, what, hint)], exit_code=NOTHING_MATCHED)
+            return result([], [failure(PoolMonitorError, what, hint)], exit_code=NOTHING_MATCHED)
         found = await self._notifier.test(names)
-        errors = [error(*_FAILED, f"{label}: {problem}") for label, problem in found.items() if problem]
+        errors = [
+            failure(PoolMonitorError, f"{label}: {problem}") for label, problem in found.items() if problem
+        ]
         receivers = [
             {"name": label, "ok": not problem, "message": problem} for label, problem in found.items()
         ]

@@ -6,18 +6,13 @@ from collections.abc import Callable, Iterable
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.errors import ServerError
+from poolctl.errors import PoolError, PoolStopError, ServerError
 from poolctl.exit_codes import FAILED, TIMED_OUT
 
 from .engine import Engine
 from .entry import Entry
 from .reports import Reports, as_kind, late, reporter
 from .waiting import until
-
-Kind = tuple[int, str]
-START: Kind = (1323, "ErrorPoolStart")
-STOP: Kind = (1324, "ErrorPoolStop")
-RESTART: Kind = (1325, "ErrorPoolRestart")
 
 
 class Order:
@@ -27,7 +22,11 @@ class Order:
     """
 
     def __init__(
-        self, engine: Engine, kind: Kind, entries: Iterable[Entry], reached: Callable[[Entry], bool]
+        self,
+        engine: Engine,
+        kind: type[PoolError],
+        entries: Iterable[Entry],
+        reached: Callable[[Entry], bool],
     ) -> None:
         self.problems: list[ServerError] = []
         self._engine = engine
@@ -83,7 +82,7 @@ class Order:
 
     def _overtaken(self, entry: Entry) -> bool:
         """Another command wants the opposite meanwhile."""
-        return entry.wanted is (self._kind is STOP)
+        return entry.wanted is (self._kind is PoolStopError)
 
     def _blocker(self, entry: Entry) -> Entry | None:
         """A dependency that has failed since, or is stuck itself, and without which the entry cannot start."""
@@ -104,7 +103,7 @@ class Order:
         if self._reached(entry):
             return None
         if self._overtaken(entry):
-            order = "started" if self._kind is STOP else "stopped"
+            order = "started" if self._kind is PoolStopError else "stopped"
             reason = self._engine.reason or f"was {order} by another command meanwhile"
             return late(entry, self._kind, reason)
         if entry.name in self._stuck:

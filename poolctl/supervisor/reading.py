@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.errors import ServerError
+from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.pool.select import Selector
 from poolctl.states import State, Status
@@ -17,8 +17,6 @@ from .reports import Reports, details, reporter, unwell
 from .reports import late as late_as
 from .selection import Selection
 from .waiting import until
-
-MONITOR = (1326, "ErrorPoolMonitor")
 
 
 class Reading:
@@ -80,7 +78,7 @@ class Reading:
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
         late = await until(self._engine, entries, test, options.get("timeout"), reporter(progress, options))
-        errors = [late_as(entry, MONITOR, self._why_not(entry, goal)).to_dict() for entry in late]
+        errors = [late_as(entry, PoolMonitorError, self._why_not(entry, goal)).to_dict() for entry in late]
         return result(self._selection.items(selector), errors, exit_code=TIMED_OUT if late else 0)
 
     def _problem(self, entry: Entry) -> ServerError | None:

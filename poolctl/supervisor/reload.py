@@ -8,9 +8,9 @@ from typing import Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.config.tables import NAMES as TABLES
-from poolctl.control.messages import Document, error, result
+from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
-from poolctl.errors import ServerError
+from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.pool.select import Selector
 
@@ -19,7 +19,7 @@ from .configuration import Configuration
 from .contents import digests
 from .engine import Engine
 from .entry import Entry
-from .order import RESTART, STOP, Order
+from .order import Order
 from .ordered import CURRENT, Ordered
 from .reports import Reports, as_kind
 from .settle import Settled
@@ -46,9 +46,7 @@ class Reload:
                 return self._refused(settled.problems)
             if not settled.servers and self._engine.entries:
                 hint = "poolctl stop ends the pool"
-                return self._refused(
-                    [error(1322, "ErrorPoolValidate", "there is no server in the files", hint)]
-                )
+                return self._refused([failure(PoolValidateError, "there is no server in the files", hint)])
             written = Written(settled.servers, await asyncio.to_thread(_files, settled.servers))
             changes = plan(map(running, self._engine.entries.values()), written, self._configuration.missing)
             problems = await asyncio.to_thread(settled.outside, {change.name for change in changes})
@@ -137,10 +135,13 @@ class _Application:
         engine.roster.arrange(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
         self._coming = Order(
-            engine, RESTART, awaited, lambda entry: entry.settled and not (entry.former or entry.releasing)
+            engine,
+            PoolRestartError,
+            awaited,
+            lambda entry: entry.settled and not (entry.former or entry.releasing),
         )
         stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
-        self._going = Order(engine, STOP, [*gone, *stopping], lambda entry: entry.at_rest)
+        self._going = Order(engine, PoolStopError, [*gone, *stopping], lambda entry: entry.at_rest)
 
     def _configured(self, server: ServerConfig) -> Entry:
         entry = self._engine.entries.get(server.name)
@@ -174,7 +175,7 @@ class _Application:
             try:
                 await self._engine.renew_tls(entry)
             except ServerError as problem:
-                errors.append(as_kind(RESTART, problem))
+                errors.append(as_kind(PoolRestartError, problem))
         return errors
 
     async def conclude(self, options: Document, progress: Progress) -> tuple[int, list[Document], list[str]]:

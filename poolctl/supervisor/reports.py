@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.control.messages import Document, item
 from poolctl.control.server import Progress
-from poolctl.errors import ServerError
+from poolctl.errors import PoolError, ServerError
 from poolctl.states import Status
 
 from .engine import Engine
@@ -96,21 +96,21 @@ def drained(entry: Entry) -> ServerError:
     )
 
 
-def late(entry: Entry, kind: tuple[int, str], message: str) -> ServerError:
+def late(entry: Entry, kind: type[PoolError], message: str) -> ServerError:
     return ServerError(
         message,
         name=entry.name,
         bind=entry.config.key,
         hint=entry.failure.message if entry.failure else f"poolctl logs {entry.name}",
-        code=kind[0],
-        error=kind[1],
+        code=kind.code,
+        error=kind.error,
     )
 
 
-def as_kind(kind: tuple[int, str], failure: ServerError) -> Document:
+def as_kind(kind: type[PoolError], failure: ServerError) -> Document:
     """The error with the code of the command that failed."""
     document = failure.to_dict()
-    document["code"], document["error"] = kind
+    document["code"], document["error"] = kind.code, kind.error
     return document
 
 

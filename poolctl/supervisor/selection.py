@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from poolctl.control.messages import Document, error, result
+from poolctl.control.messages import Document, failure, result
+from poolctl.errors import PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.pool.select import Selector, select
 
 from .engine import Engine
 from .entry import Entry
 from .reports import Reports
-
-PARAM = (1320, "ErrorParamEmpty")
 
 
 class NothingMatched(Exception):
@@ -33,7 +32,7 @@ class Selection:
         entries = list(self._engine.entries.values())
         chosen, unmatched = select(self._reports.items(entries), selector)
         if unmatched is not None:
-            nothing = error(PARAM[0], PARAM[1], unmatched.message, unmatched.hint)
+            nothing = failure(PoolParamError, unmatched.message, unmatched.hint)
             raise NothingMatched(result([], [nothing], exit_code=NOTHING_MATCHED))
         names = {each["name"] for each in chosen}
         return [entry for entry in entries if entry.name in names]

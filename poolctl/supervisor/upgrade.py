@@ -8,14 +8,14 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 
-from poolctl.control.messages import CHECK, Document, error, result
+from poolctl.control.messages import CHECK, Document, failure, result
 from poolctl.control.server import Progress
+from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector
 
 from .changes import Kind
 
-_UPGRADE = (1325, "ErrorPoolRestart")
 # What a server runs with is read anew by the version that follows; how many workers it has, and the like, is handed on.
 _HANDED_ON = Kind.OVERRIDE.value
 
@@ -73,4 +73,4 @@ def _is_lost(change: Document) -> bool:
 
 
 def _refused(message: str, hint: str) -> Document:
-    return result([], [error(*_UPGRADE, message, hint)], exit_code=CONFLICT)
+    return result([], [failure(PoolRestartError, message, hint)], exit_code=CONFLICT)
