@@ -12,7 +12,7 @@ from .entry import Entry, Worker
 from .reconcile import Phase
 
 
-class Watch:
+class Waking:
     """Shows in the entry that somebody asks for it; `touch` is told."""
 
     def __init__(self, runner: Runner, touch: Callable[[Entry], None]) -> None:

@@ -1,0 +1,135 @@
+"""From the order for a worker to its end: placed, seen to become ready, watched for as long as it lives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from poolctl.clock import Clock
+from poolctl.errors import PoolStartError
+from poolctl.runners.protocol import Exit, Runner, WorkerFailed
+from poolctl.units import format_duration
+
+from .contents import digests
+from .deaths import Deaths, expect, failure_of
+from .entry import Entry, Worker, is_gated
+from .preloading import Preloading
+from .probing import Probing
+from .reconcile import LEAVING, Phase
+
+
+class Births:
+    """Shows in the entry how far its workers are; `touch` is told, and `deaths` of each end.
+
+    `leave` sees a worker off that was told to leave before there was a process to be told so.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        clock: Clock,
+        deaths: Deaths,
+        preloading: Preloading,
+        probing: Probing,
+        touch: Callable[[Entry], None],
+        leave: Callable[[Entry, Worker], None],
+    ) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._deaths = deaths
+        self._preloading = preloading
+        self._probing = probing
+        self._touch = touch
+        self._leave = leave
+
+    async def live(self, entry: Entry, worker: Worker) -> None:
+        """Place the worker and accompany it to its end."""
+        if worker.phase is not Phase.PLACING:
+            self._deaths.ended(entry, worker, Exit(message="was stopped before it was placed"))
+            return
+        ending = await self._begin(entry, worker)
+        if ending is not None:
+            self._deaths.ended(entry, worker, await ending)
+
+    async def go_on(self, entry: Entry, worker: Worker) -> None:
+        """Accompany a worker that another supervisor has placed."""
+        self._deaths.ended(entry, worker, await (await self._see_ready(entry, worker)))
+
+    async def _begin(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit] | None:
+        """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
+        worker.placed_at = self._clock.time()
+        if worker.generation == entry.generation:
+            entry.files = digests(worker.config)
+        try:
+            if worker.config.preload and not await self._preloading.prepare(entry, worker):
+                self._deaths.ended(
+                    entry, worker, Exit(message="was stopped before its application was imported")
+                )
+                return None
+            placement = await self._runner.place(worker.config, worker.generation, worker.index)
+        except Exception as error:
+            expect(error)
+            message = getattr(error, "message", str(error))
+            worker.failure = failure_of(entry, message, getattr(error, "hint", ""), PoolStartError)
+            self._deaths.ended(entry, worker, Exit(message=message))
+            return None
+        worker.placement = placement
+        if worker.phase is Phase.PLACING:
+            worker.phase = Phase.STARTING
+            self._touch(entry)
+        return await self._see_ready(entry, worker)
+
+    async def _see_ready(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit]:
+        assert worker.placement is not None
+        ending = asyncio.ensure_future(self._runner.watch(worker.placement))
+        if worker.phase is Phase.STARTING:
+            await self._become_ready(entry, worker, ending)
+        elif worker.phase in LEAVING:
+            self._leave(entry, worker)
+        return ending
+
+    async def _become_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
+        assert worker.placement is not None
+        config = worker.config
+        try:
+            await self._runner.begun(worker.placement)
+            async with asyncio.timeout(None if config.job else config.start_timeout):
+                await self._runner.ready(worker.placement)
+                if is_gated(config):
+                    await self._admit(entry, worker, ending)
+        except WorkerFailed as error:
+            worker.failure = failure_of(entry, error.message, error.hint, PoolStartError)
+        except TimeoutError:
+            limit = format_duration(config.start_timeout)
+            hint = f"poolctl logs {entry.name}; start_timeout says how long it may take"
+            why = self._probing.message(entry, worker)
+            message = f"was not ready within {limit}{f': {why}' if why else ''}"
+            worker.failure = failure_of(entry, message, hint, PoolStartError)
+            worker.given_up = True
+            await self._runner.stop(worker.placement, 0)
+        except Exception as error:
+            expect(error)
+            worker.failure = failure_of(entry, str(error), f"poolctl logs {entry.name}", PoolStartError)
+            worker.given_up = True
+            await self._runner.stop(worker.placement, 0)
+        else:
+            if worker.phase is Phase.STARTING:
+                worker.phase = Phase.READY
+                worker.ready_at = self._clock.monotonic()
+                entry.called = True
+                self._touch(entry)
+
+    async def _admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
+        """Return when its probes have passed. Raises WorkerFailed when it has ended before."""
+        passing = asyncio.ensure_future(self._probing.admit(entry, worker))
+        try:
+            either: set[asyncio.Future[Any]] = {passing, ending}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            passing.cancel()
+        if ending.done():
+            exit_ = ending.result()
+            hint = f"poolctl logs {entry.name}"
+            raise WorkerFailed(f"{exit_.message} before it was ready", hint=hint, exit=exit_)
+        await passing
