@@ -39,10 +39,10 @@ class Berth:
         self._host.settle(self._runner, engine.engine())
         owners = self._host.owners
         while (owner := owners.get(config.key)) is not None and owner is not self._life:
-            if not owner.stops:
+            if not owner.orders.stops:
                 who = f"{owner.server.name!r} of this process"
                 raise self.error(f"its address is in use by {who}", "stop that one first")
-            await owner.turn_over()
+            await owner.orders.turn_over()
         owners[config.key] = self._life
         try:
             await self.open(config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from poolctl.config.model import ServerConfig
@@ -18,7 +19,7 @@ from poolctl.states import State, Status
 
 from . import engine
 from .berth import Berth, every, may_overlap
-from .lock import LOCK
+from .orders import Orders
 from .record import Record
 from .wellness import Wellness
 
@@ -37,16 +38,11 @@ class Life:
         self.message = ""
         self.placements: tuple[Placement, ...] = ()
         self.record = Record(server._home.clock)
-        self.ending: set[concurrent.futures.Future[Any]] = set()
         self.wellness = Wellness(self._note)
         self.berth = Berth(self)
+        self.orders = Orders(self.berth.error)
         self._config: ServerConfig  # what runs, furnished by the pool
         self._applied: ServerConfig | None = None  # the same, as the server had it
-        self._attempt: asyncio.Task[None] | None = None
-        self.stops = 0  # orders to stop that are not carried out yet
-        self.starts = 0  # orders to start or restart that are not carried out yet
-        self._lock: asyncio.Lock | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
         return f"<Life of {self.server.name} {self.state}>"
@@ -64,71 +60,29 @@ class Life:
     @property
     def busy(self) -> bool:
         """Whether there is something to stop."""
-        return self.state not in (State.STOPPED, State.FAILED) or bool(self.ending or self.starts)
+        return self.state not in (State.STOPPED, State.FAILED) or self.orders.pending
 
-    # Orders: what others ask for. Each waits for its turn.
+    # What others ask for. Each order waits for its turn.
 
     def order_stop(self, timeout_seconds: float | None = None) -> concurrent.futures.Future[None]:
         """The future of a stop that has been ordered; from any thread, does not block."""
-        with LOCK:
-            self.stops += 1
-            return self._to_await(self._stop_in_turn(timeout_seconds))
+        return self.orders.stop(partial(self._stop, timeout_seconds))
 
     async def start(self, timeout_seconds: float | None, stays: Callable[[Server], bool]) -> None:
         """Running and answering, with the configuration of now, if it `stays` until its turn. Raises ServerError."""
-        await self._within(timeout_seconds, self._in_turn(stays, anew=False))
+        await self._within(timeout_seconds, self.orders.start(partial(self._come_up, stays, anew=False)))
 
     async def restart(self, timeout_seconds: float | None, stays: Callable[[Server], bool]) -> None:
         """Running and answering anew; the old instance stops accepting only when the new one answers."""
-        await self._within(timeout_seconds, self._in_turn(stays, anew=True))
+        await self._within(timeout_seconds, self.orders.start(partial(self._come_up, stays, anew=True)))
 
-    async def _in_turn(self, stays: Callable[[Server], bool], *, anew: bool) -> None:
-        with LOCK:
-            self.starts += 1
-        try:
-            await self._after_stops()
-            async with self._turn():
-                if not stays(self.server):
-                    raise self.berth.error("has left its pool")
-                if self.state is not State.RUNNING:
-                    await self._try(self._launch())
-                elif anew or self.stale:
-                    await self._try(self._swap())
-        finally:
-            with LOCK:
-                self.starts -= 1
-
-    async def _stop_in_turn(self, timeout_seconds: float | None) -> None:
-        if self._attempt is not None:
-            self._attempt.cancel()
-        try:
-            async with self._turn():
-                await self._stop(timeout_seconds)
-        finally:
-            with LOCK:
-                self.stops -= 1
-
-    def _turn(self) -> asyncio.Lock:
-        # Engines come and go, and a lock belongs to one loop.
-        loop = asyncio.get_running_loop()
-        if self._lock is None or self._loop is not loop:
-            self._lock, self._loop = asyncio.Lock(), loop
-        return self._lock
-
-    async def _try(self, work: Coroutine[Any, Any, None]) -> None:
-        """Carry out a start or a swap, which an order to stop cuts short."""
-        if self.stops:
-            work.close()
-            raise self.berth.error("was told to stop before it was ready")
-        self._attempt = asyncio.get_running_loop().create_task(work)
-        try:
-            await self._attempt
-        except asyncio.CancelledError:
-            if self.stops:
-                raise self.berth.error("was told to stop before it was ready") from None
-            raise
-        finally:
-            self._attempt = None
+    async def _come_up(self, stays: Callable[[Server], bool], *, anew: bool) -> None:
+        if not stays(self.server):
+            raise self.berth.error("has left its pool")
+        if self.state is not State.RUNNING:
+            await self.orders.attempt(self._launch())
+        elif anew or self.stale:
+            await self.orders.attempt(self._swap())
 
     async def _within(self, timeout_seconds: float | None, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -139,24 +93,6 @@ class Life:
             if self.state is State.STOPPED:
                 self._set(State.FAILED, problem.message)
             raise problem from error
-
-    async def _after_stops(self) -> None:
-        """What was ordered before comes first, though it may reach its turn later."""
-        while self.stops:
-            await self.turn_over()
-
-    async def turn_over(self) -> None:
-        """Return when what is under way now is over."""
-        async with self._turn():
-            await asyncio.sleep(0)
-
-    def _to_await(self, work: Coroutine[Any, Any, None]) -> concurrent.futures.Future[None]:
-        """The future of work that `join` awaits."""
-        with LOCK:
-            future = engine.submit(work)
-            self.ending.add(future)
-        future.add_done_callback(self.ending.discard)
-        return future
 
     # Starting and swapping.
 
@@ -193,7 +129,7 @@ class Life:
         self.berth.retire(self.placements)
         told = [asyncio.Event() for _ in self.placements]
         for placement, event in zip(self.placements, told, strict=True):
-            self._to_await(self.berth.see_off(placement, self._config, event))
+            self.orders.to_await(self.berth.see_off(placement, self._config, event))
         await self._adopt(config, wanted, placements)
         await every(*(event.wait() for event in told))
 
@@ -203,7 +139,7 @@ class Life:
         old, self.placements = self.placements, ()
         self.berth.retire(old)
         try:
-            leaving = [self._to_await(self.berth.see_off(each, self._config)) for each in old]
+            leaving = [self.orders.to_await(self.berth.see_off(each, self._config)) for each in old]
             await asyncio.shield(every(*map(asyncio.wrap_future, leaving)))
             await self.berth.open(config)
             return await self.berth.bring_up(config, self.server._home.values)
@@ -256,7 +192,7 @@ class Life:
 
     async def _leave(self) -> None:
         """The process is about to end."""
-        async with self._turn():
+        async with self.orders.turn():
             await self._stop(None)
 
     def _farewell(self) -> None:
@@ -268,9 +204,9 @@ class Life:
 
     async def _watch(self, placement: Placement) -> None:
         well, message = await self.berth.watch(placement)
-        if placement not in self.placements or self.stops:
+        if placement not in self.placements or self.orders.stops:
             return  # it was told to end
-        async with self._turn():
+        async with self.orders.turn():
             if placement not in self.placements or self.state is not State.RUNNING:
                 return
             self.placements = tuple(each for each in self.placements if each != placement)

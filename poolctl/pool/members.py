@@ -169,10 +169,13 @@ class Members(Mapping[str, Server]):
         if context is not None and context.cancelled:
             context.cancel()  # who has set its event has told them to stop, seen by its watcher or not yet
         with LOCK:
-            self._departed = {life for life in self._departed if life.ending}
+            self._departed = {life for life in self._departed if life.orders.ending}
             lives = [server._living() for server in self._servers.values()]
             return {
-                future for life in (*self._departed, *lives) if life is not None for future in life.ending
+                future
+                for life in (*self._departed, *lives)
+                if life is not None
+                for future in life.orders.ending
             }
 
     @staticmethod

@@ -18,7 +18,7 @@ from poolctl.errors import (
 from poolctl.states import State
 from poolctl.units import parse_duration
 
-from .order import prerequisites
+from .prerequisites import prerequisites
 
 if TYPE_CHECKING:
     from .life import Life

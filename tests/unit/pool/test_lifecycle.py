@@ -477,7 +477,7 @@ def test_a_worker_that_was_being_made_when_the_start_was_cut_short_is_ended_too(
     wait_until(lambda: "place a.1.0" in runner.log)
     stopping = threading.Thread(target=pool.stop_sync)
     stopping.start()
-    wait_until(lambda: only(pool)._life.stops == 1)  # type: ignore[union-attr]
+    wait_until(lambda: only(pool)._life.orders.stops == 1)  # type: ignore[union-attr]
     on_loop(runner.may_place.set)
     starting.join(10)
     stopping.join(10)
@@ -511,7 +511,7 @@ def test_being_told_to_stop_again_does_not_cut_the_clearing_away_short() -> None
     orders = [threading.Thread(target=pool.stop_sync) for _ in range(3)]
     for number, order in enumerate(orders, 1):
         order.start()
-        wait_until(lambda enough=number: only(pool)._life.stops == enough)  # type: ignore[union-attr]
+        wait_until(lambda enough=number: only(pool)._life.orders.stops == enough)  # type: ignore[union-attr]
     wait_until(lambda: "stop a.1.0 0" in runner.log)
     engine.run_sync(_turns(20))
     assert runner.opened, "the address is not given up while a worker is there"
