@@ -34,13 +34,13 @@ def main() -> None:
     if argument.startswith("{"):
         plan = json.loads(argument)
         limits = plan.get("open_files", open_files)
-        keeper = Keeper(directory, plan["supervisor"], plan.get("lifeline", -1), tuple(limits))
+        keeper = Keeper(directory, plan["supervisor"], tuple(limits))
         if "restored" in plan:
             keeper.resume(plan["restored"])
         else:
             keeper.begin(plan)
     else:
-        keeper = Keeper(directory, [], -1, open_files)
+        keeper = Keeper(directory, [], open_files)
         keeper.attach(wire.over(int(argument)))
     try:
         keeper.run()

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from . import wire
+from .beginning import take_in
 from .channel import Channel
 from .charge import Charge
 from .ending import LAST_WORDS_SECONDS, Ending, kill_children
@@ -19,10 +20,10 @@ from .pulse import Pulse
 from .reap import Reaper
 from .renewal import Renewal, restore
 from .requests import answer
+from .signals import Signals
 from .store import Store
 
 VERSION = 2
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Keeper:
@@ -32,15 +33,13 @@ class Keeper:
     and keeps it too, until a supervisor of ours has it.
     """
 
-    def __init__(
-        self, directory: str, supervisor: list[str], lifeline: int, open_files: tuple[int, int]
-    ) -> None:
+    def __init__(self, directory: str, supervisor: list[str], open_files: tuple[int, int]) -> None:
         self.store = Store()
         self.reaper = Reaper()
         self._directory = directory
         self._charge = Charge(supervisor, directory, time.monotonic())
         self._pulse = Pulse(0.0)
-        self._lifeline = lifeline
+        self._lifeline = -1
         self._open_files = open_files
         self._client: Channel | None = None
         self._donor: Channel | None = None
@@ -52,33 +51,12 @@ class Keeper:
         if "donor" in plan:
             self._begin_after(wire.over(plan["donor"]))
             return
-        names = plan["inherited"]
-        first = max(plan["control"], self._lifeline) + 1
-        for name, meta, fds in (
-            ("control", None, [plan["control"]]),
-            ("lifeline", None, [self._lifeline] if self._lifeline >= 0 else []),
-            ("inherited", names, list(range(first, first + len(names)))),
-        ):
-            if fds:
-                self._keep(name, meta, fds)
-        for name, (pid, link) in plan["begun"].items():
-            self._take_over(name, pid, link)
-
-    def _take_over(self, name: str, pid: int, link: int) -> None:
-        """Go on with a child that was started for us; one that could not be is started by who needs it."""
-        if not pid:
-            os.close(link)
-        elif name == "supervisor":
+        begun = take_in(plan, self.store)
+        self._take_lifeline()
+        if begun is not None:
+            pid, link = begun
             self._charge.begun(pid, time.monotonic())
             self.attach(wire.over(link))
-        else:
-            self._keep(name, None, [link])
-
-    def _keep(self, name: str, meta: Any, fds: list[int]) -> None:
-        """Put into the store what came by exec, and would go on to every program that is started."""
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        self.store.put(name, meta, fds)
 
     def resume(self, file: int) -> None:
         """Go on where the program that this process was before has stopped."""
@@ -115,14 +93,8 @@ class Keeper:
 
     def run(self) -> None:
         """Serve until the client has said that it is over, or has been asked to end and did not in time."""
-        self._wake, waker = socket.socketpair()
-        self._wake.setblocking(False)
-        waker.setblocking(False)
-        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, *_ENDING):
-            signal.signal(number, lambda *_: None)
-        # Blocked while one version took the place of another; and what ended meanwhile has told nobody.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        self._signals = Signals()
+        # What ended before has told nobody.
         self._report(self.reaper.reap())
         while not (self._ending.over and not self._charge.pid):
             now = time.monotonic()
@@ -160,7 +132,7 @@ class Keeper:
 
     def _poll(self) -> None:
         poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
         poll.register(self.reaper.watcher, select.POLLIN)
         for channel in (self._client, self._donor):
             if channel is not None:
@@ -168,8 +140,8 @@ class Keeper:
         if self._lifeline >= 0:
             poll.register(self._lifeline, select.POLLIN)
         for fd, events in poll.poll(self._timeout_milliseconds()):
-            if fd == self._wake.fileno():
-                self._signals()
+            if fd == self._signals.fileno():
+                self._signalled()
             elif fd == self.reaper.watcher.fileno():
                 self._report(self.reaper.ended())
             elif fd == self._lifeline:
@@ -182,10 +154,10 @@ class Keeper:
         moments = [moment for moment in due if moment is not None]
         return max(0, int((min(moments) - time.monotonic()) * 1000) + 1) if moments else None
 
-    def _signals(self) -> None:
-        numbers = self._wake.recv(4096)
+    def _signalled(self) -> None:
+        told_to_end = self._signals.taken()
         self._report(self.reaper.reap())
-        if any(number in _ENDING for number in numbers):
+        if told_to_end:
             self._terminate()
 
     def _report(self, reports: list[wire.Message]) -> None:

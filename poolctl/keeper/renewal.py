@@ -13,12 +13,12 @@ from typing import Any
 
 from ..platform import read_file
 from .reap import Reaper
+from .signals import ENDING
 from .store import Store
 
 FORMAT = 1
 # They are of the version that goes: the next supervisor has them made anew.
 _OF_THE_VERSION = ("zygote ", "appzygote ")
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Renewal:
@@ -44,7 +44,7 @@ class Renewal:
         kept = [fd for _, _, fds in entries for fd in fds]
         plan = json.dumps({"supervisor": self._supervisor, "restored": file})
         # What arrives in between waits for the next program.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             for fd in kept:
                 os.set_inheritable(fd, True)

@@ -1,0 +1,40 @@
+"""What the keeper's process was started with: it came by exec, and is kept from now on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .store import Store
+
+SUPERVISOR = "supervisor"  # among those that were started before
+
+
+def take_in(plan: dict[str, Any], store: Store) -> tuple[int, int] | None:
+    """Put the descriptors of the plan into the store; the pid and the link of the supervisor, if it runs already.
+
+    A child that could not be started for us is started by who needs it.
+    """
+    control, lifeline, names = plan["control"], plan.get("lifeline", -1), plan["inherited"]
+    first = max(control, lifeline) + 1
+    _keep(store, "control", None, [control])
+    if lifeline >= 0:
+        _keep(store, "lifeline", None, [lifeline])
+    if names:
+        _keep(store, "inherited", names, list(range(first, first + len(names))))
+    supervisor = None
+    for name, (pid, link) in plan["begun"].items():
+        if not pid:
+            os.close(link)
+        elif name == SUPERVISOR:
+            supervisor = pid, link
+        else:
+            _keep(store, name, None, [link])
+    return supervisor
+
+
+def _keep(store: Store, name: str, meta: Any, fds: list[int]) -> None:
+    for fd in fds:
+        # Or it would go on to every program that is started.
+        os.set_inheritable(fd, False)
+    store.put(name, meta, fds)
