@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from poolctl.cli.app import FAST, WITH_COMMAND, build
-from poolctl.cli.options import COMMON
+from poolctl.cli.app.options import COMMON
 
 HEAD = '''"""Made by `python -m poolctl.cli.tabulate` from the Typer application; do not edit."""
 

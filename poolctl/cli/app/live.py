@@ -1,4 +1,4 @@
-"""The commands that change a running pool, for the Typer application: their options and their help."""
+"""The commands that change a running pool: their options and their help."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from poolctl.cli.options import (
+from .options import (
     FILTERS,
     ORDERS,
     OUTPUT,
@@ -56,6 +56,21 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         watch=(Watched, False),
         env=(ByEnvironment, False),
     )
+    _add_overrides(app, perform)
+    _add_membership(app, perform)
+    command(
+        app,
+        "upgrade",
+        "Let this version of poolctl take over the running pool; its servers serve on.",
+        perform,
+        OUTPUT,
+        TIMES,
+        restart=(Annotated[bool, _RESTART], False),
+        force=(Annotated[bool, _FORCE], False),
+    )
+
+
+def _add_overrides(app: typer.Typer, perform: Perform) -> None:
     numbered = {"targets": (Annotated[list[str] | None, _NUMBER], None), **FILTERS}
     command(
         app, "scale", "Change the number of workers: scale web 4.", perform, numbered, OUTPUT, WAITS, SAVES
@@ -67,6 +82,9 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
     command(
         app, "disable", "Stop servers, and let nothing start them.", perform, SELECTION, OUTPUT, WAITS, SAVES
     )
+
+
+def _add_membership(app: typer.Typer, perform: Perform) -> None:
     command(
         app,
         "add",
@@ -90,14 +108,4 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         OUTPUT,
         ORDERS,
         SAVES,
-    )
-    command(
-        app,
-        "upgrade",
-        "Let this version of poolctl take over the running pool; its servers serve on.",
-        perform,
-        OUTPUT,
-        TIMES,
-        restart=(Annotated[bool, _RESTART], False),
-        force=(Annotated[bool, _FORCE], False),
     )

@@ -1,4 +1,4 @@
-"""The commands that show what happens in a pool, for the Typer application: their options and their help."""
+"""The commands that show what happens in a pool: their options and their help."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from poolctl.cli.options import OUTPUT, SELECTION, Perform, command
 from poolctl.cli.top.rows import SORTS
+
+from .options import OUTPUT, SELECTION, Perform, command
 
 _FOLLOW = typer.Option("-f", "--follow", help="Go on with what comes.")
 _EVENTS = typer.Option("-n", "--lines", metavar="N", help='The last N events (default 100), or "all".')
