@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-    from poolctl.control.verbs import PoolClient
+    from poolctl.control.pool_client import PoolClient
 
 OK = 200
 FORBIDDEN = 403
@@ -187,7 +187,7 @@ def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
 
     Raises NoSupervisor when none is running. Does not read the file: a broken one keeps nobody from its pool.
     """
-    from poolctl.control.verbs import PoolClient
+    from poolctl.control.pool_client import PoolClient
 
     path = find_socket(None if config_or_name is None else os.fspath(config_or_name), os.environ)
     client = Client(path)

@@ -152,7 +152,7 @@ def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_direc
 def test_the_verbs_carry_selection_and_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
-    from poolctl.control.verbs import PoolClient
+    from poolctl.control.pool_client import PoolClient
 
     with stand_in(path, always(item("web"), exit_code=0)) as requests:
         pool = PoolClient(Client(str(path)))
@@ -176,7 +176,7 @@ def test_the_verbs_carry_selection_and_options(
     ("code", "kind"), [(1, PoolStartError), (4, PoolParamError), (5, PoolValidateError), (8, ControlError)]
 )
 def test_a_failed_verb_raises_the_error_of_its_kind(path: Path, code: int, kind: type[Exception]) -> None:
-    from poolctl.control.verbs import PoolClient
+    from poolctl.control.pool_client import PoolClient
 
     child = {
         "code": 1,
@@ -191,7 +191,7 @@ def test_a_failed_verb_raises_the_error_of_its_kind(path: Path, code: int, kind:
 
 
 def test_when_the_time_is_over_the_children_have_a_timeout_as_cause(path: Path) -> None:
-    from poolctl.control.verbs import PoolClient
+    from poolctl.control.pool_client import PoolClient
 
     late = [{"name": "web", "message": "is still starting"}]
     with stand_in(path, always(exit_code=124, errors=late)), pytest.raises(PoolStartError) as caught:
@@ -200,14 +200,14 @@ def test_when_the_time_is_over_the_children_have_a_timeout_as_cause(path: Path) 
 
 
 def test_a_pool_that_is_not_as_desired_is_no_error_of_status(path: Path) -> None:
-    from poolctl.control.verbs import PoolClient
+    from poolctl.control.pool_client import PoolClient
 
     with stand_in(path, always(item("web", state="failed"), exit_code=3)):
         assert PoolClient(Client(str(path))).status()["exit_code"] == 3
 
 
 def test_the_live_changes_carry_what_the_commands_send(path: Path) -> None:
-    from poolctl.control.verbs import PoolClient
+    from poolctl.control.pool_client import PoolClient
 
     with stand_in(path, always(item("web"), exit_code=0)) as requests:
         pool = PoolClient(Client(str(path)))
@@ -236,7 +236,7 @@ def test_the_live_changes_carry_what_the_commands_send(path: Path) -> None:
 
 
 def test_a_difference_is_no_error_of_a_dry_run(path: Path) -> None:
-    from poolctl.control.verbs import PoolClient
+    from poolctl.control.pool_client import PoolClient
 
     with stand_in(path, always(exit_code=3, changes=[{"name": "web", "change": "add"}])):
         done = PoolClient(Client(str(path))).reload(dry_run=True)
@@ -245,7 +245,7 @@ def test_a_difference_is_no_error_of_a_dry_run(path: Path) -> None:
 
 def test_a_server_is_added_as_a_mapping_by_keywords_or_as_a_configuration(path: Path) -> None:
     from poolctl import ServerConfig
-    from poolctl.control.verbs import PoolClient
+    from poolctl.control.pool_client import PoolClient
 
     async def app(scope: Any, receive: Any, send: Any) -> None: ...
 
@@ -262,7 +262,7 @@ def test_a_server_is_added_as_a_mapping_by_keywords_or_as_a_configuration(path: 
 
 
 def test_the_number_of_workers_may_stand_last_as_on_the_command_line(path: Path) -> None:
-    from poolctl.control.verbs import PoolClient
+    from poolctl.control.pool_client import PoolClient
 
     with stand_in(path, always(item("web"))) as requests:
         pool = PoolClient(Client(str(path)))
