@@ -19,7 +19,8 @@ from ..keeper import wire
 from .access import watch_requests
 from .adopt import Adoption
 from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
-from .heartbeat import answer, begin
+from .control import Control
+from .heartbeat import begin
 from .idle import Idleness
 from .load import LoadFailed, explain, load_app
 from .orphan import Orphan, who_may_ask
@@ -30,7 +31,7 @@ from .settings import configure
 from .tally import map_page
 from .thrift import give_back_blank_pages
 
-# What every worker says, as the wire writes it: a fork pays for every page that it touches, and JSON's are 75 KB.
+# What every worker says, as the wire writes it.
 _IMPORTED = b'{"event":"imported"}'
 _READY = b'{"event":"ready"}'
 _STARTED = b"INFO:     Application startup complete.\n"
@@ -44,8 +45,7 @@ class Worker:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.control = socket.socket(fileno=CONTROL_FD)
-        self.control.setblocking(False)
+        self.control = Control(CONTROL_FD, self._perform, self._lost)
         count = spec["listeners"]
         self.listeners = [socket.socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
         self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
@@ -108,51 +108,30 @@ class Worker:
         serving = asyncio.current_task()
         assert serving is not None
         self.serving = serving
-        loop.add_reader(self.control.fileno(), self._obey)
+        self.control.listen(self.server.accounts.tally)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal, number)
-        self._tell_at_once(_IMPORTED)
+        self.control.tell_as_it_is(_IMPORTED)
         await self.server.run(self.listeners, self._ready)
-        loop.remove_reader(self.control.fileno())
+        self.control.ignore()
 
     def _ready(self) -> None:
         self.ready_at = time.monotonic()
         begin(self.server.accounts.tally)
         self.server.accounts.on_limit = self._limit_reached
-        self.server.on_left = lambda: self._tell({"event": "left"})
+        self.server.on_left = lambda: self.control.tell({"event": "left"})
         self._say(_STARTED)
-        self._tell_at_once(_READY)
+        self.control.tell_as_it_is(_READY)
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
 
     def _limit_reached(self) -> None:
         # The replacement comes first: this worker serves on until it is told to drain.
         self.expired = True
-        self._tell({"event": "expired"})
-
-    def _obey(self) -> None:
-        if answer(self.control, self.server.accounts.tally):
-            return
-        try:
-            received = wire.receive(self.control)
-        except (BlockingIOError, wire.WireError):
-            return
-        except ConnectionError:
-            received = None
-        if received is None:
-            self._lost()
-            return
-        message, fds = received
-        try:
-            self._perform(message, fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
+        self.control.tell({"event": "expired"})
 
     def _lost(self) -> None:
         """Keeper and supervisor are gone, both: serve on until another pool comes; an embedded one's has ended."""
-        # An end of file is always readable.
-        asyncio.get_running_loop().remove_reader(self.control.fileno())
         place = self.spec["orphanage"]
         if place is None:
             self._stop()
@@ -177,10 +156,7 @@ class Worker:
 
     def _adopted(self, control: int) -> None:
         self.orphan = None
-        self.control.close()
-        self.control = socket.socket(fileno=control)
-        self.control.setblocking(False)
-        asyncio.get_running_loop().add_reader(self.control.fileno(), self._obey)
+        self.control.move(control)
 
     def _perform(self, message: wire.Message, fds: list[int]) -> None:
         match message.get("order"):
@@ -200,9 +176,9 @@ class Worker:
             case "idle":
                 self._watch_idleness(message.get("seconds"))
             case "report" if self.server.started:
-                self._tell(self._state())
+                self.control.tell(self._state())
                 if self.expired:
-                    self._tell({"event": "expired"})
+                    self.control.tell({"event": "expired"})
                 if self.idleness is not None and self.idleness.idle:
                     self._tell_idle(True)
 
@@ -215,10 +191,10 @@ class Worker:
         try:
             context = ssl_context(tls, fds)
         except (OSError, ValueError) as error:
-            self._tell({"event": "tls", "error": str(error)})
+            self.control.tell({"event": "tls", "error": str(error)})
             return
         self.renewing = asyncio.ensure_future(self.server.renew(context))
-        self.renewing.add_done_callback(lambda _: self._tell({"event": "tls", "error": None}))
+        self.renewing.add_done_callback(lambda _: self.control.tell({"event": "tls", "error": None}))
 
     def _watch_idleness(self, seconds: float | None) -> None:
         """Tell from now on when there was nothing to do for so long; without a time, no more."""
@@ -227,7 +203,7 @@ class Worker:
         self.idleness = Idleness(self.server.accounts, seconds, self._tell_idle) if seconds else None
 
     def _tell_idle(self, idle: bool) -> None:
-        self._tell({"event": "idle" if idle else "busy"})
+        self.control.tell({"event": "idle" if idle else "busy"})
 
     def _signal(self, number: int) -> None:
         # Somebody means this process, not its server: no request need be lost. A second signal is in a hurry.
@@ -244,33 +220,23 @@ class Worker:
             # Nobody waits for the rest of a startup whose server is not wanted any more.
             self.serving.cancel()
 
-    def _tell_at_once(self, message: bytes) -> None:
-        with contextlib.suppress(OSError):
-            self.control.send(message)
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        # Never waits: nobody may be listening, and no request may pay for that.
-        try:
-            wire.send(self.control, message)
-        except OSError:
-            pass
-
     def _say(self, line: bytes) -> None:
         """Say in the log, in uvicorn's words, what uvicorn would say if it were asked to."""
         with contextlib.suppress(OSError):
             os.write(2, line)
 
     def _failed(self, message: str, status: int) -> int:
-        self._tell({"event": "failed", "message": message})
+        self.control.tell({"event": "failed", "message": message})
         return status
 
     def _forget_descriptors(self) -> None:
         # A process that the application forks must not keep the port bound, nor connections that were closed here.
+        self.control.forget()
         if self.adoption is not None:
             self.adoption.forget()
         if self.orphan is not None:
             self.orphan.forget()
-        for fd in (self.tally_fd, self.control.detach(), *(each.detach() for each in self.listeners)):
+        for fd in (self.tally_fd, *(each.detach() for each in self.listeners)):
             try:
                 os.close(fd)
             except OSError:
