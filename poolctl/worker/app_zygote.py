@@ -32,11 +32,12 @@ from .child import (
 )
 from .forks import serve_forks
 from .held import close_others, fill_gaps
-from .life import STARTUP_FAILURE, live
+from .life import live
 from .load import LoadFailed, explain, import_app
 from .preload import keep, preload, settle
 from .rehearse import rehearse
 from .scene import exit_status, set_the_scene
+from .serve import STARTUP_FAILURE
 from .traces import Traces
 from .warm_up import warm_up
 

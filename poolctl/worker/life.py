@@ -26,7 +26,7 @@ from .load import LoadFailed, explain, load_app
 from .orphan import Orphan, who_may_ask
 from .scene import exit_status, set_the_scene
 from .secure import ssl_context
-from .serve import PoolServer, StartupFailed
+from .serve import STARTUP_FAILURE, PoolServer, StartupFailed
 from .settings import configure
 from .tally import map_page
 from .thrift import give_back_blank_pages
@@ -37,7 +37,6 @@ _READY = b'{"event":"ready"}'
 _STARTED = b"INFO:     Application startup complete.\n"
 _ENDED = b"INFO:     Application shutdown complete.\n"
 UNCOUNTED = "POOLCTL_UNCOUNTED"  # for a benchmark that compares: in its environment nothing is counted
-STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
 
 
 class Worker:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
-import ssl
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .access import unwatched
 from .accounts import Accounts
+from .arriving import Arriving
 from .counting import uncounted
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Probed:
         self._server = server
         self._address = _address(listeners)
         self._secure = False
-        self._arriving: set[asyncio.Task[Any]] = set()
+        self._arriving = Arriving()
         self.accounts = Accounts(lambda: None)
 
     def answer(self, question: dict[str, Any], sock: socket.socket) -> None:
@@ -48,31 +48,18 @@ class Probed:
         config = server.config
         self._secure = config.ssl is not None
         self.accounts.default_headers = config.encoded_headers
-        self._attach(self._make_protocol, sock, None if plain else config.ssl)
+        self._arriving.attach(self._make_protocol, sock, None if plain else config.ssl)
 
     def echo(self, sock: socket.socket) -> None:
         """Send back what comes: the loop has its turns, and that is all that is asked."""
-        self._attach(Echo, sock, None)
+        self._arriving.attach(Echo, sock, None)
 
     def close(self) -> None:
         """End every such connection."""
-        for task in list(self._arriving):
-            task.cancel()
+        self._arriving.cancel()
         for connection in list(self.accounts.connections):
             if connection.transport is not None:
                 connection.transport.abort()
-
-    def _attach(self, make: Any, sock: socket.socket, context: ssl.SSLContext | None) -> None:
-        sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(loop.connect_accepted_socket(make, sock, ssl=context))
-        self._arriving.add(task)
-        task.add_done_callback(self._arrived)
-
-    def _arrived(self, task: asyncio.Task[Any]) -> None:
-        self._arriving.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever asked has gone
 
     def _make_protocol(self) -> asyncio.Protocol:
         server = self._server

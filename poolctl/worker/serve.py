@@ -16,6 +16,7 @@ import uvicorn
 from .accepting import accept_from, close, duplicate, stop_reading
 from .accounts import Accounts
 from .adopt import Adoption
+from .arriving import Arriving
 from .counting import Batch, Connections, count_statuses
 from .farewell import say_goodbye
 from .moving import Moving, able_to_leave
@@ -23,6 +24,7 @@ from .probed import Probed
 
 logger = logging.getLogger("uvicorn.error")
 
+STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
 _CANCELLED_TASKS_SECONDS = 0.5
 _HANDSHAKE_SECONDS = 2.0
 
@@ -30,7 +32,7 @@ _HANDSHAKE_SECONDS = 2.0
 class StartupFailed(Exception):
     """The application refused to start; the reason has been logged. `status` is the exit status for it."""
 
-    def __init__(self, message: str, status: int = 3) -> None:
+    def __init__(self, message: str, status: int = STARTUP_FAILURE) -> None:
         super().__init__(message)
         self.status = status
 
@@ -65,7 +67,7 @@ class PoolServer(uvicorn.Server):
         self._changed = asyncio.Event()
         self._accepting = asyncio.Lock()  # held by who opens or closes `servers`
         self._adoption = adoption
-        self._arriving: set[asyncio.Task[Any]] = set()
+        self._arriving = Arriving(self._arrived)
         self._reviews: set[asyncio.Task[None]] = set()
         self._extra_state = state or {}
         self.accounts = Accounts(self._changed.set)
@@ -207,13 +209,7 @@ class PoolServer(uvicorn.Server):
 
     def _adopt(self, sock: socket.socket) -> None:
         """Serve a connection that somebody else has accepted."""
-        sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        arriving = loop.create_task(
-            loop.connect_accepted_socket(self._make_protocol, sock, ssl=self.config.ssl)
-        )
-        self._arriving.add(arriving)
-        arriving.add_done_callback(self._arrived)
+        self._arriving.attach(self._make_protocol, sock, self.config.ssl)
 
     def _make_protocol(self) -> asyncio.Protocol:
         made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -221,11 +217,10 @@ class PoolServer(uvicorn.Server):
         )
         return made
 
-    def _arrived(self, task: asyncio.Task[Any]) -> None:
-        self._arriving.discard(task)
+    def _arrived(self, protocol: Any) -> None:
         self._changed.set()
-        if not task.cancelled() and task.exception() is None:
-            task.result()[1].adopted()
+        if protocol is not None:
+            protocol.adopted()
 
     def _limit_reached(self) -> None:
         logger.info("Maximum request limit of %d exceeded. Terminating process.", self.accounts.max_requests)
