@@ -22,6 +22,8 @@ class AddressError(ValueError):
         super().__init__(f"{message}; {self.hint}")
 
 
+_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
 _Fields = namedtuple("_Fields", ("kind", "host", "port", "path", "name", "key", "auto", "dual"))
 
 
@@ -89,12 +91,18 @@ class Address(_Fields):
     @property
     def is_wildcard(self) -> bool:
         """Whether it takes connections to every address of the machine."""
-        return self.host in ("0.0.0.0", "::")
+        return self.host in _LOOPBACK_OF
 
     @property
     def is_ipv6(self) -> bool:
         """Whether the host is written as an IPv6 address."""
         return ":" in self.host
+
+    @property
+    def nearby(self) -> Address:
+        """The address by which this machine reaches it: a wildcard is no place to connect to."""
+        host = _LOOPBACK_OF.get(self.host)
+        return self if host is None else Address("tcp", host=host, port=self.port)
 
     def with_port(self, port: int) -> Address:
         """The same host with this port."""

@@ -178,6 +178,16 @@ class Health(Section):
     readiness: Probe | None = Field(default=None, description="Whether it takes part in the traffic.")
     liveness: Probe | None = Field(default=None, description="Whether it is alive; ko sets off the recovery.")
 
+    @property
+    def gated(self) -> bool:
+        """Whether a worker has to pass a probe before it is ready."""
+        return self.startup is not None or self.readiness is not None
+
+    @property
+    def probed(self) -> bool:
+        """Whether anything is asked of a worker that is ready."""
+        return self.readiness is not None or self.liveness is not None
+
 
 class Patience(Backoff):
     """The delays between recoveries that follow each other."""

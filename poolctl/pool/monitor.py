@@ -21,7 +21,6 @@ CONNECT_SECONDS = 1.0
 
 _PASSING = (State.STARTING, State.DRAINING, State.STOPPING, State.BACKOFF)
 _TIMES = ("uptime", "downtime", "rise", "fall")
-_LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +108,11 @@ def _connect(server: Server, life: Life) -> tuple[timedelta | None, str]:
     """The latency of a connection to its first endpoint, or why there is none."""
     if not life.berth.endpoints:
         return None, ""
-    address = parse(life.berth.endpoints[0])
-    host = _LOOPBACKS.get(address.host, address.host)
-    where: Any = address.path if address.kind == "unix" else (host, address.port)
-    family = {"unix": socket.AF_UNIX}.get(address.kind, socket.AF_INET6 if ":" in host else socket.AF_INET)
+    address = parse(life.berth.endpoints[0]).nearby
+    where: Any = (address.host, address.port)
+    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
+    if address.kind == "unix":
+        where, family = address.path, socket.AF_UNIX
     try:
         sock = socket.socket(family)
     except OSError as error:

@@ -29,14 +29,14 @@ class Wellness:
     async def admit(self, runner: Runner, config: ServerConfig, placement: Placement) -> None:
         """Return when the worker, which answers, has passed its probes, and let it accept. Raises WorkerFailed."""
         health = config.health
-        if config.job or not (health.startup or health.readiness or health.liveness):
+        if config.job or not (health.gated or health.probed):
             return
         self._runner = runner
         connect = partial(runner.connect, placement)
         checkup = Checkup(config, placement, connect, engine.engine().schedule, self._heard)
         self._checkups[placement] = checkup
         await _first(checkup.pass_(), runner.watch(placement))
-        if health.startup or health.readiness:
+        if health.gated:
             await runner.attend(placement, True)
 
     def follow(self, placements: Iterable[Placement]) -> None:

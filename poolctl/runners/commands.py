@@ -59,14 +59,14 @@ async def _accepts(server: ServerConfig, listeners: Sequence[socket.socket]) -> 
 async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
     """A connection to the program: to the listener that it was given, or to its address. Raises OSError."""
     loop = asyncio.get_running_loop()
-    address = server.address
+    address = server.address.nearby
     if target is not None:
         family, where = target.family, target.getsockname()
     elif address.kind == "unix":
         family, where = socket.AF_UNIX, address.path
     else:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
-        family, _, _, _, where = (await loop.getaddrinfo(host, address.port, type=socket.SOCK_STREAM))[0]
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, _, _, _, where = found[0]
     probe = socket.socket(family, socket.SOCK_STREAM)
     probe.setblocking(False)
     try:

@@ -22,14 +22,12 @@ from poolctl.worker.accepting import stop_reading
 from poolctl.worker.access import Access
 from poolctl.worker.load import LoadFailed, load_app
 from poolctl.worker.secure import renew_context, ssl_context
-from poolctl.worker.serve import PoolServer, StartupFailed
+from poolctl.worker.serve import STARTUP_FAILURE, PoolServer, StartupFailed
 
 from .aside import aside
 from .protocol import Exit, Placement
-from .spec import tls_settings, uvicorn_settings
+from .spec import stop_seconds, tls_settings, uvicorn_settings
 
-STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
-_REQUESTS_SHARE = 0.8  # of stop_timeout; the rest is for the application's own shutdown
 _CANCEL_SECONDS = 0.2
 _CANCEL_ATTEMPTS = 25
 
@@ -142,14 +140,12 @@ class InlineWorker:
     async def _live(self, listeners: Sequence[socket.socket]) -> Exit:
         try:
             config = await self._configure()
-            share = self.server.stop_timeout * _REQUESTS_SHARE
-            drain_seconds = self.server.drain_timeout
             self._uvicorn = PoolServer(
                 config,
                 state=self._state,
-                drain_seconds=drain_seconds,
-                stop_seconds=share,
-                resting=bool(self.server.health.startup or self.server.health.readiness),
+                drain_seconds=self.server.drain_timeout,
+                stop_seconds=stop_seconds(self.server),
+                resting=self.server.health.gated,
             )
             await self._uvicorn.run(listeners, self._answer)
         except (LoadFailed, StartupFailed) as error:

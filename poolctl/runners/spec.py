@@ -16,7 +16,6 @@ from poolctl.platform import sealed_file
 
 from .protocol import app_state
 
-# The rest of stop_timeout is for the application's own shutdown.
 _REQUESTS_SHARE = 0.8
 
 Spec = dict[str, Any]
@@ -54,9 +53,9 @@ def worker_spec(
         "uvicorn": uvicorn_settings(server) | {"access_log": False},
         "requests": _requests(server),
         "drain_seconds": server.drain_timeout,
-        "stop_seconds": server.stop_timeout * _REQUESTS_SHARE,
+        "stop_seconds": stop_seconds(server),
         "idle_seconds": server.idle_seconds,
-        "resting": bool(server.health.startup or server.health.readiness),
+        "resting": server.health.gated,
     }
 
 
@@ -163,6 +162,11 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
         except OSError as error:
             raise _problem(server, f"cannot read {path}: {error.strerror}", "check `tls`") from error
     return contents
+
+
+def stop_seconds(server: ServerConfig) -> float:
+    """How long requests under way may take at a stop; the rest of the time is for the application's own shutdown."""
+    return server.stop_timeout * _REQUESTS_SHARE
 
 
 def uvicorn_settings(server: ServerConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from poolctl.runners.local import LocalRunner
 from poolctl.states import Status
 
 from .engine import Engine
-from .entry import Worker, is_gated
+from .entry import Worker
 from .memory import Memory
 from .reconcile import Phase
 
@@ -48,7 +48,7 @@ async def adopt(
     for each in found:
         placement = each.placement
         phase = Phase.READY if each.ready_at is not None else Phase.STARTING
-        if each.resting == "new" and is_gated(each.server):
+        if each.resting == "new" and each.server.health.gated:
             phase = Phase.STARTING
         if each.leaving:
             phase = Phase.DRAINING

@@ -13,7 +13,7 @@ from poolctl.units import format_duration
 
 from .contents import digests
 from .deaths import Deaths, expect, failure_of
-from .entry import Entry, Worker, is_gated
+from .entry import Entry, Worker
 from .preloading import Preloading
 from .probing import Probing
 from .reconcile import LEAVING, Phase
@@ -96,7 +96,7 @@ class Births:
             await self._runner.begun(worker.placement)
             async with asyncio.timeout(None if config.job else config.start_timeout):
                 await self._runner.ready(worker.placement)
-                if is_gated(config):
+                if config.health.gated:
                     await self._admit(entry, worker, ending)
         except WorkerFailed as error:
             worker.failure = failure_of(entry, error.message, error.hint, PoolStartError)

@@ -57,10 +57,7 @@ def url_of(table: Dashboard) -> str:
     address = parse(table.bind)
     if address.kind == "unix":
         return address.key
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}.get(address.host, address.host)
-    if ":" in host and not host.startswith("["):
-        host = f"[{host}]"
-    return f"{'https' if table.tls else 'http'}://{host}:{address.port}/"
+    return f"{'https' if table.tls else 'http'}://{address.nearby.key}/"
 
 
 def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from poolctl.config.model import ServerConfig
-from poolctl.config.sections import Health
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.states import Status
@@ -47,17 +46,7 @@ class Worker:
         """How it is: what its probes say, or, without any, that nothing is known against it."""
         if self.stuck:
             return Status.KO
-        return self.health if is_probed(self.config.health) else Status.OK
-
-
-def is_probed(health: Health) -> bool:
-    """Whether anything is asked of a worker that is ready."""
-    return health.readiness is not None or health.liveness is not None
-
-
-def is_gated(config: ServerConfig) -> bool:
-    """Whether a worker has to pass a probe before it is ready."""
-    return config.health.startup is not None or config.health.readiness is not None
+        return self.health if self.config.health.probed else Status.OK
 
 
 @dataclass(slots=True)
@@ -205,7 +194,7 @@ class Entry:
         """How its ready workers are: all of them alike, or warn when they differ."""
         ready = [worker for worker in self.workers.values() if worker.phase is Phase.READY]
         found = {worker.status for worker in ready}
-        if not any(worker.stuck or is_probed(worker.config.health) for worker in ready):
+        if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
         if len(found) > 1:
             found.discard(Status.UNKNOWN)

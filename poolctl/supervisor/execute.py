@@ -14,7 +14,7 @@ from .births import Births
 from .contents import digests
 from .deaths import Deaths
 from .doors import Doors
-from .entry import Entry, Worker, is_gated
+from .entry import Entry, Worker
 from .preloading import Preloading
 from .probing import Probing
 from .reconcile import (
@@ -78,7 +78,7 @@ class Executor:
                 self._spawn_task(self._doors.release(entry, held))
             case Spawn(generation, index):
                 worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, entry.config)
-                worker.resting = is_gated(entry.config) and not entry.config.command
+                worker.resting = entry.config.health.gated and not entry.config.command
                 entry.workers[worker.id] = worker
                 worker.task = self._spawn_task(self._births.live(entry, worker))
             case Drain(name):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from poolctl.runners.protocol import Runner
 from poolctl.states import Status
 
-from .entry import Entry, Worker, is_probed
+from .entry import Entry, Worker
 from .reconcile import Phase
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Probing:
     def look(self, entry: Entry) -> None:
         """Something about the entry has changed: ask those of its workers that are to be asked, and no others."""
         checkups = self._checkups.get(entry.name)
-        if checkups is None and not is_probed(entry.config.health):
+        if checkups is None and not entry.config.health.probed:
             if entry.name in self._known or any(worker.stuck for worker in entry.workers.values()):
                 self._note(entry)
             return
@@ -71,7 +71,7 @@ class Probing:
         if checkup is None or checkup.health != worker.config.health:
             if checkup is not None:
                 checkup.end()
-            if not is_probed(worker.config.health):
+            if not worker.config.health.probed:
                 self._drop(entry, worker.id)
                 worker.health = Status.UNKNOWN
                 return
