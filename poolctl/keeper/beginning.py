@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from . import stored
 from .store import Store
-
-SUPERVISOR = "supervisor"  # among those that were started before
 
 
 def take_in(plan: dict[str, Any], store: Store) -> tuple[int, int] | None:
@@ -17,16 +16,16 @@ def take_in(plan: dict[str, Any], store: Store) -> tuple[int, int] | None:
     """
     control, lifeline, names = plan["control"], plan.get("lifeline", -1), plan["inherited"]
     first = max(control, lifeline) + 1
-    _keep(store, "control", None, [control])
+    _keep(store, stored.CONTROL, None, [control])
     if lifeline >= 0:
-        _keep(store, "lifeline", None, [lifeline])
+        _keep(store, stored.LIFELINE, None, [lifeline])
     if names:
-        _keep(store, "inherited", names, list(range(first, first + len(names))))
+        _keep(store, stored.INHERITED, names, list(range(first, first + len(names))))
     supervisor = None
     for name, (pid, link) in plan["begun"].items():
         if not pid:
             os.close(link)
-        elif name == SUPERVISOR:
+        elif name == stored.SUPERVISOR:
             supervisor = pid, link
         else:
             _keep(store, name, None, [link])

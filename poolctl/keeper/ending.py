@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+from . import stored
 from .reap import Reaper, is_child
 from .store import Store
 
@@ -71,7 +72,7 @@ class Ending:
         self._store.clear()
 
     def _workers(self) -> list[int]:
-        return [int(meta["pid"]) for meta in self._store.values("worker:")]
+        return [int(meta["pid"]) for meta in self._store.values(stored.WORKER)]
 
     def _is_there(self, pid: int) -> bool:
         return is_child(pid) or pid in self._reaper.watcher.pids

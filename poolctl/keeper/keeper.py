@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any
 
-from . import wire
+from . import stored, wire
 from .beginning import take_in
 from .channel import Channel
 from .charge import Charge
@@ -179,7 +179,7 @@ class Keeper:
 
     def _lifeline_ended(self) -> None:
         if not os.read(self._lifeline, 4096):
-            self.store.drop("lifeline")
+            self.store.drop(stored.LIFELINE)
             self._lifeline = -1
             self._terminate()
 
@@ -247,7 +247,7 @@ class Keeper:
             self._charge.due = time.monotonic()
 
     def _take_lifeline(self) -> None:
-        _, fds = self.store.get("lifeline") or (None, [])
+        _, fds = self.store.get(stored.LIFELINE) or (None, [])
         self._lifeline = fds[0] if fds else -1
 
     def _hung_up(self, channel: Channel) -> None:
@@ -257,7 +257,7 @@ class Keeper:
             if not self._charge.pid and self._charge.due is None:
                 # It died before it had given everything. What is here goes on; the rest is found by the supervisor.
                 self._whole()
-                self._ending.over = self._ending.over or self.store.get("control") is None
+                self._ending.over = self._ending.over or self.store.get(stored.CONTROL) is None
             return
         # The end of a supervisor is reported by its death; of another client this is all there is.
         self._detach()

@@ -12,13 +12,12 @@ import signal
 from typing import Any
 
 from ..platform import read_file
+from . import stored
 from .reap import Reaper
 from .signals import ENDING
 from .store import Store
 
 FORMAT = 1
-# They are of the version that goes: the next supervisor has them made anew.
-_OF_THE_VERSION = ("zygote ", "appzygote ")
 
 
 class Renewal:
@@ -30,10 +29,11 @@ class Renewal:
 
     def take_place(self, store: Store, reaper: Reaper, open_files: tuple[int, int]) -> None:
         """Become that program. Returns only if it cannot be executed: then nothing has changed."""
-        store.clear(*_OF_THE_VERSION)
+        # The next supervisor has them made anew.
+        store.clear(*stored.OF_THE_VERSION)
         state = {
             "format": FORMAT,
-            "entries": (entries := store.rows()),
+            "entries": (rows := store.rows()),
             "unheard": reaper.unheard,
             "sequence": reaper.sequence,
             "watched": reaper.watcher.starts,
@@ -41,7 +41,7 @@ class Renewal:
         }
         file = os.memfd_create("poolctl-keeper", 0)
         os.write(file, json.dumps(state).encode())
-        kept = [fd for _, _, fds in entries for fd in fds]
+        kept = [fd for _, _, fds in rows for fd in fds]
         plan = json.dumps({"supervisor": self._supervisor, "restored": file})
         # What arrives in between waits for the next program.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)

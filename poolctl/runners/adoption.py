@@ -12,7 +12,7 @@ import os
 import socket
 
 from poolctl.config.model import ServerConfig
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 
 from .link import Link, LinkLost
 
@@ -43,7 +43,7 @@ class Adoptions:
         take.setblocking(False)
         self._pairs[server.key] = (protocol(server), give, take)
         meta = {"server": server.name, "protocol": protocol(server)}
-        entry = {"op": "put", "name": f"adoption:{server.key}", "meta": meta}
+        entry = {"op": "put", "name": f"{stored.ADOPTION}{server.key}", "meta": meta}
         self._keeper.send(entry, [give.fileno(), take.fileno()])
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
@@ -88,12 +88,12 @@ class Adoptions:
         self.empty(key)
         self._forget(key)
         with contextlib.suppress(LinkLost):
-            await self._keeper.call({"op": "drop", "name": f"adoption:{key}"})
+            await self._keeper.call({"op": "drop", "name": f"{stored.ADOPTION}{key}"})
 
     def drop(self, key: str) -> None:
         """Give up the pair of an address, which is empty, until it is needed again."""
         self._forget(key)
-        self._keeper.send({"op": "drop", "name": f"adoption:{key}"})
+        self._keeper.send({"op": "drop", "name": f"{stored.ADOPTION}{key}"})
 
     async def close_all(self) -> None:
         """Close every pair."""

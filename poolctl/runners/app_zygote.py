@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 
 from .link import Link, LinkLost, Refused
 from .protocol import Exit, WorkerFailed
@@ -37,7 +37,7 @@ class AppZygote:
     @property
     def name(self) -> str:
         """Its entry in the keeper's store."""
-        return f"appzygote {self.key}.{self.pid}"
+        return f"{stored.APP_ZYGOTE}{self.key}.{self.pid}"
 
     def begin(self) -> None:
         """Tell it to import."""

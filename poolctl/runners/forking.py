@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from poolctl.config.interpreter import interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 from poolctl.platform import process_start, sealed_file
 
 from .adoption import Adoptions, protocol
@@ -187,7 +187,9 @@ class Forker:
             kept.append(worker.tally.fd)
         if worker.server.command:
             kept = [notify.fileno()] if notify is not None else []
-        self._keeper.send({"op": "put", "name": f"worker:{worker.placement.id}", "meta": worker.meta()}, kept)
+        self._keeper.send(
+            {"op": "put", "name": f"{stored.WORKER}{worker.placement.id}", "meta": worker.meta()}, kept
+        )
         # Noted first, told to begin then: there is no moment in which a supervisor's death leaves it unknown.
         if worker.server.command:
             with contextlib.suppress(OSError):

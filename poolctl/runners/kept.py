@@ -7,12 +7,12 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 
 from .link import Link, Reply
 
-# Zygotes: what they fork would come to the parent of a keeper that is gone, and not to the new one.
-_NOT_KEPT = ("zygote ", "appzygote ")
+# What these fork would come to the parent of a keeper that is gone, and not to the new one.
+_NOT_KEPT = stored.OF_THE_VERSION
 
 
 class KeeperLink(Link):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from poolctl.config.model import ServerConfig
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
 from poolctl.worker.tally import Counts
@@ -171,7 +171,9 @@ class LocalRunner:
     def _note(self, worker: LocalWorker) -> None:
         """Tell the keeper, for a supervisor to come, that the worker is ready."""
         if not worker.exited.done():
-            self.keeper.send({"op": "note", "name": f"worker:{worker.placement.id}", "meta": worker.meta()})
+            self.keeper.send(
+                {"op": "note", "name": f"{stored.WORKER}{worker.placement.id}", "meta": worker.meta()}
+            )
 
     async def adopt(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
@@ -281,4 +283,4 @@ class LocalRunner:
             placement = worker.placement
             self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
         self.sleepers.tidy(worker.server.key, self._workers.values())
-        self.keeper.send({"op": "drop", "name": f"worker:{worker.placement.id}"})
+        self.keeper.send({"op": "drop", "name": f"{stored.WORKER}{worker.placement.id}"})

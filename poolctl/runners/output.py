@@ -12,14 +12,12 @@ from collections.abc import Callable, Sequence
 
 from poolctl.bootstrap import command
 from poolctl.config.model import ServerConfig
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 
 from .link import Link, LinkLost
 
 _AGAIN_SECONDS = 0.2
 _SAY_SECONDS = 1.0
-_LOGGER = "logger"
-_UNDERWAY = "logger-underway"
 
 
 class Output:
@@ -56,7 +54,7 @@ class Output:
         Raises LinkLost when it cannot be started.
         """
         # The keeper has it too: a logger sees the end of its orders only when the pool has lost both.
-        _, kept = await self._keeper.call({"op": "get", "name": _LOGGER})
+        _, kept = await self._keeper.call({"op": "get", "name": stored.LOGGER})
         if kept:
             self._link = Link(wire.over(kept[0]), self._on_message, self._on_end)
         else:
@@ -70,11 +68,11 @@ class Output:
 
     async def _note(self) -> int:
         """The file in which a logger notes what it is just moving, for the one that comes after it."""
-        _, kept = await self._keeper.call({"op": "get", "name": _UNDERWAY})
+        _, kept = await self._keeper.call({"op": "get", "name": stored.UNDERWAY})
         if kept:
             return kept[0]
         fd = os.memfd_create("poolctl-log", os.MFD_CLOEXEC)
-        self._keeper.send({"op": "put", "name": _UNDERWAY}, [fd])
+        self._keeper.send({"op": "put", "name": stored.UNDERWAY}, [fd])
         return fd
 
     async def _spawn(self) -> socket.socket:
@@ -84,7 +82,7 @@ class Output:
             await self._keeper.call(
                 {"op": "spawn", "argv": argv, "output": self._diagnostics, "session": True}, [theirs.fileno()]
             )
-        self._keeper.send({"op": "put", "name": _LOGGER}, [ours.fileno()])
+        self._keeper.send({"op": "put", "name": stored.LOGGER}, [ours.fileno()])
         return ours
 
     def path(self, server: ServerConfig) -> str:
@@ -123,7 +121,7 @@ class Output:
         message["pid"] = pid
         if start is not None:
             message["start"] = start
-        self._keeper.send({"op": "put", "name": f"output:{key}", "meta": message}, [read])
+        self._keeper.send({"op": "put", "name": f"{stored.OUTPUT}{key}", "meta": message}, [read])
         if self._link is not None:
             self._link.send(message, [read])
 
@@ -181,8 +179,8 @@ class Output:
             self._link.send({"t": "end"})
             self._link.close()
             self._link = None
-            self._keeper.send({"op": "drop", "name": _LOGGER})
-            self._keeper.send({"op": "drop", "name": _UNDERWAY})
+            self._keeper.send({"op": "drop", "name": stored.LOGGER})
+            self._keeper.send({"op": "drop", "name": stored.UNDERWAY})
         for fd, _ in self._pipes.values():
             os.close(fd)
         self._pipes.clear()
@@ -192,7 +190,7 @@ class Output:
         if message.get("t") == "eof" and key in self._pipes:
             fd, _ = self._pipes.pop(key)
             os.close(fd)
-            self._keeper.send({"op": "drop", "name": f"output:{key}"})
+            self._keeper.send({"op": "drop", "name": f"{stored.OUTPUT}{key}"})
             self._finished.pop(key).set()
         elif message.get("t") == "synced" and self._reopened is not None:
             self._reopened.set()
@@ -204,7 +202,7 @@ class Output:
     def _on_end(self) -> None:
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
         self._link = None
-        self._keeper.send({"op": "drop", "name": _LOGGER})
+        self._keeper.send({"op": "drop", "name": stored.LOGGER})
         self._restarting = asyncio.ensure_future(self._again())
 
     async def _again(self) -> None:

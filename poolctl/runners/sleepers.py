@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterable
 
 from poolctl.config.model import ServerConfig
+from poolctl.keeper import stored
 
 from .adoption import Adoptions
 from .bell import Bell
@@ -83,7 +84,7 @@ class Sleepers:
         return self._adoptions.give(key, sock)
 
     def _keep(self, key: str, sock: socket.socket) -> str:
-        name = f"visitor:{next(self._numbers)}"
+        name = f"{stored.VISITOR}{next(self._numbers)}"
         try:
             self._keeper.send({"op": "put", "name": name, "meta": {"key": key}}, [sock.fileno()])
         except OSError:

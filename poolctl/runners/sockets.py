@@ -8,6 +8,7 @@ import socket
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
+from poolctl.keeper import stored
 from poolctl.listeners.inherit import Inherited
 from poolctl.listeners.open import close_listener, describe
 from poolctl.listeners.ports import is_free
@@ -54,7 +55,7 @@ class Sockets:
         if server.address.kind == "unix":
             self._identities[key] = identity(server.address.path)
         self._keeper.send(
-            {"op": "put", "name": f"listener:{key}", "meta": {"server": server.name}},
+            {"op": "put", "name": f"{stored.LISTENER}{key}", "meta": {"server": server.name}},
             [sock.fileno() for sock in self._open[key]],
         )
 
@@ -70,7 +71,7 @@ class Sockets:
                     sock.shutdown(socket.SHUT_RD)
         close_listener(sockets, self._identities.pop(key, None))
         with contextlib.suppress(LinkLost):
-            await self._keeper.call({"op": "drop", "name": f"listener:{key}"})
+            await self._keeper.call({"op": "drop", "name": f"{stored.LISTENER}{key}"})
 
     async def close_all(self) -> None:
         """Close every listener."""

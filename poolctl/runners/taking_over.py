@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from poolctl.config.model import ServerConfig
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 
 from .link import Link
 from .notify import Notify
@@ -19,7 +19,14 @@ from .workers import LocalWorker
 if TYPE_CHECKING:
     from .local import LocalRunner
 
-_KINDS = ("listener", "adoption", "output", "tally", "visitor", "worker")
+_KINDS = (
+    stored.LISTENER,
+    stored.ADOPTION,
+    stored.OUTPUT,
+    stored.TALLY,
+    stored.VISITOR,
+    stored.WORKER,
+)
 
 
 async def take_over(
@@ -40,25 +47,26 @@ async def take_over(
         reply, _ = await runner.keeper.call({"op": "list", "after": after})
         for name, meta in reply["entries"]:
             after = name
-            if name.startswith("zygote "):
-                runner.zygotes.adopt(name.removeprefix("zygote "))
+            if name.startswith(stored.ZYGOTE):
+                runner.zygotes.adopt(name.removeprefix(stored.ZYGOTE))
                 warm = True
-            elif name.startswith("appzygote "):
+            elif name.startswith(stored.APP_ZYGOTE):
                 _, fds = await runner.keeper.call({"op": "get", "name": name})
                 runner.app_zygotes.adopt(meta, fds[0])
-            kind, _, rest = name.partition(":")
-            if kind not in _KINDS:
+            kind = next((kind for kind in _KINDS if name.startswith(kind)), None)
+            if kind is None:
                 continue
+            rest = name.removeprefix(kind)
             _, fds = await runner.keeper.call({"op": "get", "name": name})
-            if kind == "listener":
+            if kind == stored.LISTENER:
                 runner.sockets.adopt(rest, fds)
-            elif kind == "adoption":
+            elif kind == stored.ADOPTION:
                 runner.adoptions.adopt(rest, fds, meta)
-            elif kind == "output":
+            elif kind == stored.OUTPUT:
                 runner.output.adopt(rest, meta, fds[0])
-            elif kind == "tally":
+            elif kind == stored.TALLY:
                 runner.tallies.adopt(meta["server"], rest, fds[0])
-            elif kind == "visitor":
+            elif kind == stored.VISITOR:
                 runner.sleepers.adopt(by_key.get(meta["key"]), name, fds[0])
             elif meta["server"] in servers:
                 server = placed.get(rest, servers[meta["server"]])

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from poolctl.keeper import stored
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, Counts, completed, new_page, read_page
 
 from .link import Link
@@ -69,7 +70,7 @@ class Tallies:
             left = completed(counts)
             if any(left):
                 self._keeper.send(
-                    {"op": "put", "name": f"tally:{name}", "meta": {"server": server}}, [tally.fd]
+                    {"op": "put", "name": f"{stored.TALLY}{name}", "meta": {"server": server}}, [tally.fd]
                 )
                 self._open.add(name)
                 self.add_up(name, server, left)
@@ -87,7 +88,7 @@ class Tallies:
     def settled(self) -> None:
         """What was told has been added up where it outlives us."""
         for name in self._open:
-            self._keeper.send({"op": "drop", "name": f"tally:{name}"})
+            self._keeper.send({"op": "drop", "name": f"{stored.TALLY}{name}"})
         self._open.clear()
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from poolctl.bootstrap import command
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 
 from .link import Link, LinkLost, Refused
 from .protocol import WorkerFailed
@@ -71,7 +71,7 @@ class Zygotes:
     def close(self) -> None:
         """End every zygote; workers live on."""
         for interpreter, task in self._running.items():
-            self._keeper.send({"op": "drop", "name": f"zygote {interpreter}"})
+            self._keeper.send({"op": "drop", "name": f"{stored.ZYGOTE}{interpreter}"})
             if task.done() and not task.cancelled() and task.exception() is None:
                 task.result().close()
             else:
@@ -100,7 +100,7 @@ class Zygotes:
         def on_end() -> None:
             if self._running.get(interpreter) is starting:
                 del self._running[interpreter]
-                self._keeper.send({"op": "drop", "name": f"zygote {interpreter}"})
+                self._keeper.send({"op": "drop", "name": f"{stored.ZYGOTE}{interpreter}"})
             if not up.done():
                 up.set_exception(LinkLost("the interpreter ended at its start"))
 
@@ -121,7 +121,7 @@ class Zygotes:
 
     async def _kept(self, interpreter: str) -> socket.socket | None:
         """The socket of a zygote that the keeper has started or kept."""
-        _, fds = await self._keeper.call({"op": "get", "name": f"zygote {interpreter}"})
+        _, fds = await self._keeper.call({"op": "get", "name": f"{stored.ZYGOTE}{interpreter}"})
         return wire.over(fds[0]) if fds else None
 
     async def _spawn(self, interpreter: str) -> socket.socket:
@@ -131,5 +131,5 @@ class Zygotes:
             await self._keeper.call(
                 {"op": "spawn", "argv": argv, "output": self._output, "session": True}, [theirs.fileno()]
             )
-        self._keeper.send({"op": "put", "name": f"zygote {interpreter}"}, [ours.fileno()])
+        self._keeper.send({"op": "put", "name": f"{stored.ZYGOTE}{interpreter}"}, [ours.fileno()])
         return ours

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from poolctl.keeper import stored
 from poolctl.runners.link import Link
 
 
 async def inherited(keeper: Link) -> dict[str, list[int]]:
     """Their descriptors by number and by name."""
-    reply, fds = await keeper.call({"op": "get", "name": "inherited"})
+    reply, fds = await keeper.call({"op": "get", "name": stored.INHERITED})
     found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
     for name, fd in zip(reply["meta"] or (), fds, strict=True):
         if name:

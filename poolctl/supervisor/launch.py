@@ -17,10 +17,9 @@ from poolctl.control import directory
 from poolctl.control.ending import forget_status
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 from poolctl.keeper.background import Companion, Limits, in_company
 
-SUPERVISOR = "supervisor"
 BACKLOG = 512
 LOG_BYTES = 1024 * 1024
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
@@ -92,7 +91,7 @@ def _launch(
                 name: [pid, fd] for fd, (name, pid) in enumerate(zip(programs, pids, strict=True), first_link)
             }
             plan = {
-                "supervisor": programs[SUPERVISOR].argv,
+                "supervisor": programs[stored.SUPERVISOR].argv,
                 "control": 3,
                 "lifeline": 4 if lifeline else -1,
                 "inherited": names,
@@ -115,9 +114,9 @@ def _programs(files: Sequence[str], pool_directory: str, env: Mapping[str, str])
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", pool_directory, isolated=True)
     return {
-        SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
-        f"zygote {interpreter}": Companion(zygote, f"{pool_directory}/helpers.log", session=True),
-        "logger": Companion(logger, f"{pool_directory}/logger.log", session=True),
+        stored.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
+        f"{stored.ZYGOTE}{interpreter}": Companion(zygote, f"{pool_directory}/helpers.log", session=True),
+        stored.LOGGER: Companion(logger, f"{pool_directory}/logger.log", session=True),
     }
 
 

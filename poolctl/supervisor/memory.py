@@ -14,6 +14,7 @@ from poolctl import __version__
 from poolctl.config.model import ServerConfig
 from poolctl.config.single import Surroundings
 from poolctl.config.tables import Tables
+from poolctl.keeper import stored
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link
 
@@ -76,7 +77,7 @@ class Memory:
 
     async def configuration(self) -> Kept | None:
         """What the supervisor before had in force; None if there was none."""
-        content = await self._read("configuration")
+        content = await self._read(stored.CONFIGURATION)
         if content is None:
             return None
         try:
@@ -90,11 +91,11 @@ class Memory:
 
     def keep(self, configuration: Kept) -> None:
         """Leave the configuration that is in force."""
-        self._write("configuration", pickle.dumps((__version__, configuration)))
+        self._write(stored.CONFIGURATION, pickle.dumps((__version__, configuration)))
 
     async def recall(self, entries: dict[str, Entry]) -> set[str]:
         """Give the entries what was wanted of them; the names of those of which something is known."""
-        recalled: dict[str, Any] = json.loads(await self._read("wanted") or b"{}")
+        recalled: dict[str, Any] = json.loads(await self._read(stored.WANTED) or b"{}")
         for name, values in recalled.items():
             if name in entries:
                 for key in _REMEMBERED.keys() & values.keys():
@@ -115,16 +116,16 @@ class Memory:
         content = json.dumps({name: self._wanted[name] for name in entries if name in self._wanted}).encode()
         if content != self._last:
             self._last = content
-            self._write("wanted", content)
+            self._write(stored.WANTED, content)
 
     async def totals(self) -> dict[str, Any]:
         """What the supervisor before had counted."""
-        found: dict[str, Any] = json.loads(await self._read("totals") or b"{}")
+        found: dict[str, Any] = json.loads(await self._read(stored.TOTALS) or b"{}")
         return found
 
     def keep_totals(self, totals: dict[str, Any]) -> None:
         """Leave what was counted."""
-        self._write("totals", json.dumps(totals).encode())
+        self._write(stored.TOTALS, json.dumps(totals).encode())
 
     def _write(self, name: str, content: bytes) -> None:
         fd = sealed_file(f"poolctl-{name}", content)

@@ -10,6 +10,7 @@ import socket
 from poolctl.address import parse
 from poolctl.config.tables import Tables
 from poolctl.errors import ServerError
+from poolctl.keeper import stored
 from poolctl.listeners.open import BACKLOG
 from poolctl.listeners.unix import Identity, identity, remove
 from poolctl.monitor.events import Events
@@ -18,7 +19,6 @@ from poolctl.runners.listen import listen
 
 from .scrape import Scrapes, Text
 
-_ENTRY = "metrics"  # in the keeper's store
 _AGAIN_SECONDS = 5.0
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -41,7 +41,7 @@ class MetricsAddress:
 
     async def begin(self, tables: Tables) -> None:
         """Take over what the supervisor before had opened; return when it has been tried to serve there."""
-        reply, fds = await self._keeper.call({"op": "get", "name": _ENTRY})
+        reply, fds = await self._keeper.call({"op": "get", "name": stored.METRICS})
         if fds:
             self._open = str(reply["meta"])
             self._listeners = [socket.socket(fileno=fd) for fd in fds]
@@ -100,7 +100,7 @@ class MetricsAddress:
         self._listeners = await listen(parse(bind))
         self._open, self._identity = bind, _identity(bind)
         self._keeper.send(
-            {"op": "put", "name": _ENTRY, "meta": bind}, [sock.fileno() for sock in self._listeners]
+            {"op": "put", "name": stored.METRICS, "meta": bind}, [sock.fileno() for sock in self._listeners]
         )
 
     async def _serve(self, path: str) -> None:
@@ -126,7 +126,7 @@ class MetricsAddress:
                 sock.close()
             self._open, self._listeners = None, []
             with contextlib.suppress(LinkLost):
-                await self._keeper.call({"op": "drop", "name": _ENTRY})
+                await self._keeper.call({"op": "drop", "name": stored.METRICS})
 
 
 def _identity(key: str) -> Identity | None:

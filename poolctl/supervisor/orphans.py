@@ -12,7 +12,7 @@ from typing import Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 from poolctl.platform import copy_descriptor
 from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
@@ -82,7 +82,7 @@ class _Intake:
 
     async def _take_worker(self, survivor: Survivor, server: ServerConfig) -> bool:
         said = survivor.said
-        name = f"worker:{server.name}.{said['generation']}.{said['index']}"
+        name = f"{stored.WORKER}{server.name}.{said['generation']}.{said['index']}"
         control, theirs = wire.pair()
         with control, theirs, contextlib.ExitStack() as closing:
             output, write = str(said["output"]), []
@@ -93,28 +93,30 @@ class _Intake:
                 survivor.order({"order": "drain"})
                 return False
             count = int(said["listeners"])
-            self._put_once(f"listener:{server.key}", {"server": server.name}, survivor.fds[:count])
+            self._put_once(f"{stored.LISTENER}{server.key}", {"server": server.name}, survivor.fds[:count])
             tally = survivor.fds[-1:] if said.get("tally") else []
             if pair := survivor.fds[count : len(survivor.fds) - len(tally)]:
                 meta = {"server": server.name, "protocol": said["protocol"]}
-                self._put_once(f"adoption:{server.key}", meta, pair)
+                self._put_once(f"{stored.ADOPTION}{server.key}", meta, pair)
             await self._put_worker(name, survivor, [control.fileno(), theirs.fileno(), *tally])
         return True
 
     async def _take_program(self, survivor: Survivor, server: ServerConfig) -> bool:
-        index = sum(name.startswith(f"worker:{server.name}.") for name in self._put)
+        index = sum(name.startswith(f"{stored.WORKER}{server.name}.") for name in self._put)
         survivor.said.update(generation=1, index=index, protocol=None)
         if not server.job and not server.binds_itself:
             try:
                 with socket.socket(fileno=copy_descriptor(survivor.pid, _LISTENER_FD)) as listener:
-                    self._put_once(f"listener:{server.key}", {"server": server.name}, [listener.fileno()])
+                    self._put_once(
+                        f"{stored.LISTENER}{server.key}", {"server": server.name}, [listener.fileno()]
+                    )
             except OSError as error:
                 logger.warning(
                     "%s: pid %d serves on, but its socket cannot be taken over (%s); end it by hand",
                     server.name, survivor.pid, error.strerror,
                 )  # fmt: skip
                 return False
-        await self._put_worker(f"worker:{server.name}.1.{index}", survivor, [])
+        await self._put_worker(f"{stored.WORKER}{server.name}.1.{index}", survivor, [])
         return True
 
     async def _put_worker(self, name: str, survivor: Survivor, fds: list[int]) -> None:
@@ -140,7 +142,7 @@ class _Intake:
 
     def take_pipes(self) -> None:
         for key, (message, fd) in self._pipes.streams.items():
-            self._put_once(f"output:{key}", message, [fd])
+            self._put_once(f"{stored.OUTPUT}{key}", message, [fd])
 
 
 def _is_its(survivor: Survivor, server: ServerConfig) -> bool:

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from poolctl import bootstrap
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 from poolctl.keeper.background import in_background
 
 _PAUSES_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _HELLO_SECONDS = 20.0
 _FULL_SECONDS = 0.002
-_FIRST = ("control", "wanted", "configuration")
+_FIRST = (stored.CONTROL, stored.WANTED, stored.CONFIGURATION)
 # Somebody else may be at it, with all that we have; or a keeper is about to end.
 _REFUSALS = 5
 
@@ -79,7 +79,7 @@ def _fill(link: socket.socket, entries: Entries, *, terminate: bool) -> None:
         meta, fds = entries[name]
         _send(link, {"op": "put", "name": name, "meta": meta}, fds)
     for name, (meta, _) in entries.items():
-        if name.startswith("worker:"):
+        if name.startswith(stored.WORKER):
             _send(link, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
     if terminate:
         _send(link, {"op": "terminate"})

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from poolctl import bootstrap
 from poolctl.control.directory import state_dir
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 from poolctl.runners.kept import KeeperLink
 from poolctl.runners.link import LinkLost
 
@@ -54,7 +54,7 @@ class Supervisor:
             self._make_way,
         )
         self._pool.calm = self._calm
-        _, fds = await keeper.call({"op": "get", "name": "control"})
+        _, fds = await keeper.call({"op": "get", "name": stored.CONTROL})
         listener = socket.socket(fileno=fds[0])
         await self._pool.begin(listener)
         self._presence.show(self._pool.name, int(hello["pid"]))
