@@ -21,8 +21,22 @@ def parse(text: str, kind: str) -> Any:
         )
     try:
         return PARSERS[kind](text)
+    except Unparsable as error:
+        raise error if error.hint else _explained(text, kind, error) from None
     except RecursionError:
         raise Unparsable("nested too deeply", hint="a configuration needs five levels") from None
+
+
+def _explained(text: str, kind: str, error: Unparsable) -> Unparsable:
+    if kind == "toml":
+        from poolctl.config.toml_slips import toml_slip
+
+        return toml_slip(text, error)
+    if kind == "json":
+        from poolctl.config.json_slips import json_slip
+
+        return json_slip(text, error)
+    return error
 
 
 def _toml(text: str) -> Any:

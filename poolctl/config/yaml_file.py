@@ -48,10 +48,9 @@ def parse_yaml(text: str) -> Any:
     try:
         return _Builder().build(yaml.parse(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        message = " ".join(part for part in (error.context, error.problem) if part) or "no YAML"
-        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
-        raise Unparsable(message, line, column) from error
+        from poolctl.config.yaml_slips import yaml_slip
+
+        raise yaml_slip(text, error) from error
     except yaml.YAMLError as error:
         raise Unparsable(str(error).partition("\n")[0]) from error
 
