@@ -50,7 +50,8 @@ def parse_duration(value: float | str | timedelta) -> float:
         return _checked_seconds(float(value) if abs(value) < 1e15 else float("inf"), value)
     total_seconds = getattr(value, "total_seconds", None)
     if total_seconds is None:
-        raise ValueError(f"{value!r} is not a duration; write {DURATION_ALLOWED}")
+        shown = str(value).lower() if isinstance(value, bool) else repr(value)
+        raise ValueError(f"{shown} is not a duration; write {DURATION_ALLOWED}")
     return _checked_seconds(total_seconds(), value)
 
 

@@ -97,10 +97,25 @@ def _expose(table: dict[str, Any], address: Address | None, findings: list[Findi
     elif scheme and head.lower() + scheme not in EXPOSE_SCHEMES:
         bad = f"has the scheme {head!r}"
     else:
+        _exposed_port(expose, findings)
         return
     findings.append(
         Finding(("expose",), f"{shown(expose)} {bad}", 'write "http://HOST:PORT"', shown(expose), "a URL")
     )
+
+
+def _exposed_port(expose: str, findings: list[Finding]) -> None:
+    """Clients cannot use a port that does not exist; what has no port has its scheme's."""
+    scheme, _, rest = expose.rpartition("://")
+    if "unix" in scheme.lower() or expose.lower().startswith(("unix:", "fd:")):
+        return
+    authority = rest.partition("/")[0].rpartition("@")[2]
+    host, colon, port = authority.rpartition(":")
+    if not colon or (host.count(":") and not host.endswith("]")):
+        return
+    if port and not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535) and port != "auto":
+        message = f"port {port[:20]} of {shown(expose)} is not one"
+        findings.append(Finding(("expose",), message, "ports are 1 to 65535", shown(expose), "a URL"))
 
 
 def exposed(address: Address, tls: bool) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from poolctl.config.foreign import mend_of
-from poolctl.config.problems import Finding, shown
-from poolctl.config.values import NAME_PATTERN, WORD_PATTERN
+from poolctl.config.problems import Finding, printable, shown
+from poolctl.config.values import METHOD_PATTERN, NAME_PATTERN, PATH_PATTERN, STATUS_PATTERN, WORD_PATTERN
 
 # What a value has to be, by pydantic's name for the complaint.
 EXPECTED = {
@@ -37,7 +38,17 @@ MOST_SUGGESTIONS = 2000
 PATTERNS = {
     NAME_PATTERN: "letters, digits, dots, underscores and hyphens, at most 200 of them",
     WORD_PATTERN: "a word without blanks and commas",
+    PATH_PATTERN: 'a path such as "/ready"',
+    METHOD_PATTERN: 'a method such as "GET"',
+    STATUS_PATTERN: 'statuses and ranges of them, such as "200-399" or "200,204"',
 }
+# Tables with a short form.
+SHORT_FORMS = {
+    "restart": '"no", "on-failure", "always", or a table',
+    "recovery": '"restart", "replace", "disable", "notify", "none", or a table',
+    "health": 'a path such as "/ready", or a table',
+}
+PROBES = ("startup", "readiness", "liveness")
 
 
 def findings_of(error: ValidationError, model: type[BaseModel]) -> list[Finding]:
@@ -60,11 +71,18 @@ def _finding(details: Any, model: type[BaseModel]) -> Finding:
         hint = f"allowed is {allowed}" if allowed and allowed not in str(cause) else ""
         return Finding(path, str(cause), hint, shown(value), allowed)
     allowed, message = _allowed(kind, context), ""
+    if allowed == "a table":
+        allowed = SHORT_FORMS.get(str(path[-1]) if path else "", allowed)
     found = shown(value)
     if not allowed:
         message = f"{found}: {details['msg'][:1].lower()}{details['msg'][1:]}"
     message = message or f"{found} is not allowed here"
     hint = f"allowed is {allowed}" if allowed else ""
+    if kind == "literal_error" and isinstance(value, str):
+        near = nearest(value, tuple(re.findall(r"'([^']*)'", context["expected"])))
+        hint = f'did you mean "{near}"? {hint}' if near else hint
+    if allowed == "a table" and path[-2:-1] == ("health",) and path[-1] in PROBES and isinstance(value, str):
+        hint = f'write {path[-1]} = {{ http = "{printable(value)}" }}'
     if allowed in MENDING and isinstance(value, (str, int, float)):
         hint = f"expected {allowed}: {MENDING[allowed]}"
     return Finding(path, message, hint, found, allowed)
@@ -134,6 +152,8 @@ def table_at(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[str, 
     names = [name for name, field in here.model_fields.items() if not field.exclude]
     if "scale" in names:
         names.insert(names.index("scale"), "workers")  # its short form, which no model has
+    if "bind" in names:
+        names.insert(names.index("bind") + 1, "listen")  # golib's word for it
     return tuple(names)
 
 

@@ -11,7 +11,7 @@ from poolctl.address import Address
 from poolctl.config.complete import complete, exposed
 from poolctl.config.explain import findings_of, suggest_afresh
 from poolctl.config.normalise import INTERNAL, normalise, nul_findings, refuse_internal
-from poolctl.config.problems import Finding, untold
+from poolctl.config.problems import Finding, shown, untold
 from poolctl.config.rules import binds_itself
 from poolctl.config.section import Section, refuse
 from poolctl.config.sections import (
@@ -48,7 +48,9 @@ def _tls(value: Any, validate: Any) -> Any:
     if isinstance(value, bool):
         return value
     if not isinstance(value, (dict, TLSConfig)):
-        raise BadValue("tls is true, false or a table", 'true, false, or { cert = "FILE", key = "FILE" }')
+        raise BadValue(
+            f"{shown(value)} is not allowed here", 'true, false, or { cert = "FILE", key = "FILE" }'
+        )
     return validate(value)
 
 

@@ -11,7 +11,10 @@ from poolctl.config.problems import Finding, shown
 PLACEHOLDERS = ("{port}", "{host}", "{bind}")
 # Only servers with one of these have anything to check beyond app and bind.
 RULED = frozenset(
-    {"command", "factory", "health", "job", "notify", "overlap", "scale", "tls", "log", "user", "depends_on"}
+    {
+        *("command", "factory", "health", "http", "job", "notify", "overlap", "scale", "tls", "log", "user"),
+        "depends_on",
+    }
 )
 LONGEST_SOCKET_PATH_BYTES = 107
 
@@ -69,6 +72,7 @@ def findings_of_rules(table: dict[str, Any], address: Address | None) -> list[Fi
         found.append(Finding(("factory",), "factory = true needs an app", 'add app = "module:function"'))
     found += _scale(table.get("scale"))
     found += _tls(table.get("tls"))
+    found += _http(table.get("http"))
     found += _health(table.get("health"))
     user = table.get("user")
     if isinstance(user, str) and not _user.fullmatch(user):
@@ -141,7 +145,13 @@ def _scale(scale: Any) -> list[Finding]:
         return []
     least, most = scale.get("min", 1), scale.get("max")
     if isinstance(least, int) and isinstance(most, int) and least > most:
-        return [Finding(("scale", "max"), f"scale.max = {most} is below scale.min = {least}", "swap them")]
+        return [
+            Finding(
+                ("scale", "max"),
+                f"scale.max = {most} is below scale.min = {least}",
+                "raise scale.max, or lower scale.min",
+            )
+        ]
     return []
 
 
@@ -153,6 +163,17 @@ def _tls(tls: Any) -> list[Finding]:
         mend = 'add ca = "FILE", the certificates that clients\' are checked against'
         found.append(Finding(("tls", "client_auth"), f"client_auth = {tls['client_auth']!r} needs ca", mend))
     return found
+
+
+def _http(http: Any) -> list[Finding]:
+    root_path = http.get("root_path") if isinstance(http, dict) else None
+    if not isinstance(root_path, str) or not root_path:
+        return []
+    if root_path.startswith("/") and not root_path.endswith("/"):
+        return []
+    message = f"{shown(root_path)} does not begin with /, or ends with one"
+    mend = f'write "/{root_path.strip("/")}"' if root_path.strip("/") else 'write ""'
+    return [Finding(("http", "root_path"), message, mend, shown(root_path))]
 
 
 def _health(health: Any) -> list[Finding]:
@@ -169,6 +190,7 @@ def _health(health: Any) -> list[Finding]:
             found.append(
                 Finding(("health", key), message, "keep one of them" if kinds else 'add http = "/path"')
             )
+        found += _of_http(("health", key), probe, kinds)
         body = probe.get("body")
         if isinstance(body, str):
             try:
@@ -176,4 +198,23 @@ def _health(health: Any) -> list[Finding]:
             except (re.error, RecursionError, OverflowError) as problem:
                 mend = "mend the regular expression"
                 found.append(Finding(("health", key, "body"), f"{shown(body)}: {problem}", mend))
+    return found
+
+
+def _of_http(path: tuple[str, ...], probe: dict[str, Any], kinds: list[str]) -> list[Finding]:
+    """What only an HTTP probe looks at, and ranges of statuses that hold none."""
+    found: list[Finding] = []
+    if kinds in (["tcp"], ["exec"]):
+        for key in ("status", "body", "method", "headers"):
+            if key in probe:
+                message = f"{key} is for a probe with http, and this is one with {kinds[0]}"
+                found.append(
+                    Finding((*path, key), message, f"take it out, or ask by http instead of {kinds[0]}")
+                )
+    status = probe.get("status")
+    for part in status.split(",") if isinstance(status, str) else ():
+        least, dash, most = part.strip().partition("-")
+        if dash and least.isdigit() and most.isdigit() and int(least) > int(most):
+            message = f"the range {shown(part)} holds no status"
+            found.append(Finding((*path, "status"), message, f'write "{most}-{least}"', shown(status)))
     return found

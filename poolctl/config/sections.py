@@ -9,6 +9,9 @@ from pydantic import Field
 from poolctl.config.section import Section
 from poolctl.config.values import (
     EMPTY,
+    METHOD_PATTERN,
+    PATH_PATTERN,
+    STATUS_PATTERN,
     Argument,
     Duration,
     Headers,
@@ -129,7 +132,7 @@ class Restart(Section):
 class Probe(Section):
     """One question to a server: exactly one of http, tcp and exec."""
 
-    http: Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f]*$")] | None = Field(
+    http: Annotated[str, Field(pattern=PATH_PATTERN)] | None = Field(
         default=None, description="A path; the answer's status decides."
     )
     tcp: Truth = Field(default=False, description="A connection decides.")
@@ -157,15 +160,15 @@ class Probe(Section):
     jitter: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
         default=0.1, description="The part of an interval that is left to chance."
     )
-    method: Annotated[str, Field(pattern=r"^[A-Z]+$")] = Field(
+    method: Annotated[str, Field(pattern=METHOD_PATTERN)] = Field(
         default="GET", description="How the path is asked for."
     )
     headers: Headers = Field(
         default=EMPTY, description="What is sent beside the path; Host is the server's expose."
     )
-    status: Annotated[
-        str, Field(pattern=r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$")
-    ] = Field(default="200-399", description="The statuses that are a success.")
+    status: Annotated[str, Field(pattern=STATUS_PATTERN)] = Field(
+        default="200-399", description="The statuses that are a success."
+    )
     body: str | None = Field(default=None, description="A regular expression that the body has to contain.")
 
 

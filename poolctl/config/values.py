@@ -133,6 +133,9 @@ Path = Annotated[str, StringConstraints(min_length=1), Field(json_schema_extra={
 Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
 Argument = Annotated[tuple[str, ...], BeforeValidator(_list), Field(min_length=1)]
 
+PATH_PATTERN = r"^/[^\x00-\x20\x7f]*$"
+METHOD_PATTERN = r"^[A-Z]+$"
+STATUS_PATTERN = r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$"
 WORD_PATTERN = r"^[^\s,\x00-\x1f\x7f]+$"
 Word = Annotated[str, StringConstraints(pattern=WORD_PATTERN)]
 # A list becomes a tuple; nothing else does, and it needs no Python to run.

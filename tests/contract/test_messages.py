@@ -1,0 +1,74 @@
+"""Each problem says what was found, what is allowed, and for a near miss what was probably meant (§2)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.test_configuration import everything
+from tests.real_pool import RealPool
+
+SERVER = '[[server]]\nname = "web"\nbind = "127.0.0.1:8080"\napp = "hello:app"\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('restart = "on_failure"', ['did you mean "on-failure"?', '"always"']),
+        ('recovery = "restrt"', ['did you mean "restart"?']),
+        ('http = { implementation = "httptool" }', ['did you mean "httptools"?']),
+        ('depends_on = [{ name = "web", condition = "redy" }]', ['did you mean "ready"?']),
+        ("restart = true", ['"no", "on-failure", "always", or a table']),
+        ("recovery = 3", ['"restart"', "or a table"]),
+        ("health = 3", ['a path such as "/ready"', "or a table"]),
+        ('health = "ready"', ['"/ready"']),
+        ('health = { readiness = "/ready" }', ['readiness = { http = "/ready" }']),
+        ('health = { readiness = { http = "/a", status = "ok" } }', ['"200-399"', '"200,204"']),
+        ('health = { readiness = { http = "/a", status = "399-200" } }', ["399-200", "200-399"]),
+        ('health = { readiness = { http = "/a", method = "get" } }', ['"GET"']),
+        ('health = { readiness = { tcp = true, body = "x" } }', ["body", "http"]),
+        ('health = { liveness = { exec = ["true"], status = "200" } }', ["status", "http"]),
+        ('http = { root_path = "api" }', ['"/api"']),
+        ('http = { root_path = "/api/" }', ['"/api"']),
+        ('expose = "http://example.org:99999"', ["99999", "1 to 65535"]),
+        ('expose = "example.org:http"', ["port"]),
+        ('tls = "yes"', ["'yes'", "true, false"]),
+        ("scale = { min = 3, max = 1 }", ["raise scale.max, or lower scale.min"]),
+        ("start_timeout = true", ["true is not a duration"]),
+        ('Listen = ":81"', ["did you mean 'listen'?"]),
+        ('lisen = ":81"', ["did you mean 'listen'?"]),
+        ('workrs = 2', ["did you mean 'workers'?"]),
+    ],
+)  # fmt: skip
+def test_a_problem_names_what_is_allowed_and_what_was_meant(
+    real_pool: RealPool, line: str, words: list[str]
+) -> None:
+    real_pool.write("pool.toml", f"{SERVER}{line}\n")
+    done = real_pool.run("validate")
+    assert done.code == 5
+    assert "pool.toml:5:" in everything(done)
+    for word in words:
+        assert word in everything(done)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'expose = "http://example.org"',
+        'expose = "https://[::1]:8443/app"',
+        'expose = "example.org:8080"',
+        'http = { root_path = "/api" }',
+        'health = { readiness = { http = "/a", status = "200,204,300-399", method = "HEAD" } }',
+    ],
+)
+def test_what_is_allowed_is_taken(real_pool: RealPool, line: str) -> None:
+    real_pool.write("pool.toml", f"{SERVER}{line}\n")
+    assert real_pool.ok("validate").stdout.strip() == "1 server, ok"
+
+
+def test_a_file_that_cannot_be_parsed_is_told_with_the_mend(real_pool: RealPool) -> None:
+    real_pool.write("pool.toml", '[[server]]\nname = "web"\ntags = ["a", "b"\nbind = ":8080"\n')
+    done = real_pool.run("validate")
+    assert done.code == 5
+    assert "pool.toml:3:8: the list that begins here is not closed; put a ]" in everything(done)
+    real_pool.write("pool.toml", "[[server]]\nbind = 127.0.0.1:8080\n")
+    assert 'put it in quotes: "127.0.0.1:8080"' in everything(real_pool.run("validate"))
