@@ -10,7 +10,7 @@ from poolctl.cli.progress import Progress
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.ending import await_end
 from poolctl.errors import ControlError
-from poolctl.exit_codes import INVALID_CONFIGURATION
+from poolctl.exit_codes import INVALID_CONFIGURATION, NOTHING_MATCHED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,10 @@ def ask_or_launch(request: Request, place: Place, verb: str = "") -> Outcome:
         outcome = _launch_and_ask(request, place)
     except SupervisorEnded as ended:
         raise _with_last_words(ended, place) from None
-    if not outcome.items and not outcome.exit_code and not request.get("allow_empty"):
+    if outcome.exit_code == NOTHING_MATCHED:
+        # Nothing was done, and nothing is left behind.
+        outcome.ended_pid = _end_idle(place)
+    elif not outcome.items and not outcome.exit_code and not request.get("allow_empty"):
         raise Failure(_without_servers(place))
     return outcome
 
@@ -109,9 +112,19 @@ def _without_servers(place: Place) -> Outcome:
     """The outcome of files that hold no server; the supervisor that found nothing to do is ended."""
     from poolctl.cli.local import no_server
 
-    ended = Client(place.socket).call("stop")
-    await_end(int(ended.get("keeper_pid") or 0))
+    _end_idle(place)
     return Outcome(errors=[no_server(place)], exit_code=INVALID_CONFIGURATION)
+
+
+def _end_idle(place: Place) -> int:
+    """End the supervisor that was launched for nothing, unless it has got something to do; the pid that ended last."""
+    try:
+        ended = Client(place.socket).call("stop", {"options": {"idle": True}})
+    except ControlError:
+        return 0  # somebody else has ended it
+    pid = int(ended.get("keeper_pid") or 0)
+    await_end(pid)
+    return pid
 
 
 def launch(place: Place) -> None:

@@ -143,8 +143,10 @@ def error_lines(each: Item, colours: bool = False) -> Iterable[str]:
     if who and not message.startswith(who):
         message = f"{who}: {message}"
     yield f"{_label('error', '31', colours)} {message}"
+    label = f"  {paint('hint:', '36') if colours else 'hint:'} "
     for line in hint.split("\n") if hint else ():
-        yield f"  {paint('hint:', '36') if colours else 'hint:'} {printable(line)}"
+        yield label + printable(line)
+        label = " " * len("  hint: ")  # what follows is about the line above: the place in an expression
 
 
 def _where(each: Item) -> str:

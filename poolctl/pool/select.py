@@ -95,26 +95,35 @@ class Selector:
 class Unmatched:
     """Why a selection chose nothing: unknown targets with near names, or options that fit no server."""
 
-    __slots__ = ("near", "targets")
+    __slots__ = ("near", "options", "targets")
 
-    def __init__(self, targets: Sequence[str] = (), near: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self,
+        targets: Sequence[str] = (),
+        near: Mapping[str, Sequence[str]] | None = None,
+        *,
+        options: str = "",
+    ) -> None:
         self.targets = list(targets)
+        self.options = options
         self.near = {target: list(names) for target, names in (near or {}).items()}
 
     @property
     def message(self) -> str:
         """One line: what matched nothing."""
         if not self.targets:
-            return "no server matches"
+            return f"no server matches {self.options}".rstrip()
         return f"no server matches {', '.join(repr(target) for target in self.targets)}"
 
     @property
     def hint(self) -> str:
         """The mend: near names, or where the names are listed."""
-        names = list(dict.fromkeys(name for target in self.targets for name in self.near.get(target, ())))
+        names = list(dict.fromkeys(name for near in self.near.values() for name in near))
         if names:
             return f"did you mean {' or '.join(repr(name) for name in names)}?"
-        return "poolctl list --field name shows the names; --allow-empty accepts that options match nothing"
+        if self.targets:
+            return "poolctl list --field name shows the names"
+        return "poolctl list -o wide shows all servers; --allow-empty accepts that options match nothing"
 
     def __repr__(self) -> str:
         return f"<Unmatched {self.targets or 'options'}>"
@@ -135,7 +144,7 @@ def select(items: Iterable[Item], selector: Selector) -> tuple[list[Item], Unmat
         if ((wanted is None or at in wanted) and all(test(item) for test in tests)) is not selector.invert
     ]
     if not chosen and not selector.allow_empty:
-        return [], Unmatched()
+        return [], Unmatched(near=_near_tags(selector.tag, everything), options=_said(selector))
     return chosen, None
 
 
@@ -227,8 +236,10 @@ def _one_of(field: str, word: str) -> str:
     if word.casefold() in allowed:
         return word.casefold()
     near = _close(word, allowed)
-    mend = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(allowed)}"
-    raise SelectorError(f"unknown {field} {word!r}; {mend}", hint=f"one of: {', '.join(allowed)}")
+    known = f"one of: {', '.join(allowed)}"
+    raise SelectorError(
+        f"unknown {field} {word!r}", hint=f"did you mean {near[0]!r}? {known}" if near else known
+    )
 
 
 def _list_of_words(key: str, value: object) -> list[str]:
@@ -244,6 +255,18 @@ def _near(target: str, items: Sequence[Mapping[str, Any]]) -> list[str]:
     bare = target.replace("*", "").replace("?", "")
     names = [str(item.get("name", "")) for item in items]
     return _close(bare, names) or _close(bare, [str(item.get("bind", "")) for item in items])
+
+
+def _near_tags(tags: Sequence[str], items: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """For tags that no server has those that look like them: they are compared with case."""
+    known = dict.fromkeys(tag for item in items for tag in item.get("tags") or ())
+    return {tag: _close(tag, known) for tag in tags if tag not in known}
+
+
+def _said(selector: Selector) -> str:
+    """The options as they were written."""
+    words = [f"--{key} {word}" for key in _LISTS if key != "targets" for word in getattr(selector, key)]
+    return " ".join([*words, *["--not"] * selector.invert])
 
 
 def _close(word: str, words: Iterable[str]) -> list[str]:

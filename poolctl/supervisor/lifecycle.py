@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from poolctl.control.messages import Document
+from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError
 from poolctl.pool.select import Selector
@@ -63,8 +63,13 @@ class Lifecycle:
         return await order.conclude(chosen, options, progress)
 
     async def stop(self, selector: Selector, options: Document, progress: Progress) -> Document:
-        """Stop the selected servers, what depends on them first; without a selection end the supervisor too."""
+        """Stop the selected servers, what depends on them first; without a selection end the supervisor too.
+
+        With the option `idle` only if nobody wants any of them.
+        """
         chosen = self._selection.of(selector)
+        if options.get("idle") and any(entry.wanted or entry.workers for entry in chosen):
+            return result(self._selection.items(selector))
         all_of_them = self.with_dependents(chosen, progress) if options.get("deps", True) else chosen
         order = Order(self._engine, PoolStopError, all_of_them, lambda entry: entry.at_rest)
         for entry in all_of_them:

@@ -114,6 +114,7 @@ def test_an_unknown_target_keeps_everything_from_being_done(pool: RealPool, comm
     done = pool.run(command, "admin", "nobody")
     assert done.code == 4, str(done)
     assert pool.items()["admin"]["state"] == "stopped"
+    assert pool.ok("pools", "-o", "name").stdout == "", "no supervisor that was launched for it is left"
 
 
 @pytest.mark.parametrize("option", ["--name", "--bind", "--expose"])

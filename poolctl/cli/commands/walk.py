@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from poolctl.cli.outcome import Item, Outcome, UsageError, error
-from poolctl.cli.place import find_place
+from poolctl.cli.outcome import Failure, Item, Outcome, UsageError, error
+from poolctl.cli.place import Place, find_place
 from poolctl.cli.render import coloured, field_text, paint, printable
 from poolctl.cli.request import Request
 from poolctl.cli.selected import selected
 from poolctl.cli.visit import arguments, environment
-from poolctl.exit_codes import FAILED, NOT_EXECUTABLE, NOT_FOUND
+from poolctl.exit_codes import FAILED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 
 LINE = ("name", "bind", "state")
 # How long a child that Ctrl-C has reached may take to end before it is killed.
@@ -87,7 +87,7 @@ def perform(request: Request) -> Outcome:
     """Visit the selected servers in the file's order; exit 1 when CMD failed for any of them."""
     jobs = _jobs(request)
     place = find_place(request)
-    items = selected(request, place).items
+    items = _selected(request, place)
     command = request.get("command") or []
     as_text = not request.output
     if not command:
@@ -103,6 +103,17 @@ def perform(request: Request) -> Outcome:
     done.sort(key=lambda item: order[item["name"]])
     errors = [_failure(visit) for visit in done if visit["exit_code"]]
     return Outcome(done, errors=errors, exit_code=FAILED if errors else 0, text="" if as_text else None)
+
+
+def _selected(request: Request, place: Place) -> list[Item]:
+    try:
+        return selected(request, place).items
+    except Failure as failure:
+        outcome = failure.outcome
+        many = len(request.get("targets") or ()) > 1
+        if outcome.exit_code == NOTHING_MATCHED and many and not request.get("command"):
+            outcome.errors[0]["hint"] += "; a command stands behind --: poolctl walk [SELECTOR] -- CMD…"
+        raise
 
 
 def _jobs(request: Request) -> int:
@@ -125,7 +136,7 @@ def _failure(visit: Item) -> Item:
     code = visit["exit_code"]
     last = (visit["stderr"] or visit["stdout"]).rstrip("\n").rpartition("\n")[2]
     message = f"the command ended with {code}" + (f": {last}" if last else "")
-    return error(FAILED, message, name=visit["name"], bind=visit["bind"])
+    return {**error(FAILED, message, name=visit["name"], bind=visit["bind"]), "error": "ErrorCommand"}
 
 
 def _text(output: bytes) -> str:

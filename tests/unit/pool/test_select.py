@@ -116,7 +116,13 @@ def test_not_inverts_the_whole_selection() -> None:
 
 def test_options_that_match_nothing_are_unmatched_unless_that_is_allowed() -> None:
     reason = unmatched(Selector(tag=["nothing"]))
-    assert (reason.targets, reason.message) == ([], "no server matches")
+    assert (reason.targets, reason.message) == ([], "no server matches --tag nothing")
+    assert (
+        unmatched(Selector(name=["^z"], tag=["API"], invert=False)).message
+        == "no server matches --name ^z --tag API"
+    )
+    assert unmatched(Selector(tag=["API"])).hint == "did you mean 'api'?"
+    assert unmatched(Selector(invert=True)).message == "no server matches --not"
     assert "--allow-empty" in reason.hint
     assert chosen(Selector(tag=["nothing"], allow_empty=True)) == []
     assert unmatched(Selector(invert=True)).targets == []
@@ -152,10 +158,12 @@ def test_a_regular_expression_that_is_too_deep_is_an_error_too() -> None:
 def test_an_unknown_state_or_health_is_told_with_what_is_near() -> None:
     with pytest.raises(SelectorError) as caught:
         Selector(state=["runing"])
-    assert caught.value.message == "unknown state 'runing'; did you mean 'running'?"
+    assert caught.value.message == "unknown state 'runing'"
+    assert caught.value.hint.startswith("did you mean 'running'? one of: disabled, ")
     with pytest.raises(SelectorError) as caught:
         Selector(health=["purple"])
-    assert caught.value.message == "unknown health 'purple'; one of: unknown, ok, warn, ko"
+    assert caught.value.message == "unknown health 'purple'"
+    assert caught.value.hint == "one of: unknown, ok, warn, ko"
     assert Selector(state=["Running"]).state == ["running"]
 
 
