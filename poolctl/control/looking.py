@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import builtins
+import os
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from poolctl.control.failing import error_of
 from poolctl.errors import PoolError, PoolMonitorError, PoolParamError
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
+from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from poolctl.control.client import Client
     from poolctl.pool.monitor import Monitor
+    from poolctl.states import Field
 
 Result = dict[str, Any]
+# Seconds, "1m30s", or a timedelta.
+Timeout = float | str | timedelta
 
 
 class Looking:
@@ -36,6 +41,65 @@ class Looking:
     def list(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
         """Return the selected servers as they are now."""
         return self._ask("list", targets, selector, {}, None, PoolParamError)
+
+    def filter(
+        self,
+        field: Field | str,
+        pattern: str = "",
+        regex: str = "",
+        *,
+        selector: Mapping[str, Any] | None = None,
+    ) -> Result:
+        """Return the servers of which the field equals the pattern, ignoring case, or contains the expression.
+
+        As in `Pool.filter`: nothing matches when both are empty; PoolParamError for an invalid expression.
+        """
+        from poolctl.pool.match import Row, matching
+
+        document = self.list(selector={**(selector or {}), "allow_empty": True})
+        rows = {item["bind"]: Row(item["name"], item["expose"]) for item in document["items"]}
+        found = matching(rows, field, pattern, regex)
+        return {**document, "items": [item for item in document["items"] if item["bind"] in found]}
+
+    def walk(
+        self,
+        fn: Callable[[Result], object],
+        *targets: str,
+        selector: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Call `fn` with each selected server as it is now, in order; False stops. Returns whether all were visited."""
+        return all(fn(item) is not False for item in self.list(*targets, selector=selector)["items"])
+
+    def logs(
+        self,
+        *targets: str,
+        selector: Mapping[str, Any] | None = None,
+        follow: bool = False,
+        lines: int | None = 100,
+        since: datetime | None = None,
+    ) -> Iterator[Result]:
+        """Yield the last `lines` lines of each selected server (None: all), merged by time: time, name, pid, line.
+
+        With `follow` each that comes as well, without an end. Raises, as it begins, PoolParamError for what is not
+        there.
+        """
+        from poolctl.control.directory import state_dir
+        from poolctl.logs.follow import follow as follow_logs
+        from poolctl.logs.line import stamp
+        from poolctl.logs.read import merged_tail
+
+        state = state_dir(os.environ, os.path.basename(os.path.dirname(self._client.socket_path)))
+        paths = {
+            item["name"]: item["config"].get("log", {}).get("path") or f"{state}/logs/{item['name']}.log"
+            for item in self.show(*targets, selector=selector)["items"]
+        }
+        moment = "" if since is None else stamp(since.timestamp())
+        if follow:
+            found = follow_logs(paths, lines=lines, since=moment)
+        else:
+            found = iter(merged_tail(paths, lines, since=moment))
+        for line in found:
+            yield {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
 
     def show(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
         """Return everything about the selected servers, effective configuration and its origins included."""
@@ -114,9 +178,21 @@ class Looking:
         failure: type[PoolError],
         accepted: Sequence[int] = (DONE,),
     ) -> Result:
+        seconds = _seconds(options.get("timeout"))
+        if seconds is not None:
+            options = {**options, "timeout": seconds}
         body = {"selector": {**(selector or {}), "targets": [*targets]}, "options": options}
-        result = self._client.call(verb, body, on_progress, options.get("timeout"))
+        result = self._client.call(verb, body, on_progress, seconds)
         code = result.get("exit_code", 0)
         if code not in accepted:
             raise error_of(verb, code, result, failure)
         return result
+
+
+def _seconds(timeout: Timeout | None) -> float | None:
+    if timeout is None:
+        return None
+    try:
+        return parse_duration(timeout)
+    except ValueError as wrong:
+        raise PoolParamError(f"timeout: {wrong}") from None

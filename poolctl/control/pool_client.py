@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolctl.control.ending import await_end
 from poolctl.control.failing import error_of
-from poolctl.control.looking import Looking, Result
+from poolctl.control.looking import Looking, Result, Timeout
 from poolctl.control.server_table import table_of
 from poolctl.errors import (
     PoolMonitorError,
@@ -37,14 +37,15 @@ class PoolClient(Looking):
         self,
         *targets: str,
         selector: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         deps: bool = True,
         wait: bool = True,
         on_progress: Callable[[Result], None] | None = None,
     ) -> Result:
         """Start the selected servers and return when each is ready; PoolStartError with every failure.
 
-        `timeout` is in seconds; when it passes, the children of the error have a TimeoutError as cause.
+        `timeout` is in seconds, or "1m30s", or a timedelta; when it passes, the children of the error have a
+        TimeoutError as cause.
         """
         options = {"timeout": timeout, "deps": deps, "wait": wait}
         return self._ask("start", targets, selector, options, on_progress, PoolStartError)
@@ -53,7 +54,7 @@ class PoolClient(Looking):
         self,
         *targets: str,
         selector: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         deps: bool = True,
         wait: bool = True,
         on_progress: Callable[[Result], None] | None = None,
@@ -70,7 +71,7 @@ class PoolClient(Looking):
         self,
         *targets: str,
         selector: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         deps: bool = True,
         wait: bool = True,
         on_progress: Callable[[Result], None] | None = None,
@@ -84,7 +85,7 @@ class PoolClient(Looking):
         *,
         dry_run: bool = False,
         env: Mapping[str, str] | None = None,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         wait: bool = True,
         on_progress: Callable[[Result], None] | None = None,
     ) -> Result:
@@ -108,7 +109,7 @@ class PoolClient(Looking):
         *targets: str | int,
         workers: int | None = None,
         selector: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         wait: bool = True,
     ) -> Result:
         """Give each selected server so many workers, until a reload; return when they are there.
@@ -135,7 +136,7 @@ class PoolClient(Looking):
         self,
         *targets: str,
         selector: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         wait: bool = True,
     ) -> Result:
         """Enable the selected servers and start them, until a reload; PoolStartError with every failure."""
@@ -147,7 +148,7 @@ class PoolClient(Looking):
         self,
         *targets: str,
         selector: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         wait: bool = True,
     ) -> Result:
         """Stop the selected servers and let nothing start them, until a reload."""
@@ -160,7 +161,7 @@ class PoolClient(Looking):
         server: Mapping[str, Any] | ServerConfig | None = None,
         *,
         base_dir: str | os.PathLike[str] = ".",
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         wait: bool = True,
         **keys: Any,
     ) -> Result:
@@ -181,7 +182,7 @@ class PoolClient(Looking):
         self,
         *targets: str,
         selector: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         deps: bool = True,
         wait: bool = True,
     ) -> Result:
@@ -193,7 +194,7 @@ class PoolClient(Looking):
         self,
         *targets: str,
         selector: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Timeout | None = None,
         until: str = "ready",
     ) -> Result:
         """Return when the selected servers are `until` (ready, stopped, healthy, or any state)."""

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from itertools import compress
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 from poolctl.address import AddressError, canonical
 from poolctl.errors import PoolParamError
 from poolctl.states import Field
 
-if TYPE_CHECKING:
-    from .server import Server
 
-Members = dict[str, "Server"]
+class Named(Protocol):
+    """What has a name, and an address for clients."""
+
+    _name: str
+    _expose: str
 
 
-def matching(members: Members, field: Field, pattern: str, regex: str) -> Members:
+class Row:
+    """A server that is known by name and exposed address only: one of another process."""
+
+    __slots__ = ("_expose", "_name")
+
+    def __init__(self, name: str, expose: str) -> None:
+        self._name = name
+        self._expose = expose
+
+
+Member = TypeVar("Member", bound=Named)
+
+
+def matching(members: dict[str, Member], field: Field | str, pattern: str, regex: str) -> dict[str, Member]:
     """The members that match, in their order.
 
     Both `pattern` and `regex` empty match nothing. Raises PoolParamError for an unknown field or a bad expression.
@@ -49,7 +64,7 @@ def matching(members: Members, field: Field, pattern: str, regex: str) -> Member
     return dict(zip(binds, map(members.__getitem__, binds), strict=True))
 
 
-def checked(field: Field) -> Field:
+def checked(field: Field | str) -> Field:
     """The field, which may be given by its name. Raises PoolParamError."""
     try:
         return Field(field)
@@ -58,7 +73,7 @@ def checked(field: Field) -> Field:
         raise PoolParamError(f"{field!r} is no field of a server; one of: {allowed}") from None
 
 
-def values(members: Members, field: Field) -> Collection[str]:
+def values(members: Mapping[str, Member], field: Field) -> Collection[str]:
     """That field of each member, in order."""
     if field is Field.BIND:
         return members

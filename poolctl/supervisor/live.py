@@ -46,7 +46,8 @@ class Live:
         workers = options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise SelectorError(
-                f"workers is {workers!r}", hint="a whole number from 1; poolctl stop ends all of them"
+                f"workers is {workers!r}, not a number of them",
+                hint="a whole number from 1; poolctl stop ends all of them",
             )
         chosen = self._selection.of(selector)
         refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}

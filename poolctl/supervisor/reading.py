@@ -8,7 +8,7 @@ from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
-from poolctl.pool.select import Selector
+from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 
 from .engine import Engine
@@ -17,6 +17,8 @@ from .reports import Reports, details, reporter, unwell
 from .reports import late as late_as
 from .selection import Selection
 from .waiting import until
+
+_GOALS = ("ready", "healthy", *(state.value for state in State))
 
 
 class Reading:
@@ -69,6 +71,8 @@ class Reading:
         """Return when each selected server is what `for` says; exit code 124 when the time is over before."""
         entries = self._selection.of(selector)
         goal = str(options.get("for") or "ready")
+        if goal not in _GOALS:
+            raise SelectorError(f"nothing can be {goal!r}", hint=f"one of: {', '.join(_GOALS)}")
         tests: dict[str, Callable[[Entry], bool]] = {
             "ready": lambda entry: entry.ready,
             "healthy": lambda entry: entry.ready and entry.health is Status.OK,

@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,18 @@ def test_connect_has_the_same_verbs_with_the_same_effects(
         client.add({"name": "x", "bind": "nowhere"})
     with pytest.raises(poolctl.PoolParamError):
         client.remove("nobody")
+    with pytest.raises(poolctl.PoolParamError, match="invalid regular expression"):
+        client.list(selector={"name": ["("]})
+    with pytest.raises(poolctl.PoolParamError, match="nothing can be 'redy'"):
+        client.wait("a", until="redy")
+    with pytest.raises(poolctl.PoolParamError, match="not a number"):
+        client.scale("a", 0)
+    for timeout in (5, "5s", timedelta(seconds=5)):
+        assert client.start("a", timeout=timeout)["items"][0]["ready"]
+    with pytest.raises(poolctl.PoolParamError, match="not a duration"):
+        client.start("a", timeout="soon")
+    with pytest.raises(poolctl.PoolMonitorError, match=r"^a: is running, not stopped$"):
+        client.wait("a", until="stopped", timeout=0.1)
     dry = client.reload(dry_run=True)
     assert dry["exit_code"] == 3
     assert {each["name"] for each in dry["changes"]} == {"new"}
@@ -304,6 +317,33 @@ def test_connect_has_the_same_verbs_with_the_same_effects(
     pool.write("pool.toml", "broken [")
     with pytest.raises(poolctl.PoolValidateError):
         client.reload()
+
+
+def test_connect_filters_walks_and_reads_logs_as_the_commands_do(
+    pool: RealPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(pool.runtime))
+    client = poolctl.connect(pool.directory / "pool.toml")
+    bind = client.list("b")["items"][0]["bind"]
+    assert [item["name"] for item in client.filter("name", "A")["items"]] == ["a"]
+    assert [item["name"] for item in client.filter(poolctl.Field.BIND, f"http://{bind}")["items"]] == ["b"]
+    assert [item["name"] for item in client.filter("expose", regex=".")["items"]] == ["a", "b"]
+    assert client.filter("name")["items"] == []
+    with pytest.raises(poolctl.PoolParamError):
+        client.filter("colour", "red")
+    with pytest.raises(poolctl.PoolParamError):
+        client.filter("name", regex="(")
+    seen: list[str] = []
+    assert client.walk(lambda item: seen.append(item["name"]))
+    assert not client.walk(lambda item: False)
+    assert seen == ["a", "b"]
+    written = pool.ok("logs", "a", "-o", "json").stdout.splitlines()
+    found = [(line["name"], line["line"]) for line in client.logs("a", lines=None)]
+    assert found
+    assert len(found) == len(written)
+    assert {name for name, _ in found} == {"a"}
+    with pytest.raises(poolctl.PoolParamError):
+        list(client.logs("nobody"))
 
 
 def test_watch_applies_the_changed_file_and_tells_of_a_broken_one(
