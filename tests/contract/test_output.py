@@ -205,9 +205,13 @@ def test_status_counts_and_says_what_is_not_ready(pool: RealPool) -> None:
     done = pool.run("status")
     assert done.code == 3
     assert done.stdout + done.stderr
+    resting = pool.run("status", "-o", "json").json["summary"]
+    assert resting["supervisor_pid"] is None
     pool.ok("start")
     assert "2" in pool.ok("status").stdout
-    assert pool.ok("status", "-o", "json").json["summary"]
+    running = pool.ok("status", "-o", "json").json["summary"]
+    assert running["supervisor_pid"]
+    assert resting.keys() <= running.keys(), "a script finds the same keys with and without a supervisor"
     pool.ok("stop", "b")
     assert pool.ok("status", "-o", "json").json["summary"]
 

@@ -53,11 +53,14 @@ def _status(request: Request) -> Outcome:
             message=_without_supervisor(items),
             extra={
                 "summary": {
-                    "supervisor": None,
+                    "files": place.files,
+                    "supervisor_pid": None,
+                    "keeper_pid": None,
                     "servers": len(items),
                     "should_run": sum(item.get("state") != "disabled" for item in items),
                     "ready": sum(bool(item.get("ready")) for item in items),
-                    "states": _states(items),
+                    "states": _counts(items, "state"),
+                    "health": _counts(items, "health"),
                 }
             },
         )
@@ -79,15 +82,15 @@ def _without_supervisor(items: list[dict[str, Any]]) -> str:
 def _summary(outcome: Outcome) -> dict[str, Any]:
     given = outcome.extra.get("summary")
     ready = sum(bool(item.get("ready")) for item in outcome.items)
-    ours = {"servers": len(outcome.items), "ready": ready, "states": _states(outcome.items)}
+    ours = {"servers": len(outcome.items), "ready": ready, "states": _counts(outcome.items, "state")}
     return {**ours, **given} if isinstance(given, dict) else ours
 
 
-def _states(items: list[dict[str, Any]]) -> dict[str, int]:
+def _counts(items: list[dict[str, Any]], key: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for item in items:
-        state = str(item.get("state", ""))
-        counts[state] = counts.get(state, 0) + 1
+        value = str(item.get(key, ""))
+        counts[value] = counts.get(value, 0) + 1
     return counts
 
 
