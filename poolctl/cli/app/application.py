@@ -19,6 +19,7 @@ from poolctl.cli.outcome import Outcome
 from poolctl.exit_codes import USAGE
 
 from . import files, lifecycle, live, looking, seeing
+from .examples import beginning
 from .options import HELP, Config, Perform, PoolName, Quiet, Verbose
 
 FAST = (
@@ -68,6 +69,7 @@ def build(perform: Perform = commands.perform) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings=HELP,
         help="A pool of HTTP servers: one file, one command, sockets that never close.",
+        epilog=beginning(),
     )
     app.callback()(_before)
     for group in (lifecycle, live, looking, seeing, files):

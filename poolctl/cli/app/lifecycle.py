@@ -42,7 +42,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
     command(
         app,
         "run",
-        "Run the pool in the foreground, or around a command: run -- CMD…",
+        "Run the pool in the foreground, or for as long as CMD: -- CMD…",
         perform,
         SELECTION,
         OUTPUT,

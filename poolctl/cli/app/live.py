@@ -48,7 +48,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
     command(
         app,
         "reload",
-        "Apply the changed file: only what differs is started, stopped or restarted.",
+        "Apply the changed file: start, stop, restart what differs.",
         perform,
         OUTPUT,
         WAITS,
@@ -61,7 +61,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
     command(
         app,
         "upgrade",
-        "Let this version of poolctl take over the running pool; its servers serve on.",
+        "Let this version of poolctl take over a pool that runs.",
         perform,
         OUTPUT,
         TIMES,
@@ -88,7 +88,7 @@ def _add_membership(app: typer.Typer, perform: Perform) -> None:
     command(
         app,
         "add",
-        "Add a server to the running pool: add NAME --bind ADDRESS --app MODULE:ATTRIBUTE.",
+        "Add a server to the running pool.",
         perform,
         OUTPUT,
         WAITS,

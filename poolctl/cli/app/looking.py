@@ -27,7 +27,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
     command(
         app,
         "filter",
-        "List the servers of which a field equals a pattern or contains an expression.",
+        "List servers by a field: equal to a pattern, or with a match.",
         perform,
         OUTPUT,
         FILTERS,

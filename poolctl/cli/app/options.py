@@ -12,6 +12,8 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.request import FORMATS, GOALS, HEALTH, STATES, Request
 from poolctl.cli.top.rows import SORTS
 
+from .examples import epilog
+
 HELP = {"help_option_names": ["-h", "--help"]}
 
 Config = Annotated[
@@ -135,4 +137,4 @@ def command(
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(verb, help=help, context_settings=HELP)(run)
+    app.command(verb, help=help, epilog=epilog(verb), context_settings=HELP)(run)

@@ -44,7 +44,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
     command(
         app,
         "events",
-        "Show what has happened: lifecycle, health, recoveries, who did what.",
+        "Show what has happened: lifecycle, health, who did what.",
         perform,
         SELECTION,
         OUTPUT,
@@ -56,7 +56,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
     command(
         app,
         "notify",
-        "Send a test message to those who are told of problems: notify test [NAME].",
+        "Send a test message to those who are told of problems.",
         perform,
         OUTPUT,
         words=(Annotated[list[str] | None, _WORDS], None),

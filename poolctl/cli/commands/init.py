@@ -79,6 +79,7 @@ def perform(request: Request) -> Outcome:
     written = " and ".join(os.path.normpath(os.path.join(directory, file)) for file in texts)
     outcome = Outcome(message=f"wrote {written}; next: poolctl start")
     if not with_app and not found and not os.path.exists(os.path.join(directory, APP_FILE)):
+        outcome.message = f"wrote {written}; next: name your application in it, then poolctl start"
         outcome.warnings = [
             f"{app!r} is not there yet: change it, or write it with poolctl init --app --force"
         ]

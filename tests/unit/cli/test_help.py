@@ -1,0 +1,56 @@
+"""The help of poolctl and of its commands: whole sentences, within eighty columns, with examples that are commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+import typer
+
+from poolctl.cli.app import WITH_COMMAND, build
+from poolctl.cli.app.examples import BEGIN, EXAMPLES
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.request import Request
+from poolctl.cli.usage import split
+
+REQUESTS: list[Request] = []
+
+
+def note(request: Request) -> Outcome:
+    REQUESTS.append(request)
+    return Outcome()
+
+
+APPLICATION: Any = typer.main.get_command(build(note))  # made once: it takes a tenth of a second
+LINES = [*BEGIN, *(line for lines in EXAMPLES.values() for line in lines)]
+
+
+@pytest.mark.parametrize("verb", ["", *APPLICATION.commands])
+def test_the_help_fits_and_is_cut_nowhere(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    APPLICATION.main([*verb.split(), "--help"], prog_name="poolctl", standalone_mode=False)
+    text = capsys.readouterr().out
+    assert text
+    for line in text.splitlines():
+        assert len(line) <= 80
+        assert "..." not in line.replace("]...", "")
+    for line in EXAMPLES.get(verb, ()):
+        assert f"    {line}\n" in text
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_an_example_is_a_command_line(line: str) -> None:
+    program, *typed = shlex.split(re.split(r"\s{2,}| && | >>? ", line)[0])
+    words, own_command = split(typed, WITH_COMMAND)
+    REQUESTS.clear()
+    APPLICATION.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
+    assert program == "poolctl"
+    (request,) = REQUESTS
+    assert request.verb == next(word for word in words if word in APPLICATION.commands)
+    assert "--" not in typed or request.get("command")
+    request.selector()
+    request.options()
