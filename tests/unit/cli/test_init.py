@@ -13,7 +13,7 @@ from .conftest import Command
 def test_a_starter_file_is_valid_and_written_once(poolctl: Command, directory: Path) -> None:
     said = poolctl("init", "fresh")
     assert said.code == 0
-    assert said.out == "wrote fresh/pool.toml; next: poolctl start\n"
+    assert said.out == "wrote fresh/pool.toml; next: name your application in it, then poolctl start\n"
     assert "hello:app" in said.err
     text = (directory / "fresh" / "pool.toml").read_text()
     assert poolctl("-c", "fresh/pool.toml", "validate").out == "1 server, ok\n"

@@ -147,7 +147,9 @@ def test_status_is_3_without_a_supervisor(poolctl: Command, directory: Path) -> 
     assert poolctl("status") == (3, "no supervisor is running, 2 servers stopped\n", "")
     summary = poolctl("status", "-o", "json").json["summary"]
     assert summary == {
-        "supervisor": None, "servers": 2, "should_run": 1, "ready": 0, "states": {"stopped": 1, "disabled": 1},
+        "files": [str(directory / "pool.toml")], "supervisor_pid": None, "keeper_pid": None,
+        "servers": 2, "should_run": 1, "ready": 0,
+        "states": {"stopped": 1, "disabled": 1}, "health": {"unknown": 2},
     }  # fmt: skip
     (directory / "pool.toml").write_text("broken [")
     assert poolctl("status").code == 5

@@ -134,7 +134,7 @@ def test_a_problem_in_the_working_directory_is_named_from_there(
 
 def test_hints_of_several_lines_keep_their_shape() -> None:
     lines = list(render.error_lines({"message": "invalid expression", "hint": "us(ers\n  ^"}))
-    assert lines[1:] == ["  hint: us(ers", "  hint:   ^"]
+    assert lines[1:] == ["  hint: us(ers", "          ^"]
 
 
 @pytest.mark.parametrize(

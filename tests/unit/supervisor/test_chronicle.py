@@ -176,7 +176,7 @@ def test_what_was_asked_in_vain_is_recorded_too_and_looking_is_not() -> None:
         events = told.take()
         assert [(event["event"], event.get("exit_code"), event["cause"]) for event in events] == [
             ("start", None, ""), ("start failed", 4, "no server matches 'nobody'"),
-            ("scale", None, ""), ("scale failed", 2, "workers is 'many'"),
+            ("scale", None, ""), ("scale failed", 2, "workers is 'many', not a number of them"),
         ]  # fmt: skip
         await ask(desk, "list")
         await ask(desk, "wait", until="stopped", timeout=0.01)
