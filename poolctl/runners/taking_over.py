@@ -56,20 +56,11 @@ async def take_over(
             kind = next((kind for kind in _KINDS if name.startswith(kind)), None)
             if kind is None:
                 continue
-            rest = name.removeprefix(kind)
             _, fds = await runner.keeper.call({"op": "get", "name": name})
-            if kind == stored.LISTENER:
-                runner.sockets.adopt(rest, fds)
-            elif kind == stored.ADOPTION:
-                runner.adoptions.adopt(rest, fds, meta)
-            elif kind == stored.OUTPUT:
-                runner.output.adopt(rest, meta, fds[0])
-            elif kind == stored.TALLY:
-                runner.tallies.adopt(meta["server"], rest, fds[0])
-            elif kind == stored.VISITOR:
-                runner.sleepers.adopt(by_key.get(meta["key"]), name, fds[0])
+            if kind != stored.WORKER:
+                _take(runner, name, kind, meta, fds, by_key)
             elif meta["server"] in servers:
-                server = placed.get(rest, servers[meta["server"]])
+                server = placed.get(name.removeprefix(kind), servers[meta["server"]])
                 if meta.get("start") is not None:
                     # Of no effect for a child of the keeper; one that is not may have come without being watched.
                     runner.keeper.send({"op": "watch", "pid": meta["pid"], "start": meta["start"]})
@@ -80,6 +71,27 @@ async def take_over(
                 runner.forker.warm(adopted[0].server)
             _keep_app_zygotes(runner, servers)
             return adopted
+
+
+def _take(
+    runner: LocalRunner,
+    name: str,
+    kind: str,
+    meta: wire.Message,
+    fds: list[int],
+    by_key: Mapping[str, ServerConfig],
+) -> None:
+    key = name.removeprefix(kind)
+    if kind == stored.LISTENER:
+        runner.sockets.adopt(key, fds)
+    elif kind == stored.ADOPTION:
+        runner.adoptions.adopt(key, fds, meta)
+    elif kind == stored.OUTPUT:
+        runner.output.adopt(key, meta, fds[0])
+    elif kind == stored.TALLY:
+        runner.tallies.adopt(meta["server"], key, fds[0])
+    else:
+        runner.sleepers.adopt(by_key.get(meta["key"]), name, fds[0])
 
 
 def _keep_app_zygotes(runner: LocalRunner, servers: Mapping[str, ServerConfig]) -> None:
