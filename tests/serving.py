@@ -86,6 +86,26 @@ class App:
         return record
 
 
+async def until(condition: Callable[[], Any]) -> None:
+    """Return when it is true; fails the test when it is not within five seconds."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def turns(count: int = 50) -> None:
+    """So many turns of the loop: what has been sent by now is read, and what follows from it at once has happened."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def leaving(server: PoolServer) -> None:
+    """Return when the connections have been told of a drain or a stop."""
+    accounts = server.accounts
+    await until(lambda: accounts.draining or accounts.heirs is not None)
+    await turns()
+
+
 class Served(NamedTuple):
     server: PoolServer
     app: Any

@@ -11,7 +11,7 @@ import pytest
 
 from poolctl.keeper import wire
 from poolctl.worker import adopt
-from tests.serving import ENGINES, Client, Engine, Pair, accepted, served
+from tests.serving import ENGINES, Client, Engine, Pair, accepted, served, turns, until
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
@@ -142,10 +142,9 @@ def test_a_worker_that_has_no_descriptor_left_takes_nothing(
             patched.setattr(adopt.os, "dup", full)
             with socket.socket() as sock:
                 wire.send(pair.give, {"t": "conn"}, [sock.fileno()])
-            await asyncio.sleep(0.01)
+            await turns()
             assert not taken
-        while not taken:
-            await asyncio.sleep(0.005)
+        await until(lambda: taken)
         taken[0].close()
         adoption.close()
 

@@ -10,7 +10,7 @@ from websockets.asyncio.client import connect
 
 from poolctl.worker import connection
 from tests.load.frames import CLOSE, TEXT, frame, new_key
-from tests.serving import ENGINES, Client, Engine, lifespan, served
+from tests.serving import ENGINES, Client, Engine, leaving, lifespan, served, turns, until
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
@@ -63,7 +63,7 @@ def test_the_answer_under_way_is_the_last_one(engine: Engine) -> None:
             await client.send("/slow")
             await app.under_way.wait()
             server.drain()
-            await asyncio.sleep(0.05)
+            await leaving(server)
             app.release.set()
             status, headers, body = await client.answer()
             assert (status, headers["connection"], body) == (200, "close", b"ok")
@@ -95,7 +95,7 @@ def test_after_an_answer_that_had_begun_before_the_drain_there_is_time_for_one_m
             await client.send("/")
             await begun.wait()
             server.drain()
-            await asyncio.sleep(0.02)
+            await leaving(server)
             release.set()
             assert "connection" not in (await client.answer())[1]
             assert await client.stays_open(0.05)
@@ -114,7 +114,7 @@ def test_a_stop_after_the_drain_does_not_shorten_what_requests_under_way_have(en
             server.drain()
             await asyncio.sleep(0.15)
             server.stop()
-            await asyncio.sleep(0.05)
+            await turns()
             app.release.set()
             assert (await client.answer())[0] == 200
             await asyncio.wait_for(running, 2)
@@ -127,9 +127,9 @@ def test_a_connection_on_which_nothing_was_sent_yet_gets_its_answer(engine: Engi
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)
-            await asyncio.sleep(0.02)  # attached, and not one byte read
+            await until(lambda: server.accounts.connections)
             server.drain()
-            await asyncio.sleep(0.05)
+            await leaving(server)
             status, headers, _ = await client.get()
             assert (status, headers["connection"]) == (200, "close")
             await running
@@ -141,7 +141,7 @@ def test_a_silent_connection_does_not_hold_up_a_drain_for_longer_than_it_is_quie
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             silent = await Client.connect(port)
-            await asyncio.sleep(0.02)
+            await until(lambda: server.accounts.connections)
             server.drain()
             await asyncio.wait_for(running, 2)
             assert await silent.at_end()
@@ -170,7 +170,7 @@ def test_a_stop_cuts_a_drain_short(engine: Engine, monkeypatch: pytest.MonkeyPat
             client = await Client.connect(port)
             await client.get()
             server.drain()
-            await asyncio.sleep(0.05)
+            await leaving(server)
             assert not running.done()
             server.stop()
             await asyncio.wait_for(running, 2)
@@ -185,7 +185,7 @@ def test_a_websocket_is_closed_with_1012_after_the_drain(engine: Engine) -> None
             async with connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
                 await app.under_way.wait()
                 server.drain()
-                await asyncio.sleep(0.1)
+                await leaving(server)
                 assert client.close_code is None
                 await client.wait_closed()
                 assert client.close_code == 1012
@@ -279,7 +279,7 @@ def test_a_connection_with_a_request_in_its_buffer_is_not_closed_by_its_keep_ali
             (lingering,) = server.accounts.connections
             lingering.transport.pause_reading()
             await client.send("/")
-            await asyncio.sleep(0.05)
+            await turns()
             lingering.timeout_keep_alive_handler()
             lingering.transport.resume_reading()
             assert (await client.answer())[0] == 200

@@ -14,7 +14,7 @@ import pytest
 from poolctl.keeper import wire
 from poolctl.worker import connection
 from poolctl.worker.adopt import Adoption
-from tests.serving import ENGINES, App, Client, Engine, Pair, Served, served
+from tests.serving import ENGINES, App, Client, Engine, Pair, Served, leaving, served, turns, until
 
 BIG = b"x" * 4_000_000
 
@@ -105,7 +105,7 @@ def test_a_connection_on_which_nothing_was_sent_yet_goes_too(engine: Engine, pai
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await Client.connect(old.port)
-            await asyncio.sleep(0.02)
+            await until(lambda: old.server.accounts.connections)
             old.server.drain(heirs=True)
             await asyncio.wait_for(old.running, 2)
             assert (await client.get())[0] == 200
@@ -121,7 +121,7 @@ def test_the_answer_under_way_is_given_here_and_the_next_one_there(engine: Engin
             await client.send("/slow")
             await old.app.under_way.wait()
             old.server.drain(heirs=True)
-            await asyncio.sleep(0.02)
+            await leaving(old.server)
             old.app.release.set()
             status, headers, _ = await client.answer()
             assert (status, "connection" in headers) == (200, False)
@@ -144,12 +144,11 @@ def test_a_client_that_never_pauses_does_not_hold_the_worker(engine: Engine, pai
                     assert (status, "connection" in headers) == (200, False)
 
             asking = [asyncio.ensure_future(ask(client)) for client in clients]
-            await asyncio.sleep(0.02)
+            await until(lambda: answered(old) > 20)
             old.server.drain(heirs=True)
             await asyncio.wait_for(old.running, 2)
             before = answered(new)
-            while answered(new) < before + 20:
-                await asyncio.sleep(0.001)
+            await until(lambda: answered(new) >= before + 20)
             over.set()
             await asyncio.gather(*asking)
 
@@ -164,9 +163,9 @@ def test_pipelined_requests_are_all_answered_in_order(engine: Engine, pair: Pair
             await old.app.under_way.wait()
             for number in range(3):
                 client.writer.write(echo(b"before %d" % number))
-            await asyncio.sleep(0.02)
+            await turns()
             old.server.drain(heirs=True)
-            await asyncio.sleep(0.02)
+            await leaving(old.server)
             for number in range(3):
                 client.writer.write(echo(b"after %d" % number))
             old.app.release.set()
@@ -193,9 +192,9 @@ def test_a_request_that_has_begun_to_arrive_is_answered_here(engine: Engine, pai
             client = await connected(old)
             request = echo(b"a body")
             client.writer.write(request[:cut])
-            await asyncio.sleep(0.02)
+            await turns()
             old.server.drain(heirs=True)
-            await asyncio.sleep(0.02)
+            await leaving(old.server)
             assert not old.running.done()
             client.writer.write(request[cut:])
             assert (await client.answer())[2] == b"a body"
@@ -213,7 +212,7 @@ def test_a_body_that_nobody_reads_is_no_part_of_the_next_request(engine: Engine,
             client.writer.write(b"POST /early HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n12345")
             assert (await client.answer())[0] == 200
             old.server.drain(heirs=True)
-            await asyncio.sleep(0.02)
+            await leaving(old.server)
             assert not old.running.done()
             client.writer.write(b"67890")
             await asyncio.wait_for(old.running, 2)
@@ -230,9 +229,9 @@ def test_an_answer_that_is_not_read_yet_is_written_here_to_its_end(engine: Engin
                 slow.setblocking(False)
                 loop = asyncio.get_running_loop()
                 await loop.sock_sendall(slow, b"GET /big HTTP/1.1\r\nhost: test\r\n\r\n")
-                await asyncio.sleep(0.05)
+                await until(lambda: answered(old))
                 old.server.drain(heirs=True)
-                await asyncio.sleep(0.05)
+                await leaving(old.server)
                 assert not old.running.done()
                 client = Client(*await asyncio.open_connection(sock=slow.dup()))
                 assert (await client.answer())[2] == BIG
@@ -253,7 +252,7 @@ def test_with_a_full_pair_a_connection_is_served_on_and_goes_later(engine: Engin
                 while True:
                     wire.send(pair.give, {"t": "filler"}, [filler.fileno()])
             old.server.drain(heirs=True)
-            await asyncio.sleep(0.02)
+            await leaving(old.server)
             for _ in range(3):
                 status, headers, _body = await client.get()
                 assert (status, "connection" in headers) == (200, False)
@@ -295,9 +294,9 @@ def test_a_stop_during_the_drain_closes_what_is_busy_only_if_nobody_inherits(
             await client.send("/slow")
             await old.app.under_way.wait()
             old.server.drain(heirs=True)
-            await asyncio.sleep(0.02)
+            await leaving(old.server)
             old.server.stop(heirs=heirs)
-            await asyncio.sleep(0.02)
+            await turns()
             old.app.release.set()
             assert ("connection" in (await client.answer())[1]) is not heirs
             await asyncio.wait_for(old.running, 2)
@@ -317,7 +316,7 @@ def test_a_stop_with_heirs_leaves_connections_to_a_worker_that_comes_later(
             await busy.send("/slow")
             await old.app.under_way.wait()
             old.server.stop(heirs=True)
-            await asyncio.sleep(0.02)
+            await leaving(old.server)
             await idle.send()
             old.app.release.set()
             assert "connection" not in (await busy.answer())[1]
@@ -338,8 +337,7 @@ def test_a_connection_that_its_client_has_closed_holds_nothing_up(engine: Engine
             old.server.drain(heirs=True)
             client.close()
             await asyncio.wait_for(old.running, 2)
-            while new.server.accounts.connections:
-                await asyncio.sleep(0.005)
+            await until(lambda: not new.server.accounts.connections)
 
     engine.run(scenario())
 
@@ -353,7 +351,7 @@ def test_without_heirs_connections_linger(
         async with two(engine, pair) as (old, _):
             client = await connected(old)
             old.server.drain()
-            await asyncio.sleep(0.02)
+            await leaving(old.server)
             assert (await client.get())[1]["connection"] == "close"
             await asyncio.wait_for(old.running, 2)
 

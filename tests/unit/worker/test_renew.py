@@ -13,7 +13,7 @@ import pytest
 
 from poolctl.worker.secure import ssl_context
 from tests.certificates import certificate
-from tests.serving import ENGINES, Client, Engine, Pair, served
+from tests.serving import ENGINES, Client, Engine, Pair, served, turns, until
 
 SETTINGS = {"password": None, "client_auth": "none", "min_version": "1.2", "ciphers": ""}
 
@@ -72,9 +72,9 @@ def test_a_handshake_under_way_is_no_reason_to_end_and_lose_its_request(
     async def scenario() -> None:
         async with served(engine, secure=certified) as (server, _, port, running):
             client = await Client.connect(port)
-            await asyncio.sleep(0.05)  # accepted, and nothing was said
+            await until(lambda: server.accounts.expects)  # accepted, and nothing was said
             server.drain()
-            await asyncio.sleep(0.05)
+            await turns()
             assert not running.done()
             await client.writer.start_tls(trusting(tmp_path, "same"), server_hostname="127.0.0.1")
             assert (await client.get())[0] == 200

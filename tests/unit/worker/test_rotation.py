@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from websockets.asyncio.client import connect
 
 from poolctl.worker import connection
-from tests.serving import ENGINES, Client, Engine, served
+from tests.serving import ENGINES, Client, Engine, leaving, served, turns
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
@@ -73,7 +71,7 @@ def test_a_websocket_stays_open_out_of_rotation(engine: Engine) -> None:
         ):
             await app.under_way.wait()
             server.rotate(False)
-            await asyncio.sleep(0.02)
+            await turns()
             assert client.close_code is None
 
     engine.run(scenario())
@@ -85,7 +83,7 @@ def test_a_worker_that_drains_does_not_come_back(engine: Engine) -> None:
             client = await Client.connect(port)
             await client.get()
             server.drain()
-            await asyncio.sleep(0.02)
+            await leaving(server)
             server.rotate(True)
             assert (await client.get())[1]["connection"] == "close"
             await running
