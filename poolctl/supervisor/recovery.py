@@ -233,7 +233,7 @@ def _outcome(entry: Entry) -> tuple[str, str] | None:
 def _sentence(outcome: str, done: str, duration_seconds: float) -> str:
     match outcome:
         case "recovered":
-            return f"{done} within {duration_seconds:.1f} s"
+            return f"{done} within {_took(duration_seconds)}"
         case "notified":
             return ""
         case "disabled":
@@ -241,6 +241,10 @@ def _sentence(outcome: str, done: str, duration_seconds: float) -> str:
         case "given up":
             return "recovered too often, left as it is"
     return f"could not be {done}" if outcome == "failed" else f"was being {done}"
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
 def _ails(entry: Entry, ailment: Ailment) -> bool:

@@ -62,7 +62,8 @@ class Problems:
     def take(self, event: Document, now: float) -> None:
         """Look at an event; what is to be told of it is told by `due`, later."""
         kind = event["kind"]
-        if event.get("after") in _GONE and kind == "lifecycle":
+        # The kind first: `after` of a recovery or of a reload is no word.
+        if kind == "lifecycle" and event.get("after") in _GONE:
             self._forget_health(event, now)
         if not self._concerns(event):
             return

@@ -134,6 +134,23 @@ def test_health_that_came_back_while_there_was_no_supervisor_is_told(
     assert "supervisor started: took over 1 worker" in [each.text for each in there.taken]
 
 
+def test_a_recovery_is_told_as_one(real_pool: RealPool, there: Receiver) -> None:
+    configured(
+        real_pool,
+        f'type = "slack"\nurl = "{there.url("/slack/hook")}"\ndelay = 0\nevents = ["recovery"]',
+    )
+    repaired(real_pool)
+    probe = '{ exec = ["test", "!", "-e", "ill"], interval = "100ms", fall_count_ko = 1 }'
+    with (real_pool.directory / "pool.toml").open("a") as file:
+        file.write(f"health = {{ liveness = {probe} }}\nstop_timeout = 1\n")
+    real_pool.ok("start")
+    ill = real_pool.write("ill", "")
+    wait_until(lambda: there.taken)
+    ill.unlink()
+    assert there.taken[0].text.startswith("web: recovered: ")
+    assert ": restarted within " in there.taken[0].text
+
+
 def test_who_is_told_changes_with_a_reload_and_the_end_of_the_pool_waits_for_no_delay(
     real_pool: RealPool, there: Receiver
 ) -> None:

@@ -121,7 +121,7 @@ def test_many_at_once_are_one_message() -> None:
             False,
         ),
         ({"events": ["notify"]}, event("given up", "", "notify", severity="warning", receiver="ntfy"), True),
-        ({}, event("recovered", "web", "recovery"), True),
+        ({}, event("recovered", "web", "recovery") | {"after": {"pids": [7], "state": "running"}}, True),
         ({}, event("worker ended", before="stopping", status=1), False),
         ({}, event("worker ended", before="ready", status=0), False),
     ],
