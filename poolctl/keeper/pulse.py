@@ -1,4 +1,4 @@
-"""Whether the supervisor still listens: it is asked now and then, and has so long to say anything at all."""
+"""Whether a process still listens: it is asked now and then, and has so long to say anything at all."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ FIRST_WORD_SECONDS = 60.0
 class Pulse:
     """All times are those of one monotonic clock, in seconds."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(
+        self, now: float, ask_seconds: float = ASK_SECONDS, silent_seconds: float = SILENT_SECONDS
+    ) -> None:
+        self._ask_seconds = ask_seconds
+        self._silent_seconds = silent_seconds
         self._asked: float | None = now
-        self._patience = FIRST_WORD_SECONDS
+        self._patience = max(FIRST_WORD_SECONDS, silent_seconds)
         self._ask_at = 0.0
 
     def heard(self, now: float) -> None:
         """It has said something."""
-        self._asked, self._patience = None, SILENT_SECONDS
-        self._ask_at = now + ASK_SECONDS
+        self._asked, self._patience = None, self._silent_seconds
+        self._ask_at = now + self._ask_seconds
+
+    def spare(self, now: float) -> None:
+        """Whoever asks stood still itself: what was asked before has its whole time once more."""
+        if self._asked is not None:
+            self._asked = now
 
     @property
     def due(self) -> float:

@@ -7,6 +7,7 @@ any other. - ``{"t": "add", "id", "name", "pid", "path", "format", "max_size", "
 a pipe; the last four may be left out; bytes and seconds, 0 for no limit. Of an id that is known with the same pipe
 the limits are set anew; with another pipe it is replaced. - ``{"t": "reopen"}``: open every file anew. -
 ``{"t": "sync", "token"}``: answered with ``synced`` when what the pipes held by then is in the files. -
+``{"t": "ping"}``: answered with ``pong`` and our pid. -
 ``{"t": "end"}``: store what the pipes hold, and end.
 
 It reports ``{"t": "eof", "id"}`` when nobody can write to a pipe any more and all of it is in the file,
@@ -134,6 +135,8 @@ class Logger:
             elif kind == "pid":
                 for stream in self._with_id(str(message["id"])):
                     stream.pid = int(message["pid"])
+            elif kind == "ping":
+                self._reports.append({"t": "pong", "pid": os.getpid()})
             elif kind == "underway":
                 self._underway.take(fds.pop())
             elif kind == "reopen":

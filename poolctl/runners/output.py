@@ -9,12 +9,14 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from poolctl.bootstrap import command
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored, wire
 
 from .link import Link, LinkLost
+from .watched import Watched
 
 _AGAIN_SECONDS = 0.2
 _SAY_SECONDS = 1.0
@@ -43,6 +45,7 @@ class Output:
         self.paths: dict[str, str] = {}  # by server, once it has had a worker
         self._pipes: dict[str, tuple[int, wire.Message]] = {}
         self._link: Link | None = None
+        self._watched: Watched | None = None
         self._finished: dict[str, asyncio.Event] = {}
         self._reopened: asyncio.Event | None = None
         self._numbers = itertools.count(1)
@@ -54,7 +57,7 @@ class Output:
         Raises LinkLost when it cannot be started.
         """
         # The keeper has it too: a logger sees the end of its orders only when the pool has lost both.
-        _, kept = await self._keeper.call({"op": "get", "name": stored.LOGGER})
+        reply, kept = await self._keeper.call({"op": "get", "name": stored.LOGGER})
         if kept:
             self._link = Link(wire.over(kept[0]), self._on_message, self._on_end)
         else:
@@ -62,6 +65,7 @@ class Output:
             self._link = Link(await self._spawn(), self._on_message, self._on_end)
             self._link.send({"t": "underway"}, [note])
             os.close(note)
+        self._watched = Watched(self._link, reply.get("meta") or {}, "the logger", self._known)
         for fd, message in self._pipes.values():
             self._link.send(message, [fd])
         self._ask_reopen()
@@ -175,6 +179,7 @@ class Output:
         """Let the logger end; what it has not read yet is lost only if nobody starts another."""
         if self._restarting is not None:
             self._restarting.cancel()
+        self._watch_no_more()
         if self._link is not None:
             self._link.send({"t": "end"})
             self._link.close()
@@ -187,6 +192,8 @@ class Output:
 
     def _on_message(self, message: wire.Message, fds: list[int]) -> None:
         key = str(message.get("id"))
+        if self._watched is not None:
+            self._watched.heard(message)
         if message.get("t") == "eof" and key in self._pipes:
             fd, _ = self._pipes.pop(key)
             os.close(fd)
@@ -202,8 +209,18 @@ class Output:
     def _on_end(self) -> None:
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
         self._link = None
+        self._watch_no_more()
         self._keeper.send({"op": "drop", "name": stored.LOGGER})
         self._restarting = asyncio.ensure_future(self._again())
+
+    def _known(self, identity: dict[str, Any]) -> None:
+        """Leave to a successor who the logger is."""
+        self._keeper.send({"op": "note", "name": stored.LOGGER, "meta": identity})
+
+    def _watch_no_more(self) -> None:
+        if self._watched is not None:
+            self._watched.close()
+            self._watched = None
 
     async def _again(self) -> None:
         while self._link is None:

@@ -8,15 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from poolctl import __version__
 from poolctl.address import parse
-from poolctl.bootstrap import command
 from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.listeners.open import close_listener
@@ -26,6 +23,7 @@ from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.listen import listen
 
 from .dashboard_heirs import inherit
+from .dashboard_process import Process
 from .dashboard_settings import Told
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ LISTENER, LINK = "dashboard", "dashboard link"
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
 _CALM_SECONDS = 60.0
-_UP_SECONDS = 30.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -56,8 +53,7 @@ class Dashboard:
         self._told = told
         self._sockets: list[socket.socket] = []
         self._bind = ""
-        self._link: Link | None = None
-        self._mark = ""
+        self._process: Process | None = None
         self._pause_seconds = _FIRST_PAUSE_SECONDS
         self._turn = asyncio.Lock()
         self._work: set[asyncio.Task[None]] = set()
@@ -72,7 +68,7 @@ class Dashboard:
 
     async def where(self) -> Told | None:
         """What its process was told, once it serves; None when it cannot: `problem` says why."""
-        while self._link is None and not self.problem and self.table is not None:
+        while self._process is None and not self.problem and self.table is not None:
             self._changed = asyncio.Event()
             await self._changed.wait()
         if self.problem or self.table is None:
@@ -126,15 +122,20 @@ class Dashboard:
             return
         told = await asyncio.to_thread(self._told, table)
         mark = f"{__version__} {told.mark}"
-        if self._link is not None and (self._bind, self._mark) == (told.bind, mark):
+        before = self._process
+        if before is not None and (self._bind, before.mark) == (told.bind, mark):
             return
         if self._bind != told.bind:
             await self._off()
             await self._open(told.bind)
-        before = self._link
-        await self._start(told, mark)
+            before = None
+        process = await Process.start(self._keeper, self._directory, told, mark, self._sockets, self._ended)
+        self._keeper.send(
+            {"op": "put", "name": LINK, "meta": {**process.known, "mark": mark}}, [process.link.sock.fileno()]
+        )
+        self._process = process
         if before is not None:
-            _end(before)
+            before.end()
         self.problem = ""
         self._events.record(
             "pool", "dashboard started", message=f"the dashboard serves {told.url}", url=told.url
@@ -153,8 +154,8 @@ class Dashboard:
         self._sockets = [socket.socket(fileno=fd) for fd in fds]
         reply, fds = await self._keeper.call({"op": "get", "name": LINK})
         if fds:
-            self._mark = str(reply["meta"]["mark"])
-            self._link = self._linked(wire.over(fds[0]), asyncio.Event())
+            meta = reply["meta"]
+            self._process = Process(wire.over(fds[0]), meta, str(meta["mark"]), self._ended)
 
     async def _open(self, bind: str) -> None:
         self._hold(bind, await listen(parse(bind)))
@@ -164,55 +165,21 @@ class Dashboard:
         fds = [sock.fileno() for sock in sockets]
         self._keeper.send({"op": "put", "name": LISTENER, "meta": {"bind": bind}}, fds)
 
-    async def _start(self, told: Told, mark: str) -> None:
-        ours, theirs = wire.pair()
-        argv = command(sys.executable, "web")
-        output = os.path.join(self._directory, "dashboard.log")
-        with theirs:
-            await self._keeper.call(
-                {"op": "spawn", "argv": argv, "output": output, "session": True}, [theirs.fileno()]
-            )
-        up = asyncio.Event()
-        link = self._linked(ours, up)
-        begin = {"t": "begin", "bind": self._bind, "directory": self._directory, "settings": told.settings}
-        link.send(begin, [sock.fileno() for sock in self._sockets])
-        try:
-            async with asyncio.timeout(_UP_SECONDS):
-                await up.wait()
-            if link.sock.fileno() < 0:
-                raise LinkLost(f"its process ended at its start; see {output}")
-        except BaseException:
-            _end(link)
-            raise
-        self._keeper.send({"op": "put", "name": LINK, "meta": {"mark": mark}}, [link.sock.fileno()])
-        self._link, self._mark = link, mark
-
-    def _linked(self, sock: socket.socket, up: asyncio.Event) -> Link:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-
-        def on_message(message: wire.Message, fds: list[int]) -> None:
-            if message.get("t") == "up":
-                up.set()
-
-        def on_end() -> None:
-            up.set()
-            if self._link is link:
-                self._link = None
-                self._keeper.send({"op": "drop", "name": LINK})
-                logger.error("the dashboard's process has ended; another one is started")
-                if loop.time() - began > _CALM_SECONDS:
-                    self._pause_seconds = _FIRST_PAUSE_SECONDS
-                self._again()
-
-        link = Link(sock, on_message, on_end)
-        return link
+    def _ended(self, process: Process) -> None:
+        if self._process is not process:
+            return
+        self._process = None
+        self._keeper.send({"op": "drop", "name": LINK})
+        logger.error("the dashboard's process has ended; another one is started")
+        if asyncio.get_running_loop().time() - process.began > _CALM_SECONDS:
+            self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._again()
 
     async def _off(self) -> None:
-        if self._link is not None:
-            link, self._link = self._link, None
+        if self._process is not None:
+            process, self._process = self._process, None
             self._keeper.send({"op": "drop", "name": LINK})
-            _end(link)
+            process.end()
         if self._sockets:
             path = self._bind.removeprefix("unix:") if self._bind.startswith("unix:") else ""
             for sock in self._sockets:
@@ -223,8 +190,3 @@ class Dashboard:
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": LISTENER})
-
-
-def _end(link: Link) -> None:
-    link.send({"t": "end"})
-    link.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from typing import Any
@@ -12,6 +13,7 @@ import uvicorn
 
 from poolctl.keeper import wire
 from poolctl.runners.link import Link
+from poolctl.runners.watched import PING
 
 from .app import make_app
 from .certificates import context_of, keep_current
@@ -36,7 +38,7 @@ class Server:
         )
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._over.set)
         self._lost = asyncio.Event()
-        link = Link(self._sock, self._on_message, self._lost.set)
+        link = self._link = Link(self._sock, self._on_message, self._lost.set)
         if await self._begins():
             message, fds = self._told.result()
             sockets = [socket.socket(fileno=fd) for fd in fds]
@@ -73,6 +75,8 @@ class Server:
     def _on_message(self, message: wire.Message, fds: list[int]) -> None:
         if message.get("t") == "begin" and not self._told.done():
             self._told.set_result((message, fds))
+        elif message == PING:
+            self._link.send({"t": "pong", "pid": os.getpid()})
         elif message.get("t") == "end":
             self._over.set()
 

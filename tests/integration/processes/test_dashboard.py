@@ -55,6 +55,10 @@ class Page:
         found = [pid for pid, line in self.pool.processes().items() if line.endswith("bootstrap.py web")]
         return found[0] if len(found) == 1 else None
 
+    def logger(self) -> int:
+        """The pid of the pool's logger, 0 without one."""
+        return next((pid for pid, line in self.pool.processes().items() if "bootstrap.py logs" in line), 0)
+
     def answers(self, port: int | None = None) -> bool:
         try:
             return get(port or self.port, "/").status == 200
@@ -95,6 +99,19 @@ def test_a_page_that_dies_is_started_again_and_refuses_nobody(page: Page) -> Non
     assert page.servers(token).status == 200  # waits in the listener until there is a process again
     assert page.process() not in (None, first)
     assert page.pool.ok("status").code == 0
+
+
+@pytest.mark.slow  # they are asked every five seconds, and have ten to answer
+def test_a_page_and_a_logger_that_hang_are_replaced(page: Page) -> None:
+    page.start()
+    token = page.token()
+    first, logger = page.process(), page.logger()
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    os.kill(logger, signal.SIGSTOP)
+    page.until(lambda: page.process() not in (None, first), timeout_seconds=60)
+    page.until(lambda: page.logger() not in (0, logger), timeout_seconds=60)
+    assert page.servers(token).status == 200
 
 
 @pytest.mark.parametrize("whom", ["supervisor_pid", "keeper_pid"])

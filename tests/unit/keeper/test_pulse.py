@@ -31,3 +31,13 @@ def test_whatever_it_says_is_an_answer() -> None:
     pulse.heard(19.9)
     assert not pulse.is_silent(1000.0)
     assert pulse.should_ask(1000.0)
+
+
+def test_who_asks_and_stood_still_itself_waits_as_long_again() -> None:
+    pulse = Pulse(0.0, 1.0, 2.0)
+    pulse.heard(0.0)
+    pulse.spare(0.5)
+    assert pulse.should_ask(1.0)
+    pulse.spare(100.0)
+    assert not pulse.is_silent(101.9)
+    assert pulse.is_silent(102.0)
