@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Callable
 
-from .line import parse_line, stamp
+from .line import parse_line, seconds_of, stamp
 from .stored import stored_part
 
 _FILE_MODE = 0o640
@@ -70,6 +70,21 @@ class LogFile:
             if self.error:
                 break
         return done
+
+    def rotate_when_old(self) -> float | None:
+        """Rotate it if it is old enough, though nothing is written; in how many seconds to look again, None: never."""
+        if not self._max_age:
+            return None
+        if self._fd >= 0 or os.path.lexists(self.path):
+            self._prepare()
+        now = self._clock()
+        if self._fd < 0 or not self._size or not self._regular:
+            return self._max_age
+        try:
+            born = seconds_of(self._born)
+        except ValueError:  # what only looks like a time
+            return self._max_age
+        return max(born + self._max_age, self._rotate_at) - now
 
     def resume(self, block: bytes) -> int:
         """How many bytes of `block`, in whole lines, a writer has stored that was killed at it."""

@@ -35,6 +35,13 @@ def stamp(seconds: float) -> str:
     return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z"
 
 
+def seconds_of(stamp: str) -> float:
+    """The moment, in seconds since the epoch, of which this is the stamp."""
+    from datetime import datetime  # seldom needed
+
+    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
+
+
 def as_text(lines: bytes, now: str) -> bytes:
     """Whole lines, each with the time before it."""
     prefix = now.encode() + b" "

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import struct
+import termios
 
 from poolctl.platform import tee
 
-_MOST_BYTES = 64 * 1024
+MOST_BYTES = 64 * 1024
+# So large a pipe holds what we look at in any case (see longest_line).
+_LARGE_BYTES = 4 * MOST_BYTES
 _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 
 
@@ -29,7 +34,7 @@ class PipeReader:
         """What the pipe holds, at most 64 KiB; nothing at its end. Raises BlockingIOError when it is empty."""
         if not self._blind:
             try:
-                length = tee(fd, self._in, _MOST_BYTES)
+                length = tee(fd, self._in, MOST_BYTES)
                 return os.read(self._out, length) if length else b""
             except OSError as error:
                 if error.errno not in _NOT_ALLOWED:
@@ -37,13 +42,24 @@ class PipeReader:
                 self._blind = True
         return self._look_by_reading(fd)
 
-    def take(self, fd: int, length: int) -> None:
-        """Take away so many bytes, which are there."""
+    def take(self, fd: int, length: int, to: int = -1) -> None:
+        """Take away so many bytes, which are there, into the pipe `to` as far as that has room: all at once."""
         if self._blind:
             self._read[fd] = self._read[fd][length:]
             return
+        if to >= 0 and length > 0:
+            with contextlib.suppress(BlockingIOError):
+                length -= os.splice(fd, to, length)
         while length > 0:
             length -= os.splice(fd, self._nowhere, length)
+
+    def enlarge(self, fd: int) -> bool:
+        """Have the pipe hold 64 KiB in any case, and look at as much; False where that is not allowed."""
+        return not self._blind and _resize(self._in, _LARGE_BYTES) and _resize(fd, _LARGE_BYTES)
+
+    def restore(self, fd: int) -> None:
+        """Give the pipe its usual size again, unless it holds more just now: a user has a limit for all of them."""
+        _resize(fd, MOST_BYTES)
 
     def forget(self, fd: int) -> None:
         """Keep nothing of a pipe that is closed."""
@@ -57,12 +73,25 @@ class PipeReader:
     def _look_by_reading(self, fd: int) -> bytes:
         kept = self._read.get(fd, b"")
         try:
-            kept += os.read(fd, _MOST_BYTES)
+            kept += os.read(fd, MOST_BYTES)
         except BlockingIOError:
             if not kept:
                 raise
         self._read[fd] = kept
         return kept
+
+
+def waiting(fd: int) -> int:
+    """How many bytes the pipe holds."""
+    (found,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))
+    return int(found)
+
+
+def _resize(fd: int, size_bytes: int) -> bool:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size_bytes) >= size_bytes
+    except OSError:  # more than the user may have, or less than it holds
+        return False
 
 
 def longest_line(fd: int) -> int:

@@ -6,13 +6,13 @@ import os
 
 from .file import LogFile
 from .line import as_json, as_text, stamp
-from .pipe import PipeReader, longest_line
+from .pipe import MOST_BYTES, PipeReader, longest_line
 from .underway import Underway
 
 # One read a turn, so that a server that floods its output does not starve the others.
-READ_BYTES = 64 * 1024
+READ_BYTES = MOST_BYTES
 # A longer line is broken into several: memory is bounded whatever a server prints.
-MAX_LINE_BYTES = 64 * 1024
+MAX_LINE_BYTES = MOST_BYTES
 
 
 class Stream:
@@ -23,6 +23,7 @@ class Stream:
     """
 
     __slots__ = (
+        "_enlarged",
         "_format",
         "_longest",
         "_lost_bytes",
@@ -60,7 +61,7 @@ class Stream:
         self.ended = False
         self.order: dict[str, object] = {}  # by which it was made, for another logger
         self._format = format
-        self._longest = longest_line(fd)
+        self._measure()
         self._lost_bytes = 0
         self._partial = b""
         self._pipes = pipes
@@ -78,12 +79,12 @@ class Stream:
         if not data:
             return 0
         end = data.rfind(b"\n") + 1
-        if not end and not self.ended and len(data) < self._longest:
-            raise BlockingIOError
-        if end:
-            self._move(data[:end], now)
-        else:
+        if not end and not self.ended and len(data) < MAX_LINE_BYTES:
+            if len(data) < self._longest or self._enlarge():
+                raise BlockingIOError
             self._keep(data, now)
+        else:
+            self._move(data[: end or len(data)], now)
         return end or len(data)
 
     def recover(self) -> None:
@@ -95,12 +96,15 @@ class Stream:
             data = self._pipes.look(self.fd)
         except BlockingIOError:
             data = b""
-        if move.is_of(data):
-            block = self._form(data[: move.length], move.when)
+        if move.taken:
+            # It was stored before. Nearly always all of it is in there.
+            self._pipes.take(self.fd, min(move.length - move.taken, len(data)))
+        elif move.is_of(data):
+            block = self._form(_whole(data[: move.length]), move.when)
             rest = block[self.file.resume(block) :]
             if rest:
                 self.dropped_bytes += len(rest) - self.file.append(rest)
-            self._pipes.take(self.fd, move.length)
+            self._pipes.take(self.fd, move.length, self._underway.sink)
         self._underway.end()
 
     def finish(self, now: float) -> None:
@@ -122,16 +126,30 @@ class Stream:
     def _move(self, lines: bytes, now: float) -> None:
         when = stamp(now)
         self._underway.begin(self.id, when, lines)
-        self._store(self._partial + lines, when)
+        self._store(_whole(self._partial + lines), when)
         self._partial = b""
-        self._pipes.take(self.fd, len(lines))
+        self._pipes.take(self.fd, len(lines), self._underway.sink)
         self._underway.end()
+        if self._enlarged:
+            self._pipes.restore(self.fd)
+            self._measure()
+
+    def _measure(self) -> None:
+        self._longest = longest_line(self.fd)
+        self._enlarged = self._longest >= MAX_LINE_BYTES
+
+    def _enlarge(self) -> bool:
+        """Have the pipe hold the rest of a long line as well; whether there is more room than before."""
+        if self._enlarged or self._partial or not self._pipes.enlarge(self.fd):
+            return False
+        self._measure()
+        return self._enlarged
 
     def _keep(self, data: bytes, now: float) -> None:
-        """Take the beginning of a line out of the pipe, which may be too small for the rest."""
+        """Take the beginning of a line out of the pipe, which is too small for the rest, and cannot be enlarged."""
         self._pipes.take(self.fd, len(data))
         self._partial += data
-        if self.ended or len(self._partial) >= MAX_LINE_BYTES:
+        if len(self._partial) >= MAX_LINE_BYTES:
             self.break_off(now)
 
     def close(self) -> None:
@@ -161,3 +179,8 @@ class Stream:
 
     def _form(self, lines: bytes, when: str) -> bytes:
         return as_json(lines, when, self.name, self.pid) if self._format == "json" else as_text(lines, when)
+
+
+def _whole(lines: bytes) -> bytes:
+    """The lines with the end that the last one may lack: it is too long, or the last of all."""
+    return lines if lines.endswith(b"\n") else lines + b"\n"

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from zlib import crc32
+
+from .pipe import waiting
 
 _BYTES = 1024
 
 
 class Move:
-    """Some lines on the way from a pipe into a file: how many bytes of the pipe, and the time they are given."""
+    """Some lines on the way from a pipe into a file: how many bytes of the pipe, and the time they are given.
 
-    __slots__ = ("checksum", "id", "length", "when")
+    `taken` is how many of them are no longer in the pipe, for certain.
+    """
+
+    __slots__ = ("checksum", "id", "length", "taken", "when")
 
     def __init__(self, id: str, when: str, length: int, checksum: int) -> None:
         self.id = id
         self.when = when
         self.length = length
         self.checksum = checksum
+        self.taken = 0
 
     def is_of(self, data: bytes) -> bool:
         """Whether this is what the pipe holds: if not, it was taken away."""
@@ -26,18 +33,29 @@ class Move:
 
 
 class Underway:
-    """The note, in a file in memory that outlives the logger. Without one (fd -1) nothing is noted."""
+    """The note, in a file in memory that outlives the logger, and beside it a pipe that does, too (see `take`).
 
-    def __init__(self, fd: int = -1) -> None:
-        self._fd = fd
+    Lines that are stored go from the server's pipe into `sink`, in one step: what is there has been taken away. By the
+    content of the server's pipe alone nobody could tell, as the next lines may be the same. Without a file nothing is
+    noted, and `sink` is -1.
+    """
 
-    def take(self, fd: int) -> None:
-        """Note it there from now on."""
+    def __init__(self, fds: Sequence[int] = ()) -> None:
+        self._fd = self._taken = self.sink = -1
+        self._left: Move | None = None
+        self.take(fds)
+
+    def take(self, fds: Sequence[int]) -> None:
+        """Note it there from now on: a file, and the ends of the pipe (another version may have kept none)."""
         self.close()
-        self._fd = fd
+        self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
+        self._left = self._read()
 
     def found(self, id: str) -> Move | None:
-        """The move of this stream that somebody has begun and not ended."""
+        """The move of this stream that the logger before has begun and not ended."""
+        return self._left if self._left is not None and self._left.id == id else None
+
+    def _read(self) -> Move | None:
         if self._fd < 0:
             return None
         text = os.pread(self._fd, _BYTES, 0).partition(b"\n")[0].strip(b"\0")
@@ -45,20 +63,29 @@ class Underway:
             noted = Move(*json.loads(text))
         except (ValueError, TypeError):
             return None
-        return noted if noted.id == id else None
+        noted.taken = waiting(self._taken) if self._taken >= 0 else 0
+        return noted
 
     def begin(self, id: str, when: str, data: bytes) -> None:
         """Note that these bytes of a pipe are being moved."""
         if self._fd >= 0:
+            self._empty()
             os.pwrite(self._fd, json.dumps((id, when, len(data), crc32(data))).encode() + b"\n", 0)
 
     def end(self) -> None:
         """Note that they are stored, and taken away."""
+        self._left = None
         if self._fd >= 0:
             os.pwrite(self._fd, b"\n", 0)
 
+    def _empty(self) -> None:
+        # Not sooner: together with a note that is not over, what is in there says that it was taken away.
+        while self._taken >= 0 and (length := waiting(self._taken)):
+            os.read(self._taken, length)
+
     def close(self) -> None:
-        """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close the file and the pipe."""
+        for fd in (self._fd, self._taken, self.sink):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._taken = self.sink = -1

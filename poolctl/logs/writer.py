@@ -2,8 +2,9 @@
 
 Its orders come as packets on descriptor 3 (keeper.wire):
 
-- ``{"t": "underway"}`` with a file in memory that outlives the logger: where it notes what it is just moving. Before
-any other. - ``{"t": "add", "id", "name", "pid", "path", "format", "max_size", "keep", "max_age"}`` with the read end of
+- ``{"t": "underway"}`` with a file in memory and the ends of a pipe that outlive the logger: where it notes what it is
+just moving, and what it has taken (see underway). Before any other. -
+``{"t": "add", "id", "name", "pid", "path", "format", "max_size", "keep", "max_age"}`` with the read end of
 a pipe; the last four may be left out; bytes and seconds, 0 for no limit. Of an id that is known with the same pipe
 the limits are set anew; with another pipe it is replaced. - ``{"t": "reopen"}``: open every file anew. -
 ``{"t": "sync", "token"}``: answered with ``synced`` when what the pipes held by then is in the files. -
@@ -14,8 +15,7 @@ It reports ``{"t": "eof", "id"}`` when nobody can write to a pipe any more and a
 ``{"t": "dropped", "id", "bytes", "error"}`` for output that a file did not take (at most once a second), and
 ``{"t": "error", "message"}`` for an order that it did not understand. At the end of descriptor 3, when nobody is
 left who could start another, it goes on until nobody can write to its pipes any more. It is disposable: killed at
-any moment it loses nothing, as what is not stored yet waits in the pipes, which others hold open (of a line that is
-longer than a pipe is sure to hold, what has been taken out of it).
+any moment it loses nothing, as what is not stored yet waits in the pipes, which others hold open.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from .underway import Underway
 
 _REPORT_EVERY_SECONDS = 1.0
 _SYNC_BYTES = 4 * 1024 * 1024
+_AGE_SECONDS, _LONGEST_AGE_SECONDS = 0.05, 3600.0
 
 
 class Logger:
@@ -54,6 +55,7 @@ class Logger:
         self._reports: deque[wire.Message] = deque()
         self._report_at = 0.0
         self._dropping: set[Stream] = set()
+        self._age_at: float | None = None  # when to look for files that are old enough
         self._busy: dict[Stream, None] = {}  # those that may have more, in turn
         self._pipes = PipeReader()
         self._underway = Underway()
@@ -81,6 +83,7 @@ class Logger:
             for stream in list(self._busy):
                 if not self._pump(stream):
                     self._busy.pop(stream, None)
+            self._rotate_old()
             self._report_dropped()
             self._send_reports()
         taken = self._heirs is not None and self._heirs.taken
@@ -107,7 +110,18 @@ class Logger:
     def _timeout(self) -> float:
         if self._busy:
             return 0.0
-        return max(0.0, self._report_at - time.monotonic()) if self._dropping else -1
+        times = [] if self._age_at is None else [self._age_at]
+        times += [self._report_at] if self._dropping else []
+        return max(0.0, min(times) - time.monotonic()) if times else -1
+
+    def _rotate_old(self) -> None:
+        """Rotate what is too old by now. What is begun later than at this look is not old before the next one."""
+        if self._age_at is None or time.monotonic() < self._age_at:
+            return
+        found = [file.rotate_when_old() for file in self._files.values()]
+        pauses = [max(_AGE_SECONDS, pause) for pause in found if pause is not None]
+        # At least once an hour, as clocks are set.
+        self._age_at = time.monotonic() + min([*pauses, _LONGEST_AGE_SECONDS]) if pauses else None
 
     def _orders(self) -> None:
         """Read every order that is there."""
@@ -138,7 +152,8 @@ class Logger:
             elif kind == "ping":
                 self._reports.append({"t": "pong", "pid": os.getpid()})
             elif kind == "underway":
-                self._underway.take(fds.pop())
+                self._underway.take(fds)
+                fds = []
             elif kind == "reopen":
                 for file in self._files.values():
                     file.reopen()
@@ -164,7 +179,7 @@ class Logger:
         id, form, fd = str(message["id"]), str(message.get("format") or "text"), fds[0]
         for known in self._with_id(id):
             if os.path.sameopenfile(known.fd, fd) and known.file.path == path:
-                known.file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
+                self._limit(known.file, max_size, keep, max_age)
                 known.pid, known.order = pid, message
                 return
             self._drain(known)
@@ -174,13 +189,18 @@ class Logger:
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         fds.remove(fd)
         file = self._files.setdefault(path, LogFile(path))
-        file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
+        self._limit(file, max_size, keep, max_age)
         file.users += 1
         stream = self._streams[fd] = Stream(
             id, fd, file, name=name, pid=pid, format=form, pipes=self._pipes, underway=self._underway
         )
         stream.order = message
         stream.recover()
+
+    def _limit(self, file: LogFile, max_size: int, keep: int, max_age: float) -> None:
+        file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
+        if max_age:
+            self._age_at = time.monotonic()
 
     def _with_id(self, id: str) -> list[Stream]:
         return [stream for stream in self._streams.values() if stream.id == id]
@@ -245,7 +265,7 @@ class Logger:
                 wire.send(self._control, self._reports[0])
                 self._reports.popleft()
         except BlockingIOError:
-            pass
+            self._rotate_old()
         except OSError:
             # What was said before the end is still to be read: the end is seen there.
             self._reports.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import os
 import socket
@@ -20,6 +21,7 @@ from .watched import Watched
 
 _AGAIN_SECONDS = 0.2
 _SAY_SECONDS = 1.0
+_TAKEN_BYTES = 256 * 1024
 
 
 class Output:
@@ -63,21 +65,24 @@ class Output:
         else:
             note = await self._note()
             self._link = Link(await self._spawn(), self._on_message, self._on_end)
-            self._link.send({"t": "underway"}, [note])
-            os.close(note)
+            self._link.send({"t": "underway"}, note)
+            for fd in note:
+                os.close(fd)
         self._watched = Watched(self._link, reply.get("meta") or {}, "the logger", self._known)
         for fd, message in self._pipes.values():
             self._link.send(message, [fd])
         self._ask_reopen()
 
-    async def _note(self) -> int:
-        """The file in which a logger notes what it is just moving, for the one that comes after it."""
+    async def _note(self) -> list[int]:
+        """The file in which a logger notes what it is just moving, for the one that comes after it, and a pipe."""
         _, kept = await self._keeper.call({"op": "get", "name": stored.UNDERWAY})
         if kept:
-            return kept[0]
-        fd = os.memfd_create("poolctl-log", os.MFD_CLOEXEC)
-        self._keeper.send({"op": "put", "name": stored.UNDERWAY}, [fd])
-        return fd
+            return kept
+        fds = [os.memfd_create("poolctl-log", os.MFD_CLOEXEC), *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
+        with contextlib.suppress(OSError):  # what is moved at once may stand in so many parts
+            fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, _TAKEN_BYTES)
+        self._keeper.send({"op": "put", "name": stored.UNDERWAY}, fds)
+        return fds
 
     async def _spawn(self) -> socket.socket:
         ours, theirs = wire.pair()

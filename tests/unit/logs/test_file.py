@@ -90,6 +90,38 @@ def test_a_file_is_rotated_when_its_first_line_is_old_enough(path: Path, first: 
     assert contents(path)["web.log.1"].endswith("young\n")
 
 
+def test_a_file_that_is_old_enough_is_rotated_also_when_nothing_more_is_printed(path: Path) -> None:
+    clock = Time()
+    file = LogFile(str(path), keep=1, clock=clock)
+    assert file.rotate_when_old() is None, "nobody has said how old it may be"
+    file.limit(max_size_bytes=0, keep=1, max_age_seconds=60)
+    assert file.rotate_when_old() == 60
+    assert not path.exists()
+    file.append(b"%s young\n" % stamp(clock.now).encode())
+    clock.now += 20
+    assert file.rotate_when_old() == 40
+    file.close()
+    assert file.rotate_when_old() == pytest.approx(40), "whoever wrote it"
+    clock.now += 41
+    assert file.rotate_when_old() == 60
+    assert contents(path).keys() == {"web.log", "web.log.1"}
+    assert contents(path)["web.log"] == ""
+    clock.now += 100
+    assert file.rotate_when_old() == 60, "an empty one has no age"
+    assert contents(path).keys() == {"web.log", "web.log.1"}
+    file.close()
+
+
+@pytest.mark.parametrize("first", ["2026-99-99T99:99:99.000000Z x\n", "no time\n"])
+def test_a_first_line_without_a_time_is_of_now(path: Path, first: str) -> None:
+    clock = Time()
+    path.parent.mkdir()
+    path.write_text(first)
+    file = LogFile(str(path), max_age_seconds=60, clock=clock)
+    assert file.rotate_when_old() == 60
+    file.close()
+
+
 def test_an_unfinished_line_of_an_earlier_writer_is_ended_first(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("whole\ntorn")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from poolctl.logs.line import as_text, stamp
 from poolctl.logs.pipe import PipeReader
 from poolctl.logs.read import tail
 from poolctl.logs.stream import Stream
-from poolctl.logs.underway import Underway
+from poolctl.logs.underway import Move, Underway
 
 NOW = 1_790_000_000.0
 LINES = b"".join(b"%d tick\n" % (number // 3) for number in range(9))  # some are the same
@@ -28,31 +30,37 @@ class Interrupted:
         self.path = directory / "web.log"
         self.read, self.write = os.pipe()
         os.set_blocking(self.read, False)
-        self.note = Underway(os.memfd_create("note"))
+        self.kept = [os.memfd_create("note"), *os.pipe2(os.O_NONBLOCK)]
+        self.note = Underway(self.kept)
         self.pipes = PipeReader()
         self.max_size_bytes = 0
         self.format = "text"
 
     def recover(self) -> None:
         """What the next logger does."""
-        file = LogFile(str(self.path), max_size_bytes=self.max_size_bytes, keep=9)
-        stream = Stream(
-            "web.0",
-            self.read,
-            file,
-            name="web",
-            pid=42,
-            format=self.format,
-            pipes=self.pipes,
-            underway=self.note,
-        )
+        kept = [os.dup(fd) for fd in self.kept]
+        self.note.close()
+        self.kept, self.note = kept, Underway(kept)
+        stream = self.stream()
         stream.recover()
         while True:
             try:
                 stream.pump(NOW + 1)
             except BlockingIOError:
                 break
-        file.close()
+        stream.file.close()
+
+    def stream(self) -> Stream:
+        return Stream(
+            "web.0",
+            self.read,
+            LogFile(str(self.path), max_size_bytes=self.max_size_bytes, keep=9),
+            name="web",
+            pid=42,
+            format=self.format,
+            pipes=self.pipes,
+            underway=self.note,
+        )
 
     def texts(self) -> list[str]:
         return [line.text for line in tail(str(self.path), None)]
@@ -91,6 +99,73 @@ def test_killed_after_taking_the_lines_they_are_not_waited_for(interrupted: Inte
     assert interrupted.texts() == EXPECTED
 
 
+@pytest.mark.parametrize("taken", [len(LINES), len(LINES) - 1, 1])
+def test_killed_after_taking_lines_the_same_ones_that_follow_are_not_taken_for_them(
+    interrupted: Interrupted, taken: int
+) -> None:
+    interrupted.path.write_bytes(as_text(b"0 earlier\n", stamp(NOW - 1)) + BLOCK)
+    os.write(interrupted.write, LINES)
+    interrupted.note.begin("web.0", stamp(NOW), LINES)
+    interrupted.pipes.take(interrupted.read, taken, interrupted.note.sink)
+    os.write(interrupted.write, LINES + b"9 later\n")
+    interrupted.recover()
+    assert interrupted.texts() == [*EXPECTED[:-1], *EXPECTED[1:]]
+    interrupted.recover()
+    assert len(interrupted.texts()) == 20
+
+
+@pytest.mark.parametrize("stored", range(0, 40, 3))
+def test_killed_at_the_last_words_that_have_no_end_they_are_there_once(
+    interrupted: Interrupted, stored: int
+) -> None:
+    interrupted.path.write_bytes(as_text(b"last words\n", stamp(NOW))[:stored])
+    os.write(interrupted.write, b"last words")
+    interrupted.note.begin("web.0", stamp(NOW), b"last words")
+    interrupted.recover()
+    assert interrupted.texts() == ["last words"]
+
+
+def test_a_long_line_stays_in_the_pipe_until_it_is_whole_however_it_was_written(
+    interrupted: Interrupted,
+) -> None:
+    os.set_blocking(interrupted.write, False)
+    part = b"x" * 3000  # a page holds one of these
+    for _ in range(21):
+        os.write(interrupted.write, part)
+        interrupted.recover()
+        assert interrupted.texts() == []
+    os.write(interrupted.write, b"\nnext\n")
+    interrupted.recover()
+    assert interrupted.texts() == ["x" * 63_000, "next"]
+    assert fcntl.fcntl(interrupted.read, fcntl.F_GETPIPE_SZ) == 65536
+
+
+def test_a_line_that_never_ends_is_stored_in_parts(interrupted: Interrupted) -> None:
+    os.set_blocking(interrupted.write, False)
+    for _ in range(50):
+        os.write(interrupted.write, b"x" * 3000)
+        interrupted.recover()
+    assert [len(text) for text in interrupted.texts()] == [65536, 65536]
+
+
+def test_where_a_pipe_may_not_grow_the_rest_of_a_long_line_finds_room(interrupted: Interrupted) -> None:
+    class Narrow(PipeReader):
+        def enlarge(self, fd: int) -> bool:
+            return False
+
+    interrupted.pipes.close()
+    interrupted.pipes = Narrow()
+    os.set_blocking(interrupted.write, False)
+    stream = interrupted.stream()
+    for text in (b"x" * 3000,) * 20, (b"\nnext\n",):
+        for part in text:
+            os.write(interrupted.write, part)
+            with contextlib.suppress(BlockingIOError):
+                stream.pump(NOW)
+    stream.file.close()
+    assert interrupted.texts() == ["x" * 60_000, "next"]
+
+
 @pytest.mark.parametrize("stored", range(1, 9))
 def test_killed_between_two_files_every_line_is_there_once(interrupted: Interrupted, stored: int) -> None:
     whole = BLOCK.splitlines(keepends=True)
@@ -114,6 +189,7 @@ def test_the_note_of_another_stream_is_none(interrupted: Interrupted) -> None:
     os.write(interrupted.write, LINES)
     interrupted.note.begin("web.1", stamp(NOW), LINES)
     interrupted.recover()
+    interrupted.recover()
     assert len(interrupted.texts()) == 9
     assert interrupted.note.found("web.1") is None  # what was moved since then has been noted over it
 
@@ -129,17 +205,25 @@ def test_a_line_stays_in_the_pipe_until_it_is_whole(interrupted: Interrupted) ->
 
 def test_a_note_that_makes_no_sense_is_none(interrupted: Interrupted) -> None:
     fd = os.memfd_create("note")
-    note = Underway(fd)
+
+    def found() -> Move | None:
+        note = Underway([os.dup(fd)])
+        try:
+            return note.found("web.0")
+        finally:
+            note.close()
+
     for text in (b"", b"\n", b"[1", b"[1, 2]\n", b"{}\n", b"\0" * 64):
         os.ftruncate(fd, 0)
         os.pwrite(fd, text, 0)
-        assert note.found("web.0") is None
+        assert found() is None
+    note = Underway([fd])
     note.begin("web.0", "now", b"x")
-    found = note.found("web.0")
-    assert found is not None
-    assert (found.when, found.length, found.checksum) == ("now", 1, crc32(b"x"))
+    move = found()
+    assert move is not None
+    assert (move.when, move.length, move.checksum, move.taken) == ("now", 1, crc32(b"x"), 0)
     note.end()
-    assert note.found("web.0") is None
+    assert found() is None
     note.close()
 
 

@@ -138,7 +138,7 @@ def test_a_line_without_end_is_broken_up_instead_of_filling_the_memory(session: 
         os.write(write, b"x" * 60_000)
         session.sync()
     session.finish("web.0")
-    assert [len(text) for text in session.texts()] == [120_000, 60_000]
+    assert [len(text) for text in session.texts()] == [65_536, 65_536, 48_928]
 
 
 def test_files_are_rotated_as_the_order_says(session: Session) -> None:
@@ -146,6 +146,19 @@ def test_files_are_rotated_as_the_order_says(session: Session) -> None:
     session.sync()
     assert len(session.texts("web.log.2")) > 0
     assert not (session.directory / "web.log.3").exists()
+
+
+def test_a_file_is_rotated_when_it_is_old_enough_though_nothing_comes(session: Session) -> None:
+    os.write(session.add("web.0", max_age=0.2, keep=2), b"hello\n")
+    other = session.add("other.0", file="other.log")
+    old = session.directory / "web.log.1"
+    wait_until(lambda: old.exists() and (session.directory / "web.log").read_text() == "")
+    assert old.read_text().endswith(" hello\n")
+    os.write(session.writers["web.0"], b"again\n")
+    wait_until((session.directory / "web.log.2").exists)
+    os.write(other, b"still there\n")
+    session.sync()
+    assert session.texts("other.log") == ["still there"]
 
 
 def test_a_full_disk_costs_lines_that_are_counted_and_nothing_else(session: Session) -> None:
