@@ -15,6 +15,8 @@ from poolctl.control.asking import answers, ask
 from poolctl.errors import ControlError
 from poolctl.exit_codes import USAGE
 from poolctl.logs.line import stamp
+from poolctl.monitor.severity import severity
+from poolctl.monitor.wording import sentence
 
 from .history import SPAN_SECONDS, Figures, Levels
 from .snapshot import Snapshot
@@ -192,8 +194,10 @@ class Hub:
 
     def _happened(self, event: Document) -> None:
         self._last = int(event.get("seq", 0))
-        self._events.append(event)
         self._levels.fill(event)
+        # How bad it is, and what it is called: as `events` and notifications say it.
+        event = {**event, "severity": severity(event), "text": sentence(event)}
+        self._events.append(event)
         if self._gone is None:
             self._tell("event", event)
             self._look.set()

@@ -232,6 +232,52 @@ def test_what_happens_is_seen_at_once(page: Page, stage: Stage) -> None:
     expect(page.locator("#events li")).to_have_count(1)
 
 
+def test_an_event_is_as_bad_and_is_called_as_everywhere_else(page: Page, stage: Stage) -> None:
+    enter(page, stage, "events")
+    stage.pool.happened(
+        "lifecycle",
+        "starting",
+        server="web-1",
+        message="backoff → starting",
+        before="backoff",
+        after="starting",
+    )
+    stage.pool.happened(
+        "recovery",
+        "recovered",
+        server="web-2",
+        message="it was stuck: restarted",
+        lines=["<i>last</i>", "words"],
+    )
+    started = page.locator("#events li").filter(has_text="web-1").first
+    expect(started.locator(".what")).to_have_text("backoff → starting")
+    assert "ko" not in (started.locator(".badge").get_attribute("class") or "").split()
+    recovered = page.locator("#events li").filter(has_text="web-2").first
+    recovered.get_by_text("recovered: it was stuck: restarted").wait_for()
+    assert "warn" in (recovered.locator(".badge").get_attribute("class") or "").split()
+    recovered.get_by_text("The last that it printed").click()
+    expect(recovered.locator("pre")).to_have_text("<i>last</i>\nwords")
+    expect(recovered.locator("pre")).to_be_visible()
+
+
+def test_the_servers_in_a_state_are_a_press_away(page: Page, stage: Stage) -> None:
+    stage.pool.become("web-3", state="failed", ready=False, health="ko", pids=[])
+    enter(page, stage)
+    found = page.get_by_role("list", name="Servers by state").get_by_role("button", name="1 failed")
+    found.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#rows tr")).to_have_count(1)
+    expect(found).to_have_attribute("aria-pressed", "true")
+    stage.pool.become("web-4", state="backoff", ready=False, health="ko", pids=[])
+    page.get_by_role("button", name="1 backoff").wait_for()
+    expect(found).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#rows tr")).to_have_count(8)
+    stage.pool.become("web-5", ready=False)
+    page.get_by_role("button", name="1 not ready").click()
+    expect(page.get_by_label("Sort by")).to_have_value("trouble")
+
+
 def test_a_log_line_cannot_be_a_program(page: Page, stage: Stage) -> None:
     evil = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
     Path(stage.logs, "web-1.log").write_text(f"2026-11-20T08:47:34.123456Z {evil}\n")

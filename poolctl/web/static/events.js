@@ -5,7 +5,7 @@ import { clock, moment } from "./format.js";
 import { store } from "./store.js";
 
 const SHOWN = 300;
-const BAD = /fail|backoff|with status [1-9]|signal|died|killed|crash|lost|ko\b|stuck|refused|error/i;
+const MARKS = { error: "ko", warning: "warn" };
 
 export function who(event) {
   const by = event.by;
@@ -14,23 +14,16 @@ export function who(event) {
   return [by.command, name && `by ${name}`, by.address && `from ${by.address}`].filter(Boolean).join(" ");
 }
 
-function text(event) {
-  const { message, cause } = event;
-  if (!cause || !message || cause.startsWith(message) || message.startsWith(cause)) {
-    return [message, cause].reduce((one, other) => ((other || "").length > one.length ? other : one), "") || event.event;
-  }
-  return `${message} — ${cause}`;
-}
-
 export function eventLine(event, named = true) {
-  const mark = BAD.test(`${event.event} ${event.message}`) ? "ko" : event.kind === "recovery" || event.kind === "health" ? "warn" : "off";
-  const server = named && event.server ? el("a", { href: `#server/${encodeURIComponent(event.server)}` }, event.server) : el("span");
-  return el("li", {},
+  const said = [el("span", {}, event.text)];
+  if (who(event)) said.push(el("span", { class: "who" }, ` · ${who(event)}`));
+  if (event.lines?.length) said.push(el("details", {}, el("summary", {}, "The last that it printed"), el("pre", {}, event.lines.join("\n"))));
+  const server = event.server ? el("a", { href: `#server/${encodeURIComponent(event.server)}` }, event.server) : el("span");
+  return el("li", { class: named ? "" : "own" },
     el("time", { dateTime: event.time, title: moment(event.time) }, clock(event.time)),
-    el("span", {}, el("span", { class: `badge ${mark}` }, event.kind)),
-    named ? server : el("span", {}, event.event),
-    el("span", { class: "what" }, el("span", {}, named ? `${event.event}${text(event) === event.event ? "" : `: ${text(event)}`}` : text(event) === event.event ? "" : text(event)),
-      ...(who(event) ? [el("span", { class: "who" }, ` · ${who(event)}`)] : [])));
+    el("span", {}, el("span", { class: `badge ${MARKS[event.severity] || "off"}` }, event.kind)),
+    named ? server : null,
+    el("span", { class: "what" }, ...said));
 }
 
 function isWanted(event) {

@@ -3,14 +3,14 @@
 export function rate(value) {
   if (value === null || value === undefined) return "–";
   if (value >= 1000) return `${(value / 1000).toFixed(value >= 10000 ? 0 : 1)}k`;
-  return value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 || value === 0 ? 0 : 1);
+  return value >= 100 ? value.toFixed(0) : value.toFixed(value >= 9.95 || value === 0 ? 0 : 1);
 }
 
 export function latency(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   const ms = seconds * 1000;
   if (ms >= 1000) return `${(ms / 1000).toFixed(ms >= 10000 ? 0 : 1)} s`;
-  return `${ms >= 10 || ms === 0 ? ms.toFixed(0) : ms.toFixed(1)} ms`;
+  return `${ms >= 9.95 || ms === 0 ? ms.toFixed(0) : ms.toFixed(1)} ms`;
 }
 
 export function bytes(value) {

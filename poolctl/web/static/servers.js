@@ -193,15 +193,28 @@ function drawOverview() {
   const counts = {};
   for (const server of all) {
     const word = server.state === "running" && !server.ready ? "not ready" : server.state;
-    counts[word] = counts[word] || [0, level(server)];
+    counts[word] = counts[word] || [0, level(server), word === server.state];
     counts[word][0] += 1;
   }
-  const text = JSON.stringify(counts);
-  if (tallies.list.dataset.shown !== text) {
-    tallies.list.dataset.shown = text;
-    tallies.list.replaceChildren(...Object.entries(counts).map(([word, [count, mark]]) => el("li", { class: `badge ${mark}` }, `${count} ${word}`)));
-  }
+  drawTally(counts);
   for (const [key, chart] of Object.entries(charts)) chart.draw(store.total[key], store.interval);
+}
+
+// Each state with how many are in it, a press away from being all that is shown.
+function drawTally(counts) {
+  const chosen = $("state").value;
+  const text = JSON.stringify([counts, chosen]);
+  if (tallies.list.dataset.shown === text) return;
+  tallies.list.dataset.shown = text;
+  const focused = tallies.list.contains(document.activeElement) ? document.activeElement.dataset.word : "";
+  const press = (word) => {
+    if (!counts[word][2]) return sortBy("trouble", false);
+    $("state").value = $("state").value === word ? "" : word;
+    return drawServers();
+  };
+  tallies.list.replaceChildren(...Object.entries(counts).map(([word, [count, mark]]) => el("li", {},
+    el("button", { type: "button", class: `badge ${mark}`, "data-word": word, "aria-pressed": String(chosen === word), title: `Show what is ${word}`, onclick: () => press(word) }, `${count} ${word}`))));
+  if (focused) [...tallies.list.querySelectorAll("button")].find((button) => button.dataset.word === focused)?.focus();
 }
 
 export function drawServers() {
