@@ -151,7 +151,7 @@ class Heartbeat:
 
     def _is_lost(self, entry: Entry, worker: Worker, seconds: float) -> None:
         worker.stuck = True
-        seen = f"worker {_called(worker)} has left its heartbeat unanswered for {format_duration(seconds)}"
+        seen = f"the event loop of worker {_called(worker)} has been stuck for {format_duration(seconds)}"
         self._record(entry, worker, "heartbeat lost", seen, severity="error")
         # Before anything is done about it: a worker that is being stopped says nothing about its server's health.
         self._engine.probing.look(entry)

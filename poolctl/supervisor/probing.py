@@ -53,7 +53,7 @@ class Probing:
     def message(self, entry: Entry, worker: Worker) -> str:
         """What is wrong with the worker, as far as heartbeat and probes know; empty when nothing is."""
         if worker.stuck:
-            return _unanswered(worker)
+            return _is_stuck(worker)
         checkup = self.checkup(entry, worker)
         return checkup.message if checkup is not None else ""
 
@@ -137,11 +137,11 @@ class Probing:
 
 def _stuck(entry: Entry) -> str:
     ready = (worker for worker in entry.workers.values() if worker.phase is Phase.READY)
-    return next((_unanswered(worker) for worker in ready if worker.stuck), "")
+    return next((_is_stuck(worker) for worker in ready if worker.stuck), "")
 
 
-def _unanswered(worker: Worker) -> str:
-    return f"{worker.id} leaves its heartbeat unanswered"
+def _is_stuck(worker: Worker) -> str:
+    return f"the event loop of {worker.id} is stuck"
 
 
 def _words(before: Status, after: Status) -> str:

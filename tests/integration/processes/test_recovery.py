@@ -109,7 +109,7 @@ def test_a_worker_whose_loop_is_stuck_is_replaced_and_its_end_is_reported(real_p
     stick(port)
     report = first_report(real_pool)
     assert (report["outcome"], report["done"], report["cause"]) == ("recovered", "replaced", "heartbeat")
-    assert report["seen"] == [f"worker web.1.0 (pid {before}) has left its heartbeat unanswered for 600ms"]
+    assert report["seen"] == [f"the event loop of worker web.1.0 (pid {before}) has been stuck for 600ms"]
     assert "about to stick" in "\n".join(report["lines"])
     assert 0 <= report["duration_seconds"] < 5
     assert get(port, "/pid").text == str(pid_of(real_pool)) != str(before)
@@ -117,7 +117,7 @@ def test_a_worker_whose_loop_is_stuck_is_replaced_and_its_end_is_reported(real_p
     assert real_pool.items()["web"]["restarts"] == 1
     health = {event["event"]: event["message"] for event in events(real_pool) if event["kind"] == "health"}
     assert list(health) == ["heartbeat lost", "ko", "ok"], "whoever was told of it is told that it is over"
-    assert health["ko"] == "web.1.0 leaves its heartbeat unanswered"
+    assert health["ko"] == "the event loop of web.1.0 is stuck"
 
 
 def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> None:

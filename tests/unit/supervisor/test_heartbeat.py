@@ -98,7 +98,7 @@ def test_one_that_does_not_answer_is_found_and_not_asked_again() -> None:
         await it.pass_by(15)
         assert it.stuck == [], "it may have answered a moment before"
         await it.pass_by(6)
-        assert it.stuck == ["web.1.0: worker web.1.0 (pid 1001) has left its heartbeat unanswered for 15s"]
+        assert it.stuck == ["web.1.0: the event loop of worker web.1.0 (pid 1001) has been stuck for 15s"]
         await it.pass_by(600)
         assert it.asked() == ["web.1.0"], "nothing piles up"
         assert len(it.stuck) == 1
