@@ -19,6 +19,7 @@ from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.protocol import Placement
+from poolctl.units import format_duration
 
 from .about import about
 from .adopt import adopt
@@ -142,6 +143,8 @@ class ManagedPool:
         later.begin()
         if self.calm:
             logger.error("doing nothing by itself for %d s: it has died too often", _CALM_SECONDS)
+            what = f"the supervisor has died too often: for {format_duration(_CALM_SECONDS)} it serves commands only"
+            self.engine.events.record("pool", "calm", message=what, severity="error")
             asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
             return
         self.engine.listeners.add(Mandatory(self._end_with).look)

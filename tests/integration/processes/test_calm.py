@@ -36,6 +36,7 @@ def test_after_five_deaths_nothing_happens_by_itself_and_every_command_works(
     assert status.code == 0
     assert "serves commands only" in status.stderr
     assert pool.run("doctor", "-q").code == 1
+    assert "calm: the supervisor has died too often" in pool.ok("events", "--kind", "pool").stdout
     (pid,) = pool.items()["web"]["pids"]
     os.kill(pid, signal.SIGKILL)
     until(lambda: not pool.items()["web"]["pids"])
