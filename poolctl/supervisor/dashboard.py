@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from poolctl import __version__
 from poolctl.address import parse
 from poolctl.errors import ServerError
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 from poolctl.listeners.open import close_listener
 from poolctl.listeners.unix import identity
 from poolctl.monitor.events import Events
@@ -29,8 +29,6 @@ from .dashboard_settings import Told
 if TYPE_CHECKING:
     from poolctl.config.table_models import Dashboard as Table
 
-# Names of the keeper's store. Without a colon: a dashboard alone is no reason for a pool to go on.
-LISTENER, LINK = "dashboard", "dashboard link"
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
 _CALM_SECONDS = 60.0
@@ -131,7 +129,8 @@ class Dashboard:
             before = None
         process = await Process.start(self._keeper, self._directory, told, mark, self._sockets, self._ended)
         self._keeper.send(
-            {"op": "put", "name": LINK, "meta": {**process.known, "mark": mark}}, [process.link.sock.fileno()]
+            {"op": "put", "name": stored.DASHBOARD_LINK, "meta": {**process.known, "mark": mark}},
+            [process.link.sock.fileno()],
         )
         self._process = process
         if before is not None:
@@ -144,7 +143,7 @@ class Dashboard:
     async def _adopt(self) -> None:
         """Take over what a supervisor before has left to the keeper, or a process that has lost both."""
         self._adopted = True
-        reply, fds = await self._keeper.call({"op": "get", "name": LISTENER})
+        reply, fds = await self._keeper.call({"op": "get", "name": stored.DASHBOARD})
         if not fds:
             left = await asyncio.to_thread(inherit, self._directory)
             if left is not None:
@@ -152,7 +151,7 @@ class Dashboard:
             return
         self._bind = str(reply["meta"]["bind"])
         self._sockets = [socket.socket(fileno=fd) for fd in fds]
-        reply, fds = await self._keeper.call({"op": "get", "name": LINK})
+        reply, fds = await self._keeper.call({"op": "get", "name": stored.DASHBOARD_LINK})
         if fds:
             meta = reply["meta"]
             self._process = Process(wire.over(fds[0]), meta, str(meta["mark"]), self._ended)
@@ -163,13 +162,13 @@ class Dashboard:
     def _hold(self, bind: str, sockets: list[socket.socket]) -> None:
         self._bind, self._sockets = bind, sockets
         fds = [sock.fileno() for sock in sockets]
-        self._keeper.send({"op": "put", "name": LISTENER, "meta": {"bind": bind}}, fds)
+        self._keeper.send({"op": "put", "name": stored.DASHBOARD, "meta": {"bind": bind}}, fds)
 
     def _ended(self, process: Process) -> None:
         if self._process is not process:
             return
         self._process = None
-        self._keeper.send({"op": "drop", "name": LINK})
+        self._keeper.send({"op": "drop", "name": stored.DASHBOARD_LINK})
         logger.error("the dashboard's process has ended; another one is started")
         if asyncio.get_running_loop().time() - process.began > _CALM_SECONDS:
             self._pause_seconds = _FIRST_PAUSE_SECONDS
@@ -178,7 +177,7 @@ class Dashboard:
     async def _off(self) -> None:
         if self._process is not None:
             process, self._process = self._process, None
-            self._keeper.send({"op": "drop", "name": LINK})
+            self._keeper.send({"op": "drop", "name": stored.DASHBOARD_LINK})
             process.end()
         if self._sockets:
             path = self._bind.removeprefix("unix:") if self._bind.startswith("unix:") else ""
@@ -189,4 +188,4 @@ class Dashboard:
             close_listener(self._sockets, identity(path) if path else None)
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):
-                await self._keeper.call({"op": "drop", "name": LISTENER})
+                await self._keeper.call({"op": "drop", "name": stored.DASHBOARD})
