@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import struct
@@ -88,6 +89,12 @@ def process_start(pid: int) -> int | None:
         return None
     finally:
         os.close(fd)
+
+
+@functools.cache
+def machine_life() -> list[object]:
+    """What is another after a start of the machine, or of the container: its boot, and when its first process began."""
+    return [_read_quietly("/proc/sys/kernel/random/boot_id").decode().strip(), process_start(1)]
 
 
 def memory_bytes(pid: int) -> int | None:

@@ -10,7 +10,7 @@ from poolctl.cli.outcome import Failure, Item, Outcome
 from poolctl.control.messages import item
 from poolctl.errors import PoolError
 from poolctl.runners.survivors import Survivor, are_there, find
-from poolctl.supervisor.leftovers import remove_leftovers
+from poolctl.supervisor.leftovers import forget_wanted, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,13 +39,15 @@ def items_of(servers: Iterable[ServerConfig], place: Place) -> list[Item]:
 
 def stop(request: Request, place: Place) -> Outcome | None:
     """End the selected servers that still serve; None when there are none."""
+    everything = request.selector().selects_all
     if not are_there(place.directory):
+        forget_wanted(place.directory, None if everything else _names(request, place))
         remove_leftovers(place.directory)
         return None
     found = _find(place)
-    everything = request.selector().selects_all
     items = _items_before(request, place, found, everything=everything)
     names = {str(each["name"]) for each in items}
+    forget_wanted(place.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
     warnings = _end(chosen, request.seconds("timeout") or _STOP_SECONDS)
     for survivor in found:
@@ -59,6 +61,12 @@ def stop(request: Request, place: Place) -> Outcome | None:
 
 
 _AT_REST = {"state": "stopped", "ready": False, "health": "unknown", "pids": [], "uptime_seconds": 0.0}
+
+
+def _names(request: Request, place: Place) -> set[str]:
+    from poolctl.cli.local import select_from_files
+
+    return {str(each["name"]) for each in select_from_files(request, place)}
 
 
 def _find(place: Place) -> list[Survivor]:

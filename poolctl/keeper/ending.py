@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from . import stored
+from . import remains, stored
 from .reap import Reaper, is_child
 from .store import Store
 
@@ -27,13 +27,14 @@ class Ending:
     All times are those of one monotonic clock, in seconds.
     """
 
-    def __init__(self, store: Store, reaper: Reaper) -> None:
+    def __init__(self, store: Store, reaper: Reaper, directory: str) -> None:
         self.over = False
         self.alone = False
         self.last = False
         self.due: float | None = None
         self._store = store
         self._reaper = reaper
+        self._directory = directory
 
     @property
     def begun(self) -> bool:
@@ -68,6 +69,9 @@ class Ending:
 
     def finish(self) -> None:
         """Kill what is watched; who reads a pipe or a socket of ours is told by its end."""
+        if self.begun and not self.last:
+            # No supervisor has taken leave, and yet it is an end that somebody wanted.
+            remains.forget(self._directory)
         self._reaper.watcher.kill_all(_KILLED_SECONDS)
         self._store.clear()
 

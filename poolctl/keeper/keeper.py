@@ -43,7 +43,7 @@ class Keeper:
         self._open_files = open_files
         self._client: Channel | None = None
         self._donor: Channel | None = None
-        self._ending = Ending(self.store, self.reaper)
+        self._ending = Ending(self.store, self.reaper, directory)
         self._renewal: Renewal | None = None
 
     def begin(self, plan: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -11,11 +12,15 @@ from poolctl.config.model import ServerConfig
 from poolctl.config.single import Surroundings
 from poolctl.config.tables import Tables
 from poolctl.control.messages import Document
+from poolctl.errors import PoolError, ServerError
 
 from .engine import Engine
-from .memory import Kept, Memory
+from .memory import Kept, Left, Memory
 from .naming import default_name
+from .newcomer import obstacles
 from .settle import Settled, Settler
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
 class Configuration:
@@ -50,12 +55,14 @@ class Configuration:
         """The servers with which a supervisor begins; none when there are `problems`."""
         kept = await self._memory.configuration()
         if kept is None:
-            settled = await self.read()
+            left = self._memory.left()
+            settled = await self.read(keep=left.sources)
             self.problems = settled.problems
             self.accept(settled)
-            self._memory.keep(self._kept(settled.servers))
+            servers = settled.servers if self.problems else await self._as_left(settled.servers, left)
+            self._memory.keep(self._kept(servers))
             self._written = 0
-            return settled.servers
+            return servers
         self.name, self.placed, self.missing = kept.name, kept.placed, set(kept.missing)
         self._surroundings, self._port_range = kept.surroundings, kept.port_range
         self._environment = kept.environment
@@ -90,9 +97,29 @@ class Configuration:
         """What `${VAR}` sees."""
         return os.environ if self._environment is None else self._environment
 
-    async def single(self, table: Mapping[str, Any], base_dir: str, engine: Engine) -> ServerConfig:
-        """A server to be added to those there are. Raises PoolValidateError, and ServerError when no port is free."""
-        taken = {entry.config.address.port or 0 for entry in engine.entries.values()}
+    async def _as_left(self, servers: list[ServerConfig], left: Left) -> list[ServerConfig]:
+        """The servers with the live changes of a pool whose keeper was killed with its supervisor."""
+        there = {server.name: server for server in servers if server.name not in left.missing}
+        self.missing = {server.name for server in servers} - there.keys()
+        for name, (table, base_dir) in left.sources.items():
+            try:
+                server = await self.single(
+                    table, base_dir, {each.address.port or 0 for each in there.values()}
+                )
+            except (PoolError, ServerError) as error:
+                logger.warning("%s, which was added live, is not there any more: %s", name, error)
+                continue
+            if obstacles(server, there.values()):
+                logger.warning("%s, which was added live, gives way to the files", name)
+            else:
+                there[name] = server
+        return list(there.values())
+
+    async def single(self, table: Mapping[str, Any], base_dir: str, taken: Collection[int]) -> ServerConfig:
+        """A server to be added to those that have these ports.
+
+        Raises PoolValidateError, and ServerError when no port is free.
+        """
 
         def made() -> ServerConfig:
             server = self._surroundings.server(table, base_dir, self.environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,9 @@ class Entry:
     disabled: bool | None = None
     out: bool = False  # out of rotation
     added: bool = False  # not of the files
+    source: tuple[Mapping[str, Any], str] | None = (
+        None  # then, of which table, and relative to which directory
+    )
     removed: bool = False  # forgotten as soon as nothing of it is left
     wanted: bool = False
     dismissed: bool = False  # deliberately stopped

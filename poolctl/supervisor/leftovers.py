@@ -1,26 +1,47 @@
-"""What a pool that was killed leaves in its runtime directory: a socket that nobody listens on, and its name."""
+"""What a pool that was killed leaves in its runtime directory: a socket that nobody hears, a name, what was wanted."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
+from collections.abc import Callable, Collection
 
 from poolctl.control.directory import SOCKET_NAME
+from poolctl.keeper import remains
 
 from .launch import listens
 
 
 def remove_leftovers(pool_directory: str) -> None:
     """Remove them, unless the pool runs or is being started. Never fails."""
-    if not os.path.lexists(f"{pool_directory}/{SOCKET_NAME}"):
+    if os.path.lexists(f"{pool_directory}/{SOCKET_NAME}"):
+        _unless_it_runs(pool_directory, _remove)
+
+
+def forget_wanted(pool_directory: str, names: Collection[str] | None = None) -> None:
+    """Let the next start find these servers, or all, as deliberately stopped ones. Never fails."""
+    left = remains.left(pool_directory)
+    if not left:
         return
+    if names is None:
+        _unless_it_runs(pool_directory, remains.forget)
+        return
+    for name, wanted in left.get("servers", {}).items():
+        if name in names:
+            wanted |= {"wanted": False, "dismissed": True}
+    content = json.dumps(left).encode()
+    _unless_it_runs(pool_directory, lambda directory: remains.keep(directory, content))
+
+
+def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
     with contextlib.suppress(OSError):
         lock = os.open(f"{pool_directory}/lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not listens(f"{pool_directory}/{SOCKET_NAME}"):
-                _remove(pool_directory)
+                act(pool_directory)
         finally:
             os.close(lock)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from poolctl.config.conflicts import conflicts
-from poolctl.config.dependencies import dependency_findings
 from poolctl.config.model import ServerConfig
 from poolctl.config.problems import Finding
 from poolctl.config.section import problem_of
@@ -18,6 +16,7 @@ from poolctl.pool.select import Selector, SelectorError
 from .configuration import Configuration
 from .engine import Engine
 from .entry import Entry
+from .newcomer import CONFLICT, INVALID_CONFIGURATION, obstacles
 from .order import Order
 from .reports import Reports
 from .selection import Selection
@@ -110,7 +109,8 @@ class Live:
         if not isinstance(table, dict) or not isinstance(base_dir, str):
             raise SelectorError("add: which server?", hint=_ADD_SHAPE)
         try:
-            config = await self._configuration.single(table, base_dir, self._engine)
+            taken = {entry.config.address.port or 0 for entry in self._engine.entries.values()}
+            config = await self._configuration.single(table, base_dir, taken)
         except PoolError as error:
             return result([], error.to_list(), exit_code=INVALID_CONFIGURATION)
         except ServerError as problem:
@@ -120,7 +120,7 @@ class Live:
             raised = PoolValidateError("the server cannot be added", problems)
             return result([], raised.to_list(), exit_code=code)
         entry = self._engine.add(config)
-        entry.added = True
+        entry.added, entry.source = True, (table, base_dir)
         self._engine.override(entry)
         self._engine.start(entry)
         order = Order(
@@ -141,6 +141,7 @@ class Live:
             if not entry.added:
                 self._configuration.missing.add(entry.name)
             self._engine.remove(entry)
+        self._engine.roster.configured += 1  # a successor has to know of those that are missing
         return await order.conclude(chosen, options, progress)
 
     def _override_disabled(self, entry: Entry, disabled: bool) -> None:
@@ -154,15 +155,10 @@ class Live:
         if config.name in leaving:
             finding = Finding(("name",), "a server of that name is still being removed", "try again")
             return CONFLICT, _problems(config, [finding])
-        found = [
-            finding
-            for later, _, finding in conflicts([(each.name, each.address) for each in [*there, config]])
-            if later == len(there)
-        ]
-        if found:
-            return CONFLICT, _problems(config, found)
-        found = [finding for server, finding in dependency_findings([*there, config]) if server is config]
-        return (INVALID_CONFIGURATION, _problems(config, found)) if found else None
+        if found := obstacles(config, there):
+            code, findings = found
+            return code, _problems(config, findings)
+        return None
 
 
 def _problems(config: ServerConfig, findings: Iterable[Finding]) -> list[ServerError]:

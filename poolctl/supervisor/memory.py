@@ -1,4 +1,7 @@
-"""What a supervisor leaves to its successor in the keeper's store: the configuration in force, and what was wanted."""
+"""What a supervisor leaves to its successor in the keeper's store: the configuration in force, and what was wanted.
+
+What was wanted is kept in a file as well, for a pool whose keeper is killed at the same time.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from poolctl import __version__
 from poolctl.config.model import ServerConfig
 from poolctl.config.single import Surroundings
 from poolctl.config.tables import Tables
-from poolctl.keeper import stored
+from poolctl.keeper import remains, stored
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link
 
@@ -28,6 +31,7 @@ _REMEMBERED: dict[str, Any] = {
     "disabled": None,
     "out": False,
     "added": False,
+    "source": None,
     "removed": False,
     "wanted": False,
     "dismissed": False,
@@ -45,6 +49,10 @@ _REMEMBERED: dict[str, Any] = {
     "recovering": {},
     "files": {},
 }
+
+
+# What a server was made of that was added live: its table, and the directory that its relative paths begin in.
+Source = tuple[Mapping[str, Any], str]
 
 
 @dataclass
@@ -66,12 +74,33 @@ class Kept:
     tables: Tables = field(default_factory=Tables)
 
 
-class Memory:
-    """Entries of the keeper's store, as files in memory that only this pool's processes can reach."""
+@dataclass
+class Left:
+    """What was wanted of the servers by their names, and the names of those that were removed live."""
 
-    def __init__(self, keeper: Link) -> None:
+    servers: dict[str, dict[str, Any]]
+    missing: list[str]
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """What the servers were made of that were added live."""
+        added = {name: values.get("source") for name, values in self.servers.items() if values.get("added")}
+        return {name: source for name, source in added.items() if source}
+
+
+class Memory:
+    """Entries of the keeper's store, as files in memory that only this pool's processes can reach.
+
+    In `directory` is what has to outlive the keeper too; it is no longer written once it has been forgotten.
+    """
+
+    def __init__(self, keeper: Link, directory: str) -> None:
         self._keeper = keeper
+        self._directory = directory
         self._last = b""
+        self._last_left = b""
+        self._missing: list[str] = []
+        self._forgotten = False
         self._wanted: dict[str, dict[str, Any]] = {}
         self._noted: dict[str, Entry] = {}
 
@@ -91,11 +120,13 @@ class Memory:
 
     def keep(self, configuration: Kept) -> None:
         """Leave the configuration that is in force."""
+        self._missing = configuration.missing
         self._write(stored.CONFIGURATION, pickle.dumps((__version__, configuration)))
 
     async def recall(self, entries: dict[str, Entry]) -> set[str]:
         """Give the entries what was wanted of them; the names of those of which something is known."""
-        recalled: dict[str, Any] = json.loads(await self._read(stored.WANTED) or b"{}")
+        kept = await self._read(stored.WANTED)
+        recalled: dict[str, Any] = self.left().servers if kept is None else json.loads(kept)
         for name, values in recalled.items():
             if name in entries:
                 for key in _REMEMBERED.keys() & values.keys():
@@ -117,6 +148,26 @@ class Memory:
         if content != self._last:
             self._last = content
             self._write(stored.WANTED, content)
+        left = b'{"missing": %s, "servers": %s}' % (json.dumps(self._missing).encode(), content)
+        if left != self._last_left and not self._forgotten:
+            self._last_left = left
+            self._leave(left)
+
+    def _leave(self, left: bytes) -> None:
+        try:
+            remains.keep(self._directory, left)
+        except OSError as error:
+            logger.warning("should keeper and supervisor be killed at once, live changes are lost: %s", error)
+
+    def left(self) -> Left:
+        """What a pool has left whose keeper was killed with its supervisor."""
+        found = remains.left(self._directory)
+        return Left(dict(found.get("servers") or {}), list(found.get("missing") or ()))
+
+    def forget(self) -> None:
+        """The pool ends because somebody wants it to: nothing is left to go on from."""
+        self._forgotten = True
+        remains.forget(self._directory)
 
     async def totals(self) -> dict[str, Any]:
         """What the supervisor before had counted."""

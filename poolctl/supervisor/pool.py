@@ -89,7 +89,7 @@ class ManagedPool:
             orphanage=directory,
         )
         self._clock = SystemClock()
-        self._memory = Memory(keeper)
+        self._memory = Memory(keeper, directory)
         self._configuration = Configuration(
             files, state_directory, self._memory, self.runner.forker.environments
         )
@@ -247,6 +247,7 @@ class ManagedPool:
                 self._service.stop()
             # A successor would find nothing to do, and would not be found.
             self._keeper.send({"op": "last"})
+            self._memory.forget()
             self._presence.withdraw()
             # The answer that says so has to get out first.
             asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over)

@@ -153,7 +153,7 @@ class _Application:
             live = Kind.RESTART not in self._kinds.get(server.name, ())
             self._engine.change(entry, server, live=live)
             self._engine.override(entry)
-        entry.added = False
+        entry.added, entry.source = False, None
         return entry
 
     def _awaited(self, entry: Entry) -> bool:

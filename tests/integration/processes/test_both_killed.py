@@ -74,6 +74,70 @@ def test_stop_ends_what_serves_whatever_became_of_the_file(pool: RealPool, until
     assert list(pool.runtime.glob("@*")) == []
 
 
+def test_what_was_ordered_live_is_in_force_afterwards(pool: RealPool, until: Any, free_port: Any) -> None:
+    pool.write_hello("many", "out", "quiet", "off", "gone", "worn")
+    pool.ok("start")
+    pool.ok("add", "extra", "--bind", f"127.0.0.1:{free_port()}", "--app", "hello:app")
+    pool.ok("scale", "many", "2")
+    pool.ok("drain", "out")
+    pool.ok("stop", "quiet")
+    pool.ok("disable", "off")
+    pool.ok("remove", "gone")
+    os.kill(pool.items()["worn"]["pids"][0], signal.SIGKILL)
+    until(lambda: pool.items()["worn"]["restarts"] == 1 and pool.items()["worn"]["ready"])
+    before = pool.items()
+    kill_both(pool, until)
+    pool.ok("start", "many")
+    after = pool.items()
+    same = ("state", "pids", "workers", "restarts")
+    assert {name: [item[key] for key in same] for name, item in after.items()} == {
+        name: [item[key] for key in same] for name, item in before.items()
+    }
+    plan = pool.run("reload", "--dry-run", "-o", "json").json["changes"]
+    assert {(change["name"], change["change"]) for change in plan} == {
+        (name, "override") for name in ("many", "out", "off", "gone", "extra")
+    }
+    pool.ok("reload")
+    assert "extra" not in pool.items()
+    assert pool.items()["quiet"]["state"] == "stopped"
+    kill_both(pool, until)
+    pool.ok("start", "many")
+    assert pool.items()["quiet"]["state"] == "stopped"
+    assert pool.items()["gone"]["ready"]
+
+
+@pytest.mark.parametrize("order", [["stop"], ["stop", "a"]])
+def test_what_is_stopped_meanwhile_is_not_started_by_a_command_about_another(
+    pool: RealPool, until: Any, order: list[str]
+) -> None:
+    pool.write_hello("a", "b")
+    pool.ok("start")
+    pool.ok("scale", "a", "2")
+    kill_both(pool, until)
+    pool.ok(*order)
+    pool.ok("start", "b")
+    assert pool.items()["a"]["state"] == "stopped"
+    assert pool.run("status").code == (3 if order == ["stop"] else 0)
+
+
+def test_an_ordered_end_leaves_nothing_to_go_on_from(pool: RealPool, until: Any) -> None:
+    pool.write_hello("a", "b")
+    pool.ok("start")
+    pool.ok("scale", "a", "2")
+    pool.ok("stop")
+    until(lambda: not pool.processes())
+    pool.ok("start", "b")
+    assert [pool.items()["a"][key] for key in ("state", "workers")] == ["stopped", 1]
+    # By its keeper alone, whose supervisor does not answer.
+    pool.ok("start", "a")
+    pool.ok("scale", "a", "2")
+    os.kill(pool.info()["supervisor_pid"], signal.SIGSTOP)
+    os.kill(pool.info()["keeper_pid"], signal.SIGTERM)
+    until(lambda: not pool.processes(), timeout_seconds=20)
+    pool.ok("start", "b")
+    assert [pool.items()["a"][key] for key in ("state", "workers")] == ["stopped", 1]
+
+
 def test_what_is_printed_meanwhile_is_kept_and_so_is_what_comes_after(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.write("chatty.py", CHATTY)

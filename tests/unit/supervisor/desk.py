@@ -23,7 +23,7 @@ class Files(Configuration):
 
     def __init__(self, servers: Iterable[ServerConfig]) -> None:
         nobody: Any = None
-        super().__init__(["/nowhere/pool.toml"], "/nowhere", Memory(nobody), {})
+        super().__init__(["/nowhere/pool.toml"], "/nowhere", Memory(nobody, ""), {})
         self.written = list(servers)
         self.wrong: list[dict[str, Any]] = []
         self.told = Tables()

@@ -1,0 +1,23 @@
+"""Whether a server can be added to those there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from poolctl.config.conflicts import conflicts
+from poolctl.config.dependencies import dependency_findings
+from poolctl.config.model import ServerConfig
+from poolctl.config.problems import Finding
+
+CONFLICT, INVALID_CONFIGURATION = 8, 5
+
+
+def obstacles(newcomer: ServerConfig, there: Iterable[ServerConfig]) -> tuple[int, list[Finding]] | None:
+    """Why it cannot be beside them, with the exit code; None when it can."""
+    together = [*there, newcomer]
+    names = [(each.name, each.address) for each in together]
+    found = [finding for later, _, finding in conflicts(names) if later == len(together) - 1]
+    if found:
+        return CONFLICT, found
+    found = [finding for server, finding in dependency_findings(together) if server is newcomer]
+    return (INVALID_CONFIGURATION, found) if found else None
