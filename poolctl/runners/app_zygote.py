@@ -10,6 +10,7 @@ from poolctl.keeper import stored, wire
 
 from .link import Link, LinkLost, Refused
 from .protocol import Exit, WorkerFailed
+from .zygotes import SILENT_SECONDS
 
 
 class AppZygote:
@@ -63,7 +64,7 @@ class AppZygote:
         """The pid of a new worker that was given `fds`. Raises WorkerFailed; LinkLost when the zygote has died."""
         self._forks += 1
         try:
-            reply, _ = await self.link.call({"op": "worker"}, fds)
+            reply, _ = await self.link.call({"op": "worker"}, fds, patience_seconds=SILENT_SECONDS)
         except Refused as error:
             raise WorkerFailed(f"no worker can be forked: {error}") from error
         finally:

@@ -51,6 +51,7 @@ class Link:
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._outbox: deque[tuple[Message, list[int]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
+        self._heard = 0  # how many messages
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
@@ -86,13 +87,20 @@ class Link:
         """Whether there is something that the other end has no room for."""
         return bool(self._outbox)
 
-    async def call(self, message: Message, fds: Sequence[int] = ()) -> Reply:
-        """The reply to `message`. Raises LinkLost when the other end is gone, Refused when it reports an error."""
+    async def call(
+        self, message: Message, fds: Sequence[int] = (), *, patience_seconds: float | None = None
+    ) -> Reply:
+        """The reply to `message`. Raises LinkLost when the other end is gone, Refused when it reports an error.
+
+        One that says nothing at all for `patience_seconds` is as good as gone: the link to it is closed.
+        """
         if self.sock.fileno() < 0:
             raise LinkLost("the other end is gone")
         number = next(self._numbers)
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._calls[number] = future
+        if patience_seconds is not None:
+            self._loop.call_later(patience_seconds, self._feel, number, patience_seconds, self._heard)
         try:
             self.send({**message, "id": number}, fds)
             reply, received = await future
@@ -111,6 +119,14 @@ class Link:
         """End the link from this side; calls under way raise LinkLost, `on_end` is not called."""
         self._on_end = lambda: None
         self._lost()
+
+    def _feel(self, number: int, patience_seconds: float, heard: int) -> None:
+        if number not in self._calls:
+            return
+        if heard == self._heard:
+            self._lost(f"the other end has said nothing for {patience_seconds:g} s")
+        else:
+            self._loop.call_later(patience_seconds, self._feel, number, patience_seconds, self._heard)
 
     def _queue(self, message: Message, fds: Sequence[int]) -> None:
         self._outbox.append((message, [os.dup(fd) for fd in fds]))
@@ -147,6 +163,7 @@ class Link:
             if received is None:
                 self._lost()
                 return
+            self._heard += 1
             self._dispatch(*received)
             if self.sock.fileno() < 0:
                 return
@@ -161,7 +178,7 @@ class Link:
         else:
             future.set_result((message, fds))
 
-    def _lost(self) -> None:
+    def _lost(self, reason: str = "the other end is gone") -> None:
         if self.sock.fileno() < 0:
             return
         self._loop.remove_reader(self.sock.fileno())
@@ -173,7 +190,7 @@ class Link:
         self._outbox.clear()
         for future in self._calls.values():
             if not future.done():
-                future.set_exception(LinkLost("the other end is gone"))
+                future.set_exception(LinkLost(reason))
         self._on_end()
 
 

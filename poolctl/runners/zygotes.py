@@ -15,6 +15,8 @@ from .link import Link, LinkLost, Refused
 from .protocol import WorkerFailed
 
 START_SECONDS = 30.0
+# A fork takes milliseconds. Who is silent for so long while it is asked for some is stopped, or stuck.
+SILENT_SECONDS = 10.0
 
 T = TypeVar("T")
 
@@ -42,12 +44,12 @@ class Zygotes:
     async def fork(self, interpreter: str, fds: Sequence[int], role: str = "worker") -> int:
         """The pid of a new worker that was given `fds`, and that waits to be told to begin (or of another role).
 
-        Raises WorkerFailed; LinkLost when the zygote died meanwhile, perhaps after the fork: asked again with another
-        control socket, the next one does it.
+        Raises WorkerFailed; LinkLost when the zygote died or got stuck meanwhile, perhaps after the fork: asked again
+        with another control socket, the next one does it.
         """
         try:
             zygote = await asyncio.shield(self._zygote(interpreter))
-            reply, _ = await zygote.call({"op": role}, fds)
+            reply, _ = await zygote.call({"op": role}, fds, patience_seconds=SILENT_SECONDS)
             return int(reply["pid"])
         except Unfit as error:
             raise WorkerFailed(f"{interpreter} {error}", hint=error.hint) from error

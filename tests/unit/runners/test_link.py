@@ -161,3 +161,27 @@ def test_garbage_is_skipped() -> None:
         peer.close()
 
     run(scenario())
+
+
+def test_who_says_nothing_at_all_while_it_is_asked_is_as_good_as_gone() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        slow = asyncio.ensure_future(peer.link.call({"n": 1}, patience_seconds=0.1))
+        others = 0
+        while others < 4:
+            # Busy with what others want of it, and then at last with this.
+            await asyncio.sleep(0.05)
+            wire.send(peer.sock, {"event": "busy"})
+            others += 1
+        assert not slow.done()
+        request, _ = await peer.request()
+        wire.send(peer.sock, {"id": request["id"]})
+        await slow
+        asked = [asyncio.ensure_future(peer.link.call({"n": n}, patience_seconds=0.05)) for n in (2, 3)]
+        for each in asked:
+            with pytest.raises(LinkLost, match=r"nothing for 0.05 s"):
+                await each
+        assert peer.ends == 1
+        peer.close()
+
+    run(scenario())
