@@ -57,15 +57,17 @@ class ControlServer:
     client goes away; when it raises ConnectionError the connection is closed without an answer.
     """
 
-    def __init__(self, listener: socket.socket, handle: Handler) -> None:
-        self._listener = listener
+    def __init__(self, handle: Handler) -> None:
         self._handle = handle
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
-        """Begin to accept."""
-        self._server = await asyncio.start_unix_server(self._connected, sock=self._listener)
+    async def listen(self, listener: socket.socket) -> None:
+        """Accept from this one, which is closed with the server, and from no other any more."""
+        before = self._server
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener)
+        if before is not None:
+            before.close()
 
     async def close(self) -> None:
         """Stop accepting; let the answers under way be finished."""

@@ -35,9 +35,11 @@ class KeeperLink(Link):
         self._take_down(message, fds)
         super().send(message, fds)
 
-    async def call(self, message: wire.Message, fds: Sequence[int] = ()) -> Reply:
+    async def call(
+        self, message: wire.Message, fds: Sequence[int] = (), *, patience_seconds: float | None = None
+    ) -> Reply:
         """See Link."""
-        reply, received = await super().call(message, fds)
+        reply, received = await super().call(message, fds, patience_seconds=patience_seconds)
         if message["op"] == "get" and (received or reply.get("meta") is not None):
             self._hold(message["name"], reply["meta"], received)
         return reply, received

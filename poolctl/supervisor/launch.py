@@ -70,7 +70,7 @@ def _launch(
 ) -> Launched:
     programs = _programs(files, pool_directory, env)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
-        fds = [ours.enter_context(_listen(path)).fileno()]
+        fds = [ours.enter_context(listen(path)).fileno()]
         write = None
         if lifeline:
             read, write = os.pipe()
@@ -142,7 +142,7 @@ def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name not in (*unsaid, "WATCHDOG_PID")}
 
 
-def _listen(path: str) -> socket.socket:
+def listen(path: str) -> socket.socket:
     """The control socket, its file replaced, reachable by this user only."""
     if os.path.lexists(path):
         os.unlink(path)

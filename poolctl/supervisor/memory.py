@@ -159,6 +159,10 @@ class Memory:
         except OSError as error:
             logger.warning("should keeper and supervisor be killed at once, live changes are lost: %s", error)
 
+    def leave_again(self) -> None:
+        """Write the file the next time even if nothing has changed: it may be gone."""
+        self._last_left = b""
+
     def left(self) -> Left:
         """What a pool has left whose keeper was killed with its supervisor."""
         found = remains.left(self._directory)

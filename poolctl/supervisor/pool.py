@@ -37,6 +37,7 @@ from .observers import Observers
 from .ordered import ordered
 from .orphans import take_in
 from .presence import Presence
+from .reappear import Reappear
 from .stragglers import await_stragglers
 from .verbs import CHANGING, Verbs
 
@@ -137,9 +138,11 @@ class ManagedPool:
 
             self._service = Service(os.environ, self.engine)
             self._perform = self._service.around(self._verbs.handle)
-        self._control = ControlServer(listener, self._handle)
-        await self._control.start()
+        self._control = ControlServer(self._handle)
+        await self._control.listen(listener)
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
+        self._reappear = Reappear(self.directory, self._presence, self._listen, self._leave_again)
+        self._looking = asyncio.ensure_future(self._reappear.look())
         later.begin()
         if self.calm:
             logger.error("doing nothing by itself for %d s: it has died too often", _CALM_SECONDS)
@@ -172,6 +175,14 @@ class ManagedPool:
         self._remember_all()
         return document
 
+    async def _listen(self, listener: socket.socket) -> None:
+        self._keeper.send({"op": "put", "name": "control"}, [listener.fileno()])
+        await self._control.listen(listener)
+
+    def _leave_again(self) -> None:
+        self._memory.leave_again()
+        self._remember_all()
+
     def _give_way(self) -> None:
         """End as if killed: the keeper starts a successor, which adopts everything."""
         self.remember()
@@ -190,6 +201,7 @@ class ManagedPool:
 
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""
+        self._looking.cancel()
         self._verbs.telling.end()
         await self._control.close()
         await self._observers.hide()

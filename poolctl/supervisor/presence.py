@@ -52,6 +52,11 @@ class Presence:
         if self._name and name != self._name:
             self.show(name, self._keeper_pid)
 
+    def renew(self) -> None:
+        """Be found again, if what says so has vanished."""
+        if self._name:
+            self.show(self._name, self._keeper_pid)
+
     def withdraw(self) -> None:
         """Be found no more. Once: soon the files may be those of another supervisor."""
         if self.withdrawn:

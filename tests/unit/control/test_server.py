@@ -38,8 +38,8 @@ async def serving(path: Path, handle: Handle = echo) -> AsyncIterator[Path]:
         listener.bind(str(place))
         listener.listen()
         listener.setblocking(False)
-        running = ControlServer(listener, handle)
-        await running.start()
+        running = ControlServer(handle)
+        await running.listen(listener)
         try:
             yield place
         finally:
@@ -265,8 +265,8 @@ def test_another_user_is_refused() -> None:
         with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
             listener.bind("")
             listener.listen()
-            server = ControlServer(listener, echo)
-            await server.start()
+            server = ControlServer(echo)
+            await server.listen(listener)
             os.seteuid(65534)
             try:
                 client.connect(listener.getsockname())
