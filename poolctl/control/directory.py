@@ -163,6 +163,15 @@ def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
     return f"{home}/poolctl/{key}" if home.startswith("/") else None
 
 
+def make_private(path: str) -> None:
+    """Make the directory, or take from others what they may do there, if it is ours. Raises OSError."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    status = os.lstat(path)
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        # Made by one of our own processes that writes there, after it had vanished.
+        os.chmod(path, 0o700)
+
+
 def check_private(path: str) -> None:
     """Raise ControlError (7) unless `path` is a directory, no link, of ours that nobody else can enter."""
     try:

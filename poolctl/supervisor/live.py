@@ -16,13 +16,15 @@ from poolctl.pool.select import Selector, SelectorError
 from .configuration import Configuration
 from .engine import Engine
 from .entry import Entry
-from .newcomer import CONFLICT, INVALID_CONFIGURATION, obstacles
+from .newcomer import obstacles
 from .order import Order
-from .reports import Reports
+from .reports import Reports, late
 from .selection import Selection
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
-_STAYS = frozenset({"running", "draining", "starting", "backoff"})
+_RUNS = frozenset({"running", "draining"})
+_STAYS = _RUNS | {"starting", "backoff"}
+_LATER, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
 
 
 class Live:
@@ -57,18 +59,21 @@ class Live:
         for entry in able:
             count = None if workers == entry.config.workers else workers
             self._engine.override(entry, count=count, disabled=entry.disabled, out=entry.out)
-        document = await order.conclude(chosen, options, progress)
-        if refused and not document["exit_code"]:
-            document["exit_code"] = FAILED
-        return document
+        code = await order.settle(options, progress)
+        order.problems += [
+            late(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
+            for entry in able
+            if entry.size != workers
+        ]
+        return order.result(chosen, code or (FAILED if order.problems else 0))
 
     async def drain(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Take the selected servers out of rotation; they answer those who ask them directly."""
         chosen = self._selection.of(selector)
         warnings = [
-            f"{entry.name}: is {entry.state}, there is nothing to drain"
+            f"{entry.name}: is {entry.state}, {_LATER if entry.state in _STAYS else _NEVER}"
             for entry in chosen
-            if entry.state not in _STAYS
+            if entry.state not in _RUNS
         ]
         for entry in chosen:
             if entry.state in _STAYS:

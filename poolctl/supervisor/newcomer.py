@@ -8,8 +8,7 @@ from poolctl.config.conflicts import conflicts
 from poolctl.config.dependencies import dependency_findings
 from poolctl.config.model import ServerConfig
 from poolctl.config.problems import Finding
-
-CONFLICT, INVALID_CONFIGURATION = 8, 5
+from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 
 
 def obstacles(newcomer: ServerConfig, there: Iterable[ServerConfig]) -> tuple[int, list[Finding]] | None:

@@ -41,7 +41,10 @@ class Order:
 
     async def conclude(self, chosen: list[Entry], options: Document, progress: Progress) -> Document:
         """Wait until each has reached its end or failed since; the result with every failure."""
-        code = await self.settle(options, progress)
+        return self.result(chosen, await self.settle(options, progress))
+
+    def result(self, chosen: list[Entry], code: int) -> Document:
+        """What came of it, with every failure; `code` is that of `settle`."""
         items = Reports(self._engine).items(chosen)
         return result(items, self.errors, exit_code=code, warnings=self.warnings)
 

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 
-from poolctl.control.directory import SOCKET_NAME
+from poolctl.control.directory import SOCKET_NAME, make_private
 
 from .presence import Presence
 
@@ -52,7 +52,7 @@ class Reappear:
 
     async def _appear(self) -> None:
         try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            make_private(self._directory)
             listener = self._listener()
             if listener is not None:
                 await self._listen(listener)

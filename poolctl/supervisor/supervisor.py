@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from poolctl import bootstrap
-from poolctl.control.directory import state_dir
+from poolctl.control.directory import make_private, state_dir
 from poolctl.keeper import stored, wire
 from poolctl.runners.kept import KeeperLink
 from poolctl.runners.link import LinkLost
@@ -43,6 +43,8 @@ class Supervisor:
         keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self._from_keeper, self._keeper_lost)
         self._keeper = keeper
         hello = await self._hello
+        with contextlib.suppress(OSError):
+            make_private(self.directory)
         self._pool = ManagedPool(
             self.directory,
             self.files,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from poolctl.cli.request import Request
 
 # What is as it should be without being ready.
-_ASIDE = ("sleeping", "disabled")
+_ASIDE = ("sleeping", "draining", "disabled")
 
 
 def perform(request: Request) -> Outcome:

@@ -27,6 +27,8 @@ def test_a_directory_that_is_removed_is_made_again(pool: RealPool, until: Any) -
     before, info = pool.items(), pool.info()
     directory = directory_of(pool)
     shutil.rmtree(directory)
+    # As a process leaves it that writes there before.
+    (directory / "state" / "logs").mkdir(parents=True)
     (pool.runtime / f"@{info['name']}").unlink()
     until((directory / "info.json").exists)
     assert directory.stat().st_mode & 0o777 == 0o700

@@ -32,6 +32,7 @@ def test_start_says_how_many_are_ready(poolctl: Command, supervised: Supervised)
         (["start"], [item("a"), item("b", ready=False, state="disabled")], "1 server ready (1 disabled)"),
         (["start", "--no-wait"], [item("a"), item("b", ready=False)], "2 servers told to start, 1 ready"),
         (["restart"], [item("a")], "1 server ready"),
+        (["restart"], [item("a"), item("b", ready=False, state="draining")], "1 server ready (1 draining)"),
         (["start", "--tag", "x", "--allow-empty"], [], "no server selected"),
         (["stop"], [item("a", state="stopped", ready=False)], "1 server stopped"),
         (["stop"], [item("a", state="stopped"), item("b", state="stopping")], "1 of 2 servers stopped"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -36,6 +37,38 @@ def test_scale_adds_workers_and_drains_those_that_are_too_many() -> None:
         await desk.ask("restart")
         await turns()
         assert set(desk.runner.running) == {"web.2.0", "web.2.1"}
+
+    run(scenario())
+
+
+def test_of_two_that_scale_at_once_the_first_says_that_it_was_overtaken() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        await desk.ask("start")
+        first = desk.begin("scale", "web", workers=3)
+        await asyncio.sleep(0)
+        second = await desk.ask("scale", "web", workers=2)
+        assert (second["exit_code"], second["items"][0]["workers"]) == (0, 2)
+        assert (await first)["exit_code"] == 1
+        assert "scaled to 2 by another command" in (await first)["errors"][0]["message"]
+
+    run(scenario())
+
+
+def test_what_is_drained_before_it_runs_is_out_of_rotation_when_it_does() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), web=NEVER)
+        starting = desk.begin("start")
+        await turns()
+        answer = await desk.ask("drain", "web")
+        assert (answer["exit_code"], answer["warnings"]) == (
+            0,
+            ["web: is starting, and out of rotation when it runs"],
+        )
+        desk.runner.script.clear()
+        await desk.ask("restart", "web")
+        assert desk.states() == {"web": "draining"}
+        starting.cancel()
 
     run(scenario())
 
