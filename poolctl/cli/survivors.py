@@ -76,7 +76,8 @@ def _find(place: Place) -> list[Survivor]:
 
 
 def _running(server: ServerConfig, its: list[Survivor]) -> Item:
-    since = [float(each.said["ready_at"]) for each in its if each.said.get("ready_at") is not None]
+    ready = [each.said.get("ready_at") for each in its if not server.job]
+    since = [float(at) for at in ready if at is not None]
     return item(
         server,
         state="running" if since else "starting",

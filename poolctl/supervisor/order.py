@@ -94,7 +94,8 @@ class Order:
             return None
         for dependency in self._engine.graph.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.failures)
-            idle = not dependency.wanted or dependency.failures > since or dependency.name in self._stuck
+            resting = not dependency.wanted or dependency.failed or dependency.done
+            idle = resting or dependency.failures > since or dependency.name in self._stuck
             if idle and not dependency.ready:
                 return dependency
         return None
@@ -111,8 +112,14 @@ class Order:
             return late(entry, self._kind, reason)
         if entry.name in self._stuck:
             blocker = self._stuck[entry.name]
-            reason = "is disabled" if blocker.is_disabled else "did not become ready"
-            return late(entry, self._kind, f"waits for {blocker.name}, which {reason}")
+            return late(entry, self._kind, f"waits for {blocker.name}, which {_why(blocker)}")
         if entry.failed:
             return late(entry, self._kind, "has failed before")
         return late(entry, self._kind, f"is still {entry.state}") if entry in missing else None
+
+
+def _why(blocker: Entry) -> str:
+    """What it is that keeps others waiting in vain."""
+    if blocker.is_disabled:
+        return "is disabled"
+    return "has ended" if blocker.done else "did not become ready"

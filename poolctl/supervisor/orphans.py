@@ -104,6 +104,9 @@ class _Intake:
     async def _take_program(self, survivor: Survivor, server: ServerConfig) -> bool:
         index = sum(name.startswith(f"{stored.WORKER}{server.name}.") for name in self._put)
         survivor.said.update(generation=1, index=index, protocol=None)
+        if server.job:
+            # It is ready when it has ended well, and not because it runs.
+            survivor.said["ready_at"] = None
         if not server.job and not server.binds_itself:
             try:
                 with socket.socket(fileno=copy_descriptor(survivor.pid, _LISTENER_FD)) as listener:

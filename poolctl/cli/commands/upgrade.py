@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolctl import __version__
 from poolctl.cli.counting import servers
-from poolctl.cli.outcome import Outcome
+from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
@@ -22,10 +22,15 @@ def perform(request: Request) -> Outcome:
     outcome = Outcome.from_result(upgrade(client))
     if outcome.exit_code:
         return outcome
-    serving = [item["name"] for item in outcome.items if item.get("pids")]
-    how = "went on as they are; poolctl restart renews their processes"
+    # A job that is under way is not to begin anew.
+    serving = [item["name"] for item in outcome.items if item.get("pids") and not _is_job(item)]
+    how = "went on as before; poolctl restart renews their processes"
     if request.get("restart") and serving:
         outcome = ask(Request("restart", {**request.values, "targets": serving}), place)
         how = "restarted"
     outcome.message = f"poolctl {before} → {__version__}: {servers(len(serving))} {how}"
     return outcome
+
+
+def _is_job(item: Item) -> bool:
+    return str(item.get("bind")).startswith("job:")

@@ -68,7 +68,7 @@ def test_the_pool_goes_on_under_the_new_version_and_nobody_notices(pool: RealPoo
     report = load.stop()
     assert done.code == 0, str(done)
     assert done.stdout == (
-        f"poolctl {poolctl.__version__} → {NEW}: 2 servers went on as they are; "
+        f"poolctl {poolctl.__version__} → {NEW}: 2 servers went on as before; "
         "poolctl restart renews their processes\n"
     )
     assert (report.failed, report.refused) == (0, 0), report

@@ -6,7 +6,8 @@ import asyncio
 
 from poolctl import ServerConfig
 from poolctl.runners.protocol import Exit
-from tests.unit.pool.scripted_runner import NEVER
+from poolctl.supervisor.reconcile import Phase
+from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 
@@ -50,6 +51,35 @@ def test_completed_waits_for_the_end_of_a_job_and_that_it_was_good() -> None:
         await desk.ask("start", "migrate")
         await turns()
         assert desk.states() == {"api": "running", "migrate": "stopped"}
+
+    run(scenario())
+
+
+def test_what_waits_for_one_that_has_failed_before_is_told_so_and_waits_no_longer() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), db=FAILS)
+        assert (await desk.ask("start"))["exit_code"] == 1
+        table = {"name": "api", "bind": "127.0.0.1:7070", "app": "a:b", "depends_on": ["db"]}
+        answer = await desk.ask("add", server=table, base_dir="/nowhere")
+        assert answer["exit_code"] == 1
+        assert "db" in answer["errors"][0]["message"]
+
+    run(scenario())
+
+
+def test_a_job_that_ends_badly_in_other_hands_keeps_nobody_waiting() -> None:
+    async def scenario() -> None:
+        condition = {"name": "migrate", "condition": "completed"}
+        desk = Desk(web("api", depends_on=[condition]), job("migrate"), migrate=NEVER)
+        starting = desk.begin("start")
+        await turns()
+        # It was taken over as one that runs: there is no failure to become ready.
+        worker = desk.engine.entries["migrate"].workers["migrate.1.0"]
+        worker.phase, worker.ready_at = Phase.READY, 0.0
+        desk.runner.end("migrate.1.0", Exit(message="ended"))
+        answer = await starting
+        assert answer["exit_code"] == 1
+        assert [each["name"] for each in answer["errors"]] == ["api", "migrate"]
 
     run(scenario())
 
