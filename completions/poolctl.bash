@@ -93,7 +93,7 @@ _poolctl() {
             ;;
         run)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-deps --watch --log-format --stop-timeout -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-deps --watch --debug --log-format --stop-timeout -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

@@ -122,6 +122,7 @@ complete -c poolctl -n '__poolctl_in run' -s o -l output -x -a 'table wide json 
 complete -c poolctl -n '__poolctl_in run' -l timeout -x -d 'Give up after this long: "30s"'
 complete -c poolctl -n '__poolctl_in run' -l no-deps -d 'Leave out what depends, or is depended on'
 complete -c poolctl -n '__poolctl_in run' -l watch -d 'Go on, and reload whenever the file or the code changes'
+complete -c poolctl -n '__poolctl_in run' -l debug -d 'Be one server, in this terminal and unforked: breakpoints work'
 complete -c poolctl -n '__poolctl_in run' -l log-format -x -d 'The servers\' output as text (default) or json'
 complete -c poolctl -n '__poolctl_in run' -l stop-timeout -x -d 'The whole stop takes no longer; as PID 1 "8s"'
 complete -c poolctl -n '__poolctl_in run' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'

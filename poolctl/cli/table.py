@@ -78,6 +78,7 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
         "--timeout": ("timeout", "value"),
         "--no-deps": ("no_deps", "flag"),
         "--watch": ("watch", "flag"),
+        "--debug": ("debug", "flag"),
         "--log-format": ("log_format", "value"),
         "--stop-timeout": ("stop_timeout", "value"),
     },

@@ -1,7 +1,8 @@
 """What runs in the application's interpreter, by the first argument.
 
 `worker zygote`: fork workers on request. `worker serve N`: be one, with N descriptors after the control socket.
-`worker app`: import an application and fork its workers on request.
+`worker app`: import an application and fork its workers on request. `worker debug N`: serve in the terminal, with N
+descriptors after the specification.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ def main() -> None:
         from .app_zygote import resume as resume_app
 
         resume_app()
+    elif role == "debug":
+        try:
+            from .debug import run
+        except ImportError as error:
+            sys.exit(_why(error)[0])
+        run()
     else:
         from .child import resume
         from .life import live
@@ -35,11 +42,17 @@ def _say_why(error: ImportError) -> str:
     """Tell the supervisor why this interpreter runs no workers; the same for the log."""
     from ..keeper import wire
 
+    said, reason, hint = _why(error)
+    wire.send(wire.over(REQUESTS_FD), {"event": "unfit", "reason": reason, "hint": hint})
+    return said
+
+
+def _why(error: ImportError) -> tuple[str, str, str]:
+    """What is wrong with this interpreter: for a log, and apart from each other what it is and its mend."""
     reason, hint = str(error), "see helpers.log beside the control socket"
     if error.name is not None and error.name.partition(".")[0] == "uvicorn":
         reason = (
             "has no uvicorn" if error.name == "uvicorn" else f"has another uvicorn than is needed ({error})"
         )
         hint = f"install it there: {sys.executable} -m pip install --upgrade uvicorn"
-    wire.send(wire.over(REQUESTS_FD), {"event": "unfit", "reason": reason, "hint": hint})
-    return f"{sys.executable} {reason}; {hint}"
+    return f"{sys.executable} {reason}; {hint}", reason, hint

@@ -155,12 +155,17 @@ def _run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
     place(listeners, output, _FIRST_INHERITED_FD)
     for fd in range(_FIRST_INHERITED_FD, _FIRST_INHERITED_FD + len(listeners)):
         os.set_inheritable(fd, True)
+    become_program(spec, len(listeners))
+
+
+def become_program(spec: Spec, sockets: int) -> NoReturn:
+    """Be the server's program, for which so many listening sockets stand at 3, 4 …"""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     take_on(spec)
-    if listeners:
-        os.environ["LISTEN_FDS"] = str(len(listeners))
+    if sockets:
+        os.environ["LISTEN_FDS"] = str(sockets)
         os.environ["LISTEN_PID"] = str(os.getpid())
-        os.environ["LISTEN_FDNAMES"] = ":".join([spec["server"].replace(":", "_")] * len(listeners))
+        os.environ["LISTEN_FDNAMES"] = ":".join([spec["server"].replace(":", "_")] * sockets)
     argv = spec["argv"]
     try:
         os.execvpe(argv[0], argv, os.environ)

@@ -12,6 +12,7 @@ _WAIT_FOR = typer.Option("--for", metavar="GOAL", help="ready (default), stopped
 _LOG_FORMAT = typer.Option(
     "--log-format", metavar="FORM", help="The servers' output as text (default) or json."
 )
+_DEBUG = typer.Option("--debug", help="Be one server, in this terminal and unforked: breakpoints work.")
 _STOP_TIMEOUT = typer.Option(
     "--stop-timeout", metavar="DURATION", help='The whole stop takes no longer; as PID 1 "8s".'
 )
@@ -49,6 +50,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         TIMES,
         no_deps=(NoDeps, False),
         watch=(Watched, False),
+        debug=(Annotated[bool, _DEBUG], False),
         log_format=(Annotated[str | None, _LOG_FORMAT], None),
         stop_timeout=(Annotated[str | None, _STOP_TIMEOUT], None),
     )

@@ -198,6 +198,10 @@ class Session:
 
 def perform(request: Request) -> Outcome:
     """Run the pool until it is told to end; the exit code is the contract's for the way it ended."""
+    if request.get("debug"):
+        from poolctl.cli.commands.debugging import perform as become
+
+        become(request)
     from poolctl.supervisor.launch import launch
 
     limit_seconds = request.seconds("stop_timeout")

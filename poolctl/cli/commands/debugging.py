@@ -1,0 +1,137 @@
+"""`poolctl run --debug NAME`: this process becomes the server, in this terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import socket
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+from poolctl import bootstrap
+from poolctl.cli.local import choose, load, servers_of
+from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.place import Place, find_place
+from poolctl.cli.request import Request
+from poolctl.config.interpreter import interpreter
+from poolctl.config.model import ServerConfig
+from poolctl.control.client import Client
+from poolctl.control.directory import state_dir
+from poolctl.control.messages import item
+from poolctl.errors import ControlError, PoolValidateError, ServerError
+from poolctl.exit_codes import CONFLICT, FAILED
+from poolctl.listeners.inherit import inherited_descriptors
+from poolctl.listeners.open import open_listener
+from poolctl.platform import sealed_file
+from poolctl.runners.commands import argument_vector
+from poolctl.runners.spec import Spec, spec_file, tls_contents, worker_spec
+from poolctl.worker.child import SPEC_FD, Refused, become_program
+
+# They are about a pool, or about waiting for one.
+_NOT_WITH = {
+    "command": "a command", "watch": "--watch", "output": "-o", "log_format": "--log-format",
+    "stop_timeout": "--stop-timeout", "timeout": "--timeout", "no_wait": "--no-wait", "no_deps": "--no-deps",
+}  # fmt: skip
+_FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+_AT_REST = ("stopped", "disabled", "failed")
+
+
+def perform(request: Request) -> NoReturn:
+    """Serve the one selected server here, as its user, with its environment, until Ctrl-C.
+
+    No supervisor is asked, what it depends on is not started, and it has one worker. Failure, with the reason.
+    """
+    for option, said in _NOT_WITH.items():
+        if request.get(option):
+            raise UsageError(f"--debug and {said} exclude each other", hint="poolctl run --debug NAME")
+    place = find_place(request)
+    server = _server(request, place)
+    _refuse_running(place, server)
+    try:
+        listeners = _listeners(server)
+        contents = tls_contents(server)
+        spec = worker_spec(
+            server,
+            interpreter=interpreter(server.python, server.base_dir, os.environ),
+            listeners=len(listeners),
+            tls_files=len(contents),
+            open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
+        )
+    except ServerError as problem:
+        raise Failure(Outcome.failed(FAILED, f"{server.name}: {problem.message}", problem.hint)) from None
+    if not request.quiet:
+        print(_announcement(server), file=sys.stderr, flush=True)
+    try:
+        _become(server, spec, listeners, [sealed_file("poolctl", content) for content in contents])
+    except (Refused, OSError) as error:
+        raise Failure(Outcome.failed(FAILED, f"{server.name}: {error}")) from None
+
+
+def _server(request: Request, place: Place) -> ServerConfig:
+    config = load(place)
+    servers = servers_of(config, place)
+    names = [each["name"] for each in choose([item(each) for each in servers], request)]
+    if len(names) != 1:
+        raise UsageError(
+            f"--debug runs one server, and {len(names)} are selected", hint="poolctl run --debug NAME"
+        )
+    problems = config.outside(names=names)
+    if problems:
+        raise PoolValidateError("the server cannot run", problems)
+    (server,) = [each for each in servers if each.name == names[0]]
+    if server.address.auto:
+        from poolctl.listeners.ports import PortLedger
+
+        path = f"{state_dir(os.environ, place.key, create=True)}/ports.json"
+        ledger = PortLedger(path, *config.settings.port_range)
+        taken = {each.address.port or 0 for each in servers}
+        server = server.at(server.address.with_port(ledger.port(server.name, server.address, avoid=taken)))
+    return server
+
+
+def _refuse_running(place: Place, server: ServerConfig) -> None:
+    try:
+        found = Client(place.socket).call("list", {"selector": {"targets": [server.name]}})
+    except ControlError:
+        return
+    for each in found["items"]:
+        if each["state"] not in _AT_REST:
+            raise ControlError(
+                f"{server.name} is {each['state']} in this pool",
+                exit_code=CONFLICT,
+                hint=f"poolctl stop {server.name}",
+            )
+
+
+def _listeners(server: ServerConfig) -> list[socket.socket]:
+    if server.job or server.binds_itself:
+        return []
+    return open_listener(server.address, inherited=inherited_descriptors(os.environ))
+
+
+def _announcement(server: ServerConfig) -> str:
+    where = f" on {server.expose}" if server.expose else ""
+    needed = ", ".join(each.name for each in server.depends_on)
+    alone = f"; {needed}, which it depends on, is left as it is" if needed else ""
+    return f"{server.name}{where} in this terminal, Ctrl-C ends it{alone}"
+
+
+def _become(server: ServerConfig, spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> NoReturn:
+    if server.command:
+        spec["argv"] = argument_vector(server)
+        _place([listener.fileno() for listener in listeners], _FIRST_INHERITED_FD)
+        become_program(spec, len(listeners))
+    fds = [spec_file(spec), *(listener.fileno() for listener in listeners), *tls_fds]
+    _place(fds, SPEC_FD)
+    argv = bootstrap.command(spec["python"], "worker", "debug", str(len(fds) - 1))
+    os.execve(argv[0], argv, dict(os.environ))
+
+
+def _place(fds: Iterable[int], first: int) -> None:
+    """Have them at `first` and the numbers that follow, and let them outlive an exec."""
+    given = list(fds)
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(given)) for fd in given]
+    for place, fd in enumerate(lifted, first):
+        os.dup2(fd, place)

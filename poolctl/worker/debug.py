@@ -1,0 +1,117 @@
+"""A server that is debugged: the process that was started in the terminal serves it, on its first thread, unforked.
+
+So `breakpoint()` stops where it stands and reads from the terminal, Ctrl-C is an interrupt, and a profiler or a
+debugger that was told to begin with the interpreter sees the application and nothing else. Nobody controls this worker,
+nobody restarts it, and it hands no connection over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+import uvicorn
+
+from .access import watch_requests
+from .child import SPEC_FD, Refused, Spec, needs_exec, resumed, start_anew, take_on
+from .load import LoadFailed, explain, load_app
+from .preload import preload
+from .scene import exit_status, set_the_scene
+from .secure import ssl_context
+from .serve import PoolServer, StartupFailed
+
+_FAILED = 1
+_INTERRUPTED = 130
+
+
+def run() -> NoReturn:
+    """Serve what the specification says until Ctrl-C or SIGTERM; so many descriptors follow it."""
+    count, *taken_on = sys.argv[1:]
+    spec = resumed(1 + int(count))
+    preload()  # the server's user may not be allowed to read it
+    if not taken_on:
+        _take_on(spec, count)
+    first = SPEC_FD + 1
+    listeners = [socket.socket(fileno=fd) for fd in range(first, first + spec["listeners"])]
+    first += spec["listeners"]
+    try:
+        status = _live(spec, listeners, list(range(first, first + spec["tls_files"])))
+    finally:
+        for listener in listeners:
+            _remove(listener)
+    sys.exit(status)
+
+
+def _take_on(spec: Spec, count: str) -> None:
+    """The server's rights, directory and environment: begun anew if that is for an interpreter's start."""
+    try:
+        take_on(spec)
+    except Refused as refused:
+        sys.exit(str(refused))
+    if needs_exec(spec):
+        start_anew(spec, 1 + int(count), "debug", count, "taken on")
+
+
+def _stop_here() -> None:
+    # The debugger's own Ctrl-C would from then on be a prompt in the middle of the event loop, and never the end.
+    import pdb
+
+    pdb.Pdb(nosigint=True).set_trace(sys._getframe().f_back)
+
+
+def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int:
+    try:
+        set_the_scene(spec)
+        if "PYTHONBREAKPOINT" not in os.environ:
+            sys.breakpointhook = _stop_here
+        config = _configure(spec, load_app(spec), tls_fds)
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_serve(spec, config, listeners))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except SystemExit as leaving:
+        return exit_status(leaving.code)
+    except LoadFailed as error:
+        print(explain(error), file=sys.stderr, end="")
+        return _FAILED
+    except StartupFailed:
+        return _FAILED  # uvicorn has said why
+    return 0
+
+
+def _configure(spec: Spec, app: Any, tls_fds: list[int]) -> uvicorn.Config:
+    # Whoever debugs wants to see the requests, and in uvicorn's own words.
+    settings = {**spec["uvicorn"], "access_log": True, "limit_max_requests": None}
+    config = uvicorn.Config(app, **settings)
+    config.load()
+    watch_requests(config, spec["requests"] and {**spec["requests"], "log": None})
+    if spec["tls"] is not None:
+        config.ssl = ssl_context(spec["tls"], tls_fds)
+        for fd in tls_fds:
+            os.close(fd)
+    return config
+
+
+async def _serve(spec: Spec, config: uvicorn.Config, listeners: list[socket.socket]) -> None:
+    server = PoolServer(
+        config,
+        state=spec["state"],
+        drain_seconds=spec["drain_seconds"],
+        stop_seconds=spec["stop_seconds"],
+    )
+    # SIGINT is left to the runner: it cancels this, and so it does where a debugger waits for a line.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
+    await server.run(listeners, lambda: None)
+
+
+def _remove(listener: socket.socket) -> None:
+    path = listener.getsockname() if listener.family == socket.AF_UNIX else ""
+    listener.close()
+    if path:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
