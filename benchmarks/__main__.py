@@ -7,11 +7,13 @@ import importlib
 import sys
 
 from . import report
+from .bytecode import keep_bytecode
 from .groups import GROUPS
 
 
 def main() -> int:
     options = _options()
+    keep_bytecode()
     rows: list[report.Row] = []
     failed = []
     for group in options.only or GROUPS:
