@@ -58,4 +58,6 @@ class Inheritance:
             elif any(worker.generation == entry.generation for worker in entry.workers.values()):
                 # What leaves keeps its name until it has gone; what comes gets another.
                 entry.next_generation()
-        self._touch(entry)
+        if entry.wanted or entry.removed or not entry.at_rest:
+            # Nothing is to be done about the others, and the first command's servers would be sorted in behind them.
+            self._touch(entry)

@@ -130,6 +130,21 @@ def test_a_server_out_of_rotation_answers_is_not_ready_and_keeps_nobody_waiting(
     run(scenario())
 
 
+def test_servers_are_started_in_the_order_of_the_file_right_after_a_boot_that_found_nothing() -> None:
+    async def scenario() -> None:
+        names = [f"s{number}" for number in range(20)]
+        desk = Desk(*(web(name, bind=f"127.0.0.1:{8100 + place}") for place, name in enumerate(names)))
+        for entry in desk.engine.entries.values():
+            desk.engine.inheritance.resume(entry)
+        await turns(1)
+        await desk.ask("start")
+        assert [line for line in desk.runner.log if line.startswith("place")] == [
+            f"place {name}.1.0" for name in names
+        ]
+
+    run(scenario())
+
+
 def test_what_was_taken_over_goes_on_with_the_generation_that_serves() -> None:
     async def scenario() -> None:
         desks = []  # nobody may lose one with its tasks while the loop runs
