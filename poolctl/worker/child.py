@@ -214,7 +214,8 @@ def take_on(spec: Spec) -> None:
             raise _refused(
                 f"cannot become user {spec['user'][0]} of group {spec['user'][1]}", error
             ) from error
-    os.environ.update(spec["env"])
+    if spec["env"]:
+        os.environ.update(spec["env"])
     try:
         os.chdir(spec["cwd"])
     except OSError as error:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from ..keeper import wire
 
-_MIDDLE_SECONDS = 0.02
+_MIDDLE_SECONDS = 0.05
 _CLOSE_BEHIND_MILLISECONDS = 4
 
 # What a fork becomes, by the word that asks for it; it is given the descriptors that came with the request.
@@ -96,11 +96,12 @@ def _close(fds: list[int]) -> None:
 
 
 def _lead_session(group: int) -> None:
-    """Lead a session. A process that leads a group already, as this one may, returns to `group` first (setsid(2))."""
+    """Lead a session. A process that leads a group already, as this one may, returns to `group` first (setsid(2)).
+
+    It returns in any case: an error, even one that is caught, is a few pages more that are not shared.
+    """
     for _ in range(2):
-        try:
+        with contextlib.suppress(PermissionError):
+            os.setpgid(0, group)
             os.setsid()
             return
-        except PermissionError:
-            with contextlib.suppress(PermissionError):
-                os.setpgid(0, group)
