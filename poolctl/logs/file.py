@@ -37,6 +37,7 @@ class LogFile:
         self.path = path
         self.error = ""
         self.users = 0
+        self.lost_bytes = 0  # that were to be in it, since it last took something
         self._clock = clock
         self._fd = -1
         self._size = 0

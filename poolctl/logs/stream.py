@@ -26,7 +26,6 @@ class Stream:
         "_enlarged",
         "_format",
         "_longest",
-        "_lost_bytes",
         "_partial",
         "_pipes",
         "_underway",
@@ -62,7 +61,6 @@ class Stream:
         self.order: dict[str, object] = {}  # by which it was made, for another logger
         self._format = format
         self._measure()
-        self._lost_bytes = 0
         self._partial = b""
         self._pipes = pipes
         self._underway = underway
@@ -158,15 +156,15 @@ class Stream:
         os.close(self.fd)
 
     def _store(self, lines: bytes, when: str) -> None:
-        if self._lost_bytes and not self._append(self._gap(), when):
-            self._lost_bytes = 0
-        lost = len(lines) if self._lost_bytes else self._append(lines, when)
-        self._lost_bytes += lost
+        if self.file.lost_bytes and not self._append(self._gap(), when):
+            self.file.lost_bytes = 0
+        lost = len(lines) if self.file.lost_bytes else self._append(lines, when)
+        self.file.lost_bytes += lost
         self.dropped_bytes += lost
 
     def _gap(self) -> bytes:
         reason = f" ({self.file.error})" if self.file.error else ""
-        return f"[poolctl: {self._lost_bytes} bytes of output were lost here{reason}]\n".encode()
+        return f"[poolctl: {self.file.lost_bytes} bytes of output were lost here{reason}]\n".encode()
 
     def _append(self, lines: bytes, when: str) -> int:
         """How many of the bytes were not stored."""

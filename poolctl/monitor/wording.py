@@ -8,7 +8,7 @@ from typing import Any
 def sentence(event: dict[str, Any]) -> str:
     """What happened, and why: `starting → running (restart a)`."""
     what, cause = _what(event), str(event.get("cause") or "")
-    return f"{what} ({cause})" if cause and cause != event.get("message") else what
+    return what if what.endswith(cause) else f"{what} ({cause})"
 
 
 def who(event: dict[str, Any]) -> str:

@@ -98,6 +98,20 @@ def state(case: Case) -> Iterator[Finding]:
             yield problem("state directory", said, "make it this user's, or change log.path")
 
 
+def disks(case: Case) -> Iterator[Finding]:
+    """Where the files say that logs and events are to lie: each disk once, that of the state directory aside."""
+    if case.place is None or case.config is None:
+        return
+    events = case.config.tables.events
+    paths = [server.log.path for server in case.servers] + [events.path if events is not None else None]
+    seen = {os.stat(_nearest(directory.state_dir(case.env, case.place.key))).st_dev}
+    for path in filter(None, paths):
+        there = _nearest(os.path.dirname(path))
+        if (device := os.stat(there).st_dev) not in seen and os.access(there, os.W_OK):
+            seen.add(device)
+            yield from _room("logs", there)
+
+
 def files(case: Case) -> Iterator[Finding]:
     """Who may change the pool's files: what they say is run."""
     if case.place is None:
@@ -161,4 +175,4 @@ def _network(path: str) -> str:
     return found if found in _ON_THE_NETWORK else ""
 
 
-CHECKS = (runtime, state, files)
+CHECKS = (runtime, state, disks, files)

@@ -226,6 +226,21 @@ def test_a_runtime_directory_without_room(real_pool: RealPool, options: str, fil
     assert said in only(found, "runtime directory", "warning" if code == 0 else "problem")["message"]
 
 
+@needs_root
+@pytest.mark.parametrize("keys", ["", '[events]\npath = "disk/events.jsonl"\n'])
+def test_a_disk_for_logs_without_room(real_pool: RealPool, keys: str) -> None:
+    real_pool.write_hello("web", extra="" if keys else 'log = { path = "disk/logs/web.log" }')
+    path = real_pool.directory / "pool.toml"
+    path.write_text(f"{keys}{path.read_text()}")
+    (real_pool.directory / "disk").mkdir()
+    code, found = examined(real_pool)
+    assert (code, "logs" in found) == (0, False), "it is the state directory's"
+    prepare = f"mount -t tmpfs -o size=64k none {real_pool.directory}/disk"
+    code, found = examined(real_pool, around=in_namespace("--mount", prepare))
+    assert code == 1
+    assert only(found, "logs", "problem")["message"].endswith("disk has 64 KiB left")
+
+
 def test_a_runtime_directory_that_others_may_enter(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     real_pool.ok("start")

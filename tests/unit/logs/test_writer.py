@@ -188,6 +188,20 @@ def test_what_was_lost_is_said_in_the_file_once_it_takes_lines_again(session: Se
     assert stored == "stored"
 
 
+def test_what_one_worker_lost_is_said_when_its_successor_prints(session: Session) -> None:
+    (session.directory / "logs").write_text("a file where a directory should be")
+    os.write(session.add("web.0", file="logs/web.log"), b"lost\n")
+    session.sync()
+    write = session.add("web.1", file="logs/web.log")
+    session.finish("web.0")
+    (session.directory / "logs").unlink()
+    os.write(write, b"stored\n")
+    session.sync()
+    gap, stored = session.texts("logs/web.log")
+    assert gap.startswith("[poolctl: 5 bytes of output were lost here")
+    assert stored == "stored"
+
+
 def test_reopen_follows_a_file_that_was_moved_away(session: Session) -> None:
     write = session.add("web.0")
     os.write(write, b"old\n")
