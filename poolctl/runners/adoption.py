@@ -12,12 +12,11 @@ import os
 import socket
 
 from poolctl.config.model import ServerConfig
-from poolctl.keeper import stored, wire
+from poolctl.keeper import handover, stored, wire
 
 from .link import Link, LinkLost
 
 PLAIN, TLS = "plain", "tls"
-CONNECTION = {"t": "conn"}
 
 
 def protocol(server: ServerConfig) -> str:
@@ -62,7 +61,7 @@ class Adoptions:
         if key not in self._pairs:
             return False
         try:
-            wire.send(self._pairs[key][1], CONNECTION, [sock.fileno()])
+            handover.give(self._pairs[key][1], sock.fileno())
         except BlockingIOError:
             return False
         return True

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import select
 import socket
 from collections.abc import Callable
 from functools import partial
 
-from poolctl.keeper import wire
+from poolctl.keeper import handover
+from poolctl.keeper.wire import WireError
 
 from .bell import Bell, Visitor
 from .departures import Departures
@@ -201,25 +201,17 @@ class Doorbell:
         """Take some of those who were left behind; whether nobody is there any more."""
         for _ in range(_AT_ONCE):
             try:
-                # A descriptor for which there is no room when it arrives is lost.
-                os.close(os.dup(left.fileno()))
-            except OSError:
+                taken = handover.take(left)
+            except handover.NoRoom:
                 self._pause(bell)
                 return False
-            try:
-                received = wire.receive(left)
-            except wire.WireError:
+            except WireError:
                 continue
             except BlockingIOError:
                 return True
-            if received is None:
+            if taken is None:
                 return True
-            message, fds = received
-            if message.get("t") == "conn" and len(fds) == 1:
-                self._hold(bell, Visitor(socket.socket(fileno=fds[0]), stranger=False))
-            else:
-                for fd in fds:
-                    os.close(fd)
+            self._hold(bell, Visitor(taken, stranger=False))
             if not bell.armed:
                 break
         return False

@@ -7,9 +7,9 @@ import os
 import socket
 from collections.abc import Callable
 
-from ..keeper import wire
+from ..keeper import handover
+from ..keeper.wire import WireError
 
-CONNECTION = {"t": "conn"}
 _AGAIN_SECONDS = 0.1
 
 
@@ -42,7 +42,7 @@ class Adoption:
     def give(self, fd: int) -> bool:
         """Whether the connection waits for another worker now; False when there is no room."""
         try:
-            wire.send(self._give, CONNECTION, [fd])
+            handover.give(self._give, fd)
         except OSError:
             return False
         return True
@@ -55,25 +55,18 @@ class Adoption:
     def _take_one(self) -> None:
         # One a turn: it is the same for all who are awake, and the rest of the loop has its turn.
         try:
-            os.close(os.dup(self._take.fileno()))
-        except OSError:
-            self._rest()  # a descriptor for which there is no place here would be lost
+            taken = handover.take(self._take)
+        except handover.NoRoom:
+            self._rest()
             return
-        try:
-            received = wire.receive(self._take)
-        except (BlockingIOError, InterruptedError, wire.WireError):
+        except (BlockingIOError, InterruptedError, WireError):
             return  # mostly: another worker was faster
         except OSError:
-            received = None
-        if received is None:
+            taken = None
+        if taken is None:
             self.close()
-            return
-        message, fds = received
-        if message.get("t") == CONNECTION["t"] and len(fds) == 1:
-            self._on_connection(socket.socket(fileno=fds[0]))
         else:
-            for fd in fds:
-                os.close(fd)
+            self._on_connection(taken)
 
     def _rest(self) -> None:
         loop = asyncio.get_running_loop()
