@@ -7,7 +7,10 @@ import os
 import socket
 import struct
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 LINUX = sys.platform.startswith("linux")
 

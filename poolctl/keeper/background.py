@@ -5,24 +5,29 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from ..platform import raise_descriptor_limit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 Limits = tuple[int, int]
 
 
-class Companion(NamedTuple):
+class Companion:
     """A program that is started with another one, as its child; it gets `fd` as descriptor 3.
 
     `output` is the file that takes what it prints. With `session` it leads a session of its own.
     """
 
-    argv: list[str]
-    output: str
-    session: bool
-    fd: int = -1
+    __slots__ = ("argv", "fd", "output", "session")
+
+    def __init__(self, argv: list[str], output: str, *, session: bool, fd: int = -1) -> None:
+        self.argv = argv
+        self.output = output
+        self.session = session
+        self.fd = fd
 
 
 def in_background(argv: list[str], env: dict[str, str], fds: Sequence[int]) -> None:

@@ -9,7 +9,6 @@ import select
 import signal
 import socket
 import time
-from typing import Any
 
 from . import stored, wire
 from .beginning import take_in
@@ -22,6 +21,10 @@ from .renewal import Renewal, restore
 from .requests import answer
 from .signals import Signals
 from .store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = 2
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
 
 from .watch import Watcher, kill_rest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Reaper:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import Any
 
 from ..platform import machine_life
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _NAME = "wanted.json"
 

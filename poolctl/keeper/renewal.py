@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import Any
 
 from ..platform import read_file
 from . import stored
 from .reap import Reaper
 from .signals import ENDING
 from .store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FORMAT = 1
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from typing import Any
 
 from . import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _PAGE = 200
 _PAGE_BYTES = wire.MAX_MESSAGE_BYTES // 2

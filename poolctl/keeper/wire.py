@@ -10,12 +10,15 @@ import errno
 import json
 import os
 import socket
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_DESCRIPTORS = 253
 
-Message = dict[str, Any]
+Message = dict[str, "Any"]
 
 
 class WireError(Exception):

@@ -8,8 +8,6 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from poolctl import bootstrap
 from poolctl.config.interpreter import default_interpreter
@@ -18,26 +16,25 @@ from poolctl.control.ending import forget_status
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
 from poolctl.keeper import stored, wire
-from poolctl.keeper.background import Companion, Limits, in_company
+from poolctl.keeper.background import Companion, in_company
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from poolctl.keeper.background import Limits
 
 BACKLOG = 512
 LOG_BYTES = 1024 * 1024
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
-class Launched(NamedTuple):
-    """Where the supervisor listens, and the descriptor whose closing ends the pool (None in the background)."""
-
-    socket_path: str
-    lifeline: int | None
-
-
-def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> Launched:
+def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> int:
     """Start a supervisor for the pool of `files`, unless one runs; it accepts connections from now on.
 
     The answer to a request says whether the files are valid. With `lifeline` the pool ends when the returned descriptor
-    is closed, and a supervisor that runs already is an error. Raises ControlError: 8 for that, 7 for a directory that
-    cannot be used.
+    is closed, and a supervisor that runs already is an error; without, -1 is returned. Raises ControlError: 8 for that,
+    7 for a directory that cannot be used.
     """
     pool_directory = directory.make_pool_dir(env, directory.pool_key(files[0]))
     path = directory.control_socket(pool_directory)
@@ -55,7 +52,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
                     exit_code=CONFLICT,
                     hint="poolctl stop ends it; poolctl status shows it",
                 )
-            return Launched(path, None)
+            return -1
         _put_aside(f"{pool_directory}/supervisor.log")
         forget_status(pool_directory)
         return _launch(files, pool_directory, path, env, lifeline)
@@ -67,11 +64,11 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 
 def _launch(
     files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
-) -> Launched:
+) -> int:
     programs = _programs(files, pool_directory, env)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
         fds = [ours.enter_context(listen(path)).fileno()]
-        write = None
+        write = -1
         if lifeline:
             read, write = os.pipe()
             ours.callback(os.close, read)
@@ -79,12 +76,11 @@ def _launch(
             fds.append(read)
         inherited, names = _inherited(env)
         fds += inherited
-        companions = []
         first_link = 3 + len(fds)
         for program in programs.values():
             kept, given = (ours.enter_context(end) for end in wire.pair())
             fds.append(kept.fileno())
-            companions.append(program._replace(fd=given.fileno()))
+            program.fd = given.fileno()
 
         def keeper(pids: list[int], limits: Limits) -> list[str]:
             begun = {
@@ -102,9 +98,9 @@ def _launch(
                 sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True
             )
 
-        in_company(keeper, _for_the_keeper(env), fds, companions)
+        in_company(keeper, _for_the_keeper(env), fds, list(programs.values()))
         if_failed.pop_all()
-        return Launched(path, write)
+        return write
 
 
 def _programs(files: Sequence[str], pool_directory: str, env: Mapping[str, str]) -> dict[str, Companion]:

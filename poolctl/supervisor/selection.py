@@ -30,6 +30,8 @@ class Selection:
     def of(self, selector: Selector) -> list[Entry]:
         """The entries in the order of the file. Raises NothingMatched."""
         entries = list(self._engine.entries.values())
+        if selector.selects_all:
+            return entries
         chosen, unmatched = select(self._reports.items(entries), selector)
         if unmatched is not None:
             nothing = failure(PoolParamError, unmatched.message, unmatched.hint)

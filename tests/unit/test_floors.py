@@ -127,6 +127,13 @@ def test_small_processes_and_the_fast_lane_import_nothing_heavy(name: str, bare_
     assert not (modules_after_importing(name) - bare_modules) & HEAVY
 
 
+@pytest.mark.parametrize("name", ["keeper", "logs.__main__", "supervisor.launch"])
+def test_what_every_start_waits_for_does_without_what_only_annotations_name(
+    name: str, bare_modules: set[str]
+) -> None:
+    assert "typing" not in modules_after_importing(name) - bare_modules
+
+
 @pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
 def test_the_standard_library_is_enough(name: str, bare_modules: set[str]) -> None:
     foreign = modules_after_importing(name) - bare_modules - sys.stdlib_module_names

@@ -217,8 +217,7 @@ def perform(request: Request) -> Outcome:
     with stop_signals(session.reload):
         lifeline = -1
         try:
-            launched = launch(place.files, os.environ, lifeline=True)
-            lifeline = -1 if launched.lifeline is None else launched.lifeline
+            lifeline = launch(place.files, os.environ, lifeline=True)
             code = _live(session, path, lifeline)
         except (ControlError, Failure) as failure:
             session.outcome = outcome_of(failure) or session.outcome
