@@ -10,7 +10,7 @@ from poolctl.cli.progress import Progress
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.ending import await_end
 from poolctl.errors import ControlError
-from poolctl.exit_codes import INVALID_CONFIGURATION, NOTHING_MATCHED
+from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from poolctl.cli.request import Request
 
+# What the pool goes on with when nobody waits for it any more.
+_ORDERS = ("start", "stop", "restart", "reload", "scale", "enable", "disable", "add", "remove")
 _LAUNCHES = 4  # so often at most is a pool launched that other commands stop at once
 
 
@@ -33,7 +35,13 @@ def ask(request: Request, place: Place, verb: str = "", more: Mapping[str, Any] 
             "selector": request.selector().to_dict(),
             "options": {**options, "progress": progress.wanted},
         }
-        result = _call(place, verb or request.verb, body, progress, options["timeout"])
+        try:
+            result = _call(place, verb or request.verb, body, progress, options["timeout"])
+        except KeyboardInterrupt:
+            if request.verb not in _ORDERS:
+                raise
+            hint = f"the pool goes on with the {request.verb}: poolctl status"
+            raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None
     outcome = Outcome.from_result(result)
     await_end(outcome.ended_pid)  # so that the next command meets nothing of this pool
     outcome.warnings = list(dict.fromkeys([*progress.warnings, *outcome.warnings]))

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from poolctl.control import systemd
 
@@ -40,3 +40,32 @@ def stop_signals(reload: Callable[[], None]) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Let what is begun here be finished: the first of the signals takes effect behind it, a second one at once."""
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, *_STOPPING)}
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            _handle(before[number], number)
+
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+    if came:
+        _handle(before[came[0]], came[0])
+
+
+def _handle(handler: Any, number: int) -> None:
+    if callable(handler):
+        handler(number, None)

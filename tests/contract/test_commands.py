@@ -202,7 +202,9 @@ def test_an_interrupted_command_is_130_and_the_pool_goes_on(real_pool: RealPool,
     starting.send_signal(signal.SIGINT)
     stdout, _ = starting.communicate(timeout=20)
     assert starting.returncode == 130
-    assert json.loads(stdout)["errors"][0]["code"] == 130
+    (told,) = json.loads(stdout)["errors"]
+    assert told["code"] == 130
+    assert "goes on with the start" in told["hint"]
     assert states(real_pool) == {"web": "starting"}
 
 

@@ -41,6 +41,18 @@ def test_run_serves_until_a_signal_and_leaves_nothing(
     assert pool.processes() == {}
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_while_the_pool_comes_up_leaves_nothing(
+    pool: RealPool, until: Any, number: int, code: int
+) -> None:
+    running = pool.spawn("run")
+    until(lambda: [*pool.runtime.glob("*/control.sock")], timeout_seconds=20)  # it is being launched
+    running.send_signal(number)
+    running.communicate(timeout=20)
+    assert running.returncode == code
+    assert pool.processes() == {}
+
+
 def test_a_vanished_run_takes_its_pool_with_it(pool: RealPool, until: Any) -> None:
     running = pool.spawn("run")
     until(lambda: all_ready(pool), timeout_seconds=20)

@@ -20,7 +20,7 @@ from poolctl.cli.place import Place, find_place
 from poolctl.cli.progress import Progress
 from poolctl.cli.render import explain
 from poolctl.cli.request import Request, one_of
-from poolctl.cli.stop_signals import Terminated, stop_signals
+from poolctl.cli.stop_signals import Terminated, deferred_signals, stop_signals
 from poolctl.cli.threads import start_unsignalled
 from poolctl.control import systemd
 from poolctl.control.client import Client, NoSupervisor
@@ -217,7 +217,8 @@ def perform(request: Request) -> Outcome:
     with stop_signals(session.reload):
         lifeline = -1
         try:
-            lifeline = launch(place.files, os.environ, lifeline=True)
+            with deferred_signals():  # what is half launched could not be waited for
+                lifeline = launch(place.files, os.environ, lifeline=True)
             code = _live(session, path, lifeline)
         except (ControlError, Failure) as failure:
             session.outcome = outcome_of(failure) or session.outcome
