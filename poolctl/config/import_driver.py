@@ -131,7 +131,7 @@ def _import(job: dict[str, Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(attribute, names, n=1)
             return {"kind": "no attribute", "near": near[0] if near else ""}
     if not callable(found):
-        return {"kind": "not callable", "message": f"a {type(found).__name__}"}
+        return {"kind": "not callable", "message": f"of type {type(found).__name__}"}
     return {}
 
 

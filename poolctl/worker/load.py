@@ -12,8 +12,10 @@ class LoadFailed(Exception):
 
 
 def explain(failure: LoadFailed) -> str:
-    """The cause as a traceback that begins in the user's own code."""
-    cause = failure.__cause__ or failure
+    """The cause as a traceback that begins in the user's own code; the message itself where there is none."""
+    cause = failure.__cause__
+    if cause is None:
+        return f"{failure}\n"
     frame = cause.__traceback__
     while frame is not None and _is_machinery(frame.tb_frame.f_code.co_filename):
         frame = frame.tb_next
@@ -32,9 +34,16 @@ def import_app(spec: dict[str, Any]) -> Any:
 def load_app(spec: dict[str, Any]) -> Any:
     """The ASGI application that the specification names. Raises LoadFailed."""
     if spec["app"] is None:
-        return _from_handlers(spec["handlers"], spec["handler_key"])
-    app = _attribute(spec["app"])
-    return _call(app, spec["app"]) if spec["factory"] else app
+        path = f"{spec['handlers']}()[{spec['handler_key']!r}]"
+        app = _from_handlers(spec["handlers"], spec["handler_key"])
+    else:
+        path = f"{spec['app']}()" if spec["factory"] else spec["app"]
+        app = _attribute(spec["app"])
+        app = _call(app, spec["app"]) if spec["factory"] else app
+    if not callable(app):
+        # uvicorn would serve it, and answer every request with 500.
+        raise LoadFailed(f"{path} is no ASGI application but {app!r:.60}")
+    return app
 
 
 def _from_handlers(path: str, key: str) -> Any:

@@ -73,7 +73,7 @@ def test_apps_that_import_are_well(apps: Path) -> None:
     [
         ("good:ap", "good has no 'ap'; did you mean 'app'?"),
         ("good:app.inner", "good has no 'app.inner'"),
-        ("good:value", "good:value is a int, not an ASGI application"),
+        ("good:value", "good:value is of type int, not an ASGI application"),
         ("goood:app", "there is no module 'goood'"),
         ("missing:app", "missing imports 'no_such_library', which is not installed"),
         ("syntax:app", "syntax.py:1"),

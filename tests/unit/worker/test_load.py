@@ -11,17 +11,22 @@ import pytest
 from poolctl.worker.load import LoadFailed, load_app
 
 MODULE = """
+class App(str):
+    async def __call__(self, scope, receive, send): ...
 class Inner:
-    app = "dotted"
+    app = App("dotted")
 class Outer:
     inner = Inner
-app = "plain"
+app = App("plain")
 def make():
-    return "made"
+    return App("made")
 def broken():
     raise ValueError("no settings")
 def handlers():
-    return {"": "the shared one", "users": "the one for users"}
+    return {"": App("the shared one"), "users": App("the one for users"), "none": 3}
+text = "text"
+def nobody():
+    return None
 def no_mapping():
     return None
 """
@@ -66,6 +71,9 @@ def test_an_application_is_found(given: dict[str, Any], found: str) -> None:
         (spec("load_me:broken", factory=True), ["load_me:broken()", "ValueError: no settings"]),
         (spec(handlers="load_me:handlers", handler_key="orders"), ["load_me:handlers()", "'orders'"]),
         (spec(handlers="load_me:no_mapping"), ["load_me:no_mapping()"]),
+        (spec("load_me:text"), ["load_me:text is no ASGI application but 'text'"]),
+        (spec("load_me:nobody", factory=True), ["load_me:nobody() is no ASGI application but None"]),
+        (spec(handlers="load_me:handlers", handler_key="none"), ["load_me:handlers()['none'] is no ASGI"]),
     ],
 )
 def test_an_application_that_cannot_be_had_is_named_with_its_cause(given: Any, words: list[str]) -> None:
