@@ -40,4 +40,8 @@ def since_of(request: Request) -> str:
             ) from None
         # a time without a zone is the user's own
         return stamp(moment.astimezone(UTC).timestamp())
-    return stamp(time() - (request.seconds("since") or 0.0))
+    try:
+        return stamp(time() - (request.seconds("since") or 0.0))
+    except UsageError:
+        hint = '"10m" is ten minutes ago; or a time: 2026-01-31T12:00:00Z'
+        raise UsageError(f"--since: {text!r} is not a time", hint=hint) from None
