@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from typing import Any
@@ -13,7 +12,7 @@ from websockets.asyncio.client import connect
 
 from poolctl.worker import access
 from poolctl.worker.access import Access, unwatched, watch_requests
-from tests.serving import ENGINES, Client, Engine, lifespan, served
+from tests.serving import ENGINES, Client, Engine, lifespan, served, until
 
 MADE = re.compile(r"[0-9a-f]{32}")
 
@@ -89,14 +88,10 @@ def test_a_line_says_how_it_ended_also_when_nothing_was_answered(engine: Engine)
             leaving = await Client.connect(port)
             await leaving.send("/waits")
             leaving.close()
-            async with asyncio.timeout(5):
-                while len(lines) < 2:
-                    await asyncio.sleep(0.002)
+            await until(lambda: len(lines) >= 2)
             async with connect(f"ws://127.0.0.1:{port}/ws"):
                 pass
-            async with asyncio.timeout(5):
-                while len(lines) < 3:
-                    await asyncio.sleep(0.002)
+            await until(lambda: len(lines) >= 3)
             found = [json.loads(line) for line in lines]
             assert [(each["method"], each["target"], each["status"]) for each in found] == [
                 ("GET", "/fails", 500), ("GET", "/waits", 499), ("WebSocket", "/ws", 101),

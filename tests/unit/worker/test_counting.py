@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from websockets.asyncio.client import connect
 
 from poolctl.worker import tally
 from poolctl.worker.counting import Batch, count_statuses
-from tests.serving import ENGINES, Client, Engine, lifespan, served
+from tests.serving import ENGINES, Client, Engine, lifespan, served, until
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
@@ -31,12 +30,6 @@ def page() -> memoryview:
 
 def in_flight(page: memoryview) -> int:
     return tally.in_flight(page.tolist())
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def scripted(scope: Any, receive: Any, send: Any) -> None:

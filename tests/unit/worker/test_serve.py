@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from poolctl.worker.serve import PoolServer, StartupFailed
-from tests.serving import ENGINES, App, Client, Engine, listener, served
+from tests.serving import ENGINES, App, Client, Engine, listener, served, turns, until
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
@@ -47,12 +47,10 @@ def test_it_is_not_ready_before_its_startup_has_completed(engine: Engine) -> Non
         server = PoolServer(uvicorn.Config(app, loop=engine.loop, http=engine.http, log_config=None))
         with listener() as sock:
             running = asyncio.ensure_future(server.run([sock], lambda: ready.append(True)))
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await turns(20)
             assert not ready
             complete.set()
-            while not ready:
-                await asyncio.sleep(0)
+            await until(lambda: ready)
             server.stop()
             await running
 
@@ -67,8 +65,7 @@ def test_a_stop_finishes_the_request_under_way_and_refuses_nothing_before(engine
             await app.under_way.wait()
             server.stop()
             server.stop()
-            for _ in range(10):
-                await asyncio.sleep(0)
+            await turns(10)
             assert not running.done()
             app.release.set()
             status, headers, body = await client.answer()
