@@ -36,11 +36,14 @@ class PortLedger:
     def __repr__(self) -> str:
         return f"<PortLedger {self._first}-{self._last}, {len(self._ports)} chosen>"
 
-    def port(self, name: str, address: Address, *, avoid: Container[int] = ()) -> int:
+    def port(
+        self, name: str, address: Address, *, avoid: Container[int] = (), vacated: Iterable[int] = ()
+    ) -> int:
         """The port of server `name`: the one that it has, else the first that is free on `address`.
 
-        `avoid` are the ports that the configuration gives to other servers. Raises ServerError when none is
-        left, OSError when the choice cannot be written down.
+        `avoid` are the ports that the configuration gives to other servers, `vacated` those of servers that leave:
+        still in use, and taken over where no other is left. Raises ServerError when there is none, OSError when the
+        choice cannot be written down.
         """
         known = self._ports.get(name)
         if known is not None and self._first <= known <= self._last and known not in avoid:
@@ -48,9 +51,10 @@ class PortLedger:
         taken = {port for owner, port in self._ports.items() if owner != name}
         for port in range(self._first, self._last + 1):
             if port not in taken and port not in avoid and is_free(address, port):
-                self._ports[name] = port
-                self._write()
-                return port
+                return self._chosen(name, port)
+        for port in vacated:
+            if self._first <= port <= self._last and port not in avoid:
+                return self._chosen(name, port)
         raise ServerError(
             f"no port is free in port_range {self._first}-{self._last}",
             name=name,
@@ -68,6 +72,11 @@ class PortLedger:
         if kept != self._ports:
             self._ports = kept
             self._write()
+
+    def _chosen(self, name: str, port: int) -> int:
+        self._ports[name] = port
+        self._write()
+        return port
 
     def _write(self) -> None:
         temporary = f"{self._path}.new"

@@ -80,12 +80,15 @@ class Settler:
         if not any(server.address.auto for server in servers):
             return servers
         ledger = PortLedger(self._ledger, *port_range)
-        ledger.keep_only([*(server.name for server in servers), *keep])
-        fixed = {server.address.port for server in servers if server.address.port}
+        names = {server.name for server in servers}
+        ledger.keep_only([*names, *keep])
+        vacated = [port for name in keep if name not in names and (port := ledger.known(name)) is not None]
+        taken = {server.address.port for server in servers if server.address.port}
         settled = []
         for server in servers:
             if server.address.auto:
-                port = ledger.port(server.name, server.address, avoid=fixed)
+                port = ledger.port(server.name, server.address, avoid=taken, vacated=vacated)
+                taken.add(port)
                 server = server.at(server.address.with_port(port))
             settled.append(server)
         return settled

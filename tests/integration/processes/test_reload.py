@@ -174,6 +174,23 @@ def test_automatic_ports_stay_with_their_servers(pool: RealPool) -> None:
     assert len({item["bind"] for item in after.values()}) == 3
 
 
+def test_the_port_of_a_server_that_leaves_is_taken_over_where_no_other_is_left(pool: RealPool) -> None:
+    port, other = claim_port(), claim_port()
+    narrow = f'[pool]\nport_range = "{port}-{port}"\n'
+    write(pool, ("old", 0, "o"), ("b", other, "b"), extra=narrow)
+    pool.ok("start")
+    write(pool, ("new", 0, "n"), ("b", other, "b"), extra=narrow)
+    assert pool.run("reload", "--dry-run").code == 3
+    with asked_all_the_time(port) as answers:
+        pool.ok("reload")
+        assert body(port) == "n"
+    assert set(answers) == {"o", "n"}
+    write(pool, ("new", 0, "n"), ("b", other, "b"), ("more", 0, "m"), extra=narrow)
+    done = pool.run("reload")
+    assert (done.code, "no port is free" in done.stderr) == (5, True), str(done)
+    assert {item["bind"] for item in pool.items().values()} == {f"127.0.0.1:{each}" for each in (port, other)}
+
+
 def served_certificate(port: int) -> str:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

@@ -85,3 +85,20 @@ def test_an_address_without_a_host_needs_the_port_on_both_ip_versions(free_port:
     with socket.create_server(("::1", port), family=socket.AF_INET6):
         assert is_free(parse("127.0.0.1:auto"), port)
         assert not is_free(parse(":auto"), port)
+
+
+def test_a_port_that_is_being_vacated_is_the_last_choice(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    first = free_port()
+    book = ledger(tmp_path, first, 2)
+    old = book.port("old", AUTO)
+    with socket.create_server(("127.0.0.1", old)):
+        other = book.port("b", AUTO, vacated=[old])
+        assert other != old
+        with pytest.raises(ServerError):
+            book.port("new", AUTO, avoid={other})
+        assert book.port("new", AUTO, avoid={other}, vacated=[old]) == old
+        with pytest.raises(ServerError):
+            book.port("more", AUTO, avoid={other, old}, vacated=[old])
+    assert ledger(tmp_path, first, 2).known("new") == old
