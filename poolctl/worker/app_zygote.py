@@ -19,7 +19,7 @@ from ..platform import name_process
 from .child import (
     SPEC_FD,
     Spec,
-    become_preloaded,
+    become,
     needs_exec,
     place,
     read_spec,
@@ -97,7 +97,7 @@ def _live(spec: Spec) -> int:
     keep()
     _close_output()
     if _tell(requests, {"event": "up"}):
-        serve_forks(requests, {"worker": lambda fds: become_preloaded(fds, live)})
+        serve_forks(requests, {"worker": lambda fds: become(fds, live, preloaded=True)})
     # Not the application's exit functions: its workers run them.
     return 0
 

@@ -45,15 +45,17 @@ class Refused(Exception):
     """The machine does not give the worker what its specification says."""
 
 
-def become(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
+def become(fds: list[int], live: Callable[[Spec], int], *, preloaded: bool = False) -> NoReturn:
     """Turn this process into the worker that `fds` describe: its specification, control socket, output, listeners.
 
-    `live` is its life from there on, and gives its exit status.
+    `live` is its life from there on, and gives its exit status. With `preloaded` this is a fork of a process that has
+    taken on the server's rights, and imported its application.
     """
-    to_the_end(lambda: _become(fds, live))
+    to_the_end(lambda: _become(fds, live, preloaded))
 
 
-def _become(fds: list[int], live: Callable[[Spec], int]) -> int:
+def _become(fds: list[int], live: Callable[[Spec], int], preloaded: bool) -> int:
+    # Signals stay as they are: a preloaded application may have set handlers.
     spec_fd, control, output, *rest = fds
     spec = read_spec(spec_fd)
     name_process(spec["server"])
@@ -62,25 +64,10 @@ def _become(fds: list[int], live: Callable[[Spec], int]) -> int:
         _run_command(spec, output, rest)
     place([spec_fd, control, *rest], output)
     close_others()
-    take_on(spec)
-    if needs_exec(spec):
-        start_anew(spec, 2 + len(rest), "serve", str(len(rest)))
-    return live(spec)
-
-
-def become_preloaded(fds: list[int], live: Callable[[Spec], int]) -> NoReturn:
-    """Like `become`, in a fork of a process that has taken on the server's rights and imported its application."""
-    to_the_end(lambda: _become_preloaded(fds, live))
-
-
-def _become_preloaded(fds: list[int], live: Callable[[Spec], int]) -> int:
-    # Signals stay as they are: the application's import may have set handlers.
-    spec_fd, control, output, *rest = fds
-    spec = read_spec(spec_fd)
-    name_process(spec["server"])
-    wait_for_go(control)
-    place([spec_fd, control, *rest], output)
-    close_others()
+    if not preloaded:
+        take_on(spec)
+        if needs_exec(spec):
+            start_anew(spec, 2 + len(rest), "serve", str(len(rest)))
     return live(spec)
 
 
