@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from typing import Any
 
@@ -154,6 +155,27 @@ def test_a_taken_port_is_not_explained_by_what_earlier_workers_have_printed(real
     assert done.code == 1
     assert f"port {port} is in use" in done.json["errors"][0]["message"]
     assert "printed by" not in str(done.json["errors"])
+
+
+def test_a_program_that_binds_unasked_is_told_how(real_pool: RealPool, free_port: Any) -> None:
+    script = "import os, socket\nsocket.create_server((os.environ['HOST'], int(os.environ['PORT'])))\n"
+    real_pool.write("binds.py", script)
+    real_pool.write(
+        "pool.toml",
+        f'[[server]]\nname = "web"\nbind = "127.0.0.1:{free_port()}"\nrestart = "no"\n'
+        f'command = ["{sys.executable}", "binds.py"]\n',
+    )
+    done = real_pool.run("start")
+    assert done.code == 1
+    assert "saying {port} in the command" in done.stderr
+
+
+def test_what_went_wrong_is_said_once(real_pool: RealPool) -> None:
+    real_pool.write_hello(extra='restart = "no"')
+    real_pool.write("hello.py", "application = None\n")
+    done = real_pool.run("start")
+    assert done.code == 1
+    assert done.stderr.count("has no attribute 'app'") == 1
 
 
 def test_a_restart_replaces_the_process_and_refuses_nothing(real_pool: RealPool, http_get: Any) -> None:
