@@ -28,9 +28,11 @@ class ManualClock(Clock):
         self._time_seconds = time_seconds
 
     def monotonic(self) -> float:
+        """Seconds that have passed by `advance`, from where it began."""
         return self._monotonic_seconds
 
     def time(self) -> float:
+        """Likewise, since 1970 (UTC)."""
         return self._time_seconds
 
     def advance(self, seconds: float) -> None:

@@ -65,10 +65,12 @@ class Request:
 
     @property
     def quiet(self) -> bool:
+        """Whether nothing but results and errors is wanted."""
         return bool(self.values.get("quiet"))
 
     @property
     def verbose(self) -> bool:
+        """Whether more is wanted."""
         return bool(self.values.get("verbose"))
 
     @property

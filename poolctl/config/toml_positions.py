@@ -23,7 +23,7 @@ def positions(text: str) -> dict[Path, tuple[int, int]]:
 
 
 class Scanner:
-    """Walks over a valid text."""
+    """Walks over a valid text; what a method reads begins `here`, and the offset that it gives is behind it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -33,6 +33,7 @@ class Scanner:
         self.counts: dict[Path, int] = {}
 
     def scan(self) -> dict[Path, tuple[int, int]]:
+        """Line and column of everything in it."""
         table: Path = ()
         here = self.skip(0)
         while here < len(self.text):
@@ -44,13 +45,16 @@ class Scanner:
         return self.found
 
     def skip(self, here: int) -> int:
+        """Read blanks, comments and ends of lines."""
         match = _blank.match(self.text, here)
         return match.end() if match else here
 
     def note(self, path: Path, offset: int) -> None:
+        """It stands there; what is noted first counts."""
         self.found.setdefault(path, self.lines.place(offset))
 
     def keys(self, here: int) -> tuple[list[tuple[str, int]], int]:
+        """The parts of a dotted key, each with its offset."""
         parts: list[tuple[str, int]] = []
         while True:
             space = _space.match(self.text, here)
@@ -66,6 +70,7 @@ class Scanner:
             here += 1
 
     def header(self, here: int) -> tuple[Path, int]:
+        """The table that the header begins."""
         start = here
         array = self.text.startswith("[[", here)
         parts, here = self.keys(here + 1 + array)
@@ -83,6 +88,7 @@ class Scanner:
         return path, here + 1 + array
 
     def pair(self, here: int, table: Path) -> int:
+        """Read `key = value`, a pair of that table."""
         parts, after = self.keys(here)
         path = table
         for part, offset in parts:
@@ -92,6 +98,7 @@ class Scanner:
         return self.value(self.skip(after + 1), path)
 
     def value(self, here: int, path: Path) -> int:
+        """Read the value of that path."""
         sign = self.text[here : here + 1]
         if sign in ("[", "{"):
             return self.array(here + 1, path) if sign == "[" else self.inline(here + 1, path)
@@ -100,6 +107,7 @@ class Scanner:
         return match.end() if match else here + 1
 
     def array(self, here: int, path: Path) -> int:
+        """Read what follows `[`, to its end."""
         index = 0
         here = self.skip(here)
         while here < len(self.text) and self.text[here] != "]":
@@ -112,6 +120,7 @@ class Scanner:
         return here + 1
 
     def inline(self, here: int, path: Path) -> int:
+        """Read what follows `{`, to its end."""
         here = self.skip(here)
         while here < len(self.text) and self.text[here] != "}":
             here = self.skip(here + 1) if self.text[here] == "," else self.skip(self.pair(here, path))

@@ -38,13 +38,16 @@ class Stuck(NamedTuple):
 
     @property
     def text(self) -> str:
+        """The line."""
         return self.lines[self.line - 1] if 0 < self.line <= len(self.lines) else ""
 
     @property
     def rest(self) -> str:
+        """What is left of it from there on."""
         return self.text[self.column - 1 :]
 
     def told(self, message: str, hint: str, column: int = 0) -> Unparsable:
+        """The error of this place, or of another column of the line."""
         return Unparsable(message, self.line, column or self.column, hint)
 
 

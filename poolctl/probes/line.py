@@ -21,8 +21,13 @@ class Question(Protocol):
 
     request: bytes
 
-    def begin(self) -> Answer: ...
-    def judge(self, answer: Answer) -> str: ...
+    def begin(self) -> Answer:
+        """What takes the bytes that come."""
+        ...
+
+    def judge(self, answer: Answer) -> str:
+        """What is wrong with the whole answer; empty when nothing is."""
+        ...
 
 
 class Line:

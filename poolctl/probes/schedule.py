@@ -21,11 +21,17 @@ class Due(Protocol):
 
     due: float | None
 
-    def turn(self, now: float) -> None: ...
+    def turn(self, now: float) -> None:
+        """It is its turn; `now` is of the same clock."""
+        ...
 
 
 class Timer(Protocol):
-    def cancel(self) -> None: ...
+    """What a loop gives for a call that it will make."""
+
+    def cancel(self) -> None:
+        """Do not make it."""
+        ...
 
 
 class Schedule:

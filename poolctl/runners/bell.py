@@ -63,10 +63,12 @@ class Bell:
         return [listener.fileno() for listener in self.listeners] + left
 
     def add(self, visitor: Visitor) -> None:
+        """Somebody is connected from now on."""
         self.visitors[visitor] = None
         if visitor.stranger:
             self.strangers[visitor] = None
 
     def remove(self, visitor: Visitor) -> None:
+        """Somebody has gone, or is to."""
         self.visitors.pop(visitor, None)
         self.strangers.pop(visitor, None)

@@ -30,9 +30,8 @@ class Addresses:
 
     def __init__(self, touch: Callable[[Entry], None]) -> None:
         self._touch = touch
-        self._claims: dict[str, dict[str, Entry]] = defaultdict(
-            dict
-        )  # by key: who has it in its configuration
+        # By key: who has it in its configuration.
+        self._claims: dict[str, dict[str, Entry]] = defaultdict(dict)
         self._leaving: dict[str, Entry] = {}  # who has, or had, another address than the one it is to have
         self._waiting: dict[str, Entry] = {}
         self._kept: dict[str, ServerConfig] = {}  # open for a server that has not taken it over yet

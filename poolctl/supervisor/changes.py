@@ -44,6 +44,7 @@ class Change:
     message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
+        """The line as `reload -o json` prints it."""
         return {
             "name": self.name,
             "bind": self.bind,

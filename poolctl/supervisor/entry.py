@@ -55,55 +55,64 @@ class Entry:
     """One server. Only the engine and the verbs change it, on the supervisor's loop."""
 
     config: ServerConfig
+
     # Live changes, which win over the configuration until a reload returns to it.
     count: int | None = None  # how many workers
     disabled: bool | None = None
     out: bool = False  # out of rotation
     added: bool = False  # not of the files
-    source: tuple[Mapping[str, Any], str] | None = (
-        None  # then, of which table, and relative to which directory
-    )
+    # Then, the table that it is of, and the directory that its paths are relative to.
+    source: tuple[Mapping[str, Any], str] | None = None
     removed: bool = False  # forgotten as soon as nothing of it is left
+
+    # What is wanted.
     wanted: bool = False
     dismissed: bool = False  # deliberately stopped
     ignore_dependencies: bool = False
-    generation: int = 1
+    ordered: Ordered | None = None  # by whom what happens to it
+
+    # Its code and its workers.
+    generation: int = 1  # that should serve
     newest: int = 1
     code_since: float = 0.0  # when somebody last ordered what may be new code, in monotonic seconds
-    preload_problem: str = ""
+    preload_problem: str = ""  # why its workers import the application themselves
     files: dict[str, str] = field(default_factory=dict)  # digests of what its newest worker has read
+    workers: dict[str, Worker] = field(default_factory=dict)
+
+    # Its listener.
     listener: Listener = Listener.CLOSED
     bound: ServerConfig | None = None  # with which the listener was opened
-    former: list[ServerConfig] = field(
-        default_factory=list
-    )  # open as well, for workers that are to be replaced
-    releasing: list[ServerConfig] = field(default_factory=list)  # of those, what is being closed
+    # Open as well, for workers that are to be replaced; and of those, what is being closed.
+    former: list[ServerConfig] = field(default_factory=list)
+    releasing: list[ServerConfig] = field(default_factory=list)
     vacates: bool = False  # its workers go before its listener can be opened anew
-    workers: dict[str, Worker] = field(default_factory=dict)
+
+    # Its sleep.
     called: bool = False  # somebody has asked for it since it slept
     needed: bool = False  # something that depends on it is up
     armed: ServerConfig | None = None  # with which its listener is watched for the first request
-    held: bool = False
-    refusing: bool = False
-    failed: bool = False
-    done: bool = False
-    restart_times: list[float] = field(default_factory=list)
-    restarts: int = 0
+
+    # How it ended, and when it is tried again.
+    done: bool = False  # by itself, with 0
+    failed: bool = False  # given up
+    held: bool = False  # in backoff
+    refusing: bool = False  # for so long that its listener is closed
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)  # of the backoff
+    restart_times: list[float] = field(default_factory=list)  # of those that nobody ordered, monotonic
+    restarts: int = 0  # ordered or not
     failures: int = 0  # how many attempts to become ready, or to stop, have failed
     failure: ServerError | None = None  # the newest of them
-    last_exit: Exit | None = None  # of the newest worker that ended though nobody had told it to
-    # When its workers were recovered, monotonic, by their indexes, or all of them.
-    recoveries: dict[str, list[float]] = field(default_factory=dict)
-    recovering: dict[str, Any] = field(
-        default_factory=dict
-    )  # the recovery under way, for a supervisor to come
     failed_since: float = 0.0  # when the worker was placed that it is about, in seconds since the epoch
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    ordered: Ordered | None = None  # by whom what happens to it
+    last_exit: Exit | None = None  # of the newest worker that ended though nobody had told it to
+    warnings: list[str] = field(default_factory=list)  # for the command under way
+
+    # Its recoveries: when there were any, monotonic, by the workers' indexes or all of them; and the one under way.
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
+    recovering: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
+        """The server's."""
         return self.config.name
 
     @property
@@ -118,6 +127,7 @@ class Entry:
 
     @property
     def is_disabled(self) -> bool:
+        """Nothing may start it: so says a live change, or else its configuration."""
         return self.config.disabled if self.disabled is None else self.disabled
 
     def view(
@@ -186,10 +196,12 @@ class Entry:
 
     @property
     def state(self) -> str:
+        """What it does, in one word."""
         return state_of(self.view(may_start=True, may_stop=True)).value
 
     @property
     def ready(self) -> bool:
+        """It answers, and is not ko; a job has ended with 0."""
         # Asked of every server, often: the view is for those of which it may be true.
         return bool(self.workers or self.done) and is_ready(self.view(may_start=True, may_stop=True))
 

@@ -92,6 +92,7 @@ def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
 
 
 def disabled(entry: Entry) -> ServerError:
+    """Why a server that was to be started is not."""
     return ServerError(
         "is disabled",
         name=entry.name,
@@ -101,6 +102,7 @@ def disabled(entry: Entry) -> ServerError:
 
 
 def drained(entry: Entry) -> ServerError:
+    """Why a server that was to be started gets no traffic."""
     return ServerError(
         "is drained: it runs, out of rotation",
         name=entry.name,
@@ -110,6 +112,7 @@ def drained(entry: Entry) -> ServerError:
 
 
 def late(entry: Entry, kind: type[PoolError], message: str) -> ServerError:
+    """Why a server is not where a command of this kind was to bring it."""
     return ServerError(
         message,
         name=entry.name,
@@ -142,6 +145,7 @@ def overrides(entry: Entry) -> Document:
 
 
 def unwell(entry: Entry, complaint: str) -> ServerError:
+    """What is wrong with a server that runs."""
     return ServerError(
         f"runs, and is not well{f': {complaint}' if complaint else ''}",
         name=entry.name,
@@ -163,6 +167,7 @@ def _probes(checkup: Checkup | None) -> list[Document]:
 
 
 def details(entry: Entry, engine: Engine) -> Document:
+    """What `show` says beyond what every command prints."""
     config = entry.config
     endpoints = engine.runner.endpoints(config.key)
     return {

@@ -97,6 +97,7 @@ class Quiet(uvicorn.Server):
 
 
 def config(settings: Settings, over: asyncio.Event) -> uvicorn.Config:
+    """How the page is served, until it is `over`. Raises OSError for a certificate that cannot be used."""
     made = uvicorn.Config(
         make_app(settings, over),
         log_level="warning",

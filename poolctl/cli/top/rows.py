@@ -51,6 +51,7 @@ class Row:
 
     @property
     def name(self) -> str:
+        """The server's."""
         return str(self.item.get("name", ""))
 
     def number(self, key: str) -> float | None:

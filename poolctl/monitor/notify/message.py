@@ -22,6 +22,7 @@ class Message(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Its lines as one text."""
         return "\n".join(self.lines)
 
 

@@ -44,6 +44,7 @@ class Problem:
         self.told_at = told_at
 
     def to_dict(self) -> Document:
+        """As the constructor takes it, for another supervisor."""
         return {key: getattr(self, key) for key in self.__slots__}
 
 
