@@ -152,7 +152,8 @@ def test_a_file_is_rotated_when_it_is_old_enough_though_nothing_comes(session: S
     os.write(session.add("web.0", max_age=0.2, keep=2), b"hello\n")
     other = session.add("other.0", file="other.log")
     old = session.directory / "web.log.1"
-    wait_until(lambda: old.exists() and (session.directory / "web.log").read_text() == "")
+    new = session.directory / "web.log"
+    wait_until(lambda: old.exists() and new.exists() and new.read_text() == "")
     assert old.read_text().endswith(" hello\n")
     os.write(session.writers["web.0"], b"again\n")
     wait_until((session.directory / "web.log.2").exists)
