@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.config.tables import Tables
 from poolctl.control.messages import Document, failure, result
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 _HINT = "add [dashboard] to the pool's file, then poolctl reload"
 
 
+class Premises(NamedTuple):
+    """What a pool has before it has servers: its files, the link to its keeper, where it lives, what it remembers."""
+
+    configuration: Configuration
+    keeper: Link
+    directory: str
+    state_directory: str
+
+
 class Beside:
     """The dashboard, as the configuration in force wants it."""
 
-    def __init__(
-        self,
-        configuration: Configuration,
-        keeper: Link,
-        directory: str,
-        state_directory: str,
-        events: Events,
-    ) -> None:
-        self._configuration = configuration
-        self._keeper = keeper
-        self._directory = directory
-        self._state_directory = state_directory
+    def __init__(self, premises: Premises, events: Events) -> None:
+        self._premises = premises
+        self._configuration = premises.configuration
         self._events = events
         self._dashboard: Dashboard | None = None
 
@@ -65,7 +65,9 @@ class Beside:
                 return
             from .dashboard import Dashboard
 
-            self._dashboard = Dashboard(self._keeper, self._directory, self._events, self._told)
+            self._dashboard = Dashboard(
+                self._premises.keeper, self._premises.directory, self._events, self._told
+            )
         self._dashboard.want(tables.dashboard)
 
     def _told(self, table: Table) -> Told:
@@ -73,8 +75,8 @@ class Beside:
 
         return settings_of(
             table,
-            directory=self._directory,
-            state_directory=self._state_directory,
+            directory=self._premises.directory,
+            state_directory=self._premises.state_directory,
             name=self._configuration.name,
             env=self._configuration.environment,
         )

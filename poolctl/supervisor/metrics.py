@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from poolctl import __version__
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.monitor.availability import KO, OK, UNKNOWN, WARN
+from poolctl.monitor.availability import KO, OK, UNKNOWN, WARN, Availability
 from poolctl.monitor.exposition import Family, render
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.pool.select import Selector
@@ -21,6 +21,17 @@ from .entry import Worker
 from .reconcile import LEAVING
 from .selection import Selection
 from .statistics import BOUNDS_SECONDS, Snapshot, Statistics, Usage, loop_lag_seconds
+
+_TIMES = {
+    "uptime": "How long the server has answered.",
+    "downtime": "How long it has not, though it was not turned off.",
+    "risetime": "How long it was on its way from ko to ok.",
+    "falltime": "How long it was on its way from ok to ko.",
+}
+_TURNS = {
+    "rise": "How often the server began to answer.",
+    "fall": "How often it ceased to, though it was not turned off.",
+}
 
 
 class Metrics:
@@ -69,62 +80,26 @@ class Metrics:
 
     def _monitor(self, seen: list[Snapshot]) -> Iterable[Family]:
         """What a monitor says of each server: its status, and what part of its time that was good."""
+        known = [(each.entry.name, self._statistics.totals.availability(each.entry)) for each in seen]
         status = Family(
             "poolctl_monitor_status",
             "gauge",
             "1 for the status of the server: ok, warn, ko, or unknown while it is off.",
         )
+        for name, found in known:
+            for value in (OK, WARN, KO, UNKNOWN):
+                status.add(int(found.status == value), server=name, status=value)
+        yield status
         latency = Family(
             "poolctl_monitor_latency_seconds",
             "gauge",
             "How long the newest probe of the server took.",
             "seconds",
         )
-        times = {
-            "uptime": Family(
-                "poolctl_monitor_uptime_seconds", "counter", "How long the server has answered.", "seconds"
-            ),
-            "downtime": Family(
-                "poolctl_monitor_downtime_seconds",
-                "counter",
-                "How long it has not, though it was not turned off.",
-                "seconds",
-            ),
-            "risetime": Family(
-                "poolctl_monitor_risetime_seconds",
-                "counter",
-                "How long it was on its way from ko to ok.",
-                "seconds",
-            ),
-            "falltime": Family(
-                "poolctl_monitor_falltime_seconds",
-                "counter",
-                "How long it was on its way from ok to ko.",
-                "seconds",
-            ),
-        }
-        rise = Family("poolctl_monitor_rises", "counter", "How often the server began to answer.")
-        fall = Family(
-            "poolctl_monitor_falls", "counter", "How often it ceased to, though it was not turned off."
-        )
-        sli = Family(
-            "poolctl_monitor_sli_ratio",
-            "gauge",
-            "The part of its time that it has answered, from 0 to 1.",
-            "ratio",
-        )
         for each in seen:
-            name = each.entry.name
-            found = self._statistics.totals.availability(each.entry)
-            for value in (OK, WARN, KO, UNKNOWN):
-                status.add(int(found.status == value), server=name, status=value)
-            latency.add(self._latency_seconds(each), server=name)
-            for what, family in times.items():
-                family.add(round(getattr(found, what), 3), server=name)
-            rise.add(found.rise, server=name)
-            fall.add(found.fall, server=name)
-            sli.add(found.sli, server=name)
-        yield from (status, latency, *times.values(), rise, fall, sli)
+            latency.add(self._latency_seconds(each), server=each.entry.name)
+        yield latency
+        yield from _availability(known)
         wakes = Family("poolctl_server_wakes", "counter", "How often a request has woken the server.")
         for each in seen:
             wakes.add(self._statistics.totals.wakes(each.entry), server=each.entry.name)
@@ -138,6 +113,29 @@ class Metrics:
             each.latency_seconds for each in checkups if each is not None and each.latency_seconds is not None
         ]
         return max(found, default=None)
+
+
+def _availability(known: list[tuple[str, Availability]]) -> Iterable[Family]:
+    """How much of their time servers have answered, and how often that has changed."""
+    for what, said in _TIMES.items():
+        times = Family(f"poolctl_monitor_{what}_seconds", "counter", said, "seconds")
+        for name, found in known:
+            times.add(round(getattr(found, what), 3), server=name)
+        yield times
+    for what, said in _TURNS.items():
+        turns = Family(f"poolctl_monitor_{what}s", "counter", said)
+        for name, found in known:
+            turns.add(getattr(found, what), server=name)
+        yield turns
+    sli = Family(
+        "poolctl_monitor_sli_ratio",
+        "gauge",
+        "The part of its time that it has answered, from 0 to 1.",
+        "ratio",
+    )
+    for name, found in known:
+        sli.add(found.sli, server=name)
+    yield sli
 
 
 def _states(seen: list[Snapshot]) -> Iterable[Family]:

@@ -11,12 +11,10 @@ from poolctl.control.messages import Document
 from poolctl.monitor.events import Events
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
-from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
 
-from .beside import Beside
+from .beside import Beside, Premises
 from .chronicle import Chronicle
-from .configuration import Configuration
 from .engine import Engine
 from .exposure import Exposure
 from .later import Later
@@ -35,21 +33,13 @@ class Observers:
     None of them can keep the pool from anything: what they fail at is theirs.
     """
 
-    def __init__(
-        self,
-        configuration: Configuration,
-        keeper: Link,
-        directory: str,
-        state_directory: str,
-        clock: Clock,
-        about: Callable[[], Document],
-    ) -> None:
+    def __init__(self, premises: Premises, clock: Clock, about: Callable[[], Document]) -> None:
         self.events = Events(clock)
-        self._configuration = configuration
-        self._keeper = keeper
-        self._state_directory = state_directory
+        self._configuration = premises.configuration
+        self._keeper = premises.keeper
+        self._state_directory = premises.state_directory
         self._about = about
-        self._beside = Beside(configuration, keeper, directory, state_directory, self.events)
+        self._beside = Beside(premises, self.events)
 
     def record(self) -> None:
         """Keep events where the configuration in force says."""

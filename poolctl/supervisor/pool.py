@@ -24,6 +24,7 @@ from poolctl.units import format_duration
 from .about import about
 from .adopt import adopt
 from .attending import attend
+from .beside import Premises
 from .configuration import Configuration
 from .debounced import Debounced
 from .engine import Engine
@@ -94,9 +95,8 @@ class ManagedPool:
         self._configuration = Configuration(
             files, state_directory, self._memory, self.runner.forker.environments
         )
-        self._observers = Observers(
-            self._configuration, keeper, directory, state_directory, self._clock, self._about
-        )
+        premises = Premises(self._configuration, keeper, directory, state_directory)
+        self._observers = Observers(premises, self._clock, self._about)
         self._terminated = False
         self.calm = False
         self._service: Service | None = None
