@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import linecache
 import sys
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # A path that no route has: each one says no, and has been made ready to say so.
@@ -28,6 +29,29 @@ def warm_up(app: Any) -> None:
         if "fastapi" in sys.modules:
             _warm_up_fastapi()
         _ask(getattr(app, "routes", None), routing.BaseRoute, _MOST_DEEP)
+        if "fastapi" in sys.modules:
+            # What the first request would have met, it will.
+            with contextlib.suppress(Exception):
+                _read_sources(app)
+
+
+def _read_sources(app: Any) -> None:
+    """Read the files in which endpoints are written: the first request of each looks for itself in its file."""
+    read = set()
+    for endpoint in _endpoints(app, _MOST_DEEP):
+        code = getattr(endpoint, "__code__", None)
+        if inspect.iscode(code) and code.co_filename not in read:
+            read.add(code.co_filename)
+            linecache.getlines(code.co_filename)
+
+
+def _endpoints(router: Any, deep: int) -> Iterator[Any]:
+    routes = getattr(router, "routes", None)
+    if not isinstance(routes, Iterable) or not deep:
+        return
+    for route in routes:
+        yield getattr(route, "endpoint", None)
+        yield from _endpoints(getattr(route, "original_router", route), deep - 1)
 
 
 def _warm_up_fastapi() -> None:
@@ -48,7 +72,6 @@ def _ask(routes: Any, kind: type[Any], deep: int) -> None:
             route.matches(_scope())
             below = getattr(route, "routes", None)
         except Exception:
-            # What the first request would have met, it will.
             continue
         _ask(below, kind, deep - 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from typing import Any
 
 import pytest
@@ -59,6 +60,16 @@ def test_of_a_fastapi_application_nothing_is_called() -> None:
     app.include_router(router, prefix="/v1")
     app.add_middleware(Refusing)  # type: ignore[arg-type]
     warm_up(app)
+
+
+def test_the_sources_of_a_fastapi_application_have_been_read() -> None:
+    router = APIRouter()
+    router.add_api_route("/items", refuse)
+    app = FastAPI()
+    app.include_router(router, prefix="/v1")
+    linecache.clearcache()
+    warm_up(app)
+    assert __file__ in linecache.cache
 
 
 async def plain(scope: Any, receive: Any, send: Any) -> None:
