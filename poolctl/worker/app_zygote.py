@@ -34,8 +34,8 @@ from .forks import serve_forks
 from .held import close_others, fill_gaps
 from .life import live
 from .load import LoadFailed, explain, import_app
-from .preload import keep, preload, settle
-from .rehearse import rehearse
+from .preload import collecting_seldom, keep, preload, settle
+from .rehearse import rehearse, rehearse_again
 from .scene import exit_status, set_the_scene
 from .serve import STARTUP_FAILURE
 from .traces import Traces
@@ -80,25 +80,34 @@ def _live(spec: Spec) -> int:
     fill_gaps()
     set_the_scene(spec)
     before = Traces.of_this_process()
-    try:
-        warm_up(import_app(spec))
-    except SystemExit as leaving:
-        return _leave(exit_status(leaving.code))
-    except LoadFailed as error:
-        print(explain(error), file=sys.stderr, end="")
-        _tell(requests, {"event": "failed", "message": str(error)})
-        return _leave(STARTUP_FAILURE)
-    if found := before.left_since():
-        problem = f"its import {found}, which no fork can share: each worker imports it instead"
-        print(f"preload = true has no effect: {problem}", file=sys.stderr)
-        _leave(0)
-        _tell(requests, {"event": "unusable", "problem": problem})
-        return 0
-    keep()
+    with collecting_seldom():
+        try:
+            warm_up(import_app(spec))
+        except SystemExit as leaving:
+            return _leave(exit_status(leaving.code))
+        except LoadFailed as error:
+            print(explain(error), file=sys.stderr, end="")
+            _tell(requests, {"event": "failed", "message": str(error)})
+            return _leave(STARTUP_FAILURE)
+        found = before.left_since()
+        if not found:
+            rehearse_again()
+            found = before.left_since()
+        if found:
+            return _give_up(requests, found)
+        keep()
     _close_output()
     if _tell(requests, {"event": "up"}):
         serve_forks(requests, {"worker": lambda fds: become(fds, live, preloaded=True)})
     # Not the application's exit functions: its workers run them.
+    return 0
+
+
+def _give_up(requests: socket.socket, found: str) -> int:
+    problem = f"its import {found}, which no fork can share: each worker imports it instead"
+    print(f"preload = true has no effect: {problem}", file=sys.stderr)
+    _leave(0)
+    _tell(requests, {"event": "unusable", "problem": problem})
     return 0
 
 
