@@ -52,6 +52,10 @@ class PoolConfig(Sequence[ServerConfig]):
         """
         from poolctl.config.load import load
 
+        if env is not None and not isinstance(env, Mapping):
+            raise PoolParamError(
+                f"an environment is a mapping, and this is {env!r}", hint="load([one, other])"
+            )
         return load(paths, env)
 
     @classmethod

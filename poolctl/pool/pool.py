@@ -44,7 +44,20 @@ class Pool(Members):
         context: PoolContext | None = None,
         runner: Runner | None = None,
     ) -> None:
-        """Raises PoolAddError when addresses overlap; a later server replaces an earlier one of the same address."""
+        """Raises PoolAddError when addresses overlap; a later server replaces an earlier one of the same address.
+
+        PoolParamError for what is no list of servers, no handler, no context and no runner.
+        """
+        if isinstance(servers, (Server, ServerConfig)) or not isinstance(servers, Iterable):
+            raise PoolParamError(f"a pool takes a list of servers, and this is {servers!r}", hint="Pool([…])")
+        if handler is not None:
+            _checked_handler(handler)
+        if context is not None and not isinstance(context, PoolContext):
+            raise PoolParamError(f"{context!r} is no PoolContext", hint="PoolContext(values={…})")
+        if runner is not None and not callable(getattr(runner, "open", None)):
+            raise PoolParamError(
+                f"{runner!r} is no runner", hint="leave it out: the servers run in this process"
+            )
         super().__init__(Home(handler=handler, context=context, runner=runner))
         errors: list[ServerError] = []
         for server in servers:
@@ -122,11 +135,7 @@ class Pool(Members):
 
     def handler(self, fn: Handler) -> None:
         """Have ``fn() -> {key: app}`` serve those that have no app of their own, from their next start on."""
-        if not callable(fn):
-            raise PoolParamError(
-                f"a handler is a function that returns a mapping of apps, and this is {fn!r}"
-            )
-        self._home.handler = fn
+        self._home.handler = _checked_handler(fn)
 
     def _not_added(self, errors: builtins.list[ServerError]) -> PoolAddError:
         error = PoolAddError(f"{len(errors)} server{'s' * (len(errors) != 1)} cannot be added", errors)
@@ -207,3 +216,9 @@ class Pool(Members):
         if errors:
             raise PoolMonitorError(f"{len(errors)} servers cannot be monitored", errors)
         return found
+
+
+def _checked_handler(fn: Handler) -> Handler:
+    if not callable(fn):
+        raise PoolParamError(f"a handler is a function that returns a mapping of apps, and this is {fn!r}")
+    return fn

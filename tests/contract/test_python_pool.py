@@ -369,6 +369,24 @@ def test_any_method_from_any_thread(pool: Pool) -> None:
     assert len(pool) == 3
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Pool(None),  # type: ignore[arg-type]
+        lambda: Pool(ServerConfig(name="a", bind="127.0.0.1:8081")),  # type: ignore[arg-type]
+        lambda: Pool(["a"]),  # type: ignore[list-item]
+        lambda: Pool(handler=3),  # type: ignore[arg-type]
+        lambda: Pool(context=3),  # type: ignore[arg-type]
+        lambda: Pool(runner=3),  # type: ignore[arg-type]
+        lambda: PoolConfig.load("pool.toml", "production.toml"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_none_of_it_is_a_parameter_error(make: Any) -> None:
+    with pytest.raises(PoolParamError) as caught:
+        make()
+    assert caught.value.code == 1320
+
+
 def test_a_config_makes_a_pool_and_says_what_it_left_out() -> None:
     config = PoolConfig([make("a", 8081), {"name": "b", "bind": "127.0.0.1:8082", "bogus": 1}])
     with pytest.raises(PoolAddError) as caught:
