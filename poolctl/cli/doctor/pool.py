@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from .case import Case
@@ -53,7 +54,12 @@ def servers(case: Case) -> Iterator[Finding]:
             yield warning("servers", said, f"poolctl show {name}, poolctl logs {name}")
     if case.items and not bad:
         ready = sum(bool(item.get("ready")) for item in case.items)
-        yield ok("servers", f"{ready} of {len(case.items)} ready")
+        others = Counter(str(item.get("state")) for item in case.items if not item.get("ready"))
+        said = [
+            f"{ready} of {len(case.items)} ready",
+            *[f"{count} {state}" for state, count in others.items()],
+        ]
+        yield ok("servers", ", ".join(said))
 
 
 CHECKS = (configuration, supervisor, servers)

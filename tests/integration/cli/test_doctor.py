@@ -63,6 +63,9 @@ def test_a_sound_pool_has_no_problem_running_or_not(real_pool: RealPool) -> None
     assert code == 0, [each for group in found.values() for each in group if each["status"] != "ok"]
     assert only(found, "servers", "ok")["message"] == "1 of 1 ready"
     assert only(found, "ports", "ok")["message"] == "1 served, 0 free"
+    real_pool.ok("stop", "web")
+    _, found = examined(real_pool)
+    assert only(found, "servers", "ok")["message"] == "0 of 1 ready, 1 stopped"
 
 
 def test_it_works_without_a_file_and_says_so(real_pool: RealPool) -> None:
