@@ -59,7 +59,7 @@ def servers(case: Case) -> Iterator[Finding]:
             f"{ready} of {len(case.items)} ready",
             *[f"{count} {state}" for state, count in others.items()],
         ]
-        yield ok("servers", ", ".join(said))
+        yield ok("servers", ", ".join(counts))
 
 
 CHECKS = (configuration, supervisor, servers)
