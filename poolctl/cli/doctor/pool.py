@@ -55,7 +55,7 @@ def servers(case: Case) -> Iterator[Finding]:
     if case.items and not bad:
         ready = sum(bool(item.get("ready")) for item in case.items)
         others = Counter(str(item.get("state")) for item in case.items if not item.get("ready"))
-        said = [
+        counts = [
             f"{ready} of {len(case.items)} ready",
             *[f"{count} {state}" for state, count in others.items()],
         ]
