@@ -144,10 +144,11 @@ class Client:
             ) from None
         except PermissionError:
             connection.close()
+            hint = "run poolctl as the user who started the pool"
+            if os.environ.get(directory.RUNTIME_VARIABLE):
+                hint += f", or set {directory.RUNTIME_VARIABLE} to a directory of your own"
             raise ControlError(
-                f"not permitted to use {self.socket_path}",
-                exit_code=NOT_PERMITTED,
-                hint="run poolctl as the user who started the pool",
+                f"not permitted to use {self.socket_path}", exit_code=NOT_PERMITTED, hint=hint
             ) from None
         except OSError as error:
             connection.close()

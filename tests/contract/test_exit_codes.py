@@ -130,5 +130,7 @@ def test_a_pool_of_another_user_is_7(real_pool: RealPool) -> None:
             cwd=real_pool.directory, env=real_pool.env, capture_output=True, text=True, timeout=30,
         )  # fmt: skip
         assert done.returncode == 7, done.stderr
-        assert [error["code"] for error in json.loads(done.stdout)["errors"]] == [7]
+        (told,) = json.loads(done.stdout)["errors"]
+        assert told["code"] == 7
+        assert "POOLCTL_RUNTIME_DIR" in told["hint"], "it may be that directory which is another user's"
     assert real_pool.items()["web"]["ready"]

@@ -37,6 +37,10 @@ SERVER = '[[server]]\nname = "web"\nbind = "127.0.0.1:8080"\napp = "hello:app"\n
         ('Listen = ":81"', ["did you mean 'listen'?"]),
         ('lisen = ":81"', ["did you mean 'listen'?"]),
         ('workrs = 2', ["did you mean 'workers'?"]),
+        ('numprocs = 2', ["write workers = N"]),
+        ('replicas = 2', ["write workers = N"]),
+        ('stopwaitsecs = 5', ['write stop_timeout = "10s"']),
+        ('max_memory_restart = "300M"', ["write limits = { memory"]),
     ],
 )  # fmt: skip
 def test_a_problem_names_what_is_allowed_and_what_was_meant(
