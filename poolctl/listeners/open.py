@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections.abc import Iterable
@@ -64,6 +65,13 @@ def from_descriptor(fd: int) -> socket.socket:
     connections.
     """
     return prepare(socket.socket(fileno=fd))
+
+
+def refuse(sockets: Iterable[socket.socket]) -> None:
+    """Let nobody connect any more, whoever else has the same listeners: a closed duplicate would change nothing."""
+    for sock in sockets:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RD)
 
 
 def close_listener(sockets: Iterable[socket.socket], identity: unix.Identity | None = None) -> None:

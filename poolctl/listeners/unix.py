@@ -44,6 +44,11 @@ def identity(path: str) -> Identity | None:
     return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
 
 
+def identity_of(key: str) -> Identity | None:
+    """Likewise for a canonical address; None also for one that is no path."""
+    return identity(key.removeprefix("unix:")) if key.startswith("unix:") else None
+
+
 def remove(path: str, only: Identity | None) -> bool:
     """Remove the socket file if it is still the one that `only` identifies; whether it was removed."""
     if only is None or identity(path) != only:

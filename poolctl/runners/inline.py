@@ -19,8 +19,8 @@ from poolctl.config.interpreter import default_interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.inherit import inherited_descriptors
-from poolctl.listeners.open import close_listener, describe
-from poolctl.listeners.unix import Identity, identity
+from poolctl.listeners.open import close_listener, describe, refuse
+from poolctl.listeners.unix import Identity, identity_of
 from poolctl.worker.accepting import stop_reading
 
 from .inline_worker import InlineWorker
@@ -54,8 +54,7 @@ class InlineRunner:
             address = server.address
             inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
             sockets = await listen(address, inherited)
-            path = identity(address.path) if address.kind == "unix" else None
-            self._listeners[key] = (sockets, path)
+            self._listeners[key] = (sockets, identity_of(key))
         return Endpoints(key, tuple(self.endpoints(key)))
 
     async def close(self, key: str) -> None:
@@ -63,10 +62,7 @@ class InlineRunner:
         self.disarm(key)
         sockets, path = self._listeners.pop(key, ([], None))
         if not key.startswith("fd:"):  # an inherited socket goes back as it was
-            for sock in sockets:
-                # A forked child of the embedding program may hold the listener: refuse from now on all the same.
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RD)
+            refuse(sockets)  # a forked child of the embedding program may hold them
         close_listener(sockets, path)
 
     async def prepare(self, server: ServerConfig, since: float) -> str:

@@ -10,9 +10,9 @@ from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import stored
 from poolctl.listeners.inherit import Inherited
-from poolctl.listeners.open import close_listener, describe
+from poolctl.listeners.open import close_listener, describe, refuse
 from poolctl.listeners.ports import is_free
-from poolctl.listeners.unix import identity
+from poolctl.listeners.unix import identity_of
 
 from .link import Link, LinkLost
 from .listen import listen
@@ -52,8 +52,7 @@ class Sockets:
             # As sd_listen_fds(3) has it: a program that wants no blocking says so itself, for all who share the socket.
             for sock in self._open[key]:
                 sock.setblocking(True)
-        if server.address.kind == "unix":
-            self._identities[key] = identity(server.address.path)
+        self._identities[key] = identity_of(key)
         self._keeper.send(
             {"op": "put", "name": f"{stored.LISTENER}{key}", "meta": {"server": server.name}},
             [sock.fileno() for sock in self._open[key]],
@@ -65,10 +64,8 @@ class Sockets:
         if not sockets:
             return
         if not key.startswith("fd:"):
-            # A worker that is about to end may hold a duplicate; systemd's own sockets go back as they were.
-            for sock in sockets:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RD)
+            # A worker that is about to end may hold one; systemd's own sockets go back as they were.
+            refuse(sockets)
         close_listener(sockets, self._identities.pop(key, None))
         with contextlib.suppress(LinkLost):
             await self._keeper.call({"op": "drop", "name": f"{stored.LISTENER}{key}"})
@@ -81,8 +78,7 @@ class Sockets:
         """Take over listeners that the keeper held; the descriptors belong to us from now on."""
         # Nothing is set anew: those who accept from it rely on how it is.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
-        if key.startswith("unix:"):
-            self._identities[key] = identity(key.removeprefix("unix:"))
+        self._identities[key] = identity_of(key)
 
     async def _listen(self, server: ServerConfig) -> list[socket.socket]:
         try:

@@ -16,8 +16,8 @@ from poolctl import __version__
 from poolctl.address import parse
 from poolctl.errors import ServerError
 from poolctl.keeper import stored, wire
-from poolctl.listeners.open import close_listener
-from poolctl.listeners.unix import identity
+from poolctl.listeners.open import close_listener, refuse
+from poolctl.listeners.unix import identity_of
 from poolctl.monitor.events import Events
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.listen import listen
@@ -180,12 +180,8 @@ class Dashboard:
             self._keeper.send({"op": "drop", "name": stored.DASHBOARD_LINK})
             process.end()
         if self._sockets:
-            path = self._bind.removeprefix("unix:") if self._bind.startswith("unix:") else ""
-            for sock in self._sockets:
-                # The process that is about to end has it too.
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RD)
-            close_listener(self._sockets, identity(path) if path else None)
+            refuse(self._sockets)  # the process that is about to end has them too
+            close_listener(self._sockets, identity_of(self._bind))
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": stored.DASHBOARD})

@@ -12,7 +12,7 @@ from poolctl.config.tables import Tables
 from poolctl.errors import ServerError
 from poolctl.keeper import stored
 from poolctl.listeners.open import BACKLOG
-from poolctl.listeners.unix import Identity, identity, remove
+from poolctl.listeners.unix import Identity, identity_of, remove
 from poolctl.monitor.events import Events
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.listen import listen
@@ -45,7 +45,7 @@ class MetricsAddress:
         if fds:
             self._open = str(reply["meta"])
             self._listeners = [socket.socket(fileno=fd) for fd in fds]
-            self._identity = _identity(self._open)
+            self._identity = identity_of(self._open)
         self.follow(tables)
         await self._tried.wait()
 
@@ -98,7 +98,7 @@ class MetricsAddress:
 
     async def _listen(self, bind: str) -> None:
         self._listeners = await listen(parse(bind))
-        self._open, self._identity = bind, _identity(bind)
+        self._open, self._identity = bind, identity_of(bind)
         self._keeper.send(
             {"op": "put", "name": stored.METRICS, "meta": bind}, [sock.fileno() for sock in self._listeners]
         )
@@ -127,7 +127,3 @@ class MetricsAddress:
             self._open, self._listeners = None, []
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": stored.METRICS})
-
-
-def _identity(key: str) -> Identity | None:
-    return identity(key.removeprefix("unix:")) if key.startswith("unix:") else None
