@@ -97,22 +97,13 @@ class Metrics:
             "seconds",
         )
         for each in seen:
-            latency.add(self._latency_seconds(each), server=each.entry.name)
+            latency.add(self._engine.probing.latency_seconds(each.entry), server=each.entry.name)
         yield latency
         yield from _availability(known)
         wakes = Family("poolctl_server_wakes", "counter", "How often a request has woken the server.")
         for each in seen:
             wakes.add(self._statistics.totals.wakes(each.entry), server=each.entry.name)
         yield wakes
-
-    def _latency_seconds(self, seen: Snapshot) -> float | None:
-        """The longest of the newest answers of the server's workers; None without probes."""
-        probing = self._engine.probing
-        checkups = [probing.checkup(seen.entry, worker) for worker, _, _ in seen.workers]
-        found = [
-            each.latency_seconds for each in checkups if each is not None and each.latency_seconds is not None
-        ]
-        return max(found, default=None)
 
 
 def _availability(known: list[tuple[str, Availability]]) -> Iterable[Family]:

@@ -33,7 +33,7 @@ class Monitoring:
         failure = entry.failure.message if entry.failure is not None and not entry.ready else ""
         return {
             "status": known.status,
-            "latency_seconds": self._latency_seconds(entry),
+            "latency_seconds": self._engine.probing.latency_seconds(entry),
             "uptime_seconds": known.uptime,
             "downtime_seconds": known.downtime,
             "rise_seconds": known.risetime,
@@ -43,9 +43,3 @@ class Monitoring:
             "sli": known.sli,
             "message": self._engine.probing.complaint(entry) or failure,
         }
-
-    def _latency_seconds(self, entry: Entry) -> float | None:
-        """How long the last answers to probes took, of several workers the slowest."""
-        checkups = [self._engine.probing.checkup(entry, worker) for worker in entry.workers.values()]
-        found = [each.latency_seconds for each in checkups if each is not None]
-        return max((each for each in found if each is not None), default=None)

@@ -66,6 +66,12 @@ class Probing:
         """The probes of the worker; None while it is not asked."""
         return self._checkups.get(entry.name, {}).get(worker.id)
 
+    def latency_seconds(self, entry: Entry) -> float | None:
+        """How long the last answers of its workers took, the slowest of them; None without probes."""
+        checkups = [self.checkup(entry, worker) for worker in entry.workers.values()]
+        found = [each.latency_seconds for each in checkups if each is not None]
+        return max((each for each in found if each is not None), default=None)
+
     def _attend_to(self, entry: Entry, worker: Worker) -> None:
         checkup = self.checkup(entry, worker)
         if checkup is None or checkup.health != worker.config.health:
