@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from poolctl.config.model import ServerConfig
 from poolctl.runners.local import LocalRunner
@@ -14,6 +16,8 @@ from .entry import Worker
 from .memory import Memory
 from .reconcile import Phase
 
+logger = logging.getLogger("poolctl.supervisor")
+
 _REPORT_SECONDS = 0.2
 
 
@@ -22,11 +26,12 @@ async def adopt(
     runner: LocalRunner,
     memory: Memory,
     placed: Mapping[str, ServerConfig],
-    orphaned: Collection[str] = (),
+    orphaned: Mapping[str, bool] = MappingProxyType({}),
 ) -> int:
     """Give the engine what was wanted and what is there; how many workers were taken over.
 
-    Of the `orphaned` servers nothing is known but that they run: that is what is wanted of them.
+    Of the `orphaned` servers perhaps nothing is known but that they run: that is what is wanted of them then. Those of
+    which it is true have another configuration by now, and are replaced.
     """
     recalled = await memory.recall(engine.entries)
     unknown = set(orphaned) - recalled
@@ -65,6 +70,10 @@ async def adopt(
             entry.generation = max(entry.generation, worker.generation)
         engine.inheritance.adopt(entry, worker)
     _listeners(engine, runner)
+    for name, outdated in orphaned.items():
+        if outdated and engine.entries[name].wanted:
+            logger.info("%s has another configuration by now: it is replaced", name)
+            engine.restart(engine.entries[name])
     return len(found)
 
 

@@ -17,8 +17,9 @@ from poolctl.platform import copy_descriptor
 from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.output import Output
-from poolctl.runners.spec import user_ids
+from poolctl.runners.spec import user_ids, worker_spec
 from poolctl.runners.survivors import Pipes, Survivor, are_there, find
+from poolctl.worker.likeness import likeness
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -27,20 +28,22 @@ _LISTENER_FD = 3  # of a program (sd_listen_fds(3))
 
 async def take_in(
     runner: LocalRunner, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
-) -> set[str]:
-    """The names of the servers of which something was found; the keeper holds and watches it by now.
+) -> dict[str, bool]:
+    """The servers of which something was found, which the keeper holds and watches by now.
+
+    By their names, whether what was found is not as they are configured by now.
 
     What belongs to none of these servers, or to one that has another address, is told to end. `late`: nobody adopts
     what the keeper gets unless there is a worker among it.
     """
     if not are_there(directory):
-        return set()
+        return {}
     found, pipes = await asyncio.to_thread(find, directory)
     intake = _Intake(runner.keeper, runner.output, servers, pipes)
     try:
         for survivor in found:
             await intake.take(survivor)
-        if intake.names or not late:
+        if intake.found or not late:
             intake.take_pipes()
             # What was put has arrived: if we die now, another supervisor finds it at the keeper.
             await runner.keeper.call({"op": "list", "after": "\U0010ffff"})
@@ -49,7 +52,7 @@ async def take_in(
         for survivor in found:
             survivor.close()
         pipes.close()
-    return intake.names
+    return intake.found
 
 
 class _Intake:
@@ -59,7 +62,7 @@ class _Intake:
         self, keeper: Link, output: Output, servers: Mapping[str, ServerConfig], pipes: Pipes
     ) -> None:
         self._output = output
-        self.names: set[str] = set()
+        self.found: dict[str, bool] = {}
         self._keeper = keeper
         self._servers = servers
         self._pipes = pipes
@@ -78,7 +81,8 @@ class _Intake:
         else:
             taken = await self._take_worker(survivor, server)
         if taken:
-            self.names.add(server.name)
+            outdated = self.found.get(server.name, False)
+            self.found[server.name] = outdated or not _is_as_configured(survivor, server)
 
     async def _take_worker(self, survivor: Survivor, server: ServerConfig) -> bool:
         said = survivor.said
@@ -146,6 +150,18 @@ class _Intake:
     def take_pipes(self) -> None:
         for key, (message, fd) in self._pipes.streams.items():
             self._put_once(f"{stored.OUTPUT}{key}", message, [fd])
+
+
+def _is_as_configured(survivor: Survivor, server: ServerConfig) -> bool:
+    """Whether it would be placed today as it was; of what cannot be known it is believed."""
+    said = survivor.said.get("likeness")
+    if said is None:
+        return True
+    try:
+        spec = worker_spec(server, interpreter="", listeners=0, tls_files=0, open_files=(0, 0))
+    except ServerError:
+        return True
+    return bool(said == likeness(spec))
 
 
 def _is_its(survivor: Survivor, server: ServerConfig) -> bool:

@@ -116,7 +116,7 @@ class ManagedPool:
         self.engine.calm = self.calm
         later = Later()
         await self._observers.count(self.engine, self.runner, self._memory)
-        orphaned: set[str] = set()
+        orphaned: dict[str, bool] = {}
         if not self._configuration.problems:
             orphaned = await take_in(self.runner, self.directory, {each.name: each for each in servers})
         placed = self._configuration.placed

@@ -22,6 +22,7 @@ from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
 from .control import Control
 from .heartbeat import begin
 from .idle import Idleness
+from .likeness import likeness
 from .load import LoadFailed, explain, load_app
 from .orphan import Orphan, who_may_ask
 from .scene import exit_status, set_the_scene
@@ -150,6 +151,7 @@ class Worker:
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
             "tally": True,
+            "likeness": likeness(self.spec),
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
 

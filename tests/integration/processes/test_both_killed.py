@@ -12,7 +12,7 @@ import pytest
 from tests.http_get import get
 from tests.integration.processes.test_deaths import CHATTY, asked_all_the_time, helper
 from tests.processes import is_alive
-from tests.real_pool import RealPool
+from tests.real_pool import HELLO_APP, RealPool
 
 pytestmark = pytest.mark.slow
 
@@ -224,6 +224,26 @@ def test_a_server_that_has_left_the_file_is_ended(pool: RealPool, until: Any) ->
     pool.ok("start")
     until(lambda: not is_alive(gone))
     assert list(pool.items()) == ["a"]
+
+
+def test_a_server_whose_configuration_has_changed_is_replaced_and_no_other(
+    pool: RealPool, until: Any
+) -> None:
+    ports = pool.write_hello("a", "b", extra='env = { WORD = "one" }')
+    pool.write("hello.py", "import os\n" + HELLO_APP.replace('b"hello from "', 'os.environ["WORD"].encode()'))
+    pool.ok("start")
+    before = pool.items()
+    kill_both(pool, until)
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", text.replace('"one"', '"two"', 1))
+    with asked_all_the_time(ports["a"]) as failures:
+        pool.ok("start")
+    after = pool.items()
+    assert failures == []
+    assert (get(ports["a"]).text[:3], get(ports["b"]).text[:3]) == ("two", "one")
+    assert after["b"]["pids"] == before["b"]["pids"]
+    assert after["a"]["pids"] != before["a"]["pids"]
+    assert pool.run("reload", "--dry-run").code == 0
 
 
 SLOW = """
