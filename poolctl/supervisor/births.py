@@ -12,7 +12,7 @@ from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
 from .contents import digests
-from .deaths import Deaths, expect, failure_of
+from .deaths import Deaths, explained, failure_of
 from .entry import Entry, Worker
 from .preloading import Preloading
 from .probing import Probing
@@ -69,9 +69,8 @@ class Births:
                 return None
             placement = await self._runner.place(worker.config, worker.generation, worker.index)
         except Exception as error:
-            expect(error)
-            message = getattr(error, "message", str(error))
-            worker.failure = failure_of(entry, message, getattr(error, "hint", ""), PoolStartError)
+            message, hint = explained(error)
+            worker.failure = failure_of(entry, message, hint, PoolStartError)
             self._deaths.ended(entry, worker, Exit(message=message))
             return None
         worker.placement = placement
@@ -109,8 +108,8 @@ class Births:
             worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         except Exception as error:
-            expect(error)
-            worker.failure = failure_of(entry, str(error), f"poolctl logs {entry.name}", PoolStartError)
+            message, hint = explained(error)
+            worker.failure = failure_of(entry, message, hint or f"poolctl logs {entry.name}", PoolStartError)
             worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         else:

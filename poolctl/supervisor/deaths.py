@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import Callable
 
 from poolctl.clock import Clock
@@ -15,6 +17,15 @@ from . import policy
 from .entry import Entry, Worker
 from .policy import Next
 from .reconcile import LEAVING, Phase
+
+_MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
+_MENDS = {
+    errno.EMFILE: _MORE_FILES,
+    errno.ENFILE: "raise the machine's limit of open files: fs.file-max",
+    errno.ENOSPC: "free some space",
+    errno.ENOMEM: "free some memory",
+    errno.EAGAIN: "raise the limit of processes: ulimit -u, or the container's",
+}
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -150,7 +161,13 @@ def failure_of(entry: Entry, message: str, hint: str, kind: type[PoolError]) -> 
     )
 
 
-def expect(error: Exception) -> None:
-    """Log an error that no runner should raise. The server has failed in any case, and no task may end unseen."""
+def explained(error: Exception) -> tuple[str, str]:
+    """The message and the hint of what a runner has raised.
+
+    What none should raise is logged: the server has failed in any case, and no task may end unseen.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"the machine refuses a worker: {os.strerror(error.errno)}", _MENDS.get(error.errno, "")
     if not isinstance(error, (ServerError, WorkerFailed, OSError)):
         logger.error("not expected of a runner", exc_info=error)
+    return getattr(error, "message", str(error)), getattr(error, "hint", "")

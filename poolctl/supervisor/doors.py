@@ -9,7 +9,7 @@ from poolctl.errors import PoolStartError
 from poolctl.runners.protocol import Exit, Runner
 
 from .addresses import Addresses
-from .deaths import Deaths, expect
+from .deaths import Deaths, explained
 from .entry import Entry
 from .reconcile import Listener
 
@@ -31,10 +31,9 @@ class Doors:
         try:
             await self._runner.open(entry.bound)
         except Exception as error:
-            expect(error)
             entry.listener, entry.bound = Listener.CLOSED, None
-            message = getattr(error, "message", str(error))
-            self._deaths.note(entry, message, getattr(error, "hint", ""), PoolStartError, of_a_worker=False)
+            message, hint = explained(error)
+            self._deaths.note(entry, message, hint, PoolStartError, of_a_worker=False)
             if entry.wanted and not self._deaths.go_back(entry):
                 self._deaths.died(entry, Exit(message=message), was_ready=False)
         else:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -88,7 +89,7 @@ class Worker:
         config.load()
         watch_requests(config, spec["requests"])
         if spec["tls"] is not None:
-            config.ssl = ssl_context(spec["tls"], list(self.tls_fds))
+            config.ssl = _context(spec["tls"], list(self.tls_fds))
             # What has been loaded needs no file any more that the application, or its children, could read.
             for fd in self.tls_fds:
                 os.close(fd)
@@ -242,6 +243,15 @@ class Worker:
                 os.close(fd)
             except OSError:
                 pass
+
+
+def _context(tls: dict[str, Any], fds: list[int]) -> ssl.SSLContext:
+    try:
+        return ssl_context(tls, fds)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        message = f"its certificate cannot be used: {error}"
+        print(message, file=sys.stderr)
+        raise StartupFailed(message, STARTUP_FAILURE) from error
 
 
 def _adoption(first_fd: int) -> Adoption:

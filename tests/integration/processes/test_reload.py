@@ -223,6 +223,23 @@ def test_a_renewed_certificate_is_served_by_the_same_process(
     assert served_certificate(port) != before[0]
 
 
+def test_a_restart_with_a_key_that_does_not_fit_keeps_the_old_process_and_says_so(pool: RealPool) -> None:
+    port = claim_port()
+    cert, key = certificate(pool.directory)
+    write(pool, ("web", port, "w"))
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", f'{text}\ntls = {{ cert = "{cert}", key = "{key}" }}\n')
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    (pool.directory / "other").mkdir()
+    key.write_bytes(certificate(pool.directory / "other")[1].read_bytes())
+    done = pool.run("restart")
+    assert done.code == 1
+    assert "its certificate cannot be used: " in done.stderr
+    assert "poolctl/worker" not in done.stderr
+    assert pool.items()["web"]["pids"] == before
+
+
 def test_the_pools_name_follows_the_file(pool: RealPool) -> None:
     write(pool, ("a", claim_port(), "a"), extra='[pool]\nname = "one"\n')
     pool.ok("start")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from poolctl.runners.protocol import Exit
@@ -108,5 +109,20 @@ def test_what_is_not_ready_in_its_time_has_failed_however_well_it_ends_then() ->
         assert "was not ready within 20ms" in result["errors"][0]["message"]
         assert all(exit_.ok for exit_ in desk.runner.ended.values())
         assert desk.states() == {"web": "failed"}
+
+    run(scenario())
+
+
+def test_what_the_machine_refuses_is_said_in_words_with_its_mend() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+
+        async def place(*_: Any) -> Any:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        desk.runner.place = place  # type: ignore[method-assign]
+        (error,) = (await desk.ask("start"))["errors"]
+        assert error["message"] == "the machine refuses a worker: Too many open files"
+        assert "ulimit -n" in error["hint"]
 
     run(scenario())
