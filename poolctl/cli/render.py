@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
 WIDE = ("name", "state", "ready", "health", "bind", "expose", "pids", "workers", "uptime", "restarts", "tags")
+# What a terminal that is too narrow for all of them does without, in this order.
+DISPENSABLE = ("restarts", "uptime", "health", "pids")
 RIGHT = frozenset({"workers", "uptime", "restarts"})
 COLOURS = {
     "running": "32",
@@ -57,7 +59,7 @@ def show(outcome: Outcome) -> int:
     elif outcome.text is not None:
         sys.stdout.write(outcome.text)
     elif outcome.form:
-        sys.stdout.write(text_of(outcome.items, outcome.form, coloured(sys.stdout)))
+        sys.stdout.write(text_of(outcome.items, outcome.form, coloured(sys.stdout), _width(sys.stdout)))
     elif outcome.message and not outcome.quiet:
         sys.stdout.write(f"{printable(outcome.message, keep_lines=True)}\n")
     explain(outcome)
@@ -71,16 +73,38 @@ def write_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, default=str) + "\n")
 
 
-def text_of(items: Sequence[Item], output: str, colours: bool = False) -> str:
-    """The items as text in the form `output`: table, wide, jsonl, or fields separated by tabs."""
+def _width(stream: TextIO) -> int:
+    """How many columns a terminal has; 0 for what is none, which takes lines of any length."""
+    if not stream.isatty():
+        return 0
+    try:
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns)
+    except (OSError, ValueError):
+        return 0
+
+
+def text_of(items: Sequence[Item], output: str, colours: bool = False, width: int = 0) -> str:
+    """The items as text in the form `output`: table, wide, jsonl, or fields separated by tabs.
+
+    A table that would not fit into `width` columns does without those that say least; a wide one never does.
+    """
     if output == "jsonl":
         import json
 
         return "".join(json.dumps({"schema": SCHEMA, **item}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
-        return table(items, TABLE if output == "table" else WIDE, colours)
+        return table(items, WIDE, colours) if output == "wide" else _fitting(items, colours, width)
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
+
+
+def _fitting(items: Sequence[Item], colours: bool, width: int) -> str:
+    columns = list(TABLE)
+    for dispensable in DISPENSABLE if width else ():
+        if max(map(len, table(items, columns).splitlines()), default=0) <= width:
+            break
+        columns.remove(dispensable)
+    return table(items, columns, colours)
 
 
 def table(items: Sequence[Item], columns: Sequence[str], colours: bool = False) -> str:

@@ -254,7 +254,10 @@ def _near(target: str, items: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names, then addresses, that look like the target; wildcards in it are left out of the comparison."""
     bare = target.replace("*", "").replace("?", "")
     names = [str(item.get("name", "")) for item in items]
-    return _close(bare, names) or _close(bare, [str(item.get("bind", "")) for item in items])
+    binds = [str(item.get("bind", "")) for item in items]
+    port = target.rpartition(":")[2]
+    same_port = [bind for bind in binds if port.isdigit() and bind.endswith(f":{port}")]
+    return _close(bare, names) or same_port[:_NEAR_NAMES] or _close(bare, binds)
 
 
 def _near_tags(tags: Sequence[str], items: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

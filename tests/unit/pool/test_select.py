@@ -84,6 +84,7 @@ def test_near_names_are_told() -> None:
     assert reason.message == "no server matches 'user', 'ordes*'"
     assert reason.hint == "did you mean 'users' or 'Orders'?"
     assert unmatched(Selector(["127.0.0.1:8083"])).near["127.0.0.1:8083"][0] == "127.0.0.1:8082"
+    assert unmatched(Selector([":8082"])).near[":8082"] == ["127.0.0.1:8082"]
 
 
 @pytest.mark.parametrize(
