@@ -31,7 +31,7 @@ from .child import (
     wait_for_go,
 )
 from .forks import serve_forks
-from .held import close_others, fill_gaps
+from .held import close_others, occupy_others
 from .life import live
 from .load import LoadFailed, explain, import_app
 from .preload import collecting_seldom, keep, preload, settle
@@ -77,7 +77,7 @@ def _live(spec: Spec) -> int:
     requests = socket.socket(fileno=REQUESTS_FD)
     os.close(SPEC_FD)
     close_others()
-    fill_gaps()
+    occupy_others()
     set_the_scene(spec)
     before = Traces.of_this_process()
     with collecting_seldom():

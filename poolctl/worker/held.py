@@ -28,13 +28,13 @@ def descriptors() -> set[int]:
 
 
 def hold(fds: set[int]) -> None:
-    """Leave these alone from now on, here and in forks; no others may be open above them. Fills the gaps below."""
+    """Leave these alone from now on, here and in forks; no others may be open above them. Occupies the others below."""
     _held[:] = sorted(fds)
     assert all(fd < FIRST_FD for fd in _held), f"{_held} are not low enough"
-    fill_gaps()
+    occupy_others()
 
 
-def fill_gaps() -> None:
+def occupy_others() -> None:
     """Occupy every number below those that are held: before the first fork of a process, and after it closed some."""
     while _held:
         fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -44,7 +44,7 @@ def fill_gaps() -> None:
 
 
 def close_others() -> None:
-    """Close what stands below FIRST_FD and is not held. A process that forks for us fills the gaps then."""
+    """Close what stands below FIRST_FD and is not held. A process that forks for us occupies it again then."""
     first = 3
     # Not one by one: an error for each that is closed already is a few pages more that are not shared.
     for fd in (*_held, FIRST_FD):
