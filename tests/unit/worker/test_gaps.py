@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -29,8 +30,11 @@ print(inside)
 """
 
 
-def allocated_inside(how: str) -> int:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True)
+def allocated_inside(how: str, **env: str) -> int:
+    argv = [sys.executable, "-c", SCRIPT, how]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=True, env={**os.environ, **env}, timeout=20
+    )
     return int(done.stdout)
 
 
@@ -38,3 +42,7 @@ def allocated_inside(how: str) -> int:
 def test_a_heap_full_of_gaps_has_none_afterwards() -> None:
     assert allocated_inside("leave") == 50
     assert allocated_inside("fill") == 0
+
+
+def test_it_ends_also_where_the_interpreter_has_its_objects_from_the_same_heap() -> None:
+    assert 0 <= allocated_inside("fill", PYTHONMALLOC="malloc") <= 50
