@@ -96,6 +96,16 @@ def _figure(
     return cell
 
 
+def _usage(key: str, form: Callable[[float | None], str]) -> Callable[[Row, int], tuple[str, str]]:
+    """What its processes use; a server without any uses nothing that could be a figure."""
+
+    def cell(row: Row, width: int) -> tuple[str, str]:
+        number = row.number(key)
+        return form(number if number or row.item.get("pids") else None), "" if number else _FAINT
+
+    return cell
+
+
 def _chart(key: str, style: str, *, from_zero: bool = True) -> Callable[[Row, int], tuple[str, str]]:
     def cell(row: Row, width: int) -> tuple[str, str]:
         values = row.history.get(key) or ()
@@ -115,9 +125,9 @@ COLUMNS = (
     Column("", "", 8, 2, _chart("requests_per_second", "green"), right=False, chart=True),
     Column("P99", "latency", 6, 1, _figure("latency_p99_seconds", quantity.seconds)),
     Column("", "", 8, 6, _chart("latency_p99_seconds", "yellow"), right=False, chart=True),
-    Column("MEM", "memory", 5, 1, _figure("memory_bytes", quantity.size)),
+    Column("MEM", "memory", 5, 1, _usage("memory_bytes", quantity.size)),
     Column("", "", 8, 7, _chart("memory_bytes", "blue", from_zero=False), right=False, chart=True),
-    Column("CPU", "cpu", 5, 4, _figure("cpu_percent", quantity.percent)),
+    Column("CPU", "cpu", 5, 4, _usage("cpu_percent", quantity.percent)),
     Column("BUSY", "", 4, 10, _figure("in_flight", quantity.count)),
     Column("CONN", "", 5, 11, _figure("connections", quantity.count)),
     Column("UP", "uptime", 6, 3, _uptime, measured=False),

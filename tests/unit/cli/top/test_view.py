@@ -78,6 +78,18 @@ def test_eighty_columns_show_what_matters() -> None:
     assert "req/s 37.5" in lines[1]
 
 
+def test_a_server_without_a_process_uses_nothing_and_one_with_one_next_to_nothing() -> None:
+    board = Board()
+    idle = {**stats(0), "memory_bytes": 0, "cpu_percent": 0.0}
+    board.update(
+        [{**item("asleep", state="sleeping"), "pids": [], "stats": idle}, {**item("awake"), "stats": idle}]
+    )
+    asleep, awake = (line.plain for line in frame(board, (80, 24))[4:6])
+    assert "0%" not in asleep
+    assert "0K" not in asleep
+    assert "0%" in awake
+
+
 def test_without_figures_their_columns_are_not_there() -> None:
     text = "\n".join(line.plain for line in frame(board_of(3, measured=False), (80, 24)))
     assert "REQ/S" not in text
