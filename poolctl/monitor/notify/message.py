@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from poolctl.monitor.severity import INFO, SEVERITIES
 
+_NAMED = 3
 PROBLEM, RESOLVED, NEWS, TEST = "problem", "resolved", "info", "test"
 
 
@@ -41,7 +42,7 @@ def composed(pool: str, lines: Sequence[Line], now: float) -> Message:
     status = next(status for status, count in counts.items() if count)
     worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)
     words = [f"{count} {_word(status, count)}" for status, count in counts.items() if count]
-    title = lines[0].text if len(lines) == 1 else ", ".join(words)
+    title = lines[0].text if len(lines) == 1 else f"{', '.join(words)}{_whose(lines)}"
     return Message(
         status,
         SEVERITIES[worst] if status != RESOLVED else INFO,
@@ -50,6 +51,15 @@ def composed(pool: str, lines: Sequence[Line], now: float) -> Message:
         now,
         tuple(line.event for line in lines),
     )
+
+
+def _whose(lines: Sequence[Line]) -> str:
+    """The names of the first few servers that it is about: often nobody reads more than a title."""
+    names = list(
+        dict.fromkeys(str(line.event.get("server") or "") for line in lines if line.event.get("server"))
+    )
+    shown = ", ".join(names[:_NAMED])
+    return f" ({shown}{' …' if len(names) > _NAMED else ''})" if names else ""
 
 
 def _word(status: str, count: int) -> str:

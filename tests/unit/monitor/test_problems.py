@@ -89,14 +89,14 @@ def test_many_at_once_are_one_message() -> None:
     found = problems(delay=1)
     found.take(event("failed", "c"), 0)
     found.due(1)
-    for name in ("a", "b"):
+    for name in ("a", "b", "d"):
         found.take(event("failed", name), 10)
     found.take(event("stopped", "c"), 10)
     found.take(event("keeper lost", "", "pool"), 10.5)
     told = found.due(11)
     assert told is not None
-    assert told.title == "shop: 3 problems, 1 resolved"
-    assert told.lines == ("a: failed", "b: failed", "c: stopped after 10s", "keeper lost")
+    assert told.title == "shop: 4 problems, 1 resolved (a, b, d …)"
+    assert told.lines == ("a: failed", "b: failed", "d: failed", "c: stopped after 10s", "keeper lost")
 
 
 @pytest.mark.parametrize(
