@@ -5,7 +5,7 @@ VENV ?= .venv
 JOBS ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 3 / 2 )))
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
-QUICK := tests/unit tests/integration/runners tests/integration/test_inline.py \
+QUICK := tests/unit tests/integration/runners tests/integration/test_inline.py tests/integration/test_embedding.py \
 	$(addprefix tests/integration/processes/test_,starting.py deaths.py) --ignore=tests/unit/cli/test_lanes.py
 DEMO := examples/microservices/pool.toml
 

@@ -1,4 +1,4 @@
-"""The runner of this process: its thread, its limits, and how it behaves in forks and at the end."""
+"""The runner of this process: its thread, its limits, and how it behaves in forks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import os
 import signal
 import socket
 import ssl
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,8 +35,6 @@ from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
 
-TESTS = Path(__file__).parents[1]
-
 
 def config(name: str = "web", app: Any = hello, **keys: Any) -> ServerConfig:
     keys.setdefault("bind", f"127.0.0.1:{claim_port()}")
@@ -63,17 +58,6 @@ def port_of(server: Server) -> int:
     port = server.config.address.port
     assert port is not None
     return port
-
-
-def run_program(text: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A program that embeds a pool, run to its end within a deadline."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(text)],
-        cwd=TESTS.parent, capture_output=True, text=True, timeout=30, check=False, **options,
-    )  # fmt: skip
-
-
-# The engine.
 
 
 def test_the_thread_is_there_while_something_runs_and_gone_afterwards(pool: Pool) -> None:
@@ -455,38 +439,7 @@ def test_a_monitor_measures_and_counts(pool: Pool) -> None:
     assert repr(after) == f"<Monitor web ko, up {after.sli:.1%} (stopped)>"
 
 
-def test_a_monitor_that_has_no_descriptor_left_is_a_pool_monitor_error() -> None:
-    done = run_program(
-        """
-        import os, resource
-        from poolctl import Pool, PoolMonitorError, ServerConfig
-        from tests.asgi_apps import hello
-        from tests.ports import claim_port
-
-        pool = Pool([ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=hello)])
-        pool.start_sync()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        held = []
-        try:
-            while True:
-                held.append(os.dup(0))
-        except OSError:
-            pass
-        try:
-            pool.monitor()
-        except PoolMonitorError as error:
-            found = error
-        for fd in held:
-            os.close(fd)
-        print(found.code, found.exceptions[0].message, found.exceptions[0].hint, sep="|")
-        """
-    )
-    assert done.stdout.strip() == (
-        "1326|no connection can be made: Too many open files|raise the limit of open files: ulimit -n"
-    ), done.stderr
-
-
-# Forks and ends.
+# Forks.
 
 
 def test_a_forked_child_holds_no_port_and_has_a_pool_that_is_stopped(pool: Pool) -> None:
@@ -520,113 +473,6 @@ def test_a_forked_child_holds_no_port_and_has_a_pool_that_is_stopped(pool: Pool)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         connection.close()
-
-
-@pytest.mark.parametrize("app", ["hello", "stubborn"])
-def test_a_program_that_ends_while_servers_run_does_not_hang(app: str) -> None:
-    done = run_program(
-        f"""
-        from poolctl import Pool, ServerConfig
-        from tests import asgi_apps
-        from tests.http_get import get
-        from tests.ports import claim_port
-
-        pool = Pool([ServerConfig(
-            name="web", bind=f"127.0.0.1:{{claim_port()}}", app=asgi_apps.{app}, stop_timeout=0.5)])
-        pool.start_sync()
-        print(get(next(iter(pool))).status)
-        """
-    )
-    assert (done.returncode, done.stdout) == (0, "200\n"), done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_lifespans_are_shut_down_when_the_program_ends() -> None:
-    done = run_program(
-        """
-        from poolctl import Pool, ServerConfig
-        from tests.ports import claim_port
-
-        async def app(scope, receive, send):
-            while True:
-                kind = (await receive())["type"]
-                print(kind, flush=True)
-                await send({"type": kind + ".complete"})
-                if kind == "lifespan.shutdown":
-                    return
-
-        Pool([ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=app)]).start_sync()
-        """
-    )
-    assert (done.returncode, done.stdout) == (0, "lifespan.startup\nlifespan.shutdown\n"), done.stderr
-
-
-def test_an_import_that_hangs_keeps_no_program_from_ending(tmp_path: Path) -> None:
-    (tmp_path / "hangs.py").write_text("import threading\nthreading.Event().wait()\n")
-    done = run_program(
-        f"""
-        from poolctl import Pool, PoolStartError, ServerConfig
-        from tests.ports import claim_port
-
-        pool = Pool([ServerConfig(name="web", bind=f"127.0.0.1:{{claim_port()}}", app="hangs:app",
-                                  app_dir={str(tmp_path)!r})])
-        try:
-            pool.start_sync(timeout=0.3)
-        except PoolStartError as error:
-            print(error.exceptions[0].message)
-        """
-    )
-    assert (done.returncode, done.stdout) == (0, "was not ready within 0.3 s\n"), done.stderr
-
-
-def test_threads_of_sync_endpoints_keep_no_program_from_ending() -> None:
-    pytest.importorskip("starlette")
-    done = run_program(
-        """
-        from starlette.applications import Starlette
-        from starlette.responses import PlainTextResponse
-        from starlette.routing import Route
-        from poolctl import Pool, ServerConfig
-        from tests.http_get import get
-        from tests.ports import claim_port
-
-        def page(request):
-            return PlainTextResponse("from a thread")
-
-        app = Starlette(routes=[Route("/", page)])
-        pool = Pool([ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=app)])
-        pool.start_sync()
-        print(get(next(iter(pool))).text)
-        """
-    )
-    assert (done.returncode, done.stdout) == (0, "from a thread\n"), done.stderr
-
-
-def test_an_interrupt_of_a_blocking_start_reaches_the_caller() -> None:
-    done = run_program(
-        """
-        import os, signal, threading
-        from poolctl import Pool, ServerConfig, State
-        from tests.asgi_apps import hanging
-        from tests.deadline import wait_until
-        from tests.ports import claim_port
-
-        pool = Pool([ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=hanging)])
-        server = next(iter(pool.values()))
-
-        def interrupt():
-            wait_until(lambda: server.state is State.STARTING)
-            os.kill(os.getpid(), signal.SIGINT)
-
-        threading.Thread(target=interrupt).start()
-        try:
-            pool.start_sync()
-        except KeyboardInterrupt:
-            print("interrupted")
-        wait_until(lambda: server.state is State.STOPPED)
-        """
-    )
-    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_a_factory_may_be_given_as_an_object(pool: Pool) -> None:
