@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from poolctl.config.table_models import Notify
 
 _MOST_READ = 64 * 1024
+_MOST_SAID = 200
 
 
 class Unsent(Exception):
@@ -128,12 +129,22 @@ class Sender:
         }
         env = dict(self._env()) | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
         argv = [_filled(each, {**words, "pool": self._pool}) for each in self._notify.command or ()]
+        # Not a pipe: what the command leaves running may keep it open.
+        complaints = os.memfd_create("poolctl-notify", os.MFD_CLOEXEC)
+        try:
+            await self._wait_for(argv, env, message, complaints)
+        finally:
+            os.close(complaints)
+
+    async def _wait_for(
+        self, argv: list[str], env: Mapping[str, str], message: Message, complaints: int
+    ) -> None:
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
+                stderr=complaints,
                 cwd=self._directory,
                 env=env,
                 start_new_session=True,
@@ -149,7 +160,8 @@ class Sender:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         if process.returncode:
-            raise Unsent(f"{argv[0]} exited with status {process.returncode}")
+            why = _last_line(complaints)
+            raise Unsent(f"{argv[0]} {_ended(process.returncode)}{f': {why}' if why else ''}")
 
 
 async def _exchange(
@@ -179,9 +191,10 @@ async def _exchange(
         after = dict(event.headers).get(b"retry-after", b"")
         # Whoever is not let in, or is wrong here, will not be better off later.
         again = status in (408, 425, 429) or status >= 500
-        raise Unsent(
-            f"{host} answered {status}", again=again, after_seconds=float(after) if after.isdigit() else 0.0
+        said = f"{host} answered {status}" + (
+            ", a redirection, which is not followed" if status < 400 else ""
         )
+        raise Unsent(said, again=again, after_seconds=float(after) if after.isdigit() else 0.0)
 
 
 def _filled(text: str, words: Mapping[str, str]) -> str:
@@ -193,4 +206,19 @@ def _filled(text: str, words: Mapping[str, str]) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, h11.ProtocolError):
+        return "what it answers is not HTTP"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
+        return os.strerror(error.errno)  # asyncio has words of its own, with the address in them
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def _ended(returncode: int) -> str:
+    return f"exited with status {returncode}" if returncode > 0 else f"was killed by signal {-returncode}"
+
+
+def _last_line(fd: int) -> str:
+    """The last line that is written there, as far as it fits into an event."""
+    size = os.fstat(fd).st_size
+    lines = os.pread(fd, _MOST_READ, max(0, size - _MOST_READ)).decode(errors="replace").split("\n")
+    return next((line.strip()[:_MOST_SAID] for line in reversed(lines) if line.strip()), "")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,24 @@ def test_an_answer_says_whether_to_try_again(
     problem = send(type="slack", url=there.url("/slack/hook"))
     assert problem is not None
     assert (problem.again, problem.after_seconds) == (again, after)
-    assert str(problem) == f"{there.url().partition('//')[2]} answered {status}"
+    more = ", a redirection, which is not followed" if status == 301 else ""
+    assert str(problem) == f"{there.url().partition('//')[2]} answered {status}{more}"
+
+
+def test_who_answers_something_else_is_no_receiver() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as odd:
+
+        def answer() -> None:
+            connection, _ = odd.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        problem = send(type="webhook", url=f"http://127.0.0.1:{odd.getsockname()[1]}/")
+        thread.join()
+    assert str(problem) == "127.0.0.1: what it answers is not HTTP"
 
 
 def test_what_is_wrong_is_told_without_the_address_and_the_token(there: Receiver, tmp_path: Path) -> None:
@@ -115,7 +133,7 @@ def test_what_is_wrong_is_told_without_the_address_and_the_token(there: Receiver
     odd = send(type="webhook", url_env="ODD", env={"ODD": "s3cret"})
     told = [str(each) for each in (gone, late, unset, missing, odd)]
     assert told == [
-        "127.0.0.1: Connection refused" if "refused" in told[0] else told[0],
+        "127.0.0.1: Connection refused",
         "no answer within 0.05 s",
         "the environment variable NOT_SET is not set",
         "url_file: No such file or directory",
@@ -150,6 +168,11 @@ def test_a_command_gets_the_message_on_its_input_in_its_words_and_in_its_environ
     ("command", "words"),
     [
         (["false"], "false exited with status 1"),
+        (
+            ["sh", "-c", "echo first >&2; echo 'no such room' >&2; exit 3"],
+            "sh exited with status 3: no such room",
+        ),
+        (["sh", "-c", "sleep 1 >&2 & kill -9 $$"], "sh was killed by signal 9"),
         (["no-such-program"], "no-such-program: No such file or directory"),
         (["sleep", "60"], "no answer within 0.2 s"),
         (["true"], "None"),
@@ -158,5 +181,6 @@ def test_a_command_gets_the_message_on_its_input_in_its_words_and_in_its_environ
 def test_a_command_may_fail_and_may_not_hang(command: list[str], words: str) -> None:
     env = {"PATH": "/usr/bin:/bin"}
     assert (
-        str(send(type="command", command=command, timeout=0.2 if "60" in command else 20, env=env)) == words
+        str(send(type="command", command=command, timeout=0.2 if "sleep" in command else 20, env=env))
+        == words
     )
