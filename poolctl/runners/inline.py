@@ -240,7 +240,7 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
             f"{', '.join(f'`{key}`' for key in used)} cannot be honoured inside this process",
             name=server.name,
             bind=server.key,
-            hint="run the pool with `poolctl start`, or give the Pool a runner of processes",
+            hint="run the pool with `poolctl start`, or Pool(…, runner=poolctl.runners.process.ProcessRunner())",
         )
 
 

@@ -162,7 +162,9 @@ class InlineWorker:
         server = self.server
         async with self._turn:
             self.begun.set_result(None)
-            app = server.app if callable(server.app) else await aside(functools.partial(_imported, server))
+            app = server.app
+            if server.factory or not callable(app):
+                app = await aside(functools.partial(_imported, server))
         settings = uvicorn_settings(server)
         # uvicorn turns its access log off for the whole process; here it is one server's matter.
         access_log = settings.pop("access_log")

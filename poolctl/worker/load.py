@@ -38,7 +38,7 @@ def load_app(spec: dict[str, Any]) -> Any:
         app = _from_handlers(spec["handlers"], spec["handler_key"])
     else:
         path = f"{spec['app']}()" if spec["factory"] else spec["app"]
-        app = _attribute(spec["app"])
+        app = spec["app"] if callable(spec["app"]) else _attribute(spec["app"])
         app = _call(app, spec["app"]) if spec["factory"] else app
     if not callable(app):
         # uvicorn would serve it, and answer every request with 500.

@@ -479,3 +479,17 @@ def test_a_factory_may_be_given_as_an_object(pool: Pool) -> None:
     server = pool.store_new(config(app=make_hello()))
     pool.start_sync()
     assert get(server.bind).text == "made"
+
+
+def test_an_object_that_makes_the_application_is_called_by_us(
+    pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = pool.store_new(config(app=make_hello, factory=True))
+    nothing = pool.store_new(config("nothing", app=lambda: None, factory=True))
+    with pytest.raises(PoolStartError) as failed:
+        pool.start_sync()
+    (child,) = failed.value.exceptions
+    assert child.name == nothing.name
+    assert "is no ASGI application but None" in child.message
+    assert get(server.bind).text == "made"
+    assert "factory" not in caplog.text, "uvicorn had to find out by itself"
