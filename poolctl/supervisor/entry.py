@@ -203,7 +203,8 @@ class Entry:
     def ready(self) -> bool:
         """It answers, and is not ko; a job has ended with 0."""
         # Asked of every server, often: the view is for those of which it may be true.
-        return bool(self.workers or self.done) and is_ready(self.view(may_start=True, may_stop=True))
+        may_be = self.done or any(worker.phase is Phase.READY for worker in self.workers.values())
+        return may_be and is_ready(self.view(may_start=True, may_stop=True))
 
     @property
     def health(self) -> Status:
