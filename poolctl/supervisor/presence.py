@@ -24,11 +24,21 @@ class Presence:
         self._keeper_pid = 0
         self._name = ""
         self.withdrawn = False
+        self.complete = True
 
     def show(self, name: str, keeper_pid: int) -> None:
-        """Be found by this name, and not by the one before."""
+        """Be found by this name, and not by the one before; what cannot be written now leaves it incomplete."""
         if self.withdrawn:
             return
+        before = self.complete
+        try:
+            self._show(name, keeper_pid)
+        except OSError as error:
+            self.complete = False
+            if before:
+                logger.warning("what runs here cannot be written down: %s", error)
+
+    def _show(self, name: str, keeper_pid: int) -> None:
         if self._name not in ("", name):
             self._unlink_name()
         self._name, self._keeper_pid = name, keeper_pid
@@ -45,6 +55,7 @@ class Presence:
             json.dump(info, file)
         # Whoever reads meanwhile finds the whole of the one or of the other.
         os.replace(f"{path}.new", path)
+        self.complete = True
         self._link_name()
 
     def rename(self, name: str) -> None:

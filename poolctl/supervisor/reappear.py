@@ -46,6 +46,8 @@ class Reappear:
                 return
             if not self._is_found():
                 await self._appear()
+            elif not self._presence.complete:
+                self._presence.renew()
 
     def _is_found(self) -> bool:
         return all(os.path.lexists(f"{self._directory}/{name}") for name in (SOCKET_NAME, "info.json"))
@@ -64,7 +66,8 @@ class Reappear:
                 logger.error("the pool cannot be found any more, its directory cannot be made: %s", error)
             return
         self._failure = ""
-        logger.warning("%s had vanished, at least in parts: it is there again", self._directory)
+        if self._presence.complete:
+            logger.warning("%s had vanished, at least in parts: it is there again", self._directory)
 
     def _listener(self) -> socket.socket | None:
         from .launch import listen

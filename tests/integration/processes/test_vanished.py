@@ -70,3 +70,21 @@ def test_a_directory_that_cannot_be_made_is_tried_again(pool: RealPool, until: A
     assert pool.run("status").code != 0
     directory.unlink()
     until(lambda: pool.run("status").code == 0)
+
+
+def test_a_supervisor_that_cannot_write_down_that_it_is_there_serves_all_the_same(
+    pool: RealPool, until: Any
+) -> None:
+    pool.write_hello()
+    pool.ok("start")
+    before, info, directory = pool.items(), pool.info(), directory_of(pool)
+    # In the way of what is written, as a full disk would be.
+    (directory / "info.json.new").mkdir()
+    os.kill(info["supervisor_pid"], signal.SIGKILL)
+    until(lambda: not is_alive(info["supervisor_pid"]))
+    pool.ok("restart")
+    assert pool.items()["web"]["pids"] != before["web"]["pids"]
+    assert pool.info() == info
+    (directory / "info.json.new").rmdir()
+    until(lambda: pool.info()["supervisor_pid"] != info["supervisor_pid"])
+    assert is_alive(pool.info()["supervisor_pid"])
