@@ -12,6 +12,7 @@ from .engine import Engine
 from .entry import Entry, Worker
 from .ordered import Ordered
 from .reconcile import LEAVING, Phase
+from .sleep import asleep
 
 _WRONG = (State.BACKOFF.value, State.FAILED.value)
 _RESTING = (State.STOPPED.value, State.DISABLED.value, State.SLEEPING.value, *_WRONG)
@@ -57,7 +58,7 @@ class Chronicle:
         )
         for entry in self._engine.entries.values():
             if entry.wanted or entry.workers or entry.count is not None:
-                seen = self._seen[entry.name] = _Seen(entry, entry.state)
+                seen = self._seen[entry.name] = _Seen(entry, _state_before(entry))
                 seen.mark, seen.size = _mark(entry), entry.size
                 seen.workers = {worker.id: (worker, worker.phase) for worker in entry.workers.values()}
         self._engine.listeners.add(self.look)
@@ -100,11 +101,11 @@ class Chronicle:
     def _changed(self, entry: Entry, seen: _Seen, state: str) -> None:
         before, seen.state = seen.state, state
         self._moved(entry, before, state)
-        asleep = State.SLEEPING.value in (before, state)
-        kind = "wake" if asleep else "lifecycle"
+        slept = State.SLEEPING.value in (before, state)
+        kind = "wake" if slept else "lifecycle"
         failure = entry.failure.message if entry.failure and state in _WRONG else ""
         cause = failure or seen.last_end
-        if not cause and asleep and entry.ordered is None:
+        if not cause and slept and entry.ordered is None:
             cause = (
                 "no traffic" if state == State.SLEEPING.value else "a request" if entry.called else "needed"
             )
@@ -162,6 +163,13 @@ class Chronicle:
             bind=entry.config.key,
             **more,
         )
+
+
+def _state_before(entry: Entry) -> str:
+    """What a server did until its supervisor was another: one that sleeps is watched again in a moment only."""
+    view = entry.view(may_start=True, may_stop=True)
+    sleeps = entry.state == State.STARTING.value and not entry.workers and asleep(view)
+    return State.SLEEPING.value if sleeps else entry.state
 
 
 def _mark(entry: Entry) -> object:

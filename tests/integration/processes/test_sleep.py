@@ -216,6 +216,8 @@ def test_another_supervisor_goes_on_watching_and_loses_nobody_who_is_connected(
         client.close()
     pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
     assert get(port).status == 200
+    slept = [line for line in pool.ok("events").stdout.splitlines() if "starting → sleeping" in line]
+    assert len(slept) == 1, "it slept on under the other supervisor"
 
 
 def test_a_reload_wakes_nobody_and_tells_those_who_run_when_to_sleep(pool: RealPool) -> None:
