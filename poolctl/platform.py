@@ -68,14 +68,6 @@ def read_file(fd: int) -> bytes:
     return content
 
 
-def leads_session(pid: int) -> bool:
-    """Whether there is a process of ours with this pid that leads its own session, as every worker does."""
-    try:
-        return os.getsid(pid) == pid and os.stat(f"/proc/{pid}").st_uid == os.geteuid()
-    except OSError:
-        return False
-
-
 def process_start(pid: int) -> int | None:
     """When the process was started, in clock ticks since the boot (proc(5), stat): with the pid it is an identity.
 

@@ -17,7 +17,6 @@ from poolctl.config.table_models import MODELS, Dashboard, Notify, Table
 from poolctl.config.tables import Tables
 
 _PATHS = ("path", "token_file", "url_file", "ca")
-_SENT = ("webhook", "ntfy", "gotify", "slack")
 _SOURCES = ("url", "url_env", "url_file")
 _PLACES = {"metrics": ("metrics", "bind"), "dashboard": ("dashboard", "bind")}
 
