@@ -42,7 +42,6 @@ class Case:
     def __init__(self, jitter: float) -> None:
         self.ailing: dict[str, Ailment] = {}
         self.told: set[str] = set()
-        self.gave_up = False
         self.jitter = jitter
         self.timer: asyncio.TimerHandle | None = None
 
