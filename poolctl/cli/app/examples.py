@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "poolctl run                   until Ctrl-C",
         "poolctl run --watch           takes over new code and configuration",
         "poolctl run -- pytest tests   while the tests run; exits as they do",
+        "poolctl run --debug users     this server alone; breakpoint() stops here",
     ),
     "wait": (
         "poolctl wait users --for ready --timeout 30s",
