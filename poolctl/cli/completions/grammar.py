@@ -83,6 +83,25 @@ def patterns_by_action(
     return [*special.items(), *general.items()]
 
 
+def case_script(
+    commands: list[Command],
+    head: str,
+    tail: str,
+    bar: str,
+    action: Callable[[Option | Command], str],
+    words_of: Callable[[Command, list[Command]], list[str]],
+) -> str:
+    """A script that branches by `case`: in its head for what takes a value, between head and tail for each command."""
+    with_command = "|".join(command.name for command in commands if command.takes_command)
+    lines = [head.replace("%(with_command)s", with_command).rstrip("\n")]
+    for reaction, patterns in patterns_by_action(commands, action):
+        lines.append(f"        {bar.join(patterns)}) {reaction}; return ;;")
+    lines += ["    esac", "    case $verb in"]
+    for command in commands:
+        lines += words_of(command, commands)
+    return "\n".join(lines) + "\n" + tail
+
+
 def _command(name: str, command: Any) -> Command:
     options: list[Option] = []
     words: tuple[str, ...] = ()

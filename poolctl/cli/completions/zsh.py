@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.completions.grammar import DIRECTORIES, FILES, Command, Option, patterns_by_action
+from poolctl.cli.completions.grammar import DIRECTORIES, FILES, Command, Option, case_script
 
 _HEAD = """\
 #compdef poolctl
@@ -57,14 +57,7 @@ fi
 
 def script(commands: list[Command]) -> str:
     """The script."""
-    with_command = "|".join(command.name for command in commands if command.takes_command)
-    lines = [_HEAD.replace("%(with_command)s", with_command).rstrip("\n")]
-    for action, patterns in patterns_by_action(commands, _action):
-        lines.append(f"        {'|'.join(patterns)}) {action}; return ;;")
-    lines += ["    esac", "    case $verb in"]
-    for command in commands:
-        lines += _words_of(command, commands)
-    return "\n".join(lines) + "\n" + _TAIL
+    return case_script(commands, _HEAD, _TAIL, "|", _action, _words_of)
 
 
 def _action(option: Option | Command) -> str:
