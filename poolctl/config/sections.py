@@ -78,7 +78,9 @@ class Http(Section):
     loop: Literal["auto", "asyncio", "uvloop"] = Field(default="auto", description="The event loop.")
     keep_alive: Duration = Field(default=75.0, description="How long an idle connection is kept.")
     root_path: str = Field(
-        default="", description="The path below which a proxy serves the app (ASGI root_path)."
+        default="",
+        description="The path below which a proxy serves the app (ASGI root_path): no / at its end.",
+        json_schema_extra={"pattern": r"^(?:/.*[^/]|.*\$\{.*)?$"},
     )
     proxy_headers: Truth = Field(default=False, description="Believe X-Forwarded-* of the trusted proxies.")
     trusted_proxies: Proxies = Field(
