@@ -191,15 +191,18 @@ def test_a_program_that_cannot_run_is_a_failure_that_says_why(
     assert [word for word in words if word not in done.stderr] == []
 
 
+def after_migrate(port: int) -> str:
+    """A server that is started when the job `migrate` has been done."""
+    condition = {"name": "migrate", "condition": "completed"}
+    return server("web", bind=f"127.0.0.1:{port}", app="hello:app", depends_on=[condition])
+
+
 def test_a_job_runs_to_its_end_before_what_depends_on_it(pool: RealPool, free_port: Any) -> None:
     port = free_port()
     pool.write_hello()
     pool.write(
         "pool.toml",
-        server(
-            "web", bind=f"127.0.0.1:{port}", app="hello:app",
-            depends_on=[{"name": "migrate", "condition": "completed"}],
-        )
+        after_migrate(port)
         + server("migrate", job=True, command=["/bin/sh", "-c", "sleep 0.3; echo migrated; touch done"]),
     )  # fmt: skip
     pool.write(
@@ -226,11 +229,7 @@ def test_a_job_that_fails_holds_up_what_depends_on_it(pool: RealPool, free_port:
     pool.write_hello()
     pool.write(
         "pool.toml",
-        server(
-            "web", bind=f"127.0.0.1:{port}", app="hello:app",
-            depends_on=[{"name": "migrate", "condition": "completed"}],
-        )
-        + server("migrate", job=True, command=["/bin/sh", "-c", "echo no table; exit 4"]),
+        after_migrate(port) + server("migrate", job=True, command=["/bin/sh", "-c", "echo no table; exit 4"]),
     )  # fmt: skip
     done = pool.run("start", "-o", "json")
     assert done.code == 1, str(done)

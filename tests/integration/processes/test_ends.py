@@ -14,6 +14,16 @@ from tests.http_get import get
 from tests.processes import is_alive
 from tests.real_pool import HELLO_APP, RealPool
 
+# Ends with the status that `/leave?STATUS` names.
+LEAVES = """
+import os
+from hello import app as hello
+async def app(scope, receive, send):
+    if scope["type"] == "http" and scope["path"] == "/leave":
+        os._exit(int(scope["query_string"]))
+    await hello(scope, receive, send)
+"""
+
 
 def write(pool: RealPool, port: int, app: str, **keys: Any) -> None:
     pool.write("hello.py", HELLO_APP)
@@ -122,16 +132,8 @@ def test_a_restart_whose_replacement_fails_keeps_the_old_and_later_ones_work(
 def test_a_worker_that_ends_well_by_itself_is_not_started_again(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
-    app = """
-    import os
-    from hello import app as hello
-    async def app(scope, receive, send):
-        if scope["type"] == "http" and scope["path"] == "/leave":
-            os._exit(int(scope["query_string"]))
-        await hello(scope, receive, send)
-    """
     port = free_port()
-    write(pool, port, app)
+    write(pool, port, LEAVES)
     pool.ok("start")
     leave(port, 0)
     until(lambda: pool.items()["web"]["state"] == "stopped")
@@ -151,17 +153,9 @@ def leave(port: int, status: int) -> None:
 def test_always_means_after_a_good_end_too_and_no_means_never(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
-    app = """
-    import os
-    from hello import app as hello
-    async def app(scope, receive, send):
-        if scope["type"] == "http" and scope["path"] == "/leave":
-            os._exit(int(scope["query_string"]))
-        await hello(scope, receive, send)
-    """
     ports = free_port(), free_port()
     pool.write("hello.py", HELLO_APP)
-    pool.write("broken.py", app)
+    pool.write("broken.py", LEAVES)
     pool.write(
         "pool.toml",
         server("always", bind=f"127.0.0.1:{ports[0]}", app="broken:app", restart="always")
