@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.config.tables import Tables
@@ -83,12 +84,14 @@ class Beside:
 
     async def dashboard(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """The verb `dashboard`: where the page is, and its token, for those who may use the control socket anyway."""
-        page = self._dashboard
-        if page is None or page.table is None:
+        page, table = self._dashboard, self._configuration.tables.dashboard
+        if table is None:
             problem = failure(PoolMonitorError, "this pool has no dashboard", _HINT)
             return result([], [problem], exit_code=NOT_AS_DESIRED)
-        found = await page.where()
+        # A supervisor that serves commands only leaves the page's process to itself.
+        found = await (page.where() if page is not None else asyncio.to_thread(self._told, table))
         if found is None:
-            problem = failure(PoolMonitorError, f"the dashboard: {page.problem}", "poolctl events")
+            why = page.problem if page is not None else ""
+            problem = failure(PoolMonitorError, f"the dashboard: {why}", "poolctl events")
             return result([], [problem], exit_code=NOT_AS_DESIRED)
         return result([], dashboard={"url": found.url, "token": found.settings["token"]})

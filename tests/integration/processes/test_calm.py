@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.http_get import get
+from tests.ports import claim_port
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow  # the keeper waits between its attempts
@@ -18,7 +19,11 @@ def test_after_five_deaths_nothing_happens_by_itself_and_every_command_works(
     pool: RealPool, until: Any
 ) -> None:
     ports = pool.write_hello("web", "other")
+    file = pool.directory / "pool.toml"
+    page = claim_port()
+    file.write_text(f'[dashboard]\nbind = "127.0.0.1:{page}"\n{file.read_text()}')
     pool.ok("start")
+    assert get(page).status == 200
 
     def successor(before: int) -> int:
         return int(info["supervisor_pid"]) if (info := summary()) and info["supervisor_pid"] != before else 0
@@ -36,6 +41,8 @@ def test_after_five_deaths_nothing_happens_by_itself_and_every_command_works(
     assert status.code == 0
     assert "serves commands only" in status.stderr
     assert pool.run("doctor", "-q").code == 1
+    assert f":{page}/#token=" in pool.ok("dashboard").stdout
+    assert get(page).status == 200
     assert "calm: the supervisor has died too often" in pool.ok("events", "--kind", "pool").stdout
     (pid,) = pool.items()["web"]["pids"]
     os.kill(pid, signal.SIGKILL)
