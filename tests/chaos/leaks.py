@@ -19,8 +19,9 @@ MIB = 1024 * 1024
 OWN = ("keeper", "supervisor", "logger", "zygote")
 # A supervisor loads what it needs for a reload when the first one is asked for. `endless` is stricter.
 MOST_GROWTH_BYTES = 12 * MIB
-# Where the logger notes what it moves: made for the first line.
-ONE_LATER = ("/memfd:poolctl-log (deleted)",)
+# Where the logger notes what it moves, and the two ends of what it copies that to: made for the first line.
+NOTE = "/memfd:poolctl-log (deleted)"
+LATER = {NOTE: 1, "pipe": 2}
 QUIET_SECONDS = 8.0
 
 
@@ -86,9 +87,10 @@ def differences(
     found = []
     for role, holds in now.items():
         earlier = before[role]
+        later = LATER if NOTE in holds.kinds and NOTE not in earlier.kinds else {}
         for kind in sorted(holds.kinds | earlier.kinds):
             has, had = holds.kinds.get(kind, 0), earlier.kinds.get(kind, 0)
-            if has > max(had, kind in ONE_LATER):
+            if has > had + later.get(kind, 0):
                 found.append(f"{role} holds {has} × {kind}, not {had}")
         if holds.threads > max(earlier.threads, MOST_THREADS):
             found.append(f"{role} has {holds.threads} threads, not {earlier.threads}")
