@@ -7,9 +7,10 @@ from it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -89,12 +90,18 @@ def _before(
     ctx.obj = {**(ctx.obj or {}), **given}
 
 
+@functools.cache
+def _application(perform: Perform) -> Any:
+    """The commands for whoever performs them. Made once: Typer takes 50 ms for it."""
+    return typer.main.get_command(build(perform))
+
+
 def perform_args(args: Sequence[str], perform: Perform = commands.perform) -> Outcome:
     """What a command line came to. Raises UsageError and what commands raise; prints nothing but help."""
     from poolctl.cli.usage import as_usage_error, split
 
     words, own_command = split(args, WITH_COMMAND)
-    application = typer.main.get_command(build(perform))
+    application = _application(perform)
     if not words:
         with contextlib.redirect_stdout(sys.stderr):
             application.main(["--help"], prog_name="poolctl", standalone_mode=False)

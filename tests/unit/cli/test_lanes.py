@@ -28,19 +28,22 @@ def shared(verb: str) -> dict[str, tuple[str, str]]:
     return table.SHARED if verb in table.WITH_TARGETS else {}
 
 
+_taken: list[Request] = []
+
+
+def _take(request: Request) -> Outcome:
+    _taken.append(request)
+    return Outcome()
+
+
 def slow(args: list[str]) -> Request | str:
     """The request that Typer makes of a command line, or its complaint."""
-    seen: list[Request] = []
-
-    def take(request: Request) -> Outcome:
-        seen.append(request)
-        return Outcome()
-
+    _taken.clear()
     try:
-        perform_args(args, take)
+        perform_args(args, _take)
     except UsageError as wrong:
         return wrong.message
-    return seen[0]
+    return _taken[0]
 
 
 @st.composite
