@@ -21,7 +21,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 MERGE_BOMB = "a: &a {x: 1}\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} {{<<: [{','.join(['*' + chr(97 + n)] * 9)}]}}\n" for n in range(12)
 )
-# Wide enough for a busy machine, far below what any of these files costs a naive parser.
+# Of CPU, which a busy machine does not change; far below what any of these files costs a naive parser.
 SOON_SECONDS = 5.0
 
 HOSTILE: dict[str, tuple[str, bytes, str]] = {
@@ -82,9 +82,9 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_file_is_one_clear_error_soon(tmp_path: Path, what: str) -> None:
     name, content, named = HOSTILE[what]
-    began = time.monotonic()
+    began = time.process_time()
     text = told(tmp_path, content, name)
-    took_seconds = time.monotonic() - began
+    took_seconds = time.process_time() - began
     assert named in text
     assert len(text) < 2000
     assert took_seconds < SOON_SECONDS
@@ -130,10 +130,10 @@ def test_a_file_that_is_not_ours_to_read_says_so(tmp_path: Path) -> None:
 
 def test_thousands_of_unknown_keys_do_not_take_minutes(tmp_path: Path) -> None:
     keys = "".join(f"unknown_key_{n} = 1\n" for n in range(20_000))
-    began = time.monotonic()
+    began = time.process_time()
     text = told(tmp_path, SERVER + keys)
     assert text.count("unknown key") == 20_000
-    assert time.monotonic() - began < 4 * SOON_SECONDS
+    assert time.process_time() - began < 4 * SOON_SECONDS
 
 
 def test_ten_thousand_addresses_of_one_port_are_compared_soon(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_ten_thousand_addresses_of_one_port_are_compared_soon(tmp_path: Path) ->
         f'[[server]]\nname = "s{n}"\nbind = "127.{n // 250}.{n % 250}.1:80"\napp = "a:b"\n'
         for n in range(10_000)
     )
-    began = time.monotonic()
+    began = time.process_time()
     assert told(tmp_path, servers) == ""
-    assert time.monotonic() - began < SOON_SECONDS
+    assert time.process_time() - began < SOON_SECONDS
     last = '[[server]]\nname = "all"\nbind = ":80"\napp = "a:b"\n'
     assert told(tmp_path, servers + last).count("overlaps") == 1
