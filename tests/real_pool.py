@@ -16,6 +16,10 @@ from tests.ports import claim_port
 
 COMMAND_TIMEOUT_SECONDS = 50.0
 
+# These only ask a supervisor, and tests ask often. They run without coverage, whose own start takes five times as long
+# as they do; tests/unit/cli measures the same code within its own process.
+ASKING = frozenset({"list", "status", "show", "wait", "events", "metrics", "stop"})
+
 
 class Done(NamedTuple):
     """What one command did."""
@@ -124,8 +128,11 @@ class RealPool:
         self, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.Popen[str]:
         """The running command with all three streams as pipes; ended with the fixture at the latest."""
+        variables = self.env | (env or {})
+        if ASKING.intersection(args):
+            variables.pop("COVERAGE_PROCESS_CONFIG", None)
         process = subprocess.Popen(
-            [*self.command(), *args], cwd=cwd or self.directory, env=self.env | (env or {}), text=True,
+            [*self.command(), *args], cwd=cwd or self.directory, env=variables, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self._children.append(process)
