@@ -46,7 +46,8 @@ unit: dev
 	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)
 
 # What depends on the interpreter, without coverage: for its other versions.
-quick: dev
+quick:
+	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) test
 	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(QUICK) $(ARGS)
 
 lint: dev
