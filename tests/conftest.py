@@ -51,4 +51,6 @@ def real_pool(tmp_path: Path) -> Iterator[RealPool]:
     finally:
         pool.end()
         shutil.rmtree(runtime, ignore_errors=True)
+        if pool.directory != tmp_path:
+            shutil.rmtree(pool.directory, ignore_errors=True)
     assert not left, f"processes of the pool were left: {left}"

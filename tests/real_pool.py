@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -76,6 +77,14 @@ class RealPool:
             "TERM": "dumb",
         }
         self._children: list[subprocess.Popen[str]] = []
+
+    def open_to_all(self) -> None:
+        """Moves to a directory that every user may enter, before anything is written.
+
+        pytest's own is closed to others, and closed again by each pytest that begins meanwhile.
+        """
+        self.directory = Path(tempfile.mkdtemp(prefix="pc-", dir="/tmp"))
+        self.directory.chmod(0o755)
 
     def write(self, name: str, text: str) -> Path:
         """The path of the file, written with common indentation removed and parent directories made."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,9 +120,7 @@ def test_an_app_that_does_not_start_ends_with_its_traceback(real_pool: RealPool)
 
 @root_only
 def test_it_runs_as_its_user(real_pool: RealPool, until: Any) -> None:
-    for directory in (real_pool.directory, *real_pool.directory.parents):
-        if directory.stat().st_uid == 0 and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o055)
+    real_pool.open_to_all()
     port = real_pool.write_hello("web", extra='user = "nobody"\ncwd = "/"\nenv = { PYTHONUTF8 = "1" }')["web"]
     real_pool.write(
         "hello.py",

@@ -262,9 +262,7 @@ def test_tls_with_client_certificates_and_a_key_with_a_password(
 def test_a_key_that_only_root_can_read_serves_a_worker_of_nobodys(
     hello: Any, pool: RealPool, free_port: Any
 ) -> None:
-    for directory in (pool.directory, *pool.directory.parents):
-        if directory.stat().st_uid == 0 and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o055)
+    pool.open_to_all()
     certificates(pool.directory)
     port = free_port()
     hello(

@@ -136,9 +136,7 @@ def test_variables_of_the_interpreter_are_honoured(report: Any, pool: RealPool) 
 
 @root_only
 def test_a_server_runs_as_its_user_with_nothing_of_roots(report: Any, pool: RealPool) -> None:
-    for directory in (pool.directory, *pool.directory.parents):
-        if directory.stat().st_uid == 0 and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o055)
+    pool.open_to_all()
     found = report(user="nobody")
     account = pwd.getpwnam("nobody")
     uids, gids, groups = found["ids"]
@@ -151,9 +149,7 @@ def test_a_server_runs_as_its_user_with_nothing_of_roots(report: Any, pool: Real
 
 @root_only
 def test_a_group_can_be_given_and_no_line_of_the_app_runs_as_root(report: Any, pool: RealPool) -> None:
-    for directory in (pool.directory, *pool.directory.parents):
-        if directory.stat().st_uid == 0 and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o055)
+    pool.open_to_all()
     pool.write("secret", "root only").chmod(0o600)
     pool.write(
         "curious.py",
@@ -259,9 +255,8 @@ def test_the_callers_environment_is_taken_by_a_restart_that_asks_for_it(report: 
 def test_an_application_that_is_preloaded_finds_the_same(
     report: Any, pool: RealPool, keys: dict[str, Any]
 ) -> None:
-    for directory in (pool.directory, *pool.directory.parents):
-        if keys and directory.stat().st_uid == 0 and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o055)
+    if keys:
+        pool.open_to_all()
     without = report(env={"FROM_THE_START": "yes"}, limits={"open_files": 500}, **keys)
     pool.ok("stop")
     assert report(env={"FROM_THE_START": "yes"}, limits={"open_files": 500}, preload=True, **keys) == without
