@@ -15,6 +15,7 @@ import uvicorn
 from poolctl.keeper import wire
 from poolctl.worker.adopt import Adoption
 from poolctl.worker.serve import PoolServer
+from tests.asgi_apps import lifespan
 
 
 class Engine(NamedTuple):
@@ -34,15 +35,6 @@ class Engine(NamedTuple):
 
 
 ENGINES = [Engine(loop, http) for loop in ("asyncio", "uvloop") for http in ("h11", "httptools")]
-
-
-async def lifespan(receive: Any, send: Any) -> None:
-    """The application's half of a lifespan that always agrees."""
-    while True:
-        kind = (await receive())["type"]
-        await send({"type": kind + ".complete"})
-        if kind == "lifespan.shutdown":
-            return
 
 
 class App:

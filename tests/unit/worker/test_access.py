@@ -12,7 +12,8 @@ from websockets.asyncio.client import connect
 
 from poolctl.worker import access
 from poolctl.worker.access import Access, unwatched, watch_requests
-from tests.serving import ENGINES, Client, Engine, lifespan, served, until
+from tests.asgi_apps import lifespan
+from tests.serving import ENGINES, Client, Engine, served, until
 
 MADE = re.compile(r"[0-9a-f]{32}")
 

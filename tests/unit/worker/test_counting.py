@@ -9,7 +9,8 @@ from websockets.asyncio.client import connect
 
 from poolctl.worker import tally
 from poolctl.worker.counting import Batch, count_statuses
-from tests.serving import ENGINES, Client, Engine, lifespan, served, until
+from tests.asgi_apps import lifespan
+from tests.serving import ENGINES, Client, Engine, served, until
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)

@@ -9,8 +9,9 @@ import pytest
 from websockets.asyncio.client import connect
 
 from poolctl.worker import connection
+from tests.asgi_apps import lifespan
 from tests.load.frames import CLOSE, TEXT, frame, new_key
-from tests.serving import ENGINES, Client, Engine, leaving, lifespan, served, turns, until
+from tests.serving import ENGINES, Client, Engine, leaving, served, turns, until
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
