@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +23,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("contract")
         if "browser" in item.path.parts:
             item.add_marker("slow")  # once, and without coverage
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: looking through it at every collection took a fifth of the unit tests' time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
