@@ -73,6 +73,8 @@ def program(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterat
         "stop_start": 2,
         "flood": 2,
         "full_disk": 2,
+        "vanish": 1,
+        "freeze": 1,
     }
     kinds |= {name: 4 for name in ("reload", "scale", "upgrade") if name in verbs}
     kinds |= {name: 1 for name in ("drain", "disable", "kill_both") if name in verbs}

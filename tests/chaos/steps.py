@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from tests.deadline import wait_until
+from tests.processes import is_alive
 from tests.real_pool import Done
 
 from .stage import Fault, Stage
@@ -122,6 +124,28 @@ class Steps:
             self.watch.check()
             self.stage.ok("start")
         self._same_workers(before)
+
+    def vanish(self) -> None:
+        """What the pool is found by is removed, as a cleaner of /tmp does it: it is there again, and nothing else."""
+        before = self.stage.settled()
+        for place in (*self.stage.runtime.glob("*/control.sock"), *self.stage.runtime.glob("*/info.json")):
+            with contextlib.suppress(FileNotFoundError):  # by way of the pool's name
+                place.unlink()
+        wait_until(lambda: [*self.stage.runtime.glob("*/info.json")])
+        self._same_workers(before)
+
+    def freeze(self) -> None:
+        """A zygote that is stopped is done without, and ends when it goes on."""
+        frozen = self.stage.roles()["zygote"]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            self.stage.ok("restart", "plain")
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+        self.stage.settled()
+        wait_until(lambda: not any(map(is_alive, frozen)))
 
     def flood(self, server: str, connections: int) -> None:
         """Connections that say nothing, or half of something; whoever asks properly is still answered."""
