@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import select
 import socket
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 PAUSE_SECONDS = 0.005
+AT_ONCE = 8
 FIRST_PORT, LAST_PORT = 21_000, 32_000
 
 
 def answers(port: int) -> bool:
     """Whether a request is answered with 200."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(REQUEST)
-            return connection.recv(64).startswith(b"HTTP/1.1 200")
-    except OSError:
-        return False
+    connection = _ask(port)
+    return connection is not None and _is_answered(connection)
 
 
 def wait_for_all(ports: Iterable[int], timeout_seconds: float = 120.0) -> None:
-    """Return when every port has answered once; they are asked one after the other. Raises TimeoutError.
+    """Return when every port has answered once; they are asked in their order. Raises TimeoutError.
 
-    One at a time: to ask a hundred that do not listen yet, again and again, took a core from those that were starting.
+    A few at a time: one after the other, the last figure was the client's own waiting for a hundred turns. And no more
+    than one that does not listen yet: to ask a hundred of those, again and again, took a core from those that started.
     """
     deadline = time.monotonic() + timeout_seconds
-    for port in ports:
-        while not answers(port):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"port {port} did not answer within {timeout_seconds:g} s")
+    waiting, asked = deque(ports), dict[socket.socket, int]()
+    while waiting or asked:
+        while waiting and len(asked) < AT_ONCE and (connection := _ask(waiting[0])) is not None:
+            asked[connection] = waiting.popleft()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{[*asked.values(), *waiting]} did not answer within {timeout_seconds:g} s")
+        if not asked:
             time.sleep(PAUSE_SECONDS)
+            continue
+        refused = waiting and len(asked) < AT_ONCE
+        for connection in select.select(asked, [], [], PAUSE_SECONDS if refused else 1.0)[0]:
+            port = asked.pop(connection)
+            if not _is_answered(connection):
+                time.sleep(PAUSE_SECONDS)
+                waiting.appendleft(port)
+
+
+def _ask(port: int) -> socket.socket | None:
+    try:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=5)
+        connection.sendall(REQUEST)
+    except OSError:
+        return None
+    return connection
+
+
+def _is_answered(connection: socket.socket) -> bool:
+    with connection, contextlib.suppress(OSError):
+        return connection.recv(64).startswith(b"HTTP/1.1 200")
+    return False
 
 
 def free_ports(count: int) -> list[int]:

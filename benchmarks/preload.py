@@ -19,16 +19,32 @@ SERVERS = 100
 CRASHES = 40
 _IMPORT_SECONDS = 30.0
 
-# Models and routes as a service of middling size has them.
-ROUTERS = 20
-APP = """
+# Two routes and their models each: a service of middling size, and a large one.
+MIDDLING, LARGE = 20, 90
+
+
+def application(routers: int) -> str:
+    """The source of a FastAPI application."""
+    numbers = range(routers)
+    return "".join((_HEAD, *(_router(n) for n in numbers), "\napp = FastAPI()\n",
+                    *(f"app.include_router(router{n})\n" for n in numbers), _TAIL))  # fmt: skip
+
+
+_HEAD = """
 from typing import Annotated
 from cryptography import x509  # as for tokens
 from fastapi import APIRouter, Depends, FastAPI, Query
 from pydantic import BaseModel, Field
 """
-APP += "".join(
-    f"""
+_TAIL = """
+@app.get("/")
+async def root() -> dict[str, str]:
+    return {"hello": "world"}
+"""
+
+
+def _router(n: int) -> str:
+    return f"""
 class In{n}(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=80)]
     count: int = Field(default=1, ge=0)
@@ -44,35 +60,32 @@ async def read{n}(id: int, q: Annotated[str | None, Query(max_length=50)] = None
 async def write{n}(item: In{n}) -> Out{n}:
     return Out{n}(id=1, **item.model_dump())
 """
-    for n in range(ROUTERS)
-)
-APP += "\napp = FastAPI()\n" + "".join(f"app.include_router(router{n})\n" for n in range(ROUTERS))
-APP += """
-@app.get("/")
-async def root() -> dict[str, str]:
-    return {"hello": "world"}
-"""
 
 
 def run(options: Namespace) -> Iterator[Row]:
     servers, crashes = (3, 2) if options.quick else (SERVERS, CRASHES)
-    imports, without, with_it, replaced, woken = [], [], [], [], []
+    replaced, woken = [], []
+    sizes = [("middling", MIDDLING, None), ("large", LARGE, 0.05)]
+    for size, routers, most in sizes[:1] if options.quick else sizes:
+        app = application(routers)
+        imports, without, with_it = [], [], []
+        for _ in range(options.repeat):
+            with Project(servers, app=app) as project:
+                imports.append(_import_milliseconds(project))
+                without.append(project.start_seconds()[1])
+            with Project(servers, app=app, defaults="preload = true") as project:
+                with_it.append(project.start_seconds()[1])
+                replaced += _crash_milliseconds(project, crashes)
+        yield Row(f"import of a {size} FastAPI application in a fresh interpreter", "ms", imports)
+        yield Row(
+            f"start {servers} × {size} FastAPI with preload, until all answered", "s", with_it,
+            "without preload", without, most_ratio=most,
+        )  # fmt: skip
     for _ in range(options.repeat):
-        with Project(servers, app=APP) as project:
-            imports.append(_import_milliseconds(project))
-            without.append(project.start_seconds()[1])
-        with Project(servers, app=APP, defaults="preload = true") as project:
-            with_it.append(project.start_seconds()[1])
-            replaced += _crash_milliseconds(project, crashes)
-        with Project(servers, app=APP, defaults="preload = true\nscale = { min = 0 }") as project:
+        with Project(servers, app=app, defaults="preload = true\nscale = { min = 0 }") as project:
             project.run("start")
             _wait_for_the_import(project)
             woken += [_answer_milliseconds(port) for port in project.ports]
-    yield Row("import of a FastAPI application in a fresh interpreter", "ms", imports)
-    yield Row(
-        f"start {servers} × FastAPI with preload, until all answered", "s", with_it,
-        "without preload", without, most_ratio=0.05,
-    )  # fmt: skip
     worst = [sorted(woken)[round(0.99 * (len(woken) - 1))]]
     yield Row("wake of a preloaded FastAPI server, first answer", "ms", woken)
     yield Row("wake of a preloaded FastAPI server, p99 of the first answers", "ms", worst, most=50)

@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from . import answers, processes
-from .preload import APP as HEAVY
+from .preload import MIDDLING, application
 from .project import APP, Project
 from .report import Row
 
@@ -23,7 +23,7 @@ def run(options: Namespace) -> Iterator[Row]:
     wakes, sleepers = (3, 5) if options.quick else (WAKES, SLEEPERS)
     for what, app, defaults, limit_ms in (
         ("a server", APP, "", 20),
-        ("a FastAPI server with preload", HEAVY, "preload = true\n", 50),
+        ("a FastAPI server with preload", application(MIDDLING), "preload = true\n", 50),
     ):
         middle, most = [], []
         for _ in range(options.repeat):
