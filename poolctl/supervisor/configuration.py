@@ -14,11 +14,11 @@ from poolctl.config.tables import Tables
 from poolctl.control.messages import Document
 from poolctl.errors import PoolError, ServerError
 
-from .engine import Engine
-from .memory import Kept, Left, Memory
+from .engine.engine import Engine
 from .naming import default_name
 from .newcomer import obstacles
 from .settle import Settled, Settler
+from .succession.memory import Kept, Left, Memory
 
 logger = logging.getLogger("poolctl.supervisor")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from poolctl.exit_codes import FAILED
 from poolctl.runners.protocol import Exit
 
-from .entry import Entry
+from .engine.entry import Entry
 
 _SIGNALLED = 128
 

@@ -22,25 +22,25 @@ from poolctl.runners.protocol import Placement
 from poolctl.units import format_duration
 
 from .about import about
-from .adopt import adopt
-from .attending import attend
-from .beside import Premises
 from .configuration import Configuration
 from .debounced import Debounced
-from .engine import Engine
-from .entry import Entry
-from .inherited import inherited
+from .engine.engine import Engine
+from .engine.entry import Entry
+from .engine.ordered import ordered
+from .health.attending import attend
 from .later import Later
-from .lost_output import LostOutput
 from .mandatory import Mandatory
-from .memory import Memory
-from .observers import Observers
-from .ordered import ordered
-from .orphans import take_in
+from .observers.beside import Premises
+from .observers.lost_output import LostOutput
+from .observers.observers import Observers
 from .presence import Presence
 from .reappear import Reappear
-from .stragglers import await_stragglers
-from .verbs import CHANGING, Verbs
+from .succession.adopt import adopt
+from .succession.inherited import inherited
+from .succession.memory import Memory
+from .succession.orphans import take_in
+from .succession.stragglers import await_stragglers
+from .verbs.verbs import CHANGING, Verbs
 
 if TYPE_CHECKING:
     from .systemd import Service
@@ -131,7 +131,7 @@ class ManagedPool:
         self._verbs = Verbs(self.engine, self._about, self._end_soon, self._configuration, self._make_way)
         await self._observers.answer(self._verbs, later)
         later.have(CHANGING, self._verbs.complete)
-        later.have(("rescue",))
+        later.have(("succession.rescue",))
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             from .systemd import Service

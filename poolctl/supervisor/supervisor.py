@@ -127,7 +127,7 @@ class Supervisor:
             self._pool.engine.events.record("pool", "keeper lost", message="another one is started")
             self._pool.remember()
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
-            from .rescue import rescue
+            from .succession.rescue import rescue
 
             rescue(self.directory, command, self._keeper.entries, terminate=self._told_to_end)
         else:

@@ -26,6 +26,13 @@ FLOORS = {
     "__main__": 6, "__init__": 6,
 }  # fmt: skip
 
+# The supervisor is the largest house, and has floors of its own; what is not named here stands above all of them.
+WITHIN_THE_SUPERVISOR = {
+    "engine": 1, "health": 2, "succession": 2, "configuration": 3, "verbs": 4, "observers": 5,
+    "debounced": 0, "later": 0, "naming": 0, "newcomer": 0, "settle": 0,
+}  # fmt: skip
+TOP = 6
+
 # The contract gives PoolConfig a method that makes a Pool: the one door upwards, opened inside that method.
 DOORS = {("config/pool_config.py", "pool")}
 
@@ -42,11 +49,8 @@ MOST_LINES = 300
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", "base"}
 
 
-def imported_units(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and first part below `poolctl` of every import in the file, wherever in it the import stands.
-
-    The package itself imports nothing and holds the version; every other name of it stands for a module above.
-    """
+def imported_names(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line and dotted name, in its parts, of every import in the file, wherever in it the import stands."""
     package = ["poolctl", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         names: list[str] = []
@@ -55,15 +59,24 @@ def imported_units(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
-            names = [f"{stem}.{alias.name}" for alias in node.names] if stem == "poolctl" else [stem]
+            whole = stem in ("poolctl", "poolctl.supervisor")
+            names = [f"{stem}.{alias.name}" for alias in node.names] if whole else [stem]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in {"import_module", "__import__"}:
                 names = [str(node.args[0].value)]
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "poolctl" and parts[1:] not in ([], ["__version__"]):
-                yield node.lineno, parts[1] if parts[1] in FLOORS else "__init__"
+            yield node.lineno, name.split(".")
+
+
+def imported_units(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and first part below `poolctl` of every import of its own modules.
+
+    The package itself imports nothing and holds the version; every other name of it stands for a module above.
+    """
+    for line, parts in imported_names(path):
+        if parts[0] == "poolctl" and parts[1:] not in ([], ["__version__"]):
+            yield line, parts[1] if parts[1] in FLOORS else "__init__"
 
 
 def unit_of(path: Path) -> str:
@@ -105,6 +118,22 @@ def test_imports_point_down_only(path: Path) -> None:
         f"{where}:{line} imports {target} (floor {FLOORS[target]}) from floor {FLOORS[unit]}"
         for line, target in imported_units(path)
         if FLOORS[target] > FLOORS[unit] and (where, target) not in DOORS
+    ]
+    assert not upwards
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if unit_of(path) == "supervisor"], ids=lambda path: path.stem
+)
+def test_imports_within_the_supervisor_point_down_too(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[1].removesuffix(".py")
+    upwards = [
+        f"{path.name}:{line} imports {parts[2]}"
+        for line, parts in imported_names(path)
+        if parts[:2] == ["poolctl", "supervisor"]
+        and len(parts) > 2
+        and parts[2] != own
+        and WITHIN_THE_SUPERVISOR.get(parts[2], TOP) >= WITHIN_THE_SUPERVISOR.get(own, TOP + 1)
     ]
     assert not upwards
 

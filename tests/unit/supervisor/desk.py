@@ -11,10 +11,10 @@ from poolctl.clock import ManualClock
 from poolctl.config.tables import Tables
 from poolctl.pool.select import Selector
 from poolctl.supervisor.configuration import Configuration
-from poolctl.supervisor.engine import Engine
-from poolctl.supervisor.memory import Memory
+from poolctl.supervisor.engine.engine import Engine
 from poolctl.supervisor.settle import Settled
-from poolctl.supervisor.verbs import Verbs
+from poolctl.supervisor.succession.memory import Memory
+from poolctl.supervisor.verbs.verbs import Verbs
 from tests.unit.supervisor.slow_runner import SlowRunner
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolctl import ServerConfig
-from poolctl.supervisor.entry import Worker
-from poolctl.supervisor.reconcile import Phase
+from poolctl.supervisor.engine.entry import Worker
+from poolctl.supervisor.engine.reconcile import Phase
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

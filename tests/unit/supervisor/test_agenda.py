@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolctl.config.model import ServerConfig
-from poolctl.supervisor.agenda import AT_ONCE, Agenda
-from poolctl.supervisor.entry import Entry
+from poolctl.supervisor.engine.agenda import AT_ONCE, Agenda
+from poolctl.supervisor.engine.entry import Entry
 
 
 def entries(count: int) -> list[Entry]:

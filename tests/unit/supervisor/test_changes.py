@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
-from poolctl.supervisor.changes import Change, Kind, Running, Written, differences, is_live, plan
+from poolctl.supervisor.verbs.changes import Change, Kind, Running, Written, differences, is_live, plan
 from tests.unit.supervisor.desk import web
 
 # By key, two values of it, and whether a change takes effect without a new process.

@@ -10,8 +10,8 @@ from typing import Any
 from poolctl.control.server import Request
 from poolctl.monitor.journal import Journal
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.chronicle import Chronicle
-from poolctl.supervisor.ordered import ordered
+from poolctl.supervisor.engine.ordered import ordered
+from poolctl.supervisor.observers.chronicle import Chronicle
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

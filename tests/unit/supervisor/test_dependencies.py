@@ -6,7 +6,7 @@ import asyncio
 
 from poolctl import ServerConfig
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.reconcile import Phase
+from poolctl.supervisor.engine.reconcile import Phase
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from poolctl.supervisor.entry import Worker
-from poolctl.supervisor.reconcile import Phase
+from poolctl.supervisor.engine.entry import Worker
+from poolctl.supervisor.engine.reconcile import Phase
 from tests.unit.pool.scripted_runner import FAILS
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

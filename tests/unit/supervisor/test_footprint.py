@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from poolctl.platform import memory_bytes
-from poolctl.supervisor.entry import Entry, Worker
-from poolctl.supervisor.footprint import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, Footprint
+from poolctl.supervisor.engine.entry import Entry, Worker
+from poolctl.supervisor.health.footprint import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, Footprint
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 MIB = 1024 * 1024

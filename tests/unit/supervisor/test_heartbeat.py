@@ -6,9 +6,9 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.runners.protocol import Exit, Placement
-from poolctl.supervisor.entry import Entry, Worker
-from poolctl.supervisor.heartbeat import Heartbeat
-from poolctl.supervisor.reconcile import Phase
+from poolctl.supervisor.engine.entry import Entry, Worker
+from poolctl.supervisor.engine.reconcile import Phase
+from poolctl.supervisor.health.heartbeat import Heartbeat
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 

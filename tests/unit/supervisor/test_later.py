@@ -6,8 +6,11 @@ import asyncio
 import subprocess
 import sys
 
-from poolctl.supervisor import attending, exposure, later, verbs
+from poolctl.supervisor import later
+from poolctl.supervisor.health import attending
 from poolctl.supervisor.later import Later
+from poolctl.supervisor.observers import exposure
+from poolctl.supervisor.verbs import verbs
 
 
 def test_steps_are_taken_in_order_with_other_work_between_them() -> None:
@@ -37,7 +40,7 @@ def test_steps_are_taken_in_order_with_other_work_between_them() -> None:
 
 
 def test_a_start_imports_none_of_it_and_afterwards_all_of_it_is_there() -> None:
-    names = [*attending._MODULES, *exposure._MODULES, *verbs.CHANGING, "rescue"]
+    names = [*attending._MODULES, *exposure._MODULES, *verbs.CHANGING, "succession.rescue"]
     whole = [name if name.startswith("poolctl.") else f"poolctl.supervisor.{name}" for name in names]
     look = f"""
 import sys
@@ -48,7 +51,10 @@ assert not early, early
 for name in names:
     __import__(name)
 there = set(sys.modules)
-from poolctl.supervisor import live, reload, rescue, upgrade, recovery, footprint, heartbeat, metrics, metrics_address
+from poolctl.supervisor.verbs import live, reload, upgrade
+from poolctl.supervisor.succession import rescue
+from poolctl.supervisor.health import recovery, footprint, heartbeat
+from poolctl.supervisor.observers import metrics, metrics_address
 late = set(sys.modules) - there
 assert not late, late
 """

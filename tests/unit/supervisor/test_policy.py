@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from poolctl.config.sections import Backoff, Restart
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.policy import Next, Verdict, judge
+from poolctl.supervisor.engine.policy import Next, Verdict, judge
 
 GOOD, BAD = Exit.from_status(0), Exit.from_status(1)
 KILLED, TERMINATED = Exit.from_signal(9), Exit.from_signal(15)

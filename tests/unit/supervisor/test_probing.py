@@ -10,7 +10,7 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.entry import Entry, Worker
+from poolctl.supervisor.engine.entry import Entry, Worker
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 QUICK = {"interval": 0.02, "timeout": 0.5, "jitter": 0, "fall_count_ko": 1}

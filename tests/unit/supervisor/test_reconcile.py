@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poolctl.states import State
-from poolctl.supervisor.reconcile import (
+from poolctl.supervisor.engine.reconcile import (
     Close,
     Drain,
     Listener,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from poolctl.states import State
-from poolctl.supervisor.reconcile import (
+from poolctl.supervisor.engine.reconcile import (
     LEAVING,
     Action,
     Arm,

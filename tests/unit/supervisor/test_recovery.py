@@ -8,8 +8,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.entry import Entry, Worker
-from poolctl.supervisor.recovery import HEARTBEAT, LIVENESS, MEMORY, Recovery
+from poolctl.supervisor.engine.entry import Entry, Worker
+from poolctl.supervisor.health.recovery import HEARTBEAT, LIVENESS, MEMORY, Recovery
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

@@ -1,0 +1,180 @@
+"""Finds workers whose event loop answers nobody although their port still accepts: one timer asks all of them in turn.
+
+A worker that is asked writes the time into the page of memory that it shares with us; no message comes back. One that
+has not answered is not asked again, so that nothing piles up before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any, Protocol
+
+from poolctl.runners.protocol import Placement
+from poolctl.units import format_duration
+
+from ..engine.engine import Engine
+from ..engine.entry import Entry, Worker
+from ..engine.reconcile import Phase
+from .recovery import HEARTBEAT
+
+# Those whose time comes within this are asked together: each waking costs more than a question.
+TOGETHER_SECONDS = 0.5
+# A timer that is later than this says that we ourselves, or the machine, stood still.
+_STOOD_STILL_SECONDS = 1.0
+_NS = 1_000_000_000
+
+
+class Beats(Protocol):
+    """How workers are asked."""
+
+    def beat(self, placement: Placement, asked_ns: int) -> bool:
+        """Ask a worker; False when it could not be asked now. Never blocks."""
+        ...
+
+    def beaten_ns(self, placement: Placement) -> int:
+        """When the worker last answered, by the system's monotonic clock; 0 for one that knows of no heartbeat."""
+        ...
+
+
+class Pulse:
+    """One worker that is asked."""
+
+    __slots__ = ("asked_at", "entry", "worker")
+
+    def __init__(self, entry: Entry, worker: Worker) -> None:
+        self.entry = entry
+        self.worker = worker
+        self.asked_at: float | None = None  # monotonic; None: nothing is unanswered
+
+
+class Heartbeat:
+    """`look` is told of each server that may have changed, `ail(entry, worker, kind, seen)` of each stuck worker.
+
+    `chance` gives random numbers from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        beats: Beats,
+        engine: Engine,
+        ail: Callable[[Entry, Worker, str, str], None],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._beats = beats
+        self._engine = engine
+        self._clock = engine.clock
+        self._ail = ail
+        self._chance = chance
+        self._pulses: dict[str, Pulse] = {}  # by worker id
+        self._due: list[tuple[float, int, Pulse]] = []
+        self._number = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._awake_since = 0.0
+
+    def look(self, entry: Entry) -> None:
+        """Ask from now on those workers of the server that are ready."""
+        interval = entry.config.recovery.heartbeat
+        if not interval or not entry.workers or entry.config.command:
+            return
+        for worker in entry.workers.values():
+            if worker.phase is Phase.READY and worker.placement is not None:
+                known = self._pulses.get(worker.id)
+                if known is None or known.worker is not worker:
+                    pulse = self._pulses[worker.id] = Pulse(entry, worker)
+                    # Spread: a thousand that have become ready together are not asked together for ever.
+                    self._later(pulse, self._clock.monotonic() + interval * self._chance())
+
+    def _later(self, pulse: Pulse, when: float) -> None:
+        self._number += 1
+        heappush(self._due, (when, self._number, pulse))
+        if self._timer is None or when < self._timer_at:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._due:
+            self._timer_at = self._due[0][0]
+            delay = max(0.0, self._timer_at - self._clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self.tick)
+
+    def tick(self) -> None:
+        """Ask all whose time has come."""
+        now = self._clock.monotonic()
+        if now - self._timer_at > _STOOD_STILL_SECONDS:
+            # Who was asked before has had no more time than we had.
+            self._awake_since = now
+        again = []
+        while self._due and self._due[0][0] <= now + TOGETHER_SECONDS:
+            pulse = heappop(self._due)[2]
+            when = self._ask(pulse, now)
+            if when is not None:
+                again.append((pulse, when))
+        # One timer for all of them, set when all are in.
+        for pulse, when in again:
+            self._number += 1
+            heappush(self._due, (when, self._number, pulse))
+        self._set_timer()
+
+    def _ask(self, pulse: Pulse, now: float) -> float | None:
+        """Ask one worker, or see what became of the last question; when to do so again, None: never."""
+        entry, worker = pulse.entry, pulse.worker
+        policy = entry.config.recovery
+        placement = worker.placement
+        there = entry.workers.get(worker.id) is worker and worker.phase is Phase.READY
+        if not there or not policy.heartbeat or placement is None:
+            if self._pulses.get(worker.id) is pulse:
+                del self._pulses[worker.id]
+            worker.stuck = worker.stuck and there and bool(policy.heartbeat)
+            return None
+        beaten_ns = self._beats.beaten_ns(placement)
+        if not beaten_ns:
+            # Of a version that knows of no heartbeat. Nothing is known of it, and nothing is held against it.
+            return now + policy.heartbeat
+        if pulse.asked_at is not None and beaten_ns >= int(pulse.asked_at * _NS):
+            pulse.asked_at = None
+            if worker.stuck:
+                self._is_back(entry, worker)
+        if pulse.asked_at is None and self._beats.beat(placement, int(now * _NS)):
+            pulse.asked_at = now
+        if pulse.asked_at is None:
+            return now + policy.heartbeat
+        due = max(pulse.asked_at, self._awake_since) + policy.stuck_after
+        if now >= due and not worker.stuck:
+            self._is_lost(entry, worker, policy.stuck_after)
+        return now + policy.heartbeat if worker.stuck else min(now + policy.heartbeat, due)
+
+    def _is_lost(self, entry: Entry, worker: Worker, seconds: float) -> None:
+        worker.stuck = True
+        seen = f"the event loop of worker {_called(worker)} has been stuck for {format_duration(seconds)}"
+        self._record(entry, worker, "heartbeat lost", seen, severity="error")
+        # Before anything is done about it: a worker that is being stopped says nothing about its server's health.
+        self._engine.probing.look(entry)
+        self._ail(entry, worker, HEARTBEAT, seen)
+
+    def _is_back(self, entry: Entry, worker: Worker) -> None:
+        worker.stuck = False
+        self._record(entry, worker, "heartbeat back", f"worker {_called(worker)} answers its heartbeat again")
+
+    def _record(self, entry: Entry, worker: Worker, event: str, message: str, **detail: Any) -> None:
+        self._engine.events.record(
+            "health",
+            event,
+            server=entry.name,
+            bind=entry.config.key,
+            message=message,
+            worker=worker.id,
+            pid=worker.placement.pid if worker.placement is not None else None,
+            **detail,
+        )
+        self._engine.touch(entry)
+
+
+def _called(worker: Worker) -> str:
+    pid = worker.placement.pid if worker.placement is not None else None
+    return worker.id if pid is None else f"{worker.id} (pid {pid})"

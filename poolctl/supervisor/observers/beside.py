@@ -1,0 +1,97 @@
+"""What the pool runs beside its servers when its files say so. Nothing of it is loaded before."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+from poolctl.config.tables import Tables
+from poolctl.control.messages import Document, failure, result
+from poolctl.control.server import Progress
+from poolctl.errors import PoolMonitorError
+from poolctl.exit_codes import NOT_AS_DESIRED
+from poolctl.monitor.events import Events
+from poolctl.pool.select import Selector
+from poolctl.runners.link import Link
+
+from ..configuration import Configuration
+from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from poolctl.config.table_models import Dashboard as Table
+
+    from .dashboard import Dashboard
+    from .dashboard_settings import Told
+
+_HINT = "add [dashboard] to the pool's file, then poolctl reload"
+
+
+class Premises(NamedTuple):
+    """What a pool has before it has servers: its files, the link to its keeper, where it lives, what it remembers."""
+
+    configuration: Configuration
+    keeper: Link
+    directory: str
+    state_directory: str
+
+
+class Beside:
+    """The dashboard, as the configuration in force wants it."""
+
+    def __init__(self, premises: Premises, events: Events) -> None:
+        self._premises = premises
+        self._configuration = premises.configuration
+        self._events = events
+        self._dashboard: Dashboard | None = None
+
+    def begin(self, statistics: Statistics) -> None:
+        """Have what is configured, now and after each reload."""
+        self._statistics = statistics
+        self._configuration.followers.append(self._follow)
+        if not self._configuration.problems:
+            self._follow(self._configuration.tables)
+
+    async def aclose(self) -> None:
+        """End all of it."""
+        if self._dashboard is not None:
+            await self._dashboard.aclose()
+
+    def _follow(self, tables: Tables) -> None:
+        # Whoever opens the page wants to see what has just been.
+        self._statistics.always = tables.dashboard is not None
+        if self._statistics.always:
+            self._statistics.watch()
+        if self._dashboard is None:
+            if tables.dashboard is None:
+                return
+            from .dashboard import Dashboard
+
+            self._dashboard = Dashboard(
+                self._premises.keeper, self._premises.directory, self._events, self._told
+            )
+        self._dashboard.want(tables.dashboard)
+
+    def _told(self, table: Table) -> Told:
+        from .dashboard_settings import settings_of
+
+        return settings_of(
+            table,
+            directory=self._premises.directory,
+            state_directory=self._premises.state_directory,
+            name=self._configuration.name,
+            env=self._configuration.environment,
+        )
+
+    async def dashboard(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The verb `dashboard`: where the page is, and its token, for those who may use the control socket anyway."""
+        page, table = self._dashboard, self._configuration.tables.dashboard
+        if table is None:
+            problem = failure(PoolMonitorError, "this pool has no dashboard", _HINT)
+            return result([], [problem], exit_code=NOT_AS_DESIRED)
+        # A supervisor that serves commands only leaves the page's process to itself.
+        found = await (page.where() if page is not None else asyncio.to_thread(self._told, table))
+        if found is None:
+            why = page.problem if page is not None else ""
+            problem = failure(PoolMonitorError, f"the dashboard: {why}", "poolctl events")
+            return result([], [problem], exit_code=NOT_AS_DESIRED)
+        return result([], dashboard={"url": found.url, "token": found.settings["token"]})

@@ -1,0 +1,188 @@
+"""Turns what the engine does into events: states of servers, ends of workers, how many there are to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from poolctl.control.messages import Document
+from poolctl.runners.protocol import Exit
+from poolctl.states import State
+
+from ..engine.engine import Engine
+from ..engine.entry import Entry, Worker
+from ..engine.ordered import Ordered
+from ..engine.reconcile import LEAVING, Phase
+from ..engine.sleep import asleep
+
+_WRONG = (State.BACKOFF.value, State.FAILED.value)
+_RESTING = (State.STOPPED.value, State.DISABLED.value, State.SLEEPING.value, *_WRONG)
+_NOBODY = Ordered("")
+
+
+class _Seen:
+    """How a server was when it was last looked at."""
+
+    __slots__ = ("last_end", "mark", "size", "state", "workers")
+
+    def __init__(self, entry: Entry, state: str) -> None:
+        self.mark: object = None
+        self.state = state
+        self.size = entry.config.workers
+        self.workers: dict[str, tuple[Worker, Phase]] = {}
+        self.last_end = ""
+
+
+class Chronicle:
+    """`look` is called for each entry that may have changed; where nothing has, that costs two microseconds.
+
+    `moved` is told at once of an entry that went from one state to another.
+    """
+
+    def __init__(
+        self, engine: Engine, moved: Callable[[Entry, str, str], None] = lambda entry, before, after: None
+    ) -> None:
+        self._engine = engine
+        self._moved = moved
+        self._seen: dict[str, _Seen] = {}
+
+    def begin(self, adopted: int, about: Document) -> None:
+        """Take what there is for known, and look from now on: a supervisor that adopts has not started anything."""
+        self._engine.events.record(
+            "pool",
+            "supervisor started",
+            message=f"took over {adopted} worker{'s' * (adopted != 1)}" if adopted else "",
+            pid=about["supervisor_pid"],
+            keeper_pid=about["keeper_pid"],
+            version=about["version"],
+            adopted=adopted,
+        )
+        for entry in self._engine.entries.values():
+            if entry.wanted or entry.workers or entry.count is not None:
+                seen = self._seen[entry.name] = _Seen(entry, _state_before(entry))
+                seen.mark, seen.size = _mark(entry), entry.size
+                seen.workers = {worker.id: (worker, worker.phase) for worker in entry.workers.values()}
+        self._engine.listeners.add(self.look)
+
+    def look(self, entry: Entry) -> None:
+        """Record what has changed since the last look."""
+        seen = self._seen.get(entry.name)
+        if seen is None:
+            seen = self._seen[entry.name] = _Seen(entry, "disabled" if entry.config.disabled else "stopped")
+        mark = _mark(entry)
+        if mark != seen.mark:
+            seen.mark = mark
+            self._compare(entry, seen)
+        if entry.removed and self._engine.entries.get(entry.name) is not entry:
+            del self._seen[entry.name]
+
+    def _compare(self, entry: Entry, seen: _Seen) -> None:
+        state = entry.state
+        if entry.ordered is not None:
+            seen.last_end = ""
+        if entry.size != seen.size:
+            self._record("scale", "workers", entry, before=seen.size, after=entry.size)
+            seen.size = entry.size
+        for id_, (worker, _) in list(seen.workers.items()):
+            if id_ not in entry.workers or entry.workers[id_] is not worker:
+                del seen.workers[id_]
+                self._ended(entry, seen, worker)
+        for worker in entry.workers.values():
+            before = seen.workers.get(worker.id, (worker, None))[1]
+            seen.workers[worker.id] = (worker, worker.phase)
+            if worker.phase is Phase.READY and before is not Phase.READY and state == seen.state:
+                # The first one is told with the state of its server.
+                self._worker("worker ready", entry, worker, cause=seen.last_end)
+        if state != seen.state:
+            self._changed(entry, seen, state)
+        if state in _RESTING or (state == State.RUNNING.value and _is_quiet(entry)):
+            # What happens from here on, nobody has ordered.
+            entry.ordered, seen.last_end = None, ""
+
+    def _changed(self, entry: Entry, seen: _Seen, state: str) -> None:
+        before, seen.state = seen.state, state
+        self._moved(entry, before, state)
+        slept = State.SLEEPING.value in (before, state)
+        kind = "wake" if slept else "lifecycle"
+        failure = entry.failure.message if entry.failure and state in _WRONG else ""
+        cause = failure or seen.last_end
+        if not cause and slept and entry.ordered is None:
+            cause = (
+                "no traffic" if state == State.SLEEPING.value else "a request" if entry.called else "needed"
+            )
+        pids = entry.pids if state == State.RUNNING.value else []
+        more = {"pids": pids} if pids else {}
+        self._record(kind, state, entry, f"{before} → {state}", cause, before=before, after=state, **more)
+
+    def _ended(self, entry: Entry, seen: _Seen, worker: Worker) -> None:
+        exit_ = worker.exit or Exit()
+        if worker.phase not in LEAVING:
+            failure = worker.failure.message if worker.failure else ""
+            seen.last_end = failure or exit_.message
+            entry.ordered = None
+        if worker.placement is None:
+            return
+        self._worker(
+            "worker ended",
+            entry,
+            worker,
+            cause=seen.last_end if entry.ordered is None else "",
+            message=exit_.message,
+            before=worker.phase.value,
+            after="ended",
+            status=exit_.status,
+            signal=exit_.signal,
+        )
+
+    def _worker(
+        self, event: str, entry: Entry, worker: Worker, *, message: str = "", cause: str = "", **more: object
+    ) -> None:
+        pid = worker.placement.pid if worker.placement else None
+        self._record(
+            "lifecycle",
+            event,
+            entry,
+            message,
+            cause,
+            worker=worker.id,
+            pid=pid,
+            generation=worker.generation,
+            **more,
+        )
+
+    def _record(
+        self, kind: str, event: str, entry: Entry, message: str = "", cause: str = "", **more: object
+    ) -> None:
+        who = _NOBODY if cause else entry.ordered or _NOBODY
+        self._engine.events.record(
+            kind,
+            event,
+            server=entry.name,
+            message=message,
+            cause=cause or who.cause,
+            by=who.by,
+            bind=entry.config.key,
+            **more,
+        )
+
+
+def _state_before(entry: Entry) -> str:
+    """What a server did until its supervisor was another: one that sleeps is watched again in a moment only."""
+    view = entry.view(may_start=True, may_stop=True)
+    sleeps = entry.state == State.STARTING.value and not entry.workers and asleep(view)
+    return State.SLEEPING.value if sleeps else entry.state
+
+
+def _mark(entry: Entry) -> object:
+    """What the state, the workers and their number depend on."""
+    return (
+        entry.wanted, entry.failed, entry.done, entry.held, entry.is_disabled, entry.out, entry.removed,
+        entry.called, entry.needed, entry.armed is None, entry.size,
+        *[(id(worker), worker.phase) for worker in entry.workers.values()],
+    )  # fmt: skip
+
+
+def _is_quiet(entry: Entry) -> bool:
+    return all(
+        worker.phase is Phase.READY and worker.generation == entry.generation
+        for worker in entry.workers.values()
+    )

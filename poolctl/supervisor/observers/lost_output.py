@@ -1,0 +1,48 @@
+"""What servers print and no file takes, because a disk is full, say: an event, and a warning of a command under way."""
+
+from __future__ import annotations
+
+from ..engine.engine import Engine
+from ..engine.entry import Entry
+
+# A disk may stay full for days; once a minute is often enough to hear of it.
+_AGAIN_SECONDS = 60.0
+
+
+class LostOutput:
+    """Adds up what is reported. The server itself goes on: serving is worth more than its log."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._warnings: dict[str, tuple[str, int]] = {}
+        self._untold: dict[str, int] = {}
+        self._next: dict[str, float] = {}
+
+    def report(self, name: str, count: int, reason: str) -> None:
+        """So many bytes that the server printed were not stored."""
+        entry = self._engine.entries.get(name)
+        if entry is None:
+            return
+        because = f": {reason}" if reason else ""
+        self._warn(entry, count, because)
+        self._untold[name] = self._untold.get(name, 0) + count
+        now = self._engine.clock.monotonic()
+        if now >= self._next.get(name, 0.0):
+            self._next[name] = now + _AGAIN_SECONDS
+            lost = self._untold.pop(name)
+            message = f"{lost} bytes of output could not be written{because}"
+            bind = entry.config.key
+            self._engine.events.record(
+                "pool", "output lost", server=name, message=message, cause=reason, bind=bind, severity="error"
+            )
+
+    def _warn(self, entry: Entry, count: int, because: str) -> None:
+        """One warning for a server, which the next command takes away, however much is lost till then."""
+        before, lost = self._warnings.get(entry.name, ("", 0))
+        if before in entry.warnings:
+            entry.warnings.remove(before)
+        else:
+            lost = 0
+        text = f"{entry.name}: {lost + count} bytes of output could not be written{because}"
+        entry.warnings.append(text)
+        self._warnings[entry.name] = text, lost + count

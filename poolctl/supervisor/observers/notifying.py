@@ -1,0 +1,111 @@
+"""Notifications of a managed pool: nothing of them is loaded while nobody is to be told."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from poolctl.config.tables import Tables
+from poolctl.control.messages import Document, failure, result
+from poolctl.control.server import Progress
+from poolctl.errors import PoolMonitorError
+from poolctl.exit_codes import FAILED, NOTHING_MATCHED
+from poolctl.pool.select import Selector, SelectorError
+from poolctl.states import State, Status
+
+from ..configuration import Configuration
+from ..engine.engine import Engine
+from ..engine.entry import Entry
+
+if TYPE_CHECKING:
+    from poolctl.monitor.notify.notifier import Notifier
+
+
+class Notifying:
+    """`path` is the file in which a successor finds what is not told yet."""
+
+    def __init__(self, engine: Engine, configuration: Configuration, path: str) -> None:
+        self._engine = engine
+        self._configuration = configuration
+        self._path = path
+        self._notifier: Notifier | None = None
+        self._unwell: set[str] = set()  # servers whose health the supervisor before has told of
+        configuration.followers.append(self.apply)
+        self.apply(configuration.tables)
+
+    def apply(self, tables: Tables) -> None:
+        """Tell whoever is configured from now on."""
+        if self._notifier is None:
+            if not tables.notify:
+                return
+            self._notifier = self._made()
+            self._notifier.apply(tables.notify)
+            self._catch_up()
+        else:
+            self._notifier.apply(tables.notify)
+
+    def _made(self) -> Notifier:
+        from poolctl.monitor.notify.notifier import Around, Notifier
+
+        configuration, entries = self._configuration, self._engine.entries
+        around = Around(
+            lambda: configuration.name,
+            lambda: configuration.environment,
+            os.path.dirname(configuration.files[0]),
+            lambda name: entries[name].config.tags if name in entries else (),
+        )
+        return Notifier(self._engine.events, self._engine.clock, around, self._path)
+
+    def _catch_up(self) -> None:
+        """What was told as a problem may have ended while there was no supervisor."""
+        assert self._notifier is not None
+        for kind, name in self._notifier.troubled:
+            entry = self._engine.entries.get(name)
+            if kind == "health" and entry is not None:
+                # That has to be asked for first.
+                self._unwell.add(name)
+                self._engine.listeners.add(self._look)
+            state = entry.state if entry is not None else State.STOPPED.value
+            if state not in (State.FAILED.value, State.BACKOFF.value):
+                self._missed("lifecycle", name, state)
+
+    def _look(self, entry: Entry) -> None:
+        if entry.name in self._unwell and entry.health is Status.OK:
+            self._unwell.remove(entry.name)
+            self._missed("health", entry.name, Status.OK.value)
+        if not self._unwell:
+            self._engine.listeners.discard(self._look)
+
+    def _missed(self, kind: str, name: str, after: str) -> None:
+        assert self._notifier is not None
+        self._notifier.missed({"kind": kind, "event": after, "server": name, "after": after, "seq": 0})
+
+    async def notify(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Send a test message to each receiver, or to those in `receivers`; the answer says what came of it."""
+        names = options.get("receivers") or []
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise SelectorError("notify: whom?", hint="receivers is a list of names")
+        known = self._notifier.labels if self._notifier is not None else []
+        unknown = [each for each in names if each not in known]
+        if unknown or self._notifier is None or not known:
+            what = f"nobody is called {unknown[0]!r}" if unknown else "nobody is told of anything"
+            hint = f"there are: {', '.join(known)}" if known else "add a [[notify]] to the file"
+            return result([], [failure(PoolMonitorError, what, hint)], exit_code=NOTHING_MATCHED)
+        found = await self._notifier.test(names)
+        errors = [
+            failure(PoolMonitorError, f"{label}: {problem}") for label, problem in found.items() if problem
+        ]
+        receivers = [
+            {"name": label, "ok": not problem, "message": problem} for label, problem in found.items()
+        ]
+        return result([], errors, exit_code=FAILED if errors else 0, receivers=receivers)
+
+    def remember(self) -> None:
+        """Leave to a successor what is not told yet."""
+        if self._notifier is not None:
+            self._notifier.remember()
+
+    async def close(self) -> None:
+        """Get out what is not told yet, for two seconds at most."""
+        if self._notifier is not None:
+            await self._notifier.close()

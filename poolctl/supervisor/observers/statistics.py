@@ -1,0 +1,266 @@
+"""The figures of each server: what its workers have counted, what they use, and how that was a moment ago."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from poolctl.control.messages import Document, result
+from poolctl.control.server import Progress
+from poolctl.monitor.histogram import quantile
+from poolctl.platform import cpu_seconds, memory_bytes
+from poolctl.pool.select import Selector
+from poolctl.runners.local import LocalRunner
+from poolctl.runners.protocol import Placement
+from poolctl.worker import tally
+from poolctl.worker.tally import Counts
+
+from ..engine.engine import Engine
+from ..engine.entry import Entry, Worker
+from ..succession.memory import Memory
+from ..verbs.reports import Reports
+from ..verbs.selection import Selection
+from .totals import Totals
+
+INTERVAL_SECONDS = 2.0
+KEPT = 60
+SETTLED_SECONDS = 0.015
+WATCHED_SECONDS = 60.0
+_WINDOW = 5  # intervals over which a rate and a latency of now are taken
+_MEMORY_SECONDS = 8.0  # the kernel walks a process's memory for it
+_SAMPLE_SECONDS = 0.02  # of each sample that may go into that; the others have their turn at the next one
+BOUNDS_SECONDS = tuple(bound / 1e9 for bound in tally.BOUNDS_NS)
+
+Figure = float | None
+
+
+class Usage:
+    """What one process uses."""
+
+    __slots__ = ("_memory_at", "_seen_at", "_spent", "cpu_percent", "memory_bytes")
+
+    def __init__(self) -> None:
+        self.cpu_percent = 0.0
+        self.memory_bytes = 0
+        self._memory_at = float("-inf")
+        self._seen_at = float("-inf")
+        self._spent = 0.0
+
+    def look(self, pid: int, now: float, *, memory: bool = True) -> None:
+        """Look again, unless that was a moment ago; `memory` costs more."""
+        if now - self._seen_at >= INTERVAL_SECONDS / 2:
+            spent = cpu_seconds(pid) or 0.0
+            self.cpu_percent = max(0.0, 100 * (spent - self._spent) / (now - self._seen_at))
+            self._seen_at, self._spent = now, spent
+        if memory and now - self._memory_at >= _MEMORY_SECONDS:
+            self.memory_bytes, self._memory_at = memory_bytes(pid) or 0, now
+
+
+class Snapshot:
+    """A server's counts over all its workers, and those of each worker that is there."""
+
+    def __init__(
+        self, entry: Entry, total: Counts, workers: list[tuple[Worker, Counts | None, Usage]]
+    ) -> None:
+        self.entry = entry
+        self.total = total
+        self.workers = workers
+        self.memory_bytes = sum(usage.memory_bytes for _, _, usage in workers)
+        self.cpu_percent = sum(usage.cpu_percent for _, _, usage in workers)
+        self.loop_lag_seconds = max(
+            (lag for _, counts, _ in workers if (lag := loop_lag_seconds(counts)) is not None), default=None
+        )
+
+
+class History:
+    """How it was at each interval, and the counts at the last few of them."""
+
+    def __init__(self) -> None:
+        self.counts: deque[tuple[float, Counts]] = deque(maxlen=_WINDOW + 1)
+        self.requests_per_second: deque[float] = deque(maxlen=KEPT)
+        self.latency_p99_seconds: deque[Figure] = deque(maxlen=KEPT)
+        self.memory_bytes: deque[int] = deque(maxlen=KEPT)
+
+    def take(self, now: float, seen: Snapshot) -> None:
+        """Note how it is now."""
+        if self.counts:
+            at, before = self.counts[-1]
+            self.requests_per_second.append(_rate(before, seen.total, now - at))
+            self.latency_p99_seconds.append(latency_seconds(seen.total, before, 0.99))
+            self.memory_bytes.append(seen.memory_bytes)
+        self.counts.append((now, seen.total))
+
+    def to_dict(self) -> Document:
+        """Oldest first."""
+        return {
+            "interval_seconds": INTERVAL_SECONDS,
+            "requests_per_second": [round(each, 3) for each in self.requests_per_second],
+            "latency_p99_seconds": list(self.latency_p99_seconds),
+            "memory_bytes": list(self.memory_bytes),
+        }
+
+
+class Statistics:
+    """Read when somebody asks; sampled while somebody has asked in the last minute, or `always`.
+
+    `counts` gives what a worker has counted.
+    """
+
+    def __init__(self, engine: Engine, totals: Totals, counts: Callable[[Placement], Counts | None]) -> None:
+        self.always = False
+        self._engine = engine
+        self.totals = totals
+        self._counts = counts
+        self._selection = Selection(engine)
+        self._reports = Reports(engine)
+        self._usage: dict[int, Usage] = {}
+        self._histories: dict[str, History] = {}
+        self._asked_at = float("-inf")
+        self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def begin(cls, engine: Engine, runner: LocalRunner, memory: Memory) -> Statistics:
+        """Go on from what the supervisor before had counted; before any worker is taken over."""
+        totals = Totals(engine, runner.tallies, memory)
+        await totals.resume()
+        return cls(engine, totals, runner.counts)
+
+    async def stats(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The verb: the selected servers with their figures."""
+        entries = self._selection.of(selector)
+        self.watch()
+        snapshots = await self.look(entries)
+        items = self._reports.items(entries)
+        for document, seen in zip(items, snapshots, strict=True):
+            document["stats"] = self.figures(seen)
+        return result(items)
+
+    def watch(self) -> None:
+        """Sample from now on, for a minute."""
+        self._asked_at = self._engine.clock.monotonic()
+        if self._timer is None:
+            self._sample()
+
+    def of(self, entry: Entry, *, memory: bool = True) -> Snapshot:
+        """How the server is now; without `memory` that of a moment ago may do."""
+        now = self._engine.clock.monotonic()
+        total = self.totals.of_the_ended(entry)
+        workers = []
+        for worker in entry.workers.values():
+            placement = worker.placement
+            if placement is None:
+                continue
+            counts = self._counts(placement)
+            if counts is not None:
+                tally.add(total, counts)
+            usage = Usage()
+            if placement.pid is not None:
+                usage = self._usage.setdefault(placement.pid, usage)
+                usage.look(placement.pid, now, memory=memory)
+            workers.append((worker, counts, usage))
+        return Snapshot(entry, total, workers)
+
+    def figures(self, seen: Snapshot) -> Document:
+        """The document of a server's figures."""
+        entry = seen.entry
+        history = self._histories.setdefault(entry.name, History())
+        # Asked for the first time there is no moment before, and its latencies are those of all time.
+        watched = len(history.counts) > 1
+        at, before = history.counts[0] if watched else (0.0, [0] * tally.COUNTED)
+        seconds = self._engine.clock.monotonic() - at
+        total = seen.total
+        return {
+            "requests_total": total[tally.STARTED],
+            "requests_per_second": round(_rate(before, total, seconds), 3) if watched else 0.0,
+            "responses_total": {f"{digit}xx": total[tally.STATUS + digit] for digit in range(1, 6)},
+            "errors_total": errors(total),
+            "disconnects_total": total[tally.DISCONNECTED],
+            "in_flight": tally.in_flight(total),
+            "connections": total[tally.OPEN_CONNECTIONS],
+            "connections_total": total[tally.CONNECTIONS],
+            "websockets": total[tally.OPEN_WEBSOCKETS],
+            "latency_p50_seconds": latency_seconds(total, before, 0.5),
+            "latency_p99_seconds": latency_seconds(total, before, 0.99),
+            "memory_bytes": seen.memory_bytes,
+            "cpu_percent": round(seen.cpu_percent, 2),
+            "loop_lag_seconds": seen.loop_lag_seconds,
+            "wakes_total": self.totals.wakes(entry),
+            "restarts_total": entry.restarts,
+            "counted": not entry.config.command,
+            "history": history.to_dict(),
+            "workers": [_worker(worker, counts, usage) for worker, counts, usage in seen.workers],
+        }
+
+    async def look(self, entries: Iterable[Entry]) -> list[Snapshot]:
+        """How the servers are now. Other work has its turns meanwhile: of many processes that takes its time."""
+        # What came before this moment is to be among it, and workers write a moment later.
+        await asyncio.sleep(SETTLED_SECONDS)
+        found = []
+        for entry in entries:
+            found.append(self.of(entry))
+            await asyncio.sleep(0)
+        return found
+
+    def _sample(self) -> None:
+        now = self._engine.clock.monotonic()
+        if not self.always and now - self._asked_at > WATCHED_SECONDS:
+            self._timer = None
+            self._usage.clear()
+            self._histories.clear()
+            return
+        # Now, and not after the work: the intervals stay what they are said to be.
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL_SECONDS, self._sample)
+        pids = set()
+        clock = self._engine.clock
+        for entry in self._engine.entries.values():
+            seen = self.of(entry, memory=clock.monotonic() - now < _SAMPLE_SECONDS)
+            self._histories.setdefault(entry.name, History()).take(now, seen)
+            pids |= {worker.placement.pid for worker, _, _ in seen.workers if worker.placement is not None}
+        for gone in self._usage.keys() - pids:
+            del self._usage[gone]
+        for name in self._histories.keys() - self._engine.entries.keys():
+            del self._histories[name]
+
+
+def errors(counts: Counts) -> int:
+    """Answers of 5xx, and those that the application has broken off."""
+    return counts[tally.STATUS + 5] + counts[tally.BROKEN]
+
+
+def latency_seconds(counts: Counts, before: Counts, q: float) -> Figure:
+    """The latency that this share of the responses since `before` did not exceed; None without any."""
+    buckets = [counts[slot] - before[slot] for slot in range(tally.BUCKETS, tally.COUNTED)]
+    found = quantile(BOUNDS_SECONDS, buckets, q)
+    return None if found is None else round(found, 6)
+
+
+def loop_lag_seconds(counts: Counts | None) -> Figure:
+    """How late the worker's loop was at its last beat; None without one."""
+    if counts is None or not counts[tally.BEAT_AT_NS]:
+        return None
+    return round(counts[tally.BEAT_LAG_NS] / 1e9, 6)
+
+
+def _rate(before: Counts, after: Counts, seconds: float) -> float:
+    return (after[tally.STARTED] - before[tally.STARTED]) / seconds if seconds > 0 else 0.0
+
+
+def _worker(worker: Worker, counts: Counts | None, usage: Usage) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "id": worker.id,
+        "pid": worker.placement.pid if worker.placement is not None else None,
+        "phase": worker.phase.value,
+        "memory_bytes": usage.memory_bytes,
+        "cpu_percent": round(usage.cpu_percent, 2),
+        "loop_lag_seconds": loop_lag_seconds(counts),
+    }
+    if counts is not None:
+        document |= {
+            "requests_total": counts[tally.STARTED],
+            "errors_total": errors(counts),
+            "in_flight": tally.in_flight(counts),
+            "connections": counts[tally.OPEN_CONNECTIONS],
+        }
+    return document

@@ -1,0 +1,100 @@
+"""What is counted of each server over all its workers, those that have ended among them: no number ever falls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from poolctl.control.messages import Document
+from poolctl.monitor.availability import KO, OK, WARN, Availability
+from poolctl.runners.tallies import Tallies
+from poolctl.worker.tally import COUNTED, Counts, add
+
+from ..engine.engine import Engine
+from ..engine.entry import Entry
+from ..succession.memory import Memory
+
+
+class Totals:
+    """By the names of the servers; left to a successor whenever something was added."""
+
+    def __init__(self, engine: Engine, tallies: Tallies, memory: Memory) -> None:
+        self._engine = engine
+        self._tallies = tallies
+        self._memory = memory
+        self._counts: dict[str, Counts] = {}
+        self._wakes: dict[str, int] = {}
+        self._added: set[str] = set()
+        self._availability: dict[str, Availability] = {}
+        self._changed = False
+        tallies.add_up = self._add_up
+        engine.events.subscribe(self._heard)
+
+    async def resume(self) -> None:
+        """Go on from what the supervisor before had counted; before any worker is taken over."""
+        kept = await self._memory.totals()
+        self._counts = {
+            name: (counts + [0] * COUNTED)[:COUNTED] for name, counts in kept.get("counts", {}).items()
+        }
+        self._wakes = kept.get("wakes", {})
+        self._availability = {
+            name: Availability.restored(each) for name, each in kept.get("availability", {}).items()
+        }
+        self._added = set(kept.get("added", ()))
+
+    def of_the_ended(self, entry: Entry) -> Counts:
+        """What the server's workers had counted that have ended."""
+        return list(self._counts.get(entry.name) or [0] * COUNTED)
+
+    def wakes(self, entry: Entry) -> int:
+        """How many times a request has woken the server."""
+        return self._wakes.get(entry.name, 0)
+
+    def availability(self, entry: Entry) -> Availability:
+        """How long the server has been up and down, until now."""
+        found = self._availability.setdefault(entry.name, Availability())
+        # What changed while there was no supervisor has been seen by nobody.
+        found.note(self._engine.clock.monotonic(), state=entry.state, health=entry.health.value)
+        return found
+
+    def moved(self, entry: Entry, before: str, after: str) -> None:
+        """The server went from one state to another."""
+        found = self._availability.setdefault(entry.name, Availability())
+        found.note(self._engine.clock.monotonic(), state=after, health=entry.health.value)
+        if before == "sleeping" and entry.called and entry.wanted:
+            self._wakes[entry.name] = self.wakes(entry) + 1
+        self._changed = True
+
+    def leave_behind(self) -> None:
+        """Leave it to a successor, if it has changed."""
+        if not self._changed:
+            return
+        self._changed = False
+        self._forget_the_removed()
+        document: dict[str, Any] = {
+            "counts": self._counts,
+            "wakes": self._wakes,
+            "availability": {name: each.to_dict() for name, each in self._availability.items()},
+            # Their pages are there until this is: whoever dies in between adds nothing twice.
+            "added": self._tallies.unsettled,
+        }
+        self._memory.keep_totals(document)
+        self._tallies.settled()
+        self._added.clear()
+
+    def _heard(self, event: Document) -> None:
+        known = self._availability.get(event["server"]) if event["kind"] == "health" else None
+        if known is not None and event["after"] in (OK, WARN, KO):
+            known.note(self._engine.clock.monotonic(), health=event["after"])
+            self._changed = True
+
+    def _add_up(self, name: str, server: str, counts: Counts) -> None:
+        if name in self._added:
+            return
+        self._added.add(name)
+        self._changed = True
+        add(self._counts.setdefault(server, [0] * COUNTED), counts)
+
+    def _forget_the_removed(self) -> None:
+        for known in (self._counts, self._wakes, self._availability):
+            for name in known.keys() - self._engine.entries.keys():
+                del known[name]

@@ -1,0 +1,87 @@
+"""After the death of a supervisor: what it knew, from the keeper's store and the workers themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from poolctl.config.model import ServerConfig
+from poolctl.runners.local import LocalRunner
+from poolctl.states import Status
+
+from ..engine.engine import Engine
+from ..engine.entry import Worker
+from ..engine.reconcile import Phase
+from .memory import Memory
+
+logger = logging.getLogger("poolctl.supervisor")
+
+_REPORT_SECONDS = 0.2
+
+
+async def adopt(
+    engine: Engine,
+    runner: LocalRunner,
+    memory: Memory,
+    placed: Mapping[str, ServerConfig],
+    orphaned: Mapping[str, bool] = MappingProxyType({}),
+) -> int:
+    """Give the engine what was wanted and what is there; how many workers were taken over.
+
+    Of the `orphaned` servers perhaps nothing is known but that they run: that is what is wanted of them then. Those of
+    which it is true have another configuration by now, and are replaced.
+    """
+    recalled = await memory.recall(engine.entries)
+    unknown = set(orphaned) - recalled
+    for name in unknown:
+        engine.entries[name].wanted = True
+    found = await runner.adopt({name: entry.config for name, entry in engine.entries.items()}, placed)
+    waiting = [
+        worker.answered if worker.control is None else worker.reported
+        for worker in found
+        if not (worker.exited.done() or (worker.control is None and worker.answered.done()))
+    ]
+    if waiting:
+        # How they are they say themselves: ready though nobody has noted it, or about to leave as they were told.
+        await asyncio.wait(waiting, timeout=_REPORT_SECONDS)
+    # Before anybody looks for an address that one of them may keep.
+    ours = {entry.config.key for entry in engine.entries.values()} | {each.server.key for each in found}
+    for key in runner.sockets.keys() - ours:
+        await runner.close(key)
+    for each in found:
+        placement = each.placement
+        phase = Phase.READY if each.ready_at is not None else Phase.STARTING
+        if each.resting == "new" and each.server.health.gated:
+            phase = Phase.STARTING
+        if each.leaving:
+            phase = Phase.DRAINING
+        entry = engine.entries[placement.server]
+        worker = Worker(
+            placement.id, placement.generation, placement.index, each.server, phase, placement, each.ready_at
+        )
+        worker.idle = each.idle
+        worker.resting = bool(each.resting)
+        if each.resting == "told":
+            # Because it was ko; whoever told it is gone.
+            worker.health = Status.KO
+        if entry.name in unknown and phase is not Phase.DRAINING:
+            entry.generation = max(entry.generation, worker.generation)
+        engine.inheritance.adopt(entry, worker)
+    _listeners(engine, runner)
+    for name, outdated in orphaned.items():
+        if outdated and engine.entries[name].wanted:
+            logger.info("%s has another configuration by now: it is replaced", name)
+            engine.restart(engine.entries[name])
+    return len(found)
+
+
+def _listeners(engine: Engine, runner: LocalRunner) -> None:
+    for entry in engine.entries.values():
+        for config in (entry.config, *(worker.config for worker in entry.workers.values())):
+            # What has no listener of ours is as good as open once it has a worker.
+            without = (config.job or config.binds_itself) and entry.workers
+            if without or runner.endpoints(config.key):
+                engine.inheritance.adopt_listener(entry, config)
+        engine.inheritance.resume(entry)

@@ -1,0 +1,135 @@
+"""What operators do: each command that changes something is recorded, with who gave it, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import pwd
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from poolctl.control.messages import Document
+from poolctl.control.server import Request
+from poolctl.exit_codes import USAGE
+from poolctl.pool.select import Selector, SelectorError
+
+from ..engine.engine import Engine
+from ..engine.ordered import ordered
+from .selection import NothingMatched
+
+AUDITED = frozenset(
+    {
+        "start", "stop", "restart", "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove",
+        "upgrade",
+    }
+)  # fmt: skip
+# Told as they are; the others may hold what is nobody's business, such as an environment.
+_TOLD = ("timeout", "wait", "deps", "kill", "workers")
+
+Work = Callable[[], Awaitable[Document]]
+
+
+class Audit:
+    """Records among the events of an engine who asked for what."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def watched(self, request: Request, selector: Selector, options: Document, work: Work) -> Document:
+        """The result of the command, which is recorded as it begins and as it ends, however it ends."""
+        if request.verb not in AUDITED or options.get("dry_run"):
+            return await work()
+        by = peer(request)
+        message = " ".join([request.verb, *_words(selector), *_details(request.verb, options)])
+        self._record(request.verb, message, by, selection=_given(selector), options=_told(options))
+        begun, outcome = time.monotonic(), _Outcome()
+        try:
+            with ordered(message, by):
+                document = await work()
+            outcome.of(document)
+            return document
+        except NothingMatched as nothing:
+            outcome.of(nothing.document)
+            raise
+        except SelectorError as wrong:
+            outcome.code, outcome.problem = USAGE, wrong.message
+            raise
+        except asyncio.CancelledError:
+            outcome.code, outcome.problem = None, "whoever asked has gone away"
+            raise
+        finally:
+            word = "done" if outcome.code == 0 else "abandoned" if outcome.code is None else "failed"
+            self._record(
+                f"{request.verb} {word}",
+                message,
+                by,
+                cause=outcome.problem,
+                exit_code=outcome.code,
+                servers=outcome.servers,
+                duration_seconds=round(time.monotonic() - begun, 3),
+            )
+
+    def _record(self, event: str, message: str, by: Document, **more: Any) -> None:
+        self._engine.events.record("audit", event, message=message, by=by, **more)
+
+
+class _Outcome:
+    """What is told of a command's end; `code` None is one that nobody waited for."""
+
+    def __init__(self) -> None:
+        self.code: int | None = 1
+        self.problem = "the supervisor failed at it"
+        self.servers: list[str] = []
+
+    def of(self, document: Document) -> None:
+        self.code = document.get("exit_code", 0)
+        errors = document.get("errors") or [{}]
+        self.problem = str(errors[0].get("message", "")).partition("\n")[0]
+        self.servers = [item["name"] for item in document.get("items", ())]
+
+
+def peer(request: Request) -> Document:
+    """Who is at the other end: uid and pid as the kernel says, the user's name, the command's."""
+    found: Document = {"uid": request.uid, "pid": request.pid, "user": _user(request.uid)}
+    try:
+        with open(f"/proc/{request.pid}/comm", encoding="utf-8", errors="replace") as file:
+            found["command"] = file.read().rstrip("\n")
+    except OSError:
+        pass
+    return found | _in_the_name_of(request.body.get("by"))
+
+
+def _in_the_name_of(by: Any) -> Document:
+    """What a client says of the person behind it, such as the dashboard of a browser; who it is itself is above."""
+    if not isinstance(by, dict):
+        return {}
+    return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _words(selector: Selector) -> list[str]:
+    given = _given(selector)
+    targets = given.pop("targets", [])
+    words = [f"--{key} {each}" for key, values in given.items() if key != "not" for each in values]
+    return [*targets, *words, *(["--not"] if "not" in given else [])]
+
+
+def _given(selector: Selector) -> Document:
+    return {key: value for key, value in selector.to_dict().items() if value and key != "allow_empty"}
+
+
+def _details(verb: str, options: Document) -> list[str]:
+    if verb == "scale":
+        return [str(options.get("workers"))]
+    server = options.get("server")
+    return [str(server.get("name", ""))] if verb == "add" and isinstance(server, dict) else []
+
+
+def _told(options: Document) -> Document:
+    return {key: options[key] for key in _TOLD if options.get(key) is not None}

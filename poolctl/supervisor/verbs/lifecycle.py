@@ -1,0 +1,97 @@
+"""The verbs that start and end processes: start, stop, restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from poolctl.control.messages import Document, result
+from poolctl.control.server import Progress
+from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError
+from poolctl.pool.select import Selector
+from poolctl.states import Status
+
+from ..engine.engine import Engine
+from ..engine.entry import Entry
+from .order import Order
+from .reports import disabled, drained, unwell
+from .selection import Selection
+
+
+class Lifecycle:
+    """`shut_down` ends the supervisor; `environments` takes what a server's next workers are to see."""
+
+    def __init__(
+        self, engine: Engine, shut_down: Callable[[], int], environments: dict[str, Mapping[str, str]]
+    ) -> None:
+        self._engine = engine
+        self._shut_down = shut_down
+        self._environments = environments
+        self._selection = Selection(engine)
+
+    async def start(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Start the selected servers and what they depend on; return when each is ready or has failed."""
+        chosen = self._selection.of(selector)
+        runnable = [entry for entry in chosen if not entry.is_disabled]
+        deps = options.get("deps", True)
+        graph = self._engine.graph
+        needed = graph.closure(runnable, graph.dependencies) if deps else runnable
+        all_of_them = [entry for entry in needed if not entry.is_disabled]
+        order = Order(self._engine, PoolStartError, all_of_them, lambda entry: entry.settled)
+        for entry in all_of_them:
+            if not (entry.wanted and entry.ready):
+                self._engine.start(entry, ignore_dependencies=not deps)
+        if selector.targets:
+            order.problems += [disabled(entry) for entry in chosen if entry.is_disabled]
+            order.problems += [drained(entry) for entry in chosen if entry.out]
+        complaint = self._engine.probing.complaint
+        order.problems += [unwell(entry, complaint(entry)) for entry in chosen if _is_unwell(entry)]
+        return await order.conclude(chosen, options, progress)
+
+    async def restart(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Replace the selected servers, each when its replacement has answered; start those that do not run."""
+        chosen = self._selection.of(selector)
+        runnable = [entry for entry in chosen if not entry.is_disabled]
+        order = Order(self._engine, PoolRestartError, runnable, lambda entry: entry.settled)
+        environment = options.get("env")
+        if environment:
+            self._engine.roster.configured += 1  # a successor has to know of it
+        for entry in runnable:
+            if environment:
+                self._environments[entry.name] = environment
+            self._engine.restart(entry)
+        order.problems += [disabled(entry) for entry in chosen if entry.is_disabled and selector.targets]
+        return await order.conclude(chosen, options, progress)
+
+    async def stop(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Stop the selected servers, what depends on them first; without a selection end the supervisor too.
+
+        With the option `idle` only if nobody wants any of them.
+        """
+        chosen = self._selection.of(selector)
+        if options.get("idle") and any(entry.wanted or entry.workers for entry in chosen):
+            return result(self._selection.items(selector))
+        all_of_them = self.with_dependents(chosen, progress) if options.get("deps", True) else chosen
+        order = Order(self._engine, PoolStopError, all_of_them, lambda entry: entry.at_rest)
+        for entry in all_of_them:
+            self._engine.stop(entry, kill=bool(options.get("kill")))
+        document = await order.conclude(chosen, options, progress)
+        if selector.selects_all and document["exit_code"] == 0 and options.get("wait", True):
+            document["ended"] = True
+            document["keeper_pid"] = self._shut_down()
+        return document
+
+    def with_dependents(self, chosen: list[Entry], progress: Progress) -> list[Entry]:
+        """The entries and all that depend on them; says which those are."""
+        graph = self._engine.graph
+        all_of_them = graph.closure(chosen, graph.dependents)
+        names = {entry.name for entry in chosen}
+        for entry in all_of_them:
+            if entry.name not in names and entry.wanted:
+                on = ", ".join(each.name for each in graph.dependencies(entry) if each in all_of_them)
+                progress({"warning": f"stopping {entry.name} as well, which depends on {on}"})
+        return all_of_them
+
+
+def _is_unwell(entry: Entry) -> bool:
+    """It runs, so that there is nothing to start, and is not ready all the same."""
+    return entry.wanted and entry.complete and entry.health is Status.KO

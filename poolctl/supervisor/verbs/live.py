@@ -1,0 +1,193 @@
+"""The verbs that change what is in force until a reload: scale, drain, undrain, enable, disable, add, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from poolctl.config.model import ServerConfig
+from poolctl.config.problems import Finding
+from poolctl.config.section import problem_of
+from poolctl.control.messages import Document, result
+from poolctl.control.server import Progress
+from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError
+from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
+from poolctl.pool.select import Selector, SelectorError
+
+from ..configuration import Configuration
+from ..engine.engine import Engine
+from ..engine.entry import Entry
+from ..newcomer import obstacles
+from .order import Order
+from .reports import Reports, late
+from .selection import Selection
+
+_ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
+_RUNS = frozenset({"running", "draining"})
+_STAYS = _RUNS | {"starting", "backoff"}
+_LATER, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
+
+
+class Live:
+    """Overrides; `with_dependents` adds those that have to stop before, and says so."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        configuration: Configuration,
+        with_dependents: Callable[[list[Entry], Progress], list[Entry]],
+    ) -> None:
+        self._engine = engine
+        self._configuration = configuration
+        self._with_dependents = with_dependents
+        self._selection = Selection(engine)
+        self._reports = Reports(engine)
+
+    async def scale(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Give each selected server so many workers; return when they are there, those that are too many leaving."""
+        workers = options.get("workers")
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+            raise SelectorError(
+                f"workers is {workers!r}, not a number of them",
+                hint="a whole number from 1; poolctl stop ends all of them",
+            )
+        chosen = self._selection.of(selector)
+        refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}
+        able = [entry for entry in chosen if entry.name not in refused]
+        running = [entry for entry in able if entry.wanted and not (entry.failed or entry.done)]
+        order = Order(self._engine, PoolStartError, running, lambda entry: entry.settled)
+        order.problems += refused.values()
+        for entry in able:
+            count = None if workers == entry.config.workers else workers
+            self._engine.override(entry, count=count, disabled=entry.disabled, out=entry.out)
+        code = await order.settle(options, progress)
+        order.problems += [
+            late(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
+            for entry in able
+            if entry.size != workers
+        ]
+        return order.result(chosen, code or (FAILED if order.problems else 0))
+
+    async def drain(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Take the selected servers out of rotation; they answer those who ask them directly."""
+        chosen = self._selection.of(selector)
+        warnings = [
+            f"{entry.name}: is {entry.state}, {_LATER if entry.state in _STAYS else _NEVER}"
+            for entry in chosen
+            if entry.state not in _RUNS
+        ]
+        for entry in chosen:
+            if entry.state in _STAYS:
+                self._engine.override(entry, count=entry.count, disabled=entry.disabled, out=True)
+        return result(self._reports.items(chosen), warnings=warnings)
+
+    async def undrain(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Take drained servers back into rotation."""
+        chosen = self._selection.of(selector)
+        for entry in chosen:
+            self._engine.override(entry, count=entry.count, disabled=entry.disabled, out=False)
+        return result(self._reports.items(chosen))
+
+    async def enable(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Let the selected servers be started, and start those that were disabled; return when each is ready."""
+        chosen = self._selection.of(selector)
+        enabled = [entry for entry in chosen if entry.is_disabled]
+        order = Order(self._engine, PoolStartError, enabled, lambda entry: entry.settled)
+        for entry in enabled:
+            entry.dismissed = False
+            self._override_disabled(entry, False)
+        return await order.conclude(chosen, options, progress)
+
+    async def disable(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Stop the selected servers, what depends on them first, and let nothing start them; return when they have."""
+        chosen = self._selection.of(selector)
+        also = [entry for entry in self._with_dependents(chosen, progress) if entry not in chosen]
+        order = Order(self._engine, PoolStopError, [*also, *chosen], lambda entry: entry.at_rest)
+        for entry in also:
+            self._engine.stop(entry)
+        for entry in chosen:
+            self._override_disabled(entry, True)
+        return await order.conclude(chosen, options, progress)
+
+    async def add(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """A server that is in no file, started; return when it is ready. 8 when its name or address is taken."""
+        table, base_dir = options.get("server"), options.get("base_dir")
+        if not isinstance(table, dict) or not isinstance(base_dir, str):
+            raise SelectorError("add: which server?", hint=_ADD_SHAPE)
+        try:
+            taken = {entry.config.address.port or 0 for entry in self._engine.entries.values()}
+            config = await self._configuration.single(table, base_dir, taken)
+        except PoolError as error:
+            return result([], error.to_list(), exit_code=INVALID_CONFIGURATION)
+        except ServerError as problem:
+            return result([], [problem.to_dict()], exit_code=CONFLICT)
+        if code_and_problems := self._not_beside(config):
+            code, problems = code_and_problems
+            raised = PoolValidateError("the server cannot be added", problems)
+            return result([], raised.to_list(), exit_code=code)
+        entry = self._engine.add(config)
+        entry.added, entry.source = True, (table, base_dir)
+        self._engine.override(entry)
+        self._engine.start(entry)
+        order = Order(
+            self._engine, PoolStartError, [entry] if entry.wanted else [], lambda entry: entry.settled
+        )
+        return await order.conclude([entry], options, progress)
+
+    async def remove(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Stop the selected servers, what depends on them first, and forget them; the result lists what is gone."""
+        chosen = self._selection.of(selector)
+        deps = options.get("deps", True)
+        also = self._with_dependents(chosen, progress) if deps else chosen
+        order = Order(self._engine, PoolStopError, also, lambda entry: entry.at_rest)
+        for entry in also:
+            if entry not in chosen:
+                self._engine.stop(entry)
+        for entry in chosen:
+            if not entry.added:
+                self._configuration.missing.add(entry.name)
+            self._engine.remove(entry)
+        self._engine.roster.configured += 1  # a successor has to know of those that are missing
+        return await order.conclude(chosen, options, progress)
+
+    def _override_disabled(self, entry: Entry, disabled: bool) -> None:
+        override = None if disabled is entry.config.disabled else disabled
+        self._engine.override(entry, count=entry.count, disabled=override, out=False)
+
+    def _not_beside(self, config: ServerConfig) -> tuple[int, list[ServerError]] | None:
+        """Why the server cannot be beside those there are, with the exit code; None when it can."""
+        there = [entry.config for entry in self._engine.entries.values() if not entry.removed]
+        leaving = [entry.name for entry in self._engine.entries.values() if entry.removed]
+        if config.name in leaving:
+            finding = Finding(("name",), "a server of that name is still being removed", "try again")
+            return CONFLICT, _problems(config, [finding])
+        if found := obstacles(config, there):
+            code, findings = found
+            return code, _problems(config, findings)
+        return None
+
+
+def _problems(config: ServerConfig, findings: Iterable[Finding]) -> list[ServerError]:
+    return [problem_of(finding, name=config.name, bind=config.bind) for finding in findings]
+
+
+def _cannot_have(config: ServerConfig, workers: int) -> ServerError | None:
+    """Why the server cannot have so many workers."""
+    message, hint = "", ""
+    if config.job and workers > 1:
+        message, hint = f"is a job, which runs once, and this is {workers} workers", "leave it out"
+    elif config.binds_itself and workers > 1:
+        message = f"{workers} processes cannot all bind {config.key}"
+        hint = "let the program take the socket ({fd}, or LISTEN_FDS)"
+    elif not config.overlap and workers > 1:
+        message = f"must not run twice at once (overlap = false), and this is {workers} workers"
+        hint = "take out `overlap = false` if it may"
+    else:
+        return None
+    return ServerError(
+        message,
+        name=config.name,
+        bind=config.key,
+        hint=hint,
+        code=PoolStartError.code,
+        error=PoolStartError.error,
+    )

@@ -1,0 +1,125 @@
+"""A lifecycle command under way: what each of its servers has to reach, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from poolctl.control.messages import Document, result
+from poolctl.control.server import Progress
+from poolctl.errors import PoolError, PoolStopError, ServerError
+from poolctl.exit_codes import FAILED, TIMED_OUT
+
+from ..engine.engine import Engine
+from ..engine.entry import Entry
+from .reports import Reports, as_kind, late, reporter
+from .waiting import until
+
+
+class Order:
+    """Made before the engine is told what is wanted, so that failures since then are the command's own.
+
+    `problems` takes what is wrong from the beginning.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        kind: type[PoolError],
+        entries: Iterable[Entry],
+        reached: Callable[[Entry], bool],
+    ) -> None:
+        self.problems: list[ServerError] = []
+        self._engine = engine
+        self._kind = kind
+        self._entries = list(entries)
+        self._reached = reached
+        self._failures = {entry.name: entry.failures for entry in self._entries}
+        # Who waits for whom in vain; noted in this order: first who failed, then who waits for those.
+        self._stuck: dict[str, Entry] = {}
+        for entry in self._entries:
+            entry.warnings.clear()
+
+    async def conclude(self, chosen: list[Entry], options: Document, progress: Progress) -> Document:
+        """Wait until each has reached its end or failed since; the result with every failure."""
+        return self.result(chosen, await self.settle(options, progress))
+
+    def result(self, chosen: list[Entry], code: int) -> Document:
+        """What came of it, with every failure; `code` is that of `settle`."""
+        items = Reports(self._engine).items(chosen)
+        return result(items, self.errors, exit_code=code, warnings=self.warnings)
+
+    async def settle(self, options: Document, progress: Progress) -> int:
+        """Wait until each has reached its end or failed since; the exit code."""
+        if not options.get("wait", True):
+            return 0
+        reports = Reports(self._engine)
+        timeout = options.get("timeout")
+        missing = await until(
+            self._engine, self._entries, self._settled, timeout, reporter(progress, options)
+        )
+        found = [self._problem(reports, entry, missing) for entry in self._entries]
+        self.problems += [problem for problem in found if problem is not None]
+        return TIMED_OUT if missing else FAILED if self.problems else 0
+
+    @property
+    def errors(self) -> list[Document]:
+        """What has failed, with the code of the command."""
+        return [as_kind(self._kind, problem) for problem in self.problems]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What happened to the servers on the way."""
+        return [warning for entry in self._entries for warning in entry.warnings]
+
+    def _settled(self, entry: Entry) -> bool:
+        over = entry.failed or entry.done
+        return over or self._failed(entry) or self._reached(entry) or self._overtaken(entry)
+
+    def _failed(self, entry: Entry) -> bool:
+        if entry.failures > self._failures[entry.name]:
+            return True
+        blocker = self._blocker(entry)
+        if blocker is not None:
+            self._stuck[entry.name] = blocker
+        return blocker is not None
+
+    def _overtaken(self, entry: Entry) -> bool:
+        """Another command wants the opposite meanwhile."""
+        return entry.wanted is (self._kind is PoolStopError)
+
+    def _blocker(self, entry: Entry) -> Entry | None:
+        """A dependency that has failed since, or is stuck itself, and without which the entry cannot start."""
+        begun = any(worker.generation == entry.generation for worker in entry.workers.values())
+        if entry.ignore_dependencies or begun or not entry.wanted:
+            return None
+        for dependency in self._engine.graph.dependencies(entry):
+            since = self._failures.get(dependency.name, dependency.failures)
+            resting = not dependency.wanted or dependency.failed or dependency.done
+            idle = resting or dependency.failures > since or dependency.name in self._stuck
+            if idle and not dependency.ready:
+                return dependency
+        return None
+
+    def _problem(self, reports: Reports, entry: Entry, missing: list[Entry]) -> ServerError | None:
+        """Why the entry has not reached what it should; None when it has."""
+        if entry.failures > self._failures[entry.name] and entry.failure is not None:
+            return reports.with_last_lines(entry, entry.failure)
+        if self._reached(entry):
+            return None
+        if self._overtaken(entry):
+            order = "started" if self._kind is PoolStopError else "stopped"
+            reason = self._engine.reason or f"was {order} by another command meanwhile"
+            return late(entry, self._kind, reason)
+        if entry.name in self._stuck:
+            blocker = self._stuck[entry.name]
+            return late(entry, self._kind, f"waits for {blocker.name}, which {_why(blocker)}")
+        if entry.failed:
+            return late(entry, self._kind, "has failed before")
+        return late(entry, self._kind, f"is still {entry.state}") if entry in missing else None
+
+
+def _why(blocker: Entry) -> str:
+    """What it is that keeps others waiting in vain."""
+    if blocker.is_disabled:
+        return "is disabled"
+    return "has ended" if blocker.done else "did not become ready"

@@ -1,0 +1,102 @@
+"""The verbs that look: list, show, status, wait; and reopen, after which others may look at the logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from poolctl.control.messages import Document, result
+from poolctl.control.server import Progress
+from poolctl.errors import PoolMonitorError, ServerError
+from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
+from poolctl.pool.select import Selector, SelectorError
+from poolctl.states import State, Status
+
+from ..engine.engine import Engine
+from ..engine.entry import Entry
+from .reports import Reports, details, reporter, unwell
+from .reports import late as late_as
+from .selection import Selection
+from .waiting import until
+
+_GOALS = ("ready", "healthy", *(state.value for state in State))
+
+
+class Reading:
+    """Changes nothing. `about` is what is said of the pool as a whole."""
+
+    def __init__(self, engine: Engine, about: Callable[[], Document]) -> None:
+        self._engine = engine
+        self._about = about
+        self._selection = Selection(engine)
+        self._reports = Reports(engine)
+
+    async def listing(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The selected servers as they are."""
+        return result(self._selection.items(selector))
+
+    async def show(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The selected servers with their configuration, its origins, and what happened last."""
+        entries = self._selection.of(selector)
+        items = self._reports.items(entries)
+        for document, entry in zip(items, entries, strict=True):
+            document.update(details(entry, self._engine))
+        return result(items)
+
+    async def status(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Every selected server, and a summary; exit code 3 unless all that should run is ready."""
+        entries = self._selection.of(selector)
+        should_run = [
+            entry for entry in entries if not (entry.is_disabled or entry.dismissed or entry.removed)
+        ]
+        counts: dict[str, int] = {}
+        healths: dict[str, int] = {}
+        for entry in entries:
+            counts[entry.state] = counts.get(entry.state, 0) + 1
+            healths[entry.health.value] = healths.get(entry.health.value, 0) + 1
+        missing = [entry for entry in should_run if not (entry.ready or entry.asleep)]
+        summary = {
+            **self._about(),
+            "servers": len(entries),
+            "should_run": len(should_run),
+            "ready": sum(entry.ready for entry in should_run),
+            "states": counts,
+            "health": healths,
+        }
+        errors = [problem.to_dict() for entry in missing if (problem := self._problem(entry)) is not None]
+        return result(
+            self._reports.items(entries), errors, exit_code=NOT_AS_DESIRED if missing else 0, summary=summary
+        )
+
+    async def wait(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Return when each selected server is what `for` says; exit code 124 when the time is over before."""
+        entries = self._selection.of(selector)
+        goal = str(options.get("for") or "ready")
+        if goal not in _GOALS:
+            raise SelectorError(f"nothing can be {goal!r}", hint=f"one of: {', '.join(_GOALS)}")
+        tests: dict[str, Callable[[Entry], bool]] = {
+            "ready": lambda entry: entry.ready,
+            "healthy": lambda entry: entry.ready and entry.health is Status.OK,
+            "stopped": lambda entry: entry.at_rest and not entry.failed,
+        }
+        test = tests.get(goal, lambda entry: entry.state == goal)
+        if goal in ("ready", "healthy", "running"):
+            entries = [entry for entry in entries if not entry.is_disabled]
+        late = await until(self._engine, entries, test, options.get("timeout"), reporter(progress, options))
+        errors = [late_as(entry, PoolMonitorError, self._why_not(entry, goal)).to_dict() for entry in late]
+        return result(self._selection.items(selector), errors, exit_code=TIMED_OUT if late else 0)
+
+    def _problem(self, entry: Entry) -> ServerError | None:
+        complaint = self._engine.probing.complaint(entry)
+        if complaint and entry.state == State.RUNNING:
+            return unwell(entry, complaint)
+        return entry.failure
+
+    def _why_not(self, entry: Entry, goal: str) -> str:
+        complaint = self._engine.probing.complaint(entry) if entry.state == State.RUNNING else ""
+        return f"is {entry.state}, not {goal}{f': {complaint}' if complaint else ''}"
+
+    async def reopen(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The selected servers, when every log file is opened anew."""
+        items = self._selection.items(selector)
+        await self._engine.runner.reopen_logs()
+        return result(items)

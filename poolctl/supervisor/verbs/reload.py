@@ -1,0 +1,204 @@
+"""The verb reload: what is written takes the place of what is in force, and only what differs is touched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from poolctl.config.model import ServerConfig
+from poolctl.config.tables import NAMES as TABLES
+from poolctl.control.messages import Document, failure, result
+from poolctl.control.server import Progress
+from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
+from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
+from poolctl.pool.select import Selector
+
+from ..configuration import Configuration
+from ..engine.contents import digests
+from ..engine.engine import Engine
+from ..engine.entry import Entry
+from ..engine.ordered import CURRENT, Ordered
+from ..settle import Settled
+from .changes import Change, Kind, Running, Written, plan
+from .order import Order
+from .reports import Reports, as_kind
+
+# The pool itself, which no server can be named.
+POOL = "[pool]"
+
+
+class Reload:
+    """One at a time: a second one reads the files when the first has applied them."""
+
+    def __init__(self, engine: Engine, configuration: Configuration) -> None:
+        self._engine = engine
+        self._configuration = configuration
+        self._reports = Reports(engine)
+        self._turn = asyncio.Lock()
+
+    async def reload(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """Apply the difference between the files and what is in force, or say it; nothing if they have problems."""
+        async with self._turn:
+            environment = options.get("env")
+            settled = await self._configuration.read(environment, keep=self._engine.entries)
+            if settled.problems:
+                return self._refused(settled.problems)
+            if not settled.servers and self._engine.entries:
+                hint = "poolctl stop ends the pool"
+                return self._refused([failure(PoolValidateError, "there is no server in the files", hint)])
+            written = Written(settled.servers, await asyncio.to_thread(_files, settled.servers))
+            changes = plan(map(running, self._engine.entries.values()), written, self._configuration.missing)
+            problems = await asyncio.to_thread(settled.outside, {change.name for change in changes})
+            if problems:
+                return self._refused(problems)
+            lines = [each.to_dict() for each in [*self._of_the_pool(settled), *changes]]
+            if options.get("dry_run"):
+                return result(self._items(), exit_code=NOT_AS_DESIRED if lines else 0, changes=lines)
+            applied = _Application(self._engine, changes, settled.servers)
+            applied.begin()
+            self._record(lines)
+            self._configuration.accept(settled, environment)
+            if environment:
+                for name in applied.replaced:
+                    self._configuration.environments[name] = environment
+            renewal = await applied.renew()
+        code, errors, warnings = await applied.conclude(options, progress)
+        errors += renewal
+        return result(
+            self._items(),
+            errors,
+            exit_code=code or (FAILED if errors else 0),
+            warnings=warnings,
+            changes=lines,
+        )
+
+    def _record(self, lines: Iterable[Document]) -> None:
+        who = CURRENT.get() or Ordered("reload")
+        for line in lines:
+            server = "" if line["name"].startswith("[") else line["name"]
+            where = {"bind": line["bind"]} if line["bind"] else {}
+            keys, message = line["keys"], line["message"]
+            self._engine.events.record(
+                "config",
+                line["change"],
+                server=server,
+                message=message,
+                cause=who.cause,
+                by=who.by,
+                keys=keys,
+                **where,
+            )
+
+    def _of_the_pool(self, settled: Settled) -> Iterable[Change]:
+        if settled.name != self._configuration.name:
+            message = f"the pool's name: {self._configuration.name} → {settled.name}"
+            yield Change(Kind.UPDATE, POOL, "", ("pool.name",), message)
+        now, then = self._configuration.tables.to_dict(), settled.tables.to_dict()
+        for name in TABLES:
+            if getattr(settled.tables, name) != getattr(self._configuration.tables, name):
+                keys = _changed(name, now.get(name), then.get(name))
+                yield Change(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {', '.join(keys)}")
+
+    def _refused(self, problems: list[Document]) -> Document:
+        return result(self._items(), problems, exit_code=INVALID_CONFIGURATION)
+
+    def _items(self) -> list[Document]:
+        return self._reports.items(self._engine.entries.values())
+
+
+class _Application:
+    """The changes of one reload on their way."""
+
+    def __init__(self, engine: Engine, changes: Iterable[Change], servers: Iterable[ServerConfig]) -> None:
+        self._engine = engine
+        self._servers = {server.name: server for server in servers}
+        self._kinds: dict[str, set[Kind]] = {}
+        self._keys: dict[str, set[str]] = {}
+        for change in changes:
+            self._kinds.setdefault(change.name, set()).add(change.kind)
+            self._keys.setdefault(change.name, set()).update(change.keys)
+
+    @property
+    def replaced(self) -> list[str]:
+        """The names of the servers whose next processes are new ones."""
+        new = {Kind.ADD, Kind.RESTART}
+        return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
+
+    def begin(self) -> None:
+        """Tell the engine of everything at once."""
+        engine = self._engine
+        gone = [entry for name, entry in engine.entries.items() if name not in self._servers]
+        for entry in gone:
+            engine.remove(entry)
+        coming = [self._configured(server) for server in self._servers.values()]
+        engine.roster.arrange(self._servers)
+        awaited = [entry for entry in coming if self._awaited(entry)]
+        self._coming = Order(
+            engine,
+            PoolRestartError,
+            awaited,
+            lambda entry: entry.settled and not (entry.former or entry.releasing),
+        )
+        stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
+        self._going = Order(engine, PoolStopError, [*gone, *stopping], lambda entry: entry.at_rest)
+
+    def _configured(self, server: ServerConfig) -> Entry:
+        entry = self._engine.entries.get(server.name)
+        if entry is None or entry.removed:
+            entry = self._engine.add(server)
+            self._engine.override(entry)
+            self._engine.start(entry)
+        else:
+            live = Kind.RESTART not in self._kinds.get(server.name, ())
+            self._engine.change(entry, server, live=live)
+            self._engine.override(entry)
+        entry.added, entry.source = False, None
+        return entry
+
+    def _awaited(self, entry: Entry) -> bool:
+        """What rests for another reason is not waited for."""
+        return (
+            entry.name in self._kinds
+            and entry.wanted
+            and not (entry.is_disabled or entry.failed or entry.done)
+        )
+
+    async def renew(self) -> list[Document]:
+        """Give those whose certificates have changed the new ones; what went wrong."""
+        errors: list[Document] = []
+        for name, keys in self._keys.items():
+            entry = self._engine.entries.get(name)
+            certificates = any(key.partition(".")[0] == "tls" for key in keys)
+            if entry is None or not certificates or Kind.UPDATE not in self._kinds[name]:
+                continue
+            try:
+                await self._engine.renew_tls(entry)
+            except ServerError as problem:
+                errors.append(as_kind(PoolRestartError, problem))
+        return errors
+
+    async def conclude(self, options: Document, progress: Progress) -> tuple[int, list[Document], list[str]]:
+        """Exit code, errors and warnings, when everything is as it was to be or has failed."""
+        codes = await asyncio.gather(
+            self._coming.settle(options, progress), self._going.settle(options, progress)
+        )
+        code = TIMED_OUT if TIMED_OUT in codes else max(codes)
+        return code, self._coming.errors + self._going.errors, self._coming.warnings + self._going.warnings
+
+
+def running(entry: Entry) -> Running:
+    """The entry as the plan looks at it."""
+    return Running(entry.config, entry.count, entry.disabled, entry.out, entry.added, entry.files)
+
+
+def _changed(name: str, now: Any, then: Any) -> tuple[str, ...]:
+    """The keys of a table that differ; of a list of tables its name alone."""
+    if not isinstance(now, dict) or not isinstance(then, dict):
+        return (name,)
+    return tuple(f"{name}.{key}" for key in {**now, **then} if now.get(key) != then.get(key)) or (name,)
+
+
+def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
+    found = {server.name: digests(server) for server in servers}
+    return {name: files for name, files in found.items() if files}

@@ -1,0 +1,194 @@
+"""Servers, their failures and their details as documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from poolctl.control.messages import Document, item
+from poolctl.control.server import Progress
+from poolctl.errors import PoolError, ServerError
+from poolctl.states import Status
+
+from ..engine.engine import Engine
+from ..engine.entry import Entry
+from ..engine.reconcile import Phase
+
+if TYPE_CHECKING:
+    from poolctl.probes.checkup import Checkup
+
+
+class Reports:
+    """What is said about the entries of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def items(self, entries: Iterable[Entry]) -> list[Document]:
+        """The entries as every command prints them."""
+        now = self._engine.clock.monotonic()
+        return [self._item(entry, now) for entry in entries]
+
+    def _item(self, entry: Entry, now: float) -> Document:
+        document = item(
+            entry.config,
+            workers=entry.size,
+            disabled=entry.is_disabled,
+            state=entry.state,
+            ready=entry.ready,
+            health=entry.health.value,
+            pids=entry.pids,
+            uptime_seconds=entry.uptime_seconds(now),
+            restarts=entry.restarts,
+        )
+        if entry.config.address.kind == "fd":
+            document["address"] = ", ".join(self._engine.runner.endpoints(entry.config.key))
+        return document
+
+    def with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
+        """The failure with the last lines that the server printed."""
+        lines = self._engine.runner.logs(entry.name, LAST_LINES, entry.failed_since)
+        hint = failure.hint
+        if entry.config.command and not entry.config.binds_itself and _finds_address_taken(lines):
+            hint = f"{OWN_SOCKET}; {hint}"
+        if len(lines) == 1 and failure.message.endswith(lines[0].rpartition("Error: ")[2]):
+            lines = []  # it has been said
+        message = "\n    ".join([failure.message, *lines])
+        return ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
+
+
+LAST_LINES = 5
+OWN_SOCKET = (
+    "the pool listens there for it: have it take that socket ({fd}, LISTEN_FDS), "
+    'or bind the port itself by saying {port} in the command: ["env", "PORT={port}", …]'
+)
+
+
+def _finds_address_taken(lines: Iterable[str]) -> bool:
+    return any("address already in use" in line.lower() or "EADDRINUSE" in line for line in lines)
+
+
+def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
+    """A function that sends a line of progress for each change that it is told of, if the client wants to know."""
+    if not options.get("progress", True):
+        return lambda entry: None
+    seen: dict[str, tuple[str, bool]] = {}
+
+    def told(entry: Entry) -> None:
+        now = (entry.state, entry.ready)
+        if seen.get(entry.name) == now:
+            return
+        seen[entry.name] = now
+        line = {
+            "name": entry.name,
+            "bind": entry.config.key,
+            "state": now[0],
+            "ready": now[1],
+            "message": entry.failure.message if entry.failure else "",
+        }
+        progress({"progress": line})
+
+    return told
+
+
+def disabled(entry: Entry) -> ServerError:
+    """Why a server that was to be started is not."""
+    return ServerError(
+        "is disabled",
+        name=entry.name,
+        bind=entry.config.key,
+        hint=f"poolctl enable {entry.name}, or remove `disabled = true` from its table",
+    )
+
+
+def drained(entry: Entry) -> ServerError:
+    """Why a server that was to be started gets no traffic."""
+    return ServerError(
+        "is drained: it runs, out of rotation",
+        name=entry.name,
+        bind=entry.config.key,
+        hint=f"poolctl undrain {entry.name}",
+    )
+
+
+def late(entry: Entry, kind: type[PoolError], message: str) -> ServerError:
+    """Why a server is not where a command of this kind was to bring it."""
+    return ServerError(
+        message,
+        name=entry.name,
+        bind=entry.config.key,
+        hint=entry.failure.message if entry.failure else f"poolctl logs {entry.name}",
+        code=kind.code,
+        error=kind.error,
+    )
+
+
+def as_kind(kind: type[PoolError], failure: ServerError) -> Document:
+    """The error with the code of the command that failed."""
+    document = failure.to_dict()
+    document["code"], document["error"] = kind.code, kind.error
+    return document
+
+
+def overrides(entry: Entry) -> Document:
+    """The live changes that win over the configuration."""
+    found: Document = {}
+    if entry.count is not None:
+        found["workers"] = entry.count
+    if entry.disabled is not None:
+        found["disabled"] = entry.disabled
+    if entry.out:
+        found["drained"] = True
+    if entry.added:
+        found["added"] = True
+    return found
+
+
+def unwell(entry: Entry, complaint: str) -> ServerError:
+    """What is wrong with a server that runs."""
+    return ServerError(
+        f"runs, and is not well{f': {complaint}' if complaint else ''}",
+        name=entry.name,
+        bind=entry.config.key,
+        hint=f"poolctl logs {entry.name}",
+    )
+
+
+def _probes(checkup: Checkup | None) -> list[Document]:
+    return [
+        {
+            "kind": check.kind,
+            "status": check.status.value,
+            "message": check.message,
+            "latency_seconds": check.latency_seconds,
+        }
+        for check in (checkup.checks if checkup is not None else ())
+    ]
+
+
+def details(entry: Entry, engine: Engine) -> Document:
+    """What `show` says beyond what every command prints."""
+    config = entry.config
+    endpoints = engine.runner.endpoints(config.key)
+    return {
+        "overrides": overrides(entry),
+        "endpoints": endpoints,
+        "generation": entry.generation,
+        "worker_list": [
+            {
+                "id": worker.id,
+                "pid": worker.placement.pid if worker.placement else None,
+                "where": worker.placement.where if worker.placement else "",
+                "phase": worker.phase.value,
+                "health": worker.status.value if worker.phase is Phase.READY else Status.UNKNOWN.value,
+                "resting": worker.resting,
+                "probes": _probes(engine.probing.checkup(entry, worker)),
+            }
+            for worker in entry.workers.values()
+        ],
+        "complaint": engine.probing.complaint(entry),
+        "preload_problem": entry.preload_problem,
+        "failure": entry.failure.to_dict() if entry.failure else None,
+        "config": config.to_dict(),
+        "origin": config.origin,
+    }

@@ -1,0 +1,85 @@
+"""The verb events: what is in the journal, then what happens, for as long as somebody listens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from functools import partial
+
+from poolctl.control.messages import Document, result
+from poolctl.control.server import Progress
+from poolctl.monitor.history import KINDS, MOST_LINES, Wanted, recent, wanted_of
+from poolctl.pool.select import Selector, SelectorError
+
+from ..engine.engine import Engine
+from .selection import Selection
+
+_SHAPE = f"since as in the journal, lines and after as numbers, kind as a list of {', '.join(KINDS)}"
+
+
+class Telling:
+    """Answers with events, each a line of progress."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._selection = Selection(engine)
+        self._over = asyncio.Event()
+
+    async def events(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The last `lines` events that are wanted (10,000 at most); with `follow` each that comes as well.
+
+        The result names the journal and the number of its last event.
+        """
+        names = None if selector.selects_all else {entry.name for entry in self._selection.of(selector)}
+        wanted, lines = _wanted(names, options)
+        events = self._engine.events
+        events.flush()
+        if wanted.after > events.seq:
+            # It goes by a journal that somebody has taken away.
+            wanted = wanted._replace(after=0)
+        queue: asyncio.Queue[Document] = asyncio.Queue()
+        end = events.subscribe(partial(_offer, queue, wanted))
+        try:
+            path = events.journal.path if events.journal is not None else ""
+            if path:
+                # Read aside: a journal may be large, and its disk slow. What comes meanwhile is in the queue.
+                past = wanted._replace(until=events.seq)
+                for event in await asyncio.to_thread(recent, path, past, lines) if events.seq else ():
+                    progress({"event": event})
+            if options.get("follow"):
+                await self._follow(queue, progress)
+        finally:
+            end()
+        return result([], seq=events.seq, path=path)
+
+    async def _follow(self, queue: asyncio.Queue[Document], progress: Progress) -> None:
+        over = asyncio.ensure_future(self._over.wait())
+        try:
+            while not over.done():
+                coming = asyncio.ensure_future(queue.get())
+                await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
+                if coming.done():
+                    progress({"event": coming.result()})
+                coming.cancel()
+        finally:
+            over.cancel()
+
+    def end(self) -> None:
+        """Let those who listen go: the supervisor ends."""
+        self._over.set()
+
+
+def _offer(queue: asyncio.Queue[Document], wanted: Wanted, event: Document) -> None:
+    if wanted.matches(event):
+        queue.put_nowait(event)
+
+
+def _wanted(names: Collection[str] | None, options: Document) -> tuple[Wanted, int]:
+    """Raises SelectorError for options of another shape than the protocol's."""
+    lines = options.get("lines", MOST_LINES)
+    wanted = wanted_of(
+        servers=names, kinds=options.get("kind"), since=options.get("since"), after=options.get("after")
+    )
+    if wanted is None or not isinstance(lines, int) or isinstance(lines, bool) or lines < 0:
+        raise SelectorError("events: what is wanted?", hint=_SHAPE)
+    return wanted, min(lines, MOST_LINES)

@@ -1,0 +1,146 @@
+"""What the control socket can be asked: each verb selects, acts through the engine, waits, and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from poolctl.control.messages import PROTOCOL, Document, error, result
+from poolctl.control.server import Progress, Request
+from poolctl.exit_codes import USAGE
+from poolctl.pool.select import Selector, SelectorError
+
+from ..configuration import Configuration
+from ..engine.engine import Engine
+from .audit import Audit
+from .gateway import nothing
+from .lifecycle import Lifecycle
+from .reading import Reading
+from .selection import NothingMatched
+from .telling import Telling
+
+# The modules of the verbs that no start needs.
+CHANGING = ("verbs.changes", "verbs.live", "verbs.reload", "verbs.upgrade")
+_SHAPE = "objects, with timeout in seconds and env as a table"
+_SHAPES = {"timeout": (int, float), "env": (dict,)}
+
+Verb = Callable[[Selector, Document, Progress], Awaitable[Document]]
+
+
+class Verbs:
+    """The pool as the control socket sees it.
+
+    `about` is what `ping` says, `shut_down` ends the supervisor, `succeed` gives its place and the keeper's to others.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        about: Callable[[], Document],
+        shut_down: Callable[[], None],
+        configuration: Configuration,
+        succeed: Callable[[list[str], list[str]], None] = lambda keeper, supervisor: None,
+    ) -> None:
+        self._about = about
+        self._shut_down = shut_down
+        self.used = False
+        reading = Reading(engine, about)
+        lifecycle = Lifecycle(engine, self._end, configuration.environments)
+        self._rest: Callable[[], dict[str, Verb]] | None = lambda: _changing(
+            engine, configuration, lifecycle, succeed
+        )
+        self.telling = Telling(engine)
+        self._audit = Audit(engine)
+        self._verbs: dict[str, Verb] = {
+            "list": reading.listing,
+            "show": reading.show,
+            "status": reading.status,
+            "wait": reading.wait,
+            "reopen": reading.reopen,
+            "start": lifecycle.start,
+            "stop": lifecycle.stop,
+            "restart": lifecycle.restart,
+            "events": self.telling.events,
+            "routes": nothing,
+            "hosts": nothing,
+        }
+
+    def complete(self) -> None:
+        """Have the verbs as well that no start needs; those that are asked for before come at once."""
+        if self._rest is not None:
+            rest, self._rest = self._rest, None
+            self._verbs = rest() | self._verbs
+
+    def add(self, name: str, verb: Verb) -> None:
+        """Answer another verb."""
+        self._verbs[name] = verb
+
+    async def handle(self, request: Request, progress: Progress) -> Document:
+        """The result document of one request."""
+        self.used = True
+        if request.verb == "ping":
+            return result([], **self._about())
+        if not self._knows(request.verb):
+            known = ", ".join(sorted([*self._verbs, "ping"]))
+            message = f"this supervisor does not know {request.verb!r} (protocol {PROTOCOL})"
+            return result([], [error(USAGE, "ErrorUsage", message, f"it knows: {known}")], exit_code=USAGE)
+        try:
+            options = _options(request.body)
+            selector = Selector.from_dict(request.body.get("selector") or {})
+            work = partial(self.perform, request.verb, selector, options, progress)
+            return await self._audit.watched(request, selector, options, work)
+        except SelectorError as wrong:
+            return result([], [error(USAGE, "ErrorUsage", wrong.message, wrong.hint)], exit_code=USAGE)
+        except NothingMatched as nothing:
+            return nothing.document
+
+    async def perform(self, verb: str, selector: Selector, options: Document, progress: Progress) -> Document:
+        """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""
+        assert self._knows(verb)
+        return await self._verbs[verb](selector, options, progress)
+
+    def _knows(self, verb: str) -> bool:
+        if verb not in self._verbs:
+            self.complete()
+        return verb in self._verbs
+
+    def _end(self) -> int:
+        """End the supervisor; the pid of the keeper, which ends after it."""
+        self._shut_down()
+        return int(self._about()["keeper_pid"])
+
+
+def _options(body: Document) -> Document:
+    """The command's options. Raises SelectorError for a body of another shape than the protocol's."""
+    options = body.get("options") or {}
+    if not isinstance(options, dict) or not isinstance(body.get("selector") or {}, dict):
+        raise SelectorError("selector and options must be objects", hint=_SHAPE)
+    for name, kinds in _SHAPES.items():
+        if options.get(name) is not None and not isinstance(options[name], kinds):
+            raise SelectorError(f"{name} is {options[name]!r}", hint=_SHAPE)
+    return options
+
+
+def _changing(
+    engine: Engine,
+    configuration: Configuration,
+    lifecycle: Lifecycle,
+    succeed: Callable[[list[str], list[str]], None],
+) -> dict[str, Verb]:
+    from .live import Live
+    from .reload import Reload
+    from .upgrade import Upgrade
+
+    reload = Reload(engine, configuration).reload
+    live = Live(engine, configuration, lifecycle.with_dependents)
+    return {
+        "reload": reload,
+        "scale": live.scale,
+        "drain": live.drain,
+        "undrain": live.undrain,
+        "enable": live.enable,
+        "disable": live.disable,
+        "add": live.add,
+        "remove": live.remove,
+        "upgrade": Upgrade(configuration.files, reload, succeed).upgrade,
+    }
