@@ -46,10 +46,10 @@ class Ending:
         if self.due is None:
             self.due = now + ANSWER_SECONDS
 
-    def answered(self, now: float) -> None:
-        """The supervisor stops the pool."""
+    def answered(self, now: float, seconds: float = 0.0) -> None:
+        """The supervisor stops the pool, which may take so long by its servers' own limits."""
         if not self.alone:
-            self.due = now + STOP_SECONDS
+            self.due = now + max(STOP_SECONDS, seconds)
 
     def check(self, now: float, supervisor: int) -> bool:
         """Do what is due; whether the time is over."""

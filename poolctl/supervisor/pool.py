@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.clock import SystemClock
+from poolctl.config.stopping import longest_stop_seconds
 from poolctl.control.ending import Left, leave_status
 from poolctl.control.messages import Document, result
 from poolctl.control.server import ControlServer, Handler, Progress, Request
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .systemd import Service
 
 _IDLE_SECONDS = 60.0
+_SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
 # So long a supervisor that is to do nothing by itself waits until another may try.
 _CALM_SECONDS = 300.0
@@ -105,6 +107,11 @@ class ManagedPool:
     def name(self) -> str:
         """The pool's, by which it is found from anywhere."""
         return self._configuration.name
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long a stop of everything may take by the servers' own limits."""
+        return longest_stop_seconds(each.config for each in self.engine.entries.values()) + _SPARE_SECONDS
 
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""

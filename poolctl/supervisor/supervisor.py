@@ -64,7 +64,7 @@ class Supervisor:
             self._pool.exit_reported(report)
         self._begun = True
         if self._told_to_end:
-            self._pool.terminate()
+            self._terminate()
         await self._adopted(keeper)
         await self._over.wait()
         self._presence.withdraw()
@@ -95,9 +95,15 @@ class Supervisor:
             self._keeper.send({"op": "pong"})
         elif event == "terminate":
             self._told_to_end = True
-            self._keeper.send({"op": "terminating"})
             if self._begun:
-                self._pool.terminate()
+                self._terminate()
+            else:
+                self._keeper.send({"op": "terminating"})
+
+    def _terminate(self) -> None:
+        # The keeper ends the pool by itself if that takes longer than it may.
+        self._keeper.send({"op": "terminating", "seconds": self._pool.stop_seconds})
+        self._pool.terminate()
 
     def _make_way(self, keeper: list[str], supervisor: list[str]) -> None:
         """Have the keeper become another version of itself, which starts a supervisor of its own."""

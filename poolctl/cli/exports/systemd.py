@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from poolctl.config.interpolate import variables
 from poolctl.config.model import ServerConfig
+from poolctl.config.stopping import longest_stop_seconds
 from poolctl.control.directory import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 
@@ -104,16 +105,7 @@ def _environment_file(pool: Pool, *, of_user: bool) -> str:
 
 def stop_seconds(servers: Sequence[ServerConfig]) -> int:
     """How long a stop in the order of the dependencies may take: the longest chain, each to its very limit."""
-    by_name = {server.name: server for server in servers}
-    known: dict[str, float] = {}
-
-    def chain(server: ServerConfig) -> float:
-        if server.name not in known:
-            below = [chain(by_name[each.name]) for each in server.depends_on if each.name in by_name]
-            known[server.name] = server.drain_timeout + server.stop_timeout + max(below, default=0.0)
-        return known[server.name]
-
-    return int(max(map(chain, servers), default=0.0)) + _MARGIN_SECONDS
+    return int(longest_stop_seconds(servers)) + _MARGIN_SECONDS
 
 
 def _sockets(pool: Pool, stem: str) -> dict[str, str]:
