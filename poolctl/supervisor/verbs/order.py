@@ -11,6 +11,7 @@ from poolctl.exit_codes import FAILED, TIMED_OUT
 
 from ..engine.engine import Engine
 from ..engine.entry import Entry
+from ..engine.reconcile import Listener
 from .reports import Reports, as_kind, late, reporter
 from .waiting import until
 
@@ -72,6 +73,8 @@ class Order:
         return [warning for entry in self._entries for warning in entry.warnings]
 
     def _settled(self, entry: Entry) -> bool:
+        if entry.failed and entry.listener is not Listener.CLOSED:
+            return False  # whoever is told that it has failed is to be refused there
         over = entry.failed or entry.done
         return over or self._failed(entry) or self._reached(entry) or self._overtaken(entry)
 
