@@ -28,7 +28,7 @@ from .debounced import Debounced
 from .engine.engine import Engine
 from .engine.entry import Entry
 from .engine.ordered import ordered
-from .health.attending import attend
+from .health.looking_after import look_after
 from .later import Later
 from .mandatory import Mandatory
 from .observers.beside import Premises
@@ -131,7 +131,7 @@ class ManagedPool:
             logger.info("took over %d workers", adopted)
         self._observers.tell(adopted)
         if not self.calm:
-            attend(self.engine, self.runner.beats, later)
+            look_after(self.engine, self.runner.beats, later)
         await self.runner.output.start()
         self._remember = Debounced(self._leave_behind)
         self.engine.listeners.add(self._changed)

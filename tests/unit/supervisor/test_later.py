@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from poolctl.supervisor import later
-from poolctl.supervisor.health import attending
+from poolctl.supervisor.health import looking_after
 from poolctl.supervisor.later import Later
 from poolctl.supervisor.observers import exposure
 from poolctl.supervisor.verbs import verbs
@@ -40,7 +40,7 @@ def test_steps_are_taken_in_order_with_other_work_between_them() -> None:
 
 
 def test_a_start_imports_none_of_it_and_afterwards_all_of_it_is_there() -> None:
-    names = [*attending._MODULES, *exposure._MODULES, *verbs.CHANGING, "succession.rescue"]
+    names = [*looking_after._MODULES, *exposure._MODULES, *verbs.CHANGING, "succession.rescue"]
     whole = [name if name.startswith("poolctl.") else f"poolctl.supervisor.{name}" for name in names]
     look = f"""
 import sys

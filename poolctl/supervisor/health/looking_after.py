@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _MODULES = ("poolctl.monitor.recovery", "health.recovery", "health.footprint", "health.heartbeat")
 
 
-def attend(engine: Engine, beats: Beats, later: Later) -> None:
+def look_after(engine: Engine, beats: Beats, later: Later) -> None:
     """Look after the engine's workers, soon, and at once if the supervisor before had begun to recover one."""
     if any(entry.recovering for entry in engine.entries.values()):
         _begin(engine, beats)
