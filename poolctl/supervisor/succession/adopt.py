@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from poolctl.config.model import ServerConfig
 from poolctl.runners.local import LocalRunner
+from poolctl.runners.workers import LocalWorker
 from poolctl.states import Status
 
 from ..engine.engine import Engine
@@ -51,22 +52,9 @@ async def adopt(
     for key in runner.sockets.keys() - ours:
         await runner.close(key)
     for each in found:
-        placement = each.placement
-        phase = Phase.READY if each.ready_at is not None else Phase.STARTING
-        if each.resting == "new" and each.server.health.gated:
-            phase = Phase.STARTING
-        if each.leaving:
-            phase = Phase.DRAINING
-        entry = engine.entries[placement.server]
-        worker = Worker(
-            placement.id, placement.generation, placement.index, each.server, phase, placement, each.ready_at
-        )
-        worker.idle = each.idle
-        worker.resting = bool(each.resting)
-        if each.resting == "told":
-            # Because it was ko; whoever told it is gone.
-            worker.health = Status.KO
-        if entry.name in unknown and phase is not Phase.DRAINING:
+        worker = _worker(each)
+        entry = engine.entries[each.placement.server]
+        if entry.name in unknown and worker.phase is not Phase.DRAINING:
             entry.generation = max(entry.generation, worker.generation)
         engine.inheritance.adopt(entry, worker)
     _listeners(engine, runner)
@@ -75,6 +63,25 @@ async def adopt(
             logger.info("%s has another configuration by now: it is replaced", name)
             engine.restart(engine.entries[name])
     return len(found)
+
+
+def _worker(found: LocalWorker) -> Worker:
+    """How the worker is, as it says itself."""
+    placement = found.placement
+    phase = Phase.READY if found.ready_at is not None else Phase.STARTING
+    if found.resting == "new" and found.server.health.gated:
+        phase = Phase.STARTING
+    if found.leaving:
+        phase = Phase.DRAINING
+    worker = Worker(
+        placement.id, placement.generation, placement.index, found.server, phase, placement, found.ready_at
+    )
+    worker.idle = found.idle
+    worker.resting = bool(found.resting)
+    if found.resting == "told":
+        # Because it was ko; whoever told it is gone.
+        worker.health = Status.KO
+    return worker
 
 
 def _listeners(engine: Engine, runner: LocalRunner) -> None:
