@@ -19,6 +19,8 @@ class SlowRunner(ScriptedRunner):
         self.may_end.set()
         self.may_open = asyncio.Event()
         self.may_open.set()
+        self.may_close = asyncio.Event()
+        self.may_close.set()
 
     async def open(self, server):  # type: ignore[no-untyped-def]
         await self.may_open.wait()
@@ -26,6 +28,10 @@ class SlowRunner(ScriptedRunner):
         if any(overlaps(parse(key), server.address) for key in others):
             raise ServerError("port is in use by ourselves")
         return await super().open(server)
+
+    async def close(self, key: str) -> None:
+        await self.may_close.wait()
+        await super().close(key)
 
     async def ready(self, placement: Placement) -> None:
         script = self.script.get(placement.id, self.script.get(placement.server))

@@ -138,6 +138,20 @@ def test_a_worker_that_fails_in_whatever_way_is_a_failure_of_the_start(behaviour
     run(scenario())
 
 
+def test_a_start_says_that_a_server_has_failed_when_it_refuses_connections() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), web=FAILS)
+        desk.runner.may_close.clear()
+        starting = desk.begin("start")
+        await turns()
+        assert not starting.done()
+        desk.runner.may_close.set()
+        assert (await starting)["exit_code"] == 1
+        assert not desk.runner.opened
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("step", ["open", "place", "ready"])
 def test_an_error_that_nobody_thought_of_is_a_failure_too(
     step: str, caplog: pytest.LogCaptureFixture
