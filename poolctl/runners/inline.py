@@ -24,7 +24,7 @@ from poolctl.listeners.unix import Identity, identity_of
 from poolctl.worker.accepting import stop_reading
 
 from .inline_worker import InlineWorker
-from .listen import listen
+from .keeping.listen import listen
 from .protocol import IMPORTS_PER_CPU, Endpoints, Exit, Placement, WorkerFailed, app_state
 
 _KILL_SIGNAL = 9

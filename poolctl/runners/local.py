@@ -14,23 +14,23 @@ from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
 from poolctl.worker.tally import Counts
 
-from . import orders
-from .adoption import Adoptions
-from .app_zygotes import AppZygotes
-from .beats import Beats
-from .commands import connect
-from .forking import Forker
+from .keeping.output import Output
+from .keeping.sockets import Sockets
 from .link import Link
-from .output import Output
-from .partings import Partings
+from .placed import orders
+from .placed.adoption import Adoptions
+from .placed.beats import Beats
+from .placed.commands import connect
+from .placed.partings import Partings
+from .placed.tallies import Tallies
+from .placed.workers import LocalWorker
 from .protocol import Endpoints, Exit, Placement
-from .sleepers import Sleepers
-from .sockets import Sockets
+from .sleeping.sleepers import Sleepers
+from .spawning.app_zygotes import AppZygotes
+from .spawning.forking import Forker
+from .spawning.turns import Turns
+from .spawning.zygotes import Zygotes
 from .taking_over import take_over
-from .tallies import Tallies
-from .turns import Turns
-from .workers import LocalWorker
-from .zygotes import Zygotes
 
 _LAST_OUTPUT_SECONDS = 1.0
 

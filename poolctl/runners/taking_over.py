@@ -11,10 +11,10 @@ from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored, wire
 
 from .link import Link
-from .notify import Notify
+from .placed.notify import Notify
+from .placed.tallies import Tally
+from .placed.workers import LocalWorker
 from .protocol import Placement
-from .tallies import Tally
-from .workers import LocalWorker
 
 if TYPE_CHECKING:
     from .local import LocalRunner

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from poolctl import bootstrap
 from poolctl.control.directory import make_private, state_dir
 from poolctl.keeper import stored, wire
-from poolctl.runners.kept import KeeperLink
+from poolctl.runners.keeping.kept import KeeperLink
 from poolctl.runners.link import LinkLost
 
 from .pool import ManagedPool

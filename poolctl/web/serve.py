@@ -12,8 +12,8 @@ from typing import Any
 import uvicorn
 
 from poolctl.keeper import wire
+from poolctl.runners.keeping.watched import PING
 from poolctl.runners.link import Link
-from poolctl.runners.watched import PING
 
 from .app import make_app
 from .certificates import context_of, keep_current

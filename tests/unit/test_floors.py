@@ -26,10 +26,16 @@ FLOORS = {
     "__main__": 6, "__init__": 6,
 }  # fmt: skip
 
-# The supervisor is the largest house, and has floors of its own; what is not named here stands above all of them.
-WITHIN_THE_SUPERVISOR = {
-    "engine": 1, "health": 2, "succession": 2, "configuration": 3, "verbs": 4, "observers": 5,
-    "debounced": 0, "later": 0, "naming": 0, "newcomer": 0, "settle": 0,
+# The largest houses have floors of their own; what is not named here stands above all of them.
+WITHIN = {
+    "supervisor": {
+        "engine": 1, "health": 2, "succession": 2, "configuration": 3, "verbs": 4, "observers": 5,
+        "debounced": 0, "later": 0, "naming": 0, "newcomer": 0, "settle": 0,
+    },
+    "runners": {
+        "aside": 0, "link": 0, "protocol": 0, "spec": 1,
+        "keeping": 2, "placed": 2, "spawning": 3, "sleeping": 3,
+    },
 }  # fmt: skip
 TOP = 6
 
@@ -59,7 +65,7 @@ def imported_names(path: Path) -> Iterator[tuple[int, list[str]]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
-            whole = stem in ("poolctl", "poolctl.supervisor")
+            whole = stem in ("poolctl", *(f"poolctl.{house}" for house in WITHIN))
             names = [f"{stem}.{alias.name}" for alias in node.names] if whole else [stem]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -87,7 +93,8 @@ def unit_of(path: Path) -> str:
 def modules_after_importing(name: str) -> set[str]:
     """What a fresh interpreter holds after it has imported the module, or every module of the package."""
     directory = PACKAGE / name
-    parts = [f"{name}.{path.stem}" for path in directory.glob("*.py")] if directory.is_dir() else [name]
+    files = [path.relative_to(PACKAGE).with_suffix("") for path in directory.rglob("*.py")]
+    parts = [".".join(file.parts) for file in files] or [name]
     imports = ", ".join(f"poolctl.{part.removesuffix('.__init__')}" for part in parts)
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"import sys, {imports}; print(*sys.modules)"],
@@ -123,17 +130,21 @@ def test_imports_point_down_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if unit_of(path) == "supervisor"], ids=lambda path: path.stem
+    "path",
+    [path for path in FILES if unit_of(path) in WITHIN],
+    ids=lambda path: f"{path.parts[-2]}/{path.stem}",
 )
-def test_imports_within_the_supervisor_point_down_too(path: Path) -> None:
+def test_imports_within_a_large_house_point_down_too(path: Path) -> None:
+    house = unit_of(path)
+    floors = WITHIN[house]
     own = path.relative_to(PACKAGE).parts[1].removesuffix(".py")
     upwards = [
         f"{path.name}:{line} imports {parts[2]}"
         for line, parts in imported_names(path)
-        if parts[:2] == ["poolctl", "supervisor"]
+        if parts[:2] == ["poolctl", house]
         and len(parts) > 2
         and parts[2] != own
-        and WITHIN_THE_SUPERVISOR.get(parts[2], TOP) >= WITHIN_THE_SUPERVISOR.get(own, TOP + 1)
+        and floors.get(parts[2], TOP) >= floors.get(own, TOP + 1)
     ]
     assert not upwards
 

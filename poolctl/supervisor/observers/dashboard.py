@@ -19,8 +19,8 @@ from poolctl.keeper import stored, wire
 from poolctl.listeners.open import close_listener, refuse
 from poolctl.listeners.unix import identity_of
 from poolctl.monitor.events import Events
+from poolctl.runners.keeping.listen import listen
 from poolctl.runners.link import Link, LinkLost
-from poolctl.runners.listen import listen
 
 from .dashboard_heirs import inherit
 from .dashboard_process import Process

@@ -11,8 +11,8 @@ from typing import Any
 
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
+from poolctl.runners.keeping.watched import Watched, identity, kill
 from poolctl.runners.link import Link, LinkLost
-from poolctl.runners.watched import Watched, identity, kill
 
 from .dashboard_settings import Told
 

@@ -14,8 +14,8 @@ from poolctl.keeper import stored
 from poolctl.listeners.open import BACKLOG
 from poolctl.listeners.unix import Identity, identity_of, remove
 from poolctl.monitor.events import Events
+from poolctl.runners.keeping.listen import listen
 from poolctl.runners.link import Link, LinkLost
-from poolctl.runners.listen import listen
 
 from .scrape import Scrapes, Text
 

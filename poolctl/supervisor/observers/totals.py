@@ -6,7 +6,7 @@ from typing import Any
 
 from poolctl.control.messages import Document
 from poolctl.monitor.availability import KO, OK, WARN, Availability
-from poolctl.runners.tallies import Tallies
+from poolctl.runners.placed.tallies import Tallies
 from poolctl.worker.tally import COUNTED, Counts, add
 
 from ..engine.engine import Engine

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from poolctl.config.model import ServerConfig
 from poolctl.runners.local import LocalRunner
-from poolctl.runners.workers import LocalWorker
+from poolctl.runners.placed.workers import LocalWorker
 from poolctl.states import Status
 
 from ..engine.engine import Engine

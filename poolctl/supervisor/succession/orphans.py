@@ -14,9 +14,9 @@ from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import stored, wire
 from poolctl.platform import copy_descriptor
+from poolctl.runners.keeping.output import Output
 from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
-from poolctl.runners.output import Output
 from poolctl.runners.spec import user_ids, worker_spec
 from poolctl.runners.survivors import Pipes, Survivor, are_there, find
 from poolctl.worker.likeness import likeness

@@ -8,9 +8,9 @@ import socket
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.runners.app_zygote import AppZygote
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.protocol import WorkerFailed
+from poolctl.runners.spawning.app_zygote import AppZygote
 
 
 def one() -> tuple[AppZygote, socket.socket]:

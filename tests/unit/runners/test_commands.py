@@ -13,8 +13,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.platform import accept_queue_length
-from poolctl.runners.commands import argument_vector, first_connection
-from poolctl.runners.notify import Notify
+from poolctl.runners.placed.commands import argument_vector, first_connection
+from poolctl.runners.placed.notify import Notify
 
 
 def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerConfig:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from poolctl.keeper import wire
-from poolctl.runners import doorbell as module
-from poolctl.runners.bell import Bell
-from poolctl.runners.doorbell import Doorbell
+from poolctl.runners.sleeping import doorbell as module
+from poolctl.runners.sleeping.bell import Bell
+from poolctl.runners.sleeping.doorbell import Doorbell
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

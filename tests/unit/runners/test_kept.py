@@ -11,7 +11,7 @@ from poolctl.keeper import wire
 from poolctl.keeper.reap import Reaper
 from poolctl.keeper.requests import answer
 from poolctl.keeper.store import Store
-from poolctl.runners.kept import KeeperLink
+from poolctl.runners.keeping.kept import KeeperLink
 
 
 class Peer:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.runners.knock import LONGEST_LINE_BYTES, Knock, knock
+from poolctl.runners.sleeping.knock import LONGEST_LINE_BYTES, Knock, knock
 
 REQUESTS = [
     b"GET / HTTP/1.1\r\n",

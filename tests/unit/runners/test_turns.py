@@ -6,11 +6,11 @@ import asyncio
 
 from poolctl import ServerConfig
 from poolctl.keeper import wire
-from poolctl.runners.app_zygote import AppZygote
 from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.placed.workers import LocalWorker
 from poolctl.runners.protocol import Exit, Placement
-from poolctl.runners.turns import Turns
-from poolctl.runners.workers import LocalWorker
+from poolctl.runners.spawning.app_zygote import AppZygote
+from poolctl.runners.spawning.turns import Turns
 
 
 def worker(index: int, **config: object) -> LocalWorker:

@@ -12,8 +12,8 @@ import pytest
 
 from poolctl.keeper import wire
 from poolctl.keeper.pulse import Pulse
+from poolctl.runners.keeping.watched import PING, Watched, identity, kill
 from poolctl.runners.link import Link
-from poolctl.runners.watched import PING, Watched, identity, kill
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from poolctl.bootstrap import command
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored, wire
 
-from .link import Link, LinkLost
+from ..link import Link, LinkLost
 from .watched import Watched
 
 _AGAIN_SECONDS = 0.2

@@ -17,7 +17,7 @@ from poolctl.keeper import wire
 from poolctl.keeper.pulse import Pulse
 from poolctl.platform import process_start
 
-from .link import Link
+from ..link import Link
 
 PING: wire.Message = {"t": "ping"}
 # A timer that is later than this says that we ourselves, or the machine, stood still.

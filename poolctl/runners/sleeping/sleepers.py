@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored
 
-from .adoption import Adoptions
+from ..keeping.sockets import Sockets
+from ..link import Link
+from ..placed.adoption import Adoptions
+from ..placed.workers import LocalWorker
 from .bell import Bell
 from .doorbell import Doorbell
-from .link import Link
-from .sockets import Sockets
-from .workers import LocalWorker
 
 
 class Sleepers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .protocol import Placement
+from ..protocol import Placement
 from .workers import LocalWorker
 
 

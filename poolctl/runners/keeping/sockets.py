@@ -14,7 +14,7 @@ from poolctl.listeners.open import close_listener, describe, refuse
 from poolctl.listeners.ports import is_free
 from poolctl.listeners.unix import identity_of
 
-from .link import Link, LinkLost
+from ..link import Link, LinkLost
 from .listen import listen
 
 

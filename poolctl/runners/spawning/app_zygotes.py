@@ -17,12 +17,12 @@ from typing import Any
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 
+from ..keeping.output import Output
+from ..link import Link
+from ..protocol import Exit, WorkerFailed
+from ..spec import Spec
 from .app_zygote import AppZygote
 from .imports import ImportFailed, Imports
-from .link import Link
-from .output import Output
-from .protocol import Exit, WorkerFailed
-from .spec import Spec
 from .turns import Turns
 from .zygotes import Zygotes
 

@@ -15,10 +15,10 @@ from poolctl.keeper import wire
 from poolctl.platform import process_start
 from poolctl.worker.heartbeat import BEAT
 
+from ..link import Link
+from ..protocol import Exit, Placement, WorkerFailed
 from .commands import first_connection
-from .link import Link
 from .notify import Notify
-from .protocol import Exit, Placement, WorkerFailed
 from .tallies import Tally
 
 logger = logging.getLogger("poolctl.supervisor")

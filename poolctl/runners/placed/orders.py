@@ -11,9 +11,9 @@ import socket
 from poolctl.config.model import ServerConfig
 from poolctl.platform import sealed_file
 
-from .link import Link, LinkLost
-from .protocol import Exit
-from .spec import tls_contents, tls_settings
+from ..link import Link, LinkLost
+from ..protocol import Exit
+from ..spec import tls_contents, tls_settings
 from .workers import LocalWorker
 
 _TRIES = 20

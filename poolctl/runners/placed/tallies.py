@@ -9,7 +9,7 @@ from collections.abc import Callable
 from poolctl.keeper import stored
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, Counts, completed, new_page, read_page
 
-from .link import Link
+from ..link import Link
 
 _SLOT_BYTES = 8
 

@@ -14,17 +14,17 @@ from poolctl.errors import ServerError
 from poolctl.keeper import stored, wire
 from poolctl.platform import process_start, sealed_file
 
-from .adoption import Adoptions, protocol
+from ..keeping.output import Output
+from ..link import Link
+from ..placed.adoption import Adoptions, protocol
+from ..placed.commands import argument_vector
+from ..placed.notify import Notify
+from ..placed.tallies import Tally
+from ..placed.workers import LocalWorker
+from ..protocol import Placement
+from ..spec import Spec, app_spec, spec_file, tls_contents, worker_spec
 from .app_zygote import AppZygote
 from .app_zygotes import AppZygotes
-from .commands import argument_vector
-from .link import Link
-from .notify import Notify
-from .output import Output
-from .protocol import Placement
-from .spec import Spec, app_spec, spec_file, tls_contents, worker_spec
-from .tallies import Tally
-from .workers import LocalWorker
 from .zygotes import Zygotes
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from ..link import Link
+from ..protocol import Exit
 from . import orders
 from .adoption import Adoptions
-from .link import Link
-from .protocol import Exit
 from .workers import LocalWorker
 
 _KILL_SECONDS = 5.0

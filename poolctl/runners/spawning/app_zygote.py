@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from poolctl.keeper import stored, wire
 
-from .link import Link, LinkLost, Refused
-from .protocol import Exit, WorkerFailed
+from ..link import Link, LinkLost, Refused
+from ..protocol import Exit, WorkerFailed
 from .zygotes import SILENT_SECONDS
 
 

@@ -16,12 +16,12 @@ from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
 from poolctl.units import format_duration
 
+from ..keeping.output import Output
+from ..link import Link, LinkLost
+from ..placed.orders import signal
+from ..protocol import Exit, WorkerFailed
+from ..spec import Spec, spec_file
 from .app_zygote import AppZygote
-from .link import Link, LinkLost
-from .orders import signal
-from .output import Output
-from .protocol import Exit, WorkerFailed
-from .spec import Spec, spec_file
 from .turns import Turns
 from .zygotes import Zygotes
 

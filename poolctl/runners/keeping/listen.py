@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.listeners.open import close_listener, open_listener
 
-from .aside import aside
+from ..aside import aside
 
 if TYPE_CHECKING:
     from poolctl.address import Address

@@ -14,7 +14,7 @@ import socket
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import handover, stored, wire
 
-from .link import Link, LinkLost
+from ..link import Link, LinkLost
 
 PLAIN, TLS = "plain", "tls"
 

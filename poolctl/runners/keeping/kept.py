@@ -9,7 +9,7 @@ from typing import Any
 
 from poolctl.keeper import stored, wire
 
-from .link import Link, Reply
+from ..link import Link, Reply
 
 # What these fork would come to the parent of a keeper that is gone, and not to the new one.
 _NOT_KEPT = stored.OF_THE_VERSION

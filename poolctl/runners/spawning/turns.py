@@ -7,7 +7,7 @@ import os
 from collections import deque
 from typing import Protocol
 
-from .protocol import IMPORTS_PER_CPU
+from ..protocol import IMPORTS_PER_CPU
 
 
 class Importer(Protocol):

@@ -11,8 +11,8 @@ from typing import TypeVar
 from poolctl.bootstrap import command
 from poolctl.keeper import stored, wire
 
-from .link import Link, LinkLost, Refused
-from .protocol import WorkerFailed
+from ..link import Link, LinkLost, Refused
+from ..protocol import WorkerFailed
 
 START_SECONDS = 30.0
 # A fork takes milliseconds. Who is silent for so long while it is asked for some is stopped, or stuck.
