@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import uvicorn
 
 from poolctl.keeper import wire
-from poolctl.worker.adopt import Adoption
-from poolctl.worker.serve import PoolServer
+from poolctl.worker.serving.adopt import Adoption
+from poolctl.worker.serving.serve import PoolServer
 from tests.asgi_apps import lifespan
 
 

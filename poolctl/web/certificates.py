@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from poolctl.worker.secure import renew_context, ssl_context
+from poolctl.worker.serving.secure import renew_context, ssl_context
 
 RENEWAL_SECONDS = 30.0
 

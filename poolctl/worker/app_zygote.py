@@ -31,16 +31,16 @@ from .child import (
     to_the_end,
     wait_for_go,
 )
-from .forks import serve_forks
-from .held import close_others, occupy_others
 from .life import live
 from .load import LoadFailed, explain, import_app
-from .preload import collecting_seldom, keep, preload, settle
-from .rehearse import rehearse, rehearse_again
 from .scene import exit_status, set_the_scene
-from .serve import STARTUP_FAILURE
-from .traces import Traces
-from .warm_up import warm_up
+from .serving.serve import STARTUP_FAILURE
+from .sharing.forks import serve_forks
+from .sharing.held import close_others, occupy_others
+from .sharing.preload import collecting_seldom, keep, preload, settle
+from .sharing.rehearse import rehearse, rehearse_again
+from .sharing.traces import Traces
+from .sharing.warm_up import warm_up
 
 REQUESTS_FD = SPEC_FD + 1
 _EXIT_FUNCTIONS_SECONDS = 1

@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 
 import uvicorn
 
-from .access import watch_requests
 from .child import SPEC_FD, Refused, Spec, needs_exec, resumed, start_anew, take_on
 from .load import LoadFailed, explain, load_app
-from .preload import preload
 from .scene import exit_status, set_the_scene
-from .secure import ssl_context
-from .serve import PoolServer, StartupFailed
+from .serving.access import watch_requests
+from .serving.secure import ssl_context
+from .serving.serve import PoolServer, StartupFailed
+from .sharing.preload import preload
 
 _FAILED = 1
 _INTERRUPTED = 130

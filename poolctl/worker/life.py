@@ -17,21 +17,21 @@ from typing import Any
 import uvicorn
 
 from ..keeper import wire
-from .access import watch_requests
-from .adopt import Adoption
 from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
 from .control import Control
 from .heartbeat import begin
-from .idle import Idleness
 from .likeness import likeness
 from .load import LoadFailed, explain, load_app
 from .orphan import Orphan, who_may_ask
 from .scene import exit_status, set_the_scene
-from .secure import ssl_context
-from .serve import STARTUP_FAILURE, PoolServer, StartupFailed
-from .settings import configure
+from .serving.access import watch_requests
+from .serving.adopt import Adoption
+from .serving.idle import Idleness
+from .serving.secure import ssl_context
+from .serving.serve import STARTUP_FAILURE, PoolServer, StartupFailed
+from .serving.settings import configure
+from .sharing.thrift import give_back_blank_pages
 from .tally import map_page
-from .thrift import give_back_blank_pages
 
 # What every worker says, as the wire writes it.
 _IMPORTED = b'{"event":"imported"}'

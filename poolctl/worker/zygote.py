@@ -10,10 +10,10 @@ from ..keeper import wire
 from ..platform import name_process
 from .app_zygote import become_app_zygote
 from .child import become, forget_what_the_pool_was_told, reset_signals
-from .forks import serve_forks
 from .life import live
-from .preload import preload, settle
-from .rehearse import rehearse
+from .sharing.forks import serve_forks
+from .sharing.preload import preload, settle
+from .sharing.rehearse import rehearse
 
 REQUESTS_FD = 3
 

@@ -36,6 +36,10 @@ WITHIN = {
         "aside": 0, "link": 0, "protocol": 0, "spec": 1,
         "keeping": 2, "placed": 2, "spawning": 3, "sleeping": 3,
     },
+    "worker": {
+        "likeness": 0, "load": 0, "orphan": 0, "tally": 0, "heartbeat": 1, "control": 2,
+        "serving": 2, "sharing": 3, "child": 4, "scene": 5,
+    },
 }  # fmt: skip
 TOP = 6
 

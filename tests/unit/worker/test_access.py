@@ -10,8 +10,8 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
-from poolctl.worker import access
-from poolctl.worker.access import Access, unwatched, watch_requests
+from poolctl.worker.serving import access
+from poolctl.worker.serving.access import Access, unwatched, watch_requests
 from tests.asgi_apps import lifespan
 from tests.serving import ENGINES, Client, Engine, served, until
 

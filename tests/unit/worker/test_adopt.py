@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.worker import adopt
+from poolctl.worker.serving import adopt
 from tests.serving import ENGINES, Client, Engine, Pair, accepted, served, turns, until
 
 

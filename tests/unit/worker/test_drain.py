@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from poolctl.worker import connection
+from poolctl.worker.serving import connection
 from tests.asgi_apps import lifespan
 from tests.load.frames import CLOSE, TEXT, frame, new_key
 from tests.serving import ENGINES, Client, Engine, leaving, served, turns, until

@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = """
 import ctypes, sys
-from poolctl.worker.gaps import fill_gaps
+from poolctl.worker.sharing.gaps import fill_gaps
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -22,7 +22,7 @@ del small[::2]
 end = libc.sbrk(0)
 if sys.argv[1] == "fill":
     fill_gaps()
-    from poolctl.worker.gaps import _Mallinfo2
+    from poolctl.worker.sharing.gaps import _Mallinfo2
     libc.mallinfo2.restype = _Mallinfo2
     end -= libc.mallinfo2().keepcost
 inside = sum(libc.malloc(2000) < end for _ in range(50))

@@ -11,7 +11,7 @@ pytest.importorskip("uvloop")
 
 SCRIPT = """
 import asyncio, os, stat, sys, uvloop
-from poolctl.worker import held
+from poolctl.worker.sharing import held
 
 async def nothing(): pass
 

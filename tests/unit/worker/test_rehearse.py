@@ -7,8 +7,8 @@ import logging
 import pytest
 import uvicorn
 
-from poolctl.worker.rehearse import rehearse_again
-from poolctl.worker.traces import Traces
+from poolctl.worker.sharing.rehearse import rehearse_again
+from poolctl.worker.sharing.traces import Traces
 
 
 class Lines(logging.Handler):

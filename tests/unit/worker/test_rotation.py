@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from websockets.asyncio.client import connect
 
-from poolctl.worker import connection
+from poolctl.worker.serving import connection
 from tests.serving import ENGINES, Client, Engine, leaving, served, turns
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("uvloop")
 
 SCRIPT = """
 import asyncio, socket, sys, uvloop
-from poolctl.worker.thrift import give_back_blank_pages
+from poolctl.worker.sharing.thrift import give_back_blank_pages
 
 def private():
     return sum(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Private_Dirty"))

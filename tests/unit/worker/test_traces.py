@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 
-from poolctl.worker.traces import Traces
+from poolctl.worker.sharing.traces import Traces
 
 
 def test_nothing_is_nothing() -> None:

@@ -7,8 +7,8 @@ import os
 import socket
 from collections.abc import Callable
 
-from ..keeper import handover
-from ..keeper.wire import WireError
+from ...keeper import handover
+from ...keeper.wire import WireError
 
 _AGAIN_SECONDS = 0.1
 

@@ -14,8 +14,8 @@ import termios
 from time import monotonic_ns
 from typing import Any
 
+from ..tally import MALFORMED
 from .counting import MANY, Count
-from .tally import MALFORMED
 
 QUIET_SECONDS = 2.0
 CLOSE = (b"connection", b"close")

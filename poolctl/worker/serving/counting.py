@@ -8,8 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from .accounts import Watched
-from .tally import (
+from ..tally import (
     BOUNDS_NS,
     BROKEN,
     BUCKETS,
@@ -22,6 +21,7 @@ from .tally import (
     STATUS,
     WEBSOCKETS,
 )
+from .accounts import Watched
 
 SOON_SECONDS = 0.01
 MANY = 16

@@ -10,8 +10,8 @@ import sys
 import zipimport
 from collections.abc import Iterator
 
+from ..serving.settings import prepare
 from .gaps import fill_gaps
-from .settings import prepare
 
 # anyio's backend is imported by the first request otherwise, which cost that request 18 ms.
 _MODULES = (

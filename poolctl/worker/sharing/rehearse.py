@@ -17,11 +17,11 @@ from typing import Any, TextIO
 
 import uvicorn
 
-from ..keeper import wire
-from .heartbeat import BEAT, answer
+from ...keeper import wire
+from ..heartbeat import BEAT, answer
+from ..serving.serve import PoolServer
+from ..tally import blank_page
 from .held import descriptors, hold
-from .serve import PoolServer
-from .tally import blank_page
 
 _REQUEST = b"GET / HTTP/1.1\r\nhost: rehearsal\r\nconnection: close\r\n\r\n"
 # So often that the interpreter has specialised what it runs, and writes into it no more.
