@@ -32,7 +32,7 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
-def free_port() -> Callable[[], int]:
+def free_port() -> Callable[..., int]:
     return claim_port
 
 

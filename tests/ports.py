@@ -50,13 +50,14 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def claim_port() -> int:
-    """A TCP port that is free now and that no other test process on this machine is given meanwhile.
+def claim_port(count: int = 1) -> int:
+    """A TCP port that is free now and that no other test process on this machine is given meanwhile; or the first of
+    `count` in a row.
 
     The claim is a lock on that byte of a file that all of them share: gone with the process that holds it.
     """
     for _ in range(1000):
         port = random.choice(PORTS)
-        if _claim(port) and _is_free(port):
+        if all(_claim(each) and _is_free(each) for each in range(port, port + count)):
             return port
     raise AssertionError("no free port found")

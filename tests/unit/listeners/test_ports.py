@@ -88,9 +88,9 @@ def test_an_address_without_a_host_needs_the_port_on_both_ip_versions(free_port:
 
 
 def test_a_port_that_is_being_vacated_is_the_last_choice(
-    tmp_path: Path, free_port: Callable[[], int]
+    tmp_path: Path, free_port: Callable[[int], int]
 ) -> None:
-    first = free_port()
+    first = free_port(2)
     book = ledger(tmp_path, first, 2)
     old = book.port("old", AUTO)
     with socket.create_server(("127.0.0.1", old)):
