@@ -244,8 +244,10 @@ def _serve(view: View) -> list[Action]:
     ready = {worker.index for worker in current if worker.phase is Phase.READY}
     if ready.issuperset(range(view.count)):
         return actions + [_retire(worker) for worker in surplus + old]
-    # One too many may be the only one that answers: until the others do, it goes only if it does not serve.
-    return actions + [_retire(worker) for worker in surplus if worker.phase is not Phase.READY]
+    # One too many, or superseded, may be the only one that answers: until the others do, it goes only if it does not
+    # serve. A job that runs is not interrupted for its being run again.
+    leaving = surplus if view.job else surplus + old
+    return actions + [_retire(worker) for worker in leaving if worker.phase is not Phase.READY]
 
 
 def _retire(worker: WorkerView) -> Action:

@@ -49,6 +49,16 @@ EXAMPLES = {
     "stops an old one that was never ready": (
         view(worker(phase=Phase.STARTING), worker(2), generation=2), [Stop("w.1.0")],
     ),
+    "stops a superseded one that was never ready": (
+        view(worker(), worker(2, phase=Phase.STARTING), worker(3, phase=Phase.STARTING), generation=3),
+        [Stop("w.2.0")],
+    ),
+    "leaves a superseded one that serves": (
+        view(worker(), worker(2), worker(3, phase=Phase.STARTING), generation=3), [],
+    ),
+    "does not interrupt a job that is run again": (
+        view(worker(phase=Phase.STARTING), generation=2, job=True), [Spawn(2, 0)],
+    ),
     "does not repeat itself": (view(worker(phase=Phase.DRAINING), worker(2), generation=2), []),
     "ends the old one first without overlap": (view(worker(), generation=2, overlap=False), [Stop("w.1.0")]),
     "waits for the old one without overlap": (
