@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from poolctl.config.model import ServerConfig
     from poolctl.config.pool_config import PoolConfig
     from poolctl.config.sections import TLSConfig
-    from poolctl.control.client import connect
+    from poolctl.control.connect import connect
     from poolctl.errors import (
         ControlError,
         PoolAddError,
@@ -65,7 +65,7 @@ _HOMES = {
     "Server": "pool.server",
     "ServerConfig": "config.model",
     "TLSConfig": "config.sections",
-    "connect": "control.client",
+    "connect": "control.connect",
 }
 
 # Here, and not only in the metadata: keeper and workers run where poolctl is not installed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import socket
@@ -66,6 +67,23 @@ def read_file(fd: int) -> bytes:
     while chunk := os.pread(fd, 1 << 20, len(content)):
         content += chunk
     return content
+
+
+def await_readable(fd: int, timeout_seconds: float | None, reader: int) -> bool:
+    """Whether `fd` can be read from within that time. Raises BrokenPipeError when nobody reads what `reader` takes.
+
+    Of a pipe or a socket the kernel says so without being asked (poll(2), POLLERR, POLLHUP). -1 stands for none.
+    """
+    import select
+
+    poll = select.poll()
+    for each, events in ((fd, select.POLLIN), (reader, 0)):
+        if each >= 0:
+            poll.register(each, events)
+    for each, _ in (found := poll.poll(None if timeout_seconds is None else timeout_seconds * 1000)):
+        if each == reader:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    return bool(found)
 
 
 def process_start(pid: int) -> int | None:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-    from poolctl.control.pool_client import PoolClient
-
 OK = 200
 FORBIDDEN = 403
 # A connection to a dead supervisor waits in the backlog: after so long a silence it has to answer a ping.
@@ -52,10 +50,20 @@ class SupervisorEnded(ControlError):
 
 
 class Client:
-    """The verbs of one running supervisor, one connection for each call, usable from any thread."""
+    """The verbs of one running supervisor, one connection for each call, usable from any thread.
 
-    def __init__(self, socket_path: str, *, silence_seconds: float = SILENCE_SECONDS) -> None:
+    Another `receive` may have more to wait for; what it raises, a call raises.
+    """
+
+    def __init__(
+        self,
+        socket_path: str,
+        *,
+        silence_seconds: float = SILENCE_SECONDS,
+        receive: Callable[[socket, float], bytes] | None = None,
+    ) -> None:
         self.socket_path = socket_path
+        self._receive = receive or receive_within
         self._silence_seconds = silence_seconds
 
     def __repr__(self) -> str:
@@ -169,58 +177,23 @@ class Client:
                     raise ControlError(
                         "timed out", exit_code=TIMED_OUT, hint="give it more time with --timeout"
                     )
-            connection.settimeout(wait)
             try:
-                chunk = connection.recv(262144)
+                chunk = self._receive(connection, wait)
             except TimeoutError:
                 if deadline is None or monotonic() < deadline:
                     self.ping()
                 continue
-            except ConnectionError:
+            except ConnectionResetError:
                 return
             if not chunk:
                 return
             yield chunk
 
 
-def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
-    """Return a client of a running pool, named by its file, its name, or the working directory.
-
-    Raises NoSupervisor when none is running. Does not read the file: a broken one keeps nobody from its pool.
-    """
-    from poolctl.control.pool_client import PoolClient
-
-    path = find_socket(None if config_or_name is None else os.fspath(config_or_name), os.environ)
-    client = Client(path)
-    client.ping()
-    return PoolClient(client)
-
-
-def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
-    """Return where the control socket of a pool is or would be; NoSupervisor for an unknown name."""
-    if config_or_name is None:
-        from poolctl.config.find import ConfigNotFound, find_config
-
-        try:
-            first = find_config([], env, os.getcwd())[0]
-        except ConfigNotFound as error:
-            raise NoSupervisor(error.message, hint=error.hint) from None
-    elif _is_path(config_or_name):
-        first = os.path.abspath(config_or_name)
-    else:
-        named = directory.named_pool_dir(env, config_or_name)
-        if named is None:
-            raise NoSupervisor(
-                f"no running pool is named {config_or_name!r}", hint="start it with poolctl start"
-            )
-        return f"{named}/{directory.SOCKET_NAME}"
-    return f"{directory.pool_dir(env, directory.pool_key(first))}/{directory.SOCKET_NAME}"
-
-
-def _is_path(config_or_name: str) -> bool:
-    """Whether it names a file, be it gone by now, rather than a pool."""
-    looks_so = "/" in config_or_name or config_or_name.endswith((".toml", ".yaml", ".yml", ".json"))
-    return looks_so or os.path.exists(config_or_name)
+def receive_within(connection: socket, seconds: float) -> bytes:
+    """What comes next, b"" at the end. Raises TimeoutError when nothing does in that time."""
+    connection.settimeout(seconds)
+    return connection.recv(262144)
 
 
 def _send(connection: socket, verb: str, body: Mapping[str, Any]) -> None:

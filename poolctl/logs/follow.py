@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from ..platform import await_readable
 from .growing import Growing
 from .inotify import Watch
 from .line import Line, parse_line
@@ -37,14 +37,15 @@ class Follower:
         """A descriptor that is readable when there may be new lines; -1 when there is none such."""
         return self._watch.fd if self._watch else -1
 
-    def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Whether there may be new lines, at the latest after that time."""
+    def wait(self, timeout_seconds: float | None = None, *, reader: int = -1) -> bool:
+        """Whether there may be new lines, at the latest after that time.
+
+        Raises BrokenPipeError when nobody reads any more what is written to the descriptor `reader`.
+        """
         if self._watch is not None and not self._missing:
-            milliseconds = None if timeout_seconds is None else timeout_seconds * 1000
-            poll = select.poll()
-            poll.register(self._watch.fd, select.POLLIN)
-            return bool(poll.poll(milliseconds))
-        time.sleep(_POLL_SECONDS if timeout_seconds is None else min(_POLL_SECONDS, timeout_seconds))
+            return await_readable(self._watch.fd, timeout_seconds, reader)
+        seconds = _POLL_SECONDS if timeout_seconds is None else min(_POLL_SECONDS, timeout_seconds)
+        await_readable(-1, seconds, reader)
         return True
 
     def read(self) -> list[Line]:
@@ -105,11 +106,12 @@ def follow(
     lines: int | None = 0,
     since: str = "",
     until: Callable[[], bool] | None = None,
+    reader: int = -1,
 ) -> Iterator[Line]:
     """The last `lines` lines of each log, then every new one as it comes; blocks in between.
 
     Ends when `until` is true (asked ten times a second) and what is there by then has been given; never
-    without it.
+    without it. Raises BrokenPipeError when nobody reads any more what is written to the descriptor `reader`.
     """
     follower = Follower(paths, lines=lines, since=since)
     merge = Merge()
@@ -123,7 +125,7 @@ def follow(
             if merge.holds:
                 time.sleep(SETTLE_SECONDS)
             elif not over:
-                follower.wait(None if until is None else _POLL_SECONDS)
+                follower.wait(None if until is None else _POLL_SECONDS, reader=reader)
         yield from merge.rest()
     finally:
         follower.close()

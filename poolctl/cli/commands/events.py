@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from time import sleep
+from typing import TYPE_CHECKING
 
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.place import Place, find_place
@@ -15,14 +15,18 @@ from poolctl.cli.render import coloured, paint, printable
 from poolctl.cli.request import Request, one_of
 from poolctl.cli.selected import selected
 from poolctl.cli.span import lines_of, since_of
+from poolctl.cli.stdout import stdout_fd
 from poolctl.control import directory
-from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, receive_within
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
 from poolctl.monitor.history import KINDS, MOST_LINES, Wanted, recent
 from poolctl.monitor.journal import NAME
 from poolctl.monitor.severity import severity
 from poolctl.monitor.wording import sentence, who
+
+if TYPE_CHECKING:
+    from _socket import socket
 
 _AGAIN_SECONDS = 0.5
 _COLOURS = {"error": "31", "warning": "33"}
@@ -82,7 +86,20 @@ class _Watched:
         sys.stdout.flush()
 
     def follow(self, write: Callable[[Item], None]) -> None:
-        """Every event that comes; without a supervisor those that another one writes down. Never returns."""
+        """Every event that comes; without a supervisor those that another one writes down. Never returns.
+
+        Raises BrokenPipeError when nobody reads any more what is printed, be there more to print or not.
+        """
+        from poolctl.platform import await_readable
+
+        reader = stdout_fd()
+
+        def receive(connection: socket, seconds: float) -> bytes:
+            if not await_readable(connection.fileno(), seconds, reader):
+                raise TimeoutError
+            return receive_within(connection, seconds)
+
+        client = Client(self._client.socket_path, receive=receive)
 
         def told(line: Item) -> None:
             if "event" in line:
@@ -91,13 +108,13 @@ class _Watched:
         while True:
             options = {"follow": True, "after": self._last, "lines": MOST_LINES}
             try:
-                self._client.call("events", {"options": options}, told)
+                client.call("events", {"options": options}, told)
             except (NoSupervisor, SupervisorEnded, ControlError):
                 newest = next((event["seq"] for event in recent(self.path, Wanted(), 1)), 0)
                 if newest < self._last:
                     self._last = 0  # somebody has taken the journal away, and another has begun
                 self.show(recent(self.path, self.wanted._replace(after=self._last), None), write)
-            sleep(_AGAIN_SECONDS)
+            await_readable(-1, _AGAIN_SECONDS, reader)
 
 
 def _configured(place: Place) -> str:

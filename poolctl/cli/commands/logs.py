@@ -14,6 +14,7 @@ from poolctl.cli.prefix import Prefixes
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.cli.span import lines_of, since_of
+from poolctl.cli.stdout import stdout_fd
 from poolctl.control import directory
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import INTERRUPTED
@@ -65,7 +66,7 @@ def _follow(paths: dict[str, str], text_of: Callable[[Line], str], lines: int | 
     from poolctl.logs.follow import follow
 
     try:
-        for line in follow(paths, lines=lines, since=since):
+        for line in follow(paths, lines=lines, since=since, reader=stdout_fd()):
             sys.stdout.write(text_of(line))
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, connect, find_socket
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
+from poolctl.control.connect import connect, find_socket
 from poolctl.control.directory import pool_key
 from poolctl.errors import ControlError, PoolParamError, PoolStartError, PoolValidateError
 from tests.stand_in import Send, always, item, result, stand_in
