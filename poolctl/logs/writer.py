@@ -51,6 +51,7 @@ class Logger:
         self._epoll = select.epoll()
         self._epoll.register(control.fileno(), select.EPOLLIN)
         self._streams: dict[int, Stream] = {}
+        self._by_id: dict[str, Stream] = {}
         self._files: dict[str, LogFile] = {}
         self._reports: deque[wire.Message] = deque()
         self._report_at = 0.0
@@ -147,8 +148,9 @@ class Logger:
             if kind == "add":
                 self._add(message, fds)
             elif kind == "pid":
-                for stream in self._with_id(str(message["id"])):
-                    stream.pid = int(message["pid"])
+                pid, stream = int(message["pid"]), self._by_id.get(str(message["id"]))
+                if stream is not None:
+                    stream.pid = pid
             elif kind == "ping":
                 self._reports.append({"t": "pong", "pid": os.getpid()})
             elif kind == "underway":
@@ -177,7 +179,8 @@ class Logger:
         max_size, keep = int(message.get("max_size") or 0), int(message.get("keep") or 0)
         max_age = float(message.get("max_age") or 0)
         id, form, fd = str(message["id"]), str(message.get("format") or "text"), fds[0]
-        for known in self._with_id(id):
+        known = self._by_id.get(id)
+        if known is not None:
             if os.path.sameopenfile(known.fd, fd) and known.file.path == path:
                 self._limit(known.file, max_size, keep, max_age)
                 known.pid, known.order = pid, message
@@ -191,7 +194,7 @@ class Logger:
         file = self._files.setdefault(path, LogFile(path))
         self._limit(file, max_size, keep, max_age)
         file.users += 1
-        stream = self._streams[fd] = Stream(
+        stream = self._streams[fd] = self._by_id[id] = Stream(
             id, fd, file, name=name, pid=pid, format=form, pipes=self._pipes, underway=self._underway
         )
         stream.order = message
@@ -201,9 +204,6 @@ class Logger:
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         if max_age:
             self._age_at = time.monotonic()
-
-    def _with_id(self, id: str) -> list[Stream]:
-        return [stream for stream in self._streams.values() if stream.id == id]
 
     def _pump(self, stream: Stream) -> bool:
         """Move what is there, one read's worth; whether there may be more."""
@@ -229,6 +229,7 @@ class Logger:
     def _end(self, stream: Stream, *, taken: bool = False) -> None:
         if self._streams.pop(stream.fd, None) is None:
             return
+        del self._by_id[stream.id]
         self._busy.pop(stream, None)
         if taken:
             stream.break_off(time.time())
