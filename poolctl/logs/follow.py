@@ -116,7 +116,8 @@ def follow(
     follower = Follower(paths, lines=lines, since=since)
     merge = Merge()
     try:
-        yield from follower.first
+        # While one file's last lines were read, an earlier line may have come to another, as at every later reading.
+        yield from follower.first if len(paths) < 2 else merge.take(follower.first)
         over = False
         while not over:
             over = until is not None and until()

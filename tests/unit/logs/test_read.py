@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -281,6 +282,20 @@ def test_several_logs_are_followed_in_the_order_of_time(tmp_path: Path) -> None:
     writer.start()
     assert texts(list(lines)) == [str(second) for second in range(200)]
     writer.join()
+
+
+def test_what_comes_to_one_log_while_the_next_is_opened_is_in_its_place(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+
+    class Paths(dict[str, str]):
+        def items(self) -> Any:
+            yield "a", str(first)
+            first.write_bytes(at(1, "one"))
+            second.write_bytes(at(2, "two"))
+            yield "b", str(second)
+
+    paths = Paths(a="", b="")
+    assert texts(list(follow(paths, lines=None, until=lambda: True))) == ["one", "two"]
 
 
 def test_a_gap_between_rotated_files_is_passed(path: Path) -> None:
