@@ -123,13 +123,15 @@ class Berth:
     async def see_off(
         self, placement: Placement, config: ServerConfig, told: asyncio.Event | None = None
     ) -> None:
-        """The end of a worker that was replaced. With `told`, which is set once it was told, it drains first."""
+        """The end of a worker that was replaced. With `told`, set once it accepts no more, it drains first."""
         try:
             if told is not None:
-                draining = asyncio.ensure_future(self._runner.drain(placement))
-                await asyncio.sleep(0)
-                told.set()
-                await draining
+                try:
+                    # A busy one may take a new connection, and answer with the old code, after it was told.
+                    await self._runner.leave(placement)
+                finally:
+                    told.set()
+                await self._runner.drain(placement)
             await self.dismiss(placement, config.stop_timeout)
         finally:
             self.retiring.discard(placement)
