@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -14,11 +15,13 @@ from poolctl.cli.render import coloured, field_text, paint, printable
 from poolctl.cli.request import Request
 from poolctl.cli.selected import selected
 from poolctl.cli.visit import arguments, environment
-from poolctl.exit_codes import FAILED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
+from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 
 LINE = ("name", "bind", "state")
 # How long a child that Ctrl-C has reached may take to end before it is killed.
 PATIENCE_SECONDS = 5.0
+# A signal that comes between the interpreter's last look for one and its waiting for a lock is seen when that ends.
+LOOK_SECONDS = 0.2
 
 
 class Walk:
@@ -31,6 +34,9 @@ class Walk:
         self.keep = keep  # the output goes into the document instead of to the terminal
         self.children: set[subprocess.Popen[bytes]] = set()
         self.ending = False
+        # A child is among the children before anybody ends them, or it is not begun: an interrupt that comes while a
+        # thread is being started leaves one that the pool of threads does not know, and waits for no more.
+        self.beginning = threading.Lock()
 
     def visits(self, items: list[Item]) -> Iterator[Item]:
         """The items as they are done, each with its exit code and output. Stops all children when interrupted."""
@@ -42,7 +48,7 @@ class Walk:
                 while running or (waiting and not (failed and self.fail_fast)):
                     while waiting and len(running) < self.jobs and not (failed and self.fail_fast):
                         running[threads.submit(self._visit, waiting.pop())] = None
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    done, _ = wait(running, LOOK_SECONDS, FIRST_COMPLETED)
                     for future in done:
                         del running[future]
                         failed = failed or future.result()["exit_code"] != 0
@@ -53,27 +59,35 @@ class Walk:
     def _visit(self, item: Item) -> Item:
         argv = arguments(self.command, item)
         try:
-            child = subprocess.Popen(
-                argv,
-                env=environment(item),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE if self.keep else subprocess.STDOUT,
-            )
+            child = self._begin(argv, environment(item))
         except (OSError, ValueError) as failure:
             code = NOT_EXECUTABLE if isinstance(failure, PermissionError) else NOT_FOUND
             reason = getattr(failure, "strerror", None) or str(failure)
             return {**item, "exit_code": code, "stdout": "", "stderr": f"{argv[0]}: {reason}\n"}
-        self.children.add(child)
-        if self.ending:  # it came into the world while the others were being ended
-            child.terminate()
+        if child is None:
+            return {**item, "exit_code": INTERRUPTED, "stdout": "", "stderr": ""}
         output, errors = child.communicate()
         self.children.discard(child)
         code = child.returncode if child.returncode >= 0 else 128 - child.returncode
         return {**item, "exit_code": code, "stdout": _text(output), "stderr": _text(errors or b"")}
 
+    def _begin(self, argv: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes] | None:
+        with self.beginning:
+            if self.ending:
+                return None
+            child = subprocess.Popen(
+                argv,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if self.keep else subprocess.STDOUT,
+            )
+            self.children.add(child)
+            return child
+
     def _end_children(self) -> None:
-        self.ending = True
+        with self.beginning:
+            self.ending = True
         for child in list(self.children):
             child.terminate()
         for child in list(self.children):
@@ -81,6 +95,7 @@ class Walk:
                 child.wait(PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 child.kill()
+                child.wait()
 
 
 def perform(request: Request) -> Outcome:
