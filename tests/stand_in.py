@@ -24,8 +24,12 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
     loop = asyncio.new_event_loop()
     over = asyncio.Event()
     started = threading.Event()
+    talks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks[loop.create_task(talk(reader, writer))] = writer
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             length = next(
@@ -51,8 +55,6 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        except asyncio.CancelledError:
-            writer.transport.abort()  # what has not been sent by now is not waited for
         finally:
             writer.close()
 
@@ -60,15 +62,22 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
         server = await asyncio.start_unix_server(connected, str(path))
         started.set()
         await over.wait()
-        server.close()
+        # A server that is closed loses who has been accepted but is nobody's yet; three turns of the loop later he is.
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
         for _ in range(3):
-            await asyncio.sleep(0)  # who has just been accepted is somebody's by then
+            await asyncio.sleep(0)
+        server.close()
+        # A task that is cancelled before its first step closes nothing, hence from here; and what has not been sent by
+        # now is not waited for.
+        for writer in talks.values():
+            if writer.get_extra_info("socket").fileno() >= 0:
+                writer.transport.abort()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        for _ in range(3):
-            await asyncio.sleep(0)  # transports are closed in a later turn of the loop
+        await asyncio.gather(*(writer.wait_closed() for writer in talks.values()), return_exceptions=True)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
