@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from poolctl.config import json_positions, toml_positions, yaml_positions
@@ -134,10 +134,13 @@ def test_every_toml_key_has_its_place(tree: dict[str, Any]) -> None:
 
 
 @given(st.dictionaries(keys, trees, max_size=4))
+@example({" ": [], "\x85": []})
 def test_yaml_reads_as_pyyaml_reads_it(tree: dict[str, Any]) -> None:
     for style in (None, True, False):
         text = yaml.safe_dump(tree, allow_unicode=True, default_flow_style=style)
         read = yaml.load(text, Loader=yaml.CSafeLoader)
+        # PyYAML writes U+0085 as a line break, which is read as a space: a key may be there twice then, and is refused.
+        assume(len(paths(read)) == len(paths(tree)))
         assert parse(text, "yaml") == read
         assert yaml_positions.positions(text).keys() == paths(read)
 
