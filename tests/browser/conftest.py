@@ -33,7 +33,9 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: as long as it is there its event loop counts as running in this thread, between its calls,
+# too, and no other test could run one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make dev")
     with chromium() as found:
