@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -22,10 +23,13 @@ def whole_again(pool: RealPool, until: Callable[..., Any], keeper: int) -> dict[
 
     def another() -> dict[str, Any] | None:
         info = pool.info()
-        return info if info["keeper_pid"] != keeper else None
+        # It may be the supervisor before that says so, until it ends.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if info["keeper_pid"] != keeper and stat(info["supervisor_pid"]).parent == info["keeper_pid"]:
+                return info
+        return None
 
     found: dict[str, Any] = until(another)
-    until(lambda: stat(found["supervisor_pid"]).parent == found["keeper_pid"])
     return found
 
 
