@@ -16,6 +16,7 @@ import h11
 
 from poolctl.control.messages import error, result
 from poolctl.exit_codes import FAILED
+from poolctl.listeners import leaving
 from poolctl.platform import peer_credentials
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -67,12 +68,12 @@ class ControlServer:
         before = self._server
         self._server = await asyncio.start_unix_server(self._connected, sock=listener)
         if before is not None:
-            before.close()
+            await leaving.close([before])
 
     async def close(self) -> None:
         """Stop accepting; let the answers under way be finished."""
         if self._server is not None:
-            self._server.close()
+            await leaving.close([self._server])
         pending = self._tasks - {asyncio.current_task()}
         if pending:
             await asyncio.wait(pending, timeout=1.0)

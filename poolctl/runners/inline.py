@@ -19,9 +19,9 @@ from poolctl.config.interpreter import default_interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.inherit import inherited_descriptors
+from poolctl.listeners.leaving import stop_reading
 from poolctl.listeners.open import close_listener, describe, refuse
 from poolctl.listeners.unix import Identity, identity_of
-from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker
 from .keeping.listen import listen

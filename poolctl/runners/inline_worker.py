@@ -18,8 +18,8 @@ from uvicorn.lifespan.on import LifespanOn
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
+from poolctl.listeners.leaving import stop_reading
 from poolctl.worker.load import LoadFailed, load_app
-from poolctl.worker.serving.accepting import stop_reading
 from poolctl.worker.serving.access import Access
 from poolctl.worker.serving.secure import renew_context, ssl_context
 from poolctl.worker.serving.serve import STARTUP_FAILURE, PoolServer, StartupFailed

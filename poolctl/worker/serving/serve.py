@@ -13,7 +13,9 @@ from typing import Any
 
 import uvicorn
 
-from .accepting import accept_from, close, duplicate, stop_reading
+from poolctl.listeners.leaving import close, stop_reading
+
+from .accepting import accept_from, duplicate
 from .accounts import Accounts
 from .adopt import Adoption
 from .arriving import Arriving

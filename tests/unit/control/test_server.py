@@ -298,3 +298,22 @@ def test_closing_lets_the_answers_under_way_be_finished(tmp_path: Path) -> None:
         assert lines(await asking) == [{"result": {"done": True}}]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("turns", [2, 3, 4])
+def test_closing_loses_nobody_who_has_just_been_accepted(tmp_path: Path, turns: int) -> None:
+    async def scenario() -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            async with serving(tmp_path) as path:
+                client.connect(str(path))
+                client.sendall(request("list"))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            client.setblocking(False)
+            answer = b""
+            async with asyncio.timeout(10):
+                while more := await asyncio.get_running_loop().sock_recv(client, 65536):
+                    answer += more
+            return answer
+
+    assert lines(asyncio.run(scenario()))[-1]["result"]["verb"] == "list"
