@@ -18,6 +18,7 @@ from typing import Any
 from poolctl.config.interpreter import default_interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
+from poolctl.listeners.accepted import accepted_from
 from poolctl.listeners.inherit import inherited_descriptors
 from poolctl.listeners.leaving import stop_reading
 from poolctl.listeners.open import close_listener, describe, refuse
@@ -204,9 +205,7 @@ class InlineRunner:
     def forget_descriptors(self) -> None:
         """Let go of every socket without touching what the parent process shares; for a forked child."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
-        fds = [sock.fileno() for sock in sockets]
-        for worker in self._workers.values():
-            fds += worker.descriptors()
+        fds = accepted_from(sockets)  # the listeners among them
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for fd in fds:
             # Not closed: the objects that own the numbers live on, and would close somebody else's file later.

@@ -127,16 +127,6 @@ class InlineWorker:
         if not self.exited.done():
             self.exited.set_result(verdict)
 
-    def descriptors(self) -> list[int]:
-        """The descriptors of its listeners and connections."""
-        if self._uvicorn is None:
-            return []
-        found = [sock.fileno() for served in self._uvicorn.servers for sock in served.sockets]
-        for connection in list(self._uvicorn.accounts.connections):
-            if connection.transport is not None:
-                found.append(connection.transport.get_extra_info("socket").fileno())
-        return found
-
     async def _live(self, listeners: Sequence[socket.socket]) -> Exit:
         try:
             config = await self._configure()

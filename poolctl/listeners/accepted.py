@@ -1,0 +1,37 @@
+"""Which descriptors of this process are listeners, or connections that they have accepted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+
+_EVERYWHERE = ("0.0.0.0", "::")
+
+
+def accepted_from(listeners: Sequence[socket.socket]) -> list[int]:
+    """The descriptors of these, of every connection that they have accepted, and of all duplicates, in no order.
+
+    An event loop knows of a connection only some turns after it has accepted it. Who must not miss one, as a forked
+    child, asks the descriptors themselves: what was accepted has its listener's address for its own.
+    """
+    addresses = {_address(each) for each in listeners}
+    found = []
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # no socket, or the listing's own
+            sock = socket.socket(fileno=int(name))
+            try:
+                if _address(sock) in addresses or _address(sock, everywhere=True) in addresses:
+                    found.append(sock.fileno())
+            finally:
+                sock.detach()
+    return found
+
+
+def _address(sock: socket.socket, *, everywhere: bool = False) -> tuple[int, object, object]:
+    name = sock.getsockname()
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return sock.family, name, None
+    host = _EVERYWHERE[sock.family == socket.AF_INET6] if everywhere else name[0]
+    return sock.family, host, name[1]
