@@ -24,7 +24,8 @@ _OWN_PROCESSES = 4
 class Case:
     """Never raises: what cannot be had is empty, and `problems` or `silence` say why.
 
-    `place` is None when no file is named or found. `items` are the servers of the running supervisor.
+    `place` is None when no file is named or found. `items` are the servers of the running supervisor, `orphaned` the
+    names of those that serve on without one.
     """
 
     def __init__(self, place: Place | None, env: Mapping[str, str]) -> None:
@@ -34,6 +35,7 @@ class Case:
         self.problems: Sequence[Mapping[str, Any]] = []
         self.about: Mapping[str, Any] = {}
         self.items: list[Mapping[str, Any]] = []
+        self.orphaned: set[str] = set()
         self.silence = ""
         if place is not None:
             self._load(place)
@@ -52,6 +54,7 @@ class Case:
             self.problems = [{"message": str(error), "hint": ""}]
 
     def _ask(self, place: Place) -> None:
+        self.orphaned = _orphaned(self.servers, place)
         if not os.path.exists(place.socket):
             return
         client = Client(place.socket, silence_seconds=_ANSWER_SECONDS)
@@ -75,9 +78,9 @@ class Case:
 
     @property
     def served(self) -> set[str]:
-        """The names of the servers that the supervisor may hold the sockets of."""
+        """The names of the servers whose sockets are held, by the supervisor or by what a killed pool has left."""
         at_rest = ("stopped", "disabled", "failed")
-        return {str(item["name"]) for item in self.items if item.get("state") not in at_rest}
+        return self.orphaned | {str(item["name"]) for item in self.items if item.get("state") not in at_rest}
 
     @property
     def addresses(self) -> dict[str, Address]:
@@ -87,6 +90,12 @@ class Case:
             tables = {"[metrics]": self.config.tables.metrics, "[dashboard]": self.config.tables.dashboard}
             found |= {name: parse(table.bind) for name, table in tables.items() if table is not None}
         return found
+
+
+def _orphaned(servers: Sequence[ServerConfig], place: Place) -> set[str]:
+    from poolctl.cli.survivors import items_of
+
+    return {str(item["name"]) for item in items_of(servers, place) if item["pids"]}
 
 
 def read(path: str) -> str:

@@ -275,6 +275,7 @@ def test_what_a_killed_pool_has_left(real_pool: RealPool) -> None:
     code, found = examined(real_pool)
     assert code == 1
     assert "poolctl start" in next(each["mend"] for each in found["leftovers"] if each["status"] == "problem")
+    assert only(found, "ports", "ok")["message"] == "1 served, 0 free"  # no word of killing what serves
     for pid in [*workers, *real_pool.processes()]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
