@@ -250,14 +250,18 @@ def test_no_request_is_lost_at_whatever_moment_it_comes(pool: RealPool, mode: st
     """
     pool.write("pool.toml", "".join(textwrap.dedent(server).format(port=port) for port in ports))
     pool.ok("start")
+
+    def slept() -> int:
+        return min(item["generation"] - 1 for item in pool.ok("show", "-o", "json").json["items"])
+
     with Load(ports, mode, connections=4, pause=0.031) as load:
         deadline = time.monotonic() + 30
-        while load.look().complete < enough and time.monotonic() < deadline:
+        # On a busy machine what is enough may have come before a server has slept at all.
+        while (load.look().complete < enough or slept() < 2) and time.monotonic() < deadline:
             time.sleep(0.05)
     assert load.report.failed == 0, load.report
     assert load.report.complete >= enough
-    slept = [item["generation"] - 1 for item in pool.ok("show", "-o", "json").json["items"]]
-    assert min(slept) > 1, "it never came to it"
+    assert slept() > 1, "it never came to it"
 
 
 def test_another_supervisor_learns_who_is_idle_already(pool: RealPool, until: Until) -> None:
