@@ -340,7 +340,9 @@ def test_a_late_answer_is_none_and_a_program_that_hangs_is_killed_with_its_child
     pool.ok("start")
     flag(pool).touch()
     health(pool, "ko")
-    sleeper = int(flag(pool, "sleeper").read_text())
+    said = flag(pool, "sleeper")
+    # One that was killed at once has not come to say it; the next one will.
+    sleeper = int(wait_until(lambda: said.exists() and said.read_text(), what="a child"))
     flag(pool).unlink()
     health(pool, "ok")
     wait_until(lambda: not Path(f"/proc/{sleeper}").exists(), what="its child is gone")
