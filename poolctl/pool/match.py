@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import compress
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
 from poolctl.address import AddressError, canonical
@@ -31,37 +32,32 @@ class Row:
 
 Member = TypeVar("Member", bound=Named)
 
+_NAME: Callable[[Named], str] = attrgetter("_name")
+_EXPOSE: Callable[[Named], str] = attrgetter("_expose")
+
 
 def matching(members: dict[str, Member], field: Field | str, pattern: str, regex: str) -> dict[str, Member]:
     """The members that match, in their order.
 
     Both `pattern` and `regex` empty match nothing. Raises PoolParamError for an unknown field or a bad expression.
-    Costs about as much as a bare comprehension; nothing is kept on the way that the garbage collector would count.
+    Costs no more than a bare comprehension; nothing is kept on the way that the garbage collector would count.
     """
     field = checked(field)
     search = _compiled(regex)
     wanted = _wanted(field, pattern)
-    found = values(members, field)
-    binds: list[str] = []
+    texts = values(members, field)
+    kept: Iterable[object] = ()
     if wanted and search is not None:
         equal = _equal(field, wanted)
-        binds = [bind for bind, text in zip(members, found, strict=True) if equal(text) or search(text)]
+        kept = (equal(text) or search(text) for text in texts)
     elif search is not None:
-        binds = list(compress(members, map(search, found)))
-    elif wanted and field is Field.NAME:
-        binds = [bind for bind, server in members.items() if server._name.casefold() == wanted]
-    elif wanted and (field is Field.BIND or "://" in wanted):
-        binds = [bind for bind, text in zip(members, found, strict=True) if text.casefold() == wanted]
-    elif wanted:
+        kept = map(search, texts)
+    elif wanted and field is Field.EXPOSE and "://" not in wanted:
         equal = _equal(field, wanted)
-        binds = [
-            bind
-            for bind, text in zip(members, found, strict=True)
-            if text.casefold().endswith(wanted) and equal(text)
-        ]
-    if len(binds) == len(members):
-        return members.copy()
-    return dict(zip(binds, map(members.__getitem__, binds), strict=True))
+        kept = (text.casefold().endswith(wanted) and equal(text) for text in texts)
+    elif wanted:
+        kept = (text.casefold() == wanted for text in texts)
+    return dict(compress(members.items(), kept))
 
 
 def checked(field: Field | str) -> Field:
@@ -73,13 +69,11 @@ def checked(field: Field | str) -> Field:
         raise PoolParamError(f"{field!r} is no field of a server; one of: {allowed}") from None
 
 
-def values(members: Mapping[str, Member], field: Field) -> Collection[str]:
+def values(members: Mapping[str, Member], field: Field) -> Iterable[str]:
     """That field of each member, in order."""
     if field is Field.BIND:
         return members
-    if field is Field.NAME:
-        return [server._name for server in members.values()]
-    return [server._expose for server in members.values()]
+    return map(_NAME if field is Field.NAME else _EXPOSE, members.values())
 
 
 def _wanted(field: Field, pattern: str) -> str:

@@ -225,7 +225,7 @@ class Members(Mapping[str, Server]):
         before = self._changes
         try:
             found = look(self._servers)
-        except (RuntimeError, KeyError, ValueError):
+        except RuntimeError:  # changed while it was gone through
             return look(self._snapshot())
         return found if self._changes == before else look(self._snapshot())
 
