@@ -107,17 +107,20 @@ class Zygotes:
                 up.set_exception(LinkLost("the interpreter ended at its start"))
 
         kept = await self._kept(interpreter)
+        # One that is kept has most likely been up for long.
+        limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
         link = Link(kept or await self._spawn(interpreter), on_message, on_end)
         if kept is not None:
             # Its first word may have been heard by another supervisor.
             link.send({"op": "ping"})
         try:
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(limit_seconds):
                 await up
         except BaseException as error:
             link.close()
             if isinstance(error, TimeoutError):
-                raise LinkLost(f"the interpreter was not up within {START_SECONDS:g} s") from None
+                on_end()  # or it would be asked for again
+                raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
             raise
         return link
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from tests.http_get import get
 from tests.processes import children, command_line, is_alive
 from tests.real_pool import RealPool
@@ -94,6 +96,26 @@ def test_a_killed_zygote_is_replaced_when_it_is_needed(pool: RealPool) -> None:
     pool.ok("restart")
     assert pool.items()["web"]["pids"] != before
     assert is_alive(helper(pool, "zygote"))
+
+
+@pytest.mark.slow
+def test_a_zygote_that_hangs_is_done_without_also_by_a_supervisor_that_found_it(
+    pool: RealPool, until: Any
+) -> None:
+    pool.write_hello("web")
+    pool.ok("start")
+    zygote, supervisor = helper(pool, "zygote"), pool.info()["supervisor_pid"]
+    os.kill(zygote, signal.SIGSTOP)
+    try:
+        os.kill(supervisor, signal.SIGKILL)
+        until(lambda: pool.info()["supervisor_pid"] != supervisor)
+        (before,) = pool.items()["web"]["pids"]
+        pool.ok("restart", "--timeout", "25s")
+        (after,) = pool.items()["web"]["pids"]
+        assert after != before
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+    until(lambda: not is_alive(zygote))
 
 
 def test_a_zygote_that_is_killed_while_workers_are_asked_for_delays_them_only(
