@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import poolctl
+from tests.deadline import wait_until
 from tests.real_pool import RealPool
 from tests.sandbox import FORBID
 
@@ -279,9 +280,7 @@ def test_what_a_killed_pool_has_left(real_pool: RealPool) -> None:
     for pid in [*workers, *real_pool.processes()]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while real_pool.processes() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: not real_pool.processes(), what="nothing is left of the pool")
     code, found = examined(real_pool)
     assert code == 0, [each for group in found.values() for each in group if each["status"] != "ok"]
     assert {each["status"] for each in found["leftovers"]} == {"warning"}

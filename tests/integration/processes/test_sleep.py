@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.certificates import certificate
+from tests.deadline import wait_until
 from tests.http_get import get
 from tests.load import Load, apps
 from tests.ports import claim_port
@@ -255,10 +256,8 @@ def test_no_request_is_lost_at_whatever_moment_it_comes(pool: RealPool, mode: st
         return min(item["generation"] - 1 for item in pool.ok("show", "-o", "json").json["items"])
 
     with Load(ports, mode, connections=4, pause=0.031) as load:
-        deadline = time.monotonic() + 30
         # On a busy machine what is enough may have come before a server has slept at all.
-        while (load.look().complete < enough or slept() < 2) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: load.look().complete >= enough and slept() > 1, timeout_seconds=30)
     assert load.report.failed == 0, load.report
     assert load.report.complete >= enough
     assert slept() > 1, "it never came to it"
