@@ -19,6 +19,7 @@ import uvicorn
 from ..keeper import wire
 from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
 from .control import Control
+from .forked import ForkedChildren
 from .heartbeat import begin
 from .likeness import likeness
 from .load import LoadFailed, explain, load_app
@@ -59,7 +60,7 @@ class Worker:
         self.orphan: Orphan | None = None
         self.ready_at: float | None = None
         os.close(SPEC_FD)
-        os.register_at_fork(after_in_child=self._forget_descriptors)
+        self.forked = ForkedChildren(self._forget_descriptors)
 
     def live(self) -> int:
         """Serve until told to stop; the exit status."""
@@ -112,6 +113,7 @@ class Worker:
         self.control.listen(self.server.accounts.tally)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal, number)
+            self.forked.loop_handles(number)
         self.control.tell_as_it_is(_IMPORTED)
         await self.server.run(self.listeners, self._ready)
         self.control.ignore()
