@@ -41,10 +41,13 @@ demo: venv
 test: dev
 	@rm -rf .coverage.d && mkdir -p -m 1777 .coverage.d
 	@$(BIN)/coverage run --source=poolctl -m compileall -q poolctl # names every file: what no test imports counts too
-	@$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "not slow and not contract" $(ARGS); inside=$$?; \
-	$(BIN)/python $(PYTEST) -m "slow or contract" $(ARGS); outside=$$?; \
-	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; measured=$$?; \
-	[ $$inside$$outside$$measured = 000 ]
+	@$(BIN)/python -m tests.other_user
+	@failed=; \
+	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "not slow and not contract" $(ARGS) \
+		|| failed="$$failed, tests with coverage"; \
+	$(BIN)/python $(PYTEST) -m "slow or contract" $(ARGS) || failed="$$failed, slow and contract tests"; \
+	{ $(BIN)/coverage combine --quiet && $(BIN)/coverage report; } || failed="$$failed, coverage"; \
+	if [ -z "$$failed" ]; then echo "make test: all passed"; else echo "make test: FAILED: $${failed#, }"; exit 1; fi
 
 unit: dev
 	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)

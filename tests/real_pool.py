@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.other_user import python_for_others
 from tests.ports import claim_port
 
 COMMAND_TIMEOUT_SECONDS = 50.0
@@ -64,6 +65,7 @@ class RealPool:
     def __init__(self, directory: Path, runtime: Path) -> None:
         self.directory = directory
         self.runtime = runtime
+        self.python = sys.executable  # which runs poolctl
         self.ports: dict[str, int] = {}  # by name, of the last write_hello
         self.env = {
             k: v for k, v in os.environ.items() if not k.startswith(("POOLCTL_", "PYTEST_", "LISTEN_"))
@@ -79,10 +81,12 @@ class RealPool:
         self._children: list[subprocess.Popen[str]] = []
 
     def open_to_all(self) -> None:
-        """Moves to a directory that every user may enter, before anything is written.
+        """Uses a directory and an interpreter that every user can reach; skips the test where there is none.
 
-        pytest's own is closed to others, and closed again by each pytest that begins meanwhile.
+        To be called before anything is written. pytest's own directory is closed to others, and closed again by
+        each pytest that begins meanwhile.
         """
+        self.python = python_for_others()
         self.directory = Path(tempfile.mkdtemp(prefix="pc-", dir="/tmp"))
         self.directory.chmod(0o755)
 
@@ -106,11 +110,10 @@ class RealPool:
         )
         return ports
 
-    @staticmethod
-    def command() -> list[str]:
-        """How the installed command is called: the console script of this interpreter, or the module."""
-        script = Path(sys.executable).with_name("poolctl")
-        return [str(script)] if script.exists() else [sys.executable, "-m", "poolctl"]
+    def command(self) -> list[str]:
+        """How the installed command is called: the console script of the interpreter, or the module."""
+        script = Path(self.python).with_name("poolctl")
+        return [str(script)] if script.exists() else [self.python, "-m", "poolctl"]
 
     def run(
         self, *args: str, stdin: str = "", timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,

@@ -20,11 +20,11 @@ import pytest
 
 import poolctl
 from tests.deadline import wait_until
+from tests.other_user import AS_OTHER_USER, python_for_others
 from tests.real_pool import RealPool
 from tests.sandbox import FORBID
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-NOBODY = "setpriv --reuid=54321 --regid=54321 --clear-groups"
 Found = dict[str, list[dict[str, str]]]
 
 
@@ -111,7 +111,7 @@ def test_few_open_files(real_pool: RealPool) -> None:
 @needs_root
 def test_few_processes(real_pool: RealPool) -> None:
     public(real_pool)
-    code, found = examined(real_pool, around=f'exec prlimit --nproc=3:3 {NOBODY} "$@"')
+    code, found = examined(real_pool, around=f'exec prlimit --nproc=3:3 {AS_OTHER_USER} "$@"')
     assert code == 1
     assert "may have 3" in only(found, "processes", "problem")["message"]
 
@@ -147,6 +147,7 @@ def public(pool: RealPool) -> None:
         shutil.copy(pool.directory / name, pool.runtime)
     pool.runtime.chmod(0o777)
     pool.directory = pool.runtime
+    pool.python = python_for_others()
 
 
 def test_a_taken_port_with_its_holder(real_pool: RealPool) -> None:
@@ -184,7 +185,7 @@ def test_a_privileged_port(real_pool: RealPool) -> None:
     public(real_pool)
     real_pool.write("pool.toml", '[[server]]\nname = "web"\nbind = "127.0.0.1:81"\napp = "hello:app"\n')
     prepare = "ip link set lo up 2>&- || true; echo 1024 > /proc/sys/net/ipv4/ip_unprivileged_port_start"
-    code, found = examined(real_pool, around=in_namespace("--net", prepare, f'{NOBODY} "$@"'))
+    code, found = examined(real_pool, around=in_namespace("--net", prepare, f'{AS_OTHER_USER} "$@"'))
     assert code == 1
     assert "privileged" in only(found, "ports", "problem")["message"]
 
@@ -390,7 +391,7 @@ def test_a_session_whose_end_is_the_pools(real_pool: RealPool) -> None:
         "mkdir /etc/systemd/logind.conf.d; "
         "echo KillUserProcesses=yes > /etc/systemd/logind.conf.d/a.conf"
     )
-    _, found = examined(real_pool, around=in_namespace("--mount", prepare, f'{NOBODY} "$@"'))
+    _, found = examined(real_pool, around=in_namespace("--mount", prepare, f'{AS_OTHER_USER} "$@"'))
     assert "enable-linger" in only(found, "logout", "warning")["mend"]
 
 

@@ -12,7 +12,6 @@ import pytest
 from tests.configuration import server
 from tests.http_get import Reply, get
 from tests.integration.cli.terminal import Terminal
-from tests.integration.processes.test_surroundings import root_only
 from tests.real_pool import HELLO_APP, RealPool
 
 STOPS = HELLO_APP.replace(
@@ -118,7 +117,6 @@ def test_an_app_that_does_not_start_ends_with_its_traceback(real_pool: RealPool)
     assert "hello.py" in done.stderr
 
 
-@root_only
 def test_it_runs_as_its_user(real_pool: RealPool, until: Any) -> None:
     real_pool.open_to_all()
     port = real_pool.write_hello("web", extra='user = "nobody"\ncwd = "/"\nenv = { PYTHONUTF8 = "1" }')["web"]

@@ -258,7 +258,6 @@ def test_tls_with_client_certificates_and_a_key_with_a_password(
     assert b"200 OK" in ask_tls(plain, pool.directory)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_key_that_only_root_can_read_serves_a_worker_of_nobodys(
     hello: Any, pool: RealPool, free_port: Any
 ) -> None:
