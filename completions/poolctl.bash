@@ -114,35 +114,35 @@ _poolctl() {
             ;;
         scale)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         drain)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --save -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --save -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         undrain)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --save -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --save -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         enable)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         disable)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -156,7 +156,7 @@ _poolctl() {
             ;;
         remove)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --no-deps --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

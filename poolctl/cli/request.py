@@ -128,6 +128,8 @@ class Request:
             options["wait"] = not self.values["no_wait"]
         if "no_deps" in self.values:
             options["deps"] = not self.values["no_deps"]
+        if self.values.get("all"):
+            options["all"] = True
         if self.values.get("goal") is not None:
             options["for"] = one_of("--for", self.values["goal"], GOALS)
         if self.values.get("env"):

@@ -129,32 +129,38 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
         "--env": ("env", "flag"),
     },
     "scale": {
+        "--all": ("all", "flag"),
         "--timeout": ("timeout", "value"),
         "--no-wait": ("no_wait", "flag"),
         "--save": ("save", "flag"),
         "--dry-run": ("dry_run", "flag"),
     },
     "drain": {
+        "--all": ("all", "flag"),
         "--timeout": ("timeout", "value"),
         "--save": ("save", "flag"),
     },
     "undrain": {
+        "--all": ("all", "flag"),
         "--timeout": ("timeout", "value"),
         "--save": ("save", "flag"),
     },
     "enable": {
+        "--all": ("all", "flag"),
         "--timeout": ("timeout", "value"),
         "--no-wait": ("no_wait", "flag"),
         "--save": ("save", "flag"),
         "--dry-run": ("dry_run", "flag"),
     },
     "disable": {
+        "--all": ("all", "flag"),
         "--timeout": ("timeout", "value"),
         "--no-wait": ("no_wait", "flag"),
         "--save": ("save", "flag"),
         "--dry-run": ("dry_run", "flag"),
     },
     "remove": {
+        "--all": ("all", "flag"),
         "--timeout": ("timeout", "value"),
         "--no-wait": ("no_wait", "flag"),
         "--no-deps": ("no_deps", "flag"),

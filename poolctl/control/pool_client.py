@@ -30,7 +30,8 @@ class PoolClient(Looking):
 
     Methods take names or addresses (`*` and `?` are wildcards; none means all) and the selector's other keys
     (`name`, `bind`, `expose`, `tag`, `state`, `health`, `not`, `allow_empty`) in `selector`. They return the
-    document that the command prints with `-o json`.
+    document that the command prints with `-o json`. `scale`, `drain`, `undrain`, `enable`, `disable` and `remove`
+    need a selection or `all=True`, else they raise PoolParamError.
     """
 
     def start(
@@ -109,6 +110,7 @@ class PoolClient(Looking):
         *targets: str | int,
         workers: int | None = None,
         selector: Mapping[str, Any] | None = None,
+        all: bool = False,
         timeout: Timeout | None = None,
         wait: bool = True,
     ) -> Result:
@@ -121,40 +123,40 @@ class PoolClient(Looking):
         numbers += [] if workers is None else [workers]
         if len(numbers) != 1:
             raise PoolParamError("scale: how many workers?", hint='scale("web", workers=4)')
-        options = {"workers": numbers[0], "timeout": timeout, "wait": wait}
+        options = {"workers": numbers[0], "timeout": timeout, "wait": wait, "all": all}
         return self._ask("scale", names, selector, options, None, PoolStartError)
 
-    def drain(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
+    def drain(self, *targets: str, selector: Mapping[str, Any] | None = None, all: bool = False) -> Result:
         """Take the selected servers out of rotation; they go on answering those who ask them directly."""
-        return self._ask("drain", targets, selector, {}, None, PoolStopError)
+        return self._ask("drain", targets, selector, {"all": all}, None, PoolStopError)
 
-    def undrain(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
+    def undrain(self, *targets: str, selector: Mapping[str, Any] | None = None, all: bool = False) -> Result:
         """Take drained servers back into rotation."""
-        return self._ask("undrain", targets, selector, {}, None, PoolStartError)
+        return self._ask("undrain", targets, selector, {"all": all}, None, PoolStartError)
 
     def enable(
         self,
         *targets: str,
         selector: Mapping[str, Any] | None = None,
+        all: bool = False,
         timeout: Timeout | None = None,
         wait: bool = True,
     ) -> Result:
         """Enable the selected servers and start them, until a reload; PoolStartError with every failure."""
-        return self._ask(
-            "enable", targets, selector, {"timeout": timeout, "wait": wait}, None, PoolStartError
-        )
+        options = {"timeout": timeout, "wait": wait, "all": all}
+        return self._ask("enable", targets, selector, options, None, PoolStartError)
 
     def disable(
         self,
         *targets: str,
         selector: Mapping[str, Any] | None = None,
+        all: bool = False,
         timeout: Timeout | None = None,
         wait: bool = True,
     ) -> Result:
         """Stop the selected servers and let nothing start them, until a reload."""
-        return self._ask(
-            "disable", targets, selector, {"timeout": timeout, "wait": wait}, None, PoolStopError
-        )
+        options = {"timeout": timeout, "wait": wait, "all": all}
+        return self._ask("disable", targets, selector, options, None, PoolStopError)
 
     def add(
         self,
@@ -182,12 +184,13 @@ class PoolClient(Looking):
         self,
         *targets: str,
         selector: Mapping[str, Any] | None = None,
+        all: bool = False,
         timeout: Timeout | None = None,
         deps: bool = True,
         wait: bool = True,
     ) -> Result:
         """Stop the selected servers and take them out of the pool, until a reload; return what was removed."""
-        options = {"timeout": timeout, "deps": deps, "wait": wait}
+        options = {"timeout": timeout, "deps": deps, "wait": wait, "all": all}
         return self._ask("remove", targets, selector, options, None, PoolStopError)
 
     def wait(

@@ -92,6 +92,15 @@ class Selector:
         return f"<Selector {' '.join(parts) or 'all'}>"
 
 
+def selection_needed(verb: str, count: int | None) -> SelectorError:
+    """The error of a command that never means all servers by default; `count` is how many there are, if known."""
+    servers = "the only server" if count == 1 else "all servers" if count is None else f"all {count} servers"
+    return SelectorError(
+        f"{verb} without a selection would change {servers} of the pool",
+        hint="name servers or select them by an option; --all (in Python all=True) means every one",
+    )
+
+
 class Unmatched:
     """Why a selection chose nothing: unknown targets with near names, or options that fit no server."""
 

@@ -23,9 +23,9 @@ FORMS = (
     "restart",
     "show",
     "walk",
-    "scale 1",
-    "enable",
-    "undrain",
+    "scale --all 1",
+    "enable --all",
+    "undrain --all",
     "reload",
     "stop",
 )
@@ -170,7 +170,7 @@ def test_scale_takes_a_selector_and_a_number(real_pool: RealPool) -> None:
         "web-2": 2,
         "db": 3,
     }
-    real_pool.ok("scale", "1")
+    real_pool.ok("scale", "--all", "1")
     assert {len(item["pids"]) for item in real_pool.items().values()} == {1}
 
 

@@ -53,8 +53,9 @@ def test_without_a_supervisor_some_work_from_the_files(real_pool: RealPool) -> N
 def test_without_a_supervisor_others_are_refused(real_pool: RealPool) -> None:
     real_pool.write_hello(*TWO)
     for line in (
-        "scale a 2", "drain a", "undrain", "enable a", "disable", "remove a", "reload", "reload --dry-run", "upgrade",
-        "add c --bind :1 --app c:c", "top", "routes", "hosts", "metrics", "--pool nobody list",
+        "scale a 2", "drain a", "undrain --all", "enable a", "disable --all", "remove a", "reload",
+        "reload --dry-run", "upgrade", "add c --bind :1 --app c:c", "top", "routes", "hosts", "metrics",
+        "--pool nobody list",
     ):  # fmt: skip
         assert [error["code"] for error in document(real_pool, line, 6)["errors"]] == [6]
     assert real_pool.processes() == {}
@@ -81,7 +82,8 @@ def test_with_a_supervisor_live_changes(real_pool: RealPool, free_port: Callable
         ("undrain a", 0, "a"), ("disable a", 0, "a"), ("status", 0, TWO), ("start a", 1, "a"), ("restart a", 1, "a"),
         ("enable a", 0, "a"), ("add b --bind :1 --app c:c", 8, ()), (f"add c --bind {taken} --app c:c", 8, ()),
         ("add c --bind nowhere --app c:c", 5, ()), (f"add c --bind 127.0.0.1:{new} --app hello:app", 0, "c"),
-        ("reload --dry-run", 3, (*TWO, "c")), ("remove c", 0, "c"), ("remove c", 4, ()), ("reload", 0, TWO),
+        ("reload --dry-run", 3, (*TWO, "c")), ("remove c", 0, "c"), ("remove c", 4, ()), ("remove", 2, ()),
+        ("reload", 0, TWO),
     ])  # fmt: skip
 
 

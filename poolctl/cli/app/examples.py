@@ -42,6 +42,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "poolctl scale --tag api 4 --save",
     ),
     "drain": ("poolctl drain users           then: poolctl undrain users",),
+    "undrain": ("poolctl undrain --all         every server that is drained",),
+    "enable": ("poolctl enable --all          every server that is disabled",),
     "disable": ("poolctl disable users --save  also after the next start",),
     "add": (
         "poolctl add docs --bind 127.0.0.1:8083 --app docs.main:app --set workers=2",

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from .options import (
+    ALL,
     FILTERS,
     ORDERS,
     OUTPUT,
-    SELECTION,
     TIMES,
     ByEnvironment,
     NoWait,
@@ -19,9 +19,7 @@ from .options import (
     command,
 )
 
-_NUMBER = typer.Argument(
-    metavar="TARGET… N", show_default=False, help="Names or addresses, none for all; last the number."
-)
+_NUMBER = typer.Argument(metavar="TARGET… N", show_default=False, help="Names or addresses; last the number.")
 _NAME = typer.Argument(metavar="NAME", show_default=False, help="The new server's name.")
 _BIND = typer.Option("--bind", metavar="ADDRESS", help="Where it listens.")
 _APP = typer.Option("--app", metavar="MODULE:ATTRIBUTE", help="What it serves.")
@@ -36,6 +34,15 @@ _SHOW = typer.Option(
     "--dry-run", help="Print what --save would write and change nothing; exit 3 if anything."
 )
 
+_TARGETS = typer.Argument(
+    metavar="TARGET", show_default=False, help="Names or addresses; * and ? are wildcards."
+)
+# These commands never mean all servers by default.
+_REQUIRED_SELECTION: dict[str, tuple[Any, Any]] = {
+    "targets": (Annotated[list[str] | None, _TARGETS], None),
+    **FILTERS,
+    **ALL,
+}
 SAVES: dict[str, tuple[Any, Any]] = {
     "save": (Annotated[bool, _SAVE], False),
     "dry_run": (Annotated[bool, _SHOW], False),
@@ -71,16 +78,17 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
 
 
 def _add_overrides(app: typer.Typer, perform: Perform) -> None:
-    numbered = {"targets": (Annotated[list[str] | None, _NUMBER], None), **FILTERS}
+    selection = _REQUIRED_SELECTION
+    numbered = {**selection, "targets": (Annotated[list[str] | None, _NUMBER], None)}
     command(
         app, "scale", "Change the number of workers: scale web 4.", perform, numbered, OUTPUT, WAITS, SAVES
     )
-    rotation = (SELECTION, OUTPUT, TIMES, {"save": SAVES["save"]})
+    rotation = (selection, OUTPUT, TIMES, {"save": SAVES["save"]})
     command(app, "drain", "Take servers out of rotation; they go on answering.", perform, *rotation)
     command(app, "undrain", "Take drained servers back into rotation.", perform, *rotation)
-    command(app, "enable", "Enable servers, and start them.", perform, SELECTION, OUTPUT, WAITS, SAVES)
+    command(app, "enable", "Enable servers, and start them.", perform, selection, OUTPUT, WAITS, SAVES)
     command(
-        app, "disable", "Stop servers, and let nothing start them.", perform, SELECTION, OUTPUT, WAITS, SAVES
+        app, "disable", "Stop servers, and let nothing start them.", perform, selection, OUTPUT, WAITS, SAVES
     )
 
 
@@ -104,7 +112,7 @@ def _add_membership(app: typer.Typer, perform: Perform) -> None:
         "remove",
         "Stop servers, and take them out of the pool.",
         perform,
-        SELECTION,
+        _REQUIRED_SELECTION,
         OUTPUT,
         ORDERS,
         SAVES,

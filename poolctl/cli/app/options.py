@@ -85,6 +85,9 @@ FILTERS: dict[str, tuple[Any, Any]] = {
     "invert": (Invert, False),
     "allow_empty": (AllowEmpty, False),
 }
+ALL: dict[str, tuple[Any, Any]] = {
+    "all": (Annotated[bool, typer.Option("--all", help="Every server of the pool.")], False)
+}
 SELECTION: dict[str, tuple[Any, Any]] = {"targets": (Targets, None), **FILTERS}
 TIMES: dict[str, tuple[Any, Any]] = {"timeout": (Timeout, None)}
 ORDERS: dict[str, tuple[Any, Any]] = {**TIMES, "no_wait": (NoWait, False), "no_deps": (NoDeps, False)}

@@ -7,9 +7,12 @@ from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
 from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request, saves
+from poolctl.cli.selected import selected
 from poolctl.config.limits import MOST_WORKERS
 from poolctl.control.client import NoSupervisor
+from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import NOTHING_MATCHED
+from poolctl.pool.select import selection_needed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,12 +34,32 @@ def perform(request: Request) -> Outcome:
     if request.verb == "scale":
         request, more["workers"] = _scaled(request)
     place = find_place(request)
+    _require_selection(request, place)
     if save and request.verb not in UNWRITTEN:
         return _saved(request, place, more)
     outcome = _live(request, place, more)
     if save:
         outcome.warnings.append(f"{request.verb} is nothing that a file says: nothing was written")
     return outcome
+
+
+def _require_selection(request: Request, place: Place) -> None:
+    """Raises UsageError without a selection and without --all: these commands never mean all by default."""
+    if not request.selector().selects_all:
+        if request.get("all"):
+            raise UsageError(f"{request.verb}: --all and a selection exclude each other")
+    elif not request.get("all"):
+        needed = selection_needed(request.verb, _count_servers(request, place))
+        raise UsageError(needed.message, hint=needed.hint)
+
+
+def _count_servers(request: Request, place: Place) -> int | None:
+    """How many servers the pool has; None when neither a supervisor nor the files can say it."""
+    asked = Request("list", {"config": request.get("config"), "pool": request.get("pool"), "quiet": True})
+    try:
+        return len(selected(asked, place).items)
+    except (Failure, PoolError, ControlError):
+        return None
 
 
 def _live(request: Request, place: Place, more: dict[str, Any]) -> Outcome:

@@ -24,7 +24,7 @@ AUDITED = frozenset(
     }
 )  # fmt: skip
 # Told as they are; the others may hold what is nobody's business, such as an environment.
-_TOLD = ("timeout", "wait", "deps", "kill", "workers")
+_TOLD = ("timeout", "wait", "deps", "kill", "workers", "all")
 
 Work = Callable[[], Awaitable[Document]]
 
@@ -125,8 +125,11 @@ def _given(selector: Selector) -> Document:
 
 
 def _details(verb: str, options: Document) -> list[str]:
+    everything = ["--all"] if options.get("all") is True else []
     if verb == "scale":
-        return [str(options.get("workers"))]
+        return [*everything, str(options.get("workers"))]
+    if everything:
+        return everything
     server = options.get("server")
     return [str(server.get("name", ""))] if verb == "add" and isinstance(server, dict) else []
 

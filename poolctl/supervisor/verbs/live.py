@@ -11,7 +11,7 @@ from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
-from poolctl.pool.select import Selector, SelectorError
+from poolctl.pool.select import Selector, SelectorError, selection_needed
 
 from ..configuration import Configuration
 from ..engine.engine import Engine
@@ -50,7 +50,7 @@ class Live:
                 f"workers is {workers!r}, not a number of them",
                 hint="a whole number from 1; poolctl stop ends all of them",
             )
-        chosen = self._selection.of(selector)
+        chosen = self._chosen("scale", selector, options)
         refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
         running = [entry for entry in able if entry.wanted and not (entry.failed or entry.done)]
@@ -69,7 +69,7 @@ class Live:
 
     async def drain(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Take the selected servers out of rotation; they answer those who ask them directly."""
-        chosen = self._selection.of(selector)
+        chosen = self._chosen("drain", selector, options)
         warnings = [
             f"{entry.name}: is {entry.state}, {_LATER if entry.state in _STAYS else _NEVER}"
             for entry in chosen
@@ -82,14 +82,14 @@ class Live:
 
     async def undrain(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Take drained servers back into rotation."""
-        chosen = self._selection.of(selector)
+        chosen = self._chosen("undrain", selector, options)
         for entry in chosen:
             self._engine.override(entry, count=entry.count, disabled=entry.disabled, out=False)
         return result(self._reports.items(chosen))
 
     async def enable(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Let the selected servers be started, and start those that were disabled; return when each is ready."""
-        chosen = self._selection.of(selector)
+        chosen = self._chosen("enable", selector, options)
         enabled = [entry for entry in chosen if entry.is_disabled]
         order = Order(self._engine, PoolStartError, enabled, lambda entry: entry.settled)
         for entry in enabled:
@@ -99,7 +99,7 @@ class Live:
 
     async def disable(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Stop the selected servers, what depends on them first, and let nothing start them; return when they have."""
-        chosen = self._selection.of(selector)
+        chosen = self._chosen("disable", selector, options)
         also = [entry for entry in self._with_dependents(chosen, progress) if entry not in chosen]
         order = Order(self._engine, PoolStopError, [*also, *chosen], lambda entry: entry.at_rest)
         for entry in also:
@@ -135,7 +135,7 @@ class Live:
 
     async def remove(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Stop the selected servers, what depends on them first, and forget them; the result lists what is gone."""
-        chosen = self._selection.of(selector)
+        chosen = self._chosen("remove", selector, options)
         deps = options.get("deps", True)
         also = self._with_dependents(chosen, progress) if deps else chosen
         order = Order(self._engine, PoolStopError, also, lambda entry: entry.at_rest)
@@ -148,6 +148,12 @@ class Live:
             self._engine.remove(entry)
         self._engine.roster.configured += 1  # a successor has to know of those that are missing
         return await order.conclude(chosen, options, progress)
+
+    def _chosen(self, verb: str, selector: Selector, options: Document) -> list[Entry]:
+        """The selected entries. Raises SelectorError for no selection, unless the option `all` asks for every one."""
+        if selector.selects_all and options.get("all") is not True:
+            raise selection_needed(verb, len(self._engine.entries))
+        return self._selection.of(selector)
 
     def _override_disabled(self, entry: Entry, disabled: bool) -> None:
         override = None if disabled is entry.config.disabled else disabled

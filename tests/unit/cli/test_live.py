@@ -99,10 +99,10 @@ def test_a_broken_file_is_5_and_says_only_what_is_wrong(poolctl: Command, superv
     ("args", "items", "line"),
     [
         (["scale", "web", "3"], [item("web", workers=3)], "1 server scaled to 3 workers"),
-        (["scale", "1"], [item("a"), item("b")], "2 servers scaled to 1 worker"),
-        (["scale", "2"], [item("a", workers=2), item("b")], "1 of 2 servers scaled to 2 workers"),
+        (["scale", "--all", "1"], [item("a"), item("b")], "2 servers scaled to 1 worker"),
+        (["scale", "--all", "2"], [item("a", workers=2), item("b")], "1 of 2 servers scaled to 2 workers"),
         (["drain", "a"], [item("a", state="draining", ready=False)], "1 server out of rotation"),
-        (["undrain"], [item("a")], "1 server in rotation"),
+        (["undrain", "--all"], [item("a")], "1 server in rotation"),
         (["enable", "a"], [item("a")], "1 server enabled, 1 ready"),
         (["disable", "a"], [item("a", state="disabled", ready=False)], "1 server disabled"),
         (["remove", "a"], [item("a", state="stopped")], "removed a 127.0.0.1:8081"),
@@ -116,6 +116,44 @@ def test_the_line_for_people(
         assert poolctl(*args) == (0, f"{line}\n", "")
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
     assert {verb for verb, _ in requests} == {args[0]}
+
+
+CHANGES_OF_SELECTED = [["remove"], ["disable"], ["enable"], ["drain"], ["undrain"], ["scale", "2"]]
+
+
+@pytest.mark.parametrize("words", CHANGES_OF_SELECTED)
+def test_a_change_without_a_selection_is_a_usage_error_that_counts_the_servers(
+    poolctl: Command, supervised: Supervised, words: list[str]
+) -> None:
+    with supervised(always(item("a"), item("b"), item("c"))) as requests:
+        said = poolctl(*words)
+        saved = poolctl(*words, "--save")
+    assert (said.code, said.out, saved.code) == (2, "", 2)
+    assert f"{words[0]} without a selection would change all 3 servers of the pool" in said.err
+    assert "--all" in said.err
+    assert {verb for verb, _ in requests} == {"list"}, "something was asked to change"
+    unsupervised = poolctl(*words)
+    assert (unsupervised.code, "all 2 servers" in unsupervised.err) == (2, True)
+
+
+@pytest.mark.parametrize("words", CHANGES_OF_SELECTED)
+def test_all_is_an_explicit_selection_and_excludes_any_other(
+    poolctl: Command, supervised: Supervised, words: list[str]
+) -> None:
+    verb, *number = words
+    with supervised(always(item("a", workers=2), item("b", workers=2))) as requests:
+        assert poolctl(verb, "--all", *number).code == 0
+        for selection in (["a"], ["--tag", "api"], ["--not"]):
+            said = poolctl(verb, "--all", *selection, *number)
+            assert (said.code, "exclude each other" in said.err) == (2, True), selection
+    ((asked, body),) = requests
+    assert (asked, body["options"]["all"], body["selector"]["targets"]) == (verb, True, [])
+
+
+def test_a_pool_of_broken_files_is_not_counted_and_not_changed(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").write_text("broken [")
+    said = poolctl("remove", "--save")
+    assert (said.code, "would change all servers of the pool" in said.err) == (2, True)
 
 
 def test_the_number_of_scale_is_the_last_word(poolctl: Command, supervised: Supervised) -> None:
@@ -135,7 +173,8 @@ def test_what_is_no_number_of_workers_is_a_usage_error(poolctl: Command, args: l
 
 @pytest.mark.parametrize(
     "args",
-    [["reload"], ["reload", "--dry-run"], ["scale", "users", "2"], ["drain"], ["undrain"], ["enable"], ["disable"],
+    [["reload"], ["reload", "--dry-run"], ["scale", "users", "2"], ["drain", "users"],
+     ["undrain", "--all"], ["enable", "--all"], ["disable", "users"],
      ["remove", "users"], ["add", "x", "--bind", ":1"]],
 )  # fmt: skip
 def test_without_a_supervisor_live_changes_are_6(poolctl: Command, args: list[str]) -> None:

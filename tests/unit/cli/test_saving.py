@@ -62,7 +62,7 @@ def test_without_a_supervisor_only_the_file_changes(
     assert poolctl("validate").code == 0
 
 
-@pytest.mark.parametrize("args", [["scale", "users", "2"], ["drain"], ["undrain"]])
+@pytest.mark.parametrize("args", [["scale", "users", "2"], ["drain", "users"], ["undrain", "--all"]])
 def test_what_is_about_processes_needs_a_supervisor_all_the_same(
     poolctl: Command, file: Path, args: list[str]
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_change_that_failed_for_some_is_written(
         (["add", "x", "--bind", ":8081", "--app", "a:b"], 8),
         (["add", "x", "--app", "a:b"], 5), (["add", "x", "--bind", "nowhere", "--app", "a:b"], 5),
         (["add", "x", "--bind", ":9", "--app", "a:b", "--set", "wrokers=2"], 5), (["remove", "nobody"], 4),
-        (["remove"], 5), (["add", "x", "--bind", ":9", "--app", "a:b", "--timeout", "soon"], 2),
+        (["remove", "--all"], 5), (["add", "x", "--bind", ":9", "--app", "a:b", "--timeout", "soon"], 2),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_is_done(
@@ -156,7 +156,7 @@ def test_a_server_that_is_in_no_file_is_not_written(
     poolctl: Command, supervised: Supervised, file: Path
 ) -> None:
     with supervised(always(item("users"), item("live"))):
-        said = poolctl("scale", "2", "--save")
+        said = poolctl("scale", "--all", "2", "--save")
     with supervised(always(item("live"))):
         gone = poolctl("remove", "live", "--save")
     assert said.err.startswith("warning: live is in no file")

@@ -220,17 +220,22 @@ def test_the_live_changes_carry_what_the_commands_send(path: Path) -> None:
         pool.disable("w*")
         pool.add({"name": "new", "bind": ":1"}, base_dir="/srv")
         pool.remove("new", deps=False)
+        pool.enable(all=True)
     verbs = dict(requests)
     assert [verb for verb, _ in requests] == [
-        "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove",
+        "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove", "enable",
     ]  # fmt: skip
     assert verbs["reload"]["options"] == {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": True}
     assert verbs["scale"] == {
         "selector": {"targets": ["web"]},
-        "options": {"workers": 3, "timeout": None, "wait": True},
+        "options": {"workers": 3, "timeout": None, "wait": True, "all": False},
     }
     assert verbs["undrain"]["selector"] == {"tag": ["api"], "targets": []}
-    assert verbs["enable"]["options"]["wait"] is False
+    assert requests[4][1]["options"]["wait"] is False
+    assert verbs["enable"] == {
+        "selector": {"targets": []},
+        "options": {"timeout": None, "wait": True, "all": True},
+    }
     assert verbs["add"]["options"]["server"] == {"name": "new", "bind": ":1"}
     assert verbs["add"]["options"]["base_dir"] == "/srv"
     assert verbs["remove"]["options"]["deps"] is False

@@ -41,6 +41,23 @@ def test_scale_adds_workers_and_drains_those_that_are_too_many() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("verb", ["remove", "disable", "enable", "drain", "undrain", "scale"])
+def test_a_change_of_everything_has_to_be_asked_for(verb: str) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"))
+        await desk.ask("start")
+        before = desk.states()
+        desk.runner.log.clear()
+        for all_servers in ({}, {"all": False}, {"all": "yes"}):
+            with pytest.raises(SelectorError, match=f"{verb} without .* all 2 servers"):
+                await desk.ask(verb, workers=2, **all_servers)
+        assert (desk.states(), desk.runner.log) == (before, [])
+        answer = await desk.ask(verb, workers=2, all=True)
+        assert (answer["exit_code"], len(answer["items"])) == (0, 2)
+
+    run(scenario())
+
+
 def test_of_two_that_scale_at_once_the_first_says_that_it_was_overtaken() -> None:
     async def scenario() -> None:
         desk = Desk(web())
@@ -98,7 +115,7 @@ def test_what_cannot_run_twice_is_refused_and_the_others_are_scaled(keys: dict[s
         one = ServerConfig(**{key: value for key, value in given.items() if value is not None})
         desk = Desk(one, web("two"))
         await desk.ask("start", "two")
-        answer = await desk.ask("scale", workers=2)
+        answer = await desk.ask("scale", all=True, workers=2)
         assert (answer["exit_code"], [error["name"] for error in answer["errors"]]) == (1, ["one"])
         assert [item["workers"] for item in answer["items"]] == [1, 2]
         assert (await desk.ask("scale", "one", workers=1))["exit_code"] == 0
@@ -140,7 +157,7 @@ def test_what_does_not_run_has_nothing_to_drain_and_a_stop_forgets_it() -> None:
         answer = await desk.ask("drain", "a")
         assert (answer["exit_code"], len(answer["warnings"])) == (0, 1)
         await desk.ask("start")
-        await desk.ask("drain")
+        await desk.ask("drain", all=True)
         await desk.ask("stop", "a")
         await desk.ask("start", "a")
         assert desk.states() == {"a": "running"}
