@@ -137,10 +137,13 @@ def field_text(item: Item, field: str) -> str:
 
 
 def explain(outcome: Outcome) -> None:
-    """Warnings and errors, each with its mend, on standard error. Quiet keeps the errors."""
+    """Warnings, notes and errors, each with its mend, on standard error. Quiet keeps the errors."""
     if outcome.warnings and not outcome.quiet:
         label = _label("warning", "33", coloured(sys.stderr))
         _say(sys.stderr, [f"{label} {printable(text)}" for text in outcome.warnings])
+    if outcome.notes and not outcome.quiet:
+        label = _label("note", "36", coloured(sys.stderr))
+        _say(sys.stderr, [f"{label} {printable(text)}" for text in outcome.notes])
     if outcome.errors:
         as_result = outcome.errors_are_result and outcome.form != "json"
         stream = sys.stdout if as_result else sys.stderr

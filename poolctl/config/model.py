@@ -181,8 +181,10 @@ class ServerConfig(Section):
         Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
         """
         from poolctl.config.outside import Outside
+        from poolctl.config.secrets import pool_variables
+        from poolctl.config.tables import Tables
 
-        outside = Outside(os.environ)
+        outside = Outside(os.environ, withheld=pool_variables([self], Tables()))
         outside.check([self], import_apps=import_app)
         if outside.problems:
             refuse(self.name, [finding for _, finding in outside.problems], self.name, self.bind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -20,10 +20,19 @@ Findings = list[Finding]
 
 
 class Outside:
-    """Collects `(server, finding)` pairs. What many servers share is looked at once."""
+    """Collects `(server, finding)` pairs. What many servers share is looked at once.
 
-    def __init__(self, env: Mapping[str, str], default_tls: TLSConfig | None = None) -> None:
+    Apps are imported without the variables `withheld`.
+    """
+
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        default_tls: TLSConfig | None = None,
+        withheld: Container[str] = (),
+    ) -> None:
         self.env = env
+        self.withheld = withheld
         self.default_tls = default_tls
         self.now = datetime.now(UTC)
         self.problems: list[tuple[ServerConfig, Finding]] = []
@@ -115,7 +124,8 @@ class Outside:
                 timeout_seconds=server.start_timeout,
             )
             jobs.setdefault(job, []).append(server)
-        for job, finding in check_imports(list(jobs), self.env):
+        env = {name: value for name, value in self.env.items() if name not in self.withheld}
+        for job, finding in check_imports(list(jobs), env):
             if jobs[job][0].app is None:
                 # Their place is [pool] handlers, which is no key of a server.
                 finding = finding._replace(

@@ -10,6 +10,7 @@ from poolctl.config.conflicts import conflicts
 from poolctl.config.dependencies import dependency_findings
 from poolctl.config.model import ServerConfig
 from poolctl.config.problems import Finding, Place, Problem, dotted, shown
+from poolctl.config.secrets import pool_variables
 from poolctl.config.section import problem_of
 from poolctl.config.sections import TLSConfig
 from poolctl.config.settings import PoolSettings
@@ -151,6 +152,11 @@ class PoolConfig(Sequence[ServerConfig]):
                 found.append(self._located(server, Finding(("command",), message, hint)))
         return [*found, *self._outside_warnings]
 
+    @property
+    def pool_variables(self) -> frozenset[str]:
+        """The environment variables that hold secrets of the pool itself; no server is given them unasked."""
+        return pool_variables(self._servers, self.tables, self.defaults)
+
     def set_handler(self, handler: Callable[[], Mapping[str, Any]] | None) -> None:
         """Serve the servers that have no app of their own by what `handler` returns: `{handler_key: ASGI app}`."""
         if handler is not None and not callable(handler):
@@ -197,7 +203,7 @@ class PoolConfig(Sequence[ServerConfig]):
         from poolctl.config.outside import Outside
         from poolctl.config.table_outside import outside_of
 
-        outside = Outside(os.environ, self._tls)
+        outside = Outside(os.environ, self._tls, self.pool_variables)
         servers = [server for server in self._servers if names is None or server.name in names]
         outside.check(servers, import_apps=import_apps)
         beside = outside_of(self.tables, os.environ) if self.tables.dashboard else []

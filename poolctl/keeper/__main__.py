@@ -3,14 +3,15 @@
     keeper DIRECTORY PLAN
     keeper DIRECTORY LINK_FD
 
-In the first form the supervisor, its only client, may die at any moment; the keeper starts it again and reports to the
-new one what the old one did not hear. PLAN is a JSON object: `supervisor`, its argument vector; `control`, the
+In the first form the supervisor, its only client, may die at any moment; the keeper starts it again and reports to
+the new one what the old one did not hear. PLAN is a JSON object: `supervisor`, its argument vector; `control`, the
 descriptor of its listener; `lifeline`, -1 or a pipe whose end of file asks for the end of the pool; `inherited`, the
 names of systemd's sockets, which follow it; `begun`, the pids (0: it could not be started) and the links of children
 that were started before this program was loaded, the supervisor's and others' by the name under which they are kept;
-`open_files`, the limits before they were raised for all of them. Or PLAN has `supervisor` and `donor`, the descriptor
-of a link to a supervisor whose keeper is gone, and which gives the new one everything. In the second form the client is
-the program that made the other end of LINK_FD, and everything ends with it.
+`without`, the variables that were left out of the others' environment; `open_files`, the limits before they were
+raised for all of them. Or PLAN has `supervisor` and `donor`, the descriptor of a link to a supervisor whose keeper is
+gone, and which gives the new one everything. In the second form the client is the program that made the other end of
+LINK_FD, and everything ends with it.
 """
 
 from __future__ import annotations

@@ -18,16 +18,20 @@ Limits = tuple[int, int]
 class Companion:
     """A program that is started with another one, as its child; it gets `fd` as descriptor 3.
 
-    `output` is the file that takes what it prints. With `session` it leads a session of its own.
+    `output` is the file that takes what it prints. With `session` it leads a session of its own. The variables
+    `without` are left out of its environment.
     """
 
-    __slots__ = ("argv", "fd", "output", "session")
+    __slots__ = ("argv", "fd", "output", "session", "without")
 
-    def __init__(self, argv: list[str], output: str, *, session: bool, fd: int = -1) -> None:
+    def __init__(
+        self, argv: list[str], output: str, *, session: bool, fd: int = -1, without: Sequence[str] = ()
+    ) -> None:
         self.argv = argv
         self.output = output
         self.session = session
         self.fd = fd
+        self.without = without
 
 
 def in_background(argv: list[str], env: dict[str, str], fds: Sequence[int]) -> None:
@@ -92,5 +96,7 @@ def _start(companion: Companion, fd: int, env: dict[str, str]) -> int:
     from .spawn import spawn
 
     with contextlib.suppress(OSError):
-        return spawn(companion.argv, env, [fd], companion.output, session=companion.session)
+        return spawn(
+            companion.argv, env, [fd], companion.output, session=companion.session, without=companion.without
+        )
     return 0

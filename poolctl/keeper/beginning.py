@@ -31,7 +31,9 @@ def take_in(plan: dict[str, Any], store: Store) -> tuple[int, int] | None:
         elif name == stored.SUPERVISOR:
             supervisor = pid, link
         else:
-            _keep(store, name, None, [link])
+            # A zygote's workers inherit its environment: whether it is the right one is the supervisor's to judge.
+            meta = {"without": plan.get("without", [])} if name.startswith(stored.ZYGOTE) else None
+            _keep(store, name, meta, [link])
     return supervisor
 
 

@@ -50,7 +50,12 @@ def _perform(message: Message, fds: list[int], reply: Message, store: Store, rea
         reply["entries"] = store.page(message.get("after", ""))
     elif operation == "spawn":
         reply["pid"] = spawn(
-            message["argv"], message.get("env"), fds, message["output"], session=message["session"]
+            message["argv"],
+            message.get("env"),
+            fds,
+            message["output"],
+            session=message["session"],
+            without=message.get("without", ()),
         )
     elif operation == "signal":
         reply["sent"] = reaper.signal(message["pid"], message["signal"], group=message.get("group", False))

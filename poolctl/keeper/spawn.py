@@ -6,11 +6,24 @@ import fcntl
 import os
 import signal
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
 
-def spawn(argv: list[str], env: dict[str, str] | None, fds: list[int], output: str, *, session: bool) -> int:
+
+def spawn(
+    argv: list[str],
+    env: dict[str, str] | None,
+    fds: list[int],
+    output: str,
+    *,
+    session: bool,
+    without: Container[str] = (),
+) -> int:
     """The pid of the new program. `output` is the file that takes its stdout and stderr (appended to, 0600).
 
-    Raises OSError when the program cannot be executed. The keeper's own descriptors are not inherited.
+    `env` is its environment (None: this process's), from which the variables `without` are left out. Raises OSError
+    when the program cannot be executed. The keeper's own descriptors are not inherited.
     """
     # Lifted out of the way first: one of them may stand where another has to go.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
@@ -24,7 +37,11 @@ def spawn(argv: list[str], env: dict[str, str] | None, fds: list[int], output: s
         return os.posix_spawn(
             argv[0],
             argv,
-            dict(os.environ) if env is None else env,
+            {
+                name: value
+                for name, value in (os.environ if env is None else env).items()
+                if name not in without
+            },
             file_actions=actions,
             setsid=session,
             setsigmask=(),

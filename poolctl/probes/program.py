@@ -10,6 +10,7 @@ import subprocess
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
+from poolctl.runners import withheld
 from poolctl.runners.spec import environment, user_ids
 
 from .line import Told
@@ -50,7 +51,7 @@ class ProgramAsker:
         return subprocess.Popen(
             self._argv,
             cwd=server.cwd,
-            env={**os.environ, **environment(server), **self._values},
+            env={**withheld.environment(), **environment(server), **self._values},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,

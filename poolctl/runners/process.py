@@ -15,6 +15,7 @@ from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
 from poolctl.keeper.background import in_background
 
+from . import withheld
 from .link import Link
 from .local import LocalRunner
 from .protocol import Endpoints, Exit, Placement
@@ -39,6 +40,8 @@ class ProcessRunner:
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner."""
+        if server.tls and server.tls is not True and server.tls.password_env:
+            withheld.withhold([server.tls.password_env])
         return await (await self._runner()).open(server)
 
     async def close(self, key: str) -> None:

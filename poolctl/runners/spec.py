@@ -14,6 +14,7 @@ from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.platform import sealed_file
 
+from . import withheld
 from .protocol import app_state
 
 _REQUESTS_SHARE = 0.8
@@ -80,7 +81,9 @@ def app_spec(
         "app_dir": server.app_dir,
         "handlers": server.handlers,
         "env": environment(server),
-        "env_base": dict(env_base) if env_base is not None else None,
+        "env_base": withheld.environment(env_base) if env_base is not None else None,
+        # What it is forked from has another environment when this changes.
+        "without": withheld.present(),
         "cwd": server.cwd,
         "user": user_ids(server),
         "open_files": [soft, hard],

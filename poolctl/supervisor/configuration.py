@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from poolctl.config.model import ServerConfig
+from poolctl.config.secrets import pool_variables
 from poolctl.config.single import Surroundings
 from poolctl.config.tables import Tables
 from poolctl.control.messages import Document
 from poolctl.errors import PoolError, ServerError
+from poolctl.runners import withheld
 
 from .engine.engine import Engine
 from .naming import default_name
@@ -67,6 +69,7 @@ class Configuration:
         self._surroundings, self._port_range = kept.surroundings, kept.port_range
         self._environment = kept.environment
         self.tables = kept.tables
+        self._withhold(kept.servers)
         self.environments.update(kept.environments)
         return kept.servers
 
@@ -87,10 +90,16 @@ class Configuration:
         self._environment = environment or self._environment
         self.missing.clear()
         self._written = -1
+        self._withhold(settled.servers, settled.tables)
         if settled.tables != self.tables:
             self.tables = settled.tables
             for follower in self.followers:
                 follower(self.tables)
+
+    def _withhold(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
+        """Keep what `*_env` keys name to the pool itself."""
+        names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
+        withheld.withhold(names, only=True)
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -125,7 +134,9 @@ class Configuration:
             server = self._surroundings.server(table, base_dir, self.environment)
             return self._settler.port(server, self._port_range, taken)
 
-        return await asyncio.to_thread(made)
+        server = await asyncio.to_thread(made)
+        withheld.withhold(pool_variables([server], Tables()))
+        return server
 
     def keep(self, engine: Engine) -> None:
         """Leave what is in force to a successor, if it has changed."""

@@ -11,6 +11,7 @@ import sys
 
 from poolctl import bootstrap
 from poolctl.config.interpreter import default_interpreter
+from poolctl.config.secrets import variables_named_in
 from poolctl.control import directory
 from poolctl.control.ending import forget_status
 from poolctl.errors import ControlError
@@ -65,7 +66,9 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 def _launch(
     files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
 ) -> int:
-    programs = _programs(files, pool_directory, env)
+    # The supervisor, which parses the files, replaces a zygote from whose environment the wrong ones were left out.
+    without = sorted(variables_named_in(files) & env.keys())
+    programs = _programs(files, pool_directory, env, without)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
         fds = [ours.enter_context(listen(path)).fileno()]
         write = -1
@@ -92,6 +95,7 @@ def _launch(
                 "lifeline": 4 if lifeline else -1,
                 "inherited": names,
                 "begun": begun,
+                "without": without,
                 "open_files": limits,
             }
             return bootstrap.command(
@@ -103,7 +107,9 @@ def _launch(
         return write
 
 
-def _programs(files: Sequence[str], pool_directory: str, env: Mapping[str, str]) -> dict[str, Companion]:
+def _programs(
+    files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
+) -> dict[str, Companion]:
     """What is needed in any case, and loads while the keeper does, by the name under which its link is kept."""
     interpreter = default_interpreter(os.path.dirname(files[0]), env)
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
@@ -111,8 +117,10 @@ def _programs(files: Sequence[str], pool_directory: str, env: Mapping[str, str])
     logger = bootstrap.command(sys.executable, "logs", pool_directory, isolated=True)
     return {
         stored.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
-        f"{stored.ZYGOTE}{interpreter}": Companion(zygote, f"{pool_directory}/helpers.log", session=True),
-        stored.LOGGER: Companion(logger, f"{pool_directory}/logger.log", session=True),
+        f"{stored.ZYGOTE}{interpreter}": Companion(
+            zygote, f"{pool_directory}/helpers.log", session=True, without=without
+        ),
+        stored.LOGGER: Companion(logger, f"{pool_directory}/logger.log", session=True, without=without),
     }
 
 

@@ -25,6 +25,7 @@ from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.listeners.inherit import inherited_descriptors
 from poolctl.listeners.open import open_listener
 from poolctl.platform import sealed_file
+from poolctl.runners import withheld
 from poolctl.runners.placed.commands import argument_vector
 from poolctl.runners.spec import Spec, spec_file, tls_contents, worker_spec
 from poolctl.worker.child import SPEC_FD, Refused, become_program
@@ -61,6 +62,8 @@ def perform(request: Request) -> NoReturn:
         )
     except ServerError as problem:
         raise Failure(Outcome.failed(FAILED, f"{server.name}: {problem.message}", problem.hint)) from None
+    for name in withheld.present():
+        del os.environ[name]
     if not request.quiet:
         print(_announcement(server), file=sys.stderr, flush=True)
     try:
@@ -71,6 +74,7 @@ def perform(request: Request) -> NoReturn:
 
 def _server(request: Request, place: Place) -> ServerConfig:
     config = load(place)
+    withheld.withhold(config.pool_variables, only=True)
     servers = servers_of(config, place)
     names = [each["name"] for each in choose([item(each) for each in servers], request)]
     if len(names) != 1:

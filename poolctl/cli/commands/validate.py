@@ -14,6 +14,7 @@ from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
     from poolctl.cli.request import Request
+    from poolctl.config.pool_config import PoolConfig
 
 
 def perform(request: Request) -> Outcome:
@@ -33,7 +34,17 @@ def perform(request: Request) -> Outcome:
     if not outcome.errors and not len(config) and not request.get("allow_empty"):
         outcome.errors = [no_server(place)]
     outcome.message = "" if outcome.errors else f"{servers(len(config))}, ok"
+    outcome.notes = [] if outcome.errors else _withheld(config)
     return _judged(outcome)
+
+
+def _withheld(config: PoolConfig) -> list[str]:
+    """Which variables no server gets: one that relies on them otherwise fails in production only."""
+    names = sorted(config.pool_variables)
+    if not names:
+        return []
+    hint = f'env = {{ {names[0]} = "${{{names[0]}}}" }} gives it to a server'
+    return [f"servers are not given {', '.join(names)}, which the pool itself uses; {hint}"]
 
 
 def _judged(outcome: Outcome) -> Outcome:

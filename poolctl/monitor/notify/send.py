@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import h11
 
 from poolctl import __version__
+from poolctl.runners import withheld
 
 from .message import Message
 from .shapes import Post, document, post
@@ -127,7 +128,13 @@ class Sender:
             "status": message.status,
             "severity": message.severity,
         }
-        env = dict(self._env()) | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
+        named = {self._notify.token_env, self._notify.url_env}
+        secrets = {name: value for name, value in self._env().items() if name in named}
+        env = (
+            withheld.environment(self._env())
+            | secrets
+            | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
+        )
         argv = [_filled(each, {**words, "pool": self._pool}) for each in self._notify.command or ()]
         # Not a pipe: what the command leaves running may keep it open.
         complaints = os.memfd_create("poolctl-notify", os.MFD_CLOEXEC)

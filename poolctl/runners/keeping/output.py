@@ -16,6 +16,7 @@ from poolctl.bootstrap import command
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored, wire
 
+from .. import withheld
 from ..link import Link, LinkLost
 from .watched import Watched
 
@@ -89,7 +90,14 @@ class Output:
         argv = command(sys.executable, "logs", *self._orphanage, isolated=True)
         with theirs:
             await self._keeper.call(
-                {"op": "spawn", "argv": argv, "output": self._diagnostics, "session": True}, [theirs.fileno()]
+                {
+                    "op": "spawn",
+                    "argv": argv,
+                    "output": self._diagnostics,
+                    "session": True,
+                    "without": withheld.present(),
+                },
+                [theirs.fileno()],
             )
         self._keeper.send({"op": "put", "name": stored.LOGGER}, [ours.fileno()])
         return ours

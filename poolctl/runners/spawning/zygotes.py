@@ -11,6 +11,7 @@ from typing import TypeVar
 from poolctl.bootstrap import command
 from poolctl.keeper import stored, wire
 
+from .. import withheld
 from ..link import Link, LinkLost, Refused
 from ..protocol import WorkerFailed
 
@@ -36,6 +37,9 @@ class Zygotes:
         self._keeper = keeper
         self._output = os.path.join(directory, "helpers.log")
         self._running: dict[str, asyncio.Task[Link]] = {}
+        self._without: dict[
+            str, list[str]
+        ] = {}  # by interpreter: the variables that its zygote was not given
 
     def adopt(self, interpreter: str) -> None:
         """Listen to a zygote that the keeper holds: it may have answered a supervisor that is dead."""
@@ -72,15 +76,24 @@ class Zygotes:
 
     def close(self) -> None:
         """End every zygote; workers live on."""
-        for interpreter, task in self._running.items():
-            self._keeper.send({"op": "drop", "name": f"{stored.ZYGOTE}{interpreter}"})
-            if task.done() and not task.cancelled() and task.exception() is None:
-                task.result().close()
-            else:
-                task.cancel()
-        self._running.clear()
+        for interpreter in list(self._running):
+            self._end(interpreter)
+
+    def _end(self, interpreter: str) -> None:
+        task = self._running.pop(interpreter, None)
+        if task is None:
+            return
+        self._keeper.send({"op": "drop", "name": f"{stored.ZYGOTE}{interpreter}"})
+        if task.done() and not task.cancelled() and task.exception() is None:
+            task.result().close()
+        else:
+            task.cancel()
 
     def _zygote(self, interpreter: str) -> asyncio.Task[Link]:
+        without = withheld.present()
+        if self._without.get(interpreter, without) != without:
+            self._end(interpreter)
+        self._without[interpreter] = without
         task = self._running.get(interpreter)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = asyncio.ensure_future(self._start(interpreter))
@@ -125,16 +138,22 @@ class Zygotes:
         return link
 
     async def _kept(self, interpreter: str) -> socket.socket | None:
-        """The socket of a zygote that the keeper has started or kept."""
-        _, fds = await self._keeper.call({"op": "get", "name": f"{stored.ZYGOTE}{interpreter}"})
-        return wire.over(fds[0]) if fds else None
+        """The socket of a zygote that the keeper has started or kept, if it has the right environment."""
+        reply, fds = await self._keeper.call({"op": "get", "name": f"{stored.ZYGOTE}{interpreter}"})
+        if not fds:
+            return None
+        if (reply.get("meta") or {}).get("without", []) == self._without[interpreter]:
+            return wire.over(fds[0])
+        for fd in fds:
+            os.close(fd)
+        return None
 
     async def _spawn(self, interpreter: str) -> socket.socket:
-        argv = command(interpreter, "worker", "zygote")
+        argv, without = command(interpreter, "worker", "zygote"), self._without[interpreter]
+        order = {"op": "spawn", "argv": argv, "output": self._output, "session": True, "without": without}
         ours, theirs = wire.pair()
         with theirs:
-            await self._keeper.call(
-                {"op": "spawn", "argv": argv, "output": self._output, "session": True}, [theirs.fileno()]
-            )
-        self._keeper.send({"op": "put", "name": f"{stored.ZYGOTE}{interpreter}"}, [ours.fileno()])
+            await self._keeper.call(order, [theirs.fileno()])
+        entry = {"op": "put", "name": f"{stored.ZYGOTE}{interpreter}", "meta": {"without": without}}
+        self._keeper.send(entry, [ours.fileno()])
         return ours

@@ -11,6 +11,7 @@ from typing import Any
 
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
+from poolctl.runners import withheld
 from poolctl.runners.keeping.watched import Watched, identity, kill
 from poolctl.runners.link import Link, LinkLost
 
@@ -53,7 +54,14 @@ class Process:
         output = os.path.join(directory, "dashboard.log")
         with theirs:
             reply, _ = await keeper.call(
-                {"op": "spawn", "argv": argv, "output": output, "session": True}, [theirs.fileno()]
+                {
+                    "op": "spawn",
+                    "argv": argv,
+                    "output": output,
+                    "session": True,
+                    "without": withheld.present(),
+                },
+                [theirs.fileno()],
             )
         process = cls(ours, identity(int(reply["pid"])), mark, on_end)
         begin = {"t": "begin", "bind": told.bind, "directory": directory, "settings": told.settings}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from poolctl.config.model import ServerConfig
@@ -13,6 +13,7 @@ from poolctl.control.server import Progress
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.pool.select import Selector
+from poolctl.runners import withheld
 
 from ..configuration import Configuration
 from ..engine.contents import digests
@@ -58,13 +59,16 @@ class Reload:
             applied = _Application(self._engine, changes, settled.servers)
             applied.begin()
             self._record(lines)
+            known = withheld.present()
             self._configuration.accept(settled, environment)
+            exposed = [name for name in withheld.present() if name not in known]
             if environment:
                 for name in applied.replaced:
                     self._configuration.environments[name] = environment
             renewal = await applied.renew()
         code, errors, warnings = await applied.conclude(options, progress)
         errors += renewal
+        warnings += self._exposed_to(exposed, applied.replaced)
         return result(
             self._items(),
             errors,
@@ -99,6 +103,17 @@ class Reload:
             if getattr(settled.tables, name) != getattr(self._configuration.tables, name):
                 keys = _changed(name, now.get(name), then.get(name))
                 yield Change(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {', '.join(keys)}")
+
+    def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:
+        """Who was started with variables that are the pool's own from now on."""
+        names = [
+            entry.name
+            for entry in self._engine.entries.values()
+            if entry.workers and entry.name not in replaced
+        ]
+        if names:
+            for variable in variables:
+                yield f"{variable} is still in the environment of {', '.join(names)}; poolctl restart takes it away"
 
     def _refused(self, problems: list[Document]) -> Document:
         return result(self._items(), problems, exit_code=INVALID_CONFIGURATION)
