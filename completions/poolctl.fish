@@ -532,7 +532,7 @@ complete -c poolctl -n '__poolctl_in schema' -l pool -x -a '(__poolctl_ask pools
 complete -c poolctl -n '__poolctl_in schema' -s q -l quiet -d 'Only results and errors'
 complete -c poolctl -n '__poolctl_in schema' -s v -l verbose -d 'Say more'
 complete -c poolctl -n '__poolctl_in schema' -s h -l help -d 'Show the help and exit'
-complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a init -d 'Write a starter pool.toml'
+complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a init -d 'Write a starter pool.toml, or the FILE of -c'
 complete -c poolctl -n '__poolctl_in init' -l app -d 'Write a tiny application too'
 complete -c poolctl -n '__poolctl_in init' -l force -d 'Overwrite what is there'
 complete -c poolctl -n '__poolctl_in init' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'

@@ -52,7 +52,7 @@ def _request(words: list[str]) -> Request:
 def _words(kind: str, request: Request) -> Iterable[str]:
     from poolctl.cli.place import find_place
 
-    servers = _servers(find_place(request))
+    servers = _servers(find_place(request, missing_ok=True))
     if kind == "tags":
         return sorted({str(tag) for server in servers for tag in server.get("tags") or ()})
     return [str(server["name"]) for server in servers if server.get("name")] if kind == "servers" else []

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 
-from poolctl.cli.outcome import UsageError
+from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.control import directory
+from poolctl.exit_codes import INVALID_CONFIGURATION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from poolctl.cli.request import Request
+
+
+_ANSWER_SECONDS = 1.0
 
 
 class Place:
@@ -37,10 +42,12 @@ class Place:
         return f"{self.directory}/{directory.SOCKET_NAME}"
 
 
-def find_place(request: Request, env: Mapping[str, str] = os.environ) -> Place:
+def find_place(request: Request, env: Mapping[str, str] = os.environ, *, missing_ok: bool = False) -> Place:
     """The pool that -c, --pool, $POOLCTL_CONFIG or the working directory names.
 
-    Raises ConfigNotFound (5) when there is no file and no supervisor either, NoSupervisor for an unknown --pool.
+    Raises ConfigNotFound or Failure (5) when there is no file and no pool of that path runs, NoSupervisor for an
+    unknown --pool. A pool that runs without its file is found, and a warning says so. With `missing_ok` named
+    files are not looked at.
     """
     paths = request.get("config") or []
     name = request.get("pool")
@@ -56,12 +63,63 @@ def find_place(request: Request, env: Mapping[str, str] = os.environ) -> Place:
     try:
         files = find_config(paths, env, cwd)
     except ConfigNotFound:
-        # The file may be gone while its pool runs: that keeps nobody from stopping it.
         for place in (_at(file, env) for file in candidates(cwd)):
-            if os.path.exists(place.socket):
+            if _runs(place):
+                if not missing_ok:
+                    _warn_of_missing(place.files, request)
                 return place
         raise
-    return Place(files, _at(files[0], env).directory)
+    place = Place(files, _at(files[0], env).directory)
+    missing = [] if missing_ok else [file for file in files if _is_missing(file)]
+    if missing:
+        if not _runs(place):
+            raise Failure(_missing(missing))
+        _warn_of_missing(missing, request)
+    return place
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        pass  # who reads it says what is wrong with it
+    return False
+
+
+def _runs(place: Place) -> bool:
+    """Whether a supervisor listens there, or servers have outlived it."""
+    from poolctl.control.client import Client, NoSupervisor
+    from poolctl.errors import ControlError
+    from poolctl.runners.survivors import are_there
+
+    if not os.path.isdir(place.directory):
+        return False
+    try:
+        Client(place.socket).ping(timeout=_ANSWER_SECONDS)
+    except NoSupervisor:
+        return are_there(place.directory)
+    except ControlError:
+        pass  # it is there; the command says what is wrong with it
+    return True
+
+
+def _missing(files: list[str]) -> Outcome:
+    """The outcome of files that were named and do not exist."""
+    from poolctl.config.source import missing_file
+
+    return Outcome(errors=[missing_file(file).to_dict() for file in files], exit_code=INVALID_CONFIGURATION)
+
+
+def _warn_of_missing(files: list[str], request: Request) -> None:
+    if not request.quiet:
+        from poolctl.cli.render import from_here, printable
+
+        for file in files:
+            sys.stderr.write(
+                f"warning: {printable(from_here(file))} does not exist any more; its pool runs\n"
+            )
 
 
 def _at(first: str, env: Mapping[str, str]) -> Place:

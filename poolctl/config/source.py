@@ -57,9 +57,7 @@ def read_text(path: str) -> str:
         # A FIFO would wait for its writer, a terminal become the controlling one.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError as error:
-        raise _problem(
-            path, "there is no such file", "check the path, or write one with `poolctl init`"
-        ) from error
+        raise missing_file(path) from error
     except PermissionError as error:
         raise _problem(path, "not permitted to read it", f"chmod u+r {path}, or run as its owner") from error
     except (OSError, ValueError) as error:
@@ -81,6 +79,11 @@ def read_text(path: str) -> str:
         mend = "split it: a directory of files is one configuration"
         raise _problem(path, f"larger than {LARGEST_BYTES // 1024 // 1024} MiB", mend)
     return _decoded(path, content)
+
+
+def missing_file(path: str) -> Problem:
+    """The problem of a file that was named and does not exist."""
+    return _problem(path, "there is no such file", "check the path, or write one with `poolctl init`")
 
 
 def _decoded(path: str, content: bytes) -> str:

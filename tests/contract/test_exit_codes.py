@@ -45,7 +45,7 @@ def test_without_a_supervisor_some_work_from_the_files(real_pool: RealPool) -> N
         ("config a", 0, "a"), ("wait --timeout 0.1", 124, TWO), ("pools", 0, ()),
     ])  # fmt: skip
     real_pool.write("pool.toml", "broken [")
-    check(real_pool, [("stop", 0, ()), ("start", 5, ()), ("stop a", 5, ())])
+    check(real_pool, [("stop", 0, ()), ("start", 5, ()), ("stop a", 5, ()), ("-c gone.toml stop", 5, ())])
     assert "nothing is running" in real_pool.ok("stop").stdout
     assert real_pool.processes() == {}
 

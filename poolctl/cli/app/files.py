@@ -35,7 +35,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
     command(
         app,
         "init",
-        "Write a starter pool.toml.",
+        "Write a starter pool.toml, or the FILE of -c.",
         perform,
         directory=(Annotated[str | None, _DIRECTORY], None),
         with_app=(Annotated[bool, _WITH_APP], False),

@@ -47,7 +47,7 @@ def perform(request: Request) -> Outcome:
 def _place(request: Request) -> tuple[Place | None, list[Finding]]:
     """The pool, None when there is none or it cannot be had; and why, if that was asked for."""
     try:
-        return find_place(request), []
+        return find_place(request, missing_ok=True), []
     except ConfigNotFound as missing:
         named = request.get("config") or os.environ.get("POOLCTL_CONFIG")
         return None, [problem("pool", missing.message, missing.hint or "poolctl init")] if named else []

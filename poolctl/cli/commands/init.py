@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 
-from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.request import Request
+from poolctl.config.find import NAMES, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED
 
 POOL = """\
@@ -65,25 +67,40 @@ _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/mai
 
 def perform(request: Request) -> Outcome:
     """Write the files; what is there already is left alone unless --force says otherwise (8)."""
-    directory = request.get("directory") or "."
+    path = _path(request)
+    directory = os.path.dirname(path) or "."
     found = "" if request.get("with_app") else existing_app(directory)
     with_app = bool(request.get("with_app")) or (not found and _asked(request))
     app = found or "hello:app"
     name = (
         re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(directory))).strip("-.") or "pool"
     )
-    texts = {"pool.toml": POOL.format(name=name, app=app, padding=" " * max(1, 25 - len(app)))}
+    texts = {os.path.basename(path): POOL.format(name=name, app=app, padding=" " * max(1, 25 - len(app)))}
     if with_app:
         texts[APP_FILE] = APP
     _write(directory, texts, force=bool(request.get("force")))
     written = " and ".join(os.path.normpath(os.path.join(directory, file)) for file in texts)
-    outcome = Outcome(message=f"wrote {written}; next: poolctl start")
+    start = f"poolctl -c {shlex.quote(path)} start" if request.get("config") else "poolctl start"
+    outcome = Outcome(message=f"wrote {written}; next: {start}")
     if not with_app and not found and not os.path.exists(os.path.join(directory, APP_FILE)):
-        outcome.message = f"wrote {written}; next: name your application in it, then poolctl start"
+        outcome.message = f"wrote {written}; next: name your application in it, then {start}"
         outcome.warnings = [
             f"{app!r} is not there yet: change it, or write it with poolctl init --app --force"
         ]
     return outcome
+
+
+def _path(request: Request) -> str:
+    """The file to write: that of -c, else pool.toml in the directory. UsageError for one that cannot be ours."""
+    named = request.get("config") or []
+    directory = request.get("directory")
+    if not named:
+        return os.path.join(directory or ".", NAMES[0])
+    if directory is not None or len(named) > 1:
+        raise UsageError("init writes one file", hint="poolctl init DIRECTORY, or poolctl -c FILE init")
+    if not named[0].endswith(".toml") or os.path.basename(named[0]) == PYPROJECT:
+        raise UsageError(f"init writes a TOML file of its own, not {named[0]!r}", hint="-c NAME.toml")
+    return str(named[0])
 
 
 def existing_app(directory: str) -> str:

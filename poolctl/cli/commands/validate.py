@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def perform(request: Request) -> Outcome:
     """`N servers, ok`, or the problems: of the files, of what they refer to, and with --import of the apps."""
-    place = find_place(request)
+    place = find_place(request, missing_ok=True)
     from poolctl.config.load import load
     from poolctl.errors import PoolValidateError
 

@@ -30,6 +30,8 @@ def _of_supervisor(request: Request) -> str:
     from poolctl.control.client import Client
 
     try:
-        return str(Client(find_place(request).socket, silence_seconds=1.0).ping().get("version", ""))
+        return str(
+            Client(find_place(request, missing_ok=True).socket, silence_seconds=1.0).ping().get("version", "")
+        )
     except (ControlError, ConfigNotFound):
         return ""
