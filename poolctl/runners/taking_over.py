@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -18,6 +21,8 @@ from .protocol import Placement
 
 if TYPE_CHECKING:
     from .local import LocalRunner
+
+logger = logging.getLogger("poolctl.supervisor")
 
 _KINDS = (
     stored.LISTENER,
@@ -65,12 +70,26 @@ async def take_over(
                     # Of no effect for a child of the keeper; one that is not may have come without being watched.
                     runner.keeper.send({"op": "watch", "pid": meta["pid"], "start": meta["start"]})
                 adopted.append(_worker(server, meta, fds, follow))
+            else:
+                _end_unknown(runner.keeper, name, meta, fds)
         if not reply["entries"]:
             if adopted and not warm:
                 # The zygotes went with their keeper.
                 runner.forker.warm(adopted[0].server)
             _keep_app_zygotes(runner, servers)
             return adopted
+
+
+def _end_unknown(keeper: Link, name: str, meta: wire.Message, fds: list[int]) -> None:
+    """End the worker of a server that is in no record: the supervisor died while it was being added."""
+    logger.warning("pid %d belongs to no server of the pool: it is stopped", meta["pid"])
+    if meta["notify"] is None and fds:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:
+            wire.send(control, {"order": "stop", "to": "nobody"})
+    keeper.send({"op": "signal", "pid": meta["pid"], "signal": signal.SIGTERM, "group": False})
+    keeper.send({"op": "drop", "name": name})
+    for fd in fds:
+        os.close(fd)
 
 
 def _take(

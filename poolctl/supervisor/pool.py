@@ -135,6 +135,9 @@ class ManagedPool:
         await self.runner.output.start()
         self._remember = Debounced(self._leave_behind)
         self.engine.listeners.add(self._changed)
+        for entry in self.engine.entries.values():
+            # What was taken over may differ from the record, and the engine may have told before anybody listened.
+            self._changed(entry)
         self._verbs = Verbs(self.engine, self._about, self._end_soon, self._configuration, self._make_way)
         await self._observers.answer(self._verbs, later)
         later.have(CHANGING, self._verbs.complete)
@@ -266,7 +269,9 @@ class ManagedPool:
                 self._service.stop()
             # A successor would find nothing to do, and would not be found.
             self._keeper.send({"op": "last"})
-            self._memory.forget()
+            if not self._configuration.problems:
+                # With problems nothing was begun: what an earlier pool left waits until its files are valid again.
+                self._memory.forget()
             self._presence.withdraw()
             # The answer that says so has to get out first.
             asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over)

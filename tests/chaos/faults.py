@@ -4,13 +4,18 @@
 
 Afterwards the command is repeated, and everything has to be as if nothing had happened. Servers that are not stopped
 are asked all the time, over connections that stay and over new ones: not one request may be lost.
+
+Then successors: without a command in between a supervisor is killed, a worker crashes, and the next supervisors are
+killed after each message or file of theirs. All servers have to run afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -157,21 +162,61 @@ def changes(faults: Faults, victim: str, number: int) -> bool:
     return fired
 
 
+def successors(faults: Faults, number: int) -> bool:
+    """Two supervisors in a row are killed at that point of their beginning, and nobody asks them anything.
+
+    False when they begin with fewer messages and files.
+    """
+    pool = faults.pool
+    pool.ok("start")
+    before = pool.items()
+    keeper = pool.info()["keeper_pid"]
+    with faults.asked("b"):
+        faults.fuse.write_text(f"self {number} 2")
+        os.kill(pool.info()["supervisor_pid"], signal.SIGKILL)
+        os.kill(before["a"]["pids"][0], signal.SIGKILL)
+        wait_until(lambda: not faults.fuse.exists() or _has_taken_over(pool, keeper))
+        fired = not faults.fuse.exists()
+        faults.fuse.unlink(missing_ok=True)
+        wait_until(lambda: _has_taken_over(pool, keeper))
+        for port in faults.ports.values():
+            assert get(port).status == 200
+    faults.check_serving("always", "a", "b")
+    after = pool.items()
+    for name in ("always", "b"):
+        assert after[name]["pids"] == before[name]["pids"]
+    pool.ok("stop")
+    faults.check_gone()
+    return fired
+
+
+def _has_taken_over(pool: RealPool, keeper: int) -> bool:
+    """The supervisor that runs has shown itself and written its record."""
+    info = pool.info()
+    (record,) = pool.runtime.glob("[!@]*/wanted.json")
+    return info["supervisor_pid"] in children(keeper) and record.stat().st_mtime > info["started"]
+
+
 def main() -> None:
     """Run every point of every command with every victim, or as many as the time allows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="leave out the points between")
     parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--only", choices=(*VICTIMS, "successors"), help="nothing but this")
     parser.add_argument("--seconds", type=float, default=3600.0, help="end after that time")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
-    for victim in VICTIMS:
+    for victim in [options.only] if options.only else (*VICTIMS, "successors"):
         for number in points(options.every, options.first):
             runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
             directory = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
             faults = Faults(directory, runtime)
             try:
-                fired = lifecycle(faults, victim, number)
+                fired = (
+                    successors(faults, number)
+                    if victim == "successors"
+                    else lifecycle(faults, victim, number)
+                )
                 outcome = f"ok, {faults.answered} requests" if fired else "beyond the last message"
                 print(f"{victim} {number}: {outcome}", flush=True)
             except BaseException:

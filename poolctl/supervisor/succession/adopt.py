@@ -31,13 +31,10 @@ async def adopt(
 ) -> int:
     """Give the engine what was wanted and what is there; how many workers were taken over.
 
-    Of the `orphaned` servers perhaps nothing is known but that they run: that is what is wanted of them then. Those of
-    which it is true have another configuration by now, and are replaced.
+    Of a server that runs perhaps nothing is recorded: then it is wanted. The `orphaned` ones for which the value is
+    true have another configuration by now, and are replaced.
     """
     recalled = await memory.recall(engine.entries)
-    unknown = set(orphaned) - recalled
-    for name in unknown:
-        engine.entries[name].wanted = True
     found = await runner.adopt({name: entry.config for name, entry in engine.entries.items()}, placed)
     waiting = [
         worker.answered if worker.control is None else worker.reported
@@ -47,6 +44,9 @@ async def adopt(
     if waiting:
         # How they are they say themselves: ready though nobody has noted it, or about to leave as they were told.
         await asyncio.wait(waiting, timeout=_REPORT_SECONDS)
+    unknown = ({each.placement.server for each in found if not each.leaving} | set(orphaned)) - recalled
+    for name in unknown:
+        engine.entries[name].wanted = True
     # Before anybody looks for an address that one of them may keep.
     ours = {entry.config.key for entry in engine.entries.values()} | {each.server.key for each in found}
     for key in runner.sockets.keys() - ours:

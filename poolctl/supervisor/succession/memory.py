@@ -124,13 +124,17 @@ class Memory:
         self._write(stored.CONFIGURATION, pickle.dumps((__version__, configuration)))
 
     async def recall(self, entries: dict[str, Entry]) -> set[str]:
-        """Give the entries what was wanted of them; the names of those of which something is known."""
+        """Give the entries what was wanted of them; the names of those of which something is known.
+
+        All of it is part of the record from now on: what is left when one entry changes is still the record of all.
+        """
         kept = await self._read(stored.WANTED)
         recalled: dict[str, Any] = self.left().servers if kept is None else json.loads(kept)
-        for name, values in recalled.items():
-            if name in entries:
-                for key in _REMEMBERED.keys() & values.keys():
-                    setattr(entries[name], key, values[key])
+        for name in recalled.keys() & entries.keys():
+            known = {key: value for key, value in recalled[name].items() if key in _REMEMBERED}
+            for key, value in known.items():
+                setattr(entries[name], key, value)
+            self._wanted[name] = known
         return set(recalled)
 
     def note(self, *entries: Entry) -> None:

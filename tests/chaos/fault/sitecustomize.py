@@ -1,6 +1,7 @@
-"""Kills a supervisor, or its keeper, after its N-th message: found in PYTHONPATH, and awake in supervisors only.
+"""Kills a supervisor, or its keeper, after its N-th message or file: found in PYTHONPATH, awake in supervisors only.
 
-The file that POOLCTL_FAULT names arms it: `self N` or `parent N`. It fires once, and takes the file away before.
+The file that POOLCTL_FAULT names arms it: `self N`, `parent N`, or `self N TIMES` for as many supervisors in a row. The
+last time it takes the file away before.
 """
 
 import os
@@ -12,24 +13,38 @@ _FILE = os.environ.get("POOLCTL_FAULT", "")
 
 
 def _install() -> None:
-    send = socket.send_fds
+    send, replace = socket.send_fds, os.replace
     left: list[int] = []
 
-    def counted(*args, **options):  # type: ignore[no-untyped-def]
-        sent = send(*args, **options)
+    def count() -> None:
         try:
             with open(_FILE) as file:
-                whom, number = file.read().split()
+                whom, number, *more = file.read().split()
         except (OSError, ValueError):
             left.clear()
-            return sent
+            return
         left[:] = [(left[0] if left else int(number)) - 1]
-        if left[0] <= 0:
+        if left[0] > 0:
+            return
+        times = int(more[0]) - 1 if more else 0
+        if times:
+            with open(f"{_FILE}.new", "w") as file:
+                file.write(f"{whom} {number} {times}")
+            replace(f"{_FILE}.new", _FILE)
+        else:
             os.unlink(_FILE)
-            os.kill(os.getpid() if whom == "self" else os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid() if whom == "self" else os.getppid(), signal.SIGKILL)
+
+    def counted_send(*args, **options):  # type: ignore[no-untyped-def]
+        sent = send(*args, **options)
+        count()
         return sent
 
-    socket.send_fds = counted
+    def counted_replace(*args, **options):  # type: ignore[no-untyped-def]
+        replace(*args, **options)
+        count()
+
+    socket.send_fds, os.replace = counted_send, counted_replace
 
 
 if _FILE and "supervisor" in sys.orig_argv:

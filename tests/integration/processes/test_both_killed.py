@@ -268,3 +268,23 @@ def test_one_that_could_not_be_found_at_first_is_taken_over_later(pool: RealPool
     assert get(port).status == 200
     pool.ok("stop")
     until(lambda: not pool.processes())
+
+
+def test_a_start_with_a_broken_file_forgets_nothing_of_what_was_ordered_live(
+    pool: RealPool, until: Any
+) -> None:
+    pool.write_hello("off", "many")
+    pool.ok("start")
+    pool.ok("disable", "off")
+    pool.ok("scale", "many", "2")
+    kill_both(pool, until)
+    file = pool.directory / "pool.toml"
+    text = file.read_text()
+    file.write_text("[[server]]\nname = ")
+    assert pool.run("start").code == 5
+    until(lambda: not any(" keeper " in line for line in pool.processes().values()))
+    file.write_text(text)
+    pool.ok("start")
+    items = pool.items()
+    assert items["off"]["state"] == "disabled"
+    assert len(items["many"]["pids"]) == 2

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.faults import Faults, lifecycle
+from tests.chaos.faults import Faults, lifecycle, successors
 from tests.processes import is_alive
 
 
@@ -55,6 +55,43 @@ def test_a_supervisor_that_is_killed_while_it_fills_another_keeper_loses_nothing
         }
         os.kill(after["a"]["pids"][0], signal.SIGKILL)
         until(lambda: pool.items()["a"]["restarts"] == 1 and pool.items()["a"]["ready"])
+        pool.ok("stop")
+        faults.check_gone()
+    finally:
+        faults.pool.end()
+        shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [6, 20])
+def test_supervisors_that_are_killed_one_after_the_other_lose_no_server(tmp_path: Path, number: int) -> None:
+    runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+    faults = Faults(tmp_path, runtime)
+    try:
+        assert successors(faults, number), "they begin with fewer messages"
+    finally:
+        faults.pool.end()
+        shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_server_whose_adding_died_with_the_supervisor_is_added_or_gone(
+    tmp_path: Path, until: Any, free_port: Any
+) -> None:
+    runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+    faults = Faults(tmp_path, runtime)
+    pool = faults.pool
+    try:
+        pool.ok("start")
+        known = set(pool.processes())
+        adding = ("add", "extra", "--bind", f"127.0.0.1:{free_port()}", "--app", "hello:app")
+        for number in (4, 5, 6):  # its worker is forked, noted, ready
+            faults.fuse.write_text(f"self {number}")
+            assert pool.run(*adding).code == 8
+            assert not faults.fuse.exists()
+            faults.check_serving("always", "a", "b")
+            until(lambda: len(pool.processes()) == len(known), what=str(pool.processes()))
+        pool.ok(*adding)
         pool.ok("stop")
         faults.check_gone()
     finally:

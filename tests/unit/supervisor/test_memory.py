@@ -1,0 +1,100 @@
+"""What a supervisor leaves is the record of every server, whenever it dies and whatever it has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import tempfile
+from typing import Any
+
+import pytest
+
+from poolctl.config.model import ServerConfig
+from poolctl.keeper import remains, stored
+from poolctl.keeper.reap import Reaper
+from poolctl.keeper.requests import answer
+from poolctl.keeper.store import Store
+from poolctl.runners.link import Link
+from poolctl.supervisor.engine.entry import Entry
+from poolctl.supervisor.succession.memory import Memory
+
+NAMES = ("a", "b", "c", "d")
+CHANGES: dict[str, Any] = {
+    "wanted": (False, True),
+    "disabled": (None, False, True),
+    "count": (None, 1, 3),
+    "out": (False, True),
+    "generation": (1, 2, 7),
+    "restarts": (0, 5),
+    "recoveries": ({}, {"0": [1.5]}),
+    "files": ({}, {"app": "12ab"}),
+}
+
+
+class StoreLink(Link):
+    """The link to a keeper whose store is in this process, and that may be another one's by the next supervisor."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._reaper = store, Reaper()
+
+    def send(self, message: dict[str, Any], fds: Any = ()) -> None:
+        answer(message, [os.dup(fd) for fd in fds], self._store, self._reaper)
+
+    async def call(self, message: dict[str, Any], fds: Any = (), **more: Any) -> Any:
+        reply, found = answer(message, [*fds], self._store, self._reaper)
+        return reply, [os.dup(fd) for fd in found]
+
+    def end(self) -> None:
+        self._reaper.watcher.close()
+
+
+class History:
+    """Supervisors one after the other, of which only `last` knows what the one before has left."""
+
+    def __init__(self, seed: int, directory: str) -> None:
+        self.chance = random.Random(seed)
+        self.directory = directory
+        self.store = Store()
+        self.wanted: dict[str, dict[str, Any]] = {name: {} for name in NAMES}  # what was ordered last of each
+
+    async def begin(self) -> tuple[Memory, dict[str, Entry], StoreLink]:
+        """A supervisor that has all of it back."""
+        link = StoreLink(self.store)
+        memory = Memory(link, self.directory)
+        entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
+        await memory.recall(entries)
+        for name, values in self.wanted.items():
+            for key, value in values.items():
+                assert getattr(entries[name], key) == value, (name, key)
+        return memory, entries, link
+
+    async def live(self) -> None:
+        """Change some of it, one write each, and die; perhaps with the keeper, so that only the file is left."""
+        memory, entries, link = await self.begin()
+        for _ in range(self.chance.randrange(4)):
+            changed = self.chance.sample(NAMES, self.chance.randint(1, 2))
+            for name in changed:
+                key = self.chance.choice(list(CHANGES))
+                value = self.chance.choice(CHANGES[key])
+                setattr(entries[name], key, value)
+                self.wanted[name][key] = value
+            memory.note(*(entries[name] for name in changed))
+            memory.remember(entries)
+            assert set(remains.left(self.directory)["servers"]) >= set(changed)
+        link.end()
+        if self.chance.random() < 0.3:
+            self.store.drop(stored.WANTED)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_successor_knows_what_was_ordered_last_of_every_server(seed: int) -> None:
+    async def scenario(directory: str) -> None:
+        history = History(seed, directory)
+        for _ in range(12):
+            await history.live()
+        (await history.begin())[2].end()
+        history.store.clear()
+
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(scenario(directory))
