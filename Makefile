@@ -46,6 +46,7 @@ test: dev
 	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "not slow and not contract" $(ARGS) \
 		|| failed="$$failed, tests with coverage"; \
 	$(BIN)/python $(PYTEST) -m "slow or contract" $(ARGS) || failed="$$failed, slow and contract tests"; \
+	$(BIN)/python .ci/drop-cut-off .coverage.d; \
 	{ $(BIN)/coverage combine --quiet && $(BIN)/coverage report; } || failed="$$failed, coverage"; \
 	if [ -z "$$failed" ]; then echo "make test: all passed"; else echo "make test: FAILED: $${failed#, }"; exit 1; fi
 

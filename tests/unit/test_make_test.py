@@ -1,0 +1,57 @@
+"""`make test`: every part runs, and its own last line says what came of all of them."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(
+    not shutil.which("make") or not (ROOT / ".ci").is_dir(), reason="needs make and the repository"
+)
+
+
+@pytest.mark.parametrize(
+    ("failing", "last_line"),
+    [
+        ("nothing", "make test: all passed"),
+        ("not slow", "make test: FAILED: tests with coverage"),
+        ("slow or", "make test: FAILED: slow and contract tests"),
+        ("report", "make test: FAILED: coverage"),
+        ("m", "make test: FAILED: tests with coverage, slow and contract tests, coverage"),
+    ],
+)
+def test_the_last_line_names_the_parts_that_failed(tmp_path: Path, failing: str, last_line: str) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    # Stands for both programs of the virtual environment: fails when its arguments contain the word.
+    program = tmp_path / "bin" / "coverage"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\necho "$*"\ncase "$*" in *compileall*|*other_user*) ;; *"{failing}"*) exit 3;; esac\n'
+    )
+    program.chmod(0o755)
+    program.with_name("python").symlink_to(program)
+    done = subprocess.run(
+        ["make", "--old-file=dev", "test", "BIN=bin"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == last_line, done
+    assert (done.returncode == 0) == ("all passed" in last_line)
+
+
+def test_coverage_of_processes_that_were_killed_while_they_wrote_it_is_left_out(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "data.whole") as data:
+        data.execute("create table coverage_schema (version integer)")
+        data.execute("insert into coverage_schema values (7)")
+    data.close()
+    with sqlite3.connect(tmp_path / "data.cut") as data:
+        data.execute("create table coverage_schema (version integer)")
+    data.close()
+    (tmp_path / "data.empty").touch()
+    (tmp_path / "data.empty-journal").write_bytes(b"\0" * 512)
+    subprocess.run([sys.executable, ROOT / ".ci" / "drop-cut-off", tmp_path], check=True)
+    assert [each.name for each in tmp_path.iterdir()] == ["data.whole"]
