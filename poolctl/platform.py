@@ -141,30 +141,6 @@ def copy_descriptor(pid: int, fd: int) -> int:
         os.close(process)
 
 
-def accept_queue_length(listener: socket.socket) -> int | None:
-    """How many connections wait to be accepted on a listener; None if unknown.
-
-    TCP says so itself (tcp(7), TCP_INFO: tcpi_unacked). Of a Unix listener with a path they are the sockets of that
-    path that nobody has: in /proc/net/unix they have no inode yet.
-    """
-    if listener.family == socket.AF_UNIX:
-        return _unaccepted(os.fsencode(listener.getsockname()))
-    try:
-        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-    except OSError:
-        return None
-    return int(struct.unpack_from("I", info, 24)[0])
-
-
-def _unaccepted(path: bytes) -> int | None:
-    try:
-        with open("/proc/net/unix", "rb") as table:
-            rows = [row.rstrip(b"\n").split(None, 7) for row in table]
-    except OSError:
-        return None
-    return sum(len(row) == 8 and row[7] == path and row[6] == b"0" for row in rows)
-
-
 def raise_descriptor_limit() -> tuple[int, int]:
     """Raise this process's own soft limit of open files to the hard one; the (soft, hard) limits it had before."""
     import resource

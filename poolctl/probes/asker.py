@@ -9,6 +9,7 @@ from typing import Protocol
 
 from poolctl.config.model import ServerConfig
 from poolctl.config.sections import Probe
+from poolctl.listeners.acceptance import accepted
 
 from .answer import Answer
 from .ears import Ears
@@ -140,11 +141,15 @@ class _Returned(Answer):
 
 
 class ConnectionAsker:
-    """Asks by a connection that is closed again."""
+    """Asks by a connection that the program has to accept, and which is ended at once.
+
+    One that was not accepted in time is asked about again, so that a program which accepts nothing gets no more.
+    """
 
     def __init__(self, connect: Callable[[], Awaitable[socket.socket]]) -> None:
         self._connect = connect
         self._task: asyncio.Task[None] | None = None
+        self._sock: socket.socket | None = None
 
     def ask(self, told: Told) -> None:
         """See Asker."""
@@ -154,19 +159,32 @@ class ConnectionAsker:
         """See Asker."""
         if self._task is not None:
             self._task.cancel()
-            self._task = None
 
     def close(self) -> None:
         """See Asker."""
         self.give_up()
+        if self._task is not None and not self._task.done():
+            # Until its task has ended the loop watches the descriptor.
+            self._task.add_done_callback(lambda _: self._end())
+        else:
+            self._end()
 
     async def _go(self, told: Told) -> None:
         try:
-            (await self._connect()).close()
+            if self._sock is None:
+                self._sock = await self._connect()
+            await accepted(self._sock)
         except OSError as error:
+            self._end()
             told(f"no connection: {error.strerror or error}")
         else:
+            self._end()
             told("")
+
+    def _end(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
 
 
 def asker_of(

@@ -50,6 +50,9 @@ def statuses(text: str) -> frozenset[int]:
 def _request(probe: Probe, server: ServerConfig) -> bytes:
     assert probe.http is not None
     fields = {"Host": _host(server), "User-Agent": "poolctl", "Accept": "*/*"}
+    if server.command:
+        # A program that serves one client at a time must not wait for the next question.
+        fields["Connection"] = "close"
     known = {name.lower(): name for name in fields}
     for name, value in probe.headers.items():
         fields[known.get(name.lower(), name)] = value

@@ -7,11 +7,11 @@ import socket
 from collections.abc import Sequence
 
 from poolctl.config.model import ServerConfig
-from poolctl.platform import accept_queue_length
+from poolctl.listeners.acceptance import accepted
 
-# Nothing announces that another program has called bind() or accept(): it has to be tried.
-_FIRST_LOOK_SECONDS = 0.01
-_LAST_LOOK_SECONDS = 0.2
+# Nothing announces that another program has called bind(): it has to be tried.
+_FIRST_PAUSE_SECONDS = 0.01
+_LAST_PAUSE_SECONDS = 0.2
 
 
 def argument_vector(server: ServerConfig) -> list[str]:
@@ -33,27 +33,18 @@ def argument_vector(server: ServerConfig) -> list[str]:
 
 
 async def first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
-    """Return when the program has accepted a connection: one that we make, and close."""
-    pause = _FIRST_LOOK_SECONDS
-    while not await _accepts(server, listeners):
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.5, _LAST_LOOK_SECONDS)
-
-
-async def _accepts(server: ServerConfig, listeners: Sequence[socket.socket]) -> bool:
-    target: socket.socket | None = listeners[0] if listeners else None
-    try:
-        with await connect(server, target) as probe:
-            if target is None:
-                return True
-            # The pool's own listener accepts into its queue at once: wait until the queue has been emptied.
-            pause = _FIRST_LOOK_SECONDS
-            while accept_queue_length(target):
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.5, _LAST_LOOK_SECONDS)
-            return probe.fileno() >= 0
-    except OSError:
-        return False
+    """Return when the program accepts connections: when it has accepted one of ours, or listens by itself."""
+    target = listeners[0] if listeners else None
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            with await connect(server, target) as probe:
+                if target is not None:
+                    await accepted(probe)
+                return
+        except OSError:
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LAST_PAUSE_SECONDS)
 
 
 async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:

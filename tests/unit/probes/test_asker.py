@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -204,6 +204,68 @@ def test_a_connection_is_probed_by_what_comes_back() -> None:
         asked = Asked(tcp=True)
         assert await asked.question() == b"?"
         assert await asked.answer(b"?") == ""
+
+    run(scenario)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.settimeout(5)
+        yield sock
+
+
+def asker_of_command(listener: socket.socket, **readiness: Any) -> Asker:
+    """An asker of a program that was given this listener."""
+
+    async def connect(kind: str, plain: bool) -> socket.socket:
+        ours = socket.create_connection(listener.getsockname())
+        ours.setblocking(False)
+        return ours
+
+    server = ServerConfig(
+        name="web", bind="127.0.0.1:8080", command=["prog"], health={"readiness": readiness}
+    )
+    assert server.health.readiness is not None
+    return asker_of(server.health.readiness, server, connect, Ears(), {})
+
+
+def test_a_program_is_probed_by_whether_it_accepts_and_is_not_sent_one_connection_after_the_other(
+    listener: socket.socket,
+) -> None:
+    async def scenario() -> None:
+        told: list[str] = []
+        asker = asker_of_command(listener, tcp=True)
+        for _ in range(3):
+            asker.ask(told.append)
+            await asyncio.sleep(0.02)
+            asker.give_up()
+        assert told == []
+        with listener.accept()[0] as theirs:
+            assert theirs.recv(1) == b"", "ended, so that it can go on at once"
+            asker.ask(told.append)
+            async with asyncio.timeout(5):
+                while not told:
+                    await asyncio.sleep(0)
+        assert told == [""]
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        asker.ask(told.append)
+        await asyncio.sleep(0.02)
+        asker.close()
+        await asyncio.sleep(0.02)
+
+    run(scenario)
+
+
+def test_a_program_is_asked_over_a_new_connection_each_time(listener: socket.socket) -> None:
+    async def scenario() -> None:
+        asker = asker_of_command(listener, http="/")
+        asker.ask(lambda problem: None)
+        with (await asyncio.to_thread(listener.accept))[0] as theirs:
+            assert b"\r\nConnection: close\r\n" in await asyncio.to_thread(theirs.recv, 1000)
+        asker.close()
 
     run(scenario)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import tempfile
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.platform import accept_queue_length
 from poolctl.runners.placed.commands import argument_vector, first_connection
 from poolctl.runners.placed.notify import Notify
 
@@ -40,22 +40,6 @@ def short_path() -> Any:
         yield Path(directory)
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
-def test_the_queue_of_a_listener_is_known(family: int, short_path: Path) -> None:
-    with socket.socket(family) as listener:
-        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(short_path / "a b.sock"))
-        listener.listen()
-        assert accept_queue_length(listener) == 0
-        clients = [socket.socket(family) for _ in range(3)]
-        for client in clients:
-            client.connect(listener.getsockname())
-        assert accept_queue_length(listener) == 3
-        accepted = [listener.accept()[0] for _ in range(2)]
-        assert accept_queue_length(listener) == 1
-        for sock in (*clients, *accepted):
-            sock.close()
-
-
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_a_program_has_answered_when_it_has_accepted_and_not_before(kind: str, short_path: Path) -> None:
     async def scenario() -> None:
@@ -68,8 +52,30 @@ def test_a_program_has_answered_when_it_has_accepted_and_not_before(kind: str, s
             await asyncio.sleep(0.1)
             assert not waiting.done()
             accepted, _ = listener.accept()
-            with accepted:
+            with accepted, contextlib.ExitStack() as others:
+                # The program is busy with the first one, and its queue is never empty.
+                for _ in range(3):
+                    others.enter_context(socket.socket(listener.family)).connect(where)
                 await asyncio.wait_for(waiting, 5)
+                assert accepted.recv(1) == b"", "it is not kept waiting by ours"
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) -> None:
+    async def scenario() -> None:
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as others:
+            listener.bind(str(short_path / "a.sock"))
+            listener.listen(0)
+            listener.settimeout(5)
+            others.enter_context(socket.socket(socket.AF_UNIX)).connect(listener.getsockname())
+            there = server("prog", bind=f"unix:{listener.getsockname()}")
+            waiting = asyncio.ensure_future(first_connection(there, [listener]))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            for _ in range(2):
+                others.enter_context((await asyncio.to_thread(listener.accept))[0])
+            await asyncio.wait_for(waiting, 5)
 
     asyncio.run(scenario())
 

@@ -1,0 +1,99 @@
+"""Whether a connection was accepted, as the kernel and the program tell."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from poolctl.listeners import acceptance, sock_diag
+from poolctl.listeners.acceptance import accepted
+from poolctl.listeners.sock_diag import is_accepted
+
+KINDS = ["127.0.0.1", "::1", "unix"]
+
+
+@pytest.fixture(params=KINDS)
+def listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    family = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}.get(request.param, socket.AF_UNIX)
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(family))
+        if family == socket.AF_UNIX:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pc-", dir="/tmp"))
+            sock.bind(os.path.join(directory, "s"))
+        else:
+            try:
+                sock.bind((request.param, 0))
+            except OSError:
+                pytest.skip("no IPv6")
+        sock.listen()
+        yield sock
+
+
+def connection(listener: socket.socket) -> socket.socket:
+    sock = socket.socket(listener.family)
+    sock.connect(listener.getsockname())
+    sock.setblocking(False)
+    return sock
+
+
+def test_a_connection_is_accepted_when_a_process_has_taken_it_out_of_the_queue(
+    listener: socket.socket,
+) -> None:
+    with connection(listener) as first, connection(listener) as second:
+        assert (is_accepted(first), is_accepted(second)) == (False, False)
+        first.shutdown(socket.SHUT_WR)
+        assert is_accepted(first) is False
+        with listener.accept()[0]:
+            assert (is_accepted(first), is_accepted(second)) == (True, False)
+
+
+def test_a_kernel_that_says_nothing_is_no_answer(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connection(listener) as sock:
+        monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
+        assert is_accepted(sock) is None
+        monkeypatch.undo()
+        assert is_accepted(sock) is False
+        with listener.accept()[0]:
+            pass
+        assert not is_accepted(sock), "gone"
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["sock_diag", "no sock_diag"])
+@pytest.mark.parametrize("act", ["closes", "speaks", "resets"])
+def test_what_the_program_does_with_a_connection_says_that_it_has_accepted_it(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, act: str, asked: bool
+) -> None:
+    async def scenario() -> None:
+        with connection(listener) as sock:
+            waiting = asyncio.ensure_future(accepted(sock))
+            await asyncio.sleep(0.03)
+            assert not waiting.done()
+            with listener.accept()[0] as theirs:
+                assert theirs.recv(1) == b"", "our side has ended"
+                if act == "speaks":
+                    theirs.send(b"220 hello")
+                    await asyncio.wait_for(waiting, 5)
+                elif act == "resets" and theirs.family != socket.AF_UNIX:
+                    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await asyncio.wait_for(waiting, 5)
+
+    if not asked:
+        monkeypatch.setattr(acceptance, "is_accepted", lambda sock: None)
+    asyncio.run(scenario())
+
+
+def test_a_program_that_accepts_and_does_nothing_has_accepted(listener: socket.socket) -> None:
+    async def scenario() -> None:
+        with connection(listener) as sock, listener.accept()[0]:
+            await asyncio.wait_for(accepted(sock), 5)
+
+    asyncio.run(scenario())
