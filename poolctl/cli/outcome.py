@@ -38,10 +38,10 @@ class Failure(Exception):
 class Outcome:
     """Items, errors and warnings in the shape of the JSON contract, the exit code, and what people get to see.
 
-    `message` is a line for people; `notes` are lines that ask for nothing to be done; `form` is how the items are shown; `text`, when it is not None, is the whole of
-    standard output (except for JSON). `errors_are_result`: they are what was asked for, so they go to standard
-    output too. `streamed`: what was to be printed has been. `ended_pid` is the keeper that goes away with this
-    answer, 0 if none does.
+    `message` is a line for people; `notes` are lines that ask for nothing to be done; `form` is how the items are
+    shown; `text`, when it is not None, is the whole of standard output (except for JSON). `errors_are_result`: they
+    are what was asked for, so they go to standard output too. `streamed`: what was to be printed has been.
+    `ended_pid` is the keeper that goes away with this answer, 0 if none does.
     """
 
     __slots__ = (
