@@ -27,8 +27,10 @@ def bind(address: Address) -> socket.socket:
     _check_path(address)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        # The file is born with the socket's own mode (less the umask). To change that of the path afterwards would
+        # follow a link that others have put there meanwhile.
+        os.fchmod(sock.fileno(), _READ_AND_WRITE)
         sock.bind(path)
-        os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & _READ_AND_WRITE)
     except OSError as error:
         sock.close()
         raise _explain_path(address, error) from error

@@ -7,12 +7,13 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 from .line import parse_line, seconds_of, stamp
+from .safe_open import directory_of, open_file
 from .stored import stored_part
 
 _FILE_MODE = 0o640
-_DIRECTORY_MODE = 0o750
 _LOOK_EVERY_SECONDS = 1.0
 _ROTATE_AGAIN_AFTER_SECONDS = 60.0
 _FIRST_LINE_BYTES = 64
@@ -126,7 +127,7 @@ class LogFile:
 
     def _open(self) -> None:
         try:
-            self._fd = self._open_path()
+            self._fd = open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _FILE_MODE)
             status = os.fstat(self._fd)
         except OSError as error:
             self.error = error.strerror or str(error)
@@ -137,28 +138,13 @@ class LogFile:
         self._look_at = self._clock() + _LOOK_EVERY_SECONDS
         self.error = ""
 
-    def _open_path(self) -> int:
-        # Non-blocking, so that a FIFO without a reader is an error. A link is followed only if its owner
-        # could write with these rights anyway: the directory may belong to the less privileged user whose
-        # output this is.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            return os.open(self.path, flags | os.O_NOFOLLOW, _FILE_MODE)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(self.path), _DIRECTORY_MODE, exist_ok=True)
-            return os.open(self.path, flags | os.O_NOFOLLOW, _FILE_MODE)
-        except OSError as error:
-            if error.errno != errno.ELOOP or os.lstat(self.path).st_uid != os.geteuid():
-                raise
-            return os.open(self.path, flags, _FILE_MODE)
-
     def _look_inside(self) -> tuple[bool, str]:
         """Whether the last line lacks its end, and when the first was written."""
         now = stamp(self._clock())
         if not self._size:
             return False, now
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = open_file(self.path, os.O_RDONLY)
         except OSError:
             return False, now
         try:
@@ -235,15 +221,24 @@ class LogFile:
 
     def _shift(self) -> None:
         # A writer that was killed at this has left a gap: it is filled, and what is older stays where it is.
-        free = 1
-        while os.path.lexists(f"{self.path}.{free}"):
-            free += 1
-        while free > max(self._keep, 1):
-            free -= 1
-            os.unlink(f"{self.path}.{free}")
-        if not self._keep:
-            os.unlink(self.path)
-            return
-        for number in range(free - 1, 0, -1):
-            os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
-        os.rename(self.path, f"{self.path}.1")
+        with directory_of(self.path) as (directory, name):
+            free = 1
+            while _exists(f"{name}.{free}", directory):
+                free += 1
+            while free > max(self._keep, 1):
+                free -= 1
+                os.unlink(f"{name}.{free}", dir_fd=directory)
+            if not self._keep:
+                os.unlink(name, dir_fd=directory)
+                return
+            names = [name, *(f"{name}.{number}" for number in range(1, free + 1))]
+            for newer, older in reversed(list(pairwise(names))):
+                os.rename(newer, older, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _exists(name: str, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from .read import OpenLog
+from .safe_open import Refused, open_file
 
 _READ_BYTES = 256 * 1024
 
@@ -66,8 +67,8 @@ class Growing:
                 return False
             following = self._oldest_unread() if place is None else self._newer(place)
             try:
-                fd = os.open(self._name(following), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except FileNotFoundError:
+                fd = open_file(self._name(following), os.O_RDONLY)
+            except (FileNotFoundError, Refused):
                 return False
             if self._place() != place:  # rotated once more in this moment
                 os.close(fd)

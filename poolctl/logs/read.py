@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from .line import Line, parse_line
+from .safe_open import Refused, open_file
 
 _BLOCK_BYTES = 64 * 1024
 
@@ -26,10 +27,8 @@ class OpenLog:
         # One may be missing: a writer that is killed while it renames them leaves a gap.
         while missing < 2:
             try:
-                fd = os.open(
-                    f"{path}.{number}" if number else path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-                )
-            except FileNotFoundError:
+                fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
+            except (FileNotFoundError, Refused):
                 missing += number > 0
             else:
                 missing = 0

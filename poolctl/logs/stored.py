@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from .safe_open import open_file
+
 _HEAD_BYTES = 28  # the time that every line of the block begins with
 
 
@@ -27,7 +29,7 @@ def _ending(path: str, length: int) -> bytes:
     number = 0
     while len(found) < length:
         try:
-            fd = os.open(f"{path}.{number}" if number else path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
         except OSError:
             if number:
                 break

@@ -1,0 +1,130 @@
+"""Opening files on paths in which other users own directories: no link of theirs is followed, no file of theirs meant.
+
+A log may lie in a directory of the less privileged user whose output it takes. With our rights a path in there could
+lead anywhere, so each component is opened on its own (openat(2), O_NOFOLLOW).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+_DIRECTORY_MODE = 0o750
+_MOST_LINKS = 40  # as path_resolution(7)
+_TO_DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_WRITABLE_BY_OTHERS = 0o022
+
+
+class Refused(OSError):
+    """A path that another user could have laid out; `strerror` says where."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.ELOOP, message)
+
+
+@contextlib.contextmanager
+def directory_of(path: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+    """The descriptor of the directory that a path leads to, and the name of the file in it.
+
+    With `make` directories that are missing are made. Raises OSError, Refused for a link of another user.
+    """
+    fd, name = _walk(path, make=make, follow_last=False)
+    try:
+        yield fd, name
+    finally:
+        os.close(fd)
+
+
+def open_file(path: str, flags: int, mode: int = 0o640) -> int:
+    """The descriptor of the file at a path; with O_CREAT missing directories are made as well.
+
+    Raises OSError, Refused for what another user could have put there instead of a file of its own.
+    """
+    directory, name = _walk(path, make=bool(flags & os.O_CREAT), follow_last=True)
+    try:
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=directory)
+        try:
+            _check(os.fstat(fd), os.fstat(directory), path)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+    finally:
+        os.close(directory)
+
+
+def _walk(path: str, *, make: bool, follow_last: bool) -> tuple[int, str]:
+    fd = os.open("/", _TO_DIRECTORY)
+    left = _parts(os.path.join(os.getcwd(), path))
+    links = 0
+    try:
+        while len(left) > 1 or follow_last:
+            target = _link(fd, left[0])
+            if target is not None:
+                links += 1
+                if links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                left = _parts(target) + left[1:]
+                if target.startswith("/"):
+                    fd = _step(fd, "/", make=False)
+            elif len(left) == 1:
+                break
+            else:
+                fd = _step(fd, left.pop(0), make=make)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, left[0]
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part and part != "."] or ["."]
+
+
+def _step(fd: int, name: str, *, make: bool) -> int:
+    """The directory of this name instead of the one that `fd` is, which is closed unless this fails."""
+    try:
+        below = os.open(name, _TO_DIRECTORY, dir_fd=fd)
+    except FileNotFoundError:
+        if not make:
+            raise
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, _DIRECTORY_MODE, dir_fd=fd)
+        below = os.open(name, _TO_DIRECTORY, dir_fd=fd)
+    os.close(fd)
+    return below
+
+
+def _link(directory: int, name: str) -> str | None:
+    """What the link of this name says; None for anything but a link."""
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISLNK(status.st_mode):
+        return None
+    ours = (0, os.geteuid())
+    if status.st_uid not in ours or (os.geteuid() == 0 and not _is_trusted(os.fstat(directory))):
+        raise Refused(
+            f"{name} on its path is a link that another user can make; write the path that it stands for"
+        )
+    return os.readlink(name, dir_fd=directory)
+
+
+def _is_trusted(directory: os.stat_result) -> bool:
+    """Whether nobody else could have put into it what is there."""
+    return directory.st_uid in (0, os.geteuid()) and not directory.st_mode & _WRITABLE_BY_OTHERS
+
+
+def _check(file: os.stat_result, directory: os.stat_result, path: str) -> None:
+    if os.geteuid() != 0 or _is_trusted(directory):
+        return
+    if not stat.S_ISREG(file.st_mode):
+        raise Refused(f"{path} is no file, in a directory that another user can write")
+    if file.st_nlink > 1:
+        raise Refused(f"{path} has another name as well, in a directory that another user can write")
+    if file.st_uid not in (0, os.geteuid(), directory.st_uid):
+        raise Refused(f"{path} belongs to neither of us, in a directory that another user can write")

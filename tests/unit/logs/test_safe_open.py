@@ -1,0 +1,144 @@
+"""Logs in directories of other users: nothing of theirs leads to a file of ours."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from poolctl.logs.file import LogFile
+from poolctl.logs.read import tail
+from poolctl.logs.safe_open import Refused, open_file
+
+NOBODY = 65534
+LINE = b"2026-01-01T00:00:00.000000Z web[1] one\n"
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of other users")
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    """A file of root's that nobody else may touch."""
+    (tmp_path / "ours").mkdir()
+    file = tmp_path / "ours" / "web.log"
+    file.write_text("precious\n")
+    return file
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A directory of another user's."""
+    directory = tmp_path / "theirs"
+    directory.mkdir()
+    os.chown(directory, NOBODY, NOBODY)
+    return directory
+
+
+def link(at: Path, to: Path) -> None:
+    at.symlink_to(to)
+    os.chown(at, NOBODY, NOBODY, follow_symlinks=False)
+
+
+def parent(ours: Path, theirs: Path) -> Path:
+    link(theirs / "logs", ours.parent)
+    return theirs / "logs" / "web.log"
+
+
+def grandparent(ours: Path, theirs: Path) -> Path:
+    link(theirs / "x", ours.parent.parent)
+    return theirs / "x" / "ours" / "web.log"
+
+
+def moved_link_of_root(ours: Path, theirs: Path) -> Path:
+    (theirs / "logs").symlink_to(ours.parent)
+    return theirs / "logs" / "web.log"
+
+
+def file(ours: Path, theirs: Path) -> Path:
+    link(theirs / "web.log", ours)
+    return theirs / "web.log"
+
+
+def second_name(ours: Path, theirs: Path) -> Path:
+    os.link(ours, theirs / "web.log")
+    return theirs / "web.log"
+
+
+def fifo(ours: Path, theirs: Path) -> Path:
+    os.mkfifo(theirs / "web.log")
+    return theirs / "web.log"
+
+
+@pytest.mark.parametrize("laid_out", [parent, grandparent, moved_link_of_root, file, second_name, fifo])
+def test_what_another_user_could_have_laid_out_is_neither_written_nor_read(
+    ours: Path, theirs: Path, laid_out: Callable[[Path, Path], Path]
+) -> None:
+    path = laid_out(ours, theirs)
+    log = LogFile(str(path), max_size_bytes=1, keep=1, max_age_seconds=1)
+    assert log.append(LINE) == 0
+    assert log.error
+    log.rotate_when_old()
+    log.resume(LINE)
+    log.close()
+    assert ours.read_text() == "precious\n"
+    assert os.listdir(ours.parent) == ["web.log"]
+    assert tail(str(path), None) == []
+
+
+def test_a_directory_that_becomes_a_link_while_the_file_is_open_is_not_followed_by_rotation(
+    ours: Path, theirs: Path
+) -> None:
+    (theirs / "logs").mkdir()
+    path = theirs / "logs" / "web.log"
+    log = LogFile(str(path), max_size_bytes=2 * len(LINE), keep=3)
+    assert log.append(2 * LINE) == 2 * len(LINE)
+    (theirs / "logs").rename(theirs / "away")
+    link(theirs / "logs", ours.parent)
+    log.append(LINE)
+    log.close()
+    assert ours.read_text() == "precious\n"
+    assert os.listdir(ours.parent) == ["web.log"]
+
+
+def test_a_log_in_a_directory_of_the_servers_user_is_written_rotated_and_read(theirs: Path) -> None:
+    path = theirs / "new" / "web.log"
+    log = LogFile(str(path), max_size_bytes=len(LINE), keep=1)
+    assert [log.append(LINE) for _ in range(3)] == [len(LINE)] * 3
+    log.close()
+    assert sorted(os.listdir(path.parent)) == ["web.log", "web.log.1"]
+    assert len(tail(str(path), None)) == 2
+    (theirs / "own.log").touch()
+    os.chown(theirs / "own.log", NOBODY, NOBODY)
+    assert LogFile(str(theirs / "own.log")).append(LINE) == len(LINE)
+
+
+def test_links_of_ours_in_directories_of_ours_are_followed(ours: Path, tmp_path: Path) -> None:
+    (tmp_path / "absolute").symlink_to(ours.parent)
+    (tmp_path / "relative").symlink_to("../" + tmp_path.name + "/./absolute")
+    path = str(tmp_path / "relative" / "web.log")
+    assert LogFile(path).append(LINE) == len(LINE)
+    assert ours.read_text() == "precious\n" + LINE.decode()
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o1777)
+        yield Path(directory)
+
+
+def test_a_link_in_a_directory_that_all_may_write_is_not_followed_whoever_owns_it(
+    ours: Path, open_to_all: Path
+) -> None:
+    (open_to_all / "logs").symlink_to(ours.parent)
+    with pytest.raises(Refused, match="logs on its path is a link that another user can make"):
+        open_file(str(open_to_all / "logs" / "web.log"), os.O_RDONLY)
+
+
+def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "logs").symlink_to("logs")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        open_file(str(tmp_path / "logs" / "web.log"), os.O_RDONLY)
