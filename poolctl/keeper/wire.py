@@ -1,6 +1,8 @@
 """Messages with descriptors over a SOCK_SEQPACKET socket: JSON, one message a packet.
 
 Message boundaries survive the death of either end. At most 253 descriptors travel with a message (SCM_MAX_FD, unix(7)).
+No call here blocks unless it is asked to: O_NONBLOCK belongs to the open file description, and any process that shares
+the socket can clear it, so every message carries MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -37,32 +39,37 @@ def over(fd: int) -> socket.socket:
     return sock
 
 
-def send(sock: socket.socket, message: Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+def send(
+    sock: socket.socket, message: Message, fds: list[int] | tuple[int, ...] = (), *, wait: bool = False
+) -> None:
     """Send one message. Too many descriptors in flight are as good as a full socket (ETOOMANYREFS, unix(7)).
 
-    Raises WireError when it is too large, OSError (BlockingIOError on a full socket)."""
+    Raises WireError when it is too large, OSError (BlockingIOError on a full socket, unless it may `wait` for room)."""
     payload = json.dumps(message, separators=(",", ":")).encode()
     if len(payload) > MAX_MESSAGE_BYTES or len(fds) > MAX_DESCRIPTORS:
         raise WireError(f"a message of {len(payload)} bytes and {len(fds)} descriptors is too large")
     try:
-        socket.send_fds(sock, [payload], list(fds))
+        # Not socket.send_fds(), which forgets its flags (Python 3.11 to 3.13).
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        sock.sendmsg([payload], rights, 0 if wait else socket.MSG_DONTWAIT)
     except OSError as error:
         if error.errno == errno.ETOOMANYREFS:
             raise BlockingIOError(errno.EAGAIN, "too many descriptors are in flight") from error
         raise
 
 
-def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+def receive(sock: socket.socket, *, wait: bool = False) -> tuple[Message, list[int]] | None:
     """The next message and its descriptors (close-on-exec, the caller's to close); None at the end of the file.
 
-    Raises BlockingIOError when there is none on a non-blocking socket, WireError for something that is no message.
+    Raises BlockingIOError when there is none, unless it may `wait` (a socket with a timeout waits that long in any
+    case), WireError for something that is no message.
     """
     # Not socket.recv_fds(): it forgets its flags (Python 3.11 to 3.13), and so every program that is started later
     # would inherit what was received.
     payload, ancillary, flags, _ = sock.recvmsg(
         MAX_MESSAGE_BYTES,
         socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize),
-        socket.MSG_CMSG_CLOEXEC,
+        socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT),
     )
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
     if not payload and not fds:

@@ -10,7 +10,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from poolctl.keeper import wire
 
@@ -18,6 +18,32 @@ _RETRY_SECONDS = 0.002
 
 Message = wire.Message
 Reply = tuple[Message, list[int]]
+
+
+class HasDescriptor(Protocol):
+    """A socket, or anything else that owns a descriptor; `fileno()` is -1 once it is closed."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+class Descriptor:
+    """The owner of a descriptor that belongs to no socket object."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """See HasDescriptor."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close it; a second time does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class LinkLost(Exception):
@@ -54,31 +80,29 @@ class Link:
         self._heard = 0  # how many messages
         self._loop.add_reader(sock.fileno(), self._readable)
 
-    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+    def send(self, message: Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
         """Send without waiting for anything; the descriptors stay the caller's. Nothing happens on a lost link."""
+        numbers = [fd if isinstance(fd, int) else fd.fileno() for fd in fds]
         if self.sock.fileno() < 0:
             return
         if self._outbox:
-            self._queue(message, fds)
+            self._queue(message, numbers)
             return
         try:
-            wire.send(self.sock, message, list(fds))
+            wire.send(self.sock, message, numbers)
         except (BlockingIOError, InterruptedError):
-            self._queue(message, fds)
+            self._queue(message, numbers)
             self._wait()
         except OSError:
-            self._lost()
+            return  # the end of the file is read in its turn, after what the other end had said before
 
     def offer(self, payload: bytes) -> bool:
         """Send what is on the wire already, now or not at all; whether it was sent."""
         if self.sock.fileno() < 0 or self._outbox:
             return False
         try:
-            self.sock.send(payload)
-        except (BlockingIOError, InterruptedError):
-            return False
+            self.sock.send(payload, socket.MSG_DONTWAIT)
         except OSError:
-            self._lost()
             return False
         return True
 
@@ -88,7 +112,11 @@ class Link:
         return bool(self._outbox)
 
     async def call(
-        self, message: Message, fds: Sequence[int] = (), *, patience_seconds: float | None = None
+        self,
+        message: Message,
+        fds: Sequence[int | HasDescriptor] = (),
+        *,
+        patience_seconds: float | None = None,
     ) -> Reply:
         """The reply to `message`. Raises LinkLost when the other end is gone, Refused when it reports an error.
 
@@ -140,8 +168,7 @@ class Link:
                 self._wait()
                 return
             except OSError:
-                self._lost()
-                return
+                return  # see send
             self._outbox.popleft()
             _close(fds)
 
@@ -156,7 +183,8 @@ class Link:
                 received = wire.receive(self.sock)
             except (BlockingIOError, InterruptedError):
                 return
-            except wire.WireError:
+            except (wire.WireError, ConnectionResetError):
+                # A reset is reported once, when the other end has not read everything; what it said is still there.
                 continue
             except OSError:
                 received = None

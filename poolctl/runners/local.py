@@ -14,9 +14,9 @@ from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
 from poolctl.worker.tally import Counts
 
+from .keeping.kept import KeeperLink
 from .keeping.output import Output
 from .keeping.sockets import Sockets
-from .link import Link
 from .placed import orders
 from .placed.adoption import Adoptions
 from .placed.beats import Beats
@@ -46,7 +46,7 @@ class LocalRunner:
 
     def __init__(
         self,
-        keeper: Link,
+        keeper: KeeperLink,
         directory: str,
         logs_directory: str,
         *,

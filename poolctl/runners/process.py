@@ -16,7 +16,7 @@ from poolctl.keeper import wire
 from poolctl.keeper.background import in_background
 
 from . import withheld
-from .link import Link
+from .keeping.kept import KeeperLink
 from .local import LocalRunner
 from .protocol import Endpoints, Exit, Placement
 
@@ -168,7 +168,7 @@ class ProcessRunner:
             elif message.get("event") == "exit":
                 runner.exit_reported(message)
 
-        link = Link(ours, on_message)
+        link = KeeperLink(ours, on_message)
         argv = command(sys.executable, "keeper", directory, "3", isolated=True)
         with theirs:
             # Not our child, so that nobody has to reap it; in a session of its own, away from our terminal.

@@ -7,13 +7,15 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored, wire
 
-from .link import Link
+from .keeping.kept import KeeperLink
+from .link import HasDescriptor, Link
 from .placed.notify import Notify
 from .placed.tallies import Tally
 from .placed.workers import LocalWorker
@@ -63,13 +65,15 @@ async def take_over(
                 continue
             _, fds = await runner.keeper.call({"op": "get", "name": name})
             if kind != stored.WORKER:
-                _take(runner, name, kind, meta, fds, by_key)
+                owners = _take(runner, name, kind, meta, fds, by_key)
+                if owners:
+                    runner.keeper.share(name, meta, owners)
             elif meta["server"] in servers:
                 server = placed.get(name.removeprefix(kind), servers[meta["server"]])
                 if meta.get("start") is not None:
                     # Of no effect for a child of the keeper; one that is not may have come without being watched.
                     runner.keeper.send({"op": "watch", "pid": meta["pid"], "start": meta["start"]})
-                adopted.append(_worker(server, meta, fds, follow))
+                adopted.append(_worker(runner.keeper, name, server, meta, fds, follow))
             else:
                 _end_unknown(runner.keeper, name, meta, fds)
         if not reply["entries"]:
@@ -99,18 +103,20 @@ def _take(
     meta: wire.Message,
     fds: list[int],
     by_key: Mapping[str, ServerConfig],
-) -> None:
+) -> Sequence[HasDescriptor]:
+    """What owns the entry's descriptors from now on; nothing where it is of no further use."""
     key = name.removeprefix(kind)
     if kind == stored.LISTENER:
-        runner.sockets.adopt(key, fds)
-    elif kind == stored.ADOPTION:
-        runner.adoptions.adopt(key, fds, meta)
-    elif kind == stored.OUTPUT:
-        runner.output.adopt(key, meta, fds[0])
-    elif kind == stored.TALLY:
+        return runner.sockets.adopt(key, fds)
+    if kind == stored.ADOPTION:
+        return runner.adoptions.adopt(key, fds, meta)
+    if kind == stored.OUTPUT:
+        return [runner.output.adopt(key, meta, fds[0])]
+    if kind == stored.TALLY:
         runner.tallies.adopt(meta["server"], key, fds[0])
     else:
         runner.sleepers.adopt(by_key.get(meta["key"]), name, fds[0])
+    return []
 
 
 def _keep_app_zygotes(runner: LocalRunner, servers: Mapping[str, ServerConfig]) -> None:
@@ -121,20 +127,29 @@ def _keep_app_zygotes(runner: LocalRunner, servers: Mapping[str, ServerConfig]) 
 
 
 def _worker(
-    server: ServerConfig, meta: wire.Message, fds: list[int], follow: Callable[[LocalWorker], None]
+    keeper: KeeperLink,
+    name: str,
+    server: ServerConfig,
+    meta: wire.Message,
+    fds: list[int],
+    follow: Callable[[LocalWorker], None],
 ) -> LocalWorker:
     generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
     placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
     worker = LocalWorker(placement, server, str(meta["output"]), meta.get("protocol"))
     worker.start = meta.get("start")
+    sockets = [socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
     # Before the worker turns out to have ended.
-    worker.tally = Tally(fds[2]) if len(fds) > 2 else None
+    worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
+    keeper.share(name, meta, [*sockets[:1], *([worker.tally] if worker.tally is not None else [])])
     follow(worker)
-    if meta["notify"] is not None:
-        worker.listen(Notify(socket.socket(fileno=fds[0]), str(meta["notify"])))
-    elif fds:
-        os.close(fds[1])
-        worker.control = Link(socket.socket(fileno=fds[0]), worker.heard)
+    # An earlier version kept the worker's end as well.
+    for theirs in sockets[1:]:
+        theirs.close()
+    if meta["notify"] is not None and sockets:
+        worker.listen(Notify(sockets[0], str(meta["notify"])))
+    elif sockets:
+        worker.control = Link(sockets[0], worker.heard)
     worker.begin()
     if worker.control is not None:
         worker.control.send({"order": "report"})

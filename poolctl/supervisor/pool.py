@@ -17,7 +17,7 @@ from poolctl.control.server import ControlServer, Handler, Progress, Request
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.keeper import wire
 from poolctl.pool.select import Selector
-from poolctl.runners.link import Link
+from poolctl.runners.keeping.kept import KeeperLink
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.protocol import Placement
 from poolctl.units import format_duration
@@ -66,7 +66,7 @@ class ManagedPool:
         directory: str,
         files: Sequence[str],
         state_directory: str,
-        keeper: Link,
+        keeper: KeeperLink,
         hello: wire.Message,
         presence: Presence,
         over: Callable[[], None],

@@ -135,7 +135,7 @@ class Supervisor:
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
             from .succession.rescue import rescue
 
-            rescue(self.directory, command, self._keeper.entries, terminate=self._told_to_end)
+            rescue(self.directory, command, self._keeper.held(), terminate=self._told_to_end)
         else:
             logger.error("the keeper is gone, and not everything is known here that it held")
         logging.shutdown()

@@ -136,6 +136,6 @@ def _close_output() -> None:
 
 def _tell(requests: socket.socket, message: wire.Message) -> bool:
     with contextlib.suppress(OSError):
-        wire.send(requests, message)
+        wire.send(requests, message, wait=True)
         return True
     return False

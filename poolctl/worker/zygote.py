@@ -35,5 +35,5 @@ def serve_requests() -> None:
     settle()
     # Whoever asked for a zygote may be gone before it is up: nobody is left to be told.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        wire.send(requests, {"event": "up"})
+        wire.send(requests, {"event": "up"}, wait=True)
         serve_forks(requests, {"worker": lambda fds: become(fds, live), "app": become_app_zygote})

@@ -9,16 +9,21 @@ from typing import Any
 
 from poolctl.keeper import stored, wire
 
-from ..link import Link, Reply
+from ..link import Descriptor, HasDescriptor, Link
 
 # What these fork would come to the parent of a keeper that is gone, and not to the new one.
 _NOT_KEPT = stored.OF_THE_VERSION
 
 
-class KeeperLink(Link):
-    """A Link whose `put`, `note`, `drop` and `get` are taken down, with duplicates of the descriptors.
+class _Duplicate(Descriptor):
+    """A descriptor that nothing but an entry needs: it is closed with the entry."""
 
-    Whoever speaks to the keeper need not know of it. `entries` are the names with their values and descriptors.
+
+class KeeperLink(Link):
+    """A Link whose `put`, `note` and `drop` are recorded, with the descriptors. Its users need not know.
+
+    A descriptor that is given by its owner (a socket) is remembered as that object: one descriptor serves both, and is
+    left out once it is closed. A plain number is duplicated. `entries` are the names with their values and descriptors.
     """
 
     def __init__(
@@ -27,53 +32,68 @@ class KeeperLink(Link):
         on_message: Callable[[wire.Message, list[int]], None],
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        self.entries: dict[str, tuple[Any, list[int]]] = {}
+        self.entries: dict[str, tuple[Any, list[HasDescriptor]]] = {}
+        self._dropped: set[str] | None = None  # meanwhile, where somebody looks
         super().__init__(sock, on_message, on_end)
 
-    def send(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
+    def send(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
         """See Link."""
-        self._take_down(message, fds)
+        self._record(message, fds)
         super().send(message, fds)
 
-    async def call(
-        self, message: wire.Message, fds: Sequence[int] = (), *, patience_seconds: float | None = None
-    ) -> Reply:
-        """See Link."""
-        reply, received = await super().call(message, fds, patience_seconds=patience_seconds)
-        if message["op"] == "get" and (received or reply.get("meta") is not None):
-            self._hold(message["name"], reply["meta"], received)
-        return reply, received
+    def share(self, name: str, meta: Any, owners: Sequence[HasDescriptor]) -> None:
+        """Remember an entry that the keeper has, and whose descriptors these objects own here."""
+        self._forget(name)
+        self.entries[name] = (meta, list(owners))
 
     async def complete(self) -> None:
-        """Hold also what nobody has asked for: from now on the keeper can be replaced."""
+        """Hold also what an earlier supervisor put: from now on the keeper can be replaced."""
         after = ""
+        self._dropped = set()
         while True:
             reply, _ = await self.call({"op": "list", "after": after})
             for name, _ in reply["entries"]:
                 after = name
                 if name not in self.entries and not name.startswith(_NOT_KEPT):
-                    _, fds = await self.call({"op": "get", "name": name})
-                    _close(fds)
+                    await self._fetch(name)
             if not reply["entries"]:
+                self._dropped = None
                 return
 
-    def _take_down(self, message: wire.Message, fds: Sequence[int]) -> None:
+    def held(self) -> dict[str, tuple[Any, list[int]]]:
+        """The entries with those of their descriptors that are open."""
+        return {
+            name: (meta, [fd for owner in owners if (fd := owner.fileno()) >= 0])
+            for name, (meta, owners) in self.entries.items()
+        }
+
+    def close(self) -> None:
+        """See Link; what was remembered is forgotten."""
+        super().close()
+        for name in list(self.entries):
+            self._forget(name)
+
+    async def _fetch(self, name: str) -> None:
+        reply, fds = await self.call({"op": "get", "name": name})
+        if name in self.entries or name in (self._dropped or ()) or not (fds or reply["meta"] is not None):
+            for fd in fds:
+                os.close(fd)
+        else:
+            self.entries[name] = (reply["meta"], [_Duplicate(fd) for fd in fds])
+
+    def _record(self, message: wire.Message, fds: Sequence[int | HasDescriptor]) -> None:
         operation, name = message["op"], message.get("name", "")
-        if operation == "put":
-            self._hold(name, message.get("meta"), fds)
+        if operation == "put" and not name.startswith(_NOT_KEPT):
+            owners = [_Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
+            self.share(name, message.get("meta"), owners)
         elif operation == "note" and name in self.entries:
             self.entries[name] = (message.get("meta"), self.entries[name][1])
         elif operation == "drop":
-            _close(self.entries.pop(name, (None, []))[1])
+            if self._dropped is not None:
+                self._dropped.add(name)
+            self._forget(name)
 
-    def _hold(self, name: str, meta: Any, fds: Sequence[int]) -> None:
-        if name.startswith(_NOT_KEPT):
-            return
-        held = [os.dup(fd) for fd in fds]
-        _close(self.entries.get(name, (None, []))[1])
-        self.entries[name] = (meta, held)
-
-
-def _close(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+    def _forget(self, name: str) -> None:
+        for owner in self.entries.pop(name, (None, []))[1]:
+            if isinstance(owner, _Duplicate):
+                owner.close()

@@ -17,7 +17,7 @@ from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored, wire
 
 from .. import withheld
-from ..link import Link, LinkLost
+from ..link import Descriptor, Link, LinkLost
 from .watched import Watched
 
 _AGAIN_SECONDS = 0.2
@@ -46,7 +46,7 @@ class Output:
         self.logs_directory = logs_directory
         self._on_dropped = on_dropped
         self.paths: dict[str, str] = {}  # by server, once it has had a worker
-        self._pipes: dict[str, tuple[int, wire.Message]] = {}
+        self._pipes: dict[str, tuple[Descriptor, wire.Message]] = {}
         self._link: Link | None = None
         self._watched: Watched | None = None
         self._finished: dict[str, asyncio.Event] = {}
@@ -70,8 +70,8 @@ class Output:
             for fd in note:
                 os.close(fd)
         self._watched = Watched(self._link, reply.get("meta") or {}, "the logger", self._known)
-        for fd, message in self._pipes.values():
-            self._link.send(message, [fd])
+        for read, message in self._pipes.values():
+            self._link.send(message, [read])
         self._ask_reopen()
 
     async def _note(self) -> list[int]:
@@ -99,7 +99,7 @@ class Output:
                 },
                 [theirs.fileno()],
             )
-        self._keeper.send({"op": "put", "name": stored.LOGGER}, [ours.fileno()])
+        self._keeper.send({"op": "put", "name": stored.LOGGER}, [ours])
         return ours
 
     def path(self, server: ServerConfig) -> str:
@@ -128,7 +128,7 @@ class Output:
         self.paths[server.name] = self.path(server)
         # A worker and its replacement may share a name while the first one's last lines are still being read.
         key = f"{server.name}.{os.getpid()}.{next(self._numbers)}"
-        self._pipes[key] = (read, self.order(key, server))
+        self._pipes[key] = (Descriptor(read), self.order(key, server))
         self._finished[key] = asyncio.Event()
         return key, write
 
@@ -145,7 +145,7 @@ class Output:
     def discard(self, key: str) -> None:
         """Forget the pipe of a worker that could not be made."""
         if key in self._pipes:  # not closed meanwhile
-            os.close(self._pipes.pop(key)[0])
+            self._pipes.pop(key)[0].close()
             del self._finished[key]
 
     async def say(self, server: ServerConfig, lines: Sequence[str]) -> None:
@@ -158,11 +158,13 @@ class Output:
         self.follow(key, os.getpid())
         await self.finished(key, _SAY_SECONDS)
 
-    def adopt(self, key: str, message: wire.Message, fd: int) -> None:
-        """Take over a pipe that the keeper held; before `start`."""
-        self._pipes[key] = (fd, message)
+    def adopt(self, key: str, message: wire.Message, fd: int) -> Descriptor:
+        """The pipe that the keeper held, which is ours from now on; before `start`."""
+        read = Descriptor(fd)
+        self._pipes[key] = (read, message)
         self.paths[str(message["name"])] = str(message["path"])
         self._finished[key] = asyncio.Event()
+        return read
 
     async def finished(self, key: str, timeout_seconds: float) -> None:
         """Return when all that the worker printed is in its file, or the time is over."""
@@ -199,8 +201,8 @@ class Output:
             self._link = None
             self._keeper.send({"op": "drop", "name": stored.LOGGER})
             self._keeper.send({"op": "drop", "name": stored.UNDERWAY})
-        for fd, _ in self._pipes.values():
-            os.close(fd)
+        for read, _ in self._pipes.values():
+            read.close()
         self._pipes.clear()
 
     def _on_message(self, message: wire.Message, fds: list[int]) -> None:
@@ -208,8 +210,7 @@ class Output:
         if self._watched is not None:
             self._watched.heard(message)
         if message.get("t") == "eof" and key in self._pipes:
-            fd, _ = self._pipes.pop(key)
-            os.close(fd)
+            self._pipes.pop(key)[0].close()
             self._keeper.send({"op": "drop", "name": f"{stored.OUTPUT}{key}"})
             self._finished.pop(key).set()
         elif message.get("t") == "synced" and self._reopened is not None:

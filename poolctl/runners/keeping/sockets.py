@@ -54,8 +54,7 @@ class Sockets:
                 sock.setblocking(True)
         self._identities[key] = identity_of(key)
         self._keeper.send(
-            {"op": "put", "name": f"{stored.LISTENER}{key}", "meta": {"server": server.name}},
-            [sock.fileno() for sock in self._open[key]],
+            {"op": "put", "name": f"{stored.LISTENER}{key}", "meta": {"server": server.name}}, self._open[key]
         )
 
     async def close(self, key: str) -> None:
@@ -74,11 +73,12 @@ class Sockets:
         """Close every listener."""
         await asyncio.gather(*(self.close(key) for key in list(self._open)))
 
-    def adopt(self, key: str, fds: list[int]) -> None:
-        """Take over listeners that the keeper held; the descriptors belong to us from now on."""
+    def adopt(self, key: str, fds: list[int]) -> list[socket.socket]:
+        """The listeners that the keeper held; the descriptors belong to us from now on."""
         # Nothing is set anew: those who accept from it rely on how it is.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
         self._identities[key] = identity_of(key)
+        return self._open[key]
 
     async def _listen(self, server: ServerConfig) -> list[socket.socket]:
         try:

@@ -43,7 +43,7 @@ class Adoptions:
         self._pairs[server.key] = (protocol(server), give, take)
         meta = {"server": server.name, "protocol": protocol(server)}
         entry = {"op": "put", "name": f"{stored.ADOPTION}{server.key}", "meta": meta}
-        self._keeper.send(entry, [give.fileno(), take.fileno()])
+        self._keeper.send(entry, [give, take])
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
         """The ends (give, take) for a worker of the server; nothing for a program."""
@@ -66,10 +66,11 @@ class Adoptions:
             return False
         return True
 
-    def adopt(self, key: str, fds: list[int], meta: wire.Message) -> None:
-        """Take over a pair that the keeper held; the descriptors belong to us from now on."""
+    def adopt(self, key: str, fds: list[int], meta: wire.Message) -> list[socket.socket]:
+        """The pair that the keeper held; the descriptors belong to us from now on."""
         give, take = (socket.socket(fileno=fd) for fd in fds)
         self._pairs[key] = (str(meta["protocol"]), give, take)
+        return [give, take]
 
     def left(self, key: str) -> socket.socket | None:
         """Where the connections come out; None when the address has no pair."""

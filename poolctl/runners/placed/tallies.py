@@ -26,6 +26,10 @@ class Tally:
         """A page on which nothing is counted yet."""
         return cls(new_page())
 
+    def fileno(self) -> int:
+        """The page's descriptor; -1 once it has been let go of."""
+        return self.fd
+
     def counts(self) -> Counts | None:
         """What its worker has counted so far; None if it has another layout, or has been closed."""
         return read_page(self.fd) if self.fd >= 0 else None

@@ -86,7 +86,7 @@ class Sleepers:
     def _keep(self, key: str, sock: socket.socket) -> str:
         name = f"{stored.VISITOR}{next(self._numbers)}"
         try:
-            self._keeper.send({"op": "put", "name": name, "meta": {"key": key}}, [sock.fileno()])
+            self._keeper.send({"op": "put", "name": name, "meta": {"key": key}}, [sock])
         except OSError:
             return ""  # out of descriptors: better held without being kept than not at all
         return name

@@ -15,7 +15,7 @@ from poolctl.keeper import stored, wire
 from poolctl.platform import process_start, sealed_file
 
 from ..keeping.output import Output
-from ..link import Link
+from ..link import HasDescriptor, Link
 from ..placed.adoption import Adoptions, protocol
 from ..placed.commands import argument_vector
 from ..placed.notify import Notify
@@ -146,7 +146,7 @@ class Forker:
             worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
             worker.preloaded = isinstance(app_zygote, AppZygote)
             worker.tally = tally
-            self._enrol(worker, control, theirs, notify)
+            self._enrol(worker, control, notify)
             return worker
 
     def _place(
@@ -176,17 +176,12 @@ class Forker:
         spec["env"]["NOTIFY_SOCKET"] = notify.path
         return notify
 
-    def _enrol(
-        self, worker: LocalWorker, control: socket.socket, theirs: socket.socket, notify: Notify | None
-    ) -> None:
+    def _enrol(self, worker: LocalWorker, control: socket.socket, notify: Notify | None) -> None:
         if notify is not None:
             worker.listen(notify)
-        # The keeper gets both ends: a worker must not see an end of file when its supervisor is replaced.
-        kept = [control.fileno(), theirs.fileno()]
-        if worker.tally is not None:
-            kept.append(worker.tally.fd)
-        if worker.server.command:
-            kept = [notify.fileno()] if notify is not None else []
+        # Our end, which the keeper holds too: a worker must not see an end of file when its supervisor is replaced.
+        of_the_worker = (None, notify) if worker.server.command else (control, worker.tally)
+        kept: list[HasDescriptor] = [each for each in of_the_worker if each is not None]
         self._keeper.send(
             {"op": "put", "name": f"{stored.WORKER}{worker.placement.id}", "meta": worker.meta()}, kept
         )

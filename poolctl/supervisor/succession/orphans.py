@@ -102,7 +102,7 @@ class _Intake:
             if pair := survivor.fds[count : len(survivor.fds) - len(tally)]:
                 meta = {"server": server.name, "protocol": said["protocol"]}
                 self._put_once(f"{stored.ADOPTION}{server.key}", meta, pair)
-            await self._put_worker(name, survivor, [control.fileno(), theirs.fileno(), *tally])
+            await self._put_worker(name, survivor, [control.fileno(), *tally])
         return True
 
     async def _take_program(self, survivor: Survivor, server: ServerConfig) -> bool:

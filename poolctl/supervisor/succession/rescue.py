@@ -22,6 +22,7 @@ _FIRST = (stored.CONTROL, stored.WANTED, stored.CONFIGURATION)
 # Somebody else may be at it, with all that we have; or a keeper is about to end.
 _REFUSALS = 5
 
+# Names with their values and descriptors.
 Entries = Mapping[str, tuple[Any, list[int]]]
 
 
@@ -98,7 +99,7 @@ def _send(link: socket.socket, message: wire.Message, fds: list[int] | tuple[int
 
 def _await(link: socket.socket, event: str) -> None:
     """Return when the keeper says so. Raises OSError when it ends before, _Refused when there is another."""
-    while (received := wire.receive(link)) is not None:
+    while (received := wire.receive(link, wait=True)) is not None:
         message, fds = received
         for fd in fds:
             os.close(fd)

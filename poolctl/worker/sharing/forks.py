@@ -25,7 +25,7 @@ Roles = Mapping[str, Callable[[list[int]], NoReturn]]
 
 def serve_forks(requests: socket.socket, roles: Roles) -> None:
     """Fork for each request until the requests' socket ends."""
-    while (received := wire.receive(requests)) is not None:
+    while (received := wire.receive(requests, wait=True)) is not None:
         message, fds = received
         if not _is_fork(requests, message, roles):
             _close(fds)
@@ -33,7 +33,7 @@ def serve_forks(requests: socket.socket, roles: Roles) -> None:
         try:
             middle = os.fork()
         except OSError as error:
-            wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"})
+            wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
         else:
             if middle == 0:
                 _fork_some(requests, message, fds, roles)
@@ -60,7 +60,7 @@ def _fork_some(requests: socket.socket, message: wire.Message, fds: list[int], r
             _close(fds)
             if time.monotonic() >= ends or not more.poll(_CLOSE_BEHIND_MILLISECONDS):
                 break
-            received = wire.receive(requests)
+            received = wire.receive(requests, wait=True)
             if received is None:
                 break
             message, fds = received
@@ -70,7 +70,7 @@ def _fork_some(requests: socket.socket, message: wire.Message, fds: list[int], r
 
 def _is_fork(requests: socket.socket, message: wire.Message, roles: Roles) -> bool:
     if message.get("op") == "ping":
-        wire.send(requests, {"event": "up"})
+        wire.send(requests, {"event": "up"}, wait=True)
     return message.get("op") in roles
 
 
@@ -85,9 +85,9 @@ def _fork_one(requests: socket.socket, message: wire.Message, fds: list[int], ro
         with contextlib.suppress(PermissionError, ProcessLookupError):
             # At once, and not when it is its turn: what becomes of the zygote's group is no longer its concern.
             os.setpgid(child, child)
-        wire.send(requests, {"id": message["id"], "pid": child})
+        wire.send(requests, {"id": message["id"], "pid": child}, wait=True)
     except OSError as error:
-        wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"})
+        wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
 
 
 def _close(fds: list[int]) -> None:

@@ -58,11 +58,11 @@ def test_what_is_put_noted_and_dropped_is_taken_down() -> None:
         peer.kept.send({"op": "note", "name": "nobody", "meta": 3})
         ((name, (meta, (held,))),) = peer.kept.entries.items()
         assert (name, meta) == ("output:a", {"n": 2})
-        assert held != read
-        assert same(held, read)
+        assert held.fileno() != read
+        assert same(held.fileno(), read)
         peer.kept.send({"op": "put", "name": "output:a"}, [write])
         (again,) = peer.kept.entries["output:a"][1]
-        assert same(again, write)
+        assert same(again.fileno(), write)
         peer.kept.send({"op": "drop", "name": "output:a"})
         assert peer.kept.entries == {}
         await peer.kept.call({"op": "list"})
@@ -86,7 +86,7 @@ def test_what_an_earlier_supervisor_put_is_fetched_and_zygotes_are_not() -> None
             os.close(fd)
         await peer.kept.complete()
         assert sorted(peer.kept.entries) == ["lifeline", "listener:a"]
-        assert all(same(fds[0], read) for _, fds in peer.kept.entries.values())
+        assert all(same(fds[0], read) for _, fds in peer.kept.held().values())
         os.close(read)
         os.close(write)
         peer.reaper.watcher.close()
@@ -101,6 +101,24 @@ def test_on_a_lost_link_it_is_still_taken_down() -> None:
         peer.kept.close()
         peer.kept.send({"op": "put", "name": "wanted", "meta": 1})
         assert peer.kept.entries == {"wanted": (1, [])}
+        peer.reaper.watcher.close()
+        peer.close()
+
+    run(work())
+
+
+def test_a_socket_is_shared_with_its_owner_and_left_out_once_it_is_closed() -> None:
+    async def work() -> None:
+        peer = Peer()
+        ours, theirs = wire.pair()
+        before = len(os.listdir("/proc/self/fd"))
+        peer.kept.send({"op": "put", "name": "worker:a", "meta": 1}, [ours])
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert peer.kept.held() == {"worker:a": (1, [ours.fileno()])}
+        ours.close()
+        theirs.close()
+        assert peer.kept.held() == {"worker:a": (1, [])}
+        await peer.kept.call({"op": "list"})
         peer.reaper.watcher.close()
         peer.close()
 

@@ -185,3 +185,18 @@ def test_who_says_nothing_at_all_while_it_is_asked_is_as_good_as_gone() -> None:
         peer.close()
 
     run(scenario())
+
+
+def test_last_words_of_a_process_that_ended_with_unread_orders_are_heard() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        peer.link.send({"order": "unread"})
+        wire.send(peer.sock, {"event": "failed"})
+        peer.sock.close()
+        peer.link.send({"order": "too late"})
+        while not peer.ends:
+            await asyncio.sleep(0)
+        assert peer.heard == [{"event": "failed"}]
+        peer.close()
+
+    run(scenario())

@@ -1,0 +1,52 @@
+"""How many descriptors a running server costs its pool."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from tests.deadline import wait_until
+from tests.processes import descriptors
+from tests.real_pool import RealPool
+
+Until = Callable[..., Any]
+NAMES = [f"s{number}" for number in range(5)]
+MOST = 6
+
+
+def held(pool: RealPool) -> dict[str, int]:
+    """How many descriptors the supervisor and the keeper have."""
+    info = pool.info()
+    return {role: len(descriptors(info[role])) for role in ("supervisor_pid", "keeper_pid")}
+
+
+def cost(pool: RealPool) -> dict[str, float]:
+    """Of one running server in each of them: what is closed when the others are stopped."""
+    before = held(pool)
+    pool.ok("stop", *NAMES[1:])
+    wait_until(lambda: held(pool)["supervisor_pid"] <= before["supervisor_pid"] - len(NAMES) + 1)
+    after = held(pool)
+    pool.ok("start", *NAMES[1:])
+    return {role: (count - after[role]) / (len(NAMES) - 1) for role, count in before.items()}
+
+
+def test_running_server_costs_six_descriptors_in_supervisor_and_keeper(pool: RealPool) -> None:
+    pool.write_hello(*NAMES)
+    pool.ok("start")
+    assert max(cost(pool).values()) <= MOST
+
+
+def test_running_server_costs_no_more_after_either_of_them_was_killed(pool: RealPool, until: Until) -> None:
+    pool.write_hello(*NAMES)
+    pool.ok("start")
+    for role, most_in_keeper in (("supervisor_pid", MOST), ("keeper_pid", MOST + 1)):
+        killed = pool.info()[role]
+        os.kill(killed, signal.SIGKILL)
+        until(lambda killed=killed, role=role: pool.info()[role] != killed)
+        assert set(pool.items()) == set(NAMES)
+        each = cost(pool)
+        assert each["supervisor_pid"] <= MOST
+        # A new keeper is not the parent of the workers that it was given: it has a pidfd of each.
+        assert each["keeper_pid"] <= most_in_keeper
