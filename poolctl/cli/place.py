@@ -137,14 +137,19 @@ def _named(name: str, env: Mapping[str, str]) -> Place:
     return Place(_files_of(found), found)
 
 
-def _files_of(pool_directory: str) -> list[str]:
-    import json
+def others_named_alike(place: Place, env: Mapping[str, str] = os.environ) -> str:
+    """A warning of other running pools with the name of this one, which --pool cannot tell apart; "" without any."""
+    name = str(directory.written_down(place.directory).get("name") or "")
+    others = [path for path in directory.pool_dirs_named(env, name) if os.path.basename(path) != place.key]
+    if not others:
+        return ""
+    files = ", ".join(file for path in others for file in _files_of(path) or [path])
+    return f"another pool is named {name!r} too: {files}; --pool {name} means neither, -c FILE does"
 
-    try:
-        with open(f"{pool_directory}/info.json", encoding="utf-8") as info:
-            return [str(file) for file in json.load(info)["files"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+
+def _files_of(pool_directory: str) -> list[str]:
+    files = directory.written_down(pool_directory).get("files")
+    return [str(file) for file in files] if isinstance(files, list) else []
 
 
 def _working_directory() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.cli.place import Place
+from poolctl.cli.place import Place, others_named_alike
 from poolctl.cli.progress import Progress
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.ending import await_end
@@ -90,6 +90,8 @@ def ask_or_launch(request: Request, place: Place, verb: str = "") -> Outcome:
         outcome.ended_pid = _end_idle(place)
     elif not outcome.items and not outcome.exit_code and not request.get("allow_empty"):
         raise Failure(_without_servers(place))
+    elif warning := others_named_alike(place):
+        outcome.warnings.append(warning)
     return outcome
 
 

@@ -15,7 +15,7 @@ from poolctl.cli.foreground import Foreground
 from poolctl.cli.objects import Objects
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.output import LogPrinter
-from poolctl.cli.place import Place
+from poolctl.cli.place import Place, others_named_alike
 from poolctl.cli.progress import Progress
 from poolctl.cli.render import explain
 from poolctl.cli.request import Request, one_of
@@ -70,6 +70,8 @@ class Session:
         self.outcome = Outcome.from_result(result)
         await_end(self.outcome.ended_pid)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
+        if warning := others_named_alike(self.place):
+            self.outcome.warnings.append(warning)
         if not self.outcome.exit_code:
             if not self.outcome.items and not self.request.get("allow_empty"):
                 from poolctl.cli.local import no_server

@@ -10,7 +10,7 @@ import os
 import stat
 
 from poolctl.errors import ControlError
-from poolctl.exit_codes import NOT_PERMITTED
+from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
 
 try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
     from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]
@@ -23,6 +23,7 @@ except ImportError:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 RUNTIME_VARIABLE = "POOLCTL_RUNTIME_DIR"
 STATE_VARIABLE = "POOLCTL_STATE_DIR"
@@ -106,19 +107,73 @@ def make_pool_dir(env: Mapping[str, str], key: str) -> str:
 def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
     """Return the directory of the running pool that calls itself `name`, None when there is none.
 
-    Also takes a key. A pool's supervisor leaves a symbolic link `@NAME` to its key beside the directory.
+    Also takes a key. ControlError (8) when several running pools have the name.
     """
-    if not name or "/" in name or name.startswith("."):
-        return None
+    found = pool_dirs_named(env, name)
+    if len(found) > 1:
+        found = [path for path in found if _listens(path)]
+    if len(found) > 1:
+        files = [" ".join(map(str, written_down(path).get("files") or [path])) for path in found]
+        raise ControlError(
+            f"{len(found)} running pools are named {name!r}: {', '.join(files)}",
+            exit_code=CONFLICT,
+            hint=f"name one by its file: -c {files[0]}",
+        )
+    return found[0] if found else None
+
+
+def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
+    """Return the directories of the pools that call themselves `name`, or of the one with that key; some may be dead.
+
+    The name is read from what each supervisor has written down: the link `@NAME` can belong to one pool only.
+    """
+    if not name or "/" in name or name.startswith((".", "@")):
+        return []
+    found: dict[str, None] = {}
     for root in candidates(env):
-        for entry in (f"{root}/@{name}", f"{root}/{name}"):
-            path = os.path.realpath(entry)
-            # a link that leads out of the root is not one of ours
-            if os.path.dirname(path) == os.path.realpath(root) and os.path.exists(f"{path}/{SOCKET_NAME}"):
-                _check_root(root, explicit=bool(env.get(RUNTIME_VARIABLE)))
-                check_private(path)
-                return path
-    return None
+        real = os.path.realpath(root)
+        try:
+            keys = sorted(os.listdir(real))
+        except OSError:
+            continue
+        for path in (f"{real}/{key}" for key in keys if not key.startswith("@")):
+            if os.path.exists(f"{path}/{SOCKET_NAME}"):
+                key_given = path == f"{real}/{name}"
+                if key_given or written_down(path).get("name") == name:
+                    _check_root(root, explicit=bool(env.get(RUNTIME_VARIABLE)))
+                    check_private(path)
+                    if key_given:
+                        return [path]
+                    found[path] = None
+    return list(found)
+
+
+def written_down(path: str) -> dict[str, Any]:
+    """Return what the supervisor of the pool in this directory has written about itself: name, files, pids."""
+    import json
+
+    try:
+        with open(f"{path}/info.json", encoding="utf-8") as info:
+            found = json.load(info)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _listens(path: str) -> bool:
+    from _socket import AF_UNIX, SOCK_STREAM, socket
+
+    connection = socket(AF_UNIX, SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        connection.connect(f"{path}/{SOCKET_NAME}")
+    except BlockingIOError:
+        pass  # its backlog is full
+    except OSError:
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 def control_socket(directory: str) -> str:

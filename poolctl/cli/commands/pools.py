@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +41,7 @@ def _places() -> Iterator[str]:
 def _pool(place: str) -> Item | None:
     """One pool; None where nobody listens any more. One that does not answer is told from what it wrote down."""
     client = Client(f"{place}/{directory.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
-    about = _written_down(place)
+    about = directory.written_down(place)
     try:
         result = client.call("status", timeout=0.0)
     except NoSupervisor:
@@ -65,15 +64,6 @@ def _item(place: str, about: dict[str, Any], **more: Any) -> Item:
         "directory": place,
         **more,
     }
-
-
-def _written_down(place: str) -> dict[str, Any]:
-    try:
-        with open(f"{place}/info.json", encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _table(pools: list[Item]) -> str:

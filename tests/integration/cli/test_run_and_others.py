@@ -119,6 +119,33 @@ def test_everything_works_on_a_pool_by_its_name(pool: RealPool) -> None:
     assert pool.run("run", "--pool", "shop", cwd=elsewhere).code == 6
 
 
+def test_a_name_of_two_running_pools_is_a_conflict_and_the_start_of_the_second_warns(
+    real_pool: RealPool,
+) -> None:
+    for name in ("a", "b"):
+        real_pool.write_hello("web")
+        text = (real_pool.directory / "pool.toml").read_text()
+        real_pool.write(f"{name}.toml", '[pool]\nname = "shop"\n' + text)
+    first, second = (f"{real_pool.directory}/{name}.toml" for name in ("a", "b"))
+    assert real_pool.ok("-c", "a.toml", "start").stderr == ""
+    started = real_pool.ok("-c", "b.toml", "start")
+    assert f"warning: another pool is named 'shop' too: {first}" in started.stderr
+    for line in (["stop"], ["list"], ["logs", "--reopen"], ["drain", "--all"]):
+        refused = real_pool.run("--pool", "shop", *line)
+        assert (refused.code, refused.stdout) == (8, ""), refused
+        assert first in refused.stderr
+        assert second in refused.stderr
+    real_pool.ok("-c", "a.toml", "stop")
+    assert real_pool.ok("--pool", "shop", "list", "-o", "name").stdout == "web\n"
+    running = real_pool.spawn("-c", "a.toml", "run")
+    assert running.stderr is not None
+    said = iter(running.stderr.readline, "")
+    assert any(f"another pool is named 'shop' too: {second}" in line for line in said)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=20)
+    assert running.returncode == 0
+
+
 def test_a_chosen_port_is_still_shown_when_nothing_runs(pool: RealPool) -> None:
     pool.write("pool.toml", '[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\napp = "hello:app"\n')
     assert pool.ok("list", "--field", "bind").stdout == "127.0.0.1:auto\n"

@@ -135,7 +135,7 @@ def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_direc
     file.write_text("")
     directory = tmp_path / "run" / pool_key(str(file))
     directory.mkdir(parents=True, mode=0o700)
-    (tmp_path / "run" / "@shop").symlink_to(directory.name)
+    (directory / "info.json").write_text('{"name": "shop"}')
     monkeypatch.chdir(tmp_path)
     with stand_in(directory / "control.sock", always(item("web"), version="1")):
         for which in (file, str(file), "pool.toml", "shop", None):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
+import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -89,13 +92,39 @@ def test_without_a_variable_the_users_own_directories_are_looked_at() -> None:
 
 def test_a_named_pool_is_found_by_its_name_and_by_its_key(env: dict[str, str], tmp_path: Path) -> None:
     made = listening(env, "abc")
-    (tmp_path / "run" / "@shop").symlink_to("abc")
-    (tmp_path / "run" / "@away").symlink_to(tmp_path)
-    (tmp_path / directory.SOCKET_NAME).touch()
+    write_info(made, name="shop")
     assert directory.named_pool_dir(env, "shop") == made
     assert directory.named_pool_dir(env, "abc") == made
-    for name in ("away", "nobody", "", "../run/abc", ".", "a/b"):
+    for name in ("nobody", "@shop", "", "../run/abc", ".", "a/b"):
         assert directory.named_pool_dir(env, name) is None
+
+
+def write_info(made: str, **info: object) -> None:
+    (Path(made) / "info.json").write_text(json.dumps(info))
+
+
+def test_a_name_of_several_running_pools_is_a_conflict_that_lists_their_files(env: dict[str, str]) -> None:
+    places = [listening(env, key) for key in ("abc", "def", "123")]
+    for place in places:
+        write_info(place, name="shop", files=[f"/srv/{os.path.basename(place)}.toml"])
+    assert directory.named_pool_dir(env, "shop") is None, "none of them listens"
+    with closing(socket.socket(socket.AF_UNIX)) as first, closing(socket.socket(socket.AF_UNIX)) as second:
+        for place, server in zip(places, (first, second), strict=False):
+            os.unlink(f"{place}/{directory.SOCKET_NAME}")
+            server.bind(f"{place}/{directory.SOCKET_NAME}")
+        first.listen()
+        assert directory.named_pool_dir(env, "shop") == places[0], "one that is dead is no conflict"
+        second.listen()
+        with pytest.raises(ControlError, match=r"2 running pools .*/srv/abc.toml, /srv/def.toml") as caught:
+            directory.named_pool_dir(env, "shop")
+        assert caught.value.exit_code == 8
+        assert directory.named_pool_dir(env, "def") == places[1], "a key belongs to one of them"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 1}'])
+def test_a_pool_that_wrote_nothing_usable_down_has_no_name(env: dict[str, str], text: str) -> None:
+    (Path(listening(env, "abc")) / "info.json").write_text(text)
+    assert directory.named_pool_dir(env, "shop") is None
 
 
 def test_a_socket_path_that_no_socket_can_have_is_refused() -> None:
