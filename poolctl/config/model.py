@@ -172,8 +172,16 @@ class ServerConfig(Section):
 
     @property
     def binds_itself(self) -> bool:
-        """Whether its command is told the address and binds it: a restart cannot overlap then."""
+        """Whether its command is told the address and binds it."""
         return binds_itself(self.command)
+
+    @property
+    def may_overlap(self) -> bool:
+        """Whether its old and its new workers may run at once: no two programs can bind one address.
+
+        A program that does not notify is ready when the port answers, and the old one would answer for the new one.
+        """
+        return self.overlap and (not self.command or (self.notify and not self.binds_itself))
 
     def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
         """Check what needs the outside world: files, certificates, interpreter, importable app.

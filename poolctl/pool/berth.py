@@ -178,10 +178,3 @@ async def every(*work: Any) -> None:
     for result in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
-
-
-def may_overlap(config: ServerConfig) -> bool:
-    """Whether two instances may be on the address at once."""
-    if not config.command:
-        return config.overlap
-    return config.overlap and config.notify and not config.binds_itself

@@ -18,7 +18,7 @@ from poolctl.runners.protocol import Placement
 from poolctl.states import State, Status
 
 from . import engine
-from .berth import Berth, every, may_overlap
+from .berth import Berth, every
 from .orders import Orders
 from .record import Record
 from .wellness import Wellness
@@ -117,7 +117,7 @@ class Life:
         try:
             config = self.server._home.prepare(self.server.config)
             wanted = self.server.config
-            if not (may_overlap(config) and may_overlap(self._config)):
+            if not (config.may_overlap and self._config.may_overlap):
                 placements = await self._replace_in_sequence(config)
             else:
                 placements = await self.berth.bring_up(config, self.server._home.values)

@@ -121,11 +121,6 @@ class Entry:
         return self.config.workers if self.count is None else self.count
 
     @property
-    def overlaps(self) -> bool:
-        """Two generations of it may run at once."""
-        return self.config.overlap and not (self.config.command and not self.config.notify)
-
-    @property
     def is_disabled(self) -> bool:
         """Nothing may start it: so says a live change, or else its configuration."""
         return self.config.disabled if self.disabled is None else self.disabled
@@ -138,7 +133,7 @@ class Entry:
             wanted=self.wanted,
             generation=self.generation,
             count=self.size,
-            overlap=self.overlaps,
+            overlap=self.config.may_overlap,
             may_start=may_start,
             may_stop=may_stop,
             may_open=may_open,

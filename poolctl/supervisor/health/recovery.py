@@ -110,7 +110,7 @@ class Recovery:
                 histories=[_history(entry, each.worker) for each in ailing],
                 ready=sum(each.phase is Phase.READY for each in entry.workers.values()),
                 size=entry.size,
-                overlaps=entry.overlaps,
+                overlaps=entry.config.may_overlap,
                 under_way=bool(entry.recovering),
                 now=self._engine.clock.monotonic(),
                 jitter=case.jitter,

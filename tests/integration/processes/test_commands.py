@@ -46,7 +46,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-http.server.HTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
+httpd = http.server.HTTPServer((sys.argv[1], int(sys.argv[2])), Handler)
+if "NOTIFY_SOCKET" in os.environ:
+    import socket
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+httpd.serve_forever()
 """
 
 NOTIFIES = TAKES_SOCKET.replace(
@@ -86,23 +91,24 @@ def test_a_program_takes_the_socket_as_from_systemd(pool: RealPool, free_port: A
     assert get(port).json()["pid"] != found["pid"]
 
 
-def test_a_program_binds_by_itself(pool: RealPool, free_port: Any) -> None:
+@pytest.mark.parametrize("notify", [False, True])
+def test_a_program_that_binds_by_itself_ends_before_its_successor_starts(
+    pool: RealPool, free_port: Any, notify: bool
+) -> None:
     port = free_port()
     pool.write("binds.py", BINDS)
-    pool.write(
-        "pool.toml",
-        server(
-            "web",
-            bind=f"127.0.0.1:{port}",
-            command=[PYTHON, "binds.py", "{host}", "{port}"],
-            env={"SLOW": "0.3"},
-        ),
-    )
+    keys: dict[str, Any] = {
+        "bind": f"127.0.0.1:{port}", "command": [PYTHON, "binds.py", "{host}", "{port}"], "notify": notify,
+    }  # fmt: skip
+    pool.write("pool.toml", server("web", env={"SLOW": "0.3"}, **keys))
     pool.ok("start")
-    text = get(port).text
-    assert text.endswith(f"['127.0.0.1', '{port}'] 127.0.0.1 {port}")
+    first = get(port).text
+    assert first.endswith(f"['127.0.0.1', '{port}'] 127.0.0.1 {port}")
     pool.ok("restart")
-    assert get(port).text != text
+    second = get(port).text
+    pool.write("pool.toml", server("web", env={"SLOW": "0"}, **keys))
+    pool.ok("reload")
+    assert len({first, second, get(port).text}) == 3
     pool.ok("stop")
     with pytest.raises(ConnectionRefusedError):
         get(port)
