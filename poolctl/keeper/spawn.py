@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
+import stat
+
+_LOG_BYTES = 1024 * 1024
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +29,8 @@ def spawn(
     `env` is its environment (None: this process's), from which the variables `without` are left out. Raises OSError
     when the program cannot be executed. The keeper's own descriptors are not inherited.
     """
+    with contextlib.suppress(OSError):
+        _put_aside(output)
     # Lifted out of the way first: one of them may stand where another has to go.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
     try:
@@ -50,3 +56,10 @@ def spawn(
     finally:
         for fd in lifted:
             os.close(fd)
+
+
+def _put_aside(output: str) -> None:
+    """Keep one old file beside the one that is written, and let neither grow with every new process."""
+    status = os.stat(output)
+    if stat.S_ISREG(status.st_mode) and status.st_size > _LOG_BYTES:
+        os.replace(output, f"{output}.1")

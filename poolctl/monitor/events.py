@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from poolctl.clock import Clock
+from poolctl.logs.allowance import Allowance
 from poolctl.logs.line import stamp
 
 from .journal import Document, Journal, newest_first
@@ -19,6 +20,10 @@ _GATHER_SECONDS = 0.02
 # Of these there are hundreds while a pool starts, which has better things to do.
 _ROUTINE = "lifecycle"
 _ROUTINE_SECONDS = 0.2
+
+# Of one server: as many as a restart of thousands of workers makes, and what nobody could read in the long run.
+_BURST, _PER_SECOND = 5_000, 20
+_LONGEST_TEXT = 4096
 
 Subscriber = Callable[[Document], None]
 
@@ -38,6 +43,8 @@ class Events:
         self._pending: list[Document] = []
         self._timer: asyncio.TimerHandle | None = None
         self._subscribers: list[Subscriber] = []
+        self._allowances: dict[str, Allowance] = {}
+        self._left_out: dict[str, int] = {}
         if journal is not None:
             self.keep_in(journal)
 
@@ -64,6 +71,8 @@ class Events:
         `kind` is one of history.KINDS, `event` a word for what happened, `by` who wanted it ({"uid", "pid", "user"}).
         `bind` and whatever else belongs to it are `detail`.
         """
+        if server and not self._may_record(server):
+            return
         self._seq += 1
         self._pending.append(
             {
@@ -73,8 +82,8 @@ class Events:
                 "kind": kind,
                 "event": event,
                 "server": server,
-                "message": message,
-                "cause": cause,
+                "message": _short(message),
+                "cause": _short(cause),
                 "by": by,
                 "before": before,
                 "after": after,
@@ -91,6 +100,18 @@ class Events:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = loop.call_at(due, self.flush)
+
+    def _may_record(self, server: str) -> bool:
+        """Whether there is room for another event of this server; what was left out before is told first."""
+        allowance = self._allowances.setdefault(server, Allowance(_BURST, _PER_SECOND))
+        if not allowance.take(1, self._clock.monotonic()):
+            self._left_out[server] = self._left_out.get(server, 0) + 1
+            return False
+        left_out = self._left_out.pop(server, 0)
+        if left_out:
+            message = f"{left_out:,} events of {server} were left out: too many at once"
+            self.record("pool", "events left out", server=server, message=message, lost=left_out)
+        return True
 
     def keep_in(self, journal: Journal) -> None:
         """Write to this journal from now on; the numbers go on from the greater of its last one and ours."""
@@ -141,3 +162,8 @@ class Events:
         if self.journal is not None:
             self.flush()
             self.journal.close()
+
+
+def _short(text: str) -> str:
+    """A text that may come from an application, in bounds."""
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"

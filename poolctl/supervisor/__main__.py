@@ -11,6 +11,7 @@ import sys
 
 from poolctl.control.messages import CHECK
 from poolctl.keeper.charge import CALM
+from poolctl.logs.internal import InternalLog
 from poolctl.platform import make_room_for_descriptors, name_process
 
 _GARBAGE = (20_000, 20, 20)
@@ -36,8 +37,8 @@ def main() -> None:
     gc.enable()
     gc.freeze()
     name_process("poolctl-superv.")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     directory, *files = (argument for argument in sys.argv[1:] if argument != CALM)
+    logging.basicConfig(handlers=[InternalLog(os.path.join(directory, "supervisor.log"))], level=logging.INFO)
     sys.exit(asyncio.run(Supervisor(directory, files, calm=CALM in sys.argv).run()))
 
 

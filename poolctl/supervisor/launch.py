@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from poolctl.keeper.background import Limits
 
 BACKLOG = 512
-LOG_BYTES = 1024 * 1024
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
@@ -54,7 +53,6 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
                     hint="poolctl stop ends it; poolctl status shows it",
                 )
             return -1
-        _put_aside(f"{pool_directory}/supervisor.log")
         forget_status(pool_directory)
         return _launch(files, pool_directory, path, env, lifeline)
     except OSError as error:
@@ -122,12 +120,6 @@ def _programs(
         ),
         stored.LOGGER: Companion(logger, f"{pool_directory}/logger.log", session=True, without=without),
     }
-
-
-def _put_aside(log: str) -> None:
-    """Keep one old log beside the current one, and neither for ever."""
-    if os.path.exists(log) and os.path.getsize(log) > LOG_BYTES:
-        os.replace(log, f"{log}.1")
 
 
 def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:

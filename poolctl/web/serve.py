@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from poolctl.keeper import wire
+from poolctl.logs.internal import InternalLog
 from poolctl.runners.keeping.watched import PING
 from poolctl.runners.link import Link
 
@@ -43,6 +45,8 @@ class Server:
             message, fds = self._told.result()
             sockets = [socket.socket(fileno=fd) for fd in fds]
             settings = Settings(**message["settings"])
+            log = InternalLog(os.path.join(message["directory"], "dashboard.log"))
+            logging.basicConfig(handlers=[log], level=logging.WARNING)
             made = config(settings, self._over)
             server = Quiet(made, self._over)
             serving = asyncio.ensure_future(server.serve(sockets))
@@ -100,6 +104,7 @@ def config(settings: Settings, over: asyncio.Event) -> uvicorn.Config:
     """How the page is served, until it is `over`. Raises OSError for a certificate that cannot be used."""
     made = uvicorn.Config(
         make_app(settings, over),
+        log_config=None,
         log_level="warning",
         access_log=False,
         lifespan="off",

@@ -138,3 +138,29 @@ def test_what_is_no_json_is_written_as_text(path: Path) -> None:
     events = Events(ManualClock(), Journal(str(path)))
     events.record("pool", "odd", after={1})
     assert read(path)[0]["after"] == "{1}"
+
+
+def test_a_flood_of_events_of_one_server_is_bounded_and_counted(path: Path) -> None:
+    clock = ManualClock()
+    events = Events(clock, Journal(str(path), max_size_bytes=0))
+    for _ in range(20_000):
+        events.record("lifecycle", "worker ended", server="web", message="x" * 10_000)
+    events.record("lifecycle", "running", server="other")
+    events.record("audit", "restart")
+    clock.advance(1)
+    events.record("lifecycle", "running", server="web")
+    found = read(path)
+    told = [(event["event"], event["server"]) for event in found]
+    assert told.count(("worker ended", "web")) == 5000
+    assert len(found[0]["message"]) == 4097
+    assert told[-4:] == [
+        ("running", "other"),
+        ("restart", ""),
+        ("events left out", "web"),
+        ("running", "web"),
+    ]
+    assert (found[-2]["lost"], found[-2]["message"]) == (
+        15_000,
+        "15,000 events of web were left out: too many at once",
+    )
+    assert [event["seq"] for event in found] == list(range(1, len(found) + 1))

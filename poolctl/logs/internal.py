@@ -1,0 +1,101 @@
+"""The log of one of the pool's own processes: bounded in size and rate while the process runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from .allowance import Allowance
+
+MAX_SIZE_BYTES = 1024 * 1024
+_LONGEST_MESSAGE = 4096
+_BURST_BYTES, _BYTES_PER_SECOND = 256 * 1024, 4096
+_REPEATED_EVERY_SECONDS = 10.0
+_STDOUT, _STDERR = 1, 2
+
+
+class InternalLog(logging.Handler):
+    """Writes to standard error, which is the file at `path`; keeps one old file, `path.1`.
+
+    What is said again and again is counted instead ("repeated 12,345 times"), and what is more than may be written is
+    left out and counted too. Tracebacks of the interpreter itself go to the same file.
+    """
+
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._path = path
+        self._clock = clock
+        self._allowance = Allowance(_BURST_BYTES, _BYTES_PER_SECOND)
+        self._last: object = None
+        self._repeated = self._left_out = 0
+        self._counted_at = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        try:
+            self._emit(record)
+        except Exception:
+            self.handleError(record)
+
+    def _emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        error = record.exc_info[1] if record.exc_info else None
+        said = (record.levelno, message, type(error), str(error))
+        now = self._clock()
+        if said == self._last:
+            self._repeated += 1
+            if now - self._counted_at >= _REPEATED_EVERY_SECONDS:
+                self._tell_repeated(now)
+            return
+        self._tell_repeated(now)
+        self._last = said
+        cut = len(message) - _LONGEST_MESSAGE
+        if cut > 0:
+            message = f"{message[:_LONGEST_MESSAGE]}… ({cut} characters more)"
+        record = logging.makeLogRecord({**record.__dict__, "msg": message, "args": None})
+        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        if not self._allowance.take(len(line), now):
+            self._left_out += 1
+            return
+        if self._left_out:
+            self._write(self._line(f"{self._left_out:,} messages were left out: too many at once"))
+            self._left_out = 0
+        self._write(line)
+
+    def close(self) -> None:
+        """Say what was counted."""
+        with contextlib.suppress(Exception):
+            self._tell_repeated(self._clock())
+        super().close()
+
+    def _tell_repeated(self, now: float) -> None:
+        repeated, self._repeated, self._counted_at = self._repeated, 0, now
+        if repeated:
+            self._write(self._line(f"the last message was repeated {repeated:,} times"))
+
+    def _line(self, text: str) -> bytes:
+        assert self.formatter is not None
+        record = logging.LogRecord("poolctl", logging.WARNING, "", 0, text, None, None)
+        return f"{self.formatter.format(record)}\n".encode()
+
+    def _write(self, line: bytes) -> None:
+        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            self._rotate()
+        with contextlib.suppress(OSError):  # a full disk
+            os.write(_STDERR, line)
+
+    def _rotate(self) -> None:
+        here = os.fstat(_STDERR)
+        if here.st_size < MAX_SIZE_BYTES or not os.path.samestat(here, os.stat(self._path)):
+            return
+        os.replace(self._path, f"{self._path}.1")
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for standard in (_STDOUT, _STDERR):
+            os.dup2(fd, standard)
+        os.close(fd)
