@@ -58,32 +58,41 @@ def send(
         raise
 
 
-def receive(sock: socket.socket, *, wait: bool = False) -> tuple[Message, list[int]] | None:
+def receive(
+    sock: socket.socket,
+    *,
+    wait: bool = False,
+    most_bytes: int = MAX_MESSAGE_BYTES,
+    most_descriptors: int = MAX_DESCRIPTORS,
+) -> tuple[Message, list[int]] | None:
     """The next message and its descriptors (close-on-exec, the caller's to close); None at the end of the file.
 
     Raises BlockingIOError when there is none, unless it may `wait` (a socket with a timeout waits that long in any
-    case), WireError for something that is no message.
+    case), WireError for something that is no message, or that is larger than allowed. Descriptors above the limit
+    never enter this process: the kernel drops them.
     """
     # Not socket.recv_fds(): it forgets its flags (Python 3.11 to 3.13), and so every program that is started later
     # would inherit what was received.
     payload, ancillary, flags, _ = sock.recvmsg(
-        MAX_MESSAGE_BYTES,
-        socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize),
+        most_bytes,
+        socket.CMSG_SPACE(most_descriptors * array.array("i").itemsize) if most_descriptors else 0,
         socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT),
     )
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
-    if not payload and not fds:
-        return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise WireError("a message was cut short")
+        if flags & socket.MSG_CTRUNC:
+            raise WireError("a message with more descriptors than are expected")
+        if flags & socket.MSG_TRUNC:
+            raise WireError(f"a message of more than {most_bytes} bytes")
+        if not payload and not fds:
+            return None
         message = json.loads(payload)
         if not isinstance(message, dict):
-            raise WireError("a message must be an object")
+            raise WireError("a message that is no JSON object")
     except (WireError, ValueError, RecursionError) as error:
         for fd in fds:
             os.close(fd)
-        raise error if isinstance(error, WireError) else WireError(str(error)) from error
+        raise error if isinstance(error, WireError) else WireError("a message that is no JSON") from error
     return message, fds
 
 

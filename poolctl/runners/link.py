@@ -14,7 +14,10 @@ from typing import Any, Protocol
 
 from poolctl.keeper import wire
 
+from . import untrusted
+
 _RETRY_SECONDS = 0.002
+_LONGEST_RETRY_SECONDS = 0.1
 
 Message = wire.Message
 Reply = tuple[Message, list[int]]
@@ -59,6 +62,10 @@ class Link:
 
     `on_message` gets every message that is no reply, with its descriptors; `on_end` is called once, when the other
     end is gone. Belongs to the running loop; not thread-safe.
+
+    With `on_breach` the other end runs an application's code and is not trusted: no descriptor is taken from it, and
+    what it sends and leaves unread is bounded. When it breaks these rules, or `on_message` raises Malformed, the link
+    is closed, and `on_breach` is called with what it did ("sent …"), before `on_end`.
     """
 
     def __init__(
@@ -66,17 +73,22 @@ class Link:
         sock: socket.socket,
         on_message: Callable[[Message, list[int]], None],
         on_end: Callable[[], None] = lambda: None,
+        *,
+        on_breach: Callable[[str], None] | None = None,
     ) -> None:
         sock.setblocking(False)
         self.sock = sock
         self._on_message = on_message
         self._on_end = on_end
+        self._on_breach = on_breach
         self._loop = asyncio.get_running_loop()
+        self._allowance = untrusted.Allowance(self._loop.time())
         # A socket may outlive us, and with it answers to what we asked: our successor must not ask by the same numbers.
         self._numbers = itertools.count(time.monotonic_ns())
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._outbox: deque[tuple[Message, list[int]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
+        self._retry_seconds = _RETRY_SECONDS
         self._heard = 0  # how many messages
         self._loop.add_reader(sock.fileno(), self._readable)
 
@@ -135,7 +147,7 @@ class Link:
         finally:
             self._calls.pop(number, None)
         if reply.get("error") is not None:
-            raise Refused(str(reply["error"]))
+            raise Refused(untrusted.printable(str(reply["error"])))
         return reply, received
 
     def read_rest(self) -> None:
@@ -157,6 +169,9 @@ class Link:
             self._loop.call_later(patience_seconds, self._feel, number, patience_seconds, self._heard)
 
     def _queue(self, message: Message, fds: Sequence[int]) -> None:
+        if self._on_breach is not None and len(self._outbox) >= untrusted.MOST_UNREAD:
+            self._breach(f"left {untrusted.MOST_UNREAD} messages unread")
+            return
         self._outbox.append((message, [os.dup(fd) for fd in fds]))
 
     def _writable(self) -> None:
@@ -170,21 +185,30 @@ class Link:
             except OSError:
                 return  # see send
             self._outbox.popleft()
+            self._retry_seconds = _RETRY_SECONDS
             _close(fds)
 
     def _wait(self) -> None:
+        if self.sock.fileno() < 0:
+            return
         # Not add_writer(): with too many descriptors in flight the socket is writable all the time.
-        self._retry = self._loop.call_later(_RETRY_SECONDS, self._writable)
+        self._retry = self._loop.call_later(self._retry_seconds, self._writable)
+        self._retry_seconds = min(self._retry_seconds * 2, _LONGEST_RETRY_SECONDS)
 
     def _readable(self) -> None:
         # A bounded number of messages a turn: one busy worker must not keep the others waiting.
         for _ in range(64):
             try:
-                received = wire.receive(self.sock)
+                received = self._receive()
             except (BlockingIOError, InterruptedError):
                 return
-            except (wire.WireError, ConnectionResetError):
+            except ConnectionResetError:
                 # A reset is reported once, when the other end has not read everything; what it said is still there.
+                continue
+            except wire.WireError as error:
+                if self._on_breach is not None:
+                    self._breach(f"sent {error}")
+                    return
                 continue
             except OSError:
                 received = None
@@ -196,15 +220,36 @@ class Link:
             if self.sock.fileno() < 0:
                 return
 
+    def _receive(self) -> Reply | None:
+        if self._on_breach is None:
+            return wire.receive(self.sock)
+        return wire.receive(self.sock, most_bytes=untrusted.MOST_BYTES, most_descriptors=0)
+
     def _dispatch(self, message: Message, fds: list[int]) -> None:
-        number: Any = message.get("id")
+        number = untrusted.reply_number(message)
         future = self._calls.get(number) if number is not None else None
         if future is None:
-            self._on_message(message, fds)
+            self._take(message, fds)
         elif future.done():
             _close(fds)
         else:
             future.set_result((message, fds))
+
+    def _take(self, message: Message, fds: list[int]) -> None:
+        if self._on_breach is None:
+            self._on_message(message, fds)
+            return
+        try:
+            self._allowance.spend(self._loop.time())
+            self._on_message(message, fds)
+        except untrusted.Malformed as error:
+            self._breach(f"sent {error}")
+
+    def _breach(self, deed: str) -> None:
+        """The other end is not what it should be: nothing more is heard from it."""
+        if self._on_breach is not None and self.sock.fileno() >= 0:
+            self._on_breach(deed)
+            self._lost(f"it {deed}")
 
     def _lost(self, reason: str = "the other end is gone") -> None:
         if self.sock.fileno() < 0:

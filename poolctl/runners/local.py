@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -33,6 +35,8 @@ from .spawning.zygotes import Zygotes
 from .taking_over import take_over
 
 _LAST_OUTPUT_SECONDS = 1.0
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
 class LocalRunner:
@@ -158,6 +162,7 @@ class LocalRunner:
         worker.answered.add_done_callback(lambda _: self._note(worker))
         worker.on_expired = lambda: self._expired(worker)
         worker.on_idle = lambda idle: self._on_idle(placement, idle)
+        worker.on_breach = lambda: self._breached(worker)
         early = self._early.pop(placement.pid, None)
         if early is not None:
             self._ended(worker, early)
@@ -167,6 +172,13 @@ class LocalRunner:
             self._on_expired(worker.placement)
         elif worker.control is not None:
             worker.control.send({"order": "drain"})
+
+    def _breached(self, worker: LocalWorker) -> None:
+        """Kill a worker that does what no honest one does; whatever follows an unexpected end follows."""
+        logger.warning(
+            "%s (pid %s) %s: it is killed", worker.placement.id, worker.placement.pid, worker.breach
+        )
+        self._partings.kill_soon(worker)
 
     def _note(self, worker: LocalWorker) -> None:
         """Tell the keeper, for a supervisor to come, that the worker is ready."""
@@ -278,6 +290,8 @@ class LocalRunner:
         self.keeper.send({"op": "heard", "sequence": report["sequence"]})
 
     def _ended(self, worker: LocalWorker, exit_: Exit) -> None:
+        if worker.breach:
+            exit_ = dataclasses.replace(exit_, message=f"{exit_.message}: it {worker.breach}")
         worker.ended(exit_)
         if worker.tally is not None:
             placement = worker.placement

@@ -15,7 +15,7 @@ from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored, wire
 
 from .keeping.kept import KeeperLink
-from .link import HasDescriptor, Link
+from .link import HasDescriptor
 from .placed.notify import Notify
 from .placed.tallies import Tally
 from .placed.workers import LocalWorker
@@ -149,7 +149,7 @@ def _worker(
     if meta["notify"] is not None and sockets:
         worker.listen(Notify(sockets[0], str(meta["notify"])))
     elif sockets:
-        worker.control = Link(sockets[0], worker.heard)
+        worker.control_by(sockets[0])
     worker.begin()
     if worker.control is not None:
         worker.control.send({"order": "report"})

@@ -32,7 +32,7 @@ from .child import (
     wait_for_go,
 )
 from .life import live
-from .load import LoadFailed, explain, import_app
+from .load import MOST_CHARACTERS, LoadFailed, explain, import_app
 from .scene import exit_status, set_the_scene
 from .serving.serve import STARTUP_FAILURE
 from .sharing.forks import serve_forks
@@ -88,7 +88,7 @@ def _live(spec: Spec) -> int:
             return _leave(exit_status(leaving.code))
         except LoadFailed as error:
             print(explain(error), file=sys.stderr, end="")
-            _tell(requests, {"event": "failed", "message": str(error)})
+            _tell(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
             return _leave(STARTUP_FAILURE)
         found = before.left_since()
         if not found:
@@ -109,7 +109,7 @@ def _give_up(requests: socket.socket, found: str) -> int:
     problem = f"its import {found}, which no fork can share: each worker imports it instead"
     print(f"preload = true has no effect: {problem}", file=sys.stderr)
     _leave(0)
-    _tell(requests, {"event": "unusable", "problem": problem})
+    _tell(requests, {"event": "unusable", "problem": problem[:MOST_CHARACTERS]})
     return 0
 
 

@@ -22,7 +22,7 @@ from .control import Control
 from .forked import ForkedChildren
 from .heartbeat import begin
 from .likeness import likeness
-from .load import LoadFailed, explain, load_app
+from .load import MOST_CHARACTERS, LoadFailed, explain, load_app
 from .orphan import Orphan, who_may_ask
 from .scene import exit_status, set_the_scene
 from .serving.access import watch_requests
@@ -195,7 +195,7 @@ class Worker:
         try:
             context = ssl_context(tls, fds)
         except (OSError, ValueError) as error:
-            self.control.tell({"event": "tls", "error": str(error)})
+            self.control.tell({"event": "tls", "error": str(error)[:MOST_CHARACTERS]})
             return
         self.renewing = asyncio.ensure_future(self.server.renew(context))
         self.renewing.add_done_callback(lambda _: self.control.tell({"event": "tls", "error": None}))
@@ -230,7 +230,7 @@ class Worker:
             os.write(2, line)
 
     def _failed(self, message: str, status: int) -> int:
-        self.control.tell({"event": "failed", "message": message})
+        self.control.tell({"event": "failed", "message": message[:MOST_CHARACTERS]})
         return status
 
     def _forget_descriptors(self) -> None:

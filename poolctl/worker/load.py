@@ -6,6 +6,9 @@ import importlib
 import traceback
 from typing import Any
 
+# As much of an error goes to the supervisor; the log has all of it.
+MOST_CHARACTERS = 2000
+
 
 class LoadFailed(Exception):
     """The application cannot be had; the message names it and the cause. The cause itself is chained."""

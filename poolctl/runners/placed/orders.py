@@ -69,6 +69,7 @@ def renew_tls(worker: LocalWorker, server: ServerConfig) -> None:
         fds = [sealed_file("poolctl", content) for content in tls_contents(server)]
         for fd in fds:
             ours.callback(os.close, fd)
+        worker.renewing = True
         worker.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
 
 

@@ -20,6 +20,7 @@ class Partings:
     def __init__(self, keeper: Link, adoptions: Adoptions) -> None:
         self._keeper = keeper
         self._adoptions = adoptions
+        self._killing: set[asyncio.Task[None]] = set()
 
     async def leave(self, worker: LocalWorker | None, *, replaced: bool = True) -> None:
         """See Runner. Of a command nobody knows whether it still accepts."""
@@ -53,9 +54,18 @@ class Partings:
             async with asyncio.timeout(timeout_seconds):
                 return await asyncio.shield(worker.exited)
         except TimeoutError:
-            await self._signal(worker, signal.SIGKILL, group=True)
+            await self._kill(worker)
             async with asyncio.timeout(_KILL_SECONDS):
                 return await asyncio.shield(worker.exited)
+
+    def kill_soon(self, worker: LocalWorker) -> None:
+        """End the worker, and what it has started in its session, without waiting for it."""
+        task = asyncio.ensure_future(self._kill(worker))
+        self._killing.add(task)
+        task.add_done_callback(self._killing.discard)
+
+    async def _kill(self, worker: LocalWorker) -> None:
+        await self._signal(worker, signal.SIGKILL, group=True)
 
     async def _signal(self, worker: LocalWorker, number: int, *, group: bool = False) -> None:
         await orders.signal(self._keeper, worker.placement.pid, worker.exited, number, group=group)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from poolctl.keeper import wire
 from poolctl.platform import process_start
 from poolctl.worker.heartbeat import BEAT
 
+from .. import untrusted
 from ..link import Link
 from ..protocol import Exit, Placement, WorkerFailed
 from .commands import first_connection
@@ -54,36 +54,56 @@ class LocalWorker:
         self.start: int | None = None  # of the process; with the pid its identity (see process_start)
         self.on_expired: Callable[[], None] = lambda: None
         self.on_idle: Callable[[bool], None] = lambda idle: None
+        self.on_breach: Callable[[], None] = lambda: None
+        self.expired = False  # it has served its `max_requests`
+        self.renewing = False  # it was given another certificate, and has not answered
+        self.breach = ""  # what it did that no honest worker does
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
         self.resting = ""  # it accepts nothing: "new", as it was never let, or "told" not to
         self.idle = False  # without traffic for its server's scale.idle
         self.preloaded = False  # forked from a process that had its application already
 
-    def heard(self, message: wire.Message, fds: list[int]) -> None:
-        """A message from the worker itself."""
-        for fd in fds:
-            os.close(fd)
-        if message.get("event") == "ready":
-            self.leaving = bool(message.get("leaving"))
-            self.resting = str(message.get("resting") or "")
+    def control_by(self, sock: socket.socket) -> None:
+        """Give orders, and hear from the worker, by this socket."""
+        self.control = Link(
+            sock, self.heard, lambda: self.breached("closed its control socket"), on_breach=self.breached
+        )
+
+    def heard(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
+        """A message from the worker itself. Raises Malformed."""
+        event = untrusted.text(message, "event")
+        if event == "ready":
+            self.leaving = untrusted.flag(message, "leaving")
+            self.resting = untrusted.text(message, "resting")
             if self.leaving:
                 self.leave()
             _settle(self.reported)
             self.answer()
-        elif message.get("event") == "expired":
-            self.on_expired()
-        elif message.get("event") in ("idle", "busy"):
-            self.idle = message["event"] == "idle"
+        elif event == "expired":
+            if self.server.http.max_requests is not None and not self.expired:
+                self.expired = True
+                self.on_expired()
+        elif event in ("idle", "busy"):
+            self.idle = event == "idle"
             self.on_idle(self.idle)
-        elif message.get("event") == "left":
+        elif event == "left":
             self.leave()
-        elif message.get("event") == "imported":
+        elif event == "imported":
             _settle(self.imported)
-        elif message.get("event") == "tls" and message.get("error"):
-            logger.error("%s: its certificate cannot be used: %s", self.placement.id, message["error"])
-        elif message.get("event") == "failed":
-            self.reason = str(message.get("message", ""))
+        elif event == "tls":
+            error = untrusted.text(message, "error") if self.renewing else ""
+            self.renewing = False
+            if error:
+                logger.error("%s: its certificate cannot be used: %s", self.placement.id, error)
+        elif event == "failed":
+            self.reason = untrusted.text(message, "message")
+
+    def breached(self, deed: str) -> None:
+        """It did what no honest worker does: nothing more is heard from it, and it is to be ended."""
+        if not self.breach and not self.exited.done():
+            self.breach = deed
+            self.on_breach()
 
     def begin(self) -> None:
         """Tell it to begin: until then it is no more than a process that waits."""

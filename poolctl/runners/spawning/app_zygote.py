@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 
 from poolctl.keeper import stored, wire
 
+from .. import untrusted
 from ..link import Link, LinkLost, Refused
 from ..protocol import Exit, WorkerFailed
 from .zygotes import SILENT_SECONDS
@@ -45,15 +45,13 @@ class AppZygote:
         self.link.send({"order": "go"})
         self._has_begun()
 
-    def heard(self, message: wire.Message, fds: list[int]) -> None:
-        """A word of the process itself."""
-        for fd in fds:
-            os.close(fd)
-        event = message.get("event")
+    def heard(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
+        """A word of the process itself. Raises Malformed."""
+        event = untrusted.text(message, "event")
         if event == "failed":
-            self.reason = str(message["message"])
+            self.reason = untrusted.text(message, "message")
         elif event in ("up", "unusable") and not self.up.done():
-            self.up.set_result(str(message.get("problem", "")))
+            self.up.set_result(untrusted.text(message, "problem"))
 
     def ended(self) -> None:
         """Nothing more will be heard of it."""

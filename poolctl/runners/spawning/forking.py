@@ -191,7 +191,7 @@ class Forker:
                 wire.send(control, {"order": "go"})
             control.close()
         else:
-            worker.control = Link(control, worker.heard)
+            worker.control_by(control)
 
 
 def _interpreter(server: ServerConfig) -> str:

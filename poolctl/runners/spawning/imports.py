@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -28,6 +29,8 @@ from .zygotes import Zygotes
 _EXIT_SECONDS = 1.0
 _LAST_OUTPUT_SECONDS = 1.0
 _LAST_LINES = 200
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
 class ImportFailed(WorkerFailed):
@@ -90,7 +93,10 @@ class Imports:
             zygote.ended()
             on_end(zygote)
 
-        zygote.link = Link(sock, zygote.heard, ended)
+        def breached(deed: str) -> None:
+            logger.warning("the process that has imported %s %s: it is ended", zygote.server, deed)
+
+        zygote.link = Link(sock, zygote.heard, ended, on_breach=breached)
         early = self._early.pop(zygote.pid, None)
         if early is None:
             self._by_pid[zygote.pid] = zygote

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,7 +12,7 @@ from typing import TypeVar
 from poolctl.bootstrap import command
 from poolctl.keeper import stored, wire
 
-from .. import withheld
+from .. import untrusted, withheld
 from ..link import Link, LinkLost, Refused
 from ..protocol import WorkerFailed
 
@@ -20,6 +21,8 @@ START_SECONDS = 30.0
 SILENT_SECONDS = 10.0
 
 T = TypeVar("T")
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
 class Unfit(Refused):
@@ -107,10 +110,11 @@ class Zygotes:
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def on_message(message: wire.Message, fds: list[int]) -> None:
-            if message.get("event") == "up" and not up.done():
+            event = untrusted.text(message, "event")
+            if event == "up" and not up.done():
                 up.set_result(None)
-            elif message.get("event") == "unfit" and not up.done():
-                up.set_exception(Unfit(str(message["reason"]), str(message["hint"])))
+            elif event == "unfit" and not up.done():
+                up.set_exception(Unfit(untrusted.text(message, "reason"), untrusted.text(message, "hint")))
 
         def on_end() -> None:
             if self._running.get(interpreter) is starting:
@@ -122,7 +126,8 @@ class Zygotes:
         kept = await self._kept(interpreter)
         # One that is kept has most likely been up for long.
         limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
-        link = Link(kept or await self._spawn(interpreter), on_message, on_end)
+        sock = kept or await self._spawn(interpreter)
+        link = Link(sock, on_message, on_end, on_breach=lambda deed: self._breached(interpreter, deed))
         if kept is not None:
             # Its first word may have been heard by another supervisor.
             link.send({"op": "ping"})
@@ -136,6 +141,9 @@ class Zygotes:
                 raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
             raise
         return link
+
+    def _breached(self, interpreter: str, deed: str) -> None:
+        logger.warning("the zygote of %s %s: it is replaced", interpreter, deed)
 
     async def _kept(self, interpreter: str) -> socket.socket | None:
         """The socket of a zygote that the keeper has started or kept, if it has the right environment."""

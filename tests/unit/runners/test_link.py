@@ -12,6 +12,7 @@ import pytest
 
 from poolctl.keeper import wire
 from poolctl.runners.link import Link, LinkLost, Refused
+from poolctl.runners.untrusted import Malformed
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -29,11 +30,12 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 class Peer:
     """The other end, and what arrived at this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_message: Any = None, on_breach: Any = None) -> None:
         ours, self.sock = wire.pair()
         self.heard: list[wire.Message] = []
         self.ends = 0
-        self.link = Link(ours, lambda message, fds: self.heard.append(message), self._ended)
+        on_message = on_message or (lambda message, fds: self.heard.append(message))
+        self.link = Link(ours, on_message, self._ended, on_breach=on_breach)
 
     def _ended(self) -> None:
         self.ends += 1
@@ -197,6 +199,85 @@ def test_last_words_of_a_process_that_ended_with_unread_orders_are_heard() -> No
         while not peer.ends:
             await asyncio.sleep(0)
         assert peer.heard == [{"event": "failed"}]
+        peer.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("packet", "deed"),
+    [
+        (b"no json", "sent a message that is no JSON"),
+        (b"[1]", "sent a message that is no JSON object"),
+        (b"[" * 10_000, "sent a message that is no JSON"),
+        (b'{"id":' + b"9" * 10_000 + b"}", "sent a message that is no JSON"),
+        (b'{"event":"' + b"x" * 20_000 + b'"}', "sent a message of more than 16384 bytes"),
+        (b'{"wrong":1}', "sent a strange thing"),
+    ],
+)
+def test_untrusted_peer_that_breaks_the_rules_is_cut_off_with_the_reason(packet: bytes, deed: str) -> None:
+    def refuse(message: wire.Message, fds: list[int]) -> None:
+        if "wrong" in message:
+            raise Malformed("a strange thing")
+
+    async def scenario() -> None:
+        deeds: list[str] = []
+        peer = Peer(on_breach=deeds.append, on_message=refuse)
+        call = asyncio.ensure_future(peer.link.call({}))
+        await peer.request()
+        peer.sock.send(packet)
+        with pytest.raises(LinkLost, match=deed):
+            await call
+        assert (deeds, peer.ends) == ([deed], 1)
+        peer.close()
+
+    run(scenario())
+
+
+def test_descriptors_of_an_untrusted_peer_never_enter_this_process() -> None:
+    async def scenario() -> None:
+        deeds: list[str] = []
+        peer = Peer(on_breach=deeds.append)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            socket.send_fds(peer.sock, [b'{"id":[]}'], [0] * 250)
+        while not deeds:
+            await asyncio.sleep(0)
+        assert deeds == ["sent a message with more descriptors than are expected"]
+        assert len(os.listdir("/proc/self/fd")) < before, "its own socket is closed, and nothing has come"
+        peer.close()
+
+    run(scenario())
+
+
+def test_untrusted_peer_may_send_few_messages_unasked_and_any_number_of_replies() -> None:
+    async def scenario() -> None:
+        deeds: list[str] = []
+        peer = Peer(on_breach=deeds.append)
+        for _ in range(300):
+            call = asyncio.ensure_future(peer.link.call({}))
+            request, _ = await peer.request()
+            wire.send(peer.sock, {"id": request["id"]})
+            await call
+        assert deeds == []
+        for number in range(150):
+            wire.send(peer.sock, {"n": number})
+        while not deeds:
+            await asyncio.sleep(0)
+        assert deeds == ["sent more than 100 messages at once"]
+        assert len(peer.heard) == 100
+        peer.close()
+
+    run(scenario())
+
+
+def test_untrusted_peer_that_reads_nothing_is_cut_off_when_too_much_waits_for_it() -> None:
+    async def scenario() -> None:
+        deeds: list[str] = []
+        peer = Peer(on_breach=deeds.append)
+        for number in range(2000):
+            peer.link.send({"n": number})
+        assert deeds == ["left 512 messages unread"]
         peer.close()
 
     run(scenario())

@@ -1,0 +1,77 @@
+"""Messages from a process that runs an application's code: bounded in size and rate, each value checked before use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from poolctl.keeper.wire import Message
+
+# Honest messages are a few words; the longest carries the error of an import.
+MOST_BYTES = 16 * 1024
+MOST_UNREAD = 512
+_MOST_CHARACTERS = 4000
+_BURST = 100
+_PER_SECOND = 10.0
+
+
+class Malformed(Exception):
+    """A message that no honest process sends; says what it was, as the object of "it sent"."""
+
+
+def text(message: Message, key: str) -> str:
+    """The text under the key, "" for none: shortened, and without characters that a terminal obeys."""
+    value = message.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _wrong(message, key)
+    return printable(value)
+
+
+def printable(value: str) -> str:
+    """The beginning of a text, with what is neither printable nor a line break replaced."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for each in value[:_MOST_CHARACTERS]
+    )
+
+
+def flag(message: Message, key: str) -> bool:
+    """The boolean under the key, False for none."""
+    value = message.get(key, False)
+    if not isinstance(value, bool):
+        raise _wrong(message, key)
+    return value
+
+
+def number(message: Message, key: str, least: int, most: int) -> int:
+    """The whole number under the key, between these two."""
+    value = message.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise _wrong(message, key)
+    return value
+
+
+def _wrong(message: Message, key: str) -> Malformed:
+    return Malformed(f"a message with an invalid {key!r}: {printable(repr(message.get(key)))[:80]}")
+
+
+class Allowance:
+    """How many messages may come unasked: many at once, few over time. Times are of one monotonic clock, in seconds."""
+
+    def __init__(self, now: float) -> None:
+        self._left = float(_BURST)
+        self._at = now
+
+    def spend(self, now: float) -> None:
+        """One more message has come. Raises Malformed when they are too many."""
+        self._left = min(float(_BURST), self._left + (now - self._at) * _PER_SECOND) - 1
+        self._at = now
+        if self._left < 0:
+            raise Malformed(f"more than {_BURST} messages at once")
+
+
+def reply_number(message: Message) -> Any:
+    """The number of the call that the message may be the reply to; None for what is no number."""
+    number = message.get("id")
+    return number if type(number) is int else None
