@@ -51,6 +51,23 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
+def ask_for_credentials(sock: socket.socket) -> None:
+    """Have the kernel say with each message of a Unix socket whose it is (unix(7), SO_PASSCRED)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+
+def sender_credentials(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int, int] | None:
+    """The (pid, uid, gid) of who sent a message, from what came with it: only root can claim to be somebody else."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            pid, uid, gid = _PEER_CREDENTIALS.unpack_from(data)
+            return pid, uid, gid
+    return None
+
+
+CREDENTIALS_BYTES = _PEER_CREDENTIALS.size
+
+
 def sealed_file(name: str, content: bytes) -> int:
     """A descriptor of an anonymous file in memory that holds `content`, positioned at its start (memfd_create(2))."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC)

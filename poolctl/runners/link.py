@@ -240,7 +240,8 @@ class Link:
             self._on_message(message, fds)
             return
         try:
-            self._allowance.spend(self._loop.time())
+            if not self._allowance.spend(self._loop.time()):
+                raise untrusted.Malformed(f"more than {untrusted.BURST} messages at once")
             self._on_message(message, fds)
         except untrusted.Malformed as error:
             self._breach(f"sent {error}")

@@ -138,6 +138,12 @@ def user_ids(server: ServerConfig) -> tuple[int, int] | None:
     return account.pw_uid, gid
 
 
+def user_id(server: ServerConfig) -> int:
+    """The uid of its processes. Raises ServerError."""
+    ids = user_ids(server)
+    return os.geteuid() if ids is None else ids[0]
+
+
 def tls_settings(server: ServerConfig) -> dict[str, Any] | None:
     """How the worker's TLS context is made, its files apart; None without TLS."""
     tls = server.tls

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.config.model import ServerConfig
+from poolctl.errors import ServerError
 from poolctl.keeper import stored, wire
 
 from .keeping.kept import KeeperLink
@@ -20,6 +21,7 @@ from .placed.notify import Notify
 from .placed.tallies import Tally
 from .placed.workers import LocalWorker
 from .protocol import Placement
+from .spec import user_id
 
 if TYPE_CHECKING:
     from .local import LocalRunner
@@ -147,7 +149,7 @@ def _worker(
     for theirs in sockets[1:]:
         theirs.close()
     if meta["notify"] is not None and sockets:
-        worker.listen(Notify(sockets[0], str(meta["notify"])))
+        worker.listen(Notify(sockets[0], str(meta["notify"]), _user_id(server)))
     elif sockets:
         worker.control_by(sockets[0])
     worker.begin()
@@ -157,3 +159,10 @@ def _worker(
         worker.ready_at = float(meta["ready_at"])
         worker.answer()
     return worker
+
+
+def _user_id(server: ServerConfig) -> int:
+    try:
+        return user_id(server)
+    except ServerError:  # its user has been removed: only root is heard
+        return 0

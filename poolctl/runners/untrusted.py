@@ -10,7 +10,7 @@ from poolctl.keeper.wire import Message
 MOST_BYTES = 16 * 1024
 MOST_UNREAD = 512
 _MOST_CHARACTERS = 4000
-_BURST = 100
+BURST = 100
 _PER_SECOND = 10.0
 
 
@@ -60,15 +60,17 @@ class Allowance:
     """How many messages may come unasked: many at once, few over time. Times are of one monotonic clock, in seconds."""
 
     def __init__(self, now: float) -> None:
-        self._left = float(_BURST)
+        self._left = float(BURST)
         self._at = now
 
-    def spend(self, now: float) -> None:
-        """One more message has come. Raises Malformed when they are too many."""
-        self._left = min(float(_BURST), self._left + (now - self._at) * _PER_SECOND) - 1
+    def spend(self, now: float) -> bool:
+        """Whether one more message may come now; it counts if so."""
+        self._left = min(float(BURST), self._left + (now - self._at) * _PER_SECOND)
         self._at = now
-        if self._left < 0:
-            raise Malformed(f"more than {_BURST} messages at once")
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 def reply_number(message: Message) -> Any:

@@ -6,6 +6,7 @@ others hold as well, so that what was counted outlives a worker that is killed. 
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 
@@ -35,6 +36,7 @@ BEAT_LAG_NS = 49  # how long after that the worker answered
 BEAT_AT_NS = 50  # when it answered; 0 for one that knows of no heartbeat
 
 SIZE_BYTES = mmap.PAGESIZE
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NOW = (OPEN_CONNECTIONS, OPEN_WEBSOCKETS)  # what is true of this moment, and adds up to nothing
 
 Counts = list[int]
@@ -42,10 +44,20 @@ Counts = list[int]
 
 def new_page() -> int:
     """The descriptor of a page on which nothing is counted yet."""
-    fd = os.memfd_create("poolctl-tally", os.MFD_CLOEXEC)
+    fd = os.memfd_create("poolctl-tally", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.pwrite(fd, LAYOUT.to_bytes(8, "little"), 0)
     os.ftruncate(fd, SIZE_BYTES)
+    # An application has it too, and may neither take it away from under its readers nor fill the memory with it.
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
+
+
+def is_page(fd: int) -> bool:
+    """Whether this is such a page and nothing else: reading it never blocks, and its size stays as it is."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS and os.fstat(fd).st_size == SIZE_BYTES
+    except OSError:
+        return False
 
 
 def map_page(fd: int) -> memoryview:

@@ -22,7 +22,7 @@ from ..placed.notify import Notify
 from ..placed.tallies import Tally
 from ..placed.workers import LocalWorker
 from ..protocol import Placement
-from ..spec import Spec, app_spec, spec_file, tls_contents, worker_spec
+from ..spec import Spec, app_spec, spec_file, tls_contents, user_id, worker_spec
 from .app_zygote import AppZygote
 from .app_zygotes import AppZygotes
 from .zygotes import Zygotes
@@ -171,7 +171,7 @@ class Forker:
         spec["argv"] = argument_vector(server)
         if not server.notify:
             return None
-        notify = Notify.open()
+        notify = Notify.open(user_id(server))
         if_failed.callback(notify.close)
         spec["env"]["NOTIFY_SOCKET"] = notify.path
         return notify

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from poolctl.worker import tally
 
 
@@ -21,9 +23,11 @@ def test_a_page_of_another_layout_or_no_page_at_all_is_not_read() -> None:
     fd = tally.new_page()
     os.pwrite(fd, (tally.LAYOUT + 1).to_bytes(8, "little"), 0)
     assert tally.read_page(fd) is None
-    os.ftruncate(fd, 100)
-    assert tally.read_page(fd) is None
     os.close(fd)
+    short = os.memfd_create("short")
+    os.pwrite(short, tally.LAYOUT.to_bytes(8, "little"), 0)
+    assert tally.read_page(short) is None
+    os.close(short)
 
 
 def test_of_a_worker_that_has_ended_nothing_is_open_and_what_was_under_way_is_lost() -> None:
@@ -39,3 +43,28 @@ def test_of_a_worker_that_has_ended_nothing_is_open_and_what_was_under_way_is_lo
     tally.add(total, left)
     tally.add(total, left)
     assert (total[tally.STARTED], tally.responses(total)) == (10, 6)
+
+
+def test_page_keeps_its_size_whatever_an_application_does_with_it() -> None:
+    fd = tally.new_page()
+    try:
+        assert tally.is_page(fd)
+        for size in (0, 1 << 30):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, size)
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, b"x", tally.SIZE_BYTES)
+        tally.map_page(fd)[1] = 7
+        assert (tally.read_page(fd) or [])[1] == 7
+    finally:
+        os.close(fd)
+
+
+def test_only_such_a_page_is_taken_for_one() -> None:
+    unsealed = os.memfd_create("x")
+    os.ftruncate(unsealed, tally.SIZE_BYTES)
+    pipe = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (unsealed, *pipe, null):
+        assert not tally.is_page(fd)
+        os.close(fd)
