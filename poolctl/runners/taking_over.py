@@ -16,7 +16,7 @@ from poolctl.errors import ServerError
 from poolctl.keeper import stored, wire
 
 from .keeping.kept import KeeperLink
-from .link import HasDescriptor
+from .link import HasDescriptor, Link
 from .placed.notify import Notify
 from .placed.tallies import Tally
 from .placed.workers import LocalWorker

@@ -21,6 +21,9 @@ from .commands import first_connection
 from .notify import Notify
 from .tallies import Tally
 
+# Between the end of its control socket and the report of its own.
+_END_SECONDS = 5.0
+
 logger = logging.getLogger("poolctl.supervisor")
 
 
@@ -66,9 +69,7 @@ class LocalWorker:
 
     def control_by(self, sock: socket.socket) -> None:
         """Give orders, and hear from the worker, by this socket."""
-        self.control = Link(
-            sock, self.heard, lambda: self.breached("closed its control socket"), on_breach=self.breached
-        )
+        self.control = Link(sock, self.heard, self._silent, on_breach=self.breached)
 
     def heard(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
         """A message from the worker itself. Raises Malformed."""
@@ -98,6 +99,11 @@ class LocalWorker:
                 logger.error("%s: its certificate cannot be used: %s", self.placement.id, error)
         elif event == "failed":
             self.reason = untrusted.text(message, "message")
+
+    def _silent(self) -> None:
+        """Its end of the control socket is closed: it has ended, or nobody can give it orders any more."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(_END_SECONDS, self.breached, "closed its control socket")
 
     def breached(self, deed: str) -> None:
         """It did what no honest worker does: nothing more is heard from it, and it is to be ended."""

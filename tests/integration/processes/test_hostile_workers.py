@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from tests.http_get import get
-from tests.integration.processes.test_surroundings import root_only
 from tests.processes import descriptors
 from tests.real_pool import RealPool
 
-pytestmark = [pytest.mark.slow, root_only]
+pytestmark = pytest.mark.slow
 
 # Its control socket is at descriptor 17. A request for /attack does what `attack` says; others get the pid.
 HOSTILE = """

@@ -95,7 +95,7 @@ def test_a_program_that_binds_by_itself_has_answered_when_it_listens(free_port: 
 
 def test_ready_is_a_line_among_others_and_the_socket_goes_away() -> None:
     async def scenario() -> str:
-        notify = Notify.open()
+        notify = Notify.open(os.geteuid())
         told: list[bool] = []
         notify.start(lambda: told.append(True))
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as program:
