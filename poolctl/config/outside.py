@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from poolctl.config.env_file import EnvFileError, read_env_file
 from poolctl.config.import_check import Import, check_imports, check_interpreters
 from poolctl.config.model import ServerConfig
 from poolctl.config.problems import Finding
+from poolctl.config.program import missing_program
 from poolctl.config.sections import TLSConfig
 
 Findings = list[Finding]
@@ -61,8 +61,8 @@ class Outside:
         tls = server.tls if server.tls is not True else self.default_tls
         if tls:
             self._once(server, ("tls", tls), lambda: _certificates(tls, self.env, self.now))
-        if server.command:
-            self._command(server)
+        if server.command and (finding := missing_program(server, {**self.env, **server.env})):
+            self.problems.append((server, finding))
         if server.log.path:
             path = server.log.path
             self._once(server, ("log", path), lambda: _log(path))
@@ -75,24 +75,6 @@ class Outside:
             seen = self._seen[key] = look()
         self.problems += [(server, finding) for finding in seen[0]]
         self.warnings += [(server, finding) for finding in seen[1]]
-
-    def _command(self, server: ServerConfig) -> None:
-        assert server.command
-        program = server.command[0]
-        path = {**self.env, **server.env}.get("PATH", os.defpath)
-        if "{" in program:
-            return
-        if "/" in program:
-            whole = os.path.join(server.cwd, program)
-            found = os.access(whole, os.X_OK) and not os.path.isdir(whole)
-            there = os.path.exists(whole)
-        else:
-            found = shutil.which(program, path=path) is not None
-            there = False
-        if not found:
-            what = "is not executable" if there else "is not there"
-            hint = f"chmod +x {program}" if there else "install it, or write its whole path"
-            self.problems.append((server, Finding(("command", 0), f"{program!r} {what}", hint, program)))
 
     def _interpreters(self, servers: Sequence[ServerConfig]) -> None:
         using: dict[str, ServerConfig] = {}

@@ -70,6 +70,9 @@ class InlineRunner:
         """See Runner. Nothing: modules are imported once in a process in any case."""
         return ""
 
+    async def check(self, server: ServerConfig) -> None:
+        """See Runner. Nothing outside this process is needed."""
+
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner."""
         _refuse_what_needs_a_process(server)

@@ -73,6 +73,8 @@ class LocalRunner:
         self.forker = Forker(
             keeper, self.zygotes, self.app_zygotes, self.output, self.adoptions, open_files, orphanage
         )
+        # See Runner.
+        self.check, self.reopen_logs = self.forker.check, self.output.reopen
         self.tallies = Tallies(keeper)
         self._partings = Partings(keeper, self.adoptions)
         self._workers: dict[str, LocalWorker] = {}
@@ -264,10 +266,6 @@ class LocalRunner:
         """See Runner."""
         path = self.output.paths.get(name)
         return [line.text for line in tail(path, lines, since=stamp(since))] if path else []
-
-    async def reopen_logs(self) -> None:
-        """See Runner."""
-        await self.output.reopen()
 
     async def aclose(self) -> None:
         """See Runner."""

@@ -53,6 +53,10 @@ class ProcessRunner:
         """See Runner."""
         return await (await self._runner()).prepare(server, since)
 
+    async def check(self, server: ServerConfig) -> None:
+        """See Runner."""
+        await (await self._runner()).check(server)
+
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner."""
         return await (await self._runner()).place(server, generation, index)

@@ -137,6 +137,13 @@ class Runner(Protocol):
         """
         ...
 
+    async def check(self, server: ServerConfig) -> None:
+        """Return when a worker of the server could be placed now, as far as this can be known without placing it.
+
+        Raises ServerError or WorkerFailed with what is in the way.
+        """
+        ...
+
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """A worker that exists, and has not yet said that it is ready."""
         ...

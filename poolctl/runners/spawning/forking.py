@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 
 from poolctl.config.interpreter import interpreter
 from poolctl.config.model import ServerConfig
+from poolctl.config.program import missing_program
 from poolctl.errors import ServerError
 from poolctl.keeper import stored, wire
 from poolctl.platform import process_start, sealed_file
@@ -64,6 +66,22 @@ class Forker:
         return await self._zygotes.twice(
             forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from)
         )
+
+    async def check(self, server: ServerConfig) -> None:
+        """Return when a worker could be forked: its interpreter, user, files and program are there.
+
+        Raises ServerError, WorkerFailed.
+        """
+        forked_from = sys.executable if server.command else _interpreter(server)
+        await self._zygotes.twice(forked_from, lambda: self._zygotes.up(forked_from))
+        await asyncio.to_thread(self._check_files, server)
+
+    def _check_files(self, server: ServerConfig) -> None:
+        spec = self._app_spec(server)
+        tls_contents(server)
+        base = os.environ if spec["env_base"] is None else spec["env_base"]
+        if server.command and (finding := missing_program(server, {**base, **spec["env"]})):
+            raise ServerError(finding.message, name=server.name, bind=server.bind, hint=finding.hint)
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
         """Import the server's application, in code no older than `since`, where its workers can be forked from.

@@ -54,14 +54,19 @@ class Zygotes:
         Raises WorkerFailed; LinkLost when the zygote died or got stuck meanwhile, perhaps after the fork: asked again
         with another control socket, the next one does it.
         """
+        zygote = await self.up(interpreter)
         try:
-            zygote = await asyncio.shield(self._zygote(interpreter))
             reply, _ = await zygote.call({"op": role}, fds, patience_seconds=SILENT_SECONDS)
             return int(reply["pid"])
-        except Unfit as error:
-            raise WorkerFailed(f"{interpreter} {error}", hint=error.hint) from error
         except Refused as error:
             raise self._failure(interpreter, error) from error
+
+    async def up(self, interpreter: str) -> Link:
+        """The interpreter's zygote, once it can fork. Raises WorkerFailed; LinkLost when it has died meanwhile."""
+        try:
+            return await asyncio.shield(self._zygote(interpreter))
+        except Unfit as error:
+            raise WorkerFailed(f"{interpreter} {error}", hint=error.hint) from error
 
     async def twice(self, interpreter: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """What the attempt to fork gives, made again if the zygote died meanwhile. Raises WorkerFailed."""

@@ -76,6 +76,8 @@ class Entry:
     newest: int = 1
     code_since: float = 0.0  # when somebody last ordered what may be new code, in monotonic seconds
     preload_problem: str = ""  # why its workers import the application themselves
+    feasible: int = 0  # the generation whose workers can be placed, as was found out last
+    checking: bool = False  # that is being found out
     files: dict[str, str] = field(default_factory=dict)  # digests of what its newest worker has read
     workers: dict[str, Worker] = field(default_factory=dict)
 
@@ -134,6 +136,8 @@ class Entry:
             generation=self.generation,
             count=self.size,
             overlap=self.config.may_overlap,
+            feasible=self.feasible == self.generation,
+            checking=self.checking,
             may_start=may_start,
             may_stop=may_stop,
             may_open=may_open,

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 
 from poolctl.clock import Clock
 from poolctl.config.model import ServerConfig
+from poolctl.errors import PoolStartError
 from poolctl.runners.protocol import Runner
 
 from .addresses import Addresses
 from .births import Births
 from .contents import digests
-from .deaths import Deaths
+from .deaths import Deaths, explained
 from .doors import Doors
 from .entry import Entry, Worker
 from .preloading import Preloading
@@ -21,6 +22,7 @@ from .reconcile import (
     LEAVING,
     Action,
     Attend,
+    Check,
     Close,
     Drain,
     Listener,
@@ -34,6 +36,9 @@ from .reconcile import (
 from .retiring import Retiring
 from .sleep import Arm, Disarm, Sleep
 from .waking import Waking
+
+# An interpreter may take 30 s until it can fork.
+_CHECK_SECONDS = 40.0
 
 
 class Executor:
@@ -81,6 +86,9 @@ class Executor:
                 worker.resting = entry.config.health.gated and not entry.config.command
                 entry.workers[worker.id] = worker
                 worker.task = self._spawn_task(self._births.live(entry, worker))
+            case Check():
+                entry.checking = True
+                self._spawn_task(self._check(entry, entry.generation))
             case Drain(name):
                 worker = entry.workers[name]
                 worker.phase = Phase.DRAINING
@@ -157,6 +165,24 @@ class Executor:
             if worker.phase is Phase.READY:
                 worker.phase = Phase.DRAINING
                 self._spawn_task(self._retiring.drain(entry, worker, replaced=True))
+        self._touch(entry)
+
+    async def _check(self, entry: Entry, generation: int) -> None:
+        """See whether the generation can be placed; one that cannot is given up, and what serves goes on."""
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                await self._runner.check(entry.config)
+        except Exception as error:
+            if entry.wanted and entry.generation == generation:
+                message, hint = explained(error)
+                message = (
+                    message or f"whether a worker can be started was not known after {_CHECK_SECONDS:g} s"
+                )
+                self._deaths.note(entry, message, hint, PoolStartError, of_a_worker=False)
+                self._deaths.go_back(entry)
+        # Where nothing serves any more to go back to, placing it says what is wrong.
+        entry.feasible = generation
+        entry.checking = False
         self._touch(entry)
 
     async def _rotate(self, worker: Worker) -> None:

@@ -63,6 +63,8 @@ class View:
     generation: int  # the generation that should serve
     count: int = 1  # how many workers
     overlap: bool = True  # may two generations run at once
+    feasible: bool = True  # workers of the generation that should serve can be placed, as far as is known
+    checking: bool = False  # that is being found out
     may_start: bool = True  # its dependencies are as far as they have to be
     may_stop: bool = True  # nothing that depends on it still runs and has to go first
     may_open: bool = True  # nobody else has its address
@@ -113,6 +115,11 @@ class Spawn:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """Find out whether workers of the generation that should serve can be placed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Let a worker finish what it has and end."""
 
@@ -149,7 +156,7 @@ class Release:
     key: str
 
 
-Action = Open | Close | Spawn | Drain | Stop | Rotate | Attend | Release | Arm | Disarm | Sleep
+Action = Open | Close | Spawn | Check | Drain | Stop | Rotate | Attend | Release | Arm | Disarm | Sleep
 
 
 def decide(view: View) -> list[Action]:
@@ -232,9 +239,11 @@ def _serve(view: View) -> list[Action]:
         # The old ones must be gone before the new one begins; meanwhile connections wait. One that falls asleep has
         # hardly anything to finish, and is not interrupted.
         ending = LEAVING if view.sleepy else {Phase.STOPPING}
-        return [
-            Stop(worker.id) for worker in view.workers if worker not in current and worker.phase not in ending
-        ]
+        going = [worker for worker in view.workers if worker not in current and worker.phase not in ending]
+        if not view.feasible and any(worker.phase is Phase.READY for worker in going):
+            # What serves is not ended for a successor that cannot be started.
+            return [] if view.checking else [Check()]
+        return [Stop(worker.id) for worker in going]
     actions: list[Action] = []
     if view.may_start:
         # What leaves keeps its name until it has gone.

@@ -319,3 +319,21 @@ def test_dependencies_are_stopped_last_and_started_first(pool: RealPool, free_po
     pool.ok("start")
     pool.ok("stop")
     assert (pool.directory / "order").read_text().split() == ["+a", "+b", "+c", "-c", "-b", "-a"]
+
+
+def test_a_program_is_not_ended_when_its_successor_cannot_be_started(pool: RealPool, free_port: Any) -> None:
+    port = free_port()
+    program = pool.write("serve", f"#!{PYTHON}\n{TAKES_SOCKET}")
+    program.chmod(0o755)
+    pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", command=["./serve"]))
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    program.rename(pool.directory / "away")
+    done = pool.run("restart")
+    assert done.code == 1
+    assert "'./serve' is not there" in done.stderr
+    assert pool.items()["web"]["pids"] == before
+    assert get(port).status == 200
+    (pool.directory / "away").rename(program)
+    pool.ok("restart")
+    assert pool.items()["web"]["pids"] != before

@@ -28,6 +28,7 @@ class ScriptedRunner:
         self.draining = asyncio.Event()
         self.may_drain: asyncio.Event | None = None
         self.unopenable: set[str] = set()
+        self.unplaceable: set[str] = set()
         self.jobs: set[str] = set()
         self.armed: dict[str, Callable[[], None]] = {}
         self.may_place: asyncio.Event | None = None
@@ -46,6 +47,10 @@ class ScriptedRunner:
         if key in self.opened:
             self.opened.discard(key)
             self.log.append(f"close {key}")
+
+    async def check(self, server: ServerConfig) -> None:
+        if server.name in self.unplaceable:
+            raise WorkerFailed("no worker can be forked", hint="look")
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         assert server.key in self.opened or server.job

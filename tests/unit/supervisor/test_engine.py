@@ -166,3 +166,20 @@ def test_what_was_taken_over_goes_on_with_the_generation_that_serves() -> None:
             assert desk.states() == {"web": "running"}
 
     run(scenario())
+
+
+def test_what_serves_is_not_ended_for_a_successor_that_cannot_be_started() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(overlap=False))
+        await desk.ask("start")
+        desk.runner.unplaceable.add("web")
+        done = await desk.ask("restart")
+        assert done["exit_code"] == 1
+        assert [each["message"] for each in done["errors"]] == ["no worker can be forked"]
+        assert set(desk.runner.running) == {"web.1.0"}
+        assert desk.states() == {"web": "running"}
+        desk.runner.unplaceable.clear()
+        assert (await desk.ask("restart"))["exit_code"] == 0
+        assert set(desk.runner.running) == {"web.3.0"}
+
+    run(scenario())

@@ -8,6 +8,7 @@ import pytest
 
 from poolctl.states import State
 from poolctl.supervisor.engine.reconcile import (
+    Check,
     Close,
     Drain,
     Listener,
@@ -61,6 +62,15 @@ EXAMPLES = {
     ),
     "does not repeat itself": (view(worker(phase=Phase.DRAINING), worker(2), generation=2), []),
     "ends the old one first without overlap": (view(worker(), generation=2, overlap=False), [Stop("w.1.0")]),
+    "sees first whether the new one can be started without overlap": (
+        view(worker(), generation=2, overlap=False, feasible=False), [Check()],
+    ),
+    "waits until that is known": (
+        view(worker(), generation=2, overlap=False, feasible=False, checking=True), [],
+    ),
+    "ends one that does not serve without that": (
+        view(worker(phase=Phase.STARTING), generation=2, overlap=False, feasible=False), [Stop("w.1.0")],
+    ),
     "waits for the old one without overlap": (
         view(worker(phase=Phase.STOPPING), generation=2, overlap=False), [],
     ),

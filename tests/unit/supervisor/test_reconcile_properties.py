@@ -18,6 +18,7 @@ from poolctl.supervisor.engine.reconcile import (
     Action,
     Arm,
     Attend,
+    Check,
     Close,
     Disarm,
     Drain,
@@ -80,6 +81,10 @@ def applied(view: View, actions: list[Action]) -> View:
                 assert (generation, index) not in taken, "what leaves keeps its name until it has gone"
                 # As one does that has a probe to pass first.
                 workers[name] = WorkerView(name, generation, index, Phase.PLACING, resting=True)
+            case Check():
+                assert not view.overlap
+                assert not view.checking
+                facts["checking"] = True
             case Drain(name):
                 assert workers[name].phase is Phase.READY
                 assert not workers[name].stuck, "it can finish nothing"
@@ -138,6 +143,10 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
         assert 0 <= spawn.index < before.count
     if not before.overlap and spawns:
         assert {worker.generation for worker in before.workers} <= {before.generation}
+    if not before.overlap and not before.feasible and not before.resting and not before.vacates:
+        ended = {action.worker for action in actions if isinstance(action, Stop)}
+        old = [each for each in serving(before) if each.generation != before.generation]
+        assert ended.isdisjoint(each.id for each in old), "what serves stays until another can be started"
     if not before.may_open:
         assert not any(isinstance(action, Open) for action in actions)
     assert {action.key for action in actions if isinstance(action, Release)} == set(before.abandoned)
@@ -243,7 +252,7 @@ class World(RuleBasedStateMachine):
     def restart(self) -> None:
         if any(worker.generation == self.view.generation for worker in self.view.workers):
             self.newest += 1
-            self.change(generation=self.newest)
+            self.change(generation=self.newest, feasible=False)
         self.start()
 
     @rule(count=st.integers(1, MOST_WORKERS))
@@ -375,6 +384,15 @@ class World(RuleBasedStateMachine):
                 facts |= after_death(verdict)
         self.change(**facts)
 
+    @precondition(lambda self: self.view.checking)
+    @rule(well=st.booleans())
+    def check_ends(self, well: bool) -> None:
+        facts: dict[str, Any] = {"checking": False, "feasible": True}
+        older = [each.generation for each in serving(self.view) if each.generation != self.view.generation]
+        if not well and older:
+            facts["generation"] = max(older)  # what serves stays
+        self.change(**facts)
+
     # Time.
 
     @precondition(lambda self: self.view.held)
@@ -419,6 +437,8 @@ class World(RuleBasedStateMachine):
         closes = self.view.listener is Listener.CLOSING
         self.change(
             listener=reached.get(self.view.listener, self.view.listener),
+            checking=False,
+            feasible=self.view.feasible or self.view.checking,
             vacates=self.view.vacates and not closes,
             workers=tuple(
                 replace(worker, phase=step[worker.phase])
