@@ -25,6 +25,7 @@ class Progress:
 
     def __init__(self, verb: str, *, quiet: bool = False, verbose: bool = False) -> None:
         self.verb = verb
+        self._quiet = quiet
         self._verbose = verbose and not quiet
         self.warnings: list[str] = []
         self._states: dict[str, tuple[str, bool]] = {}
@@ -61,6 +62,10 @@ class Progress:
         """One message of the supervisor."""
         if "warning" in message:
             self.warnings.append(str(message["warning"]))
+        if "notice" in message and not self._quiet:
+            # At once: it may be what the command waits for.
+            sys.stderr.write(f"waiting: {message['notice']}\n")
+            sys.stderr.flush()
         step = message.get("progress")
         if not isinstance(step, dict):
             return

@@ -10,7 +10,7 @@ from .store import Store
 from .wire import Message
 
 # Of these the keeper itself takes note.
-_OF_THE_KEEPER = ("end", "last", "terminate", "terminating", "whole", "adopted", "pong", "renew")
+_OF_THE_KEEPER = ("end", "last", "terminate", "terminating", "whole", "adopted", "ping", "pong", "renew")
 
 
 def answer(message: Message, fds: list[int], store: Store, reaper: Reaper) -> tuple[Message, list[int]]:

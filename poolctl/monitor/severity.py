@@ -8,7 +8,7 @@ INFO, WARNING, ERROR = SEVERITIES = ("info", "warning", "error")
 
 _STATES = {"failed": ERROR, "backoff": WARNING}
 _HEALTH = {"ko": ERROR, "warn": WARNING}
-_POOL = {"keeper lost": ERROR, "events lost": ERROR}
+_POOL = {"keeper lost": ERROR, "keeper silent": ERROR, "events lost": ERROR}
 _ORDERED = ("draining", "stopping")
 
 

@@ -89,7 +89,7 @@ class Link:
         self._outbox: deque[tuple[Message, list[int]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self._retry_seconds = _RETRY_SECONDS
-        self._heard = 0  # how many messages
+        self.heard = 0  # how many messages
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def send(self, message: Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
@@ -140,7 +140,7 @@ class Link:
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._calls[number] = future
         if patience_seconds is not None:
-            self._loop.call_later(patience_seconds, self._feel, number, patience_seconds, self._heard)
+            self._loop.call_later(patience_seconds, self._feel, number, patience_seconds, self.heard)
         try:
             self.send({**message, "id": number}, fds)
             reply, received = await future
@@ -163,10 +163,10 @@ class Link:
     def _feel(self, number: int, patience_seconds: float, heard: int) -> None:
         if number not in self._calls:
             return
-        if heard == self._heard:
+        if heard == self.heard:
             self._lost(f"the other end has said nothing for {patience_seconds:g} s")
         else:
-            self._loop.call_later(patience_seconds, self._feel, number, patience_seconds, self._heard)
+            self._loop.call_later(patience_seconds, self._feel, number, patience_seconds, self.heard)
 
     def _queue(self, message: Message, fds: Sequence[int]) -> None:
         if self._on_breach is not None and len(self._outbox) >= untrusted.MOST_UNREAD:
@@ -215,7 +215,7 @@ class Link:
             if received is None:
                 self._lost()
                 return
-            self._heard += 1
+            self.heard += 1
             self._dispatch(*received)
             if self.sock.fileno() < 0:
                 return

@@ -10,8 +10,11 @@ from poolctl import __version__
 from poolctl.control.messages import PROTOCOL, Document
 
 
-def about(name: str, files: Sequence[str], keeper_pid: int, *, calm: bool) -> Document:
-    """The pool's name and files, the versions, and the processes; `calm`: it does only what is ordered."""
+def about(name: str, files: Sequence[str], keeper_pid: int, *, calm: bool, keeper_problem: str) -> Document:
+    """The pool's name and files, the versions, and the processes; `calm`: it does only what is ordered.
+
+    `keeper_problem` is what is wrong with its keeper, if anything is.
+    """
     return {
         "name": name,
         "files": list(files),
@@ -21,4 +24,5 @@ def about(name: str, files: Sequence[str], keeper_pid: int, *, calm: bool) -> Do
         "supervisor_pid": os.getpid(),
         "keeper_pid": keeper_pid,
         **({"calm": True} if calm else {}),
+        **({"keeper_problem": keeper_problem} if keeper_problem else {}),
     }

@@ -38,6 +38,7 @@ from .presence import Presence
 from .reappear import Reappear
 from .succession.adopt import adopt
 from .succession.inherited import inherited
+from .succession.keeper_watch import watch_keeper
 from .succession.memory import Memory
 from .succession.orphans import take_in
 from .succession.stragglers import await_stragglers
@@ -99,6 +100,7 @@ class ManagedPool:
         )
         premises = Premises(self._configuration, keeper, directory, state_directory)
         self._observers = Observers(premises, self._clock, self._about)
+        self._watch = watch_keeper(keeper, self._keeper_pid, self._observers.events)
         self._terminated = False
         self.calm = False
         self._service: Service | None = None
@@ -179,7 +181,8 @@ class ManagedPool:
         if self._ending:
             # It came between the last answer and the end: without an answer its client asks the next supervisor.
             raise ConnectionAbortedError
-        document = await self._perform(request, progress)
+        with self._watch.reporting(lambda problem: progress({"notice": problem})):
+            document = await self._perform(request, progress)
         self._presence.rename(self.name)
         # What is answered is also what a successor will know.
         self._remember_all()
@@ -289,4 +292,5 @@ class ManagedPool:
             self.engine.idle(entry, placement.id, idle)
 
     def _about(self) -> Document:
-        return about(self.name, self.files, self._keeper_pid, calm=self.calm)
+        problem = self._watch.problem
+        return about(self.name, self.files, self._keeper_pid, calm=self.calm, keeper_problem=problem)

@@ -20,7 +20,8 @@ from .pool import ManagedPool
 from .presence import Presence
 
 KEEPER_FD = 3
-_END_SECONDS = 5.0
+# Longer than it takes to find that the keeper does not answer, and to end it.
+_END_SECONDS = 15.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -33,7 +34,7 @@ class Supervisor:
         self.directory = directory
         self.files = list(files)
         self._presence = Presence(directory, files)
-        self._begun = self._told_to_end = self._whole = False
+        self._begun = self._told_to_end = False
 
     async def run(self) -> int:
         """Serve the pool until it is stopped, or until its files turn out to be invalid."""
@@ -79,7 +80,6 @@ class Supervisor:
         """From now on another keeper can be made of what is known here."""
         with contextlib.suppress(LinkLost):
             await keeper.complete()
-            self._whole = True
             keeper.send({"op": "adopted"})
 
     def _from_keeper(self, message: wire.Message, fds: list[int]) -> None:
@@ -128,7 +128,7 @@ class Supervisor:
             self._over.set()
             return
         # Nothing else happens in this process from here on: what it does not do, its successor will.
-        if self._whole:
+        if self._keeper.whole:
             logger.error("the keeper is gone; another one is started")
             self._pool.engine.events.record("pool", "keeper lost", message="another one is started")
             self._pool.remember()
@@ -139,7 +139,7 @@ class Supervisor:
         else:
             logger.error("the keeper is gone, and not everything is known here that it held")
         logging.shutdown()
-        os._exit(0 if self._whole else 1)
+        os._exit(0 if self._keeper.whole else 1)
 
     def _state_dir(self) -> str:
         return state_dir(os.environ, os.path.basename(self.directory), create=True)

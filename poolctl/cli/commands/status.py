@@ -68,6 +68,8 @@ def _status(request: Request) -> Outcome:
     outcome.message = "\n".join(_lines(outcome))
     if outcome.extra["summary"].get("calm"):
         outcome.warnings.append(CALM)
+    if problem := outcome.extra["summary"].get("keeper_problem"):
+        outcome.warnings.append(str(problem))
     return outcome
 
 

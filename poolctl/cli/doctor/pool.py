@@ -39,6 +39,13 @@ def supervisor(case: Case) -> Iterator[Finding]:
         yield ok("supervisor", "none runs")
 
 
+def keeper(case: Case) -> Iterator[Finding]:
+    """Whether it answers its supervisor."""
+    if wrong := case.about.get("keeper_problem"):
+        pid = case.about.get("keeper_pid")
+        yield problem("keeper", str(wrong), f"ps -o stat,wchan,args {pid} shows what it does")
+
+
 def servers(case: Case) -> Iterator[Finding]:
     """Those of a running pool that are not as they should be."""
     bad = 0
@@ -62,4 +69,4 @@ def servers(case: Case) -> Iterator[Finding]:
         yield ok("servers", ", ".join(counts))
 
 
-CHECKS = (configuration, supervisor, servers)
+CHECKS = (configuration, supervisor, keeper, servers)

@@ -33,6 +33,7 @@ class KeeperLink(Link):
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.entries: dict[str, tuple[Any, list[HasDescriptor]]] = {}
+        self.whole = False  # the entries are all that the keeper has
         self._dropped: set[str] | None = None  # meanwhile, where somebody looks
         super().__init__(sock, on_message, on_end)
 
@@ -58,6 +59,7 @@ class KeeperLink(Link):
                     await self._fetch(name)
             if not reply["entries"]:
                 self._dropped = None
+                self.whole = True
                 return
 
     def held(self) -> dict[str, tuple[Any, list[int]]]:

@@ -20,8 +20,6 @@ from poolctl.platform import process_start
 from ..link import Link
 
 PING: wire.Message = {"t": "ping"}
-# A timer that is later than this says that we ourselves, or the machine, stood still.
-_STOOD_STILL_SECONDS = 1.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -78,8 +76,6 @@ class Watched:
 
     def _look(self) -> None:
         now = self._loop.time()
-        if now - self._pulse.due > _STOOD_STILL_SECONDS:
-            self._pulse.spare(now)
         if self._pulse.is_silent(now):
             self._timer = None
             if "pid" in self._known:
@@ -91,8 +87,8 @@ class Watched:
         self._set_timer()
 
 
-def kill(known: dict[str, Any]) -> None:
-    """Kill the process that this is the identity of, if it is there, and no other one that has its pid by now."""
+def kill(known: dict[str, Any], number: int = signal.SIGKILL) -> None:
+    """Send the signal to the process that this is the identity of, and to no other one that has its pid by now."""
     pid, start = known.get("pid"), known.get("start")
     if pid is None or start is None:
         return
@@ -104,9 +100,9 @@ def kill(known: dict[str, Any]) -> None:
             return
         with contextlib.suppress(ProcessLookupError):
             if process is None:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
             else:
-                signal.pidfd_send_signal(process, signal.SIGKILL)
+                signal.pidfd_send_signal(process, number)
     finally:
         if process is not None:
             os.close(process)

@@ -18,6 +18,8 @@ from .workers import LocalWorker
 
 _TRIES = 20
 _AGAIN_SECONDS = 0.005
+# Longer than it takes to find that the keeper does not answer, and to replace it.
+_KEEPER_SECONDS = 15.0
 
 
 def rotate(worker: LocalWorker, in_rotation: bool) -> None:
@@ -82,9 +84,10 @@ async def signal(
     after the fork.
     """
     order = {"op": "signal", "pid": pid, "signal": number, "group": group}
-    with contextlib.suppress(LinkLost):
+    with contextlib.suppress(LinkLost, TimeoutError):
         for _ in range(_TRIES):
-            reply, _ = await keeper.call(order)
+            async with asyncio.timeout(_KEEPER_SECONDS):
+                reply, _ = await keeper.call(order)
             if reply["sent"] or exited.done():
                 return
             await asyncio.sleep(_AGAIN_SECONDS)

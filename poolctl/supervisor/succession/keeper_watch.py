@@ -1,0 +1,160 @@
+"""The keeper is watched as it watches its supervisor: one that does not answer is continued, then killed and replaced.
+
+Without it no death of a worker is reported and nothing can be signalled. What it answers, and what it says by itself
+(it pings, too), is counted by the link to it: a pool at rest needs one look in several seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+
+from poolctl.keeper import stored
+from poolctl.keeper.pulse import ASK_SECONDS, SILENT_SECONDS, Pulse
+from poolctl.monitor.events import Events
+from poolctl.runners.keeping.kept import KeeperLink
+from poolctl.runners.keeping.watched import identity, kill
+from poolctl.runners.link import Link
+
+logger = logging.getLogger("poolctl.supervisor")
+
+# Later than it pings by itself: a keeper that does is not asked.
+_ASK_SECONDS = 1.5 * ASK_SECONDS
+_PING = {"op": "ping", "id": 0}
+
+
+class KeeperWatch:
+    """Watches on the running loop. `irreplaceable` says why this keeper cannot be replaced; empty: it can.
+
+    `record(event, message, severity)` takes what is worth an event.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        pid: int,
+        irreplaceable: Callable[[], str],
+        record: Callable[[str, str, str], object],
+        pulse: Pulse | None = None,
+    ) -> None:
+        self._link = link
+        self._known = identity(pid)
+        self._irreplaceable = irreplaceable
+        self._record = record
+        self._loop = asyncio.get_running_loop()
+        self._pulse = pulse or Pulse(self._loop.time(), _ASK_SECONDS, SILENT_SECONDS)
+        self._pulse.heard(self._loop.time())
+        self._heard = link.heard
+        self._late = self._given_up = False
+        self._followers: list[Callable[[str], object]] = []
+        self._timer = self._loop.call_at(self._pulse.due, self._look)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the keeper, and what is done about it; empty while it answers."""
+        if not self._late:
+            return ""
+        silent = f"the keeper (pid {self._known['pid']}) does not answer"
+        if not self._given_up:
+            return f"{silent}: it was continued (SIGCONT), and is replaced if that does not help"
+        if not (reason := self._irreplaceable()):
+            return f"{silent}: it was killed, and has not ended yet"
+        return (
+            f"{silent} and cannot be replaced, because {reason}: no end of a worker is noticed; "
+            "restart the service or the container"
+        )
+
+    @contextlib.contextmanager
+    def reporting(self, follow: Callable[[str], object]) -> Iterator[None]:
+        """Ask the keeper now, for somebody waits; `follow` gets what is wrong with it now, and what will be."""
+        self._ask()
+        if self.problem:
+            follow(self.problem)
+        self._followers.append(follow)
+        try:
+            yield
+        finally:
+            self._followers.remove(follow)
+
+    def _ask(self) -> None:
+        now = self._loop.time()
+        self._has_answered(now)
+        if self._link.sock.fileno() >= 0 and self._pulse.should_ask(now, early=True):
+            self._link.send(_PING)
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_at(self._pulse.due, self._look)
+
+    def _look(self) -> None:
+        if self._link.sock.fileno() < 0:
+            return
+        now = self._loop.time()
+        if self._has_answered(now):
+            pass
+        elif self._pulse.is_silent(now):
+            self._give_up(now)
+        elif self._pulse.is_late and not self._late:
+            self._is_late()
+        elif self._pulse.should_ask(now):
+            self._link.send(_PING)
+        self._set_timer()
+
+    def _is_late(self) -> None:
+        self._late = True
+        # It may have been stopped.
+        kill(self._known, signal.SIGCONT)
+        self._report("keeper silent", "warning")
+
+    def _give_up(self, now: float) -> None:
+        # What was asked stays asked: whenever it reads that, it answers.
+        self._pulse = Pulse(now, _ASK_SECONDS, SILENT_SECONDS)
+        self._late = True
+        kill(self._known, signal.SIGCONT if self._irreplaceable() else signal.SIGKILL)
+        if not self._given_up:
+            self._given_up = True
+            self._report("keeper silent", "error")
+
+    def _has_answered(self, now: float) -> bool:
+        """Whether it has said something since this was asked last."""
+        if self._link.heard == self._heard:
+            return False
+        self._heard = self._link.heard
+        self._pulse.heard(now)
+        if self._late:
+            self._late = self._given_up = False
+            message = f"the keeper (pid {self._known['pid']}) answers again"
+            logger.warning(message)
+            self._record("keeper back", message, "info")
+        return True
+
+    def _report(self, event: str, severity: str) -> None:
+        problem = self.problem
+        logger.error(problem)
+        self._record(event, problem, severity)
+        for follow in list(self._followers):
+            follow(problem)
+
+
+def watch_keeper(keeper: KeeperLink, pid: int, events: Events) -> KeeperWatch:
+    """The watch of a supervisor over its keeper, with what happens among the pool's events."""
+
+    def record(event: str, message: str, severity: str) -> None:
+        events.record("pool", event, message=message, severity=severity)
+
+    return KeeperWatch(keeper, pid, lambda: _irreplaceable(keeper, pid, os.environ), record)
+
+
+def _irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
+    """Why the end of this keeper would be that of everything; empty if another can take its place."""
+    if pid == 1:
+        return "it is the first process of a container (PID 1)"
+    # `poolctl run`, which has a lifeline, is a service's main process itself; `poolctl start` makes the keeper that.
+    if env.get("NOTIFY_SOCKET") and stored.LIFELINE not in keeper.entries:
+        return "it is the main process of a systemd service"
+    return "" if keeper.whole else "not all that it holds is known to the supervisor yet"

@@ -1,0 +1,100 @@
+"""A keeper that does not answer is noticed and continued, or replaced; a pause of everything is held against nobody."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from poolctl.keeper.pulse import ASK_SECONDS, SILENT_SECONDS
+from tests.http_get import get
+from tests.integration.processes.test_successors import supervisor_of
+from tests.processes import is_alive, stat
+from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.slow
+
+PTRACE_ATTACH = 16
+WALL = 0x40000000  # __WALL: any child, and what is traced
+
+
+def hold(pid: int) -> None:
+    """Stop the process as a debugger does, so that SIGCONT does not continue it."""
+    if ctypes.CDLL(None, use_errno=True).ptrace(PTRACE_ATTACH, pid, None, None):
+        pytest.skip(f"no process can be traced here: {os.strerror(ctypes.get_errno())}")
+    os.waitpid(pid, WALL)
+
+
+def test_stop_says_that_it_waits_for_a_stopped_keeper_continues_it_and_ends(
+    pool: RealPool, until: Any
+) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    (worker,) = pool.items()["web"]["pids"]
+    keeper = pool.info()["keeper_pid"]
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(worker, signal.SIGKILL)
+    assert pool.run("status").code == 0  # it asks the keeper, and does not wait for the answer
+    until(lambda: pool.items()["web"]["pids"] not in ([], [worker]))
+    assert get(port).status == 200
+    assert "keeper silent" in pool.ok("events", "--kind", "pool").stdout
+    os.kill(keeper, signal.SIGSTOP)
+    began = time.monotonic()
+    done = pool.ok("stop")
+    assert time.monotonic() - began < 2 * SILENT_SECONDS
+    assert f"waiting: the keeper (pid {keeper}) does not answer" in done.stderr
+    assert pool.processes() == {}
+
+
+def test_a_keeper_that_cannot_be_continued_is_replaced_and_every_server_serves(
+    pool: RealPool, until: Any
+) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    before = pool.items()
+    keeper = pool.info()["keeper_pid"]
+
+    hold(keeper)
+    assert "does not answer" not in pool.ok("status").stderr
+    until(lambda: "does not answer" in pool.run("status").stderr)
+    assert "does not answer" in pool.run("doctor").stdout
+    assert get(port).status == 200
+    until(lambda: not is_alive(keeper), timeout_seconds=2 * SILENT_SECONDS)
+    os.waitpid(keeper, WALL)  # by whom it is traced it is reaped
+    until(lambda: (now := pool.info()["keeper_pid"]) != keeper and supervisor_of(now))
+    assert pool.items()["web"]["pids"] == before["web"]["pids"]
+    os.kill(before["web"]["pids"][0], signal.SIGKILL)
+    until(lambda: pool.items()["web"]["pids"] not in ([], before["web"]["pids"]))
+
+
+def test_a_pause_of_all_processes_replaces_none(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    before = pool.info()
+    processes = pool.processes()
+    pool.ok("status")
+    # The first one stands still for so long that the others ask it; whoever goes on first finds the others silent.
+    first, second = before["supervisor_pid"], before["keeper_pid"]
+    os.kill(first, signal.SIGSTOP)
+    time.sleep(ASK_SECONDS + 0.5)
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    until(lambda: all(stat(pid).state == "T" for pid in processes))
+    time.sleep(SILENT_SECONDS)
+    for pid in (second, first):
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.3)
+    for pid in processes:
+        os.kill(pid, signal.SIGCONT)
+    assert get(port).status == 200
+    time.sleep(1.5)
+    after = pool.info()
+    assert [after[key] for key in ("keeper_pid", "supervisor_pid")] == [
+        before[key] for key in ("keeper_pid", "supervisor_pid")
+    ]
+    assert pool.processes().keys() == processes.keys()
+    assert "silent" not in pool.ok("events", "--kind", "pool").stdout

@@ -1,0 +1,145 @@
+"""A keeper that does not answer is continued, then killed if another can replace it; an own pause does not count."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from poolctl.keeper import wire
+from poolctl.keeper.pulse import Pulse
+from poolctl.runners.link import Link
+from poolctl.supervisor.succession.keeper_watch import KeeperWatch
+from tests.deadline import wait_until
+from tests.processes import stat
+
+ASK, SILENT = 0.05, 0.2
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """Stopped, as a keeper that does not answer."""
+    with subprocess.Popen(["sleep", "60"]) as found:
+        os.kill(found.pid, signal.SIGSTOP)
+        wait_until(lambda: stat(found.pid).state == "T")
+        yield found
+        found.kill()
+
+
+class Scene:
+    """A watch over that process, whose answers the test gives."""
+
+    def __init__(self, process: subprocess.Popen[bytes], reason: str = "") -> None:
+        ours, self.theirs = wire.pair()
+        self.theirs.setblocking(False)
+        self.link = Link(ours, lambda message, fds: None)
+        self.events: list[tuple[str, str]] = []
+        self.watch = KeeperWatch(
+            self.link,
+            process.pid,
+            lambda: reason,
+            lambda event, message, severity: self.events.append((event, severity)),
+            Pulse(asyncio.get_running_loop().time(), ASK, SILENT),
+        )
+
+    def answer(self) -> int:
+        """Answer what was asked; how much that is."""
+        count = 0
+        while True:
+            try:
+                received = wire.receive(self.theirs)
+            except BlockingIOError:
+                return count
+            assert received is not None
+            wire.send(self.theirs, {"id": received[0]["id"]})
+            count += 1
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        self.link.close()
+        self.theirs.close()
+
+
+def test_one_that_answers_is_left_alone_and_asked_seldom(process: subprocess.Popen[bytes]) -> None:
+    async def scenario() -> None:
+        scene = Scene(process)
+        asyncio.get_running_loop().add_reader(scene.theirs.fileno(), scene.answer)
+        await asyncio.sleep(3 * SILENT)
+        assert scene.events == []
+        assert scene.watch.problem == ""
+        assert scene.link.heard <= 3 * SILENT / ASK
+        asyncio.get_running_loop().remove_reader(scene.theirs.fileno())
+        scene.close()
+
+    asyncio.run(scenario())
+    assert stat(process.pid).state == "T"
+
+
+def test_one_that_was_stopped_is_continued_and_may_answer(process: subprocess.Popen[bytes]) -> None:
+    async def scenario() -> None:
+        scene = Scene(process)
+        told: list[str] = []
+        with scene.watch.reporting(told.append):
+            await scene.until(lambda: stat(process.pid).state != "T")
+            assert told == [scene.watch.problem]
+            assert "does not answer" in told[0]
+            assert scene.answer() == 1  # asked once, because somebody waits
+            await scene.until(lambda: not scene.watch.problem)
+        assert scene.events == [("keeper silent", "warning"), ("keeper back", "info")]
+        scene.close()
+
+    asyncio.run(scenario())
+    assert process.poll() is None
+
+
+def test_one_that_stays_silent_is_killed(process: subprocess.Popen[bytes]) -> None:
+    async def scenario() -> None:
+        scene = Scene(process)
+        await scene.until(lambda: process.poll() is not None)
+        assert scene.events == [("keeper silent", "warning"), ("keeper silent", "error")]
+        scene.close()
+
+    asyncio.run(scenario())
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_one_that_nothing_can_replace_is_reported_and_lives(process: subprocess.Popen[bytes]) -> None:
+    async def scenario() -> None:
+        scene = Scene(process, "it is PID 1")
+        await scene.until(lambda: len(scene.events) == 2)
+        assert "cannot be replaced, because it is PID 1" in scene.watch.problem
+        await asyncio.sleep(2 * SILENT)
+        assert scene.answer() == 1
+        await scene.until(lambda: not scene.watch.problem)
+        assert [event for event, _ in scene.events] == ["keeper silent", "keeper silent", "keeper back"]
+        scene.close()
+
+    asyncio.run(scenario())
+    assert process.poll() is None
+
+
+def test_a_pause_of_the_supervisor_itself_is_not_held_against_the_keeper(
+    process: subprocess.Popen[bytes],
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(process)
+        with scene.watch.reporting(lambda problem: None):
+            for _ in range(5):
+                await asyncio.to_thread(lambda: None)
+                asyncio.get_running_loop().call_soon(time.sleep, 2 * SILENT)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            assert scene.events == []
+        scene.close()
+
+    asyncio.run(scenario())
+    assert stat(process.pid).state == "T"
