@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from poolctl.cli.render import coloured, paint
+from poolctl.cli.terminal_text import terminal_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Prefixes:
         self._times = times
         self._records = records
         self._colours = coloured(sys.stdout)
+        self._terminal = sys.stdout.isatty()
         self._prefixes = {name: f"{name.ljust(width)} | " for name in names}
         if self._colours:
             self._prefixes = {
@@ -43,4 +45,5 @@ class Prefixes:
             if record is not None:
                 texts = record_lines(record, colours=self._colours)
                 return "".join(f"{before}{text}\n" for text in texts)
-        return f"{before}{line.text}\n"
+        text = terminal_text(line.text, colours=self._colours) if self._terminal else line.text
+        return f"{before}{text}\n"

@@ -128,8 +128,9 @@ class Request:
             options["wait"] = not self.values["no_wait"]
         if "no_deps" in self.values:
             options["deps"] = not self.values["no_deps"]
-        if self.values.get("all"):
-            options["all"] = True
+        for flag in ("all", "reveal"):
+            if self.values.get(flag):
+                options[flag] = True
         if self.values.get("goal") is not None:
             options["for"] = one_of("--for", self.values["goal"], GOALS)
         if self.values.get("env"):

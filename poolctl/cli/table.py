@@ -87,7 +87,9 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
         "--jobs": ("jobs", "value"),
         "--fail-fast": ("fail_fast", "flag"),
     },
-    "show": {},
+    "show": {
+        "--reveal": ("reveal", "flag"),
+    },
     "logs": {
         "-f": ("follow", "flag"),
         "--follow": ("follow", "flag"),
@@ -112,7 +114,9 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
         "--interval": ("interval", "value"),
         "--sort": ("sort", "value"),
     },
-    "config": {},
+    "config": {
+        "--reveal": ("reveal", "flag"),
+    },
     "validate": {
         "-o": ("output", "value"),
         "--output": ("output", "value"),

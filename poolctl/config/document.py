@@ -9,6 +9,7 @@ from typing import Any
 from poolctl.config.find import PYPROJECT
 from poolctl.config.parse import parse
 from poolctl.config.problems import Place, Problem, dotted
+from poolctl.config.secrets import masked_quotes
 from poolctl.config.source import kind_of, read_text
 from poolctl.config.unparsable import Unparsable
 
@@ -32,7 +33,9 @@ class Document:
             data = parse(self.text, self.kind)
         except Unparsable as error:
             place = Place(path, error.line, error.column)
-            raise Problem(error.message, place=place, hint=error.hint) from None
+            line = "".join(self.text.splitlines()[error.line - 1 : error.line])
+            said, hint = masked_quotes(error.message, line), masked_quotes(error.hint, line)
+            raise Problem(said, place=place, hint=hint) from None
         self.prefix: Path = ()
         if os.path.basename(path) == PYPROJECT:
             self.prefix = SECTION

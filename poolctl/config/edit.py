@@ -16,6 +16,7 @@ from poolctl.config.entry import Entry
 from poolctl.config.load import load
 from poolctl.config.pool_config import PoolConfig
 from poolctl.config.replace import replace
+from poolctl.config.secrets import masked_file
 from poolctl.config.spans import Path
 from poolctl.errors import PoolValidateError
 
@@ -123,7 +124,7 @@ class Draft:
         return config
 
     def difference(self) -> str:
-        """What changes, as a unified diff."""
+        """What changes, as a unified diff for people, its secrets masked."""
         lines: list[str] = []
         for document in self.documents:
             after = self.texts().get(document.path)
@@ -132,7 +133,7 @@ class Draft:
                 lines += difflib.unified_diff(
                     before, after.splitlines(keepends=True), document.path, document.path
                 )
-        return "".join(lines)
+        return masked_file("".join(lines))
 
     def write(self) -> list[str]:
         """Write what has changed; the paths. FileChanged for a file that is not as it was read."""

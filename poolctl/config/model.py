@@ -13,6 +13,7 @@ from poolctl.config.explain import findings_of, suggest_afresh
 from poolctl.config.normalise import INTERNAL, normalise, nul_findings, refuse_internal
 from poolctl.config.problems import Finding, shown, untold
 from poolctl.config.rules import binds_itself
+from poolctl.config.secrets import masked_arguments
 from poolctl.config.section import Section, refuse
 from poolctl.config.sections import (
     Dependency,
@@ -273,7 +274,7 @@ class ServerConfig(Section):
     def __repr__(self) -> str:
         serves = f"app={self.app}" if self.app is not None else ""
         if self.command:
-            serves = f"command={' '.join(self.command)}"
+            serves = f"command={' '.join(masked_arguments(self.command))}"
         elif self.handler_key:
             serves = f"handler_key={self.handler_key}"
         return f"<ServerConfig {' '.join(part for part in (self.name, self.bind, serves) if part)}>"

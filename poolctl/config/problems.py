@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, NamedTuple
 
+from poolctl.config.secrets import MASK, is_secret_key, masked_text
 from poolctl.errors import PoolValidateError, ServerError
 
 SHOWN_CHARACTERS = 60
+
+_parts = re.compile(r"\.|\[\d+\]\.?")
 
 
 class Place(NamedTuple):
@@ -52,6 +56,7 @@ class Problem(ServerError):
         found: str = "",
         allowed: str = "",
     ) -> None:
+        message, hint, found = _without_secrets(place.key, message, hint, found)
         super().__init__(
             message,
             name=name,
@@ -85,6 +90,17 @@ class Problem(ServerError):
             "found": self.found,
             "allowed": self.allowed,
         }
+
+
+def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str, str, str]:
+    """What is said of a key, without its value if that is a secret."""
+    names = _parts.split(key)
+    if not is_secret_key(names) or found == names[-1] or found.startswith("${"):
+        return masked_text(message), masked_text(hint), masked_text(found)
+    for value in (found, found.strip("'")):
+        if value:
+            message, hint = message.replace(value, MASK), hint.replace(value, MASK)
+    return message, hint, MASK if found else ""
 
 
 def dotted(path: tuple[str | int, ...]) -> str:

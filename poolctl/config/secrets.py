@@ -1,4 +1,4 @@
-"""What is secret in a configuration: the variables that the pool keeps to itself."""
+"""What is secret: variables that the pool keeps to itself, and values that are shown masked wherever they are shown."""
 
 from __future__ import annotations
 
@@ -8,14 +8,93 @@ import re
 
 TYPE_CHECKING = False  # typing itself would take the fast lane two milliseconds
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from poolctl.config.model import ServerConfig
     from poolctl.config.tables import Tables
 
+MASK = "********"
+
 _SUFFIX = "_env"
 _NAMED = re.compile(rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)""")
+
+# In a name without its separators and in lower case.
+_WORDS = ("password", "passwd", "secret", "token", "credential", "apikey", "privatekey", "authorization")
+# They end the names of keys that say where a secret is.
+_REFERENCES = ("_env", "_file")
+# Tables whose keys are the user's own names.
+_FREE = ("env", "labels", "headers")
+_separators = re.compile(r"[-_.\s]")
+_url = re.compile(r"(://[^\s/:@'\"]*:)[^\s/'\"]+(?=@)")
+_reference = re.compile(r"\$\{[^}]*\}")
+_pair = re.compile(r"""(["']?)([\w.-]+)(\1\s*[:=]\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'\[{,}\]][^,}\]\n]*)""")
+_flag = re.compile(r"(--?[\w.-]+)=.")
+_quoted = re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+def is_secret(name: str) -> bool:
+    """Whether what has this name is probably a secret: the name of a key, a variable, a header, an option."""
+    plain = _separators.sub("", name).lower()
+    return any(word in plain for word in _WORDS)
+
+
+def is_secret_key(path: Sequence[str | int]) -> bool:
+    """Whether a configuration's key of this path has a secret value, and not the name of the place where one is."""
+    names = [part for part in path if isinstance(part, str)]
+    if not names or not is_secret(names[-1]):
+        return False
+    return any(part in _FREE for part in names[:-1]) or not names[-1].endswith(_REFERENCES)
+
+
+def masked(value: Any, path: tuple[str | int, ...] = ()) -> Any:
+    """The value, or table, as it may be shown: what is secret in it is replaced by MASK."""
+    if isinstance(value, dict):
+        return {key: masked(each, (*path, key)) for key, each in value.items()}
+    if value is None or isinstance(value, bool):
+        return value
+    if is_secret_key(path):
+        return MASK
+    if isinstance(value, (list, tuple)):
+        return masked_arguments([masked(each, (*path, at)) for at, each in enumerate(value)])
+    return masked_text(value) if isinstance(value, str) else value
+
+
+def masked_text(text: str) -> str:
+    """The text without the passwords of URLs in it."""
+    return _url.sub(rf"\1{MASK}", text) if "://" in text and "@" in text else text
+
+
+def masked_arguments(arguments: Sequence[Any]) -> list[Any]:
+    """A program's arguments without the values of options such as `--password VALUE` and `--token=VALUE`."""
+    found: list[Any] = []
+    secret = False
+    for argument in arguments:
+        if isinstance(argument, str):
+            option = _flag.match(argument)
+            if option and is_secret(option[1]):
+                argument = f"{option[1]}={MASK}"
+            elif secret and not argument.startswith("-"):
+                argument = MASK
+            secret = argument.startswith("-") and "=" not in argument and is_secret(argument)
+        found.append(argument)
+    return found
+
+
+def masked_file(text: str) -> str:
+    """Lines of a configuration file without its secrets; references to variables stay."""
+
+    def pair(match: re.Match[str]) -> str:
+        quote, key, between, value = match.groups()
+        plain = not is_secret(key) or key.endswith(_REFERENCES) or not _reference.sub("", value).strip("'\" ")
+        return match[0] if plain else f"{quote}{key}{between}{MASK}"
+
+    return masked_text(_pair.sub(pair, text))
+
+
+def masked_quotes(text: str, line: str) -> str:
+    """What is said about a line of a file, without what it quotes if the line holds a secret."""
+    return _quoted.sub(f"'{MASK}'", masked_text(text)) if is_secret(line) else masked_text(text)
 
 
 def pool_variables(

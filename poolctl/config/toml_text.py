@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_driving = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _bare_key = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -38,6 +39,7 @@ def table_text(head: str, table: Mapping[str, Any]) -> str:
 
 
 def _string(text: str) -> str:
-    # A TOML basic string is a JSON string, but for DEL, and it cannot say half of a surrogate pair.
+    # A TOML basic string is a JSON string, but for DEL, and it cannot say half of a surrogate pair. What would drive a
+    # terminal is escaped as well.
     clean = text.encode("utf-8", "replace").decode("utf-8")
-    return json.dumps(clean, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return _driving.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(clean, ensure_ascii=False))

@@ -101,9 +101,12 @@ class Looking:
         for line in found:
             yield {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
 
-    def show(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
-        """Return everything about the selected servers, effective configuration and its origins included."""
-        return self._ask("show", targets, selector, {}, None, PoolParamError)
+    def show(self, *targets: str, selector: Mapping[str, Any] | None = None, reveal: bool = False) -> Result:
+        """Return everything about the selected servers, effective configuration and its origins included.
+
+        Values of secret-looking keys and passwords in URLs are masked unless `reveal`.
+        """
+        return self._ask("show", targets, selector, {"reveal": reveal}, None, PoolParamError)
 
     def status(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
         """Return the selected servers and their summary. Not being in the desired state is no error here."""

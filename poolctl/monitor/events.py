@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from poolctl.clock import Clock
+from poolctl.config.secrets import masked_text
 from poolctl.logs.allowance import Allowance
 from poolctl.logs.line import stamp
 
@@ -165,5 +166,5 @@ class Events:
 
 
 def _short(text: str) -> str:
-    """A text that may come from an application, in bounds."""
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+    """A text that may come from an application: in bounds, and without the passwords of URLs."""
+    return masked_text(text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…")

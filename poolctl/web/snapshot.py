@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from poolctl.config.secrets import masked_text
+
 Document = dict[str, Any]
 
 FIGURES = (
@@ -44,6 +46,7 @@ class Snapshot:
         changed = []
         for item in items:
             name = item["name"]
+            item["expose"] = masked_text(item.get("expose") or "") or None
             figures = item.pop("stats", None) or {}
             self.items[name] = item
             latest[name] = figures

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import OUTPUT, SELECTION, AllowEmpty, Perform, command
+from .options import OUTPUT, SELECTION, AllowEmpty, Perform, Reveal, command
 
 _SYSTEM = typer.Argument(metavar="SYSTEM", help="systemd.", show_default=False)
 _INTO = typer.Option("-o", "--output", metavar="DIRECTORY", help="Write the files there, not to stdout.")
@@ -30,7 +30,15 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         import_apps=(Annotated[bool, _IMPORT], False),
         allow_empty=(AllowEmpty, False),
     )
-    command(app, "config", "Print the effective configuration.", perform, SELECTION, OUTPUT)
+    command(
+        app,
+        "config",
+        "Print the effective configuration.",
+        perform,
+        SELECTION,
+        OUTPUT,
+        reveal=(Reveal, False),
+    )
     command(app, "schema", "Print the JSON Schema of the configuration.", perform)
     command(
         app,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import FILTERS, METRICS, OUTPUT, SELECTION, Perform, command
+from .options import FILTERS, METRICS, OUTPUT, SELECTION, Perform, Reveal, command
 
 _FIELD = typer.Option("--field", metavar="FIELD", help="Print this field of each server, one a line.")
 _FILTER_FIELD = typer.Argument(metavar="FIELD", help="name, bind or expose.", show_default=False)
@@ -55,7 +55,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         OUTPUT,
         healthcheck=(Annotated[bool, _HEALTHCHECK], False),
     )
-    command(app, "show", "Show everything about servers.", perform, SELECTION, OUTPUT)
+    command(app, "show", "Show everything about servers.", perform, SELECTION, OUTPUT, reveal=(Reveal, False))
     command(app, "routes", "List the gateway's routes.", perform, OUTPUT)
     command(app, "dashboard", "Print the link to the pool's page, token included.", perform, OUTPUT)
     command(app, "metrics", "Print the pool's metrics for Prometheus.", perform, SELECTION, OUTPUT, METRICS)

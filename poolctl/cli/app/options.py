@@ -61,6 +61,7 @@ NoDeps = Annotated[bool, typer.Option("--no-deps", help="Leave out what depends,
 ByEnvironment = Annotated[
     bool, typer.Option("--env", help="Take this command's environment instead of the supervisor's.")
 ]
+Reveal = Annotated[bool, typer.Option("--reveal", help="Show secrets instead of masking them.")]
 Watched = Annotated[
     bool, typer.Option("--watch", help="Go on, and reload whenever the file or the code changes.")
 ]

@@ -10,6 +10,7 @@ from poolctl.cli.place import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.config.interpolate import escaped
+from poolctl.config.secrets import MASK, masked
 from poolctl.config.toml_text import table_text
 from poolctl.errors import ControlError
 
@@ -26,9 +27,14 @@ def perform(request: Request) -> Outcome:
     )
     settings: dict[str, Any] = config.settings.to_dict()
     tables = config.tables.to_dict()
+    note = ""
+    if not request.get("reveal"):
+        known = (items, tables)
+        items, tables = [{**each, "config": masked(each["config"])} for each in items], masked(tables)
+        note = "" if (items, tables) == known else f"# {MASK} stands for secrets, which --reveal shows\n"
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     if request.output in ("", "toml"):
-        outcome.text = "\n".join(
+        outcome.text = note + "\n".join(
             [
                 table_text("[pool]", escaped(settings)),
                 *(_text(name, table) for name, table in tables.items()),

@@ -12,9 +12,11 @@ from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.prefix import Prefixes
 from poolctl.cli.remote import ask
+from poolctl.cli.render import coloured
 from poolctl.cli.request import Request
 from poolctl.cli.span import lines_of, since_of
 from poolctl.cli.stdout import stdout_fd
+from poolctl.cli.terminal_text import terminal_text
 from poolctl.control import directory
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import INTERRUPTED
@@ -47,7 +49,10 @@ def _form(request: Request, names: list[str]) -> Callable[[Line], str]:
     if request.output:
         return _document
     if request.get("raw"):
-        return lambda line: f"{line.text}\n"
+        if not sys.stdout.isatty():
+            return lambda line: f"{line.text}\n"
+        colours = coloured(sys.stdout)
+        return lambda line: f"{terminal_text(line.text, colours=colours)}\n"
     return Prefixes(names, times=request.verbose, records=True).line
 
 

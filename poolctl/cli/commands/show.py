@@ -9,6 +9,7 @@ from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
 from poolctl.cli.request import Request
+from poolctl.config.secrets import masked
 from poolctl.config.toml_text import value_text
 from poolctl.control.client import NoSupervisor
 
@@ -29,6 +30,9 @@ def perform(request: Request) -> Outcome:
         from poolctl.cli.local import described_from_files
 
         outcome = Outcome(described_from_files(request, place))
+    if not request.get("reveal"):
+        # Also what an older supervisor says, or the files.
+        outcome.items = [{**item, "config": masked(item.get("config"))} for item in outcome.items]
     if not request.output:
         import sys
 
@@ -48,7 +52,8 @@ def _text(item: Item, colours: bool) -> str:
         rows.append(("complaint", printable(str(item["complaint"]))))
     failure = item.get("failure")
     if isinstance(failure, dict):
-        rows.append(("failure", str(failure.get("message", "")).replace("\n", "\n" + " " * 13)))
+        message = printable(str(failure.get("message", "")), keep_lines=True)
+        rows.append(("failure", message.replace("\n", "\n" + " " * 13)))
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
     config = item.get("config")
     if isinstance(config, dict):
@@ -63,7 +68,9 @@ def _fact(item: Item, key: str) -> str:
 
 
 def _configuration(config: dict[str, Any], origin: dict[str, str]) -> list[str]:
-    rows = [(key, value_text(value), _origin(key, origin)) for key, value in _leaves(config)]
+    rows = [
+        (printable(key), printable(value_text(value)), _origin(key, origin)) for key, value in _leaves(config)
+    ]
     width = max((len(f"{key} = {text}") for key, text, _ in rows if len(text) < 60), default=0)
     return [f"    {f'{key} = {text}'.ljust(width)}  # {where}" for key, text, where in rows]
 

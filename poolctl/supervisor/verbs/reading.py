@@ -39,7 +39,7 @@ class Reading:
         entries = self._selection.of(selector)
         items = self._reports.items(entries)
         for document, entry in zip(items, entries, strict=True):
-            document.update(details(entry, self._engine))
+            document.update(details(entry, self._engine, reveal=options.get("reveal") is True))
         return result(items)
 
     async def status(self, selector: Selector, options: Document, progress: Progress) -> Document:

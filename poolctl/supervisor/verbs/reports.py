@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from poolctl.config.secrets import masked
 from poolctl.control.messages import Document, item
 from poolctl.control.server import Progress
 from poolctl.errors import PoolError, ServerError
@@ -166,8 +167,8 @@ def _probes(checkup: Checkup | None) -> list[Document]:
     ]
 
 
-def details(entry: Entry, engine: Engine) -> Document:
-    """What `show` says beyond what every command prints."""
+def details(entry: Entry, engine: Engine, *, reveal: bool = False) -> Document:
+    """What `show` says beyond what every command prints; secrets as they are with `reveal` only."""
     config = entry.config
     endpoints = engine.runner.endpoints(config.key)
     return {
@@ -189,6 +190,6 @@ def details(entry: Entry, engine: Engine) -> Document:
         "complaint": engine.probing.complaint(entry),
         "preload_problem": entry.preload_problem,
         "failure": entry.failure.to_dict() if entry.failure else None,
-        "config": config.to_dict(),
+        "config": config.to_dict() if reveal else masked(config.to_dict()),
         "origin": config.origin,
     }

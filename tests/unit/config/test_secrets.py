@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import BaseModel
 
 from poolctl.config.load import load
 from poolctl.config.model import ServerConfig
-from poolctl.config.secrets import variables_named_in
+from poolctl.config.secrets import MASK, is_secret, masked, masked_file, variables_named_in
 from poolctl.config.table_models import MODELS
+from poolctl.errors import PoolValidateError
 
 FILE = """
 [dashboard]
@@ -66,3 +68,79 @@ def test_names_are_found_in_the_text_of_files_and_directories(tmp_path: Path) ->
     (tmp_path / "more.yaml").write_text("dashboard:\n  token_env: Y\n")
     found = variables_named_in([str(tmp_path), str(tmp_path / "no such file")])
     assert {"A", "B", "C", "D", "E", "G", "J", "Y"} <= found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PASSWORD", "db_password", "PGPASSWORD", "passwd", "Secret", "CLIENT-SECRET", "api_token", "AWS_CREDENTIALS",
+        "API_KEY", "apiKey", "api-key", "private.key", "SSH_PRIVATE_KEY", "Authorization",
+    ],
+)  # fmt: skip
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize("name", ["KEY", "PASS", "LEVEL", "tls.key", "PUBLIC_KEY", "api", ""])
+def test_other_names(name: str) -> None:
+    assert not is_secret(name)
+
+
+def test_secrets_of_a_configuration_are_masked_and_nothing_else() -> None:
+    table = {
+        "name": "web", "workers": 2, "disabled": False,
+        "env": {"DB_PASSWORD": "x", "DB_PASSWORD_FILE": "y", "URL": "postgres://u:p@ss@h/d?a=b", "LEVEL": "info"},
+        "tls": {"cert": "c", "key": "k", "password_env": "P"},
+        "health": {"readiness": {"headers": {"Authorization": "Bearer z"}}},
+        "command": ["run", "--token", "abc", "-v", "--api-key=def", "--name=web", "redis://:secret@h"],
+        "labels": {"token": "l"},
+    }  # fmt: skip
+    assert masked(table) == {
+        "name": "web", "workers": 2, "disabled": False,
+        "env": {"DB_PASSWORD": MASK, "DB_PASSWORD_FILE": MASK, "URL": f"postgres://u:{MASK}@h/d?a=b", "LEVEL": "info"},
+        "tls": {"cert": "c", "key": "k", "password_env": "P"},
+        "health": {"readiness": {"headers": {"Authorization": MASK}}},
+        "command": ["run", "--token", MASK, "-v", f"--api-key={MASK}", "--name=web", f"redis://:{MASK}@h"],
+        "labels": {"token": MASK},
+    }  # fmt: skip
+    assert masked(masked(table)) == masked(table)
+
+
+def test_a_servers_representation_masks_its_arguments() -> None:
+    server = ServerConfig(name="a", bind="127.0.0.1:1", command=["x", "--token=abc", "{fd}"])
+    assert repr(server) == f"<ServerConfig a 127.0.0.1:1 command=x --token={MASK} {{fd}}>"
+
+
+FILES = {
+    "toml": '[[server]]\nname = "a"\nbind = "127.0.0.1:1"\napp = "a:b"\nenv = { DB_PASSWORD = 31337.5 }\n'
+    'http = { root_path = "x://u:hunter2@h" }\nlabels = { token = ["hunter2"] }\n',
+    "toml slip": '[[server]]\nname = "a"\nDB_PASSWORD = hunter2\n',
+    "json slip": '{"server": [{"name": "a", "password": hunter2}]}',
+    "yaml slip": 'server:\n - name: a\n   api_key: "hunter2" more\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_problems_quote_no_secrets(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"pool.{kind.split()[0]}"
+    path.write_text(FILES[kind])
+    try:
+        problems = [str(problem.to_dict()) for problem in load(path, {}).problems]
+    except PoolValidateError as error:
+        problems = [str(each) for each in error.to_list()]
+    assert problems
+    assert not any("hunter2" in problem or "31337" in problem for problem in problems)
+    if kind != "toml":
+        return
+    assert any("'DB_PASSWORD'" in problem or "env.DB_PASSWORD" in problem for problem in problems)
+
+
+def test_a_difference_of_files_masks_values_and_keeps_references() -> None:
+    text = (
+        '+password = "x"\n env = { DB_TOKEN = "a b", LEVEL = "info" }\n-  secret: y z\n "api_key": "q",\n'
+        '+TOKEN = "${TOKEN}"\n token_env = "T"\n url = "http://u:p@h"\n'
+    )
+    assert masked_file(text) == (
+        f'+password = {MASK}\n env = {{ DB_TOKEN = {MASK}, LEVEL = "info" }}\n-  secret: {MASK}\n "api_key": {MASK},\n'
+        f'+TOKEN = "${{TOKEN}}"\n token_env = "T"\n url = "http://u:{MASK}@h"\n'
+    )
