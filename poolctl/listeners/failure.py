@@ -1,9 +1,11 @@
-"""Why a listener could not be opened, in words that name the mend."""
+"""Why a listener could not be opened, in words that name the fix."""
 
 from __future__ import annotations
 
 import errno
 import os
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.errors import ServerError
@@ -18,15 +20,24 @@ _DEFAULT_UNPRIVILEGED_PORT = 1024
 
 
 class ListenError(ServerError):
-    """A listener that could not be opened: what was wrong, and what to do about it."""
+    """A listener that could not be opened: what was wrong, and what to do about it.
+
+    `taken` is the place that somebody else has, if that is why: `naming` says who.
+    """
+
+    def __init__(
+        self, message: str, *, bind: str = "", hint: str = "", taken: holder.Place | None = None
+    ) -> None:
+        super().__init__(message, bind=bind, hint=hint)
+        self.taken = taken
 
 
 def explain_tcp(address: Address, host: str, error: OSError) -> ListenError:
     """The ListenError for an OSError met while opening `host`, one of those that `address` stands for."""
     port = address.port or 0
     if error.errno == errno.EADDRINUSE:
-        message, hint = _taken(host, port)
-    elif error.errno in (errno.EACCES, errno.EPERM) and port < _unprivileged_port():
+        return taken(address, (host, port))
+    if error.errno in (errno.EACCES, errno.EPERM) and port < _unprivileged_port():
         message = f"port {port} is privileged: only root may open ports below {_unprivileged_port()}"
         hint = (
             f"take a port from {_unprivileged_port()} up, or allow it: "
@@ -43,7 +54,7 @@ def explain_tcp(address: Address, host: str, error: OSError) -> ListenError:
 
 
 def explain(address: Address, what: str, error: OSError) -> ListenError:
-    """The ListenError for any other OSError, with the mend for those that have one."""
+    """The ListenError for any other OSError, with the fix for those that have one."""
     hints = {
         errno.EMFILE: "raise the limit of open files: ulimit -n",
         errno.ENFILE: "raise the system's limit of open files: sysctl fs.file-max",
@@ -62,19 +73,55 @@ def unresolved(address: Address, reason: str) -> ListenError:
     )
 
 
-def _taken(host: str, port: int) -> tuple[str, str]:
-    holders = holder.find_tcp(host, port)
-    if not holders:
-        return (
-            f"port {port} is in use by another program",
-            f"find it with: ss -ltnp 'sport = :{port}' (as root), or choose another port",
-        )
+def taken(address: Address, place: holder.Place) -> ListenError:
+    """The ListenError for a place that another socket has, without a look for whose it is, which takes long."""
+    what, command, another = _named(place)
+    hint = f"see by whom (as root): {command}, or choose another {another}"
+    return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
+
+
+def naming(error: ListenError, holders: Sequence[holder.Holder]) -> ListenError:
+    """The same error with those who have the place (see holder.Search), and what to do about them."""
+    if error.taken is None or not holders:
+        return error
+    what, command, another = _named(error.taken)
     first = holders[0]
     others = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
-    message = f"port {port} is in use by {first}{others}"
-    if first.pid is None:
-        return message, f"see which with: sudo ss -ltnp 'sport = :{port}', or choose another port"
-    return message, f"stop it (kill {first.pid}), or choose another port"
+    by = f"{first}{others}"
+    if first.pool is not None:
+        # Its keeper would be killed in vain: the supervisor starts another one.
+        by, hint = _pool(first, first.pool)
+    elif not first.name:
+        by, hint = "a connection that has ended", f"wait until the kernel forgets it, a minute: {command}"
+    elif not first.listens:
+        by, hint = f"a connection of {by}", f"wait until it ends: {command}"
+    elif first.pid is None:
+        hint = f"see which (as root): {command}"
+    else:
+        hint = f"stop it (kill {first.pid})"
+    hint = f"{hint}, or choose another {another}"
+    return ListenError(f"{what} is in use by {by}", bind=error.bind, hint=hint, taken=error.taken)
+
+
+def _pool(holder_: holder.Holder, files: Sequence[str]) -> tuple[str, str]:
+    if not files:
+        return f"a pool inside another program, {holder_}", "stop that program"
+    user = "" if holder_.uid in (-1, os.geteuid()) else f" as {holder_.user}"
+    named = " ".join(f"-c {shlex.quote(file)}" for file in files)
+    return f"the pool of {', '.join(files)}", f"stop it{user}: poolctl {named} stop"
+
+
+def explained(errors: Sequence[ListenError]) -> list[ListenError]:
+    """The same errors with those who have the places, found in one search; blocks for up to a second."""
+    found = holder.Search().find([each.taken for each in errors if each.taken is not None])
+    return [naming(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors]
+
+
+def _named(place: holder.Place) -> tuple[str, str, str]:
+    """How a place is called, the command that shows who has it, and of what kind it is."""
+    if isinstance(place, str):
+        return f"the Unix socket {place}", f"ss -lxp 'src {place}'", "path"
+    return f"port {place[1]}", f"ss -tanp 'sport = :{place[1]}'", "port"
 
 
 def _unprivileged_port() -> int:

@@ -1,50 +1,79 @@
-"""Which process holds a port or a Unix socket, as far as this user may see it (proc(5))."""
+"""Which process holds a port or a Unix socket, as far as this user may see it (sock_diag(7), proc(5))."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
-import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 
-_LISTEN = "0A"
-_HEX_WORD = 8
+from .sock_diag import ANY_STATE, LISTEN, tcp_sockets, unix_listeners
+
+# A search may not take longer, however many processes, descriptors and connections there are.
+MOST_SECONDS = 1.0
+_MOST_CONNECTIONS = 20  # of one port are looked at
+_MOST_CHARACTERS = 1 << 20  # of a table
+
+# Host and port, or the path of a Unix socket.
+Place = tuple[str, int] | str
 
 
 class Holder:
-    """One process that holds a socket; `pid` is None when only its user is visible."""
+    """One process that holds a socket; `pid` is None when only its user is visible.
 
-    __slots__ = ("name", "pid", "uid")
+    It `listens`, or has a connection, which has ended if there is no `name` either. `pool` are the files of the pool
+    that it is part of; empty when that pool is part of another program, None when it is part of no pool.
+    """
 
-    def __init__(self, name: str, pid: int | None, uid: int) -> None:
-        self.name = name
+    __slots__ = ("listens", "name", "pid", "pool", "uid")
+
+    def __init__(
+        self, name: str, pid: int | None, uid: int, *, listens: bool = True, pool: list[str] | None = None
+    ) -> None:
+        # Whoever started it chose its name.
+        self.name = "".join(each if each.isprintable() else "?" for each in name)
         self.pid = pid
         self.uid = uid
+        self.listens = listens
+        self.pool = pool
+
+    @property
+    def user(self) -> str:
+        """The name of its user, as far as there is one."""
+        return _user_name(self.uid)
 
     def __repr__(self) -> str:
         return self.name if self.pid is None else f"{self.name} (pid {self.pid})"
 
 
-def find_tcp(host: str, port: int) -> list[Holder]:
-    """The processes whose sockets keep `host:port` from being bound; empty when none is visible.
+class Search:
+    """Finds who holds addresses, and remembers whose the sockets were that it found last: to be asked again is cheap.
 
-    Listeners win over connections that happen to use the port. Never raises; takes milliseconds, as it looks
-    through every process.
+    Not thread-safe.
     """
-    rows = list(_conflicting_rows(host, port))
-    rows = [row for row in rows if row[0] == _LISTEN] or rows
-    uids = {inode: uid for _, inode, uid in rows}
-    return _owners(uids)
+
+    def __init__(self) -> None:
+        self._known: dict[int, Holder] = {}
+
+    def find(self, places: Iterable[Place]) -> dict[Place, list[Holder]]:
+        """For each place the processes that keep it from being bound; listeners win over connections.
+
+        Never raises. Blocks, though never much longer than MOST_SECONDS: then what is not known by then is left out.
+        """
+        until = time.monotonic() + MOST_SECONDS
+        sockets = _sockets(list(places), until)
+        wanted = {inode: held for each in sockets.values() for inode, held in each.items()}
+        self._known = {inode: self._known[inode] for inode in wanted if inode in self._known}
+        self._known |= _owners({each: wanted[each] for each in wanted if each not in self._known}, until)
+        found = {place: [self._known[inode] for inode in inodes] for place, inodes in sockets.items()}
+        return {place: list(dict.fromkeys(holders)) for place, holders in found.items()}
 
 
-def find_unix(path: str) -> list[Holder]:
-    """The processes that listen on a Unix socket of that path, oldest first; empty when none is visible."""
-    inodes = {}
-    for fields in _table("/proc/net/unix"):
-        if len(fields) >= 8 and os.path.abspath(" ".join(fields[7:])) == path:
-            inodes[fields[6]] = -1
-    found = _owners(inodes)
-    return [holder for holder in found if holder.pid is not None]
+def find(place: Place) -> list[Holder]:
+    """Likewise for one place."""
+    return Search().find([place])[place]
 
 
 def local_addresses() -> list[str]:
@@ -62,15 +91,38 @@ def local_addresses() -> list[str]:
     return found
 
 
-def _conflicting_rows(host: str, port: int) -> Iterator[tuple[str, str, int]]:
-    wanted = _packed(host)
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for fields in _table(table):
-            local, _, number = fields[1].partition(":") if len(fields) > 9 else ("", "", "")
-            if not local or not number or int(number, 16) != port or fields[9] == "0":
-                continue
-            if _overlap(wanted, _address(local)):
-                yield fields[3], fields[9], int(fields[7])
+def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]]:
+    """The inodes of the sockets that are in the way of each place, with all that the kernel says of their holders."""
+    found: dict[Place, dict[int, Holder]] = {place: {} for place in places}
+    by_port: dict[int, list[tuple[Place, bytes]]] = {}
+    for place in places:
+        if not isinstance(place, str):
+            by_port.setdefault(place[1], []).append((place, _packed(place[0])))
+    if by_port:
+        for sock in tcp_sockets(LISTEN, until):
+            for place, address in by_port.get(sock.port, ()):
+                if _overlap(address, sock.address):
+                    found[place][sock.inode] = _of_user(sock.uid)
+    for port, wanted in by_port.items():
+        for place, address in wanted:
+            if not found[place]:
+                found[place] = _connections(port, address, until)
+    paths = {place for place in places if isinstance(place, str)}
+    for path, inode in unix_listeners(until) if paths else ():
+        if (known := os.path.abspath(path)) in paths:
+            found[known][inode] = _of_user(-1)
+    return found
+
+
+def _connections(port: int, address: bytes, until: float) -> dict[int, Holder]:
+    found: dict[int, Holder] = {}
+    for sock in tcp_sockets(ANY_STATE & ~LISTEN, until, port=port):
+        if _overlap(address, sock.address) and len(found) < _MOST_CONNECTIONS:
+            ended = Holder("", None, sock.uid, listens=False)
+            found[sock.inode] = _of_user(sock.uid, listens=False) if sock.inode else ended
+    if len(found) > 1:
+        found.pop(0, None)
+    return found
 
 
 def _overlap(one: bytes, other: bytes) -> bool:
@@ -87,17 +139,10 @@ def _packed(host: str) -> bytes:
     return bytes(4)
 
 
-def _address(text: str) -> bytes:
-    words = [text[at : at + _HEX_WORD] for at in range(0, len(text), _HEX_WORD)]
-    packed = b"".join(struct.pack("=I", int(word, 16)) for word in words)
-    mapped = len(packed) == 16 and packed.startswith(bytes(10) + b"\xff\xff")
-    return packed[12:] if mapped else packed
-
-
 def _table(path: str) -> Iterator[list[str]]:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            rows = file.read().splitlines()
+            rows = file.read(_MOST_CHARACTERS).splitlines()
     except OSError:
         return
     for row in rows:
@@ -106,37 +151,75 @@ def _table(path: str) -> Iterator[list[str]]:
             yield fields
 
 
-def _owners(uids: dict[str, int]) -> list[Holder]:
-    """Who has a descriptor of one of the sockets; for those that cannot be seen, one holder a user."""
-    wanted = {f"socket:[{inode}]": inode for inode in uids}
-    seen: set[str] = set()
-    found: dict[int, Holder] = {}
-    if not wanted:
-        return []
-    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
-        inodes = _sockets_of(pid, wanted)
-        if inodes:
-            seen |= inodes
-            found[pid] = Holder(_process_name(pid), pid, uids[inodes.pop()])
-    hidden = sorted({uid for inode, uid in uids.items() if inode not in seen})
-    return [*found.values(), *(Holder(f"a process of {_user_name(uid)}", None, uid) for uid in hidden)]
+def _of_user(uid: int, *, listens: bool = True) -> Holder:
+    user = f"user {_user_name(uid)}" if uid >= 0 else "another user"
+    return Holder(f"a process of {user}", None, uid, listens=listens)
 
 
-def _sockets_of(pid: int, wanted: dict[str, str]) -> set[str]:
-    directory = f"/proc/{pid}/fd"
-    found: set[str] = set()
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return found
-    for name in names:
-        try:
-            target = os.readlink(f"{directory}/{name}")
-        except OSError:
-            continue
-        if target in wanted:
-            found.add(wanted[target])
+def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
+    """The oldest process that has a descriptor of each socket; of those that are not found, what was known."""
+    missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
+    found = dict(wanted)
+    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
+        for inode in _sockets_of(pid, missing, until):
+            known = wanted[inode]
+            found[inode] = Holder(
+                _process_name(pid), pid, known.uid, listens=known.listens, pool=_pool_of(pid)
+            )
+        if not missing or time.monotonic() >= until:
+            break
+    same: dict[tuple[int | None, int, bool], Holder] = {}
+    return {inode: same.setdefault((each.pid, each.uid, each.listens), each) for inode, each in found.items()}
+
+
+def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
+    """Those of the sockets that the process has, taken out of what is missing."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                target = os.readlink(entry.path)
+                if target in missing:
+                    found.add(missing.pop(target))
+            if not missing or time.monotonic() >= until:
+                break
     return found
+
+
+def _pool_of(pid: int) -> list[str] | None:
+    """The files of the pool whose keeper, supervisor or worker the process is (see Holder)."""
+    for each in (pid, _parent(pid)):
+        arguments = _arguments(each)[2:]
+        if len(arguments) < 3 or not arguments[0].endswith("/poolctl/bootstrap.py"):
+            continue
+        if arguments[1] == "supervisor":
+            return _files(arguments[3:])
+        if arguments[1] == "keeper":
+            try:
+                return _files(json.loads(arguments[3])["supervisor"][5:])
+            except (IndexError, KeyError, TypeError, ValueError):
+                return []
+    return None
+
+
+def _files(arguments: list[str]) -> list[str]:
+    return [str(each) for each in arguments if not str(each).startswith("-")]
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as raw:
+            return raw.read().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
 
 
 def _process_name(pid: int) -> str:
@@ -144,10 +227,9 @@ def _process_name(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             name = file.read().strip()
-        with open(f"/proc/{pid}/cmdline", "rb") as raw:
-            arguments = raw.read().decode(errors="replace").split("\0")
     except OSError:
         return "a process"
+    arguments = _arguments(pid)
     if not name.startswith("python"):
         return name
     for at, argument in enumerate(arguments[1:], start=1):
@@ -161,11 +243,9 @@ def _process_name(pid: int) -> str:
 
 
 def _user_name(uid: int) -> str:
-    if uid < 0:
-        return "another user"
     try:
         import pwd
 
-        return f"user {pwd.getpwuid(uid).pw_name}"
+        return pwd.getpwuid(uid).pw_name
     except (ImportError, KeyError):
-        return f"user {uid}"
+        return str(uid)

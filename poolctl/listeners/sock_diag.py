@@ -6,30 +6,46 @@ kernel may not answer: no Linux, no `inet_diag`, a seccomp filter, a user-space 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
+import time
+from typing import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LISTEN = 1 << 10
+ANY_STATE = 0xFFFFFFFF
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _REQUEST = 1
+_REQUEST_ALL = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _ERROR = 2
-_LISTEN = 10
-_ALL = 0xFFFFFFFF
+_DONE = 3
+_LISTEN_STATE = 10
+_ANY_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
+_SHOW_NAME = 1
 _SHOW_PEER = 4
+_NAME = 0
 _PEER = 2
-
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
-_INET_REQUEST = struct.Struct("=BBBxI")  # inet_diag_req_v2: family, protocol, extensions, states
-_INET_ANSWER = struct.Struct(
-    "=BBBB48xIIIII"
-)  # inet_diag_msg: family, state, …; expires, rqueue, wqueue, uid, inode
-_UNIX_REQUEST = struct.Struct(
-    "=BBHIIIII"
-)  # unix_diag_req: family, protocol, pad, states, inode, show, cookie
-_UNIX_ANSWER_BYTES = 16  # unix_diag_msg; attributes follow
-_ATTRIBUTE = struct.Struct("=HH")
 _LARGEST = 65536
+
+# nlmsghdr: length, type, flags, sequence, port
+_HEADER = struct.Struct("=IHHII")
+# inet_diag_req_v2: family, protocol, extensions, states; an identity follows (ports, addresses, interface, cookie)
+_INET_REQUEST = struct.Struct("=BBBxI")
+_IDENTITY_BYTES = 48
+# inet_diag_msg: family, state, timer, retransmits, the identity; expires, rqueue, wqueue, uid, inode
+_INET_ANSWER = struct.Struct("=BBBB48xIIIII")
+# unix_diag_req: family, protocol, pad, states, inode, what to show, cookie
+_UNIX_REQUEST = struct.Struct("=BBHIIIII")
+# unix_diag_msg: family, type, state, pad, inode, cookie; attributes follow
+_UNIX_ANSWER_BYTES = 16
+_ATTRIBUTE = struct.Struct("=HH")
 
 
 def is_accepted(sock: socket.socket) -> bool | None:
@@ -50,13 +66,13 @@ def _tcp_peer(sock: socket.socket) -> int | None:
     scope = near[3] if len(near) > 3 else 0
     # As the other end sees it: what is far from here is its own address.
     identity = struct.pack("!HH", far[1], near[1]) + _packed(sock.family, far) + _packed(sock.family, near)
-    identity += struct.pack("=III", scope, _ALL, _ALL)  # any cookie
-    answer = _ask(_INET_REQUEST.pack(sock.family, socket.IPPROTO_TCP, 0, _ALL) + identity)
+    identity += struct.pack("=III", scope, *_ANY_COOKIE)
+    answer = _ask(_INET_REQUEST.pack(sock.family, socket.IPPROTO_TCP, 0, ANY_STATE) + identity)
     if answer is None:
         return None
     _, state, _, _, _, _, _, _, inode = _INET_ANSWER.unpack_from(answer)
     # Of a connection that is gone the kernel gives the listener.
-    return None if state == _LISTEN else int(inode)
+    return None if state == _LISTEN_STATE else int(inode)
 
 
 def _packed(family: int, name: tuple[str, int]) -> bytes:
@@ -65,22 +81,87 @@ def _packed(family: int, name: tuple[str, int]) -> bytes:
 
 def _unix_peer(sock: socket.socket) -> int | None:
     inode = os.fstat(sock.fileno()).st_ino
-    answer = _ask(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, _ALL, inode, _SHOW_PEER, _ALL, _ALL))
-    at = _UNIX_ANSWER_BYTES
-    while answer is not None and at < len(answer):
-        length, kind = _ATTRIBUTE.unpack_from(answer, at)
-        if kind == _PEER:
-            return int(struct.unpack_from("=I", answer, at + _ATTRIBUTE.size)[0])
-        at += max((length + 3) & ~3, _ATTRIBUTE.size)
-    return None
+    answer = _ask(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, _SHOW_PEER, *_ANY_COOKIE))
+    peer = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(_PEER)
+    return None if peer is None else int(struct.unpack("=I", peer)[0])
+
+
+class TcpSocket(NamedTuple):
+    """A TCP socket as the kernel knows it; an IPv4-mapped address has four bytes."""
+
+    listens: bool
+    address: bytes
+    port: int
+    inode: int  # 0: no process has it
+    uid: int
+
+
+def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSocket]:
+    """All TCP sockets in one of these states, or those on that port; the kernel chooses them.
+
+    Ends early when `until`, on the monotonic clock, is over, or when the kernel does not answer. Blocks.
+    """
+    identity = struct.pack("!H", port).ljust(_IDENTITY_BYTES, b"\0")
+    for family in (socket.AF_INET, socket.AF_INET6):
+        request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + identity
+        with contextlib.suppress(OSError, AttributeError):
+            for answer in _ask_for_all(request, until):
+                found, state, _, _, _, _, _, uid, inode = _INET_ANSWER.unpack_from(answer)
+                address = answer[8:12] if found == socket.AF_INET else answer[8:24]
+                if len(address) == 16 and address.startswith(bytes(10) + b"\xff\xff"):
+                    address = address[12:]
+                (number,) = struct.unpack_from("!H", answer, 4)
+                yield TcpSocket(state == _LISTEN_STATE, address, number, inode, uid)
+
+
+def unix_listeners(until: float) -> Iterator[tuple[str, int]]:
+    """The path and the inode of each Unix socket that listens; likewise."""
+    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, LISTEN, 0, _SHOW_NAME, *_ANY_COOKIE)
+    with contextlib.suppress(OSError, AttributeError):
+        for answer in _ask_for_all(request, until):
+            name = _attributes(answer[_UNIX_ANSWER_BYTES:]).get(_NAME, b"")
+            yield os.fsdecode(name.rstrip(b"\0")), struct.unpack_from("=I", answer, 4)[0]
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found = {}
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        found[kind] = data[_ATTRIBUTE.size : length]
+        data = data[max((length + 3) & ~3, _ATTRIBUTE.size) :]
+    return found
 
 
 def _ask(question: bytes) -> bytes | None:
     """The answer to a question about one socket, None when there is no such socket. Does not block; raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+    with _netlink() as netlink:
         netlink.setblocking(False)
-        header = _HEADER.pack(_HEADER.size + len(question), _SOCK_DIAG_BY_FAMILY, _REQUEST, 1, 0)
-        netlink.send(header + question)
+        netlink.send(_message(question, _REQUEST))
         answer = netlink.recv(_LARGEST)  # the kernel has answered within send()
     length, kind, _, _, _ = _HEADER.unpack_from(answer)
     return None if kind == _ERROR else answer[_HEADER.size : length]
+
+
+def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
+    """Every answer to a question about many sockets that comes in time. Raises OSError."""
+    with _netlink() as netlink:
+        netlink.send(_message(question, _REQUEST_ALL))
+        while (left := until - time.monotonic()) > 0:
+            netlink.settimeout(left)
+            data = netlink.recv(_LARGEST)
+            while data:
+                length, kind, _, _, _ = _HEADER.unpack_from(data)
+                if kind == _ERROR:
+                    raise OSError(-struct.unpack_from("=i", data, _HEADER.size)[0], "sock_diag")
+                if kind == _DONE or length < _HEADER.size:
+                    return
+                yield data[_HEADER.size : length]
+                data = data[(length + 3) & ~3 :]
+
+
+def _netlink() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+
+
+def _message(question: bytes, flags: int) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(question), _SOCK_DIAG_BY_FAMILY, flags, 1, 0) + question

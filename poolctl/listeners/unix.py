@@ -8,8 +8,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING
 
-from . import holder
-from .failure import ListenError, explain
+from .failure import ListenError, explain, taken
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -91,13 +90,7 @@ def _check_path(address: Address) -> None:
             f"{path} exists and is not a socket", bind=address.key, hint="remove it, or choose another path"
         )
     if is_live(path):
-        holders = holder.find_unix(path)
-        by = f" by {holders[0]}" if holders else ""
-        raise ListenError(
-            f"the Unix socket {path} is in use{by}",
-            bind=address.key,
-            hint="stop the process that listens on it, or choose another path",
-        )
+        raise taken(address, path)
     try:
         os.unlink(path)
     except FileNotFoundError:

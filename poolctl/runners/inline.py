@@ -25,7 +25,7 @@ from poolctl.listeners.open import close_listener, describe, refuse
 from poolctl.listeners.unix import Identity, identity_of
 
 from .inline_worker import InlineWorker
-from .keeping.listen import listen
+from .keeping.listen import Opener
 from .protocol import IMPORTS_PER_CPU, Endpoints, Exit, Placement, WorkerFailed, app_state
 
 _KILL_SIGNAL = 9
@@ -39,6 +39,7 @@ class InlineRunner:
 
     def __init__(self) -> None:
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}
+        self._opener = Opener()
         self._workers: dict[str, InlineWorker] = {}
         self._importing = asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -54,7 +55,7 @@ class InlineRunner:
         if key not in self._listeners:
             address = server.address
             inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
-            sockets = await listen(address, inherited)
+            sockets = await self._opener.listen(address, inherited)
             self._listeners[key] = (sockets, identity_of(key))
         return Endpoints(key, tuple(self.endpoints(key)))
 

@@ -22,6 +22,7 @@ from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.errors import ControlError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED
+from poolctl.listeners.failure import ListenError, explained
 from poolctl.listeners.inherit import inherited_descriptors
 from poolctl.listeners.open import open_listener
 from poolctl.platform import sealed_file
@@ -112,7 +113,10 @@ def _refuse_running(place: Place, server: ServerConfig) -> None:
 def _listeners(server: ServerConfig) -> list[socket.socket]:
     if server.job or server.binds_itself:
         return []
-    return open_listener(server.address, inherited=inherited_descriptors(os.environ))
+    try:
+        return open_listener(server.address, inherited=inherited_descriptors(os.environ))
+    except ListenError as error:
+        raise explained([error])[0] from error
 
 
 def _announcement(server: ServerConfig) -> str:

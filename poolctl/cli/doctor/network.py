@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 
+from poolctl.listeners.failure import explained
 from poolctl.listeners.open import BACKLOG, ListenError, close_listener, open_listener
 
 from .case import Case, read
@@ -17,6 +18,7 @@ _NET = "/proc/sys/net"
 def ports(case: Case) -> Iterator[Finding]:
     """Whether each server could open its address now, if it has not done so."""
     served = case.served
+    failures: dict[str, ListenError] = {}
     free = 0
     for name, address in case.addresses.items():
         if address.kind == "unix":
@@ -27,7 +29,9 @@ def ports(case: Case) -> Iterator[Finding]:
             close_listener(open_listener(address, backlog=1))
             free += 1
         except ListenError as error:
-            yield problem("ports", f"{name}: {error.message}", error.hint or "choose another address")
+            failures[name] = error
+    for name, failure in zip(failures, explained([*failures.values()]), strict=True):
+        yield problem("ports", f"{name}: {failure.message}", failure.hint or "choose another address")
     yield ok("ports", f"{len(served)} served, {free} free")
 
 

@@ -11,11 +11,10 @@ from poolctl.errors import ServerError
 from poolctl.keeper import stored
 from poolctl.listeners.inherit import Inherited
 from poolctl.listeners.open import close_listener, describe, refuse
-from poolctl.listeners.ports import is_free
 from poolctl.listeners.unix import identity_of
 
 from ..link import Link, LinkLost
-from .listen import listen
+from .listen import Opener
 
 
 class Sockets:
@@ -24,6 +23,7 @@ class Sockets:
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
         self.inherited: Inherited = {}  # the sockets that stand for `fd:` addresses
+        self._opener = Opener()
         self._open: dict[str, list[socket.socket]] = {}
         self._identities: dict[str, tuple[int, int] | None] = {}
 
@@ -44,10 +44,14 @@ class Sockets:
         key = server.key
         if server.job or key in self._open:
             return
-        if server.binds_itself:
-            await self._check_free(server)
-            return
-        self._open[key] = await self._listen(server)
+        try:
+            if server.binds_itself:
+                if server.address.kind == "tcp":
+                    await self._opener.check_free(server.address)
+                return
+            self._open[key] = await self._opener.listen(server.address, self.inherited)
+        except ServerError as error:
+            raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
         if server.command:
             # As sd_listen_fds(3) has it: a program that wants no blocking says so itself, for all who share the socket.
             for sock in self._open[key]:
@@ -79,14 +83,3 @@ class Sockets:
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
         self._identities[key] = identity_of(key)
         return self._open[key]
-
-    async def _listen(self, server: ServerConfig) -> list[socket.socket]:
-        try:
-            return await listen(server.address, self.inherited)
-        except ServerError as error:
-            raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
-
-    async def _check_free(self, server: ServerConfig) -> None:
-        if server.address.kind == "tcp" and not is_free(server.address, server.address.port or 0):
-            # Opened for the sake of the error, which names who is there.
-            close_listener(await self._listen(server))

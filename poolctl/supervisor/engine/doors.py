@@ -32,10 +32,11 @@ class Doors:
             await self._runner.open(entry.bound)
         except Exception as error:
             entry.listener, entry.bound = Listener.CLOSED, None
-            message, hint = explained(error)
-            self._deaths.note(entry, message, hint, PoolStartError, of_a_worker=False)
-            if entry.wanted and not self._deaths.go_back(entry):
-                self._deaths.died(entry, Exit(message=message), was_ready=False)
+            if entry.wanted:  # else it was stopped meanwhile, and nothing has failed
+                message, hint = explained(error)
+                self._deaths.note(entry, message, hint, PoolStartError, of_a_worker=False)
+                if not self._deaths.go_back(entry):
+                    self._deaths.died(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener = Listener.OPEN
             self._addresses.opened(entry)

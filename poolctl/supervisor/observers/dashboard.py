@@ -19,7 +19,7 @@ from poolctl.keeper import stored, wire
 from poolctl.listeners.open import close_listener, refuse
 from poolctl.listeners.unix import identity_of
 from poolctl.monitor.events import Events
-from poolctl.runners.keeping.listen import listen
+from poolctl.runners.keeping.listen import Opener
 from poolctl.runners.link import Link, LinkLost
 
 from .dashboard_heirs import inherit
@@ -49,6 +49,7 @@ class Dashboard:
         self._directory = directory
         self._events = events
         self._told = told
+        self._opener = Opener()
         self._sockets: list[socket.socket] = []
         self._bind = ""
         self._process: Process | None = None
@@ -157,7 +158,7 @@ class Dashboard:
             self._process = Process(wire.over(fds[0]), meta, str(meta["mark"]), self._ended)
 
     async def _open(self, bind: str) -> None:
-        self._hold(bind, await listen(parse(bind)))
+        self._hold(bind, await self._opener.listen(parse(bind)))
 
     def _hold(self, bind: str, sockets: list[socket.socket]) -> None:
         self._bind, self._sockets = bind, sockets

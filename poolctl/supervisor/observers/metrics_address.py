@@ -14,7 +14,7 @@ from poolctl.keeper import stored
 from poolctl.listeners.open import BACKLOG
 from poolctl.listeners.unix import Identity, identity_of, remove
 from poolctl.monitor.events import Events
-from poolctl.runners.keeping.listen import listen
+from poolctl.runners.keeping.listen import Opener
 from poolctl.runners.link import Link, LinkLost
 
 from .scrape import Scrapes, Text
@@ -31,6 +31,7 @@ class MetricsAddress:
         self._keeper = keeper
         self._events = events
         self._text = text
+        self._opener = Opener()
         self._wanted: tuple[str, str] | None = None
         self._open: str | None = None
         self._identity: Identity | None = None
@@ -97,7 +98,7 @@ class MetricsAddress:
         return self._open == self._wanted[0] and served
 
     async def _listen(self, bind: str) -> None:
-        self._listeners = await listen(parse(bind))
+        self._listeners = await self._opener.listen(parse(bind))
         self._open, self._identity = bind, identity_of(bind)
         self._keeper.send(
             {"op": "put", "name": stored.METRICS, "meta": bind}, [sock.fileno() for sock in self._listeners]

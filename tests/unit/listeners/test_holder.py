@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from poolctl.listeners import holder
+from poolctl.listeners import holder, sock_diag
 from tests.deadline import wait_until
 
 LISTEN = """
@@ -38,7 +42,7 @@ def test_a_python_program_is_called_by_what_it_runs(how: str, tmp_path: Path) ->
         assert process.stdout is not None
         port = int(process.stdout.readline())
         try:
-            (found,) = holder.find_tcp("127.0.0.1", port)
+            (found,) = holder.find(("127.0.0.1", port))
         finally:
             process.kill()
     assert found.pid == process.pid
@@ -50,48 +54,116 @@ def test_listeners_win_over_connections_from_the_same_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)), listener.accept()[0]:
-            rows = list(holder._conflicting_rows("127.0.0.1", port))
-            assert len(rows) == 2
-            (found,) = holder.find_tcp("127.0.0.1", port)
-    assert found.pid == os.getpid()
+            (found,) = holder.find(("127.0.0.1", port))
+    assert (found.pid, found.listens) == (os.getpid(), True)
+
+
+def test_a_connection_that_goes_out_from_the_port_is_found() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        place = client.getsockname()
+        with listener.accept()[0]:
+            (found,) = holder.find(place)
+            assert (found.pid, found.listens) == (os.getpid(), False)
+            client.close()
+        # Who closes first leaves the kernel something to keep for a minute.
+        (found,) = holder.find(place)
+        assert (found.pid, found.listens, found.name) == (None, False, "")
+
+
+def test_many_places_are_looked_for_at_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = []
+    owners = holder._owners
+    monkeypatch.setattr(
+        holder, "_owners", lambda wanted, until: scans.append(len(wanted)) or owners(wanted, until)
+    )
+    search = holder.Search()
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(20)]
+        places = [each.getsockname() for each in listeners]
+        for _ in range(2):
+            found = search.find([*places, ("127.0.0.1", 1), "/no/such/path"])
+            assert {place: [each.pid for each in found[place]] for place in places} == {
+                place: [os.getpid()] for place in places
+            }
+            assert found["127.0.0.1", 1] == found["/no/such/path"] == []
+    assert scans == [20, 0]
+
+
+def test_a_search_ends_in_time_with_what_is_known_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(holder, "_sockets_of", lambda pid, missing, until: time.sleep(0.06) or set())
+        monkeypatch.setattr(holder, "MOST_SECONDS", 0.05)
+        began = time.monotonic()
+        (found,) = holder.find(listener.getsockname())
+        assert time.monotonic() - began < 1
+    assert (found.pid, repr(found)) == (None, f"a process of user {pwd.getpwuid(os.getuid()).pw_name}")
+
+
+def test_without_sock_diag_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert holder.find(listener.getsockname()) == []
+
+
+def test_a_holder_that_is_part_of_a_pool_is_known_by_the_files_of_the_pool(tmp_path: Path) -> None:
+    (tmp_path / "poolctl").mkdir()
+    program = tmp_path / "poolctl" / "bootstrap.py"
+    program.write_text(LISTEN)
+    plan = json.dumps(
+        {"supervisor": ["python", "-P", "bootstrap.py", "supervisor", "/run/x", "/srv/a b.toml"]}
+    )
+    for arguments, files in {
+        ("supervisor", "/run/x", "/srv/a.toml", "--calm"): ["/srv/a.toml"],
+        ("keeper", "/run/x", plan): ["/srv/a b.toml"],
+        ("keeper", "/run/x", "3"): [],
+        ("worker", "zygote"): None,
+    }.items():
+        with subprocess.Popen(
+            [sys.executable, "-P", str(program), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            try:
+                (found,) = holder.find(("127.0.0.1", int(process.stdout.readline())))
+            finally:
+                process.kill()
+        assert (found.pid, found.pool) == (process.pid, files)
 
 
 def test_another_address_of_the_same_port_is_not_in_the_way() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert holder.find_tcp("127.0.0.2", port) == []
-        assert len(holder.find_tcp("0.0.0.0", port)) == 1
-        assert len(holder.find_tcp("::", port)) == 1
-        assert len(holder.find_tcp("localhost", port)) == 1
+        assert holder.find(("127.0.0.2", port)) == []
+        assert len(holder.find(("0.0.0.0", port))) == 1
+        assert len(holder.find(("::", port))) == 1
+        assert len(holder.find(("localhost", port))) == 1
 
 
 def test_an_ipv6_listener_for_both_versions_is_in_the_way_of_ipv4() -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
-        assert holder.find_tcp("127.0.0.1", listener.getsockname()[1])
+        assert holder.find(("127.0.0.1", listener.getsockname()[1]))
 
 
 def test_a_free_port_has_no_holder() -> None:
-    assert holder.find_tcp("127.0.0.1", 1) == []
-
-
-def test_a_mapped_ipv4_address_is_an_ipv4_address() -> None:
-    assert holder._address("0000000000000000FFFF00000100007F") == bytes([127, 0, 0, 1])
+    assert holder.find(("127.0.0.1", 1)) == []
 
 
 def test_a_socket_of_no_visible_process_is_said_to_be_its_users() -> None:
-    (found,) = holder._owners({"999999999999": 0})
-    assert (repr(found), found.pid) == ("a process of user root", None)
-    (unknown,) = holder._owners({"999999999999": -1})
-    assert repr(unknown) == "a process of another user"
-    (nameless,) = holder._owners({"999999999999": 4_000_000_001})
-    assert repr(nameless) == "a process of user 4000000001"
+    assert repr(holder._of_user(0)) == "a process of user root"
+    assert repr(holder._of_user(-1)) == "a process of another user"
+    assert repr(holder._of_user(4_000_000_001)) == "a process of user 4000000001"
+
+
+def test_the_name_of_a_process_cannot_steer_a_terminal() -> None:
+    assert repr(holder.Holder("a\x1b[2Jb", 1, 0)) == "a?[2Jb (pid 1)"
 
 
 def test_a_process_that_is_gone_has_no_name() -> None:
     assert holder._process_name(2**22 + 1) == "a process"
-    assert holder._sockets_of(2**22 + 1, {}) == set()
+    assert holder._sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
+    assert holder._pool_of(2**22 + 1) is None
 
 
 def test_a_process_that_is_no_interpreter_is_called_by_its_own_name() -> None:

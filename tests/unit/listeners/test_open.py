@@ -16,7 +16,8 @@ import pytest
 
 from poolctl.address import parse
 from poolctl.listeners import resolve, unix
-from poolctl.listeners.failure import explain, explain_tcp
+from poolctl.listeners.failure import explain, explain_tcp, explained, naming, taken
+from poolctl.listeners.holder import Holder
 from poolctl.listeners.open import (
     BACKLOG,
     ListenError,
@@ -141,18 +142,59 @@ def test_an_address_that_lingering_connections_used_opens_again_at_once(free_por
 
 def test_a_taken_port_is_explained_by_the_process_that_holds_it(free_port: FreePort) -> None:
     port = free_port()
-    with opened(f"127.0.0.1:{port}"), pytest.raises(ListenError) as caught:
-        open_listener(parse(f"127.0.0.1:{port}"))
-    assert f"port {port} is in use by" in str(caught.value)
-    assert f"(pid {os.getpid()})" in caught.value.message
-    assert caught.value.bind == f"127.0.0.1:{port}"
-    assert f"kill {os.getpid()}" in caught.value.hint
+    with opened(f"127.0.0.1:{port}"):
+        with pytest.raises(ListenError, match=f"port {port} is in use$") as caught:
+            open_listener(parse(f"127.0.0.1:{port}"))
+        assert f"ss -tanp 'sport = :{port}'" in caught.value.hint
+        (error,) = explained([caught.value])
+    assert error.message.startswith(f"port {port} is in use by")
+    assert f"(pid {os.getpid()})" in error.message
+    assert error.bind == f"127.0.0.1:{port}"
+    assert f"kill {os.getpid()}" in error.hint
 
 
 def test_a_wildcard_that_is_in_the_way_is_named_too(free_port: FreePort) -> None:
     port = free_port()
-    with opened(f"0.0.0.0:{port}"), pytest.raises(ListenError, match=f"port {port} is in use by .*pid"):
-        open_listener(parse(f"127.0.0.1:{port}"))
+    with opened(f"0.0.0.0:{port}"):
+        with pytest.raises(ListenError) as caught:
+            open_listener(parse(f"127.0.0.1:{port}"))
+        assert f"(pid {os.getpid()})" in explained([caught.value])[0].message
+
+
+@pytest.mark.parametrize(
+    ("found", "message", "hint"),
+    [
+        (Holder("nginx", 7, 0), "port 80 is in use by nginx (pid 7)", "stop it (kill 7), or choose another port"),
+        (
+            Holder("a process of user web", None, 1, listens=False),
+            "port 80 is in use by a connection of a process of user web",
+            "wait until it ends: ss -tanp 'sport = :80', or choose another port",
+        ),
+        (
+            Holder("", None, 0, listens=False),
+            "port 80 is in use by a connection that has ended",
+            "wait until the kernel forgets it, a minute: ss -tanp 'sport = :80', or choose another port",
+        ),
+        (
+            Holder("poolctl-keeper", 7, os.geteuid(), pool=["/srv/a.toml", "/srv/b c.toml"]),
+            "port 80 is in use by the pool of /srv/a.toml, /srv/b c.toml",
+            "stop it: poolctl -c /srv/a.toml -c '/srv/b c.toml' stop, or choose another port",
+        ),
+        (
+            Holder("shop", 7, 4_000_000_001, pool=["/srv/a.toml"]),
+            "port 80 is in use by the pool of /srv/a.toml",
+            "stop it as 4000000001: poolctl -c /srv/a.toml stop, or choose another port",
+        ),
+        (
+            Holder("poolctl-keeper", 7, 0, pool=[]),
+            "port 80 is in use by a pool inside another program, poolctl-keeper (pid 7)",
+            "stop that program, or choose another port",
+        ),
+    ],
+)  # fmt: skip
+def test_who_has_a_taken_port_decides_what_to_do(found: Holder, message: str, hint: str) -> None:
+    error = naming(taken(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
+    assert (error.message, error.hint) == (message, hint)
 
 
 @needs_ipv6
@@ -250,10 +292,13 @@ class TestUnixSockets:
 
     def test_that_are_live_are_an_error_that_names_the_process(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
-        with opened(f"unix:{path}"), pytest.raises(ListenError) as caught:
-            open_listener(parse(f"unix:{path}"))
-        assert f"the Unix socket {path} is in use by" in caught.value.message
-        assert f"(pid {os.getpid()})" in caught.value.message
+        with opened(f"unix:{path}"):
+            with pytest.raises(ListenError) as caught:
+                open_listener(parse(f"unix:{path}"))
+            (error,) = explained([caught.value])
+        assert error.message.startswith(f"the Unix socket {path} is in use by")
+        assert f"(pid {os.getpid()})" in error.message
+        assert f"(pid {os.getpid()})" in error.message
 
     def test_with_a_full_backlog_are_live(self, tmp_path: Path) -> None:
         path = str(tmp_path / "a.sock")
@@ -304,7 +349,8 @@ def test_what_an_ordinary_user_may_not_do_is_explained(tmp_path: Path) -> None:
     program = f"""
 import encodings.idna, os, socket, sys
 from poolctl.address import parse
-from poolctl.listeners import holder, resolve
+from poolctl.listeners import resolve
+from poolctl.listeners.failure import explained
 from poolctl.listeners.open import ListenError, open_listener
 other = socket.create_server(("127.0.0.1", 0))
 port = other.getsockname()[1]
@@ -313,6 +359,7 @@ for text in ("127.0.0.1:" + str(port), "unix:{tmp_path}/a.sock"):
     try:
         open_listener(parse(text))
     except ListenError as error:
+        (error,) = explained([error])
         print(error.message.replace(str(port), "PORT"))
 """
     done = subprocess.run(

@@ -118,7 +118,8 @@ def test_a_listener_that_cannot_be_opened_when_nobody_wants_it_any_more_is_no_fa
         stopping = desk.begin("stop", "web")
         await turns()
         desk.runner.may_open.set()
-        await stopping
+        answer = await stopping
+        assert (answer["exit_code"], answer["errors"]) == (0, [])
         assert desk.states() == {"web": "stopped"}
 
     run(scenario())

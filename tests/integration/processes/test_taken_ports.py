@@ -1,0 +1,46 @@
+"""Ports that others have: who they are is said, and neither start nor stop waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+
+from tests.configuration import server
+from tests.real_pool import RealPool
+
+
+def test_many_taken_ports_are_explained_and_stopped_as_quickly_as_one(pool: RealPool) -> None:
+    pool.write_hello()
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(60)]
+        ports = [each.getsockname()[1] for each in listeners]
+        pool.write(
+            "pool.toml",
+            "".join(server(f"s{port}", bind=f"127.0.0.1:{port}", app="hello:app") for port in ports),
+        )
+        done = pool.run("start", "-o", "json")
+        assert done.code == 1
+        said = {each["message"] for each in done.json["errors"]}
+        assert {each.split(" is in use by ")[0] for each in said} == {f"port {port}" for port in ports}
+        assert all(each.endswith(f"(pid {os.getpid()})") for each in said)
+        began = time.monotonic()
+        pool.ok("stop", f"s{ports[0]}")
+        pool.ok("stop")
+        assert time.monotonic() - began < 10
+
+
+def test_a_port_of_another_pool_is_given_back_by_stopping_that_pool(pool: RealPool) -> None:
+    pool.write_hello("web")
+    text = (pool.directory / "pool.toml").read_text()
+    other = pool.write("other.toml", text.replace('name = "web"', 'name = "copy"'))
+    pool.ok("start")
+    for command in ("doctor", "start"):
+        done = pool.run("-c", str(other), command)
+        said = done.stdout + done.stderr
+        assert done.code == 1, str(done)
+        assert f"port {pool.ports['web']} is in use by the pool of {pool.directory}/pool.toml" in said
+        assert f"poolctl -c {pool.directory}/pool.toml stop" in said
+        assert "kill" not in said
+    pool.ok("-c", str(other), "stop")
