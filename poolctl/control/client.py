@@ -128,11 +128,9 @@ class Client:
             pass  # a timeout is one too
         finally:
             connection.close()
-        raise ControlError(
-            f"the supervisor has not answered for {limit:g} s",
-            exit_code=CONFLICT,
-            hint=f"the servers go on serving; see what the process behind {self.socket_path} is doing",
-        )
+        from poolctl.control.silence import silent
+
+        raise silent(self.socket_path, limit)
 
     def _connect(self) -> socket:
         connection = socket(AF_UNIX, SOCK_STREAM)

@@ -18,8 +18,9 @@ from .execute import Executor
 from .inheritance import Inheritance
 from .ordered import CURRENT, NOBODYS
 from .probing import Probing
-from .reconcile import LEAVING, Listener, Stop, View, decide
+from .reconcile import LEAVING, Action, Listener, Stop, View, decide
 from .roster import Roster
+from .sleep import Arm
 
 
 class Engine:
@@ -222,7 +223,7 @@ class Engine:
             touched[name] = entry
             self._addresses.review(entry)
             self._review_sleep(entry)
-            for action in () if self.calm and name not in self._ordered else decide(self._view(entry)):
+            for action in self._actions(entry):
                 self._executor.perform(entry, action)
             self._wake_neighbours(entry)
             for held in self._addresses.tidy(entry):
@@ -238,6 +239,13 @@ class Engine:
         for entry in touched.values():
             for listener in list(self.listeners):
                 listener(entry)
+
+    def _actions(self, entry: Entry) -> list[Action]:
+        actions = decide(self._view(entry))
+        if self.calm and entry.name not in self._ordered:
+            # To watch for a request starts nothing, and the request that comes is an order.
+            return [action for action in actions if isinstance(action, Arm)]
+        return actions
 
     def _review_sleep(self, entry: Entry) -> None:
         entry.needed = any(dependent.up for dependent in self.graph.dependents(entry))

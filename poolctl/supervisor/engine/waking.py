@@ -9,6 +9,7 @@ from functools import partial
 from poolctl.runners.protocol import Runner
 
 from .entry import Entry, Worker
+from .ordered import ordered
 from .reconcile import Phase
 
 
@@ -35,7 +36,8 @@ class Waking:
         entry.called = True
         loop = asyncio.get_running_loop()
         loop.call_later(entry.config.start_timeout, self._give_up, entry, entry.newest)
-        self._touch(entry)
+        with ordered("a request"):
+            self._touch(entry)
 
     def _give_up(self, entry: Entry, newest: int) -> None:
         """Close the connections that wait for a wake that has failed; later ones wait for the next attempt."""

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,8 @@ from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.connect import connect, find_socket
 from poolctl.control.directory import pool_key
 from poolctl.errors import ControlError, PoolParamError, PoolStartError, PoolValidateError
+from tests.deadline import wait_until
+from tests.processes import stat
 from tests.stand_in import Send, always, item, result, stand_in
 
 
@@ -104,6 +110,44 @@ def test_a_supervisor_that_does_not_answer_a_ping_is_a_conflict(path: Path) -> N
             Client(str(path), silence_seconds=0.05).call("list")
     assert caught.value.exit_code == 8
     assert "servers go on serving" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("supervisor", "keeper", "message", "hint"),
+    [
+        ("stopped", "running", "(pid {stopped}) is stopped", "kill -CONT {stopped}"),
+        (
+            "gone",
+            "stopped",
+            "the keeper (pid {stopped}), which would start another, is stopped",
+            "kill -CONT",
+        ),
+        ("gone", "running", "another cannot be started: No space left", "the keeper tries again"),
+        ("gone", "gone", "it has ended", "the servers go on serving"),
+    ],
+)
+def test_a_silence_is_explained_by_what_became_of_supervisor_and_keeper(
+    path: Path, supervisor: str, keeper: str, message: str, hint: str
+) -> None:
+    (path.parent / "supervisor.log").write_text("began\nNo space left\n\n")
+    sleeping = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    pids = {"stopped": sleeping[0].pid, "running": sleeping[1].pid, "gone": 2**22 + 1}
+    os.kill(pids["stopped"], signal.SIGSTOP)
+    wait_until(lambda: stat(pids["stopped"]).state == "T")
+    info = {"supervisor_pid": pids[supervisor], "keeper_pid": pids[keeper]}
+    (path.parent / "info.json").write_text(json.dumps(info))
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(8)
+            with pytest.raises(ControlError) as caught:
+                Client(str(path), silence_seconds=0.05).call("list")
+    finally:
+        for each in sleeping:
+            each.kill()
+            each.wait()
+    assert message.format(**pids) in caught.value.message
+    assert hint.format(**pids) in caught.value.hint
 
 
 def test_a_full_backlog_is_a_conflict(path: Path) -> None:
