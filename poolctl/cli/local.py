@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from poolctl import exit_codes
 from poolctl.cli.outcome import Failure, Item, Outcome, error
+from poolctl.cli.time_limit import expressions_limited
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.pool.select import select
@@ -49,7 +50,9 @@ def no_server(place: Place) -> Item:
 
 def choose(items: list[Item], request: Request) -> list[Item]:
     """The items that the request selects. Failure (4) when nothing matches."""
-    chosen, unmatched = select(items, request.selector())
+    selector = request.selector()
+    with expressions_limited():
+        chosen, unmatched = select(items, selector)
     if unmatched is not None:
         raise Failure(Outcome.failed(exit_codes.NOTHING_MATCHED, unmatched.message, unmatched.hint))
     return chosen

@@ -7,6 +7,7 @@ from typing import Any
 
 from poolctl.address import Address
 from poolctl.config.problems import Finding, shown
+from poolctl.expressions import BadExpression, compiled
 
 PLACEHOLDERS = ("{port}", "{host}", "{bind}")
 # Only servers with one of these have anything to check beyond app and bind.
@@ -194,10 +195,10 @@ def _health(health: Any) -> list[Finding]:
         body = probe.get("body")
         if isinstance(body, str):
             try:
-                re.compile(body)
-            except (re.error, RecursionError, OverflowError) as problem:
-                mend = "mend the regular expression"
-                found.append(Finding(("health", key, "body"), f"{shown(body)}: {problem}", mend))
+                compiled(body)
+            except BadExpression as bad:
+                fix = bad.fix or "correct the regular expression"
+                found.append(Finding(("health", key, "body"), str(bad), fix))
     return found
 
 

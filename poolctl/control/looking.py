@@ -53,6 +53,7 @@ class Looking:
         """Return the servers of which the field equals the pattern, ignoring case, or contains the expression.
 
         As in `Pool.filter`: nothing matches when both are empty; PoolParamError for an invalid expression.
+        The expression is matched in the caller's thread, without a time limit.
         """
         from poolctl.pool.match import Row, matching
 

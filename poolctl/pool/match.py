@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import compress
 from operator import attrgetter
@@ -10,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from poolctl.address import AddressError, canonical
 from poolctl.errors import PoolParamError
+from poolctl.expressions import BadExpression, compiled
 from poolctl.states import Field
 
 
@@ -41,6 +41,7 @@ def matching(members: dict[str, Member], field: Field | str, pattern: str, regex
 
     Both `pattern` and `regex` empty match nothing. Raises PoolParamError for an unknown field or a bad expression.
     Costs no more than a bare comprehension; nothing is kept on the way that the garbage collector would count.
+    The expression runs in this thread for as long as it takes: nothing bounds one that backtracks without end.
     """
     field = checked(field)
     search = _compiled(regex)
@@ -99,12 +100,6 @@ def _compiled(regex: str) -> Callable[[str], object] | None:
     if not regex:
         return None
     try:
-        return re.compile(regex).search
-    except re.error as bad:
-        at = bad.pos or 0
-        hint = f"{regex}\n{' ' * at}^"
-        raise PoolParamError(
-            f"invalid regular expression {regex!r}: {bad.msg} at position {at}", hint=hint
-        ) from bad
-    except (RecursionError, OverflowError) as bad:
-        raise PoolParamError("the regular expression is too complicated") from bad
+        return compiled(regex).search
+    except BadExpression as bad:
+        raise PoolParamError(str(bad), hint=bad.hint) from bad

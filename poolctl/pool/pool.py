@@ -84,6 +84,7 @@ class Pool(Members):
 
         `pattern` equals the field ignoring case, or `regex` is found in it; both empty match nothing. For BIND the
         pattern may be any spelling of an address, for EXPOSE it may leave out the scheme. Raises PoolParamError.
+        `regex` runs in the caller's thread without a time limit, and other threads' changes of the pool wait for it.
         """
         view = Pool.__new__(Pool)
         Members.__init__(view, self._home, seen_of=self._whole)
@@ -91,7 +92,7 @@ class Pool(Members):
         return view
 
     def list(self, source: Field, target: Field, pattern: str = "", regex: str = "") -> builtins.list[str]:
-        """The `target` field of each server whose `source` field matches as in `filter`."""
+        """The `target` field of each server whose `source` field matches as in `filter`, without a time limit."""
         target = checked(target)
         return self._look(lambda servers: [*values(matching(servers, source, pattern, regex), target)])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from typing import Any, TypeVar
 
     Item = TypeVar("Item", bound=Mapping[str, Any])
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Selector", "SelectorError", "Unmatched", "select"]
 
 _LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
-_PATTERNS = ("name", "bind", "expose")
+# The fields that regular expressions select by.
+EXPRESSIONS = ("name", "bind", "expose")
 _NEAR_NAMES = 3
 
 
@@ -33,7 +35,9 @@ class SelectorError(ValueError):
 class Selector:
     """Which servers are meant. Lists widen (or), different lists narrow (and), ``invert`` turns it round."""
 
-    __slots__ = ("allow_empty", "bind", "expose", "health", "invert", "name", "state", "tag", "targets")
+    __slots__ = (
+        "allow_empty", "bind", "expose", "health", "invert", "matched", "name", "state", "tag", "targets",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -47,8 +51,12 @@ class Selector:
         health: Iterable[str] = (),
         invert: bool = False,
         allow_empty: bool = False,
+        compiles: bool = True,
     ) -> None:
-        """Raises SelectorError for a regular expression that does not compile and for unknown states."""
+        """Raises SelectorError for a regular expression that does not compile and for unknown states.
+
+        Not `compiles`: expressions are left to whoever fills `matched`, by field the values that they match.
+        """
         self.targets = list(targets)
         self.name = list(name)
         self.bind = list(bind)
@@ -58,18 +66,23 @@ class Selector:
         self.health = [_one_of("health", word) for word in health]
         self.invert = bool(invert)
         self.allow_empty = bool(allow_empty)
-        for field in _PATTERNS:
+        self.matched: dict[str, frozenset[str]] | None = None if compiles else {}
+        for field in EXPRESSIONS if compiles else ():
             _compiled(field, getattr(self, field))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Selector:
-        """From the JSON form. Raises SelectorError for unknown keys and wrong types: anybody may send it."""
+        """From the JSON form. Raises SelectorError for unknown keys and wrong types: anybody may send it.
+
+        Its expressions are neither compiled nor matched here: until `matched` is filled, they match nothing.
+        """
         lists = {key: _list_of_words(key, data.get(key)) for key in _LISTS}
         unknown = sorted(set(data) - {*_LISTS, "not", "allow_empty"})
         if unknown:
             raise SelectorError(f"unknown key {unknown[0]!r} in the selector")
         targets = lists.pop("targets")
-        return cls(targets, **lists, invert=bool(data.get("not")), allow_empty=bool(data.get("allow_empty")))
+        invert, allow_empty = bool(data.get("not")), bool(data.get("allow_empty"))
+        return cls(targets, **lists, invert=invert, allow_empty=allow_empty, compiles=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form that from_dict() reads."""
@@ -178,10 +191,11 @@ def _by_targets(items: Sequence[Mapping[str, Any]], targets: list[str]) -> tuple
 def _places_of(target: str, places: Mapping[str, list[int]]) -> list[int]:
     found = [*places.get(target.casefold(), ()), *places.get(_canonical(target), ())]
     if "*" in target or "?" in target:
+        import fnmatch
         import re
 
-        glob = re.escape(target.casefold()).replace(r"\*", ".*").replace(r"\?", ".")
-        match = re.compile(glob, re.DOTALL).fullmatch
+        # Its expressions have atomic groups: many asterisks take no exponential time. `[` is no wildcard here.
+        match = re.compile(fnmatch.translate(target.casefold().replace("[", "[[]"))).match
         found += [at for word, spots in places.items() if match(word.casefold()) for at in spots]
     return found
 
@@ -199,11 +213,7 @@ def _canonical(target: str) -> str:
 
 
 def _tests(selector: Selector) -> list[Test]:
-    tests = [
-        _finds(field, searches)
-        for field in _PATTERNS
-        if (searches := _compiled(field, getattr(selector, field)))
-    ]
+    tests = [_found(selector, field) for field in EXPRESSIONS if getattr(selector, field)]
     if selector.tag:
         tags = set(selector.tag)
         tests.append(lambda item: not tags.isdisjoint(item.get("tags") or ()))
@@ -211,31 +221,26 @@ def _tests(selector: Selector) -> list[Test]:
     return tests
 
 
-def _finds(field: str, searches: list[Callable[[str], object]]) -> Test:
+def _found(selector: Selector, field: str) -> Test:
+    if selector.matched is not None:
+        return _is(field, selector.matched.get(field, frozenset()))
+    searches = _compiled(field, getattr(selector, field))
     return lambda item: any(search(str(item.get(field, ""))) for search in searches)
 
 
-def _is(field: str, words: set[str]) -> Test:
+def _is(field: str, words: AbstractSet[str]) -> Test:
     return lambda item: str(item.get(field, "")) in words
 
 
 def _compiled(field: str, patterns: list[str]) -> list[Callable[[str], object]]:
     if not patterns:
         return []
-    import re
+    from poolctl.expressions import BadExpression, compiled
 
-    searches: list[Callable[[str], object]] = []
-    for pattern in patterns:
-        try:
-            searches.append(re.compile(pattern).search)
-        except re.error as bad:
-            at = bad.pos or 0
-            place = f"{pattern}\n{' ' * at}^" if "\n" not in pattern else ""
-            message = f"invalid regular expression for {field}: {bad.msg} at position {at} of {pattern!r}"
-            raise SelectorError(message, hint=place) from None
-        except (RecursionError, OverflowError):
-            raise SelectorError(f"the regular expression for {field} is too complicated") from None
-    return searches
+    try:
+        return [compiled(pattern).search for pattern in patterns]
+    except BadExpression as bad:
+        raise SelectorError(f"{field}: {bad}", hint=bad.hint) from None
 
 
 def _one_of(field: str, word: str) -> str:

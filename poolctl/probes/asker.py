@@ -78,6 +78,7 @@ class LineAsker:
             self._unanswered += 1
             if self._unanswered < _MOST_UNANSWERED:
                 self._line.close()
+                self._line = None
             else:
                 self._owing = True
 
@@ -103,6 +104,8 @@ class LineAsker:
         line.ask(self._question, lambda problem: self._answered(line, problem, again=False))
 
     def _answered(self, line: Line, problem: str, *, again: bool) -> None:
+        if line is not self._line:
+            return  # its answer was judged when nobody waited for it any more
         self._owing = False
         if line.answered:
             self._unanswered = 0
@@ -126,8 +129,8 @@ class Echo:
     def begin(self) -> Answer:
         return _Returned()
 
-    def judge(self, answer: Answer) -> str:
-        return ""
+    def judge(self, answer: Answer, told: Told) -> None:
+        told("")
 
 
 class _Returned(Answer):

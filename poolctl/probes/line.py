@@ -25,8 +25,8 @@ class Question(Protocol):
         """What takes the bytes that come."""
         ...
 
-    def judge(self, answer: Answer) -> str:
-        """What is wrong with the whole answer; empty when nothing is."""
+    def judge(self, answer: Answer, told: Told) -> None:
+        """Have `told` called with what is wrong with the whole answer, "" when nothing is: at once, or later."""
         ...
 
 
@@ -132,7 +132,7 @@ class Line:
         if not answer.kept:
             self.close()
         if told is not None:
-            told(question.judge(answer))
+            question.judge(answer, told)
 
     def _lost(self, problem: str) -> None:
         told = self._told

@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
 from urllib.parse import quote, urlsplit
 
 from poolctl.config.model import ServerConfig
 from poolctl.config.sections import Probe
+from poolctl.expressions import is_plain
+from poolctl.matching.matcher import TOO_SLOW, matcher
+from poolctl.matching.matcher import Answer as Matched
 
 from .answer import Answer
+from .line import Told
+
+# An expression that took too long is not tried again before this time: it is the application that sends the body.
+_SLOW_PAUSE_SECONDS = 60.0
 
 
 class HttpQuestion:
     """A request, and how its answer is judged."""
 
-    __slots__ = ("_body", "_head_only", "_shown", "_statuses", "request")
+    __slots__ = ("_body", "_head_only", "_plain", "_shown", "_slow_until", "_statuses", "request")
 
     def __init__(self, probe: Probe, server: ServerConfig) -> None:
         assert probe.http is not None
         self._shown = f"{probe.method} {probe.http}"
         self._head_only = probe.method == "HEAD"
         self._statuses = statuses(probe.status)
-        self._body = None if probe.body is None else re.compile(probe.body)
+        self._body = probe.body
+        self._plain = probe.body is not None and is_plain(probe.body)
+        self._slow_until = 0.0
         self.request = _request(probe, server)
 
     def begin(self) -> Answer:
         """An empty answer, to be fed."""
         return Answer(head_only=self._head_only)
 
-    def judge(self, answer: Answer) -> str:
-        """What is wrong with the answer; empty when it is as it should be."""
-        status = answer.status
-        if status not in self._statuses:
-            return f"{self._shown}: status {status}"
-        if self._body is not None and not self._body.search(answer.body.decode(errors="replace")):
-            return f"{self._shown}: status {status}, and a body without {self._body.pattern!r}"
-        return ""
+    def judge(self, answer: Answer, told: Told) -> None:
+        """See Question. What is no plain word is looked for in another process."""
+        said = f"{self._shown}: status {answer.status}"
+        if answer.status not in self._statuses:
+            told(said)
+        elif self._body is None:
+            told("")
+        elif self._plain:
+            found = self._body in answer.body.decode(errors="replace")
+            told("" if found else self._without(said))
+        elif asyncio.get_running_loop().time() < self._slow_until:
+            told(f"{said}, body: {TOO_SLOW.problem}")
+        else:
+            text = answer.body.decode(errors="replace")
+            matcher().ask([self._body], [text], lambda matched: self._matched(matched, said, told))
+
+    def _matched(self, matched: Matched, said: str, told: Told) -> None:
+        if matched is TOO_SLOW:
+            self._slow_until = asyncio.get_running_loop().time() + _SLOW_PAUSE_SECONDS
+        if matched.problem:
+            told(f"{said}, body: {matched.problem}")
+        else:
+            told("" if matched.found else self._without(said))
+
+    def _without(self, said: str) -> str:
+        return f"{said}, and a body without {self._body!r}"
 
 
 def statuses(text: str) -> frozenset[int]:

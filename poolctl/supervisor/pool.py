@@ -16,6 +16,7 @@ from poolctl.control.messages import Document, result
 from poolctl.control.server import ControlServer, Handler, Progress, Request
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.keeper import wire
+from poolctl.matching.matcher import close_matcher
 from poolctl.pool.select import Selector
 from poolctl.runners.keeping.kept import KeeperLink
 from poolctl.runners.local import LocalRunner
@@ -220,6 +221,7 @@ class ManagedPool:
         await self._observers.hide()
         await self.runner.aclose()
         await self._observers.close()
+        close_matcher()
 
     def terminate(self) -> None:
         """Stop every server in order, then end (the keeper was told to terminate)."""

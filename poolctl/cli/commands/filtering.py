@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.place import find_place
 from poolctl.cli.request import Request, one_of
 from poolctl.cli.selected import selected
+from poolctl.cli.time_limit import expressions_limited
 from poolctl.exit_codes import NOTHING_MATCHED
+from poolctl.expressions import BadExpression, compiled
 from poolctl.pool.select import select
+
+if TYPE_CHECKING:
+    import re
 
 _PLACE = ("config", "pool", "quiet", "verbose")
 FIELDS = ("name", "bind", "expose")
@@ -27,8 +31,9 @@ def perform(request: Request) -> Outcome:
     pattern, search = request.get("pattern") or "", _searcher(request.get("regex") or "")
     selector = Request("list", {**request.values, "invert": False, "allow_empty": True}).selector()
     everything = selected(Request("list", _without_selection(request)), find_place(request)).items
-    narrowed, _ = select(everything, selector)
-    found = [item for item in narrowed if _matches(item, field, pattern, search)]
+    with expressions_limited():
+        narrowed, _ = select(everything, selector)
+        found = [item for item in narrowed if _matches(item, field, pattern, search)]
     if request.get("invert"):
         found = [item for item in everything if item not in found]
     if not found and not request.get("allow_empty"):
@@ -68,12 +73,9 @@ def _spellings(field: str, pattern: str, value: str) -> list[str]:
 
 def _searcher(regex: str) -> re.Pattern[str] | None:
     try:
-        return re.compile(regex) if regex else None
-    except re.error as bad:
-        place = f"{regex}\n{' ' * (bad.pos or 0)}^" if "\n" not in regex else ""
-        raise UsageError(f"--regex: {bad.msg} at position {bad.pos or 0} of {regex!r}", hint=place) from None
-    except (RecursionError, OverflowError):
-        raise UsageError("--regex is too complicated") from None
+        return compiled(regex) if regex else None
+    except BadExpression as bad:
+        raise UsageError(f"--regex: {bad}", hint=bad.hint) from None
 
 
 def _near(field: str, pattern: str, items: list[Item]) -> str:

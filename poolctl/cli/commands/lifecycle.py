@@ -54,6 +54,8 @@ def _stop(request: Request, place: Place) -> Outcome:
         if ended := stop(request, place):
             return ended
         return Outcome(_at_rest(request, place), message="nothing is running")
+    if outcome.exit_code and not outcome.items:
+        return outcome
     stopped = [item for item in outcome.items if item.get("state") in ("stopped", "disabled", "failed")]
     if request.get("no_wait"):
         outcome.message = f"{servers(len(outcome.items))} told to stop"

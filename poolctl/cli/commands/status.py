@@ -8,7 +8,7 @@ from poolctl.cli.place import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import duration
 from poolctl.control.client import NoSupervisor
-from poolctl.exit_codes import NOT_AS_DESIRED
+from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def _status(request: Request) -> Outcome:
             },
         )
     outcome.extra["summary"] = _summary(outcome)
+    if outcome.exit_code not in (DONE, NOT_AS_DESIRED):
+        return outcome
     outcome.message = "\n".join(_lines(outcome))
     if outcome.extra["summary"].get("calm"):
         outcome.warnings.append(CALM)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from poolctl.control.messages import Document, failure, result
 from poolctl.errors import PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED
-from poolctl.pool.select import Selector, select
+from poolctl.matching.matcher import matcher
+from poolctl.pool.select import EXPRESSIONS, Selector, SelectorError, select
 
 from ..engine.engine import Engine
 from ..engine.entry import Entry
@@ -26,6 +27,19 @@ class Selection:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._reports = Reports(engine)
+
+    async def match(self, selector: Selector) -> None:
+        """Have the selector's regular expressions matched, in another process. Raises SelectorError."""
+        given = [field for field in EXPRESSIONS if getattr(selector, field)]
+        if not given or selector.matched is None:
+            return
+        items = self._reports.items(list(self._engine.entries.values()))
+        for field in given:
+            values = sorted({str(item[field]) for item in items})
+            answer = await matcher().answer(getattr(selector, field), values)
+            if answer.problem:
+                raise SelectorError(f"{field}: {answer.problem}", hint=answer.hint)
+            selector.matched[field] = frozenset(values[at] for at in answer.found)
 
     def of(self, selector: Selector) -> list[Entry]:
         """The entries in the order of the file. Raises NothingMatched."""

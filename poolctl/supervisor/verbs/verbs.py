@@ -16,7 +16,7 @@ from .audit import Audit
 from .gateway import nothing
 from .lifecycle import Lifecycle
 from .reading import Reading
-from .selection import NothingMatched
+from .selection import NothingMatched, Selection
 from .telling import Telling
 
 # The modules of the verbs that no start needs.
@@ -51,6 +51,7 @@ class Verbs:
         )
         self.telling = Telling(engine)
         self._audit = Audit(engine)
+        self._selection = Selection(engine)
         self._verbs: dict[str, Verb] = {
             "list": reading.listing,
             "show": reading.show,
@@ -97,6 +98,7 @@ class Verbs:
     async def perform(self, verb: str, selector: Selector, options: Document, progress: Progress) -> Document:
         """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""
         assert self._knows(verb)
+        await self._selection.match(selector)
         return await self._verbs[verb](selector, options, progress)
 
     def _knows(self, verb: str) -> bool:

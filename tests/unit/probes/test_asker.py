@@ -103,6 +103,8 @@ def test_a_question_is_a_request_as_a_client_makes_it() -> None:
         ({"status": "404"}, OK, "GET /health: status 200"),
         ({"body": "^h.l+o$"}, OK, ""),
         ({"body": "bye"}, OK, "GET /health: status 200, and a body without 'bye'"),
+        ({"body": "ell"}, OK, ""),
+        ({"body": "^bye"}, OK, "GET /health: status 200, and a body without '^bye'"),
         ({"method": "HEAD"}, b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n", ""),
         ({}, b"nonsense\r\n\r\n", "the answer is no HTTP/1.1"),
         ({}, b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", ""),

@@ -1,0 +1,220 @@
+"""Asks the process that matches regular expressions, and replaces it when an expression took too long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from poolctl import bootstrap
+from poolctl.runners import withheld
+
+from .limits import LIMIT_SECONDS
+
+# The process ends itself by its processor time. One that does not run at all is ended after this time.
+_STUCK_SECONDS = 10.0
+# It is not kept for longer than this when nothing is asked.
+_IDLE_SECONDS = 60.0
+_CHUNK_BYTES = 65536
+
+
+class Answer(NamedTuple):
+    """The positions of the texts that match; `problem` says why there is no answer, `hint` what to do about it."""
+
+    found: frozenset[int]
+    problem: str = ""
+    hint: str = ""
+
+
+Told = Callable[[Answer], None]
+
+_NOTHING: frozenset[int] = frozenset()
+TOO_SLOW = Answer(
+    _NOTHING,
+    f"the regular expression takes more than {LIMIT_SECONDS:g} s",
+    "avoid repeats within repeats, such as (a+)+, and alternatives that begin alike",
+)
+
+
+class Matcher:
+    """Belongs to the running loop. The process is started by the first question; questions are answered in order."""
+
+    def __init__(self, *, stuck_seconds: float = _STUCK_SECONDS, idle_seconds: float = _IDLE_SECONDS) -> None:
+        self._stuck_seconds = stuck_seconds
+        self._idle_seconds = idle_seconds
+        self._period_seconds = min(stuck_seconds, idle_seconds)
+        self._questions: deque[tuple[bytes, Told]] = deque()
+        self._socket = -1
+        self._pid = 0
+        self._unsent = b""
+        self._received = b""
+        self._active_at = 0.0
+        self._watched = False  # not a timer's handle: it would keep the loop alive
+        self._finalizer: weakref.finalize[[int, int], Matcher] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process; 0 while there is none."""
+        return self._pid
+
+    def ask(self, expressions: Sequence[str], texts: Sequence[str], told: Told) -> None:
+        """Have `told` called, once and later, with the texts in which one of the expressions is found."""
+        question = json.dumps([list(expressions), list(texts)]).encode() + b"\n"
+        self._questions.append((question, told))
+        if self._socket < 0:
+            self._start()
+        else:
+            self._send(question)
+
+    async def answer(self, expressions: Sequence[str], texts: Sequence[str]) -> Answer:
+        """The texts in which one of the expressions is found."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.ask(expressions, texts, lambda answer: None if future.done() else future.set_result(answer))
+        return await future
+
+    def close(self) -> None:
+        """End the process; what has been asked is not answered any more."""
+        self._questions.clear()
+        self._end()
+
+    def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._socket, self._pid = _spawn()
+        except OSError as error:
+            loop.call_soon(self._give_up, f"no process to match expressions: {error.strerror or error}")
+            return
+        self._finalizer = weakref.finalize(self, _finish, self._socket, self._pid)
+        self._finalizer.atexit = False  # it sees our end by itself
+        loop.add_reader(self._socket, self._readable)
+        self._active_at = loop.time()
+        if not self._watched:
+            self._watched = True
+            loop.call_later(self._period_seconds, self._look)
+        self._send(b"".join(question for question, _ in self._questions))
+
+    def _give_up(self, problem: str) -> None:
+        questions, self._questions = self._questions, deque()
+        for _, told in questions:
+            told(Answer(_NOTHING, problem))
+
+    def _send(self, data: bytes) -> None:
+        self._unsent += data
+        try:
+            sent = os.write(self._socket, self._unsent)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # it has ended, which is read
+        self._unsent = self._unsent[sent:]
+        loop = asyncio.get_running_loop()
+        if self._unsent:
+            loop.add_writer(self._socket, self._send, b"")
+        else:
+            loop.remove_writer(self._socket)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._socket, _CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost()
+            return
+        self._active_at = asyncio.get_running_loop().time()
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            found, problem, hint = json.loads(line)
+            _, told = self._questions.popleft()
+            told(Answer(frozenset(found), problem, hint))
+
+    def _lost(self, *, stuck: bool = False) -> None:
+        """It has ended over the first question, or does not go on; the others are asked again."""
+        slow = self._end() == -signal.SIGPROF or stuck
+        if not self._questions:
+            return
+        _, told = self._questions.popleft()
+        if self._questions:
+            self._start()
+        told(TOO_SLOW if slow else Answer(_NOTHING, "the process that matches expressions has ended"))
+
+    def _look(self) -> None:
+        quiet = asyncio.get_running_loop().time() - self._active_at
+        if self._questions and quiet >= self._stuck_seconds:
+            self._lost(stuck=True)
+        elif not self._questions and quiet >= self._idle_seconds:
+            self._end()
+        self._watched = self._socket >= 0
+        if self._watched:
+            asyncio.get_running_loop().call_later(self._period_seconds, self._look)
+
+    def _end(self) -> int:
+        """End the process, if there is one; how it has ended."""
+        if self._socket < 0 or self._finalizer is None:
+            return 0
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
+        loop.remove_writer(self._socket)
+        status = self._finalizer()
+        self._socket, self._pid, self._unsent, self._received = -1, 0, b"", b""
+        self._finalizer = None
+        return int(status or 0)
+
+
+def _spawn() -> tuple[int, int]:
+    """A socket to a new process, and its pid."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        try:
+            pid = os.posix_spawn(
+                sys.executable,
+                bootstrap.command(sys.executable, "matching", isolated=True),
+                withheld.environment(),
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), (os.POSIX_SPAWN_DUP2, 2, 1)],
+                setpgroup=0,  # Ctrl-C of a terminal is not meant for it
+                setsigmask=(),
+                setsigdef=(signal.SIGPROF, signal.SIGTERM, signal.SIGPIPE),
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return ours.detach(), pid
+
+
+def _finish(fd: int, pid: int) -> int:
+    """End the process, which is ours; how it has ended."""
+    os.close(fd)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except (ProcessLookupError, ChildProcessError):
+        return 0
+
+
+_matchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Matcher] = weakref.WeakKeyDictionary()
+
+
+def matcher() -> Matcher:
+    """That of the running loop."""
+    loop = asyncio.get_running_loop()
+    found = _matchers.get(loop)
+    if found is None:
+        found = _matchers[loop] = Matcher()
+    return found
+
+
+def close_matcher() -> None:
+    """End the running loop's, if it has one."""
+    found = _matchers.pop(asyncio.get_running_loop(), None)
+    if found is not None:
+        found.close()

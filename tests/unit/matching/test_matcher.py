@@ -1,0 +1,152 @@
+"""Expressions are matched by another process, which one that takes too long does not outlive."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from poolctl.matching.matcher import TOO_SLOW, Answer, Matcher
+from tests.deadline import wait_until
+from tests.processes import is_alive
+
+SLOW = "^(a+)+$"
+HOSTILE = "a" * 40 + "b"
+
+
+def run(
+    work: Callable[[Matcher], Awaitable[None]], *, stuck_seconds: float = 10.0, idle_seconds: float = 60.0
+) -> None:
+    async def watched() -> None:
+        matcher = Matcher(stuck_seconds=stuck_seconds, idle_seconds=idle_seconds)
+        try:
+            async with asyncio.timeout(40):
+                await work(matcher)
+        finally:
+            pid = matcher.pid
+            matcher.close()
+            assert not pid or not is_alive(pid)
+
+    asyncio.run(watched())
+
+
+def test_the_texts_in_which_one_of_the_expressions_is_found_are_told() -> None:
+    async def scenario(matcher: Matcher) -> None:
+        assert matcher.pid == 0, "nothing has been asked yet"
+        texts = ["web-1", "WEB", "\ud800", "ü\n", ""]
+        assert await matcher.answer(["^web", "ü"], texts) == Answer(frozenset({0, 3}))
+        assert await matcher.answer(["[[]"], ["[", "a"]) == Answer(frozenset({0}))
+        assert await matcher.answer([], texts) == Answer(frozenset())
+        assert (await matcher.answer(["x$"], ["y" * 3_000_000 + "x"])).found == {0}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("expression", "problem", "hint"),
+    [
+        ("a(", "invalid regular expression 'a(': missing ), unterminated subpattern at position 1", "a(\n ^"),
+        ("[[:alpha:]]", "[:alpha:] is not known at position 1", "in Python [[:alpha:]] is [A-Za-z]"),
+    ],
+)
+def test_an_expression_that_cannot_be_used_is_told_with_its_place_and_the_fix(
+    expression: str, problem: str, hint: str
+) -> None:
+    async def scenario(matcher: Matcher) -> None:
+        answer = await matcher.answer(["ok", expression], ["ok"])
+        assert answer.found == frozenset()
+        assert problem in answer.problem
+        assert hint in answer.hint
+
+    run(scenario)
+
+
+def test_an_expression_that_takes_too_long_is_given_up_and_the_questions_behind_it_are_answered() -> None:
+    async def scenario(matcher: Matcher) -> None:
+        await matcher.answer(["a"], ["a"])
+        first = matcher.pid
+        asked = [matcher.answer([expression], [HOSTILE]) for expression in ("^a", SLOW, "b$", SLOW, "^b")]
+        answers = await asyncio.gather(*asked)
+        assert [answer if answer is TOO_SLOW else answer.found for answer in answers] == [
+            {0}, TOO_SLOW, {0}, TOO_SLOW, set(),
+        ]  # fmt: skip
+        assert matcher.pid != first
+        assert not is_alive(first)
+
+    run(scenario)
+
+
+def test_the_loop_goes_on_while_an_expression_takes_too_long() -> None:
+    async def scenario(matcher: Matcher) -> None:
+        question = asyncio.ensure_future(matcher.answer([SLOW], [HOSTILE]))
+        turns = 0
+        while not question.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert question.result() is TOO_SLOW
+        assert turns > 20
+
+    run(scenario)
+
+
+def test_a_process_that_does_not_run_any_more_is_replaced() -> None:
+    async def scenario(matcher: Matcher) -> None:
+        await matcher.answer(["a"], ["a"])
+        os.kill(matcher.pid, signal.SIGSTOP)
+        answers = await asyncio.gather(*(matcher.answer(["a"], ["a"]) for _ in range(2)))
+        assert answers == [TOO_SLOW, Answer(frozenset({0}))]
+
+    run(scenario, stuck_seconds=0.2)
+
+
+def test_a_process_that_was_killed_is_replaced() -> None:
+    async def scenario(matcher: Matcher) -> None:
+        await matcher.answer(["a"], ["a"])
+        os.kill(matcher.pid, signal.SIGSTOP)
+        asked = [asyncio.ensure_future(matcher.answer(["a"], ["a"])) for _ in range(2)]
+        await asyncio.sleep(0)
+        os.kill(matcher.pid, signal.SIGKILL)
+        first, second = await asyncio.gather(*asked)
+        assert "has ended" in first.problem
+        assert second.found == {0}
+
+    run(scenario)
+
+
+def test_a_process_that_is_asked_nothing_ends_and_comes_again() -> None:
+    async def scenario(matcher: Matcher) -> None:
+        await matcher.answer(["a"], ["a"])
+        while matcher.pid:
+            await asyncio.sleep(0.01)
+        assert (await matcher.answer(["a"], ["a"])).found == {0}
+
+    run(scenario, idle_seconds=0.05)
+
+
+ASKER = f"""
+import asyncio
+from poolctl.matching.matcher import Matcher
+
+async def ask():
+    matcher = Matcher()
+    await matcher.answer(["a"], ["a"])
+    question = asyncio.ensure_future(matcher.answer([{SLOW!r}], [{HOSTILE!r}]))
+    await asyncio.sleep(0.01)
+    print(matcher.pid, flush=True)
+    await question
+
+asyncio.run(ask())
+"""
+
+
+def test_a_process_at_a_slow_expression_does_not_outlive_whoever_asked() -> None:
+    with subprocess.Popen([sys.executable, "-c", ASKER], stdout=subprocess.PIPE, text=True) as asker:
+        assert asker.stdout is not None
+        pid = int(asker.stdout.readline())
+        asker.kill()
+    wait_until(lambda: not is_alive(pid))
