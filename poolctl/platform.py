@@ -121,6 +121,18 @@ def process_start(pid: int) -> int | None:
         os.close(fd)
 
 
+def process_parent(pid: int) -> tuple[int, int] | None:
+    """The pid of a process's parent, and its own start time (see process_start); None when there is no such process."""
+    fields = _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return (int(fields[1]), int(fields[19])) if fields else None
+
+
+def process_users(pid: int) -> set[int] | None:
+    """The real, effective, saved and file system's uid of a process (proc(5), status); None when they are unknown."""
+    rows = _read_quietly(f"/proc/{pid}/status").splitlines()
+    return next(({int(uid) for uid in row.split()[1:]} for row in rows if row.startswith(b"Uid:")), None)
+
+
 @functools.cache
 def machine_life() -> list[object]:
     """What is another after a start of the machine, or of the container: its boot, and when its first process began."""

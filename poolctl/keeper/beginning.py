@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..platform import process_start
 from . import stored
 from .store import Store
 
@@ -32,8 +33,8 @@ def take_in(plan: dict[str, Any], store: Store) -> tuple[int, int] | None:
             supervisor = pid, link
         else:
             # A zygote's workers inherit its environment: whether it is the right one is the supervisor's to judge.
-            meta = {"without": plan.get("without", [])} if name.startswith(stored.ZYGOTE) else None
-            _keep(store, name, meta, [link])
+            meta = {"without": plan.get("without", []), "pid": pid, "start": process_start(pid)}
+            _keep(store, name, meta if name.startswith(stored.ZYGOTE) else None, [link])
     return supervisor
 
 

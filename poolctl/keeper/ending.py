@@ -63,8 +63,8 @@ class Ending:
         self.due = now + ALONE_SECONDS
         if supervisor:
             self._reaper.signal(supervisor, signal.SIGKILL, group=False)
-        for pid in self._workers():
-            self._reaper.signal(pid, signal.SIGTERM, group=False)
+        for meta in self._store.values(stored.WORKER):
+            self._reaper.signal(int(meta["pid"]), signal.SIGTERM, group=False, start=meta.get("start"))
         return False
 
     def finish(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+from ..platform import process_start
 from .watch import Watcher, kill_rest
 
 TYPE_CHECKING = False
@@ -55,12 +56,14 @@ class Reaper:
         """Forget the reports up to `sequence`."""
         self.unheard = [report for report in self.unheard if report["sequence"] > sequence]
 
-    def signal(self, pid: int, number: int, *, group: bool) -> bool:
+    def signal(self, pid: int, number: int, *, group: bool, start: int | None = None) -> bool:
         """Send a signal to a child that has not been reaped, or to a watched process, or its group.
 
-        False if it is neither. Only the parent, or who holds a pidfd, can do this without hitting another process
-        that was given the same pid.
+        False if it is neither, or has another start time. Only the parent, or who holds a pidfd, can do this without
+        hitting another process that was given the same pid.
         """
+        if pid <= 1 or (start is not None and process_start(pid) not in (start, None)):
+            return False
         if not is_child(pid):
             return self.watcher.signal(pid, number, group=group)
         # A fresh fork leads no group until it has come to its setsid(): then the process alone is meant.

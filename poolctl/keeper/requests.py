@@ -58,7 +58,9 @@ def _perform(message: Message, fds: list[int], reply: Message, store: Store, rea
             without=message.get("without", ()),
         )
     elif operation == "signal":
-        reply["sent"] = reaper.signal(message["pid"], message["signal"], group=message.get("group", False))
+        reply["sent"] = reaper.signal(
+            message["pid"], message["signal"], group=message.get("group", False), start=message.get("start")
+        )
     elif operation == "heard":
         reaper.heard(message["sequence"])
     elif operation == "watch":

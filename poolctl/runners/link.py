@@ -160,6 +160,12 @@ class Link:
         self._on_end = lambda: None
         self._lost()
 
+    def cut_off(self, deed: str) -> None:
+        """Close the link to an untrusted process, which did what no honest one does ("sent …")."""
+        if self._on_breach is not None and self.sock.fileno() >= 0:
+            self._on_breach(deed)
+            self._lost(f"it {deed}")
+
     def _feel(self, number: int, patience_seconds: float, heard: int) -> None:
         if number not in self._calls:
             return
@@ -170,7 +176,7 @@ class Link:
 
     def _queue(self, message: Message, fds: Sequence[int]) -> None:
         if self._on_breach is not None and len(self._outbox) >= untrusted.MOST_UNREAD:
-            self._breach(f"left {untrusted.MOST_UNREAD} messages unread")
+            self.cut_off(f"left {untrusted.MOST_UNREAD} messages unread")
             return
         self._outbox.append((message, [os.dup(fd) for fd in fds]))
 
@@ -207,7 +213,7 @@ class Link:
                 continue
             except wire.WireError as error:
                 if self._on_breach is not None:
-                    self._breach(f"sent {error}")
+                    self.cut_off(f"sent {error}")
                     return
                 continue
             except OSError:
@@ -244,13 +250,7 @@ class Link:
                 raise untrusted.Malformed(f"more than {untrusted.BURST} messages at once")
             self._on_message(message, fds)
         except untrusted.Malformed as error:
-            self._breach(f"sent {error}")
-
-    def _breach(self, deed: str) -> None:
-        """The other end is not what it should be: nothing more is heard from it."""
-        if self._on_breach is not None and self.sock.fileno() >= 0:
-            self._on_breach(deed)
-            self._lost(f"it {deed}")
+            self.cut_off(f"sent {error}")
 
     def _lost(self, reason: str = "the other end is gone") -> None:
         if self.sock.fileno() < 0:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from poolctl.config.model import ServerConfig
@@ -29,6 +28,7 @@ from .placed.workers import LocalWorker
 from .protocol import Endpoints, Exit, Placement
 from .sleeping.sleepers import Sleepers
 from .spawning.app_zygotes import AppZygotes
+from .spawning.children import Children
 from .spawning.forking import Forker
 from .spawning.turns import Turns
 from .spawning.zygotes import Zygotes
@@ -54,6 +54,7 @@ class LocalRunner:
         directory: str,
         logs_directory: str,
         *,
+        keeper_pid: int = 0,
         open_files: tuple[int, int] = (1024, 4096),
         on_dropped: Callable[[str, int, str], None] = lambda name, count, reason: None,
         on_expired: Callable[[Placement], None] | None = None,
@@ -61,17 +62,23 @@ class LocalRunner:
         orphanage: str | None = None,
     ) -> None:
         self.keeper = keeper
-        # An exit may be reported before the reply to its spawn.
-        self._early: dict[int, Exit] = {}
+        self.children = Children(keeper, keeper_pid)
         self._turns = Turns()
-        self.zygotes = Zygotes(keeper, directory)
+        self.zygotes = Zygotes(keeper, self.children, directory)
         self.output = Output(keeper, directory, logs_directory, on_dropped, orphanage)
-        self.app_zygotes = AppZygotes(keeper, self.zygotes, self.output, self._turns, self._early)
+        self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self.sockets = Sockets(keeper)
         self.adoptions = Adoptions(keeper)
         self.sleepers = Sleepers(keeper, self.sockets, self.adoptions)
         self.forker = Forker(
-            keeper, self.zygotes, self.app_zygotes, self.output, self.adoptions, open_files, orphanage
+            keeper,
+            self.children,
+            self.zygotes,
+            self.app_zygotes,
+            self.output,
+            self.adoptions,
+            open_files,
+            orphanage,
         )
         # See Runner.
         self.check, self.reopen_logs = self.forker.check, self.output.reopen
@@ -80,7 +87,6 @@ class LocalRunner:
         self._workers: dict[str, LocalWorker] = {}
         self.beats = Beats(self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
-        self._forking = 0
         self._on_expired = on_expired
         self._on_idle = on_idle
 
@@ -131,12 +137,12 @@ class LocalRunner:
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
         """See Runner."""
-        with self._fork_under_way():
+        with self.children.forking():
             return await self.forker.prepare(server, since)
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner. Raises ServerError or WorkerFailed when no process can be made."""
-        with self._fork_under_way():
+        with self.children.forking():
             worker = await self.forker.fork(server, generation, index, self.sockets.of(server))
             self._follow(worker)
         if server.command or worker.preloaded:
@@ -144,16 +150,6 @@ class LocalRunner:
         else:
             self._turns.queue(worker)
         return worker.placement
-
-    @contextlib.contextmanager
-    def _fork_under_way(self) -> Iterator[None]:
-        if not self._forking:
-            self._early.clear()  # of others, whose pids may be used again
-        self._forking += 1
-        try:
-            yield
-        finally:
-            self._forking -= 1
 
     def _follow(self, worker: LocalWorker) -> None:
         """Know the worker from now on, also if it has ended already."""
@@ -165,7 +161,8 @@ class LocalRunner:
         worker.on_expired = lambda: self._expired(worker)
         worker.on_idle = lambda idle: self._on_idle(placement, idle)
         worker.on_breach = lambda: self._breached(worker)
-        early = self._early.pop(placement.pid, None)
+        worker.on_disowned = lambda: self._disowned(worker)
+        early = self.children.add(placement.pid)
         if early is not None:
             self._ended(worker, early)
 
@@ -177,10 +174,12 @@ class LocalRunner:
 
     def _breached(self, worker: LocalWorker) -> None:
         """Kill a worker that does what no honest one does; whatever follows an unexpected end follows."""
-        logger.warning(
-            "%s (pid %s) %s: it is killed", worker.placement.id, worker.placement.pid, worker.breach
-        )
+        logger.warning("%s is killed: %s", worker.placement, worker.breach)
         self._partings.kill_soon(worker)
+
+    def _disowned(self, worker: LocalWorker) -> None:
+        self._by_pid.pop(worker.placement.pid or 0, None)
+        self._ended(worker, Exit(message="was never started"))
 
     def _note(self, worker: LocalWorker) -> None:
         """Tell the keeper, for a supervisor to come, that the worker is ready."""
@@ -284,12 +283,13 @@ class LocalRunner:
         if worker is not None:
             self._ended(worker, exit_)
         elif not self.app_zygotes.exited(report["pid"], exit_):
-            self._early[report["pid"]] = exit_
+            self.children.early[report["pid"]] = exit_
+        self.children.ended(report["pid"])
         self.keeper.send({"op": "heard", "sequence": report["sequence"]})
 
     def _ended(self, worker: LocalWorker, exit_: Exit) -> None:
         if worker.breach:
-            exit_ = dataclasses.replace(exit_, message=f"{exit_.message}: it {worker.breach}")
+            exit_ = dataclasses.replace(exit_, message=f"{exit_.message}: {worker.breach}")
         worker.ended(exit_)
         if worker.tally is not None:
             placement = worker.placement

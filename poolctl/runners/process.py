@@ -179,7 +179,9 @@ class ProcessRunner:
             await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
         runner = LocalRunner(link, directory, logs)
         async with asyncio.timeout(_KEEPER_SECONDS):
-            soft, hard = (await hello)["open_files"]
+            said = await hello
+        runner.children.keeper_pid = int(said["pid"])
+        soft, hard = said["open_files"]
         runner.forker.open_files = (soft, hard)
         await runner.output.start()
         return runner

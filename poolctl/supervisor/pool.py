@@ -88,6 +88,7 @@ class ManagedPool:
             keeper,
             directory,
             logs,
+            keeper_pid=self._keeper_pid,
             open_files=tuple(hello["open_files"]),
             on_dropped=lambda *lost: self._lost.report(*lost),
             on_expired=self._expired,

@@ -76,14 +76,20 @@ def renew_tls(worker: LocalWorker, server: ServerConfig) -> None:
 
 
 async def signal(
-    keeper: Link, pid: int | None, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+    keeper: Link,
+    pid: int | None,
+    start: int | None,
+    exited: asyncio.Future[Exit],
+    number: int,
+    *,
+    group: bool = False,
 ) -> None:
-    """Send a signal to a process, or to all of its session; nothing when it has `exited`.
+    """Send a signal to a process of that start time, or to all of its session; nothing when it has `exited`.
 
     The keeper sends it: only the parent knows that the pid is still that process's. It becomes the parent a moment
     after the fork.
     """
-    order = {"op": "signal", "pid": pid, "signal": number, "group": group}
+    order = {"op": "signal", "pid": pid, "start": start, "signal": number, "group": group}
     with contextlib.suppress(LinkLost, TimeoutError):
         for _ in range(_TRIES):
             async with asyncio.timeout(_KEEPER_SECONDS):

@@ -68,4 +68,5 @@ class Partings:
         await self._signal(worker, signal.SIGKILL, group=True)
 
     async def _signal(self, worker: LocalWorker, number: int, *, group: bool = False) -> None:
-        await orders.signal(self._keeper, worker.placement.pid, worker.exited, number, group=group)
+        pid, start = worker.placement.pid, worker.start
+        await orders.signal(self._keeper, pid, start, worker.exited, number, group=group)

@@ -60,7 +60,8 @@ class LocalWorker:
         self.on_breach: Callable[[], None] = lambda: None
         self.expired = False  # it has served its `max_requests`
         self.renewing = False  # it was given another certificate, and has not answered
-        self.breach = ""  # what it did that no honest worker does
+        self.on_disowned: Callable[[], None] = lambda: None
+        self.breach = ""  # what it, or its zygote, did that no honest one does
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
         self.resting = ""  # it accepts nothing: "new", as it was never let, or "told" not to
@@ -108,8 +109,14 @@ class LocalWorker:
     def breached(self, deed: str) -> None:
         """It did what no honest worker does: nothing more is heard from it, and it is to be ended."""
         if not self.breach and not self.exited.done():
-            self.breach = deed
+            self.breach = f"it {deed}"
             self.on_breach()
+
+    def disown(self, deed: str) -> None:
+        """Its process is none of the pool's, as its zygote has lied: nobody will learn of an end of it."""
+        if not self.exited.done():
+            self.breach = f"its zygote {deed}"
+            self.on_disowned()
 
     def begin(self) -> None:
         """Tell it to begin: until then it is no more than a process that waits."""

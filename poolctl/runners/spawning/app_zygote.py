@@ -10,6 +10,7 @@ from poolctl.keeper import stored, wire
 from .. import untrusted
 from ..link import Link, LinkLost, Refused
 from ..protocol import Exit, WorkerFailed
+from .children import Children, Forged, Process
 from .zygotes import SILENT_SECONDS
 
 
@@ -19,11 +20,12 @@ class AppZygote:
     `up` gives why the process is of no use, "" if it is of use, and raises LinkLost when it has ended instead.
     """
 
-    def __init__(self, key: str, asked_at: float, pid: int, server: str) -> None:
+    def __init__(self, key: str, asked_at: float, process: Process, uid: int | None, server: str) -> None:
         loop = asyncio.get_running_loop()
         self.key = key
         self.asked_at = asked_at
-        self.pid = pid
+        self.process = process
+        self._uid = uid  # whom it runs as; None for the pool's own user
         self.server = server  # whose log has taken what the import printed
         self.link: Link
         self.begun: asyncio.Future[None] = loop.create_future()
@@ -38,7 +40,12 @@ class AppZygote:
     @property
     def name(self) -> str:
         """Its entry in the keeper's store."""
-        return f"{stored.APP_ZYGOTE}{self.key}.{self.pid}"
+        return f"{stored.APP_ZYGOTE}{self.key}.{self.process.pid}"
+
+    @property
+    def forking(self) -> bool:
+        """Whether somebody waits for a fork."""
+        return self._forks > 0
 
     def begin(self) -> None:
         """Tell it to import."""
@@ -58,18 +65,28 @@ class AppZygote:
         if not self.up.done():
             self.up.set_exception(LinkLost("the process has ended"))
 
-    async def fork(self, fds: Sequence[int]) -> int:
-        """The pid of a new worker that was given `fds`. Raises WorkerFailed; LinkLost when the zygote has died."""
+    async def fork(self, fds: Sequence[int], children: Children) -> Process:
+        """A new worker that was given `fds`. Raises WorkerFailed; LinkLost when the zygote has died."""
         self._forks += 1
         try:
             reply, _ = await self.link.call({"op": "worker"}, fds, patience_seconds=SILENT_SECONDS)
+            return await children.verify(reply, self._uid, self.process.start)
         except Refused as error:
             raise WorkerFailed(f"no worker can be forked: {error}") from error
+        except Forged as error:
+            self.forged(str(error))
+            raise WorkerFailed(
+                f"its preloaded application {error}: it is not trusted",
+                hint=f"check what {self.server} imports",
+            ) from error
         finally:
             self._forks -= 1
             if not self._forks and self._then is not None:
                 self._then()
-        return int(reply["pid"])
+
+    def forged(self, deed: str) -> None:
+        """It has named a process that it cannot have forked: it forks no more."""
+        self.link.cut_off(deed)
 
     def after_forks(self, then: Callable[[], None]) -> None:
         """Call `then` when nobody waits for a fork any more."""

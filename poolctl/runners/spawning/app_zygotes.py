@@ -22,6 +22,7 @@ from ..link import Link
 from ..protocol import Exit, WorkerFailed
 from ..spec import Spec
 from .app_zygote import AppZygote
+from .children import Children, Process
 from .imports import ImportFailed, Imports
 from .turns import Turns
 from .zygotes import Zygotes
@@ -32,13 +33,13 @@ _ADOPTION_SECONDS = 30.0
 class AppZygotes:
     """Makes them when they are needed, and ends them when no server needs them any more.
 
-    Each imports when `turns` lets it. `early` holds exits that were reported before anybody knew the process.
+    Each imports when `turns` lets it.
     """
 
     def __init__(
-        self, keeper: Link, zygotes: Zygotes, output: Output, turns: Turns, early: dict[int, Exit]
+        self, keeper: Link, children: Children, zygotes: Zygotes, output: Output, turns: Turns
     ) -> None:
-        self._imports = Imports(keeper, zygotes, output, turns, early)
+        self._imports = Imports(keeper, children, zygotes, output, turns)
         self._present: dict[str, AppZygote] = {}
         self._making: dict[str, tuple[float, asyncio.Task[AppZygote | str]]] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
@@ -94,7 +95,9 @@ class AppZygotes:
 
     def adopt(self, meta: wire.Message, fd: int) -> None:
         """Take over what another supervisor has made; `end_unneeded` follows."""
-        zygote = AppZygote(meta["key"], float(meta["asked_at"]), int(meta["pid"]), str(meta["server"]))
+        process = Process(int(meta["pid"]), meta.get("start"))
+        asked_at, server = float(meta["asked_at"]), str(meta["server"])
+        zygote = AppZygote(meta["key"], asked_at, process, meta.get("uid"), server)
         self._imports.follow(zygote, wire.over(fd), self._gone)
         before, task = self._making.get(zygote.key, (-1.0, None))
         if before > zygote.asked_at:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import sys
@@ -14,7 +15,7 @@ from poolctl.config.model import ServerConfig
 from poolctl.config.program import missing_program
 from poolctl.errors import ServerError
 from poolctl.keeper import stored, wire
-from poolctl.platform import process_start, sealed_file
+from poolctl.platform import sealed_file
 
 from ..keeping.output import Output
 from ..link import HasDescriptor, Link
@@ -27,6 +28,7 @@ from ..protocol import Placement
 from ..spec import Spec, app_spec, spec_file, tls_contents, user_id, worker_spec
 from .app_zygote import AppZygote
 from .app_zygotes import AppZygotes
+from .children import Children
 from .zygotes import Zygotes
 
 
@@ -36,6 +38,7 @@ class Forker:
     def __init__(
         self,
         keeper: Link,
+        children: Children,
         zygotes: Zygotes,
         app_zygotes: AppZygotes,
         output: Output,
@@ -45,6 +48,7 @@ class Forker:
     ) -> None:
         self._orphanage = orphanage
         self._keeper = keeper
+        self._children = children
         self._zygotes = zygotes
         self._app_zygotes = app_zygotes
         self._output = output
@@ -154,17 +158,21 @@ class Forker:
                 if_failed.callback(tally.close)
                 fds.append(tally.fd)
             if isinstance(app_zygote, AppZygote):
-                pid = await app_zygote.fork(fds)
+                process = await app_zygote.fork(fds, self._children)
             else:
-                pid = await self._zygotes.fork(forked_from, fds)
+                process = await self._zygotes.fork(forked_from, fds)
             if_failed.pop_all()
             # A program says nothing of itself: the logger knows it, if all the others die.
-            self._output.follow(output, pid, process_start(pid) if server.command else None)
+            pid, start = process
+            self._output.follow(output, pid, start if server.command else None)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
+            worker.start = start
             worker.preloaded = isinstance(app_zygote, AppZygote)
             worker.tally = tally
             self._enrol(worker, control, notify)
+            if isinstance(app_zygote, AppZygote):
+                self._children.confirm(process, functools.partial(_disown, app_zygote, worker))
             return worker
 
     def _place(
@@ -210,6 +218,11 @@ class Forker:
             control.close()
         else:
             worker.control_by(control)
+
+
+def _disown(zygote: AppZygote, worker: LocalWorker, deed: str) -> None:
+    zygote.forged(deed)
+    worker.disown(deed)
 
 
 def _interpreter(server: ServerConfig) -> str:

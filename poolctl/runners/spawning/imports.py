@@ -23,8 +23,9 @@ from ..placed.orders import signal
 from ..protocol import Exit, WorkerFailed
 from ..spec import Spec, spec_file
 from .app_zygote import AppZygote
+from .children import Children
 from .turns import Turns
-from .zygotes import Zygotes
+from .zygotes import END_SECONDS, SILENT_SECONDS, Zygotes
 
 _EXIT_SECONDS = 1.0
 _LAST_OUTPUT_SECONDS = 1.0
@@ -45,18 +46,18 @@ class ImportFailed(WorkerFailed):
 
 
 class Imports:
-    """Each waits for its turn. `early` holds exits that were reported before anybody knew the process."""
+    """Each waits for its turn."""
 
     def __init__(
-        self, keeper: Link, zygotes: Zygotes, output: Output, turns: Turns, early: dict[int, Exit]
+        self, keeper: Link, children: Children, zygotes: Zygotes, output: Output, turns: Turns
     ) -> None:
         self._keeper = keeper
         self._zygotes = zygotes
         self._output = output
         self._turns = turns
-        self._early = early
+        self._children = children
         self._by_pid: dict[int, AppZygote] = {}
-        self._killing: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def start(
         self, key: str, server: ServerConfig, spec: Spec, asked_at: float, on_end: Callable[[AppZygote], None]
@@ -73,14 +74,22 @@ class Imports:
             ours.callback(os.close, file)
             # A base zygote that dies now takes no request with it that could not be made again.
             fds = [file, theirs.fileno(), write]
-            pid = await self._zygotes.twice(
+            process = await self._zygotes.twice(
                 spec["python"], lambda: self._zygotes.fork(spec["python"], fds, "app")
             )
             if_failed.pop_all()
-            self._output.follow(output, pid)
-            zygote = AppZygote(key, asked_at, pid, server.name)
+            self._output.follow(output, process.pid)
+            uid = spec["user"][0] if spec["user"] is not None else None
+            zygote = AppZygote(key, asked_at, process, uid, server.name)
             self.follow(zygote, link, on_end)
-            meta = {"key": key, "asked_at": asked_at, "pid": pid, "server": server.name}
+            meta = {
+                "key": key,
+                "asked_at": asked_at,
+                "pid": process.pid,
+                "start": process.start,
+                "uid": uid,
+                "server": server.name,
+            }
             self._keeper.send({"op": "put", "name": zygote.name, "meta": meta}, [link.fileno()])
         self._turns.queue(zygote)
         return zygote, output
@@ -92,14 +101,17 @@ class Imports:
             self._keeper.send({"op": "drop", "name": zygote.name})
             zygote.ended()
             on_end(zygote)
+            self._see_off(zygote, END_SECONDS)
 
         def breached(deed: str) -> None:
-            logger.warning("the process that has imported %s %s: it is ended", zygote.server, deed)
+            logger.warning("the process that has imported %s %s: it is killed", zygote.server, deed)
+            self._see_off(zygote, 0.0)
 
         zygote.link = Link(sock, zygote.heard, ended, on_breach=breached)
-        early = self._early.pop(zygote.pid, None)
+        pid = zygote.process.pid
+        early = self._children.add(pid)
         if early is None:
-            self._by_pid[zygote.pid] = zygote
+            self._by_pid[pid] = zygote
         else:
             zygote.exited.set_result(early)
 
@@ -151,13 +163,20 @@ class Imports:
         return WorkerFailed(failure.message, hint=hint, exit=failure.exit)
 
     def end(self, zygote: AppZygote) -> None:
-        """Let the process end when it has made the forks under way; kill it while it imports: it would not hear it."""
-        importing = not zygote.up.done()
+        """Let the process end when it has made the forks under way. While it imports it would not hear of it."""
+        importing, forking = not zygote.up.done(), zygote.forking
         zygote.after_forks(zygote.link.close)
         zygote.ended()
         self._keeper.send({"op": "drop", "name": zygote.name})
-        if importing:
-            kill = signal(self._keeper, zygote.pid, zygote.exited, SIGKILL, group=True)
-            task = asyncio.ensure_future(kill)
-            self._killing.add(task)
-            task.add_done_callback(self._killing.discard)
+        self._see_off(zygote, 0.0 if importing else END_SECONDS + SILENT_SECONDS * forking)
+
+    def _see_off(self, zygote: AppZygote, seconds: float) -> None:
+        """Kill the process unless it ends by itself within that time: it may be stopped, or not want to end."""
+        task = asyncio.ensure_future(self._kill_after(zygote, seconds))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _kill_after(self, zygote: AppZygote, seconds: float) -> None:
+        await asyncio.wait({zygote.exited}, timeout=seconds)
+        if not zygote.exited.done():
+            await signal(self._keeper, *zygote.process, zygote.exited, SIGKILL, group=True)

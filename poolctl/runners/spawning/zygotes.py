@@ -11,14 +11,18 @@ from typing import TypeVar
 
 from poolctl.bootstrap import command
 from poolctl.keeper import stored, wire
+from poolctl.platform import process_start
 
 from .. import untrusted, withheld
 from ..link import Link, LinkLost, Refused
 from ..protocol import WorkerFailed
+from .children import Children, Forged, Process, kill
 
 START_SECONDS = 30.0
 # A fork takes milliseconds. Who is silent for so long while it is asked for some is stopped, or stuck.
 SILENT_SECONDS = 10.0
+# In which one ends that nobody needs any more.
+END_SECONDS = 2.0
 
 T = TypeVar("T")
 
@@ -36,10 +40,12 @@ class Unfit(Refused):
 class Zygotes:
     """Forks workers by way of the keeper's zygotes; `directory` takes their own (seldom) output."""
 
-    def __init__(self, keeper: Link, directory: str) -> None:
+    def __init__(self, keeper: Link, children: Children, directory: str) -> None:
         self._keeper = keeper
+        self._children = children
         self._output = os.path.join(directory, "helpers.log")
         self._running: dict[str, asyncio.Task[Link]] = {}
+        self._processes: dict[Link, Process] = {}
         self._without: dict[
             str, list[str]
         ] = {}  # by interpreter: the variables that its zygote was not given
@@ -48,8 +54,8 @@ class Zygotes:
         """Listen to a zygote that the keeper holds: it may have answered a supervisor that is dead."""
         self._zygote(interpreter)
 
-    async def fork(self, interpreter: str, fds: Sequence[int], role: str = "worker") -> int:
-        """The pid of a new worker that was given `fds`, and that waits to be told to begin (or of another role).
+    async def fork(self, interpreter: str, fds: Sequence[int], role: str = "worker") -> Process:
+        """A new worker that was given `fds`, and that waits to be told to begin (or of another role).
 
         Raises WorkerFailed; LinkLost when the zygote died or got stuck meanwhile, perhaps after the fork: asked again
         with another control socket, the next one does it.
@@ -57,8 +63,8 @@ class Zygotes:
         zygote = await self.up(interpreter)
         try:
             reply, _ = await zygote.call({"op": role}, fds, patience_seconds=SILENT_SECONDS)
-            return int(reply["pid"])
-        except Refused as error:
+            return await self._children.verify(reply, None, None)
+        except (Refused, Forged) as error:
             raise self._failure(interpreter, error) from error
 
     async def up(self, interpreter: str) -> Link:
@@ -78,7 +84,7 @@ class Zygotes:
                     raise self._failure(interpreter, error) from error
         raise AssertionError("unreachable")
 
-    def _failure(self, interpreter: str, error: LinkLost) -> WorkerFailed:
+    def _failure(self, interpreter: str, error: LinkLost | Forged) -> WorkerFailed:
         """What to say of an interpreter in which nothing can be forked: why is in its zygote's output."""
         return WorkerFailed(f"no worker can be forked in {interpreter}: {error}", hint=f"see {self._output}")
 
@@ -93,9 +99,17 @@ class Zygotes:
             return
         self._keeper.send({"op": "drop", "name": f"{stored.ZYGOTE}{interpreter}"})
         if task.done() and not task.cancelled() and task.exception() is None:
-            task.result().close()
+            self._let_go(task.result())
         else:
             task.cancel()
+
+    def _let_go(self, link: Link) -> None:
+        """Let the process end that is at the other end of the link; kill it if it does not: it may be stopped."""
+        link.close()
+        process = self._processes.pop(link, None)
+        if process is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(END_SECONDS, kill, self._keeper, process)
 
     def _zygote(self, interpreter: str) -> asyncio.Task[Link]:
         without = withheld.present()
@@ -127,12 +141,14 @@ class Zygotes:
                 self._keeper.send({"op": "drop", "name": f"{stored.ZYGOTE}{interpreter}"})
             if not up.done():
                 up.set_exception(LinkLost("the interpreter ended at its start"))
+            self._let_go(link)
 
         kept = await self._kept(interpreter)
         # One that is kept has most likely been up for long.
         limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
-        sock = kept or await self._spawn(interpreter)
+        sock, process = kept or await self._spawn(interpreter)
         link = Link(sock, on_message, on_end, on_breach=lambda deed: self._breached(interpreter, deed))
+        self._processes[link] = process
         if kept is not None:
             # Its first word may have been heard by another supervisor.
             link.send({"op": "ping"})
@@ -140,7 +156,7 @@ class Zygotes:
             async with asyncio.timeout(limit_seconds):
                 await up
         except BaseException as error:
-            link.close()
+            self._let_go(link)
             if isinstance(error, TimeoutError):
                 on_end()  # or it would be asked for again
                 raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
@@ -150,23 +166,30 @@ class Zygotes:
     def _breached(self, interpreter: str, deed: str) -> None:
         logger.warning("the zygote of %s %s: it is replaced", interpreter, deed)
 
-    async def _kept(self, interpreter: str) -> socket.socket | None:
-        """The socket of a zygote that the keeper has started or kept, if it has the right environment."""
+    async def _kept(self, interpreter: str) -> tuple[socket.socket, Process] | None:
+        """A zygote that the keeper has started or kept, if it has the right environment."""
         reply, fds = await self._keeper.call({"op": "get", "name": f"{stored.ZYGOTE}{interpreter}"})
         if not fds:
             return None
-        if (reply.get("meta") or {}).get("without", []) == self._without[interpreter]:
-            return wire.over(fds[0])
+        meta = reply.get("meta") or {}
+        if meta.get("without", []) == self._without[interpreter]:
+            return wire.over(fds[0]), _process(meta)
         for fd in fds:
             os.close(fd)
         return None
 
-    async def _spawn(self, interpreter: str) -> socket.socket:
+    async def _spawn(self, interpreter: str) -> tuple[socket.socket, Process]:
         argv, without = command(interpreter, "worker", "zygote"), self._without[interpreter]
         order = {"op": "spawn", "argv": argv, "output": self._output, "session": True, "without": without}
         ours, theirs = wire.pair()
         with theirs:
-            await self._keeper.call(order, [theirs.fileno()])
-        entry = {"op": "put", "name": f"{stored.ZYGOTE}{interpreter}", "meta": {"without": without}}
-        self._keeper.send(entry, [ours.fileno()])
-        return ours
+            reply, _ = await self._keeper.call(order, [theirs.fileno()])
+        meta = {"without": without, "pid": reply["pid"], "start": process_start(reply["pid"])}
+        self._keeper.send(
+            {"op": "put", "name": f"{stored.ZYGOTE}{interpreter}", "meta": meta}, [ours.fileno()]
+        )
+        return ours, _process(meta)
+
+
+def _process(meta: wire.Message) -> Process:
+    return Process(int(meta.get("pid", 0)), meta.get("start"))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.http_get import get
-from tests.processes import descriptors
+from tests.processes import descriptors, is_alive
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -39,11 +40,7 @@ def flood(control, message, times, fds=()):
 
 ATTACKS = {
     "descriptors": "def attack(control): flood(control, b'{\"id\": []}', 80, [1] * 250)",
-    "words": "def attack(control): flood(control, b'no message', 1000)",
-    "deep": "def attack(control): flood(control, b'[' * 60000, 1000)",
-    "types": 'def attack(control): flood(control, b\'{"event": ["ready"], "id": {}}\', 1000)',
     "events": 'def attack(control): flood(control, b\'{"event": "tls", "error": "%s"}\' % (b"x" * 9000), 100000)',
-    "unread": "def attack(control): flood(control, b'{}', 100000)",
 }
 
 
@@ -69,7 +66,7 @@ def test_worker_that_floods_its_control_socket_is_cut_off_and_replaced(
     before = hostile.items()
     supervisor = hostile.info()["supervisor_pid"]
     held = len(descriptors(supervisor))
-    with contextlib.suppress(OSError):  # it is killed while it attacks
+    with contextlib.suppress(OSError, HTTPException):  # it is killed while it attacks
         get(hostile.ports["bad"], "/attack")
     after = until(lambda: _replaced(hostile, before), what="the worker is replaced")
     assert after["good"]["pids"] == before["good"]["pids"]
@@ -90,3 +87,54 @@ def _replaced(pool: RealPool, before: dict[str, Any]) -> dict[str, Any] | None:
 def _events(pool: RealPool, server: str) -> list[dict[str, Any]]:
     lines = pool.ok("events", server, "-o", "json", "-n", "all").stdout.splitlines()
     return [json.loads(line) for line in lines]
+
+
+# Its zygote names other processes than those that it forks.
+FORGER = """
+import os, subprocess, sys
+def victim():
+    return int(open("victim").read())
+def stranger():
+    shell = ["sh", "-c", "sleep 60 & echo $!; wait"]
+    return int(subprocess.Popen(shell, stdout=subprocess.PIPE).stdout.readline())
+frame = sys._getframe()
+while frame is not None and "serve_forks" not in frame.f_globals:
+    frame = frame.f_back
+if frame is not None:
+    wire = frame.f_globals["serve_forks"].__globals__["wire"]
+    send = wire.send
+    def forge(sock, message, *rest, **options):
+        return send(sock, {**message, "pid": FORGED} if "pid" in message else message, *rest, **options)
+    wire.send = forge
+from hello import app
+"""
+
+
+@pytest.mark.parametrize(
+    ("forged", "error"),
+    [
+        ("victim()", "another one of the pool"),
+        ("-1", "an invalid 'pid': -1"),
+        ("stranger()", "none of the pool's"),
+    ],
+)
+def test_preloaded_application_that_names_another_process_as_its_worker_harms_no_other(
+    hostile: RealPool, until: Any, forged: str, error: str
+) -> None:
+    text = (hostile.directory / "pool.toml").read_text()
+    keys = 'user = "nobody"\npreload = true\nrestart = "no"'
+    hostile.write("pool.toml", text.replace('user = "nobody"', keys))
+    hostile.write("hostile.py", FORGER.replace("FORGED", forged))
+    hostile.ok("start", "good")
+    (good,) = hostile.items()["good"]["pids"]
+    supervisor = hostile.info()["supervisor_pid"]
+    hostile.write("victim", str(good))
+    said = hostile.run("start", "bad").stderr
+    until(lambda: hostile.items()["bad"]["state"] == "failed")
+    assert error in said + str(_events(hostile, "bad"))
+    hostile.ok("stop", "bad", timeout_seconds=10)
+    assert is_alive(good)
+    assert hostile.items()["good"]["pids"] == [good]
+    assert hostile.info()["supervisor_pid"] == supervisor
+    hostile.ok("stop", timeout_seconds=15)
+    until(lambda: not hostile.processes())

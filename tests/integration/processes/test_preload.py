@@ -237,6 +237,18 @@ def test_a_stop_does_not_wait_for_an_import(pool: RealPool, free_port: Any, unti
     until(lambda: not pool.processes())
 
 
+def test_hanging_one_is_killed_when_another_has_taken_its_place(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    port = write(pool, free_port)["web"]
+    pool.ok("start")
+    (before,) = app_zygotes(pool)
+    os.kill(before, signal.SIGSTOP)
+    pool.ok("restart")
+    until(lambda: not is_alive(before))
+    assert [asked(port)["imported_in"]] == app_zygotes(pool)
+
+
 def test_it_ends_when_the_last_server_that_needs_it_has_stopped(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:

@@ -14,6 +14,7 @@ from poolctl.keeper.reap import Reaper
 PREAMBLE = """
 import os, signal, sys, time
 from poolctl.keeper.reap import Reaper
+from poolctl.platform import process_start
 def child(body):
     pid = os.fork()
     if pid == 0:
@@ -90,7 +91,10 @@ def lead():
 read, write = os.pipe()
 pid = child(lead)
 os.read(read, 1)
-assert reaper.signal(pid, signal.SIGKILL, group=True)
+start = process_start(pid)
+assert not reaper.signal(pid, signal.SIGKILL, group=True, start=start + 1), "another one that has its pid"
+assert not reaper.signal(-1, signal.SIGKILL, group=False)
+assert reaper.signal(pid, signal.SIGKILL, group=True, start=start)
 assert [report["signal"] for report in reaped(reaper)] == [signal.SIGKILL]
 assert not reaper.signal(pid, signal.SIGKILL, group=True), "it has been reaped"
 assert not reaper.signal(1, 0, group=False), "init is nobody's child"

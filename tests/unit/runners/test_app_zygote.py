@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+from typing import cast
 
 import pytest
 
@@ -11,14 +13,20 @@ from poolctl.keeper import wire
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.protocol import WorkerFailed
 from poolctl.runners.spawning.app_zygote import AppZygote
+from poolctl.runners.spawning.children import Children, Process
 
 
 def one() -> tuple[AppZygote, socket.socket]:
     ours, theirs = wire.pair()
     theirs.setblocking(False)
-    zygote = AppZygote("key", 0.0, 1, "web")
-    zygote.link = Link(ours, zygote.heard, zygote.ended)
+    zygote = AppZygote("key", 0.0, Process(os.getpid(), None), None, "web")
+    zygote.link = Link(ours, zygote.heard, zygote.ended, on_breach=lambda deed: None)
     return zygote, theirs
+
+
+def children() -> Children:
+    """What trusts no zygote, and needs no keeper where the processes are there."""
+    return Children(cast(Link, None), 0)
 
 
 async def asked(theirs: socket.socket) -> wire.Message:
@@ -38,11 +46,11 @@ def test_one_that_is_not_needed_any_more_answers_who_has_asked_already() -> None
     async def run() -> None:
         zygote, theirs = one()
         with theirs:
-            fork = asyncio.ensure_future(zygote.fork([]))
+            fork = asyncio.ensure_future(zygote.fork([], children()))
             request = await asked(theirs)
             zygote.after_forks(zygote.link.close)
-            wire.send(theirs, {"id": request["id"], "pid": 42})
-            assert await fork == 42
+            wire.send(theirs, {"id": request["id"], "pid": os.getppid()})
+            assert (await fork).pid == os.getppid()
             assert wire.receive(theirs) is None, "and then it is let go"
 
     asyncio.run(run())
@@ -61,7 +69,10 @@ def test_one_that_nobody_waits_for_is_let_go_at_once() -> None:
 def test_a_fork_that_is_refused_or_that_nobody_answers_is_told_apart() -> None:
     async def run() -> None:
         zygote, theirs = one()
-        refused, lost = asyncio.ensure_future(zygote.fork([])), asyncio.ensure_future(zygote.fork([]))
+        refused, lost = (
+            asyncio.ensure_future(zygote.fork([], children())),
+            asyncio.ensure_future(zygote.fork([], children())),
+        )
         request = await asked(theirs)
         wire.send(theirs, {"id": request["id"], "error": "cannot fork: Resource temporarily unavailable"})
         with pytest.raises(WorkerFailed, match="no worker can be forked: cannot fork"):
@@ -87,5 +98,21 @@ def test_it_is_of_use_or_says_why_not_or_has_ended() -> None:
         with pytest.raises(LinkLost):
             await zygote.up
         assert zygote.reason == "cannot import it"
+
+    asyncio.run(run())
+
+
+def test_one_that_names_a_process_which_it_cannot_have_forked_forks_no_more() -> None:
+    async def run() -> None:
+        zygote, theirs = one()
+        with theirs:
+            fork = asyncio.ensure_future(zygote.fork([], children()))
+            request = await asked(theirs)
+            wire.send(theirs, {"id": request["id"], "pid": "word"})
+            with pytest.raises(
+                WorkerFailed, match="its preloaded application answered with a message with an inv"
+            ):
+                await fork
+            assert wire.receive(theirs) is None, "and is let go"
 
     asyncio.run(run())

@@ -10,6 +10,7 @@ from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.placed.workers import LocalWorker
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.runners.spawning.app_zygote import AppZygote
+from poolctl.runners.spawning.children import Process
 from poolctl.runners.spawning.turns import Turns
 
 
@@ -60,7 +61,7 @@ def test_a_process_that_imports_for_several_takes_a_turn_and_gives_it_back_when_
     async def run() -> None:
         turns, waiting = Turns(at_once=1), worker(0)
         ours, theirs = wire.pair()
-        zygote = AppZygote("key", 0.0, 1, "web")
+        zygote = AppZygote("key", 0.0, Process(1, None), None, "web")
         zygote.link = Link(ours, zygote.heard, zygote.ended)
         turns.queue(zygote)
         turns.queue(waiting)
