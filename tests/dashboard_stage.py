@@ -48,7 +48,10 @@ class Stage:
             self._socket.unlink(missing_ok=True)
 
     def begin(self) -> None:
-        settings = Settings(str(self._socket), str(self.logs), "0123456789ab", self.pool.name, TOKEN)
+        settings = Settings(
+            str(self._socket), str(self.logs), "0123456789ab", self.pool.name, TOKEN,
+            ended_path=str(self.logs / "dashboard.ended"),
+        )  # fmt: skip
         begun = threading.Event()
 
         async def serve() -> None:

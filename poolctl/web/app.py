@@ -21,6 +21,7 @@ from poolctl.errors import ControlError
 
 from .actions import Actions
 from .attempts import Attempts
+from .ended import Ended
 from .events import with_pulse
 from .guard import Guard
 from .hub import Hub
@@ -41,7 +42,13 @@ def make_app(settings: Settings, over: asyncio.Event, clock: Clock | None = None
     """
     time = clock or Clock()
     hub = Hub(settings.socket_path, time)
-    page = _Page(settings, hub, Sessions(settings.token, settings.key, time), Attempts(time), over)
+    page = _Page(
+        settings,
+        hub,
+        Sessions(settings.token, settings.key, time, Ended(settings.ended_path, time)),
+        Attempts(time),
+        over,
+    )
     return Guard(Starlette(routes=page.routes()), settings.hosts)
 
 

@@ -1,7 +1,7 @@
 """Who may see the page: whoever knows the token, and from then on whoever has the cookie that was given for it.
 
-Nothing is stored: cookie and CSRF token are made of the token by HMAC, so that they outlive this process, and end with
-the token.
+Cookie and CSRF token are made of the token by HMAC, so that they outlive this process, and end with the token. What is
+stored are the sessions that somebody has logged out of (see ended).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import secrets
 from typing import NamedTuple
 
 from poolctl.clock import Clock
+
+from .ended import Ended
 
 LIFE_SECONDS = 12 * 3600
 # A browser sends a cookie to every port of a host. The path keeps it from the applications beside us.
@@ -33,16 +35,17 @@ class Session(NamedTuple):
 class Sessions:
     """Opens and recognises sessions. `key` is the pool's: two dashboards of one host must not share a cookie."""
 
-    def __init__(self, token: str, key: str, clock: Clock) -> None:
+    def __init__(self, token: str, key: str, clock: Clock, ended: Ended | None = None) -> None:
         self._token = token.encode()
         self._secret = hmac.digest(self._token, b"poolctl dashboard session", hashlib.sha256)
         self._clock = clock
-        self._ended: set[str] = set()
+        self._ended = ended or Ended("", clock)
         self.cookie_name = f"poolctl_{key}"
 
     def knows(self, token: str) -> bool:
         """Whether this is the token. Takes the same time for every wrong one."""
-        return hmac.compare_digest(_digest(token.encode()), _digest(self._token))
+        # JSON can say half of a surrogate pair.
+        return hmac.compare_digest(_digest(token.encode(errors="surrogatepass")), _digest(self._token))
 
     def open(self) -> tuple[Session, str]:
         """A new session, and the value of its cookie."""
@@ -62,8 +65,8 @@ class Sessions:
         return self._session(number, int(expires))
 
     def end(self, session: Session) -> None:
-        """Know its cookie no more."""
-        self._ended.add(session.id)
+        """Know its cookie no more, not even after a restart."""
+        self._ended.add(session.id, session.expires)
 
     def _session(self, number: str, expires: int) -> Session:
         return Session(number, expires, self._mac("csrf", number, expires))

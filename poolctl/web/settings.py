@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 
 class Settings(NamedTuple):
-    """`key` and `name` are the pool's; `tls` holds the paths cert and key, and the password of the key."""
+    """`key` and `name` are the pool's; `tls` holds the paths cert and key, and the password of the key.
+
+    `ended_path` is the file that keeps the sessions that were ended.
+    """
 
     socket_path: str
     logs_directory: str
@@ -16,3 +19,4 @@ class Settings(NamedTuple):
     token: str
     hosts: tuple[str, ...] = ()
     tls: Mapping[str, Any] | None = None
+    ended_path: str = ""

@@ -62,10 +62,10 @@ class Output:
         # The keeper has it too: a logger sees the end of its orders only when the pool has lost both.
         reply, kept = await self._keeper.call({"op": "get", "name": stored.LOGGER})
         if kept:
-            self._link = Link(wire.over(kept[0]), self._on_message, self._on_end)
+            self._link = self._linked(wire.over(kept[0]))
         else:
             note = await self._note()
-            self._link = Link(await self._spawn(), self._on_message, self._on_end)
+            self._link = self._linked(await self._spawn())
             self._link.send({"t": "underway"}, note)
             for fd in note:
                 os.close(fd)
@@ -73,6 +73,14 @@ class Output:
         for read, message in self._pipes.values():
             self._link.send(message, [read])
         self._ask_reopen()
+
+    def _linked(self, sock: socket.socket) -> Link:
+        def ended() -> None:
+            # Soon, as the first message to a logger that is dying finds the link lost, while others are to follow.
+            asyncio.get_running_loop().call_soon(self._on_end, link)
+
+        link = Link(sock, self._on_message, ended)
+        return link
 
     async def _note(self) -> list[int]:
         """The file in which a logger notes what it is just moving, for the one that comes after it, and a pipe."""
@@ -220,7 +228,9 @@ class Output:
             name, count = str(self._pipes[key][1]["name"]), int(message.get("bytes", 0))
             self._on_dropped(name, count, str(message.get("error") or ""))
 
-    def _on_end(self) -> None:
+    def _on_end(self, link: Link) -> None:
+        if self._link is not link:
+            return
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
         self._link = None
         self._watch_no_more()

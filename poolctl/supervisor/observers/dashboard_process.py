@@ -35,7 +35,9 @@ class Process:
         self.up = asyncio.Event()
         self.began = asyncio.get_running_loop().time()
         self._on_end = on_end
-        self.link = Link(sock, self._heard, self._ended)
+        self._watched: Watched | None = None
+        # Soon, as the first message may find the link lost: before this is made nobody could be told of its end.
+        self.link = Link(sock, self._heard, self._ends)
         self._watched = Watched(self.link, known, "the dashboard's process")
 
     @classmethod
@@ -78,17 +80,26 @@ class Process:
 
     def end(self) -> None:
         """Have it end, whatever it does: one that hangs does not hear it, and would hold its listener for ever."""
-        self._watched.close()
+        self._watch_no_more()
         self.link.send({"t": "end"})
         self.link.close()
         asyncio.get_running_loop().call_later(_ENDS_SECONDS, kill, self.known)
 
     def _heard(self, message: wire.Message, fds: list[int]) -> None:
-        self._watched.heard(message)
+        if self._watched is not None:
+            self._watched.heard(message)
         if message.get("t") == "up":
             self.up.set()
 
+    def _watch_no_more(self) -> None:
+        if self._watched is not None:
+            self._watched.close()
+            self._watched = None
+
+    def _ends(self) -> None:
+        asyncio.get_running_loop().call_soon(self._ended)
+
     def _ended(self) -> None:
-        self._watched.close()
+        self._watch_no_more()
         self.up.set()
         self._on_end(self)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from poolctl.config.table_models import Dashboard
 
 TOKEN_FILE = "dashboard.token"
+ENDED_FILE = "dashboard.ended"
 _TOKEN_BYTES = 32
 
 
@@ -42,6 +43,7 @@ def settings_of(
         "token": _token(table, state_directory, env),
         "hosts": list(table.hosts) + ([] if address.kind == "unix" else [address.host.strip("[]")]),
         "tls": None,
+        "ended_path": os.path.join(state_directory, ENDED_FILE),
     }
     if table.tls:
         tls = table.tls

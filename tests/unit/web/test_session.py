@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from poolctl.clock import ManualClock
 from poolctl.web.attempts import MOST, WINDOW_SECONDS, Attempts
+from poolctl.web.ended import Ended
 from poolctl.web.session import LIFE_SECONDS, Sessions
 
 
@@ -21,7 +25,7 @@ def sessions(clock: ManualClock) -> Sessions:
 
 def test_only_the_token_is_known(sessions: Sessions) -> None:
     assert sessions.knows("a-token")
-    for wrong in ("", "a-toke", "a-token ", "A-token", "ä", "a-token\0"):
+    for wrong in ("", "a-toke", "a-token ", "A-token", "ä", "a-token\0", "\ud800"):
         assert not sessions.knows(wrong)
 
 
@@ -76,3 +80,41 @@ def test_after_too_many_wrong_tokens_nobody_may_try_for_a_while(clock: ManualClo
     assert attempts.wait_seconds() == 1
     clock.advance(1)
     assert attempts.wait_seconds() == 0
+
+
+def test_a_session_that_was_ended_stays_so_in_a_process_that_comes_later(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    path = str(tmp_path / "dashboard.ended")
+    here, beside = (Sessions("a-token", "key", clock, Ended(path, clock)) for _ in range(2))
+    (one, first), (_, second) = here.open(), here.open()
+    assert beside.find(first) is not None
+    here.end(one)
+    assert beside.find(first) is None, "the old process while the new one begins"
+    later = Sessions("a-token", "key", clock, Ended(path, clock))
+    assert later.find(first) is None
+    assert later.find(second) is not None
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    clock.advance(LIFE_SECONDS)
+    other, _ = here.open()
+    here.end(other)
+    assert list(json.loads(Path(path).read_text())) == [other.id], "what is over by itself need not be known"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": "b"}', "\0"])
+def test_a_damaged_file_of_ended_sessions_is_an_empty_one(
+    tmp_path: Path, clock: ManualClock, content: str
+) -> None:
+    (tmp_path / "ended").write_text(content)
+    sessions = Sessions("a-token", "key", clock, Ended(str(tmp_path / "ended"), clock))
+    session, cookie = sessions.open()
+    assert sessions.find(cookie) == session
+    sessions.end(session)
+    assert sessions.find(cookie) is None
+
+
+def test_a_session_is_ended_here_also_when_the_file_cannot_be_written(clock: ManualClock) -> None:
+    sessions = Sessions("a-token", "key", clock, Ended("/no/such/directory/ended", clock))
+    session, cookie = sessions.open()
+    sessions.end(session)
+    assert sessions.find(cookie) is None

@@ -1,0 +1,120 @@
+"""What anybody who reaches the page's port can make it cost."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from poolctl.web import connections
+from tests.dashboard_stage import TOKEN, Stage, dashboard_of
+from tests.unit.web.test_rules import Client
+
+LIMIT_SECONDS = 0.3
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", LIMIT_SECONDS)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 8)
+    with dashboard_of() as found:
+        yield found
+
+
+def connect(stage: Stage, sent: bytes = b"") -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", stage.port), timeout=5)
+    sock.sendall(sent)
+    return sock
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the page has closed it, once it has had the time to."""
+    try:
+        while sock.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTT",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n",
+        b"POST /poolctl/login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{",
+    ],
+)  # fmt: skip
+def test_a_request_that_never_arrives_as_a_whole_is_given_up(stage: Stage, sent: bytes) -> None:
+    with connect(stage, sent) as sock:
+        assert is_closed(sock)
+
+
+def test_one_byte_now_and_then_buys_no_time(stage: Stage) -> None:
+    begun = time.monotonic()
+    with connect(stage) as sock:
+        for byte in b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 1000:
+            try:
+                sock.sendall(bytes([byte]))
+            except OSError:
+                break
+            if time.monotonic() - begun > 10 * LIMIT_SECONDS:
+                raise AssertionError("it is still open")
+            time.sleep(0.01)
+
+
+def test_a_head_without_an_end_is_refused_before_it_is_large(stage: Stage) -> None:
+    with connect(stage, b"GET / HTTP/1.1\r\nhost: localhost\r\nx: ") as sock:
+        sent = 0
+        try:
+            while sent < 50_000_000:
+                sent += sock.send(b"y" * 100_000)
+        except OSError:
+            pass
+        assert sent < 20_000_000
+
+
+def test_the_connections_that_have_waited_longest_make_room_for_new_ones(stage: Stage) -> None:
+    waiting = [connect(stage, b"GET / HTTP/1.1\r\n") for _ in range(8)]
+    client = Client(stage)
+    assert client.send("GET", "/").status == 200
+    assert is_closed(waiting[0])
+    for sock in waiting:
+        sock.close()
+
+
+def test_a_stream_stays_while_others_come_and_wait(stage: Stage) -> None:
+    client = Client(stage)
+    client.login()
+    head = f"GET /poolctl/stream HTTP/1.1\r\nhost: localhost\r\ncookie: {client.headers['Cookie']}\r\n\r\n"
+    with connect(stage, head.encode()) as stream:
+        assert stream.recv(4096).startswith(b"HTTP/1.1 200")
+        waiting = [connect(stage, b"GET") for _ in range(20)]
+        assert is_closed(waiting[0])
+        for sock in waiting:
+            sock.close()
+        stream.settimeout(3 * LIMIT_SECONDS)
+        assert not is_closed(stream)
+
+
+def test_half_a_surrogate_pair_is_a_wrong_token_like_any_other(stage: Stage) -> None:
+    client = Client(stage)
+    for _ in range(10):
+        assert client.send("POST", "/poolctl/login", {"token": "\ud800"}).status == 401
+    assert client.send("POST", "/poolctl/login", {"token": TOKEN}).status == 429
+
+
+def test_a_cookie_that_was_logged_out_is_nothing_to_the_next_process_either(stage: Stage) -> None:
+    client = Client(stage)
+    client.login()
+    cookie = client.headers["Cookie"]
+    assert client.send("POST", "/poolctl/logout", {}, **{"X-CSRF-Token": client.csrf}).status == 204
+    stage.end()
+    stage.begin()
+    client.headers["Cookie"] = cookie
+    assert client.send("GET", "/poolctl/session").status == 401
