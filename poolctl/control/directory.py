@@ -30,6 +30,8 @@ STATE_VARIABLE = "POOLCTL_STATE_DIR"
 SOCKET_NAME = "control.sock"
 # sun_path has 108 bytes, the last of them the terminating NUL (unix(7))
 SOCKET_PATH_BYTES = 107
+# Clients that may wait for the supervisor, as for its successor; every listen(2) on the socket says the same.
+BACKLOG = 512
 
 
 def pool_key(first_file: str) -> str:

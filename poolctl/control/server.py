@@ -14,6 +14,7 @@ from typing import Any
 
 import h11
 
+from poolctl.control.directory import BACKLOG
 from poolctl.control.messages import error, result
 from poolctl.exit_codes import FAILED
 from poolctl.listeners import leaving
@@ -66,7 +67,8 @@ class ControlServer:
     async def listen(self, listener: socket.socket) -> None:
         """Accept from this one, which is closed with the server, and from no other any more."""
         before = self._server
-        self._server = await asyncio.start_unix_server(self._connected, sock=listener)
+        # It calls listen(2) again, which sets the length of the queue again.
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener, backlog=BACKLOG)
         if before is not None:
             await leaving.close([before])
 

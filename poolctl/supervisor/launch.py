@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from poolctl.keeper.background import Limits
 
-BACKLOG = 512
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
@@ -146,7 +145,7 @@ def listen(path: str) -> socket.socket:
     try:
         listener.bind(path)
         os.chmod(path, 0o600)
-        listener.listen(BACKLOG)
+        listener.listen(directory.BACKLOG)
     except BaseException:
         listener.close()
         raise

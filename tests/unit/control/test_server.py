@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poolctl.control import server as control
+from poolctl.control.directory import BACKLOG
 from poolctl.control.server import ControlServer, Document, Progress, Request
 
 Handle = Callable[[Request, Progress], Awaitable[Document]]
@@ -317,3 +318,18 @@ def test_closing_loses_nobody_who_has_just_been_accepted(tmp_path: Path, turns: 
             return answer
 
     assert lines(asyncio.run(scenario()))[-1]["result"]["verb"] == "list"
+
+
+def test_a_listener_whose_server_is_busy_takes_as_many_connections_as_it_was_made_for(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as path:
+            clients = []
+            try:
+                for _ in range(BACKLOG):
+                    clients.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+                    clients[-1].connect(str(path))
+            finally:
+                for each in clients:
+                    each.close()
+
+    asyncio.run(scenario())
