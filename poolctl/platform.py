@@ -86,6 +86,24 @@ def read_file(fd: int) -> bytes:
     return content
 
 
+def close_promptly(fd: int) -> None:
+    """Close a descriptor that an application has had too.
+
+    With SO_LINGER close(2) of a connection waits until all is sent, on a non-blocking socket as well (tcp(7)).
+    """
+    try:
+        # Of whatever kind it is: the kernel is not asked for that.
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+    except OSError:  # no socket
+        os.close(fd)
+        return
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+    except OSError:
+        pass  # one that knows of no lingering
+    os.close(sock.detach())
+
+
 def await_readable(fd: int, timeout_seconds: float | None, reader: int) -> bool:
     """Whether `fd` can be read from within that time. Raises BrokenPipeError when nobody reads what `reader` takes.
 

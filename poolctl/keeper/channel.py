@@ -24,7 +24,14 @@ class Channel:
 
     def tell(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
         """Send in order, now or later; the descriptors stay the caller's."""
-        self._waiting.append((message, [os.dup(fd) for fd in fds]))
+        copies: list[int] = []
+        try:
+            for fd in fds:
+                copies.append(os.dup(fd))
+        except OSError as error:
+            _close(copies)
+            message, copies = {"id": message.get("id"), "error": str(error)}, []
+        self._waiting.append((message, copies))
         self.flush()
 
     def flush(self) -> None:

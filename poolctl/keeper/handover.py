@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import socket
 
+from ..platform import close_promptly
 from . import wire
 
 _CONNECTION = {"t": "conn"}
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+_PROTOCOLS = (0, socket.IPPROTO_TCP)
 
 
 class NoRoom(Exception):
@@ -25,7 +28,8 @@ def give(end: socket.socket, fd: int) -> None:
 def take(end: socket.socket) -> socket.socket | None:
     """The next connection; None when nobody gives any more.
 
-    Raises BlockingIOError when none waits, NoRoom, WireError for what is no connection, OSError.
+    Raises BlockingIOError when none waits, NoRoom, OSError, and WireError for anything else, all of which is closed: an
+    application that has the other end can send what it likes.
     """
     try:
         # A descriptor for which there is no room when it arrives is lost.
@@ -36,8 +40,23 @@ def take(end: socket.socket) -> socket.socket | None:
     if received is None:
         return None
     message, fds = received
-    if message.get("t") == _CONNECTION["t"] and len(fds) == 1:
+    if message.get("t") == _CONNECTION["t"] and len(fds) == 1 and _is_connection(fds[0]):
         return socket.socket(fileno=fds[0])
     for fd in fds:
-        os.close(fd)
+        close_promptly(fd)
     raise wire.WireError("this is no connection")
+
+
+def _is_connection(fd: int) -> bool:
+    """Whether it is a stream socket that is connected."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return False
+    try:
+        known = sock.family in _FAMILIES and sock.type == socket.SOCK_STREAM and sock.proto in _PROTOCOLS
+        return known and sock.getpeername() is not None
+    except OSError:
+        return False
+    finally:
+        sock.detach()

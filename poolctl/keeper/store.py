@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 
+from ..platform import close_promptly
 from . import wire
 
 TYPE_CHECKING = False
@@ -45,7 +45,7 @@ class Store:
         """Close and forget `name`; nothing happens when it is not there."""
         _, fds = self._entries.pop(name, (None, []))
         for fd in fds:
-            os.close(fd)
+            close_promptly(fd)
 
     def values(self, prefix: str) -> list[Any]:
         """The values of the entries whose names begin so."""

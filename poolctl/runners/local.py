@@ -69,7 +69,7 @@ class LocalRunner:
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self.sockets = Sockets(keeper)
         self.adoptions = Adoptions(keeper)
-        self.sleepers = Sleepers(keeper, self.sockets, self.adoptions)
+        self.sleepers = Sleepers(keeper, self.sockets, self.adoptions, directory)
         self.forker = Forker(
             keeper,
             self.children,
@@ -143,7 +143,7 @@ class LocalRunner:
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner. Raises ServerError or WorkerFailed when no process can be made."""
         with self.children.forking():
-            worker = await self.forker.fork(server, generation, index, self.sockets.of(server))
+            worker = await self.forker.fork(server, generation, index, self.sockets.lend(server))
             self._follow(worker)
         if server.command or worker.preloaded:
             worker.begin()

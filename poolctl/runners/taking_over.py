@@ -109,7 +109,7 @@ def _take(
     """What owns the entry's descriptors from now on; nothing where it is of no further use."""
     key = name.removeprefix(kind)
     if kind == stored.LISTENER:
-        return runner.sockets.adopt(key, fds)
+        return runner.sockets.adopt(key, fds, meta)
     if kind == stored.ADOPTION:
         return runner.adoptions.adopt(key, fds, meta)
     if kind == stored.OUTPUT:

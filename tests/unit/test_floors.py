@@ -19,7 +19,8 @@ IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 FLOORS = {
     "errors": 0, "exit_codes": 0, "config": 0, "address": 0, "states": 0, "clock": 0, "units": 0, "platform": 0,
     "expressions": 0,
-    "bootstrap": 1, "matching": 1, "listeners": 1, "runners": 1, "probes": 1, "keeper": 1, "worker": 1, "logs": 1,
+    "bootstrap": 1, "matching": 1, "acceptor": 1, "listeners": 1, "runners": 1, "probes": 1, "keeper": 1,
+    "worker": 1, "logs": 1,
     "pool": 2, "control": 2,
     "monitor": 3, "gateway": 3,
     "supervisor": 4,
@@ -48,8 +49,8 @@ TOP = 6
 DOORS = {("config/pool_config.py", "pool")}
 
 STANDARD_LIBRARY_ONLY = [
-    "keeper", "logs", "platform", "errors", "exit_codes", "states", "clock", "address", "units", "expressions",
-    "matching.__main__",
+    "keeper", "acceptor", "logs", "platform", "errors", "exit_codes", "states", "clock", "address", "units",
+    "expressions", "matching.__main__",
 ]  # fmt: skip
 LIGHT = [
     *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.find", "control.directory", "control.client",

@@ -8,7 +8,7 @@ import socket
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import stored
+from poolctl.keeper import stored, wire
 from poolctl.listeners.inherit import Inherited
 from poolctl.listeners.open import close_listener, describe, refuse
 from poolctl.listeners.unix import identity_of
@@ -25,11 +25,25 @@ class Sockets:
         self.inherited: Inherited = {}  # the sockets that stand for `fd:` addresses
         self._opener = Opener()
         self._open: dict[str, list[socket.socket]] = {}
+        self._shared: set[str] = set()
         self._identities: dict[str, tuple[int, int] | None] = {}
 
     def of(self, server: ServerConfig) -> list[socket.socket]:
         """The server's listeners; none for a job, or for a command that binds by itself."""
         return self._open.get(server.key, [])
+
+    def lend(self, server: ServerConfig) -> list[socket.socket]:
+        """Likewise, for a worker: from now on its application has them too, and what it starts, for ever."""
+        key = server.key
+        if key in self._open and not self.shared(key):
+            self._shared.add(key)
+            meta = {"server": server.name, "shared": True}
+            self._keeper.send({"op": "note", "name": f"{stored.LISTENER}{key}", "meta": meta})
+        return self.of(server)
+
+    def shared(self, key: str) -> bool:
+        """Whether an application may have the listeners of this address: then no call on them is sure to return."""
+        return key in self._shared or key.startswith("fd:")
 
     def keys(self) -> set[str]:
         """The addresses that have a listener."""
@@ -58,12 +72,18 @@ class Sockets:
                 sock.setblocking(True)
         self._identities[key] = identity_of(key)
         self._keeper.send(
-            {"op": "put", "name": f"{stored.LISTENER}{key}", "meta": {"server": server.name}}, self._open[key]
+            {
+                "op": "put",
+                "name": f"{stored.LISTENER}{key}",
+                "meta": {"server": server.name, "shared": self.shared(key)},
+            },
+            self._open[key],
         )
 
     async def close(self, key: str) -> None:
         """Close them here and at the keeper; connections are refused from now on."""
         sockets = self._open.pop(key, [])
+        self._shared.discard(key)
         if not sockets:
             return
         if not key.startswith("fd:"):
@@ -77,8 +97,10 @@ class Sockets:
         """Close every listener."""
         await asyncio.gather(*(self.close(key) for key in list(self._open)))
 
-    def adopt(self, key: str, fds: list[int]) -> list[socket.socket]:
+    def adopt(self, key: str, fds: list[int], meta: wire.Message) -> list[socket.socket]:
         """The listeners that the keeper held; the descriptors belong to us from now on."""
+        if meta.get("shared", True):
+            self._shared.add(key)
         # Nothing is set anew: those who accept from it rely on how it is.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
         self._identities[key] = identity_of(key)

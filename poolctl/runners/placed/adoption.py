@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import handover, stored, wire
+from poolctl.platform import close_promptly
 
 from ..link import Link, LinkLost
 
 PLAIN, TLS = "plain", "tls"
+_MOST_IN_A_PAIR = 1024
 
 
 def protocol(server: ServerConfig) -> str:
@@ -105,7 +106,8 @@ class Adoptions:
 
 
 def _empty(take: socket.socket) -> None:
-    while True:
+    # As much as it holds, and no more: an application that fills it all the time is not waited for.
+    for _ in range(_MOST_IN_A_PAIR):
         try:
             received = wire.receive(take)
         except wire.WireError:
@@ -115,4 +117,4 @@ def _empty(take: socket.socket) -> None:
         if received is None:
             return
         for fd in received[1]:
-            os.close(fd)
+            close_promptly(fd)

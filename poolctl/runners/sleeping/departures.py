@@ -6,6 +6,8 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable
 
+from poolctl.platform import close_promptly
+
 from .bell import Visitor
 
 _ROOM_SECONDS = 0.003
@@ -43,7 +45,7 @@ class Departures:
     def let_go(self, visitor: Visitor) -> None:
         """Close a connection, which is kept by nobody any more."""
         visitor.cancel()
-        visitor.sock.close()
+        close_promptly(visitor.sock.detach())
         self._keep_no_more(visitor)
 
     def _send(self, key: str) -> None:

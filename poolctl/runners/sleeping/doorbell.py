@@ -1,46 +1,45 @@
 """Listeners of servers that sleep: watched without a process, until somebody comes who wants something.
 
-Whoever connects is accepted and looked at without reading (MSG_PEEK): a connection that is opened and closed, or that
-sends no request, wakes nobody. The first request wakes the server; every connection that is held by then, and all that
-its last worker had left behind, goes to its next worker by way of the adoption pair. New ones wait in the backlog.
+Each connection is accepted and looked at without reading (MSG_PEEK): one that is opened and closed, or that sends no
+request, wakes no server. The first request wakes it; every connection that is held by then, and all that its last
+worker had left behind, goes to its next worker by way of the adoption pair. New ones wait in the backlog.
+
+Connections from sockets that an application shares come by way of the accept helper (see Acceptor): accept(2) on such a
+listener can be made to wait for ever, and the application can put anything into such a pair.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import socket
 from collections.abc import Callable
 from functools import partial
 
-from poolctl.keeper import handover
-from poolctl.keeper.wire import WireError
-
-from .bell import Bell, Visitor
+from .acceptor import ACCEPT, TAKE, Acceptor, Fetched
+from .bell import Bell, Fetch, Visitor
 from .departures import Departures
+from .held import Held
 from .knock import ENOUGH_BYTES, Knock, knock
+from .watch import Watch
 
-# How many of those who have sent no request are held for a server; when one more comes, the oldest has to go.
-MOST_STRANGERS = 512
-_AT_ONCE = 64
 _AGAIN_SECONDS = 0.1
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-_HELD = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 
 class Doorbell:
     """The bells of a pool, over one epoll of their own: an armed one costs no callback object and no time.
 
     `give(key, sock)` sends a connection to the server's next worker; False when there is no room at the moment. `keep`
-    is told of each connection that is held, so that it can survive this process, and gives it a name, which `forget` is
-    told when it is held no longer. `answer` may say what to answer to a request instead of waking the server (None:
+    is called with each connection that is held, so that it can survive this process, and gives it a name, which goes to
+    `forget` when it is held no longer. `answer` may say what to answer to a request instead of waking the server (None:
     wake it). Belongs to the running loop.
     """
 
     def __init__(
         self,
         give: Callable[[str, socket.socket], bool],
+        acceptor: Acceptor,
         *,
         keep: Callable[[str, socket.socket], str] = lambda key, sock: "",
         forget: Callable[[str], None] = lambda name: None,
@@ -48,21 +47,27 @@ class Doorbell:
     ) -> None:
         self._keep = keep
         self._answer = answer
+        self._acceptor = acceptor
         self._bells: dict[str, Bell] = {}
-        self._watched: dict[int, tuple[Bell, Visitor | None]] = {}
+        self._blocking: set[str] = set()
+        self._fetches: set[Fetch] = set()
+        self._held = Held()
         self._departures = Departures(give, keep, forget)
-        self._epoll: select.epoll | None = None
+        self._watch = Watch(self._rung)
 
     def arm(self, bell: Bell) -> None:
         """Watch for the first request; `on_request` is called once, from the loop, and the bell is disarmed then."""
         self.disarm(bell.key)
         self._bells[bell.key] = bell
+        # Where a call has waited once, none is made again: any connection wakes that server.
+        bell.accepts = bell.accepts and bell.key not in self._blocking
+        if bell.accepts and (bell.shared or bell.left is not None):
+            self._acceptor.warm()
         bell.armed = True
         self._listen(bell)
         for visitor in self._departures.recall(bell.key):
             # They did not come away before the server fell asleep again.
-            bell.add(visitor)
-            self._watch(visitor.sock.fileno(), bell, visitor)
+            self._watch_visitor(bell, visitor)
 
     def armed(self, key: str) -> bool:
         """Whether the server's bell is armed."""
@@ -76,7 +81,8 @@ class Doorbell:
         bell.armed = False
         self._deafen(bell)
         for visitor in bell.visitors:
-            self._unwatch(visitor.sock.fileno())
+            self._held.remove(visitor)
+            self._watch.remove(visitor.sock.fileno())
             visitor.cancel()
         self._departures.add(key, bell.visitors)
 
@@ -92,45 +98,40 @@ class Doorbell:
         self._hold(bell, visitor)
         return True
 
-    def clear(self, key: str) -> bool:
-        """Take all who were left behind by workers that are gone; whether nobody can be there any more."""
+    def clear(self, key: str, then: Callable[[], None]) -> None:
+        """Take all that workers left behind that are gone; call `then` if nothing more can come out of their pair."""
         bell = self._bells.get(key)
-        if bell is None or bell.left is None:
-            return False
-        while not self._receive(bell, bell.left):
-            if bell.deaf:
-                return False  # woken by one of them, or out of descriptors
-        self._unwatch(bell.left.fileno())
-        bell.left = None
-        return True
+        if bell is not None and bell.left is not None and bell.accepts:
+            self._fetch(bell, bell.left, partial(self._cleared, bell, then))
 
     def dismiss(self, key: str) -> None:
-        """Close every connection that is held for the server."""
-        bell = self._bells.get(key)
-        for visitor in list(bell.visitors) if bell is not None else ():
-            assert bell is not None
-            self._leave(bell, visitor)
+        """Close every connection that is held for the server, or is on its way here."""
+        for fetch in self._fetches:
+            fetch.wanted = fetch.wanted and fetch.key != key
+        if bell := self._bells.get(key):
+            for visitor in list(bell.visitors):
+                self._leave(bell, visitor)
         for visitor in self._departures.recall(key):
             self._departures.let_go(visitor)
 
-    def close(self) -> None:
-        """Dismiss everybody and disarm all."""
-        for key in {*self._bells, *self._departures.keys}:
-            self.dismiss(key)
-            self.disarm(key)
-        if self._epoll is not None:
-            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
-            self._epoll.close()
-            self._epoll = None
+    def forget(self, key: str) -> None:
+        """Dismiss all of a server that is stopped."""
+        self.dismiss(key)
+        self.disarm(key)
+        self._blocking.discard(key)
 
-    # Watching.
+    def close(self) -> None:
+        """Dismiss and disarm all."""
+        for key in {*self._bells, *self._departures.keys, *(fetch.key for fetch in self._fetches)}:
+            self.forget(key)
+        self._watch.close()
 
     def _listen(self, bell: Bell) -> None:
         bell.deaf = False
         bell.timer = None
         try:
-            for fd in bell.descriptors:
-                self._watch(fd, bell, None)
+            for fd in bell.sockets.keys() - bell.fetched:
+                self._watch.add(fd, bell)
         except OSError:
             self._pause(bell)
 
@@ -146,44 +147,25 @@ class Doorbell:
             bell.timer = None
         if not bell.deaf:
             bell.deaf = True
-            for fd in bell.descriptors:
-                self._unwatch(fd)
-
-    def _watch(self, fd: int, bell: Bell, visitor: Visitor | None) -> None:
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._rung)
-        self._watched[fd] = (bell, visitor)
-        self._epoll.register(fd, select.EPOLLIN if visitor is None else _HELD)
-
-    def _unwatch(self, fd: int) -> None:
-        # By hand: what other processes hold duplicates of does not leave an epoll by being closed.
-        if self._watched.pop(fd, None) is not None and self._epoll is not None:
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(fd)
+            for fd in bell.sockets:
+                self._watch.remove(fd)
 
     def _rung(self) -> None:
-        assert self._epoll is not None
-        for fd, events in self._epoll.poll(0):
-            bell, visitor = self._watched.get(fd, (None, None))
-            if bell is None:
-                continue  # disarmed by one of those before it
+        for fd, bell, visitor, ends in self._watch.events():
             if visitor is not None:
-                self._look(bell, visitor, last=bool(events & (select.EPOLLRDHUP | select.EPOLLHUP)))
-            elif bell.left is not None and fd == bell.left.fileno():
-                self._receive(bell, bell.left)
-            elif bell.accepts:
-                self._accept(bell, fd)
-            else:
+                self._look(bell, visitor, last=ends)
+            elif not bell.accepts:
                 self._ring(bell)
-            if self._epoll is None:
-                return
+            elif bell.shared or bell.sockets[fd] is bell.left:
+                self._watch.remove(fd)
+                bell.fetched.add(fd)
+                self._fetch(bell, bell.sockets[fd], partial(self._fetched, bell, fd))
+            else:
+                self._accept(bell, bell.sockets[fd])
 
-    # Who comes.
-
-    def _accept(self, bell: Bell, fd: int) -> None:
-        listener = next(each for each in bell.listeners if each.fileno() == fd)
-        for _ in range(_AT_ONCE):
+    def _accept(self, bell: Bell, listener: socket.socket) -> None:
+        """Accept from a listener that is nobody else's."""
+        for _ in range(self._held.most_at_once):
             try:
                 sock, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -191,30 +173,61 @@ class Doorbell:
             except OSError:
                 self._pause(bell)
                 return
-            if len(bell.strangers) >= MOST_STRANGERS:
-                self._leave(bell, next(iter(bell.strangers)))
             self._hold(bell, Visitor(sock))
             if not bell.armed:
                 return
 
-    def _receive(self, bell: Bell, left: socket.socket) -> bool:
-        """Take some of those who were left behind; whether nobody is there any more."""
-        for _ in range(_AT_ONCE):
-            try:
-                taken = handover.take(left)
-            except handover.NoRoom:
-                self._pause(bell)
-                return False
-            except WireError:
-                continue
-            except BlockingIOError:
-                return True
-            if taken is None:
-                return True
-            self._hold(bell, Visitor(taken, stranger=False))
-            if not bell.armed:
-                break
-        return False
+    def _fetch(self, bell: Bell, shared: socket.socket, done: Callable[[Fetched], None]) -> None:
+        """Have the accept helper take connections out of what an application shares."""
+        fetch = Fetch(bell.key, shared is not bell.left)
+        self._fetches.add(fetch)
+
+        def ended(found: Fetched) -> None:
+            self._fetches.discard(fetch)
+            done(found)
+
+        kind = ACCEPT if fetch.stranger else TAKE
+        self._acceptor.fetch(kind, shared, self._held.most_at_once, partial(self._arrived, fetch), ended)
+
+    def _arrived(self, fetch: Fetch, sock: socket.socket) -> None:
+        visitor = Visitor(sock, stranger=fetch.stranger)
+        if not fetch.wanted:
+            self._departures.let_go(visitor)
+        elif bell := self._bells.get(fetch.key):
+            self._hold(bell, visitor)
+        else:
+            # Its server has been woken meanwhile.
+            self._departures.add(fetch.key, [visitor])
+
+    def _fetched(self, bell: Bell, fd: int, found: Fetched) -> None:
+        bell.fetched.discard(fd)
+        if not bell.armed:
+            return
+        if found.failed:
+            self._failed(bell, found)
+        elif found.junk or found.full:
+            self._pause(bell)
+        elif not bell.deaf and fd in bell.sockets:
+            self._watch.add(fd, bell)
+
+    def _cleared(self, bell: Bell, then: Callable[[], None], found: Fetched) -> None:
+        if not bell.armed or bell.left is None:
+            return
+        if found.failed:
+            self._failed(bell, found)
+        elif found.empty:
+            self._watch.remove(bell.left.fileno())
+            bell.left = None
+            then()
+        else:
+            pause_seconds = _AGAIN_SECONDS if found.junk or found.full else 0
+            asyncio.get_running_loop().call_later(pause_seconds, self.clear, bell.key, then)
+
+    def _failed(self, bell: Bell, found: Fetched) -> None:
+        """Wake the server, which accepts by itself."""
+        if found.blocked:
+            self._blocking.add(bell.key)
+        self._ring(bell)
 
     def _hold(self, bell: Bell, visitor: Visitor) -> None:
         visitor.sock.setblocking(False)
@@ -222,17 +235,33 @@ class Doorbell:
         self._look(bell, visitor)
         if visitor in bell.visitors and bell.armed:
             try:
-                self._watch(visitor.sock.fileno(), bell, visitor)
+                self._watch_visitor(bell, visitor)
             except OSError:
                 self._leave(bell, visitor)
             else:
                 visitor.name = self._keep(bell.key, visitor.sock)
+                if self._held.too_many:
+                    self._make_room(visitor)
+
+    def _watch_visitor(self, bell: Bell, visitor: Visitor) -> None:
+        bell.add(visitor)
+        self._watch.add(visitor.sock.fileno(), bell, visitor)
+        self._held.add(visitor)
+
+    def _make_room(self, newest: Visitor) -> None:
+        """Let go of a connection of the server that has the most; if all of them are asking, let it serve them."""
+        crowded = max(self._bells.values(), key=lambda bell: len(bell.visitors))
+        expendable = crowded.expendable(newest)
+        if expendable is None:
+            self._ring(crowded)
+        else:
+            self._leave(crowded, expendable)
 
     def _look(self, bell: Bell, visitor: Visitor, *, last: bool = False) -> None:
         """Decide about a visitor; `last`: nothing more will come, or the time for it is over."""
         wait = partial(visitor.be_gone_in, leave=partial(self._look, bell, visitor, last=True))
         try:
-            head = visitor.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK)
+            head = visitor.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             if last:
                 self._leave(bell, visitor)
@@ -249,6 +278,7 @@ class Doorbell:
             else:
                 self._leave(bell, visitor, last_words)
         elif verdict is Knock.BEGINNING and not last:
+            visitor.begun = True
             wait(bell.line_seconds)
         else:
             self._leave(bell, visitor, b"" if bell.tls or not head else _BAD_REQUEST)
@@ -256,12 +286,13 @@ class Doorbell:
     def _leave(self, bell: Bell, visitor: Visitor, last_words: bytes = b"") -> None:
         """Close a visitor for whom nobody wakes."""
         bell.remove(visitor)
-        self._unwatch(visitor.sock.fileno())
+        self._held.remove(visitor)
+        self._watch.remove(visitor.sock.fileno())
         if last_words:
             with contextlib.suppress(OSError):
                 # Read first: closing with unread bytes would reset the connection, and the answer with it.
-                visitor.sock.recv(ENOUGH_BYTES)
-                visitor.sock.send(last_words)
+                visitor.sock.recv(ENOUGH_BYTES, socket.MSG_DONTWAIT)
+                visitor.sock.send(last_words, socket.MSG_DONTWAIT)
         self._departures.let_go(visitor)
 
     def _ring(self, bell: Bell) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored
@@ -14,6 +15,7 @@ from ..keeping.sockets import Sockets
 from ..link import Link
 from ..placed.adoption import Adoptions
 from ..placed.workers import LocalWorker
+from .acceptor import Acceptor
 from .bell import Bell
 from .doorbell import Doorbell
 
@@ -21,13 +23,14 @@ from .doorbell import Doorbell
 class Sleepers:
     """One doorbell for all. What it holds is in the keeper's store too, until somebody serves it."""
 
-    def __init__(self, keeper: Link, sockets: Sockets, adoptions: Adoptions) -> None:
+    def __init__(self, keeper: Link, sockets: Sockets, adoptions: Adoptions, directory: str) -> None:
         self._keeper = keeper
         self._sockets = sockets
         self._adoptions = adoptions
         self._servers: dict[str, ServerConfig] = {}
         self._numbers = itertools.count(os.getpid() << 32)  # a successor's must be others
-        self._doorbell = Doorbell(self._give, keep=self._keep, forget=self._forget)
+        self._acceptor = Acceptor(keeper, directory)
+        self._doorbell = Doorbell(self._give, self._acceptor, keep=self._keep, forget=self._forget)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """Watch the server's listeners, and the connections that its workers have left, for the first request."""
@@ -35,8 +38,16 @@ class Sleepers:
         # A program takes its connections from the listener alone, and knows of no other way.
         accepts = not server.command
         left = self._adoptions.left(server.key) if accepts else None
-        bell = Bell(server.key, self._sockets.of(server), on_request, accepts, bool(server.tls), left)
-        bell.quiet_seconds = server.http.keep_alive
+        bell = Bell(
+            server.key,
+            self._sockets.of(server),
+            on_request,
+            accepts=accepts,
+            shared=self._sockets.shared(server.key),
+            tls=bool(server.tls),
+            left=left,
+            quiet_seconds=server.http.keep_alive,
+        )
         self._doorbell.arm(bell)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
@@ -44,9 +55,9 @@ class Sleepers:
         if not self._doorbell.armed(key):
             return
         gone = all(worker.exited.done() for worker in workers if worker.server.key == key)
-        # Nobody can come through its pair any more once those have been taken out who are there.
-        if gone and self._doorbell.clear(key):
-            self._adoptions.drop(key)
+        if gone:
+            # Nothing comes through its pair any more once everything is out that is in it.
+            self._doorbell.clear(key, partial(self._adoptions.drop, key))
 
     def disarm(self, key: str) -> None:
         """Leave all connections to the workers that come."""
@@ -63,13 +74,13 @@ class Sleepers:
 
     def close(self, key: str) -> None:
         """Forget the server, and close the connections that are held for it."""
-        self._doorbell.dismiss(key)
-        self._doorbell.disarm(key)
+        self._doorbell.forget(key)
         self._servers.pop(key, None)
 
     def close_all(self) -> None:
         """Forget all."""
         self._doorbell.close()
+        self._acceptor.close()
 
     def adopt(self, server: ServerConfig | None, name: str, fd: int) -> None:
         """Take over a connection that the supervisor before has held: to the pair, as all that wait."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
+import struct
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from poolctl.keeper import handover, wire
+from poolctl.keeper.store import Store
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -49,8 +53,60 @@ def test_what_is_no_connection_is_an_error_and_leaves_nothing_open(pair: Pair, c
         handover.take(pair[1])
 
 
+def _odd_ones() -> Iterator[socket.socket | int]:
+    yield os.open("/dev/null", os.O_RDONLY)
+    yield socket.create_server(("127.0.0.1", 0))
+    yield socket.socket(type=socket.SOCK_DGRAM)
+    yield socket.socket()
+    ours, theirs = wire.pair()
+    theirs.close()
+    yield ours
+
+
+def test_descriptor_that_is_no_connected_stream_is_closed(pair: Pair) -> None:
+    for odd in _odd_ones():
+        fd = odd if isinstance(odd, int) else odd.detach()
+        wire.send(pair[0], {"t": "conn"}, [fd])
+        os.close(fd)
+        with pytest.raises(wire.WireError):
+            handover.take(pair[1])
+
+
+def test_nothing_waits_for_a_pair_that_an_application_has_made_blocking(pair: Pair) -> None:
+    for end in pair:
+        os.set_blocking(end.fileno(), True)
+    with pytest.raises(BlockingIOError):
+        handover.take(pair[1])
+    client, accepted = socket.socketpair()
+    with client, accepted, contextlib.suppress(BlockingIOError):
+        while True:
+            handover.give(pair[0], accepted.fileno())
+
+
+def test_close_does_not_wait_for_a_connection_that_is_to_linger() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        accepted.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                accepted.send(bytes(100_000))
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+        store = Store()
+        store.put("visitor:1", None, [accepted.detach()])
+        began = time.monotonic()
+        store.drop("visitor:1")
+        assert time.monotonic() - began < 10
+
+
 def test_without_room_for_it_a_connection_waits(pair: Pair) -> None:
-    handover.give(pair[0], pair[0].fileno())
+    client, accepted = socket.socketpair()
+    with client, accepted:
+        handover.give(pair[0], accepted.fileno())
+        _take_without_room_then_with_it(pair)
+
+
+def _take_without_room_then_with_it(pair: Pair) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:

@@ -10,8 +10,11 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from poolctl.acceptor import __main__ as helper
 from poolctl.keeper import wire
 from poolctl.runners.sleeping import doorbell as module
+from poolctl.runners.sleeping import held
+from poolctl.runners.sleeping.acceptor import Acceptor, Fetched
 from poolctl.runners.sleeping.bell import Bell
 from poolctl.runners.sleeping.doorbell import Doorbell
 
@@ -34,6 +37,53 @@ def run(work: Callable[[House], Coroutine[Any, Any, None]]) -> None:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+class Helper(Acceptor):
+    """What the accept helper does, in this very process. `fails` says that a call on the socket waits."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.fails = False
+
+    def warm(self) -> None:
+        pass
+
+    def fetch(
+        self,
+        kind: str,
+        sock: Any,
+        most: int,
+        deliver: Callable[[socket.socket], None],
+        done: Callable[[Fetched], None],
+    ) -> None:
+        self.asked.append(kind)
+        asyncio.get_running_loop().call_soon(self._answer, kind, sock, most, deliver, done)
+
+    def _answer(
+        self,
+        kind: str,
+        shared: socket.socket,
+        most: int,
+        deliver: Callable[[socket.socket], None],
+        done: Callable[[Fetched], None],
+    ) -> None:
+        if self.fails:
+            done(Fetched(failed=True, blocked=True))
+            return
+        try:
+            ours, theirs = wire.pair()
+        except OSError:
+            done(Fetched(full=True))
+            return
+        with ours, theirs:
+            helper.fetch(theirs, {"op": kind, "n": 1, "most": most}, shared)
+            while received := wire.receive(ours):
+                message, fds = received
+                if message["t"] == "done":
+                    break
+                deliver(socket.socket(fileno=fds[0]))
+        done(Fetched(message["empty"], message["junk"], message["full"]))
+
+
 class House:
     """A listener, the pair of a server, a doorbell, and what came of it."""
 
@@ -48,8 +98,14 @@ class House:
         self.kept: list[str] = []
         self.clients: list[socket.socket] = []
         self.answers: dict[bytes, bytes] = {}
+        self.helper = Helper()
+        self.cleared = 0
         self.bell = Doorbell(
-            self._give, keep=self._keep, forget=lambda name: self.kept.remove(name), answer=self._answer
+            self._give,
+            self.helper,
+            keep=self._keep,
+            forget=lambda name: self.kept.remove(name),
+            answer=self._answer,
         )
 
     def close(self) -> None:
@@ -73,6 +129,12 @@ class House:
 
     def _ring(self) -> None:
         self.rung += 1
+
+    def clear(self) -> None:
+        self.bell.clear("web", self._clear)
+
+    def _clear(self) -> None:
+        self.cleared += 1
 
     def arm(self, **how: Any) -> None:
         self.bell.arm(Bell("web", [self.listener], self._ring, left=self.left, **how))
@@ -186,9 +248,12 @@ def test_when_nobody_can_be_left_behind_any_more_the_pair_is_of_no_use() -> None
     async def scenario(house: House) -> None:
         clients = [await house.leave_behind() for _ in range(100)]
         house.arm()
-        assert house.bell.clear("web")
+        house.clear()
+        await house.until(lambda: house.cleared)
         assert len(house.kept) == len(clients)
-        assert not house.bell.clear("web")
+        house.clear()
+        await asyncio.sleep(0.01)
+        assert house.cleared == 1
         clients[50].send(REQUEST)
         await house.until(lambda: len(house.given) == len(clients))
 
@@ -199,8 +264,10 @@ def test_one_who_was_left_behind_and_asks_wakes_before_anything_is_given_up() ->
     async def scenario(house: House) -> None:
         (await house.leave_behind()).send(REQUEST)
         house.arm()
-        assert not house.bell.clear("web")
-        assert (house.rung, len(house.given)) == (1, 1)
+        house.clear()
+        await house.until(lambda: house.given)
+        await asyncio.sleep(0.01)
+        assert (house.rung, len(house.given), house.cleared) == (1, 1, 0)
 
     run(scenario)
 
@@ -216,14 +283,89 @@ def test_a_slow_line_and_an_idle_connection_have_their_time() -> None:
     run(scenario)
 
 
-def test_more_strangers_than_there_is_room_for_push_out_the_oldest(monkeypatch: Any) -> None:
-    monkeypatch.setattr(module, "MOST_STRANGERS", 2)
+def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one(monkeypatch: Any) -> None:
+    monkeypatch.setattr(held, "MOST", 3)
 
     async def scenario(house: House) -> None:
         house.arm()
+        begun = await house.connect(b"GET /")
+        await house.until(lambda: house.kept)
         one, *_ = [await house.connect() for _ in range(3)]
         assert await house.closed(one) == b""
-        assert (house.rung, len(house.kept)) == (0, 2)
+        assert (house.rung, len(house.kept)) == (0, 3)
+        begun.send(REQUEST[5:])
+        await house.until(lambda: len(house.given) == 3)
+
+    run(scenario)
+
+
+def test_more_beginnings_of_requests_than_may_be_held_wake_their_server(monkeypatch: Any) -> None:
+    monkeypatch.setattr(held, "MOST", 2)
+
+    async def scenario(house: House) -> None:
+        house.arm()
+        for _ in range(3):
+            await house.connect(b"GET /")
+        await house.until(lambda: len(house.given) == 3)
+        assert (house.rung, house.kept) == (1, [])
+
+    run(scenario)
+
+
+def test_a_shared_listener_is_accepted_from_by_the_helper_only(monkeypatch: Any) -> None:
+    async def scenario(house: House) -> None:
+        house.arm(shared=True)
+        house.listener.setblocking(True)
+        silent = await house.connect()
+        await house.until(lambda: house.kept)
+        await house.connect(REQUEST)
+        await house.until(lambda: len(house.given) == 2)
+        assert (house.rung, set(house.helper.asked)) == (1, {"accept"})
+        silent.close()
+
+    run(scenario)
+
+
+def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_from_then_on() -> None:
+    async def scenario(house: House) -> None:
+        house.helper.fails = True
+        house.arm(shared=True)
+        await house.connect()
+        await house.until(lambda: house.rung)
+        house.arm(shared=True)
+        await house.until(lambda: house.rung == 2)
+        assert house.helper.asked == ["accept"]
+
+    run(scenario)
+
+
+def test_what_is_no_connection_is_closed_and_taken_out_a_little_at_a_time(monkeypatch: Any) -> None:
+    async def scenario(house: House) -> None:
+        monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.001)
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            socket.socket(type=socket.SOCK_DGRAM) as datagrams,
+        ):
+            for odd in (0, listener.fileno(), datagrams.fileno()) * 60:
+                wire.send(house.worker_end, {"t": "conn"}, [odd])
+        client = await house.leave_behind()
+        house.arm()
+        await house.until(lambda: len(house.kept) == 1)
+        assert len(house.helper.asked) > 2
+        client.send(REQUEST)
+        await house.until(lambda: house.given)
+
+    run(scenario)
+
+
+def test_a_connection_that_arrives_after_its_server_was_stopped_is_closed() -> None:
+    async def scenario(house: House) -> None:
+        house.arm(shared=True)
+        client = await house.connect()
+        await house.until(lambda: house.helper.asked)
+        house.bell.forget("web")
+        assert await house.closed(client) == b""
+        assert (house.rung, house.given, house.kept) == (0, [], [])
 
     run(scenario)
 

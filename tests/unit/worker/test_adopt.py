@@ -140,7 +140,8 @@ def test_a_worker_that_has_no_descriptor_left_takes_nothing(
 
         with monkeypatch.context() as patched:
             patched.setattr(adopt.os, "dup", full)
-            with socket.socket() as sock:
+            client, sock = socket.socketpair()
+            with client, sock:
                 wire.send(pair.give, {"t": "conn"}, [sock.fileno()])
             await turns()
             assert not taken

@@ -1,0 +1,104 @@
+"""Takes connections out of sockets that an application shares, and sends them to the supervisor.
+
+An application that has its server's listener can make it blocking and take the connection that poll(2) has just
+announced: then accept(2) waits. It can also put a descriptor into the adoption pair that close(2) waits for (FUSE).
+Nothing of this may happen to the supervisor, and nothing here lasts: a call that takes too long ends this process
+(setitimer(2)), and the supervisor starts another one. Standard library only.
+
+A request names what to do with the socket that comes with it, `accept` or `take` (see handover), how often at most, and
+its number `n`. Each connection is a message of its own; `done` says whether the socket is empty now, and whether
+something else was in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+from ..keeper import handover, wire
+from ..platform import name_process, raise_descriptor_limit
+
+REQUESTS_FD = 3
+DEADLINE_SECONDS = 0.5
+_IN_FLIGHT_SECONDS = 0.002
+
+
+def main() -> None:
+    """Serve the socket on descriptor 3 until it ends."""
+    name_process("poolctl-accept")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    raise_descriptor_limit()
+    with contextlib.suppress(OSError):
+        serve(wire.over(REQUESTS_FD))
+
+
+def serve(requests: socket.socket) -> None:
+    """Answer requests until there can be no more. Raises OSError when nobody takes the answers."""
+    _send(requests, {"t": "up"})
+    while (received := wire.receive(requests, wait=True)) is not None:
+        message, (fd,) = received
+        with socket.socket(fileno=fd) as shared:
+            fetch(requests, message, shared)
+
+
+def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket) -> None:
+    """Answer one request."""
+    empty = junk = full = False
+    next_one = _accept if message["op"] == "accept" else handover.take
+    for _ in range(message["most"]):
+        try:
+            with _deadline():
+                found = next_one(shared)
+        except BlockingIOError:
+            empty = True
+        except wire.WireError:
+            junk = True
+            continue
+        except (handover.NoRoom, OSError):
+            full = True
+        else:
+            if found is not None:
+                with found:
+                    _send(requests, {"t": "conn", "n": message["n"]}, [found.fileno()])
+                continue
+            empty = True
+        break
+    _send(requests, {"t": "done", "n": message["n"], "empty": empty, "junk": junk, "full": full})
+
+
+def _accept(listener: socket.socket) -> socket.socket:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    if not poll.poll(0):
+        raise BlockingIOError
+    # Workers need it to be so as well.
+    os.set_blocking(listener.fileno(), False)
+    try:
+        return listener.accept()[0]
+    except ConnectionAbortedError as error:
+        raise BlockingIOError from error
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[None]:
+    signal.setitimer(signal.ITIMER_REAL, DEADLINE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _send(requests: socket.socket, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+    while True:
+        try:
+            wire.send(requests, message, fds, wait=True)
+            return
+        except BlockingIOError:  # too many descriptors are in flight
+            time.sleep(_IN_FLIGHT_SECONDS)

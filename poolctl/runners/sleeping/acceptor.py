@@ -1,0 +1,154 @@
+"""The supervisor's side of the accept helper (see poolctl.acceptor): requests, answers, and what takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import sys
+from collections.abc import Callable
+from signal import SIGKILL
+from typing import NamedTuple
+
+from poolctl.bootstrap import command
+from poolctl.keeper import wire
+
+from .. import withheld
+from ..link import HasDescriptor, Link, LinkLost
+
+# Longer than the helper gives itself: it can be stopped, or have no processor.
+_SILENT_SECONDS = 1.0
+_START_SECONDS = 10.0
+
+ACCEPT, TAKE = "accept", "take"
+
+
+class Fetched(NamedTuple):
+    """What came of a request. `failed`: nothing more is known of the socket; `blocked`: because a call on it waits."""
+
+    empty: bool = False
+    junk: bool = False  # something that is no connection was in it
+    full: bool = False  # no descriptor was left
+    failed: bool = False
+    blocked: bool = False
+
+
+class _Request(NamedTuple):
+    deliver: Callable[[socket.socket], None]
+    done: Callable[[Fetched], None]
+
+
+class Acceptor:
+    """One helper process for all servers, started by the keeper when it is needed for the first time, and kept warm.
+
+    Belongs to the running loop; nothing here blocks.
+    """
+
+    def __init__(self, keeper: Link, directory: str) -> None:
+        self._keeper = keeper
+        self._output = os.path.join(directory, "acceptor.log")
+        self._numbers = itertools.count(1)
+        self._requests: dict[int, _Request] = {}
+        self._link: Link | None = None
+        self._up = False
+        self._pid: int | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def warm(self) -> None:
+        """Have the helper be there before it is needed."""
+        if self._link is None:
+            ours, theirs = wire.pair()
+            self._up, self._pid = False, None
+            self._link = Link(ours, self._heard, self._lost)
+            self._starting = asyncio.ensure_future(self._start(self._link, theirs))
+
+    def fetch(
+        self,
+        kind: str,
+        sock: HasDescriptor,
+        most: int,
+        deliver: Callable[[socket.socket], None],
+        done: Callable[[Fetched], None],
+    ) -> None:
+        """Take connections out of a listener or a pair; `deliver` gets each, then `done` is called once."""
+        self.warm()
+        assert self._link is not None
+        number = next(self._numbers)
+        self._requests[number] = _Request(deliver, done)
+        self._link.send({"op": kind, "n": number, "most": most}, [sock])
+        if self._timer is None:
+            self._set_timer()
+
+    def close(self) -> None:
+        """Let the helper end; nothing comes of the requests under way."""
+        self._requests.clear()
+        if self._link is not None:
+            self._link.close()
+            self._forget()
+
+    async def _start(self, link: Link, theirs: socket.socket) -> None:
+        argv = command(sys.executable, "acceptor", isolated=True)
+        order = {"op": "spawn", "argv": argv, "output": self._output, "session": True}
+        with theirs:
+            try:
+                reply, _ = await self._keeper.call({**order, "without": withheld.present()}, [theirs])
+            except LinkLost:
+                return  # its end is the link's as well
+        if link is self._link:
+            self._pid = int(reply["pid"])
+        else:
+            self._kill(int(reply["pid"]))
+
+    def _heard(self, message: wire.Message, fds: list[int]) -> None:
+        request = self._requests.get(message.get("n", 0))
+        self._set_timer()
+        if message["t"] == "up":
+            self._up = True
+        elif message["t"] == "conn":
+            sock = socket.socket(fileno=fds[0])
+            if request is None:
+                sock.close()
+            else:
+                request.deliver(sock)
+        elif message["t"] == "done" and request is not None:
+            del self._requests[message["n"]]
+            self._set_timer()
+            request.done(Fetched(message["empty"], message["junk"], message["full"]))
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._requests:
+            patience_seconds = _SILENT_SECONDS if self._up else _START_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(patience_seconds, self._silent)
+
+    def _silent(self) -> None:
+        link, pid = self._link, self._pid
+        assert link is not None
+        link.read_rest()
+        if link is self._link and self._requests:
+            link.close()
+            if pid is not None:
+                self._kill(pid)
+            self._lost()
+
+    def _kill(self, pid: int) -> None:
+        self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
+
+    def _lost(self) -> None:
+        """The helper has ended, most likely by its own deadline: the first request is what it was at."""
+        requests, self._requests = self._requests, {}
+        blocks = self._up
+        self._forget()
+        if blocks:
+            self.warm()
+        for place, request in enumerate(requests.values()):
+            request.done(Fetched(failed=True, blocked=blocks and place == 0))
+
+    def _forget(self) -> None:
+        self._link = None
+        self._up = False
+        self._set_timer()

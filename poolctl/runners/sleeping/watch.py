@@ -1,0 +1,52 @@
+"""The descriptors that a doorbell watches, over one epoll of their own: one that is quiet costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+from collections.abc import Callable, Iterator
+
+from .bell import Bell, Visitor
+
+_HELD = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_ENDS = select.EPOLLRDHUP | select.EPOLLHUP
+
+
+class Watch:
+    """`ready` is called from the running loop when `events` has something."""
+
+    def __init__(self, ready: Callable[[], None]) -> None:
+        self._ready = ready
+        self._watched: dict[int, tuple[Bell, Visitor | None]] = {}
+        self._epoll: select.epoll | None = None
+
+    def add(self, fd: int, bell: Bell, visitor: Visitor | None = None) -> None:
+        """Watch a connection, or without one a listener or a pair. Raises OSError."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._ready)
+        self._watched[fd] = (bell, visitor)
+        self._epoll.register(fd, select.EPOLLIN if visitor is None else _HELD)
+
+    def remove(self, fd: int) -> None:
+        """Watch it no more; nothing happens if it is not watched."""
+        # By hand: what other processes hold duplicates of does not leave an epoll by being closed.
+        if self._watched.pop(fd, None) is not None and self._epoll is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
+
+    def events(self) -> Iterator[tuple[int, Bell, Visitor | None, bool]]:
+        """What can be read now, as far as it is still watched when it is its turn; of a connection whether it ends."""
+        for fd, events in self._epoll.poll(0) if self._epoll is not None else ():
+            if fd in self._watched:
+                bell, visitor = self._watched[fd]
+                yield fd, bell, visitor, bool(events & _ENDS)
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        if self._epoll is not None:
+            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+        self._watched.clear()
