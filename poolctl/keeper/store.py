@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 
-from ..platform import close_promptly
 from . import wire
 
 TYPE_CHECKING = False
@@ -45,7 +44,7 @@ class Store:
         """Close and forget `name`; nothing happens when it is not there."""
         _, fds = self._entries.pop(name, (None, []))
         for fd in fds:
-            close_promptly(fd)
+            wire.close(fd)
 
     def values(self, prefix: str) -> list[Any]:
         """The values of the entries whose names begin so."""

@@ -8,10 +8,13 @@ the socket can clear it, so every message carries MSG_DONTWAIT.
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import json
 import os
 import socket
+
+from ..platform import close_promptly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_DESCRIPTORS = 253
+_CREDENTIALS_BYTES = 12
+_LARGEST_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + socket.CMSG_SPACE(_CREDENTIALS_BYTES)
 
 Message = dict[str, "Any"]
 
@@ -68,19 +73,19 @@ def receive(
     """The next message and its descriptors (close-on-exec, the caller's to close); None at the end of the file.
 
     Raises BlockingIOError when there is none, unless it may `wait` (a socket with a timeout waits that long in any
-    case), WireError for something that is no message, or that is larger than allowed. Descriptors above the limit
-    never enter this process: the kernel drops them.
+    case), WireError for something that is no message, or that is larger than allowed. All descriptors are received and
+    then closed here in that case: those that the kernel drops are closed as the sender likes (see close_promptly).
     """
     # Not socket.recv_fds(): it forgets its flags (Python 3.11 to 3.13), and so every program that is started later
     # would inherit what was received.
     payload, ancillary, flags, _ = sock.recvmsg(
         most_bytes,
-        socket.CMSG_SPACE(most_descriptors * array.array("i").itemsize) if most_descriptors else 0,
+        _LARGEST_ANCILLARY_BYTES,
         socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT),
     )
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
     try:
-        if flags & socket.MSG_CTRUNC:
+        if flags & socket.MSG_CTRUNC or len(fds) > most_descriptors:
             raise WireError("a message with more descriptors than are expected")
         if flags & socket.MSG_TRUNC:
             raise WireError(f"a message of more than {most_bytes} bytes")
@@ -91,9 +96,37 @@ def receive(
             raise WireError("a message that is no JSON object")
     except (WireError, ValueError, RecursionError) as error:
         for fd in fds:
-            os.close(fd)
+            close_promptly(fd)
         raise error if isinstance(error, WireError) else WireError("a message that is no JSON") from error
     return message, fds
+
+
+def close(fd: int) -> None:
+    """Close a descriptor, and if it is a socket for messages, what nobody has received from it.
+
+    The kernel would close that with the last duplicate of the socket, as the sender likes (see close_promptly).
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        return
+    if sock.type == socket.SOCK_SEQPACKET:
+        with contextlib.suppress(OSError):
+            _drain(sock)
+    close_promptly(sock.detach())
+
+
+def _drain(sock: socket.socket) -> None:
+    # Nothing can be added from now on, and each message has credentials, which tell an empty one from the end.
+    sock.shutdown(socket.SHUT_RD)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    while ancillary := sock.recvmsg(
+        1, _LARGEST_ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    )[1]:
+        for data in ancillary:
+            for fd in _descriptors(*data):
+                close_promptly(fd)
 
 
 def _descriptors(level: int, kind: int, data: bytes) -> list[int]:

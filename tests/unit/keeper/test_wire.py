@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import struct
+import time
 from typing import Any
 
 import pytest
@@ -141,3 +144,44 @@ def test_a_full_socket_says_so_instead_of_waiting() -> None:
         here.setblocking(False)
         with pytest.raises(BlockingIOError):
             fill()
+
+
+def _lingering() -> tuple[socket.socket, socket.socket]:
+    """A client that reads nothing, and its connection, on which close(2) waits until all is sent."""
+    client = socket.socket()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+    accepted.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            accepted.send(bytes(100_000))
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+    return client, accepted
+
+
+def test_unexpected_connection_that_is_to_linger_holds_up_nobody() -> None:
+    here, there = wire.pair()
+    client, accepted = _lingering()
+    with here, there, client:
+        wire.send(here, {"t": "hello"}, [accepted.fileno()])
+        os.close(accepted.detach())
+        began = time.monotonic()
+        with pytest.raises(wire.WireError, match="more descriptors"):
+            wire.receive(there, most_descriptors=0)
+        assert time.monotonic() - began < 10
+
+
+def test_close_waits_for_nothing_that_was_never_received() -> None:
+    here, there = wire.pair()
+    client, accepted = _lingering()
+    with here, client:
+        for _ in range(3):
+            here.send(b"")
+        wire.send(here, {"t": "hello"}, [accepted.fileno()])
+        os.close(accepted.detach())
+        began = time.monotonic()
+        wire.close(there.detach())
+        assert time.monotonic() - began < 10
+        with pytest.raises(BrokenPipeError):
+            here.send(b"more")
