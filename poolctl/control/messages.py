@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 PROTOCOL = 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
+TRY = "--try"  # lets another version take over a small pool
+TRIED = "POOLCTL_TRIED"  # the variable that tells the other version that this is done
 
 Document = dict[str, Any]
 

@@ -20,13 +20,7 @@ def upgrade(client: Client) -> dict[str, Any]:
     Keeper and supervisor are of this version then; the servers' processes are those that were there. Blocks. Raises
     NoSupervisor, and ControlError (1) when the pool goes on with another version.
     """
-    options = {
-        "version": __version__,
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "keeper": bootstrap.command(sys.executable, "keeper", isolated=True),
-        "supervisor": bootstrap.command(sys.executable, "supervisor"),
-    }
-    result = client.call("upgrade", {"options": options})
+    result = client.call("upgrade", {"options": options_of_this_version()})
     if result.get("exit_code"):
         return result
     await_end(int(result["upgraded_from"]), _END_SECONDS)
@@ -39,3 +33,13 @@ def upgrade(client: Client) -> dict[str, Any]:
         )
     result["items"] = client.call("list")["items"]
     return result
+
+
+def options_of_this_version() -> dict[str, Any]:
+    """What another version has to know to make way for this one."""
+    return {
+        "version": __version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "keeper": bootstrap.command(sys.executable, "keeper", isolated=True),
+        "supervisor": bootstrap.command(sys.executable, "supervisor"),
+    }

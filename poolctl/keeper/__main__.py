@@ -32,18 +32,18 @@ def main() -> None:
     name_process("poolctl-keeper")
     become_subreaper()
     open_files = raise_descriptor_limit()
-    if argument.startswith("{"):
-        plan = json.loads(argument)
-        limits = plan.get("open_files", open_files)
-        keeper = Keeper(directory, plan["supervisor"], tuple(limits))
-        if "restored" in plan:
-            keeper.resume(plan["restored"])
-        else:
-            keeper.begin(plan)
-    else:
-        keeper = Keeper(directory, [], open_files)
-        keeper.attach(wire.over(int(argument)))
     try:
+        if argument.startswith("{"):
+            plan = json.loads(argument)
+            limits = plan.get("open_files", open_files)
+            keeper = Keeper(directory, plan["supervisor"], tuple(limits))
+            if "restored" in plan:
+                keeper.resume(plan["restored"])
+            else:
+                keeper.begin(plan)
+        else:
+            keeper = Keeper(directory, [], open_files)
+            keeper.attach(wire.over(int(argument)))
         keeper.run()
     except BaseException:
         with open(os.path.join(directory, "supervisor.log"), "a") as log:

@@ -85,14 +85,14 @@ class Ending:
 def kill_children(patience_seconds: float = 0.0) -> None:
     """Kill and reap every child, with its process group, until there is none. They may end by themselves first."""
     patient_until = time.monotonic() + patience_seconds
-    while children := _children():
+    while found := children():
         if time.monotonic() < patient_until:
             while os.waitpid(-1, os.WNOHANG)[0]:
-                if not _children():
+                if not children():
                     return
             time.sleep(_LOOK_SECONDS)
             continue
-        for child in children:
+        for child in found:
             for kill in (os.killpg, os.kill):
                 with contextlib.suppress(ProcessLookupError):
                     kill(child, signal.SIGKILL)
@@ -100,6 +100,8 @@ def kill_children(patience_seconds: float = 0.0) -> None:
             os.wait()
 
 
-def _children() -> list[int]:
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+def children(pid: int | None = None) -> list[int]:
+    """The pids of the children of this process's first thread, or of another's."""
+    pid = pid or os.getpid()
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(child) for child in file.read().split()]

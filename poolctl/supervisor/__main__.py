@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import os
 import sys
 
-from poolctl.control.messages import CHECK
+from poolctl.control.messages import CHECK, TRY
 from poolctl.keeper.charge import CALM
 from poolctl.logs.internal import InternalLog
 from poolctl.platform import make_room_for_descriptors, name_process
@@ -20,9 +19,10 @@ _NO_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 
 def main() -> None:
     """Run the supervisor until its pool is stopped."""
-    if sys.argv[1] == CHECK:
-        check(sys.argv[2:])
-        return
+    if sys.argv[1] in (CHECK, TRY):
+        from .trial import check, try_takeover_by
+
+        sys.exit(check(sys.argv[2:]) if sys.argv[1] == CHECK else try_takeover_by(*sys.argv[2:]))
     make_room_for_descriptors()
     # Nothing that an import makes is garbage: looking for it is a tenth of the time.
     gc.disable()
@@ -40,18 +40,3 @@ def main() -> None:
     directory, *files = (argument for argument in sys.argv[1:] if argument != CALM)
     logging.basicConfig(handlers=[InternalLog(os.path.join(directory, "supervisor.log"))], level=logging.INFO)
     sys.exit(asyncio.run(Supervisor(directory, files, calm=CALM in sys.argv).run()))
-
-
-def check(files: list[str]) -> None:
-    """Print the problems of the files as a JSON list: that it is printed shows that this version can run here."""
-    from poolctl.config.load import load
-    from poolctl.errors import PoolError
-
-    from . import supervisor
-
-    assert supervisor
-    try:
-        problems = [problem.to_dict() for problem in load(files, os.environ).problems]
-    except PoolError as error:
-        problems = error.to_list()
-    print(json.dumps(problems))

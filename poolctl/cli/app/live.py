@@ -27,7 +27,7 @@ _SET = typer.Option("--set", metavar="KEY=VALUE", help="Another key of it: worke
 _FILE = typer.Option("-f", "--file", metavar="FILE", help="Add the servers of this file instead.")
 _DRY_RUN = typer.Option("--dry-run", help="Print the difference and change nothing; exit 3 if there is one.")
 
-_RESTART = typer.Option("--restart", help="Then restart the servers too, as restart does.")
+_RESTART = typer.Option("--restart", help="Replace the servers' workers too, as restart does.")
 _FORCE = typer.Option("--force", help="Even if the version is the same.")
 _SAVE = typer.Option("--save", help="Write the change to the file too; its comments stay.")
 _SHOW = typer.Option(

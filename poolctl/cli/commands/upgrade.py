@@ -13,22 +13,29 @@ from poolctl.control.upgrading import upgrade
 
 
 def perform(request: Request) -> Outcome:
-    """Exchange keeper and supervisor; the servers' processes too with --restart, one after the other."""
+    """Replace keeper and supervisor if they are of another version; with --restart the servers' workers as well."""
     place = find_place(request)
     client = Client(place.socket)
     before = str(client.ping().get("version"))
     if before == __version__ and not request.get("force"):
-        return Outcome(client.call("list")["items"], message=f"the pool is run by poolctl {before} already")
-    outcome = Outcome.from_result(upgrade(client))
-    if outcome.exit_code:
-        return outcome
-    # A job that is under way is not to begin anew.
+        outcome = Outcome(client.call("list")["items"])
+        message = f"the pool is run by poolctl {before} already"
+        if not request.get("restart"):
+            outcome.message = message
+            return outcome
+    else:
+        outcome = Outcome.from_result(upgrade(client))
+        message = f"poolctl {before} → {__version__}"
+        if outcome.exit_code:
+            return outcome
+    # A job that is under way is not to be started again.
     serving = [item["name"] for item in outcome.items if item.get("pids") and not _is_job(item)]
-    how = "went on as before; poolctl restart renews their processes"
+    how = f"{servers(len(serving))} went on as before; poolctl upgrade --restart replaces their workers"
     if request.get("restart") and serving:
         outcome = ask(Request("restart", {**request.values, "targets": serving}), place)
-        how = "restarted"
-    outcome.message = f"poolctl {before} → {__version__}: {servers(len(serving))} {how}"
+        failed = {error.get("name") for error in outcome.errors}
+        how = f"{servers(sum(name not in failed for name in serving), of=len(serving))} restarted"
+    outcome.message = f"{message}: {how}"
     return outcome
 
 

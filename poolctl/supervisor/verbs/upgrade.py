@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Awaitable, Callable
 
-from poolctl.control.messages import CHECK, Document, failure, result
+from poolctl import __version__, bootstrap
+from poolctl.control.messages import CHECK, TRIED, TRY, Document, failure, result
 from poolctl.control.server import Progress
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
@@ -18,6 +20,8 @@ from .changes import Kind
 
 # What a server runs with is read anew by the version that follows; how many workers it has, and the like, is handed on.
 _HANDED_ON = Kind.OVERRIDE.value
+# The trials bound themselves; this is for one that does not come to that.
+_TRIAL_SECONDS = 90.0
 
 Verb = Callable[[Selector, Document, Progress], Awaitable[Document]]
 
@@ -41,30 +45,78 @@ class Upgrade:
         if python.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
             message = f"the pool runs on Python {sys.version.split()[0]}, poolctl {version} on {python}"
             return _refused(message, "poolctl stop and poolctl start move it, and its servers pause")
-        difference = await self._reload(selector, {**options, "dry_run": True}, progress)
+        difference = await self._differs(selector, options, progress)
+        if not difference["errors"] and not options.get("tried"):
+            if problem := await self._try(options):
+                return problem
+            # That took a while.
+            difference = await self._differs(selector, options, progress)
         if difference["errors"]:
             return difference
-        if any(_is_lost(change) for change in difference["changes"]):
-            return _refused(
-                "what runs is not what the files say, which the next version goes by",
-                "poolctl reload --dry-run shows the difference, poolctl reload applies the files",
-            )
-        if problem := await self._check(options["supervisor"]):
-            return problem
         self._succeed(options["keeper"], options["supervisor"])
         return result(difference["items"], upgraded_from=os.getpid())
 
-    async def _check(self, command: list[str]) -> Document | None:
-        """What the next version has to say against itself, in our environment: that it is not there, or the files."""
-        process = await asyncio.create_subprocess_exec(
-            *command, CHECK, *self._files, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    async def _differs(self, selector: Selector, options: Document, progress: Progress) -> Document:
+        """What `reload --dry-run` says; with an error when the next version would not find what runs."""
+        difference = await self._reload(selector, {**options, "dry_run": True}, progress)
+        if difference["errors"] or not any(_is_lost(change) for change in difference["changes"]):
+            return difference
+        return _refused(
+            "what runs is not what the files say, which the next version goes by",
+            "poolctl reload --dry-run shows the difference, poolctl reload applies the files",
         )
-        said, failed = await process.communicate()
-        if process.returncode == 0:
-            problems = json.loads(said)
-            return result([], problems, exit_code=INVALID_CONFIGURATION) if problems else None
-        last = failed.decode(errors="replace").strip().rpartition("\n")[2]
-        return _refused(f"the other version does not run: {last}", f"try {command[0]} -m poolctl version")
+
+    async def _try(self, options: Document) -> Document | None:
+        """What is wrong with the next version, in our environment; None when it has taken over a small pool."""
+        examine, env = [*options["supervisor"], CHECK, *self._files], dict(os.environ)
+        trial = asyncio.ensure_future(_nothing())
+        if _is_on_disk():
+            env[TRIED] = "1"
+            argv = bootstrap.command(sys.executable, "supervisor", TRY, json.dumps(options), *self._files)
+            trial = asyncio.ensure_future(_run(argv))
+        try:
+            said, failed = await _run(examine, env)
+            if not failed:
+                _, failed = await trial
+        finally:
+            trial.cancel()
+        if failed:
+            message = f"poolctl {options.get('version')} cannot take over: {failed}"
+            return _refused(message, "nothing has changed; correct it and try again")
+        problems = json.loads(said)
+        return result([], problems, exit_code=INVALID_CONFIGURATION) if problems else None
+
+
+async def _nothing() -> tuple[str, str]:
+    return "", ""
+
+
+async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[str, str]:
+    """What the command prints, and the last line of its errors, which is empty only if it ends with 0."""
+    process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env)
+    try:
+        async with asyncio.timeout(_TRIAL_SECONDS):
+            said, failed = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        return "", f"{command[0]} did not answer within {_TRIAL_SECONDS:g} s"
+    except asyncio.CancelledError:
+        process.terminate()  # it ends its small pool
+        raise
+    if process.returncode == 0:
+        return said.decode(), ""
+    return "", failed.decode(errors="replace").strip().rpartition("\n")[
+        2
+    ] or f"exit status {process.returncode}"
+
+
+def _is_on_disk() -> bool:
+    """Whether what is installed here is what this process runs, and not the next version already."""
+    try:
+        with open(os.path.join(os.path.dirname(bootstrap.__file__), "__init__.py")) as file:
+            return f'__version__ = "{__version__}"' in file.read()
+    except OSError:
+        return False
 
 
 def _is_lost(change: Document) -> bool:

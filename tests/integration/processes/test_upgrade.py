@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.load import Load
 from tests.processes import is_alive
 from tests.real_pool import Done, RealPool
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 NEW = "99.1.2"
 
@@ -39,7 +40,7 @@ def by(version: Path, pool: RealPool, *args: str, env: dict[str, str] | None = N
     """What the other version's command line does."""
     done = subprocess.run(
         [sys.executable, "-m", "poolctl", *args], cwd=pool.directory, text=True, capture_output=True,
-        env={**pool.env, "PYTHONPATH": str(version), **(env or {})}, timeout=50,
+        env={**pool.env, "PYTHONPATH": str(version), **(env or {})}, timeout=100,
     )  # fmt: skip
     return Done(args, done.returncode, done.stdout, done.stderr)
 
@@ -69,7 +70,7 @@ def test_the_pool_goes_on_under_the_new_version_and_nobody_notices(pool: RealPoo
     assert done.code == 0, str(done)
     assert done.stdout == (
         f"poolctl {poolctl.__version__} → {NEW}: 2 servers went on as before; "
-        "poolctl restart renews their processes\n"
+        "poolctl upgrade --restart replaces their workers\n"
     )
     assert (report.failed, report.refused) == (0, 0), report
     assert report.complete > 0
@@ -81,10 +82,15 @@ def test_the_pool_goes_on_under_the_new_version_and_nobody_notices(pool: RealPoo
     os.kill(pool.items()["users"]["pids"][0], 9)
     wait_until(lambda: pool.items()["users"]["ready"] and facts(pool)["users"][2] == before["users"][2] + 1)
     assert "already" in by(newer, pool, "upgrade").stdout
+    workers = facts(pool)
+    renewed = by(newer, pool, "upgrade", "--restart")
+    assert renewed.stdout == f"the pool is run by poolctl {NEW} already: 2 servers restarted\n", str(renewed)
+    assert all(set(now[0]).isdisjoint(workers[name][0]) for name, now in facts(pool).items())
+    workers = facts(pool)
     back = pool.ok("upgrade", "--restart")
     assert "2 servers restarted" in back.stdout
     assert version(pool) == poolctl.__version__
-    assert all(set(now[0]).isdisjoint(before[name][0]) for name, now in facts(pool).items())
+    assert all(set(now[0]).isdisjoint(workers[name][0]) for name, now in facts(pool).items())
     pool.ok("stop")
     assert pool.processes() == {}
 
@@ -98,6 +104,45 @@ def test_a_version_that_does_not_run_takes_over_nothing(pool: RealPool, newer: P
     assert done.code == 8
     assert "No module named 'not_there'" in done.stderr
     assert (facts(pool), pool.info()["supervisor_pid"]) == (before, supervisor)
+
+
+FLAWS = {
+    "keeper": ("keeper/keeper.py", "        self._open_files = restore(", "        exit('a flaw') #"),
+    "worker": ("worker/life.py", "    worker = Worker(spec)", "    raise RuntimeError('a flaw')"),
+    "logger": ("logs/__main__.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
+    "dashboard": ("web/__main__.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
+    "the application's interpreter": ("worker/zygote.py", "import gc", "import pydantic, gc"),
+}
+
+
+@pytest.mark.parametrize(("file", "found", "flaw"), FLAWS.values(), ids=list(FLAWS))
+def test_a_version_with_a_broken_part_is_refused_and_nothing_has_changed(
+    pool: RealPool, newer: Path, tmp_path: Path, file: str, found: str, flaw: str
+) -> None:
+    pool.env["TMPDIR"] = str(pool.runtime)  # what a failed trial leaves goes there
+    pool.write_hello("users", extra=f'python = "{interpreter_with_uvicorn_only(tmp_path / "venv")}"')
+    pool.ok("start")
+    before, keeper, supervisor = facts(pool), pool.info()["keeper_pid"], pool.info()["supervisor_pid"]
+    path = newer / "poolctl" / file
+    text = path.read_text()
+    assert found in text
+    path.write_text(text.replace(found, flaw, 1))
+    done = by(newer, pool, "upgrade", "--restart")
+    assert done.code == 8, str(done)
+    assert f"poolctl {NEW} cannot take over: " in done.stderr
+    assert "restarted" not in done.stdout
+    assert (facts(pool), version(pool)) == (before, poolctl.__version__)
+    assert (pool.info()["keeper_pid"], pool.info()["supervisor_pid"]) == (keeper, supervisor)
+    assert pool.items()["users"]["ready"]
+
+
+def interpreter_with_uvicorn_only(place: Path) -> Path:
+    venv.create(place, with_pip=False)
+    (site,) = place.glob("lib/python*/site-packages")
+    for name in ("uvicorn", "h11", "click"):
+        module = __import__(name)
+        (site / name).symlink_to(Path(str(module.__file__)).parent)
+    return place / "bin" / "python"
 
 
 def test_files_that_say_something_else_are_applied_first(pool: RealPool, newer: Path) -> None:

@@ -1,0 +1,251 @@
+"""A takeover by another version of poolctl, tried on a small pool before the real one is touched.
+
+The small pool lies in a directory of its own. Its servers have the interpreters, users and protocols of the real ones,
+and an application that answers every request: what fails here would fail there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib
+import json
+import os
+import pkgutil
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import poolctl
+from poolctl.config.interpreter import interpreter
+from poolctl.config.load import load
+from poolctl.config.model import ServerConfig
+from poolctl.control import directory
+from poolctl.control.client import Client
+from poolctl.control.ending import await_end
+from poolctl.control.messages import TRIED
+from poolctl.control.upgrading import options_of_this_version
+from poolctl.errors import ControlError, PoolError
+from poolctl.keeper.ending import children, kill_children
+from poolctl.platform import become_subreaper
+from poolctl.worker.child import START_VARIABLES
+
+from .launch import launch
+
+LIMIT_SECONDS = 60
+_SHOWN = 500  # characters of what went wrong
+_ANSWER_SECONDS = 10.0
+_END_SECONDS = 5.0
+# Of the environment an interpreter and its libraries need these; nothing secret gets into these processes.
+_VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
+_PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
+_FILE = "pool.json"
+_APP = """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for kind in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{kind}.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+"""
+
+
+class TrialFailed(Exception):
+    """What does not work in the small pool."""
+
+
+def check(files: list[str]) -> str | None:
+    """Whether this version can run this pool here: an error to end with, or the problems of the files on stdout.
+
+    Every module is imported, and a small pool is taken over, unless the version before sees to that. Raises what an
+    import raises.
+    """
+    for module in pkgutil.walk_packages(poolctl.__path__, "poolctl."):
+        # What workers import is for their own interpreters: some of it needs packages that may be missing here.
+        if not module.name.endswith(".__main__") and not module.name.startswith("poolctl.worker."):
+            importlib.import_module(module.name)
+    try:
+        config = load(files, os.environ)
+        problems = [problem.to_dict() for problem in config.problems]
+        if not problems and TRIED not in os.environ:
+            try_takeover(config, options_of_this_version())
+    except PoolError as error:
+        problems = error.to_list()
+    except TrialFailed as failed:
+        return str(failed)
+    print(json.dumps(problems))
+    return None
+
+
+def try_takeover_by(options: str, *files: str) -> str | None:
+    """Let the version that `options` names take over a small pool of this one; an error to end with, or None."""
+    try:
+        try_takeover(load(files, os.environ), json.loads(options))
+    except (PoolError, TrialFailed) as failed:
+        return str(failed)
+    return None
+
+
+def try_takeover(servers: Iterable[ServerConfig], options: Mapping[str, Any]) -> None:
+    """Let another version take over a small pool of this one, and renew all of its processes.
+
+    The options are those of the verb `upgrade`. Blocks. Raises TrialFailed.
+    """
+    with _pool(servers) as pool:
+        # What does not even start under this version may do so under the other one.
+        pool.call("start")
+        before = pool.pids()
+        result = pool.call("upgrade", {**options, "tried": True})
+        if result.get("errors"):
+            raise TrialFailed(_first(result))
+        await_end(int(result["upgraded_from"]), _ANSWER_SECONDS)
+        about = pool.call("ping")
+        if about.get("version") != options["version"]:
+            raise TrialFailed(f"it does not take over: {pool.last_words()}")
+        if pool.pids() != before:
+            raise TrialFailed("it does not take over the workers")
+        pool.end_logger(int(about["keeper_pid"]))
+        for verb in ("restart", "dashboard"):
+            pool.order(verb)
+        pool.see_answers()
+        pool.order("stop")
+        pool.see_logs()
+
+
+class _Pool:
+    def __init__(self, place: str, env: Mapping[str, str], sockets: Mapping[str, str]) -> None:
+        self._sockets = sockets  # paths by the names of those that answer
+        self._directory = directory.pool_dir(env, directory.pool_key(f"{place}/{_FILE}"))
+        self._client = Client(directory.control_socket(self._directory))
+
+    def call(self, verb: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The supervisor's answer. Raises TrialFailed when there is none."""
+        try:
+            return self._client.call(verb, {"options": dict(options or {})})
+        except ControlError as error:
+            raise TrialFailed(f"no supervisor answers {verb!r}: {self.last_words()}") from error
+
+    def order(self, verb: str) -> None:
+        """Have it done. Raises TrialFailed when it is not."""
+        if (result := self.call(verb)).get("errors"):
+            raise TrialFailed(_first(result))
+
+    def pids(self) -> dict[str, list[int]]:
+        """Those of the workers, by their servers' names."""
+        return {item["name"]: item["pids"] for item in self.call("list")["items"]}
+
+    def see_answers(self) -> None:
+        """Ask each application. Raises TrialFailed."""
+        for name, path in self._sockets.items():
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(_ANSWER_SECONDS)
+                try:
+                    client.connect(path)
+                    client.sendall(b"GET / HTTP/1.1\r\nhost: trial\r\nconnection: close\r\n\r\n")
+                    answer = client.recv(64)
+                except OSError as error:
+                    answer = str(error).encode()
+            if b" 200 " not in answer:
+                raise TrialFailed(f"{name}: its worker does not answer: {answer.decode(errors='replace')}")
+
+    def end_logger(self, keeper: int) -> None:
+        """Make room for one of the version that runs the pool now; what was logged before is forgotten."""
+        for pid in children(keeper):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
+                if "logs" in file.read().split("\0"):
+                    os.kill(pid, signal.SIGKILL)
+        for path in self._logs():
+            os.truncate(path, 0)
+
+    def see_logs(self) -> None:
+        """Look whether what the workers print is logged. Raises TrialFailed."""
+        if not any(map(os.path.getsize, self._logs())) and self._sockets:
+            raise TrialFailed("it logs nothing of what workers print")
+
+    def _logs(self) -> list[str]:
+        return glob.glob(f"{glob.escape(self._directory)}/state/logs/*.log")
+
+    def last_words(self) -> str:
+        """The last line of its supervisor's log."""
+        with contextlib.suppress(OSError), open(f"{self._directory}/supervisor.log", errors="replace") as log:
+            return log.read().strip().rpartition("\n")[2]
+        return "it left no log"
+
+
+@contextlib.contextmanager
+def _pool(servers: Iterable[ServerConfig]) -> Iterator[_Pool]:
+    """The small pool, launched; at the end none of its processes is left. Raises TrialFailed."""
+    # Whatever becomes of its keeper, each of its processes becomes a child of ours.
+    become_subreaper()
+    signal.signal(signal.SIGALRM, _too_late)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.alarm(LIMIT_SECONDS)
+    place = tempfile.mkdtemp(prefix="poolctl-trial-")
+    lifeline, keep = -1, False
+    try:
+        os.chmod(place, 0o755)  # the servers' users import the application from there
+        env = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
+        env[directory.RUNTIME_VARIABLE] = place
+        table = _table(place, servers)
+        _write(f"{place}/trial.py", _APP, 0o644)
+        _write(f"{place}/{_FILE}", json.dumps(table), 0o600)
+        sockets = {each["name"]: each["bind"][len("unix:") :] for each in table["server"] if "bind" in each}
+        pool = _Pool(place, env, sockets)
+        lifeline = launch([f"{place}/{_FILE}"], env, lifeline=True)
+        yield pool
+    except (ControlError, TrialFailed) as failed:
+        keep = True  # its logs explain it
+        raise TrialFailed(f"{' '.join(str(failed).split())[:_SHOWN]} (its logs are in {place})") from failed
+    finally:
+        signal.alarm(0)
+        if lifeline >= 0:
+            os.close(lifeline)
+        kill_children(_END_SECONDS)
+        if not keep:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _too_late(number: int, frame: object) -> None:
+    raise TrialFailed(f"it did not end within {LIMIT_SECONDS} s")
+
+
+def _table(place: str, servers: Iterable[ServerConfig]) -> dict[str, Any]:
+    """The configuration: one server for each combination of what may make a difference, and a program."""
+    found: dict[str, dict[str, Any]] = {}
+    for server in servers:
+        if server.command:
+            continue
+        variables = server.environment().items()
+        kind: dict[str, Any] = {
+            "python": interpreter(server.python, server.base_dir, os.environ),
+            "preload": server.preload,
+            "env": {name: value for name, value in variables if name.startswith(START_VARIABLES)},
+            "http": server.http.model_dump(include=_PROTOCOLS, exclude_defaults=True),
+        }
+        if server.user is not None:
+            kind["user"] = server.user
+        found.setdefault(json.dumps(kind, sort_keys=True), {"name": server.name, **kind})
+    shared = {"app": "trial:app", "app_dir": place, "cwd": "/"}
+    apps = [{**each, **shared, "bind": f"unix:{place}/{n}.sock"} for n, each in enumerate(found.values())]
+    program = {"name": "a-program", "job": True, "command": [sys.executable, "-I", "-c", ""], "cwd": "/"}
+    return {"server": [*apps, program], "dashboard": {"bind": f"unix:{place}/dashboard.sock"}}
+
+
+def _write(path: str, text: str, mode: int) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+    os.chmod(path, mode)
+
+
+def _first(result: Mapping[str, Any]) -> str:
+    error = result["errors"][0]
+    where = f"{error['name']}: " if error.get("name") else ""
+    # What refers to the small pool itself is of no use.
+    hint = "" if error["hint"].startswith(("poolctl ", "see ")) else f"; {error['hint']}"
+    return f"{where}{error['message']}{hint}"
