@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from time import time
@@ -11,6 +10,7 @@ from time import time
 from poolctl.cli.objects import Objects
 from poolctl.cli.place import Place
 from poolctl.cli.prefix import Prefixes
+from poolctl.cli.stop_signals import StopSignals
 from poolctl.cli.threads import start_unsignalled
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
@@ -38,9 +38,11 @@ class LogPrinter:
         start_unsignalled(self._thread)
 
     def finish(self) -> None:
-        """Print what is there, then stop."""
+        """Print what is there, then stop. A reader that takes nothing is waited for no longer, here and at the end."""
         self._over.set()
         self._thread.join(LAST_WORDS_SECONDS)
+        if self._thread.is_alive():
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     def _print(self) -> None:
         from poolctl.cli.commands.logs import log_paths
@@ -59,5 +61,5 @@ class LogPrinter:
                 sys.stdout.write(form.line(line))
                 sys.stdout.flush()
         except OSError:
-            # whoever read this has gone, and with it the reason to run in the foreground
-            os.kill(os.getpid(), signal.SIGTERM)
+            # Whoever read this has gone, and with it the reason to run in the foreground.
+            StopSignals.output_lost()

@@ -7,45 +7,72 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from poolctl.control import systemd
 
-_STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+# Sent to ourselves: a signal is all that ends whatever the main thread waits for.
+_OUTPUT_LOST = signal.SIGIO
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP: stop cleanly. No Exception, so that nothing on the way takes it for an error."""
+    """SIGTERM, SIGHUP, or an output that nobody reads: stop cleanly. No Exception: nothing may take it for an error."""
 
 
-@contextmanager
-def stop_signals(reload: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM, SIGHUP and SIGALRM raise Terminated here; SIGINT raises KeyboardInterrupt, as always.
+class StopSignals:
+    """Raises in the main thread what ends a `run`: KeyboardInterrupt for SIGINT, Terminated for SIGTERM and SIGHUP.
 
-    Under systemd, where no terminal hangs up, SIGHUP is the order to reload (systemd.service(5), notify-reload).
+    A second signal raises again. When the stop began because nobody reads the output any more, the first signal is
+    granted already, and does nothing. SIGALRM, the end of the time for the stop, always raises Terminated. Under
+    systemd, where no terminal hangs up, SIGHUP is the order to reload (systemd.service(5), notify-reload).
     """
 
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
+    def __init__(self, reload: Callable[[], None]) -> None:
+        self._reload = reload
+        self._stopping = False
+        self._unasked = False  # it stops, and nobody has asked for it
+        self._before: dict[int, Any] = {}
+        self.interrupted = False  # SIGINT was granted already
 
-    before = {number: signal.getsignal(number) for number in _STOPPING}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup
-            signal.signal(number, terminate)
-    if systemd.listens(os.environ):
-        signal.signal(signal.SIGHUP, lambda number, frame: reload())
-    try:
-        yield
-    finally:
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.getsignal(number) for number in (*_STOPPING, _OUTPUT_LOST)}
+        for number in _STOPPING:
+            if self._before[number] is not signal.SIG_IGN:  # nohup
+                signal.signal(number, self._asked)
+        signal.signal(_OUTPUT_LOST, self._output_lost)
+        if systemd.listens(os.environ):
+            signal.signal(signal.SIGHUP, lambda number, frame: self._reload())
+        return self
+
+    def __exit__(self, *raised: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        for number, handler in before.items():
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @staticmethod
+    def output_lost() -> None:
+        """Stop, unless that is under way: nobody reads the output any more. From any thread."""
+        os.kill(os.getpid(), _OUTPUT_LOST)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        unasked, self._stopping = self._unasked, True
+        if unasked and number != signal.SIGALRM:
+            self._unasked = False
+            self.interrupted = number == signal.SIGINT
+            return
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def _output_lost(self, number: int, frame: FrameType | None) -> None:
+        if not self._stopping:
+            self._stopping = self._unasked = True
+            raise Terminated
 
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
     """Let what is begun here be finished: the first of the signals takes effect behind it, a second one at once."""
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, *_STOPPING)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in _STOPPING}
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from contextlib import redirect_stderr
 
 from poolctl.cli import pid_one
 from poolctl.cli.foreground import program
@@ -11,7 +13,8 @@ from poolctl.cli.outcome import Failure, Outcome, outcome_of
 from poolctl.cli.place import find_place
 from poolctl.cli.request import Request
 from poolctl.cli.session import Session
-from poolctl.cli.stop_signals import Terminated, deferred_signals, stop_signals
+from poolctl.cli.stdout import TolerantStream
+from poolctl.cli.stop_signals import StopSignals, Terminated, deferred_signals
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, INTERRUPTED
@@ -38,7 +41,7 @@ def perform(request: Request) -> Outcome:
     session = Session(request, place, command, limit_seconds)
     request.selector(), request.options()  # a wrong one is said before anything runs
     _refuse_running(session.client)
-    with stop_signals(session.reload):
+    with redirect_stderr(TolerantStream(sys.stderr)), StopSignals(session.reload) as signals:
         lifeline = -1
         try:
             with deferred_signals():  # what is half launched could not be waited for
@@ -55,7 +58,7 @@ def perform(request: Request) -> Outcome:
             if lifeline >= 0:
                 session.stop()
                 os.close(lifeline)
-                code = session.status_of_pool(code)
+                code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
         except (KeyboardInterrupt, Terminated):
             pass  # asked for the third time: the lifeline ends with us, and the keeper sees to the rest
     session.outcome.exit_code = code

@@ -1,0 +1,158 @@
+"""`run` whose output nobody reads any more: `run | tee run.log` and Ctrl-C, `run | head -1` and SIGTERM."""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from tests.deadline import wait_until
+from tests.real_pool import RealPool
+
+# Prints without end; a request and the lifespan's shutdown take until a file is there.
+APP = """
+import asyncio, os
+
+async def there(name):
+    open(f"{name}.begun", "w").close()
+    while not os.path.exists(name):
+        await asyncio.sleep(0.01)
+
+async def chatter():
+    while True:
+        print("tick" * 50, flush=True)
+        await asyncio.sleep(0.01)
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        task = asyncio.ensure_future(chatter())
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await there("shutdown")
+        await send({"type": "lifespan.shutdown.complete"})
+        open("completed", "w").close()
+        return
+    await there("answer")
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+    await send({"type": "http.response.body", "body": b"done"})
+"""
+
+
+PIPE_BYTES = 4096
+
+
+class Running:
+    """A `run` in the middle of a request, with a pipe as its output."""
+
+    def __init__(self, pool: RealPool, *, stderr_too: bool = False) -> None:
+        port = pool.write_hello("web", extra='drain_timeout = "20s"\nstop_timeout = "20s"')["web"]
+        pool.write("hello.py", APP)
+        self.directory = pool.directory
+        read, write = os.pipe()
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.errors = pool.directory / "errors"
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [*pool.command(), "run"], cwd=pool.directory, env=pool.env, stdin=subprocess.DEVNULL,
+                stdout=write, stderr=write if stderr_too else errors,
+            )  # fmt: skip
+        os.close(write)
+        self._reader = read
+        while b"tick" not in os.read(read, 65536):
+            continue
+        self.answers: list[bytes] = []
+        self._client = threading.Thread(target=self._ask, args=(port,))
+        self._client.start()
+        wait_until((self.directory / "answer.begun").exists)
+
+    def _ask(self, port: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        try:
+            connection.request("GET", "/")
+            self.answers.append(connection.getresponse().read())
+        except (OSError, http.client.HTTPException) as cut:
+            self.answers.append(repr(cut).encode())
+        finally:
+            connection.close()
+
+    @property
+    def unread(self) -> int:
+        """How many bytes wait for the reader."""
+        return int.from_bytes(fcntl.ioctl(self._reader, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    def leave(self) -> None:
+        """Read no more."""
+        os.close(self._reader)
+
+    def let(self, name: str) -> None:
+        """Let the request, or the shutdown of the application, go on."""
+        (self.directory / name).touch()
+
+    def end(self) -> int:
+        """The exit code."""
+        try:
+            return self.process.wait(30)
+        finally:
+            self.process.kill()
+            self._client.join(30)
+
+
+@pytest.mark.parametrize("stderr_too", [False, True])
+@pytest.mark.parametrize(
+    ("number", "leaves_first", "code"),
+    [(None, True, 0), (signal.SIGTERM, True, 0), (signal.SIGINT, True, 130), (signal.SIGINT, False, 130)],
+)
+def test_a_stop_without_a_reader_completes_requests_and_the_shutdown(
+    real_pool: RealPool, number: signal.Signals | None, leaves_first: bool, code: int, stderr_too: bool
+) -> None:
+    running = Running(real_pool, stderr_too=stderr_too)
+    if leaves_first:
+        running.leave()
+        wait_until(lambda: real_pool.items()["web"]["state"] != "running")
+    if number is not None:
+        running.process.send_signal(number)
+        if not leaves_first:
+            running.leave()
+        wait_until(lambda: real_pool.items()["web"]["state"] != "running")
+    running.let("answer")
+    wait_until((running.directory / "shutdown.begun").exists)
+    running.let("shutdown")
+    assert running.end() == code
+    assert running.answers == [b"done"]
+    assert (running.directory / "completed").exists()
+    assert "killing" not in running.errors.read_text()
+    assert "Traceback" not in running.errors.read_text()
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
+def test_a_second_signal_kills_what_is_left_also_without_a_reader(
+    real_pool: RealPool, numbers: Sequence[signal.Signals]
+) -> None:
+    running = Running(real_pool)
+    running.leave()
+    wait_until(lambda: real_pool.items()["web"]["state"] != "running")
+    for number in numbers:
+        running.process.send_signal(number)
+        assert real_pool.items(), "each is handled before the next one"
+    running.end()
+    assert running.answers != [b"done"]
+    assert "killing what is left" in running.errors.read_text()
+
+
+def test_a_reader_that_takes_nothing_does_not_keep_run_from_ending(real_pool: RealPool) -> None:
+    running = Running(real_pool)
+    wait_until(lambda: running.unread > PIPE_BYTES - 1000)
+    running.let("answer")
+    running.let("shutdown")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 0
+    running.leave()
