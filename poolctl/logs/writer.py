@@ -1,21 +1,28 @@
 """The logger: a process that moves servers' output from pipes into files (bootstrap part `logs`).
 
-Its orders come as packets on descriptor 3 (keeper.wire):
+Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object whose `t` names the order:
 
-- ``{"t": "underway"}`` with a file in memory and the ends of a pipe that outlive the logger: where it notes what it is
-just moving, and what it has taken (see underway). Before any other. -
-``{"t": "add", "id", "name", "pid", "path", "format", "max_size", "keep", "max_age"}`` with the read end of
-a pipe; the last four may be left out; bytes and seconds, 0 for no limit. Of an id that is known with the same pipe
-the limits are set anew; with another pipe it is replaced. - ``{"t": "reopen"}``: open every file anew. -
-``{"t": "sync", "token"}``: answered with ``synced`` when what the pipes held by then is in the files. -
-``{"t": "ping"}``: answered with ``pong`` and our pid. -
-``{"t": "end"}``: store what the pipes hold, and end.
+- `underway`, with a file in memory and both ends of a pipe: where the logger notes what it is moving, so that its
+  successor neither loses nor repeats a line (see underway). Sent before any other order.
+- `add`, with the read end of a pipe: read it from now on. `id` names the stream; `name` and `pid` are those of the
+  server's process; `path` is the file. Optional: `format` ("text" or "json"), `max_size` in bytes, `keep`, `max_age` in
+  seconds; 0 means no limit. For a known `id` with the same pipe and path only the limits and the pid change; otherwise
+  the new stream replaces the old one.
+- `pid`: `pid` is now the process that writes to the stream `id`.
+- `reopen`: close every file, so that the next line opens it by its path again (after logrotate).
+- `sync`: answer `synced`, with the same `token`, once the files hold everything that the pipes hold now.
+- `ping`: answer `pong` with the logger's pid.
+- `end`: store what the pipes hold, then exit.
 
-It reports ``{"t": "eof", "id"}`` when nobody can write to a pipe any more and all of it is in the file,
-``{"t": "dropped", "id", "bytes", "error"}`` for output that a file did not take (at most once a second), and
-``{"t": "error", "message"}`` for an order that it did not understand. At the end of descriptor 3, when nobody is
-left who could start another, it goes on until nobody can write to its pipes any more. It is disposable: killed at
-any moment it loses nothing, as what is not stored yet waits in the pipes, which others hold open.
+The logger sends these reports:
+
+- `eof` with `id`: every writer has closed the pipe, and its output is in the file.
+- `dropped` with `id`, `bytes` and `error`: a file did not take this much output. At most once a second.
+- `error` with `message`: an order that could not be carried out.
+
+When descriptor 3 ends, no supervisor or keeper is left to start another logger; this one goes on until every pipe has
+ended or a new pool takes the pipes over (see heirs). It can be killed at any time without losing output: what is not
+stored yet is still in the pipes, whose read ends the keeper holds as well.
 """
 
 from __future__ import annotations
