@@ -78,6 +78,19 @@ def sealed_file(name: str, content: bytes) -> int:
     return fd
 
 
+def bounded_file(name: str, size_bytes: int) -> int:
+    """A descriptor of an anonymous file in memory that takes so many bytes at most (memfd_create(2), F_SEAL_GROW).
+
+    How many were written is its position, which all who have it share.
+    """
+    import fcntl
+
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size_bytes)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return fd
+
+
 def read_file(fd: int) -> bytes:
     """Everything that the file behind `fd` holds, from its start; the descriptor stays open."""
     content = b""

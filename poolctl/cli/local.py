@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from poolctl import exit_codes
 from poolctl.cli.outcome import Failure, Item, Outcome, error
 from poolctl.cli.time_limit import expressions_limited
+from poolctl.config.secrets import masked, values_of
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.pool.select import select
@@ -88,6 +89,10 @@ def described(server: ServerConfig) -> Item:
 
 
 def described_from_files(request: Request, place: Place) -> list[Item]:
-    """The selected servers as the files have them, described."""
+    """The selected servers as the files have them, described; secrets masked unless `--reveal` is given."""
     config = load(place, allow_empty=bool(request.get("allow_empty")))
-    return choose([described(server) for server in servers_of(config, place)], request)
+    items = [described(server) for server in servers_of(config, place)]
+    if not request.get("reveal"):
+        hidden = values_of(config.pool_variables, os.environ)
+        items = [{**each, "config": masked(each["config"], hidden=hidden)} for each in items]
+    return choose(items, request)

@@ -8,7 +8,7 @@ import re
 
 TYPE_CHECKING = False  # typing itself would take the fast lane two milliseconds
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from poolctl.config.model import ServerConfig
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MASK = "********"
 
 _SUFFIX = "_env"
+_SHORTEST_HIDDEN = 6
 _NAMED = re.compile(rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)""")
 
 # In a name without its separators and in lower case.
@@ -47,21 +48,29 @@ def is_secret_key(path: Sequence[str | int]) -> bool:
     return any(part in _FREE for part in names[:-1]) or not names[-1].endswith(_REFERENCES)
 
 
-def masked(value: Any, path: tuple[str | int, ...] = ()) -> Any:
-    """The value, or table, as it may be shown: what is secret in it is replaced by MASK."""
+def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[str] = ()) -> Any:
+    """The value, or table, as it may be shown: what is secret in it is replaced by MASK, `hidden` values everywhere."""
     if isinstance(value, dict):
-        return {key: masked(each, (*path, key)) for key, each in value.items()}
+        return {key: masked(each, (*path, key), hidden=hidden) for key, each in value.items()}
     if value is None or isinstance(value, bool):
         return value
     if is_secret_key(path):
         return MASK
     if isinstance(value, (list, tuple)):
-        return masked_arguments([masked(each, (*path, at)) for at, each in enumerate(value)])
-    return masked_text(value) if isinstance(value, str) else value
+        return masked_arguments([masked(each, (*path, at), hidden=hidden) for at, each in enumerate(value)])
+    return masked_text(value, hidden) if isinstance(value, str) else value
 
 
-def masked_text(text: str) -> str:
-    """The text without the passwords of URLs in it."""
+def values_of(variables: Iterable[str], env: Mapping[str, str]) -> list[str]:
+    """What these variables hold, the longest first; nothing so short that it may stand in any text."""
+    found = {env.get(name, "") for name in variables}
+    return sorted((each for each in found if len(each) >= _SHORTEST_HIDDEN), key=len, reverse=True)
+
+
+def masked_text(text: str, hidden: Collection[str] = ()) -> str:
+    """The text without the passwords of URLs in it, and without the `hidden` values."""
+    for value in hidden:
+        text = text.replace(value, MASK)
     return _url.sub(rf"\1{MASK}", text) if "://" in text and "@" in text else text
 
 

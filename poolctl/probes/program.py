@@ -10,12 +10,15 @@ import subprocess
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
+from poolctl.platform import bounded_file
 from poolctl.runners import withheld
 from poolctl.runners.spec import environment, user_ids
 
 from .line import Told
 
 _LONGEST_WORDS_BYTES = 4096
+# What a program prints stays in memory until it ends.
+_MOST_WORDS_BYTES = 16 * 1024 * 1024
 
 
 class ProgramAsker:
@@ -36,7 +39,7 @@ class ProgramAsker:
             told(f"{self._argv[0]}: has been killed, and has not ended")
             return
         self._told = told
-        self._output = os.memfd_create("poolctl", os.MFD_CLOEXEC)
+        self._output = bounded_file("poolctl", _MOST_WORDS_BYTES)
         try:
             self._process = self._begin()
             self._watched = os.pidfd_open(self._process.pid)
@@ -77,7 +80,9 @@ class ProgramAsker:
         status = self._process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # what it has left behind
-        said = _last_line(os.pread(self._output, _LONGEST_WORDS_BYTES, _start_of_last(self._output)))
+        said = _last_line(
+            os.pread(self._output, _LONGEST_WORDS_BYTES, _start_of_last(self._output)).rstrip(b"\0")
+        )
         self._over("" if not status else _problem(self._argv[0], status, said))
 
     def _over(self, problem: str) -> None:
@@ -97,7 +102,7 @@ def _problem(program: str, status: int, said: str) -> str:
 
 
 def _start_of_last(fd: int) -> int:
-    return max(0, os.fstat(fd).st_size - _LONGEST_WORDS_BYTES)
+    return max(0, os.lseek(fd, 0, os.SEEK_CUR) - _LONGEST_WORDS_BYTES)
 
 
 def _last_line(output: bytes) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
+from poolctl.config.secrets import values_of
+
 _names: set[str] = set()
 
 
@@ -21,6 +23,11 @@ def withhold(names: Iterable[str], *, only: bool = False) -> None:
 def present() -> list[str]:
     """The names of those that are set, in order."""
     return sorted(_names & os.environ.keys())
+
+
+def values() -> list[str]:
+    """What they hold."""
+    return values_of(_names, os.environ)
 
 
 def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:

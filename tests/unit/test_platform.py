@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from poolctl.platform import bounded_file
 
 
 @pytest.mark.parametrize("limit", [16_384, 256])
@@ -25,3 +28,16 @@ print(int(size[0].split()[1]), min({limit}, hard))
     assert done.returncode == 0, done.stderr
     size, wanted = map(int, done.stdout.split())
     assert size >= wanted
+
+
+def test_a_bounded_file_takes_so_much_and_tells_how_much_it_has_taken() -> None:
+    fd = bounded_file("test", 100)
+    try:
+        assert os.write(fd, b"x" * 90) == 90
+        with pytest.raises(PermissionError):
+            os.write(fd, b"y" * 20)
+        assert os.lseek(fd, 0, os.SEEK_CUR) == 90
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 200)
+    finally:
+        os.close(fd)

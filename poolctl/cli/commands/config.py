@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from poolctl.cli.local import choose, described, load, servers_of
@@ -10,7 +11,7 @@ from poolctl.cli.place import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.config.interpolate import escaped
-from poolctl.config.secrets import MASK, masked
+from poolctl.config.secrets import MASK, masked, values_of
 from poolctl.config.toml_text import table_text
 from poolctl.errors import ControlError
 
@@ -30,7 +31,9 @@ def perform(request: Request) -> Outcome:
     note = ""
     if not request.get("reveal"):
         known = (items, tables)
-        items, tables = [{**each, "config": masked(each["config"])} for each in items], masked(tables)
+        hidden = values_of(config.pool_variables, os.environ)
+        items = [{**each, "config": masked(each["config"], hidden=hidden)} for each in items]
+        tables = masked(tables, hidden=hidden)
         note = "" if (items, tables) == known else f"# {MASK} stands for secrets, which --reveal shows\n"
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     if request.output in ("", "toml"):

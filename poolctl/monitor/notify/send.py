@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import h11
 
 from poolctl import __version__
+from poolctl.platform import bounded_file
 from poolctl.runners import withheld
 
 from .message import Message
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _MOST_READ = 64 * 1024
 _MOST_SAID = 200
+_MOST_COMPLAINTS_BYTES = 16 * 1024 * 1024
 
 
 class Unsent(Exception):
@@ -137,7 +139,7 @@ class Sender:
         )
         argv = [_filled(each, {**words, "pool": self._pool}) for each in self._notify.command or ()]
         # Not a pipe: what the command leaves running may keep it open.
-        complaints = os.memfd_create("poolctl-notify", os.MFD_CLOEXEC)
+        complaints = bounded_file("poolctl-notify", _MOST_COMPLAINTS_BYTES)
         try:
             await self._wait_for(argv, env, message, complaints)
         finally:
@@ -226,6 +228,7 @@ def _ended(returncode: int) -> str:
 
 def _last_line(fd: int) -> str:
     """The last line that is written there, as far as it fits into an event."""
-    size = os.fstat(fd).st_size
-    lines = os.pread(fd, _MOST_READ, max(0, size - _MOST_READ)).decode(errors="replace").split("\n")
+    size = os.lseek(fd, 0, os.SEEK_CUR)
+    text = os.pread(fd, _MOST_READ, max(0, size - _MOST_READ)).rstrip(b"\0")
+    lines = text.decode(errors="replace").split("\n")
     return next((line.strip()[:_MOST_SAID] for line in reversed(lines) if line.strip()), "")

@@ -9,6 +9,7 @@ from poolctl.config.secrets import masked
 from poolctl.control.messages import Document, item
 from poolctl.control.server import Progress
 from poolctl.errors import PoolError, ServerError
+from poolctl.runners import withheld
 from poolctl.states import Status
 
 from ..engine.engine import Engine
@@ -190,6 +191,6 @@ def details(entry: Entry, engine: Engine, *, reveal: bool = False) -> Document:
         "complaint": engine.probing.complaint(entry),
         "preload_problem": entry.preload_problem,
         "failure": entry.failure.to_dict() if entry.failure else None,
-        "config": config.to_dict() if reveal else masked(config.to_dict()),
+        "config": config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld.values()),
         "origin": config.origin,
     }

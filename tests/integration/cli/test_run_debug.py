@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,3 +132,15 @@ def test_it_runs_as_its_user(real_pool: RealPool, until: Any) -> None:
     assert get(port).text.startswith("(65534, 1)")
     debugged.send_signal(signal.SIGINT)
     assert debugged.wait(10) == 130
+
+
+def test_secrets_of_the_pool_are_not_in_its_environment(real_pool: RealPool, until: Any) -> None:
+    port = real_pool.write_hello("web")["web"]
+    real_pool.env |= {"PAGE_TOKEN": "secret-token", "OTHER": "other"}
+    path = real_pool.directory / "pool.toml"
+    path.write_text(f'[dashboard]\ntoken_env = "PAGE_TOKEN"\n{path.read_text()}')
+    debugged = real_pool.spawn("run", "--debug", "web")
+    until(lambda: listening(port))
+    block = Path(f"/proc/{debugged.pid}/environ").read_text()
+    assert "OTHER=other" in block
+    assert "secret-token" not in block

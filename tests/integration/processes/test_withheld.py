@@ -135,3 +135,17 @@ def test_validate_says_which_variables_no_server_is_given(pool: RealPool) -> Non
     assert 'env = { HOOK = "${HOOK}" }' in done.stderr
     pools.write(page=False)
     assert pool.ok("validate").stderr == ""
+
+
+def test_the_value_is_masked_also_where_a_server_has_it_under_another_name(pool: RealPool) -> None:
+    pools = Pool(pool)
+    pools.write()
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace('"HOOK" = "${HOOK}"', '"ADDRESS" = "to ${HOOK}"'))
+    for command in ("show", "config"):
+        assert HOOK not in pool.ok(command).stdout
+    pool.ok("start", "asks")
+    assert pools.of("asks")[0]["ADDRESS"] == f"to {HOOK}"
+    for command in ("show", "config"):
+        assert "to ********" in pool.ok(command).stdout
+        assert HOOK in pool.ok(command, "--reveal").stdout
