@@ -32,11 +32,12 @@ from .child import (
     wait_for_go,
 )
 from .life import live
-from .load import MOST_CHARACTERS, LoadFailed, explain, import_app
+from .load import MOST_CHARACTERS, LoadFailed, explain, import_app, module_of
 from .scene import exit_status, set_the_scene
 from .serving.serve import STARTUP_FAILURE
 from .sharing.forks import serve_forks
 from .sharing.held import close_others, occupy_others
+from .sharing.origins import ThreadOrigins
 from .sharing.preload import collecting_seldom, keep, preload, settle
 from .sharing.rehearse import rehearse, rehearse_again
 from .sharing.traces import Traces
@@ -80,23 +81,24 @@ def _live(spec: Spec) -> int:
     close_others()
     occupy_others()
     set_the_scene(spec)
-    before = Traces.of_this_process()
+    before, origins = Traces.of_this_process(), ThreadOrigins(module_of(spec))
     with collecting_seldom():
         try:
-            warm_up(import_app(spec))
+            with origins:
+                warm_up(import_app(spec))
         except SystemExit as leaving:
             return _leave(exit_status(leaving.code))
         except LoadFailed as error:
             print(explain(error), file=sys.stderr, end="")
             _tell(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
             return _leave(STARTUP_FAILURE)
-        found = before.left_since()
+        found = before.left_since(origins)
         if not found:
             gc.freeze()  # so that what the rehearsal leaves is all that is looked through
             rehearse_again()
-            found = before.left_since()
+            found = before.left_since(origins)
         if found:
-            return _give_up(requests, found)
+            return _give_up(requests, found, before.fix())
         keep()
     _close_output()
     if _tell(requests, {"event": "up"}):
@@ -105,8 +107,9 @@ def _live(spec: Spec) -> int:
     return 0
 
 
-def _give_up(requests: socket.socket, found: str) -> int:
+def _give_up(requests: socket.socket, found: str, fix: str) -> int:
     problem = f"its import {found}, which no fork can share: each worker imports it instead"
+    problem += f" ({fix})" if fix else ""
     print(f"preload = true has no effect: {problem}", file=sys.stderr)
     _leave(0)
     _tell(requests, {"event": "unusable", "problem": problem[:MOST_CHARACTERS]})

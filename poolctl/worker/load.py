@@ -31,7 +31,16 @@ def _is_machinery(filename: str) -> bool:
 
 def import_app(spec: dict[str, Any]) -> Any:
     """What `load_app` will need, imported and not called: the application, or what makes it. Raises LoadFailed."""
-    return _attribute(spec["handlers"] if spec["app"] is None else spec["app"])
+    return _attribute(_path(spec))
+
+
+def module_of(spec: dict[str, Any]) -> str:
+    """The module that `import_app` imports."""
+    return _path(spec).partition(":")[0]
+
+
+def _path(spec: dict[str, Any]) -> str:
+    return str(spec["handlers"] if spec["app"] is None else spec["app"])
 
 
 def load_app(spec: dict[str, Any]) -> Any:

@@ -7,7 +7,10 @@ import os
 import socket
 import threading
 import time
+import warnings
 from typing import NamedTuple
+
+from .origins import ThreadOrigins, advice
 
 # A thread that was joined, or a child, may still be there for a moment.
 _ENDING_SECONDS = 0.2
@@ -28,17 +31,33 @@ class Traces(NamedTuple):
         threads = frozenset(map(int, os.listdir("/proc/self/task")))
         return cls(threads, frozenset(_children(threads)), _descriptors())
 
-    def left_since(self) -> str:
-        """What has come since, as the end of a sentence that begins with "its import"; "" for nothing."""
+    def left_since(self, origins: ThreadOrigins | None = None) -> str:
+        """What has come since, as the end of a sentence that begins with "its import"; "" for nothing.
+
+        `origins` know which modules have started threads. A fork may be made to find it out.
+        """
+        if self._native_threads():
+            _fork()
         deadline = time.monotonic() + _ENDING_SECONDS
-        while found := self._compared_with(Traces.of_this_process()):
+        while found := self._compared_with(Traces.of_this_process(), origins or ThreadOrigins()):
             if time.monotonic() >= deadline:
                 break
             time.sleep(_PAUSE_SECONDS)
         return found
 
-    def _compared_with(self, now: Traces) -> str:
-        words = [f"started {_thread(each)}" for each in sorted(now.threads - self.threads)]
+    def fix(self) -> str:
+        """What may prevent the threads that are there now; empty when that is not known."""
+        return advice(self._native_threads())
+
+    def _native_threads(self) -> frozenset[int]:
+        python = {each.native_id for each in threading.enumerate()}
+        return frozenset(map(int, os.listdir("/proc/self/task"))) - self.threads - python
+
+    def _compared_with(self, now: Traces, origins: ThreadOrigins) -> str:
+        # Several threads of one library are one thing that was started.
+        words = list(
+            dict.fromkeys(f"started {origins.named(each)}" for each in sorted(now.threads - self.threads))
+        )
         words += [f"started the process {each}" for each in sorted(now.children - self.children)]
         words += [
             f"opened {_what(fd, target)}"
@@ -66,11 +85,19 @@ def _descriptors() -> dict[int, str]:
     return found
 
 
-def _thread(number: int) -> str:
-    for thread in threading.enumerate():
-        if thread.native_id == number:
-            return f"the thread {thread.name!r}"
-    return f"the thread {number}"
+def _fork() -> None:
+    """Fork once, for nothing but to have native threads ended that their library itself ends before every fork.
+
+    So does OpenBLAS (pthread_atfork(3)), which starts its threads when it is loaded, with numpy: after the fork there
+    are none in this process, and each that computes starts its own again (500 forks: all correct, none hung).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about forks beside threads
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+    with contextlib.suppress(ChildProcessError):  # an application may have its children reaped by the kernel
+        os.waitpid(child, 0)
 
 
 def _what(fd: int, target: str) -> str:

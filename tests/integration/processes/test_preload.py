@@ -159,18 +159,23 @@ CONNECTION = (
     "import socket\nL = socket.create_server(('127.0.0.1', 0))\n"
     "S = socket.create_connection(L.getsockname())\n"
 )
+NATIVE_THREAD = (
+    "import ctypes\nlibc, thread = ctypes.CDLL(None), ctypes.c_ulong()\n"
+    "libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)\n"
+)
 CHILD = "import subprocess\nC = subprocess.Popen(['sleep', '50'])\n"
 
 
 @pytest.mark.parametrize(
     ("does", "said"),
     [
-        (THREAD, "its import started the thread 'ticker'"),
+        (THREAD, "its import started the thread 'ticker' of imported"),
+        (NATIVE_THREAD, "its import started a thread in imported"),
         (CONNECTION, "a connection to 127.0.0.1:"),
         (CHILD, "its import started the process "),
         ("F = open(__file__)\n", "imported.py"),
     ],
-    ids=["thread", "connection", "child", "file"],
+    ids=["thread", "native thread", "connection", "child", "file"],
 )
 def test_an_import_that_no_fork_can_share_is_said_and_done_in_the_worker(
     pool: RealPool, free_port: Any, does: str, said: str
@@ -185,6 +190,40 @@ def test_an_import_that_no_fork_can_share_is_said_and_done_in_the_worker(
     assert said in pool.ok("logs", "web").stdout
     assert said in pool.ok("show", "web").stdout
     assert said in json.loads(pool.ok("show", "web", "-o", "json").stdout)["items"][0]["preload_problem"]
+
+
+def test_threads_that_their_library_ends_before_a_fork_are_no_obstacle(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    pytest.importorskip("numpy")
+    # OpenBLAS has started its threads when it is loaded, and has them again in each worker that computes.
+    app = """
+import json, os, numpy
+WHERE = os.getpid()
+BEFORE = len(os.listdir("/proc/self/task"))
+A = numpy.arange(90000.0).reshape(300, 300)
+A_SQUARED = A @ A
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        right = bool(numpy.allclose(A @ A, A_SQUARED))
+        body = {"imported_in": WHERE, "pid": os.getpid(), "right": right, "before": BEFORE,
+                "threads": len(os.listdir("/proc/self/task"))}
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+"""
+    port = write(pool, free_port, app=app, extra="workers = 3")["web"]
+    assert "preload" not in pool.ok("start").stderr
+    answers = [asked(port) for _ in range(12)]
+    assert all(each["right"] for each in answers)
+    assert {each["imported_in"] for each in answers} == set(app_zygotes(pool))
+    if len(os.sched_getaffinity(0)) > 1:
+        assert answers[0]["before"] > 1, "it would show nothing"
+        assert all(each["threads"] >= each["before"] for each in answers)
+    os.kill(answers[0]["pid"], signal.SIGKILL)
+    until(
+        lambda: len(pool.items()["web"]["pids"]) == 3 and answers[0]["pid"] not in pool.items()["web"]["pids"]
+    )
+    assert all(asked(port)["right"] for _ in range(6))
 
 
 def test_what_an_import_has_closed_again_is_no_obstacle(pool: RealPool, free_port: Any) -> None:

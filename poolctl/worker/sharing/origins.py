@@ -1,0 +1,117 @@
+"""Which module's import started a thread, and what keeps it from doing so."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import threading
+from importlib.machinery import EXTENSION_SUFFIXES
+from types import TracebackType
+from typing import Any
+
+_TASKS = "/proc/self/task"
+_OWN_LINKS = 2  # of a directory; each one below adds another
+
+# Libraries that compute on threads of their own, by a part of their file's name, and the variable that limits them.
+_LIBRARIES = {
+    "openblas": "OPENBLAS_NUM_THREADS",
+    "mkl_": "MKL_NUM_THREADS",
+    "blis": "BLIS_NUM_THREADS",
+    "libgomp": "OMP_NUM_THREADS",
+    "libomp": "OMP_NUM_THREADS",
+    "libiomp": "OMP_NUM_THREADS",
+}
+
+
+class ThreadOrigins:
+    """While entered, looks at each import of a module for threads that have come since the one before.
+
+    `main` is the module that is imported first. This is a finder that finds nothing (sys.meta_path): unlike a wrapper
+    around each import it leaves no frame in the traceback of one that fails. A microsecond for each module.
+    """
+
+    def __init__(self, main: str = "") -> None:
+        self._main = main
+        self._modules: dict[int, str] = {}
+        self._count = 0
+        self._last = ""
+
+    def __enter__(self) -> ThreadOrigins:
+        self._modules = dict.fromkeys(_threads(), "")
+        self._count = len(self._modules)
+        sys.meta_path.insert(0, self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ValueError):  # the application may have put its own finders there
+            sys.meta_path.remove(self)
+        self._look(self._main)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Called when the import of `name` begins (importlib.abc.MetaPathFinder)."""
+        self._look()
+        self._last = name
+
+    def named(self, thread: int) -> str:
+        """What is known of a thread, such as `the thread 'ticker' of shop.jobs`."""
+        module = self._modules.get(thread, "")
+        for each in threading.enumerate():
+            if each.native_id == thread:
+                module = _module_of(each) or module
+                return f"the thread {each.name!r}" + (f" of {module}" if module else "")
+        return f"a thread in {module}" if module else f"the thread {thread}"
+
+    def _look(self, importing: str = "") -> None:
+        if os.stat(_TASKS).st_nlink - _OWN_LINKS != self._count:
+            threads = _threads()
+            module = _either(self._last, importing or _importing())
+            self._modules |= dict.fromkeys(threads - self._modules.keys(), module)
+            self._count = len(threads)
+
+
+def advice(threads: frozenset[int]) -> str:
+    """The fix for threads that no Python code has started, where their library is known; else empty."""
+    if threads <= {each.native_id for each in threading.enumerate()}:
+        return ""
+    with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
+        files = {os.path.basename(row.split(None, 5)[-1].strip()) for row in maps if "/" in row}
+        for part, variable in _LIBRARIES.items():
+            if any(part in file for file in files):
+                return f'env = {{ {variable} = "1" }} may prevent it'
+    return ""
+
+
+def _threads() -> set[int]:
+    return set(map(int, os.listdir(_TASKS)))
+
+
+def _either(last: str, importing: str) -> str:
+    """The module that has started a thread: the one whose import began last, or the one that has gone on since."""
+    spec = getattr(sys.modules.get(last), "__spec__", None)
+    if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
+        return last  # its libraries were loaded
+    if getattr(spec, "_initializing", False) or last == importing:
+        return last
+    return f"{last} or {importing}" if spec is not None and importing else importing or last
+
+
+def _importing() -> str:
+    """The module whose code makes the import that is under way."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file not in (__file__, importlib.__file__) and not file.startswith("<frozen importlib"):
+            return str(frame.f_globals.get("__name__", ""))
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def _module_of(thread: threading.Thread) -> str:
+    """The module of what a thread runs, unless it is the standard library's."""
+    target = getattr(thread, "_target", None)
+    module = str(getattr(target, "__module__", None) or type(thread).__module__)
+    return "" if module.partition(".")[0] in sys.stdlib_module_names else module

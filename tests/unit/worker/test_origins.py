@@ -1,0 +1,107 @@
+"""Which module's import has started a thread, and how to prevent it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from poolctl.worker.sharing import origins
+from poolctl.worker.sharing.origins import ThreadOrigins
+from poolctl.worker.sharing.traces import Traces
+
+# A thread that no Python code runs in, as a library starts it, until it is cancelled.
+NATIVE = """
+import ctypes
+libc = ctypes.CDLL(None)
+thread = ctypes.c_ulong()
+libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)
+"""
+PYTHON = """
+import threading
+over = threading.Event()
+def wait():
+    over.wait()
+thread = threading.Thread(target=wait, name="ticker", daemon=True)
+thread.start()
+"""
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of modules that can be imported; afterwards they and their threads are gone."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        module = sys.modules.pop(name)
+        if isinstance(thread := getattr(module, "thread", None), threading.Thread):
+            module.over.set()
+            thread.join()
+        elif isinstance(thread, ctypes.c_ulong):
+            module.libc.pthread_cancel(thread)
+            module.libc.pthread_join(thread, None)
+
+
+def said_of(name: str) -> str:
+    """What is said of the threads that the import of the module has left."""
+    before = Traces.of_this_process()
+    with ThreadOrigins(name) as found:
+        importlib.import_module(name)
+    return before.left_since(found)
+
+
+def test_a_native_thread_is_said_to_be_of_the_module_that_was_being_imported(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_native\n")
+    (modules / "shop_native.py").write_text(NATIVE + "import shop_last\n")
+    (modules / "shop_last.py").write_text("")
+    assert said_of("shop") == "started a thread in shop_native"
+
+
+@pytest.mark.parametrize("last", ["", "import shop_last\n"])
+def test_a_thread_that_comes_after_an_import_may_be_of_either_module(modules: Path, last: str) -> None:
+    (modules / "shop.py").write_text("import shop_small\n" + NATIVE + last)
+    (modules / "shop_small.py").write_text("")
+    (modules / "shop_last.py").write_text("")
+    assert said_of("shop") == "started a thread in shop_small or shop"
+
+
+def test_a_python_thread_is_said_to_be_of_the_module_of_what_it_runs(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_jobs\n")
+    (modules / "shop_jobs.py").write_text(PYTHON)
+    assert said_of("shop") == "started the thread 'ticker' of shop_jobs"
+
+
+def test_a_python_thread_that_runs_the_standard_library_is_of_the_module_that_started_it(
+    modules: Path,
+) -> None:
+    (modules / "shop.py").write_text(PYTHON.replace("target=wait", "target=over.wait"))
+    assert said_of("shop") == "started the thread 'ticker' of shop"
+
+
+def test_an_import_that_fails_reads_as_without_it_and_nothing_stays(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_broken\n")
+    (modules / "shop_broken.py").write_text("1 / 0\n")
+    finders = list(sys.meta_path)
+    with pytest.raises(ZeroDivisionError) as caught, ThreadOrigins():
+        importlib.import_module("shop")
+    assert [each.path.name for each in caught.traceback if "importlib" not in str(each.path)] == [
+        Path(__file__).name, "shop.py", "shop_broken.py",
+    ]  # fmt: skip
+    assert sys.meta_path == finders
+
+
+def test_a_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Traces.of_this_process()
+    assert before.fix() == ""
+    (modules / "shop.py").write_text(NATIVE)
+    importlib.import_module("shop")
+    assert before.fix() == ""
+    monkeypatch.setitem(origins._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
+    assert before.fix() == 'env = { SO_MANY = "1" } may prevent it'
