@@ -30,7 +30,7 @@ def items_of(servers: Iterable[ServerConfig], place: Place) -> list[Item]:
     found = _find(place)
     items = []
     for server in servers:
-        its = [survivor for survivor in found if survivor.said["server"] == server.name]
+        its = [each for each in found if each.said["server"] == server.name and _runs_as(each, server)]
         items.append(_running(server, its) if its else item(server))
     for survivor in found:
         survivor.close()
@@ -73,6 +73,16 @@ def _find(place: Place) -> list[Survivor]:
     found, pipes = find(place.directory)
     pipes.close()
     return found
+
+
+def _runs_as(survivor: Survivor, server: ServerConfig) -> bool:
+    """Whether it runs as the server's user: what it says of itself may be a lie."""
+    from poolctl.runners.spec import user_id
+
+    try:
+        return survivor.uid == user_id(server)
+    except PoolError:  # there is no such user any more
+        return False
 
 
 def _running(server: ServerConfig, its: list[Survivor]) -> Item:

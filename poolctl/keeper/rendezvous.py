@@ -1,14 +1,18 @@
-"""How processes that have lost both their keeper and its supervisor are found again: by abstract socket names.
+"""How processes that have lost keeper and supervisor are found again: by sockets in the pool's directory.
 
-Such a name (unix(7)) needs no directory that a server's user may write to, leaves no file behind, and is gone with its
-process. It begins with the path of the pool's directory, and is listed in /proc/net/unix. Who is at the other end is
-said by the kernel.
+Nobody but the pool's user can enter that directory. A worker of another user cannot either: its socket was bound there
+for it before it was started, and it listens on it once it is an orphan. Who listens is said by the kernel (unix(7),
+SO_PEERCRED); what it says itself is checked by who asks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import select
 import socket
+import time
 from collections.abc import Collection
 
 from ..platform import peer_credentials
@@ -16,27 +20,40 @@ from . import wire
 
 WORKER, LOGGER, DASHBOARD = "w", "l", "d"
 _TABLE = "/proc/net/unix"
-_TRIES = 3
+_LISTENS = b"00010000"  # __SO_ACCEPTCON
+_MOST_BYTES = 16 * 1024
+_MOST_DESCRIPTORS = 64
+
+Answer = tuple[wire.Message, list[int]]
 
 
-def listen(directory: str, kind: str) -> socket.socket:
-    """A non-blocking listener that is found under the pool's directory. Raises OSError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    name = f"\0{directory}/{kind}/{os.getpid()}"
+def bind(directory: str, kind: str) -> tuple[socket.socket, str]:
+    """A non-blocking socket that can be listened on later, and its path. Raises OSError."""
+    # No longer than the path of the control socket, which has been checked.
+    path = f"{directory}/{kind}.{secrets.token_hex(4)}"
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
-        for number in range(_TRIES):
-            try:
-                # Anybody may have taken the name: what counts is how it begins, and who has it.
-                listener.bind(os.fsencode(f"{name}.{number}" if number else name))
-                break
-            except OSError:
-                if number == _TRIES - 1:
-                    raise
-        listener.listen()
+        with contextlib.suppress(OSError):
+            os.mkdir(directory, 0o700)  # it has vanished
+        sock.bind(path)
     except BaseException:
-        listener.close()
+        sock.close()
         raise
-    return listener
+    return sock, path
+
+
+def forget(path: str) -> None:
+    """Remove a socket's file; of those that belong to nobody any more the owner of the directory sees to it."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def sweep(directory: str) -> None:
+    """Remove the files of all sockets on which nothing listens, in the directory of a pool that does not run."""
+    listening = {path for kind in (WORKER, LOGGER, DASHBOARD) for path in find(directory, kind)}
+    for path in _files(directory, (WORKER, LOGGER, DASHBOARD)):
+        if path not in listening:
+            forget(path)
 
 
 def accept(listener: socket.socket, uids: Collection[int]) -> socket.socket | None:
@@ -52,37 +69,65 @@ def accept(listener: socket.socket, uids: Collection[int]) -> socket.socket | No
     return connection
 
 
-def find(directory: str, kind: str) -> list[bytes]:
-    """The names that stand in the kernel's table for the pool of this directory; unknown is as good as none."""
-    prefix = os.fsencode(f"@{directory}/{kind}/")
+def find(directory: str, kind: str) -> list[str]:
+    """The paths of the pool's sockets on which something listens."""
+    files = _files(directory, (kind,))
+    if not files:
+        return []
     try:
         with open(_TABLE, "rb") as table:
-            # Num RefCount Protocol Flags Type St Inode Path; a listener has flag __SO_ACCEPTCON.
-            rows = [row.rstrip(b"\n").split(None, 7) for row in table if prefix in row]
+            # Num RefCount Protocol Flags Type St Inode Path
+            rows = [row.rstrip(b"\n").split(None, 7) for row in table]
     except OSError:
-        return []
-    return [
-        b"\0" + row[7][1:]
-        for row in rows
-        if len(row) == 8 and row[7].startswith(prefix) and int(row[3], 16) & 0x10000
-    ]
+        return files
+    listening = {row[7] for row in rows if len(row) == 8 and row[3] == _LISTENS}
+    return [path for path in files if os.fsencode(path) in listening]
 
 
-def connect(name: bytes, timeout_seconds: float) -> socket.socket | None:
-    """A connection to what has that name; None when nobody is there any more, or does not take it."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.settimeout(timeout_seconds)
+def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, Answer]]:
+    """Connections to all that listen, each with its first message: all are asked at once, and have that long."""
+    until = time.monotonic() + seconds
+    asked = {sock.fileno(): sock for path in find(directory, kind) if (sock := connect(path)) is not None}
+    found = []
+    poll = select.poll()
+    for fd in asked:
+        poll.register(fd, select.POLLIN)
+    while asked and (left := until - time.monotonic()) > 0:
+        for fd, _ in poll.poll(left * 1000):
+            poll.unregister(fd)
+            sock = asked.pop(fd)
+            answer = receive(sock)
+            if answer is None:
+                sock.close()
+            else:
+                found.append((sock, answer))
+    for sock in asked.values():
+        sock.close()
+    return found
+
+
+def connect(path: str) -> socket.socket | None:
+    """A non-blocking connection to what listens there; None when nothing does, or it does not take it."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
-        sock.connect(name)
+        sock.connect(path)
     except OSError:
         sock.close()
         return None
     return sock
 
 
-def receive(sock: socket.socket) -> tuple[wire.Message, list[int]] | None:
-    """Like wire.receive, but None for whatever goes wrong: the other end may be anybody."""
+def receive(sock: socket.socket) -> Answer | None:
+    """Like wire.receive, but None for whatever goes wrong: the other end is not trusted."""
     try:
-        return wire.receive(sock)
+        return wire.receive(sock, most_bytes=_MOST_BYTES, most_descriptors=_MOST_DESCRIPTORS)
     except (OSError, wire.WireError):
         return None
+
+
+def _files(directory: str, kinds: tuple[str, ...]) -> list[str]:
+    prefixes = tuple(f"{kind}." for kind in kinds)
+    try:
+        return [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.startswith(prefixes)]
+    except OSError:
+        return []

@@ -21,7 +21,8 @@ class Heirs:
     def __init__(self, directory: str, epoll: select.epoll) -> None:
         self.taken = False
         self._epoll = epoll
-        self._listener = rendezvous.listen(directory, rendezvous.LOGGER)
+        self._listener, self._path = rendezvous.bind(directory, rendezvous.LOGGER)
+        self._listener.listen()
         self._connections: dict[int, socket.socket] = {}
         epoll.register(self._listener.fileno(), select.EPOLLIN)
 
@@ -51,6 +52,7 @@ class Heirs:
 
     def close(self) -> None:
         """Wait no more."""
+        rendezvous.forget(self._path)
         for sock in (self._listener, *self._connections.values()):
             self._epoll.unregister(sock.fileno())
             sock.close()

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
 import socket
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from poolctl.keeper import rendezvous, wire
-from poolctl.platform import peer_credentials, process_start
+from poolctl.keeper.identified import signal_process
+from poolctl.platform import peer_credentials, process_start, process_users
+from poolctl.worker.tally import is_page
+
+from . import untrusted
 
 _ANSWER_SECONDS = 2.0
+_MOST = 1_000_000_000
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
 @dataclass
 class Survivor:
-    """A worker. `sock` leads to it, `fds` are its listeners and its adoption pair; a program has neither.
+    """A worker. `sock` leads to it; a program has none, and no descriptors.
 
-    `said` is what it says of itself: server, key, generation, index, ready_at, output, protocol …
+    `said` is what it says of itself, checked: server, key, generation, index, ready_at, output, protocol … It may be
+    a lie within the limits of what its user may harm: whoever knows the server checks the user.
     """
 
     pid: int
@@ -28,7 +38,9 @@ class Survivor:
     start: int
     said: dict[str, Any]
     sock: socket.socket | None = None
-    fds: list[int] = field(default_factory=list)
+    listeners: list[int] = field(default_factory=list)
+    pair: list[int] = field(default_factory=list)
+    tally: list[int] = field(default_factory=list)
 
     def order(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> bool:
         """Whether the worker will read the order."""
@@ -42,9 +54,8 @@ class Survivor:
 
     def ask_to_end(self) -> None:
         """Tell it to finish what it has and end."""
-        if not self.order({"order": "stop"}) and process_start(self.pid) == self.start:
-            with contextlib.suppress(OSError):
-                os.kill(self.pid, signal.SIGTERM)
+        if not self.order({"order": "stop"}):
+            self._signal(signal.SIGTERM)
 
     def await_end(self, timeout_seconds: float) -> bool:
         """Whether it has ended by then."""
@@ -61,17 +72,19 @@ class Survivor:
 
     def kill(self) -> None:
         """End it, and its process group, at once."""
-        if process_start(self.pid) == self.start:
-            with contextlib.suppress(OSError):
-                os.killpg(self.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL, group=True)
+
+    def _signal(self, number: int, *, group: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            signal_process(self.pid, self.start, number, group=group)
 
     def close(self) -> None:
         """Let go of it; it serves on."""
         if self.sock is not None:
             self.sock.close()
-        for fd in self.fds:
-            os.close(fd)
-        self.fds = []
+        for fds in (self.listeners, self.pair, self.tally):
+            while fds:
+                os.close(fds.pop())
 
 
 @dataclass
@@ -85,7 +98,7 @@ class Pipes:
         """Tell the logger that another one reads them from now on."""
         for sock in self._loggers:
             with contextlib.suppress(OSError):
-                wire.send(sock, {"t": "taken"})
+                wire.send(sock, {"t": "taken"}, wait=True)
 
     def close(self) -> None:
         """Let go of them."""
@@ -113,31 +126,74 @@ def are_there(directory: str) -> bool:
 
 
 def _workers(directory: str) -> list[Survivor]:
-    connections = [
-        rendezvous.connect(name, _ANSWER_SECONDS) for name in rendezvous.find(directory, rendezvous.WORKER)
-    ]
-    found = []
-    for sock in connections:
-        survivor = _greeted(sock) if sock is not None else None
-        if survivor is not None:
-            found.append(survivor)
-    return found
+    answers = rendezvous.ask(directory, rendezvous.WORKER, _ANSWER_SECONDS)
+    return [survivor for sock, answer in answers if (survivor := _greeted(sock, *answer)) is not None]
 
 
-def _greeted(sock: socket.socket) -> Survivor | None:
-    received = rendezvous.receive(sock)
-    if received is None or received[0].get("event") != "orphan":
-        sock.close()
-        return None
-    message, fds = received
+def _greeted(sock: socket.socket, message: wire.Message, fds: list[int]) -> Survivor | None:
+    """The worker that has said this; None for what is none, or does not say what every worker says."""
     pid, uid, _ = peer_credentials(sock)
     start = process_start(pid)
-    if start is None or pid != message.get("pid") or uid not in _possible_users():
+    try:
+        if start is None or uid not in _possible_users():
+            raise untrusted.Malformed("what no worker of the pool can say")
+        said = _checked(message, pid)
+        survivor = Survivor(pid, uid, start, said, sock, *_sorted_out(fds, said.pop("listeners")))
+    except untrusted.Malformed as error:
+        logger.warning("pid %d (uid %d), which serves on without a pool, sent %s", pid, uid, error)
         for fd in fds:
             os.close(fd)
         sock.close()
         return None
-    return Survivor(pid, uid, start, message, sock, fds)
+    return survivor
+
+
+def _checked(message: wire.Message, pid: int) -> dict[str, Any]:
+    if message.get("event") != "orphan" or message.get("pid") != pid:
+        raise untrusted.Malformed("something else than how it is")
+    ready_at, protocol = message.get("ready_at"), message.get("protocol")
+    if ready_at is not None and (not isinstance(ready_at, float) or not 0 <= ready_at <= time.monotonic()):
+        raise untrusted.Malformed("a moment that has not been")
+    if protocol not in (None, "plain", "tls"):
+        raise untrusted.Malformed("an unknown protocol")
+    texts = {key: untrusted.text(message, key) for key in ("server", "key", "output")}
+    return {
+        **texts,
+        "generation": untrusted.number(message, "generation", 1, _MOST),
+        "index": untrusted.number(message, "index", 0, _MOST),
+        "listeners": untrusted.number(message, "listeners", 0, _MOST),
+        "likeness": untrusted.number(message, "likeness", 0, 1 << 32),
+        "leaving": untrusted.flag(message, "leaving"),
+        "deaf": untrusted.flag(message, "deaf"),
+        "ready_at": ready_at,
+        "protocol": protocol,
+    }
+
+
+def _sorted_out(fds: list[int], count: int) -> tuple[list[int], list[int], list[int]]:
+    """The listeners, the adoption pair and the page of counts among the descriptors. Raises Malformed."""
+    listeners, pair, tally = fds[:count], fds[count : count + 2], fds[count + 2 :]
+    if (
+        len(listeners) != count
+        or len(pair) != 2
+        or len(tally) != 1
+        or not all(is_socket(fd, socket.SOCK_STREAM, listens=True) for fd in listeners)
+        or not all(is_socket(fd, socket.SOCK_SEQPACKET, listens=False) for fd in pair)
+        or not is_page(tally[0])
+    ):
+        raise untrusted.Malformed("descriptors that are not what a worker has")
+    return listeners, pair, tally
+
+
+def is_socket(fd: int, kind: int, *, listens: bool) -> bool:
+    """Whether the descriptor is a socket of that type which listens, or else one that can be a pair's."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if listens else (socket.AF_UNIX,)
+            accepts = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            return sock.family in families and sock.type == kind and bool(accepts) == listens
+    except OSError:
+        return False
 
 
 def _possible_users() -> range | set[int]:
@@ -147,17 +203,13 @@ def _possible_users() -> range | set[int]:
 
 def _pipes(directory: str) -> Pipes:
     pipes = Pipes()
-    for name in rendezvous.find(directory, rendezvous.LOGGER):
-        sock = rendezvous.connect(name, _ANSWER_SECONDS)
-        if sock is None:
-            continue
-        if peer_credentials(sock)[1] != os.geteuid():
-            sock.close()
-            continue
+    for sock, (message, fds) in rendezvous.ask(directory, rendezvous.LOGGER, _ANSWER_SECONDS):
         pipes._loggers.append(sock)
-        while (received := rendezvous.receive(sock)) is not None and received[0].get("t") == "add":
-            message, (fd,) = received
-            pipes.streams[str(message["id"])] = message, fd
+        sock.settimeout(_ANSWER_SECONDS)
+        answer: rendezvous.Answer | None = (message, fds)
+        while answer is not None and answer[0].get("t") == "add" and len(answer[1]) == 1:
+            pipes.streams[str(answer[0]["id"])] = answer[0], answer[1][0]
+            answer = rendezvous.receive(sock)
     return pipes
 
 
@@ -168,5 +220,7 @@ def _programs(pipes: Pipes, known: set[int]) -> list[Survivor]:
         if start is not None and pid not in known and process_start(pid) == start:
             ready_at = start / os.sysconf("SC_CLK_TCK")
             said = {"server": message["name"], "output": key, "ready_at": ready_at, "leaving": False}
-            found.append(Survivor(pid, os.stat(f"/proc/{pid}").st_uid, start, said))
+            users = process_users(pid) or set()
+            if len(users) == 1:
+                found.append(Survivor(pid, users.pop(), start, said))
     return found

@@ -139,7 +139,7 @@ def _worker(
     generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
     placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
     worker = LocalWorker(placement, server, str(meta["output"]), meta.get("protocol"))
-    worker.start = meta.get("start")
+    worker.start, worker.place = meta.get("start"), meta.get("place")
     sockets = [socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
     # Before the worker turns out to have ended.
     worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection
 
 from poolctl.control.directory import SOCKET_NAME
-from poolctl.keeper import remains
+from poolctl.keeper import remains, rendezvous
 
 from .launch import listens
 
@@ -54,3 +54,4 @@ def _remove(pool_directory: str) -> None:
     for path in (f"{pool_directory}/{SOCKET_NAME}", f"{pool_directory}/info.json", *names):
         if os.path.lexists(path):
             os.unlink(path)
+    rendezvous.sweep(pool_directory)

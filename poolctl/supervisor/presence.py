@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from poolctl import __version__
 from poolctl.control.directory import SOCKET_NAME
+from poolctl.keeper import rendezvous
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -79,6 +80,7 @@ class Presence:
             except OSError:
                 continue
         self._unlink_name()
+        rendezvous.sweep(self._directory)
 
     def _link_name(self) -> None:
         key = os.path.basename(self._directory)

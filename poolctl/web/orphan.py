@@ -21,7 +21,8 @@ class Orphan:
         self._directory = directory
         self._bind = bind
         self._sockets = sockets
-        self._listener = rendezvous.listen(directory, rendezvous.DASHBOARD)
+        self._listener, self._path = rendezvous.bind(directory, rendezvous.DASHBOARD)
+        self._listener.listen()
         self._over = asyncio.Event()
 
     async def taken(self) -> None:
@@ -40,6 +41,7 @@ class Orphan:
         finally:
             loop.remove_reader(self._listener.fileno())
             self._listener.close()
+            rendezvous.forget(self._path)
 
     def _asked(self) -> None:
         connection = rendezvous.accept(self._listener, {0, os.geteuid()})

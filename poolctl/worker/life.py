@@ -53,6 +53,8 @@ class Worker:
         self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
         self.adoption = _adoption(self.tls_fds.stop) if spec["adoption"] else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
+        place = spec["orphanage"]
+        self.place = socket.socket(fileno=self.tally_fd + 1) if place is not None and place["bound"] else None
         self.signalled: int | None = None
         self.expired = False
         self.attended = False  # told to accept, or not to
@@ -142,7 +144,12 @@ class Worker:
             # Without a place where it can be found it serves on all the same.
             with contextlib.suppress(OSError):
                 self.orphan = Orphan(
-                    place["directory"], who_may_ask(self.spec), self._greeting, self._adopted, self._perform
+                    place["directory"],
+                    self.place,
+                    who_may_ask(self.spec),
+                    self._greeting,
+                    self._adopted,
+                    self._perform,
                 )
 
     def _greeting(self) -> tuple[wire.Message, list[int]]:
@@ -158,8 +165,9 @@ class Worker:
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
 
-    def _adopted(self, control: int) -> None:
+    def _adopted(self, control: int, bound: int | None) -> None:
         self.orphan = None
+        self.place = None if bound is None else socket.socket(fileno=bound)
         self.control.move(control)
 
     def _perform(self, message: wire.Message, fds: list[int]) -> None:
@@ -240,7 +248,8 @@ class Worker:
             self.adoption.forget()
         if self.orphan is not None:
             self.orphan.forget()
-        for fd in (self.tally_fd, *(each.detach() for each in self.listeners)):
+        places = () if self.place is None else (self.place.detach(),)
+        for fd in (self.tally_fd, *places, *(each.detach() for each in self.listeners)):
             try:
                 os.close(fd)
             except OSError:

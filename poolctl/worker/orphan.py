@@ -11,7 +11,7 @@ from typing import Any
 
 from ..keeper import rendezvous, wire
 
-VERSION = 1
+VERSION = 2
 _HEARING_SECONDS = 0.2
 
 Greeting = tuple[wire.Message, list[int]]
@@ -20,16 +20,18 @@ Greeting = tuple[wire.Message, list[int]]
 class Orphan:
     """Greets whoever comes with what `greeting` says and holds; what it is ordered goes to `obey`.
 
-    The order `adopt` brings a new control socket, which `adopted` gets, and another pipe for what is printed if nobody
-    reads the one that is there; with it the waiting is over.
+    The order `adopt` brings a new control socket, which `adopted` gets, then a socket to listen on the next time if
+    `bound` was one, and another pipe for what is printed if nobody reads the one that is there; with it the waiting is
+    over. Without `bound`, a socket that was bound for us beforehand, we can enter the directory ourselves.
     """
 
     def __init__(
         self,
         directory: str,
+        bound: socket.socket | None,
         uids: set[int],
         greeting: Callable[[], Greeting],
-        adopted: Callable[[int], None],
+        adopted: Callable[[int, int | None], None],
         obey: Callable[[wire.Message, list[int]], None],
     ) -> None:
         self._uids = uids
@@ -38,7 +40,11 @@ class Orphan:
         self._obey = obey
         self._loop = asyncio.get_running_loop()
         self._connections: list[socket.socket] = []
-        self._listener = rendezvous.listen(directory, rendezvous.WORKER)
+        self._path = ""
+        if bound is None:
+            bound, self._path = rendezvous.bind(directory, rendezvous.WORKER)
+        self._listener, self._needs_another = bound, not self._path
+        self._listener.listen()
         self._loop.add_reader(self._listener.fileno(), self._accept)
         self._check_hearing()
 
@@ -49,6 +55,8 @@ class Orphan:
             self._loop.remove_reader(sock.fileno())
             sock.close()
         self._connections.clear()
+        if self._path:
+            rendezvous.forget(self._path)
 
     def forget(self) -> None:
         """Close everything, in a process that is not this worker."""
@@ -84,11 +92,12 @@ class Orphan:
         if message.get("order") == "adopt" and fds:
             self.close()
             control, *output = fds
+            bound = output.pop(0) if self._needs_another and output else None
             for fd in output:
                 os.dup2(fd, 1)
                 os.dup2(fd, 2)
                 os.close(fd)
-            self._adopted(control)
+            self._adopted(control, bound)
             return
         try:
             self._obey(message, fds)

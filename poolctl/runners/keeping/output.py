@@ -129,13 +129,16 @@ class Output:
             "max_age": log.max_age,
         }
 
+    def new_key(self, server: ServerConfig) -> str:
+        """The key of another pipe of the server: a worker and its replacement may have one each for a while."""
+        return f"{server.name}.{os.getpid()}.{next(self._numbers)}"
+
     def attach(self, server: ServerConfig) -> tuple[str, int]:
         """A new pipe for one worker: its key, and the write end, which the caller closes once the worker has it."""
         read, write = os.pipe()
         os.set_blocking(read, False)
         self.paths[server.name] = self.path(server)
-        # A worker and its replacement may share a name while the first one's last lines are still being read.
-        key = f"{server.name}.{os.getpid()}.{next(self._numbers)}"
+        key = self.new_key(server)
         self._pipes[key] = (Descriptor(read), self.order(key, server))
         self._finished[key] = asyncio.Event()
         return key, write

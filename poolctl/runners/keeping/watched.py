@@ -6,14 +6,13 @@ Its end is seen where every end of it is seen, at its link, and whoever started 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 from collections.abc import Callable
 from typing import Any
 
 from poolctl.keeper import wire
+from poolctl.keeper.identified import signal_process
 from poolctl.keeper.pulse import Pulse
 from poolctl.platform import process_start
 
@@ -90,19 +89,5 @@ class Watched:
 def kill(known: dict[str, Any], number: int = signal.SIGKILL) -> None:
     """Send the signal to the process that this is the identity of, and to no other one that has its pid by now."""
     pid, start = known.get("pid"), known.get("start")
-    if pid is None or start is None:
-        return
-    process = None
-    try:
-        with contextlib.suppress(OSError):  # a sandbox without pidfd_open(2)
-            process = os.pidfd_open(pid)
-        if process_start(pid) != start:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            if process is None:
-                os.kill(pid, number)
-            else:
-                signal.pidfd_send_signal(process, number)
-    finally:
-        if process is not None:
-            os.close(process)
+    if pid is not None and start is not None:
+        signal_process(pid, start, signal.SIGKILL)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolctl.config.model import ServerConfig
-from poolctl.keeper import wire
+from poolctl.keeper import rendezvous, wire
 from poolctl.platform import process_start
 from poolctl.worker.heartbeat import BEAT
 
@@ -55,6 +55,7 @@ class LocalWorker:
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
         self.start: int | None = None  # of the process; with the pid its identity (see process_start)
+        self.place: str | None = None  # the socket that was bound for it, on which it listens as an orphan
         self.on_expired: Callable[[], None] = lambda: None
         self.on_idle: Callable[[bool], None] = lambda idle: None
         self.on_breach: Callable[[], None] = lambda: None
@@ -173,6 +174,7 @@ class LocalWorker:
             "output": self.output,
             "protocol": self.protocol,
             "notify": self.notify.path if self.notify is not None else None,
+            "place": self.place,
         }
 
     def listen(self, notify: Notify) -> None:
@@ -185,6 +187,8 @@ class LocalWorker:
         """The process is gone."""
         if self.exited.done():
             return
+        if self.place is not None:
+            rendezvous.forget(self.place)
         if self.control is not None:
             # Its last words may be here later than the news of its death.
             self.control.read_rest()

@@ -14,7 +14,7 @@ from poolctl.config.interpreter import interpreter
 from poolctl.config.model import ServerConfig
 from poolctl.config.program import missing_program
 from poolctl.errors import ServerError
-from poolctl.keeper import stored, wire
+from poolctl.keeper import rendezvous, stored, wire
 from poolctl.platform import sealed_file
 
 from ..keeping.output import Output
@@ -25,7 +25,7 @@ from ..placed.notify import Notify
 from ..placed.tallies import Tally
 from ..placed.workers import LocalWorker
 from ..protocol import Placement
-from ..spec import Spec, app_spec, spec_file, tls_contents, user_id, worker_spec
+from ..spec import Spec, app_spec, spec_file, tls_contents, user_id, user_ids, worker_spec
 from .app_zygote import AppZygote
 from .app_zygotes import AppZygotes
 from .children import Children
@@ -157,6 +157,11 @@ class Forker:
             if tally is not None:
                 if_failed.callback(tally.close)
                 fds.append(tally.fd)
+            place = None
+            if spec["orphanage"] is not None and spec["orphanage"]["bound"]:
+                bound, place = rendezvous.bind(spec["orphanage"]["directory"], rendezvous.WORKER)
+                fds.append(ours.enter_context(bound).fileno())
+                if_failed.callback(rendezvous.forget, place)
             if isinstance(app_zygote, AppZygote):
                 process = await app_zygote.fork(fds, self._children)
             else:
@@ -167,7 +172,7 @@ class Forker:
             self._output.follow(output, pid, start if server.command else None)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
-            worker.start = start
+            worker.start, worker.place = start, place
             worker.preloaded = isinstance(app_zygote, AppZygote)
             worker.tally = tally
             self._enrol(worker, control, notify)
@@ -189,6 +194,8 @@ class Forker:
             "index": index,
             "output": output,
             "protocol": None if server.command else protocol(server),
+            # Another user's worker cannot enter the directory: it is given a socket that is bound there.
+            "bound": not server.command and user_ids(server) is not None,
         }
 
     def _prepare_command(

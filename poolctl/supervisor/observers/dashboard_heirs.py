@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -13,19 +14,18 @@ _ANSWER_SECONDS = 2.0
 
 def inherit(directory: str) -> tuple[str, list[socket.socket]] | None:
     """Its address and its sockets, when there is such a process, which ends then. Blocks for at most two seconds."""
-    for name in rendezvous.find(directory, rendezvous.DASHBOARD):
-        sock = rendezvous.connect(name, _ANSWER_SECONDS)
-        if sock is None:
-            continue
+    for sock, (message, fds) in rendezvous.ask(directory, rendezvous.DASHBOARD, _ANSWER_SECONDS):
         with sock:
-            received = rendezvous.receive(sock)
-            if received is None:
-                continue
-            message, fds = received
-            if message.get("t") != "dashboard" or peer_credentials(sock)[1] not in (0, os.geteuid()):
+            bind = message.get("bind")
+            if (
+                message.get("t") != "dashboard"
+                or not isinstance(bind, str)
+                or peer_credentials(sock)[1] not in (0, os.geteuid())
+            ):
                 for fd in fds:
                     os.close(fd)
                 continue
-            wire.send(sock, {"t": "taken"})
-            return str(message["bind"]), [socket.socket(fileno=fd) for fd in fds]
+            with contextlib.suppress(OSError):
+                wire.send(sock, {"t": "taken"})
+            return bind, [socket.socket(fileno=fd) for fd in fds]
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -12,13 +13,13 @@ from typing import Any
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import stored, wire
+from poolctl.keeper import rendezvous, stored, wire
 from poolctl.platform import copy_descriptor
 from poolctl.runners.keeping.output import Output
-from poolctl.runners.link import Link
+from poolctl.runners.link import Descriptor, Link
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.spec import user_ids, worker_spec
-from poolctl.runners.survivors import Pipes, Survivor, are_there, find
+from poolctl.runners.survivors import Pipes, Survivor, are_there, find, is_socket
 from poolctl.worker.likeness import likeness
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -39,7 +40,7 @@ async def take_in(
     if not are_there(directory):
         return {}
     found, pipes = await asyncio.to_thread(find, directory)
-    intake = _Intake(runner.keeper, runner.output, servers, pipes)
+    intake = _Intake(directory, runner.keeper, runner.output, servers, pipes)
     try:
         for survivor in found:
             await intake.take(survivor)
@@ -59,7 +60,7 @@ class _Intake:
     """Puts what was found into the keeper's store, each listener and each pair once."""
 
     def __init__(
-        self, keeper: Link, output: Output, servers: Mapping[str, ServerConfig], pipes: Pipes
+        self, directory: str, keeper: Link, output: Output, servers: Mapping[str, ServerConfig], pipes: Pipes
     ) -> None:
         self._output = output
         self.found: dict[str, bool] = {}
@@ -67,6 +68,8 @@ class _Intake:
         self._servers = servers
         self._pipes = pipes
         self._put: set[str] = set()
+        self._outputs: set[str] = set()
+        self._directory = directory
 
     async def take(self, survivor: Survivor) -> None:
         server = self._servers.get(str(survivor.said.get("server")))
@@ -89,20 +92,31 @@ class _Intake:
         name = f"{stored.WORKER}{server.name}.{said['generation']}.{said['index']}"
         control, theirs = wire.pair()
         with control, theirs, contextlib.ExitStack() as closing:
-            output, write = str(said["output"]), []
-            if said.get("deaf") or output not in self._pipes.streams:
-                write = [self._new_pipe(output, server, survivor.pid)]
-                closing.callback(os.close, write[0])
-            if name in self._put or not survivor.order({"order": "adopt"}, [theirs.fileno(), *write]):
+            fds, place = [theirs.fileno()], None
+            if user_ids(server) is not None:
+                bound, place = rendezvous.bind(self._directory, rendezvous.WORKER)
+                fds.append(closing.enter_context(bound).fileno())
+            if said["deaf"] or not self._is_its_pipe(said["output"], server):
+                said["output"] = self._output.new_key(server)
+                fds.append(self._new_pipe(said["output"], server, survivor.pid))
+                closing.callback(os.close, fds[-1])
+            if name in self._put or not survivor.order({"order": "adopt"}, fds):
                 survivor.order({"order": "drain"})
+                if place is not None:
+                    rendezvous.forget(place)
                 return False
-            count = int(said["listeners"])
-            self._put_once(f"{stored.LISTENER}{server.key}", {"server": server.name}, survivor.fds[:count])
-            tally = survivor.fds[-1:] if said.get("tally") else []
-            if pair := survivor.fds[count : len(survivor.fds) - len(tally)]:
-                meta = {"server": server.name, "protocol": said["protocol"]}
-                self._put_once(f"{stored.ADOPTION}{server.key}", meta, pair)
-            await self._put_worker(name, survivor, [control.fileno(), *tally])
+            self._put_once(f"{stored.LISTENER}{server.key}", {"server": server.name}, survivor.listeners)
+            meta = {"server": server.name, "protocol": said["protocol"]}
+            self._put_once(f"{stored.ADOPTION}{server.key}", meta, survivor.pair)
+            await self._put_worker(name, survivor, [control.fileno(), *survivor.tally], place)
+        return True
+
+    def _is_its_pipe(self, output: str, server: ServerConfig) -> bool:
+        """Whether the server's output comes through this pipe, as its logger knows it, and no other worker's."""
+        known = self._pipes.streams.get(output)
+        if known is None or known[0].get("name") != server.name or output in self._outputs:
+            return False
+        self._outputs.add(output)
         return True
 
     async def _take_program(self, survivor: Survivor, server: ServerConfig) -> bool:
@@ -113,10 +127,11 @@ class _Intake:
             survivor.said["ready_at"] = None
         if not server.job and not server.binds_itself:
             try:
-                with socket.socket(fileno=copy_descriptor(survivor.pid, _LISTENER_FD)) as listener:
-                    self._put_once(
-                        f"{stored.LISTENER}{server.key}", {"server": server.name}, [listener.fileno()]
-                    )
+                with contextlib.closing(Descriptor(copy_descriptor(survivor.pid, _LISTENER_FD))) as listener:
+                    fd = listener.fileno()
+                    if not is_socket(fd, socket.SOCK_STREAM, listens=True) or not _is_at(fd, server):
+                        raise OSError(errno.EINVAL, "it is another one by now")
+                    self._put_once(f"{stored.LISTENER}{server.key}", {"server": server.name}, [fd])
             except OSError as error:
                 logger.warning(
                     "%s: pid %d serves on, but its socket cannot be taken over (%s); end it by hand",
@@ -126,12 +141,14 @@ class _Intake:
         await self._put_worker(f"{stored.WORKER}{server.name}.1.{index}", survivor, [])
         return True
 
-    async def _put_worker(self, name: str, survivor: Survivor, fds: list[int]) -> None:
+    async def _put_worker(
+        self, name: str, survivor: Survivor, fds: list[int], place: str | None = None
+    ) -> None:
         said = survivor.said
         meta = {
             key: said.get(key) for key in ("server", "generation", "index", "ready_at", "output", "protocol")
         }
-        meta |= {"pid": survivor.pid, "start": survivor.start, "notify": None}
+        meta |= {"pid": survivor.pid, "start": survivor.start, "notify": None, "place": place}
         self._put_once(name, meta, fds)
         await self._keeper.call({"op": "watch", "pid": survivor.pid, "start": survivor.start})
 
@@ -171,4 +188,18 @@ def _is_its(survivor: Survivor, server: ServerConfig) -> bool:
     except ServerError:
         return False
     uid = ids[0] if ids is not None else os.geteuid()
-    return survivor.uid == uid and survivor.said.get("key", server.key) == server.key
+    return (
+        survivor.uid == uid
+        and survivor.said.get("key", server.key) == server.key
+        and all(_is_at(fd, server) for fd in survivor.listeners)
+    )
+
+
+def _is_at(fd: int, server: ServerConfig) -> bool:
+    """Whether the listener has the address of the server; a socket that systemd has passed may have any."""
+    address = server.address
+    with socket.socket(fileno=os.dup(fd)) as listener:
+        name = listener.getsockname()
+    if address.kind == "unix":
+        return bool(name == address.path)
+    return address.kind != "tcp" or (isinstance(name, tuple) and name[1] == address.port)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.http_get import get
+from tests.integration.processes.test_both_killed import kill_both
 from tests.processes import descriptors, is_alive
 from tests.real_pool import RealPool
 
@@ -138,3 +141,67 @@ def test_preloaded_application_that_names_another_process_as_its_worker_harms_no
     assert hostile.info()["supervisor_pid"] == supervisor
     hostile.ok("stop", timeout_seconds=15)
     until(lambda: not hostile.processes())
+
+
+def test_worker_of_another_user_that_has_lost_its_pool_is_adopted(hostile: RealPool, until: Any) -> None:
+    hostile.write("hostile.py", HOSTILE)
+    hostile.ok("start")
+    before = hostile.items()
+    for _ in range(2):  # the second time by a socket that came with the adoption
+        kill_both(hostile, until)
+        until(lambda: {name: item["pids"] for name, item in hostile.items().items()} == _pids(before))
+        hostile.ok("start")
+        assert _pids(hostile.items()) == _pids(before)
+    (bad,) = before["bad"]["pids"]
+    os.kill(bad, signal.SIGKILL)
+    until(lambda: hostile.items()["bad"]["ready"] and hostile.items()["bad"]["pids"] != [bad])
+    hostile.ok("stop")
+    until(lambda: not hostile.processes())
+    assert list(hostile.runtime.glob("*/w.*")) == []
+
+
+# Says of itself, as an orphan, what the words between the braces are.
+LIAR = """
+import sys
+frame = sys._getframe()
+while frame is not None and not hasattr(frame.f_locals.get("self"), "_greeting"):
+    frame = frame.f_back
+worker = frame.f_locals["self"]
+honest = worker._greeting
+def greeting():
+    message, fds = honest()
+    return SAID
+worker._greeting = greeting
+from hello import app
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{}, []",
+        "{'pid': message['pid'], 'server': [], 'generation': {}}, [0] * 250",
+        "{**message, 'generation': -1}, fds",
+        "{**message, 'server': 'good', 'key': 'GOOD'}, fds",
+        "message, [1, *fds[1:]]",
+    ],
+)
+def test_orphan_that_lies_is_not_adopted_and_hinders_no_other(
+    hostile: RealPool, until: Any, said: str
+) -> None:
+    good_address = f"127.0.0.1:{hostile.ports['good']}"
+    hostile.write("hostile.py", LIAR.replace("SAID", said.replace("GOOD", good_address)))
+    hostile.ok("start")
+    (good,), (bad,) = (hostile.items()[name]["pids"] for name in ("good", "bad"))
+    kill_both(hostile, until)
+    until(lambda: hostile.items()["good"]["pids"] == [good])
+    hostile.run("start", timeout_seconds=20)
+    assert hostile.items()["good"]["pids"] == [good]
+    os.kill(bad, signal.SIGKILL)
+    hostile.ok("start", timeout_seconds=20)
+    until(lambda: hostile.items()["bad"]["ready"])
+    hostile.ok("stop")
+
+
+def _pids(items: dict[str, Any]) -> dict[str, list[int]]:
+    return {name: item["pids"] for name, item in items.items()}
