@@ -13,7 +13,7 @@ _FILE = os.environ.get("POOLCTL_FAULT", "")
 
 
 def _install() -> None:
-    send, replace = socket.send_fds, os.replace
+    send, replace = socket.socket.sendmsg, os.replace
     left: list[int] = []
 
     def count() -> None:
@@ -35,16 +35,17 @@ def _install() -> None:
             os.unlink(_FILE)
         os.kill(os.getpid() if whom == "self" else os.getppid(), signal.SIGKILL)
 
-    def counted_send(*args, **options):  # type: ignore[no-untyped-def]
-        sent = send(*args, **options)
-        count()
+    def counted_send(sock, *args):  # type: ignore[no-untyped-def]
+        sent = send(sock, *args)
+        if sock.type == socket.SOCK_SEQPACKET:  # see poolctl.keeper.wire
+            count()
         return sent
 
     def counted_replace(*args, **options):  # type: ignore[no-untyped-def]
         replace(*args, **options)
         count()
 
-    socket.send_fds, os.replace = counted_send, counted_replace
+    socket.socket.sendmsg, os.replace = counted_send, counted_replace
 
 
 if _FILE and "supervisor" in sys.orig_argv:
