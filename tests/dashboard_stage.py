@@ -32,6 +32,7 @@ class Stage:
         self._supervisor: AbstractContextManager[Any] | None = None
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self._thread: threading.Thread | None = None
+        self.tls: dict[str, Any] | None = None  # for what begins from now on
 
     @property
     def url(self) -> str:
@@ -50,7 +51,7 @@ class Stage:
     def begin(self) -> None:
         settings = Settings(
             str(self._socket), str(self.logs), "0123456789ab", self.pool.name, TOKEN,
-            ended_path=str(self.logs / "dashboard.ended"),
+            tls=self.tls, ended_path=str(self.logs / "dashboard.ended"),
         )  # fmt: skip
         begun = threading.Event()
 

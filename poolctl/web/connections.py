@@ -9,7 +9,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # From the connection, or from a request's first byte, until the request is here as a whole.
 REQUEST_SECONDS = 10.0
-HANDSHAKE_SECONDS = 10.0
 MOST_CONNECTIONS = 256
 
 

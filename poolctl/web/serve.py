@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -18,9 +17,10 @@ from poolctl.logs.internal import InternalLog
 from poolctl.runners.keeping.watched import PING
 from poolctl.runners.link import Link
 
+from .accepting import Acceptor
 from .app import make_app
 from .certificates import context_of, keep_current
-from .connections import HANDSHAKE_SECONDS, Connection
+from .connections import Connection
 from .orphan import Orphan
 from .settings import Settings
 
@@ -46,7 +46,6 @@ class Server:
         if await self._begins():
             message, fds = self._told.result()
             sockets = [socket.socket(fileno=fd) for fd in fds]
-            asyncio.get_running_loop().set_exception_handler(self._unexpected)
             settings = Settings(**message["settings"])
             log = InternalLog(os.path.join(message["directory"], "dashboard.log"))
             logging.basicConfig(handlers=[log], level=logging.WARNING)
@@ -79,14 +78,6 @@ class Server:
             await Orphan(message["directory"], message["bind"], sockets).taken()
             self._over.set()
 
-    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        if isinstance(error, OSError) and error.errno == errno.EINVAL and "socket" not in context:
-            # The listener has been shut down, and with it the page: the order to end is on its way.
-            self._over.set()
-        else:
-            loop.default_exception_handler(context)
-
     def _on_message(self, message: wire.Message, fds: list[int]) -> None:
         if message.get("t") == "begin" and not self._told.done():
             self._told.set_result((message, fds))
@@ -97,30 +88,21 @@ class Server:
 
 
 class Quiet(uvicorn.Server):
-    """Sleeps until it is over, where uvicorn looks ten times a second; a TLS handshake takes no more than its time."""
+    """Sleeps until it is over, where uvicorn looks ten times a second."""
 
     def __init__(self, config: uvicorn.Config, over: asyncio.Event) -> None:
         super().__init__(config)
         self._over = over
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn.Server, which has no limit for a handshake."""
-        loop = asyncio.get_running_loop()
+        """See uvicorn.Server, which bounds neither handshakes nor connections."""
 
         def connection() -> asyncio.Protocol:
             return Connection(self.config, self.server_state, {})
 
-        seconds = HANDSHAKE_SECONDS if self.config.ssl else None
-        self.servers = [
-            await loop.create_server(
-                connection,
-                sock=sock,
-                backlog=self.config.backlog,
-                ssl=self.config.ssl,
-                ssl_handshake_timeout=seconds,
-            )
-            for sock in sockets or ()
-        ]
+        # One that is shut down says that the page is over; the order to end is on its way.
+        acceptors = [Acceptor(sock, connection, self.config.ssl, self._over.set) for sock in sockets or ()]
+        self.servers = acceptors  # type: ignore[assignment]
         self.started = True
 
     async def main_loop(self) -> None:

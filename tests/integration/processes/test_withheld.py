@@ -96,23 +96,23 @@ def test_no_server_program_probe_or_helper_is_given_what_a_key_names(pool: RealP
 
 
 def test_a_section_that_is_added_takes_its_variable_from_the_servers_that_start_afterwards(
-    real_pool: RealPool,
+    pool: RealPool,
 ) -> None:
-    pools = Pool(real_pool)
+    pools = Pool(pool)
     pools.write(page=False)
-    real_pool.ok("start")
+    pool.ok("start")
     assert TOKEN in pools.of("plain")[1]
     pools.write()
-    done = real_pool.ok("reload")
+    done = pool.ok("reload")
     assert "PAGE_TOKEN is still in the environment of plain, asks, preloaded, fresh" in done.stderr
-    real_pool.ok("restart")
+    pool.ok("restart")
     for name in pools.ports:
         environ, block = pools.of(name)
         assert environ["OTHER"] == OTHER
         assert TOKEN not in block + str(environ), name
     pools.write(page=False)
-    real_pool.ok("reload")
-    real_pool.ok("restart")
+    pool.ok("reload")
+    pool.ok("restart")
     assert all(TOKEN in str(pools.of(name)) for name in pools.ports)
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from poolctl.web import connections
+from poolctl.web import accepting, connections
+from tests.certificates import certificate
 from tests.dashboard_stage import TOKEN, Stage, dashboard_of
+from tests.deadline import wait_until
+from tests.unit.web.test_certificates import tls
 from tests.unit.web.test_rules import Client
 
 LIMIT_SECONDS = 0.3
@@ -118,3 +123,32 @@ def test_a_cookie_that_was_logged_out_is_nothing_to_the_next_process_either(stag
     stage.begin()
     client.headers["Cookie"] = cookie
     assert client.send("GET", "/poolctl/session").status == 401
+
+
+def test_half_a_tls_handshake_is_given_up_and_so_many_at_most_are_awaited(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(accepting, "HANDSHAKE_SECONDS", LIMIT_SECONDS)
+    monkeypatch.setattr(accepting, "MOST_HANDSHAKES", 8)
+    stage.end()
+    stage.tls = tls(*certificate(tmp_path))
+    stage.begin()
+    waiting = [connect(stage, b"\x16\x03\x01") for _ in range(9)]
+    begun = time.monotonic()
+    assert is_closed(waiting[8])
+    assert time.monotonic() - begun < LIMIT_SECONDS / 2, "refused at once"
+    assert all(map(is_closed, waiting[:8]))
+    for sock in waiting:
+        sock.close()
+    wait_until(lambda: secure_answer(stage).startswith(b"HTTP/1.1 200"))
+
+
+def secure_answer(stage: Stage) -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with connect(stage) as plain, context.wrap_socket(plain) as secure:
+            secure.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            return secure.recv(4096)
+    except OSError:
+        return b""
