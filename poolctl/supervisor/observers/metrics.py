@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 
 from poolctl import __version__
+from poolctl.config.secrets import masked_text
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.monitor.availability import KO, OK, UNKNOWN, WARN, Availability
@@ -149,7 +150,7 @@ def _states(seen: list[Snapshot]) -> Iterable[Family]:
             1,
             server=name,
             bind=entry.config.key,
-            expose=entry.config.expose,
+            expose=masked_text(entry.config.expose),
             tags=",".join(entry.config.tags),
         )
         for value in State:

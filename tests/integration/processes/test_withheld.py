@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.configuration import server
 from tests.http_get import get
@@ -124,6 +128,26 @@ def test_a_name_that_cannot_be_seen_in_the_text_of_the_file_is_withheld_as_well(
     pool.env["NAME_OF_IT"] = "PAGE_TOKEN"
     pool.ok("start")
     assert all(TOKEN not in str(pools.of(name)) for name in pools.ports)
+
+
+@pytest.mark.slow
+def test_successors_of_supervisor_and_keeper_and_another_version_withhold_it_too(
+    pool: RealPool, until: Any
+) -> None:
+    pools = Pool(pool)
+    pools.write()
+    pool.ok("start", "plain", "preloaded")
+    for end in (
+        lambda: os.kill(pool.info()["supervisor_pid"], signal.SIGKILL),
+        lambda: os.kill(pool.info()["keeper_pid"], signal.SIGKILL),
+        lambda: pool.ok("upgrade", "--force"),
+    ):
+        before = pool.info()["supervisor_pid"]
+        end()
+        until(lambda before=before: pool.info()["supervisor_pid"] != before)
+        until(lambda: pool.run("status", "plain", "preloaded").code == 0)
+        pool.ok("restart", "plain", "preloaded")
+        assert TOKEN not in str([pools.of("plain"), pools.of("preloaded")])
 
 
 def test_validate_says_which_variables_no_server_is_given(pool: RealPool) -> None:
