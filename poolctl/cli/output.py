@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from time import time
@@ -38,11 +37,9 @@ class LogPrinter:
         start_unsignalled(self._thread)
 
     def finish(self) -> None:
-        """Print what is there, then stop. A reader that takes nothing is waited for no longer, here and at the end."""
+        """Print what is there, then stop; a reader that takes nothing is not waited for."""
         self._over.set()
         self._thread.join(LAST_WORDS_SECONDS)
-        if self._thread.is_alive():
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     def _print(self) -> None:
         from poolctl.cli.commands.logs import log_paths

@@ -150,7 +150,14 @@ def test_a_second_signal_kills_what_is_left_also_without_a_reader(
 
 def test_a_reader_that_takes_nothing_does_not_keep_run_from_ending(real_pool: RealPool) -> None:
     running = Running(real_pool)
-    wait_until(lambda: running.unread > PIPE_BYTES - 1000)
+    log = next(real_pool.runtime.glob("*/state/logs/web.log"))
+
+    def blocked() -> bool:
+        unread, size = running.unread, log.stat().st_size
+        wait_until(lambda: log.stat().st_size > size + 1000)
+        return running.unread == unread
+
+    wait_until(blocked)
     running.let("answer")
     running.let("shutdown")
     running.process.send_signal(signal.SIGTERM)
