@@ -12,6 +12,7 @@ import sys
 from itertools import pairwise
 
 from poolctl.cli.request import Request
+from poolctl.config.regular import read_regular
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from poolctl.cli.place import Place
 
 ANSWER_SECONDS = 1.0
-FILE_LIMIT_BYTES = 8 * 1024 * 1024
 # Words that would have to be quoted are left to the fingers.
 _word = re.compile(r"[A-Za-z0-9._@%+,-]+")
 
@@ -83,8 +83,7 @@ def _from(path: str) -> list[dict[str, Any]]:
 
 
 def _parsed(path: str) -> Any:
-    with open(path, "rb") as file:
-        text = file.read(FILE_LIMIT_BYTES).removeprefix(b"\xef\xbb\xbf").decode()
+    text = read_regular(path).removeprefix(b"\xef\xbb\xbf").decode()
     if path.endswith(".json"):
         import json
 

@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 
+from poolctl.config.regular import SUFFIXES, read_regular
+
 TYPE_CHECKING = False  # typing itself would take the fast lane two milliseconds
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -136,8 +138,9 @@ def variables_named_in(files: Iterable[str]) -> set[str]:
     found: set[str] = set()
     for path in files:
         for name in _files(path):
-            with contextlib.suppress(OSError), open(name, "rb") as file:
-                found.update(match.decode() for match in _NAMED.findall(file.read()))
+            with contextlib.suppress(OSError, ValueError):
+                content = read_regular(name)
+                found.update(match.decode() for match in _NAMED.findall(content))
     return found
 
 
@@ -145,5 +148,7 @@ def _files(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [path]
     with contextlib.suppress(OSError):
-        return [entry.path for entry in os.scandir(path) if entry.is_file()]
+        return [
+            entry.path for entry in os.scandir(path) if os.path.splitext(entry.name)[1].lower() in SUFFIXES
+        ]
     return []

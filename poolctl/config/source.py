@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 
 from poolctl.config.problems import Place, Problem
+from poolctl.config.regular import LARGEST_BYTES, SUFFIXES, NotRegular, read_regular
 
-LARGEST_BYTES = 8 * 1024 * 1024
-SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
-KINDS = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 # A file of UTF-16 or UTF-32 is worth its own words; the longer marks first.
 OTHER_ENCODINGS = (
     (b"\xff\xfe\0\0", "UTF-32"),
@@ -54,27 +45,20 @@ def files_of(path: str) -> list[str]:
 def read_text(path: str) -> str:
     """The whole file as text, without its byte order mark. Never blocks on what is no file. Raises Problem."""
     try:
-        # A FIFO would wait for its writer, a terminal become the controlling one.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except FileNotFoundError as error:
+        content = read_regular(path, LARGEST_BYTES + 1)
+    except NotRegular as special:
+        raise _problem(path, str(special), "name a file") from special
+    except BlockingIOError as error:
+        raise _problem(
+            path, "nothing can be read from it now: this is no ordinary file", "name a file"
+        ) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise missing_file(path) from error
     except PermissionError as error:
         raise _problem(path, "not permitted to read it", f"chmod u+r {path}, or run as its owner") from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise _problem(path, f"cannot be opened: {why}", "check the path") from error
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            what = next((words for test, words in KINDS if test(mode)), "something else")
-            raise _problem(path, f"this is {what}, not a file", "name a file")
-        # One byte more than allowed tells the rest; what fstat says of /proc is 0.
-        with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(LARGEST_BYTES + 1)
-    except OSError as error:
-        raise _problem(path, f"cannot be read: {error.strerror}", "check the disk") from error
-    finally:
-        os.close(descriptor)
+        raise _problem(path, f"cannot be read: {why}", "check the path and the disk") from error
     if len(content) > LARGEST_BYTES:
         mend = "split it: a directory of files is one configuration"
         raise _problem(path, f"larger than {LARGEST_BYTES // 1024 // 1024} MiB", mend)

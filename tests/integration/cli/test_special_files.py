@@ -1,0 +1,58 @@
+"""-c with a path that exists and is no file of a pool: exit 5 with the reason, never a traceback and never a hang."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.real_pool import RealPool
+
+COMMANDS = ("validate", "list", "start", "run", "config", "add -f {} --save")
+
+
+def _socket(path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(os.path.relpath(path))
+
+
+def _directory_of(target: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        path.mkdir()
+        (path / "pool.toml").symlink_to(target)
+
+    return make
+
+
+KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "kernel messages": (lambda path: path.symlink_to("/proc/kmsg"), ""),  # what it says depends on the kernel
+    "memory": (lambda path: path.symlink_to("/proc/self/mem"), "cannot be read"),
+    "fifo": (os.mkfifo, "this is a FIFO, not a file"),
+    "null": (lambda path: path.symlink_to("/dev/null"), "this is a device, not a file"),
+    "zero": (lambda path: path.symlink_to("/dev/zero"), "this is a device, not a file"),
+    "socket": (_socket, "cannot be read"),
+    "loop": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    "empty directory": (Path.mkdir, "no configuration file in this directory"),
+    "directory of a device": (_directory_of("/dev/zero"), "this is a device, not a file"),
+    "directory of the kernel": (lambda path: path.symlink_to("/proc"), "no configuration file in this directory"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_file_of_a_pool_is_5_with_the_reason(
+    real_pool: RealPool, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(real_pool.directory)
+    make, reason = KINDS[kind]
+    make(real_pool.directory / "x.toml")
+    for command in COMMANDS[:: 1 if kind in ("kernel messages", "fifo", "zero") else 2]:
+        done = real_pool.run(*["-c", "x.toml"], *command.format("x.toml").split(), timeout_seconds=20)
+        assert done.code == 5, done
+        assert reason in done.stderr + done.stdout
+        assert "itself failed" not in done.stderr
+    assert real_pool.run("__complete", "servers", "-c", "x.toml", timeout_seconds=20)[1:] == (0, "", "")
+    assert real_pool.processes() == {}
