@@ -14,5 +14,6 @@ GROUPS = {
     "preload": "start, wake and crash of servers of a heavy framework that is imported once",
     "probing": "what it costs the supervisor to probe a thousand times a second",
     "counting": "what it costs a request to be counted",
+    "serving": "what a request costs a worker beside stock uvicorn",
     "crash": "processes that are killed, and an upgrade: how long until the next one serves, and what is lost",
 }

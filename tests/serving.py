@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
-from poolctl.keeper import wire
+from poolctl.keeper import handover, wire
 from poolctl.worker.serving.adopt import Adoption
 from poolctl.worker.serving.serve import PoolServer
 from tests.asgi_apps import lifespan
@@ -227,9 +227,9 @@ class Pair:
         self._made.append(Adoption(give, take))
         return self._made[-1]
 
-    def hand_over(self, sock: socket.socket) -> None:
+    def hand_over(self, sock: socket.socket, until: float | None = None, *, asked: bool = False) -> None:
         with sock:
-            wire.send(self.give, {"t": "conn"}, [sock.fileno()])
+            handover.give(self.give, sock.fileno(), until, asked=asked)
 
     def close(self) -> None:
         for made in self._made:

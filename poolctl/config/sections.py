@@ -15,6 +15,7 @@ from poolctl.config.values import (
     Argument,
     Duration,
     Headers,
+    HeadSize,
     Integer,
     Number,
     Path,
@@ -99,6 +100,19 @@ class Http(Section):
     )
     max_requests: Annotated[Integer, Field(ge=1)] | None = Field(
         default=None, description="A worker is replaced after so many requests. Left out: never."
+    )
+    max_connections: Annotated[Integer, Field(ge=1)] | None = Field(
+        default=None,
+        description="Open connections of a worker; above it new ones wait in the backlog. Left out: what its"
+        " descriptors allow, less a reserve.",
+    )
+    head_timeout: Positive = Field(
+        default=10.0,
+        description="How long the head of a request may take to come: the first one from the accept, a TLS handshake"
+        " included, later ones from their first byte.",
+    )
+    max_head_size: HeadSize = Field(
+        default=64 * 1024, description="The largest head of a request; above it the answer is 431."
     )
     websocket: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = Field(
         default="auto", description="The WebSocket implementation."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 
@@ -17,15 +18,28 @@ class NoRoom(Exception):
     """This process can have no descriptor more: what it took now would be lost."""
 
 
-def give(end: socket.socket, fd: int) -> None:
-    """Let the connection wait for whoever takes it; the descriptor stays the caller's.
+class Connection(socket.socket):
+    """A connection that was taken, with the time that its client has left.
 
-    Raises OSError, BlockingIOError when there is no room in between.
+    `until` is when it must have sent a whole head (before its first request), or may not have been silent any longer
+    (`asked`: it has had a request); a time of the system's monotonic clock, None if the giver set no limit.
     """
-    wire.send(end, _CONNECTION, [fd])
+
+    __slots__ = ("asked", "until")
+    until: float | None
+    asked: bool
 
 
-def take(end: socket.socket) -> socket.socket | None:
+def give(end: socket.socket, fd: int, until: float | None = None, *, asked: bool = False) -> None:
+    """Let the connection wait for a process that takes it; the descriptor stays the caller's.
+
+    `until` and `asked` are as in Connection. Raises OSError, BlockingIOError when there is no room in between.
+    """
+    limit = {} if until is None else {"until": until, "asked": asked}
+    wire.send(end, {**_CONNECTION, **limit}, [fd])
+
+
+def take(end: socket.socket) -> Connection | None:
     """The next connection; None when nobody gives any more.
 
     Raises BlockingIOError when none waits, NoRoom, OSError, and WireError for anything else, all of which is closed: an
@@ -41,7 +55,11 @@ def take(end: socket.socket) -> socket.socket | None:
         return None
     message, fds = received
     if message.get("t") == _CONNECTION["t"] and len(fds) == 1 and _is_connection(fds[0]):
-        return socket.socket(fileno=fds[0])
+        taken = Connection(fileno=fds[0])
+        until = message.get("until")
+        taken.until = until if isinstance(until, float) and math.isfinite(until) else None
+        taken.asked = bool(message.get("asked"))
+        return taken
     for fd in fds:
         close_promptly(fd)
     raise wire.WireError("this is no connection")

@@ -26,7 +26,7 @@ from poolctl.worker.serving.serve import STARTUP_FAILURE, PoolServer, StartupFai
 
 from .aside import aside
 from .protocol import Exit, Placement
-from .spec import stop_seconds, tls_settings, uvicorn_settings
+from .spec import connection_limits, stop_seconds, tls_settings, uvicorn_settings
 
 _CANCEL_SECONDS = 0.2
 _CANCEL_ATTEMPTS = 25
@@ -111,7 +111,7 @@ class InlineWorker:
         assert self._uvicorn is not None
         if self._lifespan is not None and not self.answered.done():
             self._lifespan.give_up()
-        for served in self._uvicorn.servers:
+        for served in self._uvicorn.acceptor.servers:
             stop_reading(served.sockets)  # at once: who connects after a restart meets the new instance
 
     async def kill(self, verdict: Exit) -> None:
@@ -136,6 +136,7 @@ class InlineWorker:
                 drain_seconds=self.server.drain_timeout,
                 stop_seconds=stop_seconds(self.server),
                 resting=self.server.health.gated,
+                **connection_limits(self.server),
             )
             await self._uvicorn.run(listeners, self._answer)
         except (LoadFailed, StartupFailed) as error:
@@ -187,7 +188,7 @@ class InlineWorker:
             self._lifespan.task.cancel()
         if self._uvicorn is None:
             return
-        for served in self._uvicorn.servers:
+        for served in self._uvicorn.acceptor.servers:
             served.close()
         for connection in list(self._uvicorn.accounts.connections):
             if connection.transport is not None:

@@ -53,6 +53,7 @@ def worker_spec(
         "adoption": not server.command,
         "uvicorn": uvicorn_settings(server) | {"access_log": False},
         "requests": _requests(server),
+        "limits": connection_limits(server),
         "drain_seconds": server.drain_timeout,
         "stop_seconds": stop_seconds(server),
         "idle_seconds": server.idle_seconds,
@@ -193,6 +194,16 @@ def uvicorn_settings(server: ServerConfig) -> dict[str, Any]:
         # uvicorn counts the connection that asks: from its limit on, not above it, the answer is 503.
         "limit_concurrency": None if http.max_concurrency is None else http.max_concurrency + 1,
         "limit_max_requests": http.max_requests,
+    }
+
+
+def connection_limits(server: ServerConfig) -> dict[str, Any]:
+    """What the worker's server allows its clients, in its own words."""
+    http = server.http
+    return {
+        "head_seconds": http.head_timeout,
+        "head_bytes": http.max_head_size,
+        "max_connections": http.max_connections,
     }
 
 

@@ -103,6 +103,7 @@ async def _serve(spec: Spec, config: uvicorn.Config, listeners: list[socket.sock
         state=spec["state"],
         drain_seconds=spec["drain_seconds"],
         stop_seconds=spec["stop_seconds"],
+        **spec["limits"],
     )
     # SIGINT is left to the runner: it cancels this, and so it does where a debugger waits for a line.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)

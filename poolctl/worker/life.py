@@ -107,6 +107,7 @@ class Worker:
             adoption=self.adoption,
             resting=self.spec.get("resting", False),
             tally=None if UNCOUNTED in os.environ else map_page(self.tally_fd),
+            **self.spec.get("limits", {}),
         )
         loop = asyncio.get_running_loop()
         serving = asyncio.current_task()

@@ -1,28 +1,231 @@
-"""Accepting from listeners that somebody else owns: their descriptors are duplicated, and stay as they were."""
+"""Accepting from listeners that others own and share, for as long as there is room for more connections."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import os
+import resource
 import socket
-from collections.abc import Callable, Sequence
+import ssl
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import uvicorn
 
+from poolctl.keeper import handover
+from poolctl.listeners.leaving import close, stop_reading
 
-async def accept_from(
-    listeners: Sequence[socket.socket], make_protocol: Callable[[], asyncio.Protocol], config: uvicorn.Config
-) -> list[asyncio.base_events.Server]:
-    """Servers that accept from each of the listeners, and speak TLS if the configuration has a context."""
-    loop = asyncio.get_running_loop()
-    return [
-        await loop.create_server(make_protocol, sock=duplicate(sock), ssl=config.ssl, backlog=config.backlog)
-        for sock in listeners
-    ]
+from .accounts import Accounts
+from .adopt import Adoption
+
+# A full worker accepts again when this part of its connections has ended, or a moment after one has: to open and close
+# costs as much as several requests.
+_PART = 16
+_ROOM_SECONDS = 0.05
+_HANDSHAKES_SECONDS = 1.0
+# Descriptors that are left to probes, to files of the application and to connections that are accepted in one go.
+_LEAST_RESERVE = 16
+_RESERVED_PART = 16
+_OPEN_AT_START = 64  # where /proc cannot tell
+_AT_ONCE = 16
+
+MakeProtocol = Callable[[], asyncio.Protocol]
 
 
-def duplicate(listener: socket.socket) -> socket.socket:
-    """The same listener under another descriptor."""
-    # Not listener.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
-    # the listener of every other worker; one that calls accept() just then waits there for ever.
-    return socket.socket(listener.family, listener.type, listener.proto, fileno=os.dup(listener.fileno()))
+class Acceptor:
+    """The listeners and the adoption pair of one worker: open while it is to accept, and has room.
+
+    A full worker refuses nothing: connections wait in the backlog, where other workers find them. `most` is how many it
+    may have; None: what its descriptors allow, less a reserve.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        accounts: Accounts,
+        make_protocol: MakeProtocol,
+        *,
+        adoption: Adoption | None,
+        on_taken: Callable[[handover.Connection], None],
+        most: int | None,
+    ) -> None:
+        self.servers: list[asyncio.base_events.Server] = []
+        self._config = config
+        self._accounts = accounts
+        self._make_protocol = make_protocol
+        self._adoption = adoption
+        self._on_taken = on_taken
+        self._most = most
+        self._listeners: Sequence[socket.socket] = ()
+        self._wanted = self._full = self._ended = False
+        self._lock = asyncio.Lock()  # held while `servers` is opened or closed
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None
+
+    async def begin(self, listeners: Sequence[socket.socket], *, wanted: bool) -> None:
+        """Accept from the listeners now, or as soon as it is wanted."""
+        self._listeners = listeners
+        self._wanted = wanted
+        if self._most is None:
+            self._most = connections_by_descriptors()
+        self._accounts.limit_connections(self._most, self._fill)
+        await self._settle()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is being opened or closed."""
+        return not self._tasks
+
+    def want(self, wanted: bool) -> None:
+        """Accept from now on, or leave new connections to other workers."""
+        self._wanted = wanted
+        self._do(self._settle())
+
+    async def renew(self, context: ssl.SSLContext) -> None:
+        """Use another TLS context for the handshakes that begin from now on."""
+        async with self._lock:
+            if self._ended:
+                return
+            self._config.ssl = context
+            if self.servers:
+                # The new ones accept before the old ones do not: both are on the same sockets.
+                before = self.servers
+                self.servers = await self._accept()
+                await close(before)
+        await self._settle()
+
+    async def end(self) -> None:
+        """Accept nothing any more."""
+        self._ended = True
+        for timer in (self._timer, self._later):
+            if timer is not None:
+                timer.cancel()
+        if self._adoption is not None:
+            self._adoption.close()
+        async with self._lock:
+            await close(self.servers)
+        await asyncio.gather(*self._tasks)
+
+    def _fill(self) -> None:
+        """Accept nothing more until there is room: this connection is the last one."""
+        if self._full or self._ended:
+            return
+        if self._accounts.expects:
+            gc.collect(1)  # handshakes that have failed are counted until their objects are gone
+            if self._accounts.has_room:
+                return
+        self._full = True
+        self._look_later()
+        self._accounts.watch_room(self._room)
+        if self._adoption is not None:
+            self._adoption.close()
+        # At once: the next one is for another worker.
+        before, self.servers = self.servers, []
+        for server in before:
+            stop_reading(server.sockets)
+        self._do(close(before))
+
+    def _room(self) -> None:
+        """A connection of a full worker has ended."""
+        assert self._most is not None
+        if self._accounts.open_connections <= self._most - max(1, self._most // _PART):
+            self._empty()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._empty)
+
+    def _look_later(self) -> None:
+        # Nothing says that a handshake has failed.
+        if self._full and self._accounts.expects:
+            self._later = asyncio.get_running_loop().call_later(_HANDSHAKES_SECONDS, self._look)
+
+    def _look(self) -> None:
+        gc.collect()
+        self._empty()
+        self._look_later()
+
+    def _empty(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._full and self._accounts.has_room:
+            self._full = False
+            self._accounts.watch_room(None)
+            self._do(self._settle())
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle(self) -> None:
+        """Open what is to be open, and close what is not."""
+        async with self._lock:
+            while not self._ended and (self._wanted and not self._full) is not bool(self.servers):
+                if self.servers:
+                    before, self.servers = self.servers, []
+                    if self._adoption is not None:
+                        self._adoption.close()
+                    await close(before)
+                else:
+                    self.servers = await self._accept()
+                    if self._adoption is not None and not self._full:
+                        self._adoption.open(self._on_taken)
+
+    async def _accept(self) -> list[asyncio.base_events.Server]:
+        heads, config = self._accounts.heads, self._config
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as held:
+            sockets = [held.enter_context(Listener(listener)) for listener in self._listeners]
+            # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
+            held.callback(stop_reading, sockets)
+            servers = [
+                await loop.create_server(
+                    self._make_protocol,
+                    sock=sock,
+                    ssl=config.ssl,
+                    backlog=config.backlog,
+                    ssl_handshake_timeout=None if config.ssl is None or heads is None else heads.seconds,
+                )
+                for sock in sockets
+            ]
+            held.pop_all()
+        return servers
+
+
+class Listener(socket.socket):
+    """A listener from which asyncio accepts a few connections at once, instead of as many as there are.
+
+    So it is known that a worker is full before it has accepted far more.
+    """
+
+    def __init__(self, like: socket.socket) -> None:
+        # Not like.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
+        # the listener of every other worker; one that calls accept() just then waits there for ever.
+        self._kind = int(like.family), int(like.type), like.proto
+        super().__init__(*self._kind, fileno=os.dup(like.fileno()))
+        self._accepted = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As a socket's; says now and then that nothing is there, and is asked again in the next turn of the loop."""
+        self._accepted += 1
+        if self._accepted > _AT_ONCE:
+            self._accepted = 0
+            raise BlockingIOError
+        fd, address = self._accept()  # type: ignore[attr-defined]
+        return socket.socket(*self._kind, fileno=fd), address
+
+
+def connections_by_descriptors() -> int:
+    """How many connections this process has descriptors for, beside those that are open and a reserve."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    try:
+        open_now = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        open_now = _OPEN_AT_START
+    return max(1, soft - open_now - max(_LEAST_RESERVE, soft // _RESERVED_PART))

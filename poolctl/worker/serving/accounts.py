@@ -6,6 +6,7 @@ cost 6 % of a core that way and nothing this way, because here each value is mad
 
 from __future__ import annotations
 
+import sys
 import time
 import weakref
 from collections.abc import Callable, Hashable
@@ -18,17 +19,22 @@ from .adopt import Adoption
 
 if TYPE_CHECKING:
     from .counting import Batch
+    from .heads import Heads
 
 Header = tuple[bytes, bytes]
 
+_HANDSHAKE_SECONDS = 60.0  # of the event loops
+_MARGIN_SECONDS = 1.0
+
 
 class Watched(set[Any]):
-    """A set that calls `on_empty` when its last member leaves, and `on_add` before each new one."""
+    """A set that calls `on_empty` when its last member leaves, `on_add` before each new one, `on_leave` after each."""
 
     def __init__(self, on_empty: Callable[[], None], on_add: Callable[[], None]) -> None:
         super().__init__()
         self._on_empty = on_empty
         self._on_add = on_add
+        self.on_leave: Callable[[], None] | None = None
 
     def add(self, element: Hashable) -> None:
         self._on_add()
@@ -36,11 +42,15 @@ class Watched(set[Any]):
 
     def discard(self, element: Hashable) -> None:
         super().discard(element)
+        if self.on_leave is not None:
+            self.on_leave()
         if not self:
             self._on_empty()
 
     def remove(self, element: Hashable) -> None:
         super().remove(element)
+        if self.on_leave is not None:
+            self.on_leave()
         if not self:
             self._on_empty()
 
@@ -60,6 +70,7 @@ class Accounts(ServerState):
         self.date_header = True
         self.tally: memoryview | None = None  # the page on which is counted
         self.batch: Batch | None = None  # what is not on it yet
+        self.heads: Heads | None = None  # None: a connection may take as long for a head as it likes
         self.max_requests: int | None = None
         self.on_limit: Callable[[], None] = lambda: None
         self.draining = False  # every answer is the last one of its connection
@@ -67,33 +78,77 @@ class Accounts(ServerState):
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
         self._on_change = on_change
-        self._expected: set[weakref.ref[Any]] = set()
+        self._expected: dict[weakref.ref[Any], float] = {}  # until when it has ended, in one way or the other
+        self._most_connections = sys.maxsize
+        self._on_full: Callable[[], None] = lambda: None
         self.watch_connections(Watched)
         self.tasks = Watched(self._no_tasks, self._active)
 
     def watch_connections(self, made: Callable[[Callable[[], None], Callable[[], None]], Watched]) -> None:
         """Keep the connections, of which there are none yet, in such a set."""
-        self.connections = made(self._on_change, self._active)
+        self.connections = made(self._on_change, self._connected)
+
+    def limit_connections(self, most: int, on_full: Callable[[], None]) -> None:
+        """Call `on_full` with the connection that is the last one for which there is room."""
+        self._most_connections = most
+        self._on_full = on_full
+
+    @property
+    def open_connections(self) -> int:
+        """How many there are, those in their handshake included."""
+        return len(self.connections) + (len(self._expected) if self.expects else 0)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there may be one connection more."""
+        return self.open_connections < self._most_connections
+
+    def watch_room(self, on_leave: Callable[[], None] | None) -> None:
+        """Call `on_leave` whenever a connection has ended."""
+        connections: Any = self.connections
+        connections.on_leave = on_leave
 
     def expect(self, connection: object) -> None:
-        """Note an accepted connection that has its handshake before it; one that fails is noted by its being gone."""
-        self._expected.add(weakref.ref(connection, self._no_longer_expected))
+        """Note an accepted connection that has its handshake before it.
 
-    def arrived(self, connection: object) -> None:
-        """It is a connection now, or none."""
-        if self._expected:
-            self._no_longer_expected(weakref.ref(connection, self._no_longer_expected))
+        One that fails is noted when its objects are gone, or when the time for a handshake is over.
+        """
+        seconds = _HANDSHAKE_SECONDS if self.heads is None else self.heads.seconds + _MARGIN_SECONDS
+        ends = time.monotonic() + seconds
+        self._expected[weakref.ref(connection, self._no_longer_expected)] = ends
+        if self.open_connections >= self._most_connections:
+            self._on_full()
+
+    def arrived(self, connection: object) -> float | None:
+        """It is a connection now; when its first head is due, if that has been known since its accept."""
+        if not self._expected:
+            return None
+        ends = self._expected.pop(weakref.ref(connection), None)
+        self._on_change()
+        return None if ends is None or self.heads is None else ends - _MARGIN_SECONDS
 
     @property
     def expects(self) -> bool:
         """Whether an accepted connection is still in its handshake."""
-        return bool(self._expected)
+        now = time.monotonic()
+        for oldest, ends in list(self._expected.items()):
+            if ends > now:
+                return True
+            self._expected.pop(oldest, None)
+        return False
 
     def _no_longer_expected(self, connection: weakref.ref[Any]) -> None:
-        self._expected.discard(connection)
+        # Called by the garbage collector, too: at any time, and in no loop perhaps.
+        self._expected.pop(connection, None)
         self._on_change()
 
     def _active(self) -> None:
+        if self.on_activity is not None:
+            self.on_activity()
+
+    def _connected(self) -> None:
+        if len(self.connections) + len(self._expected) + 1 >= self._most_connections:
+            self._on_full()
         if self.on_activity is not None:
             self.on_activity()
 

@@ -20,7 +20,7 @@ class Adoption:
         # Neither is made non-blocking here: that is a property of the open file, which all workers share.
         self._give = give
         self._take = take
-        self._on_connection: Callable[[socket.socket], None] = lambda sock: sock.close()
+        self._on_connection: Callable[[handover.Connection], None] = lambda taken: taken.close()
         self._resting: asyncio.TimerHandle | None = None
 
     @property
@@ -28,7 +28,7 @@ class Adoption:
         """The pair itself: where it gives, and where it takes."""
         return self._give, self._take
 
-    def open(self, on_connection: Callable[[socket.socket], None]) -> None:
+    def open(self, on_connection: Callable[[handover.Connection], None]) -> None:
         """Call `on_connection` with every connection that is taken from now on."""
         self._on_connection = on_connection
         asyncio.get_running_loop().add_reader(self._take.fileno(), self._take_one)
@@ -39,10 +39,13 @@ class Adoption:
             self._resting.cancel()
         asyncio.get_running_loop().remove_reader(self._take.fileno())
 
-    def give(self, fd: int) -> bool:
-        """Whether the connection waits for another worker now; False when there is no room."""
+    def give(self, fd: int, until: float | None = None, *, asked: bool = False) -> bool:
+        """Whether the connection waits for another worker now; False when there is no room.
+
+        `until` and `asked` say how much time its client has left, as in `handover.Connection`.
+        """
         try:
-            handover.give(self._give, fd)
+            handover.give(self._give, fd, until, asked=asked)
         except OSError:
             return False
         return True

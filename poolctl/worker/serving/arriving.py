@@ -10,9 +10,9 @@ from typing import Any
 
 
 class Arriving:
-    """`arrived` is told of each when it is there: its protocol, or None for one that failed, as in its handshake."""
+    """`arrived` is called when one is there, or has failed, as in its handshake."""
 
-    def __init__(self, arrived: Callable[[Any], None] = lambda protocol: None) -> None:
+    def __init__(self, arrived: Callable[[], None] = lambda: None) -> None:
         self._arrived = arrived
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -20,12 +20,19 @@ class Arriving:
         return bool(self._tasks)
 
     def attach(
-        self, make: Callable[[], asyncio.BaseProtocol], sock: socket.socket, context: ssl.SSLContext | None
+        self,
+        make: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        context: ssl.SSLContext | None,
+        handshake_seconds: float | None = None,
     ) -> None:
         """Give the connection a protocol; with a context TLS is spoken on it."""
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        task = loop.create_task(loop.connect_accepted_socket(make, sock, ssl=context))
+        # No other timeout than a TLS handshake's is allowed without TLS.
+        timeout = None if context is None else handshake_seconds
+        work = loop.connect_accepted_socket(make, sock, ssl=context, ssl_handshake_timeout=timeout)
+        task = loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -36,5 +43,6 @@ class Arriving:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        failed = task.cancelled() or task.exception() is not None
-        self._arrived(None if failed else task.result()[1])
+        if not task.cancelled():
+            task.exception()  # asyncio complains of one that nothing has asked for
+        self._arrived()

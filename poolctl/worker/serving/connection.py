@@ -7,30 +7,22 @@ idle one is closed only after it has been quiet for a while and nothing waits in
 
 from __future__ import annotations
 
-import array
 import asyncio
-import fcntl
-import termios
 from time import monotonic_ns
 from typing import Any
 
 from ..tally import MALFORMED
 from .counting import MANY, Count
+from .heads import LimitedHead
 
 QUIET_SECONDS = 2.0
 CLOSE = (b"connection", b"close")
 
 
-class Lingering:
+class Lingering(LimitedHead):
     """Mixed in before one of uvicorn's HTTP protocol classes."""
 
-    # What the mixin uses of the protocol classes, which differ in nothing here.
-    transport: asyncio.Transport
-    loop: asyncio.AbstractEventLoop
-    cycle: Any
-    server_state: Any
-    timeout_keep_alive: float
-    timeout_keep_alive_task: asyncio.TimerHandle | None
+    lingering = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,19 +40,16 @@ class Lingering:
         if self.transport is None or self.transport.is_closing():
             return
         if self.idle:
-            self._close_when_quiet(QUIET_SECONDS)
+            self.lingering = True
+            self.close_when_quiet(QUIET_SECONDS)
         elif not self.cycle.response_started:
             self._answer_and_close()
 
     def stay(self) -> None:
         """Go on as before `linger`, unless the last answer has been promised already."""
         if self.transport is not None and not self.transport.is_closing() and self.idle:
-            self._close_when_quiet(self.timeout_keep_alive)
-
-    def adopted(self) -> None:
-        """It came from another worker, perhaps after an answer: silent for too long, it is closed like any other."""
-        if self.cycle is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
-            self._close_when_quiet(self.timeout_keep_alive)
+            self.lingering = False
+            self.close_when_quiet(self.timeout_keep_alive)
 
     def end_events(self) -> None:
         """End a stream of events, which has no end of its own, between two of them; its client connects again.
@@ -84,25 +73,6 @@ class Lingering:
         super().shutdown()  # type: ignore[misc]
         if not self.idle:
             self._answer_and_close()
-
-    @property
-    def idle(self) -> bool:
-        """No request is being answered."""
-        return self.cycle is None or self.cycle.response_complete
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, but never one with a request in its receive buffer."""
-        if self.transport.is_closing():
-            return
-        if _unread_bytes(self.transport):
-            self._close_when_quiet(self.timeout_keep_alive)
-        else:
-            super().timeout_keep_alive_handler()  # type: ignore[misc]
-
-    def _close_when_quiet(self, seconds: float) -> None:
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     # A request that arrives while the worker drains is answered, and is the last one of its connection.
 
@@ -131,12 +101,14 @@ class Lingering:
         self._last_request_if_draining()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
+        due = self.server_state.arrived(self)
         super().connection_made(transport)  # type: ignore[misc]
-        self.server_state.arrived(self)
+        self.await_first_head(due)
         if self.server_state.draining:
-            self._close_when_quiet(QUIET_SECONDS)
+            self.close_when_quiet(QUIET_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.head_is_over()
         if self.count is not None:
             self.count.lost(self)
         super().connection_lost(exc)  # type: ignore[misc]
@@ -160,7 +132,7 @@ class Lingering:
         super().on_response_complete()  # type: ignore[misc]
         # It began before anybody knew that it is the last one: its client may ask once more.
         if self.server_state.draining and self.idle and not self.transport.is_closing():
-            self._close_when_quiet(QUIET_SECONDS)
+            self.close_when_quiet(QUIET_SECONDS)
 
     def _last_request_if_draining(self) -> None:
         if self.server_state.draining and not self.idle:
@@ -177,15 +149,3 @@ class Lingering:
 def _wants_events(scope: Any) -> bool:
     # As every EventSource says (HTML, "Server-sent events"). Any other stream, so ended, could be taken for whole.
     return any(name == b"accept" and b"text/event-stream" in value for name, value in scope["headers"])
-
-
-def _unread_bytes(transport: asyncio.Transport) -> int:
-    sock = transport.get_extra_info("socket")
-    if sock is None:
-        return 0
-    count = array.array("i", [0])
-    try:
-        fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
-    except OSError:
-        return 0
-    return count[0]

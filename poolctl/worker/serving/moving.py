@@ -59,17 +59,28 @@ class Moving(Lingering):
         transport, state = self.transport, self.server_state
         if state.heirs is None or transport is None or transport.is_closing():
             return
-        if self not in state.connections or not self.between_requests:
-            return  # a WebSocket by now, or busy: its next response is the next occasion
+        protocol: Any = transport.get_protocol()
+        if self not in state.connections or protocol is not self:
+            return  # a WebSocket by now, or refused
+        if not self.between_requests:
+            return  # busy: its next response is the next occasion
         transport.pause_reading()
         if transport.get_write_buffer_size():
             self._try_again()
-        elif state.heirs.give(transport.get_extra_info("socket").fileno()):
+        elif self._give():
             transport.abort()
         else:
             # No room: whoever takes from it is busy. Serve on meanwhile.
             transport.resume_reading()
             self._try_again()
+
+    def _give(self) -> bool:
+        # One that lingered was to be closed sooner than others.
+        until, asked = (None, True) if self.lingering else self.time_left()
+        given: bool = self.server_state.heirs.give(
+            self.transport.get_extra_info("socket").fileno(), until, asked=asked
+        )
+        return given
 
     def _try_again(self) -> None:
         if self._trying is not None and not self._trying.cancelled():
@@ -117,9 +128,28 @@ class MovingH11(Moving):
         waiting, _ = conn.trailing_data
         return self.idle and not waiting and conn.our_state is conn.their_state is h11.IDLE
 
+    @property
+    def body_follows(self) -> bool:
+        """See LimitedHead. uvicorn does not note the end of a body that follows its answer."""
+        return self.conn.their_state is h11.SEND_BODY
+
     def handle_events(self) -> None:
         super().handle_events()
         self._move_if_draining()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.idle and self.head is None and (begun := self.conn.trailing_data[0]):
+            # A part of the next head was sent ahead of this answer.
+            self._unset_keepalive_if_required()  # type: ignore[attr-defined]
+            self.wait_for_head(begun, len(begun))
+
+    def send_400_response(self, msg: str) -> None:
+        heads = self.server_state.heads
+        if heads is not None and len(self.conn.trailing_data[0]) > heads.most_bytes:
+            self.refuse(431)
+        else:
+            super().send_400_response(msg)
 
     def last_chunk(self) -> bytes:
         """See Lingering."""

@@ -8,19 +8,21 @@ import functools
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
 
-from poolctl.listeners.leaving import close, stop_reading
+from poolctl.keeper import handover
 
-from .accepting import accept_from, duplicate
+from .accepting import Acceptor
 from .accounts import Accounts
 from .adopt import Adoption
 from .arriving import Arriving
 from .counting import Batch, Connections, count_statuses
 from .farewell import say_goodbye
+from .heads import HEAD_BYTES, HEAD_SECONDS, Heads
 from .moving import Moving, able_to_leave
 from .probed import Probed
 
@@ -29,6 +31,8 @@ logger = logging.getLogger("uvicorn.error")
 STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
 _CANCELLED_TASKS_SECONDS = 0.5
 _HANDSHAKE_SECONDS = 2.0
+_LEAST_HANDSHAKE_SECONDS = 0.1
+_H11_BYTES = 4096
 
 
 class StartupFailed(Exception):
@@ -46,7 +50,9 @@ class PoolServer(uvicorn.Server):
     one process can run a single server or many. `state` reaches the application in `scope["state"]`; a drain takes at
     most `drain_seconds`, requests under way get `stop_seconds` after that and are cancelled then. Connections that come
     through `adoption` are served as if they had been accepted. `resting`, it accepts nothing before `attend`. What is
-    served is counted on the page `tally`; one process counts on one page.
+    served is counted on the page `tally`; one process counts on one page. The head of a request may take `head_seconds`
+    and have `head_bytes`; with `max_connections` the server accepts no more until there is room again (None: as many as
+    the process has descriptors for).
     """
 
     def __init__(
@@ -59,25 +65,36 @@ class PoolServer(uvicorn.Server):
         adoption: Adoption | None = None,
         resting: bool = False,
         tally: memoryview | None = None,
+        head_seconds: float = HEAD_SECONDS,
+        head_bytes: int = HEAD_BYTES,
+        max_connections: int | None = None,
     ) -> None:
         super().__init__(config)
         self.resting = resting
         self._out = False
         self._probed: Probed | None = None
+        self._head_seconds = head_seconds
+        self._head_bytes = head_bytes
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
         self._changed = asyncio.Event()
-        self._accepting = asyncio.Lock()  # held by who opens or closes `servers`
         self._adoption = adoption
         self._arriving = Arriving(self._arrived)
-        self._reviews: set[asyncio.Task[None]] = set()
         self._extra_state = state or {}
         self.accounts = Accounts(self._changed.set)
         self.accounts.tally = tally
         self.accounts.batch = None if tally is None else Batch(tally)
+        self.accounts.heads = Heads(head_seconds, head_bytes)
         self.server_state = self.accounts
+        self.acceptor = Acceptor(
+            config,
+            self.accounts,
+            self._make_protocol,
+            adoption=adoption,
+            on_taken=self._adopt,
+            most=max_connections,
+        )
         self.lingers = self.migrates = False
-        self.servers: list[asyncio.base_events.Server] = []
         self.on_left: Callable[[], None] = lambda: None  # called when it accepts nothing any more
 
     async def run(self, listeners: Sequence[socket.socket], on_ready: Callable[[], None]) -> None:  # type: ignore[override]
@@ -87,9 +104,8 @@ class PoolServer(uvicorn.Server):
         Raises StartupFailed when the application cannot be loaded or its startup fails.
         """
         self._listeners = listeners
-        await self._start([] if self.resting else listeners)
-        if self._adoption is not None and not self.resting:
-            self._adoption.open(self._adopt)
+        await self._start()
+        await self.acceptor.begin(listeners, wanted=not self.resting)
         on_ready()
         try:
             while not self.should_exit:
@@ -142,23 +158,7 @@ class PoolServer(uvicorn.Server):
         """Accept connections from now on; or rest: leave them to other workers, and see off those that there are."""
         self.resting = not accepting
         self._keep_connections(accepting and not self._out)
-        review = asyncio.get_running_loop().create_task(self._attend())
-        self._reviews.add(review)
-        review.add_done_callback(self._reviews.discard)
-
-    async def _attend(self) -> None:
-        async with self._accepting:
-            if self.should_exit or self.resting is not bool(self.servers):
-                return
-            if not self.resting:
-                self.servers = await accept_from(self._listeners, self._make_protocol, self.config)
-                if self._adoption is not None:
-                    self._adoption.open(self._adopt)
-                return
-            if self._adoption is not None:
-                self._adoption.close()
-            before, self.servers = self.servers, []
-            await close(before)
+        self.acceptor.want(accepting)
 
     def _keep_connections(self, kept: bool) -> None:
         if self.should_exit or self.accounts.draining is not kept:
@@ -169,21 +169,15 @@ class PoolServer(uvicorn.Server):
 
     async def renew(self, context: ssl.SSLContext) -> None:
         """Use another TLS context for the handshakes that begin from now on."""
-        async with self._accepting:
-            if self.should_exit:
-                return
-            self.config.ssl = context
-            # The new ones accept before the old ones do not: both are on the same sockets.
-            listeners = [sock for server in self.servers for sock in server.sockets]
-            made = await accept_from(listeners, self._make_protocol, self.config)
-            before, self.servers = self.servers, made
-            await close(before)
+        await self.acceptor.renew(context)
 
-    async def _start(self, listeners: Sequence[socket.socket]) -> None:
+    async def _start(self) -> None:
         config = self.config
         try:
             if not config.loaded:
                 config.load()
+            # h11's own limit comes after the worker's, which knows the right answer.
+            config.h11_max_incomplete_event_size = self._head_bytes + _H11_BYTES
             self._prepare_protocol()
             self.lifespan = config.lifespan_class(config)
             self.lifespan.state.update(self._extra_state)
@@ -191,12 +185,7 @@ class PoolServer(uvicorn.Server):
             self.accounts.date_header = config.date_header
             self.accounts.max_requests = self.limit_max_requests
             self.accounts.on_limit = self._limit_reached
-            with contextlib.ExitStack() as held:
-                dups = [held.enter_context(duplicate(listener)) for listener in listeners]
-                # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
-                held.callback(stop_reading, dups)
-                await self.startup(sockets=dups)
-                held.pop_all()
+            await self.startup(sockets=[])
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else 1
             raise StartupFailed("the application did not start", status) from exit_
@@ -209,9 +198,19 @@ class PoolServer(uvicorn.Server):
             self.accounts.watch_connections(functools.partial(Connections, tally, ours))
         count_statuses(uvicorns, self.accounts.batch)
 
-    def _adopt(self, sock: socket.socket) -> None:
-        """Serve a connection that somebody else has accepted."""
-        self._arriving.attach(self._make_protocol, sock, self.config.ssl)
+    def _adopt(self, taken: handover.Connection) -> None:
+        """Serve a connection that another process has accepted."""
+        until, asked = taken.until, taken.asked
+        seconds = self._head_seconds
+        if until is not None and not asked:
+            seconds = min(max(_LEAST_HANDSHAKE_SECONDS, until - time.monotonic()), seconds)
+        make = functools.partial(self._make_adopted, until, asked)
+        self._arriving.attach(make, taken, self.config.ssl, seconds)
+
+    def _make_adopted(self, until: float | None, asked: bool) -> asyncio.Protocol:
+        made: Any = self._make_protocol()
+        made.take_over(until, asked=asked)
+        return made  # type: ignore[no-any-return]
 
     def _make_protocol(self) -> asyncio.Protocol:
         made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -219,10 +218,8 @@ class PoolServer(uvicorn.Server):
         )
         return made
 
-    def _arrived(self, protocol: Any) -> None:
+    def _arrived(self) -> None:
         self._changed.set()
-        if protocol is not None:
-            protocol.adopted()
 
     def _limit_reached(self) -> None:
         logger.info("Maximum request limit of %d exceeded. Terminating process.", self.accounts.max_requests)
@@ -230,7 +227,7 @@ class PoolServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting and see every connection off, each in its way; then the application's own shutdown."""
-        await self._stop_accepting()
+        await self.acceptor.end()
         if self._probed is not None:
             self._probed.close()
         self.on_left()
@@ -267,12 +264,6 @@ class PoolServer(uvicorn.Server):
     def _end_events(self) -> None:
         for connection in self._http_connections():
             connection.end_events()
-
-    async def _stop_accepting(self) -> None:
-        if self._adoption is not None:
-            self._adoption.close()
-        async with self._accepting:
-            await close(self.servers)
 
     def _http_connections(self) -> list[Any]:
         return [each for each in self.accounts.connections if hasattr(each, "linger")]

@@ -45,6 +45,30 @@ def test_what_is_given_is_taken_with_its_unread_bytes(pair: Pair) -> None:
     assert handover.take(pair[1]) is None
 
 
+@pytest.mark.parametrize(("until", "asked"), [(None, False), (12.5, False), (12.5, True)])
+def test_a_connection_takes_the_time_that_its_client_has_left_along(
+    pair: Pair, until: float | None, asked: bool
+) -> None:
+    client, accepted = socket.socketpair()
+    with client, accepted:
+        handover.give(pair[0], accepted.fileno(), until, asked=asked)
+    taken = handover.take(pair[1])
+    assert taken is not None
+    with taken:
+        assert (taken.until, taken.asked) == (until, asked)
+
+
+@pytest.mark.parametrize("until", ["soon", None, [], float("nan"), float("inf"), 10**400])
+def test_what_is_no_time_is_ignored(pair: Pair, until: object) -> None:
+    client, accepted = socket.socketpair()
+    with client, accepted:
+        wire.send(pair[0], {"t": "conn", "until": until}, [accepted.fileno()])
+    taken = handover.take(pair[1])
+    assert taken is not None
+    with taken:
+        assert taken.until is None
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_what_is_no_connection_is_an_error_and_leaves_nothing_open(pair: Pair, count: int) -> None:
     message = {"t": "conn"} if count != 1 else {"t": "something"}

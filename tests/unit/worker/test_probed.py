@@ -134,7 +134,7 @@ def test_a_worker_at_rest_sees_its_clients_off_and_leaves_new_ones_to_others(eng
             await client.get()
             it.server.attend(False)
             assert (await client.get())[1]["connection"] == "close"
-            while it.server._reviews:  # what connects meanwhile is still answered
+            while not it.server.acceptor.settled:  # what connects meanwhile is still answered
                 await asyncio.sleep(0)
             assert not await answers(it)
             it.server.rotate(False)

@@ -1,0 +1,130 @@
+"""A worker accepts as many connections as it has room for: others wait, and none is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from poolctl.worker.serving.accepting import connections_by_descriptors
+from tests.certificates import certificate
+from tests.serving import ENGINES, Client, Engine, Pair, accepted, leaving, served, until
+
+
+@pytest.fixture(params=[ENGINES[0], ENGINES[-1]], ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
+
+
+async def settled(server: object) -> None:
+    await until(lambda: server.acceptor.settled)  # type: ignore[attr-defined]
+
+
+def test_a_full_worker_lets_others_wait_until_one_has_gone(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine, max_connections=2) as (server, _, port, _running):
+            for _ in range(3):
+                inside = [await Client.connect(port) for _ in range(2)]
+                for client in inside:
+                    await client.get()
+                await settled(server)
+                waiting = [await Client.connect(port) for _ in range(3)]
+                for client in waiting:
+                    await client.send()
+                assert await waiting[0].stays_open(0.1)
+                assert len(server.accounts.connections) == 2
+                for client in inside:
+                    assert (await client.get())[0] == 200
+                    client.close()
+                for client in waiting:
+                    assert (await client.answer())[0] == 200
+                    client.close()
+                await until(lambda: not server.accounts.connections)
+
+    engine.run(scenario())
+
+
+def test_a_full_worker_leaves_new_connections_to_another_one(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with (
+            served(engine, max_connections=1, adoption=pair.worker()) as (full, _, port, _running),
+            served(engine, adoption=pair.worker()) as (other, _app, _port, _other_running),
+        ):
+            first = await Client.connect(port)
+            await first.get()
+            await settled(full)
+            for _ in range(5):
+                client, sock = await accepted()
+                pair.hand_over(sock)
+                assert (await client.get())[0] == 200
+            assert (len(full.accounts.connections), len(other.accounts.connections)) == (1, 5)
+            first.close()
+            await until(lambda: full.acceptor.servers)
+
+    engine.run(scenario())
+
+
+def test_a_full_worker_drains_and_rests_and_accepts_again(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine, max_connections=1) as (server, _, port, running):
+            client = await Client.connect(port)
+            await client.get()
+            await settled(server)
+            server.attend(False)
+            server.attend(True)
+            await settled(server)
+            assert not server.acceptor.servers
+            client.close()
+            again = await Client.connect(port)
+            assert (await again.get())[0] == 200
+            server.drain()
+            await leaving(server)
+            assert (await again.get())[1]["connection"] == "close"
+            await asyncio.wait_for(running, 5)
+
+    engine.run(scenario())
+
+
+def test_failed_handshakes_do_not_fill_a_worker_for_long(engine: Engine, tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    trusting = ssl._create_unverified_context()
+
+    async def scenario() -> None:
+        async with served(engine, max_connections=4, secure=context) as (server, _, port, _running):
+            for _ in range(20):
+                noise = await Client.connect(port)
+                noise.writer.write(b"this is no handshake\r\n")
+                await noise.reader.read()
+                noise.close()
+            client = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusting))
+            assert (await client.get())[0] == 200
+            assert server.accounts.open_connections <= 4
+
+    engine.run(scenario())
+
+
+def test_without_a_limit_there_is_room_for_what_the_descriptors_allow_less_a_reserve() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        thousand = connections_by_descriptors()
+        assert 700 < thousand < 1024 - 64
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1025, hard))
+        assert connections_by_descriptors() == thousand + 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (16, hard))
+        assert connections_by_descriptors() == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
