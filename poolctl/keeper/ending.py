@@ -17,7 +17,6 @@ ANSWER_SECONDS = 5.0
 ALONE_SECONDS = 3.0
 LAST_WORDS_SECONDS = 1.0
 _KILLED_SECONDS = 5.0
-_LOOK_SECONDS = 0.01
 
 
 class Ending:
@@ -32,6 +31,7 @@ class Ending:
         self.alone = False
         self.last = False
         self.due: float | None = None
+        self._begun_at = 0.0
         self._store = store
         self._reaper = reaper
         self._directory = directory
@@ -44,12 +44,16 @@ class Ending:
     def begin(self, now: float) -> None:
         """Somebody asks for the end: the supervisor has to answer."""
         if self.due is None:
+            self._begun_at = now
             self.due = now + ANSWER_SECONDS
 
-    def answered(self, now: float, seconds: float = 0.0) -> None:
-        """The supervisor stops the pool, which may take so long by its servers' own limits."""
-        if not self.alone:
-            self.due = now + max(STOP_SECONDS, seconds)
+    def answered(self, seconds: float = 0.0) -> None:
+        """The supervisor stops the pool, which may take so long by its servers' own limits.
+
+        The time runs from the beginning: a successor that says so again has no more of it.
+        """
+        if self.begun and not self.alone:
+            self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
     def check(self, now: float, supervisor: int) -> bool:
         """Do what is due; whether the time is over."""
@@ -83,21 +87,31 @@ class Ending:
 
 
 def kill_children(patience_seconds: float = 0.0) -> None:
-    """Kill and reap every child, with its process group, until there is none. They may end by themselves first."""
+    """Kill and reap every child, with its process group, until there is none. They may end by themselves first.
+
+    One that cannot be killed is left: it waits in the kernel, for a file system of its own perhaps.
+    """
     patient_until = time.monotonic() + patience_seconds
-    while found := children():
-        if time.monotonic() < patient_until:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                if not children():
-                    return
-            time.sleep(_LOOK_SECONDS)
-            continue
-        for child in found:
-            for kill in (os.killpg, os.kill):
-                with contextlib.suppress(ProcessLookupError):
-                    kill(child, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.wait()
+    until = patient_until + _KILLED_SECONDS
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        while (now := time.monotonic()) < until and _some_are_left():
+            if now >= patient_until:
+                for child in children():
+                    for kill in (os.killpg, os.kill):
+                        with contextlib.suppress(ProcessLookupError):
+                            kill(child, signal.SIGKILL)
+            signal.sigtimedwait({signal.SIGCHLD}, (patient_until if now < patient_until else until) - now)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _some_are_left() -> bool:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return True
+    return False
 
 
 def children(pid: int | None = None) -> list[int]:

@@ -235,7 +235,7 @@ class Keeper:
             # When the supervisor has gone, which does so by itself now.
             self._renewal = Renewal(message["argv"], message["supervisor"])
         elif operation == "terminating":
-            self._ending.answered(time.monotonic(), float(message.get("seconds", 0.0)))
+            self._ending.answered(float(message.get("seconds", 0.0)))
         elif operation == "terminate":
             self._terminate()
         elif operation == "whole":

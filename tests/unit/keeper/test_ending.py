@@ -33,8 +33,9 @@ def test_one_that_stops_the_pool_has_as_long_as_its_servers_may_take(tmp_path: P
     for said, limit in ((0.0, STOP_SECONDS), (1.0, STOP_SECONDS), (90.0, 90.0)):
         end = ending(tmp_path)
         end.begin(100.0)
-        end.answered(101.0, said)
-        assert not end.check(101.0 + limit - 1, 0)
+        end.answered(said)
+        assert not end.check(100.0 + ANSWER_SECONDS + limit - 1, 0)
         assert not end.alone
-        end.check(101.0 + limit, 0)
+        end.answered(said)  # a successor of the first, which has died at it
+        end.check(100.0 + ANSWER_SECONDS + limit, 0)
         assert end.alone
