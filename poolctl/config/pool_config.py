@@ -150,6 +150,10 @@ class PoolConfig(Sequence[ServerConfig]):
                 )
                 hint = "let it take the socket ({fd}, LISTEN_FDS) if it can"
                 found.append(self._located(server, Finding(("command",), message, hint)))
+            words = list(map(os.path.basename, server.command or ()))
+            if "gunicorn" in words and any("{fd}" in word for word in words):
+                message = "gunicorn takes the pool's socket by itself, and cannot take it twice"
+                found.append(self._located(server, Finding(("command",), message, "leave out its --bind")))
         return [*found, *self._outside_warnings]
 
     @property

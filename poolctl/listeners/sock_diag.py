@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LISTEN = 1 << 10
+_CONNECTED = 1 << 1 | 1 << 8  # ESTABLISHED, and CLOSE_WAIT: the client has ended its side
 ANY_STATE = 0xFFFFFFFF
 
 _NETLINK_SOCK_DIAG = 4
@@ -41,6 +42,7 @@ _INET_REQUEST = struct.Struct("=BBBxI")
 _IDENTITY_BYTES = 48
 # inet_diag_msg: family, state, timer, retransmits, the identity; expires, rqueue, wqueue, uid, inode
 _INET_ANSWER = struct.Struct("=BBBB48xIIIII")
+_COOKIE_AT = 44
 # unix_diag_req: family, protocol, pad, states, inode, what to show, cookie
 _UNIX_REQUEST = struct.Struct("=BBHIIIII")
 # unix_diag_msg: family, type, state, pad, inode, cookie; attributes follow
@@ -94,6 +96,7 @@ class TcpSocket(NamedTuple):
     port: int
     inode: int  # 0: no process has it
     uid: int
+    cookie: int  # no other socket has it until the machine is started again
 
 
 def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSocket]:
@@ -111,16 +114,38 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
                 if len(address) == 16 and address.startswith(bytes(10) + b"\xff\xff"):
                     address = address[12:]
                 (number,) = struct.unpack_from("!H", answer, 4)
-                yield TcpSocket(state == _LISTEN_STATE, address, number, inode, uid)
+                (cookie,) = struct.unpack_from("=Q", answer, _COOKIE_AT)
+                yield TcpSocket(state == _LISTEN_STATE, address, number, inode, uid, cookie)
 
 
 def unix_listeners(until: float) -> Iterator[tuple[str, int]]:
     """The path and the inode of each Unix socket that listens; likewise."""
-    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, LISTEN, 0, _SHOW_NAME, *_ANY_COOKIE)
+    for path, inode, _ in _unix_sockets(LISTEN, until):
+        yield path, inode
+
+
+def accepted_connections(listener: socket.socket, until: float) -> Iterator[int]:
+    """The cookies of the connections that processes have accepted from this listener and not closed yet; likewise."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        # Those that wait in its queue are not among what the kernel gives.
+        for path, _, cookie in _unix_sockets(_CONNECTED, until):
+            if path == name:
+                yield cookie
+    else:
+        address = socket.inet_pton(listener.family, name[0].partition("%")[0])
+        for sock in tcp_sockets(_CONNECTED, until, port=name[1]):
+            if sock.inode and (sock.address == address or not any(address)):
+                yield sock.cookie
+
+
+def _unix_sockets(states: int, until: float) -> Iterator[tuple[str, int, int]]:
+    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, states, 0, _SHOW_NAME, *_ANY_COOKIE)
     with contextlib.suppress(OSError, AttributeError):
         for answer in _ask_for_all(request, until):
             name = _attributes(answer[_UNIX_ANSWER_BYTES:]).get(_NAME, b"")
-            yield os.fsdecode(name.rstrip(b"\0")), struct.unpack_from("=I", answer, 4)[0]
+            inode, cookie = struct.unpack_from("=IQ", answer, 4)
+            yield os.fsdecode(name.rstrip(b"\0")), inode, cookie
 
 
 def _attributes(data: bytes) -> dict[int, bytes]:

@@ -40,7 +40,7 @@ async def first_connection(server: ServerConfig, listeners: Sequence[socket.sock
         try:
             with await connect(server, target) as probe:
                 if target is not None:
-                    await accepted(probe)
+                    await accepted(probe, target)
                 return
         except OSError:
             await asyncio.sleep(pause)

@@ -134,6 +134,18 @@ def test_a_program_that_binds_itself_is_worth_a_warning(tmp_path: Path) -> None:
     assert "a restart cannot overlap" in str(warning)
 
 
+def test_a_gunicorn_that_is_told_to_take_the_socket_that_it_takes_anyway_is_warned_of() -> None:
+    command = ["/opt/venv/bin/gunicorn", "--bind", "fd://{fd}", "shop:app"]
+    config = PoolConfig([{"name": "a", "bind": "127.0.0.1:1", "command": command}])
+    (warning,) = config.warnings
+    assert (warning.message, warning.hint) == (
+        "gunicorn takes the pool's socket by itself, and cannot take it twice", "leave out its --bind",
+    )  # fmt: skip
+    assert not PoolConfig(
+        [{"name": "a", "bind": "127.0.0.1:1", "command": ["gunicorn", "shop:app"]}]
+    ).warnings
+
+
 def test_one_missing_default_is_one_problem_however_many_use_it(tmp_path: Path) -> None:
     servers = SERVER + SERVER.replace("web", "b").replace("8080", "8081")
     config = load_text(tmp_path, '[defaults]\nenv_file = "gone.env"\n' + servers)

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import tempfile
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -97,3 +98,41 @@ def test_a_program_that_accepts_and_does_nothing_has_accepted(listener: socket.s
             await asyncio.wait_for(accepted(sock), 5)
 
     asyncio.run(scenario())
+
+
+def test_where_many_wait_it_is_enough_that_one_of_them_is_accepted(listener: socket.socket) -> None:
+    async def scenario() -> None:
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(connection(listener))
+            served = stack.enter_context(listener.accept()[0])
+            sock = stack.enter_context(connection(listener))
+            waiting = asyncio.ensure_future(accepted(sock, listener))
+            await asyncio.sleep(1)
+            assert not waiting.done(), "what was accepted before says nothing"
+            served.close()
+            stack.enter_context(listener.accept()[0])
+            await asyncio.wait_for(waiting, 5)
+            assert is_accepted(sock) is False
+
+    asyncio.run(scenario())
+
+
+def test_connections_to_another_listener_say_nothing(listener: socket.socket) -> None:
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(socket.socket(listener.family))
+        if listener.family == socket.AF_UNIX:
+            other.bind(listener.getsockname() + "2")
+        elif listener.family == socket.AF_INET:
+            other.bind(("127.0.0.2", listener.getsockname()[1]))
+        else:
+            other.bind(("::1", 0))
+        other.listen()
+        stack.enter_context(connection(other))
+        stack.enter_context(connection(listener))
+        stack.enter_context(other.accept()[0])
+        assert not list(sock_diag.accepted_connections(listener, time.monotonic() + 5))
+        first = stack.enter_context(listener.accept()[0])
+        assert len(list(sock_diag.accepted_connections(listener, time.monotonic() + 5))) == 1
+        first.close()
+        assert not list(sock_diag.accepted_connections(listener, time.monotonic() + 5))
