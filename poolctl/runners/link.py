@@ -17,6 +17,7 @@ from poolctl.keeper import wire
 from . import untrusted
 
 _RETRY_SECONDS = 0.002
+_PAUSED_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 0.1
 
 Message = wire.Message
@@ -86,6 +87,7 @@ class Link:
         # A socket may outlive us, and with it answers to what we asked: our successor must not ask by the same numbers.
         self._numbers = itertools.count(time.monotonic_ns())
         self._calls: dict[int, asyncio.Future[Reply]] = {}
+        self._limits: dict[int, asyncio.TimerHandle] = {}  # of the calls that do not wait for ever
         self._outbox: deque[tuple[Message, list[int]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self._retry_seconds = _RETRY_SECONDS
@@ -140,12 +142,14 @@ class Link:
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._calls[number] = future
         if patience_seconds is not None:
-            self._loop.call_later(patience_seconds, self._feel, number, patience_seconds, self.heard)
+            self._limit(number, patience_seconds)
         try:
             self.send({**message, "id": number}, fds)
             reply, received = await future
         finally:
             self._calls.pop(number, None)
+            if limit := self._limits.pop(number, None):
+                limit.cancel()
         if reply.get("error") is not None:
             raise Refused(untrusted.printable(str(reply["error"])))
         return reply, received
@@ -166,13 +170,16 @@ class Link:
             self._on_breach(deed)
             self._lost(f"it {deed}")
 
-    def _feel(self, number: int, patience_seconds: float, heard: int) -> None:
-        if number not in self._calls:
-            return
-        if heard == self.heard:
-            self._lost(f"the other end has said nothing for {patience_seconds:g} s")
+    def _limit(self, number: int, seconds: float) -> None:
+        self._limits[number] = self._loop.call_later(seconds, self._look, number, seconds, self.heard)
+
+    def _look(self, number: int, seconds: float, heard: int) -> None:
+        late_seconds = self._loop.time() - self._limits[number].when()
+        # A timer that is so late: we did not run ourselves, and the other end perhaps neither.
+        if heard != self.heard or late_seconds > _PAUSED_SECONDS:
+            self._limit(number, seconds)
         else:
-            self._loop.call_later(patience_seconds, self._feel, number, patience_seconds, self.heard)
+            self._lost(f"the other end has said nothing for {seconds:g} s")
 
     def _queue(self, message: Message, fds: Sequence[int]) -> None:
         if self._on_breach is not None and len(self._outbox) >= untrusted.MOST_UNREAD:
@@ -265,7 +272,14 @@ class Link:
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(LinkLost(reason))
-        self._on_end()
+        on_end = self._on_end
+        # Whoever owns us is mostly the owner of these: without them both are freed at once, and not by the collector.
+        self._on_message, self._on_end, self._on_breach = _ignore, lambda: None, None
+        on_end()
+
+
+def _ignore(message: Message, fds: list[int]) -> None:
+    _close(fds)
 
 
 def _close(fds: Sequence[int]) -> None:

@@ -104,8 +104,10 @@ class LocalWorker:
 
     def _silent(self) -> None:
         """Its end of the control socket is closed: it has ended, or nobody can give it orders any more."""
-        loop = asyncio.get_running_loop()
-        loop.call_later(_END_SECONDS, self.breached, "closed its control socket")
+        if not self.exited.done():
+            loop = asyncio.get_running_loop()
+            limit = loop.call_later(_END_SECONDS, self.breached, "closed its control socket")
+            self.exited.add_done_callback(lambda _: limit.cancel())
 
     def breached(self, deed: str) -> None:
         """It did what no honest worker does: nothing more is heard from it, and it is to be ended."""
@@ -201,6 +203,8 @@ class LocalWorker:
             self.answered.set_exception(self.failure(exit_))
         if self.control is not None:
             self.control.close()
+        # They lead back here: without them this object is freed at once, and not by the collector.
+        self.on_expired = self.on_idle = self.on_breach = self.on_disowned = _nothing
 
     def failure(self, exit_: Exit) -> WorkerFailed:
         """Why it is not ready, now that it has ended."""
@@ -208,6 +212,10 @@ class LocalWorker:
         if self.reason:
             message = f"{message}: {self.reason}"
         return WorkerFailed(message, hint=f"poolctl logs {self.server.name}", exit=exit_)
+
+
+def _nothing(*ignored: object) -> None:
+    """What is called of a worker that has ended."""
 
 
 def _settle(future: asyncio.Future[None]) -> None:
