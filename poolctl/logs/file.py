@@ -17,6 +17,7 @@ _FILE_MODE = 0o640
 _LOOK_EVERY_SECONDS = 1.0
 _ROTATE_AGAIN_AFTER_SECONDS = 60.0
 _FIRST_LINE_BYTES = 64
+_MOST_SURPLUS_FILES = 100
 
 
 class LogFile:
@@ -222,8 +223,9 @@ class LogFile:
     def _shift(self) -> None:
         # A writer that was killed at this has left a gap: it is filled, and what is older stays where it is.
         with directory_of(self.path) as (directory, name):
-            free = 1
-            while _exists(f"{name}.{free}", directory):
+            # Others may have made any number of such files, where the directory is theirs.
+            free, most = 1, self._keep + _MOST_SURPLUS_FILES
+            while free < most and _exists(f"{name}.{free}", directory):
                 free += 1
             while free > max(self._keep, 1):
                 free -= 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from .read import OpenLog
+from .read import LONGEST_LINE_BYTES, MOST_FILES, OpenLog
 from .safe_open import Refused, open_file
 
 _READ_BYTES = 256 * 1024
+# What has come since the last look, at most: a file that others can write may grow by any amount.
+_MOST_BYTES = 64 * 1024 * 1024
 
 Finished = tuple[int, int, int]
 
@@ -50,13 +52,21 @@ class Growing:
     def _rest(self) -> list[bytes]:
         if self._fd < 0:
             return []
-        if os.fstat(self._fd).st_size < self._offset:  # emptied by another program
+        size = os.fstat(self._fd).st_size
+        if size < self._offset:  # emptied by another program
             self._offset, self._partial = 0, b""
         found = []
+        if size - self._offset > _MOST_BYTES:
+            skipped = size - _MOST_BYTES - self._offset
+            found.append(self._partial + b"... (%d bytes are left out here)" % skipped)
+            self._offset, self._partial = self._offset + skipped, b""
         while data := os.pread(self._fd, _READ_BYTES, self._offset):
             self._offset += len(data)
             *whole, self._partial = (self._partial + data).split(b"\n")
             found += whole
+            if len(self._partial) > LONGEST_LINE_BYTES:
+                found.append(self._partial)
+                self._partial = b""
         return found
 
     def _advance(self, found: list[bytes]) -> bool:
@@ -97,7 +107,7 @@ class Growing:
     def _files(self) -> Iterator[os.stat_result | None]:
         """The file and its predecessors, newest first; None for one that is not there (one of them may be missing)."""
         number = missing = 0
-        while missing < 2:
+        while missing < 2 and number < MOST_FILES:
             try:
                 yield os.stat(self._name(number))
                 missing = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 
@@ -9,6 +10,9 @@ from .line import Line, parse_line
 from .safe_open import Refused, open_file
 
 _BLOCK_BYTES = 64 * 1024
+# The logger writes no longer ones. A file that other users can write may hold anything, and any number of it.
+LONGEST_LINE_BYTES = 1024 * 1024
+MOST_FILES = 1000
 
 
 class OpenLog:
@@ -20,16 +24,21 @@ class OpenLog:
 
     __slots__ = ("parts",)
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, most_files: int = MOST_FILES) -> None:
         self.parts: list[tuple[int, int]] = []
         seen = set()
         number = missing = 0
         # One may be missing: a writer that is killed while it renames them leaves a gap.
-        while missing < 2:
+        while missing < 2 and number < most_files:
             try:
                 fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
             except (FileNotFoundError, Refused):
                 missing += number > 0
+            except OSError as error:
+                if self.parts and error.errno in (errno.EMFILE, errno.ENFILE):
+                    break  # the newest ones are what matters
+                self.close()
+                raise
             else:
                 missing = 0
                 status = os.fstat(fd)
@@ -69,9 +78,11 @@ class OpenLog:
             yield from _lines_backwards(fd, size)
 
 
-def tail(path: str, lines: int | None, *, since: str = "", name: str = "") -> list[Line]:
+def tail(
+    path: str, lines: int | None, *, since: str = "", name: str = "", most_files: int = MOST_FILES
+) -> list[Line]:
     """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty when there is none."""
-    log = OpenLog(path)
+    log = OpenLog(path, most_files)
     try:
         return log.tail(lines, since=since, name=name)
     finally:
@@ -102,7 +113,10 @@ def _time(line: Line) -> str:
 
 
 def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
-    """The lines before `end`, last one first, without their ends; a last one that is unfinished counts."""
+    """The lines before `end`, last one first, without their ends; a last one that is unfinished counts.
+
+    A line that is too long is cut, and nothing before it is looked at.
+    """
     pending: list[bytes] = []  # the pieces of a line whose beginning is not read yet, last one first
     position = end
     first = True
@@ -119,6 +133,8 @@ def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
             while len(pieces) > 1:
                 yield pieces.pop()
         pending.append(pieces.pop() if pieces else b"")
+        if len(pending) * _BLOCK_BYTES > LONGEST_LINE_BYTES:
+            break
     if end:
         yield _joined(pending)
 

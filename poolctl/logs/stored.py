@@ -6,6 +6,7 @@ import os
 
 from .safe_open import open_file
 
+_MOST_FILES = 100
 _HEAD_BYTES = 28  # the time that every line of the block begins with
 
 
@@ -27,7 +28,7 @@ def _ending(path: str, length: int) -> bytes:
     """The last bytes of a log; the file itself may be missing when it has just been rotated."""
     found = b""
     number = 0
-    while len(found) < length:
+    while len(found) < length and number < _MOST_FILES:
         try:
             fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
         except OSError:

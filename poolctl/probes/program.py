@@ -9,6 +9,7 @@ import signal
 import subprocess
 
 from poolctl.config.model import ServerConfig
+from poolctl.config.secrets import masked_text
 from poolctl.errors import ServerError
 from poolctl.platform import bounded_file
 from poolctl.runners import withheld
@@ -98,7 +99,7 @@ class ProgramAsker:
 
 def _problem(program: str, status: int, said: str) -> str:
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-    return f"{program}: {how}{f': {said}' if said else ''}"
+    return f"{program}: {how}{f': {masked_text(said)}' if said else ''}"
 
 
 def _start_of_last(fd: int) -> int:

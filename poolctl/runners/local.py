@@ -11,12 +11,10 @@ from types import MappingProxyType
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored, wire
-from poolctl.logs.line import stamp
-from poolctl.logs.read import tail
 from poolctl.worker.tally import Counts
 
 from .keeping.kept import KeeperLink
-from .keeping.output import Output
+from .keeping.output import Output, last_lines
 from .keeping.sockets import Sockets
 from .placed import orders
 from .placed.adoption import Adoptions
@@ -264,7 +262,7 @@ class LocalRunner:
     def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """See Runner."""
         path = self.output.paths.get(name)
-        return [line.text for line in tail(path, lines, since=stamp(since))] if path else []
+        return last_lines(path, lines, since) if path else []
 
     async def aclose(self) -> None:
         """See Runner."""

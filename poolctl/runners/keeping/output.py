@@ -14,7 +14,10 @@ from typing import Any
 
 from poolctl.bootstrap import command
 from poolctl.config.model import ServerConfig
+from poolctl.config.secrets import masked_text
 from poolctl.keeper import stored, wire
+from poolctl.logs.line import stamp
+from poolctl.logs.read import tail
 
 from .. import withheld
 from ..link import Descriptor, Link, LinkLost
@@ -23,6 +26,8 @@ from .watched import Watched
 _AGAIN_SECONDS = 0.2
 _SAY_SECONDS = 1.0
 _TAKEN_BYTES = 256 * 1024
+_FILES_OF_A_REPORT = 3
+_LONGEST_LINE = 4096
 
 
 class Output:
@@ -255,3 +260,9 @@ class Output:
                 await self.start()
             except (LinkLost, OSError):
                 await asyncio.sleep(_AGAIN_SECONDS)
+
+
+def last_lines(path: str, lines: int, since: float) -> list[str]:
+    """The last lines of a log since a time (seconds since the epoch), for a report: no passwords of URLs."""
+    found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT)
+    return [masked_text(line.text[:_LONGEST_LINE]) for line in found]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolctl.config.model import ServerConfig
+from poolctl.config.secrets import masked_text
 from poolctl.keeper import rendezvous, wire
 from poolctl.platform import process_start
 from poolctl.worker.heartbeat import BEAT
@@ -100,7 +101,7 @@ class LocalWorker:
             if error:
                 logger.error("%s: its certificate cannot be used: %s", self.placement.id, error)
         elif event == "failed":
-            self.reason = untrusted.text(message, "message")
+            self.reason = masked_text(untrusted.text(message, "message"))
 
     def _silent(self) -> None:
         """Its end of the control socket is closed: it has ended, or nobody can give it orders any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from poolctl.config.secrets import masked_text
 from poolctl.keeper import stored, wire
 
 from .. import untrusted
@@ -56,7 +57,7 @@ class AppZygote:
         """A word of the process itself. Raises Malformed."""
         event = untrusted.text(message, "event")
         if event == "failed":
-            self.reason = untrusted.text(message, "message")
+            self.reason = masked_text(untrusted.text(message, "message"))
         elif event in ("up", "unusable") and not self.up.done():
             self.up.set_result(untrusted.text(message, "problem"))
 

@@ -13,11 +13,9 @@ from signal import SIGKILL
 
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import wire
-from poolctl.logs.line import stamp
-from poolctl.logs.read import tail
 from poolctl.units import format_duration
 
-from ..keeping.output import Output
+from ..keeping.output import Output, last_lines
 from ..link import Link, LinkLost
 from ..placed.orders import signal
 from ..protocol import Exit, WorkerFailed
@@ -144,7 +142,7 @@ class Imports:
         self.end(zygote)
         await self._output.finished(output, _LAST_OUTPUT_SECONDS)
         path = self._output.paths.get(zygote.server, "")
-        printed = [line.text for line in tail(path, _LAST_LINES, since=stamp(since))] if path else []
+        printed = last_lines(path, _LAST_LINES, since) if path else []
         raise ImportFailed(message, zygote.server, printed, hint=hint, exit=exit_)
 
     async def _why(self, zygote: AppZygote) -> tuple[str, str, Exit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def test_names_are_found_in_the_text_of_files_and_directories(tmp_path: Path) ->
     (tmp_path / "pool.toml").write_text(FILE)
     (tmp_path / "more.json").write_text('{"dashboard": {"token_env": "J"}}')
     (tmp_path / "more.yaml").write_text("dashboard:\n  token_env: Y\n")
-    found = variables_named_in([str(tmp_path), str(tmp_path / "no such file")])
+    os.mkfifo(tmp_path / "fifo")
+    found = variables_named_in([str(tmp_path), str(tmp_path / "no such file"), str(tmp_path / "fifo")])
     assert {"A", "B", "C", "D", "E", "G", "J", "Y"} <= found
 
 

@@ -54,14 +54,14 @@ def test_a_flood_of_lines_that_differ_is_bounded_and_says_so(
     log: tuple[logging.Logger, list[str]], clock: ManualClock
 ) -> None:
     logger, lines = log
-    for number in range(100_000):
+    for number in range(20_000):
         logger.error("%d %s", number, "x" * 60_000)
     written = sum(map(len, lines))
     assert 100_000 < written < 300_000
     assert lines[0].endswith("… (55906 characters more)")
     clock.advance(60)
     logger.error("later")
-    assert lines[-2] == f"{100_000 - len(lines) + 2:,} messages were left out: too many at once"
+    assert lines[-2] == f"{20_000 - len(lines) + 2:,} messages were left out: too many at once"
     assert lines[-1] == "later"
 
 

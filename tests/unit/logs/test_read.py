@@ -316,3 +316,41 @@ def test_following_for_ever_ends_when_the_caller_has_enough(path: Path) -> None:
         file.write(at(2, "b"))
     assert next(lines).text == "b"
     lines.close()  # type: ignore[attr-defined]
+
+
+class TestHostileFiles:
+    """A log in a directory of the server's user may be anything."""
+
+    def test_a_line_without_an_end_takes_no_more_memory_than_the_longest_line(self, path: Path) -> None:
+        path.write_bytes(at(1, "before"))
+        with path.open("r+b") as file:
+            file.truncate(10**12)
+        found = tail(str(path), 5)
+        assert len(found) == 1
+        assert len(found[0].text) <= 2 * read_module.LONGEST_LINE_BYTES
+
+    def test_a_file_that_grows_by_more_than_anybody_wrote_is_followed_at_its_end(self, path: Path) -> None:
+        path.write_bytes(at(1, "before"))
+        follower = Follower({"web": str(path)}, lines=0)
+        try:
+            with path.open("r+b") as file:
+                file.truncate(10**12)
+                file.seek(0, 2)
+                file.write(b"\n" + at(2, "after"))
+            found = texts(follower.read())
+        finally:
+            follower.close()
+        assert "bytes are left out here)" in found[0]
+        assert found[-1] == "after"
+        assert max(map(len, found)) <= 2 * read_module.LONGEST_LINE_BYTES
+
+    def test_any_number_of_old_files_costs_no_more_than_so_many_descriptors(self, path: Path) -> None:
+        path.write_bytes(at(9, "newest"))
+        for number in range(1, read_module.MOST_FILES + 50):
+            path.with_name(f"web.log.{number}").touch()
+        log = read_module.OpenLog(str(path))
+        assert len(log.parts) <= read_module.MOST_FILES
+        log.close()
+        file = LogFile(str(path), max_size_bytes=1, keep=1)
+        assert file.append(at(10, "next")) > 0
+        assert texts(tail(str(path), 2, most_files=2)) == ["newest", "next"]
