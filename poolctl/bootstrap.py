@@ -34,5 +34,10 @@ def command(interpreter: str, part: str, *arguments: str, isolated: bool = False
     return [interpreter, flags, os.path.abspath(__file__), part, *arguments]
 
 
+def as_user(uid: int, gid: int, argv: list[str]) -> list[str]:
+    """The argument vector that runs another one with the rights of that user: its interpreter starts with them."""
+    return command(sys.executable, "worker", "as", str(uid), str(gid), *argv, isolated=True)
+
+
 if __name__ == "__main__":
     main()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from poolctl.config.interpreter_owner import start_options
 from poolctl.config.problems import Finding
 
 DRIVER = os.path.join(os.path.dirname(__file__), "import_driver.py")
@@ -35,14 +36,17 @@ class Import(NamedTuple):
     timeout_seconds: float
 
 
-def check_interpreters(pythons: Sequence[str]) -> list[tuple[str, Finding]]:
-    """The interpreters that cannot run a server, with the reason. Blocks; they are asked in parallel."""
+def check_interpreters(pythons: Mapping[str, str | None]) -> list[tuple[str, Finding]]:
+    """The interpreters, each with the user of its server, that cannot run one, with the reason.
+
+    Blocks; they are asked in parallel.
+    """
     with ThreadPoolExecutor(max_workers=max(1, min(len(pythons), os.cpu_count() or 1))) as threads:
-        answers = list(threads.map(_probe, pythons))
+        answers = list(threads.map(_probe, pythons, pythons.values()))
     return [(python, finding) for python, finding in zip(pythons, answers, strict=True) if finding]
 
 
-def _probe(python: str) -> Finding | None:
+def _probe(python: str, user: str | None) -> Finding | None:
     def bad(message: str, hint: str) -> Finding:
         return Finding(("python",), f"{python} {message}", hint, python)
 
@@ -56,6 +60,7 @@ def _probe(python: str) -> Finding | None:
             timeout=PROBE_SECONDS,
             cwd="/",
             check=False,
+            **start_options(python, user, os.environ),
         )
     except FileNotFoundError:
         return bad("is not there", "name an interpreter or a virtual environment")
@@ -81,20 +86,24 @@ def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tu
     One process for each interpreter, in which every import gets a child of its own; as many at once as there
     are CPUs.
     """
-    by_python: dict[str, list[Import]] = {}
+    by_python: dict[tuple[str, str | None], list[Import]] = {}
     for job in jobs:
-        by_python.setdefault(job.python, []).append(job)
+        # What another user can change runs as the server's user from its start on.
+        user = job.user if start_options(job.python, job.user, env) else None
+        by_python.setdefault((job.python, user), []).append(job)
     if not by_python:
         return
     with ThreadPoolExecutor(max_workers=len(by_python)) as threads:
-        results = threads.map(lambda python: _run(python, by_python[python], env), by_python)
-        for python, answers in zip(by_python, results, strict=True):
-            for job, answer in zip(by_python[python], answers, strict=True):
+        results = threads.map(lambda key: _run(key[0], key[1], by_python[key], env), by_python)
+        for key, answers in zip(by_python, results, strict=True):
+            for job, answer in zip(by_python[key], answers, strict=True):
                 if answer:
                     yield job, Finding(("app",), *_words(job, answer), found=job.target)
 
 
-def _run(python: str, jobs: Sequence[Import], env: Mapping[str, str]) -> Iterable[dict[str, Any]]:
+def _run(
+    python: str, user: str | None, jobs: Sequence[Import], env: Mapping[str, str]
+) -> Iterable[dict[str, Any]]:
     request = {
         "jobs": [job._asdict() | {"env": dict(job.env)} for job in jobs],
         "at_once": os.cpu_count() or 1,
@@ -104,8 +113,8 @@ def _run(python: str, jobs: Sequence[Import], env: Mapping[str, str]) -> Iterabl
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=dict(env),
         start_new_session=True,
+        **{"env": dict(env), **start_options(python, user, env)},
     )
     try:
         # Every child of the driver has its own time; this is for a driver that is lost itself.

@@ -142,9 +142,10 @@ def _become(user: str) -> None:
     name, _, group = user.partition(":")
     account = pwd.getpwnam(name)
     gid = grp.getgrnam(group).gr_gid if group else account.pw_gid
-    os.initgroups(name, gid)
-    os.setgid(gid)
-    os.setuid(account.pw_uid)
+    if os.getuid() != account.pw_uid:  # the whole driver may be that user's
+        os.initgroups(name, gid)
+        os.setgid(gid)
+        os.setuid(account.pw_uid)
     os.environ["HOME"] = account.pw_dir
 
 

@@ -77,12 +77,13 @@ class Outside:
         self.warnings += [(server, finding) for finding in seen[1]]
 
     def _interpreters(self, servers: Sequence[ServerConfig]) -> None:
-        using: dict[str, ServerConfig] = {}
+        using: dict[str, str | None] = {}
         for server in servers:
             if server.python and not server.command and not callable(server.app):
-                using.setdefault(server.python, server)
-        # poolctl's own has uvicorn: it depends on it.
-        for python, finding in check_interpreters([python for python in using if python != sys.executable]):
+                # One of root's servers runs it as root in any case.
+                using[server.python] = server.user if using.get(server.python, "") is not None else None
+        using.pop(sys.executable, None)  # poolctl's own has uvicorn: it depends on it
+        for python, finding in check_interpreters(using):
             for server in servers:
                 if server.python == python and not server.command:
                     self.problems.append((server, finding))

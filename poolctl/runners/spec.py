@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import grp
 import json
 import marshal
 import os
-import pwd
 from collections.abc import Mapping
 from typing import Any
 
+from poolctl.config.interpreter_owner import ids_of
 from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.platform import sealed_file
@@ -122,21 +121,19 @@ def user_ids(server: ServerConfig) -> tuple[int, int] | None:
     """The (uid, gid) that the worker takes on; None to stay who we are. Raises ServerError."""
     if server.user is None:
         return None
-    name, _, group = server.user.partition(":")
     try:
-        account = pwd.getpwnam(name)
-        gid = grp.getgrnam(group).gr_gid if group else account.pw_gid
+        ids = ids_of(server.user)
     except KeyError as error:
         raise _problem(
             server, f"there is no user or group {server.user!r}", "create it, or correct `user`"
         ) from error
-    if (account.pw_uid, gid) == (os.geteuid(), os.getegid()):
+    if ids == (os.geteuid(), os.getegid()):
         return None
     if os.geteuid() != 0:
         raise _problem(
             server, f"only root can run it as {server.user!r}", "start poolctl as root, or leave `user` out"
         )
-    return account.pw_uid, gid
+    return ids
 
 
 def user_id(server: ServerConfig) -> int:

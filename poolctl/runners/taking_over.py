@@ -21,6 +21,7 @@ from .placed.notify import Notify
 from .placed.tallies import Tally
 from .placed.workers import LocalWorker
 from .protocol import Placement
+from .spawning.zygotes import Source
 from .spec import user_id
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ async def take_over(
         for name, meta in reply["entries"]:
             after = name
             if name.startswith(stored.ZYGOTE):
-                runner.zygotes.adopt(name.removeprefix(stored.ZYGOTE))
+                runner.zygotes.adopt(Source.of(name.removeprefix(stored.ZYGOTE)))
                 warm = True
             elif name.startswith(stored.APP_ZYGOTE):
                 _, fds = await runner.keeper.call({"op": "get", "name": name})

@@ -112,13 +112,24 @@ def _programs(
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", pool_directory, isolated=True)
-    return {
+    programs = {
         stored.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
-        f"{stored.ZYGOTE}{interpreter}": Companion(
-            zygote, f"{pool_directory}/helpers.log", session=True, without=without
-        ),
         stored.LOGGER: Companion(logger, f"{pool_directory}/logger.log", session=True, without=without),
     }
+    if not _is_another_users(interpreter, env):
+        programs[f"{stored.ZYGOTE}{interpreter}"] = Companion(
+            zygote, f"{pool_directory}/helpers.log", session=True, without=without
+        )
+    return programs
+
+
+def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
+    """Whether we are root, and others can change what it runs: it is started as its server's user, not known yet."""
+    if os.geteuid() != 0:
+        return False
+    from poolctl.config.interpreter_owner import changed_by
+
+    return bool(changed_by(interpreter, env))
 
 
 def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:

@@ -1,12 +1,14 @@
 """What runs in the application's interpreter, by the first argument.
 
 `worker zygote`: fork workers on request. `worker serve N`: be one, with N descriptors after the control socket.
-`worker app`: import an application and fork its workers on request. `worker debug N`: serve in the terminal, with N
+`worker app`: import an application and fork its workers on request. `worker as UID GID COMMAND…`: become that user
+before another interpreter is started, in poolctl's own. `worker debug N`: serve in the terminal, with N
 descriptors after the specification.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 REQUESTS_FD = 3
@@ -25,6 +27,12 @@ def main() -> None:
         from .app_zygote import resume as resume_app
 
         resume_app()
+    elif role == "as":
+        from .child import drop_rights
+
+        uid, gid, *argv = sys.argv[1:]
+        drop_rights(int(uid), int(gid))
+        os.execv(argv[0], argv)
     elif role == "debug":
         try:
             from .debug import run

@@ -196,7 +196,7 @@ def take_on(spec: Spec) -> None:
         forget_what_the_pool_was_told()
     if spec["user"] is not None:
         try:
-            _drop_rights(*spec["user"])
+            drop_rights(*spec["user"])
         except OSError as error:
             raise _refused(
                 f"cannot become user {spec['user'][0]} of group {spec['user'][1]}", error
@@ -213,13 +213,19 @@ def _refused(message: str, error: Exception) -> Refused:
     return Refused(f"{message}: {error.strerror}" if isinstance(error, OSError) else message)
 
 
-def _drop_rights(uid: int, gid: int) -> None:
+def drop_rights(uid: int, gid: int) -> None:
+    """Become the user, with its groups, and with its HOME, USER and LOGNAME. Raises OSError."""
+    # A zygote that runs as the server's user has done so already.
+    done = os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid)
     try:
         account = pwd.getpwuid(uid)
     except KeyError:
-        os.setgroups([gid])
+        if not done:
+            os.setgroups([gid])
     else:
-        os.initgroups(account.pw_name, gid)
+        if not done:
+            os.initgroups(account.pw_name, gid)
         os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
+    if not done:
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)

@@ -16,6 +16,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place, find_place
 from poolctl.cli.request import Request
 from poolctl.config.interpreter import interpreter
+from poolctl.config.interpreter_owner import enter_as
 from poolctl.config.model import ServerConfig
 from poolctl.control.client import Client
 from poolctl.control.directory import state_dir
@@ -134,6 +135,9 @@ def _become(server: ServerConfig, spec: Spec, listeners: list[socket.socket], tl
     fds = [spec_file(spec), *(listener.fileno() for listener in listeners), *tls_fds]
     _place(fds, SPEC_FD)
     argv = bootstrap.command(spec["python"], "worker", "debug", str(len(fds) - 1))
+    entered_as = enter_as(spec["python"], spec["user"], os.environ)
+    if entered_as is not None:
+        argv = bootstrap.as_user(*entered_as, argv)
     os.execve(argv[0], argv, dict(os.environ))
 
 

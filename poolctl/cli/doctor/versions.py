@@ -11,6 +11,8 @@ from typing import Any
 
 from poolctl import __version__
 from poolctl.config.interpreter import interpreter
+from poolctl.config.interpreter_owner import start_options
+from poolctl.config.model import ServerConfig
 
 from .case import Case
 from .finding import Finding, ok, problem, warning
@@ -45,17 +47,20 @@ def installed(case: Case) -> Iterator[Finding]:
 
 def interpreters(case: Case) -> Iterator[Finding]:
     """What the servers' interpreters have: uvicorn at least."""
-    using: dict[str, list[str]] = {}
+    using: dict[str, list[ServerConfig]] = {}
     for server in case.servers:
         if not server.command:
             python = interpreter(server.python, server.base_dir or os.getcwd(), case.env)
-            using.setdefault(python, []).append(server.name)
-    for python, names in using.items():
-        yield _judged(python, names)
+            using.setdefault(python, []).append(server)
+    for python, servers in using.items():
+        yield _judged(python, servers)
 
 
-def _judged(python: str, names: list[str]) -> Finding:
-    found = _asked(python)
+def _judged(python: str, servers: list[ServerConfig]) -> Finding:
+    names = [server.name for server in servers]
+    # One of root's servers runs it as root in any case.
+    user = None if any(server.user is None for server in servers) else servers[0].user
+    found = _asked(python, user)
     whose = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
     if isinstance(found, str):
         return problem(
@@ -78,10 +83,16 @@ def _judged(python: str, names: list[str]) -> Finding:
     return ok("interpreter", f"{said}, uvloop {found['uvloop']}, httptools {found['httptools']}")
 
 
-def _asked(python: str) -> dict[str, Any] | str:
+def _asked(python: str, user: str | None) -> dict[str, Any] | str:
     """What it has, or why it cannot be asked."""
     try:
-        done = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=_ASK_SECONDS)
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            [python, "-c", _ASK],
+            capture_output=True,
+            text=True,
+            timeout=_ASK_SECONDS,
+            **start_options(python, user, os.environ),
+        )
         found: dict[str, Any] = json.loads(done.stdout)
     except OSError as error:
         return error.strerror or str(error)

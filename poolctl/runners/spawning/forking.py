@@ -8,7 +8,7 @@ import functools
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from poolctl.config.interpreter import interpreter
 from poolctl.config.model import ServerConfig
@@ -28,8 +28,8 @@ from ..protocol import Placement
 from ..spec import Spec, app_spec, spec_file, tls_contents, user_id, user_ids, worker_spec
 from .app_zygote import AppZygote
 from .app_zygotes import AppZygotes
-from .children import Children
-from .zygotes import Zygotes
+from .children import Children, Process
+from .zygotes import Source, Zygotes
 
 
 class Forker:
@@ -65,8 +65,7 @@ class Forker:
 
         Raises ServerError for what the configuration names and the machine does not have, WorkerFailed.
         """
-        # A command needs nothing of the application's interpreter: any zygote can become it.
-        forked_from = sys.executable if server.command else _interpreter(server)
+        forked_from = self._source(server)
         return await self._zygotes.twice(
             forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from)
         )
@@ -76,7 +75,7 @@ class Forker:
 
         Raises ServerError, WorkerFailed.
         """
-        forked_from = sys.executable if server.command else _interpreter(server)
+        forked_from = self._source(server)
         await self._zygotes.twice(forked_from, lambda: self._zygotes.up(forked_from))
         await asyncio.to_thread(self._check_files, server)
 
@@ -98,7 +97,7 @@ class Forker:
 
     def warm(self, server: ServerConfig) -> None:
         """Let what its workers are forked from be there before one is needed."""
-        self._zygotes.adopt(sys.executable if server.command else _interpreter(server))
+        self._zygotes.adopt(self._source(server))
 
     def need(self, server: ServerConfig) -> None:
         """Keep what the server's workers are forked from, if it is there."""
@@ -126,13 +125,13 @@ class Forker:
         generation: int,
         index: int,
         sockets: list[socket.socket],
-        forked_from: str,
+        forked_from: Source,
     ) -> LocalWorker:
         app_zygote = await self._app_zygote(server)
         contents = tls_contents(server)
         spec = worker_spec(
             server,
-            interpreter=forked_from,
+            interpreter=forked_from.interpreter,
             listeners=len(sockets),
             tls_files=len(contents),
             open_files=self.open_files,
@@ -177,8 +176,26 @@ class Forker:
             worker.tally = tally
             self._enrol(worker, control, notify)
             if isinstance(app_zygote, AppZygote):
-                self._children.confirm(process, functools.partial(_disown, app_zygote, worker))
+                self._confirm(worker, process, app_zygote.forged)
+            elif forked_from.user is not None:
+                self._confirm(worker, process, functools.partial(self._zygotes.forged, forked_from))
             return worker
+
+    def _confirm(self, worker: LocalWorker, process: Process, forged: Callable[[str], None]) -> None:
+        """See to it that a process which an untrusted zygote has named is a child of the keeper."""
+
+        def on_stranger(deed: str) -> None:
+            forged(deed)
+            worker.disown(deed)
+
+        self._children.confirm(process, on_stranger)
+
+    def _source(self, server: ServerConfig) -> Source:
+        """What its processes are forked from: an environment that others can change is entered as the server's user."""
+        if server.command:
+            # A command needs nothing of the application's interpreter: any zygote can become it.
+            return Source(sys.executable)
+        return self._zygotes.source(_interpreter(server), user_ids(server))
 
     def _place(
         self, server: ServerConfig, generation: int, index: int, output: str
@@ -225,11 +242,6 @@ class Forker:
             control.close()
         else:
             worker.control_by(control)
-
-
-def _disown(zygote: AppZygote, worker: LocalWorker, deed: str) -> None:
-    zygote.forged(deed)
-    worker.disown(deed)
 
 
 def _interpreter(server: ServerConfig) -> str:

@@ -72,14 +72,20 @@ class Imports:
             ours.callback(os.close, file)
             # A base zygote that dies now takes no request with it that could not be made again.
             fds = [file, theirs.fileno(), write]
-            process = await self._zygotes.twice(
-                spec["python"], lambda: self._zygotes.fork(spec["python"], fds, "app")
-            )
+            source = self._zygotes.source(spec["python"], spec["user"])
+            process = await self._zygotes.twice(source, lambda: self._zygotes.fork(source, fds, "app"))
             if_failed.pop_all()
             self._output.follow(output, process.pid)
             uid = spec["user"][0] if spec["user"] is not None else None
             zygote = AppZygote(key, asked_at, process, uid, server.name)
             self.follow(zygote, link, on_end)
+            if source.user is not None:
+
+                def on_stranger(deed: str) -> None:
+                    self._zygotes.forged(source, deed)
+                    zygote.forged(deed)
+
+                self._children.confirm(process, on_stranger)
             meta = {
                 "key": key,
                 "asked_at": asked_at,

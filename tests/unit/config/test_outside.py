@@ -148,11 +148,11 @@ def test_an_old_interpreter_is_told(tmp_path: Path) -> None:
     old = tmp_path / "python3.8"
     old.write_text("#!/bin/sh\necho poolctl 3 8 True\n")
     old.chmod(0o755)
-    ((_, finding),) = check_interpreters([str(old)])
+    ((_, finding),) = check_interpreters({str(old): None})
     assert "Python 3.8" in finding.message
     (tmp_path / "empty").write_bytes(b"\x7fELF")
     (tmp_path / "empty").chmod(0o755)
-    ((_, finding),) = check_interpreters([str(tmp_path / "empty")])
+    ((_, finding),) = check_interpreters({str(tmp_path / "empty"): None})
     assert "cannot be run" in finding.message
 
 

@@ -1,0 +1,71 @@
+"""A virtual environment that a server's user can change: none of its code runs as root."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.http_get import get
+from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.slow
+
+# At the start of every interpreter of the environment, as a line of a .pth file.
+NOTE = "import os; open({path!r}, 'a').write(str(os.geteuid()) + '\\n')\n"
+
+
+@pytest.fixture
+def notes(pool: RealPool) -> Path:
+    """A file in which each interpreter of the environment notes as whom it starts; the pool's files are written."""
+    pool.open_to_all()
+    notes = pool.write("notes", "")
+    notes.chmod(0o666)
+    venv = pool.directory / "venv"
+    subprocess.run([pool.python, "-m", "venv", "--without-pip", str(venv)], check=True)
+    (site,) = venv.glob("lib/python3*/site-packages")
+    packages = subprocess.run(
+        [pool.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (site / "a.pth").write_text(packages)
+    (site / "b.pth").write_text(NOTE.format(path=str(notes)))
+    subprocess.run(["chown", "-R", "nobody", str(venv)], check=True)
+    return notes
+
+
+@pytest.mark.parametrize("keys", ["", "preload = true\n"], ids=["", "preload"])
+def test_environment_of_a_servers_user_is_entered_as_that_user_only(
+    pool: RealPool, notes: Path, until: Any, keys: str
+) -> None:
+    ports = pool.write_hello("web", extra=f'user = "nobody"\npython = "venv"\nworkers = 2\n{keys}')
+    for command in (["validate"], ["validate", "--import"], ["doctor"], ["start"]):
+        pool.run(*command)
+        assert set(notes.read_text().split()) <= {"65534"}, command
+    assert notes.read_text()
+    before = pool.items()["web"]["pids"]
+    assert len(before) == 2
+    assert get(ports["web"]).status == 200
+    pool.ok("restart")
+    after = pool.items()["web"]["pids"]
+    assert not set(before) & set(after)
+    os.kill(pool.info()["supervisor_pid"], 9)
+    until(lambda: pool.run("restart").code == 0)
+    pool.ok("stop")
+    until(lambda: not pool.processes())
+    assert set(notes.read_text().split()) == {"65534"}
+
+
+def test_environment_beside_the_file_is_not_entered_before_its_server_is_known(
+    pool: RealPool, notes: Path
+) -> None:
+    (pool.directory / "venv").rename(pool.directory / ".venv")
+    pool.write_hello("web", extra='user = "nobody"')
+    pool.ok("start")
+    assert set(notes.read_text().split()) == {"65534"}
+    pool.ok("stop")

@@ -1,0 +1,113 @@
+"""Who can change what an interpreter runs at its start."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from poolctl.config.interpreter_owner import changed_by, enter_as, start_options
+
+NOBODY = 65534
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """The interpreter of a virtual environment that only we can change; so is the one that it stands for."""
+    base = tmp_path / "base"
+    for directory in (base / "bin", base / "lib/python3.11/lib-dynload"):
+        directory.mkdir(parents=True)
+    (base / "bin/python3.11").touch()
+    (base / "lib/python3.11/os.py").touch()
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "lib/python3.11/site-packages/uvicorn").mkdir(parents=True)
+    (venv / "pyvenv.cfg").write_text(f"home = {base}/bin\ninclude-system-site-packages = false\n")
+    (venv / "bin/python3").symlink_to(base / "bin/python3.11")
+    (venv / "bin/python").symlink_to("python3")
+    return venv / "bin/python"
+
+
+def give(path: Path) -> None:
+    os.lchown(path, NOBODY, NOBODY)
+
+
+def test_environment_that_only_root_can_change_is_entered_as_root(python: Path) -> None:
+    assert changed_by(str(python), {}) == ""
+    assert enter_as(str(python), (NOBODY, NOBODY), {}) is None
+    assert start_options(str(python), "nobody", {}) == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "venv",
+        "venv/bin",
+        "venv/bin/python3",
+        "venv/lib/python3.11/site-packages",
+        "venv/lib/python3.11/site-packages/uvicorn",
+        "base/bin/python3.11",
+        "base/lib",
+        "base/lib/python3.11/os.py",
+        "base/lib/python3.11/lib-dynload",
+    ],
+)
+def test_what_another_user_owns_is_entered_as_the_servers_user(python: Path, name: str) -> None:
+    root = python.parents[2]
+    give(root / name)
+    assert changed_by(str(python), {}).startswith(str(root / name))
+    assert enter_as(str(python), (NOBODY, 1), {}) == (NOBODY, 1)
+    assert enter_as(str(python), None, {}) is None, "its server is root's"
+    options = start_options(str(python), "nobody:daemon", {"A": "b"})
+    assert (options["user"], options["group"], options["env"]["A"]) == (NOBODY, 1, "b")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_what_others_can_write_is_entered_as_the_servers_user(python: Path, mode: int) -> None:
+    site = python.parents[1] / "lib/python3.11/site-packages"
+    site.chmod(mode)
+    os.chown(site, 0, 50)
+    assert changed_by(str(python), {}) == str(site)
+
+
+def in_a_pth_file(venv: Path, path: Path) -> dict[str, str]:
+    (venv / "lib/python3.11/site-packages/a.pth").write_text(f"# a comment\nimport sys\n{path}\n")
+    return {}
+
+
+def relative_in_a_pth_file(venv: Path, path: Path) -> dict[str, str]:
+    there = os.path.relpath(path, venv / "lib/python3.11/site-packages")
+    (venv / "lib/python3.11/site-packages/a.pth").write_text(f"{there}\n")
+    return {}
+
+
+def in_the_environment(venv: Path, path: Path) -> dict[str, str]:
+    return {"PYTHONPATH": f"/nonexistent:{path}"}
+
+
+@pytest.mark.parametrize("name_it", [in_a_pth_file, relative_in_a_pth_file, in_the_environment])
+def test_directory_that_is_put_on_the_path_counts(
+    python: Path, tmp_path: Path, name_it: Callable[[Path, Path], dict[str, str]]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    env = name_it(python.parents[1], source)
+    assert changed_by(str(python), env) == ""
+    give(source)
+    assert changed_by(str(python), env) == str(source)
+
+
+def test_sticky_directory_of_roots_on_the_way_is_no_danger(tmp_path: Path, python: Path) -> None:
+    tmp_path.chmod(0o1777)
+    assert changed_by(str(python), {}) == ""
+    tmp_path.chmod(0o777)
+    assert changed_by(str(python), {}) == str(tmp_path)
+
+
+def test_interpreter_of_the_tests_is_judged_within_a_moment() -> None:
+    changed_by(sys.executable, dict(os.environ))
