@@ -229,7 +229,8 @@ class Pair:
 
     def hand_over(self, sock: socket.socket, until: float | None = None, *, asked: bool = False) -> None:
         with sock:
-            handover.give(self.give, sock.fileno(), until, asked=asked)
+            limits = {} if until is None else {"until": until, "asked": asked}
+            handover.give(self.give, sock.fileno(), limits)
 
     def close(self) -> None:
         for made in self._made:

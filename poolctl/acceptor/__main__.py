@@ -66,7 +66,8 @@ def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket)
         else:
             if found is not None:
                 with found:
-                    _send(requests, {"t": "conn", "n": message["n"]}, [found.fileno()])
+                    limits = found.limits() if isinstance(found, handover.Connection) else {}
+                    _send(requests, {"t": "conn", "n": message["n"], **limits}, [found.fileno()])
                 continue
             empty = True
         break

@@ -19,24 +19,32 @@ class NoRoom(Exception):
 
 
 class Connection(socket.socket):
-    """A connection that was taken, with the time that its client has left.
+    """A connection with the time that its client has left.
 
-    `until` is when it must have sent a whole head (before its first request), or may not have been silent any longer
-    (`asked`: it has had a request); a time of the system's monotonic clock, None if the giver set no limit.
+    `until` is when it must have sent a whole head, or with `asked` (it has had an answer, and sent nothing since) how
+    long it may be silent; a time of the system's monotonic clock, None for the usual time from now on.
     """
 
-    __slots__ = ("asked", "until")
-    until: float | None
-    asked: bool
+    until: float | None = None
+    asked = False
+
+    def limits(self) -> wire.Message:
+        """Both as a part of a message."""
+        return {} if self.until is None else {"until": self.until, "asked": self.asked}
+
+    def limit(self, message: wire.Message) -> None:
+        """Set both from a message, which may come from an application."""
+        until = message.get("until")
+        self.until = until if isinstance(until, float) and math.isfinite(until) else None
+        self.asked = bool(message.get("asked"))
 
 
-def give(end: socket.socket, fd: int, until: float | None = None, *, asked: bool = False) -> None:
+def give(end: socket.socket, fd: int, limits: wire.Message | None = None) -> None:
     """Let the connection wait for a process that takes it; the descriptor stays the caller's.
 
-    `until` and `asked` are as in Connection. Raises OSError, BlockingIOError when there is no room in between.
+    `limits` are those of a Connection. Raises OSError, BlockingIOError when there is no room in between.
     """
-    limit = {} if until is None else {"until": until, "asked": asked}
-    wire.send(end, {**_CONNECTION, **limit}, [fd])
+    wire.send(end, {**_CONNECTION, **(limits or {})}, [fd])
 
 
 def take(end: socket.socket) -> Connection | None:
@@ -56,9 +64,7 @@ def take(end: socket.socket) -> Connection | None:
     message, fds = received
     if message.get("t") == _CONNECTION["t"] and len(fds) == 1 and _is_connection(fds[0]):
         taken = Connection(fileno=fds[0])
-        until = message.get("until")
-        taken.until = until if isinstance(until, float) and math.isfinite(until) else None
-        taken.asked = bool(message.get("asked"))
+        taken.limit(message)
         return taken
     for fd in fds:
         close_promptly(fd)

@@ -118,7 +118,7 @@ def _take(
     if kind == stored.TALLY:
         runner.tallies.adopt(meta["server"], key, fds[0])
     else:
-        runner.sleepers.adopt(by_key.get(meta["key"]), name, fds[0])
+        runner.sleepers.adopt(by_key.get(meta["key"]), name, meta, fds[0])
     return []
 
 

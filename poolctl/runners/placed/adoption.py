@@ -62,7 +62,8 @@ class Adoptions:
         if key not in self._pairs:
             return False
         try:
-            handover.give(self._pairs[key][1], sock.fileno())
+            limits = sock.limits() if isinstance(sock, handover.Connection) else None
+            handover.give(self._pairs[key][1], sock.fileno(), limits)
         except BlockingIOError:
             return False
         return True

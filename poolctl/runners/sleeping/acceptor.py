@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
+from poolctl.keeper.handover import Connection
 
 from .. import withheld
 from ..link import HasDescriptor, Link, LinkLost
@@ -35,7 +36,7 @@ class Fetched(NamedTuple):
 
 
 class _Request(NamedTuple):
-    deliver: Callable[[socket.socket], None]
+    deliver: Callable[[Connection], None]
     done: Callable[[Fetched], None]
 
 
@@ -69,7 +70,7 @@ class Acceptor:
         kind: str,
         sock: HasDescriptor,
         most: int,
-        deliver: Callable[[socket.socket], None],
+        deliver: Callable[[Connection], None],
         done: Callable[[Fetched], None],
     ) -> None:
         """Take connections out of a listener or a pair; `deliver` gets each, then `done` is called once."""
@@ -107,7 +108,8 @@ class Acceptor:
         if message["t"] == "up":
             self._up = True
         elif message["t"] == "conn":
-            sock = socket.socket(fileno=fds[0])
+            sock = Connection(fileno=fds[0])
+            sock.limit(message)
             if request is None:
                 sock.close()
             else:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Iterable
 
+from poolctl.keeper.handover import Connection
 from poolctl.platform import close_promptly
 
 from .bell import Visitor
@@ -18,8 +18,8 @@ class Departures:
 
     def __init__(
         self,
-        give: Callable[[str, socket.socket], bool],
-        keep: Callable[[str, socket.socket], str],
+        give: Callable[[str, Connection], bool],
+        keep: Callable[[str, Connection], str],
         forget: Callable[[str], None],
     ) -> None:
         self._give = give

@@ -16,15 +16,16 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
+from poolctl.keeper.handover import Connection
+
 from .acceptor import ACCEPT, TAKE, Acceptor, Fetched
 from .bell import Bell, Fetch, Visitor
 from .departures import Departures
 from .held import Held
-from .knock import ENOUGH_BYTES, Knock, knock
+from .knock import ENOUGH_BYTES, Knock, knock, refusal
 from .watch import Watch
 
 _AGAIN_SECONDS = 0.1
-_BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Doorbell:
@@ -38,10 +39,10 @@ class Doorbell:
 
     def __init__(
         self,
-        give: Callable[[str, socket.socket], bool],
+        give: Callable[[str, Connection], bool],
         acceptor: Acceptor,
         *,
-        keep: Callable[[str, socket.socket], str] = lambda key, sock: "",
+        keep: Callable[[str, Connection], str] = lambda key, sock: "",
         forget: Callable[[str], None] = lambda name: None,
         answer: Callable[[str, bytes], bytes | None] = lambda key, head: None,
     ) -> None:
@@ -92,7 +93,7 @@ class Doorbell:
         if bell is None:
             return False
         try:
-            visitor = Visitor(sock.dup(), stranger=False)
+            visitor = Visitor(Connection(fileno=sock.dup().detach()), stranger=False)
         except OSError:
             return False
         self._hold(bell, visitor)
@@ -173,13 +174,13 @@ class Doorbell:
             except OSError:
                 self._pause(bell)
                 return
-            self._hold(bell, Visitor(sock))
+            self._hold(bell, Visitor.accepted(sock, bell.head_seconds))
             if not bell.armed:
                 return
 
     def _fetch(self, bell: Bell, shared: socket.socket, done: Callable[[Fetched], None]) -> None:
         """Have the accept helper take connections out of what an application shares."""
-        fetch = Fetch(bell.key, shared is not bell.left)
+        fetch = Fetch(bell.key, shared is not bell.left, bell.head_seconds)
         self._fetches.add(fetch)
 
         def ended(found: Fetched) -> None:
@@ -189,8 +190,8 @@ class Doorbell:
         kind = ACCEPT if fetch.stranger else TAKE
         self._acceptor.fetch(kind, shared, self._held.most_at_once, partial(self._arrived, fetch), ended)
 
-    def _arrived(self, fetch: Fetch, sock: socket.socket) -> None:
-        visitor = Visitor(sock, stranger=fetch.stranger)
+    def _arrived(self, fetch: Fetch, sock: Connection) -> None:
+        visitor = fetch.visitor(sock)
         if not fetch.wanted:
             self._departures.let_go(visitor)
         elif bell := self._bells.get(fetch.key):
@@ -257,16 +258,16 @@ class Doorbell:
         else:
             self._leave(crowded, expendable)
 
-    def _look(self, bell: Bell, visitor: Visitor, *, last: bool = False) -> None:
-        """Decide about a visitor; `last`: nothing more will come, or the time for it is over."""
-        wait = partial(visitor.be_gone_in, leave=partial(self._look, bell, visitor, last=True))
+    def _look(self, bell: Bell, visitor: Visitor, *, last: bool = False, late: bool = False) -> None:
+        """Decide about a visitor; `last`: nothing more will come; `late`: the time for it is over."""
+        leave = partial(self._look, bell, visitor, last=True, late=True)
         try:
             head = visitor.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             if last:
                 self._leave(bell, visitor)
             else:
-                wait(bell.quiet_seconds)
+                visitor.wait(bell, leave, begun=False)
             return
         except OSError:
             head = b""
@@ -278,10 +279,9 @@ class Doorbell:
             else:
                 self._leave(bell, visitor, last_words)
         elif verdict is Knock.BEGINNING and not last:
-            visitor.begun = True
-            wait(bell.line_seconds)
+            visitor.wait(bell, leave, begun=True)
         else:
-            self._leave(bell, visitor, b"" if bell.tls or not head else _BAD_REQUEST)
+            self._leave(bell, visitor, b"" if bell.tls or not head else refusal(late=late))
 
     def _leave(self, bell: Bell, visitor: Visitor, last_words: bytes = b"") -> None:
         """Close a visitor for whom nobody wakes."""

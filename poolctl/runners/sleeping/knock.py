@@ -25,6 +25,12 @@ class Knock(StrEnum):
     NOISE = "noise"
 
 
+def refusal(*, late: bool) -> bytes:
+    """The answer to what is no request, or to the beginning of one that does not go on."""
+    status = b"408 Request Timeout" if late else b"400 Bad Request"
+    return b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
 def knock(head: bytes, *, tls: bool) -> Knock:
     """The verdict on the first bytes of a connection, not more than ENOUGH_BYTES of them."""
     return _hello(head) if tls else _request_line(head)

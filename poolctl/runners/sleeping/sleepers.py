@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from poolctl.config.model import ServerConfig
-from poolctl.keeper import stored
+from poolctl.keeper import stored, wire
+from poolctl.keeper.handover import Connection
 
 from ..keeping.sockets import Sockets
 from ..link import Link
@@ -47,6 +48,7 @@ class Sleepers:
             tls=bool(server.tls),
             left=left,
             quiet_seconds=server.http.keep_alive,
+            head_seconds=server.http.head_timeout,
         )
         self._doorbell.arm(bell)
 
@@ -82,22 +84,23 @@ class Sleepers:
         self._doorbell.close()
         self._acceptor.close()
 
-    def adopt(self, server: ServerConfig | None, name: str, fd: int) -> None:
+    def adopt(self, server: ServerConfig | None, name: str, meta: wire.Message, fd: int) -> None:
         """Take over a connection that the supervisor before has held: to the pair, as all that wait."""
-        with socket.socket(fileno=fd) as sock:
+        with Connection(fileno=fd) as sock:
+            sock.limit(meta)
             self._forget(name)
             if server is not None:
                 self._servers[server.key] = server
                 self._give(server.key, sock)
 
-    def _give(self, key: str, sock: socket.socket) -> bool:
+    def _give(self, key: str, sock: Connection) -> bool:
         self._adoptions.open(self._servers[key])
         return self._adoptions.give(key, sock)
 
-    def _keep(self, key: str, sock: socket.socket) -> str:
+    def _keep(self, key: str, sock: Connection) -> str:
         name = f"{stored.VISITOR}{next(self._numbers)}"
         try:
-            self._keeper.send({"op": "put", "name": name, "meta": {"key": key}}, [sock])
+            self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **sock.limits()}}, [sock])
         except OSError:
             return ""  # out of descriptors: better held without being kept than not at all
         return name

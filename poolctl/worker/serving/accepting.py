@@ -31,6 +31,7 @@ _LEAST_RESERVE = 16
 _RESERVED_PART = 16
 _OPEN_AT_START = 64  # where /proc cannot tell
 _AT_ONCE = 16
+_ROOM_PART = 4
 
 MakeProtocol = Callable[[], asyncio.Protocol]
 
@@ -116,7 +117,7 @@ class Acceptor:
             return
         if self._accounts.expects:
             gc.collect(1)  # handshakes that have failed are counted until their objects are gone
-            if self._accounts.has_room:
+            if self._accounts.room() > 0:
                 return
         self._full = True
         self._look_later()
@@ -151,7 +152,7 @@ class Acceptor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._full and self._accounts.has_room:
+        if self._full and self._accounts.room() > 0:
             self._full = False
             self._accounts.watch_room(None)
             self._do(self._settle())
@@ -179,7 +180,9 @@ class Acceptor:
         heads, config = self._accounts.heads, self._config
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as held:
-            sockets = [held.enter_context(Listener(listener)) for listener in self._listeners]
+            sockets = [
+                held.enter_context(Listener(listener, self._accounts.room)) for listener in self._listeners
+            ]
             # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
             held.callback(stop_reading, sockets)
             servers = [
@@ -199,22 +202,23 @@ class Acceptor:
 class Listener(socket.socket):
     """A listener from which asyncio accepts a few connections at once, instead of as many as there are.
 
-    So it is known that a worker is full before it has accepted far more.
+    Some turns pass until they are counted: a worker accepts a part of what it has room for, and knows when it is full.
     """
 
-    def __init__(self, like: socket.socket) -> None:
+    def __init__(self, like: socket.socket, room: Callable[[], int]) -> None:
         # Not like.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
         # the listener of every other worker; one that calls accept() just then waits there for ever.
         self._kind = int(like.family), int(like.type), like.proto
         super().__init__(*self._kind, fileno=os.dup(like.fileno()))
-        self._accepted = 0
+        self._room = room
+        self._at_once = 1
 
     def accept(self) -> tuple[socket.socket, Any]:
         """As a socket's; says now and then that nothing is there, and is asked again in the next turn of the loop."""
-        self._accepted += 1
-        if self._accepted > _AT_ONCE:
-            self._accepted = 0
+        if not self._at_once:
+            self._at_once = max(1, min(_AT_ONCE, self._room() // _ROOM_PART))
             raise BlockingIOError
+        self._at_once -= 1
         fd, address = self._accept()  # type: ignore[attr-defined]
         return socket.socket(*self._kind, fileno=fd), address
 

@@ -98,10 +98,9 @@ class Accounts(ServerState):
         """How many there are, those in their handshake included."""
         return len(self.connections) + (len(self._expected) if self.expects else 0)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether there may be one connection more."""
-        return self.open_connections < self._most_connections
+    def room(self) -> int:
+        """For how many more connections there is room."""
+        return self._most_connections - self.open_connections
 
     def watch_room(self, on_leave: Callable[[], None] | None) -> None:
         """Call `on_leave` whenever a connection has ended."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from ...keeper import handover
 from ...keeper.wire import WireError
@@ -39,13 +40,13 @@ class Adoption:
             self._resting.cancel()
         asyncio.get_running_loop().remove_reader(self._take.fileno())
 
-    def give(self, fd: int, until: float | None = None, *, asked: bool = False) -> bool:
+    def give(self, fd: int, limits: dict[str, Any] | None = None) -> bool:
         """Whether the connection waits for another worker now; False when there is no room.
 
-        `until` and `asked` say how much time its client has left, as in `handover.Connection`.
+        `limits` say how much time its client has left, as those of a `handover.Connection` do.
         """
         try:
-            handover.give(self._give, fd, until, asked=asked)
+            handover.give(self._give, fd, limits)
         except OSError:
             return False
         return True

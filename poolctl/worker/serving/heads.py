@@ -157,14 +157,15 @@ class LimitedHead:
         left = self.timeout_keep_alive
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
-    def time_left(self) -> tuple[float | None, bool]:
+    def time_left(self) -> dict[str, Any]:
         """What `take_over` needs in another process, on a connection that is between two requests."""
         timer = self.timeout_keep_alive_task
         if self.head is not None:
-            return self.server_state.heads.due.get(self), False
+            due = self.server_state.heads.due.get(self)
+            return {} if due is None else {"until": due, "asked": False}
         if timer is None:
-            return None, True
-        return monotonic() + timer.when() - self.loop.time(), True
+            return {}
+        return {"until": monotonic() + timer.when() - self.loop.time(), "asked": True}
 
     def head_is_over(self) -> None:
         """No head is waited for."""

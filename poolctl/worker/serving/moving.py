@@ -76,10 +76,8 @@ class Moving(Lingering):
 
     def _give(self) -> bool:
         # One that lingered was to be closed sooner than others.
-        until, asked = (None, True) if self.lingering else self.time_left()
-        given: bool = self.server_state.heirs.give(
-            self.transport.get_extra_info("socket").fileno(), until, asked=asked
-        )
+        limits = {} if self.lingering else self.time_left()
+        given: bool = self.server_state.heirs.give(self.transport.get_extra_info("socket").fileno(), limits)
         return given
 
     def _try_again(self) -> None:

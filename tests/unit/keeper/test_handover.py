@@ -51,7 +51,10 @@ def test_a_connection_takes_the_time_that_its_client_has_left_along(
 ) -> None:
     client, accepted = socket.socketpair()
     with client, accepted:
-        handover.give(pair[0], accepted.fileno(), until, asked=asked)
+        given = handover.Connection(fileno=accepted.detach())
+        given.until, given.asked = until, asked
+        with given:
+            handover.give(pair[0], given.fileno(), given.limits())
     taken = handover.take(pair[1])
     assert taken is not None
     with taken:

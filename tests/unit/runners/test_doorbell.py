@@ -7,11 +7,13 @@ import contextlib
 import os
 import resource
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from poolctl.acceptor import __main__ as helper
-from poolctl.keeper import wire
+from poolctl.keeper import handover, wire
+from poolctl.keeper.handover import Connection
 from poolctl.runners.sleeping import doorbell as module
 from poolctl.runners.sleeping import held
 from poolctl.runners.sleeping.acceptor import Acceptor, Fetched
@@ -52,7 +54,7 @@ class Helper(Acceptor):
         kind: str,
         sock: Any,
         most: int,
-        deliver: Callable[[socket.socket], None],
+        deliver: Callable[[Connection], None],
         done: Callable[[Fetched], None],
     ) -> None:
         self.asked.append(kind)
@@ -63,7 +65,7 @@ class Helper(Acceptor):
         kind: str,
         shared: socket.socket,
         most: int,
-        deliver: Callable[[socket.socket], None],
+        deliver: Callable[[Connection], None],
         done: Callable[[Fetched], None],
     ) -> None:
         if self.fails:
@@ -80,7 +82,9 @@ class Helper(Acceptor):
                 message, fds = received
                 if message["t"] == "done":
                     break
-                deliver(socket.socket(fileno=fds[0]))
+                taken = Connection(fileno=fds[0])
+                taken.limit(message)
+                deliver(taken)
         done(Fetched(message["empty"], message["junk"], message["full"]))
 
 
@@ -93,6 +97,7 @@ class House:
         self.left, self.worker_end = wire.pair()
         self.left.setblocking(False)
         self.given: list[socket.socket] = []
+        self.limits: list[dict[str, Any]] = []
         self.room = 1000
         self.rung = 0
         self.kept: list[str] = []
@@ -117,11 +122,12 @@ class House:
         self.kept.append(f"{key} {sock.getpeername()}")
         return self.kept[-1]
 
-    def _give(self, key: str, sock: socket.socket) -> bool:
+    def _give(self, key: str, sock: Connection) -> bool:
         assert key == "web"
         if len(self.given) >= self.room:
             return False
         self.given.append(sock.dup())
+        self.limits.append(sock.limits())
         return True
 
     def _answer(self, key: str, head: bytes) -> bytes | None:
@@ -274,9 +280,9 @@ def test_one_who_was_left_behind_and_asks_wakes_before_anything_is_given_up() ->
 
 def test_a_slow_line_and_an_idle_connection_have_their_time() -> None:
     async def scenario(house: House) -> None:
-        house.arm(line_seconds=0.02, quiet_seconds=0.04)
+        house.arm(head_seconds=0.04)
         slow, idle = await house.connect(b"GET /"), await house.connect()
-        assert (await house.closed(slow)).startswith(b"HTTP/1.1 400 ")
+        assert (await house.closed(slow)).startswith(b"HTTP/1.1 408 ")
         assert await house.closed(idle) == b""
         assert (house.rung, house.given, house.kept) == (0, [], [])
 
@@ -480,5 +486,28 @@ def test_out_of_descriptors_the_backlog_waits(monkeypatch: Any) -> None:
         await house.connect(REQUEST)
         await house.until(lambda: house.given)
         assert Full.fails == 0
+
+    run(scenario)
+
+
+def test_a_connection_goes_to_the_worker_with_the_time_that_its_client_has_left() -> None:
+    async def scenario(house: House) -> None:
+        house.arm(head_seconds=5.0, quiet_seconds=50.0)
+        before = time.monotonic()
+        await house.connect()
+        with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+            for until, asked in ((before + 20.0, True), (before + 2.0, False), (None, False)):
+                house.clients.append(socket.create_connection(elsewhere.getsockname()))
+                left = Connection(fileno=elsewhere.accept()[0].detach())
+                left.until, left.asked = until, asked
+                with left:
+                    handover.give(house.worker_end, left.fileno(), left.limits())
+        await house.until(lambda: len(house.kept) == 4)
+        await house.connect(REQUEST)
+        await house.until(lambda: len(house.limits) == 5)
+        found = sorted((limits["asked"], limits["until"] - before) for limits in house.limits)
+        assert [asked for asked, _ in found] == [False, False, False, True, True]
+        for (_, seconds), expected in zip(found, (2.0, 5.0, 5.0, 20.0, 50.0), strict=True):
+            assert expected <= seconds < expected + 3.0
 
     run(scenario)
