@@ -5,6 +5,16 @@ Everything here is imported when it is first used: the small processes and the f
 
 from __future__ import annotations
 
+import sys
+
+# The command, or `python -m poolctl`: from here on Ctrl-C ends it without a traceback, whatever is being imported.
+if sys.argv[0].rpartition("/")[2] == "poolctl" or (
+    sys.argv[0] == "-m" and sys.orig_argv[1:3] == ["-m", "poolctl"]
+):
+    from poolctl.cli.interrupts import install
+
+    install()
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.config.model import ServerConfig

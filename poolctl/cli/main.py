@@ -10,6 +10,9 @@ import gc
 import os
 import sys
 
+from poolctl.cli import interrupts
+from poolctl.cli.interrupts import INTERRUPTED
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
 
     from poolctl.cli.outcome import Outcome
 
-INTERRUPTED = 130
 DEBUG_VARIABLE = "POOLCTL_DEBUG"
 REPORT_TO = "the project's issue tracker"
 
@@ -27,7 +29,13 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is None:
         # What a command imports is no garbage: the looking for it came to a tenth of the time of a short one.
         gc.set_threshold(50_000)
-        _leave(_run(sys.argv[1:]))
+        code = INTERRUPTED
+        try:
+            code = _run(sys.argv[1:])
+            interrupts.end()
+        except KeyboardInterrupt:
+            pass  # after the command was over
+        _leave(code)
     return _run(list(args))
 
 

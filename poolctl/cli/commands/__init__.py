@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from poolctl.cli import interrupts
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.cli.outcome import Outcome
@@ -32,6 +34,7 @@ def perform(request: Request) -> Outcome:
 
     output = request.output  # a form that does not exist is said before anything is done
     module = import_module(f"poolctl.cli.commands.{_MODULES.get(request.verb, request.verb)}")
+    interrupts.begin()
     outcome: Outcome = module.perform(request)
     outcome.form = output or outcome.form
     outcome.quiet = request.quiet

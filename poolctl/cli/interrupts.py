@@ -1,0 +1,63 @@
+"""Ctrl-C at any moment of a command: it ends with 130, and nothing is printed that only a programmer reads.
+
+Loaded before everything else of the command, hence without `signal`, which imports for two milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _signal import (  # type: ignore[import-not-found,unused-ignore]
+    SIGINT,
+    default_int_handler,
+    getsignal,
+    signal,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+INTERRUPTED = 130
+_raises = False
+
+
+def install() -> None:
+    """Take Ctrl-C over from Python, unless it is ignored (nohup, `&` of a shell without job control)."""
+    if getsignal(SIGINT) is default_int_handler:
+        signal(SIGINT, _interrupted)
+        sys.unraisablehook = _unraisable
+
+
+def begin() -> None:
+    """From now on the first Ctrl-C raises KeyboardInterrupt: there is something to be ended in order."""
+    global _raises
+    _raises = True
+
+
+def end() -> None:
+    """Nothing is left to be ended in order."""
+    global _raises
+    _raises = False
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    global _raises
+    if not _raises or _is_importing(frame):
+        os._exit(INTERRUPTED)
+    _raises = False  # a second one ends at once
+    raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: modules in C and Rust take an exception there for a failure of their own."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """A KeyboardInterrupt that was raised where Python can only report it, such as in a weak reference's callback."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        os._exit(INTERRUPTED)
+    sys.__unraisablehook__(unraisable)
