@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections import defaultdict
@@ -61,6 +62,47 @@ def test_a_full_disk_stops_nobody_and_is_reported(pool: RealPool, free_port: Any
     assert event["cause"] == "No space left on device"
     assert event["severity"] == "error"
     assert get(port, "/").status == 200
+
+
+MOVES_ITS_LOGS = """
+import os
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        if scope["path"] == "/attack":
+            os.rename("theirs/logs", "theirs/before")
+            os.symlink(os.path.abspath("ours"), "theirs/logs")
+        print(scope["path"], flush=True)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as other users")
+def test_a_server_that_turns_its_log_directory_into_a_link_makes_the_logger_write_nowhere_else(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
+    port = free_port()
+    pool.open_to_all()
+    ours = pool.write("ours/web.log", "precious\n")
+    (pool.directory / "theirs").mkdir()
+    shutil.chown(pool.directory / "theirs", "nobody")
+    pool.write("app.py", MOVES_ITS_LOGS)
+    keys = {"bind": f"127.0.0.1:{port}", "app": "app:app", "user": "nobody"}
+    pool.write("pool.toml", server("web", **keys, log={"path": "theirs/logs/web.log"}))
+    pool.ok("start")
+    shutil.chown(pool.directory / "theirs" / "logs", "nobody")
+    get(port, "/attack")
+
+    def lost() -> Any:
+        get(port, "/more")
+        lines = pool.ok("events", "-o", "json", "--kind", "pool").stdout.splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == "output lost"]
+
+    (event,) = until(lost)
+    assert event["cause"].startswith("logs on its path is a link that another user can make")
+    assert os.listdir(ours.parent) == ["web.log"]
+    assert ours.read_text() == "precious\n"
+    assert pool.ok("logs").stdout == ""
 
 
 # Counts aloud until it is told to end, and says how far it came.
