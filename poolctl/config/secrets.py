@@ -1,4 +1,4 @@
-"""What is secret: variables that the pool keeps to itself, and values that are shown masked wherever they are shown."""
+"""What is secret: variables that the pool keeps from its servers, and values that are masked when they are shown."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SUFFIX = "_env"
 _SHORTEST_HIDDEN = 6
 _NAMED = re.compile(rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)""")
 
-# In a name without its separators and in lower case.
+# Looked for in a name without separators, in lower case.
 _WORDS = ("password", "passwd", "secret", "token", "credential", "apikey", "privatekey", "authorization")
-# They end the names of keys that say where a secret is.
+# Endings of keys that name where a secret is.
 _REFERENCES = ("_env", "_file")
 # Tables whose keys are the user's own names.
 _FREE = ("env", "labels", "headers")
@@ -37,13 +37,13 @@ _quoted = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
 def is_secret(name: str) -> bool:
-    """Whether what has this name is probably a secret: the name of a key, a variable, a header, an option."""
+    """Whether a key, variable, header or option of this name probably has a secret value."""
     plain = _separators.sub("", name).lower()
     return any(word in plain for word in _WORDS)
 
 
 def is_secret_key(path: Sequence[str | int]) -> bool:
-    """Whether a configuration's key of this path has a secret value, and not the name of the place where one is."""
+    """Whether a configuration key has a secret value; `token_env` and `token_file` only name where one is."""
     names = [part for part in path if isinstance(part, str)]
     if not names or not is_secret(names[-1]):
         return False
@@ -64,7 +64,7 @@ def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[s
 
 
 def values_of(variables: Iterable[str], env: Mapping[str, str]) -> list[str]:
-    """What these variables hold, the longest first; nothing so short that it may stand in any text."""
+    """The values of these variables, the longest first; short ones are left out, as they occur in any text."""
     found = {env.get(name, "") for name in variables}
     return sorted((each for each in found if len(each) >= _SHORTEST_HIDDEN), key=len, reverse=True)
 
@@ -104,18 +104,19 @@ def masked_file(text: str) -> str:
 
 
 def masked_quotes(text: str, line: str) -> str:
-    """What is said about a line of a file, without what it quotes if the line holds a secret."""
+    """A message about a line of a file; its quotations are masked if the line has a secret."""
     return _quoted.sub(f"'{MASK}'", masked_text(text)) if is_secret(line) else masked_text(text)
 
 
 def pool_variables(
     servers: Iterable[ServerConfig], tables: Tables, defaults: Mapping[str, Any] | None = None
 ) -> frozenset[str]:
-    """The variables that a `*_env` key names: they hold secrets of the pool, and no server is given them unasked."""
+    """The variables that `*_env` keys name: they hold secrets of the pool, and no server gets them by itself."""
     found = set(_named(defaults or {}))
-    for table in (tables.metrics, tables.dashboard, tables.events, *tables.notify):
-        if table is not None:
-            found.update(_named(table.model_dump(warnings=False)))
+    for each in tables:
+        for table in each if isinstance(each, tuple) else (each,):
+            if table is not None:
+                found.update(_named(table.model_dump(warnings=False)))
     # Of a server only its certificate has such a key; `env` is a table of names that are its own.
     for server in servers:
         if server.tls and server.tls is not True and server.tls.password_env:
@@ -134,7 +135,7 @@ def _named(table: Mapping[str, Any]) -> Iterator[str]:
 
 
 def variables_named_in(files: Iterable[str]) -> set[str]:
-    """What `*_env` keys seem to name in these files, without parsing them: for what starts before that is done."""
+    """The variables that `*_env` keys seem to name, found without parsing: for processes that start before that."""
     found: set[str] = set()
     for path in files:
         for name in _files(path):

@@ -21,8 +21,8 @@ _STDOUT, _STDERR = 1, 2
 class InternalLog(logging.Handler):
     """Writes to standard error, which is the file at `path`; keeps one old file, `path.1`.
 
-    What is said again and again is counted instead ("repeated 12,345 times"), and what is more than may be written is
-    left out and counted too. Tracebacks of the interpreter itself go to the same file.
+    A message that repeats the last one is counted instead of written ("repeated 12,345 times"). Messages above the
+    rate limit are dropped, and counted too. Tracebacks of the interpreter itself go to the same file.
     """
 
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,17 +58,10 @@ class InternalLog(logging.Handler):
         if cut > 0:
             message = f"{message[:_LONGEST_MESSAGE]}… ({cut} characters more)"
         record = logging.makeLogRecord({**record.__dict__, "msg": message, "args": None})
-        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
-        if not self._allowance.take(len(line), now):
-            self._left_out += 1
-            return
-        if self._left_out:
-            self._write(self._line(f"{self._left_out:,} messages were left out: too many at once"))
-            self._left_out = 0
-        self._write(line)
+        self._write_if_allowed(f"{self.format(record)}\n".encode(errors="backslashreplace"), now)
 
     def close(self) -> None:
-        """Say what was counted."""
+        """Write what was counted."""
         with contextlib.suppress(Exception):
             self._tell_repeated(self._clock())
         super().close()
@@ -76,7 +69,17 @@ class InternalLog(logging.Handler):
     def _tell_repeated(self, now: float) -> None:
         repeated, self._repeated, self._counted_at = self._repeated, 0, now
         if repeated:
-            self._write(self._line(f"the last message was repeated {repeated:,} times"))
+            text = f"the last message was repeated {repeated:,} time{'s' * (repeated > 1)}"
+            self._write_if_allowed(self._line(text), now)
+
+    def _write_if_allowed(self, line: bytes, now: float) -> None:
+        if not self._allowance.take(len(line), now):
+            self._left_out += 1
+            return
+        if self._left_out:
+            self._write(self._line(f"{self._left_out:,} messages were left out: too many at once"))
+            self._left_out = 0
+        self._write(line)
 
     def _line(self, text: str) -> bytes:
         assert self.formatter is not None

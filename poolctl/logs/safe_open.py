@@ -1,7 +1,7 @@
-"""Opening files on paths in which other users own directories: no link of theirs is followed, no file of theirs meant.
+"""Opens files in directories that other users can write, without following links that they could have made.
 
-A log may lie in a directory of the less privileged user whose output it takes. With our rights a path in there could
-lead anywhere, so each component is opened on its own (openat(2), O_NOFOLLOW).
+A log may lie in a directory of the less privileged user whose output it takes. A process with more rights must not be
+led elsewhere by links in there, so each component of the path is opened on its own (openat(2), O_NOFOLLOW).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WRITABLE_BY_OTHERS = 0o022
 
 
 class Refused(OSError):
-    """A path that another user could have laid out; `strerror` says where."""
+    """A path that another user could have prepared; `strerror` says where."""
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.ELOOP, message)
@@ -41,7 +41,7 @@ def directory_of(path: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
 def open_file(path: str, flags: int, mode: int = 0o640) -> int:
     """The descriptor of the file at a path; with O_CREAT missing directories are made as well.
 
-    Raises OSError, Refused for what another user could have put there instead of a file of its own.
+    Raises OSError; Refused for a file, or a link on the way to it, that another user could have put there.
     """
     directory, name = _walk(path, make=bool(flags & os.O_CREAT), follow_last=True)
     try:
@@ -58,7 +58,7 @@ def open_file(path: str, flags: int, mode: int = 0o640) -> int:
 
 def _walk(path: str, *, make: bool, follow_last: bool) -> tuple[int, str]:
     fd = os.open("/", _TO_DIRECTORY)
-    left = _parts(os.path.join(os.getcwd(), path))
+    left = _parts(path if path.startswith("/") else os.path.join(os.getcwd(), path))
     links = 0
     try:
         while len(left) > 1 or follow_last:
@@ -115,7 +115,7 @@ def _link(directory: int, name: str) -> str | None:
 
 
 def _is_trusted(directory: os.stat_result) -> bool:
-    """Whether nobody else could have put into it what is there."""
+    """Whether only root and this user can change its entries."""
     return directory.st_uid in (0, os.geteuid()) and not directory.st_mode & _WRITABLE_BY_OTHERS
 
 
@@ -123,8 +123,8 @@ def _check(file: os.stat_result, directory: os.stat_result, path: str) -> None:
     if os.geteuid() != 0 or _is_trusted(directory):
         return
     if not stat.S_ISREG(file.st_mode):
-        raise Refused(f"{path} is no file, in a directory that another user can write")
+        raise Refused(f"{path} is not a regular file, in a directory that another user can write")
     if file.st_nlink > 1:
-        raise Refused(f"{path} has another name as well, in a directory that another user can write")
+        raise Refused(f"{path} has a second hard link, in a directory that another user can write")
     if file.st_uid not in (0, os.geteuid(), directory.st_uid):
-        raise Refused(f"{path} belongs to neither of us, in a directory that another user can write")
+        raise Refused(f"{path} belongs to a third user, in a directory that another user can write")

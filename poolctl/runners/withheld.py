@@ -1,6 +1,6 @@
-"""The variables of this process's environment that no program of a pool is given.
+"""Environment variables that are kept from the programs of a pool: they hold secrets of the pool itself.
 
-The environment belongs to the process, and so does this: all runners in it share it.
+The environment belongs to the process, and so does this list: all runners of the process share it.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ _names: set[str] = set()
 
 
 def withhold(names: Iterable[str], *, only: bool = False) -> None:
-    """Give these variables to no program that is started from now on; with `only` these and no others."""
+    """Keep these variables from programs that are started from now on; with `only` these and no others."""
     if only:
         _names.clear()
     _names.update(names)
 
 
 def present() -> list[str]:
-    """The names of those that are set, in order."""
+    """The names of those that are set, sorted."""
     return sorted(_names & os.environ.keys())
 
 
 def values() -> list[str]:
-    """What they hold."""
+    """Their values (see values_of)."""
     return values_of(_names, os.environ)
 
 
 def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment (default: this process's) without them."""
+    """An environment (default: this process's) without these variables."""
     return {
         name: value for name, value in (os.environ if base is None else base).items() if name not in _names
     }

@@ -1,4 +1,4 @@
-"""What a connection to the page may cost: how long a request may take to arrive, and how many there may be."""
+"""Limits on connections to the dashboard: the time in which a request must arrive, and their number."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# From the connection, or from a request's first byte, until the request is here as a whole.
+# From the connection, or from a request's first byte, to the end of its body.
 REQUEST_SECONDS = 10.0
 MOST_CONNECTIONS = 256
 
 
 class Connection(H11Protocol):
-    """Closed when a request takes too long to arrive, or when there is no room and it has waited longest for one.
+    """Closed when a request takes too long to arrive, or to make room if it has waited longest for a request.
 
-    h11 bounds what it keeps of a request's head; the other parser that uvicorn knows does not.
+    Parsed by h11, which limits the size of a request's head; uvicorn's other parser does not.
     """
 
     _deadline: asyncio.TimerHandle | None = None
-    _since = 0.0  # when the request that is awaited, or was last, began to be
+    _since = 0.0  # when it began to wait for the current or the last request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
@@ -53,7 +53,7 @@ class Connection(H11Protocol):
         return oldest is not None
 
     def _has_request(self) -> bool:
-        """Whether a request is here as a whole, answered or not."""
+        """Whether a request has arrived completely, answered or not."""
         return self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
 
     def _is_answering(self) -> bool:

@@ -1,4 +1,4 @@
-"""The sessions that were ended before their time, kept in a file: their cookies stay dead in later processes too."""
+"""Sessions that were logged out, kept in a file so that their cookies stay invalid after a restart."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ logger = logging.getLogger("poolctl.web")
 
 
 class Ended:
-    """Identifiers of sessions with the time, in seconds since 1970, at which they would have ended by themselves.
+    """Identifiers of sessions, each with the time at which it would have expired, in seconds since 1970.
 
-    Those of the file at `path` ("" for none) and of this process; another process may write it meanwhile.
+    They are kept in the file at `path` ("" for none), which another process may change meanwhile.
     """
 
     def __init__(self, path: str, clock: Clock) -> None:
@@ -29,14 +29,14 @@ class Ended:
         return session in self._known
 
     def add(self, session: str, expires: int) -> None:
-        """Note that this one is over."""
+        """Note that this session was logged out."""
         self._read()
         now = self._clock.time()
         self._known = {each: end for each, end in self._known.items() if end > now} | {session: expires}
         try:
             self._write()
         except OSError as error:
-            logger.error("a session that was ended may be known again after a restart: %s", error)
+            logger.error("a logout could not be stored, and may be undone by a restart: %s", error)
 
     def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError):

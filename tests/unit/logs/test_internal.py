@@ -47,7 +47,7 @@ def test_a_line_that_is_repeated_is_counted(
     assert lines[3:] == ["the last message was repeated 2 times"], "while it goes on, too"
     logger.error("another")
     logger.handlers[0].close()
-    assert lines[4:] == ["the last message was repeated 1 times"]
+    assert lines[4:] == ["the last message was repeated 1 time"]
 
 
 def test_a_flood_of_lines_that_differ_is_bounded_and_says_so(
@@ -63,6 +63,13 @@ def test_a_flood_of_lines_that_differ_is_bounded_and_says_so(
     logger.error("later")
     assert lines[-2] == f"{20_000 - len(lines) + 2:,} messages were left out: too many at once"
     assert lines[-1] == "later"
+
+
+def test_a_flood_of_pairs_is_bounded_as_well(log: tuple[logging.Logger, list[str]]) -> None:
+    logger, lines = log
+    for number in range(20_000):
+        logger.error("%d", number // 2)
+    assert sum(map(len, lines)) < 300_000
 
 
 def test_the_file_is_put_aside_while_the_process_runs(tmp_path: Path) -> None:
