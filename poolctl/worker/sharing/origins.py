@@ -63,7 +63,9 @@ class ThreadOrigins:
             if each.native_id == thread:
                 module = _module_of(each) or module
                 return f"the thread {each.name!r}" + (f" of {module}" if module else "")
-        return f"a thread in {module}" if module else f"the thread {thread}"
+        name = thread_name(thread)
+        known = f"a thread {name!r}" if name and name != thread_name(os.getpid()) else "a thread"
+        return f"{known} in {module}" if module else f"{known} ({thread})"
 
     def _look(self, importing: str = "") -> None:
         if os.stat(_TASKS).st_nlink - _OWN_LINKS != self._count:
@@ -73,15 +75,20 @@ class ThreadOrigins:
             self._count = len(threads)
 
 
-def advice(threads: frozenset[int]) -> str:
-    """The fix for threads that no Python code has started, where their library is known; else empty."""
-    if threads <= {each.native_id for each in threading.enumerate()}:
-        return ""
+def advice() -> str:
+    """What may prevent native threads, by the libraries of this process; empty when none of them is known."""
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
         files = {os.path.basename(row.split(None, 5)[-1].strip()) for row in maps if "/" in row}
         for part, variable in _LIBRARIES.items():
             if any(part in file for file in files):
                 return f'env = {{ {variable} = "1" }} may prevent it'
+    return ""
+
+
+def thread_name(thread: int) -> str:
+    """The name of a thread of this process, which is the process's own unless its library gave it one."""
+    with contextlib.suppress(OSError), open(f"{_TASKS}/{thread}/comm", errors="replace") as file:
+        return file.read().strip()
     return ""
 
 

@@ -105,3 +105,13 @@ def test_a_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: p
     assert before.fix() == ""
     monkeypatch.setitem(origins._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
     assert before.fix() == 'env = { SO_MANY = "1" } may prevent it'
+
+
+def test_a_native_thread_has_the_name_that_its_library_gave_it(modules: Path) -> None:
+    (modules / "shop.py").write_text(NATIVE + 'libc.pthread_setname_np(thread, b"flusher")\n')
+    assert said_of("shop") == "started a thread 'flusher' in shop"
+
+
+def test_a_thread_that_its_library_can_lose_in_a_fork_is_no_obstacle(modules: Path) -> None:
+    (modules / "shop.py").write_text(NATIVE + 'libc.pthread_setname_np(thread, b"jemalloc_bg_thd")\n')
+    assert said_of("shop") == ""
