@@ -71,11 +71,6 @@ class Search:
         return {place: list(dict.fromkeys(holders)) for place, holders in found.items()}
 
 
-def find(place: Place) -> list[Holder]:
-    """Likewise for one place."""
-    return Search().find([place])[place]
-
-
 def local_addresses() -> list[str]:
     """The addresses of this machine, IPv4 first, without link-local ones; empty when /proc does not say."""
     found = []

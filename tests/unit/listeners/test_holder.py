@@ -25,6 +25,10 @@ sys.stdin.read()
 """
 
 
+def find(place: holder.Place) -> list[holder.Holder]:
+    return holder.Search().find([place])[place]
+
+
 @pytest.mark.parametrize("how", ["script", "command", "module"])
 def test_a_python_program_is_called_by_what_it_runs(how: str, tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(LISTEN)
@@ -42,7 +46,7 @@ def test_a_python_program_is_called_by_what_it_runs(how: str, tmp_path: Path) ->
         assert process.stdout is not None
         port = int(process.stdout.readline())
         try:
-            (found,) = holder.find(("127.0.0.1", port))
+            (found,) = find(("127.0.0.1", port))
         finally:
             process.kill()
     assert found.pid == process.pid
@@ -54,7 +58,7 @@ def test_listeners_win_over_connections_from_the_same_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)), listener.accept()[0]:
-            (found,) = holder.find(("127.0.0.1", port))
+            (found,) = find(("127.0.0.1", port))
     assert (found.pid, found.listens) == (os.getpid(), True)
 
 
@@ -63,11 +67,11 @@ def test_a_connection_that_goes_out_from_the_port_is_found() -> None:
         client = socket.create_connection(listener.getsockname())
         place = client.getsockname()
         with listener.accept()[0]:
-            (found,) = holder.find(place)
+            (found,) = find(place)
             assert (found.pid, found.listens) == (os.getpid(), False)
             client.close()
         # Who closes first leaves the kernel something to keep for a minute.
-        (found,) = holder.find(place)
+        (found,) = find(place)
         assert (found.pid, found.listens, found.name) == (None, False, "")
 
 
@@ -95,7 +99,7 @@ def test_a_search_ends_in_time_with_what_is_known_by_then(monkeypatch: pytest.Mo
         monkeypatch.setattr(holder, "_sockets_of", lambda pid, missing, until: time.sleep(0.06) or set())
         monkeypatch.setattr(holder, "MOST_SECONDS", 0.05)
         began = time.monotonic()
-        (found,) = holder.find(listener.getsockname())
+        (found,) = find(listener.getsockname())
         assert time.monotonic() - began < 1
     assert (found.pid, repr(found)) == (None, f"a process of user {pwd.getpwuid(os.getuid()).pw_name}")
 
@@ -103,7 +107,7 @@ def test_a_search_ends_in_time_with_what_is_known_by_then(monkeypatch: pytest.Mo
 def test_without_sock_diag_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert holder.find(listener.getsockname()) == []
+        assert find(listener.getsockname()) == []
 
 
 def test_a_holder_that_is_part_of_a_pool_is_known_by_the_files_of_the_pool(tmp_path: Path) -> None:
@@ -124,7 +128,7 @@ def test_a_holder_that_is_part_of_a_pool_is_known_by_the_files_of_the_pool(tmp_p
         ) as process:
             assert process.stdout is not None
             try:
-                (found,) = holder.find(("127.0.0.1", int(process.stdout.readline())))
+                (found,) = find(("127.0.0.1", int(process.stdout.readline())))
             finally:
                 process.kill()
         assert (found.pid, found.pool) == (process.pid, files)
@@ -133,21 +137,21 @@ def test_a_holder_that_is_part_of_a_pool_is_known_by_the_files_of_the_pool(tmp_p
 def test_another_address_of_the_same_port_is_not_in_the_way() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert holder.find(("127.0.0.2", port)) == []
-        assert len(holder.find(("0.0.0.0", port))) == 1
-        assert len(holder.find(("::", port))) == 1
-        assert len(holder.find(("localhost", port))) == 1
+        assert find(("127.0.0.2", port)) == []
+        assert len(find(("0.0.0.0", port))) == 1
+        assert len(find(("::", port))) == 1
+        assert len(find(("localhost", port))) == 1
 
 
 def test_an_ipv6_listener_for_both_versions_is_in_the_way_of_ipv4() -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
-        assert holder.find(("127.0.0.1", listener.getsockname()[1]))
+        assert find(("127.0.0.1", listener.getsockname()[1]))
 
 
 def test_a_free_port_has_no_holder() -> None:
-    assert holder.find(("127.0.0.1", 1)) == []
+    assert find(("127.0.0.1", 1)) == []
 
 
 def test_a_socket_of_no_visible_process_is_said_to_be_its_users() -> None:
