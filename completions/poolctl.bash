@@ -86,7 +86,7 @@ _poolctl() {
             ;;
         restart)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps --env -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps --env --force -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -107,7 +107,7 @@ _poolctl() {
             ;;
         reload)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --timeout --no-wait --dry-run --watch --env -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-wait --dry-run --watch --env --force -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
             fi

@@ -12,11 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def certificate(directory: Path, name: str = "localhost") -> tuple[Path, Path]:
-    """The paths of a self-signed certificate for `name` and 127.0.0.1, and of its key."""
+def certificate(directory: Path, name: str = "localhost", *, days: float = 30) -> tuple[Path, Path]:
+    """The paths of a self-signed certificate for `name` and 127.0.0.1, valid for `days` from now, and of its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
+    ends = now + datetime.timedelta(days=days)
     names = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     made = (
         x509.CertificateBuilder()
@@ -24,8 +25,8 @@ def certificate(directory: Path, name: str = "localhost") -> tuple[Path, Path]:
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
+        .not_valid_before(min(now, ends) - datetime.timedelta(days=1))
+        .not_valid_after(ends)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(key, hashes.SHA256())
     )

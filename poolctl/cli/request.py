@@ -128,7 +128,7 @@ class Request:
             options["wait"] = not self.values["no_wait"]
         if "no_deps" in self.values:
             options["deps"] = not self.values["no_deps"]
-        for flag in ("all", "reveal"):
+        for flag in ("all", "force", "reveal"):
             if self.values.get(flag):
                 options[flag] = True
         if self.values.get("goal") is not None:

@@ -73,6 +73,7 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
         "--no-wait": ("no_wait", "flag"),
         "--no-deps": ("no_deps", "flag"),
         "--env": ("env", "flag"),
+        "--force": ("force", "flag"),
     },
     "run": {
         "--timeout": ("timeout", "value"),
@@ -131,6 +132,7 @@ OWN: dict[str, dict[str, tuple[str, str]]] = {
         "--dry-run": ("dry_run", "flag"),
         "--watch": ("watch", "flag"),
         "--env": ("env", "flag"),
+        "--force": ("force", "flag"),
     },
     "scale": {
         "--all": ("all", "flag"),

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from poolctl.config.problems import Finding, Problem
 from poolctl.config.sections import TLSConfig
 from poolctl.config.source import read_text
-
-SOON = timedelta(days=14)
-BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+from poolctl.config.validity import BEGIN, validity
 
 
 def check_certificates(
@@ -100,49 +98,16 @@ def _ciphers(tls: TLSConfig) -> list[Finding]:
 
 def _validity(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
     """An expired certificate is no reason not to start: a pool must come up after a night's power cut."""
-    # The first certificate of a chain is the server's own.
-    block = BEGIN + text.partition(BEGIN)[2].partition(END)[0] + END
-    try:
-        begins, ends = validity(ssl.PEM_cert_to_DER_cert(block))
-    except (ValueError, IndexError):
+    times = validity(text)
+    if times is None:
         return []
+    begins, ends = times
     if now > ends:
         message = f"the certificate has expired on {ends:%Y-%m-%d}"
     elif now < begins:
         message = f"the certificate is not valid before {begins:%Y-%m-%d}"
-    elif now + SOON > ends:
+    elif now + timedelta(seconds=tls.warn_before) > ends:
         message = f"the certificate expires on {ends:%Y-%m-%d}"
     else:
         return []
     return [Finding(("tls", "cert"), f"{os.path.basename(tls.cert)}: {message}", "renew it", tls.cert)]
-
-
-def validity(der: bytes) -> tuple[datetime, datetime]:
-    """From when until when a certificate is valid (RFC 5280 §4.1). Raises ValueError, IndexError."""
-    # Certificate → tbsCertificate → [version], serial, algorithm, issuer, validity → two times.
-    _, certificate, _ = _element(der, 0)
-    _, inner, _ = _element(certificate, 0)
-    tag, _, after = _element(inner, 0)
-    position = after if tag == 0xA0 else 0
-    for _ in range(3):
-        _, _, position = _element(inner, position)
-    _, times, _ = _element(inner, position)
-    tag, begins, after = _element(times, 0)
-    end_tag, ends, _ = _element(times, after)
-    return _time(tag, begins), _time(end_tag, ends)
-
-
-def _element(data: bytes, start: int) -> tuple[int, bytes, int]:
-    """Tag, content and the position after it, of a DER element (X.690 §8.1)."""
-    length = data[start + 1]
-    begin = start + 2
-    if length & 0x80:
-        count = length & 0x7F
-        length = int.from_bytes(data[begin : begin + count], "big")
-        begin += count
-    return data[start], data[begin : begin + length], begin + length
-
-
-def _time(tag: int, content: bytes) -> datetime:
-    pattern = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
-    return datetime.strptime(content.decode("ascii"), pattern).replace(tzinfo=UTC)

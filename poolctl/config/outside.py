@@ -48,6 +48,13 @@ class Outside:
             troubled = {id(server) for server, _ in self.problems}
             self._imports([server for server in servers if id(server) not in troubled])
 
+    def look(self, servers: Sequence[ServerConfig]) -> None:
+        """Collect the warnings about these servers alone."""
+        known = len(self.problems)
+        for server in servers:
+            self._server(server)
+        del self.problems[known:]
+
     def _server(self, server: ServerConfig) -> None:
         self._once(server, ("cwd", server.cwd), lambda: _directory("cwd", server.cwd))
         if server.app_dir != server.cwd:

@@ -202,27 +202,28 @@ class PoolConfig(Sequence[ServerConfig]):
     def outside(self, *, import_apps: bool = False, names: Container[str] | None = None) -> list[ServerError]:
         """What is wrong with what the servers refer to: files, certificates, interpreters; on request their apps.
 
-        Only of the servers with these names, if any are given.
+        Only of the servers with these names, if any are given; what there is to warn of is found for all of them.
         """
         from poolctl.config.outside import Outside
         from poolctl.config.table_outside import outside_of
 
         outside = Outside(os.environ, self._tls, self.pool_variables)
-        servers = [server for server in self._servers if names is None or server.name in names]
-        outside.check(servers, import_apps=import_apps)
-        beside = outside_of(self.tables, os.environ) if self.tables.dashboard else []
-        self._outside_warnings = [self._located(server, finding) for server, finding in outside.warnings]
+        meant = [server for server in self._servers if names is None or server.name in names]
+        outside.check(meant, import_apps=import_apps)
+        if names is not None:
+            outside.look([server for server in self._servers if server.name not in names])
+        beside, warnings = outside_of(self.tables, os.environ) if self.tables.dashboard else ([], [])
+        self._outside_warnings = _distinct(
+            self._located(server, finding) for server, finding in outside.warnings
+        )
+        self._outside_warnings += [problem_of(finding) for finding in warnings]
         if self.tables.notify:
             from poolctl.config.table_rules import unknown_secrets
 
             findings = unknown_secrets(self.tables, os.environ)
             self._outside_warnings += [problem_of(finding) for finding in findings]
-        found = [self._located(server, finding) for server, finding in outside.problems]
-        # One missing certificate of [defaults] is one problem, however many servers use it.
-        distinct = {
-            (problem.place if problem.file else id(problem), problem.message): problem for problem in found
-        }
-        return [*distinct.values(), *(problem_of(each) for each in beside)]
+        found = _distinct(self._located(server, finding) for server, finding in outside.problems)
+        return [*found, *(problem_of(each) for each in beside)]
 
     def pool(self, *, handler: Any = None, context: Any = None, runner: Any = None) -> Pool:
         """A pool of the valid servers, none of them started.
@@ -258,6 +259,12 @@ class PoolConfig(Sequence[ServerConfig]):
         if self._origins is None:
             return _problem(server, finding)
         return _problem(server, finding, self._origins.place(server.name, finding.path))
+
+
+def _distinct(problems: Iterable[Problem]) -> list[Problem]:
+    """One missing certificate of [defaults] is one problem, however many servers use it."""
+    found = {(each.place if each.file else id(each), each.message): each for each in problems}
+    return list(found.values())
 
 
 def _no_certificate() -> Finding:

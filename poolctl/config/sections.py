@@ -68,6 +68,9 @@ class TLSConfig(Section):
         default="1.2", description="The oldest TLS version that is spoken."
     )
     ciphers: Text | None = Field(default=None, description="Cipher suites in OpenSSL's notation (TLS 1.2).")
+    warn_before: Duration = Field(
+        default=1_209_600.0, description="How long before its end a certificate is warned of; 0 is never."
+    )
 
 
 class Http(Section):

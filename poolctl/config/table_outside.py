@@ -12,20 +12,21 @@ from poolctl.config.table_models import Dashboard
 from poolctl.config.tables import Tables
 
 
-def outside_of(tables: Tables, env: Mapping[str, str]) -> list[Finding]:
-    """Everything that is wrong with it; paths begin with the table. Blocks on the disk."""
+def outside_of(tables: Tables, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
+    """Problems and warnings of it; paths begin with the table. Blocks on the disk."""
     page = tables.dashboard
     if page is None:
-        return []
-    found = list(_token(page, env))
+        return [], []
+    problems, warnings = list(_token(page, env)), list[Finding]()
     if page.tls:
-        found += check_certificates(page.tls, env, datetime.now(UTC))[0]
+        found, warnings = check_certificates(page.tls, env, datetime.now(UTC))
+        problems += found
     # Where it stands in the file is known no more.
-    paths = [("dashboard", *each.path) for each in found]
-    return [
-        each._replace(path=path, message=f"{dotted(path)}: {each.message}")
-        for each, path in zip(found, paths, strict=True)
-    ]
+    of_the_table = [each._replace(path=("dashboard", *each.path)) for each in problems]
+    return (
+        [each._replace(message=f"{dotted(each.path)}: {each.message}") for each in of_the_table],
+        [each._replace(path=("dashboard", *each.path)) for each in warnings],
+    )
 
 
 def _token(page: Dashboard, env: Mapping[str, str]) -> Iterator[Finding]:

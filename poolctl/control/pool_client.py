@@ -75,10 +75,15 @@ class PoolClient(Looking):
         timeout: Timeout | None = None,
         deps: bool = True,
         wait: bool = True,
+        force: bool = False,
         on_progress: Callable[[Result], None] | None = None,
     ) -> Result:
-        """Replace the selected servers without refusing a connection; PoolRestartError with every failure."""
-        options = {"timeout": timeout, "deps": deps, "wait": wait}
+        """Replace the selected servers without refusing a connection; PoolRestartError with every failure.
+
+        A server whose certificate has expired on the disk, while the one in use has not, is restarted with `force`
+        only.
+        """
+        options = {"timeout": timeout, "deps": deps, "wait": wait, "force": force}
         return self._ask("restart", targets, selector, options, on_progress, PoolRestartError)
 
     def reload(
@@ -88,18 +93,21 @@ class PoolClient(Looking):
         env: Mapping[str, str] | None = None,
         timeout: Timeout | None = None,
         wait: bool = True,
+        force: bool = False,
         on_progress: Callable[[Result], None] | None = None,
     ) -> Result:
         """Apply the changed files and return what changed, as `"changes"`; with `dry_run` only say it.
 
         A dry run's `"exit_code"` is 3 when there is a difference. `env` is the environment to read the files with
-        from now on. PoolValidateError with every problem of the files, which then change nothing.
+        from now on. PoolValidateError with every problem of the files, which then change nothing; a certificate that
+        has expired, while the one in use has not, is one without `force`.
         """
         options = {
             "dry_run": dry_run,
             "env": None if env is None else dict(env),
             "timeout": timeout,
             "wait": wait,
+            "force": force,
         }
         return self._ask(
             "reload", (), None, options, on_progress, PoolRestartError, accepted=(DONE, NOT_AS_DESIRED)

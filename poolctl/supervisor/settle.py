@@ -29,10 +29,19 @@ class Settled:
     tables: Tables = field(default_factory=Tables)
 
     def outside(self, names: Collection[str]) -> list[Document]:
-        """What is wrong with the files, users and programs that these servers name; blocks on the disk."""
-        if self.config is None or not names:
+        """What is wrong with the files, users and programs that these servers name; blocks on the disk.
+
+        What there is to warn of is found for all servers.
+        """
+        if self.config is None:
             return []
-        return [problem.to_dict() for problem in self.config.outside(names=names)]
+        found = self.config.outside(names=names)
+        return [problem.to_dict() for problem in found] if names else []
+
+    @property
+    def warnings(self) -> list[str]:
+        """What works, but perhaps not as expected; after `outside` also what that has seen."""
+        return [str(warning) for warning in self.config.warnings] if self.config is not None else []
 
 
 class Settler:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.certificates import certificate
 from tests.real_pool import HELLO_APP, RealPool
 
 pytestmark = pytest.mark.slow
@@ -23,6 +24,8 @@ def test_every_metric_is_described_and_every_one_described_is_there(
     for port in ("9464", "8081"):
         example = example.replace(port, str(free_port()))
     probed = 'app  = "users:app"\nhealth = { liveness = { http = "/", interval = "100ms" } }'
+    probed += '\ntls = { cert = "localhost.pem", key = "localhost.key" }'
+    certificate(real_pool.directory)
     real_pool.write("users.py", HELLO_APP)
     real_pool.write("pool.toml", example.replace('app  = "users:app"', probed))
     real_pool.ok("start")

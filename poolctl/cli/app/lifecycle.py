@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ORDERS, OUTPUT, SELECTION, TIMES, ByEnvironment, NoDeps, Perform, Watched, command
+from .options import ORDERS, OUTPUT, SELECTION, TIMES, ByEnvironment, Force, NoDeps, Perform, Watched, command
 
 _WAIT_FOR = typer.Option("--for", metavar="GOAL", help="ready (default), stopped, healthy, or any state.")
 _LOG_FORMAT = typer.Option(
@@ -39,6 +39,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         OUTPUT,
         ORDERS,
         env=(ByEnvironment, False),
+        force=(Force, False),
     )
     command(
         app,

@@ -13,6 +13,7 @@ from .options import (
     OUTPUT,
     TIMES,
     ByEnvironment,
+    Force,
     NoWait,
     Perform,
     Watched,
@@ -62,6 +63,7 @@ def add_commands(app: typer.Typer, perform: Perform) -> None:
         dry_run=(Annotated[bool, _DRY_RUN], False),
         watch=(Watched, False),
         env=(ByEnvironment, False),
+        force=(Force, False),
     )
     _add_overrides(app, perform)
     _add_membership(app, perform)

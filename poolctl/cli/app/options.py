@@ -61,6 +61,10 @@ NoDeps = Annotated[bool, typer.Option("--no-deps", help="Leave out what depends,
 ByEnvironment = Annotated[
     bool, typer.Option("--env", help="Take this command's environment instead of the supervisor's.")
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Also with certificates that have expired while those in use have not."),
+]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show secrets instead of masking them.")]
 Watched = Annotated[
     bool, typer.Option("--watch", help="Go on, and reload whenever the file or the code changes.")

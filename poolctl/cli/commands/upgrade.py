@@ -32,7 +32,8 @@ def perform(request: Request) -> Outcome:
     serving = [item["name"] for item in outcome.items if item.get("pids") and not _is_job(item)]
     how = f"{servers(len(serving))} went on as before; poolctl upgrade --restart replaces their workers"
     if request.get("restart") and serving:
-        outcome = ask(Request("restart", {**request.values, "targets": serving}), place)
+        values = {**request.values, "targets": serving, "force": False}
+        outcome = ask(Request("restart", values), place)
         failed = {error.get("name") for error in outcome.errors}
         how = f"{servers(sum(name not in failed for name in serving), of=len(serving))} restarted"
     outcome.message = f"{message}: {how}"

@@ -23,6 +23,20 @@ def configuration(case: Case) -> Iterator[Finding]:
         yield ok("configuration", f"{count} servers" if count != 1 else "1 server")
 
 
+def certificates(case: Case) -> Iterator[Finding]:
+    """Those of the files that have expired, or soon will."""
+    if case.config is None:
+        return
+    tls = [server.name for server in case.servers if server.tls]
+    warned = [each for each in case.config.warnings if getattr(each, "key", "").endswith("tls.cert")]
+    for each in warned:
+        yield warning(
+            "certificates", f"{each.name or '[dashboard]'}: {each.message}", "renew it, then poolctl reload"
+        )
+    if tls and not warned:
+        yield ok("certificates", f"those of {', '.join(tls)} are valid")
+
+
 def supervisor(case: Case) -> Iterator[Finding]:
     """Whether it answers."""
     if case.silence:
@@ -69,4 +83,4 @@ def servers(case: Case) -> Iterator[Finding]:
         yield ok("servers", ", ".join(counts))
 
 
-CHECKS = (configuration, supervisor, keeper, servers)
+CHECKS = (configuration, certificates, supervisor, keeper, servers)

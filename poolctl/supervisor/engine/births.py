@@ -11,7 +11,7 @@ from poolctl.errors import PoolStartError
 from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
-from .contents import digests
+from .contents import certificate_ends, digests
 from .deaths import Deaths, explained, failure_of
 from .entry import Entry, Worker
 from .preloading import Preloading
@@ -59,6 +59,7 @@ class Births:
     async def _begin(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit] | None:
         """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
         worker.placed_at = self._clock.time()
+        worker.certificate_ends = certificate_ends(worker.config)
         if worker.generation == entry.generation:
             entry.files = digests(worker.config)
         try:
@@ -117,6 +118,8 @@ class Births:
                 worker.phase = Phase.READY
                 worker.ready_at = self._clock.monotonic()
                 entry.called = True
+                if worker.generation == entry.generation:
+                    entry.certificate_ends = worker.certificate_ends
                 self._touch(entry)
 
     async def _admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:

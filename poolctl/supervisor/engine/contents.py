@@ -1,4 +1,4 @@
-"""What the files say that servers read at their start: a changed one is a difference although no key has changed."""
+"""The files that servers read at their start: their contents, and when their certificates expire."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import hashlib
 from collections.abc import Iterable
 
 from poolctl.config.model import ServerConfig
+from poolctl.config.validity import validity
 
 
 def digests(config: ServerConfig) -> dict[str, str]:
-    """`{"env_file": …, "tls": …}` for the files that the server names; blocks on the disk."""
+    """`{"env_file": …, "tls": …}` for the files that the server names; blocks on the disk.
+
+    A file that has changed is a difference although no key has.
+    """
     found: dict[str, str] = {}
     if config.env_file:
         found["env_file"] = _digest(config.env_file)
@@ -17,6 +21,21 @@ def digests(config: ServerConfig) -> dict[str, str]:
     if tls and tls is not True:
         found["tls"] = _digest(filter(None, (tls.cert, tls.key or tls.cert, tls.ca)))
     return found
+
+
+def certificate_ends(config: ServerConfig) -> float | None:
+    """When the certificate that the server names expires, in seconds since the epoch; blocks on the disk.
+
+    None without TLS, and for a file that cannot be read.
+    """
+    if not config.tls or config.tls is True:
+        return None
+    try:
+        with open(config.tls.cert, encoding="ascii", errors="replace") as file:
+            times = validity(file.read())
+    except OSError:
+        return None
+    return None if times is None else times[1].timestamp()
 
 
 def _digest(paths: Iterable[str]) -> str:

@@ -35,6 +35,7 @@ class Worker:
     resting: bool = False  # it leaves the accepting to others
     health: Status = Status.UNKNOWN  # what its probes say
     left: bool = False  # it accepts nothing any more
+    certificate_ends: float | None = None  # of the one that it has read, in seconds since the epoch
     idle: bool = False  # ready, and without traffic for its server's scale.idle
     stuck: bool = False  # its event loop has left a heartbeat unanswered
     relieved: bool = False  # stopped because it ails: another takes its place
@@ -79,6 +80,7 @@ class Entry:
     feasible: int = 0  # the generation whose workers can be placed, as was found out last
     checking: bool = False  # that is being found out
     files: dict[str, str] = field(default_factory=dict)  # digests of what its newest worker has read
+    certificate_ends: float | None = None  # of the one in use, in seconds since the epoch
     workers: dict[str, Worker] = field(default_factory=dict)
 
     # Its listener.

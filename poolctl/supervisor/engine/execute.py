@@ -12,7 +12,7 @@ from poolctl.runners.protocol import Runner
 
 from .addresses import Addresses
 from .births import Births
-from .contents import digests
+from .contents import certificate_ends, digests
 from .deaths import Deaths, explained
 from .doors import Doors
 from .entry import Entry, Worker
@@ -152,10 +152,11 @@ class Executor:
 
     async def renew_tls(self, entry: Entry) -> None:
         """Give the workers of the server its certificates as they are now. Raises ServerError."""
-        entry.files = digests(entry.config)
+        entry.files, ends = digests(entry.config), certificate_ends(entry.config)
         for worker in list(entry.workers.values()):
             if worker.placement is not None and worker.phase not in LEAVING:
                 await self._runner.renew_tls(worker.placement, entry.config)
+        entry.certificate_ends = ends
 
     def _sleep(self, entry: Entry) -> None:
         # The bell, or the next worker, takes over what these have.

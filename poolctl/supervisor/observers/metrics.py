@@ -101,6 +101,16 @@ class Metrics:
             latency.add(self._engine.probing.latency_seconds(each.entry), server=each.entry.name)
         yield latency
         yield from _availability(known)
+        expiration = Family(
+            "poolctl_certificate_expiration_timestamp_seconds",
+            "gauge",
+            "When the certificate that the server uses expires, in seconds since 1970 (UTC).",
+            "seconds",
+        )
+        for each in seen:
+            if each.entry.workers:
+                expiration.add(each.entry.certificate_ends, server=each.entry.name)
+        yield expiration
         wakes = Family("poolctl_server_wakes", "counter", "How often a request has woken the server.")
         for each in seen:
             wakes.add(self._statistics.totals.wakes(each.entry), server=each.entry.name)

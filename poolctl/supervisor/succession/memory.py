@@ -48,6 +48,7 @@ _REMEMBERED: dict[str, Any] = {
     "recoveries": {},
     "recovering": {},
     "files": {},
+    "certificate_ends": None,
 }
 
 

@@ -14,7 +14,7 @@ from poolctl.config.section import Section
 LIVE = frozenset(
     {
         "depends_on", "disabled", "expose", "health", "labels", "limits.memory", "mandatory", "overlap", "preload",
-        "recovery", "restart", "scale", "start_timeout", "tags", "workers",
+        "recovery", "restart", "scale", "start_timeout", "tags", "tls.warn_before", "workers",
     }
 )  # fmt: skip
 # New certificates are given to the processes that run.

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError
+from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.pool.select import Selector
 from poolctl.states import Status
 
+from ..configuration import Configuration
 from ..engine.engine import Engine
 from ..engine.entry import Entry
+from .advice import advice
+from .certificates import expired
 from .order import Order
 from .reports import disabled, drained, unwell
 from .selection import Selection
 
 
 class Lifecycle:
-    """`shut_down` ends the supervisor; `environments` takes what a server's next workers are to see."""
+    """`shut_down` ends the supervisor."""
 
-    def __init__(
-        self, engine: Engine, shut_down: Callable[[], int], environments: dict[str, Mapping[str, str]]
-    ) -> None:
+    def __init__(self, engine: Engine, shut_down: Callable[[], int], configuration: Configuration) -> None:
         self._engine = engine
         self._shut_down = shut_down
-        self._environments = environments
+        self._configuration = configuration
         self._selection = Selection(engine)
 
     async def start(self, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -45,19 +47,32 @@ class Lifecycle:
             order.problems += [drained(entry) for entry in chosen if entry.out]
         complaint = self._engine.probing.complaint
         order.problems += [unwell(entry, complaint(entry)) for entry in chosen if _is_unwell(entry)]
-        return await order.conclude(chosen, options, progress)
+        servers = [entry.config for entry in self._engine.entries.values()]
+        names = {entry.name for entry in all_of_them}
+        warnings = asyncio.ensure_future(advice(servers, names, self._configuration.tables))
+        document = await order.conclude(chosen, options, progress)
+        document["warnings"] += await warnings
+        return document
 
     async def restart(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Replace the selected servers, each when its replacement has answered; start those that do not run."""
         chosen = self._selection.of(selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
+        refused: list[ServerError] = []
+        if not options.get("force") and any(entry.certificate_ends is not None for entry in runnable):
+            now = self._engine.clock.time()
+            found = [await asyncio.to_thread(expired, entry, entry.config, now) for entry in runnable]
+            refused = [problem for problem in found if problem is not None]
+            names = {problem.name for problem in refused}
+            runnable = [entry for entry in runnable if entry.name not in names]
         order = Order(self._engine, PoolRestartError, runnable, lambda entry: entry.settled)
+        order.problems += refused
         environment = options.get("env")
         if environment:
             self._engine.roster.configured += 1  # a successor has to know of it
         for entry in runnable:
             if environment:
-                self._environments[entry.name] = environment
+                self._configuration.environments[entry.name] = environment
             self._engine.restart(entry)
         order.problems += [disabled(entry) for entry in chosen if entry.is_disabled and selector.targets]
         return await order.conclude(chosen, options, progress)

@@ -13,6 +13,7 @@ from poolctl.states import State, Status
 
 from ..engine.engine import Engine
 from ..engine.entry import Entry
+from .certificates import expiring
 from .reports import Reports, details, reporter, unwell
 from .reports import late as late_as
 from .selection import Selection
@@ -63,8 +64,13 @@ class Reading:
             "health": healths,
         }
         errors = [problem.to_dict() for entry in missing if (problem := self._problem(entry)) is not None]
+        now = self._engine.clock.time()
         return result(
-            self._reports.items(entries), errors, exit_code=NOT_AS_DESIRED if missing else 0, summary=summary
+            self._reports.items(entries),
+            errors,
+            exit_code=NOT_AS_DESIRED if missing else 0,
+            warnings=filter(None, (expiring(entry, now) for entry in entries)),
+            summary=summary,
         )
 
     async def wait(self, selector: Selector, options: Document, progress: Progress) -> Document:

@@ -21,6 +21,7 @@ from ..engine.engine import Engine
 from ..engine.entry import Entry
 from ..engine.ordered import CURRENT, Ordered
 from ..settle import Settled
+from .certificates import expired
 from .changes import Change, Kind, Running, Written, plan
 from .order import Order
 from .reports import Reports, as_kind
@@ -51,11 +52,14 @@ class Reload:
             written = Written(settled.servers, await asyncio.to_thread(_files, settled.servers))
             changes = plan(map(running, self._engine.entries.values()), written, self._configuration.missing)
             problems = await asyncio.to_thread(settled.outside, {change.name for change in changes})
+            if not options.get("force"):
+                problems += await asyncio.to_thread(self._expired, settled.servers, changes)
             if problems:
                 return self._refused(problems)
             lines = [each.to_dict() for each in [*self._of_the_pool(settled), *changes]]
             if options.get("dry_run"):
-                return result(self._items(), exit_code=NOT_AS_DESIRED if lines else 0, changes=lines)
+                code = NOT_AS_DESIRED if lines else 0
+                return result(self._items(), exit_code=code, warnings=settled.warnings, changes=lines)
             applied = _Application(self._engine, changes, settled.servers)
             applied.begin()
             self._record(lines)
@@ -68,7 +72,7 @@ class Reload:
             renewal = await applied.renew()
         code, errors, warnings = await applied.conclude(options, progress)
         errors += renewal
-        warnings += self._exposed_to(exposed, applied.replaced)
+        warnings += [*self._exposed_to(exposed, applied.replaced), *settled.warnings]
         return result(
             self._items(),
             errors,
@@ -76,6 +80,21 @@ class Reload:
             warnings=warnings,
             changes=lines,
         )
+
+    def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[Change]) -> list[Document]:
+        """The certificates that would take the place of better ones."""
+        reading = {
+            each.name
+            for each in changes
+            if each.kind is Kind.RESTART or any(key.partition(".")[0] == "tls" for key in each.keys)
+        }
+        now, entries = self._engine.clock.time(), self._engine.entries
+        found = [
+            expired(entries[server.name], server, now)
+            for server in servers
+            if server.name in reading and server.name in entries
+        ]
+        return [as_kind(PoolValidateError, each) for each in found if each is not None]
 
     def _record(self, lines: Iterable[Document]) -> None:
         who = CURRENT.get() or Ordered("reload")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from poolctl.config.secrets import masked
@@ -156,6 +157,10 @@ def unwell(entry: Entry, complaint: str) -> ServerError:
     )
 
 
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def _probes(checkup: Checkup | None) -> list[Document]:
     return [
         {
@@ -190,6 +195,7 @@ def details(entry: Entry, engine: Engine, *, reveal: bool = False) -> Document:
         ],
         "complaint": engine.probing.complaint(entry),
         "preload_problem": entry.preload_problem,
+        "certificate_expires": _iso(entry.certificate_ends),
         "failure": entry.failure.to_dict() if entry.failure else None,
         "config": config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld.values()),
         "origin": config.origin,

@@ -45,7 +45,7 @@ class Verbs:
         self._shut_down = shut_down
         self.used = False
         reading = Reading(engine, about)
-        lifecycle = Lifecycle(engine, self._end, configuration.environments)
+        lifecycle = Lifecycle(engine, self._end, configuration)
         self._rest: Callable[[], dict[str, Verb]] | None = lambda: _changing(
             engine, configuration, lifecycle, succeed
         )

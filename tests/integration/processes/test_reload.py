@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import http.client
 import os
+import re
 import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -221,6 +223,41 @@ def test_a_renewed_certificate_is_served_by_the_same_process(
     cert.write_text(before[0])
     assert pool.run("reload").code == 5
     assert served_certificate(port) != before[0]
+
+
+def test_a_certificate_that_expires_soon_is_reported_and_an_expired_one_does_not_replace_a_valid_one(
+    pool: RealPool,
+) -> None:
+    port = claim_port()
+    certificate(pool.directory, days=3)
+    write(pool, ("a", port, "a"))
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text() + '[server.tls]\ncert = "localhost.pem"\nkey = "localhost.key"\n')
+    told = "localhost.pem: the certificate expires on "
+    assert told in pool.ok("start").stderr
+    assert "a: its certificate expires on " in pool.ok("status").stderr
+    assert "(in 2 days)" in pool.ok("status", "-o", "json").json["warnings"][0]
+    (finding,) = [
+        each for each in pool.ok("doctor", "-o", "json").json["items"] if each["check"] == "certificates"
+    ]
+    assert (finding["status"], told in finding["message"]) == ("warning", True)
+    (line,) = re.findall(
+        r"^poolctl_certificate_expiration_timestamp_seconds.* (\S+)$", pool.ok("metrics").stdout, re.M
+    )
+    assert 2 < (float(line) - time.time()) / 86400 < 3
+    before = served_certificate(port), pool.items()["a"]["pids"]
+    certificate(pool.directory, days=-1)
+    refused = pool.run("reload")
+    assert (refused.code, "has expired on" in refused.stderr, "--force" in refused.stderr) == (5, True, True)
+    refused = pool.run("restart")
+    assert (refused.code, "has expired on" in refused.stderr) == (1, True)
+    assert (served_certificate(port), pool.items()["a"]["pids"]) == before
+    # What is configured beside it is applied when it is said twice.
+    assert "has expired on" in pool.ok("reload", "--force").stderr
+    assert "a: its certificate has expired on " in pool.ok("status").stderr
+    certificate(pool.directory)
+    assert pool.ok("restart").stderr == ""
+    assert pool.ok("status").stderr == ""
 
 
 def test_a_restart_with_a_key_that_does_not_fit_keeps_the_old_process_and_says_so(pool: RealPool) -> None:

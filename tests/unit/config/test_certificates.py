@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import ssl
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from poolctl.config.certificates import check_certificates, validity
+from poolctl.config.certificates import check_certificates
 from poolctl.config.sections import TLSConfig
+from poolctl.config.validity import BEGIN, END, validity
 from tests.certificates import certificate
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -109,6 +109,14 @@ def test_validity_is_read_as_the_certificate_says_it(pair: tuple[str, str]) -> N
 
     text = Path(pair[0]).read_text()
     known = x509.load_pem_x509_certificate(text.encode())
-    assert validity(ssl.PEM_cert_to_DER_cert(text)) == (known.not_valid_before_utc, known.not_valid_after_utc)
-    with pytest.raises((ValueError, IndexError)):
-        validity(b"\x30\x03\x01")
+    assert validity(text) == (known.not_valid_before_utc, known.not_valid_after_utc)
+    for broken in ("", f"{BEGIN}\nMAMB\n{END}", f"{BEGIN}\n?\n"):
+        assert validity(broken) is None
+
+
+@pytest.mark.parametrize(("before", "days", "told"), [("25d", 6, True), ("1h", 29, False), (0, 29.99, False)])
+def test_how_long_before_its_end_a_certificate_is_warned_of_is_configured(
+    pair: tuple[str, str], before: object, days: float, told: bool
+) -> None:
+    tls = TLSConfig(cert=pair[0], key=pair[1], warn_before=before)
+    assert ("expires on" in warnings(tls, NOW + datetime.timedelta(days=days))) == told

@@ -269,7 +269,8 @@ def test_the_live_changes_carry_what_the_commands_send(path: Path) -> None:
     assert [verb for verb, _ in requests] == [
         "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove", "enable",
     ]  # fmt: skip
-    assert verbs["reload"]["options"] == {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": True}
+    options = {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": True, "force": False}
+    assert verbs["reload"]["options"] == options
     assert verbs["scale"] == {
         "selector": {"targets": ["web"]},
         "options": {"workers": 3, "timeout": None, "wait": True, "all": False},

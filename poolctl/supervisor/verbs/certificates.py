@@ -1,0 +1,51 @@
+"""Certificates of servers: what is said of those that expire soon, and those that must not replace a better one."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+
+from poolctl.config.model import ServerConfig
+from poolctl.errors import PoolRestartError, ServerError
+
+from ..engine.contents import certificate_ends
+from ..engine.entry import Entry
+
+_DAY_SECONDS = 86400.0
+
+
+def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
+    """Why the server must not get the certificate of `config`: it has expired, and the one in use has not.
+
+    Blocks on the disk.
+    """
+    if not entry.workers or entry.certificate_ends is None or entry.certificate_ends <= now:
+        return None
+    ends = certificate_ends(config)
+    if ends is None or ends > now or not config.tls or config.tls is True:
+        return None
+    message = (
+        f"{os.path.basename(config.tls.cert)}: the certificate has expired on {_day(ends)}, "
+        f"and the one in use is valid until {_day(entry.certificate_ends)}"
+    )
+    hint = "renew it; --force uses it nevertheless"
+    kind = PoolRestartError
+    return ServerError(
+        message, name=entry.name, bind=entry.config.key, hint=hint, code=kind.code, error=kind.error
+    )
+
+
+def expiring(entry: Entry, now: float) -> str:
+    """What is to be said of the certificate in use; "" for one that is valid for longer than `tls.warn_before`."""
+    ends, tls = entry.certificate_ends, entry.config.tls
+    if not entry.workers or ends is None or not tls or tls is True or now + tls.warn_before <= ends:
+        return ""
+    if ends <= now:
+        return f"{entry.name}: its certificate has expired on {_day(ends)}; renew it, then poolctl reload"
+    days = int((ends - now) // _DAY_SECONDS)
+    left = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
+    return f"{entry.name}: its certificate expires on {_day(ends)} ({left}); renew it, then poolctl reload"
+
+
+def _day(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
