@@ -68,6 +68,23 @@ def sender_credentials(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, in
 CREDENTIALS_BYTES = _PEER_CREDENTIALS.size
 
 
+def proc_problem() -> tuple[str, str]:
+    """What is wrong with /proc, by which processes are told apart, and the fix; two empty strings when nothing is."""
+    try:
+        pid = os.readlink("/proc/self") if LINUX else str(os.getpid())
+        if LINUX:
+            os.listdir("/proc/self/fd")
+    except FileNotFoundError:
+        return "/proc is empty: no proc file system is mounted there", "mount it: mount -t proc proc /proc"
+    except OSError as error:
+        fix = "allow it in the sandbox (AppArmor, SELinux, a container's masked paths)"
+        return f"/proc cannot be read: {error.strerror}", fix
+    if pid != str(os.getpid()):
+        fix = "mount a /proc of this namespace: unshare --mount-proc, or mount -t proc proc /proc"
+        return "/proc shows the processes of another PID namespace", fix
+    return "", ""
+
+
 def sealed_file(name: str, content: bytes) -> int:
     """A descriptor of an anonymous file in memory that holds `content`, positioned at its start (memfd_create(2))."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC)

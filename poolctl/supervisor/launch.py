@@ -15,9 +15,10 @@ from poolctl.config.secrets import variables_named_in
 from poolctl.control import directory
 from poolctl.control.ending import forget_status
 from poolctl.errors import ControlError
-from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
+from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
 from poolctl.keeper import stored, wire
 from poolctl.keeper.background import Companion, in_company
+from poolctl.platform import proc_problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +34,11 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 
     The answer to a request says whether the files are valid. With `lifeline` the pool ends when the returned descriptor
     is closed, and a supervisor that runs already is an error; without, -1 is returned. Raises ControlError: 8 for that,
-    7 for a directory that cannot be used.
+    7 for a directory that cannot be used, 1 for a /proc that shows no processes.
     """
+    problem, fix = proc_problem()
+    if problem:
+        raise ControlError(f"the pool cannot be started: {problem}", exit_code=FAILED, hint=fix)
     pool_directory = directory.make_pool_dir(env, directory.pool_key(files[0]))
     path = directory.control_socket(pool_directory)
     try:

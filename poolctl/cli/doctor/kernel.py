@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
-from poolctl.platform import LINUX, copy_descriptor
+from poolctl.platform import LINUX, copy_descriptor, proc_problem
 
 from .case import Case
 from .finding import Finding, ok, problem, warning
@@ -28,6 +28,12 @@ def features(case: Case) -> Iterator[Finding]:
         yield (problem if needed else warning)("kernel", f"{name} does not work: {loss}", mend)
     if not missing:
         yield ok("kernel", f"Linux {os.uname().release} has what the pool needs")
+
+
+def proc(case: Case) -> Iterator[Finding]:
+    """What processes there are: no pool starts without knowing it."""
+    found, fix = proc_problem()
+    yield problem("proc", found, fix) if found else ok("proc", "/proc shows this process")
 
 
 def _works(attempt: Callable[[], None]) -> bool:
@@ -77,4 +83,4 @@ _FEATURES = (
     ),
 )
 
-CHECKS = (features,)
+CHECKS = (features, proc)
