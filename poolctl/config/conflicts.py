@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from poolctl.address import Address, overlaps
 from poolctl.config.problems import Finding, printable
+
+if TYPE_CHECKING:
+    from poolctl.config.model import ServerConfig
 
 Conflict = tuple[int, int, Finding]
 
@@ -45,6 +49,22 @@ def _spelt(address: Address) -> str:
     if address.dual:
         return f":{address.port} (all addresses)"
     return f"{address.key} (IPv4 too)" if address.host == "::" else address.key
+
+
+def shared_users(servers: Sequence[ServerConfig]) -> Iterator[tuple[ServerConfig, Finding]]:
+    """The first of each group of servers that share a user, in a pool that keeps others apart by theirs.
+
+    Where all have the same user, nobody expects one to be safe from another.
+    """
+    by_user: dict[str, list[ServerConfig]] = {}
+    for server in servers:
+        by_user.setdefault((server.user or "").partition(":")[0], []).append(server)
+    for user, sharing in by_user.items():
+        if user and len(sharing) > 1 and len(by_user) > 1:
+            first, *others = sharing
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            message = f"it shares the user {user!r} with {others[0].name}{more}: each can harm the others"
+            yield first, Finding(("user",), message, "give each a user of its own if they must not", user)
 
 
 class Ports:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from poolctl.config.conflicts import conflicts
+from poolctl.config.conflicts import conflicts, shared_users
 from poolctl.config.dependencies import dependency_findings
 from poolctl.config.model import ServerConfig
 from poolctl.config.problems import Finding, Place, Problem, dotted, shown
@@ -136,7 +136,9 @@ class PoolConfig(Sequence[ServerConfig]):
     @property
     def warnings(self) -> list[ServerError]:
         """What works, but perhaps not as expected; after `outside` or `validate` also what those saw."""
-        found: list[ServerError] = []
+        found: list[ServerError] = [
+            self._located(server, finding) for server, finding in shared_users(self._servers)
+        ]
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
             for index, wanted in enumerate(server.depends_on):

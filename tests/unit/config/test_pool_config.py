@@ -146,6 +146,32 @@ def test_a_gunicorn_that_is_told_to_take_the_socket_that_it_takes_anyway_is_warn
     ).warnings
 
 
+@pytest.mark.parametrize(
+    ("users", "warned"),
+    [
+        (["www-data", "www-data", "www-data"], []),
+        (["daemon", "nobody", None], []),
+        (
+            ["nobody", "daemon", "nobody:daemon"],
+            ["it shares the user 'nobody' with 2: each can harm the others"],
+        ),
+        (["nobody", "nobody", "nobody", None], ["it shares the user 'nobody' with 1 and 1 more: each can"]),
+        (["nobody", "nobody", "daemon", "daemon"], ["'nobody' with 1", "'daemon' with 3"]),
+    ],
+)
+def test_servers_that_share_a_user_are_worth_a_warning_where_users_keep_others_apart(
+    users: list[str | None], warned: list[str]
+) -> None:
+    servers = [
+        {"name": str(index), "bind": f"127.0.0.1:{index + 1}", "app": "a:b"}
+        | ({"user": user} if user else {})
+        for index, user in enumerate(users)
+    ]
+    found = [warning.message for warning in PoolConfig(servers).warnings]
+    assert len(found) == len(warned)
+    assert all(part in message for part, message in zip(warned, found, strict=True))
+
+
 def test_one_missing_default_is_one_problem_however_many_use_it(tmp_path: Path) -> None:
     servers = SERVER + SERVER.replace("web", "b").replace("8080", "8081")
     config = load_text(tmp_path, '[defaults]\nenv_file = "gone.env"\n' + servers)
