@@ -22,14 +22,14 @@ class EnvFileError(ValueError):
     """A file of variables that cannot be read or understood; the message names file and line."""
 
 
-def read_env_file(path: str) -> dict[str, str]:
-    """The variables of the file. Blocks on the disk. Raises EnvFileError.
+def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str]:
+    """The variables of the file. Blocks on the disk. Raises EnvFileError. `for_another_user` as in `read_regular`.
 
     Blank lines and comments are skipped, `export` is allowed. In double quotes backslashes escape and a value
     may go over several lines; single quotes keep everything; without quotes a value ends at ` #`.
     """
     try:
-        text = read_text(path)
+        text = read_text(path, for_another_user=for_another_user)
     except Problem as problem:
         raise EnvFileError(f"{path}: {problem.message}") from problem
     found: dict[str, str] = {}

@@ -213,7 +213,7 @@ class ServerConfig(Section):
         found: dict[str, str] = {}
         for path in self.env_file:
             try:
-                found.update(read_env_file(path))
+                found.update(read_env_file(path, for_another_user=self.user is not None))
             except EnvFileError as problem:
                 hint = "mend the file, or take it out of env_file"
                 raise ServerError(str(problem), name=self.name, bind=self.bind, hint=hint) from problem

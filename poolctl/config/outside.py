@@ -62,7 +62,8 @@ class Outside:
         given = server.model_fields_set
         if "env_file" in given:
             for index, path in enumerate(server.env_file):
-                self._once(server, ("env_file", path), partial(_variables, path, index))
+                another = server.user is not None
+                self._once(server, ("env_file", path, another), partial(_variables, path, index, another))
         if "user" in given and server.user:
             self._once(server, ("user", server.user), lambda: _user(server.user or ""))
         tls = server.tls if server.tls is not True else self.default_tls
@@ -131,9 +132,9 @@ def _directory(key: str, path: str) -> tuple[Findings, Findings]:
     return [Finding((key,), f"{path} {what}", f"create it, or mend {key}", path)], []
 
 
-def _variables(path: str, index: int) -> tuple[Findings, Findings]:
+def _variables(path: str, index: int, another: bool) -> tuple[Findings, Findings]:
     try:
-        read_env_file(path)
+        read_env_file(path, for_another_user=another)
     except EnvFileError as problem:
         return [Finding(("env_file", index), str(problem), "mend the file, or take it out", path)], []
     return [], []

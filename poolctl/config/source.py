@@ -42,10 +42,13 @@ def files_of(path: str) -> list[str]:
     return found
 
 
-def read_text(path: str) -> str:
-    """The whole file as text, without its byte order mark. Never blocks on what is no file. Raises Problem."""
+def read_text(path: str, *, for_another_user: bool = False) -> str:
+    """The whole file as text, without its byte order mark. Never blocks on what is no file. Raises Problem.
+
+    `for_another_user` as in `read_regular`.
+    """
     try:
-        content = read_regular(path, LARGEST_BYTES + 1)
+        content = read_regular(path, LARGEST_BYTES + 1, for_another_user=for_another_user)
     except NotRegular as special:
         raise _problem(path, str(special), "name a file") from special
     except BlockingIOError as error:

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
+from poolctl.safe_open import directory_of, open_file
+
 from .line import parse_line, seconds_of, stamp
-from .safe_open import directory_of, open_file
 from .stored import stored_part
 
 _FILE_MODE = 0o640

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from poolctl.safe_open import Refused, open_file
+
 from .read import LONGEST_LINE_BYTES, MOST_FILES, OpenLog
-from .safe_open import Refused, open_file
 
 _READ_BYTES = 256 * 1024
 # What has come since the last look, at most: a file that others can write may grow by any amount.

@@ -6,8 +6,9 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 
+from poolctl.safe_open import Refused, open_file
+
 from .line import Line, parse_line
-from .safe_open import Refused, open_file
 
 _BLOCK_BYTES = 64 * 1024
 # The logger writes no longer ones. A file that other users can write may hold anything, and any number of it.

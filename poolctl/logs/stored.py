@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .safe_open import open_file
+from poolctl.safe_open import open_file
 
 _MOST_FILES = 100
 _HEAD_BYTES = 28  # the time that every line of the block begins with

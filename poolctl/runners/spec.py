@@ -10,6 +10,7 @@ from typing import Any
 
 from poolctl.config.interpreter_owner import ids_of
 from poolctl.config.model import ServerConfig
+from poolctl.config.regular import read_regular
 from poolctl.errors import ServerError
 from poolctl.platform import sealed_file
 
@@ -164,10 +165,9 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
     contents = []
     for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
         try:
-            with open(path, "rb") as file:
-                contents.append(file.read())
+            contents.append(read_regular(path, for_another_user=server.user is not None))
         except OSError as error:
-            raise _problem(server, f"cannot read {path}: {error.strerror}", "check `tls`") from error
+            raise _problem(server, f"cannot read {path}: {error.strerror or error}", "check `tls`") from error
     return contents
 
 

@@ -18,7 +18,7 @@ IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 FLOORS = {
     "errors": 0, "exit_codes": 0, "config": 0, "address": 0, "states": 0, "clock": 0, "units": 0, "platform": 0,
-    "expressions": 0,
+    "safe_open": 0, "expressions": 0,
     "bootstrap": 1, "matching": 1, "acceptor": 1, "listeners": 1, "runners": 1, "probes": 1, "keeper": 1,
     "worker": 1, "logs": 1,
     "pool": 2, "control": 2,

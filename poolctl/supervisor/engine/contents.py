@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 from poolctl.config.model import ServerConfig
+from poolctl.config.regular import read_regular
 from poolctl.config.validity import validity
 
 
@@ -42,8 +43,7 @@ def _digest(paths: Iterable[str]) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for path in paths:
         try:
-            with open(path, "rb") as file:
-                digest.update(b"\1" + file.read())
+            digest.update(b"\1" + read_regular(path))
         except OSError:
             digest.update(b"\0")  # whoever needs it says what is wrong with it
     return digest.hexdigest()

@@ -69,3 +69,19 @@ def test_environment_beside_the_file_is_not_entered_before_its_server_is_known(
     pool.ok("start")
     assert set(notes.read_text().split()) == {"65534"}
     pool.ok("stop")
+
+
+@pytest.mark.parametrize("key", ["env_file = 'theirs/secrets'", "tls = { cert = 'theirs/secrets' }"])
+def test_files_are_not_read_through_a_link_that_the_servers_user_has_laid(pool: RealPool, key: str) -> None:
+    pool.open_to_all()
+    secret = pool.write("roots", "SECRET=1\n")
+    secret.chmod(0o600)
+    theirs = pool.directory / "theirs"
+    theirs.mkdir()
+    (theirs / "secrets").symlink_to(secret)
+    subprocess.run(["chown", "-hR", "nobody", str(theirs)], check=True)
+    pool.write_hello("web", extra=f'user = "nobody"\n{key}')
+    done = pool.run("start")
+    assert done.code != 0
+    assert "SECRET" not in done.stdout + done.stderr
+    assert "link" in done.stderr or "certificate" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from poolctl.logs.file import LogFile
 from poolctl.logs.read import tail
-from poolctl.logs.safe_open import Refused, open_file
+from poolctl.safe_open import Refused, open_file, open_to_read
 
 NOBODY = 65534
 LINE = b"2026-01-01T00:00:00.000000Z web[1] one\n"
@@ -142,3 +142,38 @@ def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "logs").symlink_to("logs")
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
         open_file(str(tmp_path / "logs" / "web.log"), os.O_RDONLY)
+
+
+@pytest.mark.parametrize("laid_out", [parent, grandparent, moved_link_of_root, file, second_name, fifo])
+def test_nothing_of_ours_is_read_for_the_user_who_lays_a_link_to_it(
+    ours: Path, theirs: Path, laid_out: Callable[[Path, Path], Path]
+) -> None:
+    path = laid_out(ours, theirs)
+    with pytest.raises(Refused):
+        open_to_read(str(path))
+
+
+def test_links_to_files_of_their_own_owner_are_followed_and_so_are_roots(
+    ours: Path, theirs: Path, tmp_path: Path
+) -> None:
+    release = theirs / "releases" / "42"
+    release.mkdir(parents=True)
+    env = release / ".env"
+    env.write_text("A=1")
+    for each in (release, env):
+        os.chown(each, NOBODY, NOBODY)
+    link(theirs / "current", release)
+    (tmp_path / "live").symlink_to(ours)
+    kept = theirs / "root.key"
+    kept.write_text("key")
+    for path, content in (
+        (theirs / "current" / ".env", b"A=1"),
+        (tmp_path / "live", b"precious"),
+        (kept, b"key"),
+    ):
+        fd = open_to_read(str(path))
+        assert os.read(fd, 8) == content
+        os.close(fd)
+    os.chown(env, 0, 0)
+    with pytest.raises(Refused, match="current on its path is a link that another user can make"):
+        open_to_read(str(theirs / "current" / ".env"))

@@ -1,7 +1,8 @@
 """Opens files in directories that other users can write, without following links that they could have made.
 
-A log may lie in a directory of the less privileged user whose output it takes. A process with more rights must not be
-led elsewhere by links in there, so each component of the path is opened on its own (openat(2), O_NOFOLLOW).
+A log may lie in a directory of the less privileged user whose output it takes, and so may the files that a server's
+environment and certificates are read from. A process with more rights must not be led elsewhere by links in there, so
+each component of the path is opened on its own (openat(2), O_NOFOLLOW).
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ _WRITABLE_BY_OTHERS = 0o022
 
 
 class Refused(OSError):
-    """A path that another user could have prepared; `strerror` says where."""
+    """A path that another user could have prepared; `strerror` says where.
 
-    def __init__(self, message: str) -> None:
+    `owner` is the uid of whoever owns the link that was met, -1 for anything else.
+    """
+
+    def __init__(self, message: str, owner: int = -1) -> None:
         super().__init__(errno.ELOOP, message)
+        self.owner = owner
 
 
 @contextlib.contextmanager
@@ -43,17 +48,39 @@ def open_file(path: str, flags: int, mode: int = 0o640) -> int:
 
     Raises OSError; Refused for a file, or a link on the way to it, that another user could have put there.
     """
+    return _open(path, flags, mode, any_owner=False)
+
+
+def _open(path: str, flags: int, mode: int, *, any_owner: bool) -> int:
     directory, name = _walk(path, make=bool(flags & os.O_CREAT), follow_last=True)
     try:
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=directory)
         try:
-            _check(os.fstat(fd), os.fstat(directory), path)
+            _check(os.fstat(fd), os.fstat(directory), path, any_owner=any_owner)
         except BaseException:
             os.close(fd)
             raise
         return fd
     finally:
         os.close(directory)
+
+
+def open_to_read(path: str) -> int:
+    """The descriptor of a file that is read for a server of another user, and to which no link of that user's leads.
+
+    A link may lead to a file of its own owner: that is no secret. Raises OSError, Refused.
+    """
+    flags = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return _open(path, flags, 0, any_owner=True)
+    except Refused as refused:
+        if refused.owner < 0:
+            raise
+        fd = os.open(path, flags)
+        if os.fstat(fd).st_uid == refused.owner:
+            return fd
+        os.close(fd)
+        raise
 
 
 def _walk(path: str, *, make: bool, follow_last: bool) -> tuple[int, str]:
@@ -109,7 +136,8 @@ def _link(directory: int, name: str) -> str | None:
     ours = (0, os.geteuid())
     if status.st_uid not in ours or (os.geteuid() == 0 and not _is_trusted(os.fstat(directory))):
         raise Refused(
-            f"{name} on its path is a link that another user can make; write the path that it stands for"
+            f"{name} on its path is a link that another user can make; write the path that it stands for",
+            status.st_uid if status.st_uid not in ours else -1,
         )
     return os.readlink(name, dir_fd=directory)
 
@@ -119,12 +147,12 @@ def _is_trusted(directory: os.stat_result) -> bool:
     return directory.st_uid in (0, os.geteuid()) and not directory.st_mode & _WRITABLE_BY_OTHERS
 
 
-def _check(file: os.stat_result, directory: os.stat_result, path: str) -> None:
+def _check(file: os.stat_result, directory: os.stat_result, path: str, *, any_owner: bool) -> None:
     if os.geteuid() != 0 or _is_trusted(directory):
         return
     if not stat.S_ISREG(file.st_mode):
         raise Refused(f"{path} is not a regular file, in a directory that another user can write")
     if file.st_nlink > 1:
         raise Refused(f"{path} has a second hard link, in a directory that another user can write")
-    if file.st_uid not in (0, os.geteuid(), directory.st_uid):
+    if not any_owner and file.st_uid not in (0, os.geteuid(), directory.st_uid):
         raise Refused(f"{path} belongs to a third user, in a directory that another user can write")
