@@ -90,4 +90,4 @@ def kill(known: dict[str, Any], number: int = signal.SIGKILL) -> None:
     """Send the signal to the process that this is the identity of, and to no other one that has its pid by now."""
     pid, start = known.get("pid"), known.get("start")
     if pid is not None and start is not None:
-        signal_process(pid, start, signal.SIGKILL)
+        signal_process(pid, start, number)
