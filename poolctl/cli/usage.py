@@ -26,16 +26,27 @@ def split(args: Sequence[str], with_command: Sequence[str]) -> tuple[list[str], 
     return words[:at], {"command": words[at + 1 :]}
 
 
+def as_help(words: Sequence[str]) -> list[str]:
+    """`help`, or `help COMMAND`, as the option that says the same; other words as they are."""
+    at = _verb_at(words)
+    if words[at : at + 1] != ["help"]:
+        return list(words)
+    return [*words[:at], *words[at + 1 :], "--help"]
+
+
 def verb_of(words: Sequence[str]) -> str:
     """The command's name in a command line, "" if there is none."""
+    return "".join(words[_verb_at(words) :][:1])
+
+
+def _verb_at(words: Sequence[str]) -> int:
+    """Where the command's name stands; the end if there is none."""
     at = 0
-    while at < len(words):
-        if words[at] == "--":
-            return ""
+    while at < len(words) and words[at] != "--":
         if not words[at].startswith("-"):
-            return words[at]
+            return at
         at += 2 if words[at] in _VALUED else 1
-    return ""
+    return len(words)
 
 
 def wants_json(args: Sequence[str]) -> bool:

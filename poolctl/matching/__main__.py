@@ -27,6 +27,8 @@ def main() -> None:
     """Answer until the other end is closed."""
     name_process("poolctl-match")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     warnings.simplefilter(
         "ignore", FutureWarning
     )  # of `[[`, which may mean something else in a later version

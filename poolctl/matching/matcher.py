@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import weakref
 from collections import deque
@@ -57,7 +58,7 @@ class Matcher:
         self._received = b""
         self._active_at = 0.0
         self._watched = False  # not a timer's handle: it would keep the loop alive
-        self._finalizer: weakref.finalize[[int, int], Matcher] | None = None
+        self._finalizer: weakref.finalize[[int, subprocess.Popen[bytes], int], Matcher] | None = None
 
     @property
     def pid(self) -> int:
@@ -87,12 +88,12 @@ class Matcher:
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            self._socket, self._pid = _spawn()
+            self._socket, process = _spawn()
         except OSError as error:
             loop.call_soon(self._give_up, f"no process to match expressions: {error.strerror or error}")
             return
-        self._finalizer = weakref.finalize(self, _finish, self._socket, self._pid)
-        self._finalizer.atexit = False  # it sees our end by itself
+        self._pid = process.pid
+        self._finalizer = weakref.finalize(self, _finish, self._socket, process, os.getpid())
         loop.add_reader(self._socket, self._readable)
         self._active_at = loop.time()
         if not self._watched:
@@ -170,35 +171,32 @@ class Matcher:
         return int(status or 0)
 
 
-def _spawn() -> tuple[int, int]:
-    """A socket to a new process, and its pid."""
+def _spawn() -> tuple[int, subprocess.Popen[bytes]]:
+    """A socket to a new process, and the process."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with theirs:
         try:
-            pid = os.posix_spawn(
-                sys.executable,
+            process = subprocess.Popen(
                 bootstrap.command(sys.executable, "matching", isolated=True),
-                withheld.environment(),
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), (os.POSIX_SPAWN_DUP2, 2, 1)],
-                setpgroup=0,  # Ctrl-C of a terminal is not meant for it
-                setsigmask=(),
-                setsigdef=(signal.SIGPROF, signal.SIGTERM, signal.SIGPIPE),
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=withheld.environment(),
+                process_group=0,  # Ctrl-C of a terminal is not meant for it
             )
         except BaseException:
             ours.close()
             raise
-    return ours.detach(), pid
+    return ours.detach(), process
 
 
-def _finish(fd: int, pid: int) -> int:
-    """End the process, which is ours; how it has ended."""
-    os.close(fd)
-    try:
-        os.kill(pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except (ProcessLookupError, ChildProcessError):
+def _finish(fd: int, process: subprocess.Popen[bytes], owner: int) -> int:
+    """End the process; how it has ended. In a fork of ours it is another's."""
+    if os.getpid() != owner:
         return 0
+    os.close(fd)
+    process.kill()
+    return process.wait()
 
 
 _matchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Matcher] = weakref.WeakKeyDictionary()

@@ -98,9 +98,9 @@ def _application(perform: Perform) -> Any:
 
 def perform_args(args: Sequence[str], perform: Perform = commands.perform) -> Outcome:
     """What a command line came to. Raises UsageError and what commands raise; prints nothing but help."""
-    from poolctl.cli.usage import as_usage_error, split
+    from poolctl.cli.usage import as_help, as_usage_error, split
 
-    words, own_command = split(args, WITH_COMMAND)
+    words, own_command = split(as_help(list(args)), WITH_COMMAND)
     application = _application(perform)
     if not words:
         with contextlib.redirect_stdout(sys.stderr):

@@ -13,7 +13,7 @@ from poolctl.cli.app import WITH_COMMAND, build
 from poolctl.cli.app.examples import BEGIN, EXAMPLES
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.request import Request
-from poolctl.cli.usage import split
+from poolctl.cli.usage import as_help, split
 
 REQUESTS: list[Request] = []
 
@@ -25,6 +25,16 @@ def note(request: Request) -> Outcome:
 
 APPLICATION: Any = typer.main.get_command(build(note))  # made once: it takes a tenth of a second
 LINES = [*BEGIN, *(line for lines in EXAMPLES.values() for line in lines)]
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [(["help"], ["--help"]), (["help", "start"], ["start", "--help"]),
+     (["-c", "help", "help"], ["-c", "help", "--help"]),
+     (["list", "help"], ["list", "help"]), (["--", "help"], ["--", "help"]), ([], []), (["-c"], ["-c"])],
+)  # fmt: skip
+def test_help_is_a_word_for_the_option(words: list[str], option: list[str]) -> None:
+    assert as_help(words) == option
 
 
 @pytest.mark.parametrize("verb", ["", *APPLICATION.commands])

@@ -65,7 +65,9 @@ def test_each_of_several_missing_files_is_named(poolctl: Command) -> None:
     assert [Path(error["file"]).name for error in document["errors"]] == ["gone.toml", "lost.toml"]
 
 
-@pytest.mark.parametrize("line", [["doctor"], ["schema"], ["version"], ["completion", "bash"], ["pools"]])
+@pytest.mark.parametrize(
+    "line", [["doctor"], ["schema"], ["version"], ["completion", "bash"], ["pools"], ["help"]]
+)
 def test_what_reads_no_pool_does_without_the_file(poolctl: Command, line: list[str]) -> None:
     assert poolctl("-c", "gone.toml", *line).code == (1 if line == ["doctor"] else 0)
 
