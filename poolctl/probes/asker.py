@@ -10,6 +10,7 @@ from typing import Protocol
 from poolctl.config.model import ServerConfig
 from poolctl.config.sections import Probe
 from poolctl.listeners.acceptance import accepted
+from poolctl.listeners.sock_diag import is_accepted
 
 from .answer import Answer
 from .ears import Ears
@@ -33,6 +34,10 @@ class Asker(Protocol):
 
     def give_up(self) -> None:
         """Wait for this answer no longer: `told` is not called."""
+        ...
+
+    def queued(self) -> bool:
+        """Whether the question is known to wait where the worker has not accepted it yet."""
         ...
 
     def close(self) -> None:
@@ -81,6 +86,10 @@ class LineAsker:
                 self._line = None
             else:
                 self._owing = True
+
+    def queued(self) -> bool:
+        """See Asker."""
+        return self._line is not None and not self._line.closed and self._line.is_accepted() is False
 
     def close(self) -> None:
         """See Asker."""
@@ -162,6 +171,10 @@ class ConnectionAsker:
         """See Asker."""
         if self._task is not None:
             self._task.cancel()
+
+    def queued(self) -> bool:
+        """See Asker."""
+        return self._sock is not None and is_accepted(self._sock) is False
 
     def close(self) -> None:
         """See Asker."""

@@ -18,6 +18,7 @@ from .schedule import Schedule
 _FIRST_PAUSE_SECONDS = 0.02
 _FACTOR = 1.5
 _UNKNOWN_SECONDS = 0.5
+_QUEUE_PAUSE_SECONDS = 0.2
 
 
 class Check:
@@ -64,17 +65,24 @@ class Check:
             pause *= _FACTOR
 
     async def _ask_once(self) -> str:
+        """What is wrong; the time in which it waits behind clients until it is accepted does not count."""
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._asker.ask(lambda problem: None if answer.done() else answer.set_result(problem))
+        left = self.probe.timeout
         try:
-            async with asyncio.timeout(self.probe.timeout):
-                return await answer
-        except TimeoutError:
-            self._asker.give_up()
-            return self._late
+            while left > 0:
+                pause = min(left, _QUEUE_PAUSE_SECONDS)
+                if (await asyncio.wait({answer}, timeout=pause))[0]:
+                    return answer.result()
+                if self._asker.queued():
+                    self.message = "its question waits to be accepted"
+                else:
+                    left -= pause
         except asyncio.CancelledError:
             self._asker.give_up()
             raise
+        self._asker.give_up()
+        return self._late
 
     def begin(self, status: Status) -> None:
         """Ask at regular times from now on, beginning with that status; soon, if it is not a good one."""

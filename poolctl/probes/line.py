@@ -8,6 +8,8 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol
 
+from poolctl.listeners.sock_diag import is_accepted
+
 from .answer import Answer, BadAnswer
 from .ears import Ears
 
@@ -55,6 +57,10 @@ class Line:
         self._question, self._answer, self._told = question, question.begin(), told
         self.began = False
         self._send(question.request if self._tls is None else self._tls.encrypt(question.request))
+
+    def is_accepted(self) -> bool | None:
+        """Whether a process has the other end; None when the kernel does not say."""
+        return is_accepted(self._sock)
 
     def close(self) -> None:
         """End the connection; who waits is told nothing any more."""

@@ -72,6 +72,10 @@ class ProgramAsker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
+    def queued(self) -> bool:
+        """See Asker."""
+        return False
+
     def close(self) -> None:
         """See Asker."""
         self.give_up()

@@ -33,23 +33,27 @@ def restart_under_load(pool: RealPool, where: int | str, clients: int, **options
     assert not load.report.failed, load.report
 
 
+# A question waits longer behind the clients than it may take to be answered.
+HEALTH = {"readiness": {"http": "/", "timeout": "700ms"}}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "clients"),
+    ("arguments", "clients", "keys"),
     [
-        (["--workers", "2"], 8),
-        (["--workers", "1"], 4),
-        (["--workers", "4"], 16),
-        (["--workers", "1", "--threads", "2"], 8),
+        (["--workers", "2"], 8, {}),
+        (["--workers", "1"], 5, {"health": HEALTH}),
+        (["--workers", "4"], 16, {}),
+        (["--workers", "1", "--threads", "2"], 8, {}),
     ],
-    ids=["2 workers", "1 worker", "4 workers", "threads"],
+    ids=["2 workers", "1 worker with a probe", "4 workers", "threads"],
 )
 def test_restarting_a_saturated_gunicorn_loses_no_request(
-    pool: RealPool, free_port: Any, arguments: list[str], clients: int
+    pool: RealPool, free_port: Any, arguments: list[str], clients: int, keys: dict[str, Any]
 ) -> None:
     port = free_port()
     pool.write("slow.py", SLOW_WSGI)
     command = [program("gunicorn"), *arguments, "slow:app"]
-    pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", command=command))
+    pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", command=command, **keys))
     pool.ok("start")
     restart_under_load(pool, port, clients)
 

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
+from poolctl.config.sections import Probe
 from poolctl.probes.asker import Asker, asker_of
+from poolctl.probes.check import Check
 from poolctl.probes.ears import Ears
 from poolctl.probes.question import HttpQuestion, statuses
+from poolctl.probes.schedule import Schedule
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 
@@ -328,3 +331,41 @@ def test_what_a_question_asks_does_not_depend_on_the_worker() -> None:
     assert server.health.readiness is not None
     request = HttpQuestion(server.health.readiness, server).request
     assert request.startswith(b"GET /%C3%BC HTTP/1.1\r\nHost: shop.example:8443\r\n")
+
+
+def test_while_it_becomes_ready_the_time_in_the_accept_queue_does_not_count(listener: socket.socket) -> None:
+    async def scenario() -> None:
+        probe = Probe(http="/", timeout=0.1)
+        check = Check(
+            "readiness", probe, asker_of_command(listener, http="/"), Schedule(), lambda check: None
+        )
+        passing = asyncio.ensure_future(check.passes())
+        await asyncio.sleep(0.5)
+        assert (passing.done(), check.message) == (False, "its question waits to be accepted")
+        with listener.accept()[0] as theirs:
+            theirs.send(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            await asyncio.wait_for(passing, 5)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        check.end()
+
+    run(scenario)
+
+
+def test_one_that_has_accepted_a_question_and_does_not_answer_is_late(listener: socket.socket) -> None:
+    async def scenario() -> None:
+        probe = Probe(http="/", timeout=0.1)
+        check = Check(
+            "readiness", probe, asker_of_command(listener, http="/"), Schedule(), lambda check: None
+        )
+        passing = asyncio.ensure_future(check.passes())
+        with (await asyncio.to_thread(listener.accept))[0]:
+            async with asyncio.timeout(5):
+                while check.message != "no answer within 100ms":
+                    await asyncio.sleep(0.01)
+        passing.cancel()
+        check.end()
+        await asyncio.sleep(0)
+
+    run(scenario)
