@@ -183,7 +183,9 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
 
 def _pool_of(pid: int) -> list[str] | None:
     """The files of the pool whose keeper, supervisor or worker the process is (see Holder)."""
-    for each in (pid, _parent(pid)):
+    parent = _parent(pid)
+    # A worker of this very pool, whose keeper is our parent, is a process like any other.
+    for each in (pid,) if parent == os.getppid() else (pid, parent):
         arguments = _arguments(each)[2:]
         if len(arguments) < 3 or not arguments[0].endswith("/poolctl/bootstrap.py"):
             continue

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import time
+from typing import Any
 
 from tests.configuration import server
 from tests.real_pool import RealPool
@@ -44,3 +45,20 @@ def test_a_port_of_another_pool_is_given_back_by_stopping_that_pool(pool: RealPo
         assert f"poolctl -c {pool.directory}/pool.toml stop" in said
         assert "kill" not in said
     pool.ok("-c", str(other), "stop")
+
+
+def test_a_port_that_another_server_of_the_pool_has_opened_by_itself_is_said_to_be_its(
+    pool: RealPool, free_port: Any
+) -> None:
+    port = free_port()
+    pool.write_hello("web")
+    opens = f"import socket\nsock = socket.create_server(('127.0.0.1', {port}))\nfrom hello import app\n"
+    pool.write("opens.py", opens)
+    text = (pool.directory / "pool.toml").read_text().replace("hello:app", "opens:app")
+    pool.write(
+        "pool.toml", text + server("late", bind=f"127.0.0.1:{port}", app="hello:app", depends_on=["web"])
+    )
+    done = pool.run("start")
+    assert done.code == 1, str(done)
+    (pid,) = pool.items()["web"]["pids"]
+    assert f"port {port} is in use by web (pid {pid})" in done.stderr
