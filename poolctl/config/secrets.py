@@ -20,7 +20,8 @@ MASK = "********"
 
 _SUFFIX = "_env"
 _SHORTEST_HIDDEN = 6
-_NAMED = re.compile(rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)""")
+# Patterns as text: compiled when they are used, as a start needs only the first one.
+_NAMED = rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)"""
 
 # Looked for in a name without separators, in lower case.
 _WORDS = ("password", "passwd", "secret", "token", "credential", "apikey", "privatekey", "authorization")
@@ -28,17 +29,17 @@ _WORDS = ("password", "passwd", "secret", "token", "credential", "apikey", "priv
 _REFERENCES = ("_env", "_file")
 # Tables whose keys are the user's own names.
 _FREE = ("env", "labels", "headers")
-_separators = re.compile(r"[-_.\s]")
-_url = re.compile(r"(://[^\s/:@'\"]*:)[^\s/'\"]+(?=@)")
-_reference = re.compile(r"\$\{[^}]*\}")
-_pair = re.compile(r"""(["']?)([\w.-]+)(\1\s*[:=]\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'\[{,}\]][^,}\]\n]*)""")
-_flag = re.compile(r"(--?[\w.-]+)=.")
-_quoted = re.compile(r"'[^']*'|\"[^\"]*\"")
+_SEPARATORS = r"[-_.\s]"
+_URL = r"(://[^\s/:@'\"]*:)[^\s/'\"]+(?=@)"
+_REFERENCE = r"\$\{[^}]*\}"
+_PAIR = r"""(["']?)(?<![\w.-])([\w.-]++)(\1\s*[:=]\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'\[{,}\]][^,}\]\n]*)"""
+_FLAG = r"(--?[\w.-]+)=."
+_QUOTED = r"'[^']*'|\"[^\"]*\""
 
 
 def is_secret(name: str) -> bool:
     """Whether a key, variable, header or option of this name probably has a secret value."""
-    plain = _separators.sub("", name).lower()
+    plain = re.sub(_SEPARATORS, "", name).lower()
     return any(word in plain for word in _WORDS)
 
 
@@ -73,7 +74,7 @@ def masked_text(text: str, hidden: Collection[str] = ()) -> str:
     """The text without the passwords of URLs in it, and without the `hidden` values."""
     for value in hidden:
         text = text.replace(value, MASK)
-    return _url.sub(rf"\1{MASK}", text) if "://" in text and "@" in text else text
+    return re.sub(_URL, rf"\1{MASK}", text) if "://" in text and "@" in text else text
 
 
 def masked_arguments(arguments: Sequence[Any]) -> list[Any]:
@@ -82,7 +83,7 @@ def masked_arguments(arguments: Sequence[Any]) -> list[Any]:
     secret = False
     for argument in arguments:
         if isinstance(argument, str):
-            option = _flag.match(argument)
+            option = re.match(_FLAG, argument)
             if option and is_secret(option[1]):
                 argument = f"{option[1]}={MASK}"
             elif secret and not argument.startswith("-"):
@@ -97,15 +98,17 @@ def masked_file(text: str) -> str:
 
     def pair(match: re.Match[str]) -> str:
         quote, key, between, value = match.groups()
-        plain = not is_secret(key) or key.endswith(_REFERENCES) or not _reference.sub("", value).strip("'\" ")
+        plain = (
+            not is_secret(key) or key.endswith(_REFERENCES) or not re.sub(_REFERENCE, "", value).strip("'\" ")
+        )
         return match[0] if plain else f"{quote}{key}{between}{MASK}"
 
-    return masked_text(_pair.sub(pair, text))
+    return masked_text(re.sub(_PAIR, pair, text))
 
 
 def masked_quotes(text: str, line: str) -> str:
     """A message about a line of a file; its quotations are masked if the line has a secret."""
-    return _quoted.sub(f"'{MASK}'", masked_text(text)) if is_secret(line) else masked_text(text)
+    return re.sub(_QUOTED, f"'{MASK}'", masked_text(text)) if is_secret(line) else masked_text(text)
 
 
 def pool_variables(
@@ -141,7 +144,7 @@ def variables_named_in(files: Iterable[str]) -> set[str]:
         for name in _files(path):
             with contextlib.suppress(OSError, ValueError):
                 content = read_regular(name)
-                found.update(match.decode() for match in _NAMED.findall(content))
+                found.update(match.decode() for match in re.findall(_NAMED, content))
     return found
 
 
