@@ -151,10 +151,10 @@ def _greeted(sock: socket.socket, message: wire.Message, fds: list[int]) -> Surv
 def _checked(message: wire.Message, pid: int) -> dict[str, Any]:
     if message.get("event") != "orphan" or message.get("pid") != pid:
         raise untrusted.Malformed("something else than how it is")
-    ready_at, protocol = message.get("ready_at"), message.get("protocol")
+    ready_at, protocol = message.get("ready_at"), untrusted.text(message, "protocol")
     if ready_at is not None and (not isinstance(ready_at, float) or not 0 <= ready_at <= time.monotonic()):
         raise untrusted.Malformed("a moment that has not been")
-    if protocol not in (None, "plain", "tls"):
+    if protocol.partition(" ")[0] not in ("plain", "tls"):
         raise untrusted.Malformed("an unknown protocol")
     texts = {key: untrusted.text(message, key) for key in ("server", "key", "output")}
     return {

@@ -21,8 +21,12 @@ _MOST_IN_A_PAIR = 1024
 
 
 def protocol(server: ServerConfig) -> str:
-    """What is spoken on the server's connections: only those of one kind may share a pair."""
-    return TLS if server.tls else PLAIN
+    """What is spoken on the server's connections, and whose workers have them: only those of one kind share a pair.
+
+    Whoever had an end of a pair can take what is put into it, so another user's workers get another one.
+    """
+    spoken = TLS if server.tls else PLAIN
+    return spoken if server.user is None else f"{spoken} {server.user}"
 
 
 class Adoptions:

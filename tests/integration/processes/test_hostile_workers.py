@@ -205,3 +205,22 @@ def test_orphan_that_lies_is_not_adopted_and_hinders_no_other(
 
 def _pids(items: dict[str, Any]) -> dict[str, list[int]]:
     return {name: item["pids"] for name, item in items.items()}
+
+
+def test_workers_of_another_user_get_a_pair_that_the_one_before_has_never_had(hostile: RealPool) -> None:
+    hostile.write("hostile.py", HOSTILE)
+    hostile.ok("start")
+
+    def sockets() -> set[str]:
+        (pid,) = hostile.items()["bad"]["pids"]
+        return {target for target in descriptors(pid).values() if target.startswith("socket:")}
+
+    first = sockets()
+    hostile.ok("restart", "bad")
+    second = sockets()
+    assert len(first & second) == 3, "the listener and the pair"
+    text = (hostile.directory / "pool.toml").read_text()
+    hostile.write("pool.toml", text.replace('user = "nobody"', 'user = "daemon"'))
+    hostile.ok("reload")
+    assert len(second & sockets()) == 1, "the listener"
+    hostile.ok("stop")
