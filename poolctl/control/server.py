@@ -16,14 +16,15 @@ import h11
 
 from poolctl.control.directory import BACKLOG
 from poolctl.control.messages import error, result
+from poolctl.control.reserve import DescriptorReserve
 from poolctl.exit_codes import FAILED
-from poolctl.listeners import leaving
 from poolctl.platform import peer_credentials
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 # A client that has stopped to read, such as a suspended `events -f`, is let go of.
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 REQUEST_SECONDS = 10.0
+_AGAIN_SECONDS = 0.1
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -56,34 +57,66 @@ class ControlServer:
     """Answers `POST /v1/VERB` (a JSON body) and `GET /v1/VERB` with JSON lines: progress, then the result.
 
     `handle` is awaited for each request with a function that sends one line of progress. It is cancelled when the
-    client goes away; when it raises ConnectionError the connection is closed without an answer.
+    client goes away; when it raises ConnectionError the connection is closed without an answer. `reserve`, descriptors
+    for when there are no others, is entered for each request.
     """
 
-    def __init__(self, handle: Handler) -> None:
+    def __init__(self, handle: Handler, reserve: DescriptorReserve | None = None) -> None:
         self._handle = handle
-        self._server: asyncio.Server | None = None
+        self._reserve = reserve or contextlib.nullcontext()
+        self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def listen(self, listener: socket.socket) -> None:
+    def listen(self, listener: socket.socket) -> None:
         """Accept from this one, which is closed with the server, and from no other any more."""
-        before = self._server
-        # It calls listen(2) again, which sets the length of the queue again.
-        self._server = await asyncio.start_unix_server(self._connected, sock=listener, backlog=BACKLOG)
-        if before is not None:
-            await leaving.close([before])
+        self._leave_listener()
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     async def close(self) -> None:
         """Stop accepting; let the answers under way be finished."""
-        if self._server is not None:
-            await leaving.close([self._server])
+        self._leave_listener()
         pending = self._tasks - {asyncio.current_task()}
         if pending:
             await asyncio.wait(pending, timeout=1.0)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _leave_listener(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            with self._reserve:
+                sock, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            logger.error("no command can be accepted: %s", error.strerror)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener.fileno())
+            loop.call_later(_AGAIN_SECONDS, self._accept_again, listener)
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(sock))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if listener is self._listener:
+            asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        with self._reserve:
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+            await self._converse(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER)
         try:
             request = await self._request(connection, reader, writer)
@@ -95,7 +128,6 @@ class ControlServer:
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
-            self._tasks.discard(task)
             with contextlib.suppress(OSError):
                 writer.close()
 

@@ -10,11 +10,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from poolctl.keeper import wire
 
 from . import untrusted
+from .descriptor import HasDescriptor, close_duplicates, owners_of
 
 _RETRY_SECONDS = 0.002
 _PAUSED_SECONDS = 1.0
@@ -22,32 +22,6 @@ _LONGEST_RETRY_SECONDS = 0.1
 
 Message = wire.Message
 Reply = tuple[Message, list[int]]
-
-
-class HasDescriptor(Protocol):
-    """A socket, or anything else that owns a descriptor; `fileno()` is -1 once it is closed."""
-
-    def fileno(self) -> int:
-        """The descriptor."""
-
-
-class Descriptor:
-    """The owner of a descriptor that belongs to no socket object."""
-
-    __slots__ = ("_fd",)
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def fileno(self) -> int:
-        """See HasDescriptor."""
-        return self._fd
-
-    def close(self) -> None:
-        """Close it; a second time does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 class LinkLost(Exception):
@@ -88,24 +62,27 @@ class Link:
         self._numbers = itertools.count(time.monotonic_ns())
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._limits: dict[int, asyncio.TimerHandle] = {}  # of the calls that do not wait for ever
-        self._outbox: deque[tuple[Message, list[int]]] = deque()
+        self._outbox: deque[tuple[Message, list[HasDescriptor]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self._retry_seconds = _RETRY_SECONDS
         self.heard = 0  # how many messages
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def send(self, message: Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
-        """Send without waiting for anything; the descriptors stay the caller's. Nothing happens on a lost link."""
-        numbers = [fd if isinstance(fd, int) else fd.fileno() for fd in fds]
+        """Send without waiting for anything; the descriptors stay the caller's. Nothing happens on a lost link.
+
+        A descriptor that is given by its owner is not duplicated while the message waits: once it is closed, the
+        message is not sent any more.
+        """
         if self.sock.fileno() < 0:
             return
         if self._outbox:
-            self._queue(message, numbers)
+            self._queue(message, fds)
             return
         try:
-            wire.send(self.sock, message, numbers)
+            wire.send(self.sock, message, [fd if isinstance(fd, int) else fd.fileno() for fd in fds])
         except (BlockingIOError, InterruptedError):
-            self._queue(message, numbers)
+            self._queue(message, fds)
             self._wait()
         except OSError:
             return  # the end of the file is read in its turn, after what the other end had said before
@@ -181,17 +158,19 @@ class Link:
         else:
             self._lost(f"the other end has said nothing for {seconds:g} s")
 
-    def _queue(self, message: Message, fds: Sequence[int]) -> None:
+    def _queue(self, message: Message, fds: Sequence[int | HasDescriptor]) -> None:
         if self._on_breach is not None and len(self._outbox) >= untrusted.MOST_UNREAD:
             self.cut_off(f"left {untrusted.MOST_UNREAD} messages unread")
             return
-        self._outbox.append((message, [os.dup(fd) for fd in fds]))
+        self._outbox.append((message, owners_of(fds)))
 
     def _writable(self) -> None:
         while self._outbox:
-            message, fds = self._outbox[0]
+            message, owners = self._outbox[0]
+            fds = [owner.fileno() for owner in owners]
             try:
-                wire.send(self.sock, message, fds)
+                if -1 not in fds:
+                    wire.send(self.sock, message, fds)
             except (BlockingIOError, InterruptedError):
                 self._wait()
                 return
@@ -199,7 +178,7 @@ class Link:
                 return  # see send
             self._outbox.popleft()
             self._retry_seconds = _RETRY_SECONDS
-            _close(fds)
+            close_duplicates(owners)
 
     def _wait(self) -> None:
         if self.sock.fileno() < 0:
@@ -266,8 +245,8 @@ class Link:
         if self._retry is not None:
             self._retry.cancel()
         self.sock.close()
-        for _, fds in self._outbox:
-            _close(fds)
+        for _, owners in self._outbox:
+            close_duplicates(owners)
         self._outbox.clear()
         for future in self._calls.values():
             if not future.done():

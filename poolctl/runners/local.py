@@ -289,6 +289,7 @@ class LocalRunner:
         if worker.breach:
             exit_ = dataclasses.replace(exit_, message=f"{exit_.message}: {worker.breach}")
         worker.ended(exit_)
+        self.forker.room.ended()
         if worker.tally is not None:
             placement = worker.placement
             self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)

@@ -15,8 +15,9 @@ from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import stored, wire
 
+from .descriptor import HasDescriptor
 from .keeping.kept import KeeperLink
-from .link import HasDescriptor, Link
+from .link import Link
 from .placed.notify import Notify
 from .placed.tallies import Tally
 from .placed.workers import LocalWorker

@@ -6,11 +6,13 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import socket
 import sys
 
 from poolctl import bootstrap
 from poolctl.config.interpreter import default_interpreter
+from poolctl.config.open_files import OWN, RAISE
 from poolctl.config.secrets import variables_named_in
 from poolctl.control import directory
 from poolctl.control.ending import forget_status
@@ -34,11 +36,12 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 
     The answer to a request says whether the files are valid. With `lifeline` the pool ends when the returned descriptor
     is closed, and a supervisor that runs already is an error; without, -1 is returned. Raises ControlError: 8 for that,
-    7 for a directory that cannot be used, 1 for a /proc that shows no processes.
+    7 for a directory that cannot be used, or too few open files, 1 for a /proc that shows no processes.
     """
     problem, fix = proc_problem()
     if problem:
         raise ControlError(f"the pool cannot be started: {problem}", exit_code=FAILED, hint=fix)
+    _check_open_files()
     pool_directory = directory.make_pool_dir(env, directory.pool_key(files[0]))
     path = directory.control_socket(pool_directory)
     try:
@@ -62,6 +65,17 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
         raise _unusable(pool_directory, error) from error
     finally:
         os.close(lock)
+
+
+def _check_open_files() -> None:
+    """Raise ControlError where a pool could not even say what it lacks."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= limit < OWN:
+        raise ControlError(
+            f"a pool needs at least {OWN} open files, and may have {limit} here",
+            exit_code=NOT_PERMITTED,
+            hint=RAISE,
+        )
 
 
 def _launch(

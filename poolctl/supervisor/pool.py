@@ -13,6 +13,7 @@ from poolctl.clock import SystemClock
 from poolctl.config.stopping import longest_stop_seconds
 from poolctl.control.ending import Left, leave_status
 from poolctl.control.messages import Document, result
+from poolctl.control.reserve import DescriptorReserve
 from poolctl.control.server import ControlServer, Handler, Progress, Request
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.keeper import wire
@@ -152,8 +153,8 @@ class ManagedPool:
 
             self._service = Service(os.environ, self.engine)
             self._perform = self._service.around(self._verbs.handle)
-        self._control = ControlServer(self._handle)
-        await self._control.listen(listener)
+        self._control = ControlServer(self._handle, DescriptorReserve())
+        self._control.listen(listener)
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
         self._reappear = Reappear(self.directory, self._presence, self._listen, self._leave_again)
         self._looking = asyncio.ensure_future(self._reappear.look())
@@ -192,7 +193,7 @@ class ManagedPool:
 
     async def _listen(self, listener: socket.socket) -> None:
         self._keeper.send({"op": "put", "name": "control"}, [listener.fileno()])
-        await self._control.listen(listener)
+        self._control.listen(listener)
 
     def _leave_again(self) -> None:
         self._memory.leave_again()

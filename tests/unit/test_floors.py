@@ -35,7 +35,7 @@ WITHIN = {
         "debounced": 0, "later": 0, "naming": 0, "newcomer": 0, "settle": 0,
     },
     "runners": {
-        "aside": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "link": 1, "spec": 1,
+        "aside": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "descriptor": 0, "link": 1, "spec": 1,
         "keeping": 2, "placed": 2, "spawning": 3, "sleeping": 3,
     },
     "worker": {

@@ -7,13 +7,12 @@ import os
 import resource
 from collections.abc import Iterator
 
+from poolctl.config.open_files import RAISE, needed
+
 from .case import Case, number, read
 from .finding import Finding, ok, problem, warning
 
-# In keeper and supervisor: for each server its sockets and its adoption pair, for each worker its sockets and pipes.
-_OF_SERVER, _OF_WORKER, _OWN = 6, 6, 48
 _FEW_FOR_A_WORKER = 256
-_NEARLY = 0.8
 
 
 def open_files(case: Case) -> Iterator[Finding]:
@@ -22,12 +21,14 @@ def open_files(case: Case) -> Iterator[Finding]:
     if keeper := case.about.get("keeper_pid"):
         with contextlib.suppress(OSError):
             _, hard = resource.prlimit(int(keeper), resource.RLIMIT_NOFILE)
-    workers = sum(max(server.scale.max, 1) for server in case.servers)
-    need = _OWN + _OF_SERVER * len(case.servers) + _OF_WORKER * workers
-    said = f"{hard} may be open, the pool needs about {need}"
-    mend = "raise the hard limit: LimitNOFILE= of its unit, or nofile in /etc/security/limits.conf"
-    if hard != resource.RLIM_INFINITY and need > hard * _NEARLY:
-        yield problem("open files", said, mend)
+    enabled = [server for server in case.servers if not server.disabled]
+    need = needed((server, server.scale.min) for server in enabled)
+    most = needed((server, server.scale.max) for server in enabled)
+    said = f"{hard} may be open, the pool needs {need}"
+    if hard != resource.RLIM_INFINITY and need > hard:
+        yield problem("open files", said, RAISE)
+    elif hard != resource.RLIM_INFINITY and most > hard:
+        yield warning("open files", f"{said}, and {most} when all servers have all their workers", RAISE)
     elif soft < _FEW_FOR_A_WORKER:
         few = f"a worker may have {soft} open, and each connection is one"
         yield warning("open files", few, "ulimit -n, or limits.open_files of the servers")
@@ -36,7 +37,7 @@ def open_files(case: Case) -> Iterator[Finding]:
     for server in case.servers:
         wanted = server.limits.open_files
         if wanted and wanted > hard != resource.RLIM_INFINITY and os.geteuid():
-            yield problem("open files", f"{server.name} is to have {wanted}, more than {hard}", mend)
+            yield problem("open files", f"{server.name} is to have {wanted}, more than {hard}", RAISE)
 
 
 def processes(case: Case) -> Iterator[Finding]:

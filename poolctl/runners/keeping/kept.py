@@ -9,14 +9,11 @@ from typing import Any
 
 from poolctl.keeper import stored, wire
 
-from ..link import Descriptor, HasDescriptor, Link
+from ..descriptor import Duplicate, HasDescriptor, close_duplicates, owners_of
+from ..link import Link
 
 # What these fork would come to the parent of a keeper that is gone, and not to the new one.
 _NOT_KEPT = stored.OF_THE_VERSION
-
-
-class _Duplicate(Descriptor):
-    """A descriptor that nothing but an entry needs: it is closed with the entry."""
 
 
 class KeeperLink(Link):
@@ -81,13 +78,12 @@ class KeeperLink(Link):
             for fd in fds:
                 os.close(fd)
         else:
-            self.entries[name] = (reply["meta"], [_Duplicate(fd) for fd in fds])
+            self.entries[name] = (reply["meta"], [Duplicate(fd) for fd in fds])
 
     def _record(self, message: wire.Message, fds: Sequence[int | HasDescriptor]) -> None:
         operation, name = message["op"], message.get("name", "")
         if operation == "put" and not name.startswith(_NOT_KEPT):
-            owners = [_Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
-            self.share(name, message.get("meta"), owners)
+            self.share(name, message.get("meta"), owners_of(fds))
         elif operation == "note" and name in self.entries:
             self.entries[name] = (message.get("meta"), self.entries[name][1])
         elif operation == "drop":
@@ -96,6 +92,4 @@ class KeeperLink(Link):
             self._forget(name)
 
     def _forget(self, name: str) -> None:
-        for owner in self.entries.pop(name, (None, []))[1]:
-            if isinstance(owner, _Duplicate):
-                owner.close()
+        close_duplicates(self.entries.pop(name, (None, []))[1])

@@ -20,7 +20,8 @@ from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
 
 from .. import withheld
-from ..link import Descriptor, Link, LinkLost
+from ..descriptor import Descriptor
+from ..link import Link, LinkLost
 from .watched import Watched
 
 _AGAIN_SECONDS = 0.2

@@ -16,7 +16,8 @@ from poolctl.keeper import wire
 from poolctl.keeper.handover import Connection
 
 from .. import withheld
-from ..link import HasDescriptor, Link, LinkLost
+from ..descriptor import HasDescriptor
+from ..link import Link, LinkLost
 
 # Longer than the helper gives itself: it can be stopped, or have no processor.
 _SILENT_SECONDS = 1.0

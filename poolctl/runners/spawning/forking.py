@@ -17,8 +17,9 @@ from poolctl.errors import ServerError
 from poolctl.keeper import rendezvous, stored, wire
 from poolctl.platform import sealed_file
 
+from ..descriptor import HasDescriptor
 from ..keeping.output import Output
-from ..link import HasDescriptor, Link
+from ..link import Link
 from ..placed.adoption import Adoptions, protocol
 from ..placed.commands import argument_vector
 from ..placed.notify import Notify
@@ -29,6 +30,7 @@ from ..spec import Spec, app_spec, spec_file, tls_contents, user_id, user_ids, w
 from .app_zygote import AppZygote
 from .app_zygotes import AppZygotes
 from .children import Children, Process
+from .room import Room
 from .zygotes import Source, Zygotes
 
 
@@ -54,6 +56,7 @@ class Forker:
         self._output = output
         self._adoptions = adoptions
         self.open_files = open_files
+        self.room = Room()
         # What workers see instead of the pool's own environment, by server name (`restart --env`).
         self.environments: dict[str, Mapping[str, str]] = {}
         self._code_since: dict[str, float] = {}
@@ -65,6 +68,7 @@ class Forker:
 
         Raises ServerError for what the configuration names and the machine does not have, WorkerFailed.
         """
+        await self.room.enter()
         forked_from = self._source(server)
         return await self._zygotes.twice(
             forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from)

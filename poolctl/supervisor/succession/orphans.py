@@ -15,8 +15,9 @@ from poolctl.config.model import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import rendezvous, stored, wire
 from poolctl.platform import copy_descriptor
+from poolctl.runners.descriptor import Descriptor
 from poolctl.runners.keeping.output import Output
-from poolctl.runners.link import Descriptor, Link
+from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.spec import user_ids, worker_spec
 from poolctl.runners.survivors import Pipes, Survivor, are_there, find, is_socket

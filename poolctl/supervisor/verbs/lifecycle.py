@@ -18,6 +18,7 @@ from .advice import advice
 from .certificates import expired
 from .order import Order
 from .reports import disabled, drained, unwell
+from .room import ensure_room, size
 from .selection import Selection
 
 
@@ -38,6 +39,7 @@ class Lifecycle:
         graph = self._engine.graph
         needed = graph.closure(runnable, graph.dependencies) if deps else runnable
         all_of_them = [entry for entry in needed if not entry.is_disabled]
+        ensure_room(self._engine, ((entry.config, size(entry)) for entry in all_of_them))
         order = Order(self._engine, PoolStartError, all_of_them, lambda entry: entry.settled)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
@@ -65,6 +67,7 @@ class Lifecycle:
             refused = [problem for problem in found if problem is not None]
             names = {problem.name for problem in refused}
             runnable = [entry for entry in runnable if entry.name not in names]
+        ensure_room(self._engine, ((entry.config, size(entry)) for entry in runnable))
         order = Order(self._engine, PoolRestartError, runnable, lambda entry: entry.settled)
         order.problems += refused
         environment = options.get("env")

@@ -19,6 +19,7 @@ from ..engine.entry import Entry
 from ..newcomer import obstacles
 from .order import Order
 from .reports import Reports, late
+from .room import ensure_room, size
 from .selection import Selection
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
@@ -54,6 +55,7 @@ class Live:
         refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
         running = [entry for entry in able if entry.wanted and not (entry.failed or entry.done)]
+        ensure_room(self._engine, ((entry.config, workers) for entry in running))
         order = Order(self._engine, PoolStartError, running, lambda entry: entry.settled)
         order.problems += refused.values()
         for entry in able:
@@ -91,6 +93,7 @@ class Live:
         """Let the selected servers be started, and start those that were disabled; return when each is ready."""
         chosen = self._chosen("enable", selector, options)
         enabled = [entry for entry in chosen if entry.is_disabled]
+        ensure_room(self._engine, ((entry.config, size(entry)) for entry in enabled))
         order = Order(self._engine, PoolStartError, enabled, lambda entry: entry.settled)
         for entry in enabled:
             entry.dismissed = False
@@ -124,6 +127,7 @@ class Live:
             code, problems = code_and_problems
             raised = PoolValidateError("the server cannot be added", problems)
             return result([], raised.to_list(), exit_code=code)
+        ensure_room(self._engine, [(config, config.scale.min)])
         entry = self._engine.add(config)
         entry.added, entry.source = True, (table, base_dir)
         self._engine.override(entry)

@@ -25,6 +25,7 @@ from .certificates import expired
 from .changes import Change, Kind, Running, Written, plan
 from .order import Order
 from .reports import Reports, as_kind
+from .room import ensure_room_for_all
 
 # The pool itself, which no server can be named.
 POOL = "[pool]"
@@ -60,6 +61,7 @@ class Reload:
             if options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
                 return result(self._items(), exit_code=code, warnings=settled.warnings, changes=lines)
+            ensure_room_for_all(self._engine, settled.servers)
             applied = _Application(self._engine, changes, settled.servers)
             applied.begin()
             self._record(lines)

@@ -16,6 +16,7 @@ from .audit import Audit
 from .gateway import nothing
 from .lifecycle import Lifecycle
 from .reading import Reading
+from .room import NoRoom
 from .selection import NothingMatched, Selection
 from .telling import Telling
 
@@ -42,6 +43,7 @@ class Verbs:
         succeed: Callable[[list[str], list[str]], None] = lambda keeper, supervisor: None,
     ) -> None:
         self._about = about
+        self._roster = engine.roster
         self._shut_down = shut_down
         self.used = False
         reading = Reading(engine, about)
@@ -94,6 +96,10 @@ class Verbs:
             return result([], [error(USAGE, "ErrorUsage", wrong.message, wrong.hint)], exit_code=USAGE)
         except NothingMatched as nothing:
             return nothing.document
+        except NoRoom as refused:
+            # A supervisor that runs nothing would keep the limit that it was started with.
+            ended = {"ended": True, "keeper_pid": self._end()} if self._roster.unused else {}
+            return {**refused.document, **ended}
 
     async def perform(self, verb: str, selector: Selector, options: Document, progress: Progress) -> Document:
         """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""

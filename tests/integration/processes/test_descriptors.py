@@ -17,9 +17,16 @@ MOST = 6
 
 
 def held(pool: RealPool) -> dict[str, int]:
-    """How many descriptors the supervisor and the keeper have."""
+    """How many descriptors the supervisor and the keeper have, once nothing is going on there."""
     info = pool.info()
-    return {role: len(descriptors(info[role])) for role in ("supervisor_pid", "keeper_pid")}
+    found: list[dict[str, int]] = []
+
+    def settled() -> bool:
+        found.append({role: len(descriptors(info[role])) for role in ("supervisor_pid", "keeper_pid")})
+        return len(found) > 5 and all(each == found[-1] for each in found[-5:])
+
+    wait_until(settled)
+    return found[-1]
 
 
 def cost(pool: RealPool) -> dict[str, float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from poolctl.control import server as control
 from poolctl.control.directory import BACKLOG
+from poolctl.control.reserve import DescriptorReserve
 from poolctl.control.server import ControlServer, Document, Progress, Request
 
 Handle = Callable[[Request, Progress], Awaitable[Document]]
@@ -29,7 +32,9 @@ async def echo(request: Request, progress: Progress) -> Document:
 
 
 @asynccontextmanager
-async def serving(path: Path, handle: Handle = echo) -> AsyncIterator[Path]:
+async def serving(
+    path: Path, handle: Handle = echo, reserve: DescriptorReserve | None = None
+) -> AsyncIterator[Path]:
     """A control server on a socket of its own; fails the test when one of its tasks failed unseen."""
     unseen: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
@@ -39,8 +44,8 @@ async def serving(path: Path, handle: Handle = echo) -> AsyncIterator[Path]:
         listener.bind(str(place))
         listener.listen()
         listener.setblocking(False)
-        running = ControlServer(handle)
-        await running.listen(listener)
+        running = ControlServer(handle, reserve)
+        running.listen(listener)
         try:
             yield place
         finally:
@@ -267,7 +272,7 @@ def test_another_user_is_refused() -> None:
             listener.bind("")
             listener.listen()
             server = ControlServer(echo)
-            await server.listen(listener)
+            server.listen(listener)
             os.seteuid(65534)
             try:
                 client.connect(listener.getsockname())
@@ -333,3 +338,29 @@ def test_a_listener_whose_server_is_busy_takes_as_many_connections_as_it_was_mad
                     each.close()
 
     asyncio.run(scenario())
+
+
+def test_command_is_answered_when_every_descriptor_is_in_use(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def scenario() -> None:
+        async with serving(tmp_path, reserve=DescriptorReserve(16)) as path:
+            client = socket.socket(socket.AF_UNIX)
+            client.setblocking(False)
+            hoard: list[int] = []
+            try:
+                with contextlib.suppress(OSError):
+                    while True:
+                        hoard.append(os.dup(0))
+                client.connect(str(path))
+                await asyncio.get_running_loop().sock_sendall(client, request("list"))
+                assert status(await asyncio.get_running_loop().sock_recv(client, 65536)) == 200
+            finally:
+                client.close()
+                for fd in hoard:
+                    os.close(fd)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -289,8 +289,13 @@ def test_a_slow_line_and_an_idle_connection_have_their_time() -> None:
     run(scenario)
 
 
+def _hold_at_most(monkeypatch: Any, count: int) -> None:
+    monkeypatch.setattr(held, "MOST", count)
+    monkeypatch.setattr(held, "LEAST", count)
+
+
 def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one(monkeypatch: Any) -> None:
-    monkeypatch.setattr(held, "MOST", 3)
+    _hold_at_most(monkeypatch, 3)
 
     async def scenario(house: House) -> None:
         house.arm()
@@ -306,7 +311,7 @@ def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one(monkey
 
 
 def test_more_beginnings_of_requests_than_may_be_held_wake_their_server(monkeypatch: Any) -> None:
-    monkeypatch.setattr(held, "MOST", 2)
+    _hold_at_most(monkeypatch, 2)
 
     async def scenario(house: House) -> None:
         house.arm()

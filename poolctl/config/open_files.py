@@ -1,0 +1,45 @@
+"""How many open files a pool needs: as many in its keeper as in its supervisor, and the same limit holds for both."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from poolctl.config.model import ServerConfig
+
+# Kept free by the supervisor so that commands are answered whatever else has used up its descriptors.
+RESERVE = 16
+# What a pool has that does nothing: its helpers, journal, log and clients.
+OWN = 48 + RESERVE
+_OF_PAIR = 2
+# Its control socket, the page on which it counts, the pipe that takes its output; and a pidfd, in a keeper that has
+# taken the place of another one and is not its parent.
+_OF_WORKER = 4
+_OF_PROGRAM = 3
+_OF_PROBE = 1
+# In a restart of many, the others wait for their turn when there is no room for more.
+REPLACED_AT_ONCE = 16
+
+RAISE = "raise the hard limit: ulimit -Hn in the shell, LimitNOFILE= of the unit, nofile in /etc/security/limits.conf"
+
+
+def needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
+    """The descriptors for these servers, each with so many workers; one that sleeps, with none, has its listener."""
+    workers = 0
+    total = OWN
+    for server, count in servers:
+        workers += count
+        total += _listeners(server) + count * (_OF_PROGRAM if server.command else _OF_WORKER)
+        if count and not server.command:
+            total += _OF_PAIR
+        if server.health.probed:
+            total += _OF_PROBE
+    return total + _OF_WORKER * min(workers, REPLACED_AT_ONCE)
+
+
+def _listeners(server: ServerConfig) -> int:
+    if server.job or server.binds_itself:
+        return 0
+    # One for each version of the protocol.
+    return 2 if server.address.dual or server.address.host == "localhost" else 1

@@ -1,0 +1,49 @@
+"""Who owns a descriptor: it is closed once, by its owner, however many have use for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class HasDescriptor(Protocol):
+    """A socket, or anything else that owns a descriptor; `fileno()` is -1 once it is closed."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+class Descriptor:
+    """The owner of a descriptor that belongs to no socket object."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """See HasDescriptor."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close it; a second time does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Duplicate(Descriptor):
+    """One that whoever keeps it closes as well: its number was all that was known of another one."""
+
+
+def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
+    """The owners as they are, and duplicates of what was given by number. Raises OSError."""
+    return [Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
+
+
+def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
+    """Close those; the others belong to somebody else."""
+    for owner in owners:
+        if isinstance(owner, Duplicate):
+            owner.close()

@@ -1,0 +1,66 @@
+"""Whether the processes of a pool may have as many open files as its servers need; asked before any is started."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterable, Mapping
+
+from poolctl.config.model import ServerConfig
+from poolctl.config.open_files import RAISE, needed
+from poolctl.control.messages import Document, failure, result
+from poolctl.errors import PoolStartError
+from poolctl.exit_codes import FAILED
+
+from ..engine.engine import Engine
+from ..engine.entry import Entry
+
+_Servers = Mapping[str, tuple[ServerConfig, int]]
+
+
+class NoRoom(Exception):
+    """The servers need more open files than there may be; carries the answer."""
+
+    def __init__(self, document: Document) -> None:
+        super().__init__("too many open files")
+        self.document = document
+
+
+def ensure_room(engine: Engine, coming: Iterable[tuple[ServerConfig, int]]) -> None:
+    """Raise NoRoom unless these servers, each with so many workers, can run with all that are to run already."""
+    wanted = {entry.name: (entry.config, size(entry)) for entry in engine.entries.values() if _runs(entry)}
+    _ensure(wanted, wanted | {server.name: (server, count) for server, count in coming})
+
+
+def ensure_room_for_all(engine: Engine, servers: Iterable[ServerConfig]) -> None:
+    """Likewise, when the pool is to have these servers and no others."""
+    entries = engine.entries
+    before = {entry.name: (entry.config, size(entry)) for entry in entries.values() if _runs(entry)}
+    after = {
+        server.name: (server, server.scale.min)
+        for server in servers
+        if not server.disabled and (server.name not in entries or _runs(entries[server.name]))
+    }
+    _ensure(before, after)
+
+
+def size(entry: Entry) -> int:
+    """The workers that the server has at least."""
+    return entry.config.scale.min if entry.count is None else entry.count
+
+
+def _ensure(before: _Servers, after: _Servers) -> None:
+    need = needed(after.values())
+    if need <= needed(before.values()):
+        return
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or need <= limit:
+        return
+    servers = "1 server needs" if len(after) == 1 else f"{len(after)} servers need"
+    message = f"{servers} {need} open files, and this pool may have {limit}: nothing was changed"
+    hint = f"{RAISE}; then poolctl stop, and poolctl start" if before else RAISE
+    problem = failure(PoolStartError, message, hint)
+    raise NoRoom(result([], [problem], exit_code=FAILED))
+
+
+def _runs(entry: Entry) -> bool:
+    return entry.wanted and not (entry.is_disabled or entry.removed or entry.failed or entry.done)

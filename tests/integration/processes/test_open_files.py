@@ -1,0 +1,122 @@
+"""Pools whose processes may have few open files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from poolctl.config.open_files import OWN, needed
+from poolctl.config.pool_config import PoolConfig
+from tests.http_get import get
+from tests.ports import claim_port
+from tests.processes import is_alive
+from tests.real_pool import Done, RealPool
+
+Until = Callable[..., Any]
+
+
+def limited(pool: RealPool, limit: int, *args: str) -> Done:
+    """What the command did with that limit, which is that of the keeper it starts as well."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    process = None
+    real = pool.command()
+    try:
+        pool.command = lambda: ["bash", "-c", f'ulimit -n {limit}; exec "$@"', "-", *real]  # type: ignore[method-assign]
+        return pool.run(*args)
+    finally:
+        del pool.command
+        assert process is None
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+def need(pool: RealPool) -> int:
+    servers = PoolConfig.load(str(pool.directory / "pool.toml"))
+    return needed((server, server.scale.min) for server in servers)  # type: ignore[misc]
+
+
+def test_start_with_too_few_open_files_for_any_pool_says_how_many_it_needs(pool: RealPool) -> None:
+    pool.write_hello()
+    for command in ("start", "run"):
+        done = limited(pool, 32, command)
+        assert done.code == 7
+        assert done.stderr.startswith(
+            f"error: a pool needs at least {OWN} open files, and may have 32 here\n"
+        )
+        assert "ulimit -Hn" in done.stderr
+    assert limited(pool, 32, "validate").code == 0
+
+
+def test_start_of_more_servers_than_the_limit_allows_is_refused_with_the_number(pool: RealPool) -> None:
+    pool.write_hello(*(f"s{number}" for number in range(10)))
+    done = limited(pool, 120, "start")
+    assert done.code == 1
+    assert f"10 servers need {need(pool)} open files, and this pool may have 120" in done.stderr
+    assert "ulimit -Hn" in done.stderr
+    assert {item["state"] for item in pool.items().values()} == {"stopped"}
+    # The keeper that had the limit has gone with it.
+    assert pool.ok("start").stdout == "10 servers ready\n"
+
+
+def test_more_workers_than_the_limit_allows_are_refused_and_change_nothing(pool: RealPool) -> None:
+    pool.write_hello("a", "b")
+    assert limited(pool, need(pool) + 8, "start").code == 0
+    before = pool.items()
+    for change in (
+        ("scale", "a", "9"),
+        ("add", "c", "--bind", f"127.0.0.1:{claim_port()}", "--app", "hello:app"),
+    ):
+        done = pool.run(*change)
+        assert done.code == 1, done
+        assert "open files" in done.stderr
+        assert pool.items().keys() == before.keys()
+        assert pool.items()["a"]["pids"] == before["a"]["pids"]
+
+
+def test_pool_with_no_more_open_files_than_it_needs_does_everything(pool: RealPool, until: Until) -> None:
+    names = [f"s{number}" for number in range(20)]
+    pool.write_hello(*names)
+    assert limited(pool, need(pool), "start").stdout == "20 servers ready\n"
+    assert pool.ok("restart").stdout.startswith("20 servers")
+    keeper = pool.info()["keeper_pid"]
+    os.kill(keeper, signal.SIGKILL)
+    until(lambda: pool.info()["keeper_pid"] != keeper)
+    assert pool.ok("restart").stdout.startswith("20 servers")
+    assert get(pool.ports["s19"]).status == 200
+    supervisor = pool.info()["supervisor_pid"]
+    pool.ok("stop")
+    assert not is_alive(supervisor)
+
+
+def test_half_requests_to_sleeping_servers_take_no_descriptors_from_others(pool: RealPool) -> None:
+    pool.write_hello("web", "one", "two")
+    path = pool.directory / "pool.toml"
+    head, *sleepers = path.read_text().split("[[server]]\n")[1:]
+    path.write_text(
+        "".join(
+            f"[[server]]\n{each}"
+            for each in [
+                head,
+                *(f'{each}scale = {{ min = 0 }}\nhttp.head_timeout = "0.5s"\n' for each in sleepers),
+            ]
+        )
+    )
+    assert limited(pool, 160, "start").code == 0
+    with contextlib.ExitStack() as clients:
+        for number in range(300):
+            client = clients.enter_context(
+                socket.create_connection(("127.0.0.1", pool.ports["one"]), timeout=10)
+            )
+            client.sendall(b"GET / HT" if number % 2 else b"")
+        assert pool.items()["web"]["ready"]
+        assert get(pool.ports["two"]).status == 200
+        assert get(pool.ports["one"]).status == 200
+        pool.ok("restart", "web")
+        pool.ok("stop")
+    log = Path(next(pool.runtime.glob("*/supervisor.log"))).read_text()
+    assert "open files" not in log
