@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from poolctl.address import parse
 from poolctl.listeners import resolve, unix
 from poolctl.listeners.failure import explain, explain_tcp, explained, naming, taken
-from poolctl.listeners.holder import Holder
+from poolctl.listeners.holder import Holder, Place
 from poolctl.listeners.open import (
     BACKLOG,
     ListenError,
@@ -26,6 +27,7 @@ from poolctl.listeners.open import (
     from_descriptor,
     open_listener,
 )
+from tests.programs import program
 
 FreePort = Callable[[], int]
 
@@ -374,3 +376,22 @@ for text in ("127.0.0.1:" + str(port), "unix:{tmp_path}/a.sock"):
     first, second = done.stdout.splitlines()
     assert first.startswith("port PORT is in use by ")
     assert second == f"no socket can be made in {tmp_path}: Permission denied"
+
+
+@pytest.mark.parametrize("what", ["listener", "outgoing connection", "unix"])
+def test_the_command_that_a_hint_names_shows_who_has_the_address(what: str, tmp_path: Path) -> None:
+    program("ss")
+    with ExitStack() as stack:
+        place: Place
+        if what == "unix":
+            place = f"{tmp_path}/a.sock"
+            stack.enter_context(opened(f"unix:{place}"))
+        else:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            client = stack.enter_context(socket.create_connection(listener.getsockname()))
+            place = (listener if what == "listener" else client).getsockname()
+        hint = taken(parse("127.0.0.1:1"), place).hint
+        command = re.search(r"ss -\w+ '.*?'", hint)
+        assert command is not None, hint
+        done = subprocess.run(command[0], shell=True, capture_output=True, text=True, check=True)
+    assert f"pid={os.getpid()}," in done.stdout
