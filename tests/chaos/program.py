@@ -15,11 +15,14 @@ SERVERS = (
     "tls",
     "noisy",
     "sleepy",
-)  # under load; `moving` comes and goes
+)  # under load; `moving` comes and goes, `hostile` attacks
 # Out of rotation every answer is the last one of its connection: what was pipelined behind it has to be sent again.
 SERVERS_TO_DRAIN = tuple(name for name in SERVERS if name != "several")
 CHANGES = ("env", "tags", "add", "remove", "broken", "nothing")
 MOST_WORKERS = 4
+ATTACKS = ("flood", "forge", "block", "stuff")
+_HELPERS = ("worker", "logger", "zygote", "app zygote")
+_PAUSES_MS = (0, 20, 200, 600, 1500)
 ROUND_STEPS = 30
 # In one round, which is about a minute: for a supervisor that dies more often the keeper makes pauses of up to 30 s.
 MOST_SUPERVISORS = 4
@@ -34,15 +37,16 @@ class Step:
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def kills_supervisor(self) -> bool:
-        """Whether the supervisor ends in it, or the keeper that looks after it."""
-        named = {
+    def supervisors(self) -> int:
+        """How many supervisors end in it, with the keepers that look after them."""
+        named = [
             self.what,
             self.options.get("role"),
             self.options.get("then"),
             *self.options.get("roles", ()),
-        }
-        return bool(named & {"supervisor", "keeper", "kill_both", "upgrade"})
+            *(role for role, _, _ in self.options.get("deaths", ())),
+        ]
+        return sum(each in ("supervisor", "keeper", "kill_both", "upgrade") for each in named)
 
     def __str__(self) -> str:
         words = " ".join(f"{name}={value}" for name, value in self.options.items())
@@ -56,7 +60,7 @@ def rounds(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterato
     while True:
         part: list[Step] = []
         deaths = 0
-        while len(part) < ROUND_STEPS and (deaths := deaths + ahead.kills_supervisor) <= MOST_SUPERVISORS:
+        while len(part) < ROUND_STEPS and (deaths := deaths + ahead.supervisors) <= MOST_SUPERVISORS:
             part.append(ahead)
             ahead = next(steps)
         yield part
@@ -75,6 +79,10 @@ def program(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterat
         "full_disk": 2,
         "vanish": 1,
         "freeze": 1,
+        "in_silence": 4,
+        "freeze_keeper": 1,
+        "pause": 1,
+        "attack": 3,
     }
     kinds |= {name: 4 for name in ("reload", "scale", "upgrade") if name in verbs}
     kinds |= {name: 1 for name in ("drain", "disable", "kill_both") if name in verbs}
@@ -106,6 +114,18 @@ def _options(
             possible = [role for role in roles if role != both]
             victims = chance.sample(possible, min(len(possible), chance.randint(2, 3)))
             return {"roles": tuple(sorted(victims)), "server": chance.choice(SERVERS)}
+        case "in_silence":
+            # Two supervisors and a worker between them, and what else there is room for.
+            between = [(chance.choice(_HELPERS), chance.choice(SERVERS)) for _ in range(chance.randint(0, 2))]
+            first, last = (chance.choice(("keeper", "supervisor")) for _ in range(2))
+            deaths = [(first, ""), ("worker", chance.choice(SERVERS)), *between, (last, "")]
+            return {"deaths": tuple((*death, chance.choice(_PAUSES_MS)) for death in deaths)}
+        case "freeze_keeper":
+            return {"server": chance.choice(SERVERS)}
+        case "attack":
+            return {"deed": chance.choice(ATTACKS)}
+        case "pause":
+            return {"seconds": chance.choice((0.5, 2.0, 11.0))}
         case "flood":
             return {
                 "server": chance.choice(("plain", "several", "moving")),

@@ -30,7 +30,7 @@ def run(seed: int, seconds: float, say: Callable[[str], None] = print) -> int:
     except Exception as error:
         story = "\n".join(map(str, history))
         say(f"{_after(began)} FAULT")
-        text = f"seed {seed} (python -m tests.chaos --seed {seed})\n{story}\n{error}"
+        text = f"seed {seed} (python -m tests.chaos --seed {seed})\n{story}\n{error}\n{stage.words()}"
         raise Fault(text) from error
     finally:
         stage.close()

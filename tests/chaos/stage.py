@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 SETTLED_SECONDS = 90.0  # a supervisor that dies often is started again with a pause of up to 30 s
 PARTS = {"keeper": "keeper", "supervisor": "supervisor", "logs": "logger", "worker zygote": "zygote"}
 APP_ZYGOTE = "poolctl-app"  # what ps calls it
+SHOWN_SECONDS = 0.5
 DISK_BYTES = 8 * 1024 * 1024
 _FORKED_WITHOUT_EXEC = 0x40  # PF_FORKNOEXEC of proc(5)'s flags
 
@@ -40,12 +42,12 @@ class Stage:
         self.pool = RealPool(self.directory, self.runtime)
         # A tracer has files and memory of its own.
         self.pool.env = {name: value for name, value in self.pool.env.items() if not name.startswith("COV")}
-        self.pool.write_hello(*(name for name in (*SERVERS, "moving", "extra") if name != "unix"))
+        self.pool.write_hello(*(name for name in (*SERVERS, "moving", "hostile", "extra") if name != "unix"))
         self.ports = self.pool.ports
         certificate(self.directory)
         self.environments = dict.fromkeys(SERVERS, 0)
         self.tags = dict.fromkeys(SERVERS, 0)
-        self.workers = dict.fromkeys((*SERVERS, "moving"), 1) | {"several": 2}
+        self.workers = dict.fromkeys((*SERVERS, "moving", "hostile"), 1) | {"several": 2}
         self.has_extra = False
         self.write()
 
@@ -62,7 +64,7 @@ class Stage:
             drain_timeout = "1s"
             restart = {{ limit = 100000, window = "1s", backoff = {{ initial = "10ms", max = "50ms" }} }}
             """
-        for name in (*SERVERS, "moving", *(["extra"] if self.has_extra else [])):
+        for name in (*SERVERS, "moving", "hostile", *(["extra"] if self.has_extra else [])):
             text += f"""
             [[server]]
             name = "{name}"
@@ -75,6 +77,7 @@ class Stage:
                 "unix": "preload = true\n",
                 "sleepy": "scale = { min = 0, idle = 0.15 }\n",
                 "tls": 'tls = { cert = "localhost.pem", key = "localhost.key" }\n',
+                "hostile": 'app = "tests.chaos.hostile:app"\n            stop_timeout = "1s"\n',
                 "noisy": 'app = "tests.chaos.noisy:app"\n            log = { max_size = "64KiB", keep = 2 }\n',
             }.get(name, "")
         self.pool.write("pool.toml", text + ("\n            bind = broken" if broken else ""))
@@ -159,6 +162,18 @@ class Stage:
                 if f"bootstrap.py {part}" in line:
                     found["forked" if flags & _FORKED_WITHOUT_EXEC else role].append(pid)
         return found
+
+    def own(self) -> list[int]:
+        """The pids of keeper and supervisor."""
+        roles = self.roles()
+        return roles["keeper"] + roles["supervisor"]
+
+    def has_taken_over(self) -> bool:
+        """Whether the supervisor that runs has long since shown itself: it knows all that its keeper holds."""
+        path = next(self.runtime.glob("[!@]*/info.json"))
+        info = json.loads(path.read_text())
+        shown_for = time.time() - path.stat().st_mtime
+        return [info["keeper_pid"], info["supervisor_pid"]] == self.own() and shown_for > SHOWN_SECONDS
 
     def zombies(self) -> list[int]:
         """Children of the keeper that nobody has reaped."""

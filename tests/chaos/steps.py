@@ -9,16 +9,19 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from http.client import HTTPException
 from typing import Any
 
 from tests.deadline import wait_until
-from tests.processes import is_alive
+from tests.http_get import get
+from tests.processes import is_alive, stat
 from tests.real_pool import Done
 
 from .stage import Fault, Stage
 from .watch import Watch
 
 INVALID = 5
+FROZEN_SECONDS = 30.0
 
 
 class Steps:
@@ -136,6 +139,8 @@ class Steps:
 
     def freeze(self) -> None:
         """A zygote that is stopped is done without, and ends when it goes on."""
+        # One that has forked is up: a zygote has longer to begin than to fork.
+        self.stage.ok("restart", "moving")
         frozen = self.stage.roles()["zygote"]
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)
@@ -146,6 +151,62 @@ class Steps:
                 os.kill(pid, signal.SIGCONT)
         self.stage.settled()
         wait_until(lambda: not any(map(is_alive, frozen)))
+
+    def in_silence(self, deaths: tuple[tuple[str, str, int], ...]) -> None:
+        """Several die one after the other, and no command comes in between: (role, server, pause in ms) each."""
+        workers = {name: list(item["pids"]) for name, item in self.stage.settled().items()}
+        for role, server, pause_ms in deaths:
+            if role == "keeper":
+                # Both at once is another matter: `kill_both`.
+                wait_until(self.stage.has_taken_over, timeout_seconds=FROZEN_SECONDS)
+            # Of a worker only what it was at the beginning is known without asking.
+            known = workers[server] if role == "worker" else []
+            for pid in [known.pop(0)] if known else self.stage.roles().get(role, []):
+                self._kill(role, server, pid)
+            time.sleep(pause_ms / 1000)
+            self.watch.check()
+        self.stage.settled()
+
+    def freeze_keeper(self, server: str) -> None:
+        """A keeper that is stopped is continued; a worker that dies meanwhile is replaced."""
+        (keeper,) = self.stage.roles()["keeper"]
+        victims = self._victims("worker", server, 0)
+        os.kill(keeper, signal.SIGSTOP)
+        for pid in victims:
+            self._kill("worker", server, pid)
+        # Whoever asks is answered meanwhile, and has the keeper asked.
+        self.stage.settled()
+        wait_until(lambda: stat(keeper).state != "T", timeout_seconds=FROZEN_SECONDS)
+        if self.stage.roles()["keeper"] != [keeper]:
+            raise Fault("a keeper that was only stopped was replaced")
+
+    def attack(self, deed: str) -> None:
+        """An application harms its own server at most, and that is served again."""
+        before = self.stage.settled()
+        own = self.stage.own()
+        with contextlib.suppress(OSError, HTTPException):  # its worker may be killed while it attacks
+            get(self.stage.ports["hostile"], f"/{deed}")
+        self.watch.check()
+        self._same_workers({name: item for name, item in before.items() if name != "hostile"})
+        self.stage.ok("restart", "hostile")
+        if get(self.stage.ports["hostile"]).status != 200:
+            raise Fault("the server of the hostile application is not served again")
+        if self.stage.own() != own:
+            raise Fault(f"replaced after an attack: {own}, now {self.stage.own()}")
+
+    def pause(self, seconds: float) -> None:
+        """Everything stands still, as in a paused container; nothing is replaced for it."""
+        before = self.stage.settled()
+        own = self.stage.own()
+        paused = list(self.stage.pool.processes())
+        for pid in paused:
+            self._signal(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        for pid in reversed(paused):
+            self._signal(pid, signal.SIGCONT)
+        self._same_workers(before)
+        if self.stage.own() != own:
+            raise Fault(f"replaced after a pause: {own}, now {self.stage.own()}")
 
     def flood(self, server: str, connections: int) -> None:
         """Connections that say nothing, or half of something; whoever asks properly is still answered."""
@@ -225,8 +286,12 @@ class Steps:
     def _kill(self, role: str, server: str, pid: int) -> None:
         if role == "worker":
             self.watch.died(server)
+        self._signal(pid, signal.SIGKILL)
+
+    @staticmethod
+    def _signal(pid: int, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
     def _connect(self, server: str) -> socket.socket:
         host, _, port = self.stage.address(server).rpartition(":")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -184,6 +185,22 @@ def test_who_says_nothing_at_all_while_it_is_asked_is_as_good_as_gone() -> None:
             with pytest.raises(LinkLost, match=r"nothing for 0.05 s"):
                 await each
         assert peer.ends == 1
+        peer.close()
+
+    run(scenario())
+
+
+def test_a_pause_of_this_process_is_not_held_against_the_other_end() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        asked = asyncio.ensure_future(peer.link.call({"n": 1}, patience_seconds=0.2))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(time.sleep, 1.3)
+        await asyncio.sleep(0.1)
+        assert not asked.done()
+        request, _ = await peer.request()
+        wire.send(peer.sock, {"id": request["id"]})
+        await asked
         peer.close()
 
     run(scenario())
