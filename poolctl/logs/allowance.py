@@ -1,4 +1,4 @@
-"""How much may be written: a bucket of tokens that fills up again with time."""
+"""A rate limit: a bucket of tokens that fills up again with time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Allowance:
         self._at = 0.0
 
     def take(self, amount: float, now: float) -> bool:
-        """Whether so much may be written now; if so, it counts as written."""
+        """Whether so much is allowed now; if so, it is used up."""
         self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._per_second)
         self._at = now
         if amount > self._left:

@@ -22,9 +22,10 @@ _GATHER_SECONDS = 0.02
 _ROUTINE = "lifecycle"
 _ROUTINE_SECONDS = 0.2
 
-# Of one server: as many as a restart of thousands of workers makes, and what nobody could read in the long run.
-_BURST, _PER_SECOND = 5_000, 20
+# Of one server: as many at once as a restart of thousands of workers makes, few in the long run.
+_BURST, _PER_SECOND = 10_000, 20
 _LONGEST_TEXT = 4096
+_MOST_SERVERS = 20_000
 
 Subscriber = Callable[[Document], None]
 
@@ -104,6 +105,8 @@ class Events:
 
     def _may_record(self, server: str) -> bool:
         """Whether there is room for another event of this server; what was left out before is told first."""
+        if len(self._allowances) > _MOST_SERVERS:
+            self._allowances.clear()  # of servers that are gone, for the most part
         allowance = self._allowances.setdefault(server, Allowance(_BURST, _PER_SECOND))
         if not allowance.take(1, self._clock.monotonic()):
             self._left_out[server] = self._left_out.get(server, 0) + 1

@@ -57,7 +57,7 @@ class Link:
         self._on_end = on_end
         self._on_breach = on_breach
         self._loop = asyncio.get_running_loop()
-        self._allowance = untrusted.Allowance(self._loop.time())
+        self._allowance = untrusted.allowance()
         # A socket may outlive us, and with it answers to what we asked: our successor must not ask by the same numbers.
         self._numbers = itertools.count(time.monotonic_ns())
         self._calls: dict[int, asyncio.Future[Reply]] = {}
@@ -232,7 +232,7 @@ class Link:
             self._on_message(message, fds)
             return
         try:
-            if not self._allowance.spend(self._loop.time()):
+            if not self._allowance.take(1, self._loop.time()):
                 raise untrusted.Malformed(f"more than {untrusted.BURST} messages at once")
             self._on_message(message, fds)
         except untrusted.Malformed as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.keeper.wire import Message
+from poolctl.logs.allowance import Allowance
 
 # Honest messages are a few words; the longest carries the error of an import.
 MOST_BYTES = 16 * 1024
@@ -56,21 +57,9 @@ def _wrong(message: Message, key: str) -> Malformed:
     return Malformed(f"a message with an invalid {key!r}: {printable(repr(message.get(key)))[:80]}")
 
 
-class Allowance:
-    """How many messages may come unasked: many at once, few over time. Times are of one monotonic clock, in seconds."""
-
-    def __init__(self, now: float) -> None:
-        self._left = float(BURST)
-        self._at = now
-
-    def spend(self, now: float) -> bool:
-        """Whether one more message may come now; it counts if so."""
-        self._left = min(float(BURST), self._left + (now - self._at) * _PER_SECOND)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
+def allowance() -> Allowance:
+    """How many messages may come unasked: many at once, few over time."""
+    return Allowance(BURST, _PER_SECOND)
 
 
 def reply_number(message: Message) -> Any:

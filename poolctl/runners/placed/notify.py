@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from poolctl.platform import CREDENTIALS_BYTES, ask_for_credentials, sender_credentials
 
-from ..untrusted import Allowance
+from ..untrusted import allowance
 
 # A program that sends too much waits that long, and no other does.
 _PAUSE_SECONDS = 0.5
@@ -31,7 +31,7 @@ class Notify:
         self._sock = sock
         self._uids = {0, uid}
         self._on_ready: Callable[[], None] = lambda: None
-        self._allowance = Allowance(asyncio.get_running_loop().time())
+        self._allowance = allowance()
         self._pause: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -62,7 +62,7 @@ class Notify:
         loop = asyncio.get_running_loop()
         space = socket.CMSG_SPACE(CREDENTIALS_BYTES)
         with contextlib.suppress(BlockingIOError):
-            while self._allowance.spend(loop.time()):
+            while self._allowance.take(1, loop.time()):
                 # Descriptors that come with it find no room, and the kernel drops them.
                 data, ancillary, _, _ = self._sock.recvmsg(_MOST_BYTES, space, socket.MSG_DONTWAIT)
                 sender = sender_credentials(ancillary)
