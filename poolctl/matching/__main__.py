@@ -1,7 +1,7 @@
 """The process that matches: each line on its standard input, a socket, is a question; each is answered by a line.
 
-`re` cannot be interrupted from within and holds the interpreter's lock. The kernel's timer ends this process when a
-question takes too long, also when whoever asked has died meanwhile.
+`re` holds the interpreter's lock for as long as it matches, which would stop the threads of whoever asks as well. It
+looks for signals meanwhile, in a long text too seldom: a first timer ends the matching, a second one this process.
 """
 
 from __future__ import annotations
@@ -13,44 +13,69 @@ import socket
 import warnings
 
 from poolctl.expressions import BadExpression, compiled
-from poolctl.matching.limits import LIMIT_SECONDS
+from poolctl.matching.limits import FASTER, LIMIT_SECONDS, SLOW
 from poolctl.platform import name_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
+_CHUNK_BYTES = 1024 * 1024
+_LONG_BYTES = 10_000
 _compiled = functools.lru_cache(maxsize=1024)(compiled)
 
 
+class _TooSlow(BaseException):
+    """The time is over."""
+
+
 def main() -> None:
-    """Answer until the other end is closed."""
+    """Answer until the other end is closed; what was asked together is answered together."""
     name_process("poolctl-match")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, _end)
+    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     warnings.simplefilter(
         "ignore", FutureWarning
     )  # of `[[`, which may mean something else in a later version
     connection = socket.socket(fileno=0)
+    rest = b""
     try:
-        with connection.makefile("rb") as questions:
+        while chunk := connection.recv(_CHUNK_BYTES):
+            *questions, rest = (rest + chunk).split(b"\n")
+            answers = b""
             for question in questions:
-                signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
-                answer = json.dumps(found(*json.loads(question))).encode() + b"\n"
-                signal.setitimer(signal.ITIMER_PROF, 0.0)
-                connection.sendall(answer)
+                if len(question) > _LONG_BYTES:
+                    connection.sendall(
+                        answers
+                    )  # this process may end, and the first question without one be blamed
+                    answers = b""
+                answers += json.dumps(answer(*json.loads(question))).encode() + b"\n"
+            connection.sendall(answers)
     except OSError:
         pass  # nobody asks any more
 
 
-def found(expressions: list[str], texts: list[str]) -> list[Any]:
-    """The positions of the texts in which an expression is found, and what is wrong with one: message, hint."""
+def answer(expressions: list[str], texts: list[str]) -> list[Any]:
+    """The positions of the texts in which an expression is found, and why there is no answer: the problem, the fix."""
     try:
-        searches = [_compiled(expression).search for expression in expressions]
+        try:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 2 * LIMIT_SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
+            searches = [_compiled(expression).search for expression in expressions]
+            return [[at for at, text in enumerate(texts) if any(search(text) for search in searches)], "", ""]
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+    except _TooSlow:
+        return [[], SLOW, FASTER]
     except BadExpression as bad:
         return [[], str(bad), bad.hint]
-    return [[at for at, text in enumerate(texts) if any(search(text) for search in searches)], "", ""]
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise _TooSlow
 
 
 if __name__ == "__main__":

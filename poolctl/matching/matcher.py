@@ -1,4 +1,4 @@
-"""Asks the process that matches regular expressions, and replaces it when an expression took too long."""
+"""Asks the process that matches regular expressions, and replaces it when it does not answer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import NamedTuple
 from poolctl import bootstrap
 from poolctl.runners import withheld
 
-from .limits import LIMIT_SECONDS
+from .limits import FASTER, SLOW
 
-# The process ends itself by its processor time. One that does not run at all is ended after this time.
+# The process limits its processor time itself. One that does not run at all is ended after this time.
 _STUCK_SECONDS = 10.0
 # It is not kept for longer than this when nothing is asked.
 _IDLE_SECONDS = 60.0
@@ -37,11 +37,7 @@ class Answer(NamedTuple):
 Told = Callable[[Answer], None]
 
 _NOTHING: frozenset[int] = frozenset()
-TOO_SLOW = Answer(
-    _NOTHING,
-    f"the regular expression takes more than {LIMIT_SECONDS:g} s",
-    "avoid repeats within repeats, such as (a+)+, and alternatives that begin alike",
-)
+TOO_SLOW = Answer(_NOTHING, SLOW, FASTER)
 
 
 class Matcher:
@@ -54,7 +50,8 @@ class Matcher:
         self._questions: deque[tuple[bytes, Told]] = deque()
         self._socket = -1
         self._pid = 0
-        self._unsent = b""
+        self._unsent = bytearray()
+        self._sending = False  # soon, with what else is asked in this turn of the loop
         self._received = b""
         self._active_at = 0.0
         self._watched = False  # not a timer's handle: it would keep the loop alive
@@ -68,6 +65,8 @@ class Matcher:
     def ask(self, expressions: Sequence[str], texts: Sequence[str], told: Told) -> None:
         """Have `told` called, once and later, with the texts in which one of the expressions is found."""
         question = json.dumps([list(expressions), list(texts)]).encode() + b"\n"
+        if not self._questions:
+            self._active_at = asyncio.get_running_loop().time()
         self._questions.append((question, told))
         if self._socket < 0:
             self._start()
@@ -107,19 +106,27 @@ class Matcher:
             told(Answer(_NOTHING, problem))
 
     def _send(self, data: bytes) -> None:
+        """Send it, with what else is asked in this turn of the loop."""
         self._unsent += data
+        if not self._sending:
+            self._sending = True
+            asyncio.get_running_loop().call_soon(self._writable)
+
+    def _writable(self) -> None:
+        self._sending = False
+        if self._socket < 0:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_writer(self._socket)
         try:
-            sent = os.write(self._socket, self._unsent)
+            del self._unsent[: os.write(self._socket, self._unsent)]
         except BlockingIOError:
-            sent = 0
+            pass
         except OSError:
             return  # it has ended, which is read
-        self._unsent = self._unsent[sent:]
-        loop = asyncio.get_running_loop()
         if self._unsent:
-            loop.add_writer(self._socket, self._send, b"")
-        else:
-            loop.remove_writer(self._socket)
+            self._sending = True
+            loop.add_writer(self._socket, self._writable)
 
     def _readable(self) -> None:
         try:
@@ -133,14 +140,14 @@ class Matcher:
             return
         self._active_at = asyncio.get_running_loop().time()
         *lines, self._received = (self._received + data).split(b"\n")
-        for line in lines:
+        for line in lines if self._questions else ():
             found, problem, hint = json.loads(line)
             _, told = self._questions.popleft()
-            told(Answer(frozenset(found), problem, hint))
+            told(TOO_SLOW if problem == SLOW else Answer(frozenset(found), problem, hint))
 
     def _lost(self, *, stuck: bool = False) -> None:
         """It has ended over the first question, or does not go on; the others are asked again."""
-        slow = self._end() == -signal.SIGPROF or stuck
+        slow = self._end() == -signal.SIGVTALRM or stuck
         if not self._questions:
             return
         _, told = self._questions.popleft()
@@ -166,8 +173,9 @@ class Matcher:
         loop.remove_reader(self._socket)
         loop.remove_writer(self._socket)
         status = self._finalizer()
-        self._socket, self._pid, self._unsent, self._received = -1, 0, b"", b""
-        self._finalizer = None
+        self._socket, self._pid, self._received, self._finalizer = -1, 0, b"", None
+        self._unsent.clear()
+        self._sending = False
         return int(status or 0)
 
 

@@ -66,7 +66,7 @@ def test_an_expression_that_cannot_be_used_is_told_with_its_place_and_the_fix(
     run(scenario)
 
 
-def test_an_expression_that_takes_too_long_is_given_up_and_the_questions_behind_it_are_answered() -> None:
+def test_an_expression_that_takes_too_long_is_given_up_and_the_questions_beside_it_are_answered() -> None:
     async def scenario(matcher: Matcher) -> None:
         await matcher.answer(["a"], ["a"])
         first = matcher.pid
@@ -75,8 +75,34 @@ def test_an_expression_that_takes_too_long_is_given_up_and_the_questions_behind_
         assert [answer if answer is TOO_SLOW else answer.found for answer in answers] == [
             {0}, TOO_SLOW, {0}, TOO_SLOW, set(),
         ]  # fmt: skip
+        assert matcher.pid == first
+
+    run(scenario)
+
+
+def test_a_long_text_that_keeps_signals_out_ends_the_process_and_only_that_question() -> None:
+    async def scenario(matcher: Matcher) -> None:
+        await matcher.answer(["a"], ["a"])
+        first = matcher.pid
+        asked = [matcher.answer(["[^x]*y"], [text]) for text in ("y", "z" * 1_000_000, "ay")]
+        answers = await asyncio.gather(*asked)
+        assert answers[1] is TOO_SLOW
+        assert [answer.found for answer in answers] == [{0}, set(), {0}]
         assert matcher.pid != first
-        assert not is_alive(first)
+
+    run(scenario)
+
+
+def test_one_that_was_idle_is_not_taken_for_stuck() -> None:
+    async def scenario(matcher: Matcher) -> None:
+        await matcher.answer(["a"], ["a"])
+        first = matcher.pid
+        matcher._active_at -= 50.0
+        question = asyncio.ensure_future(matcher.answer(["a"], ["a"]))
+        await asyncio.sleep(0)
+        matcher._look()
+        assert (await question).found == {0}
+        assert matcher.pid == first
 
     run(scenario)
 
