@@ -141,6 +141,7 @@ def test_secrets_of_the_pool_are_not_in_its_environment(real_pool: RealPool, unt
     path.write_text(f'[dashboard]\ntoken_env = "PAGE_TOKEN"\n{path.read_text()}')
     debugged = real_pool.spawn("run", "--debug", "web")
     until(lambda: listening(port))
+    get(port)  # its program has taken the place of the command's
     block = Path(f"/proc/{debugged.pid}/environ").read_text()
     assert "OTHER=other" in block
     assert "secret-token" not in block
