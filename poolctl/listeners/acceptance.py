@@ -1,4 +1,4 @@
-"""Whether a program accepts connections: by one that is made for it and ended at once."""
+"""Finds out whether a program accepts connections, with a connection that is ended at once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ _MOST_SECONDS = 1.0  # for the kernel to name all connections
 async def accepted(probe: socket.socket, listener: socket.socket | None = None) -> None:
     """Return when the program that listens at the other end of this new connection has accepted it.
 
-    We end our side first, so that a program which serves one client at a time is done with this one as soon as it has
-    accepted it. It has when it closes the connection or sends something, or when the kernel says that a process has
-    the other end; where the kernel does not say (see sock_diag), only the former counts. How many others wait in the
-    accept queue says nothing: behind a program with more clients than workers it is never empty. Where it is long, it
-    may take longer than anybody waits until it is the probe's turn: with its `listener` it is enough that another
-    connection was accepted meanwhile. Raises OSError.
+    Our side is ended first: a program that serves one client at a time then finishes with this one at once. The
+    connection was accepted when the program closes it or sends something, or when the kernel says that a process has
+    the other end. Without an answer of the kernel (see sock_diag) only the former counts. The length of the accept
+    queue proves nothing: with more clients than workers it never becomes empty. In a long queue the probe's turn may
+    come too late, so with `listener` it is enough that any connection to it was accepted meanwhile. Raises OSError.
     """
     with contextlib.suppress(OSError):
         probe.shutdown(socket.SHUT_WR)

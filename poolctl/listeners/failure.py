@@ -22,7 +22,7 @@ _DEFAULT_UNPRIVILEGED_PORT = 1024
 class ListenError(ServerError):
     """A listener that could not be opened: what was wrong, and what to do about it.
 
-    `taken` is the place that somebody else has, if that is why: `naming` says who.
+    `taken` is the place that another process has, if that is the reason; `naming` names that process.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ def unresolved(address: Address, reason: str) -> ListenError:
 
 
 def taken(address: Address, place: holder.Place) -> ListenError:
-    """The ListenError for a place that another socket has, without a look for whose it is, which takes long."""
+    """The ListenError for a place that is in use. It does not name the process: finding that takes long."""
     what, command, another = _named(place)
     hint = f"see by whom (as root): {command}, or choose another {another}"
     return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
 
 
 def naming(error: ListenError, holders: Sequence[holder.Holder]) -> ListenError:
-    """The same error with those who have the place (see holder.Search), and what to do about them."""
+    """The same error with the processes that have the place (see holder.Search), and what to do about them."""
     if error.taken is None or not holders:
         return error
     what, command, another = _named(error.taken)
@@ -89,7 +89,7 @@ def naming(error: ListenError, holders: Sequence[holder.Holder]) -> ListenError:
     others = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
     by = f"{first}{others}"
     if first.pool is not None:
-        # Its keeper would be killed in vain: the supervisor starts another one.
+        # Killing its keeper would not help: the supervisor starts another one.
         by, hint = _pool(first, first.pool)
     elif not first.name:
         by, hint = "a connection that has ended", f"wait until the kernel forgets it, a minute: {command}"
@@ -112,7 +112,7 @@ def _pool(holder_: holder.Holder, files: Sequence[str]) -> tuple[str, str]:
 
 
 def explained(errors: Sequence[ListenError]) -> list[ListenError]:
-    """The same errors with those who have the places, found in one search; blocks for up to a second."""
+    """The same errors with the processes that have the places, from one search; blocks for up to a second."""
     found = holder.Search().find([each.taken for each in errors if each.taken is not None])
     return [naming(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors]
 

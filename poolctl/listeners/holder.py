@@ -32,7 +32,7 @@ class Holder:
     def __init__(
         self, name: str, pid: int | None, uid: int, *, listens: bool = True, pool: list[str] | None = None
     ) -> None:
-        # Whoever started it chose its name.
+        # Any user may have chosen it.
         self.name = "".join(each if each.isprintable() else "?" for each in name)
         self.pid = pid
         self.uid = uid
@@ -49,7 +49,7 @@ class Holder:
 
 
 class Search:
-    """Finds who holds addresses, and remembers whose the sockets were that it found last: to be asked again is cheap.
+    """Finds the processes that hold addresses. It remembers its last result, so that repeated searches are cheap.
 
     Not thread-safe.
     """
@@ -60,7 +60,7 @@ class Search:
     def find(self, places: Iterable[Place]) -> dict[Place, list[Holder]]:
         """For each place the processes that keep it from being bound; listeners win over connections.
 
-        Never raises. Blocks, though never much longer than MOST_SECONDS: then what is not known by then is left out.
+        Never raises. Blocks for about MOST_SECONDS at most, and leaves out what it has not found by then.
         """
         until = time.monotonic() + MOST_SECONDS
         sockets = _sockets(list(places), until)

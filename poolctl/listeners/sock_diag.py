@@ -1,7 +1,7 @@
-"""What Linux knows about sockets, whoever has them (sock_diag(7)): has a connection been accepted, who has a port.
+"""Asks Linux about sockets of any process (sock_diag(7)): whether a connection was accepted, which sockets have a port.
 
-A netlink socket is opened for each question (10 µs): nothing is kept that threads or forked children would share. The
-kernel may not answer: no Linux, no `inet_diag`, a seccomp filter, a user-space kernel like gVisor.
+A netlink socket is opened for each question (10 µs), so that threads and forked children share nothing. The kernel may
+not answer: another system, no `inet_diag`, a seccomp filter, a user-space kernel like gVisor.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def is_accepted(sock: socket.socket) -> bool | None:
     """Whether a process has accepted the other end of this connection to a listener of this machine.
 
     A connection that waits in the accept queue belongs to no process yet: it has no inode. None when the kernel does
-    not say, or when the other end is gone.
+    not say, or when the other end is closed.
     """
     try:
         inode = _unix_peer(sock) if sock.family == socket.AF_UNIX else _tcp_peer(sock)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from poolctl.address import Address
     from poolctl.listeners.inherit import Inherited
 
-# For those who have an address: the search ends by itself, unless a file of another process hangs.
+# The search ends earlier by itself, unless reading a file of another process hangs.
 _PATIENCE_SECONDS = 2 * holder.MOST_SECONDS
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Opener:
-    """Opens listeners. Who has those that are taken is looked for in one search at a time, for all together."""
+    """Opens listeners. One search at a time finds the processes that have those that are in use, for all callers."""
 
     def __init__(self) -> None:
         self._search = holder.Search()
@@ -50,7 +50,7 @@ class Opener:
     async def check_free(self, address: Address) -> None:
         """Raise ListenError unless a program may bind the TCP address by itself."""
         if not await _resolving(address, functools.partial(is_free, address, address.port or 0)):
-            # What lingers of former connections is not in the way; and the error names who is.
+            # Connections in TIME_WAIT do not prevent it. A listener does, and the error names its process.
             close_listener(await self.listen(address))
 
     async def _holders(self, place: holder.Place) -> list[holder.Holder]:
