@@ -83,6 +83,26 @@ def open_to_read(path: str) -> int:
         raise
 
 
+def open_directory(path: str) -> int:
+    """The descriptor of a directory; as root none to which another user's link leads, unless it is that user's own.
+
+    Raises OSError, Refused.
+    """
+    anywhere = _TO_DIRECTORY & ~os.O_NOFOLLOW
+    if os.geteuid() != 0:
+        return os.open(path, anywhere)
+    try:
+        return _walk(f"{path}/.d", make=False, follow_last=False)[0]
+    except Refused as refused:
+        if refused.owner < 0:
+            raise
+        fd = os.open(path, anywhere)
+        if os.fstat(fd).st_uid == refused.owner:
+            return fd
+        os.close(fd)
+        raise
+
+
 def _walk(path: str, *, make: bool, follow_last: bool) -> tuple[int, str]:
     fd = os.open("/", _TO_DIRECTORY)
     left = _parts(path if path.startswith("/") else os.path.join(os.getcwd(), path))
@@ -134,7 +154,7 @@ def _link(directory: int, name: str) -> str | None:
     if not stat.S_ISLNK(status.st_mode):
         return None
     ours = (0, os.geteuid())
-    if status.st_uid not in ours or (os.geteuid() == 0 and not _is_trusted(os.fstat(directory))):
+    if status.st_uid not in ours or (os.geteuid() == 0 and not is_trusted(os.fstat(directory))):
         raise Refused(
             f"{name} on its path is a link that another user can make; write the path that it stands for",
             status.st_uid if status.st_uid not in ours else -1,
@@ -142,13 +162,13 @@ def _link(directory: int, name: str) -> str | None:
     return os.readlink(name, dir_fd=directory)
 
 
-def _is_trusted(directory: os.stat_result) -> bool:
+def is_trusted(directory: os.stat_result) -> bool:
     """Whether only root and this user can change its entries."""
     return directory.st_uid in (0, os.geteuid()) and not directory.st_mode & _WRITABLE_BY_OTHERS
 
 
 def _check(file: os.stat_result, directory: os.stat_result, path: str, *, any_owner: bool) -> None:
-    if os.geteuid() != 0 or _is_trusted(directory):
+    if os.geteuid() != 0 or is_trusted(directory):
         return
     if not stat.S_ISREG(file.st_mode):
         raise Refused(f"{path} is not a regular file, in a directory that another user can write")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from poolctl.safe_open import is_trusted, open_directory
 
 from .failure import ListenError, explain, taken
 
@@ -23,17 +27,43 @@ Identity = tuple[int, int]
 def bind(address: Address) -> socket.socket:
     """A socket bound to the path, its file readable and writable as the umask allows. Raises ListenError."""
     path = address.path
-    _check_path(address)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # The file is born with the socket's own mode (less the umask). To change that of the path afterwards would
-        # follow a link that others have put there meanwhile.
-        os.fchmod(sock.fileno(), _READ_AND_WRITE)
-        sock.bind(path)
-    except OSError as error:
-        sock.close()
-        raise _explain_path(address, error) from error
+    with _directory(address) as directory:
+        _check_path(address, directory)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # The file is born with the socket's own mode (less the umask). To change that of the path afterwards would
+            # follow a link that others have put there meanwhile.
+            os.fchmod(sock.fileno(), _READ_AND_WRITE)
+            sock.bind(path)
+            if os.geteuid() == 0 and not _is_there(os.path.basename(path), directory):
+                raise OSError(errno.ELOOP, "its directory was replaced meanwhile")
+        except OSError as error:
+            sock.close()
+            raise _explain_path(address, error) from error
     return sock
+
+
+@contextlib.contextmanager
+def _directory(address: Address) -> Iterator[int]:
+    """The descriptor of the directory of the path, to which no link of another user leads. Raises ListenError."""
+    try:
+        fd = open_directory(os.path.dirname(address.path))
+    except OSError as error:
+        raise _explain_path(address, error) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _is_there(name: str, directory: int) -> bool:
+    """Whether the socket was made in this directory, and not where another user's link led in the meantime."""
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    ours = is_trusted(os.fstat(directory)) or status.st_uid == os.geteuid()
+    return stat.S_ISSOCK(status.st_mode) and ours
 
 
 def identity(path: str) -> Identity | None:
@@ -52,12 +82,23 @@ def identity_of(key: str) -> Identity | None:
 
 def remove(path: str, only: Identity | None) -> bool:
     """Remove the socket file if it is still the one that `only` identifies; whether it was removed."""
-    if only is None or identity(path) != only:
+    if only is None:
         return False
+    name = os.path.basename(path)
     try:
-        os.unlink(path)
+        # Looked at and removed in one directory, whatever the path leads to by then.
+        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return False
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if (status.st_dev, status.st_ino) != only or not stat.S_ISSOCK(status.st_mode):
+            return False
+        os.unlink(name, dir_fd=directory)
+    except OSError:
+        return False
+    finally:
+        os.close(directory)
     return True
 
 
@@ -72,7 +113,7 @@ def is_live(path: str) -> bool:
     return True
 
 
-def _check_path(address: Address) -> None:
+def _check_path(address: Address, directory: int) -> None:
     path = address.path
     size = len(os.fsencode(path))
     if size > MAX_PATH_BYTES:
@@ -81,8 +122,9 @@ def _check_path(address: Address) -> None:
             bind=address.key,
             hint="put it into a directory with a shorter path, such as /run",
         )
+    name = os.path.basename(path)
     try:
-        mode = os.lstat(path).st_mode
+        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
     except OSError:
         return
     if not stat.S_ISSOCK(mode):
@@ -92,7 +134,7 @@ def _check_path(address: Address) -> None:
     if is_live(path):
         raise taken(address, path)
     try:
-        os.unlink(path)
+        os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -101,6 +143,12 @@ def _check_path(address: Address) -> None:
 
 def _explain_path(address: Address, error: OSError) -> ListenError:
     directory = os.path.dirname(address.path)
+    if error.errno == errno.ELOOP:
+        return ListenError(
+            f"no socket is made in {directory}: {error.strerror}",
+            bind=address.key,
+            hint="choose a directory that no other user can replace",
+        )
     if error.errno == errno.ENOENT:
         return ListenError(
             f"the directory {directory} does not exist",

@@ -333,6 +333,27 @@ class TestUnixSockets:
             open_listener(parse("unix:/proc/self/a.sock"))
         assert caught.value.bind == "unix:/proc/self/a.sock"
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of other users")
+    @pytest.mark.parametrize("own", [False, True], ids=["to another's directory", "to its owner's directory"])
+    def test_are_made_behind_a_link_of_another_user_only_in_that_users_directory(
+        self, tmp_path: Path, own: bool
+    ) -> None:
+        target = tmp_path / "target"
+        target.mkdir()
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        (theirs / "run").symlink_to(target)
+        for each in (theirs, theirs / "run", *([target] if own else [])):
+            os.lchown(each, 65534, 65534)
+        address = f"unix:{theirs}/run/a.sock"
+        if own:
+            with opened(address):
+                assert (target / "a.sock").is_socket()
+            return
+        with pytest.raises(ListenError, match="is a link that another user can make"):
+            open_listener(parse(address))
+        assert list(target.iterdir()) == []
+
     def test_have_no_identity_when_there_is_no_socket(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         assert unix.identity(str(tmp_path / "none")) is None
