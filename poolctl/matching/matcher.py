@@ -201,6 +201,7 @@ def _spawn() -> tuple[int, subprocess.Popen[bytes]]:
 def _finish(fd: int, process: subprocess.Popen[bytes], owner: int) -> int:
     """End the process; how it has ended. In a fork of ours it is another's."""
     if os.getpid() != owner:
+        process.returncode = 0  # nothing to warn of
         return 0
     os.close(fd)
     process.kill()

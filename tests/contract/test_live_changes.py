@@ -301,6 +301,9 @@ def test_connect_has_the_same_verbs_with_the_same_effects(
         client.wait("a", until="redy")
     with pytest.raises(poolctl.PoolParamError, match="not a number"):
         client.scale("a", 0)
+    for change in (client.drain, client.undrain, client.enable, client.disable, client.remove):
+        with pytest.raises(poolctl.PoolParamError, match="without a selection would change"):
+            change()
     for timeout in (5, "5s", timedelta(seconds=5)):
         assert client.start("a", timeout=timeout)["items"][0]["ready"]
     with pytest.raises(poolctl.PoolParamError, match="not a duration"):
