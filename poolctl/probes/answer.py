@@ -4,6 +4,11 @@ from __future__ import annotations
 
 LONGEST_HEAD_BYTES = 64 * 1024
 LONGEST_BODY_BYTES = 1024 * 1024  # more of it is not looked at, and ends the connection
+# What answers may be hostile: in many small pieces it would keep the reader busy.
+MOST_CHUNKS = 4096
+_MOST_INTERIM = 20
+_MOST_DIGITS = 15
+_HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 _END = b"\r\n\r\n"
 _NO_BODY = (204, 304)
@@ -16,7 +21,7 @@ class BadAnswer(Exception):
 class Answer:
     """`feed` it until it says that it is complete; `kept` tells whether the connection can be used again."""
 
-    __slots__ = ("_chunked", "_head_only", "_left", "_rest", "body", "kept", "status")
+    __slots__ = ("_chunked", "_head_only", "_left", "_pieces", "_rest", "body", "kept", "status")
 
     def __init__(self, *, head_only: bool = False) -> None:
         self.status = 0
@@ -26,6 +31,7 @@ class Answer:
         self._rest = b""
         self._left: int | None = None  # of the body; None: until the connection ends
         self._chunked = False
+        self._pieces = 0  # interim responses, then chunks
 
     def feed(self, data: bytes) -> bool:
         """Whether the response is complete with these bytes. Raises BadAnswer."""
@@ -51,8 +57,11 @@ class Answer:
         self._rest = rest
         status = int(line)
         if status < 200:
+            self._pieces += 1
+            if self._pieces > _MOST_INTERIM:
+                raise BadAnswer(f"more than {_MOST_INTERIM} interim responses")
             return True  # interim (RFC 9110 §15.2); the final one follows
-        self.status = status
+        self.status, self._pieces = status, 0
         self._read_fields(head.lower(), version == b"HTTP/1.1")
         return True
 
@@ -64,7 +73,7 @@ class Answer:
         elif b"chunked" in _field(head, b"transfer-encoding"):
             self._chunked = True
         elif length := _field(head, b"content-length"):
-            if not length.isdigit():
+            if not length.isdigit() or len(length) > _MOST_DIGITS:
                 raise BadAnswer("its content-length is no number")
             self._left = int(length)
         else:
@@ -86,17 +95,21 @@ class Answer:
                 if len(size) > LONGEST_HEAD_BYTES:
                     raise BadAnswer("a chunk of it has no size")
                 return False
-            try:
-                length = int(size.partition(b";")[0], 16)
-            except ValueError:
-                raise BadAnswer("a chunk of it has no size") from None
+            digits = size.partition(b";")[0].rstrip(b" \t")
+            if not 0 < len(digits) <= _MOST_DIGITS or not _HEX_DIGITS.issuperset(digits):
+                raise BadAnswer("a chunk of it has no size")
+            length = int(digits, 16)
             if not length:
                 # Trailers, if there are any, end with an empty line.
                 return self._rest.endswith(b"\r\n\r\n")
             if len(self.body) + length > LONGEST_BODY_BYTES:
                 return self._enough()
+            if self._pieces == MOST_CHUNKS:
+                self.kept = False
+                return True
             if len(rest) < length + 2:
                 return False
+            self._pieces += 1
             self.body += rest[:length]
             self._rest = rest[length + 2 :]
 

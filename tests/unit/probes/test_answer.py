@@ -94,3 +94,28 @@ def test_of_a_long_body_only_the_beginning_is_read(monkeypatch: pytest.MonkeyPat
     read = Answer()
     assert read.feed(OK + b"transfer-encoding: chunked\r\n\r\n64\r\n" + b"x" * 50)
     assert not read.kept
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        OK + b"content-length: " + b"9" * 5000 + b"\r\n\r\n",
+        OK + b"content-length: " + b"9" * 30 + b"\r\n\r\n",
+        OK + CHUNKED + b"-2\r\nabcdef\r\n",
+        OK + CHUNKED + b"+2\r\nab\r\n",
+        OK + CHUNKED + b"0x2\r\nab\r\n",
+        OK + CHUNKED + b"1_0\r\n0123456789abcdef\r\n",
+        OK + CHUNKED + b"f" * 5000 + b"\r\n",
+    ],
+)
+def test_length_that_http_does_not_have_is_refused(data: bytes) -> None:
+    with pytest.raises(BadAnswer):
+        Answer().feed(data)
+
+
+def test_answer_in_endless_small_pieces_is_given_up_early() -> None:
+    with pytest.raises(BadAnswer, match="interim"):
+        Answer().feed(b"HTTP/1.1 100 Continue\r\n\r\n" * 5000)
+    found = Answer()
+    assert found.feed(OK + CHUNKED + b"1\r\na\r\n" * 10_000)
+    assert (found.kept, len(found.body)) == (False, answer.MOST_CHUNKS)
