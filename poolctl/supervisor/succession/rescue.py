@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -14,10 +15,13 @@ from typing import Any
 from poolctl import bootstrap
 from poolctl.keeper import stored, wire
 from poolctl.keeper.background import in_background
+from poolctl.runners.keeping.watched import identity, kill
 
 _PAUSES_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _HELLO_SECONDS = 20.0
 _FULL_SECONDS = 0.002
+# So long a keeper may be silent, or leave no room, before it is continued (SIGCONT).
+_LATE_SECONDS = 2.0
 _FIRST = (stored.CONTROL, stored.WANTED, stored.CONFIGURATION)
 # Somebody else may be at it, with all that we have; or a keeper is about to end.
 _REFUSALS = 5
@@ -40,9 +44,9 @@ def rescue(directory: str, supervisor: list[str], entries: Entries, *, terminate
     for pause in _pauses():
         time.sleep(pause)
         try:
-            with _keeper(directory, supervisor) as link:
-                _fill(link, entries, terminate=terminate)
-                _await(link, "adopted")
+            with _keeper(directory, supervisor) as (link, keeper):
+                _fill(link, keeper, entries, terminate=terminate)
+                _await(link, "adopted", keeper)
                 return
         except _Refused:
             refusals += 1
@@ -59,8 +63,8 @@ def _pauses() -> Iterator[float]:
 
 
 @contextlib.contextmanager
-def _keeper(directory: str, supervisor: list[str]) -> Iterator[socket.socket]:
-    """A link to a new keeper, which has said that it is there."""
+def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, dict[str, Any]]]:
+    """A link to a new keeper, which has said that it is there, and the identity of its process."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     plan = json.dumps({"supervisor": supervisor, "donor": 3})
     argv = bootstrap.command(sys.executable, "keeper", directory, plan, isolated=True)
@@ -69,42 +73,59 @@ def _keeper(directory: str, supervisor: list[str]) -> Iterator[socket.socket]:
         with theirs:
             in_background(argv, dict(os.environ), [theirs.fileno()])
         ours.settimeout(_HELLO_SECONDS)
-        _await(ours, "hello")
-        yield ours
+        keeper = identity(int(_await(ours, "hello")["pid"]))
+        ours.settimeout(_LATE_SECONDS)
+        yield ours, keeper
 
 
-def _fill(link: socket.socket, entries: Entries, *, terminate: bool) -> None:
+def _fill(link: socket.socket, keeper: dict[str, Any], entries: Entries, *, terminate: bool) -> None:
     # If we die here, a keeper can go on that has the socket by which the pool is known; its supervisor must not take
     # a worker for one that nobody wants.
     for name in sorted(entries, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
         meta, fds = entries[name]
-        _send(link, {"op": "put", "name": name, "meta": meta}, fds)
+        _send(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)
     for name, (meta, _) in entries.items():
         if name.startswith(stored.WORKER):
-            _send(link, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
+            _send(link, keeper, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
     if terminate:
-        _send(link, {"op": "terminate"})
-    _send(link, {"op": "whole"})
-    link.settimeout(None)
+        _send(link, keeper, {"op": "terminate"})
+    _send(link, keeper, {"op": "whole"})
 
 
-def _send(link: socket.socket, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+def _send(
+    link: socket.socket,
+    keeper: dict[str, Any],
+    message: wire.Message,
+    fds: list[int] | tuple[int, ...] = (),
+) -> None:
     while True:
         try:
             wire.send(link, message, fds)
             return
-        except BlockingIOError:  # too many descriptors are in flight
+        except (BlockingIOError, TimeoutError):  # too many descriptors, or messages, are in flight
+            kill(keeper, signal.SIGCONT)
             time.sleep(_FULL_SECONDS)
 
 
-def _await(link: socket.socket, event: str) -> None:
-    """Return when the keeper says so. Raises OSError when it ends before, _Refused when there is another."""
-    while (received := wire.receive(link, wait=True)) is not None:
+def _await(link: socket.socket, event: str, keeper: dict[str, Any] | None = None) -> wire.Message:
+    """The keeper's message of that event. Raises OSError when it ends before, _Refused when there is another.
+
+    A keeper that is known is waited for as long as it lives, and continued meanwhile, as it may have been stopped.
+    """
+    while True:
+        try:
+            received = wire.receive(link, wait=True)
+        except TimeoutError:
+            if keeper is None:
+                raise
+            kill(keeper, signal.SIGCONT)
+            continue
+        if received is None:
+            raise ConnectionResetError("the keeper ended")
         message, fds = received
         for fd in fds:
             os.close(fd)
         if message.get("event") == event:
-            return
+            return message
         if message.get("event") == "refused":
             raise _Refused
-    raise ConnectionResetError("the keeper ended")

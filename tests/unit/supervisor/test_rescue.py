@@ -1,0 +1,48 @@
+"""A supervisor that has lost its keeper waits for the next one, which may have been stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from typing import Any
+
+import pytest
+
+from poolctl.keeper import wire
+from poolctl.runners.keeping.watched import identity
+from poolctl.supervisor.succession import rescue
+from tests.deadline import wait_until
+from tests.processes import stat
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_new_keeper_that_is_stopped_while_it_is_filled_is_continued(
+    monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    monkeypatch.setattr(rescue, "_LATE_SECONDS", 0.05)
+    ours, theirs = wire.pair()
+    with ours, theirs, subprocess.Popen(["sleep", "60"]) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_until(lambda: stat(process.pid).state == "T")
+        ours.settimeout(0.05)
+        # More than a socket takes unread, or nothing at all: then what is missing is the answer.
+        entries: dict[str, Any] = {f"note {number}": ("x" * 1000, []) for number in range(1000 * full)}
+
+        def rescued() -> None:
+            keeper = identity(process.pid)
+            rescue._fill(ours, keeper, entries, terminate=False)
+            rescue._await(ours, "adopted", keeper)
+
+        rescuer = threading.Thread(target=rescued)
+        rescuer.start()
+        wait_until(lambda: stat(process.pid).state != "T")
+        # As the keeper does when it goes on.
+        while (received := wire.receive(theirs, wait=True)) is not None:
+            if received[0]["op"] == "whole":
+                break
+        wire.send(theirs, {"event": "adopted"})
+        rescuer.join(10)
+        assert not rescuer.is_alive()
+        process.kill()
