@@ -13,10 +13,10 @@ RESERVE = 16
 # What a pool has that does nothing: its helpers, journal, log and clients.
 OWN = 48 + RESERVE
 _OF_PAIR = 2
-# Its control socket, the page on which it counts, the pipe that takes its output; and a pidfd, in a keeper that has
-# taken the place of another one and is not its parent.
-_OF_WORKER = 4
-_OF_PROGRAM = 3
+# Its control socket or NOTIFY_SOCKET, the page on which it counts, the pipe that takes its output. A keeper that has
+# taken the place of another one, and is not its parent, has a pidfd of it as well, if there is room.
+_OF_WORKER = 3
+_OF_PROGRAM = 2
 _OF_PROBE = 1
 # In a restart of many, the others wait for their turn when there is no room for more.
 REPLACED_AT_ONCE = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -28,7 +29,10 @@ class Reaper:
         """Go on where another reaper of this process stopped; `watched` are start times by pid."""
         self.unheard, self.sequence = unheard, sequence
         for pid, start in watched.items():
-            self.watch(pid, start)
+            with contextlib.suppress(
+                OSError
+            ):  # the end of one that cannot be watched is seen at its control socket
+                self.watch(pid, start)
 
     def reap(self) -> list[dict[str, Any]]:
         """Reap everything that has ended; the new reports, which are also appended to `unheard`."""

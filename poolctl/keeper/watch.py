@@ -48,8 +48,12 @@ class Watcher:
                 raise
             return False
         # Looked at after the descriptor was opened: from now on the pid cannot become another's unnoticed.
-        if process_start(pid) != start:
+        found = process_start(pid)
+        if found != start:
             os.close(fd)
+            if found is None and os.path.exists(f"/proc/{pid}"):
+                # It is there, and cannot be looked at: without a descriptor, most likely.
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return False
         self._processes[pid] = fd, start
         self._pids[fd] = pid

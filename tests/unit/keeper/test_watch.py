@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -122,3 +123,23 @@ def test_the_number_of_somebody_elses_thread_is_no_process_of_ours() -> None:
     finally:
         let_go.set()
         thread.join()
+
+
+def test_process_that_cannot_be_looked_at_is_not_said_to_have_ended() -> None:
+    watcher = Watcher()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        start = process_start(process.pid)
+        assert start is not None
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)
+        os.close(lowest)
+        # Room for the pidfd, and for nothing else.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                watcher.watch(process.pid, start)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert watcher.watch(process.pid, start)
+        process.kill()
+    watcher.close()
