@@ -244,7 +244,10 @@ class Link:
         self._loop.remove_reader(self.sock.fileno())
         if self._retry is not None:
             self._retry.cancel()
-        self.sock.close()
+        if self._on_breach is None:
+            self.sock.close()
+        else:
+            wire.close(self.sock.detach())
         for _, owners in self._outbox:
             close_duplicates(owners)
         self._outbox.clear()

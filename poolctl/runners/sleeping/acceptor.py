@@ -49,7 +49,7 @@ class Acceptor:
 
     def __init__(self, keeper: Link, directory: str) -> None:
         self._keeper = keeper
-        self._output = os.path.join(directory, "acceptor.log")
+        self._output = os.path.join(directory, "helpers.log")
         self._numbers = itertools.count(1)
         self._requests: dict[int, _Request] = {}
         self._link: Link | None = None

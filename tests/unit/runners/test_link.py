@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -202,6 +204,27 @@ def test_a_pause_of_this_process_is_not_held_against_the_other_end() -> None:
         wire.send(peer.sock, {"id": request["id"]})
         await asked
         peer.close()
+
+    run(scenario())
+
+
+def test_end_of_a_link_waits_for_no_connection_that_was_sent_to_linger() -> None:
+    async def scenario() -> None:
+        ours, theirs = wire.pair()
+        link = Link(ours, lambda message, fds: None, on_breach=lambda deed: None)
+        with socket.create_server(("127.0.0.1", 0)) as listener, theirs, socket.socket() as client:
+            client.connect(listener.getsockname())
+            accepted, _ = listener.accept()
+            accepted.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    accepted.send(bytes(100_000))
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+            wire.send(theirs, {"t": "hello"}, [accepted.fileno()])
+            os.close(accepted.detach())
+            began = time.monotonic()
+            link.close()
+            assert time.monotonic() - began < 10
 
     run(scenario())
 
