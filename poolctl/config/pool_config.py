@@ -10,7 +10,7 @@ from poolctl.config.conflicts import conflicts, shared_users
 from poolctl.config.dependencies import dependency_findings
 from poolctl.config.model import ServerConfig
 from poolctl.config.problems import Finding, Place, Problem, dotted, shown
-from poolctl.config.secrets import pool_variables
+from poolctl.config.secrets import MASK, pool_variables
 from poolctl.config.section import problem_of
 from poolctl.config.sections import TLSConfig
 from poolctl.config.settings import PoolSettings
@@ -152,6 +152,11 @@ class PoolConfig(Sequence[ServerConfig]):
                 )
                 hint = "let it take the socket ({fd}, LISTEN_FDS) if it can"
                 found.append(self._located(server, Finding(("command",), message, hint)))
+            for name, value in server.env.items():
+                if value == MASK:
+                    message = f"{MASK} stands for a secret that `poolctl config` has not shown"
+                    hint = "write the value, or a reference to a variable; poolctl config --reveal shows it"
+                    found.append(self._located(server, Finding(("env", name), message, hint)))
             words = list(map(os.path.basename, server.command or ()))
             if "gunicorn" in words and any("{fd}" in word for word in words):
                 message = "gunicorn takes the pool's socket by itself, and cannot take it twice"

@@ -1,4 +1,4 @@
-"""Taking connections off the page's listeners: so many TLS handshakes at once, each in its time."""
+"""Accepts the dashboard's connections: a limited number of TLS handshakes at once, each with a deadline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Acceptor:
-    """Gives the connections of a listener to protocols; in place of asyncio's server, which bounds nothing.
+    """Connects what a listener accepts with protocols. asyncio's own server limits neither handshakes nor connections.
 
     `on_lost` is called when the listener was shut down by those who hold it too.
     """
@@ -47,7 +47,7 @@ class Acceptor:
             self._loop.remove_reader(self._listener.fileno())
 
     async def wait_closed(self) -> None:
-        """Return when nothing is on its way to a protocol any more."""
+        """Return when every accepted connection has a protocol, or is closed."""
         if self._beginning:
             await asyncio.wait(self._beginning)
 

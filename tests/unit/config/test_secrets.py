@@ -154,3 +154,11 @@ def test_a_difference_of_files_masks_values_and_keeps_references() -> None:
         f'+password = {MASK}\n env = {{ DB_TOKEN = {MASK}, LEVEL = "info" }}\n-  secret: {MASK}\n "api_key": {MASK},\n'
         f'+TOKEN = "${{TOKEN}}"\n token_env = "T"\n url = "http://u:{MASK}@h"\n'
     )
+
+
+def test_a_mask_that_was_saved_as_a_value_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(
+        f'[[server]]\nname = "a"\nbind = "127.0.0.1:1"\napp = "a:b"\nenv = {{ TOKEN = "{MASK}", LEVEL = "info" }}\n'
+    )
+    (warning,) = load(tmp_path / "pool.toml", {}).warnings
+    assert "env.TOKEN: ******** stands for a secret" in str(warning)
