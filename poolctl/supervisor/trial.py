@@ -40,6 +40,7 @@ LIMIT_SECONDS = 60
 _SHOWN = 500  # characters of what went wrong
 _ANSWER_SECONDS = 10.0
 _END_SECONDS = 5.0
+_LONGEST = 60  # a socket's path holds 107 bytes
 # Of the environment an interpreter and its libraries need these; nothing secret gets into these processes.
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
 _PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
@@ -110,7 +111,7 @@ def try_takeover(servers: Iterable[ServerConfig], options: Mapping[str, Any]) ->
             raise TrialFailed(f"it does not take over: {pool.last_words()}")
         if pool.pids() != before:
             raise TrialFailed("it does not take over the workers")
-        pool.end_logger(int(about["keeper_pid"]))
+        pool.end_helpers(int(about["keeper_pid"]))
         for verb in ("restart", "dashboard"):
             pool.order(verb)
         pool.see_answers()
@@ -154,11 +155,11 @@ class _Pool:
             if b" 200 " not in answer:
                 raise TrialFailed(f"{name}: its worker does not answer: {answer.decode(errors='replace')}")
 
-    def end_logger(self, keeper: int) -> None:
-        """Make room for one of the version that runs the pool now; what was logged before is forgotten."""
+    def end_helpers(self, keeper: int) -> None:
+        """Let logger and dashboard be of the version that runs the pool now; what was logged before is forgotten."""
         for pid in children(keeper):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
-                if "logs" in file.read().split("\0"):
+                if {"logs", "web"}.intersection(file.read().split("\0")):
                     os.kill(pid, signal.SIGKILL)
         for path in self._logs():
             os.truncate(path, 0)
@@ -186,10 +187,9 @@ def _pool(servers: Iterable[ServerConfig]) -> Iterator[_Pool]:
     signal.signal(signal.SIGALRM, _too_late)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     signal.alarm(LIMIT_SECONDS)
-    place = tempfile.mkdtemp(prefix="poolctl-trial-")
+    place = _make_place()
     lifeline, keep = -1, False
     try:
-        os.chmod(place, 0o755)  # the servers' users import the application from there
         env = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
         env[directory.RUNTIME_VARIABLE] = place
         table = _table(place, servers)
@@ -209,6 +209,17 @@ def _pool(servers: Iterable[ServerConfig]) -> Iterator[_Pool]:
         kill_children(_END_SECONDS)
         if not keep:
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _make_place() -> str:
+    """A directory with a short path, for sockets, which the servers' users can enter where there is one."""
+    roots = ("/tmp", "/var/tmp", directory.runtime_root(os.environ))
+    root = next(
+        (each for each in roots if len(each) < _LONGEST and os.access(each, os.W_OK | os.X_OK)), roots[-1]
+    )
+    place = tempfile.mkdtemp(prefix="poolctl-trial-", dir=root)
+    os.chmod(place, 0o755)
+    return place
 
 
 def _too_late(number: int, frame: object) -> None:

@@ -68,27 +68,17 @@ class Upgrade:
 
     async def _try(self, options: Document) -> Document | None:
         """What is wrong with the next version, in our environment; None when it has taken over a small pool."""
-        examine, env = [*options["supervisor"], CHECK, *self._files], dict(os.environ)
-        trial = asyncio.ensure_future(_nothing())
-        if _is_on_disk():
-            env[TRIED] = "1"
-            argv = bootstrap.command(sys.executable, "supervisor", TRY, json.dumps(options), *self._files)
-            trial = asyncio.ensure_future(_run(argv))
-        try:
-            said, failed = await _run(examine, env)
-            if not failed:
-                _, failed = await trial
-        finally:
-            trial.cancel()
+        files, on_disk = self._files, _is_on_disk()
+        env = {**os.environ, TRIED: "1"} if on_disk else None
+        said, failed = await _run([*options["supervisor"], CHECK, *files], env)
+        problems = [] if failed else json.loads(said)
+        if on_disk and not (failed or problems):
+            argv = bootstrap.command(sys.executable, "supervisor", TRY, json.dumps(options), *files)
+            _, failed = await _run(argv)
         if failed:
             message = f"poolctl {options.get('version')} cannot take over: {failed}"
             return _refused(message, "nothing has changed; correct it and try again")
-        problems = json.loads(said)
         return result([], problems, exit_code=INVALID_CONFIGURATION) if problems else None
-
-
-async def _nothing() -> tuple[str, str]:
-    return "", ""
 
 
 async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[str, str]:
@@ -100,9 +90,6 @@ async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[s
     except TimeoutError:
         process.kill()
         return "", f"{command[0]} did not answer within {_TRIAL_SECONDS:g} s"
-    except asyncio.CancelledError:
-        process.terminate()  # it ends its small pool
-        raise
     if process.returncode == 0:
         return said.decode(), ""
     return "", failed.decode(errors="replace").strip().rpartition("\n")[

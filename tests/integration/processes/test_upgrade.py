@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,7 +120,6 @@ FLAWS = {
 def test_a_version_with_a_broken_part_is_refused_and_nothing_has_changed(
     pool: RealPool, newer: Path, tmp_path: Path, file: str, found: str, flaw: str
 ) -> None:
-    pool.env["TMPDIR"] = str(pool.runtime)  # what a failed trial leaves goes there
     pool.write_hello("users", extra=f'python = "{interpreter_with_uvicorn_only(tmp_path / "venv")}"')
     pool.ok("start")
     before, keeper, supervisor = facts(pool), pool.info()["keeper_pid"], pool.info()["supervisor_pid"]
@@ -131,6 +131,8 @@ def test_a_version_with_a_broken_part_is_refused_and_nothing_has_changed(
     assert done.code == 8, str(done)
     assert f"poolctl {NEW} cannot take over: " in done.stderr
     assert "restarted" not in done.stdout
+    (kept,) = re.findall(r"\(its logs are in (/tmp/poolctl-trial-\w+)\)", done.stderr)
+    shutil.rmtree(kept)
     assert (facts(pool), version(pool)) == (before, poolctl.__version__)
     assert (pool.info()["keeper_pid"], pool.info()["supervisor_pid"]) == (keeper, supervisor)
     assert pool.items()["users"]["ready"]
