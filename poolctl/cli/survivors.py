@@ -54,7 +54,7 @@ def stop(request: Request, place: Place) -> Outcome | None:
         survivor.close()
     if everything:
         remove_leftovers(place.directory)
-    ended = {str(survivor.said["server"]) for survivor in chosen}
+    ended = {str(survivor.said["server"]) for survivor in chosen} - {""}
     items = [{**each, **_AT_REST} if each["name"] in ended else each for each in items]
     message = f"{counted(len(ended))} stopped, which had lost keeper and supervisor"
     return Outcome(items, warnings=warnings, message=message)
@@ -107,7 +107,7 @@ def _items_before(request: Request, place: Place, found: list[Survivor], *, ever
         if not everything:
             raise
         # A file that is broken by now keeps nobody from stopping what was started from it.
-        return [{"name": name} for name in dict.fromkeys(str(each.said["server"]) for each in found)]
+        return [{"name": name} for name in dict.fromkeys(str(each.said["server"]) for each in found) if name]
 
 
 def _end(chosen: list[Survivor], limit_seconds: float) -> list[str]:
@@ -119,4 +119,4 @@ def _end(chosen: list[Survivor], limit_seconds: float) -> list[str]:
     for survivor in late:
         survivor.kill()
         survivor.await_end(_KILL_SECONDS)
-    return [f"{each.said['server']}: pid {each.pid} had to be killed" for each in late]
+    return [f"{each.said['server'] or 'unknown'}: pid {each.pid} had to be killed" for each in late]

@@ -84,11 +84,14 @@ def find(directory: str, kind: str) -> list[str]:
     return [path for path in files if os.fsencode(path) in listening]
 
 
-def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, Answer]]:
-    """Connections to all that listen, each with its first message: all are asked at once, and have that long."""
+def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, Answer | None]]:
+    """Connections to all that listen, each with its first message: all are asked at once, and have that long.
+
+    None stands for nothing within that time; what is no message is an empty one.
+    """
     until = time.monotonic() + seconds
     asked = {sock.fileno(): sock for path in find(directory, kind) if (sock := connect(path)) is not None}
-    found = []
+    found: list[tuple[socket.socket, Answer | None]] = []
     poll = select.poll()
     for fd in asked:
         poll.register(fd, select.POLLIN)
@@ -96,14 +99,13 @@ def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, 
         for fd, _ in poll.poll(left * 1000):
             poll.unregister(fd)
             sock = asked.pop(fd)
-            answer = receive(sock)
-            if answer is None:
-                sock.close()
-            else:
-                found.append((sock, answer))
-    for sock in asked.values():
-        sock.close()
-    return found
+            try:
+                found.append((sock, _receive(sock)))
+            except wire.WireError:
+                found.append((sock, ({}, [])))
+            except OSError:
+                found.append((sock, None))
+    return [*found, *((sock, None) for sock in asked.values())]
 
 
 def connect(path: str) -> socket.socket | None:
@@ -120,9 +122,13 @@ def connect(path: str) -> socket.socket | None:
 def receive(sock: socket.socket) -> Answer | None:
     """Like wire.receive, but None for whatever goes wrong: the other end is not trusted."""
     try:
-        return wire.receive(sock, most_bytes=_MOST_BYTES, most_descriptors=_MOST_DESCRIPTORS)
+        return _receive(sock)
     except (OSError, wire.WireError):
         return None
+
+
+def _receive(sock: socket.socket) -> Answer | None:
+    return wire.receive(sock, most_bytes=_MOST_BYTES, most_descriptors=_MOST_DESCRIPTORS)
 
 
 def _files(directory: str, kinds: tuple[str, ...]) -> list[str]:

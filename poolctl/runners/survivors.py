@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import signal
@@ -21,8 +20,7 @@ from . import untrusted
 
 _ANSWER_SECONDS = 2.0
 _MOST = 1_000_000_000
-
-logger = logging.getLogger("poolctl.supervisor")
+SILENCE = "nothing that can be read"
 
 
 @dataclass
@@ -30,7 +28,8 @@ class Survivor:
     """A worker. `sock` leads to it; a program has none, and no descriptors.
 
     `said` is what it says of itself, checked: server, key, generation, index, ready_at, output, protocol … It may be
-    a lie within the limits of what its user may harm: whoever knows the server checks the user.
+    a lie within the limits of what its user may harm: whoever knows the server checks the user. Of a process with a
+    `fault`, a reason not to believe what it says, nothing is said but that its server is "".
     """
 
     pid: int
@@ -41,6 +40,7 @@ class Survivor:
     listeners: list[int] = field(default_factory=list)
     pair: list[int] = field(default_factory=list)
     tally: list[int] = field(default_factory=list)
+    fault: str = ""
 
     def order(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> bool:
         """Whether the worker will read the order."""
@@ -127,25 +127,29 @@ def are_there(directory: str) -> bool:
 
 def _workers(directory: str) -> list[Survivor]:
     answers = rendezvous.ask(directory, rendezvous.WORKER, _ANSWER_SECONDS)
-    return [survivor for sock, answer in answers if (survivor := _greeted(sock, *answer)) is not None]
+    return [survivor for sock, answer in answers if (survivor := _worker(sock, answer)) is not None]
 
 
-def _greeted(sock: socket.socket, message: wire.Message, fds: list[int]) -> Survivor | None:
-    """The worker that has said this; None for what is none, or does not say what every worker says."""
+def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> Survivor | None:
+    """The worker at the other end; None when it has ended, or is none that could be ours."""
+    message, fds = answer or ({}, [])
+    # Of the process that began to listen.
     pid, uid, _ = peer_credentials(sock)
-    start = process_start(pid)
-    try:
-        if start is None or uid not in _possible_users():
-            raise untrusted.Malformed("what no worker of the pool can say")
-        said = _checked(message, pid)
-        survivor = Survivor(pid, uid, start, said, sock, *_sorted_out(fds, said.pop("listeners")))
-    except untrusted.Malformed as error:
-        logger.warning("pid %d (uid %d), which serves on without a pool, sent %s", pid, uid, error)
-        for fd in fds:
-            os.close(fd)
-        sock.close()
-        return None
-    return survivor
+    start, users = process_start(pid), process_users(pid)
+    if start is not None and users == {uid} and uid in _possible_users():
+        try:
+            if answer is None:
+                raise untrusted.Malformed(SILENCE)
+            said = _checked(message, pid)
+            return Survivor(pid, uid, start, said, sock, *_sorted_out(fds, said.pop("listeners")))
+        except untrusted.Malformed as error:
+            for fd in fds:
+                os.close(fd)
+            return Survivor(pid, uid, start, {"server": ""}, sock, fault=f"sent {error}")
+    for fd in fds:
+        os.close(fd)
+    sock.close()
+    return None
 
 
 def _checked(message: wire.Message, pid: int) -> dict[str, Any]:
@@ -203,10 +207,9 @@ def _possible_users() -> range | set[int]:
 
 def _pipes(directory: str) -> Pipes:
     pipes = Pipes()
-    for sock, (message, fds) in rendezvous.ask(directory, rendezvous.LOGGER, _ANSWER_SECONDS):
+    for sock, answer in rendezvous.ask(directory, rendezvous.LOGGER, _ANSWER_SECONDS):
         pipes._loggers.append(sock)
         sock.settimeout(_ANSWER_SECONDS)
-        answer: rendezvous.Answer | None = (message, fds)
         while answer is not None and answer[0].get("t") == "add" and len(answer[1]) == 1:
             pipes.streams[str(answer[0]["id"])] = answer[0], answer[1][0]
             answer = rendezvous.receive(sock)

@@ -14,8 +14,11 @@ _ANSWER_SECONDS = 2.0
 
 def inherit(directory: str) -> tuple[str, list[socket.socket]] | None:
     """Its address and its sockets, when there is such a process, which ends then. Blocks for at most two seconds."""
-    for sock, (message, fds) in rendezvous.ask(directory, rendezvous.DASHBOARD, _ANSWER_SECONDS):
+    for sock, answer in rendezvous.ask(directory, rendezvous.DASHBOARD, _ANSWER_SECONDS):
         with sock:
+            if answer is None:
+                continue
+            message, fds = answer
             bind = message.get("bind")
             if (
                 message.get("t") != "dashboard"

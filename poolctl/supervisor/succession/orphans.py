@@ -19,8 +19,8 @@ from poolctl.runners.descriptor import Descriptor
 from poolctl.runners.keeping.output import Output
 from poolctl.runners.link import Link
 from poolctl.runners.local import LocalRunner
-from poolctl.runners.spec import user_ids, worker_spec
-from poolctl.runners.survivors import Pipes, Survivor, are_there, find, is_socket
+from poolctl.runners.spec import user_id, user_ids, worker_spec
+from poolctl.runners.survivors import SILENCE, Pipes, Survivor, are_there, find, is_socket
 from poolctl.worker.likeness import likeness
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -73,6 +73,9 @@ class _Intake:
         self._directory = directory
 
     async def take(self, survivor: Survivor) -> None:
+        if survivor.fault:
+            self._take_faulty(survivor)
+            return
         server = self._servers.get(str(survivor.said.get("server")))
         if server is None or not _is_its(survivor, server):
             logger.warning(
@@ -87,6 +90,20 @@ class _Intake:
         if taken:
             outdated = self.found.get(server.name, False)
             self.found[server.name] = outdated or not _is_as_configured(survivor, server)
+
+    def _take_faulty(self, survivor: Survivor) -> None:
+        """End a process of one of the servers' users that does not say what every worker says.
+
+        One that says nothing may be busy, and is asked again.
+        """
+        ours = survivor.uid in {_uid(server) for server in self._servers.values()}
+        killed = ours and SILENCE not in survivor.fault
+        logger.warning(
+            "pid %d (uid %d), which serves on without its pool, %s%s",
+            survivor.pid, survivor.uid, survivor.fault, ": it is killed" if killed else "",
+        )  # fmt: skip
+        if killed:
+            survivor.kill()
 
     async def _take_worker(self, survivor: Survivor, server: ServerConfig) -> bool:
         said = survivor.said
@@ -184,16 +201,19 @@ def _is_as_configured(survivor: Survivor, server: ServerConfig) -> bool:
 
 def _is_its(survivor: Survivor, server: ServerConfig) -> bool:
     """Whether this process may stand for the server: its user, and its address."""
-    try:
-        ids = user_ids(server)
-    except ServerError:
-        return False
-    uid = ids[0] if ids is not None else os.geteuid()
     return (
-        survivor.uid == uid
+        survivor.uid == _uid(server)
         and survivor.said.get("key", server.key) == server.key
         and all(_is_at(fd, server) for fd in survivor.listeners)
     )
+
+
+def _uid(server: ServerConfig) -> int | None:
+    """Whom its processes run as; None when there is no such user."""
+    try:
+        return user_id(server)
+    except ServerError:
+        return None
 
 
 def _is_at(fd: int, server: ServerConfig) -> bool:

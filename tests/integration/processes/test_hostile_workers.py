@@ -196,11 +196,21 @@ def test_orphan_that_lies_is_not_adopted_and_hinders_no_other(
     kill_both(hostile, until)
     until(lambda: hostile.items()["good"]["pids"] == [good])
     hostile.run("start", timeout_seconds=20)
-    assert hostile.items()["good"]["pids"] == [good]
-    os.kill(bad, signal.SIGKILL)
+    until(lambda: not is_alive(bad), what="it is killed, or told to end")
     hostile.ok("start", timeout_seconds=20)
-    until(lambda: hostile.items()["bad"]["ready"])
+    assert hostile.items()["good"]["pids"] == [good]
+    assert hostile.items()["bad"]["ready"]
     hostile.ok("stop")
+
+
+def test_stop_ends_orphans_that_say_nothing_or_lie(hostile: RealPool, until: Any) -> None:
+    hostile.write("hostile.py", LIAR.replace("SAID", "{}, []"))
+    hostile.ok("start")
+    (good,) = hostile.items()["good"]["pids"]
+    kill_both(hostile, until)
+    os.kill(good, signal.SIGSTOP)
+    hostile.ok("stop", "--timeout", "1s", timeout_seconds=20)
+    until(lambda: not hostile.processes())
 
 
 def _pids(items: dict[str, Any]) -> dict[str, list[int]]:
