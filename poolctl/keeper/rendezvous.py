@@ -49,10 +49,14 @@ def forget(path: str) -> None:
 
 
 def sweep(directory: str) -> None:
-    """Remove the files of all sockets on which nothing listens, in the directory of a pool that does not run."""
-    listening = {path for kind in (WORKER, LOGGER, DASHBOARD) for path in find(directory, kind)}
-    for path in _files(directory, (WORKER, LOGGER, DASHBOARD)):
-        if path not in listening:
+    """Remove the files of sockets that nobody has any more, in the directory of a pool that does not run.
+
+    One that is bound only may be that of a worker which still imports its application.
+    """
+    files = _files(directory, (WORKER, LOGGER, DASHBOARD))
+    states = _states() if files else {}
+    for path in files:
+        if states is not None and os.fsencode(path) not in states:
             forget(path)
 
 
@@ -72,16 +76,20 @@ def accept(listener: socket.socket, uids: Collection[int]) -> socket.socket | No
 def find(directory: str, kind: str) -> list[str]:
     """The paths of the pool's sockets on which something listens."""
     files = _files(directory, (kind,))
-    if not files:
-        return []
+    states = _states() if files else {}
+    return [path for path in files if states is None or states.get(os.fsencode(path)) == _LISTENS]
+
+
+def _states() -> dict[bytes, bytes] | None:
+    """The flags of all sockets that have a path, by their paths; None where the kernel's table cannot be read."""
     try:
         with open(_TABLE, "rb") as table:
             # Num RefCount Protocol Flags Type St Inode Path
             rows = [row.rstrip(b"\n").split(None, 7) for row in table]
     except OSError:
-        return files
-    listening = {row[7] for row in rows if len(row) == 8 and row[3] == _LISTENS}
-    return [path for path in files if os.fsencode(path) in listening]
+        return None
+    # Connections that were accepted have the path of their listener, and no flag.
+    return {row[7]: row[3] for row in sorted(rows, key=lambda row: row[3:4]) if len(row) == 8}
 
 
 def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, Answer | None]]:

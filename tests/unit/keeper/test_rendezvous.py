@@ -42,14 +42,26 @@ def test_directory_that_has_vanished_is_made_again_for_its_owner_alone(tmp_path:
     assert list((tmp_path / "gone").iterdir()) == []
 
 
-def test_sweep_removes_what_nothing_listens_on_and_nothing_else(tmp_path: Path) -> None:
+def test_sweep_removes_what_nobody_has_any_more_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "wanted.json").write_text("{}")
     stale, _ = rendezvous.bind(str(tmp_path), rendezvous.WORKER)
     stale.close()
+    bound, waiting = rendezvous.bind(str(tmp_path), rendezvous.WORKER)
+    sock, path = listening(tmp_path)
+    with sock, bound:
+        rendezvous.sweep(str(tmp_path))
+        assert sorted(map(str, tmp_path.iterdir())) == sorted([path, waiting, str(tmp_path / "wanted.json")])
+
+
+def test_listener_that_has_connections_is_still_found(tmp_path: Path) -> None:
     sock, path = listening(tmp_path)
     with sock:
-        rendezvous.sweep(str(tmp_path))
-        assert sorted(map(str, tmp_path.iterdir())) == sorted([path, str(tmp_path / "wanted.json")])
+        client = rendezvous.connect(path)
+        ours = rendezvous.accept(sock, {os.geteuid()})
+        assert client is not None
+        assert ours is not None
+        with client, ours:
+            assert rendezvous.find(str(tmp_path), rendezvous.WORKER) == [path]
 
 
 def test_all_are_asked_at_once_and_those_that_say_nothing_cost_one_deadline(tmp_path: Path) -> None:
