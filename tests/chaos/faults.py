@@ -31,6 +31,7 @@ from tests.real_pool import RealPool
 VICTIMS = ("self", "parent")
 _REPEATS = 5
 _PAUSE_SECONDS = 0.004
+_LAST_SECONDS = 0.5
 _HELPERS = (" keeper ", " supervisor ", " logs ", " zygote")
 
 
@@ -176,6 +177,8 @@ def successors(faults: Faults, number: int) -> bool:
         os.kill(pool.info()["supervisor_pid"], signal.SIGKILL)
         os.kill(before["a"]["pids"][0], signal.SIGKILL)
         wait_until(lambda: not faults.fuse.exists() or _has_taken_over(pool, keeper))
+        with contextlib.suppress(AssertionError):  # what it says when it has begun counts as well
+            wait_until(lambda: not faults.fuse.exists(), timeout_seconds=_LAST_SECONDS)
         fired = not faults.fuse.exists()
         faults.fuse.unlink(missing_ok=True)
         wait_until(lambda: _has_taken_over(pool, keeper))
@@ -194,7 +197,10 @@ def _has_taken_over(pool: RealPool, keeper: int) -> bool:
     """The supervisor that runs has shown itself and written its record."""
     info = pool.info()
     (record,) = pool.runtime.glob("[!@]*/wanted.json")
-    return info["supervisor_pid"] in children(keeper) and record.stat().st_mtime > info["started"]
+    supervisor = info["supervisor_pid"]
+    return (
+        is_alive(supervisor) and supervisor in children(keeper) and record.stat().st_mtime > info["started"]
+    )
 
 
 def main() -> None:
