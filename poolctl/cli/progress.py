@@ -62,8 +62,8 @@ class Progress:
         """One message of the supervisor."""
         if "warning" in message:
             self.warnings.append(str(message["warning"]))
-        if "notice" in message and not self._quiet:
-            # At once: it may be what the command waits for.
+        if "notice" in message and not self._quiet and self.verb != "status":
+            # At once: it may be what the command waits for. Of `status` it is a part of the answer.
             sys.stderr.write(f"waiting: {message['notice']}\n")
             sys.stderr.flush()
         step = message.get("progress")

@@ -147,10 +147,10 @@ def watch_keeper(keeper: KeeperLink, pid: int, events: Events) -> KeeperWatch:
     def record(event: str, message: str, severity: str) -> None:
         events.record("pool", event, message=message, severity=severity)
 
-    return KeeperWatch(keeper, pid, lambda: _irreplaceable(keeper, pid, os.environ), record)
+    return KeeperWatch(keeper, pid, lambda: irreplaceable(keeper, pid, os.environ), record)
 
 
-def _irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
+def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
     """Why the end of this keeper would be that of everything; empty if another can take its place."""
     if pid == 1:
         return "it is the first process of a container (PID 1)"

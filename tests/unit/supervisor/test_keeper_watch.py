@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 from poolctl.keeper.pulse import Pulse
+from poolctl.runners.keeping.kept import KeeperLink
 from poolctl.runners.link import Link
-from poolctl.supervisor.succession.keeper_watch import KeeperWatch
+from poolctl.supervisor.succession.keeper_watch import KeeperWatch, irreplaceable
 from tests.deadline import wait_until
 from tests.processes import stat
 
@@ -125,6 +126,33 @@ def test_one_that_nothing_can_replace_is_reported_and_lives(process: subprocess.
 
     asyncio.run(scenario())
     assert process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("pid", "env", "names", "whole", "reason"),
+    [
+        (1, {}, [], True, "PID 1"),
+        (2, {"NOTIFY_SOCKET": "/run/systemd/notify"}, [], True, "main process of a systemd service"),
+        (2, {"NOTIFY_SOCKET": "/run/systemd/notify"}, [stored.LIFELINE], True, ""),  # `poolctl run` is that
+        (2, {}, [], False, "not all that it holds"),
+        (2, {}, [], True, ""),
+    ],
+)
+def test_a_keeper_is_replaced_only_where_its_end_is_not_that_of_everything(
+    pid: int, env: dict[str, str], names: list[str], whole: bool, reason: str
+) -> None:
+    async def scenario() -> None:
+        ours, theirs = wire.pair()
+        keeper = KeeperLink(ours, lambda message, fds: None)
+        for name in names:
+            keeper.share(name, None, [])
+        keeper.whole = whole
+        found = irreplaceable(keeper, pid, env)
+        assert reason in found if reason else not found
+        keeper.close()
+        theirs.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_pause_of_the_supervisor_itself_is_not_held_against_the_keeper(
