@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import socket
 import ssl
@@ -34,6 +35,9 @@ class Engine(NamedTuple):
                 runner.run(_hang_up())
 
 
+# uvicorn's newest parser, where it is there.
+_ZTTP = all(map(importlib.util.find_spec, ("zttp", "uvicorn.protocols.http.zttp_impl")))
+ZTTP = [Engine("uvloop", "zttp")] if _ZTTP else []
 ENGINES = [Engine(loop, http) for loop in ("asyncio", "uvloop") for http in ("h11", "httptools")]
 
 

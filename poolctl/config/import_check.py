@@ -19,6 +19,12 @@ PROBE = (
     "import sys, importlib.util as u; sys.path[:1] = [];"
     "print('poolctl', sys.version_info[0], sys.version_info[1], u.find_spec('uvicorn') is not None)"
 )
+# Likewise, of the parser zttp, and of uvicorn's protocol classes for it.
+ZTTP_PROBE = (
+    "import sys, os, importlib.util as u; sys.path[:1] = []; s = u.find_spec('uvicorn');"
+    "d = s.submodule_search_locations[0] if s else ''; z = u.find_spec('zttp') is not None;"
+    "print('poolctl', z, os.path.exists(os.path.join(d, 'protocols', 'http', 'zttp_h2_impl.py')))"
+)
 OLDEST = (3, 11)
 LONGEST_MESSAGE = 300
 
@@ -46,22 +52,28 @@ def check_interpreters(pythons: Mapping[str, str | None]) -> list[tuple[str, Fin
     return [(python, finding) for python, finding in zip(pythons, answers, strict=True) if finding]
 
 
+def _ask(python: str, user: str | None, probe: str) -> list[str]:
+    """The words that the interpreter prints."""
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        [python, "-c", probe],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=PROBE_SECONDS,
+        cwd="/",
+        check=False,
+        **start_options(python, user, os.environ),
+    )
+    return done.stdout.split()
+
+
 def _probe(python: str, user: str | None) -> Finding | None:
     def bad(message: str, hint: str) -> Finding:
         return Finding(("python",), f"{python} {message}", hint, python)
 
     try:
-        done = subprocess.run(
-            [python, "-c", PROBE],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROBE_SECONDS,
-            cwd="/",
-            check=False,
-            **start_options(python, user, os.environ),
-        )
+        words = _ask(python, user, PROBE)
     except FileNotFoundError:
         return bad("is not there", "name an interpreter or a virtual environment")
     except PermissionError:
@@ -70,7 +82,6 @@ def _probe(python: str, user: str | None) -> Finding | None:
         return bad(f"did not answer within {PROBE_SECONDS:.0f} s", "is it a Python interpreter?")
     except OSError as error:
         return bad(f"cannot be run: {error.strerror}", "name an interpreter or a virtual environment")
-    words = done.stdout.split()
     if len(words) != 4 or words[0] != "poolctl":
         return bad("is no Python interpreter", "name an interpreter or a virtual environment")
     if (int(words[1]), int(words[2])) < OLDEST:
@@ -78,6 +89,25 @@ def _probe(python: str, user: str | None) -> Finding | None:
     if words[3] != "True":
         return bad("has no uvicorn", f"install it there: {python} -m pip install uvicorn")
     return None
+
+
+def check_zttp(pythons: Mapping[str, str | None]) -> list[tuple[str, Finding]]:
+    """The interpreters, each with the user of its server, that cannot serve with zttp, with the reason. Blocks."""
+    found = []
+    for python, user in pythons.items():
+        try:
+            words = _ask(python, user, ZTTP_PROBE)
+        except (OSError, subprocess.TimeoutExpired):
+            continue  # what is wrong with it is said elsewhere
+        if words[:1] != ["poolctl"] or words == ["poolctl", "True", "True"]:
+            continue
+        missing, package = (
+            ("uvicorn that knows zttp", '"uvicorn>=0.53"') if words[1] == "True" else ("zttp", "zttp")
+        )
+        message = f'{python} has no {missing}, which http.implementation = "zttp" needs'
+        fix = f"install it there: {python} -m pip install --upgrade {package}"
+        found.append((python, Finding(("http", "implementation"), message, fix, "zttp")))
+    return found
 
 
 def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tuple[Import, Finding]]:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from poolctl.config.env_file import EnvFileError, read_env_file
-from poolctl.config.import_check import Import, check_imports, check_interpreters
+from poolctl.config.import_check import Import, check_imports, check_interpreters, check_zttp
 from poolctl.config.model import ServerConfig
 from poolctl.config.problems import Finding
 from poolctl.config.program import missing_program
@@ -95,6 +95,15 @@ class Outside:
             for server in servers:
                 if server.python == python and not server.command:
                     self.problems.append((server, finding))
+        self._parsers([each for each in servers if each.http.implementation == "zttp" and not each.command])
+
+    def _parsers(self, servers: Sequence[ServerConfig]) -> None:
+        """What uvicorn does not bring along."""
+        using = {server.python or sys.executable: server.user for server in servers}
+        for python, finding in check_zttp(using):
+            self.problems += [
+                (each, finding) for each in servers if (each.python or sys.executable) == python
+            ]
 
     def _imports(self, servers: Sequence[ServerConfig]) -> None:
         jobs: dict[Import, list[ServerConfig]] = {}

@@ -167,14 +167,23 @@ def _tls(tls: Any) -> list[Finding]:
 
 
 def _http(http: Any) -> list[Finding]:
-    root_path = http.get("root_path") if isinstance(http, dict) else None
+    if not isinstance(http, dict):
+        return []
+    found: list[Finding] = []
+    implementation = http.get("implementation", "auto")
+    if http.get("http2") is True and implementation != "zttp":
+        message = f"HTTP/2 needs the parser zttp, and http.implementation is {shown(implementation)}"
+        found.append(
+            Finding(("http", "http2"), message, 'write http = { implementation = "zttp", http2 = true }')
+        )
+    root_path = http.get("root_path")
     if not isinstance(root_path, str) or not root_path:
-        return []
+        return found
     if root_path.startswith("/") and not root_path.endswith("/"):
-        return []
+        return found
     message = f"{shown(root_path)} does not begin with /, or ends with one"
     mend = f'write "/{root_path.strip("/")}"' if root_path.strip("/") else 'write ""'
-    return [Finding(("http", "root_path"), message, mend, shown(root_path))]
+    return [*found, Finding(("http", "root_path"), message, mend, shown(root_path))]
 
 
 def _health(health: Any) -> list[Finding]:

@@ -76,9 +76,10 @@ class TLSConfig(Section):
 class Http(Section):
     """How uvicorn speaks HTTP."""
 
-    implementation: Literal["auto", "h11", "httptools"] = Field(
-        default="auto", description="The HTTP parser."
+    implementation: Literal["auto", "h11", "httptools", "zttp"] = Field(
+        default="auto", description="The HTTP parser; auto never takes zttp."
     )
+    http2: Truth = Field(default=False, description="Speak HTTP/2, too; needs the parser zttp.")
     loop: Literal["auto", "asyncio", "uvloop"] = Field(default="auto", description="The event loop.")
     keep_alive: Duration = Field(default=75.0, description="How long an idle connection is kept.")
     root_path: str = Field(

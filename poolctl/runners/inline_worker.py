@@ -23,6 +23,7 @@ from poolctl.worker.load import LoadFailed, load_app
 from poolctl.worker.serving.access import Access
 from poolctl.worker.serving.secure import renew_context, ssl_context
 from poolctl.worker.serving.serve import STARTUP_FAILURE, PoolServer, StartupFailed
+from poolctl.worker.serving.settings import drainable
 
 from .aside import aside
 from .protocol import Exit, Placement
@@ -159,7 +160,7 @@ class InlineWorker:
         settings = uvicorn_settings(server)
         # uvicorn turns its access log off for the whole process; here it is one server's matter.
         access_log = settings.pop("access_log")
-        config = uvicorn.Config(app, log_config=None, **settings)
+        config = uvicorn.Config(app, log_config=None, **drainable(settings))
         config.load()
         config.lifespan_class = functools.partial(_Lifespan, self)
         protocol: Any = config.http_protocol_class

@@ -154,6 +154,7 @@ def tls_settings(server: ServerConfig) -> dict[str, Any] | None:
         "client_auth": tls.client_auth,
         "min_version": tls.min_version,
         "ciphers": tls.ciphers,
+        "http2": server.http.http2,
     }
 
 
@@ -201,6 +202,7 @@ def connection_limits(server: ServerConfig) -> dict[str, Any]:
         "head_seconds": http.head_timeout,
         "head_bytes": http.max_head_size,
         "max_connections": http.max_connections,
+        "http2": http.http2,
     }
 
 

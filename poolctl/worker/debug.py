@@ -23,6 +23,7 @@ from .scene import exit_status, set_the_scene
 from .serving.access import watch_requests
 from .serving.secure import ssl_context
 from .serving.serve import PoolServer, StartupFailed
+from .serving.settings import drainable
 from .sharing.preload import preload
 
 _FAILED = 1
@@ -87,7 +88,7 @@ def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int
 def _configure(spec: Spec, app: Any, tls_fds: list[int]) -> uvicorn.Config:
     # Whoever debugs wants to see the requests, and in uvicorn's own words.
     settings = {**spec["uvicorn"], "access_log": True, "limit_max_requests": None}
-    config = uvicorn.Config(app, **settings)
+    config = uvicorn.Config(app, **drainable(settings))
     config.load()
     watch_requests(config, spec["requests"] and {**spec["requests"], "log": None})
     if spec["tls"] is not None:

@@ -19,6 +19,42 @@ QUIET_SECONDS = 2.0
 CLOSE = (b"connection", b"close")
 
 
+class Closing:
+    """Mixed in before a protocol class of which no more is known than what uvicorn's server asks of all."""
+
+    transport: asyncio.Transport
+    head = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_state: Any = kwargs["server_state"]
+        if kwargs["config"].ssl is not None:
+            self.server_state.expect(self)
+
+    def leave(self) -> None:
+        """Leave this worker."""
+        self.linger()
+
+    def linger(self) -> None:
+        """Finish the answer under way, and close."""
+        self.shutdown()  # type: ignore[attr-defined]
+
+    def stay(self) -> None:
+        """Go on: a connection that has been told to close does so all the same."""
+
+    def end_events(self) -> None:
+        """Nothing: what it answers is not known."""
+
+    def take_over(self, until: float | None, *, asked: bool) -> None:
+        """Nothing: it knows no limits but its own."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.server_state.arrived(self)
+        super().connection_made(transport)  # type: ignore[misc]
+        if self.server_state.draining:
+            self.linger()
+
+
 class Lingering(LimitedHead):
     """Mixed in before one of uvicorn's HTTP protocol classes."""
 
@@ -57,7 +93,7 @@ class Lingering(LimitedHead):
         The application learns of it as of a client that went away.
         """
         cycle = self.cycle
-        if self.idle or not cycle.response_started or not _wants_events(cycle.scope):
+        if self.idle or not cycle.response_started or not wants_events(cycle.scope):
             return
         cycle.disconnected = True
         cycle.message_event.set()
@@ -89,8 +125,8 @@ class Lingering(LimitedHead):
                 count.begun_ns = monotonic_ns() if batch.started < MANY or not batch.started & 3 else 0
         self._last_request_if_draining()
 
-    def handle_events(self) -> None:
-        super().handle_events()  # type: ignore[misc]
+    def handle_events(self, *events: Any) -> None:
+        super().handle_events(*events)  # type: ignore[misc]
         count = self.count
         if count is not None and count.newest is not self.cycle:
             count.newest = self.cycle
@@ -146,6 +182,7 @@ class Lingering(LimitedHead):
             cycle.default_headers = [*cycle.default_headers, CLOSE]
 
 
-def _wants_events(scope: Any) -> bool:
+def wants_events(scope: Any) -> bool:
+    """Whether the client of this request reads a stream of events."""
     # As every EventSource says (HTML, "Server-sent events"). Any other stream, so ended, could be taken for whole.
     return any(name == b"accept" and b"text/event-stream" in value for name, value in scope["headers"])

@@ -130,21 +130,53 @@ class Statuses:
         return line
 
 
-def count_statuses(protocol: Any, batch: Batch | None) -> None:
-    """Count all responses of uvicorn's HTTP protocol class by their status; None: no more.
+def count_statuses(protocol: Any, batch: Batch | None) -> bool:
+    """Count all responses of uvicorn's HTTP protocol class by their status; None: no more. Whether that is possible.
 
     One batch for a process: the table is that of all servers in it.
     """
     module = sys.modules.get(getattr(protocol, "__module__", ""))
+    able = False
     for name in _STATUS_TABLES:
         table = getattr(module, name, None)
         if type(table) is Statuses:
+            able = True
             if batch is None:
                 setattr(module, name, table.table)
             else:
                 table.count = batch.slots.append
-        elif type(table) is dict and batch is not None:
-            setattr(module, name, Statuses(table, batch))
+        elif type(table) is dict:
+            able = True
+            if batch is not None:
+                setattr(module, name, Statuses(table, batch))
+    return able
+
+
+class Counted:
+    """An application whose responses are counted by their status: for protocol classes without such a table."""
+
+    def __init__(self, app: Any, batch: Batch) -> None:
+        self.inner = app
+        self._batch = batch
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.inner(scope, receive, send)
+            return
+        begun = False
+
+        async def answer(message: Any) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                self._batch.slots.append(STATUS + message["status"] // 100)
+            await send(message)
+
+        try:
+            await self.inner(scope, receive, answer)
+        finally:
+            if not begun:
+                self._batch.slots.append(STATUS + 5)  # uvicorn's own answer
 
 
 def uncounted(app: Any, batch: Batch) -> Any:
@@ -182,7 +214,11 @@ class Connections(Watched):
     """The connections of a worker, counted; those that are of no `http` class any more are WebSockets."""
 
     def __init__(
-        self, tally: memoryview, http: type[Any], on_empty: Callable[[], None], on_add: Callable[[], None]
+        self,
+        tally: memoryview,
+        http: tuple[type[Any], ...],
+        on_empty: Callable[[], None],
+        on_add: Callable[[], None],
     ) -> None:
         super().__init__(on_empty, on_add)
         self._tally = tally

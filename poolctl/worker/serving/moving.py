@@ -7,11 +7,9 @@ copy here is then dropped without a word, as the connection itself lives on.
 from __future__ import annotations
 
 import asyncio
-import functools
 from typing import Any
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .connection import Lingering
 
@@ -155,15 +153,3 @@ class MovingH11(Moving):
             return self.conn.send(h11.EndOfMessage()) or b""
         except h11.LocalProtocolError:  # it said how long it would be
             return b""
-
-
-@functools.cache
-def able_to_leave(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-    """The given HTTP protocol class of uvicorn, able to leave: it moves if it can, and lingers otherwise."""
-    if hasattr(protocol, "on_message_complete"):
-        mixin: type[Lingering] = MovingHttptools
-    elif issubclass(protocol, H11Protocol):
-        mixin = MovingH11
-    else:
-        mixin = Lingering
-    return type(f"{mixin.__name__}{protocol.__name__}", (mixin, protocol), {})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .access import unwatched
 from .accounts import Accounts
 from .arriving import Arriving
-from .counting import uncounted
+from .counting import Counted, uncounted
 
 if TYPE_CHECKING:
     from .serve import PoolServer
@@ -63,12 +63,14 @@ class Probed:
 
     def _make_protocol(self) -> asyncio.Protocol:
         server = self._server
-        made: Any = server.config.http_protocol_class(  # type: ignore[call-arg]
+        kind: Any = server.config.http_protocol_class
+        made: Any = getattr(kind, "http1", kind)(
             config=server.config, server_state=self.accounts, app_state=server.lifespan.state
         )
         made.access_log = False
-        made.app = unwatched(made.app)
-        if server.accounts.batch is not None:
+        counted = isinstance(made.app, Counted)
+        made.app = unwatched(made.app.inner if counted else made.app)
+        if server.accounts.batch is not None and not counted:
             made.app = uncounted(made.app, server.accounts.batch)
         made.timeout_keep_alive = _KEPT_SECONDS
         made.connection_made = functools.partial(self._made, made)

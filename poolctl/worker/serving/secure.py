@@ -17,7 +17,7 @@ def ssl_context(tls: dict[str, Any], fds: list[int]) -> ssl.SSLContext:
     context.verify_mode = _CLIENT_AUTH[tls["client_auth"]]
     if tls["ciphers"]:
         context.set_ciphers(tls["ciphers"])
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(["h2", "http/1.1"] if tls.get("http2") else ["http/1.1"])
     return context
 
 

@@ -20,11 +20,12 @@ from .accepting import Acceptor
 from .accounts import Accounts
 from .adopt import Adoption
 from .arriving import Arriving
-from .counting import Batch, Connections, count_statuses
-from .farewell import say_goodbye
+from .choosing import able_to_leave, http_classes
+from .counting import Batch, Connections, Counted, count_statuses
 from .heads import HEAD_BYTES, HEAD_SECONDS, Heads
-from .moving import Moving, able_to_leave
+from .moving import Moving
 from .probed import Probed
+from .websocket_close import close_websocket
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -52,7 +53,7 @@ class PoolServer(uvicorn.Server):
     through `adoption` are served as if they had been accepted. `resting`, it accepts nothing before `attend`. What is
     served is counted on the page `tally`; one process counts on one page. The head of a request may take `head_seconds`
     and have `head_bytes`; with `max_connections` the server accepts no more until there is room again (None: as many as
-    the process has descriptors for).
+    the process has descriptors for). With `http2` it speaks that as well, by uvicorn's classes on zttp.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class PoolServer(uvicorn.Server):
         head_seconds: float = HEAD_SECONDS,
         head_bytes: int = HEAD_BYTES,
         max_connections: int | None = None,
+        http2: bool = False,
     ) -> None:
         super().__init__(config)
         self.resting = resting
         self._out = False
         self._probed: Probed | None = None
+        self._http2 = http2
         self._head_seconds = head_seconds
         self._head_bytes = head_bytes
         self._drain_seconds = drain_seconds
@@ -192,11 +195,12 @@ class PoolServer(uvicorn.Server):
 
     def _prepare_protocol(self) -> None:
         uvicorns: Any = self.config.http_protocol_class
-        ours = self.config.http_protocol_class = able_to_leave(uvicorns)
-        tally = self.accounts.tally
+        ours = self.config.http_protocol_class = able_to_leave(uvicorns, http2=self._http2)
+        tally, batch = self.accounts.tally, self.accounts.batch
         if tally is not None:
-            self.accounts.watch_connections(functools.partial(Connections, tally, ours))
-        count_statuses(uvicorns, self.accounts.batch)
+            self.accounts.watch_connections(functools.partial(Connections, tally, http_classes(ours)))
+        if not count_statuses(uvicorns, batch) and batch is not None:
+            self.config.loaded_app = Counted(self.config.loaded_app, batch)
 
     def _adopt(self, taken: handover.Connection) -> None:
         """Serve a connection that another process has accepted."""
@@ -243,7 +247,7 @@ class PoolServer(uvicorn.Server):
             self._end_events()
         self.accounts.draining = self.accounts.heirs is None
         for connection in list(self.accounts.connections):
-            say_goodbye(connection)
+            close_websocket(connection)
         await self._emptied(self._stop_seconds)
         self._end_events()
         for task in list(self.accounts.tasks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import uvicorn
@@ -33,6 +34,16 @@ def prepare() -> None:
     _prepared[:] = [made]
 
 
+def drainable(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with a parser in the place of `auto`, which uvicorn may understand in another way some day.
+
+    Its connections can be drained without loss.
+    """
+    if settings["http"] != "auto":
+        return settings
+    return {**settings, "http": "h11" if find_spec("httptools") is None else "httptools"}
+
+
 def configure(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
     """A configuration for `app`, not loaded yet."""
     if settings != USUAL or not _prepared:
@@ -49,4 +60,4 @@ async def _nothing(scope: Any, receive: Any, send: Any) -> None:
 
 def _make(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
     # The logging was set up by the preload; the lines of an access log are our own.
-    return uvicorn.Config(app, log_config=None, log_level="warning", **settings)
+    return uvicorn.Config(app, log_config=None, log_level="warning", **drainable(settings))

@@ -12,7 +12,7 @@ import pytest
 
 from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
-from poolctl.config.import_check import check_interpreters
+from poolctl.config.import_check import check_interpreters, check_zttp
 from tests.config_files import SERVER, load_text
 
 APPS = {
@@ -142,6 +142,29 @@ def test_what_is_no_interpreter_is_told(tmp_path: Path, python: str, told: str) 
     (tmp_path / "script").chmod(0o755)
     (text,) = outside(tmp_path, f'app = "good:app"\npython = "{python}"')
     assert told in text
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "fix"),
+    [
+        ("False True", "has no zttp,", "pip install --upgrade zttp"),
+        ("True False", "has no uvicorn that knows zttp", 'pip install --upgrade "uvicorn>='),
+        ("True True", "", ""),
+    ],
+)
+def test_an_interpreter_without_what_zttp_needs_names_the_fix(
+    tmp_path: Path, said: str, message: str, fix: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho poolctl {said}\n")
+    python.chmod(0o755)
+    found = check_zttp({str(python): None, str(tmp_path / "gone"): None})
+    if not message:
+        assert found == []
+        return
+    ((_, finding),) = found
+    assert message in finding.message
+    assert fix in finding.hint
 
 
 def test_an_old_interpreter_is_told(tmp_path: Path) -> None:

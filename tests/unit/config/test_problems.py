@@ -123,6 +123,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("restart = { polcy = 'no' }", "restart.polcy", "policy"),
     ("restart = true", "restart", "a table"),
     ('http = { implementation = "nginx" }', "http.implementation", '"httptools"'),
+    ("http = { http2 = true }", "http.http2", 'implementation = "zttp"'),
     ("http = { max_requests = 0 }", "http.max_requests", "at least 1"),
     ("http = { trusted_proxies = ['10.0.0.0/8', 'proxy'] }", "http.trusted_proxies", "10.0.0.0/8"),
     ("http = { trusted_proxies = '*' }", "http.trusted_proxies", '["…"]'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from typing import Any
 
 import pytest
@@ -10,11 +11,11 @@ from websockets.asyncio.client import connect
 
 from poolctl.worker.serving import connection
 from tests.asgi_apps import lifespan
-from tests.load.frames import CLOSE, TEXT, frame, new_key
-from tests.serving import ENGINES, Client, Engine, leaving, served, turns, until
+from tests.load.frames import CLOSE, PING, TEXT, frame, new_key
+from tests.serving import ENGINES, ZTTP, Client, Engine, leaving, served, turns, until
 
 
-@pytest.fixture(params=ENGINES, ids="-".join)
+@pytest.fixture(params=ENGINES + ZTTP, ids="-".join)
 def engine(request: pytest.FixtureRequest) -> Engine:
     chosen: Engine = request.param
     return chosen
@@ -180,9 +181,25 @@ def test_a_stop_cuts_a_drain_short(engine: Engine, monkeypatch: pytest.MonkeyPat
     engine.run(scenario())
 
 
-def test_a_websocket_is_closed_with_1012_after_the_drain(engine: Engine) -> None:
+WEBSOCKETS = ["websockets-sansio", "wsproto", "websockets"]
+
+
+@pytest.fixture(params=WEBSOCKETS)
+def websocket(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Each of uvicorn's WebSocket classes, as a part of its configuration."""
+    if request.param == "wsproto":
+        pytest.importorskip("wsproto")
+    if request.param == "websockets":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pytest.importorskip("uvicorn.protocols.websockets.websockets_impl")
+    return {"ws": request.param}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_websocket_is_closed_with_1012_after_the_drain(engine: Engine, websocket: dict[str, str]) -> None:
     async def scenario() -> None:
-        async with served(engine, drain_seconds=0.2) as (server, app, port, running):
+        async with served(engine, config=websocket, drain_seconds=0.2) as (server, app, port, running):
             async with connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
                 await app.under_way.wait()
                 server.drain()
@@ -195,9 +212,12 @@ def test_a_websocket_is_closed_with_1012_after_the_drain(engine: Engine) -> None
     engine.run(scenario())
 
 
-def test_a_websocket_is_closed_when_its_client_has_replied_and_may_talk_until_then(engine: Engine) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_websocket_is_closed_when_its_client_has_replied_and_may_talk_until_then(
+    engine: Engine, websocket: dict[str, str]
+) -> None:
     async def scenario() -> None:
-        async with served(engine, drain_seconds=0.05) as (server, app, port, running):
+        async with served(engine, config=websocket, drain_seconds=0.05) as (server, app, port, running):
             client = await Client.connect(port)
             await client.send("/", *upgrade(new_key()))
             await client.reader.readuntil(b"\r\n\r\n")
@@ -205,11 +225,13 @@ def test_a_websocket_is_closed_when_its_client_has_replied_and_may_talk_until_th
             assert await client.reader.readexactly(4) == b"\x88\x02" + (1012).to_bytes(2, "big")
             assert await client.stays_open(0.1)
             for _ in range(50):
+                client.writer.write(frame(PING, b"x"))
                 client.writer.write(frame(TEXT, b"x" * 100))
             client.writer.write(frame(CLOSE, (1012).to_bytes(2, "big")))
-            assert await client.at_end()
-            assert app.events[1] == "disconnect 1012"
+            await client.reader.read()  # pongs, perhaps, and then the end
+            client.close()
             await asyncio.wait_for(running, 2)
+            assert app.events[1] == "disconnect 1012"
 
     engine.run(scenario())
 

@@ -14,11 +14,11 @@ import pytest
 from poolctl.worker.serving import accounts, heads
 from tests.asgi_apps import answer, lifespan
 from tests.certificates import certificate
-from tests.serving import ENGINES, Client, Engine, Pair, accepted, served, turns, until
+from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, accepted, served, turns, until
 
 SECONDS = 0.15
 # Both loops and both parsers: each test waits.
-WAITED_FOR = [ENGINES[0], ENGINES[-1]]
+WAITED_FOR = [ENGINES[0], ENGINES[-1], *ZTTP]
 HALF = b"GET / HTTP/1.1\r\nhost: te"
 WHOLE = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"
 
@@ -146,6 +146,9 @@ def test_a_slow_body_is_not_limited_before_its_answer_and_by_silence_after_it(en
 
 
 def test_the_time_for_a_head_that_was_sent_ahead_begins_with_the_answer_before_it(engine: Engine) -> None:
+    if engine.http == "zttp":
+        pytest.skip("zttp does not say what it holds")
+
     async def scenario() -> None:
         async with served(engine, head_seconds=SECONDS) as (_, app, port, _running):
             client = await Client.connect(port)
@@ -322,6 +325,9 @@ def test_a_connection_that_was_handed_over_has_the_time_that_was_left(
 def test_a_connection_that_moves_to_another_worker_takes_its_time_along(
     engine: Engine, pair: Pair, asked: bool
 ) -> None:
+    if engine.http == "zttp":
+        pytest.skip("its connections do not move")
+
     async def scenario() -> None:
         config = {"timeout_keep_alive": 3 * SECONDS}
         limits: Any = {"head_seconds": 3 * SECONDS, "config": config, "adoption": pair.worker()}

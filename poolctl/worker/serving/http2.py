@@ -1,0 +1,182 @@
+"""uvicorn's HTTP/2 protocol on the parser zttp, with a drain by GOAWAY that loses no request.
+
+A client that has been sent GOAWAY opens no stream more, and goes on with another connection; those that it had opened
+before are answered (RFC 9113 §6.8). So the first one names the highest stream that there can be, and the last one, with
+which an idle connection closes, the highest that there was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from typing import Any
+
+from .connection import QUIET_SECONDS, wants_events
+from .heads import Head, unread_bytes
+from .http2_frames import Frames
+
+_NO_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0, 7, 11
+_HIGHEST_STREAM = 2**31 - 1
+
+
+class LingeringHttp2:
+    """Mixed in before that class."""
+
+    transport: asyncio.Transport
+    loop: asyncio.AbstractEventLoop
+    conn: Any
+    cycles: dict[int, Any]
+    server_state: Any
+    shutdown_requested: bool
+    timeout_keep_alive: float
+    timeout_keep_alive_task: asyncio.TimerHandle | None
+
+    head: Head | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lingering = False
+        self.batch = self.server_state.batch
+        self._frames = Frames()
+        self._newest = 0  # the highest stream that was answered
+        self._final: int | None = None  # the highest one that will be
+        self._begun_ns: dict[int, int] = {}
+        if kwargs["config"].ssl is not None:
+            self.server_state.expect(self)
+
+    @property
+    def idle(self) -> bool:
+        """Every request has its whole answer, and that has been sent as far as the client takes it."""
+        return not self.cycles and not self.conn.has_pending_send()
+
+    def leave(self) -> None:
+        """Leave this worker: what belongs to a connection is in this process."""
+        self.linger()
+
+    def linger(self) -> None:
+        """Answer what has been asked, and close when the client has gone quiet."""
+        if self.lingering or self.transport is None or self.transport.is_closing():
+            return
+        self.lingering = True
+        self.conn.close(_NO_ERROR, _HIGHEST_STREAM)
+        self.flush()  # type: ignore[attr-defined]
+        self._close_if_quiet()
+
+    def stay(self) -> None:
+        """Nothing: what a GOAWAY says cannot be taken back."""
+
+    def take_over(self, until: float | None, *, asked: bool) -> None:
+        """Nothing: no connection of this kind is handed over."""
+
+    def end_events(self) -> None:
+        """End the streams of events, whose clients connect again."""
+        for cycle in list(self.cycles.values()):
+            if cycle.response_started and not cycle.response_complete and wants_events(cycle.scope):
+                cycle.disconnected = True
+                cycle.stream.end_message()
+                cycle.message_event.set()
+        self.flush()  # type: ignore[attr-defined]
+
+    def shutdown(self) -> None:
+        """Close when the answers under way are complete; refuse new requests so that they can be sent again."""
+        if self.transport.is_closing():
+            return
+        if self.idle:
+            self._close_connection()
+            return
+        self.lingering = self.shutdown_requested = True
+        self._final = self._newest
+        self.conn.close(_NO_ERROR, self._final)
+        self.flush()  # type: ignore[attr-defined]
+
+    def handle_request(self, event: Any) -> None:
+        if self._final is not None and event.stream_id > self._final:
+            self.conn.stream(event.stream_id).reset(_REFUSED_STREAM)
+            return
+        super().handle_request(event)  # type: ignore[misc]
+        if event.end_stream and (cycle := self.cycles.get(event.stream_id)) is not None:
+            # uvicorn 0.54 waits for an event that zttp 0.0.35 does not give for a request without a body.
+            cycle.more_body = False
+            cycle.message_event.set()
+        self._newest = max(self._newest, event.stream_id)
+        self._head_is_over()
+        if self.batch is not None:
+            self._begun_ns[event.stream_id] = monotonic_ns()
+            self.batch.started += 1
+            if self.batch.timer is None:
+                self.batch.soon()
+
+    def on_response_complete(self, stream_id: int) -> None:
+        begun_ns = self._begun_ns.pop(stream_id, 0)
+        if begun_ns:
+            self.batch.complete += 1
+            self.batch.latencies_ns.append(monotonic_ns() - begun_ns)
+            if self.batch.timer is None:
+                self.batch.soon()
+        super().on_response_complete(stream_id)  # type: ignore[misc]
+        self._close_if_quiet()
+
+    def data_received(self, data: bytes) -> None:
+        heads = self.server_state.heads
+        self._frames.feed(data)
+        if heads is not None and self._frames.head_bytes > heads.most_bytes:
+            self.conn.close(_ENHANCE_YOUR_CALM)
+            self.flush()  # type: ignore[attr-defined]
+            self.transport.close()
+            return
+        super().data_received(data)  # type: ignore[misc]
+        if heads is not None and self._newest:
+            if self._frames.within and self.head is None:
+                self.head = Head()
+                heads.wait(self)
+            elif not self._frames.within:
+                self._head_is_over()
+        self._close_if_quiet()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        due = self.server_state.arrived(self)
+        super().connection_made(transport)  # type: ignore[misc]
+        if self.server_state.heads is not None:
+            self.head = Head()
+            self.server_state.heads.wait(self, due)
+        if self.server_state.draining:
+            self.linger()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_over()
+        super().connection_lost(exc)  # type: ignore[misc]
+
+    def head_is_late(self) -> None:
+        """The time for a head is over: close, with a word of it."""
+        self._head_is_over()
+        self._close_connection()
+
+    def _head_is_over(self) -> None:
+        if self.head is not None:
+            self.head = None
+            self.server_state.heads.end(self)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, but never one with a request in its receive buffer, or with a part of one."""
+        if self.transport.is_closing() or not self.idle:
+            return
+        if unread_bytes(self.transport) or self._frames.within:
+            self._close_after(QUIET_SECONDS if self.lingering else self.timeout_keep_alive)
+        else:
+            self._close_connection()
+
+    def _close_if_quiet(self) -> None:
+        if self.lingering and self.idle and not self.transport.is_closing():
+            self._close_after(QUIET_SECONDS)
+
+    def _close_after(self, seconds: float) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _close_connection(self) -> None:
+        # Called by uvicorn as soon as an answer is complete, when the client may not have taken all of it.
+        if self.conn.has_pending_send():
+            self._close_after(QUIET_SECONDS)
+        else:
+            super()._close_connection()  # type: ignore[misc]

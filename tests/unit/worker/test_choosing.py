@@ -1,0 +1,70 @@
+"""A protocol class of uvicorn's that is not known closes its connections in a drain, and serves until then."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from poolctl.worker.serving import settings
+from poolctl.worker.serving.choosing import able_to_leave
+from poolctl.worker.serving.connection import Closing
+from tests.serving import Client, Engine, served
+
+
+class Unheard(asyncio.Protocol):
+    """What uvicorn's server asks of every protocol class, and no more."""
+
+    def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
+        self.connections = server_state.connections
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+
+    def shutdown(self) -> None:
+        self.transport.close()
+
+
+class Rewritten(H11Protocol):
+    """One that has another way of handling its events."""
+
+    def handle_events(self, first: Any, second: Any) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_an_unknown_class_serves_and_is_closed_by_a_drain(loop: str, capsys: Any) -> None:
+    able_to_leave.cache_clear()
+
+    async def scenario() -> None:
+        async with served(Engine(loop, "h11"), config={"http": Unheard}) as (server, _, port, running):
+            client = await Client.connect(port)
+            assert (await client.get())[0] == 200
+            server.drain()
+            assert await client.at_end()
+            await asyncio.wait_for(running, 2)
+
+    Engine(loop, "h11").run(scenario())
+    assert "Unheard is not known to this version of poolctl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(settings, "find_spec", lambda name: object() if there else None)
+    expected = "httptools" if there else "h11"
+    assert settings.drainable({"http": "auto", "loop": "auto"}) == {"http": expected, "loop": "auto"}
+    assert settings.drainable({"http": "zttp"}) == {"http": "zttp"}
+
+
+def test_a_known_class_that_has_changed_is_an_unknown_one() -> None:
+    assert issubclass(able_to_leave(Rewritten), Closing)
+    assert not issubclass(able_to_leave(H11Protocol), Closing)
