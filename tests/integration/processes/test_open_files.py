@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from poolctl.config.open_files import OWN, needed
+from poolctl.config.open_files import OWN, RESERVE, needed
 from poolctl.config.pool_config import PoolConfig
 from tests.http_get import get
 from tests.ports import claim_port
-from tests.processes import is_alive
+from tests.processes import descriptors, is_alive
 from tests.real_pool import Done, RealPool
 
 Until = Callable[..., Any]
@@ -120,3 +120,17 @@ def test_half_requests_to_sleeping_servers_take_no_descriptors_from_others(pool:
         pool.ok("stop")
     log = Path(next(pool.runtime.glob("*/supervisor.log"))).read_text()
     assert "open files" not in log
+
+
+def test_commands_are_answered_by_a_supervisor_without_a_descriptor_left(pool: RealPool) -> None:
+    pool.write_hello("a", "b")
+    pool.ok("start")
+    supervisor = pool.info()["supervisor_pid"]
+    used = len(descriptors(supervisor))
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (used, used + RESERVE))
+    assert pool.ok("list", "-o", "name").stdout == "a\nb\n"
+    assert pool.ok("status").code == 0
+    pool.ok("stop", "a")
+    assert pool.items()["a"]["state"] == "stopped"
+    pool.ok("stop")
+    assert not is_alive(supervisor)
