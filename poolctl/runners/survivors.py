@@ -13,7 +13,7 @@ from typing import Any
 
 from poolctl.keeper import rendezvous, wire
 from poolctl.keeper.identified import signal_process
-from poolctl.platform import peer_credentials, process_start, process_users
+from poolctl.platform import close_promptly, peer_credentials, process_start, process_users
 from poolctl.worker.tally import is_page
 
 from . import untrusted
@@ -81,10 +81,10 @@ class Survivor:
     def close(self) -> None:
         """Let go of it; it serves on."""
         if self.sock is not None:
-            self.sock.close()
+            wire.close(self.sock.detach())
         for fds in (self.listeners, self.pair, self.tally):
             while fds:
-                os.close(fds.pop())
+                close_promptly(fds.pop())
 
 
 @dataclass
@@ -144,11 +144,11 @@ def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> Survivor |
             return Survivor(pid, uid, start, said, sock, *_sorted_out(fds, said.pop("listeners")))
         except untrusted.Malformed as error:
             for fd in fds:
-                os.close(fd)
+                close_promptly(fd)
             return Survivor(pid, uid, start, {"server": ""}, sock, fault=f"sent {error}")
     for fd in fds:
-        os.close(fd)
-    sock.close()
+        close_promptly(fd)
+    wire.close(sock.detach())
     return None
 
 

@@ -97,7 +97,7 @@ def _end_unknown(keeper: Link, name: str, meta: wire.Message, fds: list[int]) ->
     keeper.send({"op": "signal", "pid": meta["pid"], "signal": signal.SIGTERM, "group": False})
     keeper.send({"op": "drop", "name": name})
     for fd in fds:
-        os.close(fd)
+        wire.close(fd)
 
 
 def _take(

@@ -11,6 +11,7 @@ from functools import partial
 from poolctl.config.model import ServerConfig
 from poolctl.keeper import stored, wire
 from poolctl.keeper.handover import Connection
+from poolctl.platform import close_promptly
 
 from ..keeping.sockets import Sockets
 from ..link import Link
@@ -86,12 +87,15 @@ class Sleepers:
 
     def adopt(self, server: ServerConfig | None, name: str, meta: wire.Message, fd: int) -> None:
         """Take over a connection that the supervisor before has held: to the pair, as all that wait."""
-        with Connection(fileno=fd) as sock:
+        sock = Connection(fileno=fd)
+        try:
             sock.limit(meta)
             self._forget(name)
             if server is not None:
                 self._servers[server.key] = server
                 self._give(server.key, sock)
+        finally:
+            close_promptly(sock.detach())
 
     def _give(self, key: str, sock: Connection) -> bool:
         self._adoptions.open(self._servers[key])
