@@ -16,11 +16,25 @@ from tests.http_get import Reply, get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
+# Tests with processes of code that the others and the unit tests measure already: with coverage they take twice the
+# processor's time (8 s become 15 s in test_family.py).
+UNMEASURED = {
+    f"test_{name}.py"
+    for name in (
+        "bounded_logs", "company", "container", "descriptors", "ends", "family", "forked_children",
+        "hostile_environment", "hostile_sockets", "hostile_workers", "no_supervisor", "open_files", "places",
+        "real_programs", "slow_clients", "starting", "surroundings", "taken_ports", "unfit_interpreter",
+        "without_proc",
+    )
+}  # fmt: skip
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "contract" in item.path.parts:
             item.add_marker("contract")
+        if item.path.parent.name == "processes" and item.path.name in UNMEASURED:
+            item.add_marker("unmeasured")
         if "browser" in item.path.parts:
             item.add_marker("slow")  # once, and without coverage
 

@@ -20,7 +20,12 @@ COMMAND_TIMEOUT_SECONDS = 50.0
 
 # These only ask a supervisor, and tests ask often. They run without coverage, whose own start takes five times as long
 # as they do; tests/unit/cli measures the same code within its own process.
-ASKING = frozenset({"list", "status", "show", "wait", "events", "metrics", "stop"})
+ASKING = frozenset(
+    {
+        "disable", "drain", "enable", "events", "list", "metrics", "reload", "remove", "restart", "scale", "show",
+        "status", "stop", "undrain", "wait",
+    }
+)  # fmt: skip
 
 
 class Done(NamedTuple):

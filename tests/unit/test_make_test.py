@@ -20,10 +20,10 @@ pytestmark = pytest.mark.skipif(
     ("failing", "last_line"),
     [
         ("nothing", "make test: all passed"),
-        ("not slow", "make test: FAILED: tests with coverage"),
-        ("slow or", "make test: FAILED: slow and contract tests"),
+        ("not (slow", "make test: FAILED: tests with coverage"),
+        ("-m slow or", "make test: FAILED: tests without coverage"),
         ("report", "make test: FAILED: coverage"),
-        ("m", "make test: FAILED: tests with coverage, slow and contract tests, coverage"),
+        ("m", "make test: FAILED: tests with coverage, tests without coverage, coverage"),
     ],
 )
 def test_the_last_line_names_the_parts_that_failed(tmp_path: Path, failing: str, last_line: str) -> None:
