@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from typing import Any, TypeVar
 
+    from poolctl.pool.unmatched import Unmatched
+
     Item = TypeVar("Item", bound=Mapping[str, Any])
     Test = Callable[[Mapping[str, Any]], bool]
 
-__all__ = ["Selector", "SelectorError", "Unmatched", "select"]
+__all__ = ["Selector", "SelectorError", "select"]
 
 _LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
 # The fields that regular expressions select by.
 EXPRESSIONS = ("name", "bind", "expose")
-_NEAR_NAMES = 3
 
 
 class SelectorError(ValueError):
@@ -114,43 +115,6 @@ def selection_needed(verb: str, count: int | None) -> SelectorError:
     )
 
 
-class Unmatched:
-    """Why a selection chose nothing: unknown targets with near names, or options that fit no server."""
-
-    __slots__ = ("near", "options", "targets")
-
-    def __init__(
-        self,
-        targets: Sequence[str] = (),
-        near: Mapping[str, Sequence[str]] | None = None,
-        *,
-        options: str = "",
-    ) -> None:
-        self.targets = list(targets)
-        self.options = options
-        self.near = {target: list(names) for target, names in (near or {}).items()}
-
-    @property
-    def message(self) -> str:
-        """One line: what matched nothing."""
-        if not self.targets:
-            return f"no server matches {self.options}".rstrip()
-        return f"no server matches {', '.join(repr(target) for target in self.targets)}"
-
-    @property
-    def hint(self) -> str:
-        """The mend: near names, or where the names are listed."""
-        names = list(dict.fromkeys(name for near in self.near.values() for name in near))
-        if names:
-            return f"did you mean {' or '.join(repr(name) for name in names)}?"
-        if self.targets:
-            return "poolctl list --field name shows the names"
-        return "poolctl list -o wide shows all servers; --allow-empty accepts that options match nothing"
-
-    def __repr__(self) -> str:
-        return f"<Unmatched {self.targets or 'options'}>"
-
-
 def select(items: Iterable[Item], selector: Selector) -> tuple[list[Item], Unmatched | None]:
     """The chosen items in their order, or nothing and the reason why (exit 4)."""
     everything = list(items)
@@ -158,7 +122,9 @@ def select(items: Iterable[Item], selector: Selector) -> tuple[list[Item], Unmat
         return everything, None
     wanted, unknown = _by_targets(everything, selector.targets)
     if unknown:
-        return [], Unmatched(unknown, {target: _near(target, everything) for target in unknown})
+        from poolctl.pool.unmatched import unmatched_targets
+
+        return [], unmatched_targets(unknown, everything)
     tests = _tests(selector)
     chosen = [
         item
@@ -166,7 +132,9 @@ def select(items: Iterable[Item], selector: Selector) -> tuple[list[Item], Unmat
         if ((wanted is None or at in wanted) and all(test(item) for test in tests)) is not selector.invert
     ]
     if not chosen and not selector.allow_empty:
-        return [], Unmatched(near=_near_tags(selector.tag, everything), options=_said(selector))
+        from poolctl.pool.unmatched import unmatched_options
+
+        return [], unmatched_options(_said(selector), selector.tag, everything)
     return chosen, None
 
 
@@ -244,12 +212,13 @@ def _compiled(field: str, patterns: list[str]) -> list[Callable[[str], object]]:
 
 
 def _one_of(field: str, word: str) -> str:
+    from poolctl.pool.unmatched import close
     from poolctl.states import State, Status
 
     allowed = [str(member.value) for member in (State if field == "state" else Status)]
     if word.casefold() in allowed:
         return word.casefold()
-    near = _close(word, allowed)
+    near = close(word, allowed)
     known = f"one of: {', '.join(allowed)}"
     raise SelectorError(
         f"unknown {field} {word!r}", hint=f"did you mean {near[0]!r}? {known}" if near else known
@@ -264,30 +233,7 @@ def _list_of_words(key: str, value: object) -> list[str]:
     return list(value)
 
 
-def _near(target: str, items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names, then addresses, that look like the target; wildcards in it are left out of the comparison."""
-    bare = target.replace("*", "").replace("?", "")
-    names = [str(item.get("name", "")) for item in items]
-    binds = [str(item.get("bind", "")) for item in items]
-    port = target.rpartition(":")[2]
-    same_port = [bind for bind in binds if port.isdigit() and bind.endswith(f":{port}")]
-    return _close(bare, names) or same_port[:_NEAR_NAMES] or _close(bare, binds)
-
-
-def _near_tags(tags: Sequence[str], items: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """For tags that no server has those that look like them: they are compared with case."""
-    known = dict.fromkeys(tag for item in items for tag in item.get("tags") or ())
-    return {tag: _close(tag, known) for tag in tags if tag not in known}
-
-
 def _said(selector: Selector) -> str:
     """The options as they were written."""
     words = [f"--{key} {word}" for key in _LISTS if key != "targets" for word in getattr(selector, key)]
     return " ".join([*words, *["--not"] * selector.invert])
-
-
-def _close(word: str, words: Iterable[str]) -> list[str]:
-    import difflib
-
-    by_fold = {each.casefold(): each for each in words}
-    return [by_fold[fold] for fold in difflib.get_close_matches(word.casefold(), by_fold, n=_NEAR_NAMES)]

@@ -106,10 +106,15 @@ class Running:
             self._client.join(30)
 
 
-@pytest.mark.parametrize("stderr_too", [False, True])
 @pytest.mark.parametrize(
-    ("number", "leaves_first", "code"),
-    [(None, True, 0), (signal.SIGTERM, True, 0), (signal.SIGINT, True, 130), (signal.SIGINT, False, 130)],
+    ("number", "leaves_first", "code", "stderr_too"),
+    [
+        (None, True, 0, False),
+        (signal.SIGTERM, True, 0, True),
+        (signal.SIGINT, True, 130, False),
+        (signal.SIGINT, False, 130, False),
+        (signal.SIGINT, False, 130, True),
+    ],
 )
 def test_a_stop_without_a_reader_completes_requests_and_the_shutdown(
     real_pool: RealPool, number: signal.Signals | None, leaves_first: bool, code: int, stderr_too: bool

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.pool.select import Selector, SelectorError, Unmatched, select
+from poolctl.pool.select import Selector, SelectorError, select
+from poolctl.pool.unmatched import Unmatched
 
 
 def item(name: str, bind: str, **keys: Any) -> dict[str, Any]:
@@ -76,6 +77,15 @@ def test_an_unknown_target_stops_everything_even_with_allow_empty_and_not() -> N
         Selector(["users", "nobody"], tag=["api"]),
     ):
         assert unmatched(selector).targets == ["nobody"]
+
+
+def test_of_thousands_of_unknown_targets_few_are_shown_and_explained() -> None:
+    reason = unmatched(Selector([f"user{number}" for number in range(5000)]))
+    assert len(reason.targets) == 5000
+    assert len(reason.near) <= 10
+    assert reason.message.endswith("'user9' and 4990 more")
+    tags = unmatched(Selector(tag=[f"ap{number}" for number in range(5000)]))
+    assert len(tags.near) <= 10
 
 
 def test_near_names_are_told() -> None:
