@@ -85,3 +85,38 @@ def test_files_are_not_read_through_a_link_that_the_servers_user_has_laid(pool: 
     assert done.code != 0
     assert "SECRET" not in done.stdout + done.stderr
     assert "link" in done.stderr or "certificate" in done.stderr
+
+
+# In the place of the zygote: says that it is up, and names the victim whenever it is asked for a worker.
+FALSE_ZYGOTE = """
+import json, os, socket
+if b"zygote" in open("/proc/self/cmdline", "rb").read().split(b"\\0"):
+    requests = socket.socket(fileno=3)
+    requests.send(b'{"event": "up"}')
+    while message := requests.recv(65536):
+        number = json.loads(message).get("id")
+        requests.send(json.dumps({"id": number, "pid": int(open(VICTIM).read())}).encode())
+    os._exit(0)
+"""
+
+
+def test_false_zygote_of_a_servers_user_harms_no_other_server(
+    pool: RealPool, notes: Path, until: Any
+) -> None:
+    (site,) = pool.directory.glob("venv/lib/python3*/site-packages")
+    victim = pool.directory / "victim"
+    (site / "false_zygote.py").write_text(FALSE_ZYGOTE.replace("VICTIM", repr(str(victim))))
+    (site / "c.pth").write_text("import false_zygote\n")
+    pool.write_hello("good", "bad")
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", text + 'user = "nobody"\npython = "venv"\nrestart = "no"\n')
+    pool.ok("start", "good")
+    (good,) = pool.items()["good"]["pids"]
+    victim.write_text(str(good))
+    done = pool.run("start", "bad")
+    assert done.code != 0
+    assert "another one of the pool" in done.stderr
+    pool.ok("stop", "bad", timeout_seconds=10)
+    assert pool.items()["good"]["pids"] == [good]
+    pool.ok("stop")
+    until(lambda: not pool.processes())
