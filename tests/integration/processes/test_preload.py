@@ -395,10 +395,13 @@ def test_an_import_that_fails_for_several_servers_is_in_the_log_of_each(
 def test_a_supervisor_that_is_killed_during_an_import_is_followed_by_one_that_waits_for_it(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
-    slow = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\nVERSION = 1\n"
+    slow = (
+        "import os, time\nopen('begun', 'w')\nwhile not os.path.exists('go'): time.sleep(0.01)\nVERSION = 1\n"
+    )
     port = write(pool, free_port, app=slow + APP)["web"]
     pool.ok("start", "--no-wait")
-    (zygote,) = until(lambda: app_zygotes(pool))
+    until((pool.directory / "begun").exists)  # before that, the keeper may not know it yet
+    (zygote,) = app_zygotes(pool)
     supervisor = pool.info()["supervisor_pid"]
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: pool.info()["supervisor_pid"] != supervisor)
