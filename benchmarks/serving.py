@@ -156,7 +156,9 @@ def run(options: Namespace) -> Iterator[Row]:
 def _measured(what: str, sides: list[Side], ask: Callable[[Side], int], rounds: int) -> Row:
     found: tuple[list[float], list[float]] = ([], [])
     for side in sides:
-        side.request_microseconds(ask, 5 * ROUND_SECONDS)  # the first requests are not like the others
+        side.request_microseconds(
+            ask, min(rounds, 5) * ROUND_SECONDS
+        )  # the first requests are not like the others
     for turn in range(rounds):
         # The one that comes second is not always the same.
         for number in (0, 1) if turn % 2 else (1, 0):

@@ -44,11 +44,6 @@ class Moving(Lingering):
         super().connection_made(transport)
         self._move_if_draining()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        # Now, before anything is read: a client that never pauses would keep this worker alive for ever.
-        self._move_if_draining()
-
     def _move_if_draining(self) -> None:
         if self.server_state.heirs is not None:
             self._move()

@@ -11,7 +11,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from poolctl.worker.serving import settings
 from poolctl.worker.serving.choosing import able_to_leave
 from poolctl.worker.serving.connection import Closing
-from tests.serving import Client, Engine, served
+from poolctl.worker.tally import blank_page
+from tests.serving import ENGINES, Client, Engine, served
 
 
 class Unheard(asyncio.Protocol):
@@ -68,3 +69,16 @@ def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, th
 def test_a_known_class_that_has_changed_is_an_unknown_one() -> None:
     assert issubclass(able_to_leave(Rewritten), Closing)
     assert not issubclass(able_to_leave(H11Protocol), Closing)
+
+
+@pytest.mark.parametrize("engine", ENGINES[2:], ids="-".join)
+def test_connections_share_the_names_of_their_attributes(engine: Engine) -> None:
+    # CPython has room for thirty (SHARED_KEYS_MAX_SIZE); with more each object has a table of its own.
+    async def scenario() -> None:
+        async with served(engine, tally=blank_page()) as (server, _, port, _running):
+            client = await Client.connect(port)
+            await client.get()
+            (connection,) = server.accounts.connections
+            assert len(vars(connection)) < 30
+
+    engine.run(scenario())
