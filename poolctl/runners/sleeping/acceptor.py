@@ -131,25 +131,31 @@ class Acceptor:
     def _silent(self) -> None:
         link, pid = self._link, self._pid
         assert link is not None
+        heard = link.heard
+        # What has arrived while we did not run ourselves.
         link.read_rest()
-        if link is self._link and self._requests:
+        if link is self._link and self._requests and link.heard == heard:
             link.close()
             if pid is not None:
                 self._kill(pid)
-            self._lost()
+            self._give_up(blocked=False)
 
     def _kill(self, pid: int) -> None:
         self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
 
     def _lost(self) -> None:
-        """The helper has ended, most likely by its own deadline: the first request is what it was at."""
+        # By its own deadline, most likely: the first request is what it was at.
+        self._give_up(blocked=self._up)
+
+    def _give_up(self, *, blocked: bool) -> None:
+        """Start another helper, unless this one has never been there; nothing comes of the requests under way."""
         requests, self._requests = self._requests, {}
-        blocks = self._up
+        was_up = self._up
         self._forget()
-        if blocks:
+        if was_up:
             self.warm()
         for place, request in enumerate(requests.values()):
-            request.done(Fetched(failed=True, blocked=blocks and place == 0))
+            request.done(Fetched(failed=True, blocked=blocked and place == 0))
 
     def _forget(self) -> None:
         self._link = None
