@@ -78,7 +78,7 @@ class Accounts(ServerState):
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
         self._on_change = on_change
-        self._expected: dict[weakref.ref[Any], float] = {}  # until when it has ended, in one way or the other
+        self.expected: dict[weakref.ref[Any], float] = {}  # until when it has ended, in one way or the other
         self._most_connections = sys.maxsize
         self._on_full: Callable[[], None] = lambda: None
         self.watch_connections(Watched)
@@ -96,7 +96,7 @@ class Accounts(ServerState):
     @property
     def open_connections(self) -> int:
         """How many there are, those in their handshake included."""
-        return len(self.connections) + (len(self._expected) if self.expects else 0)
+        return len(self.connections) + (len(self.expected) if self.expects else 0)
 
     def room(self) -> int:
         """For how many more connections there is room."""
@@ -114,15 +114,15 @@ class Accounts(ServerState):
         """
         seconds = _HANDSHAKE_SECONDS if self.heads is None else self.heads.seconds + _MARGIN_SECONDS
         ends = time.monotonic() + seconds
-        self._expected[weakref.ref(connection, self._no_longer_expected)] = ends
+        self.expected[weakref.ref(connection, self._no_longer_expected)] = ends
         if self.open_connections >= self._most_connections:
             self._on_full()
 
     def arrived(self, connection: object) -> float | None:
         """It is a connection now; when its first head is due, if that has been known since its accept."""
-        if not self._expected:
+        if not self.expected:
             return None
-        ends = self._expected.pop(weakref.ref(connection), None)
+        ends = self.expected.pop(weakref.ref(connection), None)
         self._on_change()
         return None if ends is None or self.heads is None else ends - _MARGIN_SECONDS
 
@@ -130,15 +130,15 @@ class Accounts(ServerState):
     def expects(self) -> bool:
         """Whether an accepted connection is still in its handshake."""
         now = time.monotonic()
-        for oldest, ends in list(self._expected.items()):
+        for oldest, ends in list(self.expected.items()):
             if ends > now:
                 return True
-            self._expected.pop(oldest, None)
+            self.expected.pop(oldest, None)
         return False
 
     def _no_longer_expected(self, connection: weakref.ref[Any]) -> None:
         # Called by the garbage collector, too: at any time, and in no loop perhaps.
-        self._expected.pop(connection, None)
+        self.expected.pop(connection, None)
         self._on_change()
 
     def _active(self) -> None:
@@ -146,7 +146,7 @@ class Accounts(ServerState):
             self.on_activity()
 
     def _connected(self) -> None:
-        if len(self.connections) + len(self._expected) + 1 >= self._most_connections:
+        if len(self.connections) + len(self.expected) + 1 >= self._most_connections:
             self._on_full()
         if self.on_activity is not None:
             self.on_activity()

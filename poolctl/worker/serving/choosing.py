@@ -17,6 +17,8 @@ logger = logging.getLogger("uvicorn.error")
 
 # Under which names the mixins call methods of the class without super().
 _DIRECT = {
+    "made": "connection_made",
+    "lost": "connection_lost",
     "feed": "data_received",
     "headers_complete": "on_headers_complete",
     "response_complete": "on_response_complete",

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..tally import MALFORMED
 from .counting import MANY, Count
-from .heads import LimitedHead
+from .heads import FIRST, LimitedHead
 
 QUIET_SECONDS = 2.0
 CLOSE = (b"connection", b"close")
@@ -61,6 +61,8 @@ class Lingering(LimitedHead):
 
     lingering = False
     # Methods of that class: to look them up by super() costs as much as a tenth of what is done here.
+    made: Callable[[asyncio.Transport], None]
+    lost: Callable[[Exception | None], None]
     headers_complete: Callable[[], None]
     response_complete: Callable[[], None]
 
@@ -141,17 +143,22 @@ class Lingering(LimitedHead):
         self._last_request_if_draining()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        due = self.server_state.arrived(self)
-        super().connection_made(transport)  # type: ignore[misc]
-        self.await_first_head(due)
-        if self.server_state.draining:
+        state = self.server_state
+        due = state.arrived(self) if state.expected else None
+        self.made(transport)
+        if self.head is FIRST:
+            self.await_first_head(due)
+        if state.draining:
             self.close_when_quiet(QUIET_SECONDS)
+        if state.heirs is not None:
+            self.leave()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.head_is_over()
+        if self.head is not None:
+            self.head_is_over()
         if self.count is not None:
             self.count.lost(self)
-        super().connection_lost(exc)  # type: ignore[misc]
+        self.lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         if self.count is not None:

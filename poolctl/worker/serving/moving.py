@@ -40,10 +40,6 @@ class Moving(Lingering):
         if self.server_state.heirs is None:
             super().shutdown()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        self._move_if_draining()
-
     def _move_if_draining(self) -> None:
         if self.server_state.heirs is not None:
             self._move()
