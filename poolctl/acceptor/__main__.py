@@ -5,9 +5,10 @@ announced: then accept(2) waits. It can also put a descriptor into the adoption 
 Nothing of this may happen to the supervisor, and nothing here lasts: a call that takes too long ends this process
 (setitimer(2)), and the supervisor starts another one. Standard library only.
 
-A request names what to do with the socket that comes with it, `accept` or `take` (see handover), how often at most, and
-its number `n`. Each connection is a message of its own; `done` says whether the socket is empty now, and whether
-something else was in it.
+A request names what to do with the socket that comes with it, `accept` or `take` (see handover), how often at most, its
+number `n` and the server's `key`. Each connection is a message of its own; `done` says whether the socket is empty now,
+and whether something else was in it. The keeper holds the other end as well: what one supervisor has not read, and what
+comes of its requests, is read by the next.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket)
             if found is not None:
                 with found:
                     limits = found.limits() if isinstance(found, handover.Connection) else {}
-                    _send(requests, {"t": "conn", "n": message["n"], **limits}, [found.fileno()])
+                    answer = {"t": "conn", "n": message["n"], "key": message["key"], **limits}
+                    _send(requests, answer, [found.fileno()])
                 continue
             empty = True
         break

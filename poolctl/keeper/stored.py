@@ -11,6 +11,7 @@ CONTROL, LIFELINE, INHERITED = "control", "lifeline", "inherited"
 # Helpers: the links to them, and what the logger is just moving. Zygotes are of the version that started them: one an
 # interpreter, one an application.
 LOGGER, UNDERWAY = "logger", "logger-underway"
+ACCEPTOR = "acceptor"
 ZYGOTE, APP_ZYGOTE = "zygote ", "appzygote "
 OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
 # Work, by a server's key, a worker's id, or a number.

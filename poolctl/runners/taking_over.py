@@ -85,6 +85,7 @@ async def take_over(
                 # The zygotes went with their keeper.
                 runner.forker.warm(adopted[0].server)
             _keep_app_zygotes(runner, servers)
+            await _take_acceptor(runner, by_key)
             return adopted
 
 
@@ -121,6 +122,14 @@ def _take(
     else:
         runner.sleepers.adopt(by_key.get(meta["key"]), name, meta, fds[0])
     return []
+
+
+async def _take_acceptor(runner: LocalRunner, by_key: Mapping[str, ServerConfig]) -> None:
+    """Last of all: what it has accepted for nobody goes to the servers' pairs."""
+    reply, fds = await runner.keeper.call({"op": "get", "name": stored.ACCEPTOR})
+    if fds:
+        owners = runner.sleepers.adopt_acceptor(reply["meta"], fds[0], by_key)
+        runner.keeper.share(stored.ACCEPTOR, reply["meta"], owners)
 
 
 def _keep_app_zygotes(runner: LocalRunner, servers: Mapping[str, ServerConfig]) -> None:

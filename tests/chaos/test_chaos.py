@@ -18,7 +18,7 @@ from tests.deadline import wait_until
 
 pytestmark = pytest.mark.slow
 
-SEED = 301
+SEED = 711
 
 
 @pytest.fixture

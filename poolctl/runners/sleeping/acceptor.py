@@ -7,12 +7,13 @@ import itertools
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from signal import SIGKILL
 from typing import NamedTuple
 
 from poolctl.bootstrap import command
-from poolctl.keeper import wire
+from poolctl.keeper import stored, wire
 from poolctl.keeper.handover import Connection
 
 from .. import withheld
@@ -44,13 +45,15 @@ class _Request(NamedTuple):
 class Acceptor:
     """One helper process for all servers, started by the keeper when it is needed for the first time, and kept warm.
 
+    `returned` gets the connections that an earlier supervisor had asked for, with the keys of their servers.
     Belongs to the running loop; nothing here blocks.
     """
 
-    def __init__(self, keeper: Link, directory: str) -> None:
+    def __init__(self, keeper: Link, directory: str, returned: Callable[[str, Connection], None]) -> None:
         self._keeper = keeper
+        self._returned = returned
         self._output = os.path.join(directory, "helpers.log")
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(time.monotonic_ns())  # none of an earlier supervisor's
         self._requests: dict[int, _Request] = {}
         self._link: Link | None = None
         self._up = False
@@ -66,9 +69,16 @@ class Acceptor:
             self._link = Link(ours, self._heard, self._lost)
             self._starting = asyncio.ensure_future(self._start(self._link, theirs))
 
+    def adopt(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
+        """Go on with the helper of the supervisor before, and with what it has said to nobody yet."""
+        self._pid, self._up = int(meta["pid"]), True
+        self._link = Link(wire.over(fd), self._heard, self._lost)
+        return [self._link.sock]
+
     def fetch(
         self,
         kind: str,
+        key: str,
         sock: HasDescriptor,
         most: int,
         deliver: Callable[[Connection], None],
@@ -79,7 +89,7 @@ class Acceptor:
         assert self._link is not None
         number = next(self._numbers)
         self._requests[number] = _Request(deliver, done)
-        self._link.send({"op": kind, "n": number, "most": most}, [sock])
+        self._link.send({"op": kind, "n": number, "key": key, "most": most}, [sock])
         if self._timer is None:
             self._set_timer()
 
@@ -100,6 +110,8 @@ class Acceptor:
                 return  # its end is the link's as well
         if link is self._link:
             self._pid = int(reply["pid"])
+            put = {"op": "put", "name": stored.ACCEPTOR, "meta": {"pid": self._pid}}
+            self._keeper.send(put, [link.sock])
         else:
             self._kill(int(reply["pid"]))
 
@@ -112,7 +124,7 @@ class Acceptor:
             sock = Connection(fileno=fds[0])
             sock.limit(message)
             if request is None:
-                sock.close()
+                self._returned(message["key"], sock)
             else:
                 request.deliver(sock)
         elif message["t"] == "done" and request is not None:
@@ -158,6 +170,7 @@ class Acceptor:
             request.done(Fetched(failed=True, blocked=blocked and place == 0))
 
     def _forget(self) -> None:
+        self._keeper.send({"op": "drop", "name": stored.ACCEPTOR})
         self._link = None
         self._up = False
         self._set_timer()

@@ -187,8 +187,8 @@ class Doorbell:
             self._fetches.discard(fetch)
             done(found)
 
-        kind = ACCEPT if fetch.stranger else TAKE
-        self._acceptor.fetch(kind, shared, self._held.most_at_once, partial(self._arrived, fetch), ended)
+        most, arrived = self._held.most_at_once, partial(self._arrived, fetch)
+        self._acceptor.fetch(ACCEPT if fetch.stranger else TAKE, fetch.key, shared, most, arrived, ended)
 
     def _arrived(self, fetch: Fetch, sock: Connection) -> None:
         visitor = fetch.visitor(sock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from poolctl.config.model import ServerConfig
@@ -13,6 +13,7 @@ from poolctl.keeper import stored, wire
 from poolctl.keeper.handover import Connection
 from poolctl.platform import close_promptly
 
+from ..descriptor import HasDescriptor
 from ..keeping.sockets import Sockets
 from ..link import Link
 from ..placed.adoption import Adoptions
@@ -31,7 +32,7 @@ class Sleepers:
         self._adoptions = adoptions
         self._servers: dict[str, ServerConfig] = {}
         self._numbers = itertools.count(os.getpid() << 32)  # a successor's must be others
-        self._acceptor = Acceptor(keeper, directory)
+        self._acceptor = Acceptor(keeper, directory, self._return)
         self._doorbell = Doorbell(self._give, self._acceptor, keep=self._keep, forget=self._forget)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
@@ -94,6 +95,20 @@ class Sleepers:
             if server is not None:
                 self._servers[server.key] = server
                 self._give(server.key, sock)
+        finally:
+            close_promptly(sock.detach())
+
+    def adopt_acceptor(
+        self, meta: wire.Message, fd: int, servers: Mapping[str, ServerConfig]
+    ) -> list[HasDescriptor]:
+        """Go on with the accept helper of the supervisor before; `servers` are those it may have accepted for."""
+        self._servers.update(servers)
+        return self._acceptor.adopt(meta, fd)
+
+    def _return(self, key: str, sock: Connection) -> None:
+        try:
+            if key in self._servers and not self.visit(key, sock):
+                self._give(key, sock)
         finally:
             close_promptly(sock.detach())
 

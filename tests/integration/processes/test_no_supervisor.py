@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from tests.http_get import get
 from tests.integration.processes.test_both_killed import kill_both
-from tests.processes import is_alive
+from tests.processes import is_alive, stat
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -91,3 +92,32 @@ def test_a_start_after_the_death_of_both_lets_servers_sleep_and_wake_as_before(
         "stopped": "stopped",
     }
     assert get(ports["sleepy"]).status == 200
+
+
+def test_a_connection_that_the_accept_helper_has_for_a_dead_supervisor_is_served_by_the_next(
+    pool: RealPool, until: Any
+) -> None:
+    port = pool.write_hello("sleepy", extra=f'{SLEEPY}\nhttp = {{ keep_alive = "1m" }}')["sleepy"]
+    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace('"1m" }', '"0.3s" }', 1))
+    pool.ok("start")
+    assert get(port).status == 200  # from here on it shares its listener with an application
+    until(lambda: pool.items()["sleepy"]["state"] == "sleeping")
+    supervisor = pool.info()["supervisor_pid"]
+    (helper,) = [pid for pid, line in pool.processes().items() if line.endswith(" acceptor")]
+    os.kill(helper, signal.SIGSTOP)
+    until(lambda: stat(helper).state == "T")
+    with request_to(port) as client:
+        # It is asked to accept; its answer finds nobody.
+        until(lambda: waits_for_others(supervisor))
+        os.kill(supervisor, signal.SIGSTOP)
+        until(lambda: stat(supervisor).state == "T")
+        os.kill(helper, signal.SIGCONT)
+        until(lambda: stat(helper).state == "S")
+        os.kill(supervisor, signal.SIGKILL)
+        assert client.recv(12) == b"HTTP/1.1 200"
+
+
+def waits_for_others(pid: int) -> bool:
+    """Whether the process sleeps: it has done what it had to do."""
+    time.sleep(0.2)
+    return stat(pid).state == "S"

@@ -52,6 +52,7 @@ class Helper(Acceptor):
     def fetch(
         self,
         kind: str,
+        key: str,
         sock: Any,
         most: int,
         deliver: Callable[[Connection], None],
@@ -77,7 +78,7 @@ class Helper(Acceptor):
             done(Fetched(full=True))
             return
         with ours, theirs:
-            helper.fetch(theirs, {"op": kind, "n": 1, "most": most}, shared)
+            helper.fetch(theirs, {"op": kind, "n": 1, "key": "", "most": most}, shared)
             while received := wire.receive(ours):
                 message, fds = received
                 if message["t"] == "done":
