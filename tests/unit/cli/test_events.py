@@ -93,7 +93,7 @@ def test_json_is_lines_as_they_are_in_the_journal(poolctl: Command, journal: Pat
         (["-n", "2"], [4, 5]),
         (["-n", "0"], []),
         (["-n", "all"], [1, 2, 3, 4, 5]),
-        (["--since", "10m"], [2, 3, 4, 5]),
+        (["--since", "90m"], [2, 3, 4, 5]),
         (["--kind", "audit"], [2, 5]),
         (["--kind", "audit", "--kind", "pool"], [1, 2, 5]),
         (["users"], [3, 5]),

@@ -42,8 +42,8 @@ def test_the_last_lines_of_each_server(poolctl: Command, logs: Path) -> None:
 
 @pytest.mark.parametrize(
     "since",
-    ["10m", "600", (datetime.now() - timedelta(minutes=10)).isoformat(),
-     (datetime.now(UTC) - timedelta(minutes=10)).isoformat()],
+    ["90m", "5400", (datetime.now() - timedelta(minutes=90)).isoformat(),
+     (datetime.now(UTC) - timedelta(minutes=90)).isoformat()],
     ids=["duration", "seconds", "local time", "UTC"],
 )  # fmt: skip
 def test_lines_since_a_time(poolctl: Command, logs: Path, since: str) -> None:
