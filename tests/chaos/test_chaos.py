@@ -1,4 +1,4 @@
-"""A minute of chaos, and that its judges are able to condemn."""
+"""Some chaos, and that its judges are able to condemn."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def stage() -> Iterator[Stage]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_minute_of_chaos_loses_nothing_and_leaves_nothing() -> None:
-    assert run(SEED, 40) > 3
+def test_some_chaos_loses_nothing_and_leaves_nothing() -> None:
+    assert run(SEED, 20) > 3
 
 
 @pytest.mark.slow
