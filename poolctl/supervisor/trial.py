@@ -101,7 +101,7 @@ def try_takeover(servers: Iterable[ServerConfig], options: Mapping[str, Any]) ->
     with _pool(servers) as pool:
         # What does not even start under this version may do so under the other one.
         pool.call("start")
-        before = pool.pids()
+        before, helpers = pool.pids(), pool.helpers()
         result = pool.call("upgrade", {**options, "tried": True})
         if result.get("errors"):
             raise TrialFailed(_first(result))
@@ -111,7 +111,7 @@ def try_takeover(servers: Iterable[ServerConfig], options: Mapping[str, Any]) ->
             raise TrialFailed(f"it does not take over: {pool.last_words()}")
         if pool.pids() != before:
             raise TrialFailed("it does not take over the workers")
-        pool.end_helpers(int(about["keeper_pid"]))
+        pool.replace_helpers(helpers)
         for verb in ("restart", "dashboard"):
             pool.order(verb)
         pool.see_answers()
@@ -155,12 +155,20 @@ class _Pool:
             if b" 200 " not in answer:
                 raise TrialFailed(f"{name}: its worker does not answer: {answer.decode(errors='replace')}")
 
-    def end_helpers(self, keeper: int) -> None:
-        """Let logger and dashboard be of the version that runs the pool now; what was logged before is forgotten."""
-        for pid in children(keeper):
+    def helpers(self) -> set[int]:
+        """The pids of its logger and its dashboard."""
+        found = set()
+        for pid in children(int(self.call("ping")["keeper_pid"])):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
                 if {"logs", "web"}.intersection(file.read().split("\0")):
-                    os.kill(pid, signal.SIGKILL)
+                    found.add(pid)
+        return found
+
+    def replace_helpers(self, before: set[int]) -> None:
+        """End those of the version before, and forget what they logged. One that begins just now is left alone."""
+        for pid in self.helpers() & before:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for path in self._logs():
             os.truncate(path, 0)
 
