@@ -37,7 +37,10 @@ def test_the_last_line_names_the_parts_that_failed(tmp_path: Path, failing: str,
     program.chmod(0o755)
     program.with_name("python").symlink_to(program)
     done = subprocess.run(
-        ["make", "--old-file=dev", "test", "BIN=bin"], cwd=tmp_path, capture_output=True, text=True
+        ["make", "--no-print-directory", "--old-file=dev", "test", "BIN=bin"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.splitlines()[-1] == last_line, done
     assert (done.returncode == 0) == ("all passed" in last_line)

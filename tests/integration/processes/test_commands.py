@@ -147,8 +147,7 @@ def test_a_program_that_notifies_after_its_supervisor_was_killed_is_heard_by_the
     bind = f"127.0.0.1:{free_port()}"
     pool.write("pool.toml", server("web", bind=bind, command=[PYTHON, "notifies.py"], notify=True))
     pool.ok("start", "--no-wait")
-    until(lambda: pool.items()["web"]["state"] == "starting")
-    before = pool.items()["web"]["pids"]
+    before = until(lambda: pool.items()["web"]["pids"])
     killed = pool.info()["supervisor_pid"]
     os.kill(killed, signal.SIGKILL)
     until(lambda: pool.info()["supervisor_pid"] != killed)

@@ -18,7 +18,7 @@ from poolctl.runners.sleeping.acceptor import ACCEPT, Acceptor, Fetched
 
 
 class Keeper:
-    """Starts and signals as the keeper would."""
+    """Starts and signals as the keeper would; it keeps nothing."""
 
     def __init__(self) -> None:
         self.pids: list[int] = []
@@ -29,8 +29,9 @@ class Keeper:
         self.pids.append(spawn(message["argv"], None, numbers, output, session=message["session"]))
         return {"pid": self.pids[-1]}, []
 
-    def send(self, message: Any) -> None:
-        os.kill(message["pid"], message["signal"])
+    def send(self, message: Any, fds: Sequence[HasDescriptor] = ()) -> None:
+        if message["op"] == "signal":
+            os.kill(message["pid"], message["signal"])
 
 
 class Stage:
@@ -38,14 +39,14 @@ class Stage:
 
     def __init__(self, directory: Path) -> None:
         self.keeper = Keeper()
-        self.acceptor = Acceptor(cast(Link, self.keeper), str(directory))
+        self.acceptor = Acceptor(cast(Link, self.keeper), str(directory), lambda key, connection: None)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.got: list[socket.socket] = []
 
     async def fetch(self, count: int = 1) -> Fetched:
         clients = [socket.create_connection(self.listener.getsockname()) for _ in range(count)]
         done: asyncio.Future[Fetched] = asyncio.get_running_loop().create_future()
-        self.acceptor.fetch(ACCEPT, self.listener, 8, self.got.append, done.set_result)
+        self.acceptor.fetch(ACCEPT, "key", self.listener, 8, self.got.append, done.set_result)
         found = await done
         for client in clients:
             client.close()
