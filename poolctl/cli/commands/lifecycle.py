@@ -27,7 +27,10 @@ def perform(request: Request) -> Outcome:
     outcome = ask_or_launch(request, place)
     if os.environ.get("NOTIFY_SOCKET") and not outcome.ended_pid:
         _hand_over(place, ready=not outcome.exit_code)
-    outcome.message = _ready_line(outcome, waited=not request.get("no_wait"))
+    if request.verb == "restart" and outcome.errors:
+        outcome.message = _restarted_line(outcome)
+    else:
+        outcome.message = _ready_line(outcome, waited=not request.get("no_wait"))
     return outcome
 
 
@@ -91,3 +94,10 @@ def _ready_line(outcome: Outcome, *, waited: bool) -> str:
         line = f"{servers(count)} told to start, {ready} ready"
     said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
     return f"{line} ({said})" if said else line
+
+
+def _restarted_line(outcome: Outcome) -> str:
+    """Of those whose replacement has failed the old process is still ready: they are not counted."""
+    failed = {error.get("name") for error in outcome.errors}
+    restarted = [item for item in outcome.items if item.get("ready") and item["name"] not in failed]
+    return f"{servers(len(restarted), len(outcome.items))} restarted" if outcome.items else ""

@@ -50,6 +50,15 @@ def test_the_line_for_people(
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
 
 
+def test_restart_counts_no_server_as_ready_whose_replacement_failed(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    failure = {"code": 1325, "name": "b", "message": "the replacement exited with status 3", "hint": ""}
+    with supervised(always(item("a"), item("b"), exit_code=1, errors=[failure])):
+        said = poolctl("restart")
+    assert said.out == "1 of 2 servers restarted\n"
+
+
 def test_failures_are_listed_with_their_mend_and_the_exit_code(
     poolctl: Command, supervised: Supervised
 ) -> None:
