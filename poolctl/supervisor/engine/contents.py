@@ -27,13 +27,12 @@ def digests(config: ServerConfig) -> dict[str, str]:
 def certificate_ends(config: ServerConfig) -> float | None:
     """When the certificate that the server names expires, in seconds since the epoch; blocks on the disk.
 
-    None without TLS, and for a file that cannot be read.
+    None without TLS, and for a file that cannot be read, or is none: opening a FIFO would wait for its writer.
     """
     if not config.tls or config.tls is True:
         return None
     try:
-        with open(config.tls.cert, encoding="ascii", errors="replace") as file:
-            times = validity(file.read())
+        times = validity(read_regular(config.tls.cert).decode("ascii", errors="replace"))
     except OSError:
         return None
     return None if times is None else times[1].timestamp()
