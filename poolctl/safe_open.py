@@ -22,7 +22,7 @@ _WRITABLE_BY_OTHERS = 0o022
 class Refused(OSError):
     """A path that another user could have prepared; `strerror` says where.
 
-    `owner` is the uid of whoever owns the link that was met, -1 for anything else.
+    `owner` is the uid of the owner if a symbolic link is the reason, else -1.
     """
 
     def __init__(self, message: str, owner: int = -1) -> None:

@@ -1,4 +1,4 @@
-"""Takes connections out of sockets that an application shares, and sends them to the supervisor.
+"""Accepts connections from sockets that an application shares, and sends them to the supervisor.
 
 An application that has its server's listener can make it blocking and take the connection that poll(2) has just
 announced: then accept(2) waits. It can also put a descriptor into the adoption pair that close(2) waits for (FUSE).
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def serve(requests: socket.socket) -> None:
-    """Answer requests until there can be no more. Raises OSError when nobody takes the answers."""
+    """Answer requests until the peer closes the socket. Raises OSError when the answers cannot be sent."""
     _send(requests, {"t": "up"})
     while (received := wire.receive(requests, wait=True)) is not None:
         message, (fd,) = received

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a command: it ends with 130, and nothing is printed that only a programmer reads.
+"""Ctrl-C at any moment of a command: it exits with 130 and never prints a traceback.
 
 Loaded before everything else of the command, hence without `signal`, which imports for two milliseconds.
 """
@@ -30,13 +30,13 @@ def install() -> None:
 
 
 def begin() -> None:
-    """From now on the first Ctrl-C raises KeyboardInterrupt: there is something to be ended in order."""
+    """From now on the first Ctrl-C raises KeyboardInterrupt, so that the command can clean up."""
     global _raises
     _raises = True
 
 
 def end() -> None:
-    """Nothing is left to be ended in order."""
+    """Nothing is left to clean up."""
     global _raises
     _raises = False
 
@@ -45,7 +45,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     global _raises
     if not _raises or _is_importing(frame):
         os._exit(INTERRUPTED)
-    _raises = False  # a second one ends at once
+    _raises = False  # a second one exits at once
     raise KeyboardInterrupt
 
 

@@ -37,7 +37,7 @@ class LogPrinter:
         start_unsignalled(self._thread)
 
     def finish(self) -> None:
-        """Print what is there, then stop; a reader that takes nothing is not waited for."""
+        """Print the pending output, then stop; does not wait for a reader that has stopped reading."""
         self._over.set()
         self._thread.join(LAST_WORDS_SECONDS)
 
@@ -58,5 +58,5 @@ class LogPrinter:
                 sys.stdout.write(form.line(line))
                 sys.stdout.flush()
         except OSError:
-            # Whoever read this has gone, and with it the reason to run in the foreground.
+            # The reader of the output is gone, so there is no reason to keep running in the foreground.
             StopSignals.output_lost()

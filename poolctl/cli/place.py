@@ -84,7 +84,7 @@ def _is_missing(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return True
     except (OSError, ValueError):
-        pass  # who reads it says what is wrong with it
+        pass  # reported when it is read
     return False
 
 
@@ -101,7 +101,7 @@ def _runs(place: Place) -> bool:
     except NoSupervisor:
         return are_there(place.directory)
     except ControlError:
-        pass  # it is there; the command says what is wrong with it
+        pass  # it exists; the command reports the problem
     return True
 
 
@@ -118,7 +118,7 @@ def _warn_of_missing(files: list[str], request: Request) -> None:
 
         for file in files:
             sys.stderr.write(
-                f"warning: {printable(from_here(file))} does not exist any more; its pool runs\n"
+                f"warning: {printable(from_here(file))} does not exist any more, but its pool is running\n"
             )
 
 
@@ -144,7 +144,7 @@ def others_named_alike(place: Place, env: Mapping[str, str] = os.environ) -> str
     if not others:
         return ""
     files = ", ".join(file for path in others for file in _files_of(path) or [path])
-    return f"another pool is named {name!r} too: {files}; --pool {name} means neither, -c FILE does"
+    return f"another pool is named {name!r} too: {files}; --pool {name} is ambiguous, use -c FILE"
 
 
 def _files_of(pool_directory: str) -> list[str]:

@@ -141,7 +141,7 @@ def field_text(item: Item, field: str) -> str:
 
 
 def explain(outcome: Outcome) -> None:
-    """Warnings, notes and errors, each with its mend, on standard error. Quiet keeps the errors."""
+    """Warnings, notes and errors, each with its fix, on standard error. Quiet keeps the errors."""
     if outcome.warnings and not outcome.quiet:
         label = _label("warning", "33", coloured(sys.stderr))
         _say(sys.stderr, [f"{label} {printable(text)}" for text in outcome.warnings])

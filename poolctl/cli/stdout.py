@@ -1,4 +1,4 @@
-"""Standard streams whose readers may go away."""
+"""Standard streams whose readers may disconnect."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class TolerantStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, if somebody reads."""
+        """Write; ignored when there is no reader."""
         try:
             return self._stream.write(text)
         except OSError:
             return len(text)
 
     def flush(self) -> None:
-        """Flush, if somebody reads."""
+        """Flush; ignored when there is no reader."""
         try:
             self._stream.flush()
         except OSError:

@@ -17,21 +17,21 @@ _OUTPUT_LOST = signal.SIGIO
 
 
 class Terminated(BaseException):
-    """SIGTERM, SIGHUP, or an output that nobody reads: stop cleanly. No Exception: nothing may take it for an error."""
+    """SIGTERM, SIGHUP, or output without a reader: stop cleanly. `except Exception` must not catch it."""
 
 
 class StopSignals:
     """Raises in the main thread what ends a `run`: KeyboardInterrupt for SIGINT, Terminated for SIGTERM and SIGHUP.
 
-    A second signal raises again. When the stop began because nobody reads the output any more, the first signal is
-    granted already, and does nothing. SIGALRM, the end of the time for the stop, always raises Terminated. Under
+    A second signal raises again. When the stop began because the reader of the output is gone, the first signal
+    is ignored, because the stop has begun. SIGALRM, the end of the time for the stop, always raises Terminated. Under
     systemd, where no terminal hangs up, SIGHUP is the order to reload (systemd.service(5), notify-reload).
     """
 
     def __init__(self, reload: Callable[[], None]) -> None:
         self._reload = reload
         self._stopping = False
-        self._unasked = False  # it stops, and nobody has asked for it
+        self._unasked = False  # it stops without a signal from the user
         self._before: dict[int, Any] = {}
         self.interrupted = False  # SIGINT was granted already
 
@@ -52,7 +52,7 @@ class StopSignals:
 
     @staticmethod
     def output_lost() -> None:
-        """Stop, unless that is under way: nobody reads the output any more. From any thread."""
+        """Stop, unless already stopping: the reader of the output is gone. From any thread."""
         os.kill(os.getpid(), _OUTPUT_LOST)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Lines of servers as a terminal may get them: colours pass, nothing else drives it."""
+"""Output of servers made safe for a terminal: colours pass, other control characters are escaped."""
 
 from __future__ import annotations
 

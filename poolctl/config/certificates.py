@@ -103,7 +103,7 @@ def _validity(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
         return []
     begins, ends = times
     if now > ends:
-        message = f"the certificate has expired on {ends:%Y-%m-%d}"
+        message = f"the certificate expired on {ends:%Y-%m-%d}"
     elif now < begins:
         message = f"the certificate is not valid before {begins:%Y-%m-%d}"
     elif now + timedelta(seconds=tls.warn_before) > ends:

@@ -54,7 +54,7 @@ def _spelt(address: Address) -> str:
 def shared_users(servers: Sequence[ServerConfig]) -> Iterator[tuple[ServerConfig, Finding]]:
     """The first of each group of servers that share a user, in a pool that keeps others apart by theirs.
 
-    Where all have the same user, nobody expects one to be safe from another.
+    Where all have the same user, no isolation is expected.
     """
     by_user: dict[str, list[ServerConfig]] = {}
     for server in servers:
@@ -63,8 +63,8 @@ def shared_users(servers: Sequence[ServerConfig]) -> Iterator[tuple[ServerConfig
         if user and len(sharing) > 1 and len(by_user) > 1:
             first, *others = sharing
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            message = f"it shares the user {user!r} with {others[0].name}{more}: each can harm the others"
-            yield first, Finding(("user",), message, "give each a user of its own if they must not", user)
+            message = f"it shares the user {user!r} with {others[0].name}{more}: they are not isolated from each other"
+            yield first, Finding(("user",), message, "give each its own user if they must be isolated", user)
 
 
 class Ports:

@@ -10,7 +10,7 @@ MENDS = {
     # golib's httpserver.Config
     "monitor": 'write health = "/path", or health = { readiness = { http = "/path" } }',
     "tls_mandatory": "take it out: a server with tls never starts without it",
-    "read_timeout": "it has no equal here: take it out; http.head_timeout limits slow clients",
+    "read_timeout": "poolctl has no equivalent: remove it; http.head_timeout limits slow clients",
     "read_header_timeout": 'write http = { head_timeout = "10s" }',
     "write_timeout": "it has no equal here: take it out; drain_timeout limits the end of a connection",
     "idle_timeout": 'write http = { keep_alive = "75s" }',

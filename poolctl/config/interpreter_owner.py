@@ -1,4 +1,4 @@
-"""Who may change what an interpreter runs at its start: its files, its packages, and the lines of their .pth files.
+"""Which users can modify the code that an interpreter runs at startup: its files, packages and .pth files.
 
 Root does not run what another user may change; that user's server does. Standard library only.
 """

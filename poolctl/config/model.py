@@ -178,7 +178,7 @@ class ServerConfig(Section):
 
     @property
     def may_overlap(self) -> bool:
-        """Whether its old and its new workers may run at once: no two programs can bind one address.
+        """Whether its old and new workers may run at the same time: two programs cannot bind one address.
 
         A program that does not notify is ready when the port answers, and the old one would answer for the new one.
         """

@@ -1,4 +1,4 @@
-"""How many open files a pool needs: as many in its keeper as in its supervisor, and the same limit holds for both."""
+"""How many open files a pool needs, in its keeper as well as in its supervisor; both have the same limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 # Kept free by the supervisor so that commands are answered whatever else has used up its descriptors.
 RESERVE = 16
-# What a pool has that does nothing: its helpers, journal, log and clients.
+# An idle pool: its helpers, journal, log and clients.
 OWN = 48 + RESERVE
 _OF_PAIR = 2
 # Its control socket or NOTIFY_SOCKET, the page on which it counts, the pipe that takes its output. A keeper that has
@@ -18,7 +18,7 @@ _OF_PAIR = 2
 _OF_WORKER = 3
 _OF_PROGRAM = 2
 _OF_PROBE = 1
-# In a restart of many, the others wait for their turn when there is no room for more.
+# When many are restarted, the others wait until there are free descriptors.
 REPLACED_AT_ONCE = 16
 
 RAISE = "raise the hard limit: ulimit -Hn in the shell, LimitNOFILE= of the unit, nofile in /etc/security/limits.conf"

@@ -154,12 +154,12 @@ class PoolConfig(Sequence[ServerConfig]):
                 found.append(self._located(server, Finding(("command",), message, hint)))
             for name, value in server.env.items():
                 if value == MASK:
-                    message = f"{MASK} stands for a secret that `poolctl config` has not shown"
-                    hint = "write the value, or a reference to a variable; poolctl config --reveal shows it"
+                    message = f"{MASK} is a secret that `poolctl config` has masked, not its value"
+                    hint = "write the value or a reference to a variable; poolctl config --reveal shows the value"
                     found.append(self._located(server, Finding(("env", name), message, hint)))
             words = list(map(os.path.basename, server.command or ()))
             if "gunicorn" in words and any("{fd}" in word for word in words):
-                message = "gunicorn takes the pool's socket by itself, and cannot take it twice"
+                message = "gunicorn takes the socket from LISTEN_FDS; {fd} would pass it a second time"
                 found.append(self._located(server, Finding(("command",), message, "leave out its --bind")))
         return [*found, *self._outside_warnings]
 

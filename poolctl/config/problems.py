@@ -93,7 +93,7 @@ class Problem(ServerError):
 
 
 def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str, str, str]:
-    """What is said of a key, without its value if that is a secret."""
+    """Message, hint and value of a problem, without the value if it is a secret."""
     names = _parts.split(key)
     if not is_secret_key(names) or found == names[-1] or found.startswith("${"):
         return masked_text(message), masked_text(hint), masked_text(found)

@@ -26,5 +26,5 @@ def missing_program(server: ServerConfig, env: Mapping[str, str]) -> Finding | N
     if found:
         return None
     what = "is not executable" if there else "is not there"
-    hint = f"chmod +x {program}" if there else "install it, or write its whole path"
+    hint = f"chmod +x {program}" if there else "install it, or write its full path"
     return Finding(("command", 0), f"{program!r} {what}", hint, program)

@@ -1,4 +1,4 @@
-"""Configuration files as files: how large, of which names, and never one that is no file."""
+"""Reads configuration files: bounded in size, and regular files only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 class NotRegular(OSError):
-    """It is no file, `what` instead."""
+    """The path is not a regular file but `what`."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"this is {what}, not a file")

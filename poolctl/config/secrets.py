@@ -1,4 +1,4 @@
-"""What is secret: variables that the pool keeps from its servers, and values that are masked when they are shown."""
+"""Secrets: variables that are not passed to servers, and values that are masked in output."""
 
 from __future__ import annotations
 

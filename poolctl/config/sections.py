@@ -69,7 +69,7 @@ class TLSConfig(Section):
     )
     ciphers: Text | None = Field(default=None, description="Cipher suites in OpenSSL's notation (TLS 1.2).")
     warn_before: Duration = Field(
-        default=1_209_600.0, description="How long before its end a certificate is warned of; 0 is never."
+        default=1_209_600.0, description="Warn when the certificate expires within this time; 0 is never."
     )
 
 
@@ -77,9 +77,9 @@ class Http(Section):
     """How uvicorn speaks HTTP."""
 
     implementation: Literal["auto", "h11", "httptools", "zttp"] = Field(
-        default="auto", description="The HTTP parser; auto never takes zttp."
+        default="auto", description="The HTTP parser; auto never selects zttp."
     )
-    http2: Truth = Field(default=False, description="Speak HTTP/2, too; needs the parser zttp.")
+    http2: Truth = Field(default=False, description="Serve HTTP/2 too; needs the parser zttp.")
     loop: Literal["auto", "asyncio", "uvloop"] = Field(default="auto", description="The event loop.")
     keep_alive: Duration = Field(default=75.0, description="How long an idle connection is kept.")
     root_path: str = Field(
@@ -107,16 +107,16 @@ class Http(Section):
     )
     max_connections: Annotated[Integer, Field(ge=1)] | None = Field(
         default=None,
-        description="Open connections of a worker; above it new ones wait in the backlog. Left out: what its"
+        description="Open connections of a worker; above it new ones wait in the backlog. Default: what its"
         " descriptors allow, less a reserve.",
     )
     head_timeout: Positive = Field(
         default=10.0,
-        description="How long the head of a request may take to come: the first one from the accept, a TLS handshake"
+        description="Time for the head of a request to arrive: the first one from the accept, a TLS handshake"
         " included, later ones from their first byte.",
     )
     max_head_size: HeadSize = Field(
-        default=64 * 1024, description="The largest head of a request; above it the answer is 431."
+        default=64 * 1024, description="Largest head of a request; a larger one is answered with 431."
     )
     websocket: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = Field(
         default="auto", description="The WebSocket implementation."

@@ -50,10 +50,10 @@ def read_text(path: str, *, for_another_user: bool = False) -> str:
     try:
         content = read_regular(path, LARGEST_BYTES + 1, for_another_user=for_another_user)
     except NotRegular as special:
-        raise _problem(path, str(special), "name a file") from special
+        raise _problem(path, str(special), "name a regular file") from special
     except BlockingIOError as error:
         raise _problem(
-            path, "nothing can be read from it now: this is no ordinary file", "name a file"
+            path, "nothing can be read from it: it is not a regular file", "name a file"
         ) from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise missing_file(path) from error

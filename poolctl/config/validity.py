@@ -1,4 +1,4 @@
-"""From when until when a certificate is valid, read without OpenSSL: a supervisor needs no more of it than that."""
+"""The validity period of a certificate, read without loading OpenSSL into the supervisor."""
 
 from __future__ import annotations
 

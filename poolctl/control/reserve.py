@@ -1,4 +1,4 @@
-"""Descriptors that are left for commands when everything else has used up its own."""
+"""Descriptors reserved for commands, for when all others are in use."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class ControlServer:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
-            logger.error("no command can be accepted: %s", error.strerror)
+            logger.error("cannot accept commands: %s", error.strerror)
             loop = asyncio.get_running_loop()
             loop.remove_reader(listener.fileno())
             loop.call_later(_AGAIN_SECONDS, self._accept_again, listener)

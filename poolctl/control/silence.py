@@ -1,4 +1,4 @@
-"""Why a supervisor does not answer: what the kernel says about it and its keeper."""
+"""Why a supervisor does not answer, from the state of its process and its keeper's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def silent(socket_path: str, seconds: float) -> ControlError:
     directory = os.path.dirname(socket_path)
     supervisor, keeper = _processes(directory)
     message = f"the supervisor has not answered for {seconds:g} s"
-    hint = f"the servers go on serving; see what the process behind {socket_path} is doing"
+    hint = f"the servers go on serving; check the process that listens on {socket_path}"
     if supervisor and _state(supervisor) in _STOPPED:
         message = f"{message}: its process (pid {supervisor}) is stopped"
         hint = f"kill -CONT {supervisor}"

@@ -1,4 +1,4 @@
-"""Whether a process still answers: it is asked now and then, and has so long to say anything at all.
+"""Whether a process still answers: it is pinged periodically, and any message within a time limit counts.
 
 Only time in which the one who asks ran itself counts. After a pause of a container, or of the whole machine, everybody
 has as much time left to answer as before.
@@ -10,7 +10,7 @@ ASK_SECONDS = 5.0
 SILENT_SECONDS = 10.0
 # Until its first word it imports, which may take long on a busy machine.
 FIRST_WORD_SECONDS = 60.0
-# While an answer is awaited, so many looks go into the time that it may take.
+# How many checks are made within the time that an answer may take.
 _LOOKS = 10
 _LATE_LOOKS = 2
 
@@ -49,17 +49,17 @@ class Pulse:
             return False
         passed, self._looked = now - self._looked, now
         if passed <= 2 * self._look_seconds:
-            # Of a longer one, the one who asks did not run: then the other may not have run either.
+            # A longer gap means that this process did not run; the other one may not have run either.
             self.waited_seconds += min(passed, self._look_seconds)
         return self.waited_seconds >= self._patience
 
     @property
     def is_late(self) -> bool:
-        """Whether the answer that is awaited takes longer than it ever should."""
+        """Whether the awaited answer is overdue."""
         return self.waited_seconds >= _LATE_LOOKS * self._look_seconds
 
     def should_ask(self, now: float, *, early: bool = False) -> bool:
-        """Whether it is to be asked now; if so it counts as asked. `early`: whenever it was heard last."""
+        """Whether to ask it now; if so it counts as asked. `early`: even if it was heard recently."""
         if self._awaited or (now < self._ask_at and not early):
             return False
         self._awaited, self._looked = True, now

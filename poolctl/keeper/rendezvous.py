@@ -1,8 +1,8 @@
 """How processes that have lost keeper and supervisor are found again: by sockets in the pool's directory.
 
-Nobody but the pool's user can enter that directory. A worker of another user cannot either: its socket was bound there
-for it before it was started, and it listens on it once it is an orphan. Who listens is said by the kernel (unix(7),
-SO_PEERCRED); what it says itself is checked by who asks.
+Only the pool's user can enter that directory. For a worker of another user, a socket is bound there before the worker
+starts, and the worker listens on it once it is an orphan. The kernel says which process listens (unix(7),
+SO_PEERCRED); the caller checks what that process says.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def bind(directory: str, kind: str) -> tuple[socket.socket, str]:
 
 
 def forget(path: str) -> None:
-    """Remove a socket's file; of those that belong to nobody any more the owner of the directory sees to it."""
+    """Remove a socket's file. Files left by processes that have exited are removed by the owner of the directory."""
     with contextlib.suppress(OSError):
         os.unlink(path)
 
 
 def sweep(directory: str) -> None:
-    """Remove the files of sockets that nobody has any more, in the directory of a pool that does not run.
+    """Remove the files of sockets that no process has open, in the directory of a pool that is not running.
 
     One that is bound only may be that of a worker which still imports its application.
     """

@@ -59,7 +59,7 @@ def spawn(
 
 
 def _put_aside(output: str) -> None:
-    """Keep one old file beside the one that is written, and let neither grow with every new process."""
+    """Rotate to one old file, so that neither file grows with every new process."""
     status = os.stat(output)
     if stat.S_ISREG(status.st_mode) and status.st_size > _LOG_BYTES:
         os.replace(output, f"{output}.1")

@@ -102,7 +102,7 @@ def receive(
 
 
 def close(fd: int) -> None:
-    """Close a descriptor, and if it is a socket for messages, what nobody has received from it.
+    """Close a descriptor, and if it is a message socket, also the descriptors in its unread messages.
 
     The kernel would close that with the last duplicate of the socket, as the sender likes (see close_promptly).
     """

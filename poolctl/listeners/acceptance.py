@@ -46,7 +46,7 @@ async def accepted(probe: socket.socket, listener: socket.socket | None = None) 
         except TimeoutError:
             pause = min(pause * 1.5, _LAST_PAUSE_SECONDS)
         if listener is not None and loop.time() >= others_at and _others_wait(listener):
-            # Beside the loop, and less and less often: the kernel looks through all connections of the machine.
+            # In a thread and with growing pauses: the kernel goes through all connections of the machine.
             now = await asyncio.to_thread(_accepted_now, listener)
             if before is not None and now - before:
                 return

@@ -76,7 +76,7 @@ def unresolved(address: Address, reason: str) -> ListenError:
 def taken(address: Address, place: holder.Place) -> ListenError:
     """The ListenError for a place that is in use. It does not name the process: finding that takes long."""
     what, command, another = _named(place)
-    hint = f"see by whom (as root): {command}, or choose another {another}"
+    hint = f"find the process (as root): {command}, or choose another {another}"
     return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
 
 
@@ -118,7 +118,7 @@ def explained(errors: Sequence[ListenError]) -> list[ListenError]:
 
 
 def _named(place: holder.Place) -> tuple[str, str, str]:
-    """How a place is called, the command that shows who has it, and of what kind it is."""
+    """The place in words, the command that shows which process has it, and its kind."""
     if isinstance(place, str):
         return f"the Unix socket {place}", f"ss -lxp 'src {place}'", "path"
     return f"port {place[1]}", f"ss -tanp 'sport = :{place[1]}'", "port"

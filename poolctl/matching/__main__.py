@@ -1,7 +1,7 @@
-"""The process that matches: each line on its standard input, a socket, is a question; each is answered by a line.
+"""The matching process: reads one question per line from its standard input, a socket, and answers with one line.
 
-`re` holds the interpreter's lock for as long as it matches, which would stop the threads of whoever asks as well. It
-looks for signals meanwhile, in a long text too seldom: a first timer ends the matching, a second one this process.
+`re` holds the interpreter's lock for as long as it matches, which would stop all threads of the asking process. It
+checks for signals while it matches, but rarely in a long text: a first timer ends the matching, a second this process.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def main() -> None:
                 if len(question) > _LONG_BYTES:
                     connection.sendall(
                         answers
-                    )  # this process may end, and the first question without one be blamed
+                    )  # if this process is killed, the first unanswered question is to blame
                     answers = b""
                 answers += json.dumps(answer(*json.loads(question))).encode() + b"\n"
             connection.sendall(answers)
     except OSError:
-        pass  # nobody asks any more
+        pass  # the client has closed the socket
 
 
 def answer(expressions: list[str], texts: list[str]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Of processor time, so that a busy machine makes no expression slow; a usual one takes microseconds.
+# CPU time, so that load on the machine does not count; a usual expression takes microseconds.
 LIMIT_SECONDS = 0.25
 SLOW = f"the regular expression takes more than {LIMIT_SECONDS:g} s"
 FASTER = "avoid repeats within repeats, such as (a+)+, and alternatives that begin alike"

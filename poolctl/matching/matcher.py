@@ -1,4 +1,4 @@
-"""Asks the process that matches regular expressions, and replaces it when it does not answer."""
+"""Client of the process that matches regular expressions; replaces the process when it does not answer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from poolctl.runners import withheld
 
 from .limits import FASTER, SLOW
 
-# The process limits its processor time itself. One that does not run at all is ended after this time.
+# The process limits its own CPU time. One that does not run at all is killed after this time.
 _STUCK_SECONDS = 10.0
-# It is not kept for longer than this when nothing is asked.
+# Idle time after which the process is stopped.
 _IDLE_SECONDS = 60.0
 _CHUNK_BYTES = 65536
 
@@ -63,7 +63,7 @@ class Matcher:
         return self._pid
 
     def ask(self, expressions: Sequence[str], texts: Sequence[str], told: Told) -> None:
-        """Have `told` called, once and later, with the texts in which one of the expressions is found."""
+        """Call `told` once, later, with the texts in which one of the expressions is found."""
         question = json.dumps([list(expressions), list(texts)]).encode() + b"\n"
         if not self._questions:
             self._active_at = asyncio.get_running_loop().time()
@@ -80,7 +80,7 @@ class Matcher:
         return await future
 
     def close(self) -> None:
-        """End the process; what has been asked is not answered any more."""
+        """Stop the process; pending questions are not answered."""
         self._questions.clear()
         self._end()
 
@@ -89,7 +89,7 @@ class Matcher:
         try:
             self._socket, process = _spawn()
         except OSError as error:
-            loop.call_soon(self._give_up, f"no process to match expressions: {error.strerror or error}")
+            loop.call_soon(self._give_up, f"cannot start the regex process: {error.strerror or error}")
             return
         self._pid = process.pid
         self._finalizer = weakref.finalize(self, _finish, self._socket, process, os.getpid())
@@ -146,14 +146,14 @@ class Matcher:
             told(TOO_SLOW if problem == SLOW else Answer(frozenset(found), problem, hint))
 
     def _lost(self, *, stuck: bool = False) -> None:
-        """It has ended over the first question, or does not go on; the others are asked again."""
+        """It exited or hung at the first question; the other questions are sent again."""
         slow = self._end() == -signal.SIGVTALRM or stuck
         if not self._questions:
             return
         _, told = self._questions.popleft()
         if self._questions:
             self._start()
-        told(TOO_SLOW if slow else Answer(_NOTHING, "the process that matches expressions has ended"))
+        told(TOO_SLOW if slow else Answer(_NOTHING, "the process that matches regexes has exited"))
 
     def _look(self) -> None:
         quiet = asyncio.get_running_loop().time() - self._active_at

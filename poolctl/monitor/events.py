@@ -22,7 +22,7 @@ _GATHER_SECONDS = 0.02
 _ROUTINE = "lifecycle"
 _ROUTINE_SECONDS = 0.2
 
-# Of one server: as many at once as a restart of thousands of workers makes, few in the long run.
+# Per server: a burst as large as a restart of thousands of workers makes, and a low rate in the long run.
 _BURST, _PER_SECOND = 10_000, 20
 _LONGEST_TEXT = 4096
 _MOST_SERVERS = 20_000
@@ -104,7 +104,7 @@ class Events:
             self._timer = loop.call_at(due, self.flush)
 
     def _may_record(self, server: str) -> bool:
-        """Whether there is room for another event of this server; what was left out before is told first."""
+        """Whether another event of this server is within its limit; first records how many were dropped."""
         if len(self._allowances) > _MOST_SERVERS:
             self._allowances.clear()  # of servers that are gone, for the most part
         allowance = self._allowances.setdefault(server, Allowance(_BURST, _PER_SECOND))

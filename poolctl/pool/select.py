@@ -56,7 +56,7 @@ class Selector:
     ) -> None:
         """Raises SelectorError for a regular expression that does not compile and for unknown states.
 
-        Not `compiles`: expressions are left to whoever fills `matched`, by field the values that they match.
+        Expressions are not compiled here: that is up to the code that sets `matched` (by field, the matching values).
         """
         self.targets = list(targets)
         self.name = list(name)

@@ -1,4 +1,4 @@
-"""Why a selection chose nothing, and what may have been meant."""
+"""Why a selection matched nothing, and what the user may have meant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST_WORD = 200
 
 
 class Unmatched:
-    """Why a selection chose nothing: unknown targets with near names, or options that fit no server."""
+    """Why a selection matched nothing: unknown targets with similar names, or options that match no server."""
 
     __slots__ = ("near", "options", "targets")
 

@@ -114,7 +114,7 @@ class LineAsker:
 
     def _answered(self, line: Line, problem: str, *, again: bool) -> None:
         if line is not self._line:
-            return  # its answer was judged when nobody waited for it any more
+            return  # the caller had given up before the answer was judged
         self._owing = False
         if line.answered:
             self._unanswered = 0

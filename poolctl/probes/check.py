@@ -75,7 +75,7 @@ class Check:
                 if (await asyncio.wait({answer}, timeout=pause))[0]:
                     return answer.result()
                 if self._asker.queued():
-                    self.message = "its question waits to be accepted"
+                    self.message = "its connection is waiting to be accepted"
                 else:
                     left -= pause
         except asyncio.CancelledError:

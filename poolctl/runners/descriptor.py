@@ -1,4 +1,4 @@
-"""Who owns a descriptor: it is closed once, by its owner, however many have use for it."""
+"""Ownership of descriptors: each is closed once, by its owner, however many users it has."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Descriptor:
 
 
 class Duplicate(Descriptor):
-    """One that whoever keeps it closes as well: its number was all that was known of another one."""
+    """A duplicate that its holder closes too: only the number of the original was known."""
 
 
 def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
@@ -43,7 +43,7 @@ def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
 
 
 def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
-    """Close those; the others belong to somebody else."""
+    """Close the duplicates; the other owners belong to the caller."""
     for owner in owners:
         if isinstance(owner, Duplicate):
             owner.close()

@@ -142,7 +142,7 @@ class Link:
         self._lost()
 
     def cut_off(self, deed: str) -> None:
-        """Close the link to an untrusted process, which did what no honest one does ("sent …")."""
+        """Close the link to an untrusted process, which broke the protocol ("sent …")."""
         if self._on_breach is not None and self.sock.fileno() >= 0:
             self._on_breach(deed)
             self._lost(f"it {deed}")
@@ -156,7 +156,7 @@ class Link:
         if heard != self.heard or late_seconds > _PAUSED_SECONDS:
             self._limit(number, seconds)
         else:
-            self._lost(f"the other end has said nothing for {seconds:g} s")
+            self._lost(f"the other end has not answered for {seconds:g} s")
 
     def _queue(self, message: Message, fds: Sequence[int | HasDescriptor]) -> None:
         if self._on_breach is not None and len(self._outbox) >= untrusted.MOST_UNREAD:
@@ -255,7 +255,7 @@ class Link:
             if not future.done():
                 future.set_exception(LinkLost(reason))
         on_end = self._on_end
-        # Whoever owns us is mostly the owner of these: without them both are freed at once, and not by the collector.
+        # They usually refer to our owner: without this cycle both are freed at once, and not by the collector.
         self._on_message, self._on_end, self._on_breach = _ignore, lambda: None, None
         on_end()
 

@@ -171,8 +171,8 @@ class LocalRunner:
             worker.control.send({"order": "drain"})
 
     def _breached(self, worker: LocalWorker) -> None:
-        """Kill a worker that does what no honest one does; whatever follows an unexpected end follows."""
-        logger.warning("%s is killed: %s", worker.placement, worker.breach)
+        """Kill a worker that breaks the protocol; this is then handled as an unexpected exit."""
+        logger.warning("killing %s: %s", worker.placement, worker.breach)
         self._partings.kill_soon(worker)
 
     def _disowned(self, worker: LocalWorker) -> None:

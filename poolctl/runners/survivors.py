@@ -28,8 +28,8 @@ class Survivor:
     """A worker. `sock` leads to it; a program has none, and no descriptors.
 
     `said` is what it says of itself, checked: server, key, generation, index, ready_at, output, protocol … It may be
-    a lie within the limits of what its user may harm: whoever knows the server checks the user. Of a process with a
-    `fault`, a reason not to believe what it says, nothing is said but that its server is "".
+    forged, so callers check that `uid` is the server's user. A process with a `fault`, the reason why its message was
+    rejected, has only a server, which is "".
     """
 
     pid: int
@@ -154,10 +154,10 @@ def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> Survivor |
 
 def _checked(message: wire.Message, pid: int) -> dict[str, Any]:
     if message.get("event") != "orphan" or message.get("pid") != pid:
-        raise untrusted.Malformed("something else than how it is")
+        raise untrusted.Malformed("a message that is not its status")
     ready_at, protocol = message.get("ready_at"), untrusted.text(message, "protocol")
     if ready_at is not None and (not isinstance(ready_at, float) or not 0 <= ready_at <= time.monotonic()):
-        raise untrusted.Malformed("a moment that has not been")
+        raise untrusted.Malformed("an invalid time")
     if protocol.partition(" ")[0] not in ("plain", "tls"):
         raise untrusted.Malformed("an unknown protocol")
     texts = {key: untrusted.text(message, key) for key in ("server", "key", "output")}
@@ -185,7 +185,7 @@ def _sorted_out(fds: list[int], count: int) -> tuple[list[int], list[int], list[
         or not all(is_socket(fd, socket.SOCK_SEQPACKET, listens=False) for fd in pair)
         or not is_page(tally[0])
     ):
-        raise untrusted.Malformed("descriptors that are not what a worker has")
+        raise untrusted.Malformed("descriptors that a worker does not have")
     return listeners, pair, tally
 
 

@@ -91,7 +91,7 @@ async def take_over(
 
 def _end_unknown(keeper: Link, name: str, meta: wire.Message, fds: list[int]) -> None:
     """End the worker of a server that is in no record: the supervisor died while it was being added."""
-    logger.warning("pid %d belongs to no server of the pool: it is stopped", meta["pid"])
+    logger.warning("pid %d belongs to no server of the pool: stopping it", meta["pid"])
     if meta["notify"] is None and fds:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:
             wire.send(control, {"order": "stop", "to": "nobody"})
@@ -125,7 +125,7 @@ def _take(
 
 
 async def _take_acceptor(runner: LocalRunner, by_key: Mapping[str, ServerConfig]) -> None:
-    """Last of all: what it has accepted for nobody goes to the servers' pairs."""
+    """Last of all: connections that it accepted for a dead supervisor go to the servers' pairs."""
     reply, fds = await runner.keeper.call({"op": "get", "name": stored.ACCEPTOR})
     if fds:
         owners = runner.sleepers.adopt_acceptor(reply["meta"], fds[0], by_key)

@@ -7,7 +7,7 @@ from typing import Any
 from poolctl.keeper.wire import Message
 from poolctl.logs.allowance import Allowance
 
-# Honest messages are a few words; the longest carries the error of an import.
+# Valid messages are a few words; the longest carries the error of an import.
 MOST_BYTES = 16 * 1024
 MOST_UNREAD = 512
 _MOST_CHARACTERS = 4000
@@ -16,7 +16,7 @@ _PER_SECOND = 10.0
 
 
 class Malformed(Exception):
-    """A message that no honest process sends; says what it was, as the object of "it sent"."""
+    """An invalid message; its text is the object of "it sent"."""
 
 
 def text(message: Message, key: str) -> str:

@@ -97,7 +97,7 @@ class Configuration:
                 follower(self.tables)
 
     def _withhold(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
-        """Keep what `*_env` keys name to the pool itself."""
+        """Withhold the variables named by `*_env` keys from servers."""
         names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
         withheld.withhold(names, only=True)
 

@@ -68,11 +68,11 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 
 
 def _check_open_files() -> None:
-    """Raise ControlError where a pool could not even say what it lacks."""
+    """Raise ControlError where the pool could not even start far enough to report what it lacks."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= limit < OWN:
         raise ControlError(
-            f"a pool needs at least {OWN} open files, and may have {limit} here",
+            f"a pool needs at least {OWN} open files, but may have only {limit} here",
             exit_code=NOT_PERMITTED,
             hint=RAISE,
         )

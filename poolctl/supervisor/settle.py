@@ -40,7 +40,7 @@ class Settled:
 
     @property
     def warnings(self) -> list[str]:
-        """What works, but perhaps not as expected; after `outside` also what that has seen."""
+        """Warnings; after `outside` also those that it found."""
         return [str(warning) for warning in self.config.warnings] if self.config is not None else []
 
 

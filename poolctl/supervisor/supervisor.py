@@ -20,7 +20,7 @@ from .pool import ManagedPool
 from .presence import Presence
 
 KEEPER_FD = 3
-# Longer than it takes to find that the keeper does not answer, and to end it.
+# Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
 
 logger = logging.getLogger("poolctl.supervisor")

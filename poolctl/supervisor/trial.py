@@ -58,7 +58,7 @@ async def app(scope, receive, send):
 
 
 class TrialFailed(Exception):
-    """What does not work in the small pool."""
+    """What failed in the small pool."""
 
 
 def check(files: list[str]) -> str | None:
@@ -108,9 +108,9 @@ def try_takeover(servers: Iterable[ServerConfig], options: Mapping[str, Any]) ->
         await_end(int(result["upgraded_from"]), _ANSWER_SECONDS)
         about = pool.call("ping")
         if about.get("version") != options["version"]:
-            raise TrialFailed(f"it does not take over: {pool.last_words()}")
+            raise TrialFailed(f"the takeover failed: {pool.last_words()}")
         if pool.pids() != before:
-            raise TrialFailed("it does not take over the workers")
+            raise TrialFailed("the takeover did not keep the workers")
         pool.replace_helpers(helpers)
         for verb in ("restart", "dashboard"):
             pool.order(verb)
@@ -175,7 +175,7 @@ class _Pool:
     def see_logs(self) -> None:
         """Look whether what the workers print is logged. Raises TrialFailed."""
         if not any(map(os.path.getsize, self._logs())) and self._sockets:
-            raise TrialFailed("it logs nothing of what workers print")
+            raise TrialFailed("the output of workers is not logged")
 
     def _logs(self) -> list[str]:
         return glob.glob(f"{glob.escape(self._directory)}/state/logs/*.log")

@@ -13,7 +13,7 @@ MOST_CONNECTIONS = 256
 
 
 class Connection(H11Protocol):
-    """Closed when a request takes too long to arrive, or to make room if it has waited longest for a request.
+    """Closed when a request takes too long to arrive, or when it has been idle longest and room is needed.
 
     Parsed by h11, which limits the size of a request's head; uvicorn's other parser does not.
     """

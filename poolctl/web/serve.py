@@ -100,7 +100,7 @@ class Quiet(uvicorn.Server):
         def connection() -> asyncio.Protocol:
             return Connection(self.config, self.server_state, {})
 
-        # One that is shut down says that the page is over; the order to end is on its way.
+        # A listener that was shut down means that the dashboard ends; the order to stop follows.
         acceptors = [Acceptor(sock, connection, self.config.ssl, self._over.set) for sock in sockets or ()]
         self.servers = acceptors  # type: ignore[assignment]
         self.started = True

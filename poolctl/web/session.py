@@ -65,7 +65,7 @@ class Sessions:
         return self._session(number, int(expires))
 
     def end(self, session: Session) -> None:
-        """Know its cookie no more, not even after a restart."""
+        """Invalidate its cookie, also across restarts."""
         self._ended.add(session.id, session.expires)
 
     def _session(self, number: str, expires: int) -> Session:

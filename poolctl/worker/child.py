@@ -214,7 +214,7 @@ def _refused(message: str, error: Exception) -> Refused:
 
 
 def drop_rights(uid: int, gid: int) -> None:
-    """Become the user, with its groups, and with its HOME, USER and LOGNAME. Raises OSError."""
+    """Switch to the user: its groups, HOME, USER and LOGNAME. Raises OSError."""
     # A zygote that runs as the server's user has done so already.
     done = os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid)
     try:

@@ -1,4 +1,4 @@
-"""What a process that the application forks must not keep of its worker: descriptors, and the event loop's signals."""
+"""Separates processes forked by the application from their worker: descriptors, and the event loop's signals."""
 
 from __future__ import annotations
 

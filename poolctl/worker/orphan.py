@@ -20,9 +20,9 @@ Greeting = tuple[wire.Message, list[int]]
 class Orphan:
     """Greets whoever comes with what `greeting` says and holds; what it is ordered goes to `obey`.
 
-    The order `adopt` brings a new control socket, which `adopted` gets, then a socket to listen on the next time if
-    `bound` was one, and another pipe for what is printed if nobody reads the one that is there; with it the waiting is
-    over. Without `bound`, a socket that was bound for us beforehand, we can enter the directory ourselves.
+    The order `adopt` ends the waiting. It brings a new control socket, which is passed to `adopted`. If `bound` was
+    given it also brings a socket to listen on the next time, and a new output pipe if the current one has no reader.
+    `bound` is a socket that was bound for us beforehand; without it we can enter the directory ourselves.
     """
 
     def __init__(

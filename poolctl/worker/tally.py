@@ -53,7 +53,7 @@ def new_page() -> int:
 
 
 def is_page(fd: int) -> bool:
-    """Whether this is such a page and nothing else: reading it never blocks, and its size stays as it is."""
+    """Whether this is such a page: reading it never blocks, and its size cannot change."""
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS and os.fstat(fd).st_size == SIZE_BYTES
     except OSError:

@@ -164,7 +164,7 @@ def changes(faults: Faults, victim: str, number: int) -> bool:
 
 
 def successors(faults: Faults, number: int) -> bool:
-    """Two supervisors in a row are killed at that point of their beginning, and nobody asks them anything.
+    """Two supervisors in a row are killed at that point of their beginning, while no client asks them anything.
 
     False when they begin with fewer messages and files.
     """

@@ -27,7 +27,7 @@ def flood() -> None:
 
 
 def forge() -> None:
-    """What only others may say, and what nobody says."""
+    """Messages reserved for other senders, and invalid messages."""
     for message in (
         b'{"event": "left"}', b'{"event": "idle"}', b'{"event": "exit", "pid": 1}', b'{"id": 1, "pid": -1}',
         b'{"event": "expired"}', b'{"event": ["ready"]}', b"[]", b"\xff", b"{" * 5000,

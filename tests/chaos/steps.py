@@ -174,7 +174,7 @@ class Steps:
         os.kill(keeper, signal.SIGSTOP)
         for pid in victims:
             self._kill("worker", server, pid)
-        # Whoever asks is answered meanwhile, and has the keeper asked.
+        # Clients are answered meanwhile, and cause the keeper to be pinged.
         self.stage.settled()
         wait_until(lambda: stat(keeper).state != "T", timeout_seconds=FROZEN_SECONDS)
         if self.stage.roles()["keeper"] != [keeper]:

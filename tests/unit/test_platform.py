@@ -30,7 +30,7 @@ print(int(size[0].split()[1]), min({limit}, hard))
     assert size >= wanted
 
 
-def test_a_bounded_file_takes_so_much_and_tells_how_much_it_has_taken() -> None:
+def test_a_bounded_file_takes_so_many_bytes_and_reports_how_many_were_written() -> None:
     fd = bounded_file("test", 100)
     try:
         assert os.write(fd, b"x" * 90) == 90

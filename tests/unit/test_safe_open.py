@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make fi
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
-    """A file of root's that nobody else may touch."""
+    """A file that only root may touch."""
     (tmp_path / "ours").mkdir()
     file = tmp_path / "ours" / "web.log"
     file.write_text("precious\n")
@@ -73,7 +73,7 @@ def fifo(ours: Path, theirs: Path) -> Path:
 
 
 @pytest.mark.parametrize("laid_out", [parent, grandparent, moved_link_of_root, file, second_name, fifo])
-def test_what_another_user_could_have_laid_out_is_neither_written_nor_read(
+def test_paths_prepared_by_another_user_are_neither_written_nor_read(
     ours: Path, theirs: Path, laid_out: Callable[[Path, Path], Path]
 ) -> None:
     path = laid_out(ours, theirs)
@@ -130,9 +130,7 @@ def open_to_all() -> Iterator[Path]:
         yield Path(directory)
 
 
-def test_a_link_in_a_directory_that_all_may_write_is_not_followed_whoever_owns_it(
-    ours: Path, open_to_all: Path
-) -> None:
+def test_a_link_in_a_world_writable_directory_is_never_followed(ours: Path, open_to_all: Path) -> None:
     (open_to_all / "logs").symlink_to(ours.parent)
     with pytest.raises(Refused, match="logs on its path is a link that another user can make"):
         open_file(str(open_to_all / "logs" / "web.log"), os.O_RDONLY)
@@ -145,7 +143,7 @@ def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("laid_out", [parent, grandparent, moved_link_of_root, file, second_name, fifo])
-def test_nothing_of_ours_is_read_for_the_user_who_lays_a_link_to_it(
+def test_a_users_link_to_a_file_of_root_is_not_followed(
     ours: Path, theirs: Path, laid_out: Callable[[Path, Path], Path]
 ) -> None:
     path = laid_out(ours, theirs)

@@ -20,7 +20,7 @@ from .options import (
     command,
 )
 
-_NUMBER = typer.Argument(metavar="TARGET… N", show_default=False, help="Names or addresses; last the number.")
+_NUMBER = typer.Argument(metavar="TARGET… N", show_default=False, help="Names or addresses, then the number.")
 _NAME = typer.Argument(metavar="NAME", show_default=False, help="The new server's name.")
 _BIND = typer.Option("--bind", metavar="ADDRESS", help="Where it listens.")
 _APP = typer.Option("--app", metavar="MODULE:ATTRIBUTE", help="What it serves.")
@@ -90,7 +90,14 @@ def _add_overrides(app: typer.Typer, perform: Perform) -> None:
     command(app, "undrain", "Take drained servers back into rotation.", perform, *rotation)
     command(app, "enable", "Enable servers, and start them.", perform, selection, OUTPUT, WAITS, SAVES)
     command(
-        app, "disable", "Stop servers, and let nothing start them.", perform, selection, OUTPUT, WAITS, SAVES
+        app,
+        "disable",
+        "Stop servers, and keep them stopped until enabled.",
+        perform,
+        selection,
+        OUTPUT,
+        WAITS,
+        SAVES,
     )
 
 

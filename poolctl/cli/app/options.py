@@ -63,7 +63,7 @@ ByEnvironment = Annotated[
 ]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Also with certificates that have expired while those in use have not."),
+    typer.Option("--force", help="Accept expired certificates in place of valid ones."),
 ]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show secrets instead of masking them.")]
 Watched = Annotated[

@@ -99,7 +99,7 @@ def _path(request: Request) -> str:
     if directory is not None or len(named) > 1:
         raise UsageError("init writes one file", hint="poolctl init DIRECTORY, or poolctl -c FILE init")
     if not named[0].endswith(".toml") or os.path.basename(named[0]) == PYPROJECT:
-        raise UsageError(f"init writes a TOML file of its own, not {named[0]!r}", hint="-c NAME.toml")
+        raise UsageError(f"init writes a new TOML file, not {named[0]!r}", hint="-c NAME.toml")
     return str(named[0])
 
 

@@ -39,12 +39,12 @@ def perform(request: Request) -> Outcome:
 
 
 def _withheld(config: PoolConfig) -> list[str]:
-    """Which variables no server gets: one that relies on them otherwise fails in production only."""
+    """Which variables are not passed to servers: a server that relies on one would only fail in production."""
     names = sorted(config.pool_variables)
     if not names:
         return []
-    hint = f'env = {{ {names[0]} = "${{{names[0]}}}" }} gives it to a server'
-    return [f"servers are not given {', '.join(names)}, which the pool itself uses; {hint}"]
+    hint = f'env = {{ {names[0]} = "${{{names[0]}}}" }} passes it to a server'
+    return [f"not passed to servers: {', '.join(names)} (used by the pool itself); {hint}"]
 
 
 def _judged(outcome: Outcome) -> Outcome:

@@ -31,7 +31,7 @@ def features(case: Case) -> Iterator[Finding]:
 
 
 def proc(case: Case) -> Iterator[Finding]:
-    """What processes there are: no pool starts without knowing it."""
+    """Whether /proc lists processes: a pool cannot start without it."""
     found, fix = proc_problem()
     yield problem("proc", found, fix) if found else ok("proc", "/proc shows this process")
 

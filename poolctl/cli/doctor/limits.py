@@ -37,7 +37,7 @@ def open_files(case: Case) -> Iterator[Finding]:
     for server in case.servers:
         wanted = server.limits.open_files
         if wanted and wanted > hard != resource.RLIM_INFINITY and os.geteuid():
-            yield problem("open files", f"{server.name} is to have {wanted}, more than {hard}", RAISE)
+            yield problem("open files", f"{server.name} is configured for {wanted}, more than {hard}", RAISE)
 
 
 def processes(case: Case) -> Iterator[Finding]:

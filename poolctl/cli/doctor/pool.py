@@ -57,7 +57,7 @@ def keeper(case: Case) -> Iterator[Finding]:
     """Whether it answers its supervisor."""
     if wrong := case.about.get("keeper_problem"):
         pid = case.about.get("keeper_pid")
-        yield problem("keeper", str(wrong), f"ps -o stat,wchan,args {pid} shows what it does")
+        yield problem("keeper", str(wrong), f"ps -o stat,wchan,args {pid} shows its state")
 
 
 def servers(case: Case) -> Iterator[Finding]:

@@ -77,7 +77,7 @@ class Opener:
 async def _resolving(
     address: Address, work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None
 ) -> T:
-    """The result of the work, beside the loop if it has to resolve a host name, which may take long."""
+    """The result of the work; in a thread if it has to resolve a host name, which may take long."""
     if address.kind == "tcp" and address.host.strip("0123456789.") and not address.is_ipv6:
         return await aside(work, undo=undo)
     return work()

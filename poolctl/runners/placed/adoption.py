@@ -23,7 +23,7 @@ _MOST_IN_A_PAIR = 1024
 def protocol(server: ServerConfig) -> str:
     """What is spoken on the server's connections, and whose workers have them: only those of one kind share a pair.
 
-    Whoever had an end of a pair can take what is put into it, so another user's workers get another one.
+    A process that had an end of a pair can read what is put into it, so workers of another user get a new pair.
     """
     spoken = TLS if server.tls else PLAIN
     return spoken if server.user is None else f"{spoken} {server.user}"

@@ -18,7 +18,7 @@ from .workers import LocalWorker
 
 _TRIES = 20
 _AGAIN_SECONDS = 0.005
-# Longer than it takes to find that the keeper does not answer, and to replace it.
+# Longer than it takes to detect that the keeper does not answer, and to replace it.
 _KEEPER_SECONDS = 15.0
 
 

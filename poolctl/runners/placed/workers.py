@@ -63,7 +63,7 @@ class LocalWorker:
         self.expired = False  # it has served its `max_requests`
         self.renewing = False  # it was given another certificate, and has not answered
         self.on_disowned: Callable[[], None] = lambda: None
-        self.breach = ""  # what it, or its zygote, did that no honest one does
+        self.breach = ""  # how it, or its zygote, broke the protocol
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
         self.resting = ""  # it accepts nothing: "new", as it was never let, or "told" not to
@@ -104,20 +104,20 @@ class LocalWorker:
             self.reason = masked_text(untrusted.text(message, "message"))
 
     def _silent(self) -> None:
-        """Its end of the control socket is closed: it has ended, or nobody can give it orders any more."""
+        """Its end of the control socket is closed: it has exited, or can no longer be controlled."""
         if not self.exited.done():
             loop = asyncio.get_running_loop()
             limit = loop.call_later(_END_SECONDS, self.breached, "closed its control socket")
             self.exited.add_done_callback(lambda _: limit.cancel())
 
     def breached(self, deed: str) -> None:
-        """It did what no honest worker does: nothing more is heard from it, and it is to be ended."""
+        """It broke the protocol: read nothing more from it, and have it killed."""
         if not self.breach and not self.exited.done():
             self.breach = f"it {deed}"
             self.on_breach()
 
     def disown(self, deed: str) -> None:
-        """Its process is none of the pool's, as its zygote has lied: nobody will learn of an end of it."""
+        """Its process does not belong to the pool, because its zygote lied: its exit will never be reported."""
         if not self.exited.done():
             self.breach = f"its zygote {deed}"
             self.on_disowned()

@@ -62,7 +62,7 @@ class Acceptor:
         self._timer: asyncio.TimerHandle | None = None
 
     def warm(self) -> None:
-        """Have the helper be there before it is needed."""
+        """Start the helper before it is needed."""
         if self._link is None:
             ours, theirs = wire.pair()
             self._up, self._pid = False, None
@@ -70,7 +70,7 @@ class Acceptor:
             self._starting = asyncio.ensure_future(self._start(self._link, theirs))
 
     def adopt(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
-        """Go on with the helper of the supervisor before, and with what it has said to nobody yet."""
+        """Adopt the previous supervisor's helper, with the messages from it that have not been read."""
         self._pid, self._up = int(meta["pid"]), True
         self._link = Link(wire.over(fd), self._heard, self._lost)
         return [self._link.sock]
@@ -94,7 +94,7 @@ class Acceptor:
             self._set_timer()
 
     def close(self) -> None:
-        """Let the helper end; nothing comes of the requests under way."""
+        """Stop the helper; pending requests are not answered."""
         self._requests.clear()
         if self._link is not None:
             self._link.close()
@@ -160,7 +160,7 @@ class Acceptor:
         self._give_up(blocked=self._up)
 
     def _give_up(self, *, blocked: bool) -> None:
-        """Start another helper, unless this one has never been there; nothing comes of the requests under way."""
+        """Start another helper, unless this one never came up; pending requests are not answered."""
         requests, self._requests = self._requests, {}
         was_up = self._up
         self._forget()

@@ -116,7 +116,7 @@ class Doorbell:
             self._departures.let_go(visitor)
 
     def forget(self, key: str) -> None:
-        """Dismiss all of a server that is stopped."""
+        """Close all connections of a server that is stopped."""
         self.dismiss(key)
         self.disarm(key)
         self._blocking.discard(key)
@@ -165,7 +165,7 @@ class Doorbell:
                 self._accept(bell, bell.sockets[fd])
 
     def _accept(self, bell: Bell, listener: socket.socket) -> None:
-        """Accept from a listener that is nobody else's."""
+        """Accept from a listener that no application shares."""
         for _ in range(self._held.most_at_once):
             try:
                 sock, _ = listener.accept()

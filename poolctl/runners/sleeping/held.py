@@ -1,4 +1,4 @@
-"""How many connections a doorbell may hold for all its servers together."""
+"""Limits how many connections the supervisor holds for all sleeping servers together."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Held:
         self._looked_at = 0.0
 
     def add(self, visitor: Visitor) -> None:
-        """One more is held."""
+        """Count one more."""
         self._held.add(visitor)
 
     def remove(self, visitor: Visitor) -> None:
-        """It is held no longer."""
+        """Count one less."""
         self._held.discard(visitor)
 
     @property
     def too_many(self) -> bool:
-        """Whether one has to go for the newest."""
+        """Whether one must be closed to keep the newest."""
         count = len(self._held)
         if count <= LEAST:
             return False

@@ -1,4 +1,4 @@
-"""The descriptors that a doorbell watches, over one epoll of their own: one that is quiet costs nothing."""
+"""The descriptors that a doorbell watches, in an epoll instance of their own: idle ones cost nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Watch:
         self._epoll.register(fd, select.EPOLLIN if visitor is None else _HELD)
 
     def remove(self, fd: int) -> None:
-        """Watch it no more; nothing happens if it is not watched."""
+        """Stop watching it; does nothing if it is not watched."""
         # By hand: what other processes hold duplicates of does not leave an epoll by being closed.
         if self._watched.pop(fd, None) is not None and self._epoll is not None:
             with contextlib.suppress(OSError):
@@ -44,7 +44,7 @@ class Watch:
                 yield fd, bell, visitor, bool(events & _ENDS)
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching everything."""
         if self._epoll is not None:
             asyncio.get_running_loop().remove_reader(self._epoll.fileno())
             self._epoll.close()

@@ -45,7 +45,7 @@ class AppZygote:
 
     @property
     def forking(self) -> bool:
-        """Whether somebody waits for a fork."""
+        """Whether a caller waits for a fork."""
         return self._forks > 0
 
     def begin(self) -> None:
@@ -54,7 +54,7 @@ class AppZygote:
         self._has_begun()
 
     def heard(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
-        """A word of the process itself. Raises Malformed."""
+        """A message from the process itself. Raises Malformed."""
         event = untrusted.text(message, "event")
         if event == "failed":
             self.reason = masked_text(untrusted.text(message, "message"))
@@ -86,7 +86,7 @@ class AppZygote:
                 self._then()
 
     def forged(self, deed: str) -> None:
-        """It has named a process that it cannot have forked: it forks no more."""
+        """It has named a process that it cannot have forked: do not use it again."""
         self.link.cut_off(deed)
 
     def after_forks(self, then: Callable[[], None]) -> None:

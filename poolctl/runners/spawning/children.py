@@ -1,8 +1,8 @@
-"""Whether a process that a zygote names is what it was asked to fork: the kernel says so, not the zygote.
+"""Checks with the kernel that a process named by a zygote is the one that it was asked to fork.
 
-A preloaded application runs in its zygote and can answer for it. What it names is signalled later with the rights of
-the keeper, so it has to be a child of the keeper, run as the zygote's user, be no older than the zygote, and nobody
-else's.
+A preloaded application runs in its zygote and can forge its answers. The keeper later signals the named process with
+its own rights, so the process must be a child of the keeper, run as the zygote's user, be no older than the zygote, and
+not be in use already.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Process(NamedTuple):
 
 
 class Forged(Exception):
-    """A zygote has named a process that it cannot have forked; says what it did ("named …")."""
+    """A zygote has named a process that it cannot have forked; the text says what it did ("named …")."""
 
 
 class Children:
@@ -75,35 +75,35 @@ class Children:
         except untrusted.Malformed as error:
             raise Forged(f"answered with {error}") from None
         if pid in self._known:
-            raise Forged(f"named pid {pid} as a new process, which is another one of the pool")
+            raise Forged(f"named pid {pid} as a new process, but it is another process of the pool")
         start = process_start(pid) if self._sees_processes else None
         if start is None and self._sees_processes:
             # Whatever has ended by now is reported before the answer to this.
             await self._keeper.call({"op": "list", "after": "\U0010ffff"})
             if pid not in self.early:
-                raise Forged(f"named pid {pid} as a new process, which there is not")
+                raise Forged(f"named pid {pid} as a new process, but there is no such process")
         elif start is not None:
             if uid is not None and process_users(pid) != {uid}:
-                raise Forged(f"named pid {pid} as a new process, which is another user's")
+                raise Forged(f"named pid {pid} as a new process, but it runs as another user")
             if not_before is not None and start < not_before:
-                raise Forged(f"named pid {pid} as a new process, which is an old one")
+                raise Forged(f"named pid {pid} as a new process, but it is older than the request")
         return Process(pid, start)
 
     def add(self, pid: int) -> Exit | None:
-        """Know the process, which is no new one from now on; how it ended, if it has ended already."""
+        """Register the process; returns how it exited, if it has exited already."""
         exit_ = self.early.pop(pid, None)
         if exit_ is None:
             self._known.add(pid)
         return exit_
 
     def ended(self, pid: int) -> None:
-        """The process is gone, and its pid may be another's."""
+        """The process has exited, and its pid may be reused."""
         self._known.discard(pid)
         for process in [each for each in self._unconfirmed if each.pid == pid]:
             del self._unconfirmed[process]
 
     def confirm(self, process: Process, on_stranger: Callable[[str], None]) -> None:
-        """See to it that the process is a child of the keeper, as it must be soon; if not, say so once."""
+        """Check that the process becomes a child of the keeper; if not, report it once."""
         if process.start is None or not self.keeper_pid:
             return
         loop = asyncio.get_running_loop()
@@ -120,7 +120,7 @@ class Children:
             elif loop.time() >= until:
                 del self._unconfirmed[process]
                 self._known.discard(process.pid)
-                on_stranger(f"named pid {process.pid} as a new process, which is none of the pool's")
+                on_stranger(f"named pid {process.pid} as a new process, but it is not a process of the pool")
         if self._unconfirmed:
             self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
 

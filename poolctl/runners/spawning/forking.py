@@ -186,7 +186,7 @@ class Forker:
             return worker
 
     def _confirm(self, worker: LocalWorker, process: Process, forged: Callable[[str], None]) -> None:
-        """See to it that a process which an untrusted zygote has named is a child of the keeper."""
+        """Check that a process named by an untrusted zygote is a child of the keeper."""
 
         def on_stranger(deed: str) -> None:
             forged(deed)

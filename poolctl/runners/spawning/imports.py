@@ -108,7 +108,7 @@ class Imports:
             self._see_off(zygote, END_SECONDS)
 
         def breached(deed: str) -> None:
-            logger.warning("the process that has imported %s %s: it is killed", zygote.server, deed)
+            logger.warning("the process that has imported %s %s: killing it", zygote.server, deed)
             self._see_off(zygote, 0.0)
 
         zygote.link = Link(sock, zygote.heard, ended, on_breach=breached)

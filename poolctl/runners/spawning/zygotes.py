@@ -25,7 +25,7 @@ START_SECONDS = 30.0
 SILENT_SECONDS = 10.0
 # A look at who can change an interpreter's files holds for so long.
 _OWNER_SECONDS = 10.0
-# In which one ends that nobody needs any more.
+# Time for an unused one to exit.
 END_SECONDS = 2.0
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ class Zygotes:
         return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
 
     def forged(self, source: Source, deed: str) -> None:
-        """The zygote has named a process that it cannot have forked: it forks no more."""
+        """The zygote has named a process that it cannot have forked: do not use it again."""
         task = self._running.get(source.key)
         if task is not None and task.done() and not task.cancelled() and task.exception() is None:
             task.result().cut_off(deed)
@@ -215,7 +215,7 @@ class Zygotes:
         return link
 
     def _breached(self, source: Source, deed: str) -> None:
-        logger.warning("the zygote of %s %s: it is replaced", source.interpreter, deed)
+        logger.warning("the zygote of %s %s: replacing it", source.interpreter, deed)
 
     async def _kept(self, key: str) -> tuple[socket.socket, Process] | None:
         """A zygote that the keeper has started or kept, if it has the right environment."""

@@ -169,19 +169,17 @@ class Executor:
         self._touch(entry)
 
     async def _check(self, entry: Entry, generation: int) -> None:
-        """See whether the generation can be placed; one that cannot is given up, and what serves goes on."""
+        """Check that workers of the generation can be started; if not, it is given up and the running workers stay."""
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
                 await self._runner.check(entry.config)
         except Exception as error:
             if entry.wanted and entry.generation == generation:
                 message, hint = explained(error)
-                message = (
-                    message or f"whether a worker can be started was not known after {_CHECK_SECONDS:g} s"
-                )
+                message = message or f"checking that a worker can start took longer than {_CHECK_SECONDS:g} s"
                 self._deaths.note(entry, message, hint, PoolStartError, of_a_worker=False)
                 self._deaths.go_back(entry)
-        # Where nothing serves any more to go back to, placing it says what is wrong.
+        # Without running workers to keep, the start itself reports the problem.
         entry.feasible = generation
         entry.checking = False
         self._touch(entry)

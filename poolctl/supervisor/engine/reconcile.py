@@ -241,7 +241,7 @@ def _serve(view: View) -> list[Action]:
         ending = LEAVING if view.sleepy else {Phase.STOPPING}
         going = [worker for worker in view.workers if worker not in current and worker.phase not in ending]
         if not view.feasible and any(worker.phase is Phase.READY for worker in going):
-            # What serves is not ended for a successor that cannot be started.
+            # Running workers are not stopped for a replacement that cannot start.
             return [] if view.checking else [Check()]
         return [Stop(worker.id) for worker in going]
     actions: list[Action] = []

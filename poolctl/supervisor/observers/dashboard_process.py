@@ -36,7 +36,7 @@ class Process:
         self.began = asyncio.get_running_loop().time()
         self._on_end = on_end
         self._watched: Watched | None = None
-        # Soon, as the first message may find the link lost: before this is made nobody could be told of its end.
+        # Soon: the first message may find the link lost, before this object is ready to report that.
         self.link = Link(sock, self._heard, self._ends)
         self._watched = Watched(self.link, known, "the dashboard's process")
 

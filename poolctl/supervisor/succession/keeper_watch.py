@@ -22,7 +22,7 @@ from poolctl.runners.link import Link
 
 logger = logging.getLogger("poolctl.supervisor")
 
-# Later than it pings by itself: a keeper that does is not asked.
+# Longer than its own ping interval: a keeper that pings is not asked.
 _ASK_SECONDS = 1.5 * ASK_SECONDS
 _PING = {"op": "ping", "id": 0}
 
@@ -55,22 +55,22 @@ class KeeperWatch:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the keeper, and what is done about it; empty while it answers."""
+        """The keeper's problem and what is being done about it; empty while it answers."""
         if not self._late:
             return ""
         silent = f"the keeper (pid {self._known['pid']}) does not answer"
         if not self._given_up:
-            return f"{silent}: it was continued (SIGCONT), and is replaced if that does not help"
+            return f"{silent}: SIGCONT was sent; it will be replaced if that does not help"
         if not (reason := self._irreplaceable()):
-            return f"{silent}: it was killed, and has not ended yet"
+            return f"{silent}: it was killed, but has not exited yet"
         return (
-            f"{silent} and cannot be replaced, because {reason}: no end of a worker is noticed; "
+            f"{silent} and cannot be replaced, because {reason}: exits of workers are not noticed; "
             "restart the service or the container"
         )
 
     @contextlib.contextmanager
     def reporting(self, follow: Callable[[str], object]) -> Iterator[None]:
-        """Ask the keeper now, for somebody waits; `follow` gets what is wrong with it now, and what will be."""
+        """Ping the keeper now, because a client waits; `follow` gets its current problem, and later ones."""
         self._ask()
         if self.problem:
             follow(self.problem)
@@ -112,7 +112,7 @@ class KeeperWatch:
         self._report("keeper silent", "warning")
 
     def _give_up(self, now: float) -> None:
-        # What was asked stays asked: whenever it reads that, it answers.
+        # The ping stays in its socket: it answers as soon as it runs.
         self._pulse = Pulse(now, _ASK_SECONDS, SILENT_SECONDS)
         self._late = True
         kill(self._known, signal.SIGCONT if self._irreplaceable() else signal.SIGKILL)
@@ -121,7 +121,7 @@ class KeeperWatch:
             self._report("keeper silent", "error")
 
     def _has_answered(self, now: float) -> bool:
-        """Whether it has said something since this was asked last."""
+        """Whether it has sent anything since the last call."""
         if self._link.heard == self._heard:
             return False
         self._heard = self._link.heard
@@ -151,10 +151,10 @@ def watch_keeper(keeper: KeeperLink, pid: int, events: Events) -> KeeperWatch:
 
 
 def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
-    """Why the end of this keeper would be that of everything; empty if another can take its place."""
+    """Why this keeper cannot be replaced; empty if it can."""
     if pid == 1:
         return "it is the first process of a container (PID 1)"
     # `poolctl run`, which has a lifeline, is a service's main process itself; `poolctl start` makes the keeper that.
     if env.get("NOTIFY_SOCKET") and stored.LIFELINE not in keeper.entries:
         return "it is the main process of a systemd service"
-    return "" if keeper.whole else "not all that it holds is known to the supervisor yet"
+    return "" if keeper.whole else "the supervisor does not know all of its descriptors yet"

@@ -125,9 +125,9 @@ class Memory:
         self._write(stored.CONFIGURATION, pickle.dumps((__version__, configuration)))
 
     async def recall(self, entries: dict[str, Entry]) -> set[str]:
-        """Give the entries what was wanted of them; the names of those of which something is known.
+        """Restore the entries' desired state; returns the names of those with a recorded state.
 
-        All of it is part of the record from now on: what is left when one entry changes is still the record of all.
+        All of it stays part of the record, so a change of one entry does not lose the state of the others.
         """
         kept = await self._read(stored.WANTED)
         recalled: dict[str, Any] = self.left().servers if kept is None else json.loads(kept)

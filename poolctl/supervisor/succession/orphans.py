@@ -92,9 +92,9 @@ class _Intake:
             self.found[server.name] = outdated or not _is_as_configured(survivor, server)
 
     def _take_faulty(self, survivor: Survivor) -> None:
-        """End a process of one of the servers' users that does not say what every worker says.
+        """Kill a process of one of the servers' users that does not identify itself as a worker.
 
-        One that says nothing may be busy, and is asked again.
+        A silent one may be busy, and is asked again.
         """
         ours = survivor.uid in {_uid(server) for server in self._servers.values()}
         killed = ours and SILENCE not in survivor.fault

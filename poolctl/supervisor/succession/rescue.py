@@ -20,7 +20,7 @@ from poolctl.runners.keeping.watched import identity, kill
 _PAUSES_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _HELLO_SECONDS = 20.0
 _FULL_SECONDS = 0.002
-# So long a keeper may be silent, or leave no room, before it is continued (SIGCONT).
+# A keeper that is silent, or whose socket is full, for this long gets SIGCONT.
 _LATE_SECONDS = 2.0
 _FIRST = (stored.CONTROL, stored.WANTED, stored.CONFIGURATION)
 # Somebody else may be at it, with all that we have; or a keeper is about to end.

@@ -1,4 +1,4 @@
-"""Certificates of servers: what is said of those that expire soon, and those that must not replace a better one."""
+"""Certificates of servers: warnings about those that expire soon; expired ones must not replace valid ones."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
     if ends is None or ends > now or not config.tls or config.tls is True:
         return None
     message = (
-        f"{os.path.basename(config.tls.cert)}: the certificate has expired on {_day(ends)}, "
+        f"{os.path.basename(config.tls.cert)}: the certificate expired on {_day(ends)}, "
         f"and the one in use is valid until {_day(entry.certificate_ends)}"
     )
-    hint = "renew it; --force uses it nevertheless"
+    hint = "renew it; use --force to accept it"
     kind = PoolRestartError
     return ServerError(
         message, name=entry.name, bind=entry.config.key, hint=hint, code=kind.code, error=kind.error
@@ -36,12 +36,12 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
 
 
 def expiring(entry: Entry, now: float) -> str:
-    """What is to be said of the certificate in use; "" for one that is valid for longer than `tls.warn_before`."""
+    """The warning about the certificate in use; "" for one that is valid for longer than `tls.warn_before`."""
     ends, tls = entry.certificate_ends, entry.config.tls
     if not entry.workers or ends is None or not tls or tls is True or now + tls.warn_before <= ends:
         return ""
     if ends <= now:
-        return f"{entry.name}: its certificate has expired on {_day(ends)}; renew it, then poolctl reload"
+        return f"{entry.name}: its certificate expired on {_day(ends)}; renew it, then poolctl reload"
     days = int((ends - now) // _DAY_SECONDS)
     left = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
     return f"{entry.name}: its certificate expires on {_day(ends)} ({left}); renew it, then poolctl reload"

@@ -84,7 +84,7 @@ class Reload:
         )
 
     def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[Change]) -> list[Document]:
-        """The certificates that would take the place of better ones."""
+        """Expired certificates that would replace valid ones."""
         reading = {
             each.name
             for each in changes
@@ -126,7 +126,7 @@ class Reload:
                 yield Change(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {', '.join(keys)}")
 
     def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:
-        """Who was started with variables that are the pool's own from now on."""
+        """Notes about running servers whose environment has variables that are now withheld."""
         names = [
             entry.name
             for entry in self._engine.entries.values()
@@ -134,7 +134,7 @@ class Reload:
         ]
         if names:
             for variable in variables:
-                yield f"{variable} is still in the environment of {', '.join(names)}; poolctl restart takes it away"
+                yield f"{variable} is still in the environment of {', '.join(names)}; poolctl restart removes it"
 
     def _refused(self, problems: list[Document]) -> Document:
         return result(self._items(), problems, exit_code=INVALID_CONFIGURATION)

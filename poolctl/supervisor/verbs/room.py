@@ -18,7 +18,7 @@ _Servers = Mapping[str, tuple[ServerConfig, int]]
 
 
 class NoRoom(Exception):
-    """The servers need more open files than there may be; carries the answer."""
+    """The servers need more open files than the limit allows; carries the response."""
 
     def __init__(self, document: Document) -> None:
         super().__init__("too many open files")
@@ -56,7 +56,7 @@ def _ensure(before: _Servers, after: _Servers) -> None:
     if limit == resource.RLIM_INFINITY or need <= limit:
         return
     servers = "1 server needs" if len(after) == 1 else f"{len(after)} servers need"
-    message = f"{servers} {need} open files, and this pool may have {limit}: nothing was changed"
+    message = f"{servers} {need} open files, but this pool may have only {limit}: nothing was changed"
     hint = f"{RAISE}; then poolctl stop, and poolctl start" if before else RAISE
     problem = failure(PoolStartError, message, hint)
     raise NoRoom(result([], [problem], exit_code=FAILED))

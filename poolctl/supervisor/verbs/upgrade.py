@@ -20,7 +20,7 @@ from .changes import Kind
 
 # What a server runs with is read anew by the version that follows; how many workers it has, and the like, is handed on.
 _HANDED_ON = Kind.OVERRIDE.value
-# The trials bound themselves; this is for one that does not come to that.
+# The trials have their own time limits; this one is for a trial that hangs before they apply.
 _TRIAL_SECONDS = 90.0
 
 Verb = Callable[[Selector, Document, Progress], Awaitable[Document]]
@@ -62,7 +62,7 @@ class Upgrade:
         if difference["errors"] or not any(_is_lost(change) for change in difference["changes"]):
             return difference
         return _refused(
-            "what runs is not what the files say, which the next version goes by",
+            "the running servers differ from the files, which the next version would use",
             "poolctl reload --dry-run shows the difference, poolctl reload applies the files",
         )
 
@@ -77,7 +77,7 @@ class Upgrade:
             _, failed = await _run(argv)
         if failed:
             message = f"poolctl {options.get('version')} cannot take over: {failed}"
-            return _refused(message, "nothing has changed; correct it and try again")
+            return _refused(message, "nothing has changed; fix the problem and try again")
         return result([], problems, exit_code=INVALID_CONFIGURATION) if problems else None
 
 
@@ -89,7 +89,7 @@ async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[s
             said, failed = await process.communicate()
     except TimeoutError:
         process.kill()
-        return "", f"{command[0]} did not answer within {_TRIAL_SECONDS:g} s"
+        return "", f"{command[0]} did not finish within {_TRIAL_SECONDS:g} s"
     if process.returncode == 0:
         return said.decode(), ""
     return "", failed.decode(errors="replace").strip().rpartition("\n")[

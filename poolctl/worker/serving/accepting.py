@@ -1,4 +1,4 @@
-"""Accepting from listeners that others own and share, for as long as there is room for more connections."""
+"""Accepts from shared listeners while there is room for more connections."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from poolctl.listeners.leaving import close, stop_reading
 from .accounts import Accounts
 from .adopt import Adoption
 
-# A full worker accepts again when this part of its connections has ended, or a moment after one has: to open and close
-# costs as much as several requests.
+# A full worker accepts again when this part of its connections has closed, or a moment after the first one: opening
+# and closing a listener costs as much as several requests.
 _PART = 16
 _ROOM_SECONDS = 0.05
 _HANDSHAKES_SECONDS = 1.0
@@ -78,7 +78,7 @@ class Acceptor:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is being opened or closed."""
+        """Whether no listener is being opened or closed."""
         return not self._tasks
 
     def want(self, wanted: bool) -> None:
@@ -87,7 +87,7 @@ class Acceptor:
         self._do(self._settle())
 
     async def renew(self, context: ssl.SSLContext) -> None:
-        """Use another TLS context for the handshakes that begin from now on."""
+        """Use another TLS context for new handshakes."""
         async with self._lock:
             if self._ended:
                 return
@@ -100,7 +100,7 @@ class Acceptor:
         await self._settle()
 
     async def end(self) -> None:
-        """Accept nothing any more."""
+        """Stop accepting for good."""
         self._ended = True
         for timer in (self._timer, self._later):
             if timer is not None:
@@ -163,7 +163,7 @@ class Acceptor:
         task.add_done_callback(self._tasks.discard)
 
     async def _settle(self) -> None:
-        """Open what is to be open, and close what is not."""
+        """Open or close the listeners, as required by the current state."""
         async with self._lock:
             while not self._ended and (self._wanted and not self._full) is not bool(self.servers):
                 if self.servers:
@@ -202,7 +202,7 @@ class Acceptor:
 class Listener(socket.socket):
     """A listener from which asyncio accepts a few connections at once, instead of as many as there are.
 
-    Some turns pass until they are counted: a worker accepts a part of what it has room for, and knows when it is full.
+    Some iterations pass until they are counted: a worker accepts at once only a part of what it has room for.
     """
 
     def __init__(self, like: socket.socket, room: Callable[[], int]) -> None:
@@ -214,7 +214,7 @@ class Listener(socket.socket):
         self._at_once = 1
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """As a socket's; says now and then that nothing is there, and is asked again in the next turn of the loop."""
+        """Like socket.accept(); sometimes raises BlockingIOError early, so that the loop goes on with other work."""
         if not self._at_once:
             self._at_once = max(1, min(_AT_ONCE, self._room() // _ROOM_PART))
             raise BlockingIOError
@@ -224,7 +224,7 @@ class Listener(socket.socket):
 
 
 def connections_by_descriptors() -> int:
-    """How many connections this process has descriptors for, beside those that are open and a reserve."""
+    """How many connections this process has descriptors for, in addition to the open ones and a reserve."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize

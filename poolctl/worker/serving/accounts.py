@@ -70,7 +70,7 @@ class Accounts(ServerState):
         self.date_header = True
         self.tally: memoryview | None = None  # the page on which is counted
         self.batch: Batch | None = None  # what is not on it yet
-        self.heads: Heads | None = None  # None: a connection may take as long for a head as it likes
+        self.heads: Heads | None = None  # None: no time limit for heads
         self.max_requests: int | None = None
         self.on_limit: Callable[[], None] = lambda: None
         self.draining = False  # every answer is the last one of its connection
@@ -78,7 +78,7 @@ class Accounts(ServerState):
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
         self._on_change = on_change
-        self.expected: dict[weakref.ref[Any], float] = {}  # until when it has ended, in one way or the other
+        self.expected: dict[weakref.ref[Any], float] = {}  # the time by which it has succeeded or failed
         self._most_connections = sys.maxsize
         self._on_full: Callable[[], None] = lambda: None
         self.watch_connections(Watched)
@@ -108,9 +108,9 @@ class Accounts(ServerState):
         connections.on_leave = on_leave
 
     def expect(self, connection: object) -> None:
-        """Note an accepted connection that has its handshake before it.
+        """Note an accepted connection whose handshake has not finished.
 
-        One that fails is noted when its objects are gone, or when the time for a handshake is over.
+        A failed one is noticed when its objects are freed, or when the time for a handshake is over.
         """
         seconds = _HANDSHAKE_SECONDS if self.heads is None else self.heads.seconds + _MARGIN_SECONDS
         ends = time.monotonic() + seconds
@@ -119,7 +119,7 @@ class Accounts(ServerState):
             self._on_full()
 
     def arrived(self, connection: object) -> float | None:
-        """It is a connection now; when its first head is due, if that has been known since its accept."""
+        """The handshake is complete. Returns when its first head is due, if that was set at its accept."""
         if not self.expected:
             return None
         ends = self.expected.pop(weakref.ref(connection), None)
@@ -137,7 +137,7 @@ class Accounts(ServerState):
         return False
 
     def _no_longer_expected(self, connection: weakref.ref[Any]) -> None:
-        # Called by the garbage collector, too: at any time, and in no loop perhaps.
+        # The garbage collector calls it too: at any time, perhaps without a running loop.
         self.expected.pop(connection, None)
         self._on_change()
 

@@ -1,4 +1,4 @@
-"""Which way of leaving a worker each of uvicorn's HTTP protocol classes has."""
+"""How connections of each of uvicorn's HTTP protocol classes leave a worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .moving import MovingH11, MovingHttptools
 
 logger = logging.getLogger("uvicorn.error")
 
-# Under which names the mixins call methods of the class without super().
+# Aliases under which the mixins call methods of the class without super().
 _DIRECT = {
     "made": "connection_made",
     "lost": "connection_lost",
@@ -23,7 +23,7 @@ _DIRECT = {
     "headers_complete": "on_headers_complete",
     "response_complete": "on_response_complete",
 }
-# What the mixins rely on, beside the callbacks of each parser.
+# What the mixins rely on, in addition to each parser's callbacks.
 _COMMON = ("connection_made", "connection_lost", "data_received", "shutdown", "on_response_complete",
            "timeout_keep_alive_handler", "_unset_keepalive_if_required")  # fmt: skip
 _ATTRIBUTES = ("transport", "connections", "server_state", "timeout_keep_alive_task")

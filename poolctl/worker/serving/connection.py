@@ -21,7 +21,7 @@ CLOSE = (b"connection", b"close")
 
 
 class Closing:
-    """Mixed in before a protocol class of which no more is known than what uvicorn's server asks of all."""
+    """Mixed in before an unknown protocol class, of which only uvicorn's common interface is used."""
 
     transport: asyncio.Transport
     head = None
@@ -41,13 +41,13 @@ class Closing:
         self.shutdown()  # type: ignore[attr-defined]
 
     def stay(self) -> None:
-        """Go on: a connection that has been told to close does so all the same."""
+        """Nothing to undo: a connection that was asked to close still closes."""
 
     def end_events(self) -> None:
-        """Nothing: what it answers is not known."""
+        """Nothing: its responses are unknown."""
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Nothing: it knows no limits but its own."""
+        """Nothing: it has only its own limits."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.server_state.arrived(self)

@@ -1,4 +1,4 @@
-"""The heads of requests that a worker waits for: how long each may take to come, and how large it may become.
+"""Limits on the heads of requests: the time in which each must arrive, and its size.
 
 The time runs from the accept, a TLS handshake included, to the end of the first head, and later from a head's first
 byte to its end; between two requests it is the keep-alive timeout that counts. A request whose head comes in one piece
@@ -46,7 +46,7 @@ FIRST = Head()  # one of which nothing has come yet
 
 
 class Heads:
-    """All connections of a worker that wait for a head, with one timer. Times are of the monotonic clock."""
+    """All connections of a worker that wait for a head; they share one timer. Times are of the monotonic clock."""
 
     def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
         self.seconds = seconds
@@ -91,7 +91,7 @@ class Heads:
                 # Sent ahead of an answer: its time begins when there is nothing else to wait for.
                 self.due[connection] = now + self.seconds
             elif connection not in self._spared and unread_bytes(connection.transport):
-                # The loop was slow, and not the client.
+                # The event loop was slow, not the client.
                 self._spared.add(connection)
                 self.due[connection] = now + _GRACE_SECONDS
             else:
@@ -182,7 +182,7 @@ class LimitedHead:
             self.server_state.heads.end(self)
 
     def head_is_late(self) -> None:
-        """The time is over: close a connection on which nothing has come, answer what is not complete."""
+        """Time is up: close a connection without data; answer an incomplete head with 408."""
         head = self.head
         if head is not None and head.size and not self.transport.is_closing():
             self.refuse(431 if head.size > self.server_state.heads.most_bytes else 408)
@@ -191,7 +191,7 @@ class LimitedHead:
             self.transport.close()
 
     def wait_for_head(self, data: bytes, size: int) -> None:
-        """What has been read has not made a request: `size` bytes of a head, if it is not the end of a body."""
+        """The data that was read did not complete a request: `size` bytes of a head, unless it is the end of a body."""
         heads = self.server_state.heads
         if heads is None or self.transport.is_closing() or self not in self.connections:
             self.head_is_over()  # with a WebSocket it is no connection of this protocol any more
@@ -231,7 +231,7 @@ class LimitedHead:
         return 0
 
     def refuse(self, status: int) -> None:
-        """Answer what is no whole request, and close when the client has had the time to read that."""
+        """Answer an incomplete request, and close once the client has had time to read the answer."""
         transport, phrase = self.transport, _REFUSALS[status]
         lines = [b"HTTP/1.1 %d %b" % (status, phrase)]
         length = (b"content-length", b"%d" % len(phrase))
@@ -269,7 +269,7 @@ class LimitedHead:
 
 
 class Refused(asyncio.Protocol):
-    """A connection whose last answer has been written: what its client still sends is read, and forgotten."""
+    """A connection whose last answer has been written: further data from its client is read and discarded."""
 
     def __init__(self, before: Any) -> None:
         self._before = before
@@ -279,7 +279,7 @@ class Refused(asyncio.Protocol):
 
 
 def unread_bytes(transport: asyncio.Transport) -> int:
-    """How much waits in the connection's receive buffer."""
+    """How many bytes are in the connection's receive buffer."""
     sock = transport.get_extra_info("socket")
     if sock is None:
         return 0

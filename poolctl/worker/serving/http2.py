@@ -54,7 +54,7 @@ class LingeringHttp2:
         self.linger()
 
     def linger(self) -> None:
-        """Answer what has been asked, and close when the client has gone quiet."""
+        """Answer the requests under way, and close when the client is idle."""
         if self.lingering or self.transport is None or self.transport.is_closing():
             return
         self.lingering = True
@@ -63,7 +63,7 @@ class LingeringHttp2:
         self._close_if_quiet()
 
     def stay(self) -> None:
-        """Nothing: what a GOAWAY says cannot be taken back."""
+        """Nothing: a GOAWAY cannot be revoked."""
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
         """Nothing: no connection of this kind is handed over."""
@@ -147,7 +147,7 @@ class LingeringHttp2:
         super().connection_lost(exc)  # type: ignore[misc]
 
     def head_is_late(self) -> None:
-        """The time for a head is over: close, with a word of it."""
+        """The time for a head is over: close with GOAWAY."""
         self._head_is_over()
         self._close_connection()
 

@@ -171,7 +171,7 @@ class PoolServer(uvicorn.Server):
             connection.stay() if kept else connection.linger()
 
     async def renew(self, context: ssl.SSLContext) -> None:
-        """Use another TLS context for the handshakes that begin from now on."""
+        """Use another TLS context for new handshakes."""
         await self.acceptor.renew(context)
 
     async def _start(self) -> None:

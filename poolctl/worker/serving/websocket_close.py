@@ -1,4 +1,4 @@
-"""The end of a WebSocket whose server restarts: its client is told, and has the time to reply to that."""
+"""Closes WebSockets when the server restarts: the client gets a close frame and time to reply."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def close_websocket(connection: Any) -> None:
         if closed is None or connection.transport.is_closing() or not closed(connection):
             connection.shutdown()
     except Exception:
-        # One connection that cannot be closed well must not keep the others from it, nor the application's shutdown.
-        logger.warning("a connection of class %s is cut off", type(connection).__name__, exc_info=True)
+        # An error of one connection must not keep the others from closing, nor the application's shutdown.
+        logger.warning("aborting a connection of class %s", type(connection).__name__, exc_info=True)
         connection.transport.abort()
 
 
 def _sansio(connection: Any) -> bool:
     if not connection.handshake_complete or connection.close_sent:
         return False
-    # What the client sends until it has replied goes nowhere.
+    # Discard what the client sends before its close frame.
     connection.send_receive_event_to_app = connection.frames.clear
     connection.conn.send_close(SERVICE_RESTART)
     _await_reply(connection, b"".join(connection.conn.data_to_send()))

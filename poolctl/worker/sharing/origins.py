@@ -1,4 +1,4 @@
-"""Which module's import started a thread, and what keeps it from doing so."""
+"""Which module's import started a thread, and how to prevent that."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ThreadOrigins:
 
 
 def advice() -> str:
-    """What may prevent native threads, by the libraries of this process; empty when none of them is known."""
+    """The setting that may prevent native threads, by the loaded libraries; empty when none of them is known."""
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
         files = {os.path.basename(row.split(None, 5)[-1].strip()) for row in maps if "/" in row}
         for part, variable in _LIBRARIES.items():
@@ -97,7 +97,7 @@ def _threads() -> set[int]:
 
 
 def _either(last: str, importing: str) -> str:
-    """The module that has started a thread: the one whose import began last, or the one that has gone on since."""
+    """The module that has started a thread: the one whose import began last, or the one that is being imported."""
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
         return last  # its libraries were loaded

@@ -17,7 +17,7 @@ _ENDING_SECONDS = 0.2
 _PAUSE_SECONDS = 0.005
 _MOST_NAMED = 3
 
-# Threads that their library is ready to lose in a fork, by the name that it gives them. jemalloc holds its locks over
+# Threads whose library works without them after a fork, by the name that it gives them. jemalloc holds its locks over
 # a fork (pthread_atfork(3)), and the child does without (pyarrow, pandas, scikit-learn: 300 forks computed, none hung).
 _SPARED = frozenset({"jemalloc_bg_thd"})
 
@@ -51,7 +51,7 @@ class Traces(NamedTuple):
         return found
 
     def fix(self) -> str:
-        """What may prevent the threads that are there now; empty when that is not known."""
+        """The setting that may prevent the current threads; empty when unknown."""
         return advice() if self._native_threads(Traces.of_this_process()) else ""
 
     def _native_threads(self, now: Traces) -> frozenset[int]:
@@ -91,13 +91,13 @@ def _descriptors() -> dict[int, str]:
 
 
 def _fork() -> None:
-    """Fork once, for nothing but to have native threads ended that their library itself ends before every fork.
+    """Fork once, only so that libraries stop the native threads that they stop before every fork.
 
     So does OpenBLAS (pthread_atfork(3)), which starts its threads when it is loaded, with numpy: after the fork there
     are none in this process, and each that computes starts its own again (500 forks: all correct, none hung).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about forks beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork with threads
         child = os.fork()
         if child == 0:
             os._exit(0)

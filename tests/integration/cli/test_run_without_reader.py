@@ -1,4 +1,4 @@
-"""`run` whose output nobody reads any more: `run | tee run.log` and Ctrl-C, `run | head -1` and SIGTERM."""
+"""`run` after the reader of its output has gone: `run | tee run.log` and Ctrl-C, `run | head -1` and SIGTERM."""
 
 from __future__ import annotations
 

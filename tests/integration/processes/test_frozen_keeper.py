@@ -1,4 +1,4 @@
-"""A keeper that does not answer is noticed and continued, or replaced; a pause of everything is held against nobody."""
+"""A keeper that does not answer is noticed and continued, or replaced; a pause of all processes replaces none."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_pause_of_all_processes_replaces_none(pool: RealPool, until: Any) -> N
     before = pool.info()
     processes = pool.processes()
     pool.ok("status")
-    # The first one stands still for so long that the others ask it; whoever goes on first finds the others silent.
+    # The first one is stopped for so long that the others ping it; the first to continue finds the others silent.
     first, second = before["supervisor_pid"], before["keeper_pid"]
     os.kill(first, signal.SIGSTOP)
     time.sleep(ASK_SECONDS + 0.5)

@@ -115,7 +115,7 @@ def test_false_zygote_of_a_servers_user_harms_no_other_server(
     victim.write_text(str(good))
     done = pool.run("start", "bad")
     assert done.code != 0
-    assert "another one of the pool" in done.stderr
+    assert "another process of the pool" in done.stderr
     pool.ok("stop", "bad", timeout_seconds=10)
     assert pool.items()["good"]["pids"] == [good]
     pool.ok("stop")

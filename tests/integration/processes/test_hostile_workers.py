@@ -116,9 +116,9 @@ from hello import app
 @pytest.mark.parametrize(
     ("forged", "error"),
     [
-        ("victim()", "another one of the pool"),
+        ("victim()", "another process of the pool"),
         ("-1", "an invalid 'pid': -1"),
-        ("stranger()", "none of the pool's"),
+        ("stranger()", "not a process of the pool"),
     ],
 )
 def test_preloaded_application_that_names_another_process_as_its_worker_harms_no_other(

@@ -107,7 +107,7 @@ def test_a_connection_that_the_accept_helper_has_for_a_dead_supervisor_is_served
     os.kill(helper, signal.SIGSTOP)
     until(lambda: stat(helper).state == "T")
     with request_to(port) as client:
-        # It is asked to accept; its answer finds nobody.
+        # It is asked to accept; no supervisor is there to receive its answer.
         until(lambda: waits_for_others(supervisor))
         os.kill(supervisor, signal.SIGSTOP)
         until(lambda: stat(supervisor).state == "T")

@@ -46,7 +46,7 @@ def test_start_with_too_few_open_files_for_any_pool_says_how_many_it_needs(pool:
         done = limited(pool, 32, command)
         assert done.code == 7
         assert done.stderr.startswith(
-            f"error: a pool needs at least {OWN} open files, and may have 32 here\n"
+            f"error: a pool needs at least {OWN} open files, but may have only 32 here\n"
         )
         assert "ulimit -Hn" in done.stderr
     assert limited(pool, 32, "validate").code == 0
@@ -56,10 +56,10 @@ def test_start_of_more_servers_than_the_limit_allows_is_refused_with_the_number(
     pool.write_hello(*(f"s{number}" for number in range(10)))
     done = limited(pool, 120, "start")
     assert done.code == 1
-    assert f"10 servers need {need(pool)} open files, and this pool may have 120" in done.stderr
+    assert f"10 servers need {need(pool)} open files, but this pool may have only 120" in done.stderr
     assert "ulimit -Hn" in done.stderr
     assert {item["state"] for item in pool.items().values()} == {"stopped"}
-    # The keeper that had the limit has gone with it.
+    # The limit ended with the keeper that had it.
     assert pool.ok("start").stdout == "10 servers ready\n"
 
 

@@ -248,13 +248,13 @@ def test_a_certificate_that_expires_soon_is_reported_and_an_expired_one_does_not
     before = served_certificate(port), pool.items()["a"]["pids"]
     certificate(pool.directory, days=-1)
     refused = pool.run("reload")
-    assert (refused.code, "has expired on" in refused.stderr, "--force" in refused.stderr) == (5, True, True)
+    assert (refused.code, "expired on" in refused.stderr, "--force" in refused.stderr) == (5, True, True)
     refused = pool.run("restart")
-    assert (refused.code, "has expired on" in refused.stderr) == (1, True)
+    assert (refused.code, "expired on" in refused.stderr) == (1, True)
     assert (served_certificate(port), pool.items()["a"]["pids"]) == before
     # What is configured beside it is applied when it is said twice.
-    assert "has expired on" in pool.ok("reload", "--force").stderr
-    assert "a: its certificate has expired on " in pool.ok("status").stderr
+    assert "expired on" in pool.ok("reload", "--force").stderr
+    assert "a: its certificate expired on " in pool.ok("status").stderr
     certificate(pool.directory)
     assert pool.ok("restart").stderr == ""
     assert pool.ok("status").stderr == ""

@@ -1,4 +1,4 @@
-"""Supervisors die one after the other while nobody asks them anything: every server goes on, and those that crash."""
+"""Supervisors die one after the other without any client: every server keeps running, also those that crash."""
 
 from __future__ import annotations
 

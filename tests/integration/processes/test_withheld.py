@@ -155,7 +155,7 @@ def test_validate_says_which_variables_no_server_is_given(pool: RealPool) -> Non
     pools.write()
     done = pool.ok("validate")
     assert done.stdout == "5 servers, ok\n"
-    assert "note: servers are not given HOOK, PAGE_TOKEN" in done.stderr
+    assert "note: not passed to servers: HOOK, PAGE_TOKEN" in done.stderr
     assert 'env = { HOOK = "${HOOK}" }' in done.stderr
     pools.write(page=False)
     assert pool.ok("validate").stderr == ""

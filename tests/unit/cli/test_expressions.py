@@ -37,7 +37,7 @@ def test_an_expression_that_takes_too_long_is_a_usage_error(
      (r"\p{Greek}", r"\w"), ("a(", "a(\n         ^")],
 )  # fmt: skip
 @pytest.mark.parametrize("line", [["list", "--name"], ["filter", "name", "--regex"]], ids=" ".join)
-def test_what_other_languages_spell_otherwise_is_explained(
+def test_syntax_of_other_regex_dialects_is_explained(
     poolctl: Command, line: list[str], expression: str, fix: str
 ) -> None:
     said = poolctl(*line, expression)
@@ -50,7 +50,7 @@ def test_an_escaped_bracket_is_no_class(poolctl: Command) -> None:
     assert poolctl("list", "--name", r"\[:alpha:]", "--allow-empty").code == 0
 
 
-def test_many_asterisks_take_no_time(poolctl: Command, directory: Path) -> None:
+def test_many_asterisks_match_fast(poolctl: Command, directory: Path) -> None:
     (directory / "pool.toml").write_text(POOL)
     assert poolctl("list", "*a" * 12 + "*c").code == 4
     assert poolctl("list", "*a" * 12 + "*b").code == 0

@@ -33,7 +33,7 @@ LINES = [*BEGIN, *(line for lines in EXAMPLES.values() for line in lines)]
      (["-c", "help", "help"], ["-c", "help", "--help"]),
      (["list", "help"], ["list", "help"]), (["--", "help"], ["--", "help"]), ([], []), (["-c"], ["-c"])],
 )  # fmt: skip
-def test_help_is_a_word_for_the_option(words: list[str], option: list[str]) -> None:
+def test_help_command_equals_the_help_option(words: list[str], option: list[str]) -> None:
     assert as_help(words) == option
 
 

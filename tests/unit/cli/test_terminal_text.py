@@ -24,7 +24,7 @@ from poolctl.cli.terminal_text import terminal_text
         ("\x1b[32", "\\x1b[32"),
     ],
 )  # fmt: skip
-def test_colours_pass_and_nothing_else_drives_the_terminal(line: str, shown: str) -> None:
+def test_colours_pass_and_other_control_characters_are_escaped(line: str, shown: str) -> None:
     assert terminal_text(line) == shown
 
 

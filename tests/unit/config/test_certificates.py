@@ -96,7 +96,8 @@ def test_an_encrypted_key_needs_its_password_and_never_the_terminal(pair: tuple[
 
 
 @pytest.mark.parametrize(
-    ("days", "told"), [(0, ""), (20, "expires on"), (40, "has expired"), (-2, "is not valid before")]
+    ("days", "told"),
+    [(0, ""), (20, "expires on"), (40, "certificate expired on"), (-2, "is not valid before")],
 )
 def test_the_time_of_a_certificate_is_worth_a_warning(pair: tuple[str, str], days: int, told: str) -> None:
     text = warnings(TLSConfig(cert=pair[0], key=pair[1]), NOW + datetime.timedelta(days=days))
@@ -115,7 +116,7 @@ def test_validity_is_read_as_the_certificate_says_it(pair: tuple[str, str]) -> N
 
 
 @pytest.mark.parametrize(("before", "days", "told"), [("25d", 6, True), ("1h", 29, False), (0, 29.99, False)])
-def test_how_long_before_its_end_a_certificate_is_warned_of_is_configured(
+def test_time_before_expiry_at_which_a_certificate_is_a_warning_is_configurable(
     pair: tuple[str, str], before: object, days: float, told: bool
 ) -> None:
     tls = TLSConfig(cert=pair[0], key=pair[1], warn_before=before)

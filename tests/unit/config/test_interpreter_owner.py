@@ -102,7 +102,7 @@ def test_directory_that_is_put_on_the_path_counts(
     assert changed_by(str(python), env) == str(source)
 
 
-def test_sticky_directory_of_roots_on_the_way_is_no_danger(tmp_path: Path, python: Path) -> None:
+def test_sticky_directory_of_root_on_the_path_is_accepted(tmp_path: Path, python: Path) -> None:
     tmp_path.chmod(0o1777)
     assert changed_by(str(python), {}) == ""
     tmp_path.chmod(0o777)

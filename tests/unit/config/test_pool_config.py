@@ -134,12 +134,12 @@ def test_a_program_that_binds_itself_is_worth_a_warning(tmp_path: Path) -> None:
     assert "a restart cannot overlap" in str(warning)
 
 
-def test_a_gunicorn_that_is_told_to_take_the_socket_that_it_takes_anyway_is_warned_of() -> None:
+def test_gunicorn_with_bind_to_the_inherited_socket_is_a_warning() -> None:
     command = ["/opt/venv/bin/gunicorn", "--bind", "fd://{fd}", "shop:app"]
     config = PoolConfig([{"name": "a", "bind": "127.0.0.1:1", "command": command}])
     (warning,) = config.warnings
     assert (warning.message, warning.hint) == (
-        "gunicorn takes the pool's socket by itself, and cannot take it twice", "leave out its --bind",
+        "gunicorn takes the socket from LISTEN_FDS; {fd} would pass it a second time", "leave out its --bind",
     )  # fmt: skip
     assert not PoolConfig(
         [{"name": "a", "bind": "127.0.0.1:1", "command": ["gunicorn", "shop:app"]}]
@@ -153,13 +153,16 @@ def test_a_gunicorn_that_is_told_to_take_the_socket_that_it_takes_anyway_is_warn
         (["daemon", "nobody", None], []),
         (
             ["nobody", "daemon", "nobody:daemon"],
-            ["it shares the user 'nobody' with 2: each can harm the others"],
+            ["it shares the user 'nobody' with 2: they are not isolated from each other"],
         ),
-        (["nobody", "nobody", "nobody", None], ["it shares the user 'nobody' with 1 and 1 more: each can"]),
+        (
+            ["nobody", "nobody", "nobody", None],
+            ["it shares the user 'nobody' with 1 and 1 more: they are not"],
+        ),
         (["nobody", "nobody", "daemon", "daemon"], ["'nobody' with 1", "'daemon' with 3"]),
     ],
 )
-def test_servers_that_share_a_user_are_worth_a_warning_where_users_keep_others_apart(
+def test_servers_that_share_a_user_are_a_warning_when_other_servers_have_another(
     users: list[str | None], warned: list[str]
 ) -> None:
     servers = [

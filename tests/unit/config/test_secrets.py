@@ -161,4 +161,4 @@ def test_a_mask_that_was_saved_as_a_value_is_a_warning(tmp_path: Path) -> None:
         f'[[server]]\nname = "a"\nbind = "127.0.0.1:1"\napp = "a:b"\nenv = {{ TOKEN = "{MASK}", LEVEL = "info" }}\n'
     )
     (warning,) = load(tmp_path / "pool.toml", {}).warnings
-    assert "env.TOKEN: ******** stands for a secret" in str(warning)
+    assert "env.TOKEN: ******** is a secret that" in str(warning)

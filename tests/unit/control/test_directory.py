@@ -122,7 +122,7 @@ def test_a_name_of_several_running_pools_is_a_conflict_that_lists_their_files(en
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 1}'])
-def test_a_pool_that_wrote_nothing_usable_down_has_no_name(env: dict[str, str], text: str) -> None:
+def test_a_pool_without_usable_runtime_files_has_no_name(env: dict[str, str], text: str) -> None:
     (Path(listening(env, "abc")) / "info.json").write_text(text)
     assert directory.named_pool_dir(env, "shop") is None
 

@@ -62,7 +62,7 @@ def test_a_connection_takes_the_time_that_its_client_has_left_along(
 
 
 @pytest.mark.parametrize("until", ["soon", None, [], float("nan"), float("inf"), 10**400])
-def test_what_is_no_time_is_ignored(pair: Pair, until: object) -> None:
+def test_an_invalid_time_is_ignored(pair: Pair, until: object) -> None:
     client, accepted = socket.socketpair()
     with client, accepted:
         wire.send(pair[0], {"t": "conn", "until": until}, [accepted.fileno()])

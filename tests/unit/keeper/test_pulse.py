@@ -34,7 +34,7 @@ def test_it_is_asked_when_it_has_been_quiet_and_once() -> None:
     assert silent_at(pulse, 1000.0) == pytest.approx(1.0 + ASK_SECONDS + SILENT_SECONDS)
 
 
-def test_whoever_needs_an_answer_now_asks_early() -> None:
+def test_an_early_question_is_asked_at_once() -> None:
     pulse = Pulse(0.0)
     pulse.heard(1.0)
     assert pulse.should_ask(2.0, early=True)
@@ -54,7 +54,7 @@ def test_whatever_it_says_is_an_answer() -> None:
 
 
 @pytest.mark.parametrize("began", [0.0, 0.5, 3.0, 9.5])
-def test_a_pause_of_the_one_who_asks_is_held_against_nobody_whenever_it_came(began: float) -> None:
+def test_a_pause_of_the_asking_process_does_not_count_whenever_it_came(began: float) -> None:
     pulse = Pulse(0.0)
     pulse.heard(0.0)
     assert pulse.should_ask(10.0)

@@ -42,7 +42,7 @@ def test_directory_that_has_vanished_is_made_again_for_its_owner_alone(tmp_path:
     assert list((tmp_path / "gone").iterdir()) == []
 
 
-def test_sweep_removes_what_nobody_has_any_more_and_nothing_else(tmp_path: Path) -> None:
+def test_sweep_removes_only_sockets_that_no_process_has_open(tmp_path: Path) -> None:
     (tmp_path / "wanted.json").write_text("{}")
     stale, _ = rendezvous.bind(str(tmp_path), rendezvous.WORKER)
     stale.close()

@@ -160,7 +160,7 @@ def _lingering() -> tuple[socket.socket, socket.socket]:
     return client, accepted
 
 
-def test_unexpected_connection_that_is_to_linger_holds_up_nobody() -> None:
+def test_closing_an_unexpected_connection_with_linger_does_not_block() -> None:
     here, there = wire.pair()
     client, accepted = _lingering()
     with here, there, client:

@@ -35,7 +35,7 @@ def run(
     asyncio.run(watched())
 
 
-def test_the_texts_in_which_one_of_the_expressions_is_found_are_told() -> None:
+def test_texts_in_which_one_of_the_expressions_is_found_are_reported() -> None:
     async def scenario(matcher: Matcher) -> None:
         assert matcher.pid == 0, "nothing has been asked yet"
         texts = ["web-1", "WEB", "\ud800", "ü\n", ""]
@@ -54,7 +54,7 @@ def test_the_texts_in_which_one_of_the_expressions_is_found_are_told() -> None:
         ("[[:alpha:]]", "[:alpha:] is not known at position 1", "in Python [[:alpha:]] is [A-Za-z]"),
     ],
 )
-def test_an_expression_that_cannot_be_used_is_told_with_its_place_and_the_fix(
+def test_an_invalid_expression_is_reported_with_position_and_fix(
     expression: str, problem: str, hint: str
 ) -> None:
     async def scenario(matcher: Matcher) -> None:
@@ -66,7 +66,7 @@ def test_an_expression_that_cannot_be_used_is_told_with_its_place_and_the_fix(
     run(scenario)
 
 
-def test_an_expression_that_takes_too_long_is_given_up_and_the_questions_beside_it_are_answered() -> None:
+def test_a_slow_expression_is_given_up_and_other_questions_are_answered() -> None:
     async def scenario(matcher: Matcher) -> None:
         await matcher.answer(["a"], ["a"])
         first = matcher.pid
@@ -93,7 +93,7 @@ def test_a_long_text_that_keeps_signals_out_ends_the_process_and_only_that_quest
     run(scenario)
 
 
-def test_one_that_was_idle_is_not_taken_for_stuck() -> None:
+def test_an_idle_process_is_not_taken_for_a_hung_one() -> None:
     async def scenario(matcher: Matcher) -> None:
         await matcher.answer(["a"], ["a"])
         first = matcher.pid
@@ -138,13 +138,13 @@ def test_a_process_that_was_killed_is_replaced() -> None:
         await asyncio.sleep(0)
         os.kill(matcher.pid, signal.SIGKILL)
         first, second = await asyncio.gather(*asked)
-        assert "has ended" in first.problem
+        assert "has exited" in first.problem
         assert second.found == {0}
 
     run(scenario)
 
 
-def test_a_process_that_is_asked_nothing_ends_and_comes_again() -> None:
+def test_an_idle_process_ends_and_is_started_again_on_demand() -> None:
     async def scenario(matcher: Matcher) -> None:
         await matcher.answer(["a"], ["a"])
         while matcher.pid:
@@ -170,7 +170,7 @@ asyncio.run(ask())
 """
 
 
-def test_a_process_at_a_slow_expression_does_not_outlive_whoever_asked() -> None:
+def test_a_process_at_a_slow_expression_does_not_outlive_its_client() -> None:
     with subprocess.Popen([sys.executable, "-c", ASKER], stdout=subprocess.PIPE, text=True) as asker:
         assert asker.stdout is not None
         pid = int(asker.stdout.readline())

@@ -341,7 +341,7 @@ def test_while_it_becomes_ready_the_time_in_the_accept_queue_does_not_count(list
         )
         passing = asyncio.ensure_future(check.passes())
         await asyncio.sleep(0.5)
-        assert (passing.done(), check.message) == (False, "its question waits to be accepted")
+        assert (passing.done(), check.message) == (False, "its connection is waiting to be accepted")
         with listener.accept()[0] as theirs:
             theirs.send(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
             await asyncio.wait_for(passing, 5)

@@ -95,7 +95,7 @@ def test_process_that_the_zygote_cannot_have_forked_is_refused(child: int, case:
     run(scenario())
 
 
-def test_process_that_ended_before_anyone_looked_is_known_by_its_report() -> None:
+def test_process_that_exited_before_the_check_is_known_by_its_report() -> None:
     async def scenario() -> None:
         keeper = Keeper()
         pid = (1 << 22) - 1
@@ -122,7 +122,7 @@ def test_process_that_does_not_become_a_child_of_the_keeper_is_reported_once(
         while not deeds:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
-        assert deeds == [f"named pid {parent} as a new process, which is none of the pool's"]
+        assert deeds == [f"named pid {parent} as a new process, but it is not a process of the pool"]
         keeper.close()
 
     run(scenario())

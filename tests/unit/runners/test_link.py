@@ -184,7 +184,7 @@ def test_who_says_nothing_at_all_while_it_is_asked_is_as_good_as_gone() -> None:
         await slow
         asked = [asyncio.ensure_future(peer.link.call({"n": n}, patience_seconds=0.05)) for n in (2, 3)]
         for each in asked:
-            with pytest.raises(LinkLost, match=r"nothing for 0.05 s"):
+            with pytest.raises(LinkLost, match=r"not answered for 0.05 s"):
                 await each
         assert peer.ends == 1
         peer.close()
@@ -192,7 +192,7 @@ def test_who_says_nothing_at_all_while_it_is_asked_is_as_good_as_gone() -> None:
     run(scenario())
 
 
-def test_a_pause_of_this_process_is_not_held_against_the_other_end() -> None:
+def test_a_pause_of_this_process_does_not_count_as_silence_of_the_other_end() -> None:
     async def scenario() -> None:
         peer = Peer()
         asked = asyncio.ensure_future(peer.link.call({"n": 1}, patience_seconds=0.2))

@@ -30,7 +30,7 @@ def messages(opener: Opener, listeners: Iterable[socket.socket]) -> list[str]:
     return [error.message for error in found if isinstance(error, ListenError)]
 
 
-def test_all_that_fail_at_once_share_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listeners_that_fail_together_share_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[int] = []
     find = holder.Search.find
 

@@ -39,7 +39,7 @@ def say(path: str, message: bytes) -> None:
 
 
 @root_only
-def test_ready_is_believed_of_the_programs_user_and_of_root_and_of_nobody_else() -> None:
+def test_ready_is_accepted_only_from_the_programs_user_and_root() -> None:
     async def scenario() -> None:
         heard: list[int] = []
         notify = Notify.open(NOBODY)
@@ -53,7 +53,7 @@ def test_ready_is_believed_of_the_programs_user_and_of_root_and_of_nobody_else()
     asyncio.run(scenario())
 
 
-def test_of_a_program_that_sends_without_end_few_messages_are_read() -> None:
+def test_few_messages_are_read_from_a_program_that_floods() -> None:
     async def scenario() -> None:
         heard: list[int] = []
         notify = Notify.open(os.geteuid())

@@ -8,13 +8,13 @@ from poolctl.keeper import wire
 from poolctl.supervisor.observers.dashboard_process import Process
 
 
-def test_one_that_is_dead_when_it_is_adopted_is_reported_to_whoever_adopts_it() -> None:
+def test_adopting_a_dead_dashboard_reports_its_exit() -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
         theirs.close()
         ended: list[Process] = []
         adopted = Process(ours, {"pid": 1, "start": 1}, "mark", ended.append)
-        assert ended == [], "whoever adopts it does not know it yet"
+        assert ended == [], "the caller does not have it yet"
         await asyncio.wait_for(adopted.up.wait(), 5)
         assert ended == [adopted]
 

@@ -70,7 +70,7 @@ class Scene:
         self.theirs.close()
 
 
-def test_one_that_answers_is_left_alone_and_asked_seldom(process: subprocess.Popen[bytes]) -> None:
+def test_a_keeper_that_answers_is_seldom_pinged(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
         scene = Scene(process)
         asyncio.get_running_loop().add_reader(scene.theirs.fileno(), scene.answer)
@@ -85,7 +85,7 @@ def test_one_that_answers_is_left_alone_and_asked_seldom(process: subprocess.Pop
     assert stat(process.pid).state == "T"
 
 
-def test_one_that_was_stopped_is_continued_and_may_answer(process: subprocess.Popen[bytes]) -> None:
+def test_a_stopped_keeper_is_continued_and_may_answer(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
         scene = Scene(process)
         told: list[str] = []
@@ -102,7 +102,7 @@ def test_one_that_was_stopped_is_continued_and_may_answer(process: subprocess.Po
     assert process.poll() is None
 
 
-def test_one_that_stays_silent_is_killed(process: subprocess.Popen[bytes]) -> None:
+def test_a_keeper_that_stays_silent_is_killed(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
         scene = Scene(process)
         await scene.until(lambda: process.poll() is not None)
@@ -113,7 +113,7 @@ def test_one_that_stays_silent_is_killed(process: subprocess.Popen[bytes]) -> No
     assert process.returncode == -signal.SIGKILL
 
 
-def test_one_that_nothing_can_replace_is_reported_and_lives(process: subprocess.Popen[bytes]) -> None:
+def test_an_irreplaceable_keeper_is_reported_and_not_killed(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
         scene = Scene(process, "it is PID 1")
         await scene.until(lambda: len(scene.events) == 2)
@@ -134,11 +134,11 @@ def test_one_that_nothing_can_replace_is_reported_and_lives(process: subprocess.
         (1, {}, [], True, "PID 1"),
         (2, {"NOTIFY_SOCKET": "/run/systemd/notify"}, [], True, "main process of a systemd service"),
         (2, {"NOTIFY_SOCKET": "/run/systemd/notify"}, [stored.LIFELINE], True, ""),  # `poolctl run` is that
-        (2, {}, [], False, "not all that it holds"),
+        (2, {}, [], False, "does not know all of its descriptors"),
         (2, {}, [], True, ""),
     ],
 )
-def test_a_keeper_is_replaced_only_where_its_end_is_not_that_of_everything(
+def test_a_keeper_is_replaced_only_when_its_exit_does_not_end_the_pool(
     pid: int, env: dict[str, str], names: list[str], whole: bool, reason: str
 ) -> None:
     async def scenario() -> None:
@@ -155,7 +155,7 @@ def test_a_keeper_is_replaced_only_where_its_end_is_not_that_of_everything(
     asyncio.run(scenario())
 
 
-def test_a_pause_of_the_supervisor_itself_is_not_held_against_the_keeper(
+def test_a_pause_of_the_supervisor_does_not_count_as_silence_of_the_keeper(
     process: subprocess.Popen[bytes],
 ) -> None:
     async def scenario() -> None:

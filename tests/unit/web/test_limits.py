@@ -60,7 +60,7 @@ def test_a_request_that_never_arrives_as_a_whole_is_given_up(stage: Stage, sent:
         assert is_closed(sock)
 
 
-def test_one_byte_now_and_then_buys_no_time(stage: Stage) -> None:
+def test_sending_byte_by_byte_does_not_extend_the_deadline(stage: Stage) -> None:
     begun = time.monotonic()
     with connect(stage) as sock:
         for byte in b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 1000:
@@ -114,7 +114,7 @@ def test_half_a_surrogate_pair_is_a_wrong_token_like_any_other(stage: Stage) -> 
     assert client.send("POST", "/poolctl/login", {"token": TOKEN}).status == 429
 
 
-def test_a_cookie_that_was_logged_out_is_nothing_to_the_next_process_either(stage: Stage) -> None:
+def test_a_logged_out_cookie_stays_invalid_in_the_next_process(stage: Stage) -> None:
     client = Client(stage)
     client.login()
     cookie = client.headers["Cookie"]

@@ -57,7 +57,7 @@ async def dribble(client: Client, data: bytes, pause: float = SECONDS / 10) -> N
             return
 
 
-def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(engine: Engine) -> None:
+def test_a_connection_without_data_is_closed_without_an_answer(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, head_seconds=SECONDS) as (server, _, port, _running):
             client = await Client.connect(port)

@@ -60,7 +60,7 @@ def test_page_keeps_its_size_whatever_an_application_does_with_it() -> None:
         os.close(fd)
 
 
-def test_only_such_a_page_is_taken_for_one() -> None:
+def test_only_a_sealed_page_is_accepted_as_a_tally() -> None:
     unsealed = os.memfd_create("x")
     os.ftruncate(unsealed, tally.SIZE_BYTES)
     pipe = os.pipe()
