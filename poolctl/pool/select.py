@@ -111,7 +111,7 @@ def selection_needed(verb: str, count: int | None) -> SelectorError:
     servers = "the only server" if count == 1 else "all servers" if count is None else f"all {count} servers"
     return SelectorError(
         f"{verb} without a selection would change {servers} of the pool",
-        hint="name servers or select them by an option; --all (in Python all=True) means every one",
+        hint="name servers or select them by an option, or pass --all (all=True in Python) for all of them",
     )
 
 

@@ -78,8 +78,8 @@ def _status(request: Request) -> Outcome:
 def _without_supervisor(items: list[dict[str, Any]]) -> str:
     serving = sum(item.get("state") != "stopped" and bool(item.get("pids")) for item in items)
     if serving:
-        rest = servers(serving) if serving > 1 else "1 server"
-        return f"no supervisor is running, {rest} served all the same: poolctl start takes over"
+        rest = f"{servers(serving)} are" if serving > 1 else "1 server is"
+        return f"no supervisor is running, but {rest} still serving: poolctl start adopts what runs"
     return f"no supervisor is running, {servers(len(items))} stopped"
 
 

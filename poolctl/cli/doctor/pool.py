@@ -46,7 +46,7 @@ def supervisor(case: Case) -> Iterator[Finding]:
     elif case.about.get("calm"):
         from poolctl.cli.commands.status import CALM
 
-        yield problem("supervisor", CALM, "poolctl upgrade to a version that has it mended")
+        yield problem("supervisor", CALM, "poolctl upgrade to a version in which it is fixed")
     elif case.about:
         yield ok("supervisor", f"runs as pid {case.about.get('supervisor_pid')}")
     elif case.place is not None:
@@ -68,7 +68,8 @@ def servers(case: Case) -> Iterator[Finding]:
         if state in ("failed", "backoff"):
             bad += 1
             why = item.get("message") or f"restarted {item.get('restarts', 0)} times"
-            yield problem("servers", f"{name} is {state}: {why}", f"poolctl logs {name}")
+            now = "is in backoff" if state == "backoff" else "has failed"
+            yield problem("servers", f"{name} {now}: {why}", f"poolctl logs {name}")
         elif item.get("health") in ("warn", "ko"):
             bad += 1
             said = f"{name} is {state}, its health {item['health']}"

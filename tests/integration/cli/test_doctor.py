@@ -405,7 +405,7 @@ def test_servers_that_have_failed(real_pool: RealPool) -> None:
     code, found = examined(real_pool)
     assert code == 1
     said = only(found, "servers", "problem")
-    assert said["message"].startswith("bad is failed")
+    assert said["message"].startswith("bad has failed")
     assert said["mend"] == "poolctl logs bad"
 
 
