@@ -1,4 +1,4 @@
-# `make demo` shows a pool at work, `make test` runs everything; both set up what they need in .venv.
+# `make demo` shows a pool at work, `make test` runs the tests; both set up what they need in .venv.
 
 VENV ?= .venv
 # Processes that run the tests: they wait as much as they work. Every test has ports and a runtime directory of its own.
@@ -12,12 +12,13 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test unit quick lint types floors completions bench chaos venv dev clean
+.PHONY: help demo test heavy unit quick lint types floors completions bench chaos venv dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
-	@echo "make test          all tests with coverage"
+	@echo "make test          the tests, with coverage"
+	@echo "make heavy         chaos, long pauses and every benchmark once: about three minutes"
 	@echo "make unit          the unit tests only"
 	@echo "make lint          ruff: rules and format"
 	@echo "make types         mypy --strict"
@@ -45,11 +46,14 @@ test: dev
 	@failed=; \
 	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "not (slow or contract or unmeasured)" $(ARGS) \
 		|| failed="$$failed, tests with coverage"; \
-	$(BIN)/python $(PYTEST) -m "slow or contract or unmeasured" $(ARGS) \
+	$(BIN)/python $(PYTEST) -m "(slow or contract or unmeasured) and not heavy" $(ARGS) \
 		|| failed="$$failed, tests without coverage"; \
 	$(BIN)/python .ci/drop-cut-off .coverage.d; \
 	{ $(BIN)/coverage combine --quiet && $(BIN)/coverage report; } || failed="$$failed, coverage"; \
 	if [ -z "$$failed" ]; then echo "make test: all passed"; else echo "make test: FAILED: $${failed#, }"; exit 1; fi
+
+heavy: dev
+	@$(BIN)/python $(PYTEST) -m heavy $(ARGS)
 
 unit: dev
 	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)

@@ -30,13 +30,13 @@ def stage() -> Iterator[Stage]:
         made.close()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(240)
 def test_some_chaos_loses_nothing_and_leaves_nothing() -> None:
     assert run(SEED, 20) > 3
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(120)
 def test_restarts_in_a_row_lose_nothing_and_nothing_grows() -> None:
     assert endless.run(200).complete > 0

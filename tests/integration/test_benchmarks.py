@@ -25,6 +25,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(120)
 def test_one_command_measures_everything(copy: Path) -> None:
     done = subprocess.run(

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     [
         ("nothing", "make test: all passed"),
         ("not (slow", "make test: FAILED: tests with coverage"),
-        ("-m slow or", "make test: FAILED: tests without coverage"),
+        ("-m (slow or", "make test: FAILED: tests without coverage"),
         ("report", "make test: FAILED: coverage"),
         ("m", "make test: FAILED: tests with coverage, tests without coverage, coverage"),
     ],

@@ -63,7 +63,7 @@ def test_a_supervisor_that_is_killed_while_it_fills_another_keeper_loses_nothing
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [5, 8])
+@pytest.mark.parametrize("number", [2, 5])
 def test_supervisors_that_are_killed_one_after_the_other_lose_no_server(tmp_path: Path, number: int) -> None:
     runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
     faults = Faults(tmp_path, runtime)

@@ -71,6 +71,7 @@ def test_a_keeper_that_cannot_be_continued_is_replaced_and_every_server_serves(
     until(lambda: pool.items()["web"]["pids"] not in ([], before["web"]["pids"]))
 
 
+@pytest.mark.heavy
 def test_a_pause_of_all_processes_replaces_none(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.ok("start")
