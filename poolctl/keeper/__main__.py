@@ -10,8 +10,8 @@ names of systemd's sockets, which follow it; `begun`, the pids (0: it could not 
 that were started before this program was loaded, the supervisor's and others' by the name under which they are kept;
 `without`, the variables that were left out of the others' environment; `open_files`, the limits before they were
 raised for all of them. Or PLAN has `supervisor` and `donor`, the descriptor of a link to a supervisor whose keeper is
-gone, and which gives the new one everything. In the second form the client is the program that made the other end of
-LINK_FD, and everything ends with it.
+gone, and which gives the new one everything, and `donor_process`, the pid and start time of that supervisor. In the
+second form the client is the program that made the other end of LINK_FD, and everything ends with it.
 """
 
 from __future__ import annotations

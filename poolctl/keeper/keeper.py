@@ -14,6 +14,7 @@ from . import stored, wire
 from .beginning import take_in
 from .channel import Channel
 from .charge import Charge
+from .donor import Donor
 from .ending import LAST_WORDS_SECONDS, Ending, kill_children
 from .pulse import Pulse
 from .reap import Reaper
@@ -45,14 +46,14 @@ class Keeper:
         self._lifeline = -1
         self._open_files = open_files
         self._client: Channel | None = None
-        self._donor: Channel | None = None
+        self._donor: Donor | None = None
         self._ending = Ending(self.store, self.reaper, directory)
         self._renewal: Renewal | None = None
 
     def begin(self, plan: dict[str, Any]) -> None:
         """Take what this process was started with into the store."""
         if "donor" in plan:
-            self._begin_after(wire.over(plan["donor"]))
+            self._begin_after(Donor(wire.over(plan["donor"]), plan.get("donor_process"), time.monotonic()))
             return
         begun = take_in(plan, self.store)
         self._take_lifeline()
@@ -66,10 +67,9 @@ class Keeper:
         self._open_files = restore(file, self.store, self.reaper)
         self._take_lifeline()
 
-    def _begin_after(self, sock: socket.socket) -> None:
+    def _begin_after(self, donor: Donor) -> None:
         """Take everything from a supervisor whose keeper is gone. Only one keeper does so at a time."""
         self._charge.due = None
-        donor = Channel(sock)
         try:
             # Held for as long as we live: two supervisors may have lost the same keeper.
             lock = os.open(f"{self._directory}/keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -80,6 +80,7 @@ class Keeper:
             return
         self._donor = donor
         donor.tell(self._hello())
+        donor.look(time.monotonic(), early=True)
 
     def attach(self, sock: socket.socket) -> None:
         """Take a new client, and tell it what the one before has not heard."""
@@ -107,6 +108,8 @@ class Keeper:
             self._poll()
             if self._charge.pid:
                 self._feel_pulse(time.monotonic())
+            if self._donor is not None:
+                self._donor.look(time.monotonic())
             if self._ending.check(time.monotonic(), self._charge.pid):
                 break
         self._ending.finish()
@@ -154,6 +157,7 @@ class Keeper:
 
     def _timeout_milliseconds(self) -> int | None:
         due = [self._charge.due, self._ending.due, self._pulse.due if self._charge.pid else None]
+        due.append(self._donor.due if self._donor is not None else None)
         moments = [moment for moment in due if moment is not None]
         return max(0, int((min(moments) - time.monotonic()) * 1000) + 1) if moments else None
 
@@ -216,7 +220,7 @@ class Keeper:
             self._hung_up(channel)
             return
         message, fds = received
-        self._pulse.heard(time.monotonic())
+        (channel if isinstance(channel, Donor) else self._pulse).heard(time.monotonic())
         self._take_note(message)
         reply, found = answer(message, fds, self.store, self.reaper)
         if message.get("id") is not None:

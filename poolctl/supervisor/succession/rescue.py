@@ -66,7 +66,7 @@ def _pauses() -> Iterator[float]:
 def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, dict[str, Any]]]:
     """A link to a new keeper, which has said that it is there, and the identity of its process."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    plan = json.dumps({"supervisor": supervisor, "donor": 3})
+    plan = json.dumps({"supervisor": supervisor, "donor": 3, "donor_process": identity(os.getpid())})
     argv = bootstrap.command(sys.executable, "keeper", directory, plan, isolated=True)
     ours, theirs = wire.pair()
     with ours:
@@ -129,3 +129,5 @@ def _await(link: socket.socket, event: str, keeper: dict[str, Any] | None = None
             return message
         if message.get("event") == "refused":
             raise _Refused
+        if message.get("event") == "ping" and keeper is not None:
+            _send(link, keeper, {"op": "pong"})

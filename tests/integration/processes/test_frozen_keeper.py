@@ -99,3 +99,22 @@ def test_a_pause_of_all_processes_replaces_none(pool: RealPool, until: Any) -> N
     ]
     assert pool.processes().keys() == processes.keys()
     assert "silent" not in pool.ok("events", "--kind", "pool").stdout
+
+
+def test_a_supervisor_that_is_stopped_while_it_fills_a_new_keeper_is_continued(
+    pool: RealPool, until: Any
+) -> None:
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    info = pool.info()
+    os.kill(info["keeper_pid"], signal.SIGKILL)
+    # The program of the new keeper takes longer to load than this.
+    until(lambda: any('"donor"' in line for line in pool.processes().values()))
+    os.kill(info["supervisor_pid"], signal.SIGSTOP)
+    until(lambda: stat(info["supervisor_pid"]).state == "T")
+    until(lambda: not is_alive(info["supervisor_pid"]), timeout_seconds=SILENT_SECONDS)
+    assert pool.items()["web"]["pids"] == before
+    assert get(port).status == 200
+    pool.ok("stop")
+    assert pool.processes() == {}

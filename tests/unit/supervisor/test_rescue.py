@@ -42,6 +42,11 @@ def test_a_new_keeper_that_is_stopped_while_it_is_filled_is_continued(
         while (received := wire.receive(theirs, wait=True)) is not None:
             if received[0]["op"] == "whole":
                 break
+        # And as it does while its own supervisor starts.
+        wire.send(theirs, {"event": "ping"})
+        answered = wire.receive(theirs, wait=True)
+        assert answered is not None
+        assert answered[0]["op"] == "pong"
         wire.send(theirs, {"event": "adopted"})
         rescuer.join(10)
         assert not rescuer.is_alive()
