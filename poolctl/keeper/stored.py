@@ -19,6 +19,7 @@ LISTENER, ADOPTION, OUTPUT = "listener:", "adoption:", "output:"
 WORKER, TALLY, VISITOR = "worker:", "tally:", "visitor:"
 # What a supervisor leaves to its successor, and what it serves itself.
 CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
+CERTIFICATES = "certificates"
 METRICS, DASHBOARD, DASHBOARD_LINK = "metrics", "dashboard", "dashboard link"
 
 # Not an entry, but told beside them at the start: the supervisor is the client itself.

@@ -145,6 +145,9 @@ class InlineRunner:
             worker.drain()
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
 
+    def forget_certificate(self, name: str) -> None:
+        """Nothing: workers here read the files themselves."""
+
     def idle_after(self, placement: Placement, seconds: float) -> None:
         """Nothing: there is no process to be saved."""
 

@@ -80,6 +80,7 @@ class LocalRunner:
         )
         # See Runner.
         self.check, self.reopen_logs = self.forker.check, self.output.reopen
+        self.forget_certificate = self.forker.certificates.forget
         self.tallies = Tallies(keeper)
         self._partings = Partings(keeper, self.adoptions)
         self._workers: dict[str, LocalWorker] = {}
@@ -194,6 +195,7 @@ class LocalRunner:
         `placed` are the configurations, by worker id, of those that have another one than their server has now.
         Listeners and pipes of other servers are dropped. Call it before anything else, and once.
         """
+        await self.forker.certificates.recall(servers)
         return await take_over(self, servers, placed, self._follow)
 
     async def begun(self, placement: Placement) -> None:
@@ -229,7 +231,8 @@ class LocalRunner:
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         """See Runner."""
         if placement.id in self._workers:
-            orders.renew_tls(self._workers[placement.id], server)
+            given = self.forker.certificates.renewed(server)
+            orders.renew_tls(self._workers[placement.id], server, given.contents)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner. Of a command nobody knows whether it still accepts."""

@@ -93,6 +93,11 @@ class ProcessRunner:
         """See Runner."""
         await (await self._runner()).renew_tls(placement, server)
 
+    def forget_certificate(self, name: str) -> None:
+        """See Runner."""
+        if started := self._running():
+            started.forget_certificate(name)
+
     def idle_after(self, placement: Placement, seconds: float) -> None:
         """See Runner."""
         if started := self._running():

@@ -45,6 +45,7 @@ class Placement:
     index: int
     where: str
     pid: int | None = None
+    certificate_ends: float | None = None  # of the one that it was given, in seconds since the epoch
 
     def __repr__(self) -> str:
         return f"<Placement {self.id} in {self.where}>"
@@ -173,6 +174,14 @@ class Runner(Protocol):
         """Let handshakes from now on use the server's certificates as they are now; the connections go on.
 
         Raises ServerError for a file that cannot be read.
+        """
+        ...
+
+    def forget_certificate(self, name: str) -> None:
+        """Let the next workers of the server of that name get what its files hold.
+
+        Until then they get the certificate that the server had before, if the one in the file has expired and that
+        one has not.
         """
         ...
 

@@ -36,7 +36,7 @@ WITHIN = {
     },
     "runners": {
         "aside": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "descriptor": 0, "link": 1, "spec": 1,
-        "keeping": 2, "placed": 2, "spawning": 3, "sleeping": 3,
+        "certificates": 2, "keeping": 2, "placed": 2, "spawning": 3, "sleeping": 3,
     },
     "worker": {
         "likeness": 0, "load": 0, "orphan": 0, "tally": 0, "heartbeat": 1, "control": 2,

@@ -13,7 +13,7 @@ from poolctl.platform import sealed_file
 
 from ..link import Link, LinkLost
 from ..protocol import Exit
-from ..spec import tls_contents, tls_settings
+from ..spec import tls_settings
 from .workers import LocalWorker
 
 _TRIES = 20
@@ -63,12 +63,12 @@ def idle_after(worker: LocalWorker, seconds: float) -> None:
         worker.control.send({"order": "idle", "seconds": seconds})
 
 
-def renew_tls(worker: LocalWorker, server: ServerConfig) -> None:
-    """Give the worker the server's certificates as they are now. Raises ServerError for a file that cannot be read."""
+def renew_tls(worker: LocalWorker, server: ServerConfig, contents: list[bytes]) -> None:
+    """Give the worker the certificate, the key and the clients' authorities that were read for its server."""
     if worker.control is None:
         return
     with contextlib.ExitStack() as ours:
-        fds = [sealed_file("poolctl", content) for content in tls_contents(server)]
+        fds = [sealed_file("poolctl", content) for content in contents]
         for fd in fds:
             ours.callback(os.close, fd)
         worker.renewing = True

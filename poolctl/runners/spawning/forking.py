@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import os
 import socket
@@ -17,6 +18,7 @@ from poolctl.errors import ServerError
 from poolctl.keeper import rendezvous, stored, wire
 from poolctl.platform import sealed_file
 
+from ..certificates import Certificates
 from ..descriptor import HasDescriptor
 from ..keeping.output import Output
 from ..link import Link
@@ -56,6 +58,7 @@ class Forker:
         self._output = output
         self._adoptions = adoptions
         self.open_files = open_files
+        self.certificates = Certificates(keeper)
         self.room = Room()
         # What workers see instead of the pool's own environment, by server name (`restart --env`).
         self.environments: dict[str, Mapping[str, str]] = {}
@@ -132,7 +135,8 @@ class Forker:
         forked_from: Source,
     ) -> LocalWorker:
         app_zygote = await self._app_zygote(server)
-        contents = tls_contents(server)
+        given = self.certificates.for_worker(server)
+        contents = given.contents
         spec = worker_spec(
             server,
             interpreter=forked_from.interpreter,
@@ -174,6 +178,7 @@ class Forker:
             pid, start = process
             self._output.follow(output, pid, start if server.command else None)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
+            placement = dataclasses.replace(placement, certificate_ends=given.ends)
             worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
             worker.start, worker.place = start, place
             worker.preloaded = isinstance(app_zygote, AppZygote)

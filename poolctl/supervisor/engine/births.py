@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from poolctl.clock import Clock
@@ -22,7 +22,8 @@ from .reconcile import LEAVING, Phase
 class Births:
     """Shows in the entry how far its workers are; `touch` is told, and `deaths` of each end.
 
-    `leave` sees a worker off that was told to leave before there was a process to be told so.
+    `leave` sees a worker off that was told to leave before there was a process to be told so. `report_expired` gets a
+    worker that starts while the certificate in its file has expired, and when that was.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Births:
         probing: Probing,
         touch: Callable[[Entry], None],
         leave: Callable[[Entry, Worker], None],
+        report_expired: Callable[[Entry, Worker, float], None],
     ) -> None:
         self._runner = runner
         self._clock = clock
@@ -42,6 +44,7 @@ class Births:
         self._probing = probing
         self._touch = touch
         self._leave = leave
+        self._report_expired = report_expired
 
     async def live(self, entry: Entry, worker: Worker) -> None:
         """Place the worker and accompany it to its end."""
@@ -60,6 +63,7 @@ class Births:
         """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
         worker.placed_at = self._clock.time()
         worker.certificate_ends = certificate_ends(worker.config)
+        before = entry.files
         if worker.generation == entry.generation:
             entry.files = digests(worker.config)
         try:
@@ -75,10 +79,24 @@ class Births:
             self._deaths.ended(entry, worker, Exit(message=message))
             return None
         worker.placement = placement
+        self._check_certificate(entry, worker, before)
         if worker.phase is Phase.PLACING:
             worker.phase = Phase.STARTING
             self._touch(entry)
         return await self._see_ready(entry, worker)
+
+    def _check_certificate(self, entry: Entry, worker: Worker, before: Mapping[str, str]) -> None:
+        """Report a file whose certificate has expired; `before` are the digests of what was in use."""
+        assert worker.placement is not None
+        expired, used = worker.certificate_ends, worker.placement.certificate_ends
+        if expired is None or expired > self._clock.time():
+            return
+        if used is not None and used > expired:
+            worker.certificate_ends, worker.passed_over = used, expired
+            # For the next reload the file still differs from what is in use.
+            if worker.generation == entry.generation and "tls" in before:
+                entry.files = {**entry.files, "tls": before["tls"]}
+        self._report_expired(entry, worker, expired)
 
     async def _see_ready(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit]:
         assert worker.placement is not None

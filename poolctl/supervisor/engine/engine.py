@@ -13,6 +13,7 @@ from poolctl.runners.protocol import Runner
 
 from .addresses import Addresses, abandoned, same_listener
 from .agenda import Agenda
+from .certificates import report_expired
 from .entry import Entry, Worker
 from .execute import Executor
 from .inheritance import Inheritance
@@ -56,6 +57,7 @@ class Engine:
             self.roster.configure,
             lambda: random.uniform(-1, 1),
             self.probing,
+            lambda *expired: report_expired(self.events, *expired),
         )
         self.inheritance = Inheritance(self.roster, self._addresses, self._executor, self.touch)
 

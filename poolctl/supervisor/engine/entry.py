@@ -36,6 +36,7 @@ class Worker:
     health: Status = Status.UNKNOWN  # what its probes say
     left: bool = False  # it accepts nothing any more
     certificate_ends: float | None = None  # of the one that it has read, in seconds since the epoch
+    passed_over: float | None = None  # when the file's certificate expired that it did not get
     idle: bool = False  # ready, and without traffic for its server's scale.idle
     stuck: bool = False  # its event loop has left a heartbeat unanswered
     relieved: bool = False  # stopped because it ails: another takes its place

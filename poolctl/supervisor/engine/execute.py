@@ -56,6 +56,7 @@ class Executor:
         configure: Callable[[Entry, ServerConfig], None],
         jitter: Callable[[], float],
         probing: Probing,
+        report_expired: Callable[[Entry, Worker, float], None],
     ) -> None:
         self._runner = runner
         self._touch = touch
@@ -64,7 +65,9 @@ class Executor:
         self._waking = Waking(runner, touch)
         self._preloading = Preloading(runner)
         self._retiring = Retiring(runner, self._deaths, touch)
-        self._births = Births(runner, clock, self._deaths, self._preloading, probing, touch, self._leave)
+        self._births = Births(
+            runner, clock, self._deaths, self._preloading, probing, touch, self._leave, report_expired
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     def perform(self, entry: Entry, action: Action) -> None:
@@ -156,6 +159,7 @@ class Executor:
         for worker in list(entry.workers.values()):
             if worker.placement is not None and worker.phase not in LEAVING:
                 await self._runner.renew_tls(worker.placement, entry.config)
+                worker.certificate_ends, worker.passed_over = ends, None
         entry.certificate_ends = ends
 
     def _sleep(self, entry: Entry) -> None:

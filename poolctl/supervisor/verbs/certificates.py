@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 
 from poolctl.config.model import ServerConfig
 from poolctl.errors import PoolRestartError, ServerError
 
+from ..engine.certificates import day, passed_over
 from ..engine.contents import certificate_ends
 from ..engine.entry import Entry
 
@@ -25,8 +25,8 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
     if ends is None or ends > now or not config.tls or config.tls is True:
         return None
     message = (
-        f"{os.path.basename(config.tls.cert)}: the certificate expired on {_day(ends)}, "
-        f"and the one in use is valid until {_day(entry.certificate_ends)}"
+        f"{os.path.basename(config.tls.cert)}: the certificate expired on {day(ends)}, "
+        f"and the one in use is valid until {day(entry.certificate_ends)}"
     )
     hint = "renew it; use --force to accept it"
     kind = PoolRestartError
@@ -38,14 +38,15 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
 def expiring(entry: Entry, now: float) -> str:
     """The warning about the certificate in use; "" for one that is valid for longer than `tls.warn_before`."""
     ends, tls = entry.certificate_ends, entry.config.tls
-    if not entry.workers or ends is None or not tls or tls is True or now + tls.warn_before <= ends:
+    if not entry.workers or ends is None or not tls or tls is True:
+        return ""
+    expired_since = next((each.passed_over for each in entry.workers.values() if each.passed_over), None)
+    if expired_since is not None and now < ends:
+        return f"{entry.name}: {passed_over(entry, expired_since)}"
+    if now + tls.warn_before <= ends:
         return ""
     if ends <= now:
-        return f"{entry.name}: its certificate expired on {_day(ends)}; renew it, then poolctl reload"
+        return f"{entry.name}: its certificate expired on {day(ends)}; renew it, then poolctl reload"
     days = int((ends - now) // _DAY_SECONDS)
     left = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
-    return f"{entry.name}: its certificate expires on {_day(ends)} ({left}); renew it, then poolctl reload"
-
-
-def _day(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
+    return f"{entry.name}: its certificate expires on {day(ends)} ({left}); renew it, then poolctl reload"

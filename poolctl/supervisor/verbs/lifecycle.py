@@ -74,6 +74,8 @@ class Lifecycle:
         if environment:
             self._engine.roster.configured += 1  # a successor has to know of it
         for entry in runnable:
+            if options.get("force"):
+                self._engine.runner.forget_certificate(entry.name)
             if environment:
                 self._configuration.environments[entry.name] = environment
             self._engine.restart(entry)

@@ -63,6 +63,9 @@ class Reload:
                 return result(self._items(), exit_code=code, warnings=settled.warnings, changes=lines)
             ensure_room_for_all(self._engine, settled.servers)
             applied = _Application(self._engine, changes, settled.servers)
+            if options.get("force"):
+                for name in {change.name for change in changes}:
+                    self._engine.runner.forget_certificate(name)
             applied.begin()
             self._record(lines)
             known = withheld.present()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import json
 import os
 import re
 import signal
@@ -258,6 +259,46 @@ def test_a_certificate_that_expires_soon_is_reported_and_an_expired_one_does_not
     certificate(pool.directory)
     assert pool.ok("restart").stderr == ""
     assert pool.ok("status").stderr == ""
+
+
+def test_new_workers_get_the_certificate_in_use_while_the_one_in_the_file_has_expired(
+    pool: RealPool, until: Callable[..., Any]
+) -> None:
+    port = claim_port()
+    certificate(pool.directory)
+    write(pool, ("a", port, "a"))
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text() + '[server.tls]\ncert = "localhost.pem"\nkey = "localhost.key"\n')
+    pool.ok("start")
+    before = served_certificate(port)
+    certificate(pool.directory, days=-1)
+
+    def replaced_after_a_crash() -> None:
+        (pid,) = pool.items()["a"]["pids"]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: (item := pool.items()["a"])["pids"] != [pid] and item["state"] == "running")
+
+    replaced_after_a_crash()
+    assert served_certificate(port) == before
+
+    def reported() -> list[Any]:
+        events = pool.ok("events", "-o", "json", "--kind", "config").stdout.splitlines()
+        return [each for each in map(json.loads, events) if each["event"] == "expired certificate not used"]
+
+    (event,) = until(reported)
+    assert (event["server"], event["severity"]) == ("a", "warning")
+    assert "localhost.pem: the certificate expired on " in event["message"]
+    assert "the one before stays in use" in pool.ok("status").stderr
+    # A successor of the supervisor has it too.
+    supervisor = pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: pool.info()["supervisor_pid"] != supervisor and pool.run("list").code == 0)
+    replaced_after_a_crash()
+    assert served_certificate(port) == before
+    assert (pool.run("restart").code, pool.run("reload").code) == (1, 5)
+    assert served_certificate(port) == before
+    pool.ok("restart", "--force")
+    assert served_certificate(port) != before
 
 
 def test_a_restart_with_a_key_that_does_not_fit_keeps_the_old_process_and_says_so(pool: RealPool) -> None:

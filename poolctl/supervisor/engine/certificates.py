@@ -1,0 +1,51 @@
+"""What is said of a worker that starts while the certificate in its server's file has expired."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from poolctl.monitor.events import Events
+
+from .entry import Entry, Worker
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+def passed_over(entry: Entry, expired: float) -> str:
+    """That the server goes on with the certificate that it had."""
+    return (
+        f"{_file(entry)}: the certificate expired on {day(expired)}; the one before stays in use: renew the file, "
+        "then poolctl reload (--force uses the expired one)"
+    )
+
+
+def report_expired(events: Events, entry: Entry, worker: Worker, expired: float) -> None:
+    """Record, and log, what the worker does about the expired certificate of its server's file."""
+    if worker.passed_over is not None:
+        event, message = "expired certificate not used", passed_over(entry, expired)
+    else:
+        event = "expired certificate in use"
+        message = (
+            f"{_file(entry)}: the certificate expired on {day(expired)}; renew the file, then poolctl reload"
+        )
+    logger.warning("%s: %s", entry.name, message)
+    events.record(
+        "config",
+        event,
+        server=entry.name,
+        message=message,
+        bind=entry.config.key,
+        worker=worker.id,
+        severity="warning",
+    )
+
+
+def day(seconds: float) -> str:
+    """The date of a time, in UTC."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
+
+
+def _file(entry: Entry) -> str:
+    tls = entry.config.tls
+    return tls.cert if tls and tls is not True else ""
