@@ -153,6 +153,7 @@ def test_a_second_signal_kills_what_is_left_also_without_a_reader(
     assert "killing what is left" in running.errors.read_text()
 
 
+@pytest.mark.slow
 def test_a_reader_that_takes_nothing_does_not_keep_run_from_ending(real_pool: RealPool) -> None:
     running = Running(real_pool)
     log = next(real_pool.runtime.glob("*/state/logs/web.log"))

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from poolctl.config.open_files import OWN, RESERVE, needed
 from poolctl.config.pool_config import PoolConfig
 from tests.http_get import get
@@ -93,6 +95,7 @@ def test_pool_with_no_more_open_files_than_it_needs_does_everything(pool: RealPo
     assert not is_alive(supervisor)
 
 
+@pytest.mark.slow  # its clients alone need more descriptors than an ordinary user's 256
 def test_half_requests_to_sleeping_servers_take_no_descriptors_from_others(pool: RealPool) -> None:
     pool.write_hello("web", "one", "two")
     path = pool.directory / "pool.toml"
