@@ -74,13 +74,7 @@ def open_to_read(path: str) -> int:
     try:
         return _open(path, flags, 0, any_owner=True)
     except Refused as refused:
-        if refused.owner < 0:
-            raise
-        fd = os.open(path, flags)
-        if os.fstat(fd).st_uid == refused.owner:
-            return fd
-        os.close(fd)
-        raise
+        return _open_of_link_owner(path, flags, refused)
 
 
 def open_directory(path: str) -> int:
@@ -94,13 +88,18 @@ def open_directory(path: str) -> int:
     try:
         return _walk(f"{path}/.d", make=False, follow_last=False)[0]
     except Refused as refused:
-        if refused.owner < 0:
-            raise
-        fd = os.open(path, anywhere)
-        if os.fstat(fd).st_uid == refused.owner:
-            return fd
-        os.close(fd)
-        raise
+        return _open_of_link_owner(path, anywhere, refused)
+
+
+def _open_of_link_owner(path: str, flags: int, refused: Refused) -> int:
+    """Open it if the owner of the refused link also owns what it leads to. Raises OSError, Refused."""
+    if refused.owner < 0:
+        raise refused
+    fd = os.open(path, flags)
+    if os.fstat(fd).st_uid == refused.owner:
+        return fd
+    os.close(fd)
+    raise refused
 
 
 def _walk(path: str, *, make: bool, follow_last: bool) -> tuple[int, str]:
