@@ -12,7 +12,7 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test heavy unit quick lint types floors completions bench chaos venv dev clean
+.PHONY: help demo test heavy unit quick lint types floors house completions bench chaos venv dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make lint          ruff: rules and format"
 	@echo "make types         mypy --strict"
 	@echo "make floors        imports point down only"
+	@echo "make house         figures of the package's structure, with their definitions"
 	@echo "make completions   writes completions/ anew"
 	@echo "make bench         benchmarks, as a table"
 	@echo "make chaos         kills, restarts and full disks under load: ARGS='--seed N --minutes 10'"
@@ -72,6 +73,9 @@ types: dev
 
 floors: dev
 	@$(BIN)/python -m pytest -q tests/unit/test_floors.py
+
+house:
+	@python3 .ci/house
 
 completions: venv
 	@mkdir -p completions
