@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.cli.place import Place, others_named_alike
+from poolctl.cli.pool_ref import Place, others_named_alike
 from poolctl.cli.progress import Progress
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.ending import await_end
@@ -120,7 +120,7 @@ def _with_last_words(ended: SupervisorEnded, place: Place) -> ControlError:
 
 def _without_servers(place: Place) -> Outcome:
     """The outcome of files that hold no server; the supervisor that found nothing to do is ended."""
-    from poolctl.cli.local import no_server
+    from poolctl.cli.offline import no_server
 
     _end_idle(place)
     return Outcome(errors=[no_server(place)], exit_code=INVALID_CONFIGURATION)

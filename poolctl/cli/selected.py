@@ -8,7 +8,7 @@ from poolctl.control.client import NoSupervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.cli.place import Place
+    from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
 
 
@@ -19,7 +19,7 @@ def selected(request: Request, place: Place, verb: str = "list") -> Outcome:
     except NoSupervisor:
         if not place.files:
             raise
-        from poolctl.cli.local import select_from_files
+        from poolctl.cli.offline import select_from_files
 
         return Outcome(select_from_files(request, place))
     if outcome.exit_code:

@@ -10,16 +10,16 @@ import threading
 from time import time
 from typing import TYPE_CHECKING
 
-from poolctl.cli.counting import servers
-from poolctl.cli.foreground import Foreground
-from poolctl.cli.objects import Objects
+from poolctl.cli.json_lines import Objects
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.cli.output import LogPrinter
-from poolctl.cli.place import Place, others_named_alike
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import Place, others_named_alike
 from poolctl.cli.progress import Progress
 from poolctl.cli.render import explain
 from poolctl.cli.request import Request, one_of
-from poolctl.cli.stop_signals import Terminated
+from poolctl.cli.run.log_printer import LogPrinter
+from poolctl.cli.run.stop_signals import Terminated
+from poolctl.cli.run.user_command import Foreground
 from poolctl.cli.threads import start_unsignalled
 from poolctl.control import systemd
 from poolctl.control.client import Client
@@ -29,7 +29,7 @@ from poolctl.exit_codes import DONE, FAILED, INVALID_CONFIGURATION
 from poolctl.logs.line import Line, stamp
 
 if TYPE_CHECKING:
-    from poolctl.cli.watching import Watcher
+    from poolctl.cli.watch import Watcher
 
 # What is left of the time for the whole stop when what has not stopped is killed.
 _KILLING_SECONDS = 1.0
@@ -74,7 +74,7 @@ class Session:
             self.outcome.warnings.append(warning)
         if not self.outcome.exit_code:
             if not self.outcome.items and not self.request.get("allow_empty"):
-                from poolctl.cli.local import no_server
+                from poolctl.cli.offline import no_server
 
                 self.outcome = Outcome(errors=[no_server(self.place)], exit_code=INVALID_CONFIGURATION)
             return not self.outcome.exit_code
@@ -84,7 +84,7 @@ class Session:
     def watch(self) -> None:
         """Apply what changes from now on, if that is wanted; returns at once."""
         if self.request.get("watch"):
-            from poolctl.cli.watching import Watcher
+            from poolctl.cli.watch import Watcher
 
             watcher = Watcher(self.request, self.place, self._changed)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from poolctl.cli.counting import servers as counted
 from poolctl.cli.outcome import Failure, Item, Outcome
+from poolctl.cli.plural import servers as counted
 from poolctl.control.messages import item
 from poolctl.errors import PoolError
 from poolctl.runners.survivors import Survivor, are_there, find
@@ -15,7 +15,7 @@ from poolctl.supervisor.leftovers import forget_wanted, remove_leftovers
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from poolctl.cli.place import Place
+    from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
     from poolctl.config.model import ServerConfig
 
@@ -64,7 +64,7 @@ _AT_REST = {"state": "stopped", "ready": False, "health": "unknown", "pids": [],
 
 
 def _names(request: Request, place: Place) -> set[str]:
-    from poolctl.cli.local import select_from_files
+    from poolctl.cli.offline import select_from_files
 
     return {str(each["name"]) for each in select_from_files(request, place)}
 
@@ -99,7 +99,7 @@ def _running(server: ServerConfig, its: list[Survivor]) -> Item:
 
 
 def _items_before(request: Request, place: Place, found: list[Survivor], *, everything: bool) -> list[Item]:
-    from poolctl.cli.local import select_from_files
+    from poolctl.cli.offline import select_from_files
 
     try:
         return select_from_files(request, place)

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from poolctl.cli.top.quantity import seconds
+from poolctl.cli.top.figures import seconds
 from poolctl.cli.top.view import _ALWAYS, _HINTS
 from tests.real_pool import RealPool
 

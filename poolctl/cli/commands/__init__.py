@@ -9,22 +9,17 @@ if TYPE_CHECKING:
     from poolctl.cli.outcome import Outcome
     from poolctl.cli.request import Request
 
-# `list`, `filter` and the others are named as people type them; modules that Python has names for are not.
+# Of commands that stand in one file with others.
 _MODULES = {
-    "list": "listing",
-    "filter": "filtering",
-    "start": "lifecycle",
-    "stop": "lifecycle",
-    "restart": "lifecycle",
-    "scale": "changing",
-    "drain": "changing",
-    "undrain": "changing",
-    "enable": "changing",
-    "disable": "changing",
-    "remove": "changing",
-    "add": "adding",
-    "routes": "gateway",
-    "hosts": "gateway",
+    "stop": "commands.start",
+    "restart": "commands.start",
+    "scale": "live_change",
+    "drain": "live_change",
+    "undrain": "live_change",
+    "enable": "live_change",
+    "disable": "live_change",
+    "remove": "live_change",
+    "hosts": "commands.routes",
 }
 
 
@@ -33,7 +28,7 @@ def perform(request: Request) -> Outcome:
     from importlib import import_module
 
     output = request.output  # a form that does not exist is said before anything is done
-    module = import_module(f"poolctl.cli.commands.{_MODULES.get(request.verb, request.verb)}")
+    module = import_module("poolctl.cli." + _MODULES.get(request.verb, f"commands.{request.verb}"))
     interrupts.begin()
     outcome: Outcome = module.perform(request)
     outcome.form = output or outcome.form

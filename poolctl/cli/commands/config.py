@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from poolctl.cli.local import choose, described, load, servers_of
+from poolctl.cli.offline import choose, described, load, servers_of
 from poolctl.cli.outcome import Item, Outcome
-from poolctl.cli.place import Place, find_place
+from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.config.interpolate import escaped

@@ -8,21 +8,22 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from poolctl.cli.doctor.case import Case
+from poolctl.cli.doctor.context import Case
 from poolctl.cli.doctor.finding import OK, PROBLEM, WARNING, Finding, problem, warning
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.config.find import ConfigNotFound
 from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED
 
 if TYPE_CHECKING:
-    from poolctl.cli.place import Place
+    from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
 
 SUBJECTS = (
-    "pool", "versions", "limits", "memory", "network", "places", "stale", "clocks", "kernel", "session",
+    "check_pool", "check_versions", "check_resources", "memory", "check_network", "check_paths", "check_leftovers",
+    "clocks", "check_system", "session",
 )  # fmt: skip
 _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 

@@ -7,16 +7,16 @@ import pwd
 import sys
 from typing import TYPE_CHECKING
 
-from poolctl.cli.local import load
+from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.place import find_place
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.request import one_of
 from poolctl.exit_codes import CONFLICT, FAILED
 
 if TYPE_CHECKING:
-    from poolctl.cli.exports.systemd import Pool
-    from poolctl.cli.place import Place
+    from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
+    from poolctl.cli.systemd_units import Pool
 
 SYSTEMS = ("systemd",)
 
@@ -24,7 +24,7 @@ SYSTEMS = ("systemd",)
 def perform(request: Request) -> Outcome:
     """The files for that system, printed, or written into a directory."""
     one_of("export", str(request.get("system")), SYSTEMS)
-    from poolctl.cli.exports import systemd
+    from poolctl.cli import systemd_units as systemd
 
     pool = _pool(request, find_place(request))
     of_user = bool(request.get("for_user"))
@@ -41,7 +41,7 @@ def perform(request: Request) -> Outcome:
 
 
 def _pool(request: Request, place: Place) -> Pool:
-    from poolctl.cli.exports.systemd import Pool
+    from poolctl.cli.systemd_units import Pool
     from poolctl.supervisor.naming import default_name
 
     config = load(place)
@@ -75,7 +75,7 @@ def _shown(texts: dict[str, str]) -> str:
 
 
 def _written(directory: str, texts: dict[str, str], *, of_user: bool) -> Outcome:
-    from poolctl.cli.exports.systemd import MADE_BY
+    from poolctl.cli.systemd_units import MADE_BY
 
     paths = {os.path.normpath(os.path.join(directory, name)): text for name, text in texts.items()}
     try:

@@ -8,15 +8,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from poolctl.cli.log_lines import Prefixes
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
-from poolctl.cli.place import Place, find_place
-from poolctl.cli.prefix import Prefixes
+from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured
 from poolctl.cli.request import Request
-from poolctl.cli.span import lines_of, since_of
 from poolctl.cli.stdout import stdout_fd
 from poolctl.cli.terminal_text import terminal_text
+from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control import directory
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import INTERRUPTED
@@ -86,7 +86,7 @@ def _described(request: Request, place: Place) -> list[Item]:
     except NoSupervisor:
         if not place.files:
             raise
-        from poolctl.cli.local import described_from_files
+        from poolctl.cli.offline import described_from_files
 
         return described_from_files(request, place)
     if outcome.exit_code:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
-from poolctl.cli.place import Place, find_place
+from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.control.client import NoSupervisor
@@ -31,7 +31,7 @@ def perform(request: Request) -> Outcome:
 def _alone(place: Place, names: list[str]) -> Outcome:
     import asyncio
 
-    from poolctl.cli.local import load
+    from poolctl.cli.offline import load
     from poolctl.monitor.notify.notifier import tested
 
     config = load(place, allow_empty=True)

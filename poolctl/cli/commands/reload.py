@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from poolctl.cli.counting import servers
 from poolctl.cli.outcome import Outcome, UsageError
-from poolctl.cli.place import find_place
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured, from_here, paint, printable, show
 from poolctl.control.client import Client
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from poolctl.cli.place import Place
+    from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
 
 # Sign, colour and the word of the summary, by the kind of a change; first what happens to processes.
@@ -59,7 +59,7 @@ def _other_files(request: Request, place: Place) -> list[str]:
 
 def _watch(request: Request, place: Place) -> Outcome:
     """Reload now, and whenever something changes, until Ctrl-C or the end of the pool."""
-    from poolctl.cli.watching import Watcher
+    from poolctl.cli.watch import Watcher
 
     def tell(verb: str, outcome: Outcome) -> None:
         outcome.form, outcome.quiet = request.output, request.quiet

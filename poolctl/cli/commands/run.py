@@ -7,14 +7,14 @@ import signal
 import sys
 from contextlib import redirect_stderr
 
-from poolctl.cli import pid_one
-from poolctl.cli.foreground import program
 from poolctl.cli.outcome import Failure, Outcome, outcome_of
-from poolctl.cli.place import find_place
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.request import Request
+from poolctl.cli.run import pid_one
+from poolctl.cli.run.stop_signals import StopSignals, Terminated, deferred_signals
+from poolctl.cli.run.user_command import program
 from poolctl.cli.session import Session
 from poolctl.cli.stdout import TolerantStream
-from poolctl.cli.stop_signals import StopSignals, Terminated, deferred_signals
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, INTERRUPTED
@@ -26,7 +26,7 @@ _TERMINATED = 128 + signal.SIGTERM
 def perform(request: Request) -> Outcome:
     """Run the pool until it is told to end; the exit code is the contract's for the way it ended."""
     if request.get("debug"):
-        from poolctl.cli.commands.debugging import perform as become
+        from poolctl.cli.run.debug_server import perform as become
 
         become(request)
     from poolctl.supervisor.launch import launch

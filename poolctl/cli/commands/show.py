@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.cli.outcome import Failure, Item, Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
 from poolctl.cli.request import Request
@@ -27,7 +27,7 @@ def perform(request: Request) -> Outcome:
     except NoSupervisor:
         if not place.files:
             raise
-        from poolctl.cli.local import described_from_files
+        from poolctl.cli.offline import described_from_files
 
         outcome = Outcome(described_from_files(request, place))
     if not request.get("reveal"):

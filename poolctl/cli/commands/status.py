@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from poolctl.cli.counting import servers
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import duration
 from poolctl.control.client import NoSupervisor
@@ -44,7 +44,7 @@ def _status(request: Request) -> Outcome:
     try:
         outcome = ask(request, place)
     except NoSupervisor:
-        from poolctl.cli.local import select_from_files
+        from poolctl.cli.offline import select_from_files
 
         items = select_from_files(request, place)
         return Outcome(

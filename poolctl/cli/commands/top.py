@@ -9,7 +9,7 @@ from time import sleep
 from typing import Any
 
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.place import Place, find_place
+from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.request import Request, one_of
 from poolctl.control.client import Client
 from poolctl.exit_codes import INTERRUPTED
@@ -23,7 +23,7 @@ def perform(request: Request) -> Outcome:
     if request.output not in ("", "json"):
         raise UsageError(f"top has no form {request.output!r}", hint="poolctl list prints tables")
     frames, interval = _frames(request), _interval(request)
-    from poolctl.cli.top.asking import Source
+    from poolctl.cli.top.background import Source
     from poolctl.cli.top.board import Board
     from poolctl.cli.top.rows import SORTS
 
@@ -46,9 +46,9 @@ def perform(request: Request) -> Outcome:
 
 
 def _live(board: Any, source: Any, place: Place, pool: str, interval: float, frames: int | None) -> Outcome:
-    from poolctl.cli.top.screen import Screen
-    from poolctl.cli.top.session import Session
+    from poolctl.cli.top.live_view import Session
     from poolctl.cli.top.signals import Ended, Signals
+    from poolctl.cli.top.terminal import Screen
     from poolctl.clock import SystemClock
 
     def log_path(name: str) -> str:

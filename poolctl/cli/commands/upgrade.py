@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from poolctl import __version__
-from poolctl.cli.counting import servers
 from poolctl.cli.outcome import Item, Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.control.client import Client

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from poolctl.cli.counting import servers
-from poolctl.cli.local import no_server, servers_of
+from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import find_place
 from poolctl.control.messages import item
 from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 

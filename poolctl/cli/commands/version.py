@@ -7,7 +7,7 @@ import sys
 
 from poolctl import __version__
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.request import Request
 from poolctl.errors import ControlError
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from time import monotonic, sleep
 
-from poolctl.cli.counting import servers
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.control.client import NoSupervisor, SupervisorEnded
@@ -14,7 +14,7 @@ from poolctl.exit_codes import TIMED_OUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.cli.place import Place
+    from poolctl.cli.pool_ref import Place
 
 # A stat of one path twenty times a second: 0.1 % of a core, and a supervisor is noticed at once.
 LOOK_SECONDS = 0.05
@@ -46,7 +46,7 @@ def perform(request: Request) -> Outcome:
 
 
 def _from_files(request: Request, place: Place) -> list[dict[str, object]]:
-    from poolctl.cli.local import select_from_files
+    from poolctl.cli.offline import select_from_files
 
     return select_from_files(request, place) if place.files else []
 

@@ -10,11 +10,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError, error
-from poolctl.cli.place import Place, find_place
+from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.render import coloured, field_text, paint, printable
 from poolctl.cli.request import Request
 from poolctl.cli.selected import selected
-from poolctl.cli.visit import arguments, environment
+from poolctl.cli.walk_env import arguments, environment
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 
 LINE = ("name", "bind", "state")

@@ -10,7 +10,7 @@ def script(shell: str) -> str:
     """The script of one of SHELLS."""
     from importlib import import_module
 
-    from poolctl.cli.completions.grammar import commands
+    from poolctl.cli.completions.command_words import commands
 
     module = import_module(f"poolctl.cli.completions.{shell}")
     return str(module.script(commands()))

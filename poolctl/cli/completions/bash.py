@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.completions.grammar import DIRECTORIES, FILES, Command, Option, case_script
+from poolctl.cli.completions.command_words import DIRECTORIES, FILES, Command, Option, case_script
 
 _HEAD = """\
 # Completion of poolctl for bash. Made by: poolctl completion bash

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.completions.grammar import DIRECTORIES, FILES, Command, Option
+from poolctl.cli.completions.command_words import DIRECTORIES, FILES, Command, Option
 
 _HEAD = """\
 # Completion of poolctl for fish. Made by: poolctl completion fish

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from poolctl.platform import process_start
 
-from .case import Case, read
+from .context import Case, read
 from .finding import Finding, ok, problem, warning
 
 _ISSUED = 1_735_689_600  # 2025: no clock that is right says less

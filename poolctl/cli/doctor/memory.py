@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .case import Case, number, read
+from .check_resources import control_groups
+from .context import Case, number, read
 from .finding import Finding, ok, problem, warning
-from .limits import control_groups
 
 # A forked worker with a small application; nobody knows what a real one takes.
 _WORKER_BYTES = 8 << 20

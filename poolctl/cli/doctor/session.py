@@ -8,7 +8,7 @@ import pwd
 import re
 from collections.abc import Iterator
 
-from .case import Case, read
+from .context import Case, read
 from .finding import Finding, ok, warning
 
 _FILES = (

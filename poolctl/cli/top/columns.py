@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from poolctl.cli.render import duration, printable
 
-from . import quantity
+from . import figures
 from .rows import Row
 from .sparkline import sparkline
 
@@ -121,15 +121,15 @@ COLUMNS = (
     Column("HEALTH", "health", 6, 1, _health, right=False, measured=False),
     Column("ADDRESS", "file", 21, 9, _bind, right=False, measured=False),
     Column("WORK", "", 4, 8, _workers, measured=False),
-    Column("REQ/S", "requests", 6, 1, _figure("requests_per_second", quantity.count)),
+    Column("REQ/S", "requests", 6, 1, _figure("requests_per_second", figures.count)),
     Column("", "", 8, 2, _chart("requests_per_second", "green"), right=False, chart=True),
-    Column("P99", "latency", 6, 1, _figure("latency_p99_seconds", quantity.seconds)),
+    Column("P99", "latency", 6, 1, _figure("latency_p99_seconds", figures.seconds)),
     Column("", "", 8, 6, _chart("latency_p99_seconds", "yellow"), right=False, chart=True),
-    Column("MEM", "memory", 5, 1, _usage("memory_bytes", quantity.size)),
+    Column("MEM", "memory", 5, 1, _usage("memory_bytes", figures.size)),
     Column("", "", 8, 7, _chart("memory_bytes", "blue", from_zero=False), right=False, chart=True),
-    Column("CPU", "cpu", 5, 4, _usage("cpu_percent", quantity.percent)),
-    Column("BUSY", "", 4, 10, _figure("in_flight", quantity.count)),
-    Column("CONN", "", 5, 11, _figure("connections", quantity.count)),
+    Column("CPU", "cpu", 5, 4, _usage("cpu_percent", figures.percent)),
+    Column("BUSY", "", 4, 10, _figure("in_flight", figures.count)),
+    Column("CONN", "", 5, 11, _figure("connections", figures.count)),
     Column("UP", "uptime", 6, 3, _uptime, measured=False),
     Column("RST", "restarts", 3, 5, _restarts, measured=False),
 )

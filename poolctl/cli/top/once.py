@@ -11,8 +11,8 @@ from rich.console import Console
 from poolctl.cli.render import coloured
 
 from .board import Board
-from .head import head_lines
 from .table import table_lines
+from .totals import head_lines
 
 _WIDTH = 120
 

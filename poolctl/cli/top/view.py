@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from .board import Board
-from .head import head_lines
 from .help import help_lines
-from .logpane import LogPane
+from .log_pane import LogPane
 from .table import table_lines
+from .totals import head_lines
 
 Hints = Sequence[tuple[str, str]]
 

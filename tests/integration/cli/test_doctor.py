@@ -426,13 +426,13 @@ def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
     real_pool: RealPool, monkeypatch: Any
 ) -> None:
     from poolctl.cli.commands import doctor
-    from poolctl.cli.doctor import stale
+    from poolctl.cli.doctor import check_leftovers
     from poolctl.cli.request import Request
 
     def explodes(case: object) -> list[Any]:
         raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(stale, "CHECKS", (explodes,))
+    monkeypatch.setattr(check_leftovers, "CHECKS", (explodes,))
     monkeypatch.chdir(real_pool.directory)
     found = doctor.perform(Request("doctor", {"output": "json"})).items
     assert [each["status"] for each in found if each["check"] == "explodes"] == ["warning"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.cli.doctor import memory, places
-from poolctl.cli.doctor.case import Case
+from poolctl.cli.doctor import check_paths, memory
+from poolctl.cli.doctor.context import Case
 from poolctl.cli.doctor.finding import OK, WARNING
 
 MOUNTS = """
@@ -29,8 +29,8 @@ CASE = Case(None, {})
 def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
     path: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "read", lambda path: MOUNTS.strip())
-    assert places._network(path) == kind
+    monkeypatch.setattr(check_paths, "read", lambda path: MOUNTS.strip())
+    assert check_paths._network(path) == kind
 
 
 @pytest.mark.parametrize(("free", "status"), [(90, WARNING), (200, OK)])

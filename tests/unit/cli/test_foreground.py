@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.foreground import Foreground, program
 from poolctl.cli.outcome import Failure
+from poolctl.cli.run.user_command import Foreground, program
 from tests.deadline import wait_until
 
 RUN = (
-    "import os, sys; from poolctl.cli.foreground import Foreground, program;"
+    "import os, sys; from poolctl.cli.run.user_command import Foreground, program;"
     "sys.exit(Foreground(program(sys.argv[1:], os.environ), sys.argv[1:], os.environ).run(stdout={}))"
 )
 

@@ -21,7 +21,7 @@ def break_listing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None
     def fail(request: object) -> None:
         raise error
 
-    monkeypatch.setattr("poolctl.cli.commands.listing.perform", fail)
+    monkeypatch.setattr("poolctl.cli.commands.list.perform", fail)
 
 
 def test_what_nobody_foresaw_is_one_line_that_names_where_to_report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl import ServerConfig
-from poolctl.cli.exports.systemd import stop_seconds
+from poolctl.cli.systemd_units import stop_seconds
 
 
 def server(name: str, port: int, drain: float, stop: float, *needs: str) -> ServerConfig:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.cli.top import quantity
+from poolctl.cli.top import figures
 from poolctl.cli.top.sparkline import BARS, sparkline
 
 
@@ -16,7 +16,7 @@ from poolctl.cli.top.sparkline import BARS, sparkline
      (1_200_000, "1.2M"), (0.25, "0.25"), (31.0, "31")],
 )  # fmt: skip
 def test_counts(number: float | None, text: str) -> None:
-    assert quantity.count(number) == text
+    assert figures.count(number) == text
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_counts(number: float | None, text: str) -> None:
     ],
 )
 def test_times(number: float | None, text: str) -> None:
-    assert quantity.seconds(number) == text
+    assert figures.seconds(number) == text
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_times(number: float | None, text: str) -> None:
     [(None, "-"), (0, "0K"), (640 * 1024, "640K"), (23.4 * 2**20, "23.4M"), (2**30, "1G")],
 )
 def test_sizes(number: float | None, text: str) -> None:
-    assert quantity.size(number) == text
+    assert figures.size(number) == text
 
 
 def test_shares() -> None:
-    assert [quantity.percent(number) for number in (None, 0, 0.42, 12.3, 143)] == [
+    assert [figures.percent(number) for number in (None, 0, 0.42, 12.3, 143)] == [
         "-",
         "0%",
         "0.4%",
@@ -55,11 +55,11 @@ def test_shares() -> None:
 
 @given(st.floats(0, 9e8))
 def test_every_number_fits_its_column(number: float) -> None:
-    for form in (quantity.count, quantity.percent, quantity.size):
-        if form is not quantity.percent or number < 9999:
+    for form in (figures.count, figures.percent, figures.size):
+        if form is not figures.percent or number < 9999:
             assert len(form(number)) <= 5
     if number < 9999:
-        assert len(quantity.seconds(number)) <= 6
+        assert len(figures.seconds(number)) <= 6
 
 
 def test_the_newest_value_is_at_the_right_and_the_unknown_is_empty() -> None:

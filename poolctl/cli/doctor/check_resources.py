@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from poolctl.config.open_files import RAISE, needed
 
-from .case import Case, number, read
+from .context import Case, number, read
 from .finding import Finding, ok, problem, warning
 
 _FEW_FOR_A_WORKER = 256

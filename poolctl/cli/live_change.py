@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from poolctl.cli.counting import servers
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
-from poolctl.cli.place import find_place
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request, saves
 from poolctl.cli.selected import selected
@@ -18,8 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from poolctl.cli.place import Place
-    from poolctl.cli.saving import Files
+    from poolctl.cli.pool_ref import Place
+    from poolctl.cli.write_back import Files
 
 # These are states of what runs; no file has a key for them.
 UNWRITTEN = ("drain", "undrain")
@@ -70,7 +70,7 @@ def _live(request: Request, place: Place, more: dict[str, Any]) -> Outcome:
 
 def _saved(request: Request, place: Place, more: dict[str, Any]) -> Outcome:
     request.selector(), request.options()  # a wrong one is said before anything is read
-    from poolctl.cli.saving import Files
+    from poolctl.cli.write_back import Files
 
     files = Files(place, request)
     items, running = _chosen(files, request, place)
@@ -86,7 +86,7 @@ def _saved(request: Request, place: Place, more: dict[str, Any]) -> Outcome:
 
 def _chosen(files: Files, request: Request, place: Place) -> tuple[list[Item], bool]:
     """The selected servers, and whether the change is one of what runs. Failure for a bad selection."""
-    from poolctl.cli.local import select_from_files
+    from poolctl.cli.offline import select_from_files
 
     if not files.supervised:
         if request.verb not in OF_FILES:

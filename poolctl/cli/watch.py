@@ -9,10 +9,10 @@ from collections.abc import Callable
 from time import monotonic
 
 from poolctl.cli.outcome import Failure, Outcome, outcome_of
-from poolctl.cli.place import Place
+from poolctl.cli.pool_ref import Place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
-from poolctl.cli.sources import Sources
+from poolctl.cli.watch_set import Sources
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from poolctl.control import directory
 from poolctl.runners.survivors import are_there
 
-from .case import Case
+from .context import Case
 from .finding import Finding, ok, problem, warning
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from poolctl.cli.app import WITH_COMMAND
 from poolctl.cli.app.options import CHOICES
-from poolctl.cli.commands.filtering import FIELDS as FILTER_FIELDS
+from poolctl.cli.commands.filter import FIELDS as FILTER_FIELDS
 from poolctl.cli.request import FIELDS
 from poolctl.cli.tabulate import commands as typer_commands
 

@@ -14,7 +14,7 @@ from poolctl.control.messages import item
 from poolctl.pool.select import select
 
 if TYPE_CHECKING:
-    from poolctl.cli.place import Place
+    from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
     from poolctl.config.model import ServerConfig
     from poolctl.config.pool_config import PoolConfig

@@ -13,13 +13,13 @@ from poolctl.control.client import NoSupervisor
 from poolctl.errors import ControlError
 
 from .actions import Action, action_of
-from .asking import Asking, Result, Source
+from .background import Asking, Result, Source
 from .board import Board
 from .keys import Keys
-from .logpane import LogPane
+from .log_pane import LogPane
 from .rows import SORTS
-from .screen import Screen
 from .signals import Signals
+from .terminal import Screen
 from .view import Notice, help_frame, log_frame, servers_frame
 
 _ESCAPE_SECONDS = 0.05

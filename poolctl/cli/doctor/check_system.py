@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from poolctl.platform import LINUX, copy_descriptor, proc_problem
 
-from .case import Case
+from .context import Case
 from .finding import Finding, ok, problem, warning
 
 _PR_GET_CHILD_SUBREAPER = 37

@@ -10,7 +10,7 @@ from poolctl.control import directory
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
 
-from .case import Case, read
+from .context import Case, read
 from .finding import Finding, ok, problem, warning
 
 _ON_THE_NETWORK = frozenset(

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from poolctl.cli.render import duration
 
-from . import quantity
+from . import figures
 from .board import Board
 from .columns import STATES
 from .rows import Row
@@ -60,20 +60,20 @@ def _figures(rows: Sequence[Row], width: int) -> Text:
     chart = 24 if width >= 140 else 12 if wide else 8
     line = Text(" ", no_wrap=True, end="")
     rates = _summed(row.history.get("requests_per_second") or () for row in rows)
-    _figure(line, "req/s", quantity.count(_total(rows, "requests_per_second")))
+    _figure(line, "req/s", figures.count(_total(rows, "requests_per_second")))
     line.append(" " + sparkline(rates, chart), "green")
     slowest = max((row.number("latency_p99_seconds") or 0.0 for row in rows), default=0.0) or None
-    _figure(line, "p99", quantity.seconds(slowest))
+    _figure(line, "p99", figures.seconds(slowest))
     memory = _summed(row.history.get("memory_bytes") or () for row in rows)
-    _figure(line, "mem", quantity.size(_total(rows, "memory_bytes")))
+    _figure(line, "mem", figures.size(_total(rows, "memory_bytes")))
     if wide:
         line.append(" " + sparkline(memory, chart, from_zero=False), "blue")
-    _figure(line, "cpu", quantity.percent(_total(rows, "cpu_percent")))
-    _figure(line, "busy", quantity.count(_total(rows, "in_flight")))
+    _figure(line, "cpu", figures.percent(_total(rows, "cpu_percent")))
+    _figure(line, "busy", figures.count(_total(rows, "in_flight")))
     if wide:
-        _figure(line, "conn", quantity.count(_total(rows, "connections")))
+        _figure(line, "conn", figures.count(_total(rows, "connections")))
     errors = _total(rows, "errors_total")
-    _figure(line, "errors", quantity.count(errors), "bold red" if errors else "bold")
+    _figure(line, "errors", figures.count(errors), "bold red" if errors else "bold")
     return line
 
 

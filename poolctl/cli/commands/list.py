@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.selected import selected
 
 TYPE_CHECKING = False

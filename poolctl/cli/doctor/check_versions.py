@@ -14,7 +14,7 @@ from poolctl.config.interpreter import interpreter
 from poolctl.config.interpreter_owner import start_options
 from poolctl.config.model import ServerConfig
 
-from .case import Case
+from .context import Case
 from .finding import Finding, ok, problem, warning
 
 _OLDEST = (3, 11)

@@ -10,9 +10,9 @@ from datetime import date, datetime, time
 from typing import Any
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.cli import saving
+from poolctl.cli import write_back
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.place import Place, find_place
+from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request, saves
 from poolctl.config.conflicts import conflicts
@@ -39,7 +39,7 @@ def perform(request: Request) -> Outcome:
     if not save:
         return _together([_added(request, place, table, base_dir) for table in tables])
     request.options()  # a wrong one is said before anything is read
-    files = saving.Files(place, request)
+    files = write_back.Files(place, request)
     home = files.draft.home_of_new().base_dir
     tables = [relocated(table, base_dir if request.get("file") else home, home) for table in tables]
     _refuse_taken(files, tables, home)
@@ -51,7 +51,7 @@ def perform(request: Request) -> Outcome:
     return files.finish(lambda: _in_files(files, tables))
 
 
-def _refuse_taken(files: saving.Files, tables: list[Table], base_dir: str) -> None:
+def _refuse_taken(files: write_back.Files, tables: list[Table], base_dir: str) -> None:
     """Failure (8) for a name or an address that another server has."""
     servers = [(server.name, server.address) for server in files.now]
     new = [(str(table.get("name", "")), _address(table, base_dir)) for table in tables]
@@ -60,7 +60,7 @@ def _refuse_taken(files: saving.Files, tables: list[Table], base_dir: str) -> No
         raise Failure(Outcome.failed(CONFLICT, taken[0].message, taken[0].hint))
 
 
-def _refuse_invalid(files: saving.Files, table: Table, base_dir: str) -> None:
+def _refuse_invalid(files: write_back.Files, table: Table, base_dir: str) -> None:
     """PoolValidateError with what is wrong with the server itself, in the words that it would have unwritten."""
     first = files.draft.documents[0].base_dir if files.draft.documents else base_dir
     Surroundings(files.now.defaults, first, files.now.settings.handlers).server(table, base_dir, os.environ)
@@ -73,7 +73,7 @@ def _address(table: Table, base_dir: str) -> Address | None:
         return None
 
 
-def _in_files(files: saving.Files, tables: list[Table]) -> Outcome:
+def _in_files(files: write_back.Files, tables: list[Table]) -> Outcome:
     """What adding to the files alone comes to."""
     from poolctl.control.messages import item
 

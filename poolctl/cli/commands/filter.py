@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from poolctl.cli.outcome import Item, Outcome, UsageError
-from poolctl.cli.place import find_place
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.request import Request, one_of
 from poolctl.cli.selected import selected
 from poolctl.cli.time_limit import expressions_limited

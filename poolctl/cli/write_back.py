@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from poolctl.cli.outcome import Failure, Outcome, error
-from poolctl.cli.place import Place
+from poolctl.cli.pool_ref import Place
 from poolctl.cli.render import from_here
 from poolctl.cli.request import Request
 from poolctl.config.edit import Draft
@@ -47,7 +47,7 @@ class Files:
         self.now = self._loaded()
 
     def _loaded(self) -> PoolConfig:
-        from poolctl.cli.local import load
+        from poolctl.cli.offline import load
 
         return load(Place(self.draft.files, self.place.directory), allow_empty=True)
 
@@ -85,7 +85,7 @@ class Files:
         """What the files will say. Failure with 5 for an invalid result, with 7 for files that we may not write."""
         config = self.draft.check()
         if not len(config) and not self.request.get("allow_empty"):
-            from poolctl.cli.local import no_server
+            from poolctl.cli.offline import no_server
 
             raise Failure(Outcome(errors=[no_server(self.place)], exit_code=INVALID_CONFIGURATION))
         for path in self.draft.texts():

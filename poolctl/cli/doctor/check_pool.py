@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from .case import Case
+from .context import Case
 from .finding import Finding, ok, problem, warning
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 
-from poolctl.cli.foreground import FROM_KERNEL, PASSED_ON
+from poolctl.cli.run.user_command import FROM_KERNEL, PASSED_ON
 
 # Docker kills what has not ended after ten.
 STOP_SECONDS = 8.0

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from poolctl import bootstrap
-from poolctl.cli.local import choose, load, servers_of
+from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.place import Place, find_place
+from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.request import Request
 from poolctl.config.interpreter import interpreter
 from poolctl.config.interpreter_owner import enter_as

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from poolctl.listeners.failure import explained
 from poolctl.listeners.open import BACKLOG, ListenError, close_listener, open_listener
 
-from .case import Case, read
+from .context import Case, read
 from .finding import Finding, ok, problem, warning
 
 _NET = "/proc/sys/net"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from poolctl.cli.place import Place
+    from poolctl.cli.pool_ref import Place
 
 ANSWER_SECONDS = 1.0
 # Words that would have to be quoted are left to the fingers.
@@ -50,7 +50,7 @@ def _request(words: list[str]) -> Request:
 
 
 def _words(kind: str, request: Request) -> Iterable[str]:
-    from poolctl.cli.place import find_place
+    from poolctl.cli.pool_ref import find_place
 
     servers = _servers(find_place(request, missing_ok=True))
     if kind == "tags":

@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from poolctl.cli.unit_file import command, render, text, unit_name, word
 from poolctl.config.interpolate import variables
 from poolctl.config.model import ServerConfig
 from poolctl.config.stopping import longest_stop_seconds
 from poolctl.control.directory import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
-
-from .unit_file import command, render, text, unit_name, word
 
 MADE_BY = "Made by `poolctl export systemd`."
 # What is to be done beside the servers' own stopping, generously.

@@ -12,7 +12,7 @@ from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
 
 if TYPE_CHECKING:
-    from poolctl.cli.place import Place
+    from poolctl.cli.pool_ref import Place
     from poolctl.config.model import ServerConfig
     from poolctl.config.pool_config import PoolConfig
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 
-from poolctl.cli.counting import servers
 from poolctl.cli.outcome import Failure, Item, Outcome
-from poolctl.cli.place import find_place
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask, ask_or_launch
 from poolctl.control.client import NoSupervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.cli.place import Place
+    from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
 
 # What is as it should be without being ready.
@@ -72,7 +72,7 @@ def _at_rest(request: Request, place: Place) -> list[Item]:
     everything = request.selector().selects_all
     if everything and not request.output:
         return []  # nobody sees them, so that nothing has to be read
-    from poolctl.cli.local import select_from_files
+    from poolctl.cli.offline import select_from_files
     from poolctl.errors import PoolError
 
     try:

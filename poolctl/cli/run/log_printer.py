@@ -6,10 +6,10 @@ import sys
 import threading
 from time import time
 
-from poolctl.cli.objects import Objects
-from poolctl.cli.place import Place
-from poolctl.cli.prefix import Prefixes
-from poolctl.cli.stop_signals import StopSignals
+from poolctl.cli.json_lines import Objects
+from poolctl.cli.log_lines import Prefixes
+from poolctl.cli.pool_ref import Place
+from poolctl.cli.run.stop_signals import StopSignals
 from poolctl.cli.threads import start_unsignalled
 from poolctl.control.client import Client
 from poolctl.errors import ControlError

@@ -1,1 +1,0 @@
-"""The pool as other systems want to have it written."""

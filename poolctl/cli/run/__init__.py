@@ -1,0 +1,1 @@
+"""`poolctl run`: the command around it, its output, its signals."""
