@@ -17,9 +17,7 @@ if sys.argv[0].rpartition("/")[2] == "poolctl" or (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.config.model import ServerConfig
-    from poolctl.config.pool_config import PoolConfig
-    from poolctl.config.sections import TLSConfig
+    from poolctl.config import PoolConfig, ServerConfig, TLSConfig
     from poolctl.control.connect import connect
     from poolctl.errors import (
         ControlError,
@@ -70,11 +68,11 @@ _HOMES = {
     **dict.fromkeys(["Field", "State", "Status"], "states"),
     "Monitor": "pool.monitor",
     "Pool": "pool.pool",
-    "PoolConfig": "config.pool_config",
+    "PoolConfig": "config",
     "PoolContext": "pool.context",
     "Server": "pool.server",
-    "ServerConfig": "config.model",
-    "TLSConfig": "config.sections",
+    "ServerConfig": "config",
+    "TLSConfig": "config",
     "connect": "control.connect",
 }
 

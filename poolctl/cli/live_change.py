@@ -8,7 +8,7 @@ from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request, saves
 from poolctl.cli.selected import selected
-from poolctl.config.limits import MOST_WORKERS
+from poolctl.config import MOST_WORKERS
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import NOTHING_MATCHED

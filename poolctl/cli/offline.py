@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from poolctl import exit_codes
 from poolctl.cli.outcome import Failure, Item, Outcome, error
 from poolctl.cli.time_limit import expressions_limited
-from poolctl.config.secrets import masked, values_of
+from poolctl.config import masked, values_of
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.pool.select import select
@@ -16,14 +16,13 @@ from poolctl.pool.select import select
 if TYPE_CHECKING:
     from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
-    from poolctl.config.model import ServerConfig
-    from poolctl.config.pool_config import PoolConfig
+    from poolctl.config import PoolConfig, ServerConfig
     from poolctl.listeners.ports import PortLedger
 
 
 def load(place: Place, *, allow_empty: bool = False) -> PoolConfig:
     """The pool's configuration. Failure (5) with every problem, also when it holds no server."""
-    from poolctl.config.load import load as load_files
+    from poolctl.config import load as load_files
 
     config = load_files(place.files, os.environ)
     if config.problems:

@@ -57,13 +57,13 @@ def find_place(request: Request, env: Mapping[str, str] = os.environ, *, missing
                 "--pool and -c exclude each other", hint="--pool names a running pool, -c a file"
             )
         return _named(name, env)
-    from poolctl.config.find import ConfigNotFound, candidates, find_config
+    from poolctl.config import ConfigNotFound, candidate_files, find_config
 
     cwd = _working_directory()
     try:
         files = find_config(paths, env, cwd)
     except ConfigNotFound:
-        for place in (_at(file, env) for file in candidates(cwd)):
+        for place in (_at(file, env) for file in candidate_files(cwd)):
             if _runs(place):
                 if not missing_ok:
                     _warn_of_missing(place.files, request)
@@ -107,7 +107,7 @@ def _runs(place: Place) -> bool:
 
 def _missing(files: list[str]) -> Outcome:
     """The outcome of files that were named and do not exist."""
-    from poolctl.config.source import missing_file
+    from poolctl.config import missing_file
 
     return Outcome(errors=[missing_file(file).to_dict() for file in files], exit_code=INVALID_CONFIGURATION)
 

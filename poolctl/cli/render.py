@@ -53,7 +53,7 @@ def paint(text: str, colour: str) -> str:
 def show(outcome: Outcome) -> int:
     """Print the outcome in its form ("" is a line for people); return its exit code."""
     if any("@" in str(item.get("expose")) for item in outcome.items):
-        from poolctl.config.secrets import masked_text
+        from poolctl.config import masked_text
 
         outcome.items = [{**item, "expose": masked_text(str(item.get("expose")))} for item in outcome.items]
     if outcome.streamed:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
-    from poolctl.config.model import ServerConfig
+    from poolctl.config import ServerConfig
 
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0

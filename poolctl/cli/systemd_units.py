@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from poolctl.cli.unit_file import command, render, text, unit_name, word
-from poolctl.config.interpolate import variables
-from poolctl.config.model import ServerConfig
-from poolctl.config.stopping import longest_stop_seconds
+from poolctl.config import ServerConfig, longest_stop_seconds, referenced_variables
 from poolctl.control.directory import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 
@@ -58,7 +56,7 @@ def missing_variables(pool: Pool) -> list[str]:
     for file in pool.files:
         if os.path.isfile(file):
             with open(file, encoding="utf-8", errors="replace") as source:
-                found.update(dict.fromkeys(variables(source.read())))
+                found.update(dict.fromkeys(referenced_variables(source.read())))
     return [name for name in found if name not in _HANDED_ON]
 
 

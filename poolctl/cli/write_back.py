@@ -9,9 +9,7 @@ from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import Place
 from poolctl.cli.render import from_here
 from poolctl.cli.request import Request
-from poolctl.config.edit import Draft
-from poolctl.config.pool_config import PoolConfig
-from poolctl.config.replace import FileChanged
+from poolctl.config import Draft, FileChanged, PoolConfig
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import PoolValidateError
 from poolctl.exit_codes import (

@@ -6,19 +6,19 @@ import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from poolctl.config.conflicts import conflicts, shared_users
-from poolctl.config.dependencies import dependency_findings
-from poolctl.config.model import ServerConfig
-from poolctl.config.problems import Finding, Place, Problem, dotted, shown
-from poolctl.config.secrets import MASK, pool_variables
-from poolctl.config.section import problem_of
-from poolctl.config.sections import TLSConfig
-from poolctl.config.settings import PoolSettings
-from poolctl.config.tables import Tables
+from poolctl.config.model.conflicts import conflicts, shared_users
+from poolctl.config.model.dependencies import dependency_findings
+from poolctl.config.model.problems import Finding, Place, Problem, dotted, shown
+from poolctl.config.model.secrets import MASK, pool_variables
+from poolctl.config.model.section import problem_of
+from poolctl.config.model.sections import TLSConfig
+from poolctl.config.model.server import ServerConfig
+from poolctl.config.model.settings import PoolSettings
+from poolctl.config.model.tables import Tables
 from poolctl.errors import PoolParamError, PoolValidateError, ServerError
 
 if TYPE_CHECKING:
-    from poolctl.config.origins import Origins
+    from poolctl.config.files.origins import Origins
     from poolctl.pool import Pool
 
 Servers = Iterable[ServerConfig | Mapping[str, Any]]
@@ -51,7 +51,7 @@ class PoolConfig(Sequence[ServerConfig]):
         `env` (default: the process's) is what `${VAR}` sees. Blocks on the disk. Raises PoolValidateError when
         a file cannot be read or parsed; what is wrong with single servers is in `.problems`.
         """
-        from poolctl.config.load import load
+        from poolctl.config.loader import load
 
         if env is not None and not isinstance(env, Mapping):
             raise PoolParamError(
@@ -211,8 +211,8 @@ class PoolConfig(Sequence[ServerConfig]):
 
         Only of the servers with these names, if any are given; what there is to warn of is found for all of them.
         """
-        from poolctl.config.outside import Outside
-        from poolctl.config.table_outside import outside_of
+        from poolctl.config.checks.external_checks import Outside
+        from poolctl.config.checks.table_checks import outside_of
 
         outside = Outside(os.environ, self._tls, self.pool_variables)
         meant = [server for server in self._servers if names is None or server.name in names]
@@ -225,7 +225,7 @@ class PoolConfig(Sequence[ServerConfig]):
         )
         self._outside_warnings += [problem_of(finding) for finding in warnings]
         if self.tables.notify:
-            from poolctl.config.table_rules import unknown_secrets
+            from poolctl.config.model.table_rules import unknown_secrets
 
             findings = unknown_secrets(self.tables, os.environ)
             self._outside_warnings += [problem_of(finding) for finding in findings]

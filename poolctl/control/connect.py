@@ -30,7 +30,7 @@ def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
 def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
     """Return where the control socket of a pool is or would be; NoSupervisor for an unknown name."""
     if config_or_name is None:
-        from poolctl.config.find import ConfigNotFound, find_config
+        from poolctl.config import ConfigNotFound, find_config
 
         try:
             first = find_config([], env, os.getcwd())[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poolctl.config.model import ServerConfig
+    from poolctl.config import ServerConfig
     from poolctl.errors import PoolError
 
 SCHEMA = 1

@@ -22,7 +22,7 @@ from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from poolctl.config.model import ServerConfig
+    from poolctl.config import ServerConfig
 
 
 class PoolClient(Looking):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from types import TracebackType
 
-from poolctl.config.open_files import RESERVE
+from poolctl.config import OPEN_FILES_RESERVE
 
 
 class DescriptorReserve:
@@ -14,7 +14,7 @@ class DescriptorReserve:
     Nothing happens where the hard limit leaves no room for it.
     """
 
-    def __init__(self, count: int = RESERVE) -> None:
+    def __init__(self, count: int = OPEN_FILES_RESERVE) -> None:
         self._count = count
         self._users = 0
         self._set_limit()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from poolctl.clock import Clock
-from poolctl.config.secrets import masked_text
+from poolctl.config import masked_text
 from poolctl.logs.allowance import Allowance
 from poolctl.logs.line import stamp
 

@@ -10,7 +10,7 @@ from poolctl.logs.file import LogFile
 from poolctl.logs.read import OpenLog
 
 if TYPE_CHECKING:
-    from poolctl.config.table_models import EventsTable
+    from poolctl.config import EventsTable
 
 NAME = "events.jsonl"
 MAX_SIZE_BYTES = 10 * 1024 * 1024

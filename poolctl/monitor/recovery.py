@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from poolctl.config.sections import Recovery
+    from poolctl.config import Recovery
 
 _MOST_STEPS = 64  # past it every delay is the longest one, and a float would overflow
 

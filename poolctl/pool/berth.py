@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Placement, Runner, WorkerFailed, app_state
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.sections import TLSConfig
+from poolctl.config import ServerConfig, TLSConfig
 from poolctl.errors import PoolAddError, ServerError
 
 from .pool import Pool

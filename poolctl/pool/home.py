@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from poolctl.clock import Clock
-from poolctl.config.model import ServerConfig
-from poolctl.config.sections import TLSConfig
+from poolctl.config import ServerConfig, TLSConfig
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Runner
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, M
 from typing import Any, TypeVar
 
 from poolctl.address import AddressError, canonical
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import PoolAddError, PoolParamError, PoolStopError, ServerError
 
 from . import engine

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from types import TracebackType
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import (
     PoolAddError,
     PoolMonitorError,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.ports import is_free
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import PoolMonitorError, PoolParamError, ServerError
 from poolctl.states import State, Status
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.probes.attendance import Attending, attendance
 from poolctl.probes.check import Check
 from poolctl.probes.checkup import Checkup

@@ -7,8 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.sections import Probe
+from poolctl.config import Probe, ServerConfig
 from poolctl.listeners.acceptance import accepted
 from poolctl.listeners.sock_diag import is_accepted
 

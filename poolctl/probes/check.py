@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from poolctl.config.sections import Probe
+from poolctl.config import Probe
 from poolctl.states import Status
 from poolctl.units import format_duration
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.sections import Health, Probe
+from poolctl.config import Health, Probe, ServerConfig
 from poolctl.runners.protocol import Placement
 from poolctl.states import Status
 

@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.secrets import masked_text
+from poolctl.config import ServerConfig, masked_text
 from poolctl.errors import ServerError
 from poolctl.platform import bounded_file
 from poolctl.runners import withheld

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import quote, urlsplit
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.sections import Probe
+from poolctl.config import Probe, ServerConfig
 from poolctl.expressions import is_plain
 from poolctl.matching.matcher import TOO_SLOW, matcher
 from poolctl.matching.matcher import Answer as Matched

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.validity import validity
+from poolctl.config import ServerConfig, certificate_validity
 from poolctl.keeper import stored
 from poolctl.platform import read_file, sealed_file
 
@@ -107,6 +106,6 @@ def _read(server: ServerConfig) -> Given:
     contents, tls = tls_contents(server), server.tls
     if not contents or not tls or tls is True:
         return Given((), [], None)
-    times = validity(contents[0].decode("ascii", errors="replace"))
+    times = certificate_validity(contents[0].decode("ascii", errors="replace"))
     files = (tls.cert, tls.key, tls.ca, tls.password_env)
     return Given(files, contents, None if times is None else times[1].timestamp())

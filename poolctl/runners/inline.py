@@ -15,8 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from poolctl.config.interpreter import default_interpreter
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig, default_interpreter
 from poolctl.errors import ServerError
 from poolctl.listeners.accepted import accepted_from
 from poolctl.listeners.inherit import inherited_descriptors

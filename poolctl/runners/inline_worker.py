@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.leaving import stop_reading
 from poolctl.worker.load import LoadFailed, load_app

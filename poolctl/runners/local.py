@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.keeper import stored, wire
 from poolctl.worker.tally import Counts
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 
 from poolctl.bootstrap import command
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.keeper import wire
 from poolctl.keeper.background import in_background
 

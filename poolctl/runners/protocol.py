@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from poolctl.config.model import ServerConfig
+    from poolctl.config import ServerConfig
 
 __all__ = ["IMPORTS_PER_CPU", "Endpoints", "Exit", "Placement", "Runner", "WorkerFailed", "app_state"]
 

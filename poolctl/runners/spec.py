@@ -8,9 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from poolctl.config.interpreter_owner import ids_of
-from poolctl.config.model import ServerConfig
-from poolctl.config.regular import read_regular
+from poolctl.config import ServerConfig, ids_of, read_regular
 from poolctl.errors import ServerError
 from poolctl.platform import sealed_file
 

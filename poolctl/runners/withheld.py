@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
-from poolctl.config.secrets import values_of
+from poolctl.config import values_of
 
 _names: set[str] = set()
 

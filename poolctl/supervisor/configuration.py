@@ -8,10 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.secrets import pool_variables
-from poolctl.config.single import Surroundings
-from poolctl.config.tables import Tables
+from poolctl.config import ServerConfig, Surroundings, Tables, pool_variables
 from poolctl.control.messages import Document
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld

@@ -11,9 +11,7 @@ import socket
 import sys
 
 from poolctl import bootstrap
-from poolctl.config.interpreter import default_interpreter
-from poolctl.config.open_files import OWN, RAISE
-from poolctl.config.secrets import variables_named_in
+from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, default_interpreter, variables_named_in
 from poolctl.control import directory
 from poolctl.control.ending import forget_status
 from poolctl.errors import ControlError
@@ -70,11 +68,11 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 def _check_open_files() -> None:
     """Raise ControlError where the pool could not even start far enough to report what it lacks."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= limit < OWN:
+    if 0 <= limit < OPEN_FILES_OF_POOL:
         raise ControlError(
-            f"a pool needs at least {OWN} open files, but may have only {limit} here",
+            f"a pool needs at least {OPEN_FILES_OF_POOL} open files, but may have only {limit} here",
             exit_code=NOT_PERMITTED,
-            hint=RAISE,
+            hint=RAISE_OPEN_FILES,
         )
 
 
@@ -145,7 +143,7 @@ def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
     """Whether we are root, and others can change what it runs: it is started as its server's user, not known yet."""
     if os.geteuid() != 0:
         return False
-    from poolctl.config.interpreter_owner import changed_by
+    from poolctl.config import changed_by
 
     return bool(changed_by(interpreter, env))
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from poolctl.config.conflicts import conflicts
-from poolctl.config.dependencies import dependency_findings
-from poolctl.config.model import ServerConfig
-from poolctl.config.problems import Finding
+from poolctl.config import Finding, ServerConfig, conflicts, dependency_findings
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.clock import SystemClock
-from poolctl.config.stopping import longest_stop_seconds
+from poolctl.config import longest_stop_seconds
 from poolctl.control.ending import Left, leave_status
 from poolctl.control.messages import Document, result
 from poolctl.control.reserve import DescriptorReserve

@@ -6,11 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from poolctl.config.load import load
-from poolctl.config.model import ServerConfig
-from poolctl.config.pool_config import PoolConfig
-from poolctl.config.single import Surroundings
-from poolctl.config.tables import Tables
+from poolctl.config import PoolConfig, ServerConfig, Surroundings, Tables, load
 from poolctl.control.messages import Document
 from poolctl.errors import PoolError, ServerError
 from poolctl.listeners.ports import PortLedger

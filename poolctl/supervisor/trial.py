@@ -21,9 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import poolctl
-from poolctl.config.interpreter import interpreter
-from poolctl.config.load import load
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig, interpreter, load
 from poolctl.control import directory
 from poolctl.control.client import Client
 from poolctl.control.ending import await_end

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from poolctl.config.secrets import masked_text
+from poolctl.config import masked_text
 
 Document = dict[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from poolctl.config.table_models import Dashboard
+from poolctl.config import Dashboard
 from tests.real_pool import RealPool
 
 TEXT = (Path(__file__).parents[2] / "docs" / "dashboard.md").read_text()

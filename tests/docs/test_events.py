@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from poolctl.config.table_models import EventsTable, Notify
+from poolctl.config import EventsTable, Notify
 from poolctl.monitor.history import KINDS
 from poolctl.monitor.wording import sentence
 from poolctl.units import format_duration, format_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from poolctl.config.sections import Health, Probe
+from poolctl.config import Health, Probe
 from poolctl.units import format_duration
 from tests.real_pool import RealPool
 

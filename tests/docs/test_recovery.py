@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from poolctl.config.sections import Recovery
+from poolctl.config import Recovery
 from poolctl.units import format_duration
 from tests.real_pool import RealPool
 

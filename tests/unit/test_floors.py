@@ -53,7 +53,7 @@ STANDARD_LIBRARY_ONLY = [
     "expressions", "matching.__main__",
 ]  # fmt: skip
 LIGHT = [
-    *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.find", "control.directory", "control.client",
+    *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.find", "control.directory", "control.client",
     "cli.main", "cli.table", "cli.render", "pool.select", "pool.unmatched",
 ]  # fmt: skip
 HEAVY = {"pydantic", "pydantic_core", "typer", "rich", "yaml"}  # click comes with uvicorn

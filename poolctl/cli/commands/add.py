@@ -15,10 +15,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request, saves
-from poolctl.config.conflicts import conflicts
-from poolctl.config.entry import merged
-from poolctl.config.relocate import relocated
-from poolctl.config.single import Surroundings
+from poolctl.config import Surroundings, conflicts, merged, relocated
 from poolctl.exit_codes import CONFLICT, FAILED
 
 Table = dict[str, Any]
@@ -153,9 +150,8 @@ def _setting(word: str) -> Table:
 
 
 def _from_file(path: str) -> list[Table]:
-    from poolctl.config.document import Document
-    from poolctl.config.problems import Place as Where
-    from poolctl.config.problems import Problem
+    from poolctl.config import Document, Problem
+    from poolctl.config import Place as Where
     from poolctl.errors import PoolValidateError
 
     try:

@@ -10,9 +10,7 @@ from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
-from poolctl.config.interpolate import escaped
-from poolctl.config.secrets import MASK, masked, values_of
-from poolctl.config.toml_text import table_text
+from poolctl.config import MASK, escaped, masked, table_text, values_of
 from poolctl.errors import ControlError
 
 # What is not configured.

@@ -13,7 +13,7 @@ from poolctl.cli.doctor.finding import OK, PROBLEM, WARNING, Finding, problem, w
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_place
 from poolctl.cli.render import coloured, paint, printable
-from poolctl.config.find import ConfigNotFound
+from poolctl.config import ConfigNotFound
 from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED
 

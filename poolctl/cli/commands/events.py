@@ -119,7 +119,7 @@ class _Watched:
 
 def _configured(place: Place) -> str:
     """What [events] says in the files; "" when nothing can be read there, which keeps nobody from the journal."""
-    from poolctl.config.load import load
+    from poolctl.config import load
 
     try:
         table = load(place.files, os.environ).tables.events

@@ -9,7 +9,7 @@ import sys
 
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.request import Request
-from poolctl.config.find import NAMES, PYPROJECT
+from poolctl.config import FILE_NAMES, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED
 
 POOL = """\
@@ -95,7 +95,7 @@ def _path(request: Request) -> str:
     named = request.get("config") or []
     directory = request.get("directory")
     if not named:
-        return os.path.join(directory or ".", NAMES[0])
+        return os.path.join(directory or ".", FILE_NAMES[0])
     if directory is not None or len(named) > 1:
         raise UsageError("init writes one file", hint="poolctl init DIRECTORY, or poolctl -c FILE init")
     if not named[0].endswith(".toml") or os.path.basename(named[0]) == PYPROJECT:

@@ -10,6 +10,6 @@ from poolctl.cli.request import Request
 
 def perform(request: Request) -> Outcome:
     """The schema as text; it stands for itself, without the frame of the other documents."""
-    from poolctl.config.schema import json_schema
+    from poolctl.config import json_schema
 
     return Outcome(text=json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")

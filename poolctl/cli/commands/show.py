@@ -9,8 +9,7 @@ from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
 from poolctl.cli.request import Request
-from poolctl.config.secrets import masked
-from poolctl.config.toml_text import value_text
+from poolctl.config import masked, value_text
 from poolctl.control.client import NoSupervisor
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")

@@ -14,13 +14,13 @@ from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
     from poolctl.cli.request import Request
-    from poolctl.config.pool_config import PoolConfig
+    from poolctl.config import PoolConfig
 
 
 def perform(request: Request) -> Outcome:
     """`N servers, ok`, or the problems: of the files, of what they refer to, and with --import of the apps."""
     place = find_place(request, missing_ok=True)
-    from poolctl.config.load import load
+    from poolctl.config import load
     from poolctl.errors import PoolValidateError
 
     try:

@@ -26,7 +26,7 @@ def perform(request: Request) -> Outcome:
 
 
 def _of_supervisor(request: Request) -> str:
-    from poolctl.config.find import ConfigNotFound
+    from poolctl.config import ConfigNotFound
     from poolctl.control.client import Client
 
     try:

@@ -12,7 +12,7 @@ import sys
 from itertools import pairwise
 
 from poolctl.cli.request import Request
-from poolctl.config.regular import read_regular
+from poolctl.config import read_regular
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

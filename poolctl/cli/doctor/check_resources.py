@@ -7,7 +7,7 @@ import os
 import resource
 from collections.abc import Iterator
 
-from poolctl.config.open_files import RAISE, needed
+from poolctl.config import RAISE_OPEN_FILES, open_files_needed
 
 from .context import Case, number, read
 from .finding import Finding, ok, problem, warning
@@ -22,13 +22,15 @@ def open_files(case: Case) -> Iterator[Finding]:
         with contextlib.suppress(OSError):
             _, hard = resource.prlimit(int(keeper), resource.RLIMIT_NOFILE)
     enabled = [server for server in case.servers if not server.disabled]
-    need = needed((server, server.scale.min) for server in enabled)
-    most = needed((server, server.scale.max) for server in enabled)
+    need = open_files_needed((server, server.scale.min) for server in enabled)
+    most = open_files_needed((server, server.scale.max) for server in enabled)
     said = f"{hard} may be open, the pool needs {need}"
     if hard != resource.RLIM_INFINITY and need > hard:
-        yield problem("open files", said, RAISE)
+        yield problem("open files", said, RAISE_OPEN_FILES)
     elif hard != resource.RLIM_INFINITY and most > hard:
-        yield warning("open files", f"{said}, and {most} when all servers have all their workers", RAISE)
+        yield warning(
+            "open files", f"{said}, and {most} when all servers have all their workers", RAISE_OPEN_FILES
+        )
     elif soft < _FEW_FOR_A_WORKER:
         few = f"a worker may have {soft} open, and each connection is one"
         yield warning("open files", few, "ulimit -n, or limits.open_files of the servers")
@@ -37,7 +39,9 @@ def open_files(case: Case) -> Iterator[Finding]:
     for server in case.servers:
         wanted = server.limits.open_files
         if wanted and wanted > hard != resource.RLIM_INFINITY and os.geteuid():
-            yield problem("open files", f"{server.name} is configured for {wanted}, more than {hard}", RAISE)
+            yield problem(
+                "open files", f"{server.name} is configured for {wanted}, more than {hard}", RAISE_OPEN_FILES
+            )
 
 
 def processes(case: Case) -> Iterator[Finding]:

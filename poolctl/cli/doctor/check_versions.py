@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from poolctl import __version__
-from poolctl.config.interpreter import interpreter
-from poolctl.config.interpreter_owner import start_options
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig, interpreter, start_options
 
 from .context import Case
 from .finding import Finding, ok, problem, warning

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poolctl.address import Address, parse
-from poolctl.config.find import ConfigNotFound
+from poolctl.config import ConfigNotFound
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
 
 if TYPE_CHECKING:
     from poolctl.cli.pool_ref import Place
-    from poolctl.config.model import ServerConfig
-    from poolctl.config.pool_config import PoolConfig
+    from poolctl.config import PoolConfig, ServerConfig
 
 _ANSWER_SECONDS = 3.0
 # Keeper, supervisor, logger and zygote.
@@ -42,7 +41,7 @@ class Case:
             self._ask(place)
 
     def _load(self, place: Place) -> None:
-        from poolctl.config.load import load
+        from poolctl.config import load
 
         try:
             self.config = load(place.files, self.env)

@@ -15,9 +15,7 @@ from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.request import Request
-from poolctl.config.interpreter import interpreter
-from poolctl.config.interpreter_owner import enter_as
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig, enter_as, interpreter
 from poolctl.control.client import Client
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item

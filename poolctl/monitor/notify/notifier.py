@@ -17,7 +17,7 @@ from .problems import Problems, Tags
 from .send import Sender, Unsent
 
 if TYPE_CHECKING:
-    from poolctl.config.table_models import Notify
+    from poolctl.config import Notify
 
 _LAST_SECONDS = 2.0
 

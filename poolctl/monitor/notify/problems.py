@@ -16,7 +16,7 @@ from poolctl.units import format_duration
 from .message import NEWS, PROBLEM, RESOLVED, Line, Message, composed
 
 if TYPE_CHECKING:
-    from poolctl.config.table_models import Notify
+    from poolctl.config import Notify
 
 Document = dict[str, Any]
 Tags = Callable[[str], Sequence[str]]

@@ -24,7 +24,7 @@ from .message import Message
 from .shapes import Post, document, post
 
 if TYPE_CHECKING:
-    from poolctl.config.table_models import Notify
+    from poolctl.config import Notify
 
 _MOST_READ = 64 * 1024
 _MOST_SAID = 200

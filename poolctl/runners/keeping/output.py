@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolctl.bootstrap import command
-from poolctl.config.model import ServerConfig
-from poolctl.config.secrets import masked_text
+from poolctl.config import ServerConfig, masked_text
 from poolctl.keeper import stored, wire
 from poolctl.logs.line import stamp
 from poolctl.logs.read import tail

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import stored, wire
 from poolctl.listeners.inherit import Inherited

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.keeper import handover, stored, wire
 from poolctl.platform import close_promptly
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Sequence
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.listeners.acceptance import accepted
 
 # Nothing announces that another program has called bind(): it has to be tried.

@@ -8,7 +8,7 @@ import errno
 import os
 import socket
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.platform import sealed_file
 
 from ..link import Link, LinkLost

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.secrets import masked_text
+from poolctl.config import ServerConfig, masked_text
 from poolctl.keeper import rendezvous, wire
 from poolctl.platform import process_start
 from poolctl.worker.heartbeat import BEAT

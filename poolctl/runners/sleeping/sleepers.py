@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.keeper import stored, wire
 from poolctl.keeper.handover import Connection
 from poolctl.platform import close_promptly

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from poolctl.config.secrets import masked_text
+from poolctl.config import masked_text
 from poolctl.keeper import stored, wire
 
 from .. import untrusted

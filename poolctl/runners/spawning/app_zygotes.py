@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Coroutine
 from typing import Any
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.keeper import wire
 
 from ..keeping.output import Output

@@ -11,9 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 
-from poolctl.config.interpreter import interpreter
-from poolctl.config.model import ServerConfig
-from poolctl.config.program import missing_program
+from poolctl.config import ServerConfig, interpreter, missing_program
 from poolctl.errors import ServerError
 from poolctl.keeper import rendezvous, stored, wire
 from poolctl.platform import sealed_file

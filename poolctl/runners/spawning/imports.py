@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from signal import SIGKILL
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.keeper import wire
 from poolctl.units import format_duration
 

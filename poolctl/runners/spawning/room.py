@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 
-from poolctl.config.open_files import RAISE
+from poolctl.config import RAISE_OPEN_FILES
 from poolctl.errors import ServerError
 
 # While one is being made, with its own sockets, pipe, page, and the files that it is given.
@@ -33,7 +33,9 @@ class Room:
                     await self._ended.wait()
             except TimeoutError:
                 limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-                raise ServerError(f"all {limit} open files of the pool are in use", hint=RAISE) from None
+                raise ServerError(
+                    f"all {limit} open files of the pool are in use", hint=RAISE_OPEN_FILES
+                ) from None
 
     def ended(self) -> None:
         """A worker has ended: its descriptors are free."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from poolctl.bootstrap import as_user, command
-from poolctl.config.interpreter_owner import enter_as
+from poolctl.config import enter_as
 from poolctl.keeper import stored, wire
 from poolctl.platform import process_start
 

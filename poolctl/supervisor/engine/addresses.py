@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from poolctl.address import overlaps
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 
 from .entry import Entry
 from .reconcile import LEAVING, Listener

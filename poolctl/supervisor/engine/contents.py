@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.regular import read_regular
-from poolctl.config.validity import validity
+from poolctl.config import ServerConfig, certificate_validity, read_regular
 
 
 def digests(config: ServerConfig) -> dict[str, str]:
@@ -32,7 +30,7 @@ def certificate_ends(config: ServerConfig) -> float | None:
     if not config.tls or config.tls is True:
         return None
     try:
-        times = validity(read_regular(config.tls.cert).decode("ascii", errors="replace"))
+        times = certificate_validity(read_regular(config.tls.cert).decode("ascii", errors="replace"))
     except OSError:
         return None
     return None if times is None else times[1].timestamp()

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 
 from poolctl.clock import Clock
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import PoolError, PoolStartError, ServerError
 from poolctl.runners.protocol import Exit, WorkerFailed
 

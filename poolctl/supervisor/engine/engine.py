@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable
 
 from poolctl.clock import Clock
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.monitor.events import Events
 from poolctl.runners.protocol import Runner
 

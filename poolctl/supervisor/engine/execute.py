@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from poolctl.clock import Clock
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import PoolStartError
 from poolctl.runners.protocol import Runner
 

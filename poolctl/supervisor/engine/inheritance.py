@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from poolctl.address import overlaps
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 
 from .addresses import Addresses, same_listener
 from .entry import Entry, Worker

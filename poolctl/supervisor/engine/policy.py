@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from poolctl.config.sections import Restart
+from poolctl.config import Restart
 from poolctl.runners.protocol import Exit
 
 

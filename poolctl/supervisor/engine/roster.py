@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 
 from .addresses import Addresses
 from .entry import Entry

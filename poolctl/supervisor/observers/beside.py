@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
-from poolctl.config.tables import Tables
+from poolctl.config import Tables
 from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
 from poolctl.errors import PoolMonitorError
@@ -18,7 +18,7 @@ from ..configuration import Configuration
 from .statistics import Statistics
 
 if TYPE_CHECKING:
-    from poolctl.config.table_models import Dashboard as Table
+    from poolctl.config import Dashboard as Table
 
     from .dashboard import Dashboard
     from .dashboard_settings import Told

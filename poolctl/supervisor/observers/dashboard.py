@@ -27,7 +27,7 @@ from .dashboard_process import Process
 from .dashboard_settings import Told
 
 if TYPE_CHECKING:
-    from poolctl.config.table_models import Dashboard as Table
+    from poolctl.config import Dashboard as Table
 
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0

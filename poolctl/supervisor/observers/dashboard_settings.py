@@ -14,7 +14,7 @@ from poolctl.control.directory import SOCKET_NAME
 from poolctl.errors import ServerError
 
 if TYPE_CHECKING:
-    from poolctl.config.table_models import Dashboard
+    from poolctl.config import Dashboard
 
 TOKEN_FILE = "dashboard.token"
 ENDED_FILE = "dashboard.ended"

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from poolctl.config.tables import Tables
+from poolctl.config import Tables
 from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.monitor.events import Events

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 
 from poolctl import __version__
-from poolctl.config.secrets import masked_text
+from poolctl.config import masked_text
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.monitor.availability import KO, OK, UNKNOWN, WARN, Availability

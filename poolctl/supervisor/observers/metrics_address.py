@@ -8,7 +8,7 @@ import logging
 import socket
 
 from poolctl.address import parse
-from poolctl.config.tables import Tables
+from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.keeper import stored
 from poolctl.listeners.open import BACKLOG

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from poolctl.config.tables import Tables
+from poolctl.config import Tables
 from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
 from poolctl.errors import PoolMonitorError

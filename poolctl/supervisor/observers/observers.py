@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from poolctl.clock import Clock
-from poolctl.config.tables import Tables
+from poolctl.config import Tables
 from poolctl.control.messages import Document
 from poolctl.monitor.events import Events
 from poolctl.monitor.journal import NAME as JOURNAL

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.placed.workers import LocalWorker
 from poolctl.states import Status

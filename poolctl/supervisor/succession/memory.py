@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from poolctl import __version__
-from poolctl.config.model import ServerConfig
-from poolctl.config.single import Surroundings
-from poolctl.config.tables import Tables
+from poolctl.config import ServerConfig, Surroundings, Tables
 from poolctl.keeper import remains, stored
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import rendezvous, stored, wire
 from poolctl.platform import copy_descriptor

@@ -6,9 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterable
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.pool_config import PoolConfig
-from poolctl.config.tables import Tables
+from poolctl.config import PoolConfig, ServerConfig, Tables
 
 _NAMED = 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.errors import PoolRestartError, ServerError
 
 from ..engine.certificates import day, passed_over

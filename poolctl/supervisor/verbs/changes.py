@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.section import Section
+from poolctl.config import Section, ServerConfig
 
 # What the supervisor itself goes by, or what only describes a server: it takes effect without a new process.
 LIVE = frozenset(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.problems import Finding
-from poolctl.config.section import problem_of
+from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.tables import NAMES as TABLES
+from poolctl.config import TABLE_NAMES, ServerConfig
 from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
@@ -123,7 +122,7 @@ class Reload:
             message = f"the pool's name: {self._configuration.name} → {settled.name}"
             yield Change(Kind.UPDATE, POOL, "", ("pool.name",), message)
         now, then = self._configuration.tables.to_dict(), settled.tables.to_dict()
-        for name in TABLES:
+        for name in TABLE_NAMES:
             if getattr(settled.tables, name) != getattr(self._configuration.tables, name):
                 keys = _changed(name, now.get(name), then.get(name))
                 yield Change(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {', '.join(keys)}")

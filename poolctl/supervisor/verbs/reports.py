@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from poolctl.config.secrets import masked
+from poolctl.config import masked
 from poolctl.control.messages import Document, item
 from poolctl.control.server import Progress
 from poolctl.errors import PoolError, ServerError

@@ -5,8 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterable, Mapping
 
-from poolctl.config.model import ServerConfig
-from poolctl.config.open_files import RAISE, needed
+from poolctl.config import RAISE_OPEN_FILES, ServerConfig, open_files_needed
 from poolctl.control.messages import Document, failure, result
 from poolctl.errors import PoolStartError
 from poolctl.exit_codes import FAILED
@@ -49,15 +48,15 @@ def size(entry: Entry) -> int:
 
 
 def _ensure(before: _Servers, after: _Servers) -> None:
-    need = needed(after.values())
-    if need <= needed(before.values()):
+    need = open_files_needed(after.values())
+    if need <= open_files_needed(before.values()):
         return
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or need <= limit:
         return
     servers = "1 server needs" if len(after) == 1 else f"{len(after)} servers need"
     message = f"{servers} {need} open files, but this pool may have only {limit}: nothing was changed"
-    hint = f"{RAISE}; then poolctl stop, and poolctl start" if before else RAISE
+    hint = f"{RAISE_OPEN_FILES}; then poolctl stop, and poolctl start" if before else RAISE_OPEN_FILES
     problem = failure(PoolStartError, message, hint)
     raise NoRoom(result([], [problem], exit_code=FAILED))
 

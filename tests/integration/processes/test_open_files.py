@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.config.open_files import OWN, RESERVE, needed
-from poolctl.config.pool_config import PoolConfig
+from poolctl.config import OPEN_FILES_OF_POOL, OPEN_FILES_RESERVE, PoolConfig, open_files_needed
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.processes import descriptors, is_alive
@@ -39,7 +38,7 @@ def limited(pool: RealPool, limit: int, *args: str) -> Done:
 
 def need(pool: RealPool) -> int:
     servers = PoolConfig.load(str(pool.directory / "pool.toml"))
-    return needed((server, server.scale.min) for server in servers)  # type: ignore[misc]
+    return open_files_needed((server, server.scale.min) for server in servers)  # type: ignore[misc]
 
 
 def test_start_with_too_few_open_files_for_any_pool_says_how_many_it_needs(pool: RealPool) -> None:
@@ -48,7 +47,7 @@ def test_start_with_too_few_open_files_for_any_pool_says_how_many_it_needs(pool:
         done = limited(pool, 32, command)
         assert done.code == 7
         assert done.stderr.startswith(
-            f"error: a pool needs at least {OWN} open files, but may have only 32 here\n"
+            f"error: a pool needs at least {OPEN_FILES_OF_POOL} open files, but may have only 32 here\n"
         )
         assert "ulimit -Hn" in done.stderr
     assert limited(pool, 32, "validate").code == 0
@@ -130,7 +129,7 @@ def test_commands_are_answered_by_a_supervisor_without_a_descriptor_left(pool: R
     pool.ok("start")
     supervisor = pool.info()["supervisor_pid"]
     used = len(descriptors(supervisor))
-    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (used, used + RESERVE))
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (used, used + OPEN_FILES_RESERVE))
     assert pool.ok("list", "-o", "name").stdout == "a\nb\n"
     assert pool.ok("status").code == 0
     pool.ok("stop", "a")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from poolctl.config.certificates import check_certificates
-from poolctl.config.sections import TLSConfig
-from poolctl.config.validity import BEGIN, END, validity
+from poolctl.config.checks.certificates import check_certificates
+from poolctl.config.checks.validity import BEGIN, END, certificate_validity
+from poolctl.config.model.sections import TLSConfig
 from tests.certificates import certificate
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -110,9 +110,9 @@ def test_validity_is_read_as_the_certificate_says_it(pair: tuple[str, str]) -> N
 
     text = Path(pair[0]).read_text()
     known = x509.load_pem_x509_certificate(text.encode())
-    assert validity(text) == (known.not_valid_before_utc, known.not_valid_after_utc)
+    assert certificate_validity(text) == (known.not_valid_before_utc, known.not_valid_after_utc)
     for broken in ("", f"{BEGIN}\nMAMB\n{END}", f"{BEGIN}\n?\n"):
-        assert validity(broken) is None
+        assert certificate_validity(broken) is None
 
 
 @pytest.mark.parametrize(("before", "days", "told"), [("25d", 6, True), ("1h", 29, False), (0, 29.99, False)])

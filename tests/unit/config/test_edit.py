@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config.edit import Draft
-from poolctl.config.load import load
-from poolctl.config.replace import FileChanged, replace
+from poolctl.config.edit.draft import Draft
+from poolctl.config.edit.replace import FileChanged, replace
+from poolctl.config.loader import load
 from poolctl.errors import PoolValidateError
 
 POOL = """\

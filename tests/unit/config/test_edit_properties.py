@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolctl.config.edit import Draft
-from poolctl.config.load import load
-from poolctl.config.toml_text import value_text as toml
-from poolctl.config.yaml_edit import value_text as yaml
+from poolctl.config.edit.draft import Draft
+from poolctl.config.edit.toml_text import value_text as toml
+from poolctl.config.edit.yaml_edit import value_text as yaml
+from poolctl.config.loader import load
 
 WORDS = st.text(
     st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="$\u2028\u2029\x85\ufeff"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config.find import ConfigNotFound, candidates, find_config, has_section
+from poolctl.config.files.find import ConfigNotFound, candidate_files, find_config, has_section
 
 SECTION = "[project]\nname = 'x'\n[[tool.poolctl.server]]\nname = 'a'\n"
 
@@ -26,7 +26,7 @@ def test_the_directory_is_looked_through_in_order(tmp_path: Path) -> None:
         if name != "pyproject.toml":
             (tmp_path / name).touch()
         assert find_config([], {}, str(tmp_path)) == [str(tmp_path / name)]
-    assert candidates(str(tmp_path))[0] == str(tmp_path / "pool.toml")
+    assert candidate_files(str(tmp_path))[0] == str(tmp_path / "pool.toml")
 
 
 def test_paths_are_absolute_and_links_stay_unresolved(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from poolctl.config import import_check, import_driver
+from poolctl.config.checks import import_check, import_driver
 
 
 def job(directory: Path, target: str, **more: Any) -> dict[str, Any]:

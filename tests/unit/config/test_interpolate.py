@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.interpolate import escaped, interpolate
-from poolctl.config.problems import Finding
+from poolctl.config.model.interpolate import escaped, interpolate
+from poolctl.config.model.problems import Finding
 from tests.config_files import SERVER, load_text, told
 
 ENV = {"WHO": "me", "PORT": "8099", "EMPTY": "", "NESTED": "${WHO}", "TRUE": "true", "FLOAT": "1.5"}

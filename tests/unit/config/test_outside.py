@@ -12,7 +12,7 @@ import pytest
 
 from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
-from poolctl.config.import_check import check_interpreters, check_zttp
+from poolctl.config.checks.import_check import check_interpreters, check_zttp
 from tests.config_files import SERVER, load_text
 
 APPS = {

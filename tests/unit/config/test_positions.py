@@ -12,9 +12,9 @@ import yaml
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from poolctl.config import json_positions, toml_positions, yaml_positions
-from poolctl.config.parse import parse
-from poolctl.config.plain_toml import parse_plain_toml
+from poolctl.config.files import json_positions, toml_positions, yaml_positions
+from poolctl.config.files.parse import parse
+from poolctl.config.files.plain_toml import parse_plain_toml
 
 TOML = '''# a comment
 [pool]

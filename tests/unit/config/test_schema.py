@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig, json_schema
-from poolctl.config.normalise import INTERNAL
+from poolctl.config.model.normalise import INTERNAL
 
 SCHEMA = json_schema()
 TABLES: dict[str, Any] = SCHEMA["$defs"]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from poolctl.config.load import load
-from poolctl.config.model import ServerConfig
-from poolctl.config.secrets import MASK, is_secret, masked, masked_file, variables_named_in
-from poolctl.config.table_models import MODELS
+from poolctl.config.loader import load
+from poolctl.config.model.secrets import MASK, is_secret, masked, masked_file, variables_named_in
+from poolctl.config.model.server import ServerConfig
+from poolctl.config.model.table_models import MODELS
 from poolctl.errors import PoolValidateError
 
 FILE = """

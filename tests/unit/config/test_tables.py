@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from poolctl.config import PoolConfig
-from poolctl.config.problems import Finding
-from poolctl.config.table_models import EventsTable, Notify
-from poolctl.config.table_rules import made
-from poolctl.config.tables import Tables
-from poolctl.config.unavailable import FILE_TABLES
+from poolctl.config.model.not_implemented import FILE_TABLES
+from poolctl.config.model.problems import Finding
+from poolctl.config.model.table_models import EventsTable, Notify
+from poolctl.config.model.table_rules import made
+from poolctl.config.model.tables import Tables
 from tests.config_files import SERVER, load_text, told
 from tests.unit.supervisor.desk import Desk, run, web
 

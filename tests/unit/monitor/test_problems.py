@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.config.table_models import Notify
+from poolctl.config import Notify
 from poolctl.monitor.notify.message import Message
 from poolctl.monitor.notify.problems import Problems
 

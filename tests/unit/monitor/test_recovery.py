@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.sections import Patience, Recovery
+from poolctl.config import Patience, Recovery
 from poolctl.monitor.recovery import Decision, Situation, Step, decide, within
 
 POLICY = Recovery(limit=3, window=100, backoff=Patience(initial=10, max=20, jitter=0))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.config.sections import Probe
+from poolctl.config import Probe
 from poolctl.probes.asker import Asker, asker_of
 from poolctl.probes.check import Check
 from poolctl.probes.ears import Ears

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.sections import Probe
+from poolctl.config import Probe
 from poolctl.probes.hysteresis import Hysteresis
 from poolctl.states import Status
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.clock import ManualClock
-from poolctl.config.tables import Tables
+from poolctl.config import Tables
 from poolctl.pool.select import Selector
 from poolctl.supervisor.configuration import Configuration
 from poolctl.supervisor.engine.engine import Engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.supervisor.engine.agenda import AT_ONCE, Agenda
 from poolctl.supervisor.engine.entry import Entry
 

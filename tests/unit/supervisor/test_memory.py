@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.keeper import remains, stored
 from poolctl.keeper.reap import Reaper
 from poolctl.keeper.requests import answer

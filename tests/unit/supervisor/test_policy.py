@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.sections import Backoff, Restart
+from poolctl.config import Backoff, Restart
 from poolctl.runners.protocol import Exit
 from poolctl.supervisor.engine.policy import Next, Verdict, judge
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.config.model import ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.runners.spec import uvicorn_settings
 from poolctl.worker.serving import settings
 from tests.asgi_apps import saying

@@ -1,0 +1,1 @@
+"""What servers refer to outside their files: interpreters, programs, users, certificates, importable apps."""

@@ -1,0 +1,184 @@
+"""What the servers refer to in the outside world: files, directories, programs, users, certificates, apps."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from poolctl.config.checks.import_check import Import, check_imports, check_interpreters, check_zttp
+from poolctl.config.checks.program import missing_program
+from poolctl.config.files.env_file import EnvFileError, read_env_file
+from poolctl.config.model.problems import Finding
+from poolctl.config.model.sections import TLSConfig
+from poolctl.config.model.server import ServerConfig
+
+Findings = list[Finding]
+
+
+class Outside:
+    """Collects `(server, finding)` pairs. What many servers share is looked at once.
+
+    Apps are imported without the variables `withheld`.
+    """
+
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        default_tls: TLSConfig | None = None,
+        withheld: Container[str] = (),
+    ) -> None:
+        self.env = env
+        self.withheld = withheld
+        self.default_tls = default_tls
+        self.now = datetime.now(UTC)
+        self.problems: list[tuple[ServerConfig, Finding]] = []
+        self.warnings: list[tuple[ServerConfig, Finding]] = []
+        self._seen: dict[Hashable, tuple[Findings, Findings]] = {}
+
+    def check(self, servers: Sequence[ServerConfig], *, import_apps: bool = False) -> None:
+        """Look at everything that the servers name. Blocks; with `import_apps` as long as the apps import."""
+        for server in servers:
+            self._server(server)
+        self._interpreters(servers)
+        if import_apps:
+            troubled = {id(server) for server, _ in self.problems}
+            self._imports([server for server in servers if id(server) not in troubled])
+
+    def look(self, servers: Sequence[ServerConfig]) -> None:
+        """Collect the warnings about these servers alone."""
+        known = len(self.problems)
+        for server in servers:
+            self._server(server)
+        del self.problems[known:]
+
+    def _server(self, server: ServerConfig) -> None:
+        self._once(server, ("cwd", server.cwd), lambda: _directory("cwd", server.cwd))
+        if server.app_dir != server.cwd:
+            self._once(server, ("app_dir", server.app_dir), lambda: _directory("app_dir", server.app_dir))
+        given = server.model_fields_set
+        if "env_file" in given:
+            for index, path in enumerate(server.env_file):
+                another = server.user is not None
+                self._once(server, ("env_file", path, another), partial(_variables, path, index, another))
+        if "user" in given and server.user:
+            self._once(server, ("user", server.user), lambda: _user(server.user or ""))
+        tls = server.tls if server.tls is not True else self.default_tls
+        if tls:
+            self._once(server, ("tls", tls), lambda: _certificates(tls, self.env, self.now))
+        if server.command and (finding := missing_program(server, {**self.env, **server.env})):
+            self.problems.append((server, finding))
+        if server.log.path:
+            path = server.log.path
+            self._once(server, ("log", path), lambda: _log(path))
+
+    def _once(
+        self, server: ServerConfig, key: Hashable, look: Callable[[], tuple[Findings, Findings]]
+    ) -> None:
+        seen = self._seen.get(key)
+        if seen is None:
+            seen = self._seen[key] = look()
+        self.problems += [(server, finding) for finding in seen[0]]
+        self.warnings += [(server, finding) for finding in seen[1]]
+
+    def _interpreters(self, servers: Sequence[ServerConfig]) -> None:
+        using: dict[str, str | None] = {}
+        for server in servers:
+            if server.python and not server.command and not callable(server.app):
+                # One of root's servers runs it as root in any case.
+                using[server.python] = server.user if using.get(server.python, "") is not None else None
+        using.pop(sys.executable, None)  # poolctl's own has uvicorn: it depends on it
+        for python, finding in check_interpreters(using):
+            for server in servers:
+                if server.python == python and not server.command:
+                    self.problems.append((server, finding))
+        self._parsers([each for each in servers if each.http.implementation == "zttp" and not each.command])
+
+    def _parsers(self, servers: Sequence[ServerConfig]) -> None:
+        """What uvicorn does not bring along."""
+        using = {server.python or sys.executable: server.user for server in servers}
+        for python, finding in check_zttp(using):
+            self.problems += [
+                (each, finding) for each in servers if (each.python or sys.executable) == python
+            ]
+
+    def _imports(self, servers: Sequence[ServerConfig]) -> None:
+        jobs: dict[Import, list[ServerConfig]] = {}
+        for server in servers:
+            target = (
+                server.app if isinstance(server.app, str) else server.handlers if server.app is None else None
+            )
+            if target is None or server.command:
+                continue
+            job = Import(
+                python=server.python or sys.executable,
+                target=target,
+                app_dir=server.app_dir,
+                cwd=server.cwd,
+                env=tuple(sorted(server.environment().items())),
+                user=server.user if os.geteuid() == 0 else None,
+                factory=server.factory or server.app is None,
+                timeout_seconds=server.start_timeout,
+            )
+            jobs.setdefault(job, []).append(server)
+        env = {name: value for name, value in self.env.items() if name not in self.withheld}
+        for job, finding in check_imports(list(jobs), env):
+            if jobs[job][0].app is None:
+                # Their place is [pool] handlers, which is no key of a server.
+                finding = finding._replace(
+                    path=("handler_key",), message=f"[pool] handlers: {finding.message}"
+                )
+            self.problems += [(server, finding) for server in jobs[job]]
+
+
+def _directory(key: str, path: str) -> tuple[Findings, Findings]:
+    if os.path.isdir(path):
+        return [], []
+    what = "is no directory" if os.path.exists(path) else "is not there"
+    return [Finding((key,), f"{path} {what}", f"create it, or mend {key}", path)], []
+
+
+def _variables(path: str, index: int, another: bool) -> tuple[Findings, Findings]:
+    try:
+        read_env_file(path, for_another_user=another)
+    except EnvFileError as problem:
+        return [Finding(("env_file", index), str(problem), "mend the file, or take it out", path)], []
+    return [], []
+
+
+def _user(user: str) -> tuple[Findings, Findings]:
+    import grp
+    import pwd
+
+    name, _, group = user.partition(":")
+    found: Findings = []
+    account: Any = None
+    try:
+        account = pwd.getpwnam(name)
+    except KeyError:
+        found.append(Finding(("user",), f"there is no user {name!r}", "create it, or name another", user))
+    if group:
+        try:
+            grp.getgrnam(group)
+        except KeyError:
+            found.append(
+                Finding(("user",), f"there is no group {group!r}", "create it, or name another", user)
+            )
+    if found or os.geteuid() in (0, account.pw_uid):
+        return found, []
+    return [], [Finding(("user",), f"only root can run it as {name!r}", "start the pool as root", user)]
+
+
+def _certificates(tls: TLSConfig, env: Mapping[str, str], now: datetime) -> tuple[Findings, Findings]:
+    from poolctl.config.checks.certificates import check_certificates
+
+    return check_certificates(tls, env, now)
+
+
+def _log(path: str) -> tuple[Findings, Findings]:
+    if os.path.isdir(path):
+        return [Finding(("log", "path"), f"{path} is a directory", "name a file in it", path)], []
+    return [], []

@@ -1,0 +1,1 @@
+"""Changes written back into configuration files, their comments and layout kept."""

@@ -1,0 +1,176 @@
+"""Changing the files of a pool: in memory, checked, then written; what a change is not about stays as it is.
+
+Every change is made in the file that defines what it is about.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from poolctl.config.edit.edited import Change, Table, edited
+from poolctl.config.edit.replace import replace
+from poolctl.config.edit.spans import Path
+from poolctl.config.files.assemble import Assembly
+from poolctl.config.files.document import Document, read_documents
+from poolctl.config.files.server_table import Entry
+from poolctl.config.loader import load
+from poolctl.config.model.secrets import masked_file
+from poolctl.config.pool_config import PoolConfig
+from poolctl.errors import PoolValidateError
+
+
+class Draft:
+    """The files of a pool with changes that are not written yet. Blocks on the disk.
+
+    Raises PoolValidateError when a file cannot be read or parsed, or cannot be changed in this way.
+    """
+
+    def __init__(self, files: Sequence[str], env: Mapping[str, str]) -> None:
+        self.files = list(files)
+        self.env = env
+        self.documents, unreadable = read_documents(self.files)
+        if unreadable:
+            raise PoolValidateError("a configuration file cannot be read", unreadable)
+        assembly = Assembly(env)
+        for document in self.documents:
+            assembly.add(document)
+        self._entries = {entry.name.casefold(): entry for entry in reversed(assembly.entries)}
+        self._changes: dict[str, list[Change]] = {}
+        self._texts: dict[str, str] | None = None
+        self.written: list[str] = []
+        self._asked: list[tuple[str, tuple[Any, ...]]] = []
+
+    def entry(self, name: str) -> Entry | None:
+        """The server of that name, as the files have it."""
+        return self._entries.get(name.casefold())
+
+    def set(self, name: str, path: Path, value: Any) -> None:
+        """Give a key of a server a value, in the last file that has it."""
+        self._asked.append(("set", (name, path, value)))
+        document, table = self._home(self._known(name), path)
+        whole = document.exact((*table, *path)) or (*document.prefix, *table, *path)
+        self._change(document, Change("set", whole, value))
+
+    def unset(self, name: str, path: Path) -> None:
+        """Take a key out of a server's table, in every file that has it."""
+        self._asked.append(("unset", (name, path)))
+        for document, table in self._known(name).parts:
+            whole = document.exact((*table, *path))
+            if whole is not None:
+                self._change(document, Change("unset", whole))
+
+    def scale(self, name: str, workers: int) -> None:
+        """Give a server a number of workers; one that may sleep, or grow, keeps that."""
+        self._asked.append(("scale", (name, workers)))
+        document, table = self._home(self._known(name), ("scale",))
+        whole = document.exact((*table, "scale"))
+        written = None if whole is None else _get(document.data, whole[len(document.prefix) :])
+        if not isinstance(written, dict):
+            path = (*document.prefix, *table, "workers") if whole is None else whole
+            return self._change(document, Change("set", path, workers))
+        if written.get("min") != 0:
+            self._change(document, Change("set", (*(whole or ()), "min"), workers))
+        return self._change(document, Change("set", (*(whole or ()), "max"), workers))
+
+    def remove(self, name: str) -> None:
+        """Take a server out, in every file that has it."""
+        self._asked.append(("remove", (name,)))
+        for document, table in self._known(name).parts:
+            *path, index = (*document.prefix, *table)
+            self._change(document, Change("remove", tuple(path), index))
+
+    def add(self, table: Table) -> None:
+        """Put a server behind the others, in the last file that has some."""
+        self._asked.append(("add", (table,)))
+        document = self.home_of_new()
+        path = _servers_path(document)
+        if path is None:
+            path = ("server",)
+        self._change(document, Change("append", (*document.prefix, *path), table))
+
+    def home_of_new(self) -> Document:
+        """The file that add() writes to."""
+        homes = [document for document in self.documents if _servers_path(document) is not None]
+        return (homes or self.documents)[-1]
+
+    def again(self) -> Draft:
+        """The same changes of the files as they are by now. Raises KeyError for a server that is there no more."""
+        draft = Draft(self.files, self.env)
+        draft.written = self.written
+        for verb, arguments in self._asked:
+            getattr(draft, verb)(*arguments)
+        return draft
+
+    def texts(self) -> dict[str, str]:
+        """The new text of each file that changes."""
+        if self._texts is not None:
+            return self._texts
+        found = self._texts = {}
+        for document in self.documents:
+            changes = self._changes.get(document.path)
+            if changes:
+                text = edited(document, changes)
+                if text != document.text:
+                    found[document.path] = text
+        return found
+
+    def check(self) -> PoolConfig:
+        """The configuration as it will be. PoolValidateError with every problem of it."""
+        config = load(self.files, self.env, self.texts())
+        if config.problems:
+            raise PoolValidateError("the changed configuration is invalid", config.problems)
+        return config
+
+    def difference(self) -> str:
+        """What changes, as a unified diff for people, its secrets masked."""
+        lines: list[str] = []
+        for document in self.documents:
+            after = self.texts().get(document.path)
+            if after is not None:
+                before = document.text.splitlines(keepends=True)
+                lines += difflib.unified_diff(
+                    before, after.splitlines(keepends=True), document.path, document.path
+                )
+        return masked_file("".join(lines))
+
+    def write(self) -> list[str]:
+        """Write what has changed; the paths. FileChanged for a file that is not as it was read."""
+        texts = self.texts()
+        for document in self.documents:
+            if document.path in texts:
+                replace(document.path, document.text, texts[document.path])
+                self.written = list(dict.fromkeys([*self.written, document.path]))
+        return self.written
+
+    def _known(self, name: str) -> Entry:
+        entry = self.entry(name)
+        if entry is None:
+            raise KeyError(name)
+        return entry
+
+    def _home(self, entry: Entry, path: Path) -> tuple[Document, Path]:
+        """The last file that has the key, else that has the table around it, else that has the server."""
+        for length in range(len(path), 0, -1):
+            for document, table in reversed(entry.parts):
+                if document.exact((*table, *path[:length])) is not None:
+                    return document, table
+        return entry.parts[-1]
+
+    def _change(self, document: Document, change: Change) -> None:
+        self._changes.setdefault(document.path, []).append(change)
+        self._texts = None
+
+
+def _get(data: Any, path: Path) -> Any:
+    for key in path:
+        data = data[key]
+    return data
+
+
+def _servers_path(document: Document) -> Path | None:
+    """Where a file has its servers; None where it has none."""
+    if isinstance(document.data, list):
+        return ()
+    return ("server",) if isinstance(document.data, dict) and "server" in document.data else None

@@ -1,0 +1,1 @@
+"""Configuration files as tables, with the place of each key."""

@@ -1,0 +1,110 @@
+"""One configuration file: its text, what it says, and where each of its keys stands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from poolctl.config.files.find import PYPROJECT
+from poolctl.config.files.parse import parse
+from poolctl.config.files.parse_error import Unparsable
+from poolctl.config.files.source import kind_of, read_text
+from poolctl.config.model.problems import Place, Problem, dotted
+from poolctl.config.model.secrets import masked_quotes
+
+Path = tuple[str | int, ...]
+SECTION = ("tool", "poolctl")
+
+# Keys that stand in the file under another name, by the name that they have after normalising.
+SYNONYMS = {"bind": "listen", "scale": "workers"}
+
+
+class Document:
+    """A parsed file. `data` is the value of [tool.poolctl] in a pyproject.toml, else of the whole file."""
+
+    def __init__(self, path: str, text: str | None = None) -> None:
+        """Read and parse, or parse the text that it is to get. Raises Problem."""
+        self.path = path
+        self.base_dir = os.path.dirname(path)
+        self.kind = kind_of(path)
+        self.text = read_text(path) if text is None else text
+        try:
+            data = parse(self.text, self.kind)
+        except Unparsable as error:
+            place = Place(path, error.line, error.column)
+            line = "".join(self.text.splitlines()[error.line - 1 : error.line])
+            said, hint = masked_quotes(error.message, line), masked_quotes(error.hint, line)
+            raise Problem(said, place=place, hint=hint) from None
+        self.prefix: Path = ()
+        if os.path.basename(path) == PYPROJECT:
+            self.prefix = SECTION
+            for part in SECTION:
+                data = data.get(part) if isinstance(data, dict) else None
+            if data is None:
+                hint = "add [tool.poolctl], or name another file"
+                raise Problem("there is no [tool.poolctl]", place=Place(path), hint=hint)
+        self.data: Any = {} if data is None else data
+        self._positions: dict[Path, tuple[int, int]] | None = None
+
+    def positions(self) -> dict[Path, tuple[int, int]]:
+        """Line and column of every key; the second pass over the text, made once and only when asked."""
+        if self._positions is None:
+            if self.kind == "toml":
+                from poolctl.config.files.toml_positions import positions
+            elif self.kind == "json":
+                from poolctl.config.files.json_positions import positions
+            else:
+                from poolctl.config.files.yaml_positions import positions
+            self._positions = positions(self.text)
+        return self._positions
+
+    def exact(self, path: Path) -> Path | None:
+        """The path as the file has it, other spellings of its keys considered; None where it has none."""
+        known = self.positions()
+        whole = (*self.prefix, *path)
+        if whole in known:
+            return whole
+        for index, part in enumerate(whole):
+            other = SYNONYMS.get(part) if isinstance(part, str) else None
+            if other and (*whole[:index], other) in known:
+                # What follows is what the short form was made into: it has no place of its own.
+                return (*whole[:index], other)
+        return None
+
+    def place(self, path: Path) -> Place:
+        """The place of a path, or of the nearest table around it; the key is the whole path."""
+        known = self.positions()
+        for length in range(len(path), -1, -1):
+            found = self.exact(path[:length])
+            if found is not None:
+                return Place(self.path, *known[found], dotted((*found, *path[length:])))
+        return Place(self.path, 1, 1, dotted((*self.prefix, *path)))
+
+
+def read_documents(
+    paths: list[str], texts: Mapping[str, str] | None = None
+) -> tuple[list[Document], list[Problem]]:
+    """The files (and those of directories) in order, and the problems of those that cannot be read or parsed.
+
+    `texts` are by path what some of them are to say instead of what they do.
+    """
+    from poolctl.config.files.find import has_section
+    from poolctl.config.files.source import files_of
+
+    documents: list[Document] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            files = files_of(path)
+        except Problem as problem:
+            problems.append(problem)
+            continue
+        for file in files:
+            if file != path and os.path.basename(file) == PYPROJECT and not has_section(file):
+                continue
+            try:
+                documents.append(Document(file, (texts or {}).get(file)))
+            except Problem as problem:
+                problems.append(problem)
+    return documents, problems

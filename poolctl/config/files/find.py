@@ -1,0 +1,70 @@
+"""Which configuration files a command means. Nothing heavy in here: every command passes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+FILE_NAMES = ("pool.toml", "pool.yaml", "pool.yml", "pool.json")
+PYPROJECT = "pyproject.toml"
+PYPROJECT_LIMIT_BYTES = 4 * 1024 * 1024
+
+_section = re.compile(
+    rb"^[ \t]*\[{1,2}[ \t]*tool[ \t]*\.[ \t]*(?:\"poolctl\"|'poolctl'|poolctl)[ \t]*[.\]]", re.MULTILINE
+)
+
+
+class ConfigNotFound(Exception):
+    """No configuration file; `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(f"{message}; {hint}")
+        self.message = message
+        self.hint = hint
+
+
+def find_config(
+    paths: Sequence[str] = (), env: Mapping[str, str] | None = None, cwd: str | None = None
+) -> list[str]:
+    """Absolute paths of the configuration files, symbolic links unresolved, in the order they override.
+
+    `paths` (of -c) win over $POOLCTL_CONFIG, that over the names in the working directory. A path that was
+    named is not looked at: a running pool is found by it also when the file is gone. Raises ConfigNotFound.
+    """
+    cwd = os.getcwd() if cwd is None else cwd
+    env = os.environ if env is None else env
+    named = [os.fspath(path) for path in paths] or [path for path in [env.get("POOLCTL_CONFIG", "")] if path]
+    if named:
+        if "" in named:
+            raise ConfigNotFound("the configuration file's name is empty", "give -c FILE a path")
+        return [os.path.normpath(os.path.join(cwd, path)) for path in named]
+    for path in candidate_files(cwd):
+        if os.path.lexists(path) and (not path.endswith(PYPROJECT) or has_section(path)):
+            return [path]
+    raise ConfigNotFound(
+        f"no configuration file in {cwd}",
+        f"`poolctl init` writes a {FILE_NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG",
+    )
+
+
+def candidate_files(cwd: str | None = None) -> list[str]:
+    """The absolute paths that are looked up in a directory, first the one that wins."""
+    cwd = os.getcwd() if cwd is None else cwd
+    return [os.path.normpath(os.path.join(cwd, name)) for name in (*FILE_NAMES, PYPROJECT)]
+
+
+def has_section(path: str) -> bool:
+    """Whether a pyproject.toml seems to hold [tool.poolctl]; a look at the text, not a parse."""
+    try:
+        # Never waits for the writer of a FIFO.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
+            return _section.search(file.read(PYPROJECT_LIMIT_BYTES)) is not None
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,82 @@
+"""Where the value of a server's key comes from: its own table, an overriding file's, or the defaults."""
+
+from __future__ import annotations
+
+from poolctl.config.files.document import Document, Path
+from poolctl.config.files.server_table import Entry
+from poolctl.config.model.problems import Place
+
+
+class Origins:
+    """Finds the places of the values of a pool's servers. Two of them are equal: they say nothing of a server."""
+
+    def __init__(self, documents: list[Document], entries: list[Entry]) -> None:
+        self.documents = documents
+        self._entries = {entry.name: entry for entry in reversed(entries)}
+        self._by_table: dict[str, dict[Path, list[tuple[Path, int]]]] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Origins)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def place(self, entry: Entry | str, path: Path) -> Place:
+        """The place of a key of a server; of what is not written anywhere, the server's own table."""
+        entry = self._entries[entry] if isinstance(entry, str) else entry
+        for length in range(len(path), 0, -1):
+            found = self._written(entry, path[:length])
+            if found is not None:
+                document, whole = found
+                return document.place((*whole, *path[length:]))
+        document, table = entry.parts[0]
+        return document.place((*table, *path))
+
+    def of(self, name: str) -> dict[str, str]:
+        """`{"http.loop": "/etc/pool.toml:7", …}` for every key that a file gives to the server."""
+        found: dict[str, str] = {}
+        entry = self._entries.get(name)
+        if entry is None:
+            return found
+        asks = "tls" in entry.table or self._default_asks()
+        sources: list[tuple[Document, Path]] = [(document, ("defaults",)) for document in self.documents]
+        for document, table in [*sources, *entry.parts]:
+            for path, line in self._keys(document).get(table, ()):
+                key = self._key(path)
+                if table == ("defaults",) and (key[0] == "tls" and not asks):
+                    continue
+                found[".".join(str(part) for part in key)] = f"{document.path}:{line}"
+        return found
+
+    def _default_asks(self) -> bool:
+        return any(
+            isinstance(document.data, dict)
+            and isinstance(document.data.get("defaults"), dict)
+            and document.data["defaults"].get("tls") is True
+            for document in self.documents
+        )
+
+    def _keys(self, document: Document) -> dict[Path, list[tuple[Path, int]]]:
+        """The keys of each server's table of a file, with their lines; made once for all servers."""
+        known = self._by_table.get(document.path)
+        if known is None:
+            known = self._by_table[document.path] = {}
+            start = len(document.prefix)
+            for path, (line, _) in document.positions().items():
+                own = path[start:]
+                size = 1 if own[:1] == ("defaults",) or isinstance(own[0] if own else "", int) else 2
+                rest = own[size:]
+                if rest and all(isinstance(part, str) for part in rest):
+                    known.setdefault(own[:size], []).append((rest, line))
+        return known
+
+    def _key(self, path: Path) -> Path:
+        return ({"listen": "bind", "workers": "scale"}.get(str(path[0]), path[0]), *path[1:])
+
+    def _written(self, entry: Entry, path: Path) -> tuple[Document, Path] | None:
+        for document, table in reversed(entry.parts):
+            if document.exact((*table, *path)) is not None:
+                return document, (*table, *path)
+        for document in reversed(self.documents):
+            if document.exact(("defaults", *path)) is not None:
+                return document, ("defaults", *path)
+        return None

@@ -1,0 +1,66 @@
+"""What depends on what: names that are there, conditions that can come true, no circles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from poolctl.config.model.explain import nearest
+from poolctl.config.model.problems import Finding
+from poolctl.config.model.server import ServerConfig
+
+
+def dependency_findings(
+    servers: Sequence[ServerConfig], others: Sequence[str] = ()
+) -> Iterator[tuple[ServerConfig, Finding]]:
+    """Each server whose dependencies cannot be met, with the reason.
+
+    `others` are names of servers that have problems of their own: depending on one is not a second problem.
+    """
+    by_name = {server.name: server for server in servers}
+    known: tuple[str, ...] | None = None
+    depending = [server for server in servers if server.depends_on]
+    for server in depending:
+        for index, wanted in enumerate(server.depends_on):
+            other = by_name.get(wanted.name)
+            path = ("depends_on", index)
+            if other is None:
+                if wanted.name in others:
+                    continue
+                known = tuple(by_name) if known is None else known
+                near = nearest(wanted.name, known) if len(known) <= 1000 else ""
+                hint = f"did you mean {near!r}?" if near else "name a server of this pool"
+                yield (
+                    server,
+                    Finding(path, f"there is no server {wanted.name[:60]!r}", hint, wanted.name[:60]),
+                )
+            elif wanted.condition == "completed" and not other.job:
+                message = f"{wanted.name!r} is no job, so it never is completed"
+                yield server, Finding(path, message, 'write condition = "ready", or job = true for it')
+    for circle in circles({s.name: [d.name for d in s.depends_on if d.name in by_name] for s in depending}):
+        path_text = " → ".join([*circle, circle[0]])
+        message = f"depends on itself: {path_text}" if len(circle) > 1 else "depends on itself"
+        yield by_name[circle[0]], Finding(("depends_on",), message, "take out one of these dependencies")
+
+
+def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+    """Circles of the graph, so that breaking them all leaves none; no recursion, a chain may be long."""
+    done: set[str] = set()
+    for start in graph:
+        if start in done:
+            continue
+        trail: list[str] = [start]
+        on_trail = {start: 0}
+        waiting = [iter(graph.get(start, ()))]
+        while trail:
+            step = next(waiting[-1], None)
+            if step is None:
+                waiting.pop()
+                left = trail.pop()
+                del on_trail[left]
+                done.add(left)
+            elif step in on_trail:
+                yield trail[on_trail[step] :]
+            elif step not in done:
+                on_trail[step] = len(trail)
+                trail.append(step)
+                waiting.append(iter(graph.get(step, ())))

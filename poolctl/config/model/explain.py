@@ -1,0 +1,173 @@
+"""What pydantic found, in the words of the person who wrote the file."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from poolctl.config.model.other_tools import mend_of
+from poolctl.config.model.problems import Finding, printable, shown
+from poolctl.config.model.values import (
+    METHOD_PATTERN,
+    NAME_PATTERN,
+    PATH_PATTERN,
+    STATUS_PATTERN,
+    WORD_PATTERN,
+)
+
+# What a value has to be, by pydantic's name for the complaint.
+EXPECTED = {
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    "mapping_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+}
+MENDING = {
+    "a string": 'put it in quotes: "…"',
+    "a list": 'put it in brackets: ["…"]',
+    "true or false": "write true or false, without quotes",
+}
+MOST_SUGGESTIONS = 2000
+PATTERNS = {
+    NAME_PATTERN: "letters, digits, dots, underscores and hyphens, at most 200 of them",
+    WORD_PATTERN: "a word without blanks and commas",
+    PATH_PATTERN: 'a path such as "/ready"',
+    METHOD_PATTERN: 'a method such as "GET"',
+    STATUS_PATTERN: 'statuses and ranges of them, such as "200-399" or "200,204"',
+}
+# Tables with a short form.
+SHORT_FORMS = {
+    "restart": '"no", "on-failure", "always", or a table',
+    "recovery": '"restart", "replace", "disable", "notify", "none", or a table',
+    "health": 'a path such as "/ready", or a table',
+}
+PROBES = ("startup", "readiness", "liveness")
+
+
+def findings_of(error: ValidationError, model: type[BaseModel]) -> list[Finding]:
+    """Every complaint as a finding, in the order of the file's keys."""
+    return [_finding(details, model) for details in error.errors(include_url=False)]
+
+
+def _finding(details: Any, model: type[BaseModel]) -> Finding:
+    kind: str = details["type"]
+    path: tuple[str | int, ...] = tuple(details["loc"])
+    context = details.get("ctx", {})
+    value = details.get("input")
+    if kind == "extra_forbidden":
+        return unknown_key(path, table_at(model, path[:-1]))
+    if kind == "missing":
+        return Finding(path, f"{path[-1]!r} is missing", f"add {path[-1]} = …")
+    if kind == "value_error":
+        cause = context["error"]
+        allowed = getattr(cause, "allowed", "")
+        hint = f"allowed is {allowed}" if allowed and allowed not in str(cause) else ""
+        return Finding(path, str(cause), hint, shown(value), allowed)
+    allowed, message = _allowed(kind, context), ""
+    if allowed == "a table":
+        allowed = SHORT_FORMS.get(str(path[-1]) if path else "", allowed)
+    found = shown(value)
+    if not allowed:
+        message = f"{found}: {details['msg'][:1].lower()}{details['msg'][1:]}"
+    message = message or f"{found} is not allowed here"
+    hint = f"allowed is {allowed}" if allowed else ""
+    if kind == "literal_error" and isinstance(value, str):
+        near = nearest(value, tuple(re.findall(r"'([^']*)'", context["expected"])))
+        hint = f'did you mean "{near}"? {hint}' if near else hint
+    if allowed == "a table" and path[-2:-1] == ("health",) and path[-1] in PROBES and isinstance(value, str):
+        hint = f'write {path[-1]} = {{ http = "{printable(value)}" }}'
+    if allowed in MENDING and isinstance(value, (str, int, float)):
+        hint = f"expected {allowed}: {MENDING[allowed]}"
+    return Finding(path, message, hint, found, allowed)
+
+
+def _allowed(kind: str, context: dict[str, Any]) -> str:
+    if kind == "literal_error":
+        return str(context["expected"]).replace("'", '"')
+    bounds = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}
+    if kind in bounds:
+        key, words = bounds[kind]
+        return f"{words} {context[key]}"
+    if kind in ("too_short", "string_too_short"):
+        return "what is not empty"
+    if kind == "string_pattern_mismatch":
+        return PATTERNS.get(context["pattern"], f"what matches {context['pattern']}")
+    return EXPECTED.get(kind, "")
+
+
+def unknown_key(path: tuple[str | int, ...], known: tuple[str, ...]) -> Finding:
+    """The finding of a key that the model does not have."""
+    key = path[-1]
+    parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
+    mend = mend_of(str(key), parent)
+    if mend:
+        return Finding(path, f"{str(key)[:60]!r} is a key of another tool", mend, str(key)[:60])
+    near = nearest(str(key), known)
+    hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}"
+    return Finding(path, f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(known))
+
+
+@lru_cache(maxsize=MOST_SUGGESTIONS)
+def _nearest(word: str, known: tuple[str, ...]) -> str:
+    from difflib import get_close_matches
+
+    plain = {name.replace("_", ""): name for name in known}
+    direct = plain.get(word.lower().replace("-", "").replace("_", ""))
+    return direct or next(iter(get_close_matches(word.lower(), known, n=1, cutoff=0.6)), "")
+
+
+def nearest(word: str, known: tuple[str, ...]) -> str:
+    """The known word that was probably meant, or "".
+
+    A file of nothing but unknown keys must not take minutes: after many suggestions there are no more, until
+    `suggest_afresh`.
+    """
+    if len(word) > 60 or _nearest.cache_info().currsize >= MOST_SUGGESTIONS:
+        return ""
+    return _nearest(word, known)
+
+
+def suggest_afresh() -> None:
+    """Begin with another file, or another server that was made in Python."""
+    _nearest.cache_clear()
+
+
+def table_at(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[str, ...]:
+    """The keys that the model knows at a path, internal ones left out."""
+    here: type[BaseModel] | None = model
+    for part in path:
+        if isinstance(part, int) or here is None:
+            continue
+        field = here.model_fields.get(part)
+        here = _model_in(field.annotation) if field else None
+    if here is None:
+        return ()
+    names = [name for name, field in here.model_fields.items() if not field.exclude]
+    if "scale" in names:
+        names.insert(names.index("scale"), "workers")  # its short form, which no model has
+    if "bind" in names:
+        names.insert(names.index("bind") + 1, "listen")  # golib's word for it
+    return tuple(names)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in get_args(annotation):
+        found = _model_in(inner)
+        if found:
+            return found
+    return None

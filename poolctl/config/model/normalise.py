@@ -1,0 +1,163 @@
+"""Short forms into long ones, relative paths into absolute ones: one file's table at a time.
+
+It happens before files are merged, because a path belongs to the file that holds it, and because tables merge
+key by key only when both are tables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from poolctl import address
+from poolctl.config.model.limits import MOST_WORKERS
+from poolctl.config.model.problems import Finding, shown
+from poolctl.config.model.values import number_from_environment
+
+# What ServerConfig carries beside the keys of the file; nobody writes them.
+INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose", "origins"})
+
+DEEPEST_LOOK = 5
+WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
+
+Step = Callable[[Any, str], Any]
+
+
+def normalise(table: dict[str, Any], base_dir: str, findings: list[Finding]) -> dict[str, Any]:
+    """The table of one server (or of the defaults) in its long form; the given one is left as it is."""
+    found = dict(table)
+    for key, value in table.items():
+        step = STEPS.get(key)
+        if step is not None:
+            found[key] = step(value, base_dir)
+    if "listen" in found:
+        _take_listen(found, findings)
+    if "workers" in found:
+        _take_workers(found, findings)
+    return found
+
+
+def _take_listen(table: dict[str, Any], findings: list[Finding]) -> None:
+    listen = table.pop("listen")
+    if "bind" in table:
+        findings.append(
+            Finding(("listen",), "both 'listen' and 'bind' are given", "they mean the same: keep 'bind'")
+        )
+    else:
+        table["bind"] = listen
+
+
+def _take_workers(table: dict[str, Any], findings: list[Finding]) -> None:
+    written = table.pop("workers")
+    workers = number_from_environment(written)
+    if "scale" in table:
+        findings.append(Finding(("workers",), "both 'workers' and 'scale' are given", "keep one of them"))
+    elif not isinstance(workers, int) or isinstance(workers, bool):
+        message = f"{shown(written)} is not allowed here"
+        findings.append(
+            Finding(("workers",), message, "expected a whole number", shown(written), WORKERS_ALLOWED)
+        )
+    elif not 1 <= workers <= MOST_WORKERS:
+        message = f"{shown(written)} is not allowed here"
+        hint = f"allowed is {WORKERS_ALLOWED}"
+        findings.append(Finding(("workers",), message, hint, shown(written), WORKERS_ALLOWED))
+    else:
+        table["scale"] = {"min": workers, "max": workers}
+
+
+def absolute(value: Any, base_dir: str) -> Any:
+    """A path from where its file is; what is no path is left to the model."""
+    if not isinstance(value, str) or not value:
+        return value
+    if value == "~" or value.startswith("~/"):
+        value = os.path.expanduser(value)
+    return os.path.normpath(os.path.join(base_dir, value))
+
+
+def _python(value: Any, base_dir: str) -> Any:
+    path = absolute(value, base_dir)
+    if isinstance(path, str) and os.path.isdir(path):
+        # A virtual environment.
+        return os.path.join(path, "bin", "python")
+    return path
+
+
+def _bind(value: Any, base_dir: str) -> Any:
+    if not isinstance(value, str) or value.lstrip()[:5].lower() != "unix:":
+        return value
+    try:
+        return address.canonical(value, base_dir=base_dir)
+    except address.AddressError:
+        return value
+
+
+def _restart(value: Any, base_dir: str) -> Any:
+    if value is False:
+        # YAML reads a bare `no` as a truth value.
+        return {"policy": "no"}
+    return {"policy": value} if isinstance(value, str) else value
+
+
+def _recovery(value: Any, base_dir: str) -> Any:
+    return {"strategy": value} if isinstance(value, str) else value
+
+
+def _health(value: Any, base_dir: str) -> Any:
+    return {"readiness": {"http": value}} if isinstance(value, str) else value
+
+
+def _depends_on(value: Any, base_dir: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return value
+    return tuple({"name": entry} if isinstance(entry, str) else entry for entry in value)
+
+
+def _env_file(value: Any, base_dir: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(absolute(path, base_dir) for path in value)
+    return (absolute(value, base_dir),) if isinstance(value, str) and value else value
+
+
+def _tls(value: Any, base_dir: str) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {k: absolute(v, base_dir) if k in ("cert", "key", "ca") else v for k, v in value.items()}
+
+
+def _log(value: Any, base_dir: str) -> Any:
+    if not isinstance(value, dict) or "path" not in value:
+        return value
+    return value | {"path": absolute(value["path"], base_dir)}
+
+
+STEPS: dict[str, Step] = {
+    "app_dir": absolute,
+    "bind": _bind,
+    "cwd": absolute,
+    "depends_on": _depends_on,
+    "env_file": _env_file,
+    "health": _health,
+    "listen": _bind,
+    "log": _log,
+    "python": _python,
+    "recovery": _recovery,
+    "restart": _restart,
+    "tls": _tls,
+}
+
+
+def refuse_internal(table: dict[str, Any], findings: list[Finding]) -> None:
+    """Take out what only ServerConfig itself may set."""
+    for key in INTERNAL & table.keys():
+        findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(table.pop(key))))
+
+
+def nul_findings(value: Any, path: tuple[str | int, ...] = ()) -> list[Finding]:
+    """Texts with a NUL, which no path, argument or variable can hold; in files they are found by their escapes."""
+    if isinstance(value, str):
+        return [Finding(path, "the text holds a NUL", "take it out")] if "\0" in value else []
+    if len(path) > DEEPEST_LOOK or not isinstance(value, (dict, list, tuple)):
+        return []
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [finding for key, inner in items for finding in nul_findings(inner, (*path, key))]

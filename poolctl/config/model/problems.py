@@ -1,0 +1,157 @@
+"""One problem of a configuration: where it is, what was found, what is allowed, what mends it."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, NamedTuple
+
+from poolctl.config.model.secrets import MASK, is_secret_key, masked_text
+from poolctl.errors import PoolValidateError, ServerError
+
+SHOWN_CHARACTERS = 60
+
+_parts = re.compile(r"\.|\[\d+\]\.?")
+
+
+class Place(NamedTuple):
+    """A position in a file; lines and columns count from 1, 0 is unknown. `key` is the path in it."""
+
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    key: str = ""
+
+    def __str__(self) -> str:
+        if not self.file:
+            return self.key
+        where = f"{shorter(self.file)}:{self.line}" if self.line else shorter(self.file)
+        return f"{where}:{self.column}" if self.column else where
+
+
+NOWHERE = Place()
+
+
+class Finding(NamedTuple):
+    """A problem before its place is known; `path` leads from the server's table to the value."""
+
+    path: tuple[str | int, ...]
+    message: str
+    hint: str = ""
+    found: str = ""
+    allowed: str = ""
+
+
+class Problem(ServerError):
+    """A finding with its place. `str()` is the line that an operator reads."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        place: Place = NOWHERE,
+        name: str = "",
+        bind: str = "",
+        hint: str = "",
+        found: str = "",
+        allowed: str = "",
+    ) -> None:
+        message, hint, found = _without_secrets(place.key, message, hint, found)
+        super().__init__(
+            message,
+            name=name,
+            bind=bind,
+            hint=hint,
+            code=PoolValidateError.code,
+            error=PoolValidateError.error,
+        )
+        self.file, self.line, self.column, self.key = place
+        self.found = found
+        self.allowed = allowed
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return Place(self.file, self.line, self.column, self.key)
+
+    def __str__(self) -> str:
+        who = "" if self.file or not self.name else printable(self.name)
+        where = ": ".join(part for part in (str(self.place) if self.file else who, self.key) if part)
+        text = f"{where}: {self.message}" if where else self.message
+        return f"{text}; {self.hint}" if self.hint else text
+
+    def to_dict(self) -> dict[str, Any]:
+        """The problem as the JSON of the command line shows it."""
+        return super().to_dict() | {
+            "file": self.file,
+            "line": self.line,
+            "column": self.column,
+            "key": self.key,
+            "found": self.found,
+            "allowed": self.allowed,
+        }
+
+
+def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str, str, str]:
+    """Message, hint and value of a problem, without the value if it is a secret."""
+    names = _parts.split(key)
+    if not is_secret_key(names) or found == names[-1] or found.startswith("${"):
+        return masked_text(message), masked_text(hint), masked_text(found)
+    for value in (found, found.strip("'")):
+        if value:
+            message, hint = message.replace(value, MASK), hint.replace(value, MASK)
+    return message, hint, MASK if found else ""
+
+
+def dotted(path: tuple[str | int, ...]) -> str:
+    """`("server", 1, "http", "root_path")` as `server[1].http.root_path`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + printable(str(part))
+    return text
+
+
+def printable(text: str) -> str:
+    """The text on one line of a terminal, and not too much of it."""
+    cut = text[:SHOWN_CHARACTERS] + ("…" if len(text) > SHOWN_CHARACTERS else "")
+    return cut if cut.isprintable() else repr(cut)
+
+
+def untold(more: list[Finding], told: list[Finding]) -> list[Finding]:
+    """Those of `more` about whose value nothing was said yet."""
+    paths = {finding.path for finding in told}
+    return [finding for finding in more if finding.path not in paths]
+
+
+def shown(value: object) -> str:
+    """A value short enough for a line, whatever it is: deep, long or strange."""
+    if isinstance(value, str):
+        cut = value[:SHOWN_CHARACTERS]
+        return repr(cut) + ("…" if len(value) > SHOWN_CHARACTERS else "")
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a very large number"
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text[:SHOWN_CHARACTERS] + ("…" if len(text) > SHOWN_CHARACTERS else "")
+
+
+def shorter(file: str) -> str:
+    """The path as a person in the working directory would write it."""
+    try:
+        here = os.getcwd()
+    except OSError:
+        return file
+    return file[len(here) + 1 :] if here != "/" and file.startswith(here + "/") else file

@@ -1,0 +1,172 @@
+"""The JSON Schema of a configuration file, for editors and other tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from poolctl.config.model.normalise import INTERNAL
+from poolctl.config.model.not_implemented import FILE_TABLES
+from poolctl.config.model.server import ServerConfig
+from poolctl.config.model.settings import PoolSettings
+from poolctl.config.model.table_models import MODELS
+from poolctl.units import format_duration, format_size
+
+Schema = dict[str, Any]
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+INTERPOLATED = {"type": "string", "pattern": r"\$\{", "description": "Replaced from the environment."}
+APP_PATTERN = r"^[^\s:]+:[^\s:]+$|\$\{"
+
+
+def json_schema() -> Schema:
+    """The schema of pool.toml: title, description, unit, default and range of every key."""
+    server, definitions = _parts(ServerConfig, INTERNAL)
+    settings, _ = _parts(PoolSettings)
+    _add_short_forms(server, definitions)
+    required = [key for key in server.pop("required", []) if key not in INTERNAL and key == "name"]
+    definitions["Defaults"] = {
+        "title": "Defaults",
+        "description": "Every key of a server but its name; a server's own key wins, tables merge.",
+        "type": "object",
+        "properties": {key: value for key, value in server["properties"].items() if key != "name"},
+        "additionalProperties": False,
+    }
+    definitions["Server"] = {**server, "title": "Server", "required": required}
+    definitions["Pool"] = {**settings, "title": "Pool"}
+    tables: Schema = {
+        "pool": {"$ref": "#/$defs/Pool", "description": "What concerns the pool as a whole."},
+        "defaults": {"$ref": "#/$defs/Defaults", "description": "What servers take over."},
+        "server": _list_of_servers(),
+    }
+    for key, model in MODELS.items():
+        table, more = _parts(model, frozenset({"written"} & model.model_fields.keys()))
+        definitions |= {**more, model.__name__: {**table, "title": model.__name__}}
+        reference = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
+        tables[key] = reference
+        if key == "notify":
+            tables[key] = {"type": "array", "items": reference, "description": table["description"]}
+    for key, what in FILE_TABLES.items():
+        tables[key] = {"description": f"{what}: not available in this version.", "not": {}}
+    return {
+        "$schema": DIALECT,
+        "title": "poolctl configuration",
+        "description": "A pool of HTTP servers. A list of servers alone is allowed as well.",
+        "anyOf": [
+            {"type": "object", "properties": tables, "additionalProperties": False},
+            _list_of_servers(),
+        ],
+        # Editors complete what stands here and not within a choice.
+        "properties": tables,
+        "$defs": definitions,
+    }
+
+
+def _list_of_servers() -> Schema:
+    return {"type": "array", "items": {"$ref": "#/$defs/Server"}, "description": "The servers of the pool."}
+
+
+def _parts(model: Any, hidden: frozenset[str] = frozenset()) -> tuple[Schema, dict[str, Schema]]:
+    schema = model.model_json_schema()
+    definitions: dict[str, Schema] = schema.pop("$defs", {})
+    definitions.pop("Address", None)
+    for name in hidden:
+        del schema["properties"][name]
+    for table in (schema, *definitions.values()):
+        for name, key in table.get("properties", {}).items():
+            key.setdefault("title", name.replace("_", " ").capitalize())
+            if "$ref" in key:
+                key.setdefault("description", definitions[key["$ref"].rpartition("/")[2]]["description"])
+            for part in (key, *key.get("anyOf", ())):
+                _standard_words(part)
+            _hoist_unit(key)
+            _readable_default(key)
+            _allow_interpolation(key)
+    return schema, definitions
+
+
+def _standard_words(key: Schema) -> None:
+    """Bounds of what a function converts first come out in pydantic's own words."""
+    for own, standard in (("ge", "minimum"), ("le", "maximum")):
+        if own in key:
+            key[standard] = key.pop(own)
+    if key.get("type") == "array" and "minLength" in key:
+        key["minItems"] = key.pop("minLength")
+    key.pop("allow_inf_nan", None)
+
+
+def _hoist_unit(key: Schema) -> None:
+    """The unit is the key's, also where it may be left out."""
+    for part in key.get("anyOf", ()):
+        if "unit" in part:
+            key["unit"] = part.pop("unit")
+
+
+def _readable_default(key: Schema) -> None:
+    """Durations and sizes as people write them; no default where it means "not given"."""
+    default = key.get("default")
+    if default is None:
+        key.pop("default", None)
+    elif isinstance(default, dict):
+        # A table that is left out is a table without keys.
+        key["default"] = {}
+    elif key.get("unit") == "seconds":
+        key["default"] = format_duration(default)
+    elif key.get("unit") == "bytes":
+        key["default"] = format_size(default)
+    elif isinstance(default, list) and len(default) == 2 and "pattern" in key:
+        key["default"] = "-".join(map(str, default))
+
+
+def _allow_interpolation(key: Schema) -> None:
+    """`${VAR}` may stand for a number or a truth value."""
+    if key.get("type") in ("integer", "number", "boolean") or "enum" in key:
+        kept = {name: key.pop(name) for name in ("type", "minimum", "maximum", "enum") if name in key}
+        key["anyOf"] = [kept, INTERPOLATED]
+    elif any(
+        part.get("type") in ("integer", "number") and "unit" not in key for part in key.get("anyOf", ())
+    ):
+        key["anyOf"].append(INTERPOLATED)
+
+
+def _add_short_forms(server: Schema, definitions: dict[str, Schema]) -> None:
+    keys = server["properties"]
+    app = {"type": "string", "pattern": APP_PATTERN}
+    keys["app"].update(app)
+    keys["bind"]["examples"] = [
+        "127.0.0.1:8080",
+        ":8080",
+        "[::1]:8080",
+        "127.0.0.1:auto",
+        "unix:/run/a.sock",
+        "fd:3",
+    ]
+    keys["listen"] = {
+        **keys["bind"],
+        "title": "Listen",
+        "description": "Another name of bind.",
+        "deprecated": True,
+    }
+    keys["workers"] = {
+        "title": "Workers",
+        "description": "How many workers; short for scale.min = scale.max.",
+        "default": 1,
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": 10_000}, INTERPOLATED],
+    }
+    _choice(keys, "tls", {"type": "boolean"})
+    _choice(keys, "health", {"type": "string", "pattern": "^/"})
+    _choice(keys, "restart", {"enum": ["no", "on-failure", "always"]})
+    _choice(keys, "recovery", {"enum": ["restart", "replace", "disable", "notify", "none"]})
+    keys["env_file"] = {
+        **keys["env_file"],
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    for name in ("type", "items"):
+        keys["env_file"].pop(name, None)
+    keys["depends_on"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Dependency"}]}
+    value = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+    keys["env"]["additionalProperties"] = value
+
+
+def _choice(keys: Schema, name: str, short: Schema) -> None:
+    key = keys[name]
+    reference = key.pop("$ref", None) or key.pop("allOf", [{}])[0].get("$ref")
+    keys[name] = {**key, "anyOf": [short, {"$ref": reference}]}

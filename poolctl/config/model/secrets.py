@@ -1,0 +1,158 @@
+"""Secrets: variables that are not passed to servers, and values that are masked in output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+
+from poolctl.config.files.regular_file import SUFFIXES, read_regular
+
+TYPE_CHECKING = False  # typing itself would take the fast lane two milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from typing import Any
+
+    from poolctl.config.model.server import ServerConfig
+    from poolctl.config.model.tables import Tables
+
+MASK = "********"
+
+_SUFFIX = "_env"
+_SHORTEST_HIDDEN = 6
+# Patterns as text: compiled when they are used, as a start needs only the first one.
+_NAMED = rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)"""
+
+# Looked for in a name without separators, in lower case.
+_WORDS = ("password", "passwd", "secret", "token", "credential", "apikey", "privatekey", "authorization")
+# Endings of keys that name where a secret is.
+_REFERENCES = ("_env", "_file")
+# Tables whose keys are the user's own names.
+_FREE = ("env", "labels", "headers")
+_SEPARATORS = r"[-_.\s]"
+_URL = r"(://[^\s/:@'\"]*:)[^\s/'\"]+(?=@)"
+_REFERENCE = r"\$\{[^}]*\}"
+_PAIR = r"""(["']?)(?<![\w.-])([\w.-]++)(\1\s*[:=]\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'\[{,}\]][^,}\]\n]*)"""
+_FLAG = r"(--?[\w.-]+)=."
+_QUOTED = r"'[^']*'|\"[^\"]*\""
+
+
+def is_secret(name: str) -> bool:
+    """Whether a key, variable, header or option of this name probably has a secret value."""
+    plain = re.sub(_SEPARATORS, "", name).lower()
+    return any(word in plain for word in _WORDS)
+
+
+def is_secret_key(path: Sequence[str | int]) -> bool:
+    """Whether a configuration key has a secret value; `token_env` and `token_file` only name where one is."""
+    names = [part for part in path if isinstance(part, str)]
+    if not names or not is_secret(names[-1]):
+        return False
+    return any(part in _FREE for part in names[:-1]) or not names[-1].endswith(_REFERENCES)
+
+
+def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[str] = ()) -> Any:
+    """The value, or table, as it may be shown: what is secret in it is replaced by MASK, `hidden` values everywhere."""
+    if isinstance(value, dict):
+        return {key: masked(each, (*path, key), hidden=hidden) for key, each in value.items()}
+    if value is None or isinstance(value, bool):
+        return value
+    if is_secret_key(path):
+        return MASK
+    if isinstance(value, (list, tuple)):
+        return masked_arguments([masked(each, (*path, at), hidden=hidden) for at, each in enumerate(value)])
+    return masked_text(value, hidden) if isinstance(value, str) else value
+
+
+def values_of(variables: Iterable[str], env: Mapping[str, str]) -> list[str]:
+    """The values of these variables, the longest first; short ones are left out, as they occur in any text."""
+    found = {env.get(name, "") for name in variables}
+    return sorted((each for each in found if len(each) >= _SHORTEST_HIDDEN), key=len, reverse=True)
+
+
+def masked_text(text: str, hidden: Collection[str] = ()) -> str:
+    """The text without the passwords of URLs in it, and without the `hidden` values."""
+    for value in hidden:
+        text = text.replace(value, MASK)
+    return re.sub(_URL, rf"\1{MASK}", text) if "://" in text and "@" in text else text
+
+
+def masked_arguments(arguments: Sequence[Any]) -> list[Any]:
+    """A program's arguments without the values of options such as `--password VALUE` and `--token=VALUE`."""
+    found: list[Any] = []
+    secret = False
+    for argument in arguments:
+        if isinstance(argument, str):
+            option = re.match(_FLAG, argument)
+            if option and is_secret(option[1]):
+                argument = f"{option[1]}={MASK}"
+            elif secret and not argument.startswith("-"):
+                argument = MASK
+            secret = argument.startswith("-") and "=" not in argument and is_secret(argument)
+        found.append(argument)
+    return found
+
+
+def masked_file(text: str) -> str:
+    """Lines of a configuration file without its secrets; references to variables stay."""
+
+    def pair(match: re.Match[str]) -> str:
+        quote, key, between, value = match.groups()
+        plain = (
+            not is_secret(key) or key.endswith(_REFERENCES) or not re.sub(_REFERENCE, "", value).strip("'\" ")
+        )
+        return match[0] if plain else f"{quote}{key}{between}{MASK}"
+
+    return masked_text(re.sub(_PAIR, pair, text))
+
+
+def masked_quotes(text: str, line: str) -> str:
+    """A message about a line of a file; its quotations are masked if the line has a secret."""
+    return re.sub(_QUOTED, f"'{MASK}'", masked_text(text)) if is_secret(line) else masked_text(text)
+
+
+def pool_variables(
+    servers: Iterable[ServerConfig], tables: Tables, defaults: Mapping[str, Any] | None = None
+) -> frozenset[str]:
+    """The variables that `*_env` keys name: they hold secrets of the pool, and no server gets them by itself."""
+    found = set(_named(defaults or {}))
+    for each in tables:
+        for table in each if isinstance(each, tuple) else (each,):
+            if table is not None:
+                found.update(_named(table.model_dump(warnings=False)))
+    # Of a server only its certificate has such a key; `env` is a table of names that are its own.
+    for server in servers:
+        if server.tls and server.tls is not True and server.tls.password_env:
+            found.add(server.tls.password_env)
+    return frozenset(found)
+
+
+def _named(table: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in table.items():
+        if key == "env":
+            continue
+        if isinstance(value, dict):
+            yield from _named(value)
+        elif key.endswith(_SUFFIX) and isinstance(value, str):
+            yield value
+
+
+def variables_named_in(files: Iterable[str]) -> set[str]:
+    """The variables that `*_env` keys seem to name, found without parsing: for processes that start before that."""
+    found: set[str] = set()
+    for path in files:
+        for name in _files(path):
+            with contextlib.suppress(OSError, ValueError):
+                content = read_regular(name)
+                found.update(match.decode() for match in re.findall(_NAMED, content))
+    return found
+
+
+def _files(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        return [path]
+    with contextlib.suppress(OSError):
+        return [
+            entry.path for entry in os.scandir(path) if os.path.splitext(entry.name)[1].lower() in SUFFIXES
+        ]
+    return []

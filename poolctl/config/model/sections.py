@@ -1,0 +1,268 @@
+"""The tables within a server's table."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from poolctl.config.model.section import Section
+from poolctl.config.model.values import (
+    EMPTY,
+    METHOD_PATTERN,
+    PATH_PATTERN,
+    STATUS_PATTERN,
+    Argument,
+    Duration,
+    Headers,
+    HeadSize,
+    Integer,
+    Number,
+    Path,
+    Positive,
+    Proxies,
+    Size,
+    Text,
+    Truth,
+)
+
+
+class Scale(Section):
+    """How many workers."""
+
+    min: Annotated[Integer, Field(ge=0, le=10_000)] = Field(
+        default=1, description="Workers at least; 0 lets it sleep."
+    )
+    max: Annotated[Integer, Field(ge=1, le=10_000)] = Field(
+        default=1, description="Workers at most; left out: the same as min, at least 1."
+    )
+    idle: Duration = Field(default=0.0, description="How long without traffic until it sleeps; 0 is never.")
+
+
+class Dependency(Section):
+    """Another server that has to be there first."""
+
+    name: Text = Field(description="The name of the other server.")
+    condition: Literal["started", "ready", "completed"] = Field(
+        default="ready", description="What it has to be: started, ready, or (a job) completed."
+    )
+
+
+class TLSConfig(Section):
+    """Certificates of a server, or of all that ask for it (`set_default_tls`, `[defaults.tls]`)."""
+
+    cert: Path = Field(description="The certificate and its chain, a PEM file.")
+    key: Path | None = Field(
+        default=None, description="The private key, a PEM file; left out: it is in cert."
+    )
+    password_env: Text | None = Field(
+        default=None, description="The environment variable that holds the password of the key."
+    )
+    ca: Path | None = Field(
+        default=None, description="The certificates that clients' certificates are checked against."
+    )
+    client_auth: Literal["none", "optional", "required"] = Field(
+        default="none", description="Whether clients show a certificate of their own."
+    )
+    min_version: Literal["1.2", "1.3"] = Field(
+        default="1.2", description="The oldest TLS version that is spoken."
+    )
+    ciphers: Text | None = Field(default=None, description="Cipher suites in OpenSSL's notation (TLS 1.2).")
+    warn_before: Duration = Field(
+        default=1_209_600.0, description="Warn when the certificate expires within this time; 0 is never."
+    )
+
+
+class Http(Section):
+    """How uvicorn speaks HTTP."""
+
+    implementation: Literal["auto", "h11", "httptools", "zttp"] = Field(
+        default="auto", description="The HTTP parser; auto never selects zttp."
+    )
+    http2: Truth = Field(default=False, description="Serve HTTP/2 too; needs the parser zttp.")
+    loop: Literal["auto", "asyncio", "uvloop"] = Field(default="auto", description="The event loop.")
+    keep_alive: Duration = Field(default=75.0, description="How long an idle connection is kept.")
+    root_path: str = Field(
+        default="",
+        description="The path below which a proxy serves the app (ASGI root_path): no / at its end.",
+        json_schema_extra={"pattern": r"^(?:/.*[^/]|.*\$\{.*)?$"},
+    )
+    proxy_headers: Truth = Field(default=False, description="Believe X-Forwarded-* of the trusted proxies.")
+    trusted_proxies: Proxies = Field(
+        default=(), description='Addresses or networks of trusted proxies, or "*".'
+    )
+    access_log: Truth = Field(
+        default=False, description="A log line for each request, with its X-Request-ID."
+    )
+    request_id: Truth | None = Field(
+        default=None,
+        description="Give each request an X-Request-ID, if it has none, and its response too. Left out: no.",
+    )
+    max_concurrency: Annotated[Integer, Field(ge=1)] | None = Field(
+        default=None,
+        description="Connections and requests at once; above it the answer is 503. Left out: no limit.",
+    )
+    max_requests: Annotated[Integer, Field(ge=1)] | None = Field(
+        default=None, description="A worker is replaced after so many requests. Left out: never."
+    )
+    max_connections: Annotated[Integer, Field(ge=1)] | None = Field(
+        default=None,
+        description="Open connections of a worker; above it new ones wait in the backlog. Default: what its"
+        " descriptors allow, less a reserve.",
+    )
+    head_timeout: Positive = Field(
+        default=10.0,
+        description="Time for the head of a request to arrive: the first one from the accept, a TLS handshake"
+        " included, later ones from their first byte.",
+    )
+    max_head_size: HeadSize = Field(
+        default=64 * 1024, description="Largest head of a request; a larger one is answered with 431."
+    )
+    websocket: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = Field(
+        default="auto", description="The WebSocket implementation."
+    )
+
+
+class Backoff(Section):
+    """The delays between restarts that follow each other."""
+
+    initial: Duration = Field(default=0.2, description="The delay before the second restart.")
+    max: Duration = Field(default=30.0, description="The longest delay.")
+    factor: Annotated[Number, Field(ge=1, le=100, allow_inf_nan=False)] = Field(
+        default=2.0, description="What a delay is multiplied with for the next one."
+    )
+    jitter: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.1, description="The part of a delay that is left to chance."
+    )
+
+
+class Restart(Section):
+    """When a server that ended is started again."""
+
+    policy: Literal["no", "on-failure", "always"] = Field(
+        default="on-failure", description="After which ends."
+    )
+    backoff: Backoff = Field(default=Backoff(), description="The delays of the restarts within the window.")
+    limit: Annotated[Integer, Field(ge=0, le=1_000_000)] = Field(
+        default=10, description="After so many restarts within the window the next end is a failure."
+    )
+    window: Positive = Field(default=60.0, description="The time in which restarts are counted together.")
+
+
+class Probe(Section):
+    """One question to a server: exactly one of http, tcp and exec."""
+
+    http: Annotated[str, Field(pattern=PATH_PATTERN)] | None = Field(
+        default=None, description="A path; the answer's status decides."
+    )
+    tcp: Truth = Field(default=False, description="A connection decides.")
+    exec: Argument | None = Field(default=None, description="A command; its exit status decides.")
+    interval: Positive = Field(default=5.0, description="The time between two questions.")
+    timeout: Positive = Field(default=2.0, description="How long an answer may take.")
+    interval_fall: Positive | None = Field(
+        default=None, description="The interval while it falls; default: interval."
+    )
+    interval_rise: Positive | None = Field(
+        default=None, description="The interval while it rises; default: interval."
+    )
+    fall_count_warn: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        default=1, description="Failures in a row from ok to warn."
+    )
+    fall_count_ko: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        default=3, description="Failures in a row from warn to ko."
+    )
+    rise_count_warn: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        default=1, description="Successes in a row from warn to ok."
+    )
+    rise_count_ko: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        default=1, description="Successes in a row from ko to warn."
+    )
+    jitter: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.1, description="The part of an interval that is left to chance."
+    )
+    method: Annotated[str, Field(pattern=METHOD_PATTERN)] = Field(
+        default="GET", description="How the path is asked for."
+    )
+    headers: Headers = Field(
+        default=EMPTY, description="What is sent beside the path; Host is the server's expose."
+    )
+    status: Annotated[str, Field(pattern=STATUS_PATTERN)] = Field(
+        default="200-399", description="The statuses that are a success."
+    )
+    body: str | None = Field(default=None, description="A regular expression that the body has to contain.")
+
+
+class Health(Section):
+    """What is asked of a server, and when."""
+
+    startup: Probe | None = Field(
+        default=None, description="Asked until it succeeds once; the others wait for it."
+    )
+    readiness: Probe | None = Field(default=None, description="Whether it takes part in the traffic.")
+    liveness: Probe | None = Field(default=None, description="Whether it is alive; ko sets off the recovery.")
+
+    @property
+    def gated(self) -> bool:
+        """Whether a worker has to pass a probe before it is ready."""
+        return self.startup is not None or self.readiness is not None
+
+    @property
+    def probed(self) -> bool:
+        """Whether anything is asked of a worker that is ready."""
+        return self.readiness is not None or self.liveness is not None
+
+
+class Patience(Backoff):
+    """The delays between recoveries that follow each other."""
+
+    initial: Duration = Field(default=5.0, description="The delay before the second recovery.")
+    max: Duration = Field(default=300.0, description="The longest delay.")
+
+
+class Recovery(Section):
+    """What is done about a server that is alive in name only."""
+
+    strategy: Literal["restart", "replace", "disable", "notify", "none"] = Field(
+        default="restart", description="Stop and start, swap, disable, only tell, or nothing."
+    )
+    heartbeat: Duration = Field(
+        default=5.0, description="The time between two heartbeats of an app's worker; 0 is never."
+    )
+    stuck_after: Positive = Field(
+        default=15.0,
+        description="A worker whose event loop leaves a heartbeat unanswered for so long is stuck.",
+    )
+    limit: Annotated[Integer, Field(ge=0, le=1_000_000)] = Field(
+        default=5, description="After so many recoveries within the window it is left as it is."
+    )
+    window: Positive = Field(default=600.0, description="The time in which recoveries are counted together.")
+    backoff: Patience = Field(
+        default=Patience(), description="The delays of the recoveries within the window."
+    )
+
+
+class Limits(Section):
+    """What a worker may use."""
+
+    memory: Size | None = Field(default=None, description="PSS of a worker; exceeded means a swap.")
+    open_files: Annotated[Integer, Field(ge=16, le=2**30)] | None = Field(
+        default=None, description="Open descriptors (RLIMIT_NOFILE). Left out: what the launching shell had."
+    )
+
+
+class Log(Section):
+    """Where the output of the workers goes."""
+
+    path: Path | None = Field(
+        default=None, description="The file. Left out: logs/NAME.log in the state directory."
+    )
+    format: Literal["text", "json"] = Field(
+        default="text", description="A time before each line, or JSON lines."
+    )
+    max_size: Size = Field(default=10 * 1024 * 1024, description="The file is put aside when it is larger.")
+    keep: Annotated[Integer, Field(ge=0, le=10_000)] = Field(
+        default=5, description="Old files beside the current one."
+    )
+    max_age: Positive | None = Field(
+        default=None, description="The file is put aside when it is older. Left out: never."
+    )

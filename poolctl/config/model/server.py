@@ -1,0 +1,282 @@
+"""ServerConfig: one server of the pool, validated and immutable."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, InstanceOf, StringConstraints, ValidationError, WrapValidator
+
+from poolctl.address import Address
+from poolctl.config.model.derive import complete, exposed
+from poolctl.config.model.explain import findings_of, suggest_afresh
+from poolctl.config.model.normalise import INTERNAL, normalise, nul_findings, refuse_internal
+from poolctl.config.model.problems import Finding, shown, untold
+from poolctl.config.model.rules import binds_itself
+from poolctl.config.model.secrets import masked_arguments
+from poolctl.config.model.section import Section, refuse
+from poolctl.config.model.sections import (
+    Dependency,
+    Health,
+    Http,
+    Limits,
+    Log,
+    Recovery,
+    Restart,
+    Scale,
+    TLSConfig,
+)
+from poolctl.config.model.values import (
+    EMPTY,
+    NAME_PATTERN,
+    Argument,
+    BadValue,
+    Duration,
+    Environment,
+    Labels,
+    Path,
+    Positive,
+    Text,
+    Truth,
+    Words,
+    truth_from_environment,
+)
+from poolctl.errors import ServerError
+
+
+def _tls(value: Any, validate: Any) -> Any:
+    value = truth_from_environment(value)
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (dict, TLSConfig)):
+        raise BadValue(
+            f"{shown(value)} is not allowed here", 'true, false, or { cert = "FILE", key = "FILE" }'
+        )
+    return validate(value)
+
+
+if TYPE_CHECKING:
+    Tls = TLSConfig | bool
+else:
+    # A union would tell of both its sides when one is meant.
+    Tls = Annotated[TLSConfig, WrapValidator(_tls)]
+
+
+class ServerConfig(Section):
+    """One server of the pool.
+
+    Made with a bad value, or an unknown keyword, it raises PoolValidateError with every problem.
+    Durations are seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] = Field(
+        description="Unique in the pool; letters, digits, dots, underscores and hyphens."
+    )
+    bind: str = Field(description="The address it listens on; unique in the pool. A job has none.")
+    expose: str = Field(description="The address that clients use. Left out: derived from bind and tls.")
+    app: Any = Field(default=None, description='The ASGI application: "module:attribute".')
+    factory: Truth = Field(default=False, description="app is a function that returns the application.")
+    app_dir: Path = Field(default=".", description="The directory that goes first on the import path.")
+    python: Path | None = Field(
+        default=None,
+        description="The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv "
+        "beside the file, then poolctl's own.",
+    )
+    command: Argument | None = Field(
+        default=None,
+        description="Any program instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced.",
+    )
+    notify: Truth = Field(
+        default=False, description="The command says READY=1 on NOTIFY_SOCKET when it is ready."
+    )
+    job: Truth = Field(default=False, description="The command runs to its end and has no address.")
+    overlap: Truth = Field(default=True, description="Two generations may run at once while it is restarted.")
+    handler_key: str = Field(default="", description="Which entry of [pool] handlers serves it.")
+    env: Environment = Field(default=EMPTY, description="Environment variables; they win over env_file.")
+    env_file: tuple[Path, ...] = Field(
+        default=(), description="Files of environment variables; a later one wins."
+    )
+    cwd: Path = Field(default=".", description="The working directory. Left out: the directory of the file.")
+    user: Text | None = Field(default=None, description='"name" or "name:group" that it runs as; needs root.')
+    scale: Scale = Field(default=Scale(), description="How many workers.")
+    preload: Truth = Field(default=False, description="Import the app once and fork the workers from there.")
+    tags: Words = Field(default=(), description="Words to select it by.")
+    labels: Labels = Field(default=EMPTY, description="Names and values for other tools.")
+    disabled: Truth = Field(default=False, description="Known and listed, never started.")
+    mandatory: Truth = Field(default=False, description="When it has failed, the whole pool is stopped.")
+    depends_on: tuple[Dependency, ...] = Field(
+        default=(), description="The servers that have to be there first."
+    )
+    tls: Tls = Field(
+        default=False,
+        description="false, true (what [defaults.tls] or set_default_tls says), or its own table.",
+    )
+    http: Http = Field(default=Http(), description="How uvicorn speaks HTTP.")
+    start_timeout: Positive = Field(default=30.0, description="How long it may take until it is ready.")
+    stop_timeout: Duration = Field(
+        default=10.0, description="How long it may take to end; then it is killed."
+    )
+    drain_timeout: Duration = Field(default=30.0, description="How long its connections may take to end.")
+    health: Health = Field(
+        default=Health(), description='The probes; a string is a readiness path: "/ready".'
+    )
+    restart: Restart = Field(
+        default=Restart(), description='When it is started again; a string is the policy: "always".'
+    )
+    recovery: Recovery = Field(
+        default=Recovery(),
+        description='What is done when liveness is ko or its loop is stuck; a string is the strategy: "replace".',
+    )
+    limits: Limits = Field(default=Limits(), description="What a worker may use.")
+    log: Log = Field(default=Log(), description="Where its output goes.")
+
+    address: InstanceOf[Address] = Field(exclude=True, repr=False)
+    base_dir: str = Field(default="", exclude=True, repr=False)
+    from_file: bool = Field(default=False, exclude=True, repr=False)
+    handlers: str | None = Field(default=None, exclude=True, repr=False)
+    derived_expose: bool = Field(default=False, exclude=True, repr=False)
+    origins: Any = Field(default=None, exclude=True, repr=False)
+
+    def __init__(self, /, **data: Any) -> None:
+        findings: list[Finding] = []
+        base_dir = os.getcwd()
+        refuse_internal(data, findings)
+        findings += nul_findings(data)
+        table = normalise(data, base_dir, findings)
+        complete(table, base_dir, findings)
+        try:
+            self.__pydantic_validator__.validate_python(table, self_instance=self)
+        except ValidationError as error:
+            suggest_afresh()
+            findings += untold(findings_of(error, ServerConfig), findings)
+        if findings:
+            name, bind = data.get("name"), data.get("bind", data.get("listen"))
+            who = name if isinstance(name, str) else "the server"
+            refuse(who[:60], findings, who if name else "", bind if isinstance(bind, str) else "")
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @property
+    def key(self) -> str:
+        """The canonical bind address, or `job:NAME`."""
+        return self.bind
+
+    @property
+    def workers(self) -> int:
+        """How many workers it has when it runs."""
+        return max(self.scale.min, 1)
+
+    @property
+    def idle_seconds(self) -> float:
+        """After how long without traffic it sleeps; 0 is never."""
+        return 0.0 if self.scale.min else self.scale.idle
+
+    @property
+    def binds_itself(self) -> bool:
+        """Whether its command is told the address and binds it."""
+        return binds_itself(self.command)
+
+    @property
+    def may_overlap(self) -> bool:
+        """Whether its old and new workers may run at the same time: two programs cannot bind one address.
+
+        A program that does not notify is ready when the port answers, and the old one would answer for the new one.
+        """
+        return self.overlap and (not self.command or (self.notify and not self.binds_itself))
+
+    def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
+        """Check what needs the outside world: files, certificates, interpreter, importable app.
+
+        Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
+        """
+        from poolctl.config.checks.external_checks import Outside
+        from poolctl.config.model.secrets import pool_variables
+        from poolctl.config.model.tables import Tables
+
+        outside = Outside(os.environ, withheld=pool_variables([self], Tables()))
+        outside.check([self], import_apps=import_app)
+        if outside.problems:
+            refuse(self.name, [finding for _, finding in outside.problems], self.name, self.bind)
+
+    @property
+    def origin(self) -> dict[str, str] | None:
+        """`{"http.loop": "/etc/pool.toml:7", …}` for the keys that files give; None when made in Python."""
+        return None if self.origins is None else self.origins.of(self.name)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that it adds to the pool's own: of its env_file, then of its env. Blocks on the disk.
+
+        Raises ServerError for a file that cannot be read.
+        """
+        from poolctl.config.files.env_file import EnvFileError, read_env_file
+
+        found: dict[str, str] = {}
+        for path in self.env_file:
+            try:
+                found.update(read_env_file(path, for_another_user=self.user is not None))
+            except EnvFileError as problem:
+                hint = "mend the file, or take it out of env_file"
+                raise ServerError(str(problem), name=self.name, bind=self.bind, hint=hint) from problem
+        return found | self.env
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole configuration as a file could have it: seconds, bytes, absolute paths, no None."""
+        found = self.model_dump(exclude_none=True, exclude={"app"}, warnings=False)
+        if self.app is not None:
+            found = {
+                "name": self.name,
+                "app": self.app if isinstance(self.app, str) else repr(self.app),
+                **found,
+            }
+        if self.job:
+            del found["bind"], found["expose"]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+    def replace(self, /, **changes: Any) -> ServerConfig:
+        """The same server with other values, validated. Raises PoolValidateError."""
+        given = {key: getattr(self, key) for key in self.model_fields_set - INTERNAL}
+        if self.derived_expose and changes.keys() & {"bind", "listen", "tls"}:
+            given.pop("expose", None)
+        if "listen" in changes or self.job:
+            given.pop("bind", None)
+        if "workers" in changes:
+            given.pop("scale", None)
+        made = ServerConfig(**(given | changes))
+        kept = {
+            "base_dir": self.base_dir,
+            "from_file": self.from_file,
+            "handlers": self.handlers,
+            "origins": self.origins,
+        }
+        if not changes.keys() & {"bind", "listen"}:
+            # The key does not tell `:8080` from `0.0.0.0:8080`.
+            kept["address"] = self.address
+        return made._with(**kept)
+
+    def at(self, address: Address) -> ServerConfig:
+        """The same server on another address, such as the port that was chosen for `auto`."""
+        changes: dict[str, Any] = {"address": address, "bind": address.key}
+        if self.derived_expose:
+            changes["expose"] = exposed(address, bool(self.tls))
+        return self._with(**changes)
+
+    def _with(self, **changes: Any) -> ServerConfig:
+        return self.model_copy(update=changes)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        # The texts of the files stay where they were read.
+        return state | {"__dict__": state["__dict__"] | {"origins": None}}
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.bind))
+
+    def __repr__(self) -> str:
+        serves = f"app={self.app}" if self.app is not None else ""
+        if self.command:
+            serves = f"command={' '.join(masked_arguments(self.command))}"
+        elif self.handler_key:
+            serves = f"handler_key={self.handler_key}"
+        return f"<ServerConfig {' '.join(part for part in (self.name, self.bind, serves) if part)}>"
+
+    __str__ = __repr__

@@ -1,0 +1,182 @@
+"""The kinds of values that keys take: durations, sizes, numbers, words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
+
+from poolctl.config.model.interpolate import Interpolated
+from poolctl.units import (
+    DURATION_ALLOWED,
+    DURATION_PATTERN,
+    SIZE_ALLOWED,
+    SIZE_PATTERN,
+    format_duration,
+    parse_duration,
+    parse_size,
+)
+
+NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
+YEAR_SECONDS = 366 * 86400.0
+LARGEST_BYTES = 2**60
+
+
+class BadValue(ValueError):
+    """A value that is not allowed; `allowed` says what is."""
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+def number_from_environment(value: Any) -> Any:
+    """A number, where `${VAR}` gave its text."""
+    if type(value) is Interpolated:
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
+
+
+def truth_from_environment(value: Any) -> Any:
+    """A truth value, where `${VAR}` gave its text."""
+    if type(value) is Interpolated:
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+    return value
+
+
+def _duration(minimum: float, maximum: float) -> Callable[[Any], float]:
+    def seconds(value: Any) -> float:
+        try:
+            found = parse_duration(value)
+        except ValueError as problem:
+            raise BadValue(str(problem), DURATION_ALLOWED) from None
+        if not minimum <= found <= maximum:
+            allowed = f"{format_duration(minimum)} to {format_duration(maximum)}"
+            raise BadValue(f"{format_duration(found)} is out of range; allowed is {allowed}", allowed)
+        return found
+
+    return seconds
+
+
+def _duration_schema(minimum: float, maximum: float) -> WithJsonSchema:
+    return WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": minimum, "maximum": maximum},
+                {"type": "string", "pattern": f"^(?:{DURATION_PATTERN}|.*\\$\\{{.*)$"},
+            ],
+            "unit": "seconds",
+        }
+    )
+
+
+def _size(minimum: int, maximum: int, allowed: str) -> Callable[[Any], int]:
+    def size_bytes(value: Any) -> int:
+        try:
+            found = parse_size(number_from_environment(value))
+        except ValueError as problem:
+            raise BadValue(str(problem), SIZE_ALLOWED) from None
+        if not minimum <= found <= maximum:
+            raise BadValue(f"{found} bytes is out of range", allowed)
+        return found
+
+    return size_bytes
+
+
+def _size_schema(minimum: int) -> WithJsonSchema:
+    return WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": minimum},
+                {"type": "string", "pattern": f"^(?:{SIZE_PATTERN}|.*\\$\\{{.*)$"},
+            ],
+            "unit": "bytes",
+        }
+    )
+
+
+def _proxies(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return value
+    from ipaddress import ip_network
+
+    for proxy in value:
+        if isinstance(proxy, str) and proxy != "*":
+            try:
+                ip_network(proxy, strict=False)
+            except ValueError:
+                message = f"{proxy[:60]!r} is neither an IP address nor a network"
+                raise BadValue(message, 'addresses, networks such as "10.0.0.0/8", or "*"') from None
+    return tuple(value)
+
+
+def _list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+# 0 is "none" or "at once" wherever a duration may be 0.
+Duration = Annotated[
+    float, BeforeValidator(_duration(0.0, YEAR_SECONDS)), _duration_schema(0.0, YEAR_SECONDS)
+]
+# Where 0 makes no sense: a timeout of nothing, an interval of nothing.
+Positive = Annotated[
+    float, BeforeValidator(_duration(0.001, YEAR_SECONDS)), _duration_schema(0.001, YEAR_SECONDS)
+]
+Size = Annotated[int, BeforeValidator(_size(1, LARGEST_BYTES, "1 byte to 1 EiB")), _size_schema(1)]
+# What uvicorn's parsers are given in one piece is not less; and no client needs more.
+HeadSize = Annotated[int, BeforeValidator(_size(4096, 2**30, "4KiB to 1GiB")), _size_schema(4096)]
+Number = Annotated[float, BeforeValidator(number_from_environment)]
+Integer = Annotated[int, BeforeValidator(number_from_environment)]
+Truth = Annotated[bool, BeforeValidator(truth_from_environment)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Path = Annotated[str, StringConstraints(min_length=1), Field(json_schema_extra={"format": "path"})]
+Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
+Argument = Annotated[tuple[str, ...], BeforeValidator(_list), Field(min_length=1)]
+
+PATH_PATTERN = r"^/[^\x00-\x20\x7f]*$"
+METHOD_PATTERN = r"^[A-Z]+$"
+STATUS_PATTERN = r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$"
+WORD_PATTERN = r"^[^\s,\x00-\x1f\x7f]+$"
+Word = Annotated[str, StringConstraints(pattern=WORD_PATTERN)]
+# A list becomes a tuple; nothing else does, and it needs no Python to run.
+Words = Annotated[tuple[Word, ...], Strict(False)]
+
+
+def _environment(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    for key, text in value.items():
+        if not isinstance(key, str) or not key or "=" in key or "\0" in key:
+            raise BadValue(f"{key!r} is not a variable's name", "a name without =")
+        if isinstance(text, str) and "\0" in text:
+            raise BadValue(f"the value of {key} holds a NUL", "text without NUL")
+    # PORT = 8080 is what people write; true and 1.10 have more than one spelling as text.
+    return {k: str(v) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in value.items()}
+
+
+class Table(dict[str, str]):
+    """A table of strings that does not change, and can be hashed."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a configuration does not change: make another one with other values")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Table, (dict(self),)
+
+
+EMPTY = Table()
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+HeaderValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
+Headers = Annotated[dict[HeaderName, HeaderValue], AfterValidator(Table)]
+Labels = Annotated[dict[str, str], AfterValidator(Table)]
+Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterValidator(Table)]
