@@ -1,0 +1,212 @@
+"""The same servers in three kinds of pool: in this process, in processes of a Python pool, and under the daemon."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from poolctl import Pool, PoolError, Server, ServerConfig
+from poolctl.pool import engine
+from poolctl.runners.process import ProcessRunner
+from tests.http_get import get
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+Failures = dict[str, str]  # message by server
+
+APPS = '''
+"""Applications that do as the files beside this module say, and write down what happens to them."""
+import asyncio, uuid
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+def note(line):
+    with open(HERE / "history", "a") as file:
+        file.write(line + "\\n")
+
+def make(name):
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            await receive()
+            note(f"{name} starts")
+            while (HERE / f"{name}.hangs").exists():
+                await asyncio.sleep(0.01)
+            if (HERE / f"{name}.fails").exists():
+                await send({"type": "lifespan.startup.failed", "message": "no database"})
+                return
+            scope["state"]["instance"] = uuid.uuid4().hex
+            note(f"{name} has started")
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            note(f"{name} has stopped")
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        ill = scope["path"] == "/healthz" and (HERE / f"{name}.ill").exists()
+        await send({"type": "http.response.start", "status": 503 if ill else 200, "headers": []})
+        await send({"type": "http.response.body", "body": scope["state"]["instance"].encode()})
+    return app
+
+db, web = make("db"), make("web")
+'''
+
+
+class AnyPool(Protocol):
+    """What the tests ask of every kind of pool. Methods that act return the failures by server."""
+
+    runs_programs: bool  # `command` and jobs
+
+    def start(self) -> Failures: ...
+    def stop(self, name: str = "") -> Failures: ...
+    def restart(self, name: str) -> Failures: ...
+    def item(self, name: str) -> Mapping[str, Any]:
+        """The server's state, health, ready and pids."""
+        ...
+
+    def end(self) -> None: ...
+
+
+class Site:
+    """A directory with the applications, and the servers' tables as the tests complete them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        # Modules are imported once per process, and all tests of one process share it.
+        self.module = f"apps_{uuid.uuid4().hex}"
+        (directory / f"{self.module}.py").write_text(APPS)
+        self.ports: dict[str, int] = {}
+
+    def server(self, name: str, **keys: Any) -> dict[str, Any]:
+        """A table of the configuration: served from a free port by the application of that name."""
+        table: dict[str, Any] = {
+            "name": name,
+            "app_dir": str(self.directory),
+            "cwd": str(self.directory),
+            **keys,
+        }
+        if "command" not in keys:
+            table |= {"app": f"{self.module}:{name}"}
+        else:
+            del table["app_dir"]
+        if not keys.get("job"):
+            self.ports[name] = claim_port()
+            table["bind"] = f"127.0.0.1:{self.ports[name]}"
+        return {"restart": "no", **table}
+
+    def instance(self, name: str) -> str:
+        """Which instance of the server answers: another one after a restart. Raises OSError when none does."""
+        reply = get(self.ports[name])
+        assert reply.status == 200
+        return reply.text
+
+    def let(self, name: str, what: str, *, be: bool = True) -> None:
+        """From now on the application of that name hangs in its startup, fails in it, or is ill (or does not)."""
+        path = self.directory / f"{name}.{what}"
+        path.touch() if be else path.unlink()
+
+    @property
+    def history(self) -> list[str]:
+        """What the applications have written down, in its order."""
+        path = self.directory / "history"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+class PythonPool:
+    """`Pool` with the runner of this process, or one of processes."""
+
+    def __init__(self, tables: list[dict[str, Any]], runner: ProcessRunner | None) -> None:
+        self._runner = runner
+        self._pool = Pool(
+            [ServerConfig(**_for_this_process(table, runner)) for table in tables], runner=runner
+        )
+        self.runs_programs = runner is not None
+
+    def _server(self, name: str) -> Server:
+        return next(server for server in self._pool.values() if server.name == name)
+
+    def start(self) -> Failures:
+        return failures_of(lambda: self._pool.start_sync(timeout=20))
+
+    def stop(self, name: str = "") -> Failures:
+        target = self._server(name) if name else self._pool
+        return failures_of(lambda: target.stop_sync(timeout=20))
+
+    def restart(self, name: str) -> Failures:
+        return failures_of(lambda: self._server(name).restart_sync(timeout=20))
+
+    def item(self, name: str) -> Mapping[str, Any]:
+        server = self._server(name)
+        return {
+            "state": server.state.value,
+            "health": server.health.value,
+            "ready": server.ready,
+            "pids": server.pids,
+        }
+
+    def end(self) -> None:
+        self._pool.stop_sync(timeout=5)
+        self._pool.join_sync()
+        if self._runner is not None:
+            engine.run_sync(self._runner.aclose())
+
+
+class DaemonPool:
+    """The servers under a supervisor, used by the installed command."""
+
+    runs_programs = True
+
+    def __init__(self, tables: list[dict[str, Any]], real: RealPool) -> None:
+        self._real = real
+        real.write("pool.json", json.dumps({"server": tables}))
+
+    def start(self) -> Failures:
+        return self._act("start")
+
+    def stop(self, name: str = "") -> Failures:
+        return self._act("stop", *([name] if name else []))
+
+    def restart(self, name: str) -> Failures:
+        return self._act("restart", name)
+
+    def item(self, name: str) -> Mapping[str, Any]:
+        return self._real.items()[name]
+
+    def end(self) -> None:
+        pass  # the fixture that made `real` ends it
+
+    def _act(self, *args: str) -> Failures:
+        done = self._real.run(*args, "-o", "json")
+        failures = {each["name"]: each["message"] for each in done.json["errors"]}
+        assert done.code == (1 if failures else 0), done
+        return failures
+
+
+def failures_of(act: Callable[[], None]) -> Failures:
+    """The messages, by server, of what the call raises."""
+    try:
+        act()
+    except PoolError as error:
+        return {each.name: each.message for each in error.exceptions}
+    return {}
+
+
+def in_background(act: Callable[[], Failures]) -> Callable[[], Failures]:
+    """Begin the call; what is returned waits for its end and gives its failures."""
+    found: list[Failures] = []
+    thread = threading.Thread(target=lambda: found.append(act()))
+    thread.start()
+
+    def ended() -> Failures:
+        thread.join(30)
+        assert not thread.is_alive(), "the call has not returned"
+        return found[0]
+
+    return ended
+
+
+def _for_this_process(table: dict[str, Any], runner: ProcessRunner | None) -> dict[str, Any]:
+    return table if runner is not None else {key: value for key, value in table.items() if key != "cwd"}
