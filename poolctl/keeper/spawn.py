@@ -6,9 +6,8 @@ import contextlib
 import fcntl
 import os
 import signal
-import stat
 
-_LOG_BYTES = 1024 * 1024
+from .output_file import rotate_if_large
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def spawn(
     when the program cannot be executed. The keeper's own descriptors are not inherited.
     """
     with contextlib.suppress(OSError):
-        _put_aside(output)
+        rotate_if_large(output)
     # Lifted out of the way first: one of them may stand where another has to go.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
     try:
@@ -56,10 +55,3 @@ def spawn(
     finally:
         for fd in lifted:
             os.close(fd)
-
-
-def _put_aside(output: str) -> None:
-    """Rotate to one old file, so that neither file grows with every new process."""
-    status = os.stat(output)
-    if stat.S_ISREG(status.st_mode) and status.st_size > _LOG_BYTES:
-        os.replace(output, f"{output}.1")

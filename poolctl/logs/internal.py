@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 
+from poolctl.keeper.output_file import rotate_if_large
+
 from .allowance import Allowance
 
-MAX_SIZE_BYTES = 1024 * 1024
 _LONGEST_MESSAGE = 4096
 _BURST_BYTES, _BYTES_PER_SECOND = 256 * 1024, 4096
 _REPEATED_EVERY_SECONDS = 10.0
-_STDOUT, _STDERR = 1, 2
+_STDERR = 2
 
 
 class InternalLog(logging.Handler):
@@ -89,16 +90,6 @@ class InternalLog(logging.Handler):
     def _write(self, line: bytes) -> None:
         sys.stderr.flush()
         with contextlib.suppress(OSError):
-            self._rotate()
+            rotate_if_large(self._path)
         with contextlib.suppress(OSError):  # a full disk
             os.write(_STDERR, line)
-
-    def _rotate(self) -> None:
-        here = os.fstat(_STDERR)
-        if here.st_size < MAX_SIZE_BYTES or not os.path.samestat(here, os.stat(self._path)):
-            return
-        os.replace(self._path, f"{self._path}.1")
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        for standard in (_STDOUT, _STDERR):
-            os.dup2(fd, standard)
-        os.close(fd)

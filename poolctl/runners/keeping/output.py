@@ -21,6 +21,7 @@ from poolctl.logs.read import tail
 from .. import withheld
 from ..descriptor import Descriptor
 from ..link import Link, LinkLost
+from .own_logs import OwnLogs
 from .watched import Watched
 
 _AGAIN_SECONDS = 0.2
@@ -48,6 +49,7 @@ class Output:
         self._keeper = keeper
         self._orphanage = [] if orphanage is None else [orphanage]
         self._diagnostics = os.path.join(directory, "logger.log")
+        self._own_logs = OwnLogs(directory)
         self.logs_directory = logs_directory
         self._on_dropped = on_dropped
         self.paths: dict[str, str] = {}  # by server, once it has had a worker
@@ -220,6 +222,7 @@ class Output:
         for read, _ in self._pipes.values():
             read.close()
         self._pipes.clear()
+        self._own_logs.close()
 
     def _on_message(self, message: wire.Message, fds: list[int]) -> None:
         key = str(message.get("id"))

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from poolctl.clock import ManualClock
+from poolctl.keeper.output_file import MAX_SIZE_BYTES
 from poolctl.logs.allowance import Allowance
-from poolctl.logs.internal import MAX_SIZE_BYTES, InternalLog
+from poolctl.logs.internal import InternalLog
 
 
 @pytest.fixture
