@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a command: it exits with 130 and never prints a traceback.
+"""Ctrl-C at any moment of a command: it exits with 130 and never prints a traceback; threads take no signals.
 
 Loaded before everything else of the command, hence without `signal`, which imports for two milliseconds.
 """
@@ -16,6 +16,7 @@ from _signal import (  # type: ignore[import-not-found,unused-ignore]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from threading import Thread
     from types import FrameType
 
 INTERRUPTED = 130
@@ -61,3 +62,18 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         os._exit(INTERRUPTED)
     sys.__unraisablehook__(unraisable)
+
+
+def start_unsignalled(thread: Thread) -> None:
+    """Start the thread with all signals blocked, for itself and for those that it starts.
+
+    The kernel gives a signal to any thread that does not block it: one that the main thread waits for with
+    sigwaitinfo(2) would be lost to a thread that draws a progress display.
+    """
+    import signal as signals
+
+    before = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
+    try:
+        thread.start()
+    finally:
+        signals.pthread_sigmask(signals.SIG_SETMASK, before)

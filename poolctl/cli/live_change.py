@@ -5,9 +5,8 @@ from __future__ import annotations
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_place
-from poolctl.cli.remote import ask
+from poolctl.cli.remote import ask, selected
 from poolctl.cli.request import Request, saves
-from poolctl.cli.selected import selected
 from poolctl.config import MOST_WORKERS
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import ControlError, PoolError

@@ -1,16 +1,22 @@
-"""Working from the files alone: what the commands show of a pool that has no supervisor."""
+"""A pool without a supervisor: its servers as the files and the surviving workers show them."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from poolctl import exit_codes
-from poolctl.cli.outcome import Failure, Item, Outcome, error
-from poolctl.cli.time_limit import expressions_limited
+from poolctl.cli.outcome import Failure, Item, Outcome, UsageError, error
 from poolctl.config import masked, values_of
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
+from poolctl.errors import PoolError
 from poolctl.pool.select import select
 
 if TYPE_CHECKING:
@@ -18,6 +24,11 @@ if TYPE_CHECKING:
     from poolctl.cli.request import Request
     from poolctl.config import PoolConfig, ServerConfig
     from poolctl.listeners.ports import PortLedger
+    from poolctl.runners.survivors import Survivor
+
+
+# Of processor time: a usual expression takes microseconds, whatever else the machine does.
+LIMIT_SECONDS = 0.5
 
 
 def load(place: Place, *, allow_empty: bool = False) -> PoolConfig:
@@ -61,8 +72,6 @@ def choose(items: list[Item], request: Request) -> list[Item]:
 def select_from_files(request: Request, place: Place) -> list[Item]:
     """The selected servers as the files have them, none of them running."""
     config = load(place, allow_empty=bool(request.get("allow_empty")))
-    from poolctl.cli.survivors import items_of
-
     return choose(items_of(servers_of(config, place), place), request)
 
 
@@ -95,3 +104,73 @@ def described_from_files(request: Request, place: Place) -> list[Item]:
         hidden = values_of(config.pool_variables, os.environ)
         items = [{**each, "config": masked(each["config"], hidden=hidden)} for each in items]
     return choose(items, request)
+
+
+def items_of(servers: Iterable[ServerConfig], place: Place) -> list[Item]:
+    """The servers as they are: stopped, or still served by processes that nobody manages."""
+    from poolctl.runners.survivors import are_there
+
+    if not are_there(place.directory):
+        return [item(server) for server in servers]
+    found = find_survivors(place)
+    items = []
+    for server in servers:
+        its = [each for each in found if each.said["server"] == server.name and _runs_as(each, server)]
+        items.append(_running(server, its) if its else item(server))
+    for survivor in found:
+        survivor.close()
+    return items
+
+
+def find_survivors(place: Place) -> list[Survivor]:
+    """The workers that outlived keeper and supervisor; the caller closes them."""
+    from poolctl.runners.survivors import find
+
+    found, pipes = find(place.directory)
+    pipes.close()
+    return found
+
+
+def _runs_as(survivor: Survivor, server: ServerConfig) -> bool:
+    """Whether it runs as the server's user: what it says of itself may be a lie."""
+    from poolctl.runners.spec import user_id
+
+    try:
+        return survivor.uid == user_id(server)
+    except PoolError:  # there is no such user any more
+        return False
+
+
+def _running(server: ServerConfig, its: list[Survivor]) -> Item:
+    ready = [each.said.get("ready_at") for each in its if not server.job]
+    since = [float(at) for at in ready if at is not None]
+    return item(
+        server,
+        state="running" if since else "starting",
+        ready=bool(since),
+        health="ok" if since else "unknown",
+        pids=sorted(each.pid for each in its),
+        uptime_seconds=time.monotonic() - min(since) if since else 0.0,
+    )
+
+
+@contextmanager
+def expressions_limited() -> Iterator[None]:
+    """Raise UsageError when this takes too long: `re` looks for signals while it matches, in the main thread."""
+
+    def late(number: int, frame: FrameType | None) -> NoReturn:
+        raise UsageError(
+            f"a regular expression takes more than {LIMIT_SECONDS:g} s",
+            hint="avoid repeats within repeats, such as (a+)+, and alternatives that begin alike",
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)

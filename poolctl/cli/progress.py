@@ -42,7 +42,7 @@ class Progress:
         if self._enabled:
             from threading import Timer
 
-            from poolctl.cli.threads import start_unsignalled
+            from poolctl.cli.interrupts import start_unsignalled
 
             self._timer = Timer(DELAY_SECONDS, self._show)
             self._timer.daemon = True

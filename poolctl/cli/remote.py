@@ -1,4 +1,4 @@
-"""Asking a running supervisor, and launching one where a command may."""
+"""Requests to a running supervisor, which is launched where a command may do so."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
 
 # What the pool goes on with when nobody waits for it any more.
@@ -142,3 +143,18 @@ def launch(place: Place) -> None:
     from poolctl.supervisor.launch import launch as launch_supervisor
 
     launch_supervisor(place.files, os.environ)
+
+
+def selected(request: Request, place: Place, verb: str = "list") -> Outcome:
+    """The servers as they are now. Failure for a selection that matches nothing and for invalid files."""
+    try:
+        outcome = ask(request, place, verb)
+    except NoSupervisor:
+        if not place.files:
+            raise
+        from poolctl.cli.offline import select_from_files
+
+        return Outcome(select_from_files(request, place))
+    if outcome.exit_code:
+        raise Failure(outcome)
+    return outcome

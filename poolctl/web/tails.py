@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
-from poolctl.cli.records import record_lines
+from poolctl.cli.log_lines import record_lines
 from poolctl.logs.follow import Follower
 from poolctl.logs.line import Line
 from poolctl.logs.record import parse_record

@@ -10,7 +10,7 @@ import typer
 
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.request import FORMATS, GOALS, HEALTH, STATES, Request
-from poolctl.cli.top.rows import SORTS
+from poolctl.cli.top.board import SORTS
 
 from .examples import epilog
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from poolctl.cli.top.rows import SORTS
+from poolctl.cli.top.board import SORTS
 
 from .options import OUTPUT, SELECTION, Perform, command
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 # Of commands that stand in one file with others.
 _MODULES = {
-    "stop": "commands.start",
     "restart": "commands.start",
     "scale": "live_change",
     "drain": "live_change",

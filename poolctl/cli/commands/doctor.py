@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from poolctl.cli.doctor.context import Case
-from poolctl.cli.doctor.finding import OK, PROBLEM, WARNING, Finding, problem, warning
+from poolctl.cli.doctor.context import OK, PROBLEM, WARNING, Case, Finding, problem, warning
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_place
 from poolctl.cli.render import coloured, paint, printable
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from poolctl.cli.request import Request
 
 SUBJECTS = (
-    "check_pool", "check_versions", "check_resources", "memory", "check_network", "check_paths", "check_leftovers",
-    "clocks", "check_system", "session",
+    "check_pool", "check_versions", "check_resources", "check_network", "check_paths", "check_leftovers",
+    "check_system",
 )  # fmt: skip
 _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 

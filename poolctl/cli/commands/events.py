@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.pool_ref import Place, find_place
+from poolctl.cli.remote import selected
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.cli.request import Request, one_of
-from poolctl.cli.selected import selected
 from poolctl.cli.stdout import stdout_fd
 from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control import directory

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from poolctl.cli.offline import expressions_limited
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.pool_ref import find_place
+from poolctl.cli.remote import selected
 from poolctl.cli.request import Request, one_of
-from poolctl.cli.selected import selected
-from poolctl.cli.time_limit import expressions_limited
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.expressions import BadExpression, compiled
 from poolctl.pool.select import select

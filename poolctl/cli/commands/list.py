@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_place
-from poolctl.cli.selected import selected
+from poolctl.cli.remote import selected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,14 +8,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from poolctl.cli.log_lines import Prefixes
+from poolctl.cli.log_lines import Prefixes, terminal_text
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
 from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured
 from poolctl.cli.request import Request
 from poolctl.cli.stdout import stdout_fd
-from poolctl.cli.terminal_text import terminal_text
 from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control import directory
 from poolctl.control.client import NoSupervisor

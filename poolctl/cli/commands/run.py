@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
+import threading
 from contextlib import redirect_stderr
+from time import time
+from typing import TYPE_CHECKING
 
+from poolctl.cli.interrupts import start_unsignalled
+from poolctl.cli.log_lines import Objects
 from poolctl.cli.outcome import Failure, Outcome, outcome_of
-from poolctl.cli.pool_ref import find_place
-from poolctl.cli.request import Request
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import Place, find_place, others_named_alike
+from poolctl.cli.progress import Progress
+from poolctl.cli.render import explain
+from poolctl.cli.request import Request, one_of
 from poolctl.cli.run import pid_one
+from poolctl.cli.run.log_printer import LogPrinter
 from poolctl.cli.run.stop_signals import StopSignals, Terminated, deferred_signals
-from poolctl.cli.run.user_command import program
-from poolctl.cli.session import Session
+from poolctl.cli.run.user_command import Foreground, program
 from poolctl.cli.stdout import TolerantStream
+from poolctl.control import systemd
 from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.ending import await_end, left_status
 from poolctl.errors import ControlError
-from poolctl.exit_codes import CONFLICT, DONE, INTERRUPTED
+from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
+from poolctl.logs.line import Line, stamp
+
+if TYPE_CHECKING:
+    from poolctl.cli.watch import Watcher
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
@@ -38,7 +53,7 @@ def perform(request: Request) -> Outcome:
     command = request.get("command") or []
     path = program(command, os.environ) if command else ""
     place = find_place(request)
-    session = Session(request, place, command, limit_seconds)
+    session = RunSession(request, place, command, limit_seconds)
     request.selector(), request.options()  # a wrong one is said before anything runs
     _refuse_running(session.client)
     with redirect_stderr(TolerantStream(sys.stderr)), StopSignals(session.reload) as signals:
@@ -65,7 +80,7 @@ def perform(request: Request) -> Outcome:
     return session.outcome
 
 
-def _live(session: Session, path: str, lifeline: int) -> int:
+def _live(session: RunSession, path: str, lifeline: int) -> int:
     if not session.start():
         code = session.outcome.exit_code
         session.tell()
@@ -82,3 +97,172 @@ def _refuse_running(client: Client) -> None:
     raise ControlError(
         "a supervisor is already running for this pool", exit_code=CONFLICT, hint="poolctl stop ends it"
     )
+
+
+# What is left of the time for the whole stop when what has not stopped is killed.
+_KILLING_SECONDS = 1.0
+FORMAT_VARIABLE = "POOLCTL_LOG_FORMAT"
+_ALIVE = ("running", "starting", "backoff", "draining")
+
+
+class RunSession:
+    """One `run`: the pool it has launched, for as long as it holds the lifeline.
+
+    With `limit_seconds` the whole stop takes no longer.
+    """
+
+    def __init__(
+        self, request: Request, place: Place, command: list[str], limit_seconds: float | None
+    ) -> None:
+        self.request = request
+        self.place = place
+        self.command = command
+        self.client = Client(place.socket)
+        self.outcome = Outcome()
+        self._printer: LogPrinter | None = None
+        self._ending = threading.Event()
+        self._objects = _as_objects(request)
+        self._limit_seconds = limit_seconds
+
+    def start(self) -> bool:
+        """Start what is selected; whether there is something to stay for."""
+        body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
+        if not self.command and not self.request.output:
+            self._printer = LogPrinter(
+                self.client, self.place, times=self.request.verbose, objects=self._objects
+            )
+            self._printer.start()
+        quiet = self.request.quiet or not self.command  # without a command the logs are the progress
+        with Progress("start", quiet=quiet) as progress:
+            result = self.client.call("start", body, progress, self.request.seconds("timeout"))
+        self.outcome = Outcome.from_result(result)
+        await_end(self.outcome.ended_pid)
+        self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
+        if warning := others_named_alike(self.place):
+            self.outcome.warnings.append(warning)
+        if not self.outcome.exit_code:
+            if not self.outcome.items and not self.request.get("allow_empty"):
+                from poolctl.cli.offline import no_server
+
+                self.outcome = Outcome(errors=[no_server(self.place)], exit_code=INVALID_CONFIGURATION)
+            return not self.outcome.exit_code
+        alive = any(item.get("state") in _ALIVE for item in self.outcome.items)
+        return alive and self.outcome.exit_code == FAILED and not self.command
+
+    def watch(self) -> None:
+        """Apply what changes from now on, if that is wanted; returns at once."""
+        if self.request.get("watch"):
+            from poolctl.cli.watch import Watcher
+
+            watcher = Watcher(self.request, self.place, self._changed)
+            thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
+            start_unsignalled(thread)
+
+    def reload(self) -> None:
+        """Apply the changed file; returns at once."""
+        start_unsignalled(threading.Thread(target=self._reload, name="reload", daemon=True))
+
+    def _reload(self) -> None:
+        systemd.tell(os.environ, *systemd.reloading())
+        try:
+            outcome = Outcome.from_result(self.client.call("reload", {}))
+        except ControlError as error:
+            outcome = Outcome.failed(error.exit_code, error.message, error.hint)
+        self._changed("reload", outcome)
+        systemd.tell(os.environ, systemd.READY)
+
+    def _watch(self, watcher: Watcher) -> None:
+        try:
+            watcher.run(self._ending.is_set)
+        except Failure as failure:  # what more there is to watch cannot be; the pool runs on
+            self._changed("watch", failure.outcome)
+
+    def _changed(self, verb: str, outcome: Outcome) -> None:
+        """Say what a change of the files came to, beside the servers' own words."""
+        from poolctl.cli.commands.reload import told
+
+        for line in told(verb, outcome):
+            self._say(line)
+        outcome.quiet = self.request.quiet
+        explain(outcome)
+
+    def stay(self, lifeline: int) -> int:
+        """Until the pool has ended, or a signal is raised; the exit code if it was the pool."""
+        expected = [item for item in self.outcome.items if item.get("state") not in ("disabled", "sleeping")]
+        ready = sum(bool(item.get("ready")) for item in expected)
+        line = f"{servers(ready, len(expected))} ready"
+        self._say(f"{line}, Ctrl-C stops")
+        self.tell()  # what has failed is said now, while the others serve
+        if not self.outcome.exit_code:
+            systemd.tell(os.environ, systemd.READY, systemd.status(line))
+        poll = select.poll()
+        poll.register(lifeline, 0)  # the other end is the keeper's: an error here is its end
+        poll.poll()
+        return DONE
+
+    def tell(self) -> None:
+        """Say what went wrong so far; a JSON document says it at the end."""
+        if self.request.output != "json":
+            self.outcome.quiet = self.request.quiet
+            explain(self.outcome)
+            self.outcome.errors, self.outcome.warnings = [], []
+
+    def run_command(self, path: str, lifeline: int) -> int:
+        """The exit code of the user's command, which a pool that cannot go on ends with SIGTERM.
+
+        With -o json its output goes to standard error.
+        """
+        stdout = sys.stderr.fileno() if self.request.output else None
+        foreground = Foreground(path, self.command, os.environ)
+        return foreground.run(stdout=stdout, lifeline=lifeline, unwanted=self._ended_by_itself)
+
+    def status_of_pool(self, code: int) -> int:
+        """The status that the pool itself has ended with, if a server that it cannot be without has failed."""
+        left = left_status(self.place.directory)
+        if left is None:
+            return code
+        await_end(left.keeper_pid)
+        self._say(f"the pool has ended: {left.reason}")
+        return left.status
+
+    def _ended_by_itself(self) -> bool:
+        return left_status(self.place.directory) is not None
+
+    def stop(self) -> None:
+        """Stop everything; a signal meanwhile kills what is left at once, and so does the end of the time."""
+        self._ending.set()
+        systemd.tell(os.environ, systemd.STOPPING)
+        try:
+            if self._limit_seconds is not None:
+                patience = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)
+                signal.setitimer(signal.ITIMER_REAL, max(patience, 0.001))
+            self._stop({})
+        except (KeyboardInterrupt, Terminated):
+            self._say("killing what is left")
+            self._stop({"kill": True, "deps": False})
+        finally:
+            if self._printer is not None:
+                self._printer.finish()
+
+    def _stop(self, options: dict[str, object]) -> None:
+        try:
+            with Progress("stop", quiet=self.request.quiet) as progress:
+                result = self.client.call("stop", {"options": options}, progress)
+        except ControlError:
+            return  # it has ended already
+        if self.outcome.items and result.get("items"):
+            names = {item["name"] for item in self.outcome.items}
+            self.outcome.items = [item for item in result["items"] if item["name"] in names]
+        await_end(Outcome.from_result(result).ended_pid)
+
+    def _say(self, text: str) -> None:
+        if not self.request.quiet:
+            if self._objects:
+                text = Objects().line(Line(text, time=stamp(time()), name="")).rstrip()
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+
+def _as_objects(request: Request) -> bool:
+    form = request.get("log_format") or os.environ.get(FORMAT_VARIABLE) or "text"
+    return one_of("--log-format", form, ("text", "json")) == "json"

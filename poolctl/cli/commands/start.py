@@ -1,14 +1,13 @@
-"""`poolctl start`, `stop` and `restart`."""
+"""`poolctl start` and `poolctl restart`."""
 
 from __future__ import annotations
 
 import os
 
-from poolctl.cli.outcome import Failure, Item, Outcome
+from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_place
-from poolctl.cli.remote import ask, ask_or_launch
-from poolctl.control.client import NoSupervisor
+from poolctl.cli.remote import ask_or_launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ _ASIDE = ("sleeping", "draining", "disabled")
 def perform(request: Request) -> Outcome:
     """Start, stop or restart the selected servers; returns when each is there, or with why it is not."""
     place = find_place(request)
-    if request.verb == "stop":
-        return _stop(request, place)
     outcome = ask_or_launch(request, place)
     if os.environ.get("NOTIFY_SOCKET") and not outcome.ended_pid:
         _hand_over(place, ready=not outcome.exit_code)
@@ -46,41 +43,6 @@ def _hand_over(place: Place, *, ready: bool) -> None:
         except ControlError:
             return  # it has ended already, and so does the service
         systemd.tell(os.environ, f"MAINPID={keeper}", *([systemd.READY] if ready else []))
-
-
-def _stop(request: Request, place: Place) -> Outcome:
-    try:
-        outcome = ask(request, place)
-    except NoSupervisor:
-        from poolctl.cli.survivors import stop
-
-        if ended := stop(request, place):
-            return ended
-        return Outcome(_at_rest(request, place), message="nothing is running")
-    if outcome.exit_code and not outcome.items:
-        return outcome
-    stopped = [item for item in outcome.items if item.get("state") in ("stopped", "disabled", "failed")]
-    if request.get("no_wait"):
-        outcome.message = f"{servers(len(outcome.items))} told to stop"
-    else:
-        outcome.message = f"{servers(len(stopped), len(outcome.items))} stopped"
-    return outcome
-
-
-def _at_rest(request: Request, place: Place) -> list[Item]:
-    """The selected servers of a pool that does not run."""
-    everything = request.selector().selects_all
-    if everything and not request.output:
-        return []  # nobody sees them, so that nothing has to be read
-    from poolctl.cli.offline import select_from_files
-    from poolctl.errors import PoolError
-
-    try:
-        return select_from_files(request, place)
-    except (Failure, PoolError):
-        if everything:
-            return []  # a broken file keeps nobody from being told that nothing runs
-        raise
 
 
 def _ready_line(outcome: Outcome, *, waited: bool) -> str:

@@ -24,8 +24,7 @@ def perform(request: Request) -> Outcome:
         raise UsageError(f"top has no form {request.output!r}", hint="poolctl list prints tables")
     frames, interval = _frames(request), _interval(request)
     from poolctl.cli.top.background import Source
-    from poolctl.cli.top.board import Board
-    from poolctl.cli.top.rows import SORTS
+    from poolctl.cli.top.board import SORTS, Board
 
     sort = one_of("--sort", request.get("sort") or "file", tuple(SORTS))
     place = find_place(request)
@@ -47,8 +46,7 @@ def perform(request: Request) -> Outcome:
 
 def _live(board: Any, source: Any, place: Place, pool: str, interval: float, frames: int | None) -> Outcome:
     from poolctl.cli.top.live_view import Session
-    from poolctl.cli.top.signals import Ended, Signals
-    from poolctl.cli.top.terminal import Screen
+    from poolctl.cli.top.terminal import Ended, Screen, Signals
     from poolctl.clock import SystemClock
 
     def log_path(name: str) -> str:
@@ -75,7 +73,7 @@ def _live(board: Any, source: Any, place: Place, pool: str, interval: float, fra
 
 
 def _print(board: Any, source: Any, pool: str, interval: float, frames: int) -> Outcome:
-    from poolctl.cli.top.once import frame_text
+    from poolctl.cli.top.view import frame_text
 
     for left in range(frames, 0, -1):
         sys.stdout.write(frame_text(board, pool))

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from poolctl.control import directory
 from poolctl.runners.survivors import are_there
 
-from .context import Case
-from .finding import Finding, ok, problem, warning
+from .context import Case, Finding, ok, problem, warning
 
 
 def leftovers(case: Case) -> Iterator[Finding]:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from poolctl.listeners.failure import explained
 from poolctl.listeners.open import BACKLOG, ListenError, close_listener, open_listener
 
-from .context import Case, read
-from .finding import Finding, ok, problem, warning
+from .context import Case, Finding, ok, problem, read, warning
 
 _NET = "/proc/sys/net"
 

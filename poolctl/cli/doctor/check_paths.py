@@ -10,8 +10,7 @@ from poolctl.control import directory
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
 
-from .context import Case, read
-from .finding import Finding, ok, problem, warning
+from .context import Case, Finding, ok, problem, read, warning
 
 _ON_THE_NETWORK = frozenset(
     (

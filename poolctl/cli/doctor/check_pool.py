@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from .context import Case
-from .finding import Finding, ok, problem, warning
+from .context import Case, Finding, ok, problem, warning
 
 
 def configuration(case: Case) -> Iterator[Finding]:

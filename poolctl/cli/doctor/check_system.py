@@ -1,16 +1,20 @@
-"""What the pool needs of the kernel, tried out: a container's filter of system calls may forbid it."""
+"""The kernel's features, /proc, the clock, and logind's handling of a logout."""
 
 from __future__ import annotations
 
 import ctypes
+import glob
+import json
 import os
+import pwd
+import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 
-from poolctl.platform import LINUX, copy_descriptor, proc_problem
+from poolctl.platform import LINUX, copy_descriptor, proc_problem, process_start
 
-from .context import Case
-from .finding import Finding, ok, problem, warning
+from .context import Case, Finding, ok, problem, read, warning
 
 _PR_GET_CHILD_SUBREAPER = 37
 
@@ -83,4 +87,90 @@ _FEATURES = (
     ),
 )
 
-CHECKS = (features, proc)
+
+_ISSUED = 1_735_689_600  # 2025: no clock that is right says less
+_JUMP_SECONDS = 5.0
+_START_SECONDS = 60.0
+_MEND = "set the clock, and let it be kept: timedatectl set-ntp true"
+
+
+def clock(case: Case) -> Iterator[Finding]:
+    """Whether it can be right."""
+    now = time.time()
+    if now < _ISSUED:
+        yield problem("clock", f"it says {time.strftime('%Y-%m-%d', time.gmtime(now))}", _MEND)
+        return
+    ahead = [
+        file for file in (case.place.files if case.place else []) if _written(file) > now + _JUMP_SECONDS
+    ]
+    if ahead:
+        said = f"{ahead[0]} was written in the future: the clock is behind, or was when that was written"
+        yield warning("clock", said, f"{_MEND}; then touch {ahead[0]}")
+    elif abs(jump := _jump(case)) > _JUMP_SECONDS:
+        said = f"the clock was set by {jump:+.0f} s since the supervisor was started: times in its logs do not compare"
+        yield warning("clock", said, _MEND)
+    else:
+        yield ok("clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))
+
+
+def _written(file: str) -> float:
+    try:
+        return os.stat(file).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _jump(case: Case) -> float:
+    """By how much the realtime clock has gone other than the monotonic one since the supervisor's start."""
+    pid = case.about.get("supervisor_pid")
+    start = process_start(int(pid)) if pid else None
+    if start is None or case.place is None:
+        return 0.0
+    try:
+        noted = float(json.loads(read(f"{case.place.directory}/info.json"))["started"])
+    except (ValueError, KeyError, TypeError):
+        return 0.0
+    lived = time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
+    late = (time.time() - lived) - noted
+    # It notes the time a while after its start, which on a busy machine may be long.
+    return late if late > 0 else min(0.0, late + _START_SECONDS)
+
+
+_FILES = (
+    "/etc/systemd/logind.conf",
+    "/etc/systemd/logind.conf.d/*.conf",
+    "/run/systemd/logind.conf.d/*.conf",
+)
+_LINGER = "/var/lib/systemd/linger"
+
+
+def logout(case: Case) -> Iterator[Finding]:
+    """Whether logind ends it (logind.conf(5), KillUserProcesses)."""
+    if not os.path.exists("/run/systemd/system"):
+        yield ok("logout", "no logind would end the pool")
+        return
+    user = _user()
+    if os.geteuid() == 0 or os.path.exists(f"{_LINGER}/{user}"):
+        yield ok("logout", "the pool runs on")
+        return
+    said = [
+        found[1].lower()
+        for pattern in _FILES
+        for path in sorted(glob.glob(pattern))
+        for found in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", read(path), re.MULTILINE)
+    ]
+    if said and said[-1] in ("yes", "1", "true", "on"):
+        what = "logind ends the pool when its user logs out (KillUserProcesses)"
+        yield warning("logout", what, f"loginctl enable-linger {user}, or poolctl export systemd")
+    else:
+        yield ok("logout", "the pool runs on")
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+CHECKS = (clock, features, proc, logout)

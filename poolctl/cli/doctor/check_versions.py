@@ -12,8 +12,7 @@ from typing import Any
 from poolctl import __version__
 from poolctl.config import ServerConfig, interpreter, start_options
 
-from .context import Case
-from .finding import Finding, ok, problem, warning
+from .context import Case, Finding, ok, problem, warning
 
 _OLDEST = (3, 11)
 _ASK_SECONDS = 20.0

@@ -1,10 +1,10 @@
-"""What the checks look at: the machine's files, the pool's files, and the supervisor, as far as they are there."""
+"""The input and the result of a check: the machine's and the pool's files, its supervisor, and a finding."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.address import Address, parse
 from poolctl.config import ConfigNotFound
@@ -92,7 +92,7 @@ class Case:
 
 
 def _orphaned(servers: Sequence[ServerConfig], place: Place) -> set[str]:
-    from poolctl.cli.survivors import items_of
+    from poolctl.cli.offline import items_of
 
     return {str(item["name"]) for item in items_of(servers, place) if item["pids"]}
 
@@ -110,3 +110,33 @@ def number(path: str) -> int | None:
     """The number in such a file; None for anything else, such as `max`."""
     text = read(path)
     return int(text) if text.isdecimal() else None
+
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+
+
+class Finding(NamedTuple):
+    """`check` is what was looked at, `mend` what to do if it is not ok."""
+
+    check: str
+    status: str
+    message: str
+    mend: str = ""
+
+    def __repr__(self) -> str:
+        return f"{self.status} {self.check}: {self.message}" + (f" ({self.mend})" if self.mend else "")
+
+
+def ok(check: str, message: str) -> Finding:
+    """It is as it should be."""
+    return Finding(check, OK, message)
+
+
+def warning(check: str, message: str, mend: str) -> Finding:
+    """It may become a problem."""
+    return Finding(check, WARNING, message, mend)
+
+
+def problem(check: str, message: str, mend: str) -> Finding:
+    """It keeps servers from starting, or from serving as they should."""
+    return Finding(check, PROBLEM, message, mend)

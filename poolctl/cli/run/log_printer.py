@@ -6,11 +6,10 @@ import sys
 import threading
 from time import time
 
-from poolctl.cli.json_lines import Objects
-from poolctl.cli.log_lines import Prefixes
+from poolctl.cli.interrupts import start_unsignalled
+from poolctl.cli.log_lines import Objects, Prefixes
 from poolctl.cli.pool_ref import Place
 from poolctl.cli.run.stop_signals import StopSignals
-from poolctl.cli.threads import start_unsignalled
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.logs.follow import follow

@@ -1,1 +1,1 @@
-"""The live view: `session` runs it, `board` is its state, `view` draws it, `screen` and `keys` are the terminal."""
+"""The live view: `live_view` runs it, `board` is its state, `view` draws it, `terminal` and `keys` do I/O."""

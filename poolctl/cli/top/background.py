@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from poolctl.cli.threads import start_unsignalled
+from poolctl.cli.interrupts import start_unsignalled
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.exit_codes import USAGE

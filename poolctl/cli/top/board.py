@@ -1,10 +1,10 @@
-"""What the view shows and where the reader is in it; no terminal and no supervisor in here."""
+"""The servers as rows: what is known of each, their order, which are shown, and which one is selected."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-from .rows import SORTS, Row, Rows, in_order, matching
 
 
 class Board:
@@ -84,3 +84,137 @@ class Board:
         self._at = max(0, min(at, len(self.shown) - 1))
         last_top = max(0, len(self.shown) - self.height)
         self.top = min(max(self.top, self._at - self.height + 1), self._at, last_top)
+
+
+_KEPT = 120
+_SERIES = ("requests_per_second", "latency_p99_seconds", "memory_bytes")
+# What needs a person comes first.
+_STATES = (
+    "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "stopped", "disabled",
+)  # fmt: skip
+_HEALTH = ("ko", "warn", "unknown", "ok")
+
+# Key of the column that is sorted by → whether the largest comes first.
+SORTS = {
+    "name": False,
+    "state": False,
+    "health": False,
+    "requests": True,
+    "latency": True,
+    "memory": True,
+    "cpu": True,
+    "uptime": True,
+    "restarts": True,
+    "file": False,
+}
+_NUMBERS = {
+    "requests": "requests_per_second",
+    "latency": "latency_p99_seconds",
+    "memory": "memory_bytes",
+    "cpu": "cpu_percent",
+}
+
+
+class Row:
+    """One server: its item as every command has it, its statistics if there are any, and what they were."""
+
+    __slots__ = ("at", "history", "item", "stats")
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.item: dict[str, Any] = {}
+        self.stats: dict[str, Any] = {}
+        self.history: dict[str, Sequence[float | None]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Row {self.name} {self.item.get('state')}>"
+
+    @property
+    def name(self) -> str:
+        """The server's."""
+        return str(self.item.get("name", ""))
+
+    def number(self, key: str) -> float | None:
+        """A figure of the statistics; None when it is not known."""
+        value = self.stats.get(key)
+        return float(value) if isinstance(value, (int, float)) else None
+
+    def update(self, item: dict[str, Any]) -> None:
+        """Take the newest item; the supervisor's own history if it keeps one, else what has been seen here."""
+        self.item, self.stats = item, item.get("stats") or {}
+        given = self.stats.get("history") or {}
+        for key in _SERIES:
+            if isinstance(given.get(key), list):
+                self.history[key] = given[key]
+            else:
+                seen = self.history.setdefault(key, deque(maxlen=_KEPT))
+                if not isinstance(seen, deque):
+                    seen = self.history[key] = deque(seen, maxlen=_KEPT)
+                seen.append(self.number(key))
+
+
+class Rows:
+    """All rows by name."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Row] = {}
+        self.measured = False  # whether there are any statistics
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def all(self) -> list[Row]:
+        """Every row, in the order of the file."""
+        return list(self._rows.values())
+
+    def update(self, items: Iterable[dict[str, Any]]) -> None:
+        """Take what the supervisor says now; servers that it does not name any more are gone."""
+        rows: dict[str, Row] = {}
+        for at, item in enumerate(items):
+            name = str(item.get("name", ""))
+            row = rows[name] = self._rows.get(name) or Row(at)
+            row.at = at
+            row.update(item)
+        self._rows = rows
+        self.measured = any(row.stats for row in rows.values())
+
+
+def matching(rows: Iterable[Row], words: str) -> list[Row]:
+    """The rows in which each of the words is found, in name, address, state, health or a tag; case is ignored."""
+    wanted = words.lower().split()
+    return [row for row in rows if all(word in _text(row) for word in wanted)] if wanted else list(rows)
+
+
+def in_order(rows: Iterable[Row], sort: str, reverse: bool) -> list[Row]:
+    """The rows sorted by a key of SORTS; equal ones by name, unknown figures last."""
+    falling = SORTS[sort] is not reverse
+    named = sorted(rows, key=lambda row: (row.name, row.at))
+    if sort == "file":
+        return sorted(named, key=lambda row: row.at, reverse=reverse)
+    if sort == "name":
+        return named[::-1] if reverse else named
+    known = [row for row in named if _value(row, sort) is not None]
+    unknown = [row for row in named if _value(row, sort) is None]
+    # Stable in both directions: those that are equal stay by name.
+    return sorted(known, key=lambda row: _value(row, sort) or 0.0, reverse=falling) + unknown
+
+
+def _value(row: Row, sort: str) -> float | None:
+    if sort == "state":
+        return _place(_STATES, str(row.item.get("state")))
+    if sort == "health":
+        return _place(_HEALTH, str(row.item.get("health")))
+    if sort in _NUMBERS:
+        return row.number(_NUMBERS[sort])
+    value = row.item.get("uptime_seconds" if sort == "uptime" else sort)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _place(order: Sequence[str], word: str) -> float:
+    return float(order.index(word)) if word in order else float(len(order))
+
+
+def _text(row: Row) -> str:
+    item = row.item
+    words = [item.get(key) or "" for key in ("name", "bind", "expose", "state", "health")]
+    return " ".join(map(str, [*words, *(item.get("tags") or ())])).lower()

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from poolctl.cli.render import duration, printable
 
 from . import figures
-from .rows import Row
-from .sparkline import sparkline
+from .board import Row
+from .figures import sparkline
 
 GAP = 1
 LONGEST_CHART = 30

@@ -12,14 +12,11 @@ from poolctl.clock import Clock
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import ControlError
 
-from .actions import Action, action_of
 from .background import Asking, Result, Source
-from .board import Board
-from .keys import Keys
+from .board import SORTS, Board
+from .keys import Action, Keys, action_of
 from .log_pane import LogPane
-from .rows import SORTS
-from .signals import Signals
-from .terminal import Screen
+from .terminal import Screen, Signals
 from .view import Notice, help_frame, log_frame, servers_frame
 
 _ESCAPE_SECONDS = 0.05

@@ -8,7 +8,7 @@ from collections import deque
 from rich.cells import chop_cells
 from rich.text import Text
 
-from poolctl.cli.records import record_lines
+from poolctl.cli.log_lines import record_lines
 from poolctl.cli.render import printable
 from poolctl.logs.follow import Follower
 from poolctl.logs.line import Line

@@ -9,10 +9,9 @@ from rich.text import Text
 from poolctl.cli.render import duration
 
 from . import figures
-from .board import Board
+from .board import Board, Row
 from .columns import STATES
-from .rows import Row
-from .sparkline import sparkline
+from .figures import sparkline
 
 _FAINT = "bright_black"
 _NARROW = 100

@@ -1,15 +1,21 @@
-"""A frame: the lines that the screen shows."""
+"""Frames: the lines that the screen shows, or that are printed without a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 from rich.text import Text
 
-from .board import Board
-from .help import help_lines
+from poolctl.cli.render import coloured
+
+from .board import SORTS, Board, Row
+from .columns import GAP, Placed, place
 from .log_pane import LogPane
-from .table import table_lines
 from .totals import head_lines
 
 Hints = Sequence[tuple[str, str]]
@@ -108,3 +114,114 @@ def _hinted(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text
 
 def _hint_width(hint: tuple[str, str]) -> int:
     return len(hint[0]) + len(hint[1]) + 3
+
+
+_KEYS = (
+    ("Look", ""),
+    ("↑ ↓  j k", "select a server; Page Up, Page Down, Home, End"),
+    ("/", "filter: words of names, addresses, states, health, tags;"),
+    ("", "Esc shows all again"),
+    ("< >  ← →", "sort by the column before or after"),
+    ("N S H R L M C U X", "sort by name, state, health, requests, latency, memory,"),
+    ("", "CPU, uptime, restarts; once more: the other way round;"),
+    ("", "F: the order of the file"),
+    ("Enter  l", "the log of the selected server"),
+    ("Space", "pause, and go on"),
+    ("", ""),
+    ("Act on the selected server", ""),
+    ("r", "restart: the new process answers before the old one ends"),
+    ("s", "stop it (asks first), or start it"),
+    ("d", "take it out of rotation (asks first), or back"),
+    ("+ -", "one worker more, or fewer (asks first)"),
+    ("", ""),
+    ("Columns", ""),
+    ("REQ/S  P99", "requests a second; 99 of 100 are answered in this time"),
+    ("MEM  CPU", "of all its processes; shared memory counts in part (PSS)"),
+    ("BUSY  CONN", "requests being answered, connections open"),
+    ("UP  RST", "since when it runs, and how often it was restarted"),
+    ("", ""),
+    ("q", "leave; the servers go on"),
+)
+_WIDTH = 19
+
+
+def help_lines() -> list[Text]:
+    """The page."""
+    lines = []
+    for keys, meaning in _KEYS:
+        if keys and not meaning:
+            lines.append(Text(f" {keys}", "bold cyan"))
+        else:
+            lines.append(Text.assemble("  ", (keys.ljust(_WIDTH), "bold"), meaning))
+    return lines
+
+
+_SELECTED = "reverse"
+
+
+def table_lines(board: Board, width: int, *, cursor: bool = True, all_rows: bool = False) -> list[Text]:
+    """The head and the visible rows; with `cursor` the selected one stands out."""
+    rows = board.shown if all_rows else board.visible
+    longest = max((cell_len(row.name) for row in board.rows.all()), default=0)
+    columns = place(width, longest, measured=board.rows.measured)
+    selected = board.selected if cursor else None
+    return [_head(columns, board), *(_line(columns, row, row is selected, width) for row in rows)]
+
+
+def _head(columns: Iterable[Placed], board: Board) -> Text:
+    line = Text(no_wrap=True, end="", overflow="crop")
+    for column, width in columns:
+        _gap(line)
+        title = column.title
+        sorted_by = bool(column.sort) and column.sort == board.sort and column.sort != "file"
+        if sorted_by:
+            title += "▾" if SORTS[board.sort] is not board.reverse else "▴"
+        line.append(_fitted(title, width, column.right), "bold cyan" if sorted_by else "bold bright_black")
+    return line
+
+
+def _line(columns: Iterable[Placed], row: Row, selected: bool, screen: int) -> Text:
+    line = Text(no_wrap=True, end="", overflow="crop")
+    for column, width in columns:
+        _gap(line)
+        text, style = column.cell(row, width)
+        # Colours of their own would make patches of the selected row.
+        line.append(_fitted(text, width, column.right), "" if selected else style)
+    if selected:
+        line.append(" " * (screen - line.cell_len))
+        line.stylize(_SELECTED)
+    return line
+
+
+def _gap(line: Text) -> None:
+    if line:
+        line.append(" " * GAP)
+
+
+def _fitted(text: str, width: int, right: bool) -> str:
+    """The text in exactly so many cells; what does not fit ends with "…"."""
+    cells = cell_len(text)
+    if cells > width:
+        return set_cell_size(text, width - 1) + "…" if width > 1 else set_cell_size(text, width)
+    room = " " * (width - cells)
+    return room + text if right else text + room
+
+
+_TEXT_WIDTH = 120
+
+
+def frame_text(board: Board, pool: str) -> str:
+    """The totals and the whole table; in colours only for a terminal."""
+    width = shutil.get_terminal_size((_TEXT_WIDTH, 24)).columns
+    colours = coloured(sys.stdout)
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        force_terminal=colours,
+        color_system="auto" if colours else None,
+        highlight=False,
+    )
+    lines = [*head_lines(board, pool, width), *table_lines(board, width, cursor=False, all_rows=True)]
+    console.print(*lines, sep="\n", no_wrap=True, crop=True, overflow="crop")
+    return "\n".join(line.rstrip() for line in out.getvalue().split("\n"))

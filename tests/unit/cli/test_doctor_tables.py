@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.cli.doctor import check_paths, memory
-from poolctl.cli.doctor.context import Case
-from poolctl.cli.doctor.finding import OK, WARNING
+from poolctl.cli.doctor import check_paths, check_resources
+from poolctl.cli.doctor.context import OK, WARNING, Case
 
 MOUNTS = """
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -36,11 +35,11 @@ def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
 @pytest.mark.parametrize(("free", "status"), [(90, WARNING), (200, OK)])
 def test_a_full_swap_is_a_warning(free: int, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     table = f"MemAvailable: 8000000 kB\nSwapTotal: 1000 kB\nSwapFree: {free} kB\nHugePages_Total: 0"
-    monkeypatch.setattr(memory, "read", lambda path: table)
-    assert [finding.status for finding in memory.swap(CASE)] == [status]
+    monkeypatch.setattr(check_resources, "read", lambda path: table)
+    assert [finding.status for finding in check_resources.swap(CASE)] == [status]
 
 
 def test_a_kernel_that_promises_no_more_memory_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"/proc/meminfo": "MemAvailable: 8000000 kB", "/proc/sys/vm/overcommit_memory": "2"}
-    monkeypatch.setattr(memory, "read", lambda path: files.get(path, ""))
-    assert [finding.status for finding in memory.memory(CASE)][-1] == WARNING
+    monkeypatch.setattr(check_resources, "read", lambda path: files.get(path, ""))
+    assert [finding.status for finding in check_resources.memory(CASE)][-1] == WARNING

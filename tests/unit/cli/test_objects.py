@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.json_lines import Objects
+from poolctl.cli.log_lines import Objects
 from poolctl.logs.line import Line
 
 TIME = "2026-11-20T08:47:34.123456Z"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.cli.terminal_text import terminal_text
+from poolctl.cli.log_lines import terminal_text
 
 
 @pytest.mark.parametrize(

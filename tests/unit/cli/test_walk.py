@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.walk_env import arguments, environment, facts
+from poolctl.cli.commands.walk import arguments, environment, facts
 from tests.deadline import wait_until
 from tests.stand_in import item
 

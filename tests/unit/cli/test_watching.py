@@ -13,8 +13,7 @@ import pytest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_place
 from poolctl.cli.request import Request
-from poolctl.cli.watch import Watcher
-from poolctl.cli.watch_set import Sources, code_directories
+from poolctl.cli.watch import Sources, Watcher, code_directories
 from tests.deadline import wait_until
 from tests.stand_in import Send, item, result
 

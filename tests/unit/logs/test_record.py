@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.cli.records import record_lines
+from poolctl.cli.log_lines import record_lines
 from poolctl.logs.record import parse_record
 
 

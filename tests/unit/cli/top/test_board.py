@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.cli.top.board import Board
-from poolctl.cli.top.rows import SORTS
+from poolctl.cli.top.board import SORTS, Board
 from tests.stand_in import item
 
 

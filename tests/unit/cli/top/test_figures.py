@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.cli.top import figures
-from poolctl.cli.top.sparkline import BARS, sparkline
+from poolctl.cli.top.figures import BARS, sparkline
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A pool whose keeper and supervisor have been killed: what still serves is shown, and can be ended."""
+"""`poolctl stop`: end the selected servers; without a selection the supervisor too."""
 
 from __future__ import annotations
 
@@ -6,45 +6,69 @@ import time
 from typing import TYPE_CHECKING
 
 from poolctl.cli.outcome import Failure, Item, Outcome
-from poolctl.cli.plural import servers as counted
-from poolctl.control.messages import item
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import find_place
+from poolctl.cli.remote import ask
+from poolctl.control.client import NoSupervisor
 from poolctl.errors import PoolError
-from poolctl.runners.survivors import Survivor, are_there, find
-from poolctl.supervisor.leftovers import forget_wanted, remove_leftovers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from poolctl.cli.pool_ref import Place
     from poolctl.cli.request import Request
-    from poolctl.config import ServerConfig
+    from poolctl.runners.survivors import Survivor
 
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
+_AT_REST = {"state": "stopped", "ready": False, "health": "unknown", "pids": [], "uptime_seconds": 0.0}
 
 
-def items_of(servers: Iterable[ServerConfig], place: Place) -> list[Item]:
-    """The servers as they are: stopped, or still served by processes that nobody manages."""
-    if not are_there(place.directory):
-        return [item(server) for server in servers]
-    found = _find(place)
-    items = []
-    for server in servers:
-        its = [each for each in found if each.said["server"] == server.name and _runs_as(each, server)]
-        items.append(_running(server, its) if its else item(server))
-    for survivor in found:
-        survivor.close()
-    return items
+def perform(request: Request) -> Outcome:
+    """Stop the selected servers; returns when each has stopped, or with why it has not."""
+    place = find_place(request)
+    try:
+        outcome = ask(request, place)
+    except NoSupervisor:
+        if ended := _stop_survivors(request, place):
+            return ended
+        return Outcome(_at_rest(request, place), message="nothing is running")
+    if outcome.exit_code and not outcome.items:
+        return outcome
+    stopped = [item for item in outcome.items if item.get("state") in ("stopped", "disabled", "failed")]
+    if request.get("no_wait"):
+        outcome.message = f"{servers(len(outcome.items))} told to stop"
+    else:
+        outcome.message = f"{servers(len(stopped), len(outcome.items))} stopped"
+    return outcome
 
 
-def stop(request: Request, place: Place) -> Outcome | None:
+def _at_rest(request: Request, place: Place) -> list[Item]:
+    """The selected servers of a pool that does not run."""
+    everything = request.selector().selects_all
+    if everything and not request.output:
+        return []  # nobody sees them, so that nothing has to be read
+    from poolctl.cli.offline import select_from_files
+    from poolctl.errors import PoolError
+
+    try:
+        return select_from_files(request, place)
+    except (Failure, PoolError):
+        if everything:
+            return []  # a broken file keeps nobody from being told that nothing runs
+        raise
+
+
+def _stop_survivors(request: Request, place: Place) -> Outcome | None:
     """End the selected servers that still serve; None when there are none."""
+    from poolctl.cli.offline import find_survivors
+    from poolctl.runners.survivors import are_there
+    from poolctl.supervisor.leftovers import forget_wanted, remove_leftovers
+
     everything = request.selector().selects_all
     if not are_there(place.directory):
         forget_wanted(place.directory, None if everything else _names(request, place))
         remove_leftovers(place.directory)
         return None
-    found = _find(place)
+    found = find_survivors(place)
     items = _items_before(request, place, found, everything=everything)
     names = {str(each["name"]) for each in items}
     forget_wanted(place.directory, None if everything else names)
@@ -56,46 +80,14 @@ def stop(request: Request, place: Place) -> Outcome | None:
         remove_leftovers(place.directory)
     ended = {str(survivor.said["server"]) for survivor in chosen} - {""}
     items = [{**each, **_AT_REST} if each["name"] in ended else each for each in items]
-    message = f"{counted(len(ended))} stopped, which had lost keeper and supervisor"
+    message = f"{servers(len(ended))} stopped, which had lost keeper and supervisor"
     return Outcome(items, warnings=warnings, message=message)
-
-
-_AT_REST = {"state": "stopped", "ready": False, "health": "unknown", "pids": [], "uptime_seconds": 0.0}
 
 
 def _names(request: Request, place: Place) -> set[str]:
     from poolctl.cli.offline import select_from_files
 
     return {str(each["name"]) for each in select_from_files(request, place)}
-
-
-def _find(place: Place) -> list[Survivor]:
-    found, pipes = find(place.directory)
-    pipes.close()
-    return found
-
-
-def _runs_as(survivor: Survivor, server: ServerConfig) -> bool:
-    """Whether it runs as the server's user: what it says of itself may be a lie."""
-    from poolctl.runners.spec import user_id
-
-    try:
-        return survivor.uid == user_id(server)
-    except PoolError:  # there is no such user any more
-        return False
-
-
-def _running(server: ServerConfig, its: list[Survivor]) -> Item:
-    ready = [each.said.get("ready_at") for each in its if not server.job]
-    since = [float(at) for at in ready if at is not None]
-    return item(
-        server,
-        state="running" if since else "starting",
-        ready=bool(since),
-        health="ok" if since else "unknown",
-        pids=sorted(each.pid for each in its),
-        uptime_seconds=time.monotonic() - min(since) if since else 0.0,
-    )
 
 
 def _items_before(request: Request, place: Place, found: list[Survivor], *, everything: bool) -> list[Item]:
