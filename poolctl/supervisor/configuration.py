@@ -10,10 +10,10 @@ from typing import Any
 
 from poolctl.config import ServerConfig, Surroundings, Tables, pool_variables
 from poolctl.control.messages import Document
+from poolctl.core.core import Engine
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld
 
-from .engine.engine import Engine
 from .naming import default_name
 from .newcomer import obstacles
 from .settle import Settled, Settler

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from poolctl.core.state import Entry
 from poolctl.exit_codes import FAILED
 from poolctl.runners.protocol import Exit
-
-from .engine.entry import Entry
 
 _SIGNALLED = 128
 

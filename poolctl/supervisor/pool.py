@@ -15,6 +15,9 @@ from poolctl.control.ending import Left, leave_status
 from poolctl.control.messages import Document, result
 from poolctl.control.reserve import DescriptorReserve
 from poolctl.control.server import ControlServer, Handler, Progress, Request
+from poolctl.core.audit_context import ordered
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.keeper import wire
 from poolctl.matching.matcher import close_matcher
@@ -27,9 +30,6 @@ from poolctl.units import format_duration
 from .about import about
 from .configuration import Configuration
 from .debounced import Debounced
-from .engine.engine import Engine
-from .engine.entry import Entry
-from .engine.ordered import ordered
 from .health.looking_after import look_after
 from .later import Later
 from .mandatory import Mandatory

@@ -9,9 +9,8 @@ from contextlib import asynccontextmanager
 from poolctl.control import systemd
 from poolctl.control.messages import Document
 from poolctl.control.server import Handler, Progress, Request
-
-from .engine.engine import Engine
-from .engine.entry import Entry
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 
 _SOON_SECONDS = 0.05
 # To look at one takes up to thirty microseconds: while a large pool starts, no more than a twentieth of the time.

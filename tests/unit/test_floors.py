@@ -17,21 +17,21 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 FLOORS = {
-    "errors": 0, "exit_codes": 0, "config": 0, "address": 0, "states": 0, "clock": 0, "units": 0, "platform": 0,
+    "errors": 0, "exit_codes": 0, "states": 0, "clock": 0, "units": 0, "address": 0, "platform": 0, "bootstrap": 0,
     "safe_open": 0, "expressions": 0,
-    "bootstrap": 1, "matching": 1, "acceptor": 1, "listeners": 1, "runners": 1, "probes": 1, "keeper": 1,
-    "worker": 1, "logs": 1,
-    "pool": 2, "control": 2,
-    "monitor": 3, "gateway": 3,
-    "supervisor": 4,
-    "cli": 5, "web": 5,
-    "__main__": 6, "__init__": 6,
+    "config": 1,
+    "matching": 2, "listeners": 2, "keeper": 2, "worker": 2, "logs": 2, "runners": 2, "probes": 2, "acceptor": 2,
+    "core": 3, "monitor": 3,
+    "pool": 4, "control": 4, "gateway": 4,
+    "supervisor": 5,
+    "cli": 6, "web": 6,
+    "__main__": 7, "__init__": 7,
 }  # fmt: skip
 
 # The largest houses have floors of their own; what is not named here stands above all of them.
 WITHIN = {
     "supervisor": {
-        "engine": 1, "health": 2, "succession": 2, "configuration": 3, "verbs": 4, "observers": 5,
+        "health": 2, "succession": 2, "configuration": 3, "verbs": 4, "observers": 5,
         "debounced": 0, "later": 0, "naming": 0, "newcomer": 0, "settle": 0,
     },
     "runners": {

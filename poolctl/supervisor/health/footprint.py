@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from poolctl.clock import Clock
+from poolctl.core.decide import Phase
+from poolctl.core.state import Entry, Worker
 from poolctl.platform import memory_bytes
 from poolctl.units import format_size
 
-from ..engine.entry import Entry, Worker
-from ..engine.reconcile import Phase
 from .recovery import MEMORY
 
 FIRST_SECONDS = 2.0

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
+from poolctl.core.core import Engine
+from poolctl.core.decide import Phase
+from poolctl.core.state import Entry, Worker
 from poolctl.runners.protocol import Placement
 from poolctl.units import format_duration
 
-from ..engine.engine import Engine
-from ..engine.entry import Entry, Worker
-from ..engine.reconcile import Phase
 from .recovery import HEARTBEAT
 
 # Those whose time comes within this are asked together: each waking costs more than a question.

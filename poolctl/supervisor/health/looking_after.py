@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..engine.engine import Engine
+from poolctl.core.core import Engine
+
 from ..later import Later
 
 if TYPE_CHECKING:

@@ -7,13 +7,12 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from poolctl.core.audit_context import ordered
+from poolctl.core.core import Engine
+from poolctl.core.decide import Phase
+from poolctl.core.state import Entry, Worker
 from poolctl.monitor.recovery import Situation, Step, decide, within
 from poolctl.states import Status
-
-from ..engine.engine import Engine
-from ..engine.entry import Entry, Worker
-from ..engine.ordered import ordered
-from ..engine.reconcile import Phase
 
 LAST_LINES = 10
 LIVENESS, HEARTBEAT, MEMORY = "liveness", "heartbeat", "memory"

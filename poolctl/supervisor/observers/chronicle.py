@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from poolctl.control.messages import Document
+from poolctl.core.audit_context import Ordered
+from poolctl.core.core import Engine
+from poolctl.core.decide import LEAVING, Phase
+from poolctl.core.sleep import asleep
+from poolctl.core.state import Entry, Worker
 from poolctl.runners.protocol import Exit
 from poolctl.states import State
-
-from ..engine.engine import Engine
-from ..engine.entry import Entry, Worker
-from ..engine.ordered import Ordered
-from ..engine.reconcile import LEAVING, Phase
-from ..engine.sleep import asleep
 
 _WRONG = (State.BACKOFF.value, State.FAILED.value)
 _RESTING = (State.STOPPED.value, State.DISABLED.value, State.SLEEPING.value, *_WRONG)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from poolctl.config import Tables
 from poolctl.control.messages import Document
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
 from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 
 from ..configuration import Configuration
-from ..engine.engine import Engine
 from ..later import Later
 from .statistics import Statistics
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.engine import Engine
-from ..engine.entry import Entry
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 
 # A disk may stay full for days; once a minute is often enough to hear of it.
 _AGAIN_SECONDS = 60.0

@@ -10,6 +10,9 @@ from poolctl import __version__
 from poolctl.config import masked_text
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
+from poolctl.core.decide import LEAVING
+from poolctl.core.state import Worker
 from poolctl.monitor.availability import KO, OK, UNKNOWN, WARN, Availability
 from poolctl.monitor.exposition import Family, render
 from poolctl.platform import cpu_seconds, memory_bytes
@@ -17,9 +20,6 @@ from poolctl.pool.select import Selector
 from poolctl.states import State
 from poolctl.worker import tally
 
-from ..engine.engine import Engine
-from ..engine.entry import Worker
-from ..engine.reconcile import LEAVING
 from ..verbs.selection import Selection
 from .statistics import BOUNDS_SECONDS, Snapshot, Statistics, Usage, loop_lag_seconds
 

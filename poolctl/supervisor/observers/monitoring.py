@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 from poolctl.pool.select import Selector
 
-from ..engine.engine import Engine
-from ..engine.entry import Entry
 from ..verbs.selection import Selection
 from .totals import Totals
 

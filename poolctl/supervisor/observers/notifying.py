@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from poolctl.config import Tables
 from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 
 from ..configuration import Configuration
-from ..engine.engine import Engine
-from ..engine.entry import Entry
 
 if TYPE_CHECKING:
     from poolctl.monitor.notify.notifier import Notifier

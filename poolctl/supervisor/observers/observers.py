@@ -8,12 +8,12 @@ from collections.abc import Callable
 from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.control.messages import Document
+from poolctl.core.core import Engine
 from poolctl.monitor.events import Events
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.runners.local import LocalRunner
 
-from ..engine.engine import Engine
 from ..later import Later
 from ..succession.memory import Memory
 from ..verbs.verbs import Verbs

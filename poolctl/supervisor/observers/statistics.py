@@ -9,6 +9,8 @@ from typing import Any
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry, Worker
 from poolctl.monitor.histogram import quantile
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.pool.select import Selector
@@ -17,8 +19,6 @@ from poolctl.runners.protocol import Placement
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ..engine.engine import Engine
-from ..engine.entry import Entry, Worker
 from ..succession.memory import Memory
 from ..verbs.reports import Reports
 from ..verbs.selection import Selection

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.control.messages import Document
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 from poolctl.monitor.availability import KO, OK, WARN, Availability
 from poolctl.runners.placed.tallies import Tallies
 from poolctl.worker.tally import COUNTED, Counts, add
 
-from ..engine.engine import Engine
-from ..engine.entry import Entry
 from ..succession.memory import Memory
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from poolctl.config import ServerConfig
+from poolctl.core.core import Engine
+from poolctl.core.decide import Phase
+from poolctl.core.state import Worker
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.placed.workers import LocalWorker
 from poolctl.states import Status
 
-from ..engine.engine import Engine
-from ..engine.entry import Worker
-from ..engine.reconcile import Phase
 from .memory import Memory
 
 logger = logging.getLogger("poolctl.supervisor")

@@ -15,11 +15,10 @@ from typing import Any
 
 from poolctl import __version__
 from poolctl.config import ServerConfig, Surroundings, Tables
+from poolctl.core.state import Entry
 from poolctl.keeper import remains, stored
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link
-
-from ..engine.entry import Entry
 
 logger = logging.getLogger("poolctl.supervisor")
 

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from poolctl.core.core import Engine
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.survivors import are_there
 
-from ..engine.engine import Engine
 from .orphans import take_in
 
 logger = logging.getLogger("poolctl.supervisor")

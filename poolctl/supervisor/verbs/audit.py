@@ -10,11 +10,11 @@ from typing import Any
 
 from poolctl.control.messages import Document
 from poolctl.control.server import Request
+from poolctl.core.audit_context import ordered
+from poolctl.core.core import Engine
 from poolctl.exit_codes import USAGE
 from poolctl.pool.select import Selector, SelectorError
 
-from ..engine.engine import Engine
-from ..engine.ordered import ordered
 from .selection import NothingMatched
 
 AUDITED = frozenset(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 
 from poolctl.config import ServerConfig
+from poolctl.core.certificates import day, passed_over
+from poolctl.core.file_digests import certificate_ends
+from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, ServerError
-
-from ..engine.certificates import day, passed_over
-from ..engine.contents import certificate_ends
-from ..engine.entry import Entry
 
 _DAY_SECONDS = 86400.0
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.pool.select import Selector
 from poolctl.states import Status
 
 from ..configuration import Configuration
-from ..engine.engine import Engine
-from ..engine.entry import Entry
 from .advice import advice
 from .certificates import expired
 from .order import Order

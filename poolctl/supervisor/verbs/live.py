@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector, SelectorError, selection_needed
 
 from ..configuration import Configuration
-from ..engine.engine import Engine
-from ..engine.entry import Entry
 from ..newcomer import obstacles
 from .order import Order
 from .reports import Reports, late

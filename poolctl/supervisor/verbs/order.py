@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
+from poolctl.core.decide import Listener
+from poolctl.core.state import Entry
 from poolctl.errors import PoolError, PoolStopError, ServerError
 from poolctl.exit_codes import FAILED, TIMED_OUT
 
-from ..engine.engine import Engine
-from ..engine.entry import Entry
-from ..engine.reconcile import Listener
 from .reports import Reports, as_kind, late, reporter
 from .waiting import until
 

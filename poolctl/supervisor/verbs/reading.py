@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 
-from ..engine.engine import Engine
-from ..engine.entry import Entry
 from .certificates import expiring
 from .reports import Reports, details, reporter, unwell
 from .reports import late as late_as

@@ -9,16 +9,16 @@ from typing import Any
 from poolctl.config import TABLE_NAMES, ServerConfig
 from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
+from poolctl.core.audit_context import CURRENT, Ordered
+from poolctl.core.core import Engine
+from poolctl.core.file_digests import digests
+from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.pool.select import Selector
 from poolctl.runners import withheld
 
 from ..configuration import Configuration
-from ..engine.contents import digests
-from ..engine.engine import Engine
-from ..engine.entry import Entry
-from ..engine.ordered import CURRENT, Ordered
 from ..settle import Settled
 from .certificates import expired
 from .changes import Change, Kind, Running, Written, plan

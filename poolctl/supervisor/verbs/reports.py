@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from poolctl.config import masked
 from poolctl.control.messages import Document, item
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
+from poolctl.core.decide import Phase
+from poolctl.core.state import Entry
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld
 from poolctl.states import Status
-
-from ..engine.engine import Engine
-from ..engine.entry import Entry
-from ..engine.reconcile import Phase
 
 if TYPE_CHECKING:
     from poolctl.probes.checkup import Checkup

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, open_files_needed
 from poolctl.control.messages import Document, failure, result
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 from poolctl.errors import PoolStartError
 from poolctl.exit_codes import FAILED
-
-from ..engine.engine import Engine
-from ..engine.entry import Entry
 
 _Servers = Mapping[str, tuple[ServerConfig, int]]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from poolctl.control.messages import Document, failure, result
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 from poolctl.errors import PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.matching.matcher import matcher
 from poolctl.pool.select import EXPRESSIONS, Selector, SelectorError, select
 
-from ..engine.engine import Engine
-from ..engine.entry import Entry
 from .reports import Reports
 
 

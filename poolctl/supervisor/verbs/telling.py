@@ -8,10 +8,10 @@ from functools import partial
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
+from poolctl.core.core import Engine
 from poolctl.monitor.history import KINDS, MOST_LINES, Wanted, recent, wanted_of
 from poolctl.pool.select import Selector, SelectorError
 
-from ..engine.engine import Engine
 from .selection import Selection
 
 _SHAPE = f"since as in the journal, lines and after as numbers, kind as a list of {', '.join(KINDS)}"

@@ -7,11 +7,11 @@ from functools import partial
 
 from poolctl.control.messages import PROTOCOL, Document, error, result
 from poolctl.control.server import Progress, Request
+from poolctl.core.core import Engine
 from poolctl.exit_codes import USAGE
 from poolctl.pool.select import Selector, SelectorError
 
 from ..configuration import Configuration
-from ..engine.engine import Engine
 from .audit import Audit
 from .gateway import nothing
 from .lifecycle import Lifecycle

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from ..engine.engine import Engine
-from ..engine.entry import Entry
+from poolctl.core.core import Engine
+from poolctl.core.state import Entry
 
 Test = Callable[[Entry], bool]
 

@@ -100,7 +100,7 @@ def test_a_version_that_does_not_run_takes_over_nothing(pool: RealPool, newer: P
     pool.write_hello("users")
     pool.ok("start")
     before, supervisor = facts(pool), pool.info()["supervisor_pid"]
-    (newer / "poolctl/supervisor/engine/engine.py").write_text("import not_there\n")
+    (newer / "poolctl/core/core.py").write_text("import not_there\n")
     done = by(newer, pool, "upgrade")
     assert done.code == 8
     assert "No module named 'not_there'" in done.stderr

@@ -9,9 +9,9 @@ from typing import Any
 from poolctl import ServerConfig
 from poolctl.clock import ManualClock
 from poolctl.config import Tables
+from poolctl.core.core import Engine
 from poolctl.pool.select import Selector
 from poolctl.supervisor.configuration import Configuration
-from poolctl.supervisor.engine.engine import Engine
 from poolctl.supervisor.settle import Settled
 from poolctl.supervisor.succession.memory import Memory
 from poolctl.supervisor.verbs.verbs import Verbs

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolctl import ServerConfig
-from poolctl.supervisor.engine.entry import Worker
-from poolctl.supervisor.engine.reconcile import Phase
+from poolctl.core.decide import Phase
+from poolctl.core.state import Worker
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolctl.config import ServerConfig
-from poolctl.supervisor.engine.agenda import AT_ONCE, Agenda
-from poolctl.supervisor.engine.entry import Entry
+from poolctl.core.state import Entry
+from poolctl.core.workqueue import AT_ONCE, Agenda
 
 
 def entries(count: int) -> list[Entry]:

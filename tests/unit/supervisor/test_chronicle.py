@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.control.server import Request
+from poolctl.core.audit_context import ordered
 from poolctl.monitor.journal import Journal
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.engine.ordered import ordered
 from poolctl.supervisor.observers.chronicle import Chronicle
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from poolctl import ServerConfig
+from poolctl.core.decide import Phase
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.engine.reconcile import Phase
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from poolctl.supervisor.engine.entry import Worker
-from poolctl.supervisor.engine.reconcile import Phase
+from poolctl.core.decide import Phase
+from poolctl.core.state import Worker
 from tests.unit.pool.scripted_runner import FAILS
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

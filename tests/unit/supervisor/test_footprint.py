@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from poolctl.core.state import Entry, Worker
 from poolctl.platform import memory_bytes
-from poolctl.supervisor.engine.entry import Entry, Worker
 from poolctl.supervisor.health.footprint import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, Footprint
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

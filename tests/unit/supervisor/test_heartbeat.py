@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl import ServerConfig
+from poolctl.core.decide import Phase
+from poolctl.core.state import Entry, Worker
 from poolctl.runners.protocol import Exit, Placement
-from poolctl.supervisor.engine.entry import Entry, Worker
-from poolctl.supervisor.engine.reconcile import Phase
 from poolctl.supervisor.health.heartbeat import Heartbeat
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

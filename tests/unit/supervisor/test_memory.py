@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig
+from poolctl.core.state import Entry
 from poolctl.keeper import remains, stored
 from poolctl.keeper.reap import Reaper
 from poolctl.keeper.requests import answer
 from poolctl.keeper.store import Store
 from poolctl.runners.link import Link
-from poolctl.supervisor.engine.entry import Entry
 from poolctl.supervisor.succession.memory import Memory
 
 NAMES = ("a", "b", "c", "d")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config import Backoff, Restart
+from poolctl.core.restart_policy import Next, Verdict, judge
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.engine.policy import Next, Verdict, judge
 
 GOOD, BAD = Exit.from_status(0), Exit.from_status(1)
 KILLED, TERMINATED = Exit.from_signal(9), Exit.from_signal(15)

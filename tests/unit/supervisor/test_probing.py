@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from poolctl import ServerConfig
+from poolctl.core.state import Entry, Worker
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.engine.entry import Entry, Worker
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 QUICK = {"interval": 0.02, "timeout": 0.5, "jitter": 0, "fall_count_ko": 1}

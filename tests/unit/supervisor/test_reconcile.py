@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.states import State
-from poolctl.supervisor.engine.reconcile import (
+from poolctl.core.decide import (
     Check,
     Close,
     Drain,
@@ -22,6 +21,7 @@ from poolctl.supervisor.engine.reconcile import (
     is_ready,
     state_of,
 )
+from poolctl.states import State
 
 
 def worker(generation: int = 1, index: int = 0, phase: Phase = Phase.READY) -> WorkerView:

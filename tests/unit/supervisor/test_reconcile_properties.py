@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from poolctl.states import State
-from poolctl.supervisor.engine.reconcile import (
+from poolctl.core.decide import (
     LEAVING,
     Action,
     Arm,
@@ -37,6 +36,7 @@ from poolctl.supervisor.engine.reconcile import (
     is_ready,
     state_of,
 )
+from poolctl.states import State
 
 MOST_WORKERS = 3
 # Open, spawn, see ready, retire, see ended, close: no history needs more rounds than this to come to rest.

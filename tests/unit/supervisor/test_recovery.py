@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
+from poolctl.core.state import Entry, Worker
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.engine.entry import Entry, Worker
 from poolctl.supervisor.health.recovery import HEARTBEAT, LIVENESS, MEMORY, Recovery
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web

@@ -9,9 +9,9 @@ from poolctl.errors import PoolStopError
 from poolctl.runners.protocol import Runner
 from poolctl.units import format_duration
 
-from .deaths import Deaths
-from .entry import Entry, Worker
-from .reconcile import Phase
+from .decide import Phase
+from .exits import Deaths
+from .state import Entry, Worker
 
 
 class Retiring:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from .entry import Entry
+from .state import Entry
 
 AT_ONCE = 8
 

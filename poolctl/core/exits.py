@@ -13,10 +13,10 @@ from poolctl.config import ServerConfig
 from poolctl.errors import PoolError, PoolStartError, ServerError
 from poolctl.runners.protocol import Exit, WorkerFailed
 
-from . import policy
-from .entry import Entry, Worker
-from .policy import Next
-from .reconcile import LEAVING, Phase
+from . import restart_policy
+from .decide import LEAVING, Phase
+from .restart_policy import Next
+from .state import Entry, Worker
 
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
 _MENDS = {
@@ -95,7 +95,7 @@ class Deaths:
         if entry.config.job:
             entry.done, entry.failed = exit_.ok, not exit_.ok
             return
-        verdict = policy.judge(
+        verdict = restart_policy.judge(
             entry.config.restart,
             exit_,
             was_ready=was_ready,

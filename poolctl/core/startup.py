@@ -11,12 +11,12 @@ from poolctl.errors import PoolStartError
 from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
-from .contents import certificate_ends, digests
-from .deaths import Deaths, explained, failure_of
-from .entry import Entry, Worker
+from .decide import LEAVING, Phase
+from .exits import Deaths, explained, failure_of
+from .file_digests import certificate_ends, digests
+from .health import Probing
 from .preloading import Preloading
-from .probing import Probing
-from .reconcile import LEAVING, Phase
+from .state import Entry, Worker
 
 
 class Births:

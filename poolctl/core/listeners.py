@@ -9,9 +9,9 @@ from poolctl.errors import PoolStartError
 from poolctl.runners.protocol import Exit, Runner
 
 from .addresses import Addresses
-from .deaths import Deaths, explained
-from .entry import Entry
-from .reconcile import Listener
+from .decide import Listener
+from .exits import Deaths, explained
+from .state import Entry
 
 
 class Doors:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 
-from .entry import Entry
-from .reconcile import LEAVING, Listener
+from .decide import LEAVING, Listener
+from .state import Entry
 
 
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from .entry import Entry
+from .state import Entry
 
 
 class Graph:

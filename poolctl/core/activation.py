@@ -8,9 +8,9 @@ from functools import partial
 
 from poolctl.runners.protocol import Runner
 
-from .entry import Entry, Worker
-from .ordered import ordered
-from .reconcile import Phase
+from .audit_context import ordered
+from .decide import Phase
+from .state import Entry, Worker
 
 
 class Waking:

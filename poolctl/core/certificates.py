@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from poolctl.monitor.events import Events
 
-from .entry import Entry, Worker
+from .state import Entry, Worker
 
 logger = logging.getLogger("poolctl.supervisor")
 

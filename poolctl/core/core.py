@@ -12,16 +12,16 @@ from poolctl.monitor.events import Events
 from poolctl.runners.protocol import Runner
 
 from .addresses import Addresses, abandoned, same_listener
-from .agenda import Agenda
+from .adopt import Inheritance
+from .audit_context import CURRENT, NOBODYS
 from .certificates import report_expired
-from .entry import Entry, Worker
-from .execute import Executor
-from .inheritance import Inheritance
-from .ordered import CURRENT, NOBODYS
-from .probing import Probing
-from .reconcile import LEAVING, Action, Listener, Stop, View, decide
-from .roster import Roster
+from .decide import LEAVING, Action, Listener, Stop, View, decide
+from .health import Probing
+from .perform import Executor
+from .registry import Roster
 from .sleep import Arm
+from .state import Entry, Worker
+from .workqueue import Agenda
 
 
 class Engine:

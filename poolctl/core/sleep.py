@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .reconcile import View
+    from .decide import View
 
 
 @dataclass(frozen=True, slots=True)

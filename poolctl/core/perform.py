@@ -10,15 +10,9 @@ from poolctl.config import ServerConfig
 from poolctl.errors import PoolStartError
 from poolctl.runners.protocol import Runner
 
+from .activation import Waking
 from .addresses import Addresses
-from .births import Births
-from .contents import certificate_ends, digests
-from .deaths import Deaths, explained
-from .doors import Doors
-from .entry import Entry, Worker
-from .preloading import Preloading
-from .probing import Probing
-from .reconcile import (
+from .decide import (
     LEAVING,
     Action,
     Attend,
@@ -33,9 +27,15 @@ from .reconcile import (
     Spawn,
     Stop,
 )
+from .exits import Deaths, explained
+from .file_digests import certificate_ends, digests
+from .health import Probing
+from .listeners import Doors
+from .preloading import Preloading
 from .retiring import Retiring
 from .sleep import Arm, Disarm, Sleep
-from .waking import Waking
+from .startup import Births
+from .state import Entry, Worker
 
 # An interpreter may take 30 s until it can fork.
 _CHECK_SECONDS = 40.0

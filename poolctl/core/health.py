@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from poolctl.runners.protocol import Runner
 from poolctl.states import Status
 
-from .entry import Entry, Worker
-from .reconcile import Phase
+from .decide import Phase
+from .state import Entry, Worker
 
 if TYPE_CHECKING:
     from poolctl.probes.check import Check
     from poolctl.probes.checkup import Checkup
     from poolctl.probes.schedule import Schedule
 
-    from .engine import Engine
+    from .core import Engine
 
 
 class Probing:

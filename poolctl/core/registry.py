@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from poolctl.config import ServerConfig
 
 from .addresses import Addresses
-from .entry import Entry
-from .graph import Graph
+from .dependencies import Graph
+from .state import Entry
 
 
 class Roster:

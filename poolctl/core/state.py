@@ -12,8 +12,8 @@ from poolctl.errors import ServerError
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.states import Status
 
-from .ordered import Ordered
-from .reconcile import LEAVING, Listener, Phase, View, WorkerView, is_ready, state_of
+from .audit_context import Ordered
+from .decide import LEAVING, Listener, Phase, View, WorkerView, is_ready, state_of
 from .sleep import asleep
 
 

@@ -8,10 +8,10 @@ from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 
 from .addresses import Addresses, same_listener
-from .entry import Entry, Worker
-from .execute import Executor
-from .reconcile import LEAVING, Listener, Phase
-from .roster import Roster
+from .decide import LEAVING, Listener, Phase
+from .perform import Executor
+from .registry import Roster
+from .state import Entry, Worker
 
 
 class Inheritance:

@@ -7,8 +7,8 @@ import asyncio
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Runner, WorkerFailed
 
-from .entry import Entry, Worker
-from .reconcile import Phase
+from .decide import Phase
+from .state import Entry, Worker
 
 
 class Preloading:
