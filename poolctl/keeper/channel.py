@@ -1,12 +1,19 @@
-"""The keeper's end of the socket to its client: what the client does not take now waits here."""
+"""The keeper's end of the socket to its client: what the client does not take yet waits here."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections import deque
 
 from . import wire
+from .pidfd_watch import signal_process
+from .watchdog import Watchdog
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Channel:
@@ -22,7 +29,7 @@ class Channel:
         """Whether something waits for the client to read."""
         return bool(self._waiting)
 
-    def tell(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+    def send(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
         """Send in order, now or later; the descriptors stay the caller's."""
         copies: list[int] = []
         try:
@@ -35,7 +42,7 @@ class Channel:
         self.flush()
 
     def flush(self) -> None:
-        """Send what the client takes. For one that is gone nothing is left: its successor is told anew."""
+        """Send what the client takes. What waits for one that has gone is dropped: its successor gets new reports."""
         while self._waiting:
             message, fds = self._waiting[0]
             try:
@@ -61,6 +68,52 @@ class Channel:
         for _, fds in self._waiting:
             _close(fds)
         self._waiting.clear()
+
+
+class Donor(Channel):
+    """The link to a supervisor that fills this new keeper and is not its child: `process` is the pid and start time.
+
+    If it does not answer pings meanwhile, it gets SIGCONT, then SIGKILL.
+
+    Without `process` it is not watched: a supervisor of an older version sends none, and answers no pings.
+    All times are those of one monotonic clock.
+    """
+
+    def __init__(self, sock: socket.socket, process: dict[str, Any] | None, now: float) -> None:
+        super().__init__(sock)
+        self._process = process if process and process["start"] is not None else None
+        self._watch_from(now)
+
+    def _watch_from(self, now: float) -> None:
+        self._watchdog = Watchdog(now)
+        # It already runs, so it does not get the long time that a starting process has for its first message.
+        self._watchdog.heard(now)
+
+    @property
+    def due(self) -> float | None:
+        """When to `check` again."""
+        return self._watchdog.due if self._process else None
+
+    def heard(self, now: float) -> None:
+        """A message of it has arrived."""
+        self._watchdog.heard(now)
+
+    def check(self, now: float, *, early: bool = False) -> None:
+        """Send a ping when it is time, `early` at once; send a signal when the last ping is not answered in time."""
+        if self._process is None:
+            return
+        if self._watchdog.is_silent(now):
+            self._signal(signal.SIGKILL)
+            self._watch_from(now)
+        elif self._watchdog.is_late:
+            # It may have been stopped.
+            self._signal(signal.SIGCONT)
+        elif self._watchdog.should_ping(now, early=early):
+            self.send({"event": "ping"})
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        signal_process(self._process["pid"], self._process["start"], number)
 
 
 def _close(fds: list[int]) -> None:

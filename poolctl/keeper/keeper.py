@@ -10,18 +10,16 @@ import signal
 import socket
 import time
 
-from . import stored, wire
-from .beginning import take_in
-from .channel import Channel
-from .charge import Charge
-from .donor import Donor
-from .ending import LAST_WORDS_SECONDS, Ending, kill_children
-from .pulse import Pulse
+from . import store_keys, wire
+from .channel import Channel, Donor
 from .reap import Reaper
-from .renewal import Renewal, restore
+from .reexec import Reexec, restore
 from .requests import answer
+from .shutdown import LAST_OUTPUT_SECONDS, Shutdown, kill_children
 from .signals import Signals
-from .store import Store
+from .store import Store, fill
+from .supervisor_process import SupervisorProcess
+from .watchdog import Watchdog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,33 +31,33 @@ VERSION = 2
 class Keeper:
     """Holds, starts, reaps, reports; `run` returns when the pool has ended, and nothing of it is left.
 
-    A donor is the supervisor of a keeper that was killed, or is to be replaced: it gives us all that is to be kept,
-    and keeps it too, until a supervisor of ours has it.
+    A donor is the supervisor of a keeper that was killed, or is to be replaced: it sends every descriptor that is to
+    be kept, and holds them too until the supervisor that this keeper starts has them.
     """
 
     def __init__(self, directory: str, supervisor: list[str], open_files: tuple[int, int]) -> None:
         self.store = Store()
         self.reaper = Reaper()
         self._directory = directory
-        self._charge = Charge(supervisor, directory, time.monotonic())
-        self._pulse = Pulse(0.0)
+        self._supervisor = SupervisorProcess(supervisor, directory, time.monotonic())
+        self._watchdog = Watchdog(0.0)
         self._lifeline = -1
         self._open_files = open_files
         self._client: Channel | None = None
         self._donor: Donor | None = None
-        self._ending = Ending(self.store, self.reaper, directory)
-        self._renewal: Renewal | None = None
+        self._shutdown = Shutdown(self.store, self.reaper, directory)
+        self._reexec: Reexec | None = None
 
     def begin(self, plan: dict[str, Any]) -> None:
         """Take what this process was started with into the store."""
         if "donor" in plan:
             self._begin_after(Donor(wire.over(plan["donor"]), plan.get("donor_process"), time.monotonic()))
             return
-        begun = take_in(plan, self.store)
+        begun = fill(self.store, plan)
         self._take_lifeline()
         if begun is not None:
             pid, link = begun
-            self._charge.begun(pid, time.monotonic())
+            self._supervisor.begun(pid, time.monotonic())
             self.attach(wire.over(link))
 
     def resume(self, file: int) -> None:
@@ -69,72 +67,72 @@ class Keeper:
 
     def _begin_after(self, donor: Donor) -> None:
         """Take everything from a supervisor whose keeper is gone. Only one keeper does so at a time."""
-        self._charge.due = None
+        self._supervisor.due = None
         try:
             # Held for as long as we live: two supervisors may have lost the same keeper.
             lock = os.open(f"{self._directory}/keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            donor.tell({"event": "refused", "reason": str(error)})
-            self._ending.over = True
+            donor.send({"event": "refused", "reason": str(error)})
+            self._shutdown.over = True
             return
         self._donor = donor
-        donor.tell(self._hello())
-        donor.look(time.monotonic(), early=True)
+        donor.send(self._hello())
+        donor.check(time.monotonic(), early=True)
 
     def attach(self, sock: socket.socket) -> None:
-        """Take a new client, and tell it what the one before has not heard."""
+        """Take a new client, and send it the reports that the one before has not acknowledged."""
         self._client = Channel(sock)
-        self._pulse = Pulse(time.monotonic())
-        self._client.tell(self._hello())
+        self._watchdog = Watchdog(time.monotonic())
+        self._client.send(self._hello())
         for report in self.reaper.unheard:
-            self._client.tell(report)
-        if self._ending.begun:
-            self._client.tell({"event": "terminate"})
+            self._client.send(report)
+        if self._shutdown.begun:
+            self._client.send({"event": "terminate"})
 
     def _hello(self) -> wire.Message:
         return {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": self._open_files}
 
     def run(self) -> None:
-        """Serve until the client has said that it is over, or has been asked to end and did not in time."""
+        """Serve until the client has said that it is over, or did not end within its time after being asked to."""
         self._signals = Signals()
-        # What ended before has told nobody.
+        # Children that ended before are not reported yet.
         self._report(self.reaper.reap())
-        while not (self._ending.over and not self._charge.pid):
+        while not (self._shutdown.over and not self._supervisor.pid):
             now = time.monotonic()
-            due = self._charge.due
-            if due is not None and now >= due and not self._ending.over and not self._ending.alone:
+            due = self._supervisor.due
+            if due is not None and now >= due and not self._shutdown.over and not self._shutdown.alone:
                 self._start()
             self._poll()
-            if self._charge.pid:
-                self._feel_pulse(time.monotonic())
+            if self._supervisor.pid:
+                self._check_watchdog(time.monotonic())
             if self._donor is not None:
-                self._donor.look(time.monotonic())
-            if self._ending.check(time.monotonic(), self._charge.pid):
+                self._donor.check(time.monotonic())
+            if self._shutdown.check(time.monotonic(), self._supervisor.pid):
                 break
-        self._ending.finish()
-        # Without a supervisor nobody has waited until the logger has stored the servers' last words.
-        kill_children(LAST_WORDS_SECONDS if self._ending.alone else 0.0)
+        self._shutdown.finish()
+        # Without a supervisor, nothing has waited until the logger has stored the servers' last output.
+        kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
 
     def _start(self) -> None:
-        sock = self._charge.start(time.monotonic())
+        sock = self._supervisor.start(time.monotonic())
         if sock is not None:
             self.attach(sock)
         else:
-            self._despair()
+            self._end_if_given_up()
 
-    def _despair(self) -> None:
+    def _end_if_given_up(self) -> None:
         """End if the supervisor cannot be started and nothing depends on it."""
-        if self._charge.hopeless and not self.store.holds_work:
-            self._ending.over = True
+        if self._supervisor.given_up and not self.store.holds_work:
+            self._shutdown.over = True
 
-    def _feel_pulse(self, now: float) -> None:
-        if self._pulse.is_silent(now):
+    def _check_watchdog(self, now: float) -> None:
+        if self._watchdog.is_silent(now):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._charge.pid, signal.SIGKILL)
-            self._pulse = Pulse(now)
-        elif self._client is not None and self._pulse.should_ask(now):
-            self._client.tell({"event": "ping"})
+                os.kill(self._supervisor.pid, signal.SIGKILL)
+            self._watchdog = Watchdog(now)
+        elif self._client is not None and self._watchdog.should_ping(now):
+            self._client.send({"event": "ping"})
 
     def _poll(self) -> None:
         poll = select.poll()
@@ -153,52 +151,52 @@ class Keeper:
             elif fd == self._lifeline:
                 self._lifeline_ended()
             else:
-                self._spoken_to(fd, events)
+                self._ready(fd, events)
 
     def _timeout_milliseconds(self) -> int | None:
-        due = [self._charge.due, self._ending.due, self._pulse.due if self._charge.pid else None]
+        due = [self._supervisor.due, self._shutdown.due, self._watchdog.due if self._supervisor.pid else None]
         due.append(self._donor.due if self._donor is not None else None)
         moments = [moment for moment in due if moment is not None]
         return max(0, int((min(moments) - time.monotonic()) * 1000) + 1) if moments else None
 
     def _signalled(self) -> None:
-        told_to_end = self._signals.taken()
+        to_end = self._signals.taken()
         self._report(self.reaper.reap())
-        if told_to_end:
+        if to_end:
             self._terminate()
 
     def _report(self, reports: list[wire.Message]) -> None:
         for report in reports:
-            if report["pid"] == self._charge.pid:
+            if report["pid"] == self._supervisor.pid:
                 self._detach()
-                self._charge.died(time.monotonic())
-                self._ending.over = self._ending.over or self._ending.last
-                self._renew()
-                self._despair()
+                self._supervisor.died(time.monotonic())
+                self._shutdown.over = self._shutdown.over or self._shutdown.last
+                self._become_next_version()
+                self._end_if_given_up()
             elif self._client is not None:
-                self._client.tell(report)
+                self._client.send(report)
 
-    def _renew(self) -> None:
-        """Become another version, if that is what the supervisor has ended for."""
-        renewal, self._renewal = self._renewal, None
-        if renewal is not None:
-            renewal.take_place(self.store, self.reaper, self._open_files)
+    def _become_next_version(self) -> None:
+        """Execute the next version, if the supervisor has ended for that."""
+        reexec, self._reexec = self._reexec, None
+        if reexec is not None:
+            reexec.execute(self.store, self.reaper, self._open_files)
 
     def _lifeline_ended(self) -> None:
         if not os.read(self._lifeline, 4096):
-            self.store.drop(stored.LIFELINE)
+            self.store.drop(store_keys.LIFELINE)
             self._lifeline = -1
             self._terminate()
 
     def _terminate(self) -> None:
         """Ask the client to stop the pool; one that does not answer is not waited for."""
-        self._ending.begin(time.monotonic())
+        self._shutdown.begin(time.monotonic())
         if self._client is not None:
-            self._client.tell({"event": "terminate"})
+            self._client.send({"event": "terminate"})
         elif not self.store.holds_work:
-            self._ending.over = True
+            self._shutdown.over = True
 
-    def _spoken_to(self, fd: int, events: int) -> None:
+    def _ready(self, fd: int, events: int) -> None:
         for channel in (self._client, self._donor):
             if channel is not None and fd == channel.sock.fileno():
                 if events & select.POLLOUT:
@@ -212,63 +210,63 @@ class Keeper:
         except BlockingIOError:
             return
         except wire.WireError as error:
-            channel.tell({"error": str(error)})
+            channel.send({"error": str(error)})
             return
         except OSError:
             received = None
         if received is None:
-            self._hung_up(channel)
+            self._closed(channel)
             return
         message, fds = received
-        (channel if isinstance(channel, Donor) else self._pulse).heard(time.monotonic())
-        self._take_note(message)
+        (channel if isinstance(channel, Donor) else self._watchdog).heard(time.monotonic())
+        self._handle(message)
         reply, found = answer(message, fds, self.store, self.reaper)
         if message.get("id") is not None:
-            channel.tell(reply, found)
+            channel.send(reply, found)
         if reply.get("report") is not None:
             self._report([reply["report"]])
 
-    def _take_note(self, message: wire.Message) -> None:
-        """What concerns this process, and not its store or its children."""
+    def _handle(self, message: wire.Message) -> None:
+        """Handle what concerns this process, not its store or its children."""
         operation = message.get("op")
         if operation == "end":
-            self._ending.over = True
+            self._shutdown.over = True
         elif operation == "last":
-            self._ending.last = True
-        elif operation == "renew" and not self._ending.begun:
-            # When the supervisor has gone, which does so by itself now.
-            self._renewal = Renewal(message["argv"], message["supervisor"])
+            self._shutdown.last = True
+        elif operation == "renew" and not self._shutdown.begun:
+            # As soon as the supervisor has exited, which it does by itself now.
+            self._reexec = Reexec(message["argv"], message["supervisor"])
         elif operation == "terminating":
-            self._ending.answered(float(message.get("seconds", 0.0)))
+            self._shutdown.answered(float(message.get("seconds", 0.0)))
         elif operation == "terminate":
             self._terminate()
         elif operation == "whole":
             self._whole()
         elif operation == "adopted" and self._donor is not None:
-            self._donor.tell({"event": "adopted"})
+            self._donor.send({"event": "adopted"})
 
     def _whole(self) -> None:
         """The store is filled: the supervisor can begin."""
         self._take_lifeline()
-        if not self._charge.pid:
-            self._charge.due = time.monotonic()
+        if not self._supervisor.pid:
+            self._supervisor.due = time.monotonic()
 
     def _take_lifeline(self) -> None:
-        _, fds = self.store.get(stored.LIFELINE) or (None, [])
+        _, fds = self.store.get(store_keys.LIFELINE) or (None, [])
         self._lifeline = fds[0] if fds else -1
 
-    def _hung_up(self, channel: Channel) -> None:
+    def _closed(self, channel: Channel) -> None:
         if channel is self._donor:
             channel.close()
             self._donor = None
-            if not self._charge.pid and self._charge.due is None:
-                # It died before it had given everything. What is here goes on; the rest is found by the supervisor.
+            if not self._supervisor.pid and self._supervisor.due is None:
+                # It died before it had sent everything. The supervisor goes on with what is here, and finds the rest.
                 self._whole()
-                self._ending.over = self._ending.over or self.store.get(stored.CONTROL) is None
+                self._shutdown.over = self._shutdown.over or self.store.get(store_keys.CONTROL) is None
             return
         # The end of a supervisor is reported by its death; of another client this is all there is.
         self._detach()
-        self._ending.over = self._ending.over or not self._charge.command
+        self._shutdown.over = self._shutdown.over or not self._supervisor.command
 
     def _detach(self) -> None:
         if self._client is not None:

@@ -7,7 +7,7 @@ import os
 import signal
 
 from ..platform import process_start
-from .watch import Watcher, kill_rest
+from .pidfd_watch import Watcher, kill_rest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

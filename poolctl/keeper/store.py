@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 
-from . import wire
+from ..platform import process_start
+from . import store_keys, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,3 +68,35 @@ class Store:
         rows = [[name, self._entries[name][0]] for name in names]
         sizes = itertools.accumulate(len(json.dumps(row)) for row in rows)
         return rows[: max(1, sum(size <= _PAGE_BYTES for size in sizes))]
+
+
+def fill(store: Store, plan: dict[str, Any]) -> tuple[int, int] | None:
+    """Put the descriptors of the plan into the store; the pid and the link of the supervisor, if it runs already.
+
+    A helper that could not be started is started by the supervisor when it needs it.
+    """
+    control, lifeline, names = plan["control"], plan.get("lifeline", -1), plan["inherited"]
+    first = max(control, lifeline) + 1
+    _keep(store, store_keys.CONTROL, None, [control])
+    if lifeline >= 0:
+        _keep(store, store_keys.LIFELINE, None, [lifeline])
+    if names:
+        _keep(store, store_keys.INHERITED, names, list(range(first, first + len(names))))
+    supervisor = None
+    for name, (pid, link) in plan["begun"].items():
+        if not pid:
+            os.close(link)
+        elif name == store_keys.SUPERVISOR:
+            supervisor = pid, link
+        else:
+            # A zygote's workers inherit its environment: whether it is the right one is the supervisor's to judge.
+            meta = {"without": plan.get("without", []), "pid": pid, "start": process_start(pid)}
+            _keep(store, name, meta if name.startswith(store_keys.ZYGOTE) else None, [link])
+    return supervisor
+
+
+def _keep(store: Store, name: str, meta: Any, fds: list[int]) -> None:
+    for fd in fds:
+        # Or it would go on to every program that is started.
+        os.set_inheritable(fd, False)
+    store.put(name, meta, fds)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from poolctl.config import ServerConfig, certificate_validity
-from poolctl.keeper import stored
+from poolctl.keeper import store_keys
 from poolctl.platform import read_file, sealed_file
 
 from .link import Link
@@ -70,7 +70,7 @@ class Certificates:
 
     async def recall(self, names: Collection[str]) -> None:
         """Go on with what the supervisor before has left for the servers of these names."""
-        _, fds = await self._keeper.call({"op": "get", "name": stored.CERTIFICATES})
+        _, fds = await self._keeper.call({"op": "get", "name": store_keys.CERTIFICATES})
         for fd in fds:
             try:
                 left = pickle.loads(read_file(fd))
@@ -97,7 +97,7 @@ class Certificates:
         left = {name: (each.files, each.contents, each.ends) for name, each in self._given.items()}
         fd = sealed_file("poolctl-certificates", pickle.dumps(left))
         try:
-            self._keeper.send({"op": "put", "name": stored.CERTIFICATES}, [fd])
+            self._keeper.send({"op": "put", "name": store_keys.CERTIFICATES}, [fd])
         finally:
             os.close(fd)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from poolctl.config import ServerConfig
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 from poolctl.worker.tally import Counts
 
 from .keeping.kept import KeeperLink
@@ -184,7 +184,7 @@ class LocalRunner:
         """Tell the keeper, for a supervisor to come, that the worker is ready."""
         if not worker.exited.done():
             self.keeper.send(
-                {"op": "note", "name": f"{stored.WORKER}{worker.placement.id}", "meta": worker.meta()}
+                {"op": "note", "name": f"{store_keys.WORKER}{worker.placement.id}", "meta": worker.meta()}
             )
 
     async def adopt(
@@ -297,4 +297,4 @@ class LocalRunner:
             placement = worker.placement
             self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
         self.sleepers.tidy(worker.server.key, self._workers.values())
-        self.keeper.send({"op": "drop", "name": f"{stored.WORKER}{worker.placement.id}"})
+        self.keeper.send({"op": "drop", "name": f"{store_keys.WORKER}{worker.placement.id}"})

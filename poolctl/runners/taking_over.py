@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 
 from .descriptor import HasDescriptor
 from .keeping.kept import KeeperLink
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("poolctl.supervisor")
 
 _KINDS = (
-    stored.LISTENER,
-    stored.ADOPTION,
-    stored.OUTPUT,
-    stored.TALLY,
-    stored.VISITOR,
-    stored.WORKER,
+    store_keys.LISTENER,
+    store_keys.ADOPTION,
+    store_keys.OUTPUT,
+    store_keys.TALLY,
+    store_keys.VISITOR,
+    store_keys.WORKER,
 )
 
 
@@ -58,17 +58,17 @@ async def take_over(
         reply, _ = await runner.keeper.call({"op": "list", "after": after})
         for name, meta in reply["entries"]:
             after = name
-            if name.startswith(stored.ZYGOTE):
-                runner.zygotes.adopt(Source.of(name.removeprefix(stored.ZYGOTE)))
+            if name.startswith(store_keys.ZYGOTE):
+                runner.zygotes.adopt(Source.of(name.removeprefix(store_keys.ZYGOTE)))
                 warm = True
-            elif name.startswith(stored.APP_ZYGOTE):
+            elif name.startswith(store_keys.APP_ZYGOTE):
                 _, fds = await runner.keeper.call({"op": "get", "name": name})
                 runner.app_zygotes.adopt(meta, fds[0])
             kind = next((kind for kind in _KINDS if name.startswith(kind)), None)
             if kind is None:
                 continue
             _, fds = await runner.keeper.call({"op": "get", "name": name})
-            if kind != stored.WORKER:
+            if kind != store_keys.WORKER:
                 owners = _take(runner, name, kind, meta, fds, by_key)
                 if owners:
                     runner.keeper.share(name, meta, owners)
@@ -111,13 +111,13 @@ def _take(
 ) -> Sequence[HasDescriptor]:
     """What owns the entry's descriptors from now on; nothing where it is of no further use."""
     key = name.removeprefix(kind)
-    if kind == stored.LISTENER:
+    if kind == store_keys.LISTENER:
         return runner.sockets.adopt(key, fds, meta)
-    if kind == stored.ADOPTION:
+    if kind == store_keys.ADOPTION:
         return runner.adoptions.adopt(key, fds, meta)
-    if kind == stored.OUTPUT:
+    if kind == store_keys.OUTPUT:
         return [runner.output.adopt(key, meta, fds[0])]
-    if kind == stored.TALLY:
+    if kind == store_keys.TALLY:
         runner.tallies.adopt(meta["server"], key, fds[0])
     else:
         runner.sleepers.adopt(by_key.get(meta["key"]), name, meta, fds[0])
@@ -126,10 +126,10 @@ def _take(
 
 async def _take_acceptor(runner: LocalRunner, by_key: Mapping[str, ServerConfig]) -> None:
     """Last of all: connections that it accepted for a dead supervisor go to the servers' pairs."""
-    reply, fds = await runner.keeper.call({"op": "get", "name": stored.ACCEPTOR})
+    reply, fds = await runner.keeper.call({"op": "get", "name": store_keys.ACCEPTOR})
     if fds:
         owners = runner.sleepers.adopt_acceptor(reply["meta"], fds[0], by_key)
-        runner.keeper.share(stored.ACCEPTOR, reply["meta"], owners)
+        runner.keeper.share(store_keys.ACCEPTOR, reply["meta"], owners)
 
 
 def _keep_app_zygotes(runner: LocalRunner, servers: Mapping[str, ServerConfig]) -> None:

@@ -16,7 +16,7 @@ from poolctl.control import directory
 from poolctl.control.ending import forget_status
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 from poolctl.keeper.background import Companion, in_company
 from poolctl.platform import proc_problem
 
@@ -103,7 +103,7 @@ def _launch(
                 name: [pid, fd] for fd, (name, pid) in enumerate(zip(programs, pids, strict=True), first_link)
             }
             plan = {
-                "supervisor": programs[stored.SUPERVISOR].argv,
+                "supervisor": programs[store_keys.SUPERVISOR].argv,
                 "control": 3,
                 "lifeline": 4 if lifeline else -1,
                 "inherited": names,
@@ -129,11 +129,11 @@ def _programs(
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", pool_directory, isolated=True)
     programs = {
-        stored.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
-        stored.LOGGER: Companion(logger, f"{pool_directory}/logger.log", session=True, without=without),
+        store_keys.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
+        store_keys.LOGGER: Companion(logger, f"{pool_directory}/logger.log", session=True, without=without),
     }
     if not _is_another_users(interpreter, env):
-        programs[f"{stored.ZYGOTE}{interpreter}"] = Companion(
+        programs[f"{store_keys.ZYGOTE}{interpreter}"] = Companion(
             zygote, f"{pool_directory}/helpers.log", session=True, without=without
         )
     return programs

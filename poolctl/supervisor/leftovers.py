@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection
 
 from poolctl.control.directory import SOCKET_NAME
-from poolctl.keeper import remains, rendezvous
+from poolctl.keeper import desired_state_file, rendezvous
 
 from .launch import listens
 
@@ -22,17 +22,17 @@ def remove_leftovers(pool_directory: str) -> None:
 
 def forget_wanted(pool_directory: str, names: Collection[str] | None = None) -> None:
     """Let the next start find these servers, or all, as deliberately stopped ones. Never fails."""
-    left = remains.left(pool_directory)
+    left = desired_state_file.read(pool_directory)
     if not left:
         return
     if names is None:
-        _unless_it_runs(pool_directory, remains.forget)
+        _unless_it_runs(pool_directory, desired_state_file.remove)
         return
     for name, wanted in left.get("servers", {}).items():
         if name in names:
             wanted |= {"wanted": False, "dismissed": True}
     content = json.dumps(left).encode()
-    _unless_it_runs(pool_directory, lambda directory: remains.keep(directory, content))
+    _unless_it_runs(pool_directory, lambda directory: desired_state_file.write(directory, content))
 
 
 def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from poolctl import bootstrap
 from poolctl.control.directory import make_private, state_dir
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 from poolctl.runners.keeping.kept import KeeperLink
 from poolctl.runners.link import LinkLost
 
@@ -57,7 +57,7 @@ class Supervisor:
             self._make_way,
         )
         self._pool.calm = self._calm
-        _, fds = await keeper.call({"op": "get", "name": stored.CONTROL})
+        _, fds = await keeper.call({"op": "get", "name": store_keys.CONTROL})
         listener = socket.socket(fileno=fds[0])
         await self._pool.begin(listener)
         self._presence.show(self._pool.name, int(hello["pid"]))

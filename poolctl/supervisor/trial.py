@@ -28,7 +28,7 @@ from poolctl.control.ending import await_end
 from poolctl.control.messages import TRIED
 from poolctl.control.upgrading import options_of_this_version
 from poolctl.errors import ControlError, PoolError
-from poolctl.keeper.ending import children, kill_children
+from poolctl.keeper.shutdown import children, kill_children
 from poolctl.platform import become_subreaper
 from poolctl.worker.child import START_VARIABLES
 

@@ -7,13 +7,13 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 
 from ..descriptor import Duplicate, HasDescriptor, close_duplicates, owners_of
 from ..link import Link
 
 # What these fork would come to the parent of a keeper that is gone, and not to the new one.
-_NOT_KEPT = stored.OF_THE_VERSION
+_NOT_KEPT = store_keys.OF_THE_VERSION
 
 
 class KeeperLink(Link):

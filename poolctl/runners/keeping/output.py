@@ -14,7 +14,7 @@ from typing import Any
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 from poolctl.logs.line import stamp
 from poolctl.logs.read import tail
 
@@ -67,7 +67,7 @@ class Output:
         Raises LinkLost when it cannot be started.
         """
         # The keeper has it too: a logger sees the end of its orders only when the pool has lost both.
-        reply, kept = await self._keeper.call({"op": "get", "name": stored.LOGGER})
+        reply, kept = await self._keeper.call({"op": "get", "name": store_keys.LOGGER})
         if kept:
             self._link = self._linked(wire.over(kept[0]))
         else:
@@ -91,13 +91,13 @@ class Output:
 
     async def _note(self) -> list[int]:
         """The file in which a logger notes what it is just moving, for the one that comes after it, and a pipe."""
-        _, kept = await self._keeper.call({"op": "get", "name": stored.UNDERWAY})
+        _, kept = await self._keeper.call({"op": "get", "name": store_keys.UNDERWAY})
         if kept:
             return kept
         fds = [os.memfd_create("poolctl-log", os.MFD_CLOEXEC), *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
         with contextlib.suppress(OSError):  # what is moved at once may stand in so many parts
             fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, _TAKEN_BYTES)
-        self._keeper.send({"op": "put", "name": stored.UNDERWAY}, fds)
+        self._keeper.send({"op": "put", "name": store_keys.UNDERWAY}, fds)
         return fds
 
     async def _spawn(self) -> socket.socket:
@@ -114,7 +114,7 @@ class Output:
                 },
                 [theirs.fileno()],
             )
-        self._keeper.send({"op": "put", "name": stored.LOGGER}, [ours])
+        self._keeper.send({"op": "put", "name": store_keys.LOGGER}, [ours])
         return ours
 
     def path(self, server: ServerConfig) -> str:
@@ -156,7 +156,7 @@ class Output:
         message["pid"] = pid
         if start is not None:
             message["start"] = start
-        self._keeper.send({"op": "put", "name": f"{stored.OUTPUT}{key}", "meta": message}, [read])
+        self._keeper.send({"op": "put", "name": f"{store_keys.OUTPUT}{key}", "meta": message}, [read])
         if self._link is not None:
             self._link.send(message, [read])
 
@@ -217,8 +217,8 @@ class Output:
             self._link.send({"t": "end"})
             self._link.close()
             self._link = None
-            self._keeper.send({"op": "drop", "name": stored.LOGGER})
-            self._keeper.send({"op": "drop", "name": stored.UNDERWAY})
+            self._keeper.send({"op": "drop", "name": store_keys.LOGGER})
+            self._keeper.send({"op": "drop", "name": store_keys.UNDERWAY})
         for read, _ in self._pipes.values():
             read.close()
         self._pipes.clear()
@@ -230,7 +230,7 @@ class Output:
             self._watched.heard(message)
         if message.get("t") == "eof" and key in self._pipes:
             self._pipes.pop(key)[0].close()
-            self._keeper.send({"op": "drop", "name": f"{stored.OUTPUT}{key}"})
+            self._keeper.send({"op": "drop", "name": f"{store_keys.OUTPUT}{key}"})
             self._finished.pop(key).set()
         elif message.get("t") == "synced" and self._reopened is not None:
             self._reopened.set()
@@ -245,12 +245,12 @@ class Output:
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
         self._link = None
         self._watch_no_more()
-        self._keeper.send({"op": "drop", "name": stored.LOGGER})
+        self._keeper.send({"op": "drop", "name": store_keys.LOGGER})
         self._restarting = asyncio.ensure_future(self._again())
 
     def _known(self, identity: dict[str, Any]) -> None:
         """Leave to a successor who the logger is."""
-        self._keeper.send({"op": "note", "name": stored.LOGGER, "meta": identity})
+        self._keeper.send({"op": "note", "name": store_keys.LOGGER, "meta": identity})
 
     def _watch_no_more(self) -> None:
         if self._watched is not None:

@@ -8,7 +8,7 @@ import socket
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 from poolctl.listeners.inherit import Inherited
 from poolctl.listeners.open import close_listener, describe, refuse
 from poolctl.listeners.unix import identity_of
@@ -38,7 +38,7 @@ class Sockets:
         if key in self._open and not self.shared(key):
             self._shared.add(key)
             meta = {"server": server.name, "shared": True}
-            self._keeper.send({"op": "note", "name": f"{stored.LISTENER}{key}", "meta": meta})
+            self._keeper.send({"op": "note", "name": f"{store_keys.LISTENER}{key}", "meta": meta})
         return self.of(server)
 
     def shared(self, key: str) -> bool:
@@ -74,7 +74,7 @@ class Sockets:
         self._keeper.send(
             {
                 "op": "put",
-                "name": f"{stored.LISTENER}{key}",
+                "name": f"{store_keys.LISTENER}{key}",
                 "meta": {"server": server.name, "shared": self.shared(key)},
             },
             self._open[key],
@@ -91,7 +91,7 @@ class Sockets:
             refuse(sockets)
         close_listener(sockets, self._identities.pop(key, None))
         with contextlib.suppress(LinkLost):
-            await self._keeper.call({"op": "drop", "name": f"{stored.LISTENER}{key}"})
+            await self._keeper.call({"op": "drop", "name": f"{store_keys.LISTENER}{key}"})
 
     async def close_all(self) -> None:
         """Close every listener."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from poolctl.keeper import wire
-from poolctl.keeper.identified import signal_process
-from poolctl.keeper.pulse import Pulse
+from poolctl.keeper.pidfd_watch import signal_process
+from poolctl.keeper.watchdog import Watchdog
 from poolctl.platform import process_start
 
 from ..link import Link
@@ -32,7 +32,7 @@ class Watched:
     """Asks over `link`, on the running loop, until `close`; whatever the process says, to `heard`, is an answer.
 
     `known` is its `identity`, empty as long as nobody knows it: it says its pid itself, which `found` is told of then.
-    Who has not (another version of it) is left alone. `name` is what the log calls it, `pulse` says how often it is
+    Who has not (another version of it) is left alone. `name` is what the log calls it, `watchdog` says how often it is
     asked, and how long an answer may take.
     """
 
@@ -42,14 +42,14 @@ class Watched:
         known: dict[str, Any],
         name: str,
         found: Callable[[dict[str, Any]], None] = lambda known: None,
-        pulse: Pulse | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._link = link
         self._known = known
         self._name = name
         self._found = found
         self._loop = asyncio.get_running_loop()
-        self._pulse = pulse or Pulse(self._loop.time())
+        self._watchdog = watchdog or Watchdog(self._loop.time())
         self._timer: asyncio.TimerHandle | None = None
         link.send(PING)
         self._set_timer()
@@ -59,7 +59,7 @@ class Watched:
         if message.get("t") == "pong" and "pid" not in self._known:
             self._known = identity(int(message["pid"]))
             self._found(self._known)
-        self._pulse.heard(self._loop.time())
+        self._watchdog.heard(self._loop.time())
         if self._timer is not None:
             self._timer.cancel()
             self._set_timer()
@@ -71,17 +71,17 @@ class Watched:
             self._timer = None
 
     def _set_timer(self) -> None:
-        self._timer = self._loop.call_at(self._pulse.due, self._look)
+        self._timer = self._loop.call_at(self._watchdog.due, self._look)
 
     def _look(self) -> None:
         now = self._loop.time()
-        if self._pulse.is_silent(now):
+        if self._watchdog.is_silent(now):
             self._timer = None
             if "pid" in self._known:
                 logger.error("%s (pid %d) does not answer: it is killed", self._name, self._known["pid"])
                 kill(self._known)
             return
-        if self._pulse.should_ask(now):
+        if self._watchdog.should_ping(now):
             self._link.send(PING)
         self._set_timer()
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from poolctl.keeper import stored
+from poolctl.keeper import store_keys
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, Counts, completed, new_page, read_page
 
 from ..link import Link
@@ -74,7 +74,7 @@ class Tallies:
             left = completed(counts)
             if any(left):
                 self._keeper.send(
-                    {"op": "put", "name": f"{stored.TALLY}{name}", "meta": {"server": server}}, [tally.fd]
+                    {"op": "put", "name": f"{store_keys.TALLY}{name}", "meta": {"server": server}}, [tally.fd]
                 )
                 self._open.add(name)
                 self.add_up(name, server, left)
@@ -92,7 +92,7 @@ class Tallies:
     def settled(self) -> None:
         """What was told has been added up where it outlives us."""
         for name in self._open:
-            self._keeper.send({"op": "drop", "name": f"{stored.TALLY}{name}"})
+            self._keeper.send({"op": "drop", "name": f"{store_keys.TALLY}{name}"})
         self._open.clear()
 
     @property

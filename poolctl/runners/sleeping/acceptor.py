@@ -13,7 +13,7 @@ from signal import SIGKILL
 from typing import NamedTuple
 
 from poolctl.bootstrap import command
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 from poolctl.keeper.handover import Connection
 
 from .. import withheld
@@ -110,7 +110,7 @@ class Acceptor:
                 return  # its end is the link's as well
         if link is self._link:
             self._pid = int(reply["pid"])
-            put = {"op": "put", "name": stored.ACCEPTOR, "meta": {"pid": self._pid}}
+            put = {"op": "put", "name": store_keys.ACCEPTOR, "meta": {"pid": self._pid}}
             self._keeper.send(put, [link.sock])
         else:
             self._kill(int(reply["pid"]))
@@ -170,7 +170,7 @@ class Acceptor:
             request.done(Fetched(failed=True, blocked=blocked and place == 0))
 
     def _forget(self) -> None:
-        self._keeper.send({"op": "drop", "name": stored.ACCEPTOR})
+        self._keeper.send({"op": "drop", "name": store_keys.ACCEPTOR})
         self._link = None
         self._up = False
         self._set_timer()

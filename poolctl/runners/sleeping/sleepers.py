@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from poolctl.config import ServerConfig
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 from poolctl.keeper.handover import Connection
 from poolctl.platform import close_promptly
 
@@ -117,7 +117,7 @@ class Sleepers:
         return self._adoptions.give(key, sock)
 
     def _keep(self, key: str, sock: Connection) -> str:
-        name = f"{stored.VISITOR}{next(self._numbers)}"
+        name = f"{store_keys.VISITOR}{next(self._numbers)}"
         try:
             self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **sock.limits()}}, [sock])
         except OSError:

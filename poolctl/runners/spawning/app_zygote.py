@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from poolctl.config import masked_text
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 
 from .. import untrusted
 from ..link import Link, LinkLost, Refused
@@ -41,7 +41,7 @@ class AppZygote:
     @property
     def name(self) -> str:
         """Its entry in the keeper's store."""
-        return f"{stored.APP_ZYGOTE}{self.key}.{self.process.pid}"
+        return f"{store_keys.APP_ZYGOTE}{self.key}.{self.process.pid}"
 
     @property
     def forking(self) -> bool:

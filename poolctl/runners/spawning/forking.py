@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from poolctl.config import ServerConfig, interpreter, missing_program
 from poolctl.errors import ServerError
-from poolctl.keeper import rendezvous, stored, wire
+from poolctl.keeper import rendezvous, store_keys, wire
 from poolctl.platform import sealed_file
 
 from ..certificates import Certificates
@@ -240,7 +240,7 @@ class Forker:
         of_the_worker = (None, notify) if worker.server.command else (control, worker.tally)
         kept: list[HasDescriptor] = [each for each in of_the_worker if each is not None]
         self._keeper.send(
-            {"op": "put", "name": f"{stored.WORKER}{worker.placement.id}", "meta": worker.meta()}, kept
+            {"op": "put", "name": f"{store_keys.WORKER}{worker.placement.id}", "meta": worker.meta()}, kept
         )
         # Noted first, told to begin then: there is no moment in which a supervisor's death leaves it unknown.
         if worker.server.command:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from poolctl import __version__
 from poolctl.address import parse
 from poolctl.errors import ServerError
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 from poolctl.listeners.open import close_listener, refuse
 from poolctl.listeners.unix import identity_of
 from poolctl.monitor.events import Events
@@ -130,7 +130,7 @@ class Dashboard:
             before = None
         process = await Process.start(self._keeper, self._directory, told, mark, self._sockets, self._ended)
         self._keeper.send(
-            {"op": "put", "name": stored.DASHBOARD_LINK, "meta": {**process.known, "mark": mark}},
+            {"op": "put", "name": store_keys.DASHBOARD_LINK, "meta": {**process.known, "mark": mark}},
             [process.link.sock.fileno()],
         )
         self._process = process
@@ -144,7 +144,7 @@ class Dashboard:
     async def _adopt(self) -> None:
         """Take over what a supervisor before has left to the keeper, or a process that has lost both."""
         self._adopted = True
-        reply, fds = await self._keeper.call({"op": "get", "name": stored.DASHBOARD})
+        reply, fds = await self._keeper.call({"op": "get", "name": store_keys.DASHBOARD})
         if not fds:
             left = await asyncio.to_thread(inherit, self._directory)
             if left is not None:
@@ -152,7 +152,7 @@ class Dashboard:
             return
         self._bind = str(reply["meta"]["bind"])
         self._sockets = [socket.socket(fileno=fd) for fd in fds]
-        reply, fds = await self._keeper.call({"op": "get", "name": stored.DASHBOARD_LINK})
+        reply, fds = await self._keeper.call({"op": "get", "name": store_keys.DASHBOARD_LINK})
         if fds:
             meta = reply["meta"]
             self._process = Process(wire.over(fds[0]), meta, str(meta["mark"]), self._ended)
@@ -163,13 +163,13 @@ class Dashboard:
     def _hold(self, bind: str, sockets: list[socket.socket]) -> None:
         self._bind, self._sockets = bind, sockets
         fds = [sock.fileno() for sock in sockets]
-        self._keeper.send({"op": "put", "name": stored.DASHBOARD, "meta": {"bind": bind}}, fds)
+        self._keeper.send({"op": "put", "name": store_keys.DASHBOARD, "meta": {"bind": bind}}, fds)
 
     def _ended(self, process: Process) -> None:
         if self._process is not process:
             return
         self._process = None
-        self._keeper.send({"op": "drop", "name": stored.DASHBOARD_LINK})
+        self._keeper.send({"op": "drop", "name": store_keys.DASHBOARD_LINK})
         logger.error("the dashboard's process has ended; another one is started")
         if asyncio.get_running_loop().time() - process.began > _CALM_SECONDS:
             self._pause_seconds = _FIRST_PAUSE_SECONDS
@@ -178,11 +178,11 @@ class Dashboard:
     async def _off(self) -> None:
         if self._process is not None:
             process, self._process = self._process, None
-            self._keeper.send({"op": "drop", "name": stored.DASHBOARD_LINK})
+            self._keeper.send({"op": "drop", "name": store_keys.DASHBOARD_LINK})
             process.end()
         if self._sockets:
             refuse(self._sockets)  # the process that is about to end has them too
             close_listener(self._sockets, identity_of(self._bind))
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):
-                await self._keeper.call({"op": "drop", "name": stored.DASHBOARD})
+                await self._keeper.call({"op": "drop", "name": store_keys.DASHBOARD})

@@ -10,7 +10,7 @@ import socket
 from poolctl.address import parse
 from poolctl.config import Tables
 from poolctl.errors import ServerError
-from poolctl.keeper import stored
+from poolctl.keeper import store_keys
 from poolctl.listeners.open import BACKLOG
 from poolctl.listeners.unix import Identity, identity_of, remove
 from poolctl.monitor.events import Events
@@ -42,7 +42,7 @@ class MetricsAddress:
 
     async def begin(self, tables: Tables) -> None:
         """Take over what the supervisor before had opened; return when it has been tried to serve there."""
-        reply, fds = await self._keeper.call({"op": "get", "name": stored.METRICS})
+        reply, fds = await self._keeper.call({"op": "get", "name": store_keys.METRICS})
         if fds:
             self._open = str(reply["meta"])
             self._listeners = [socket.socket(fileno=fd) for fd in fds]
@@ -101,7 +101,8 @@ class MetricsAddress:
         self._listeners = await self._opener.listen(parse(bind))
         self._open, self._identity = bind, identity_of(bind)
         self._keeper.send(
-            {"op": "put", "name": stored.METRICS, "meta": bind}, [sock.fileno() for sock in self._listeners]
+            {"op": "put", "name": store_keys.METRICS, "meta": bind},
+            [sock.fileno() for sock in self._listeners],
         )
 
     async def _serve(self, path: str) -> None:
@@ -127,4 +128,4 @@ class MetricsAddress:
                 sock.close()
             self._open, self._listeners = None, []
             with contextlib.suppress(LinkLost):
-                await self._keeper.call({"op": "drop", "name": stored.METRICS})
+                await self._keeper.call({"op": "drop", "name": store_keys.METRICS})

@@ -13,8 +13,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 
-from poolctl.keeper import stored
-from poolctl.keeper.pulse import ASK_SECONDS, SILENT_SECONDS, Pulse
+from poolctl.keeper import store_keys
+from poolctl.keeper.watchdog import PING_SECONDS, SILENT_SECONDS, Watchdog
 from poolctl.monitor.events import Events
 from poolctl.runners.keeping.kept import KeeperLink
 from poolctl.runners.keeping.watched import identity, kill
@@ -23,7 +23,7 @@ from poolctl.runners.link import Link
 logger = logging.getLogger("poolctl.supervisor")
 
 # Longer than its own ping interval: a keeper that pings is not asked.
-_ASK_SECONDS = 1.5 * ASK_SECONDS
+_PING_SECONDS = 1.5 * PING_SECONDS
 _PING = {"op": "ping", "id": 0}
 
 
@@ -39,19 +39,19 @@ class KeeperWatch:
         pid: int,
         irreplaceable: Callable[[], str],
         record: Callable[[str, str, str], object],
-        pulse: Pulse | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._link = link
         self._known = identity(pid)
         self._irreplaceable = irreplaceable
         self._record = record
         self._loop = asyncio.get_running_loop()
-        self._pulse = pulse or Pulse(self._loop.time(), _ASK_SECONDS, SILENT_SECONDS)
-        self._pulse.heard(self._loop.time())
+        self._watchdog = watchdog or Watchdog(self._loop.time(), _PING_SECONDS, SILENT_SECONDS)
+        self._watchdog.heard(self._loop.time())
         self._heard = link.heard
         self._late = self._given_up = False
         self._followers: list[Callable[[str], object]] = []
-        self._timer = self._loop.call_at(self._pulse.due, self._look)
+        self._timer = self._loop.call_at(self._watchdog.due, self._look)
 
     @property
     def problem(self) -> str:
@@ -83,13 +83,13 @@ class KeeperWatch:
     def _ask(self) -> None:
         now = self._loop.time()
         self._has_answered(now)
-        if self._link.sock.fileno() >= 0 and self._pulse.should_ask(now, early=True):
+        if self._link.sock.fileno() >= 0 and self._watchdog.should_ping(now, early=True):
             self._link.send(_PING)
             self._set_timer()
 
     def _set_timer(self) -> None:
         self._timer.cancel()
-        self._timer = self._loop.call_at(self._pulse.due, self._look)
+        self._timer = self._loop.call_at(self._watchdog.due, self._look)
 
     def _look(self) -> None:
         if self._link.sock.fileno() < 0:
@@ -97,11 +97,11 @@ class KeeperWatch:
         now = self._loop.time()
         if self._has_answered(now):
             pass
-        elif self._pulse.is_silent(now):
+        elif self._watchdog.is_silent(now):
             self._give_up(now)
-        elif self._pulse.is_late and not self._late:
+        elif self._watchdog.is_late and not self._late:
             self._is_late()
-        elif self._pulse.should_ask(now):
+        elif self._watchdog.should_ping(now):
             self._link.send(_PING)
         self._set_timer()
 
@@ -113,7 +113,7 @@ class KeeperWatch:
 
     def _give_up(self, now: float) -> None:
         # The ping stays in its socket: it answers as soon as it runs.
-        self._pulse = Pulse(now, _ASK_SECONDS, SILENT_SECONDS)
+        self._watchdog = Watchdog(now, _PING_SECONDS, SILENT_SECONDS)
         self._late = True
         kill(self._known, signal.SIGCONT if self._irreplaceable() else signal.SIGKILL)
         if not self._given_up:
@@ -125,7 +125,7 @@ class KeeperWatch:
         if self._link.heard == self._heard:
             return False
         self._heard = self._link.heard
-        self._pulse.heard(now)
+        self._watchdog.heard(now)
         if self._late:
             self._late = self._given_up = False
             message = f"the keeper (pid {self._known['pid']}) answers again"
@@ -155,6 +155,6 @@ def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
     if pid == 1:
         return "it is the first process of a container (PID 1)"
     # `poolctl run`, which has a lifeline, is a service's main process itself; `poolctl start` makes the keeper that.
-    if env.get("NOTIFY_SOCKET") and stored.LIFELINE not in keeper.entries:
+    if env.get("NOTIFY_SOCKET") and store_keys.LIFELINE not in keeper.entries:
         return "it is the main process of a systemd service"
     return "" if keeper.whole else "the supervisor does not know all of its descriptors yet"

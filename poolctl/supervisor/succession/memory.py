@@ -16,7 +16,7 @@ from typing import Any
 from poolctl import __version__
 from poolctl.config import ServerConfig, Surroundings, Tables
 from poolctl.core.state import Entry
-from poolctl.keeper import remains, stored
+from poolctl.keeper import desired_state_file, store_keys
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link
 
@@ -104,7 +104,7 @@ class Memory:
 
     async def configuration(self) -> Kept | None:
         """What the supervisor before had in force; None if there was none."""
-        content = await self._read(stored.CONFIGURATION)
+        content = await self._read(store_keys.CONFIGURATION)
         if content is None:
             return None
         try:
@@ -119,14 +119,14 @@ class Memory:
     def keep(self, configuration: Kept) -> None:
         """Leave the configuration that is in force."""
         self._missing = configuration.missing
-        self._write(stored.CONFIGURATION, pickle.dumps((__version__, configuration)))
+        self._write(store_keys.CONFIGURATION, pickle.dumps((__version__, configuration)))
 
     async def recall(self, entries: dict[str, Entry]) -> set[str]:
         """Restore the entries' desired state; returns the names of those with a recorded state.
 
         All of it stays part of the record, so a change of one entry does not lose the state of the others.
         """
-        kept = await self._read(stored.WANTED)
+        kept = await self._read(store_keys.WANTED)
         recalled: dict[str, Any] = self.left().servers if kept is None else json.loads(kept)
         for name in recalled.keys() & entries.keys():
             known = {key: value for key, value in recalled[name].items() if key in _REMEMBERED}
@@ -149,7 +149,7 @@ class Memory:
         content = json.dumps({name: self._wanted[name] for name in entries if name in self._wanted}).encode()
         if content != self._last:
             self._last = content
-            self._write(stored.WANTED, content)
+            self._write(store_keys.WANTED, content)
         left = b'{"missing": %s, "servers": %s}' % (json.dumps(self._missing).encode(), content)
         if left != self._last_left and not self._forgotten:
             self._last_left = left
@@ -157,7 +157,7 @@ class Memory:
 
     def _leave(self, left: bytes) -> None:
         try:
-            remains.keep(self._directory, left)
+            desired_state_file.write(self._directory, left)
         except OSError as error:
             logger.warning("should keeper and supervisor be killed at once, live changes are lost: %s", error)
 
@@ -167,22 +167,22 @@ class Memory:
 
     def left(self) -> Left:
         """What a pool has left whose keeper was killed with its supervisor."""
-        found = remains.left(self._directory)
+        found = desired_state_file.read(self._directory)
         return Left(dict(found.get("servers") or {}), list(found.get("missing") or ()))
 
     def forget(self) -> None:
         """The pool ends because somebody wants it to: nothing is left to go on from."""
         self._forgotten = True
-        remains.forget(self._directory)
+        desired_state_file.remove(self._directory)
 
     async def totals(self) -> dict[str, Any]:
         """What the supervisor before had counted."""
-        found: dict[str, Any] = json.loads(await self._read(stored.TOTALS) or b"{}")
+        found: dict[str, Any] = json.loads(await self._read(store_keys.TOTALS) or b"{}")
         return found
 
     def keep_totals(self, totals: dict[str, Any]) -> None:
         """Leave what was counted."""
-        self._write(stored.TOTALS, json.dumps(totals).encode())
+        self._write(store_keys.TOTALS, json.dumps(totals).encode())
 
     def _write(self, name: str, content: bytes) -> None:
         fd = sealed_file(f"poolctl-{name}", content)

@@ -13,7 +13,7 @@ from typing import Any
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import rendezvous, stored, wire
+from poolctl.keeper import rendezvous, store_keys, wire
 from poolctl.platform import copy_descriptor
 from poolctl.runners.descriptor import Descriptor
 from poolctl.runners.keeping.output import Output
@@ -107,7 +107,7 @@ class _Intake:
 
     async def _take_worker(self, survivor: Survivor, server: ServerConfig) -> bool:
         said = survivor.said
-        name = f"{stored.WORKER}{server.name}.{said['generation']}.{said['index']}"
+        name = f"{store_keys.WORKER}{server.name}.{said['generation']}.{said['index']}"
         control, theirs = wire.pair()
         with control, theirs, contextlib.ExitStack() as closing:
             fds, place = [theirs.fileno()], None
@@ -123,9 +123,9 @@ class _Intake:
                 if place is not None:
                     rendezvous.forget(place)
                 return False
-            self._put_once(f"{stored.LISTENER}{server.key}", {"server": server.name}, survivor.listeners)
+            self._put_once(f"{store_keys.LISTENER}{server.key}", {"server": server.name}, survivor.listeners)
             meta = {"server": server.name, "protocol": said["protocol"]}
-            self._put_once(f"{stored.ADOPTION}{server.key}", meta, survivor.pair)
+            self._put_once(f"{store_keys.ADOPTION}{server.key}", meta, survivor.pair)
             await self._put_worker(name, survivor, [control.fileno(), *survivor.tally], place)
         return True
 
@@ -138,7 +138,7 @@ class _Intake:
         return True
 
     async def _take_program(self, survivor: Survivor, server: ServerConfig) -> bool:
-        index = sum(name.startswith(f"{stored.WORKER}{server.name}.") for name in self._put)
+        index = sum(name.startswith(f"{store_keys.WORKER}{server.name}.") for name in self._put)
         survivor.said.update(generation=1, index=index, protocol=None)
         if server.job:
             # It is ready when it has ended well, and not because it runs.
@@ -149,14 +149,14 @@ class _Intake:
                     fd = listener.fileno()
                     if not is_socket(fd, socket.SOCK_STREAM, listens=True) or not _is_at(fd, server):
                         raise OSError(errno.EINVAL, "it is another one by now")
-                    self._put_once(f"{stored.LISTENER}{server.key}", {"server": server.name}, [fd])
+                    self._put_once(f"{store_keys.LISTENER}{server.key}", {"server": server.name}, [fd])
             except OSError as error:
                 logger.warning(
                     "%s: pid %d serves on, but its socket cannot be taken over (%s); end it by hand",
                     server.name, survivor.pid, error.strerror,
                 )  # fmt: skip
                 return False
-        await self._put_worker(f"{stored.WORKER}{server.name}.1.{index}", survivor, [])
+        await self._put_worker(f"{store_keys.WORKER}{server.name}.1.{index}", survivor, [])
         return True
 
     async def _put_worker(
@@ -184,7 +184,7 @@ class _Intake:
 
     def take_pipes(self) -> None:
         for key, (message, fd) in self._pipes.streams.items():
-            self._put_once(f"{stored.OUTPUT}{key}", message, [fd])
+            self._put_once(f"{store_keys.OUTPUT}{key}", message, [fd])
 
 
 def _is_as_configured(survivor: Survivor, server: ServerConfig) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from poolctl import bootstrap
-from poolctl.keeper import stored, wire
+from poolctl.keeper import store_keys, wire
 from poolctl.keeper.background import in_background
 from poolctl.runners.keeping.watched import identity, kill
 
@@ -22,7 +22,7 @@ _HELLO_SECONDS = 20.0
 _FULL_SECONDS = 0.002
 # A keeper that is silent, or whose socket is full, for this long gets SIGCONT.
 _LATE_SECONDS = 2.0
-_FIRST = (stored.CONTROL, stored.WANTED, stored.CONFIGURATION)
+_FIRST = (store_keys.CONTROL, store_keys.WANTED, store_keys.CONFIGURATION)
 # Somebody else may be at it, with all that we have; or a keeper is about to end.
 _REFUSALS = 5
 
@@ -85,7 +85,7 @@ def _fill(link: socket.socket, keeper: dict[str, Any], entries: Entries, *, term
         meta, fds = entries[name]
         _send(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)
     for name, (meta, _) in entries.items():
-        if name.startswith(stored.WORKER):
+        if name.startswith(store_keys.WORKER):
             _send(link, keeper, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
     if terminate:
         _send(link, keeper, {"op": "terminate"})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper.pulse import ASK_SECONDS, SILENT_SECONDS
+from poolctl.keeper.watchdog import PING_SECONDS, SILENT_SECONDS
 from tests.http_get import get
 from tests.integration.processes.test_successors import supervisor_of
 from tests.processes import is_alive, stat
@@ -81,7 +81,7 @@ def test_a_pause_of_all_processes_replaces_none(pool: RealPool, until: Any) -> N
     # The first one is stopped for so long that the others ping it; the first to continue finds the others silent.
     first, second = before["supervisor_pid"], before["keeper_pid"]
     os.kill(first, signal.SIGSTOP)
-    time.sleep(ASK_SECONDS + 0.5)
+    time.sleep(PING_SECONDS + 0.5)
     for pid in processes:
         os.kill(pid, signal.SIGSTOP)
     until(lambda: all(stat(pid).state == "T" for pid in processes))

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.keeper.donor import Donor
-from poolctl.keeper.pulse import ASK_SECONDS, SILENT_SECONDS
+from poolctl.keeper.channel import Donor
+from poolctl.keeper.watchdog import PING_SECONDS, SILENT_SECONDS
 from poolctl.platform import process_start
 from tests.deadline import wait_until
 from tests.processes import stat
@@ -28,7 +28,7 @@ def stopped() -> Iterator[subprocess.Popen[bytes]]:
 def watch(donor: Donor, until: float) -> None:
     """Look whenever it is due, as a keeper does that runs all the time."""
     while donor.due is not None and donor.due <= until:
-        donor.look(donor.due)
+        donor.check(donor.due)
 
 
 def test_a_donor_that_does_not_answer_is_continued_and_killed_when_that_does_not_help(
@@ -37,7 +37,7 @@ def test_a_donor_that_does_not_answer_is_continued_and_killed_when_that_does_not
     ours, theirs = wire.pair()
     with ours, theirs:
         donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
-        donor.look(0.0, early=True)
+        donor.check(0.0, early=True)
         assert wire.receive(theirs) == ({"event": "ping"}, [])
         watch(donor, SILENT_SECONDS / 10)
         assert stat(stopped.pid).state == "T"
@@ -53,9 +53,9 @@ def test_a_donor_that_answers_is_asked_again_and_left_alone(stopped: subprocess.
     with ours, theirs:
         donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
         for asked in range(10):
-            watch(donor, ASK_SECONDS * (asked + 1))
+            watch(donor, PING_SECONDS * (asked + 1))
             assert wire.receive(theirs) == ({"event": "ping"}, [])
-            donor.heard(ASK_SECONDS * (asked + 1))
+            donor.heard(PING_SECONDS * (asked + 1))
         assert stat(stopped.pid).state == "T"
 
 
@@ -63,8 +63,8 @@ def test_a_pause_of_the_keeper_is_not_held_against_the_donor(stopped: subprocess
     ours, theirs = wire.pair()
     with ours, theirs:
         donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
-        donor.look(0.0, early=True)
-        donor.look(1000.0)
+        donor.check(0.0, early=True)
+        donor.check(1000.0)
         assert stat(stopped.pid).state == "T"
 
 
@@ -76,5 +76,5 @@ def test_a_process_that_is_not_the_donor_gets_no_signal(
     with ours, theirs:
         donor = Donor(ours, {"pid": stopped.pid, "start": 1} if known else None, 0.0)
         watch(donor, 3 * SILENT_SECONDS)
-        donor.look(3 * SILENT_SECONDS)
+        donor.check(3 * SILENT_SECONDS)
         assert stat(stopped.pid).state == "T"

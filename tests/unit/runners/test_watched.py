@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.keeper.pulse import Pulse
+from poolctl.keeper.watchdog import Watchdog
 from poolctl.runners.keeping.watched import PING, Watched, identity, kill
 from poolctl.runners.link import Link
 
@@ -44,7 +44,7 @@ async def asked(known: dict[str, Any], *, answers: int, pid: int = 0) -> int:
     loop.add_reader(theirs.fileno(), hear)
     link = Link(ours, lambda message, fds: watched.heard(message))
     found: list[dict[str, Any]] = []
-    watched = Watched(link, known, "it", found.append, Pulse(loop.time(), 0.02, 0.1))
+    watched = Watched(link, known, "it", found.append, Watchdog(loop.time(), 0.02, 0.1))
     await asyncio.sleep(0.5)
     watched.close()
     loop.remove_reader(theirs.fileno())

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from poolctl.keeper import stored, wire
-from poolctl.keeper.pulse import Pulse
+from poolctl.keeper import store_keys, wire
+from poolctl.keeper.watchdog import Watchdog
 from poolctl.runners.keeping.kept import KeeperLink
 from poolctl.runners.link import Link
 from poolctl.supervisor.succession.keeper_watch import KeeperWatch, irreplaceable
@@ -45,7 +45,7 @@ class Scene:
             process.pid,
             lambda: reason,
             lambda event, message, severity: self.events.append((event, severity)),
-            Pulse(asyncio.get_running_loop().time(), ASK, SILENT),
+            Watchdog(asyncio.get_running_loop().time(), ASK, SILENT),
         )
 
     def answer(self) -> int:
@@ -133,7 +133,13 @@ def test_an_irreplaceable_keeper_is_reported_and_not_killed(process: subprocess.
     [
         (1, {}, [], True, "PID 1"),
         (2, {"NOTIFY_SOCKET": "/run/systemd/notify"}, [], True, "main process of a systemd service"),
-        (2, {"NOTIFY_SOCKET": "/run/systemd/notify"}, [stored.LIFELINE], True, ""),  # `poolctl run` is that
+        (
+            2,
+            {"NOTIFY_SOCKET": "/run/systemd/notify"},
+            [store_keys.LIFELINE],
+            True,
+            "",
+        ),  # `poolctl run` is that
         (2, {}, [], False, "does not know all of its descriptors"),
         (2, {}, [], True, ""),
     ],

@@ -12,7 +12,7 @@ import pytest
 
 from poolctl.config import ServerConfig
 from poolctl.core.state import Entry
-from poolctl.keeper import remains, stored
+from poolctl.keeper import desired_state_file, store_keys
 from poolctl.keeper.reap import Reaper
 from poolctl.keeper.requests import answer
 from poolctl.keeper.store import Store
@@ -81,10 +81,10 @@ class History:
                 self.wanted[name][key] = value
             memory.note(*(entries[name] for name in changed))
             memory.remember(entries)
-            assert set(remains.left(self.directory)["servers"]) >= set(changed)
+            assert set(desired_state_file.read(self.directory)["servers"]) >= set(changed)
         link.end()
         if self.chance.random() < 0.3:
-            self.store.drop(stored.WANTED)
+            self.store.drop(store_keys.WANTED)
 
 
 @pytest.mark.parametrize("seed", range(20))

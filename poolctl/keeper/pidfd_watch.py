@@ -1,6 +1,6 @@
-"""Processes that are not our children, because the keeper that started them is gone: watched and signalled by pidfd.
+"""Processes that are not children of this one, because the keeper that started them is gone: watched by pidfd.
 
-Nobody but their parent, which is init by now, learns how they ended; that they ended is seen here.
+Only the parent, which is init by now, learns how they ended; that they ended is seen here.
 """
 
 from __future__ import annotations
@@ -108,3 +108,34 @@ def kill_rest(pid: int, start: int) -> None:
     if process_start(pid) in (None, start):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
+
+
+def signal_process(pid: int, start: int, number: int, *, group: bool = False) -> bool:
+    """Send a signal to the process of that start time, or first to its group; False when it has ended.
+
+    It goes by pidfd where there is one (not in every sandbox): another process that has the pid by now gets nothing.
+    """
+    process = -1
+    try:
+        try:
+            process = os.pidfd_open(pid)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOSYS):
+                return False
+        if process_start(pid) != start:
+            return False
+        if group:
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:
+                pass  # it leads none
+        if process < 0:
+            os.kill(pid, number)
+        else:
+            signal.pidfd_send_signal(process, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        if process >= 0:
+            os.close(process)
+    return True

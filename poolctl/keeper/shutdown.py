@@ -1,4 +1,4 @@
-"""The end of a pool as its keeper sees it: asked for, answered by a supervisor or not, and bounded in any case."""
+"""The shutdown of a pool by its keeper: requested, carried out by a supervisor or without one, bounded in any case."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import os
 import signal
 import time
 
-from . import remains, stored
+from . import desired_state_file, store_keys
 from .reap import Reaper, is_child
 from .store import Store
 
 STOP_SECONDS = 30.0
-# So long a supervisor has to say that it stops the pool; then the workers are asked, and then killed.
+# How long a supervisor has to say that it stops the pool; then the workers are stopped here, and then killed.
 ANSWER_SECONDS = 5.0
 ALONE_SECONDS = 3.0
-LAST_WORDS_SECONDS = 1.0
+LAST_OUTPUT_SECONDS = 1.0
 _KILLED_SECONDS = 5.0
 
 
-class Ending:
+class Shutdown:
     """`over`: nothing is left to wait for. `alone`: there is no supervisor that stops the pool; we do. `last`: the
-    supervisor has stopped the pool and takes leave; it is to have no successor, whatever becomes of it.
+    supervisor has stopped the pool and is about to exit; it is not started again, however it ends.
 
     All times are those of one monotonic clock, in seconds.
     """
@@ -38,11 +38,11 @@ class Ending:
 
     @property
     def begun(self) -> bool:
-        """Whether somebody has asked for it."""
+        """Whether it has been requested."""
         return self.due is not None
 
     def begin(self, now: float) -> None:
-        """Somebody asks for the end: the supervisor has to answer."""
+        """The shutdown is requested: the supervisor has to answer."""
         if self.due is None:
             self._begun_at = now
             self.due = now + ANSWER_SECONDS
@@ -67,20 +67,20 @@ class Ending:
         self.due = now + ALONE_SECONDS
         if supervisor:
             self._reaper.signal(supervisor, signal.SIGKILL, group=False)
-        for meta in self._store.values(stored.WORKER):
+        for meta in self._store.values(store_keys.WORKER):
             self._reaper.signal(int(meta["pid"]), signal.SIGTERM, group=False, start=meta.get("start"))
         return False
 
     def finish(self) -> None:
-        """Kill what is watched; who reads a pipe or a socket of ours is told by its end."""
+        """Kill what is watched, and close every descriptor: the readers of pipes and sockets see their end."""
         if self.begun and not self.last:
-            # No supervisor has taken leave, and yet it is an end that somebody wanted.
-            remains.forget(self._directory)
+            # The shutdown was requested although no supervisor has confirmed it.
+            desired_state_file.remove(self._directory)
         self._reaper.watcher.kill_all(_KILLED_SECONDS)
         self._store.clear()
 
     def _workers(self) -> list[int]:
-        return [int(meta["pid"]) for meta in self._store.values(stored.WORKER)]
+        return [int(meta["pid"]) for meta in self._store.values(store_keys.WORKER)]
 
     def _is_there(self, pid: int) -> bool:
         return is_child(pid) or pid in self._reaper.watcher.pids

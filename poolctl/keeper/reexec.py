@@ -1,4 +1,4 @@
-"""The keeper takes on another version of itself: the same process, the same children, the same descriptors.
+"""The keeper executes another version of itself: the same process, the same children, the same descriptors.
 
 execve(2) keeps the pid, the children with their exit statuses, the subreaper flag, and every descriptor that is told to
 stay; what this process knows goes into a file in memory for the program that follows.
@@ -11,7 +11,7 @@ import os
 import signal
 
 from ..platform import read_file
-from . import stored
+from . import store_keys
 from .reap import Reaper
 from .signals import ENDING
 from .store import Store
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-class Renewal:
+class Reexec:
     """`argv` is the keeper's next program, without its last argument, `supervisor` the next supervisor's."""
 
     def __init__(self, argv: list[str], supervisor: list[str]) -> None:
         self._argv = argv
         self._supervisor = supervisor
 
-    def take_place(self, store: Store, reaper: Reaper, open_files: tuple[int, int]) -> None:
+    def execute(self, store: Store, reaper: Reaper, open_files: tuple[int, int]) -> None:
         """Become that program. Returns only if it cannot be executed: then nothing has changed."""
-        # The next supervisor has them made anew.
-        store.clear(*stored.OF_THE_VERSION)
+        # The next supervisor makes new ones.
+        store.clear(*store_keys.OF_THE_VERSION)
         state = {
             "format": FORMAT,
             "entries": (rows := store.rows()),

@@ -1,6 +1,6 @@
-"""What is wanted of the pool, where it outlives keeper and supervisor: a file beside the pool's socket.
+"""The desired state of the servers, in a file beside the pool's socket: it outlives keeper and supervisor.
 
-It is there as long as the pool is, and left behind only by a pool that was killed. Standard library only.
+The file exists as long as the pool does; only a pool that was killed leaves it behind. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 _NAME = "wanted.json"
 
 
-def keep(directory: str, content: bytes) -> None:
-    """Leave the content, a JSON object, in the place of what was left before. Raises OSError."""
+def write(directory: str, content: bytes) -> None:
+    """Replace the file by this content, a JSON object. Raises OSError."""
     path = os.path.join(directory, _NAME)
     fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(b'{"life": %s, "left": %s}' % (json.dumps(machine_life()).encode(), content))
-    # Whoever reads it meanwhile, or after we are killed, finds the whole of the one or of the other.
+    # A reader finds the old or the new content whole, whenever this process is killed.
     os.replace(f"{path}.new", path)
 
 
-def left(directory: str) -> dict[str, Any]:
-    """What a pool that was killed has left; nothing if the machine, or the container, was started anew since then."""
+def read(directory: str) -> dict[str, Any]:
+    """What a killed pool left behind; empty if the machine, or the container, has been restarted since."""
     try:
         with open(os.path.join(directory, _NAME), "rb") as file:
             found = json.load(file)
@@ -39,7 +39,7 @@ def left(directory: str) -> dict[str, Any]:
     return found["left"] if known else {}
 
 
-def forget(directory: str) -> None:
-    """Leave nothing."""
+def remove(directory: str) -> None:
+    """Remove the file; nothing happens when it is not there."""
     with contextlib.suppress(OSError):
         os.unlink(os.path.join(directory, _NAME))

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from poolctl.keeper.ending import ALONE_SECONDS, ANSWER_SECONDS, STOP_SECONDS, Ending
 from poolctl.keeper.reap import Reaper
+from poolctl.keeper.shutdown import ALONE_SECONDS, ANSWER_SECONDS, STOP_SECONDS, Shutdown
 from poolctl.keeper.store import Store
 
 NOBODY = 2**22 + 1  # no pid is as high
 
 
-def ending(directory: Path) -> Ending:
+def shutdown(directory: Path) -> Shutdown:
     store = Store()
     store.put("worker:web.1.0", {"pid": NOBODY}, [])
-    return Ending(store, Reaper(), str(directory))
+    return Shutdown(store, Reaper(), str(directory))
 
 
 def test_a_supervisor_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
-    end = ending(tmp_path)
+    end = shutdown(tmp_path)
     assert not end.check(1e9, 0)
     end.begin(100.0)
     assert not end.check(100.0 + ANSWER_SECONDS - 1, 0)
@@ -31,7 +31,7 @@ def test_a_supervisor_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> 
 
 def test_one_that_stops_the_pool_has_as_long_as_its_servers_may_take(tmp_path: Path) -> None:
     for said, limit in ((0.0, STOP_SECONDS), (1.0, STOP_SECONDS), (90.0, 90.0)):
-        end = ending(tmp_path)
+        end = shutdown(tmp_path)
         end.begin(100.0)
         end.answered(said)
         assert not end.check(100.0 + ANSWER_SECONDS + limit - 1, 0)

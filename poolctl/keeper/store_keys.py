@@ -1,4 +1,4 @@
-"""What the entries of the keeper's store are called.
+"""The names of the entries in the keeper's store.
 
 A colon is in the names of those that stand for a pool's work, its sockets and its workers, and in no others: a keeper
 without a supervisor goes on for their sake (`Store.holds_work`).

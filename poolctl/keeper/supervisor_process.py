@@ -1,4 +1,4 @@
-"""The supervisor as the keeper sees it: a program to be started again, with pauses, for as long as there is hope."""
+"""The supervisor's process, which the keeper starts again when it ends: with backoff, and not for ever."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .spawn import spawn
 
 _BACKOFF_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_SECONDS = 60.0
-_HOPELESS = 4
-# Told to a program that has died so often within a minute: what it does by itself may be what it dies of.
+_FAILURES_UNTIL_GIVEN_UP = 4
+# The argument of a program that has crashed often within a minute: its own automatic actions may be the cause.
 CALM = "--calm"
 _CALM_FROM = 5
 
 
-class Charge:
-    """When to start the program next. All times are those of one monotonic clock, in seconds."""
+class SupervisorProcess:
+    """When the program is to be started next. All times are those of one monotonic clock, in seconds."""
 
     def __init__(self, command: list[str], directory: str, now: float) -> None:
         self.command = command
@@ -57,10 +57,10 @@ class Charge:
 
     @property
     def calm(self) -> bool:
-        """It is to do nothing by itself, for it has died often within a minute."""
+        """It has crashed often within a minute, and is to take no action by itself."""
         return len(self._deaths) >= _CALM_FROM
 
     @property
-    def hopeless(self) -> bool:
-        """It has never lived long, and been tried often enough for a keeper that holds nothing worth it."""
-        return self._failures >= _HOPELESS
+    def given_up(self) -> bool:
+        """It has failed so often in a row that a keeper which holds no work ends instead of starting it again."""
+        return self._failures >= _FAILURES_UNTIL_GIVEN_UP
