@@ -36,6 +36,13 @@ def certificates(case: Case) -> Iterator[Finding]:
         yield ok("certificates", f"those of {', '.join(tls)} are valid")
 
 
+def interpreters(case: Case) -> Iterator[Finding]:
+    """Those that root runs and that another user can modify."""
+    for each in case.config.warnings if case.config is not None else ():
+        if getattr(each, "key", "").endswith(".python"):
+            yield warning("interpreters", f"{each.name}: {each.message}", each.hint)
+
+
 def supervisor(case: Case) -> Iterator[Finding]:
     """Whether it answers."""
     if case.silence:
@@ -83,4 +90,4 @@ def servers(case: Case) -> Iterator[Finding]:
         yield ok("servers", ", ".join(counts))
 
 
-CHECKS = (configuration, certificates, supervisor, keeper, servers)
+CHECKS = (configuration, certificates, interpreters, supervisor, keeper, servers)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from poolctl.config.checks.import_check import Import, check_imports, check_interpreters, check_zttp
+from poolctl.config.checks.interpreter_owner import ids_of, trusted_by_root
 from poolctl.config.checks.program import missing_program
 from poolctl.config.files.env_file import EnvFileError, read_env_file
 from poolctl.config.model.problems import Finding
@@ -66,6 +67,9 @@ class Outside:
                 self._once(server, ("env_file", path, another), partial(_variables, path, index, another))
         if "user" in given and server.user:
             self._once(server, ("user", server.user), lambda: _user(server.user or ""))
+        if runs_python_as_root(server):
+            python = server.python or sys.executable
+            self._once(server, ("python", python), lambda: _trusted(python, self.env))
         tls = server.tls if server.tls is not True else self.default_tls
         if tls:
             self._once(server, ("tls", tls), lambda: _certificates(tls, self.env, self.now))
@@ -132,6 +136,21 @@ class Outside:
                     path=("handler_key",), message=f"[pool] handlers: {finding.message}"
                 )
             self.problems += [(server, finding) for server in jobs[job]]
+
+
+def runs_python_as_root(server: ServerConfig) -> bool:
+    """Whether an interpreter for the server's application is run with root's rights."""
+    if os.geteuid() != 0 or server.command or callable(server.app):
+        return False
+    try:
+        return server.user is None or ids_of(server.user)[0] == 0
+    except KeyError:
+        return False
+
+
+def _trusted(python: str, env: Mapping[str, str]) -> tuple[Findings, Findings]:
+    message, fix = trusted_by_root(python, env)
+    return [], [Finding(("python",), message, fix, python)] if message else []
 
 
 def _directory(key: str, path: str) -> tuple[Findings, Findings]:

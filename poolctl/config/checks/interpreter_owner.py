@@ -68,6 +68,26 @@ def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
     return _on_the_way(interpreter, seen)
 
 
+def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]:
+    """Which other users get root's rights when root runs this interpreter, and the fix; empty texts for none."""
+    path = changed_by(interpreter, env)
+    if not path:
+        return "", ""
+    status = os.lstat(path)
+    fix = f"chown -R root {path}"
+    if status.st_uid != 0:
+        try:
+            owner = pwd.getpwuid(status.st_uid).pw_name
+        except KeyError:
+            owner = str(status.st_uid)
+        else:
+            fix += f", or user = {owner!r}"
+        who = f"user {owner}"
+    else:
+        who, fix = "other users", f"chmod -R go-w {path}"
+    return f"{who} can modify {path}, whose code this server runs as root", fix
+
+
 def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
     """Where the interpreter finds modules (site, sys.path)."""
     prefix, real = _prefix(interpreter), _prefix(os.path.realpath(interpreter))

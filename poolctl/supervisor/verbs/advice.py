@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Iterable
 
-from poolctl.config import PoolConfig, ServerConfig, Tables
+from poolctl.config import PoolConfig, ServerConfig, Tables, changed_by
 
 _NAMED = 3
 
@@ -14,14 +15,27 @@ _NAMED = 3
 async def advice(servers: Iterable[ServerConfig], names: set[str], tables: Tables) -> list[str]:
     """The warnings about those of the pool's servers that have these names, and about its tables."""
     there = list(servers)
+    chosen = [server for server in there if server.name in names]
     beside = tables.notify or (tables.dashboard is not None and tables.dashboard.tls)
-    if not beside and not any(_may_be_warned_of(server) for server in there if server.name in names):
-        return []  # which is what most pools have, and a look at the disk takes its time
-    return await asyncio.to_thread(_look, there, names, tables)
+    pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
+    if beside or any(map(_may_be_warned_of, chosen)):
+        return await asyncio.to_thread(_look, there, names, tables)
+    # Most pools have neither, and to look at everything takes its time.
+    return await asyncio.to_thread(_look_if_changed, pythons, there, names, tables) if pythons else []
 
 
 def _may_be_warned_of(server: ServerConfig) -> bool:
     return bool(server.tls or server.depends_on or server.binds_itself or (server.user and os.geteuid()))
+
+
+def _runs_python_as_root(server: ServerConfig) -> bool:
+    return not (os.geteuid() or server.user or server.command)
+
+
+def _look_if_changed(
+    pythons: set[str], servers: list[ServerConfig], names: set[str], tables: Tables
+) -> list[str]:
+    return _look(servers, names, tables) if any(changed_by(each, os.environ) for each in pythons) else []
 
 
 def _look(servers: list[ServerConfig], names: set[str], tables: Tables) -> list[str]:

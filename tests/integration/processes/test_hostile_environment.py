@@ -71,6 +71,15 @@ def test_environment_beside_the_file_is_not_entered_before_its_server_is_known(
     pool.ok("stop")
 
 
+def test_root_is_warned_before_it_runs_an_environment_of_another_user(pool: RealPool, notes: Path) -> None:
+    pool.write_hello("web", extra='python = "venv"')
+    for command in ("validate", "start", "doctor"):
+        done = pool.run(command)
+        assert "user nobody can modify" in done.stdout + done.stderr, str(done)
+        assert "chown -R root" in done.stdout + done.stderr, str(done)
+    pool.ok("stop")
+
+
 @pytest.mark.parametrize("key", ["env_file = 'theirs/secrets'", "tls = { cert = 'theirs/secrets' }"])
 def test_files_are_not_read_through_a_link_that_the_servers_user_has_laid(pool: RealPool, key: str) -> None:
     pool.open_to_all()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.config.checks.interpreter_owner import changed_by, enter_as, start_options
+from tests.config_files import load_text
 
 NOBODY = 65534
 
@@ -73,6 +74,34 @@ def test_what_others_can_write_is_entered_as_the_servers_user(python: Path, mode
     site.chmod(mode)
     os.chown(site, 0, 50)
     assert changed_by(str(python), {}) == str(site)
+
+
+def test_another_users_environment_gets_the_rights_of_a_server_that_root_runs(
+    python: Path, tmp_path: Path
+) -> None:
+    venv = python.parents[1]
+    text = f'[[server]]\nname = "web"\nbind = "127.0.0.1:80"\napp = "a:b"\npython = "{venv}"\n'
+    servers = text + text.replace("web", "own").replace(":80", ":81") + 'user = "nobody"\n'
+
+    def found() -> list[str]:
+        config = load_text(tmp_path, servers)
+        config.outside()
+        return [str(warning) for warning in config.warnings if "python" in str(warning)]
+
+    assert found() == []
+    venv.chmod(0o777)
+    (warning,) = found()
+    assert (
+        f"other users can modify {venv}, whose code this server runs as root; chmod -R go-w {venv}" in warning
+    )
+    venv.chmod(0o755)
+    give(venv)
+    (warning,) = found()
+    assert warning.startswith(f"{tmp_path}/pool.toml:5:")
+    assert (
+        f": server[0].python: user nobody can modify {venv}, whose code this server runs as root; " in warning
+    )
+    assert warning.endswith(f"chown -R root {venv}, or user = 'nobody'")
 
 
 def in_a_pth_file(venv: Path, path: Path) -> dict[str, str]:
