@@ -18,6 +18,9 @@ LINUX = sys.platform.startswith("linux")
 _PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GETFD = 438  # the same on every architecture
 _SPLICE_F_NONBLOCK = 2
+# Most files that are read whole are smaller, and a fresh fork pays for each page of a buffer.
+_READ_BYTES = 8 * 1024
+_READ_MORE_BYTES = 1 << 20
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 _libc: Any = None  # loaded by the first call that is made often
@@ -110,9 +113,10 @@ def bounded_file(name: str, size_bytes: int) -> int:
 
 def read_file(fd: int) -> bytes:
     """Everything that the file behind `fd` holds, from its start; the descriptor stays open."""
-    content = b""
-    while chunk := os.pread(fd, 1 << 20, len(content)):
-        content += chunk
+    content = os.pread(fd, _READ_BYTES, 0)
+    if len(content) == _READ_BYTES:
+        while chunk := os.pread(fd, _READ_MORE_BYTES, len(content)):
+            content += chunk
     return content
 
 

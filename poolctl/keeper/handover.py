@@ -9,7 +9,12 @@ import socket
 from ..platform import close_promptly
 from . import wire
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _CONNECTION = {"t": "conn"}
+_MOST_BYTES = 1024
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 _PROTOCOLS = (0, socket.IPPROTO_TCP)
 
@@ -27,6 +32,15 @@ class Connection(socket.socket):
 
     until: float | None = None
     asked = False
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is of a kind that workers serve."""
+        # The numbers, not their enumerations: a worker that was just forked pays for each page that it touches.
+        numbers: Any = super(socket.socket, self)
+        return (
+            numbers.family in _FAMILIES and numbers.type == socket.SOCK_STREAM and numbers.proto in _PROTOCOLS
+        )
 
     def limits(self) -> wire.Message:
         """Both as a part of a message."""
@@ -58,12 +72,11 @@ def take(end: socket.socket) -> Connection | None:
         os.close(os.dup(end.fileno()))
     except OSError as error:
         raise NoRoom from error
-    received = wire.receive(end)
+    received = wire.receive(end, most_bytes=_MOST_BYTES)
     if received is None:
         return None
     message, fds = received
-    if message.get("t") == _CONNECTION["t"] and len(fds) == 1 and _is_connection(fds[0]):
-        taken = Connection(fileno=fds[0])
+    if message.get("t") == _CONNECTION["t"] and len(fds) == 1 and (taken := _connection(fds[0])) is not None:
         taken.limit(message)
         return taken
     for fd in fds:
@@ -71,16 +84,17 @@ def take(end: socket.socket) -> Connection | None:
     raise wire.WireError("this is no connection")
 
 
-def _is_connection(fd: int) -> bool:
-    """Whether it is a stream socket that is connected."""
+def _connection(fd: int) -> Connection | None:
+    """The stream socket with this descriptor if it is connected; otherwise None, and the descriptor stays open."""
     try:
-        sock = socket.socket(fileno=fd)
+        sock = Connection(fileno=fd)
     except OSError:
-        return False
+        return None
     try:
-        known = sock.family in _FAMILIES and sock.type == socket.SOCK_STREAM and sock.proto in _PROTOCOLS
-        return known and sock.getpeername() is not None
+        if sock.is_stream:
+            sock.getpeername()
+            return sock
     except OSError:
-        return False
-    finally:
-        sock.detach()
+        pass
+    sock.detach()
+    return None

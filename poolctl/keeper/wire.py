@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_DESCRIPTORS = 253
+# As plain integers: an operation on members of an enumeration takes longer than the system call.
+_DONTWAIT, _CLOEXEC = int(socket.MSG_DONTWAIT), int(socket.MSG_CMSG_CLOEXEC)
+_TRUNC, _CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 _CREDENTIALS_BYTES = 12
 _LARGEST_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + socket.CMSG_SPACE(_CREDENTIALS_BYTES)
 
@@ -56,7 +59,7 @@ def send(
     try:
         # Not socket.send_fds(), which forgets its flags (Python 3.11 to 3.13).
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        sock.sendmsg([payload], rights, 0 if wait else socket.MSG_DONTWAIT)
+        sock.sendmsg([payload], rights, 0 if wait else _DONTWAIT)
     except OSError as error:
         if error.errno == errno.ETOOMANYREFS:
             raise BlockingIOError(errno.EAGAIN, "too many descriptors are in flight") from error
@@ -81,13 +84,13 @@ def receive(
     payload, ancillary, flags, _ = sock.recvmsg(
         most_bytes,
         _LARGEST_ANCILLARY_BYTES,
-        socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT),
+        _CLOEXEC if wait else _CLOEXEC | _DONTWAIT,
     )
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
     try:
-        if flags & socket.MSG_CTRUNC or len(fds) > most_descriptors:
+        if flags & _CTRUNC or len(fds) > most_descriptors:
             raise WireError("a message with more descriptors than are expected")
-        if flags & socket.MSG_TRUNC:
+        if flags & _TRUNC:
             raise WireError(f"a message of more than {most_bytes} bytes")
         if not payload and not fds:
             return None

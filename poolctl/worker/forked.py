@@ -18,22 +18,22 @@ class ForkedChildren:
     def __init__(self, close_descriptors: Callable[[], None]) -> None:
         self._close_descriptors = close_descriptors
         self._loop_handlers: list[object] = []
-        self._forking = threading.local()
+        self._masks: dict[int, set[signal.Signals | int]] = {}  # by thread: several may fork at once
         self._separate = False
         os.register_at_fork(
             before=self._hold_signals, after_in_parent=self._release_signals, after_in_child=self._in_child
         )
 
     def loop_handles(self, number: int) -> None:
-        """Note that the event loop handles this signal now: the handler that is installed is the loop's own."""
+        """Note that the event loop handles this signal: its handler is the one that the loop uses for every signal."""
         self._loop_handlers.append(signal.getsignal(number))
 
     def _hold_signals(self) -> None:
         # Until the child has its own handlers, a signal to it would go to the worker's loop.
-        self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def _release_signals(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._forking.mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.pop(threading.get_ident()))
 
     def _in_child(self) -> None:
         if not self._separate:  # a grandchild's descriptors of these numbers are its own

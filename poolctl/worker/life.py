@@ -31,7 +31,6 @@ from .serving.idle import Idleness
 from .serving.secure import ssl_context
 from .serving.serve import STARTUP_FAILURE, PoolServer, StartupFailed
 from .serving.settings import configure
-from .sharing.thrift import give_back_blank_pages
 from .tally import map_page
 
 # What every worker says, as the wire writes it.
@@ -69,7 +68,6 @@ class Worker:
         try:
             config = self._configure()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-                give_back_blank_pages(runner.get_loop())
                 runner.run(self._serve(config))
         except asyncio.CancelledError:
             return STARTUP_FAILURE
@@ -116,7 +114,7 @@ class Worker:
         self.control.listen(self.server.accounts.tally)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal, number)
-            self.forked.loop_handles(number)
+        self.forked.loop_handles(signal.SIGTERM)
         self.control.tell_as_it_is(_IMPORTED)
         await self.server.run(self.listeners, self._ready)
         self.control.ignore()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import resource
@@ -179,13 +178,9 @@ class Acceptor:
     async def _accept(self) -> list[asyncio.base_events.Server]:
         heads, config = self._accounts.heads, self._config
         loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as held:
-            sockets = [
-                held.enter_context(Listener(listener, self._accounts.room)) for listener in self._listeners
-            ]
-            # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
-            held.callback(stop_reading, sockets)
-            servers = [
+        sockets = [Listener(listener, self._accounts.room) for listener in self._listeners]
+        try:
+            return [
                 await loop.create_server(
                     self._make_protocol,
                     sock=sock,
@@ -195,8 +190,12 @@ class Acceptor:
                 )
                 for sock in sockets
             ]
-            held.pop_all()
-        return servers
+        except BaseException:
+            # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
+            stop_reading(sockets)
+            for sock in sockets:
+                sock.close()
+            raise
 
 
 class Listener(socket.socket):
@@ -208,7 +207,8 @@ class Listener(socket.socket):
     def __init__(self, like: socket.socket, room: Callable[[], int]) -> None:
         # Not like.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
         # the listener of every other worker; one that calls accept() just then waits there for ever.
-        self._kind = int(like.family), int(like.type), like.proto
+        numbers: Any = super(socket.socket, like)
+        self._kind = numbers.family, numbers.type, numbers.proto
         super().__init__(*self._kind, fileno=os.dup(like.fileno()))
         self._room = room
         self._at_once = 1
@@ -229,7 +229,8 @@ def connections_by_descriptors() -> int:
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
     try:
-        open_now = len(os.listdir("/proc/self/fd"))
+        # Since Linux 6.2 the directory's size is how many there are; before that it is 0.
+        open_now = os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
     except OSError:
         open_now = _OPEN_AT_START
     return max(1, soft - open_now - max(_LEAST_RESERVE, soft // _RESERVED_PART))

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from ...keeper import wire
 
-_MIDDLE_SECONDS = 0.05
+_FORKER_SECONDS = 0.05
 _CLOSE_BEHIND_MILLISECONDS = 4
 
 # What a fork becomes, by the word that asks for it; it is given the descriptors that came with the request.
@@ -24,46 +24,69 @@ Roles = Mapping[str, Callable[[list[int]], NoReturn]]
 
 
 def serve_forks(requests: socket.socket, roles: Roles) -> None:
-    """Fork for each request until the requests' socket ends."""
-    while (received := wire.receive(requests, wait=True)) is not None:
-        message, fds = received
-        if not _is_fork(requests, message, roles):
-            _close(fds)
-            continue
-        try:
-            middle = os.fork()
-        except OSError as error:
-            wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
-        else:
-            if middle == 0:
-                _fork_some(requests, message, fds, roles)
-            with contextlib.suppress(
-                ChildProcessError
-            ):  # an application may have its children reaped by the kernel
-                os.waitpid(middle, 0)
-        _close(fds)
+    """Fork for each request until the requests' socket ends.
 
-
-def _fork_some(requests: socket.socket, message: wire.Message, fds: list[int], roles: Roles) -> NoReturn:
-    """Fork for the request and for those that follow close behind it, then end: orphans are the keeper's.
-
-    One such process for each worker would be a fifth of the cost of a start. It does not live long: nobody can be told
-    of a worker's death, or end it by its pid, while this process is its parent.
+    A forker, forked before there is a request, waits for the next one: half of what a fork costs is over by then.
     """
-    ends = time.monotonic() + _MIDDLE_SECONDS
+    failed = False
+    while not _has_ended(requests):
+        try:
+            forker = os.fork()
+        except OSError as error:
+            if failed:
+                _refuse_next(requests, error)
+            failed = not failed
+            _wait_for_request(requests)
+            continue
+        if forker == 0:
+            _fork_some(requests, roles)
+        # An application may have its children reaped by the kernel.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(forker, 0)
+
+
+def _has_ended(requests: socket.socket) -> bool:
+    try:
+        return not requests.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _wait_for_request(requests: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    poll.poll()
+
+
+def _refuse_next(requests: socket.socket, error: OSError) -> None:
+    received = wire.receive(requests, wait=True)
+    if received is not None:
+        message, fds = received
+        _close(fds)
+        if "id" in message:
+            wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
+
+
+def _fork_some(requests: socket.socket, roles: Roles) -> NoReturn:
+    """Fork for the next request and for those that follow close behind it, then end: orphans are the keeper's.
+
+    One such process for each worker would be a fifth of the cost of a start. It ends soon after the first one: a
+    worker cannot be waited for, or ended by its pid, while this process is its parent.
+    """
     more = select.poll()
     more.register(requests, select.POLLIN)
+    ends = None
     try:
-        while True:
+        while (received := wire.receive(requests, wait=True)) is not None:
+            ends = ends or time.monotonic() + _FORKER_SECONDS
+            message, fds = received
             if _is_fork(requests, message, roles):
                 _fork_one(requests, message, fds, roles)
             _close(fds)
             if time.monotonic() >= ends or not more.poll(_CLOSE_BEHIND_MILLISECONDS):
                 break
-            received = wire.receive(requests, wait=True)
-            if received is None:
-                break
-            message, fds = received
     finally:
         os._exit(0)
 
@@ -79,7 +102,7 @@ def _fork_one(requests: socket.socket, message: wire.Message, fds: list[int], ro
     try:
         child = os.fork()
         if child == 0:
-            requests.close()
+            os.close(requests.detach())
             _lead_session(group)
             roles[message["op"]](fds)
         with contextlib.suppress(PermissionError, ProcessLookupError):
@@ -101,7 +124,9 @@ def _lead_session(group: int) -> None:
     It returns in any case: an error, even one that is caught, is a few pages more that are not shared.
     """
     for _ in range(2):
-        with contextlib.suppress(PermissionError):
+        try:
             os.setpgid(0, group)
             os.setsid()
             return
+        except PermissionError:
+            continue

@@ -11,7 +11,6 @@ import zipimport
 from collections.abc import Iterator
 
 from ..serving.settings import prepare
-from .gaps import fill_gaps
 
 # anyio's backend is imported by the first request otherwise, which cost that request 18 ms.
 _MODULES = (
@@ -80,5 +79,4 @@ def collecting_seldom() -> Iterator[None]:
 def keep() -> None:
     """What is there now is shared by all forks from here on, and none of them looks through it for garbage."""
     gc.collect()
-    fill_gaps()
     gc.freeze()
