@@ -1,0 +1,220 @@
+"""A message of HTTP/1.1, read as its bytes come, however they are cut: what requests and responses share.
+
+Every limit holds while the message is still arriving: a head without an end, a chunk without a size, a trailer section
+that goes on for ever are refused as soon as they are longer than a message may be.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .head import FIELD_LINES, TEXT, UNFIT, BadMessage, Head
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+MAX_HEAD_BYTES = 64 * 1024
+# A peer that cuts its body into tiny chunks would keep the reader busy for the few bytes that it sends.
+MAX_CHUNKS = 4096
+# Extensions of chunks and trailers are ignored, and bounded (RFC 9112 §7.1.1, §7.1.2).
+_MAX_CHUNK_LINE_BYTES = 4096
+_MAX_TRAILER_BYTES = 8192
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?")
+_END = b"\r\n\r\n"
+
+
+class MessageReader:
+    """`feed` it until it says that the message is complete.
+
+    With `max_body_bytes` None the body has no limit, neither in bytes nor in chunks: it is for callers who take it
+    away as it comes.
+    """
+
+    start_line: ClassVar[re.Pattern[bytes]]
+    field_lines: ClassVar[re.Pattern[bytes]] = FIELD_LINES
+
+    # The state of a reader that has read nothing; set on an instance only where it changes. A supervisor makes a
+    # thousand readers a second for its probes, and most of them read one piece.
+    complete = False
+    rest = b""  # what came after the message
+    _buffer = b""  # not understood yet
+    _scanned = 0  # so many of its bytes are fit for a head
+    _checked = 0  # and so many are whole lines in order
+    _framed: Head | None = None  # the final head, once it is there
+    _left: int | None = None  # of the body; None: it goes on until the connection ends
+    _chunked = False  # `_left` is that of the chunk and its CRLF; None before a chunk, 0 after the last one
+    _chunks = 0
+    _body = b""
+    _pieces: list[bytes] | None = None  # of the body, before those are joined
+    _body_bytes = 0
+
+    def __init__(self, *, max_head_bytes: int = MAX_HEAD_BYTES, max_body_bytes: int | None = None) -> None:
+        self._max_head_bytes = max_head_bytes
+        self._max_body_bytes = max_body_bytes
+
+    @property
+    def started(self) -> bool:
+        """Whether anything of the message has come."""
+        return bool(self._buffer) or self._framed is not None
+
+    @property
+    def body(self) -> bytes:
+        """What has come of the body, and was not taken away."""
+        if self._pieces is not None:
+            self._body, self._pieces = b"".join(self._pieces), None
+        return self._body
+
+    def take_body(self) -> bytes:
+        """Take away what has come of the body; b"" where nothing new has."""
+        body = self.body
+        self._body = b""
+        return body
+
+    def feed(self, data: bytes) -> bool:
+        """Whether the message is complete with these bytes; `rest` is what came after it. Raises BadMessage."""
+        if self._buffer:
+            data, self._buffer = self._buffer + data, b""
+        while self._framed is None:
+            end = data.find(_END, max(0, self._scanned - 3))
+            if end < 0:
+                self._check_beginning(data)
+                self._buffer = data
+                return False
+            end += len(_END)
+            if end > self._max_head_bytes:
+                raise BadMessage("its head is too large", 431)
+            raw, data = data[:end], data[end:]
+            self._scanned = self._checked = 0
+            self._read_head(raw)
+        return self._read_chunks(data) if self._chunked else self._read_plain(data)
+
+    def _read_head(self, raw: bytes) -> None:
+        """Understand this head, and say by `_frame` which body follows. Raises BadMessage."""
+        raise NotImplementedError
+
+    def _body_too_large(self) -> bool:
+        """The body is larger than it may be: whether that completes the message. Or raise BadMessage."""
+        raise NotImplementedError
+
+    def _frame(self, head: Head, left: int | None) -> None:
+        """`left` bytes of a body follow; None: chunks of it, or all that comes until the connection ends."""
+        self._framed = head
+        self._left = left
+        self._chunked = head.chunked and left is None
+
+    def _check_beginning(self, data: bytes) -> None:
+        """Refuse a part of a head that no more bytes can put in order."""
+        if len(data) > self._max_head_bytes:
+            raise BadMessage("its head is too large", 431)
+        if UNFIT.search(data, max(0, self._scanned - 1)):
+            raise BadMessage("its head has a control character, or a line that does not end with CRLF")
+        self._scanned = len(data)
+        end = data.rfind(b"\r\n") + 2
+        if end > max(self._checked, 2):  # an empty line may come first
+            begin = self._checked
+            if not begin:
+                start = self.start_line.match(data)
+                begin = start.end() if start is not None else 0
+            lines = self.field_lines.match(data, begin, end)
+            if not begin or lines is None or lines.end() != end:
+                raise self._reason(data[:end] + b"\r\n")
+            self._checked = end
+
+    def _reason(self, raw: bytes) -> BadMessage:
+        """Why this is no head."""
+        return BadMessage("a field of its head is malformed")
+
+    def _read_plain(self, data: bytes) -> bool:
+        left = self._left
+        if left is not None and len(data) > left:
+            data, self.rest = data[:left], data[left:]
+        if data and self._add(data):
+            return True
+        if left is not None:
+            self._left = left - len(data)
+            self.complete = not self._left
+        return self.complete
+
+    def _add(self, piece: bytes) -> bool:
+        """Take a piece of the body; whether it completes the message, being too much."""
+        limit = self._max_body_bytes
+        if limit is not None and self._body_bytes + len(piece) > limit:
+            self._keep(piece[: limit - self._body_bytes])
+            self.complete = self._body_too_large()
+            return self.complete
+        self._keep(piece)
+        return False
+
+    def _keep(self, piece: bytes) -> None:
+        self._body_bytes += len(piece)
+        if self._pieces is not None:
+            self._pieces.append(piece)
+        elif self._body:
+            self._pieces = [self._body, piece]
+        else:
+            self._body = piece
+
+    # Chunks (RFC 9112 §7.1).
+
+    def _read_chunks(self, data: bytes) -> bool:
+        at = 0
+        while self._left != 0:
+            if self._left is None:
+                at, begun = self._read_chunk_line(data, at)
+                if not begun:
+                    self._buffer = data[at:]
+                    return False
+                if self.complete:
+                    return True
+                continue
+            if self._left > 2:
+                piece = data[at : at + self._left - 2]
+                at += len(piece)
+                self._left -= len(piece)
+                if piece and self._add(piece):
+                    return True
+                if self._left > 2:
+                    return False
+            end = data[at : at + self._left]
+            if not b"\r\n"[2 - self._left :].startswith(end):
+                raise BadMessage("a chunk of its body is longer than it says")
+            at += len(end)
+            self._left = self._left - len(end) or None
+            if self._left is not None:
+                return False
+        return self._read_trailers(data, at)
+
+    def _read_chunk_line(self, data: bytes, at: int) -> tuple[int, bool]:
+        """Where the line ends, and whether it does already."""
+        end = data.find(b"\r\n", at)
+        line = _CHUNK_LINE.fullmatch(data, at, end) if end >= 0 else None
+        if end < 0 and len(data) - at <= _MAX_CHUNK_LINE_BYTES and not UNFIT.search(data, at):
+            return at, False
+        if line is None or end - at > _MAX_CHUNK_LINE_BYTES:
+            raise BadMessage("a chunk of its body has no size")
+        size = int(line[1], 16)
+        self._left = size + 2 if size else 0
+        self._chunks += 1
+        if self._chunks > MAX_CHUNKS and self._max_body_bytes is not None:
+            self.complete = self._body_too_large()
+        return end + 2, True
+
+    def _read_trailers(self, data: bytes, at: int) -> bool:
+        if data.startswith(b"\r\n", at):
+            return self._end_trailers(data, at)
+        end = data.find(_END, at) + 2
+        if end < 2:
+            if len(data) - at > _MAX_TRAILER_BYTES or UNFIT.search(data, at):
+                raise BadMessage("its trailers are malformed")
+            self._buffer = data[at:]
+            return False
+        lines = FIELD_LINES.match(data, at, end)
+        if lines is None or lines.end() != end or end - at > _MAX_TRAILER_BYTES:
+            raise BadMessage("its trailers are malformed")
+        return self._end_trailers(data, end)
+
+    def _end_trailers(self, data: bytes, at: int) -> bool:
+        self.rest = data[at + 2 :]
+        self.complete = True
+        return True

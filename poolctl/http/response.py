@@ -1,0 +1,109 @@
+"""Responses as a client reads them."""
+
+from __future__ import annotations
+
+import re
+
+from .head import FIELD_LINE, TEXT, TOKEN, BadMessage, Head
+from .reader import MAX_HEAD_BYTES, MessageReader
+
+# The space after the status is left out by many when there is no reason phrase (RFC 9112 §4).
+_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?+\r\n"
+_START_LINE = re.compile(_LINE)
+_RESPONSE_HEAD = re.compile(_LINE + rb"(?:" + FIELD_LINE + rb")*+\r\n")
+# A user agent reads a folded line as one (RFC 9112 §5.2); a server refuses it.
+_FIELD_LINES = re.compile(rb"(?:(?:" + TOKEN + rb":|[\t ])" + TEXT + rb"\r\n)*+")
+_FOLD = re.compile(rb"[\t ]*+\r\n[\t ]++")
+_BEGINNING = b"HTTP/1."
+_MAX_INTERIM = 20
+_BODILESS = (204, 304)  # RFC 9112 §6.3
+
+
+class ResponseHead(Head):
+    """The head of a response: its status and its fields."""
+
+    def __init__(self, raw: bytes) -> None:
+        found = _RESPONSE_HEAD.fullmatch(raw)
+        if found is None:
+            raw = _FOLD.sub(b" ", raw)
+            found = _RESPONSE_HEAD.fullmatch(raw)
+        if found is None:
+            raise reason(raw)
+        self.status = int(found[2])
+        super().__init__(raw, http_1_1=found[1] == b"1")
+
+
+class ResponseReader(MessageReader):
+    """Reads the response to one request; interim responses before it are passed over (RFC 9110 §15.2).
+
+    `head_only` for the answer to a HEAD. `status` is 0 until the head is there. Of a body that is too large the
+    beginning is kept, and it counts as complete; the connection is of no further use then.
+    """
+
+    start_line = _START_LINE
+    field_lines = _FIELD_LINES
+
+    status = 0
+    head: ResponseHead | None = None
+    _interim = 0
+    _truncated = False
+
+    def __init__(
+        self,
+        *,
+        head_only: bool = False,
+        max_head_bytes: int = MAX_HEAD_BYTES,
+        max_body_bytes: int | None = None,
+    ) -> None:
+        self._head_only = head_only
+        self._max_head_bytes = max_head_bytes
+        self._max_body_bytes = max_body_bytes
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent on the connection, once the response is complete."""
+        head = self.head
+        if head is None or not self.complete or self._truncated or self.rest or not head.keep_alive:
+            return False
+        # What has neither a length nor chunks ended with the connection; chunks in HTTP/1.0 are a fault (§6.1).
+        return head.http_1_1 if self._chunked else self._left == 0
+
+    def end(self) -> bool:
+        """Whether the response is complete now that nothing more comes."""
+        if self._framed is not None and self._left is None and not self._framed.chunked:
+            self.complete = True
+        return self.complete
+
+    def _read_head(self, raw: bytes) -> None:
+        head = ResponseHead(raw)
+        if head.status == 101:
+            raise BadMessage("it changes to another protocol without being asked")
+        if head.status < 200:
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                raise BadMessage(f"more than {_MAX_INTERIM} interim responses")
+            return
+        self.head, self.status = head, head.status
+        if self._head_only or head.status in _BODILESS:
+            self._frame(head, 0)
+        else:
+            self._frame(head, head.content_length)
+
+    def _check_beginning(self, data: bytes) -> None:
+        if not data.startswith(_BEGINNING[: len(data)]):
+            raise reason(data)
+        super()._check_beginning(data)
+
+    def _body_too_large(self) -> bool:
+        self._truncated = True
+        return True
+
+    def _reason(self, raw: bytes) -> BadMessage:
+        return reason(raw)
+
+
+def reason(raw: bytes) -> BadMessage:
+    """Why this is not the head of a response."""
+    if _START_LINE.match(raw):
+        return BadMessage("a field of its head is malformed")
+    return BadMessage("it is not HTTP/1.1")

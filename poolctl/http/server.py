@@ -1,0 +1,217 @@
+"""A small asyncio server: requests that are read whole, responses that are written whole or piece by piece.
+
+It is for the pool's own addresses: commands, metrics. No client can hold it up: each has so long for a request, so many
+bytes, and a connection that is refused is closed in a way that lets the client read why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import Protocol
+
+from .head import BadMessage
+from .request import RequestHead, RequestReader
+from .responder import ClientGone, Received, Responder, ServerLimits
+from .serialize import CONTINUE
+
+_READ_BYTES = 64 * 1024
+_ACCEPT_AGAIN_SECONDS = 0.1
+_LINGER_SECONDS = 1.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class HttpHandler(Protocol):
+    """What answers the requests of a server."""
+
+    async def handle(self, request: Received, response: Responder) -> None:
+        """Answer it. Cancelled when the client goes away, if the server watches for that."""
+        ...
+
+    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+        """Status, content type and body of the answer to what is not a request."""
+        ...
+
+
+class HttpServer:
+    """Serves listeners. `what` names the requests in the log; `reserve` is entered for each connection.
+
+    With `watch` a request is given up as soon as its client has gone away.
+    """
+
+    def __init__(
+        self,
+        handler: HttpHandler,
+        limits: ServerLimits,
+        *,
+        what: str,
+        watch: bool = False,
+        reserve: contextlib.AbstractContextManager[None] | None = None,
+    ) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._what = what
+        self._watch = watch
+        self._reserve = reserve or contextlib.nullcontext()
+        self._listeners: list[socket.socket] = []
+        # The oldest first; each with its socket for as long as no transport owns it.
+        self._connections: dict[asyncio.Task[None], socket.socket | None] = {}
+
+    def listen(self, listener: socket.socket, backlog: int) -> None:
+        """Accept from this one too; it is closed with the server."""
+        listener.setblocking(False)
+        listener.listen(backlog)
+        self._listeners.append(listener)
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+
+    def stop_accepting(self) -> None:
+        """Close the listeners; what is under way goes on."""
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.close()
+        self._listeners.clear()
+
+    def abort(self) -> None:
+        """Accept nothing more, and end what is under way."""
+        self.stop_accepting()
+        for task in list(self._connections):
+            task.cancel()
+
+    async def close(self, grace_seconds: float) -> None:
+        """Stop accepting; let the answers under way be finished, within that time."""
+        self.stop_accepting()
+        pending = self._connections.keys() - {asyncio.current_task()}
+        if pending:
+            await asyncio.wait(pending, timeout=grace_seconds)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            with self._reserve:
+                sock, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            logger.error("cannot accept %s: %s", self._what, error.strerror)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener.fileno())
+            loop.call_later(_ACCEPT_AGAIN_SECONDS, self._accept_again, listener)
+            return
+        most = self._limits.connections
+        if most is not None and len(self._connections) >= most:
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
+            oldest.cancel()
+        task = asyncio.get_running_loop().create_task(self._serve(sock))
+        self._connections[task] = sock
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        sock = self._connections.pop(task, None)
+        if sock is not None:
+            sock.close()  # it was cancelled before its first step
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        stream = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(stream)
+        with self._reserve:
+            self._own(asyncio.current_task())
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+            writer = asyncio.StreamWriter(transport, protocol, stream, loop)
+            try:
+                await self._converse(sock, stream, writer)
+                writer.close()
+            except (OSError, asyncio.CancelledError):
+                transport.abort()  # what a client has not read is not kept for it
+            except Exception:
+                logger.exception("a request could not be answered")
+                transport.abort()
+
+    def _own(self, task: asyncio.Task[None] | None) -> None:
+        if task in self._connections:
+            self._connections[task] = None
+
+    async def _converse(
+        self, sock: socket.socket, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        limits, seconds, rest = self._limits, self._limits.request_seconds, b""
+        while True:
+            message = RequestReader(max_head_bytes=limits.head_bytes, max_body_bytes=limits.body_bytes)
+            try:
+                async with asyncio.timeout(seconds):
+                    head = await _receive(message, rest, stream, writer)
+            except TimeoutError:
+                if message.started:
+                    await self._refuse(BadMessage("it has not come in time", 408), stream, writer)
+                return
+            except BadMessage as error:
+                await self._refuse(error, stream, writer)
+                return
+            if head is None:
+                return
+            keep_alive = head.keep_alive and head.http_1_1 and limits.keep_alive_seconds > 0
+            response = Responder(head, writer, limits, keep_alive=keep_alive)
+            await self._answer(Received(head, message.body, sock), response, stream)
+            if not response.keep_alive:
+                return
+            seconds, rest = limits.keep_alive_seconds, message.rest
+
+    async def _answer(self, request: Received, response: Responder, stream: asyncio.StreamReader) -> None:
+        if not self._watch:
+            await self._handler.handle(request, response)
+            return
+        work = asyncio.ensure_future(self._handler.handle(request, response))
+        gone = asyncio.ensure_future(_end(stream))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientGone("the client has closed the connection")
+            work.result()
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.wait({work, gone})
+
+    async def _refuse(
+        self, error: BadMessage, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer, and read on for a moment: closed with anything unread, the connection would be reset (§9.6)."""
+        status, kind, body = self._handler.refuse(error)
+        response = Responder(None, writer, self._limits, keep_alive=False)
+        await response.send(status, [("content-type", kind)], body)
+        if writer.can_write_eof():
+            writer.write_eof()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                await _end(stream)
+
+
+async def _receive(
+    message: RequestReader, rest: bytes, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> RequestHead | None:
+    """The head of the next request, when all of it has come; None when the client has no more. Raises BadMessage."""
+    continued = False
+    while not (rest and message.feed(rest)):
+        if message.head is not None and not continued and message.head.expects_continue:
+            continued = True
+            writer.write(CONTINUE)
+        rest = await stream.read(_READ_BYTES)
+        if not rest:
+            if not message.started:
+                return None
+            raise BadMessage("it is incomplete")
+    return message.head
+
+
+async def _end(stream: asyncio.StreamReader) -> None:
+    """Return when the client has gone away; what it sends meanwhile is discarded."""
+    with contextlib.suppress(ConnectionError):
+        while await stream.read(_READ_BYTES):
+            continue

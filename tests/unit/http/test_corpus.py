@@ -1,0 +1,182 @@
+"""One table of hostile messages against the readers, the server and the client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poolctl.http.client import NoResponse, exchange
+from poolctl.http.head import BadMessage
+from poolctl.http.request import RequestReader
+from poolctl.http.responder import Received, Responder, ServerLimits
+from poolctl.http.response import ResponseReader
+from poolctl.http.server import HttpServer
+from tests.http_corpus import REQUESTS, RESPONSES, RequestCase, ResponseCase
+
+MAX_BODY_BYTES = 64 * 1024
+SMALL_BYTES = 2000  # larger cases are cut into larger pieces, to save time
+
+
+def pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def names(case: RequestCase | ResponseCase) -> str:
+    return case.name
+
+
+def read_request(cut: list[bytes]) -> tuple[int, bytes, bytes]:
+    """What a reader makes of the pieces: a status, a body, and what follows the request."""
+    reader = RequestReader(max_body_bytes=MAX_BODY_BYTES)
+    for place, piece in enumerate(cut):
+        try:
+            if reader.feed(piece):
+                return 200, reader.body, reader.rest + b"".join(cut[place + 1 :])
+        except BadMessage as error:
+            return error.status, b"", b""
+    return 0, b"", b""
+
+
+def read_response(cut: list[bytes], case: ResponseCase) -> tuple[int, bytes, bool, bool]:
+    """What a reader makes of the pieces: status, body, whether the connection is of use, whether it is complete."""
+    reader = ResponseReader(head_only=case.head_only, max_body_bytes=MAX_BODY_BYTES)
+    for place, piece in enumerate(cut):
+        try:
+            if reader.feed(piece):
+                more = bool(cut[place + 1 :])
+                return reader.status, reader.body, reader.reusable and not more, True
+        except BadMessage:
+            return 0, b"", False, True
+    whole = reader.end()
+    return reader.status, reader.body, reader.reusable, whole
+
+
+@pytest.mark.parametrize("case", REQUESTS, ids=names)
+def test_request_is_read_the_same_whole_and_in_pieces(case: RequestCase) -> None:
+    expected = (case.status, case.body, case.rest)
+    assert read_request([case.data]) == expected
+    size = 1 if len(case.data) <= SMALL_BYTES else 97
+    assert read_request(pieces(case.data, size)) == expected
+
+
+@pytest.mark.parametrize("case", RESPONSES, ids=names)
+def test_response_is_read_the_same_whole_and_in_pieces(case: ResponseCase) -> None:
+    expected = (case.status, case.body, case.reusable, case.whole)
+    assert read_response([case.data], case) == expected
+    size = 1 if len(case.data) <= SMALL_BYTES else 97
+    assert read_response(pieces(case.data, size), case) == expected
+
+
+@given(st.sampled_from([case for case in REQUESTS if len(case.data) <= SMALL_BYTES]), st.data())
+@settings(max_examples=300)
+def test_it_does_not_matter_where_a_request_is_cut(case: RequestCase, data: st.DataObject) -> None:
+    at = data.draw(st.integers(1, len(case.data)))
+    cut = [piece for piece in (case.data[:at], case.data[at:]) if piece]
+    assert read_request(cut) == (case.status, case.body, case.rest)
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_read_or_refused(data: bytes) -> None:
+    for read in (RequestReader(), ResponseReader()):
+        with contextlib.suppress(BadMessage):
+            read.feed(data)
+
+
+class Echo:
+    """Answers with the target and the body of what it is asked."""
+
+    async def handle(self, request: Received, response: Responder) -> None:
+        await response.send(200, [], request.head.target + b" " + request.body)
+
+    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+        return error.status, "text/plain", str(error).encode()
+
+
+@asynccontextmanager
+async def served(path: Path, keep_alive_seconds: float = 5.0) -> AsyncIterator[str]:
+    limits = ServerLimits(body_bytes=MAX_BODY_BYTES, keep_alive_seconds=keep_alive_seconds)
+    server = HttpServer(Echo(), limits, what="requests")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    server.listen(listener, 16)
+    try:
+        yield str(path)
+    finally:
+        await server.close(5.0)
+
+
+async def answers(path: str, data: bytes) -> list[tuple[int, bytes]]:
+    """Status and body of every answer to these bytes, until the server closes the connection."""
+    stream, writer = await asyncio.open_unix_connection(path)
+    writer.write(data)
+    writer.write_eof()
+    found: list[tuple[int, bytes]] = []
+    async with asyncio.timeout(10):
+        rest = await stream.read()
+    while rest:
+        reader = ResponseReader()
+        assert reader.feed(rest), rest
+        found.append((reader.status, reader.body))
+        rest = reader.rest
+    writer.close()
+    return found
+
+
+def test_server_answers_each_request_of_the_table_once_and_goes_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s") as path:
+            for case in REQUESTS:
+                found = await answers(path, case.data)
+                expected = [case.status or 400]
+                if case.rest:
+                    # A second request that is in order has its own answer, the beginning of one is refused.
+                    expected.append(read_request([case.rest])[0] or 400)
+                assert [status for status, _ in found] == expected, case.name
+                if case.status == 200:
+                    assert found[0][1].endswith(b" " + case.body), case.name
+
+    asyncio.run(scenario())
+
+
+async def replying(path: Path, reply: Callable[[], bytes]) -> asyncio.Server:
+    """A server that reads a request, says what it is told to, and closes the connection."""
+
+    async def connected(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await stream.readuntil(b"\r\n\r\n")
+        writer.write(reply())
+        await writer.drain()
+        writer.close()
+
+    return await asyncio.start_unix_server(connected, str(path))
+
+
+def test_client_understands_or_refuses_each_response_of_the_table(tmp_path: Path) -> None:
+    async def ask(case: ResponseCase) -> tuple[int, bytes]:
+        method = "HEAD" if case.head_only else "GET"
+        async with exchange(str(tmp_path / "s"), method, "/", [("Host", "a")]) as response:
+            return response.status, b"".join([piece async for piece in response.body()])
+
+    async def scenario() -> None:
+        saying = b""
+        async with await replying(tmp_path / "s", lambda: saying):
+            for case in RESPONSES:
+                saying = case.data
+                async with asyncio.timeout(10):
+                    if not case.whole:
+                        with pytest.raises(NoResponse):
+                            await ask(case)
+                    elif case.status:
+                        assert await ask(case) == (case.status, case.body), case.name
+                    else:
+                        with pytest.raises(BadMessage):
+                            await ask(case)
+
+    asyncio.run(scenario())
