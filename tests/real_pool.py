@@ -75,7 +75,15 @@ class RealPool:
         self.env = {
             k: v for k, v in os.environ.items() if not k.startswith(("POOLCTL_", "PYTEST_", "LISTEN_"))
         }
-        for name in ("VIRTUAL_ENV", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHONPATH", "NOTIFY_SOCKET"):
+        for name in (
+            "VIRTUAL_ENV",
+            "NO_COLOR",
+            "FORCE_COLOR",
+            "COLUMNS",
+            "PYTHONPATH",
+            "NOTIFY_SOCKET",
+            "PYTHONUNBUFFERED",
+        ):
             self.env.pop(name, None)
         self.env |= {
             "POOLCTL_RUNTIME_DIR": str(runtime),

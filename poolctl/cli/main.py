@@ -81,6 +81,8 @@ def _finish(outcome: Outcome) -> int:
     """Print the outcome. A reader that has gone away (`| head`) is no failure."""
     from poolctl.cli.render import show
 
+    if outcome.exit_code == INTERRUPTED and _stdout_is_full():
+        _give_up_on_stdout()  # a flush would wait for a reader who does not read, until a second Ctrl-C
     try:
         code = show(outcome)
         sys.stdout.flush()
@@ -134,6 +136,18 @@ def _give_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _stdout_is_full() -> bool:
+    """Whether a write would block."""
+    import select
+
+    from poolctl.cli.stdout import stdout_fd
+
+    poll = select.poll()
+    if (descriptor := stdout_fd()) >= 0:
+        poll.register(descriptor, select.POLLOUT)
+    return descriptor >= 0 and not poll.poll(0)
 
 
 def _give_up_on_stdout() -> None:

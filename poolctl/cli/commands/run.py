@@ -20,10 +20,10 @@ from poolctl.cli.progress import Progress
 from poolctl.cli.render import explain
 from poolctl.cli.request import Request, one_of
 from poolctl.cli.run import pid_one
+from poolctl.cli.run.background_stream import BackgroundStream
 from poolctl.cli.run.log_printer import LogPrinter
 from poolctl.cli.run.stop_signals import StopSignals, Terminated, deferred_signals
 from poolctl.cli.run.user_command import Foreground, program
-from poolctl.cli.stdout import TolerantStream
 from poolctl.control import systemd
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.ending import await_end, left_status
@@ -56,7 +56,11 @@ def perform(request: Request) -> Outcome:
     session = RunSession(request, place, command, limit_seconds)
     request.selector(), request.options()  # a wrong one is said before anything runs
     _refuse_running(session.client)
-    with redirect_stderr(TolerantStream(sys.stderr)), StopSignals(session.reload) as signals:
+    with (
+        BackgroundStream(sys.stderr) as stderr,
+        redirect_stderr(stderr),
+        StopSignals(session.reload) as signals,
+    ):
         lifeline = -1
         try:
             with deferred_signals():  # what is half launched could not be waited for
@@ -76,6 +80,7 @@ def perform(request: Request) -> Outcome:
                 code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
         except (KeyboardInterrupt, Terminated):
             pass  # asked for the third time: the lifeline ends with us, and the keeper sees to the rest
+        session.tell()  # here, where a reader who does not read holds nothing up
     session.outcome.exit_code = code
     return session.outcome
 

@@ -9,6 +9,7 @@ from time import time
 from poolctl.cli.interrupts import start_unsignalled
 from poolctl.cli.log_lines import Objects, Prefixes
 from poolctl.cli.pool_ref import Place
+from poolctl.cli.run.background_stream import stream_of_its_own
 from poolctl.cli.run.stop_signals import StopSignals
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
@@ -52,10 +53,13 @@ class LogPrinter:
             form: Objects | Prefixes = Objects()
         else:  # to a file, or whoever collects a container's output, lines go as they are
             form = Prefixes(list(paths), times=self._times, records=sys.stdout.isatty())
+        stdout = stream_of_its_own(
+            sys.stdout
+        )  # the command flushes sys.stdout while this thread may be blocked
         try:
             for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
-                sys.stdout.write(form.line(line))
-                sys.stdout.flush()
+                stdout.write(form.line(line))
+                stdout.flush()
         except OSError:
             # The reader of the output is gone, so there is no reason to keep running in the foreground.
             StopSignals.output_lost()

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Sequence
 
 import pytest
 
@@ -138,14 +137,11 @@ def test_a_stop_without_a_reader_completes_requests_and_the_shutdown(
     assert "Traceback" not in running.errors.read_text()
 
 
-@pytest.mark.parametrize("numbers", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
-def test_a_second_signal_kills_what_is_left_also_without_a_reader(
-    real_pool: RealPool, numbers: Sequence[signal.Signals]
-) -> None:
+def test_a_second_signal_kills_what_is_left_also_without_a_reader(real_pool: RealPool) -> None:
     running = Running(real_pool)
     running.leave()
     wait_until(lambda: real_pool.items()["web"]["state"] != "running")
-    for number in numbers:
+    for number in (signal.SIGINT, signal.SIGTERM):
         running.process.send_signal(number)
         assert real_pool.items(), "each is handled before the next one"
     running.end()
@@ -153,9 +149,11 @@ def test_a_second_signal_kills_what_is_left_also_without_a_reader(
     assert "killing what is left" in running.errors.read_text()
 
 
-@pytest.mark.slow
-def test_a_reader_that_takes_nothing_does_not_keep_run_from_ending(real_pool: RealPool) -> None:
-    running = Running(real_pool)
+@pytest.mark.parametrize("kills", [False, True])
+def test_run_ends_although_the_reader_of_its_output_and_errors_takes_nothing(
+    real_pool: RealPool, kills: bool
+) -> None:
+    running = Running(real_pool, stderr_too=True)
     log = next(real_pool.runtime.glob("*/state/logs/web.log"))
 
     def blocked() -> bool:
@@ -164,8 +162,13 @@ def test_a_reader_that_takes_nothing_does_not_keep_run_from_ending(real_pool: Re
         return running.unread == unread
 
     wait_until(blocked)
-    running.let("answer")
-    running.let("shutdown")
     running.process.send_signal(signal.SIGTERM)
+    if kills:
+        wait_until(lambda: real_pool.items()["web"]["state"] != "running")
+        running.process.send_signal(signal.SIGTERM)
+    else:
+        running.let("answer")
+        running.let("shutdown")
     assert running.end() == 0
+    assert (running.answers == [b"done"]) != kills
     running.leave()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 from poolctl.cli.main import main
+from tests.deadline import wait_until
 
 from .conftest import Command
 
@@ -55,6 +60,30 @@ def test_a_reader_that_has_gone_is_no_failure(directory: Path) -> None:
         )
         os.close(write)
         assert (done.returncode, done.stderr) == (0, ""), command
+
+
+def test_one_ctrl_c_ends_a_command_whose_reader_does_not_read(directory: Path) -> None:
+    (directory / "pool.toml").write_text(
+        '[[server]]\nname = "web"\nbind = "127.0.0.1:8081"\napp = "a:b"\nlog = { path = "web.log" }\n'
+    )
+    (directory / "web.log").write_text(
+        "2026-01-01T00:00:00.000000Z a line\n" * 1000
+    )  # 13 bytes each, with the name
+    read, write = os.pipe()
+    size = fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        [*POOLCTL, "logs", "-f", "-n", "1000"], stdout=write, stderr=subprocess.PIPE, text=True, env=env
+    )
+    os.close(write)
+    wait_until(lambda: struct.unpack("i", fcntl.ioctl(read, termios.FIONREAD, bytes(4)))[0] > size - 13)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.communicate(timeout=10) == (None, "")
+        assert process.returncode == 130
+    finally:
+        process.kill()
+        os.close(read)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")

@@ -1,0 +1,92 @@
+"""Standard error of `run`, and its output: a reader that is slow, stuck or gone holds up nothing else."""
+
+from __future__ import annotations
+
+import threading
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, TextIO
+
+from poolctl.cli.interrupts import start_unsignalled
+
+# How long a text is waited for, so that it stands before what is printed next; it is written later otherwise.
+PATIENCE_SECONDS = 0.5
+# How long the last of them are waited for.
+END_SECONDS = 2.0
+MOST_TEXTS = 1000
+
+
+def stream_of_its_own(stream: TextIO) -> TextIO:
+    """Another stream into the same descriptor.
+
+    A thread that is blocked in a write holds the lock of its stream: a flush of the same stream would wait for it.
+    """
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return stream  # no descriptor: a string takes everything
+    stream.flush()
+    return open(descriptor, "w", encoding=stream.encoding, errors=stream.errors, closefd=False)
+
+
+class BackgroundStream:
+    """A text stream that a thread of its own writes; what cannot be written is dropped.
+
+    `write` waits until the text is written, but not for a reader that has stopped reading: then texts are queued, up
+    to a limit. Leaving the context waits for them a little longer.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._texts: SimpleQueue[tuple[str, threading.Lock]] = SimpleQueue()
+        self._stuck = False
+        self._thread: threading.Thread | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __enter__(self) -> BackgroundStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stuck:
+            self._hand_over("").acquire(timeout=END_SECONDS)
+
+    def write(self, text: str) -> int:
+        """Have the text written."""
+        if self._texts.qsize() < MOST_TEXTS:
+            written = self._hand_over(text)
+            if not self._stuck:
+                self._stuck = not written.acquire(timeout=PATIENCE_SECONDS)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: `write` hands over everything."""
+
+    def _hand_over(self, text: str) -> threading.Lock:
+        """The lock that is released when the text is written.
+
+        A signal's exception may come at any moment in the main thread, so it shares with the thread no lock but this.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_texts, name="standard error", daemon=True)
+            start_unsignalled(self._thread)
+        written = threading.Lock()
+        written.acquire()
+        self._texts.put((text, written))
+        return written
+
+    def _write_texts(self) -> None:
+        stream = stream_of_its_own(self._stream)
+        while True:
+            text, written = self._texts.get()
+            try:
+                stream.write(text)
+                stream.flush()
+            except (OSError, ValueError):
+                pass  # no reader, or no stream any more
+            if self._texts.empty():
+                self._stuck = False
+            written.release()

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from poolctl.cli.run.background_stream import END_SECONDS, BackgroundStream, stream_of_its_own
+
+LINE = "x" * 99 + "\n"
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe that takes 40 lines; its ends may be closed by the test."""
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    yield read, write
+    for end in (read, write):
+        try:
+            os.close(end)
+        except OSError:
+            continue
+
+
+def test_a_text_has_been_written_when_write_returns(pipe: tuple[int, int]) -> None:
+    read, write = pipe
+    with open(write, "w", closefd=False) as stderr, BackgroundStream(stderr) as stream:
+        for text in ("one\n", "two\n"):
+            assert stream.write(text) == len(text)
+            assert os.read(read, 100) == text.encode()
+        assert stream.fileno() == write
+
+
+def test_a_reader_that_does_not_read_is_waited_for_once_and_gets_everything_later(
+    pipe: tuple[int, int],
+) -> None:
+    read, write = pipe
+    with open(write, "w", closefd=False) as stderr:
+        begun = time.monotonic()
+        with BackgroundStream(stderr) as stream:
+            for _ in range(60):
+                stream.write(LINE)
+            assert time.monotonic() - begun < END_SECONDS
+            stderr.flush()  # its lock is free
+            reader = threading.Thread(target=os.read, args=(read, 4096))
+            reader.start()
+        reader.join()
+        assert len(os.read(read, 4096)) == 20 * len(LINE)
+
+
+def test_what_a_reader_that_is_gone_cannot_get_is_dropped(pipe: tuple[int, int]) -> None:
+    read, write = pipe
+    os.close(read)
+    with open(write, "w", closefd=False) as stderr, BackgroundStream(stderr) as stream:
+        assert [stream.write(LINE) for _ in range(3)] == [len(LINE)] * 3
+
+
+def test_a_stream_without_a_descriptor_is_used_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert stream_of_its_own(sys.stderr) is sys.stderr
+    with BackgroundStream(sys.stderr) as stream:
+        stream.write("one\n")
+    assert capsys.readouterr().err == "one\n"
