@@ -14,9 +14,9 @@ from poolctl.core.core import Engine
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld
 
+from .admission import obstacles
 from .naming import default_name
-from .newcomer import obstacles
-from .settle import Settled, Settler
+from .resolve_config import ConfigResolver, ResolvedConfig
 from .succession.memory import Kept, Left, Memory
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -43,7 +43,7 @@ class Configuration:
         self.environments = environments
         self.tables = Tables()
         self.followers: list[Callable[[Tables], None]] = []
-        self._settler = Settler(files, state_directory, self.name)
+        self._resolver = ConfigResolver(files, state_directory, self.name)
         self._memory = memory
         self._environment: Mapping[str, str] | None = None
         self._surroundings = Surroundings()
@@ -55,10 +55,10 @@ class Configuration:
         kept = await self._memory.configuration()
         if kept is None:
             left = self._memory.left()
-            settled = await self.read(keep=left.sources)
-            self.problems = settled.problems
-            self.accept(settled)
-            servers = settled.servers if self.problems else await self._as_left(settled.servers, left)
+            resolved = await self.read(keep=left.sources)
+            self.problems = resolved.problems
+            self.accept(resolved)
+            servers = resolved.servers if self.problems else await self._as_left(resolved.servers, left)
             self._memory.keep(self._kept(servers))
             self._written = 0
             return servers
@@ -72,24 +72,24 @@ class Configuration:
 
     async def read(
         self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
-    ) -> Settled:
+    ) -> ResolvedConfig:
         """What the files say now; `environment` is what `${VAR}` sees instead of the pool's own.
 
         The ports of `auto` addresses are kept for the servers that are named, be they in the files or not.
         """
         env = environment or self.environment
-        return await asyncio.to_thread(self._settler.settle, env, keep=keep)
+        return await asyncio.to_thread(self._resolver.resolve, env, keep=keep)
 
-    def accept(self, settled: Settled, environment: Mapping[str, str] | None = None) -> None:
+    def accept(self, resolved: ResolvedConfig, environment: Mapping[str, str] | None = None) -> None:
         """Let what was read be in force, with the environment that it was read with."""
-        self.name = settled.name
-        self._surroundings, self._port_range = settled.surroundings, settled.port_range
+        self.name = resolved.name
+        self._surroundings, self._port_range = resolved.surroundings, resolved.port_range
         self._environment = environment or self._environment
         self.missing.clear()
         self._written = -1
-        self._withhold(settled.servers, settled.tables)
-        if settled.tables != self.tables:
-            self.tables = settled.tables
+        self._withhold(resolved.servers, resolved.tables)
+        if resolved.tables != self.tables:
+            self.tables = resolved.tables
             for follower in self.followers:
                 follower(self.tables)
 
@@ -129,7 +129,7 @@ class Configuration:
 
         def made() -> ServerConfig:
             server = self._surroundings.server(table, base_dir, self.environment)
-            return self._settler.port(server, self._port_range, taken)
+            return self._resolver.port(server, self._port_range, taken)
 
         server = await asyncio.to_thread(made)
         withheld.withhold(pool_variables([server], Tables()))

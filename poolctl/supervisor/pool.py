@@ -27,17 +27,17 @@ from poolctl.runners.local import LocalRunner
 from poolctl.runners.protocol import Placement
 from poolctl.units import format_duration
 
-from .about import about
 from .configuration import Configuration
 from .debounced import Debounced
-from .health.looking_after import look_after
-from .later import Later
+from .deferred_imports import DeferredImports
+from .health.setup import set_up_health
+from .identity import identity
 from .mandatory import Mandatory
-from .observers.beside import Premises
+from .observers.dashboard_manager import PoolEnvironment
 from .observers.lost_output import LostOutput
 from .observers.observers import Observers
-from .presence import Presence
-from .reappear import Reappear
+from .runtime_files import RuntimeFiles
+from .runtime_watch import RuntimeWatch
 from .succession.adopt import adopt
 from .succession.inherited import inherited
 from .succession.keeper_watch import watch_keeper
@@ -59,7 +59,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ManagedPool:
-    """`over` is called when the pool has been stopped and nothing is left to do; the presence is withdrawn before.
+    """`over` is called when the pool has been stopped and nothing is left to do; the runtime_files is withdrawn before.
 
     From then on nobody finds this supervisor any more: whoever comes starts another.
     """
@@ -71,7 +71,7 @@ class ManagedPool:
         state_directory: str,
         keeper: KeeperLink,
         hello: wire.Message,
-        presence: Presence,
+        runtime_files: RuntimeFiles,
         over: Callable[[], None],
         succeed: Callable[[list[str], list[str]], None],
     ) -> None:
@@ -79,7 +79,7 @@ class ManagedPool:
         self.files = list(files)
         self._keeper = keeper
         self._keeper_pid = int(hello["pid"])
-        self._presence = presence
+        self._runtime_files = runtime_files
         self._over = over
         self._succeed = succeed
         self._ending = False
@@ -101,8 +101,8 @@ class ManagedPool:
         self._configuration = Configuration(
             files, state_directory, self._memory, self.runner.forker.environments
         )
-        premises = Premises(self._configuration, keeper, directory, state_directory)
-        self._observers = Observers(premises, self._clock, self._about)
+        pool_environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
+        self._observers = Observers(pool_environment, self._clock, self._about)
         self._watch = watch_keeper(keeper, self._keeper_pid, self._observers.events)
         self._terminated = False
         self.calm = False
@@ -126,7 +126,7 @@ class ManagedPool:
         self.engine = Engine(servers, self.runner, self._clock)
         self._lost = LostOutput(self.engine)
         self.engine.calm = self.calm
-        later = Later()
+        deferred = DeferredImports()
         await self._observers.count(self.engine, self.runner, self._memory)
         orphaned: dict[str, bool] = {}
         if not self._configuration.problems:
@@ -136,7 +136,7 @@ class ManagedPool:
             logger.info("took over %d workers", adopted)
         self._observers.tell(adopted)
         if not self.calm:
-            look_after(self.engine, self.runner.beats, later)
+            set_up_health(self.engine, self.runner.beats, deferred)
         await self.runner.output.start()
         self._remember = Debounced(self._leave_behind)
         self.engine.listeners.add(self._changed)
@@ -144,9 +144,9 @@ class ManagedPool:
             # What was taken over may differ from the record, and the engine may have told before anybody listened.
             self._changed(entry)
         self._verbs = Verbs(self.engine, self._about, self._end_soon, self._configuration, self._make_way)
-        await self._observers.answer(self._verbs, later)
-        later.have(CHANGING, self._verbs.complete)
-        later.have(("succession.rescue",))
+        await self._observers.answer(self._verbs, deferred)
+        deferred.add(CHANGING, self._verbs.complete)
+        deferred.add(("succession.rescue",))
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             from .systemd import Service
@@ -156,9 +156,11 @@ class ManagedPool:
         self._control = ControlServer(self._handle, DescriptorReserve())
         self._control.listen(listener)
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
-        self._reappear = Reappear(self.directory, self._presence, self._listen, self._leave_again)
-        self._looking = asyncio.ensure_future(self._reappear.look())
-        later.begin()
+        self._runtime_watch = RuntimeWatch(
+            self.directory, self._runtime_files, self._listen, self._leave_again
+        )
+        self._watching_runtime = asyncio.ensure_future(self._runtime_watch.watch())
+        deferred.start()
         if self.calm:
             logger.error("doing nothing by itself for %d s: it has died too often", _CALM_SECONDS)
             what = f"the supervisor has died too often: for {format_duration(_CALM_SECONDS)} it serves commands only"
@@ -186,7 +188,7 @@ class ManagedPool:
             raise ConnectionAbortedError
         with self._watch.reporting(lambda problem: progress({"notice": problem})):
             document = await self._perform(request, progress)
-        self._presence.rename(self.name)
+        self._runtime_files.rename(self.name)
         # What is answered is also what a successor will know.
         self._remember_all()
         return document
@@ -217,7 +219,7 @@ class ManagedPool:
 
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""
-        self._looking.cancel()
+        self._watching_runtime.cancel()
         self._verbs.telling.end()
         await self._control.close()
         await self._observers.hide()
@@ -279,7 +281,7 @@ class ManagedPool:
             if not self._configuration.problems:
                 # With problems nothing was begun: what an earlier pool left waits until its files are valid again.
                 self._memory.forget()
-            self._presence.withdraw()
+            self._runtime_files.withdraw()
             # The answer that says so has to get out first.
             asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over)
 
@@ -297,4 +299,4 @@ class ManagedPool:
 
     def _about(self) -> Document:
         problem = self._watch.problem
-        return about(self.name, self.files, self._keeper_pid, calm=self.calm, keeper_problem=problem)
+        return identity(self.name, self.files, self._keeper_pid, calm=self.calm, keeper_problem=problem)

@@ -17,7 +17,7 @@ from poolctl.runners.keeping.kept import KeeperLink
 from poolctl.runners.link import LinkLost
 
 from .pool import ManagedPool
-from .presence import Presence
+from .runtime_files import RuntimeFiles
 
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
@@ -33,7 +33,7 @@ class Supervisor:
         self._calm = calm
         self.directory = directory
         self.files = list(files)
-        self._presence = Presence(directory, files)
+        self._runtime_files = RuntimeFiles(directory, files)
         self._begun = self._told_to_end = False
 
     async def run(self) -> int:
@@ -52,7 +52,7 @@ class Supervisor:
             self._state_dir(),
             keeper,
             hello,
-            self._presence,
+            self._runtime_files,
             self._over.set,
             self._make_way,
         )
@@ -60,7 +60,7 @@ class Supervisor:
         _, fds = await keeper.call({"op": "get", "name": store_keys.CONTROL})
         listener = socket.socket(fileno=fds[0])
         await self._pool.begin(listener)
-        self._presence.show(self._pool.name, int(hello["pid"]))
+        self._runtime_files.publish(self._pool.name, int(hello["pid"]))
         for report in self._early_exits:
             self._pool.exit_reported(report)
         self._begun = True
@@ -68,7 +68,7 @@ class Supervisor:
             self._terminate()
         await self._adopted(keeper)
         await self._over.wait()
-        self._presence.withdraw()
+        self._runtime_files.withdraw()
         await self._pool.end()
         # Waited for: a keeper that has not heard it starts the next supervisor.
         with contextlib.suppress(LinkLost, TimeoutError):
@@ -124,7 +124,7 @@ class Supervisor:
         os._exit(0)
 
     def _keeper_lost(self) -> None:
-        if self._presence.withdrawn or self._over.is_set():
+        if self._runtime_files.withdrawn or self._over.is_set():
             self._over.set()
             return
         # Nothing else happens in this process from here on: what it does not do, its successor will.

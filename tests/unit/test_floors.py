@@ -32,7 +32,7 @@ FLOORS = {
 WITHIN = {
     "supervisor": {
         "health": 2, "succession": 2, "configuration": 3, "verbs": 4, "observers": 5,
-        "debounced": 0, "later": 0, "naming": 0, "newcomer": 0, "settle": 0,
+        "debounced": 0, "deferred_imports": 0, "naming": 0, "admission": 0, "resolve_config": 0,
     },
     "runners": {
         "aside": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "descriptor": 0, "link": 1, "spec": 1,
@@ -58,7 +58,7 @@ LIGHT = [
 ]  # fmt: skip
 HEAVY = {"pydantic", "pydantic_core", "typer", "rich", "yaml"}  # click comes with uvicorn
 
-MOST_LINES = 300
+MOST_LINES = 400
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", "base"}
 
 
@@ -188,7 +188,7 @@ def test_the_standard_library_is_enough(name: str, bare_modules: set[str]) -> No
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_no_file_is_longer_than_three_hundred_lines(path: Path) -> None:
+def test_no_file_is_longer_than_four_hundred_lines(path: Path) -> None:
     with path.open() as file:
         lines = sum(1 for _ in file)
     assert lines <= MOST_LINES

@@ -61,23 +61,23 @@ def _stop_survivors(request: Request, place: Place) -> Outcome | None:
     """End the selected servers that still serve; None when there are none."""
     from poolctl.cli.offline import find_survivors
     from poolctl.runners.survivors import are_there
-    from poolctl.supervisor.leftovers import forget_wanted, remove_leftovers
+    from poolctl.supervisor.stale_files import forget_desired_state, remove_stale_files
 
     everything = request.selector().selects_all
     if not are_there(place.directory):
-        forget_wanted(place.directory, None if everything else _names(request, place))
-        remove_leftovers(place.directory)
+        forget_desired_state(place.directory, None if everything else _names(request, place))
+        remove_stale_files(place.directory)
         return None
     found = find_survivors(place)
     items = _items_before(request, place, found, everything=everything)
     names = {str(each["name"]) for each in items}
-    forget_wanted(place.directory, None if everything else names)
+    forget_desired_state(place.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
     warnings = _end(chosen, request.seconds("timeout") or _STOP_SECONDS)
     for survivor in found:
         survivor.close()
     if everything:
-        remove_leftovers(place.directory)
+        remove_stale_files(place.directory)
     ended = {str(survivor.said["server"]) for survivor in chosen} - {""}
     items = [{**each, **_AT_REST} if each["name"] in ended else each for each in items]
     message = f"{servers(len(ended))} stopped, which had lost keeper and supervisor"

@@ -22,9 +22,9 @@ from poolctl.monitor.events import Events
 from poolctl.runners.keeping.listen import Opener
 from poolctl.runners.link import Link, LinkLost
 
-from .dashboard_heirs import inherit
 from .dashboard_process import Process
 from .dashboard_settings import Told
+from .dashboard_takeover import take_over
 
 if TYPE_CHECKING:
     from poolctl.config import Dashboard as Table
@@ -146,7 +146,7 @@ class Dashboard:
         self._adopted = True
         reply, fds = await self._keeper.call({"op": "get", "name": store_keys.DASHBOARD})
         if not fds:
-            left = await asyncio.to_thread(inherit, self._directory)
+            left = await asyncio.to_thread(take_over, self._directory)
             if left is not None:
                 self._hold(*left)
             return

@@ -14,14 +14,14 @@ from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.runners.local import LocalRunner
 
-from ..later import Later
+from ..deferred_imports import DeferredImports
 from ..succession.memory import Memory
 from ..verbs.verbs import Verbs
-from .beside import Beside, Premises
-from .chronicle import Chronicle
-from .exposure import Exposure
+from .dashboard_manager import DashboardManager, PoolEnvironment
+from .event_recorder import EventRecorder
+from .metrics_endpoint import MetricsEndpoint
 from .monitoring import Monitoring
-from .notifying import Notifying
+from .notifications import Notifications
 from .statistics import Statistics
 
 _NOTIFIED = "notify.json"
@@ -33,13 +33,13 @@ class Observers:
     None of them can keep the pool from anything: what they fail at is theirs.
     """
 
-    def __init__(self, premises: Premises, clock: Clock, about: Callable[[], Document]) -> None:
+    def __init__(self, environment: PoolEnvironment, clock: Clock, about: Callable[[], Document]) -> None:
         self.events = Events(clock)
-        self._configuration = premises.configuration
-        self._keeper = premises.keeper
-        self._state_directory = premises.state_directory
+        self._configuration = environment.configuration
+        self._keeper = environment.keeper
+        self._state_directory = environment.state_directory
         self._about = about
-        self._beside = Beside(premises, self.events)
+        self._dashboard = DashboardManager(environment, self.events)
 
     def record(self) -> None:
         """Keep events where the configuration in force says."""
@@ -55,24 +55,28 @@ class Observers:
     def tell(self, adopted: int) -> None:
         """Record what becomes of the servers, and tell people; `adopted` workers of the supervisor before are there."""
         # First, so that it hears of the beginning, too.
-        self._notifying = Notifying(self._engine, self._configuration, f"{self._state_directory}/{_NOTIFIED}")
+        self._notifications = Notifications(
+            self._engine, self._configuration, f"{self._state_directory}/{_NOTIFIED}"
+        )
         if self._configuration.problems:
             return
-        Chronicle(self._engine, self._statistics.totals.moved).begin(adopted, self._about())
+        EventRecorder(self._engine, self._statistics.totals.moved).begin(adopted, self._about())
 
-    async def answer(self, verbs: Verbs, later: Later) -> None:
+    async def answer(self, verbs: Verbs, deferred: DeferredImports) -> None:
         """Answer what is asked of them, and expose."""
         verbs.add("stats", self._statistics.stats)
         verbs.add("monitor", Monitoring(self._engine, self._statistics.totals).monitor)
-        verbs.add("dashboard", self._beside.dashboard)
-        self._exposure = Exposure(self._engine, self._statistics, self._about(), self._keeper, self.events)
-        verbs.add("metrics", self._exposure.verb)
-        await self._exposure.begin(self._configuration, later)
-        verbs.add("notify", self._notifying.notify)
+        verbs.add("dashboard", self._dashboard.dashboard)
+        self._metrics = MetricsEndpoint(
+            self._engine, self._statistics, self._about(), self._keeper, self.events
+        )
+        verbs.add("metrics", self._metrics.verb)
+        await self._metrics.begin(self._configuration, deferred)
+        verbs.add("notify", self._notifications.notify)
 
     def show(self) -> None:
         """Run what is configured beside the servers."""
-        self._beside.begin(self._statistics)
+        self._dashboard.begin(self._statistics)
 
     def leave_behind(self) -> None:
         """Leave to a successor what was counted."""
@@ -81,18 +85,18 @@ class Observers:
     def remember(self) -> None:
         """Write what has happened, and what has been told."""
         self.events.flush()
-        self._notifying.remember()
+        self._notifications.remember()
 
     async def hide(self) -> None:
         """End what runs beside the servers."""
-        await self._beside.aclose()
-        await self._exposure.close()
+        await self._dashboard.aclose()
+        await self._metrics.close()
 
     async def close(self) -> None:
         """Record the end, and tell of it."""
         self.events.record("pool", "supervisor ended", pid=os.getpid())
         self.events.flush()
-        await self._notifying.close()
+        await self._notifications.close()
         self.events.close()
 
     def _keep_events(self, tables: Tables) -> None:

@@ -13,8 +13,8 @@ from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidat
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector, SelectorError, selection_needed
 
+from ..admission import obstacles
 from ..configuration import Configuration
-from ..newcomer import obstacles
 from .order import Order
 from .reports import Reports, late
 from .room import ensure_room, size

@@ -19,7 +19,7 @@ from poolctl.pool.select import Selector
 from poolctl.runners import withheld
 
 from ..configuration import Configuration
-from ..settle import Settled
+from ..resolve_config import ResolvedConfig
 from .certificates import expired
 from .changes import Change, Kind, Running, Written, plan
 from .order import Order
@@ -43,32 +43,32 @@ class Reload:
         """Apply the difference between the files and what is in force, or say it; nothing if they have problems."""
         async with self._turn:
             environment = options.get("env")
-            settled = await self._configuration.read(environment, keep=self._engine.entries)
-            if settled.problems:
-                return self._refused(settled.problems)
-            if not settled.servers and self._engine.entries:
+            resolved = await self._configuration.read(environment, keep=self._engine.entries)
+            if resolved.problems:
+                return self._refused(resolved.problems)
+            if not resolved.servers and self._engine.entries:
                 hint = "poolctl stop ends the pool"
                 return self._refused([failure(PoolValidateError, "there is no server in the files", hint)])
-            written = Written(settled.servers, await asyncio.to_thread(_files, settled.servers))
+            written = Written(resolved.servers, await asyncio.to_thread(_files, resolved.servers))
             changes = plan(map(running, self._engine.entries.values()), written, self._configuration.missing)
-            problems = await asyncio.to_thread(settled.outside, {change.name for change in changes})
+            problems = await asyncio.to_thread(resolved.outside, {change.name for change in changes})
             if not options.get("force"):
-                problems += await asyncio.to_thread(self._expired, settled.servers, changes)
+                problems += await asyncio.to_thread(self._expired, resolved.servers, changes)
             if problems:
                 return self._refused(problems)
-            lines = [each.to_dict() for each in [*self._of_the_pool(settled), *changes]]
+            lines = [each.to_dict() for each in [*self._of_the_pool(resolved), *changes]]
             if options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
-                return result(self._items(), exit_code=code, warnings=settled.warnings, changes=lines)
-            ensure_room_for_all(self._engine, settled.servers)
-            applied = _Application(self._engine, changes, settled.servers)
+                return result(self._items(), exit_code=code, warnings=resolved.warnings, changes=lines)
+            ensure_room_for_all(self._engine, resolved.servers)
+            applied = _Application(self._engine, changes, resolved.servers)
             if options.get("force"):
                 for name in {change.name for change in changes}:
                     self._engine.runner.forget_certificate(name)
             applied.begin()
             self._record(lines)
             known = withheld.present()
-            self._configuration.accept(settled, environment)
+            self._configuration.accept(resolved, environment)
             exposed = [name for name in withheld.present() if name not in known]
             if environment:
                 for name in applied.replaced:
@@ -76,7 +76,7 @@ class Reload:
             renewal = await applied.renew()
         code, errors, warnings = await applied.conclude(options, progress)
         errors += renewal
-        warnings += [*self._exposed_to(exposed, applied.replaced), *settled.warnings]
+        warnings += [*self._exposed_to(exposed, applied.replaced), *resolved.warnings]
         return result(
             self._items(),
             errors,
@@ -117,13 +117,13 @@ class Reload:
                 **where,
             )
 
-    def _of_the_pool(self, settled: Settled) -> Iterable[Change]:
-        if settled.name != self._configuration.name:
-            message = f"the pool's name: {self._configuration.name} → {settled.name}"
+    def _of_the_pool(self, resolved: ResolvedConfig) -> Iterable[Change]:
+        if resolved.name != self._configuration.name:
+            message = f"the pool's name: {self._configuration.name} → {resolved.name}"
             yield Change(Kind.UPDATE, POOL, "", ("pool.name",), message)
-        now, then = self._configuration.tables.to_dict(), settled.tables.to_dict()
+        now, then = self._configuration.tables.to_dict(), resolved.tables.to_dict()
         for name in TABLE_NAMES:
-            if getattr(settled.tables, name) != getattr(self._configuration.tables, name):
+            if getattr(resolved.tables, name) != getattr(self._configuration.tables, name):
                 keys = _changed(name, now.get(name), then.get(name))
                 yield Change(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {', '.join(keys)}")
 

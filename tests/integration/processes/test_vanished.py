@@ -66,7 +66,7 @@ def test_a_directory_that_cannot_be_made_is_tried_again(pool: RealPool, until: A
     directory, log = directory_of(pool), Path(f"/proc/{pool.info()['supervisor_pid']}/fd/2")
     shutil.rmtree(directory)
     directory.write_text("in the way")
-    until(lambda: "cannot be made" in log.read_text())
+    until(lambda: "cannot be restored" in log.read_text())
     assert pool.run("status").code != 0
     directory.unlink()
     until(lambda: pool.run("status").code == 0)

@@ -12,7 +12,7 @@ from poolctl.config import Tables
 from poolctl.core.core import Engine
 from poolctl.pool.select import Selector
 from poolctl.supervisor.configuration import Configuration
-from poolctl.supervisor.settle import Settled
+from poolctl.supervisor.resolve_config import ResolvedConfig
 from poolctl.supervisor.succession.memory import Memory
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.unit.supervisor.slow_runner import SlowRunner
@@ -31,10 +31,10 @@ class Files(Configuration):
 
     async def read(
         self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
-    ) -> Settled:
+    ) -> ResolvedConfig:
         self.reads.append(environment)
         await asyncio.sleep(0)
-        return Settled(
+        return ResolvedConfig(
             self.name, [] if self.wrong else list(self.written), list(self.wrong), tables=self.told
         )
 

@@ -1,4 +1,4 @@
-"""What a supervisor says of itself: to whoever pings it, and in the summary of the pool."""
+"""How a supervisor identifies itself: in its answer to a ping, and in the summary of the pool."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from poolctl import __version__
 from poolctl.control.messages import PROTOCOL, Document
 
 
-def about(name: str, files: Sequence[str], keeper_pid: int, *, calm: bool, keeper_problem: str) -> Document:
-    """The pool's name and files, the versions, and the processes; `calm`: it does only what is ordered.
+def identity(
+    name: str, files: Sequence[str], keeper_pid: int, *, calm: bool, keeper_problem: str
+) -> Document:
+    """The pool's name and files, the versions, and the processes; `calm`: it takes no action by itself.
 
     `keeper_problem` is what is wrong with its keeper, if anything is.
     """

@@ -12,7 +12,7 @@ from poolctl.platform import peer_credentials
 _ANSWER_SECONDS = 2.0
 
 
-def inherit(directory: str) -> tuple[str, list[socket.socket]] | None:
+def take_over(directory: str) -> tuple[str, list[socket.socket]] | None:
     """Its address and its sockets, when there is such a process, which ends then. Blocks for at most two seconds."""
     for sock, answer in rendezvous.ask(directory, rendezvous.DASHBOARD, _ANSWER_SECONDS):
         with sock:

@@ -1,4 +1,4 @@
-"""Turns what the engine does into events: states of servers, ends of workers, how many there are to be."""
+"""Records what the core does as events: states of servers, ends of workers, how many there are to be."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Seen:
         self.last_end = ""
 
 
-class Chronicle:
+class EventRecorder:
     """`look` is called for each entry that may have changed; where nothing has, that costs two microseconds.
 
     `moved` is told at once of an entry that went from one state to another.

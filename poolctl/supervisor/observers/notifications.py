@@ -1,4 +1,4 @@
-"""Notifications of a managed pool: nothing of them is loaded while nobody is to be told."""
+"""Notifications of a managed pool; nothing of them is loaded while no receiver is configured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from poolctl.monitor.notify.notifier import Notifier
 
 
-class Notifying:
+class Notifications:
     """`path` is the file in which a successor finds what is not told yet."""
 
     def __init__(self, engine: Engine, configuration: Configuration, path: str) -> None:

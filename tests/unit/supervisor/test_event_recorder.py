@@ -11,7 +11,7 @@ from poolctl.control.server import Request
 from poolctl.core.audit_context import ordered
 from poolctl.monitor.journal import Journal
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.observers.chronicle import Chronicle
+from poolctl.supervisor.observers.event_recorder import EventRecorder
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -26,7 +26,7 @@ class Told:
         self._desk = desk
         self.all: list[dict[str, Any]] = []
         desk.engine.events.subscribe(self.all.append)
-        Chronicle(desk.engine).begin(adopted, ABOUT)
+        EventRecorder(desk.engine).begin(adopted, ABOUT)
 
     def take(self, *kinds: str) -> list[dict[str, Any]]:
         """What was recorded since the last time, of these kinds."""

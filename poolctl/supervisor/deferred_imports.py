@@ -1,7 +1,7 @@
-"""What no start needs is imported soon after it, a module at a time.
+"""Modules that no start needs are imported soon after it, one at a time.
 
 Soon, because a package's files may be replaced under a running process. One at a time, because an import stops the
-loop: all at once took 15 ms, in which nobody was woken.
+loop: all at once took 15 ms, in which no sleeping server could be woken.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _AFTER_START_SECONDS = 1.0
 _BETWEEN_SECONDS = 0.02
 
 
-class Later:
-    """Steps that are taken one by one, with the loop's other work between them, from a second after `begin` on."""
+class DeferredImports:
+    """Imports and calls, one at a time with the loop's other work between them, from a second after `start` on."""
 
     def __init__(self) -> None:
         self._steps: deque[Callable[[], Any]] = deque()
 
-    def have(self, modules: Iterable[str], then: Callable[[], Any] | None = None) -> None:
+    def add(self, modules: Iterable[str], then: Callable[[], Any] | None = None) -> None:
         """Import these modules of the supervisor's, or `poolctl.` ones by their whole names; call `then` after it."""
         for name in modules:
             whole = name if name.startswith("poolctl.") else f"{__package__}.{name}"
@@ -31,7 +31,7 @@ class Later:
         if then is not None:
             self._steps.append(then)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Take the first step a second from now."""
         asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, self._step)
 

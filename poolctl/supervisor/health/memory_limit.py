@@ -24,8 +24,8 @@ def _measured(pids: Iterable[int]) -> dict[int, int | None]:
     return {pid: memory_bytes(pid) for pid in pids}
 
 
-class Footprint:
-    """`look` is told of each server that may have changed, `ail(entry, worker, kind, seen)` of what is too large."""
+class MemoryLimit:
+    """`look` gets each server that may have changed, `ail(entry, worker, kind, seen)` each worker that is too large."""
 
     def __init__(
         self,

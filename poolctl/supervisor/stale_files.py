@@ -1,4 +1,4 @@
-"""What a pool that was killed leaves in its runtime directory: a socket that nobody hears, a name, what was wanted."""
+"""The files that a killed pool leaves in its runtime directory: a dead socket, a name, the desired state."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from poolctl.keeper import desired_state_file, rendezvous
 from .launch import listens
 
 
-def remove_leftovers(pool_directory: str) -> None:
+def remove_stale_files(pool_directory: str) -> None:
     """Remove them, unless the pool runs or is being started. Never fails."""
     if os.path.lexists(f"{pool_directory}/{SOCKET_NAME}"):
         _unless_it_runs(pool_directory, _remove)
 
 
-def forget_wanted(pool_directory: str, names: Collection[str] | None = None) -> None:
+def forget_desired_state(pool_directory: str, names: Collection[str] | None = None) -> None:
     """Let the next start find these servers, or all, as deliberately stopped ones. Never fails."""
     left = desired_state_file.read(pool_directory)
     if not left:

@@ -1,4 +1,4 @@
-"""A runtime directory that vanishes under a running pool, by a cleaner of /tmp or at a logout, is made again."""
+"""Restores the runtime directory of a running pool that vanishes, by a cleaner of /tmp or at a logout."""
 
 from __future__ import annotations
 
@@ -11,63 +11,63 @@ from collections.abc import Awaitable, Callable
 
 from poolctl.control.directory import SOCKET_NAME, make_private
 
-from .presence import Presence
+from .runtime_files import RuntimeFiles
 
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Reappear:
-    """Looks whether the pool can be found, until its presence is withdrawn.
+class RuntimeWatch:
+    """Checks that the pool can be found, until its runtime files are withdrawn.
 
-    `listen` gets another control socket, when there is none at its path any more; `again` leaves there what else
-    belongs there.
+    `listen` gets another control socket when there is none at its path any more; `again` writes what else belongs into
+    the directory.
     """
 
     def __init__(
         self,
         directory: str,
-        presence: Presence,
+        runtime_files: RuntimeFiles,
         listen: Callable[[socket.socket], Awaitable[None]],
         again: Callable[[], None],
     ) -> None:
         self._directory = directory
-        self._presence = presence
+        self._runtime_files = runtime_files
         self._listen = listen
         self._again = again
         self._failure = ""
 
-    async def look(self) -> None:
-        """Look once a second."""
+    async def watch(self) -> None:
+        """Check once a second."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            if self._presence.withdrawn:
+            await asyncio.sleep(_CHECK_SECONDS)
+            if self._runtime_files.withdrawn:
                 return
             if not self._is_found():
-                await self._appear()
-            elif not self._presence.complete:
-                self._presence.renew()
+                await self._restore()
+            elif not self._runtime_files.complete:
+                self._runtime_files.republish()
 
     def _is_found(self) -> bool:
         return all(os.path.lexists(f"{self._directory}/{name}") for name in (SOCKET_NAME, "info.json"))
 
-    async def _appear(self) -> None:
+    async def _restore(self) -> None:
         try:
             make_private(self._directory)
             listener = self._listener()
             if listener is not None:
                 await self._listen(listener)
-            self._presence.renew()
+            self._runtime_files.republish()
             self._again()
         except OSError as error:
             if str(error) != self._failure:
                 self._failure = str(error)
-                logger.error("the pool cannot be found any more, its directory cannot be made: %s", error)
+                logger.error("the pool's runtime directory has vanished and cannot be restored: %s", error)
             return
         self._failure = ""
-        if self._presence.complete:
-            logger.warning("%s had vanished, at least in parts: it is there again", self._directory)
+        if self._runtime_files.complete:
+            logger.warning("%s had vanished, at least in part, and was restored", self._directory)
 
     def _listener(self) -> socket.socket | None:
         from .launch import listen

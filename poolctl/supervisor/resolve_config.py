@@ -1,4 +1,4 @@
-"""From the files to the servers as they will run: validated, with the ports of `auto` addresses chosen."""
+"""The servers of the files as they will run: validated, with the ports of `auto` addresses chosen."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from poolctl.listeners.ports import PortLedger
 
 
 @dataclass
-class Settled:
-    """What the files came to: the servers in their order and the pool's name, or every problem and no servers."""
+class ResolvedConfig:
+    """What the files define: the servers in their order and the pool's name, or every problem and no servers."""
 
     name: str
     servers: list[ServerConfig] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Settled:
         return [str(warning) for warning in self.config.warnings] if self.config is not None else []
 
 
-class Settler:
+class ConfigResolver:
     """Reads the files of one pool; `name` is the pool's where they name none."""
 
     def __init__(self, files: Sequence[str], state_directory: str, name: str) -> None:
@@ -48,7 +48,7 @@ class Settler:
         self._ledger = os.path.join(state_directory, "ports.json")
         self._name = name
 
-    def settle(self, env: Mapping[str, str], *, keep: Collection[str] | None = None) -> Settled:
+    def resolve(self, env: Mapping[str, str], *, keep: Collection[str] | None = None) -> ResolvedConfig:
         """What the files say, with `env` for `${VAR}`. Blocks on the disk.
 
         Ports are remembered for the servers of the files and those named in `keep`; with None for nobody more.
@@ -56,10 +56,10 @@ class Settler:
         try:
             config = load(self._files, env)
             if config.problems:
-                return Settled(self._name, problems=[problem.to_dict() for problem in config.problems])
+                return ResolvedConfig(self._name, problems=[problem.to_dict() for problem in config.problems])
             settings = config.settings
             base_dir = os.path.dirname(self._files[0])
-            return Settled(
+            return ResolvedConfig(
                 settings.name or self._name,
                 self._with_ports(list(config), settings.port_range, keep or ()),
                 surroundings=Surroundings(config.defaults, base_dir, settings.handlers),
@@ -68,9 +68,9 @@ class Settler:
                 tables=config.tables,
             )
         except PoolError as error:
-            return Settled(self._name, problems=error.to_list())
+            return ResolvedConfig(self._name, problems=error.to_list())
         except ServerError as error:
-            return Settled(self._name, problems=[error.to_dict()])
+            return ResolvedConfig(self._name, problems=[error.to_dict()])
 
     def port(self, server: ServerConfig, port_range: tuple[int, int], avoid: Collection[int]) -> ServerConfig:
         """The server on the port that was chosen for it, if it asks for one. Raises ServerError; blocks."""

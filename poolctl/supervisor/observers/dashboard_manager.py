@@ -1,4 +1,4 @@
-"""What the pool runs beside its servers when its files say so. Nothing of it is loaded before."""
+"""Runs the dashboard if the configuration has one. Nothing of it is loaded before."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _HINT = "add [dashboard] to the pool's file, then poolctl reload"
 
 
-class Premises(NamedTuple):
-    """What a pool has before it has servers: its files, the link to its keeper, where it lives, what it remembers."""
+class PoolEnvironment(NamedTuple):
+    """The configuration, the link to the keeper, and the directories for runtime files and state."""
 
     configuration: Configuration
     keeper: Link
@@ -35,24 +35,24 @@ class Premises(NamedTuple):
     state_directory: str
 
 
-class Beside:
-    """The dashboard, as the configuration in force wants it."""
+class DashboardManager:
+    """Starts, changes and ends the dashboard as the configuration in force says."""
 
-    def __init__(self, premises: Premises, events: Events) -> None:
-        self._premises = premises
-        self._configuration = premises.configuration
+    def __init__(self, environment: PoolEnvironment, events: Events) -> None:
+        self._environment = environment
+        self._configuration = environment.configuration
         self._events = events
         self._dashboard: Dashboard | None = None
 
     def begin(self, statistics: Statistics) -> None:
-        """Have what is configured, now and after each reload."""
+        """Apply the configuration, now and after each reload."""
         self._statistics = statistics
         self._configuration.followers.append(self._follow)
         if not self._configuration.problems:
             self._follow(self._configuration.tables)
 
     async def aclose(self) -> None:
-        """End all of it."""
+        """End the dashboard."""
         if self._dashboard is not None:
             await self._dashboard.aclose()
 
@@ -67,17 +67,17 @@ class Beside:
             from .dashboard import Dashboard
 
             self._dashboard = Dashboard(
-                self._premises.keeper, self._premises.directory, self._events, self._told
+                self._environment.keeper, self._environment.directory, self._events, self._settings
             )
         self._dashboard.want(tables.dashboard)
 
-    def _told(self, table: Table) -> Told:
+    def _settings(self, table: Table) -> Told:
         from .dashboard_settings import settings_of
 
         return settings_of(
             table,
-            directory=self._premises.directory,
-            state_directory=self._premises.state_directory,
+            directory=self._environment.directory,
+            state_directory=self._environment.state_directory,
             name=self._configuration.name,
             env=self._configuration.environment,
         )
@@ -89,7 +89,7 @@ class Beside:
             problem = failure(PoolMonitorError, "this pool has no dashboard", _HINT)
             return result([], [problem], exit_code=NOT_AS_DESIRED)
         # A supervisor that serves commands only leaves the page's process to itself.
-        found = await (page.where() if page is not None else asyncio.to_thread(self._told, table))
+        found = await (page.where() if page is not None else asyncio.to_thread(self._settings, table))
         if found is None:
             why = page.problem if page is not None else ""
             problem = failure(PoolMonitorError, f"the dashboard: {why}", "poolctl events")

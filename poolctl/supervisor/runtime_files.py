@@ -1,4 +1,4 @@
-"""By what a running pool is found: the file that says who serves it, and its name."""
+"""The files by which a running pool is found: `info.json`, and a link of the pool's name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from poolctl.keeper import rendezvous
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Presence:
-    """What is in the pool's runtime directory for others to see, until it is withdrawn."""
+class RuntimeFiles:
+    """Writes them into the pool's runtime directory, until they are withdrawn."""
 
     def __init__(self, directory: str, files: Sequence[str]) -> None:
         self._directory = directory
@@ -27,19 +27,19 @@ class Presence:
         self.withdrawn = False
         self.complete = True
 
-    def show(self, name: str, keeper_pid: int) -> None:
-        """Be found by this name, and not by the one before; what cannot be written now leaves it incomplete."""
+    def publish(self, name: str, keeper_pid: int) -> None:
+        """Make the pool known by this name, and no longer by the one before; if that fails, `complete` is False."""
         if self.withdrawn:
             return
         before = self.complete
         try:
-            self._show(name, keeper_pid)
+            self._write(name, keeper_pid)
         except OSError as error:
             self.complete = False
             if before:
-                logger.warning("what runs here cannot be written down: %s", error)
+                logger.warning("cannot write the pool's runtime files: %s", error)
 
-    def _show(self, name: str, keeper_pid: int) -> None:
+    def _write(self, name: str, keeper_pid: int) -> None:
         if self._name not in ("", name):
             self._unlink_name()
         self._name, self._keeper_pid = name, keeper_pid
@@ -54,23 +54,23 @@ class Presence:
         path = os.path.join(self._directory, "info.json")
         with open(f"{path}.new", "w", encoding="utf-8") as file:
             json.dump(info, file)
-        # Whoever reads meanwhile finds the whole of the one or of the other.
+        # A reader finds the old or the new content whole.
         os.replace(f"{path}.new", path)
         self.complete = True
         self._link_name()
 
     def rename(self, name: str) -> None:
-        """Be found by another name, if it is one."""
+        """Make the pool known by another name."""
         if self._name and name != self._name:
-            self.show(name, self._keeper_pid)
+            self.publish(name, self._keeper_pid)
 
-    def renew(self) -> None:
-        """Be found again, if what says so has vanished."""
+    def republish(self) -> None:
+        """Write the files again, if they have vanished."""
         if self._name:
-            self.show(self._name, self._keeper_pid)
+            self.publish(self._name, self._keeper_pid)
 
     def withdraw(self) -> None:
-        """Be found no more. Once: soon the files may be those of another supervisor."""
+        """Remove the files; only once, because later they may be those of another supervisor."""
         if self.withdrawn:
             return
         self.withdrawn = True

@@ -1,6 +1,6 @@
-"""The metrics for whoever asks: by the verb, and on the address of the configuration.
+"""The metrics, by the verb `metrics` and on the configured address.
 
-A pool's start does not pay for the modules that this takes. They are imported soon after it all the same: an upgrade
+A pool's start does not pay for the modules that this takes. They are imported soon after it, because an upgrade
 may replace their files underneath a process that runs.
 """
 
@@ -19,7 +19,7 @@ from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 
 from ..configuration import Configuration
-from ..later import Later
+from ..deferred_imports import DeferredImports
 from .statistics import Statistics
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _MODULES = (
 )
 
 
-class Exposure:
+class MetricsEndpoint:
     """`about` is what is said of the pool as a whole."""
 
     def __init__(
@@ -47,13 +47,13 @@ class Exposure:
         self._events = events
         self._made: tuple[Metrics, MetricsAddress] | None = None
 
-    async def begin(self, configuration: Configuration, later: Later) -> None:
+    async def begin(self, configuration: Configuration, deferred: DeferredImports) -> None:
         """Follow the configuration, beginning with what is in force."""
         configuration.followers.append(self._follow)
         if configuration.tables.metrics is not None:
             await self._load()[1].begin(configuration.tables)
         else:
-            later.have(_MODULES, self._load)
+            deferred.add(_MODULES, self._load)
 
     async def verb(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """The verb: the metrics as text, as OpenMetrics if that is asked for."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from poolctl.core.state import Entry, Worker
 from poolctl.platform import memory_bytes
-from poolctl.supervisor.health.footprint import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, Footprint
+from poolctl.supervisor.health.memory_limit import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, MemoryLimit
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 MIB = 1024 * 1024
@@ -22,7 +22,7 @@ class Scales:
         self.size: int | None = 10 * MIB
         self.weighed: list[list[int]] = []
         self.told: list[str] = []
-        self.footprint = Footprint(self.desk.clock, self.ails, self.measure)
+        self.footprint = MemoryLimit(self.desk.clock, self.ails, self.measure)
         self.desk.engine.listeners.add(self.footprint.look)
 
     def ails(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:

@@ -6,29 +6,29 @@ import asyncio
 import subprocess
 import sys
 
-from poolctl.supervisor import later
-from poolctl.supervisor.health import looking_after
-from poolctl.supervisor.later import Later
-from poolctl.supervisor.observers import exposure
+from poolctl.supervisor import deferred_imports
+from poolctl.supervisor.deferred_imports import DeferredImports
+from poolctl.supervisor.health import setup
+from poolctl.supervisor.observers import metrics_endpoint
 from poolctl.supervisor.verbs import verbs
 
 
 def test_steps_are_taken_in_order_with_other_work_between_them() -> None:
     async def scenario() -> list[str]:
         seen: list[str] = []
-        steps = Later()
-        steps.have([], lambda: seen.append("first"))
-        steps.have(["poolctl.states"], lambda: seen.append("second"))
-        steps.begin()
+        steps = DeferredImports()
+        steps.add([], lambda: seen.append("first"))
+        steps.add(["poolctl.states"], lambda: seen.append("second"))
+        steps.start()
         assert seen == []
 
         def between() -> None:
             seen.append("between")
             if "second" not in seen:
-                loop.call_later(later._BETWEEN_SECONDS / 4, between)
+                loop.call_later(deferred_imports._BETWEEN_SECONDS / 4, between)
 
         loop = asyncio.get_running_loop()
-        loop.call_later(later._AFTER_START_SECONDS, between)
+        loop.call_later(deferred_imports._AFTER_START_SECONDS, between)
         async with asyncio.timeout(10):
             while "second" not in seen:
                 await asyncio.sleep(0.01)
@@ -40,7 +40,7 @@ def test_steps_are_taken_in_order_with_other_work_between_them() -> None:
 
 
 def test_a_start_imports_none_of_it_and_afterwards_all_of_it_is_there() -> None:
-    names = [*looking_after._MODULES, *exposure._MODULES, *verbs.CHANGING, "succession.rescue"]
+    names = [*setup._MODULES, *metrics_endpoint._MODULES, *verbs.CHANGING, "succession.rescue"]
     whole = [name if name.startswith("poolctl.") else f"poolctl.supervisor.{name}" for name in names]
     look = f"""
 import sys
@@ -53,7 +53,7 @@ for name in names:
 there = set(sys.modules)
 from poolctl.supervisor.verbs import live, reload, upgrade
 from poolctl.supervisor.succession import rescue
-from poolctl.supervisor.health import recovery, footprint, heartbeat
+from poolctl.supervisor.health import recovery, memory_limit, heartbeat
 from poolctl.supervisor.observers import metrics, metrics_address
 late = set(sys.modules) - there
 assert not late, late
