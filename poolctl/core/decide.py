@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from poolctl.probes.attendance import Attending, attendance
+from poolctl.probes.rotation import Attending, attendance
 from poolctl.states import State
 
 from .sleep import Arm, Disarm, Sleep, asleep, tired

@@ -12,9 +12,9 @@ from .decide import Phase
 from .state import Entry, Worker
 
 if TYPE_CHECKING:
-    from poolctl.probes.check import Check
-    from poolctl.probes.checkup import Checkup
+    from poolctl.probes.probe import Check
     from poolctl.probes.schedule import Schedule
+    from poolctl.probes.worker_probes import Checkup
 
     from .core import Engine
 
@@ -91,8 +91,8 @@ class Probing:
     def _make(self, entry: Entry, worker: Worker) -> Checkup:
         assert worker.placement is not None
         # A pool whose servers have no probes, which is most of them, need not have what asks them.
-        from poolctl.probes.checkup import Checkup
         from poolctl.probes.schedule import Schedule
+        from poolctl.probes.worker_probes import Checkup
 
         self._schedule = self._schedule or Schedule()
         connect = partial(self._runner.connect, worker.placement)

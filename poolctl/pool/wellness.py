@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from poolctl.config import ServerConfig
-from poolctl.probes.attendance import Attending, attendance
-from poolctl.probes.check import Check
-from poolctl.probes.checkup import Checkup
+from poolctl.probes.probe import Check
+from poolctl.probes.rotation import Attending, attendance
+from poolctl.probes.worker_probes import Checkup
 from poolctl.runners.protocol import Placement, Runner, WorkerFailed
 from poolctl.states import State, Status
 

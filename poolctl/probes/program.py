@@ -14,7 +14,7 @@ from poolctl.platform import bounded_file
 from poolctl.runners import withheld
 from poolctl.runners.spec import environment, user_ids
 
-from .line import Told
+from .connection import Told
 
 _LONGEST_WORDS_BYTES = 4096
 # What a program prints stays in memory until it ends.

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable
 from typing import Protocol
 
-from .ears import Ears
+from .multiplexer import Ears
 
 # Together is cheaper than one by one, and nobody asks for more precision.
 GRAIN_SECONDS = 0.02

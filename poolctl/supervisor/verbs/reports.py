@@ -17,7 +17,7 @@ from poolctl.runners import withheld
 from poolctl.states import Status
 
 if TYPE_CHECKING:
-    from poolctl.probes.checkup import Checkup
+    from poolctl.probes.worker_probes import Checkup
 
 
 class Reports:

@@ -12,10 +12,10 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Probe
-from poolctl.probes.asker import Asker, asker_of
-from poolctl.probes.check import Check
-from poolctl.probes.ears import Ears
-from poolctl.probes.question import HttpQuestion, statuses
+from poolctl.probes.multiplexer import Ears
+from poolctl.probes.probe import Check
+from poolctl.probes.prober import Asker, asker_of
+from poolctl.probes.request import HttpQuestion, statuses
 from poolctl.probes.schedule import Schedule
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"

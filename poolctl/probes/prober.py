@@ -12,10 +12,10 @@ from poolctl.listeners.acceptance import accepted
 from poolctl.listeners.sock_diag import is_accepted
 
 from .answer import Answer
-from .ears import Ears
-from .line import Line, Question, Told, trusting
+from .connection import Line, Question, Told, trusting
+from .multiplexer import Ears
 from .program import ProgramAsker
-from .question import HttpQuestion, speaks_tls
+from .request import HttpQuestion, speaks_tls
 
 # A new connection to the worker, for `http` or `echo`; plain, no TLS is spoken on it. Raises OSError.
 Connect = Callable[[str, bool], Awaitable[socket.socket]]

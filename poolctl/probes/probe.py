@@ -10,8 +10,8 @@ from poolctl.config import Probe
 from poolctl.states import Status
 from poolctl.units import format_duration
 
-from .asker import Asker
 from .hysteresis import Hysteresis
+from .prober import Asker
 from .schedule import Schedule
 
 # Who is not ready yet is asked again sooner than it is later on.

@@ -8,8 +8,8 @@ from poolctl.config import Health, Probe, ServerConfig
 from poolctl.runners.protocol import Placement
 from poolctl.states import Status
 
-from .asker import Connect, asker_of
-from .check import Check
+from .probe import Check
+from .prober import Connect, asker_of
 from .schedule import Schedule
 
 KINDS = ("readiness", "liveness")

@@ -11,7 +11,7 @@ from typing import Protocol
 from poolctl.listeners.sock_diag import is_accepted
 
 from .answer import Answer, BadAnswer
-from .ears import Ears
+from .multiplexer import Ears
 
 _CHUNK_BYTES = 65536
 

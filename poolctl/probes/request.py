@@ -11,7 +11,7 @@ from poolctl.matching.matcher import TOO_SLOW, matcher
 from poolctl.matching.matcher import Answer as Matched
 
 from .answer import Answer
-from .line import Told
+from .connection import Told
 
 # An expression that took too long is not tried again before this time: it is the application that sends the body.
 _SLOW_PAUSE_SECONDS = 60.0
