@@ -47,86 +47,73 @@ _poolctl() {
         prev=${COMP_WORDS[COMP_CWORD - 2]}
     fi
     case $verb:$prev in
-        logs:-o | events:-o | logs:--output | events:--output) _poolctl_words 'json jsonl'; return ;;
+        events:-o | logs:-o | events:--output | logs:--output) _poolctl_words 'json jsonl'; return ;;
         config:-o | config:--output) _poolctl_words 'toml table wide json jsonl name'; return ;;
-        export:-o | export:--output) :; return ;;
+        export:-o | export:--output) _poolctl_files -d; return ;;
+        top:-o | top:--output) _poolctl_words 'json'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--name | *:--bind | *:--expose | *:--timeout | *:--log-format | *:--stop-timeout | *:--app | *:--set | *:--regex | *:-j | *:--jobs | *:-n | *:--lines | *:--since | *:--kind | *:--frames | *:--interval | *:--listen) :; return ;;
+        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
+        *:-o | *:--output) _poolctl_words 'table wide json jsonl name'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
         *:--health) _poolctl_words 'unknown ok warn ko'; return ;;
-        *:-o | *:--output) _poolctl_words 'table wide json jsonl name'; return ;;
-        *:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
-        *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags'; return ;;
         *:--target) _poolctl_words 'name bind expose'; return ;;
+        *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags'; return ;;
         *:--sort) _poolctl_words 'name state health requests latency memory cpu uptime restarts file'; return ;;
+        *:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
     esac
     case $verb in
         '')
             if [[ $cur == -* ]]; then
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
             else
-                _poolctl_words 'start stop restart run wait reload scale drain undrain enable disable add remove upgrade list filter walk status show routes dashboard metrics hosts logs events notify top validate config schema init completion export pools doctor version'
+                _poolctl_words 'add completion config dashboard disable doctor drain enable events export filter hosts init list logs metrics notify pools reload remove restart routes run scale schema show start status stop top undrain upgrade validate version wait walk'
             fi
             ;;
-        start)
+        add)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        stop)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        restart)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps --env --force -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        run)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-deps --watch --debug --log-format --stop-timeout -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        wait)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --for -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        reload)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --timeout --no-wait --dry-run --watch --env --force -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--bind --app --set -f --file -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
             fi
             ;;
-        scale)
+        completion)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_words 'bash zsh fish'
+            fi
+            ;;
+        config)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --reveal -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        dashboard)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        disable)
             if [[ $cur == -* ]]; then
                 _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
-        drain)
+        doctor)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --save -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                :
             fi
             ;;
-        undrain)
+        drain)
             if [[ $cur == -* ]]; then
                 _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --save -c --config --pool -q --quiet -v --verbose -h --help'
             else
@@ -140,39 +127,18 @@ _poolctl() {
                 _poolctl_ask servers
             fi
             ;;
-        disable)
+        events)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since --kind -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
-        add)
+        export)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --timeout --no-wait --save --dry-run --bind --app --set -f --file -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --user --listen -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                :
-            fi
-            ;;
-        remove)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --no-deps --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        upgrade)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --timeout --restart --force -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                :
-            fi
-            ;;
-        list)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --field -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
+                _poolctl_words 'systemd'
             fi
             ;;
         filter)
@@ -182,100 +148,9 @@ _poolctl() {
                 _poolctl_words 'name bind expose'
             fi
             ;;
-        walk)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -j --jobs --fail-fast -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        status)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --healthcheck -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        show)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --reveal -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        routes)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                :
-            fi
-            ;;
-        dashboard)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                :
-            fi
-            ;;
-        metrics)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --openmetrics -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
         hosts)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                :
-            fi
-            ;;
-        logs)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since --raw --reopen -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        events)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since --kind -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        notify)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                :
-            fi
-            ;;
-        top)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -n --frames --once --interval --sort -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        validate)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --import --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                :
-            fi
-            ;;
-        config)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --reveal -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask servers
-            fi
-            ;;
-        schema)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '-c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
             fi
@@ -287,16 +162,30 @@ _poolctl() {
                 _poolctl_files -d
             fi
             ;;
-        completion)
+        list)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --field -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_words 'bash zsh fish'
+                _poolctl_ask servers
             fi
             ;;
-        export)
+        logs)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --user --listen -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since --raw --reopen -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        metrics)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --openmetrics -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        notify)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
             fi
@@ -308,9 +197,107 @@ _poolctl() {
                 :
             fi
             ;;
-        doctor)
+        reload)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output --timeout --no-wait --dry-run --watch --env --force -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        remove)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --no-deps --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        restart)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps --env --force -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        routes)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        run)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-deps --watch --debug --log-format --stop-timeout -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        scale)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        schema)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        show)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --reveal -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        start)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        status)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --healthcheck -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        stop)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        top)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -n --frames --once --interval --sort -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        undrain)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --save -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        upgrade)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output --timeout --restart --force -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
+        validate)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output --import --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
             fi
@@ -320,6 +307,20 @@ _poolctl() {
                 _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
+            fi
+            ;;
+        wait)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --for -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        walk)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -j --jobs --fail-fast -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
             fi
             ;;
     esac

@@ -65,11 +65,11 @@ def _leave(code: int) -> NoReturn:
 
 
 def _perform(words: list[str]) -> Outcome:
-    from poolctl.cli.parse import parse
+    from poolctl.cli.command_line import parse
 
     request = parse(words)
     if request is None:
-        from poolctl.cli.app import perform_args
+        from poolctl.cli.typer_app import perform_args
 
         return perform_args(words)
     from poolctl.cli.commands import perform
@@ -98,8 +98,8 @@ def _finish(outcome: Outcome) -> int:
 
 def _explain(error: BaseException, words: list[str]) -> int:
     """Say what went wrong, as far as anybody is there to hear it."""
+    from poolctl.cli.command_line import wants_json
     from poolctl.cli.outcome import Outcome, outcome_of
-    from poolctl.cli.usage import wants_json
 
     try:
         if isinstance(error, BrokenPipeError):

@@ -75,8 +75,8 @@ def test_each_command_of_node_runs(real_pool: RealPool) -> None:
 
 
 def test_each_command_that_is_named_is_one() -> None:
-    from poolctl.cli.table import OWN
+    from poolctl.cli.commands import names
 
     named = set(re.findall(r"`poolctl ([a-z]+)", PAGE))
     assert named
-    assert named <= {*OWN, "export"}
+    assert named <= {*names()}

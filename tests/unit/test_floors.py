@@ -54,7 +54,7 @@ STANDARD_LIBRARY_ONLY = [
 ]  # fmt: skip
 LIGHT = [
     *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.find", "control.directory", "control.client",
-    "cli.main", "cli.table", "cli.render", "pool.select", "pool.unmatched",
+    "cli.main", "cli.command_line", "cli.render", "pool.select", "pool.unmatched",
 ]  # fmt: skip
 HEAVY = {"pydantic", "pydantic_core", "typer", "rich", "yaml"}  # click comes with uvicorn
 

@@ -1,35 +1,54 @@
-"""One module for each command; each has `perform(request)`, which returns an Outcome."""
+"""The commands: one module each, which declares `COMMAND` and has `perform(request)`, which returns an Outcome.
+
+A module here is a command; nothing else lists them.
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 from poolctl.cli import interrupts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from poolctl.cli.command import Command
     from poolctl.cli.outcome import Outcome
     from poolctl.cli.request import Request
 
-# Of commands that stand in one file with others.
-_MODULES = {
-    "restart": "commands.start",
-    "scale": "live_change",
-    "drain": "live_change",
-    "undrain": "live_change",
-    "enable": "live_change",
-    "disable": "live_change",
-    "remove": "live_change",
-    "hosts": "commands.routes",
-}
+
+def names() -> list[str]:
+    """Every command, by alphabet."""
+    from pkgutil import iter_modules
+
+    return sorted(module.name for module in iter_modules(__path__))
+
+
+def command_named(verb: str) -> Command | None:
+    """The declaration of a command; None when there is no such command."""
+    module = _module(verb)
+    return None if module is None else module.COMMAND
 
 
 def perform(request: Request) -> Outcome:
     """Do what the request says. Raises what outcome_of() understands."""
-    from importlib import import_module
-
-    output = request.output  # a form that does not exist is said before anything is done
-    module = import_module("poolctl.cli." + _MODULES.get(request.verb, f"commands.{request.verb}"))
+    output = request.output  # a form that does not exist is reported before anything is done
+    module = _module(request.verb)
     interrupts.begin()
     outcome: Outcome = module.perform(request)
     outcome.form = output or outcome.form
     outcome.quiet = request.quiet
     return outcome
+
+
+def _module(verb: str) -> Any:
+    if not verb.isidentifier():
+        return None
+    name = f"{__name__}.{verb}"
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name != name:
+            raise
+        return None

@@ -11,6 +11,18 @@ from typing import Any
 
 from poolctl.address import Address, AddressError, parse
 from poolctl.cli import write_back
+from poolctl.cli.command import (
+    CHANGES,
+    FILES,
+    LIST,
+    NO_WAIT,
+    OUTPUT,
+    SAVE,
+    SAVE_DRY_RUN,
+    TIMEOUT,
+    Command,
+    Option,
+)
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import ask
@@ -26,6 +38,28 @@ LISTS: dict[str, Callable[[str], list[str]]] = {
     "depends_on": lambda text: [word.strip() for word in text.split(",")],
     "tags": lambda text: [word.strip() for word in text.split(",")],
 }
+
+COMMAND = Command(
+    "Add a server to the running pool.",
+    Option("server", metavar="NAME", help="The new server's name."),
+    Option("bind", "--bind", metavar="ADDRESS", help="The address it listens on."),
+    Option("app", "--app", metavar="MODULE:ATTRIBUTE", help="The application it serves."),
+    Option("set", "--set", metavar="KEY=VALUE", kind=LIST, help="Another key: workers=2, env.LEVEL=debug."),
+    Option(
+        "file", "-f", "--file", metavar="FILE", completes=FILES, help="Add the servers of this file instead."
+    ),
+    OUTPUT,
+    TIMEOUT,
+    NO_WAIT,
+    SAVE,
+    SAVE_DRY_RUN,
+    section=CHANGES,
+    examples=(
+        "poolctl add docs --bind 127.0.0.1:8083 --app docs.main:app --set workers=2",
+        'poolctl add files --bind :8084 --set \'command=["caddy", "run"]\' --save',
+        "poolctl add -f more.toml      every server of that file",
+    ),
+)
 
 
 def perform(request: Request) -> Outcome:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from poolctl.cli.command import REVEAL, SELECTION, SETUP, Command, output
 from poolctl.cli.offline import choose, described, load, servers_of
 from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request
+from poolctl.cli.request import FORMATS, Request
 from poolctl.config import MASK, escaped, masked, table_text, values_of
 from poolctl.errors import ControlError
 
 # What is not configured.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")
+
+COMMAND = Command(
+    "Print the effective configuration.",
+    SELECTION,
+    output("toml (default), table, wide, json, jsonl, name, FIELD…", "toml", *FORMATS),
+    REVEAL,
+    section=SETUP,
+    examples=("poolctl config users -o toml",),
+)
 
 
 def perform(request: Request) -> Outcome:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+from poolctl.cli.command import INSPECT, OUTPUT, Command
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
+
+COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, section=INSPECT)
 
 
 def perform(request: Request) -> Outcome:

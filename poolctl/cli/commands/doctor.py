@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from poolctl.cli.command import OUTPUT, SETUP, Command
 from poolctl.cli.doctor.context import OK, PROBLEM, WARNING, Case, Finding, problem, warning
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_place
@@ -27,6 +28,8 @@ SUBJECTS = (
 _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 
 Check = Callable[[Case], Iterable[Finding]]
+
+COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, section=SETUP)
 
 
 def perform(request: Request) -> Outcome:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from poolctl.cli.command import LIST, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import selected
@@ -31,6 +32,24 @@ if TYPE_CHECKING:
 _AGAIN_SECONDS = 0.5
 _COLOURS = {"error": "31", "warning": "33"}
 _KIND_WIDTH = max(map(len, KINDS))
+
+COMMAND = Command(
+    "Show events: lifecycle, health, recovery, who did what.",
+    SELECTION,
+    output("wide, or json: JSON lines.", "json", "jsonl"),
+    flag("follow", "-f", "--follow", help="Keep following new events."),
+    Option("lines", "-n", "--lines", metavar="N", help='The last N events (default 100), or "all".'),
+    SINCE,
+    Option(
+        "kind",
+        "--kind",
+        metavar="KIND",
+        kind=LIST,
+        help="Only this kind: lifecycle, health, audit, recovery, …",
+    ),
+    section=OBSERVE,
+    examples=("poolctl events -f", "poolctl events users --since 1h --kind recovery"),
+)
 
 
 def perform(request: Request) -> Outcome:

@@ -7,6 +7,7 @@ import pwd
 import sys
 from typing import TYPE_CHECKING
 
+from poolctl.cli.command import DIRECTORIES, LIST, SETUP, Command, Option, flag
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_place
@@ -18,7 +19,30 @@ if TYPE_CHECKING:
     from poolctl.cli.request import Request
     from poolctl.cli.systemd_units import Pool
 
+
 SYSTEMS = ("systemd",)
+COMMAND = Command(
+    "Write unit files to run the pool under systemd.",
+    Option("system", metavar="SYSTEM", words=SYSTEMS, required=True, help="systemd."),
+    Option(
+        "into",
+        "-o",
+        "--output",
+        metavar="DIRECTORY",
+        completes=DIRECTORIES,
+        help="Write files here.",
+    ),
+    flag("for_user", "--user", help="For the user's own service manager."),
+    Option(
+        "listen",
+        "--listen",
+        metavar="NAME=ADDRESS",
+        kind=LIST,
+        help="Address that systemd opens for fd:NAME.",
+    ),
+    section=SETUP,
+    examples=("poolctl export systemd -o /etc/systemd/system",),
+)
 
 
 def perform(request: Request) -> Outcome:

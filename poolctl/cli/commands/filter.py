@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from poolctl.cli.command import FILTERS, INSPECT, OUTPUT, Command, Option
 from poolctl.cli.offline import expressions_limited
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.pool_ref import find_place
@@ -17,7 +18,28 @@ if TYPE_CHECKING:
     import re
 
 _PLACE = ("config", "pool", "quiet", "verbose")
+
 FIELDS = ("name", "bind", "expose")
+COMMAND = Command(
+    "List servers whose name, bind or expose matches a pattern.",
+    Option("filter_field", metavar="FIELD", words=FIELDS, required=True, help="name, bind or expose."),
+    Option("pattern", metavar="PATTERN", help="The field's exact value, ignoring case."),
+    OUTPUT,
+    FILTERS,
+    Option("regex", "--regex", metavar="RE", help="Regular expression that the field must match."),
+    Option(
+        "target",
+        "--target",
+        metavar="FIELD",
+        words=FIELDS,
+        help="Print this field of each match, one a line.",
+    ),
+    section=INSPECT,
+    examples=(
+        "poolctl filter name users     exact match, ignoring case",
+        "poolctl filter bind --regex '^127\\.' --target expose",
+    ),
+)
 
 
 def perform(request: Request) -> Outcome:

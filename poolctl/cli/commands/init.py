@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 
+from poolctl.cli.command import DIRECTORIES, SETUP, Command, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.request import Request
 from poolctl.config import FILE_NAMES, PYPROJECT
@@ -63,6 +64,20 @@ APP_FILE = "hello.py"
 _FRAMEWORKS = "FastAPI|Starlette|Litestar|Quart|Sanic|BlackSheep|get_asgi_application"
 _APPLICATION = rf"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:{_FRAMEWORKS})\("
 _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py")
+
+COMMAND = Command(
+    "Write a starter pool.toml, or the FILE of -c.",
+    Option(
+        "directory",
+        metavar="DIRECTORY",
+        completes=DIRECTORIES,
+        help="Where to write; default: the working directory.",
+    ),
+    flag("with_app", "--app", help="Also write a tiny application."),
+    flag("force", "--force", help="Overwrite existing files."),
+    section=SETUP,
+    examples=("poolctl init --app            with a tiny application to start with",),
+)
 
 
 def perform(request: Request) -> Outcome:

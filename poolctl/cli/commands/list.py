@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import selected
+from poolctl.cli.request import FIELDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.cli.request import Request
+
+COMMAND = Command(
+    "List servers.",
+    SELECTION,
+    OUTPUT,
+    Option(
+        "field", "--field", metavar="FIELD", words=FIELDS, help="Print this field of each server, one a line."
+    ),
+    section=INSPECT,
+    examples=(
+        "poolctl list -o wide",
+        "poolctl list --state failed --state backoff -o name",
+        "poolctl list -o json          for scripts; other commands take -o json too",
+    ),
+)
 
 
 def perform(request: Request) -> Outcome:

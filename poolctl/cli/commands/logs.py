@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from poolctl.cli.command import FOLLOW, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
 from poolctl.cli.log_lines import Prefixes, terminal_text
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
 from poolctl.cli.pool_ref import Place, find_place
@@ -20,6 +21,22 @@ from poolctl.control import directory
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import INTERRUPTED
 from poolctl.logs.line import Line
+
+COMMAND = Command(
+    "Show the servers' output.",
+    SELECTION,
+    output("json: JSON lines.", "json", "jsonl"),
+    FOLLOW,
+    Option("lines", "-n", "--lines", metavar="N", help="The last N lines of each server (default 100)."),
+    SINCE,
+    flag("raw", "--raw", help="Lines as the servers wrote them: no names, JSON as it is."),
+    flag("reopen", "--reopen", help="Reopen log files (after logrotate)."),
+    section=OBSERVE,
+    examples=(
+        "poolctl logs -f               of all servers, merged",
+        "poolctl logs users --since 10m",
+    ),
+)
 
 
 def perform(request: Request) -> Outcome:

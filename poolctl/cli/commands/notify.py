@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 
+from poolctl.cli.command import LIST, OBSERVE, OUTPUT, Command, Option
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
+
+COMMAND = Command(
+    "Send a test notification.",
+    Option("words", metavar="test [NAME]", kind=LIST, help="Names of receivers; default: all."),
+    OUTPUT,
+    section=OBSERVE,
+)
 
 
 def perform(request: Request) -> Outcome:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from poolctl.cli.command import INSPECT, OUTPUT, Command
 from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.render import from_here, printable
 from poolctl.cli.request import Request
@@ -14,6 +15,8 @@ from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
 
 ANSWER_SECONDS = 2.0
+
+COMMAND = Command("List this user's running pools, wherever their files are.", OUTPUT, section=INSPECT)
 
 
 def perform(request: Request) -> Outcome:

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import sys
 
+from poolctl.cli.command import (
+    CALLER_ENV,
+    CHANGES,
+    FORCE_CERTIFICATES,
+    NO_WAIT,
+    OUTPUT,
+    TIMEOUT,
+    WATCH,
+    Command,
+    flag,
+)
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_place
@@ -28,6 +39,22 @@ KINDS = {
     "update": ("=", "36", "updated in place"),
     "override": ("!", "35", "back to the file"),
 }
+
+COMMAND = Command(
+    "Apply the changed file: start, stop, restart what differs.",
+    OUTPUT,
+    TIMEOUT,
+    NO_WAIT,
+    flag("dry_run", "--dry-run", help="Print the difference, change nothing; exit 3 if there is one."),
+    WATCH,
+    CALLER_ENV,
+    FORCE_CERTIFICATES,
+    section=CHANGES,
+    examples=(
+        "poolctl reload --dry-run      print the changes; exit 3 if there are any",
+        "poolctl reload                apply them",
+    ),
+)
 
 
 def perform(request: Request) -> Outcome:

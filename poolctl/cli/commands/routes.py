@@ -1,21 +1,20 @@
-"""`poolctl routes` and `poolctl hosts`: the gateway's table, and its backends with their breakers."""
+"""`poolctl routes`: the gateway's route table."""
 
 from __future__ import annotations
 
+from poolctl.cli.command import INSPECT, OUTPUT, Command
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 
-COLUMNS = {
-    "routes": ("alias", "host", "path", "to", "policy", "state"),
-    "hosts": ("host", "state", "since", "until", "breaker", "why"),
-}
+COMMAND = Command("List the gateway's routes.", OUTPUT, section=INSPECT)
+COLUMNS = ("alias", "host", "path", "to", "policy", "state")
 
 
 def perform(request: Request) -> Outcome:
-    """What the supervisor answers; a table has its header also when it is empty. Raises NoSupervisor."""
+    """The supervisor's answer; an empty table has its header too. Raises NoSupervisor."""
     outcome = ask(request, find_place(request))
     if request.output in ("", "table", "wide") and not outcome.exit_code:
-        outcome.text = "  ".join(COLUMNS[request.verb]).upper() + "\n"
+        outcome.text = "  ".join(COLUMNS).upper() + "\n"
     return outcome

@@ -11,6 +11,7 @@ from contextlib import redirect_stderr
 from time import time
 from typing import TYPE_CHECKING
 
+from poolctl.cli.command import LIFECYCLE, NO_DEPS, OUTPUT, SELECTION, TIMEOUT, WATCH, Command, Option, flag
 from poolctl.cli.interrupts import start_unsignalled
 from poolctl.cli.log_lines import Objects
 from poolctl.cli.outcome import Failure, Outcome, outcome_of
@@ -36,6 +37,31 @@ if TYPE_CHECKING:
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
+
+COMMAND = Command(
+    "Run the pool in the foreground, or around a command: -- CMD…",
+    SELECTION,
+    OUTPUT,
+    TIMEOUT,
+    NO_DEPS,
+    WATCH,
+    flag("debug", "--debug", help="Run a single server in this process, so breakpoints work."),
+    Option("log_format", "--log-format", metavar="FORM", help="Servers' output as text (default) or json."),
+    Option(
+        "stop_timeout",
+        "--stop-timeout",
+        metavar="DURATION",
+        help="Upper limit for stopping everything (default as PID 1: 8s).",
+    ),
+    section=LIFECYCLE,
+    takes_command=True,
+    examples=(
+        "poolctl run                   until Ctrl-C",
+        "poolctl run --watch           applies changed code and configuration",
+        "poolctl run -- pytest tests   until the tests end; exits with their code",
+        "poolctl run --debug users     this server alone; breakpoint() stops here",
+    ),
+)
 
 
 def perform(request: Request) -> Outcome:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 
+from poolctl.cli.command import SETUP, Command
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.request import Request
+
+COMMAND = Command(
+    "Print the JSON Schema of the configuration.",
+    section=SETUP,
+    examples=("poolctl schema > pool.schema.json",),
+)
 
 
 def perform(request: Request) -> Outcome:

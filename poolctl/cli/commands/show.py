@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from poolctl.cli.command import INSPECT, OUTPUT, REVEAL, SELECTION, Command
 from poolctl.cli.outcome import Failure, Item, Outcome
 from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
@@ -14,6 +15,15 @@ from poolctl.control.client import NoSupervisor
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
 _DEFAULT = "default"
+
+COMMAND = Command(
+    "Show everything about servers.",
+    SELECTION,
+    OUTPUT,
+    REVEAL,
+    section=INSPECT,
+    examples=("poolctl show users            each configured value with its origin",),
+)
 
 
 def perform(request: Request) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_place
@@ -23,6 +24,16 @@ CALM = (
     "that ends (its log says more: supervisor.log beside its socket)"
 )
 _AT_REST = ("stopped", "disabled", "sleeping")
+
+COMMAND = Command(
+    "Show whether every enabled server is ready (exit 0) or not (3).",
+    SELECTION,
+    OUTPUT,
+    flag("healthcheck", "--healthcheck", help="Exit with 1 instead of 3, as container health checks expect."),
+    section=INSPECT,
+    notes=("Exit 0: every enabled server is ready; 3: one is not, or no supervisor runs.",),
+    examples=("poolctl status && echo all is well",),
+)
 
 
 def perform(request: Request) -> Outcome:

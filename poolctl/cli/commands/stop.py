@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
 from poolctl.cli.outcome import Failure, Item, Outcome
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_place
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 _AT_REST = {"state": "stopped", "ready": False, "health": "unknown", "pids": [], "uptime_seconds": 0.0}
+
+COMMAND = Command(
+    "Stop servers; without a selection the supervisor too.",
+    SELECTION,
+    OUTPUT,
+    TIMEOUT,
+    NO_WAIT,
+    NO_DEPS,
+    section=LIFECYCLE,
+    examples=(
+        "poolctl stop                  everything, and the supervisor",
+        "poolctl stop users            only this server and its dependents",
+    ),
+)
 
 
 def perform(request: Request) -> Outcome:

@@ -8,14 +8,30 @@ import sys
 from time import sleep
 from typing import Any
 
+from poolctl.cli.command import INSPECT, SELECTION, Command, Option, flag, output
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.request import Request, one_of
+from poolctl.cli.top.board import SORTS
 from poolctl.control.client import Client
 from poolctl.exit_codes import INTERRUPTED
 
 INTERVAL_SECONDS = 2.0
 _LEAST_INTERVAL_SECONDS = 0.1
+
+COMMAND = Command(
+    "Live view of servers (press ? for keys).",
+    SELECTION,
+    output("json prints the view's figures as JSON.", "json"),
+    Option(
+        "frames", "-n", "--frames", metavar="N", help="Exit after N views; without a terminal print them."
+    ),
+    flag("once", "--once", help="Print one view and exit."),
+    Option("interval", "--interval", metavar="DURATION", help='Time between updates (default "2s").'),
+    Option("sort", "--sort", metavar="COLUMN", words=tuple(SORTS), help=f"{', '.join(SORTS)}."),
+    section=INSPECT,
+    examples=("poolctl top --sort memory",),
+)
 
 
 def perform(request: Request) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from poolctl import __version__
+from poolctl.cli.command import CHANGES, OUTPUT, TIMEOUT, Command, flag
 from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_place
@@ -10,6 +11,15 @@ from poolctl.cli.remote import ask
 from poolctl.cli.request import Request
 from poolctl.control.client import Client
 from poolctl.control.upgrading import upgrade
+
+COMMAND = Command(
+    "Upgrade a running pool to this version of poolctl.",
+    OUTPUT,
+    TIMEOUT,
+    flag("restart", "--restart", help="Also replace the servers' workers, as restart does."),
+    flag("force", "--force", help="Even if the version is the same."),
+    section=CHANGES,
+)
 
 
 def perform(request: Request) -> Outcome:

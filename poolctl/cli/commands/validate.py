@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from poolctl.cli.command import ALLOW_EMPTY, OUTPUT, SETUP, Command, flag
 from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
@@ -15,6 +16,18 @@ from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 if TYPE_CHECKING:
     from poolctl.cli.request import Request
     from poolctl.config import PoolConfig
+
+COMMAND = Command(
+    "Check the pool's files; report every problem.",
+    OUTPUT,
+    flag("import_apps", "--import", help="Also import every app."),
+    ALLOW_EMPTY,
+    section=SETUP,
+    examples=(
+        "poolctl validate --import     import the applications too",
+        "poolctl -c pool.toml -c production.toml validate",
+    ),
+)
 
 
 def perform(request: Request) -> Outcome:

@@ -6,10 +6,13 @@ import platform
 import sys
 
 from poolctl import __version__
+from poolctl.cli.command import OUTPUT, SETUP, Command
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_place
 from poolctl.cli.request import Request
 from poolctl.errors import ControlError
+
+COMMAND = Command("Print the version.", OUTPUT, section=SETUP)
 
 
 def perform(request: Request) -> Outcome:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from time import monotonic, sleep
 
+from poolctl.cli.command import LIFECYCLE, OUTPUT, SELECTION, TIMEOUT, Command, Option
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_place
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request
+from poolctl.cli.request import GOALS, Request
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
 
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
 
 # A stat of one path twenty times a second: 0.1 % of a core, and a supervisor is noticed at once.
 LOOK_SECONDS = 0.05
+
+COMMAND = Command(
+    "Wait until servers are ready, stopped, healthy, or in a state.",
+    SELECTION,
+    OUTPUT,
+    TIMEOUT,
+    Option(
+        "goal", "--for", metavar="GOAL", words=GOALS, help="ready (default), stopped, healthy, or any state."
+    ),
+    section=LIFECYCLE,
+    examples=("poolctl wait users --for ready --timeout 30s", "poolctl wait --for stopped"),
+)
 
 
 def perform(request: Request) -> Outcome:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option, flag
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError, error
 from poolctl.cli.pool_ref import Place, find_place
 from poolctl.cli.remote import selected
@@ -23,6 +24,24 @@ LINE = ("name", "bind", "state")
 PATIENCE_SECONDS = 5.0
 # A signal that comes between the interpreter's last look for one and its waiting for a lock is seen when that ends.
 LOOK_SECONDS = 0.2
+
+COMMAND = Command(
+    "Run a command once for each server: walk [SELECTOR] -- CMD…",
+    SELECTION,
+    OUTPUT,
+    Option("jobs", "-j", "--jobs", metavar="N", help="Run this many at once (default 1)."),
+    flag("fail_fast", "--fail-fast", help="Start no more commands after the first failure."),
+    section=INSPECT,
+    takes_command=True,
+    notes=(
+        "In CMD {name}, {bind}, {host}, {port}, {expose}, {state}, {pid}, {pids} and",
+        "{tags} are replaced; its environment has them as POOLCTL_NAME and so on.",
+    ),
+    examples=(
+        "poolctl walk -- curl -fsS '{expose}/health'",
+        "poolctl walk --tag api -j 4 -- sh -c 'echo $POOLCTL_NAME $POOLCTL_PIDS'",
+    ),
+)
 
 
 class Walk:

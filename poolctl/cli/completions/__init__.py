@@ -1,4 +1,4 @@
-"""Completion scripts for shells, made from the Typer application: they can be read, and know no Python."""
+"""Completion scripts for shells, made from what the commands declare: they can be read, and know no Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def script(shell: str) -> str:
     """The script of one of SHELLS."""
     from importlib import import_module
 
-    from poolctl.cli.completions.command_words import commands
+    from poolctl.cli.completions.command_words import completed
 
     module = import_module(f"poolctl.cli.completions.{shell}")
-    return str(module.script(commands()))
+    return str(module.script(completed()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from poolctl.cli.completions.command_words import DIRECTORIES, FILES, Command, Option, case_script
+from poolctl.cli.command import DIRECTORIES, FILES, Option
+from poolctl.cli.completions.command_words import Completed, case_script
 
 _HEAD = """\
 # Completion of poolctl for bash. Made by: poolctl completion bash
@@ -63,26 +64,26 @@ complete -F _poolctl poolctl
 """
 
 
-def script(commands: list[Command]) -> str:
+def script(commands: list[Completed]) -> str:
     """The script."""
     return case_script(commands, _HEAD, _TAIL, " | ", _action, _words_of)
 
 
-def _action(option: Option | Command) -> str:
+def _action(option: Option) -> str:
     if option.words:
         return f"_poolctl_words '{' '.join(option.words)}'"
-    if option.kind in (FILES, DIRECTORIES):
-        return f"_poolctl_files {'-f' if option.kind == FILES else '-d'}"
-    return f"_poolctl_ask {option.kind}" if option.kind else ":"
+    if option.completes in (FILES, DIRECTORIES):
+        return f"_poolctl_files {'-f' if option.completes == FILES else '-d'}"
+    return f"_poolctl_ask {option.completes}" if option.completes else ":"
 
 
-def _words_of(command: Command, commands: list[Command]) -> list[str]:
+def _words_of(command: Completed, commands: list[Completed]) -> list[str]:
     words = " ".join(command.spellings)
     if not command.name:
         names = " ".join(each.name for each in commands if each.name)
         positional = f"_poolctl_words '{names}'"
     else:
-        positional = _action(command)
+        positional = _action(command.argument) if command.argument else ":"
     pattern = command.name or "''"
     return [
         f"        {pattern})",

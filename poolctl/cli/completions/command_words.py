@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from poolctl.cli.app import WITH_COMMAND
-from poolctl.cli.app.options import CHOICES
-from poolctl.cli.commands.filter import FIELDS as FILTER_FIELDS
-from poolctl.cli.request import FIELDS
-from poolctl.cli.tabulate import commands as typer_commands
+from poolctl.cli import commands
+from poolctl.cli.command import COMMON, Option, flag
 
-# Kinds of words that are asked for while somebody types; "files" and "directories" are the shell's own.
-SERVERS, TAGS, POOLS, FILES, DIRECTORIES = "servers", "tags", "pools", "files", "directories"
-_KINDS = {
-    "config": FILES,
-    "file": FILES,
-    "pool": POOLS,
-    "tag": TAGS,
-    "targets": SERVERS,
-    "directory": DIRECTORIES,
-}
-_WORDS = {
-    **CHOICES,
-    "field": FIELDS,
-    "filter_field": FILTER_FIELDS,
-    "target": FILTER_FIELDS,
-    "shell": ("bash", "zsh", "fish"),
-}
+_HELP = flag("help", "-h", "--help", help="Show the help and exit.")
+_VERSION = flag("version", "--version", help="Show the version and exit.")
 
 
-class Option(NamedTuple):
-    """An option: its spellings, its help, and what may follow it."""
-
-    spellings: tuple[str, ...]
-    help: str
-    takes_value: bool
-    words: tuple[str, ...]
-    kind: str
-
-
-class Command(NamedTuple):
-    """A command: its options, and what its positional words may be."""
+class Completed(NamedTuple):
+    """A command as a script completes it; the first one, without a name, is what may stand before a command."""
 
     name: str
     help: str
-    options: tuple[Option, ...]
-    words: tuple[str, ...]
-    kind: str
+    options: list[Option]
+    argument: Option | None
     takes_command: bool
 
     @property
@@ -56,13 +27,25 @@ class Command(NamedTuple):
         return [spelling for option in self.options for spelling in option.spellings]
 
 
-def commands() -> list[Command]:
+def completed() -> list[Completed]:
     """Every command, the first with the empty name for what may stand before a command."""
-    return [_command(name, command) for name, command in typer_commands().items()]
+    found = [Completed("", "", [*COMMON, _VERSION, _HELP], None, False)]
+    for name in commands.names():
+        command = commands.command_named(name)
+        if command is not None:
+            argument = command.arguments[0] if command.arguments else None
+            options = [*command.options, _HELP]
+            found.append(Completed(name, text(command.help), options, argument, command.takes_command))
+    return found
+
+
+def text(help: str) -> str:
+    """A sentence of the help without its full stop."""
+    return help.rstrip(".")
 
 
 def patterns_by_action(
-    commands: list[Command], action: Callable[[Option], str]
+    commands: list[Completed], action: Callable[[Option], str]
 ) -> list[tuple[str, list[str]]]:
     """For `case VERB:OPTION`: what to do after options that take a value, exceptions before the rules.
 
@@ -84,12 +67,12 @@ def patterns_by_action(
 
 
 def case_script(
-    commands: list[Command],
+    commands: list[Completed],
     head: str,
     tail: str,
     bar: str,
-    action: Callable[[Option | Command], str],
-    words_of: Callable[[Command, list[Command]], list[str]],
+    action: Callable[[Option], str],
+    words_of: Callable[[Completed, list[Completed]], list[str]],
 ) -> str:
     """A script that branches by `case`: in its head for what takes a value, between head and tail for each command."""
     with_command = "|".join(command.name for command in commands if command.takes_command)
@@ -100,33 +83,3 @@ def case_script(
     for command in commands:
         lines += words_of(command, commands)
     return "\n".join(lines) + "\n" + tail
-
-
-def _command(name: str, command: Any) -> Command:
-    options: list[Option] = []
-    words: tuple[str, ...] = ()
-    kind = ""
-    for parameter in command.params:
-        if parameter.opts[0].startswith("-"):
-            options.append(_option(parameter, name))
-        elif not words and not kind:
-            words, kind = _words_of(parameter.name, name), _KINDS.get(parameter.name, "")
-    if not any("-h" in option.spellings for option in options):
-        options.append(Option(("-h", "--help"), "Show the help and exit", False, (), ""))
-    text = str(command.help or "").splitlines()[0].rstrip(".")
-    return Command(name, text, tuple(options), words, kind, name in WITH_COMMAND)
-
-
-def _option(parameter: Any, command: str) -> Option:
-    flag = bool(getattr(parameter, "is_flag", False))
-    text = str(parameter.help or "").rstrip(".")
-    words, kind = _words_of(parameter.name, command), _KINDS.get(parameter.name, "")
-    return Option(tuple(parameter.opts), text, not flag, () if flag else words, "" if flag else kind)
-
-
-def _words_of(name: str, command: str) -> tuple[str, ...]:
-    if name == "output" and command == "config":
-        return ("toml", *_WORDS["output"])
-    if name == "output" and command in ("logs", "events"):
-        return ("json", "jsonl")
-    return tuple(_WORDS.get(name, ()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from poolctl.cli.completions.command_words import DIRECTORIES, FILES, Command, Option
+from poolctl.cli.command import DIRECTORIES, FILES, Option
+from poolctl.cli.completions.command_words import Completed, text
 
 _HEAD = """\
 # Completion of poolctl for fish. Made by: poolctl completion fish
@@ -55,7 +56,7 @@ complete -c poolctl -n __poolctl_own -F
 """
 
 
-def script(commands: list[Command]) -> str:
+def script(commands: list[Completed]) -> str:
     """The script."""
     with_command = " ".join(command.name for command in commands if command.takes_command)
     lines = [_HEAD.replace("%(with_command)s", with_command).rstrip("\n")]
@@ -66,7 +67,7 @@ def script(commands: list[Command]) -> str:
                 f"complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a {command.name} -d {_text(command.help)}"
             )
         lines += [f"complete -c poolctl -n {condition} {_option(option)}" for option in command.options]
-        positional = _values(command)
+        positional = _values(command.argument) if command.argument else ""
         if command.name and positional:
             lines.append(f"complete -c poolctl -n {condition} {positional}")
     return "\n".join(lines) + "\n"
@@ -76,20 +77,20 @@ def _option(option: Option) -> str:
     names = [f"-l {s[2:]}" if s.startswith("--") else f"-s {s[1:]}" for s in option.spellings]
     value = []
     if option.takes_value:
-        value = ["-r" if option.kind in (FILES, DIRECTORIES) else "-x", *filter(None, [_values(option)])]
-    return " ".join([*names, *value, "-d", _text(option.help)])
+        value = ["-r" if option.completes in (FILES, DIRECTORIES) else "-x", *filter(None, [_values(option)])]
+    return " ".join([*names, *value, "-d", _text(text(option.help))])
 
 
-def _values(option: Option | Command) -> str:
+def _values(option: Option) -> str:
     if option.words:
         return f"-a '{' '.join(option.words)}'"
-    if option.kind == FILES:
+    if option.completes == FILES:
         return "-F"
-    if option.kind == DIRECTORIES:
+    if option.completes == DIRECTORIES:
         return "-a '(__fish_complete_directories)'"
-    return f"-a '(__poolctl_ask {option.kind})'" if option.kind else ""
+    return f"-a '(__poolctl_ask {option.completes})'" if option.completes else ""
 
 
-def _text(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+def _text(words: str) -> str:
+    escaped = words.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from poolctl.cli.completions.command_words import DIRECTORIES, FILES, Command, Option, case_script
+from poolctl.cli.command import DIRECTORIES, FILES, Option
+from poolctl.cli.completions.command_words import Completed, case_script, text
 
 _HEAD = """\
 #compdef poolctl
@@ -55,26 +56,28 @@ fi
 """
 
 
-def script(commands: list[Command]) -> str:
+def script(commands: list[Completed]) -> str:
     """The script."""
     return case_script(commands, _HEAD, _TAIL, "|", _action, _words_of)
 
 
-def _action(option: Option | Command) -> str:
+def _action(option: Option) -> str:
     if option.words:
         return f"compadd -- {' '.join(option.words)}"
-    if option.kind in (FILES, DIRECTORIES):
-        return "_files" if option.kind == FILES else "_files -/"
-    return f"_poolctl_ask {option.kind}" if option.kind else "_message 'a value'"
+    if option.completes in (FILES, DIRECTORIES):
+        return "_files" if option.completes == FILES else "_files -/"
+    return f"_poolctl_ask {option.completes}" if option.completes else "_message 'a value'"
 
 
-def _words_of(command: Command, commands: list[Command]) -> list[str]:
-    options = [_described(s, option.help) for option in command.options for s in option.spellings]
+def _words_of(command: Completed, commands: list[Completed]) -> list[str]:
+    options = [_described(s, text(option.help)) for option in command.options for s in option.spellings]
     if not command.name:
         names = [_described(each.name, each.help) for each in commands if each.name]
         positional = [*_array(names), "                _describe command described"]
     else:
-        positional = [f"                {_action(command) if command.words or command.kind else ':'}"]
+        argument = command.argument
+        known = argument is not None and (argument.words or argument.completes)
+        positional = [f"                {_action(argument) if argument and known else ':'}"]
     return [
         f"        {command.name or chr(39) * 2})",
         "            if [[ ${words[CURRENT]} == -* ]]; then",

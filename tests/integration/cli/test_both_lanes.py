@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from poolctl.cli.parse import parse
+from poolctl.cli.command_line import parse
 from tests.real_pool import Done, RealPool
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ COMMANDS = [
     "walk", "walk -- echo {name}", "walk --jobs 0", "logs -n 1", "start --timeout soon", "run nobody -- true",
     "reload --dry-run", "scale users 1 -o json", "scale users", "enable users", "remove nobody",
 ]  # fmt: skip
-NO_FAST_LANE = "import poolctl.cli.parse as fast\nfast.parse = lambda args: None\n"
+NO_FAST_LANE = "import poolctl.cli.command_line as fast\nfast.parse = lambda args: None\n"
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import shlex
 from typing import Any
 
 import pytest
-import typer
 
-from poolctl.cli.app import WITH_COMMAND, build
-from poolctl.cli.app.examples import BEGIN, EXAMPLES
+from poolctl.cli.command import SECTIONS, Command
+from poolctl.cli.command_line import as_help, split
+from poolctl.cli.commands import command_named, names
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.request import Request
-from poolctl.cli.usage import as_help, split
+from poolctl.cli.typer_app import FIRST_STEPS, build
 
 REQUESTS: list[Request] = []
 
@@ -23,8 +23,9 @@ def note(request: Request) -> Outcome:
     return Outcome()
 
 
-APPLICATION: Any = typer.main.get_command(build(note))  # made once: it takes a tenth of a second
-LINES = [*BEGIN, *(line for lines in EXAMPLES.values() for line in lines)]
+APPLICATION: Any = build(note)  # made once: it takes a tenth of a second
+COMMANDS: dict[str, Command] = {name: command for name in names() if (command := command_named(name))}
+LINES = [*FIRST_STEPS, *(line for command in COMMANDS.values() for line in command.examples)]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_help_command_equals_the_help_option(words: list[str], option: list[str]
     assert as_help(words) == option
 
 
-@pytest.mark.parametrize("verb", ["", *APPLICATION.commands])
+@pytest.mark.parametrize("verb", ["", *COMMANDS])
 def test_the_help_fits_and_is_cut_nowhere(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,19 +49,28 @@ def test_the_help_fits_and_is_cut_nowhere(
     for line in text.splitlines():
         assert len(line) <= 80
         assert "..." not in line.replace("]...", "")
-    for line in EXAMPLES.get(verb, ()):
+    for line in COMMANDS[verb].examples if verb else FIRST_STEPS:
         assert f"    {line}\n" in text
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_an_example_is_a_command_line(line: str) -> None:
     program, *typed = shlex.split(re.split(r"\s{2,}| && | >>? ", line)[0])
-    words, own_command = split(typed, WITH_COMMAND)
+    words, own_command = split(typed)
     REQUESTS.clear()
     APPLICATION.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
     assert program == "poolctl"
     (request,) = REQUESTS
-    assert request.verb == next(word for word in words if word in APPLICATION.commands)
+    assert request.verb == next(word for word in words if word in COMMANDS)
     assert "--" not in typed or request.get("command")
     request.selector()
     request.options()
+
+
+def test_every_command_is_listed_under_one_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    APPLICATION.main(["--help"], prog_name="poolctl", standalone_mode=False)
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if line.startswith("Commands ")] == [
+        f"Commands {section}:" for section in SECTIONS
+    ]
+    assert all(len(re.findall(rf"^  {name} ", text, re.MULTILINE)) == 1 for name in COMMANDS)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.app import perform_args
+from poolctl.cli.commands import names
 from poolctl.cli.outcome import outcome_of
-from poolctl.cli.tabulate import commands
+from poolctl.cli.typer_app import perform_args
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -35,7 +35,7 @@ WORDS = {
     "notify": [["test"]],
     "export": [["systemd"]],
 }
-LINES = [[verb, *words] for verb in commands() if verb not in READ_NO_POOL for words in WORDS.get(verb, [[]])]
+LINES = [[verb, *words] for verb in names() if verb not in READ_NO_POOL for words in WORDS.get(verb, [[]])]
 
 
 def slow_lane(args: list[str]) -> int:

@@ -76,7 +76,7 @@ def test_what_a_file_cannot_say_is_done_and_said(
     with supervised(always(item("users", state="draining"))):
         said = poolctl("drain", "users", "--save")
     assert said.code == 0
-    assert said.err == "warning: drain is nothing that a file says: nothing was written\n"
+    assert said.err == "warning: drain is a live state that no file stores: nothing was written\n"
 
 
 def test_what_the_file_says_already_is_not_written(poolctl: Command, file: Path) -> None:

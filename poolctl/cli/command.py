@@ -1,0 +1,160 @@
+"""Declaration of a command: its help, its options, its examples; and the options that commands share.
+
+Every module of `poolctl.cli.commands` declares one `COMMAND`. The fast lane, the Typer application, the help and the
+shell completions are all made from it, so that a new command is one new file. Standard library only, without
+`typing` and `dataclasses`: it is part of every command's start.
+"""
+
+from __future__ import annotations
+
+from poolctl.cli.request import FORMATS, HEALTH, STATES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FLAG, VALUE, LIST = "flag", "value", "list"
+# What a shell offers for a value: names of the pool in the working directory, or its own files.
+SERVERS, TAGS, POOLS, FILES, DIRECTORIES = "servers", "tags", "pools", "files", "directories"
+# Headings of `poolctl --help`, in their order: "Commands to start and stop" …
+LIFECYCLE, CHANGES, INSPECT, OBSERVE, SETUP = (
+    "to start and stop",
+    "to change a running pool",
+    "to inspect a pool",
+    "for logs, events and metrics",
+    "for configuration and setup",
+)
+SECTIONS = (LIFECYCLE, CHANGES, INSPECT, OBSERVE, SETUP)
+
+
+class Option:
+    """An option, or without spellings an argument; `key` is its name among the values of a request.
+
+    `words` are the values that a shell offers, `completes` what it asks the pool or its own file system for.
+    """
+
+    __slots__ = ("completes", "help", "key", "kind", "metavar", "required", "spellings", "words")
+
+    def __init__(
+        self,
+        key: str,
+        *spellings: str,
+        help: str,
+        kind: str = VALUE,
+        metavar: str = "",
+        words: Sequence[str] = (),
+        completes: str = "",
+        required: bool = False,
+    ) -> None:
+        self.key = key
+        self.spellings = spellings
+        self.help = help
+        self.kind = kind
+        self.metavar = metavar
+        self.words = tuple(words)
+        self.completes = completes
+        self.required = required
+
+    def __repr__(self) -> str:
+        return f"<Option {self.key} {' '.join(self.spellings)}>".replace(" >", ">")
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether a value follows."""
+        return self.kind != FLAG
+
+
+class Command:
+    """What a command takes and how its help describes it.
+
+    The common options, which may stand before the command as well, are added to its own. With `takes_command` the
+    words after `--` are a command of the user's, and the value `command` of a request.
+    """
+
+    __slots__ = ("arguments", "examples", "help", "notes", "options", "section", "takes_command")
+
+    def __init__(
+        self,
+        help: str,
+        *options: Option | Sequence[Option],
+        section: str,
+        examples: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        takes_command: bool = False,
+    ) -> None:
+        given = [one for each in options for one in ([each] if isinstance(each, Option) else each)]
+        self.help = help
+        self.options = [*(each for each in given if each.spellings), *COMMON]
+        self.arguments = [each for each in given if not each.spellings]
+        self.section = section
+        self.examples = tuple(examples)
+        self.notes = tuple(notes)
+        self.takes_command = takes_command
+
+
+def flag(key: str, *spellings: str, help: str) -> Option:
+    """An option without a value."""
+    return Option(key, *spellings, help=help, kind=FLAG)
+
+
+COMMON = (
+    Option(
+        "config",
+        "-c",
+        "--config",
+        metavar="FILE",
+        kind=LIST,
+        completes=FILES,
+        help="The pool's file; repeatable, later ones override.",
+    ),
+    Option(
+        "pool", "--pool", metavar="NAME", completes=POOLS, help="Name of a running pool, from any directory."
+    ),
+    flag("quiet", "-q", "--quiet", help="Print only results and errors."),
+    flag("verbose", "-v", "--verbose", help="Print more details."),
+)
+
+
+def output(help: str = "table, wide, json, jsonl, name, or FIELD,FIELD…", *words: str) -> Option:
+    """-o, with the forms that a shell offers."""
+    return Option("output", "-o", "--output", metavar="FORM", words=words or FORMATS, help=help)
+
+
+OUTPUT = output()
+TIMEOUT = Option("timeout", "--timeout", metavar="DURATION", help='Give up after this time: "30s".')
+NO_WAIT = flag("no_wait", "--no-wait", help="Return at once.")
+NO_DEPS = flag("no_deps", "--no-deps", help="Ignore dependencies: act on the selected servers only.")
+ALL = flag("all", "--all", help="Every server of the pool.")
+ALLOW_EMPTY = flag("allow_empty", "--allow-empty", help="Do not fail when nothing matches.")
+CALLER_ENV = flag("env", "--env", help="Use this command's environment instead of the supervisor's.")
+FORCE_CERTIFICATES = flag("force", "--force", help="Accept expired certificates in place of valid ones.")
+REVEAL = flag("reveal", "--reveal", help="Show secrets instead of masking them.")
+WATCH = flag("watch", "--watch", help="Keep running; reload when the configuration or code changes.")
+SAVE = flag("save", "--save", help="Also write the change to the file, keeping its comments.")
+SAVE_DRY_RUN = flag(
+    "dry_run", "--dry-run", help="Print what --save would write, change nothing; exit 3 on a difference."
+)
+FOLLOW = flag("follow", "-f", "--follow", help="Keep following new lines.")
+SINCE = Option(
+    "since", "--since", metavar="TIME", help='Not older than "10m", or than an ISO 8601 time.'
+)  # fmt: skip
+FILTERS = (
+    Option("name", "--name", metavar="RE", kind=LIST, help="Name matches this regular expression."),
+    Option("bind", "--bind", metavar="RE", kind=LIST, help="Address matches this regular expression."),
+    Option("expose", "--expose", metavar="RE", kind=LIST, help="Exposed address matches this expression."),
+    Option("tag", "--tag", metavar="TAG", kind=LIST, completes=TAGS, help="Has this tag."),
+    Option("state", "--state", metavar="STATE", kind=LIST, words=STATES, help="Is in this state."),
+    Option("health", "--health", metavar="HEALTH", kind=LIST, words=HEALTH, help="unknown, ok, warn or ko."),
+    flag("invert", "--not", help="Select all other servers."),
+    ALLOW_EMPTY,
+)
+
+
+def targets(metavar: str = "TARGET", help: str = "Names or addresses; * and ? are wildcards.") -> Option:
+    """The servers that a command is about, as words without an option."""
+    return Option("targets", metavar=metavar, kind=LIST, completes=SERVERS, help=help)
+
+
+SELECTION = (targets(help="Names or addresses; * and ? are wildcards. Default: all servers."), *FILTERS)
+# Of commands that never mean all servers by default.
+EXPLICIT_SELECTION = (targets(), *FILTERS, ALL)

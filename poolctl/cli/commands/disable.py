@@ -1,0 +1,40 @@
+"""`poolctl disable`: stop servers, and keep them stopped until they are enabled."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import (
+    CHANGES,
+    EXPLICIT_SELECTION,
+    NO_WAIT,
+    OUTPUT,
+    SAVE,
+    SAVE_DRY_RUN,
+    TIMEOUT,
+    Command,
+)
+from poolctl.cli.live_change import change
+from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.plural import servers
+from poolctl.cli.request import Request
+
+COMMAND = Command(
+    "Stop servers, and keep them stopped until enabled.",
+    EXPLICIT_SELECTION,
+    OUTPUT,
+    TIMEOUT,
+    NO_WAIT,
+    SAVE,
+    SAVE_DRY_RUN,
+    section=CHANGES,
+    examples=("poolctl disable users --save  also after the next start",),
+)
+
+
+def perform(request: Request) -> Outcome:
+    """Stop servers, and keep them stopped until they are enabled."""
+    return change(request, _report, lambda files, names: files.disable(names, True), works_offline=True)
+
+
+def _report(items: list[Item]) -> str:
+    done = sum(item.get("state") == "disabled" for item in items)
+    return f"{servers(done, len(items))} disabled"

@@ -1,0 +1,29 @@
+"""`poolctl drain`: take servers out of rotation."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, OUTPUT, SAVE, TIMEOUT, Command
+from poolctl.cli.live_change import change
+from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.plural import servers
+from poolctl.cli.request import Request
+
+COMMAND = Command(
+    "Take servers out of rotation; they keep answering.",
+    EXPLICIT_SELECTION,
+    OUTPUT,
+    TIMEOUT,
+    SAVE,
+    section=CHANGES,
+    examples=("poolctl drain users           then: poolctl undrain users",),
+)
+
+
+def perform(request: Request) -> Outcome:
+    """Take servers out of rotation."""
+    return change(request, _report)
+
+
+def _report(items: list[Item]) -> str:
+    done = sum(item.get("state") == "draining" for item in items)
+    return f"{servers(done, len(items))} out of rotation"

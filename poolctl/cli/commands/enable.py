@@ -1,0 +1,40 @@
+"""`poolctl enable`: enable servers and start them."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import (
+    CHANGES,
+    EXPLICIT_SELECTION,
+    NO_WAIT,
+    OUTPUT,
+    SAVE,
+    SAVE_DRY_RUN,
+    TIMEOUT,
+    Command,
+)
+from poolctl.cli.live_change import change
+from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.plural import servers
+from poolctl.cli.request import Request
+
+COMMAND = Command(
+    "Enable servers and start them.",
+    EXPLICIT_SELECTION,
+    OUTPUT,
+    TIMEOUT,
+    NO_WAIT,
+    SAVE,
+    SAVE_DRY_RUN,
+    section=CHANGES,
+    examples=("poolctl enable --all          every disabled server",),
+)
+
+
+def perform(request: Request) -> Outcome:
+    """Enable servers and start them."""
+    return change(request, _report, lambda files, names: files.disable(names, False), works_offline=True)
+
+
+def _report(items: list[Item]) -> str:
+    ready = sum(bool(item.get("ready")) for item in items)
+    return f"{servers(len(items))} enabled, {ready} ready"

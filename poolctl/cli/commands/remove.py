@@ -1,0 +1,42 @@
+"""`poolctl remove`: stop servers, and take them out of the pool."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import (
+    CHANGES,
+    EXPLICIT_SELECTION,
+    NO_DEPS,
+    NO_WAIT,
+    OUTPUT,
+    SAVE,
+    SAVE_DRY_RUN,
+    TIMEOUT,
+    Command,
+)
+from poolctl.cli.live_change import change
+from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.request import Request
+
+COMMAND = Command(
+    "Stop servers, and take them out of the pool.",
+    EXPLICIT_SELECTION,
+    OUTPUT,
+    TIMEOUT,
+    NO_WAIT,
+    NO_DEPS,
+    SAVE,
+    SAVE_DRY_RUN,
+    section=CHANGES,
+    examples=("poolctl remove docs --save    from the running pool and from its file",),
+)
+
+
+def perform(request: Request) -> Outcome:
+    """Stop the selected servers, and take them out of the pool."""
+    return change(
+        request, _report, lambda files, names: files.remove(names), works_offline=True, removes=True
+    )
+
+
+def _report(items: list[Item]) -> str:
+    return "\n".join(f"removed {item.get('name')} {item.get('bind')}" for item in items)

@@ -1,0 +1,57 @@
+"""`poolctl restart`: each selected server is replaced without refusing a connection."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import (
+    CALLER_ENV,
+    FORCE_CERTIFICATES,
+    LIFECYCLE,
+    NO_DEPS,
+    NO_WAIT,
+    OUTPUT,
+    SELECTION,
+    TIMEOUT,
+    Command,
+)
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.plural import servers
+from poolctl.cli.pool_ref import find_place
+from poolctl.cli.readiness import hand_over_to_systemd, ready_line
+from poolctl.cli.remote import ask_or_launch
+from poolctl.cli.request import Request
+
+COMMAND = Command(
+    "Replace servers without refusing a connection.",
+    SELECTION,
+    OUTPUT,
+    TIMEOUT,
+    NO_WAIT,
+    NO_DEPS,
+    CALLER_ENV,
+    FORCE_CERTIFICATES,
+    section=LIFECYCLE,
+    examples=(
+        "poolctl restart --tag api     new processes are ready before old ones end",
+        "poolctl restart --not users   all but this",
+    ),
+)
+
+
+def perform(request: Request) -> Outcome:
+    """Restart the selected servers; returns when each is ready, or with the reason why it is not."""
+    pool = find_place(request)
+    outcome = ask_or_launch(request, pool)
+    if not outcome.ended_pid:
+        hand_over_to_systemd(pool, ready=not outcome.exit_code)
+    if outcome.errors:
+        outcome.message = _restarted_line(outcome)
+    else:
+        outcome.message = ready_line(outcome, waited=not request.get("no_wait"))
+    return outcome
+
+
+def _restarted_line(outcome: Outcome) -> str:
+    """Counts only replaced servers: where the replacement failed the old process is still ready."""
+    failed = {error.get("name") for error in outcome.errors}
+    restarted = [item for item in outcome.items if item.get("ready") and item["name"] not in failed]
+    return f"{servers(len(restarted), len(outcome.items))} restarted" if outcome.items else ""

@@ -1,0 +1,67 @@
+"""`poolctl scale`: another number of workers."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import (
+    CHANGES,
+    EXPLICIT_SELECTION,
+    NO_WAIT,
+    OUTPUT,
+    SAVE,
+    SAVE_DRY_RUN,
+    TIMEOUT,
+    Command,
+    targets,
+)
+from poolctl.cli.live_change import change
+from poolctl.cli.outcome import Item, Outcome, UsageError
+from poolctl.cli.plural import servers
+from poolctl.cli.request import Request, saves
+from poolctl.config import MOST_WORKERS
+
+COMMAND = Command(
+    "Change the number of workers: scale web 4.",
+    targets("TARGET… N", "Names or addresses, then the number."),
+    EXPLICIT_SELECTION[1:],
+    OUTPUT,
+    TIMEOUT,
+    NO_WAIT,
+    SAVE,
+    SAVE_DRY_RUN,
+    section=CHANGES,
+    examples=(
+        "poolctl scale users 4         until the next reload",
+        "poolctl scale --tag api 4 --save",
+    ),
+)
+
+
+def perform(request: Request) -> Outcome:
+    """Give the selected servers so many workers."""
+    saves(request)
+    *words, last = request.get("targets") or [""]
+    workers = _number(last)
+
+    def report(items: list[Item]) -> str:
+        done = sum(item.get("workers") == workers for item in items)
+        return f"{servers(done, len(items))} scaled to {workers} worker{'s' * (workers > 1)}"
+
+    return change(
+        Request("scale", {**request.values, "targets": words}),
+        report,
+        lambda files, names: files.scale(names, workers),
+        options={"workers": workers},
+    )
+
+
+def _number(word: str) -> int:
+    """The last word as a number of workers. UsageError for anything else."""
+    if not word:
+        raise UsageError("scale: how many workers?", hint="poolctl scale web 4")
+    if not (word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MOST_WORKERS):
+        stops = word == "0"
+        hint = (
+            "poolctl stop stops all workers" if stops else "the last word is the number: poolctl scale web 4"
+        )
+        raise UsageError(f"scale: {word!r} is not a number from 1 to {MOST_WORKERS}", hint=hint)
+    return int(word)

@@ -1,0 +1,43 @@
+"""The readiness of servers after a start or restart: the line for people, and the notification of systemd."""
+
+from __future__ import annotations
+
+import os
+
+from poolctl.cli.plural import servers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.cli.outcome import Outcome
+    from poolctl.cli.pool_ref import Place
+
+# States that are as they should be without being ready.
+_ASIDE = ("sleeping", "draining", "disabled")
+
+
+def ready_line(outcome: Outcome, *, waited: bool) -> str:
+    """`3 servers ready`, with those in other intended states in brackets."""
+    if not outcome.items:
+        return "" if outcome.exit_code else "no server selected"
+    asides = {state: sum(item.get("state") == state for item in outcome.items) for state in _ASIDE}
+    ready = sum(bool(item.get("ready")) for item in outcome.items)
+    count = len(outcome.items) - sum(asides.values())
+    line = f"{servers(ready, count)} ready"
+    if not waited:
+        line = f"{servers(count)} told to start, {ready} ready"
+    said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
+    return f"{line} ({said})" if said else line
+
+
+def hand_over_to_systemd(place: Place, *, ready: bool) -> None:
+    """As a service's main process, report the keeper as the new one: systemd can stop it. Else do nothing."""
+    from poolctl.control import systemd
+    from poolctl.control.client import Client
+    from poolctl.errors import ControlError
+
+    if os.environ.get("NOTIFY_SOCKET") and systemd.is_main(os.environ):
+        try:
+            keeper = Client(place.socket).ping().get("keeper_pid")
+        except ControlError:
+            return  # it has ended already, and so does the service
+        systemd.tell(os.environ, f"MAINPID={keeper}", *([systemd.READY] if ready else []))
