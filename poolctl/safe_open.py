@@ -31,12 +31,13 @@ class Refused(OSError):
 
 
 @contextlib.contextmanager
-def directory_of(path: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+def directory_of(path: str, *, make: bool = False, follow_last: bool = False) -> Iterator[tuple[int, str]]:
     """The descriptor of the directory that a path leads to, and the name of the file in it.
 
-    With `make` directories that are missing are made. Raises OSError, Refused for a link of another user.
+    With `make` directories that are missing are made; with `follow_last` it is where a link at the end of the path
+    leads. Raises OSError, Refused for a link of another user.
     """
-    fd, name = _walk(path, make=make, follow_last=False)
+    fd, name = _walk(path, make=make, follow_last=follow_last)
     try:
         yield fd, name
     finally:
@@ -63,6 +64,39 @@ def _open(path: str, flags: int, mode: int, *, any_owner: bool) -> int:
         return fd
     finally:
         os.close(directory)
+
+
+def check_appendable(path: str) -> None:
+    """Raise the OSError with which `open_file` would not open, or make, this file to append to; changes nothing."""
+    try:
+        with directory_of(path, follow_last=True) as (directory, name):
+            _check_appendable(directory, name, path)
+    except FileNotFoundError:
+        # A directory is missing, and would be made: below the last one that is there.
+        above = os.path.dirname(path)
+        while not os.path.exists(above):
+            above = os.path.dirname(above)
+        with directory_of(f"{above}/.new") as (directory, _):
+            _check_access(".", directory, os.W_OK | os.X_OK)
+
+
+def _check_appendable(directory: int, name: str, path: str) -> None:
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        _check_access(".", directory, os.W_OK | os.X_OK)
+        return
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    _check(status, os.fstat(directory), path, any_owner=False)
+    _check_access(name, directory, os.W_OK)
+
+
+def _check_access(name: str, directory: int, mode: int) -> None:
+    if not os.access(name, mode, dir_fd=directory, effective_ids=True):
+        read_only = os.fstatvfs(directory).f_flag & os.ST_RDONLY
+        number = errno.EROFS if read_only else errno.EACCES
+        raise OSError(number, os.strerror(number))
 
 
 def open_to_read(path: str) -> int:

@@ -181,13 +181,7 @@ class _Loader:
                 self.problems.append(located(finding, place, entry))
             return
         path = finding.path if finding.path[0] in ("pool", *TABLE_NAMES) else ("defaults", *finding.path)
-        documents = self.assembly.documents
-        for length in range(len(path), 0, -1):
-            for document in reversed(documents):
-                if document.exact(path[:length]) is not None:
-                    self.problems.append(located(finding, document.place(path)))
-                    return
-        self.problems.append(located(finding, documents[0].place(path)))
+        self.problems.append(located(finding, self.origins.of_table(path)))
 
     def _order(self, problem: Problem) -> Any:
         files = [document.path for document in self.assembly.documents]

@@ -212,25 +212,29 @@ class PoolConfig(Sequence[ServerConfig]):
         Only of the servers with these names, if any are given; what there is to warn of is found for all of them.
         """
         from poolctl.config.checks.external_checks import Outside
-        from poolctl.config.checks.table_checks import outside_of
+        from poolctl.config.checks.table_checks import JOURNAL_PATH, outside_of
 
         outside = Outside(os.environ, self._tls, self.pool_variables)
         meant = [server for server in self._servers if names is None or server.name in names]
         outside.check(meant, import_apps=import_apps)
         if names is not None:
             outside.look([server for server in self._servers if server.name not in names])
-        beside, warnings = outside_of(self.tables, os.environ) if self.tables.dashboard else ([], [])
+        beside, warnings = outside_of(self.tables, os.environ)
+        if names is not None:
+            # The servers of the pool run without a journal, too.
+            warnings += [each for each in beside if each.path == JOURNAL_PATH]
+            beside = [each for each in beside if each.path != JOURNAL_PATH]
         self._outside_warnings = _distinct(
             self._located(server, finding) for server, finding in outside.warnings
         )
-        self._outside_warnings += [problem_of(finding) for finding in warnings]
+        self._outside_warnings += map(self._of_table, warnings)
         if self.tables.notify:
             from poolctl.config.model.table_rules import unknown_secrets
 
             findings = unknown_secrets(self.tables, os.environ)
-            self._outside_warnings += [problem_of(finding) for finding in findings]
+            self._outside_warnings += map(self._of_table, findings)
         found = _distinct(self._located(server, finding) for server, finding in outside.problems)
-        return [*found, *(problem_of(each) for each in beside)]
+        return [*found, *map(self._of_table, beside)]
 
     def pool(self, *, handler: Any = None, context: Any = None, runner: Any = None) -> Pool:
         """A pool of the valid servers, none of them started.
@@ -266,6 +270,12 @@ class PoolConfig(Sequence[ServerConfig]):
         if self._origins is None:
             return _problem(server, finding)
         return _problem(server, finding, self._origins.place(server.name, finding.path))
+
+    def _of_table(self, finding: Finding) -> Problem:
+        if self._origins is None:
+            return problem_of(finding)
+        place, hint = self._origins.of_table(finding.path), finding.hint
+        return Problem(finding.message, place=place, hint=hint, found=finding.found, allowed=finding.allowed)
 
 
 def _distinct(problems: Iterable[Problem]) -> list[Problem]:

@@ -33,7 +33,7 @@ class OpenLog:
         while missing < 2 and number < most_files:
             try:
                 fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
-            except (FileNotFoundError, Refused):
+            except (FileNotFoundError, NotADirectoryError, Refused):
                 missing += number > 0
             except OSError as error:
                 if self.parts and error.errno in (errno.EMFILE, errno.ENFILE):

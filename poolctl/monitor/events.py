@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -121,7 +122,8 @@ class Events:
         """Write to this journal from now on; the numbers go on from the greater of its last one and ours."""
         self.close()
         self.journal = journal
-        self._seq = max(self._seq, next((event["seq"] for event in newest_first(journal.path)), 0))
+        with contextlib.suppress(PermissionError):  # then it can hardly be written either
+            self._seq = max(self._seq, next((event["seq"] for event in newest_first(journal.path)), 0))
 
     def subscribe(self, fn: Subscriber) -> Callable[[], None]:
         """Have `fn` called with each event that is recorded from now on; what is returned ends that."""

@@ -54,7 +54,7 @@ class LocalRunner:
         *,
         keeper_pid: int = 0,
         open_files: tuple[int, int] = (1024, 4096),
-        on_dropped: Callable[[str, int, str], None] = lambda name, count, reason: None,
+        on_dropped: Callable[[str, int, str, str], None] = lambda name, count, path, reason: None,
         on_expired: Callable[[Placement], None] | None = None,
         on_idle: Callable[[Placement, bool], None] = lambda placement, idle: None,
         orphanage: str | None = None,

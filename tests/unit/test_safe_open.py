@@ -11,7 +11,7 @@ import pytest
 
 from poolctl.logs.file import LogFile
 from poolctl.logs.read import tail
-from poolctl.safe_open import Refused, open_file, open_to_read
+from poolctl.safe_open import Refused, check_appendable, open_file, open_to_read
 
 NOBODY = 65534
 LINE = b"2026-01-01T00:00:00.000000Z web[1] one\n"
@@ -80,6 +80,8 @@ def test_paths_prepared_by_another_user_are_neither_written_nor_read(
     log = LogFile(str(path), max_size_bytes=1, keep=1, max_age_seconds=1)
     assert log.append(LINE) == 0
     assert log.error
+    with pytest.raises(Refused):
+        check_appendable(str(path))
     log.rotate_when_old()
     log.resume(LINE)
     log.close()
@@ -105,6 +107,8 @@ def test_a_directory_that_becomes_a_link_while_the_file_is_open_is_not_followed_
 
 def test_a_log_in_a_directory_of_the_servers_user_is_written_rotated_and_read(theirs: Path) -> None:
     path = theirs / "new" / "web.log"
+    check_appendable(str(path))
+    assert not path.parent.exists(), "nothing is made"
     log = LogFile(str(path), max_size_bytes=len(LINE), keep=1)
     assert [log.append(LINE) for _ in range(3)] == [len(LINE)] * 3
     log.close()
@@ -119,6 +123,8 @@ def test_links_of_ours_in_directories_of_ours_are_followed(ours: Path, tmp_path:
     (tmp_path / "absolute").symlink_to(ours.parent)
     (tmp_path / "relative").symlink_to("../" + tmp_path.name + "/./absolute")
     path = str(tmp_path / "relative" / "web.log")
+    check_appendable(path)
+    check_appendable(str(tmp_path / "relative" / "new" / "deep" / "web.log"))
     assert LogFile(path).append(LINE) == len(LINE)
     assert ours.read_text() == "precious\n" + LINE.decode()
 
@@ -134,6 +140,44 @@ def test_a_link_in_a_world_writable_directory_is_never_followed(ours: Path, open
     (open_to_all / "logs").symlink_to(ours.parent)
     with pytest.raises(Refused, match="logs on its path is a link that another user can make"):
         open_file(str(open_to_all / "logs" / "web.log"), os.O_RDONLY)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("ours.log", PermissionError),
+        ("new.log", PermissionError),
+        ("new/deep/web.log", PermissionError),
+        ("ours.log/web.log", NotADirectoryError),
+        ("closed/web.log", PermissionError),
+        ("closed", IsADirectoryError),
+        ("theirs/new/web.log", None),
+        ("theirs.log", None),
+    ],
+)
+def test_what_a_user_cannot_append_to_is_known_beforehand(
+    open_to_all: Path, name: str, error: type[OSError] | None
+) -> None:
+    open_to_all.chmod(0o755)
+    for each in ("closed", "theirs"):
+        (open_to_all / each).mkdir(mode=0o700)
+    for each in ("ours.log", "theirs.log"):
+        (open_to_all / each).touch(mode=0o600)
+    for each in ("theirs", "theirs.log"):
+        os.chown(open_to_all / each, NOBODY, NOBODY)
+    path = str(open_to_all / name)
+    os.seteuid(NOBODY)
+    try:
+        if error is not None:
+            with pytest.raises(error):
+                check_appendable(path)
+            with pytest.raises(error):
+                os.close(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+        else:
+            check_appendable(path)
+            os.close(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+    finally:
+        os.seteuid(0)
 
 
 def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:

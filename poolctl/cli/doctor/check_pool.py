@@ -11,7 +11,8 @@ from .context import Case, Finding, ok, problem, warning
 def configuration(case: Case) -> Iterator[Finding]:
     """Every problem of the files and of what they refer to."""
     for each in case.problems:
-        name = f"{each['name']}: " if each.get("name") else ""
+        about = each.get("name") or each.get("key")
+        name = f"{about}: " if about else ""
         yield problem(
             "configuration", f"{name}{each['message']}", str(each.get("hint") or "poolctl validate")
         )

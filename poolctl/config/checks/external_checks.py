@@ -11,6 +11,7 @@ from typing import Any
 
 from poolctl.config.checks.import_check import Import, check_imports, check_interpreters, check_zttp
 from poolctl.config.checks.interpreter_owner import ids_of, trusted_by_root
+from poolctl.config.checks.log_files import unwritable
 from poolctl.config.checks.program import missing_program
 from poolctl.config.files.env_file import EnvFileError, read_env_file
 from poolctl.config.model.problems import Finding
@@ -18,6 +19,7 @@ from poolctl.config.model.sections import TLSConfig
 from poolctl.config.model.server import ServerConfig
 
 Findings = list[Finding]
+_LOG_PATH = ("log", "path")
 
 
 class Outside:
@@ -54,6 +56,8 @@ class Outside:
         known = len(self.problems)
         for server in servers:
             self._server(server)
+        # Nothing of it keeps a server from running, but the loss of its log is not to come as a surprise.
+        self.warnings += [each for each in self.problems[known:] if each[1].path == _LOG_PATH]
         del self.problems[known:]
 
     def _server(self, server: ServerConfig) -> None:
@@ -77,7 +81,7 @@ class Outside:
             self.problems.append((server, finding))
         if server.log.path:
             path = server.log.path
-            self._once(server, ("log", path), lambda: _log(path))
+            self._once(server, ("log", path), lambda: (unwritable(_LOG_PATH, path), []))
 
     def _once(
         self, server: ServerConfig, key: Hashable, look: Callable[[], tuple[Findings, Findings]]
@@ -195,9 +199,3 @@ def _certificates(tls: TLSConfig, env: Mapping[str, str], now: datetime) -> tupl
     from poolctl.config.checks.certificates import check_certificates
 
     return check_certificates(tls, env, now)
-
-
-def _log(path: str) -> tuple[Findings, Findings]:
-    if os.path.isdir(path):
-        return [Finding(("log", "path"), f"{path} is a directory", "name a file in it", path)], []
-    return [], []

@@ -1,4 +1,4 @@
-"""What the tables beside the servers refer to in the outside world: the dashboard's token and certificate."""
+"""What the tables beside the servers refer to outside: the dashboard's token and certificate, the journal's file."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from poolctl.config.checks.certificates import check_certificates
+from poolctl.config.checks.log_files import unwritable
 from poolctl.config.files.source import read_text
-from poolctl.config.model.problems import Finding, Problem, dotted
+from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.table_models import Dashboard
 from poolctl.config.model.tables import Tables
 
+JOURNAL_PATH = ("events", "path")
+
 
 def outside_of(tables: Tables, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
-    """Problems and warnings of it; paths begin with the table. Blocks on the disk."""
-    page = tables.dashboard
-    if page is None:
-        return [], []
+    """Problems and warnings; paths begin with the table. Blocks on the disk."""
+    problems, warnings = _dashboard(tables.dashboard, env) if tables.dashboard else ([], [])
+    if tables.events and tables.events.path:
+        problems += unwritable(JOURNAL_PATH, tables.events.path)
+    return problems, warnings
+
+
+def _dashboard(page: Dashboard, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
     problems, warnings = list(_token(page, env)), list[Finding]()
     if page.tls:
         found, warnings = check_certificates(page.tls, env, datetime.now(UTC))
         problems += found
-    # Where it stands in the file is known no more.
-    of_the_table = [each._replace(path=("dashboard", *each.path)) for each in problems]
     return (
-        [each._replace(message=f"{dotted(each.path)}: {each.message}") for each in of_the_table],
+        [each._replace(path=("dashboard", *each.path)) for each in problems],
         [each._replace(path=("dashboard", *each.path)) for each in warnings],
     )
 

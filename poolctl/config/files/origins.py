@@ -31,6 +31,14 @@ class Origins:
         document, table = entry.parts[0]
         return document.place((*table, *path))
 
+    def of_table(self, path: Path) -> Place:
+        """The place of a key that belongs to no server; `path` begins with its table."""
+        for length in range(len(path), 0, -1):
+            for document in reversed(self.documents):
+                if document.exact(path[:length]) is not None:
+                    return document.place(path)
+        return self.documents[0].place(path)
+
     def of(self, name: str) -> dict[str, str]:
         """`{"http.loop": "/etc/pool.toml:7", …}` for every key that a file gives to the server."""
         found: dict[str, str] = {}

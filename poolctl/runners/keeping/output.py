@@ -35,7 +35,7 @@ class Output:
     """The pipes of all workers, moved into files by the logger process.
 
     The read ends are kept here and by the keeper, so that a dead logger loses nothing: its successor goes on where it
-    stopped. `on_dropped(name, bytes, reason)` is called when a file could not take something (a full disk).
+    stopped. `on_dropped(name, bytes, path, reason)` is called when a file could not take something (a full disk).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Output:
         keeper: Link,
         directory: str,
         logs_directory: str,
-        on_dropped: Callable[[str, int, str], None],
+        on_dropped: Callable[[str, int, str, str], None],
         orphanage: str | None = None,
     ) -> None:
         self._keeper = keeper
@@ -236,8 +236,8 @@ class Output:
             self._reopened.set()
             self._reopened = None
         elif message.get("t") == "dropped" and key in self._pipes:
-            name, count = str(self._pipes[key][1]["name"]), int(message.get("bytes", 0))
-            self._on_dropped(name, count, str(message.get("error") or ""))
+            server, path = (str(self._pipes[key][1][each]) for each in ("name", "path"))
+            self._on_dropped(server, int(message.get("bytes", 0)), path, str(message.get("error") or ""))
 
     def _on_end(self, link: Link) -> None:
         if self._link is not link:

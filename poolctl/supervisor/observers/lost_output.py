@@ -18,12 +18,12 @@ class LostOutput:
         self._untold: dict[str, int] = {}
         self._next: dict[str, float] = {}
 
-    def report(self, name: str, count: int, reason: str) -> None:
-        """So many bytes that the server printed were not stored."""
+    def report(self, name: str, count: int, path: str, reason: str) -> None:
+        """So many bytes that the server printed were not stored at `path`."""
         entry = self._engine.entries.get(name)
         if entry is None:
             return
-        because = f": {reason}" if reason else ""
+        because = f" to {path}: {reason}" if reason else f" to {path}"
         self._warn(entry, count, because)
         self._untold[name] = self._untold.get(name, 0) + count
         now = self._engine.clock.monotonic()

@@ -16,7 +16,8 @@ async def advice(servers: Iterable[ServerConfig], names: set[str], tables: Table
     """The warnings about those of the pool's servers that have these names, and about its tables."""
     there = list(servers)
     chosen = [server for server in there if server.name in names]
-    beside = tables.notify or (tables.dashboard is not None and tables.dashboard.tls)
+    journal = tables.events is not None and tables.events.path
+    beside = journal or tables.notify or (tables.dashboard is not None and tables.dashboard.tls)
     pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
     if beside or any(map(_may_be_warned_of, chosen)):
         return await asyncio.to_thread(_look, there, names, tables)
@@ -25,7 +26,8 @@ async def advice(servers: Iterable[ServerConfig], names: set[str], tables: Table
 
 
 def _may_be_warned_of(server: ServerConfig) -> bool:
-    return bool(server.tls or server.depends_on or server.binds_itself or (server.user and os.geteuid()))
+    named = server.tls or server.depends_on or server.log.path
+    return bool(named or server.binds_itself or (server.user and os.geteuid()))
 
 
 def _runs_python_as_root(server: ServerConfig) -> bool:

@@ -60,6 +60,9 @@ def test_a_full_disk_stops_nobody_and_is_reported(pool: RealPool, free_port: Any
     )
     assert event["server"] == "web"
     assert event["cause"] == "No space left on device"
+    assert event["message"].endswith(
+        " bytes of output could not be written to /dev/full: No space left on device"
+    )
     assert event["severity"] == "error"
     assert get(port, "/").status == 200
 

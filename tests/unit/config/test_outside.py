@@ -191,7 +191,8 @@ def test_an_old_interpreter_is_told(tmp_path: Path) -> None:
         ('app = "a:b"\nenv_file = "plain.txt"', "plain.txt:1:"),
         ('app = "a:b"\nuser = "no-such-user-here"', "no user"),
         ('app = "a:b"\nuser = "root:no-such-group-here"', "no group"),
-        ('app = "a:b"\nlog = { path = "src" }', "is a directory"),
+        ('app = "a:b"\nlog = { path = "src" }', "src is a directory; name a file in it"),
+        ('app = "a:b"\nlog = { path = "plain.txt/a/b" }', "plain.txt is no directory; name another file"),
         ('app = "a:b"\ntls = { cert = "gone.pem" }', "gone.pem: there is no such file"),
     ],
 )
@@ -201,6 +202,17 @@ def test_what_is_named_and_not_there_is_told(tmp_path: Path, line: str, told: st
     (text,) = outside(tmp_path, line)
     assert told in text
     assert "pool.toml:" in text
+
+
+def test_a_journal_that_cannot_be_written_is_a_problem_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "plain.txt").touch()
+    path = tmp_path / "plain.txt" / "events.jsonl"
+    config = load_text(tmp_path, '[events]\nkeep = 3\npath = "plain.txt/events.jsonl"\n' + SERVER)
+    (problem,) = config.outside()
+    text = f"{path} cannot be written: {tmp_path}/plain.txt is no directory; name another file"
+    assert str(problem) == f"{tmp_path}/pool.toml:3:1: events.path: {text}"
+    assert config.outside(names=["web"]) == [], "its servers run without"
+    assert [str(each) for each in config.warnings] == [str(problem)]
 
 
 def test_programs_are_found_on_the_servers_own_path(tmp_path: Path) -> None:
