@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from poolctl.config.checks.program import missing_program
     from poolctl.config.checks.validity import certificate_validity
     from poolctl.config.edit.draft import Draft
-    from poolctl.config.edit.relocate import relocated
-    from poolctl.config.edit.replace import FileChanged
+    from poolctl.config.edit.replace_file import FileChanged
     from poolctl.config.edit.toml_text import table_text, value_text
     from poolctl.config.files.document import Document
     from poolctl.config.files.find import (
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.dependencies import dependency_findings
     from poolctl.config.model.interpolate import escaped, referenced_variables
     from poolctl.config.model.limits import MOST_WORKERS
+    from poolctl.config.model.normalise import relocated
     from poolctl.config.model.open_files import (
         OPEN_FILES_OF_POOL,
         OPEN_FILES_RESERVE,
@@ -131,8 +131,7 @@ _MODULES = {
     "checks.program": "missing_program",
     "checks.validity": "certificate_validity",
     "edit.draft": "Draft",
-    "edit.relocate": "relocated",
-    "edit.replace": "FileChanged",
+    "edit.replace_file": "FileChanged",
     "edit.toml_text": "table_text value_text",
     "files.document": "Document",
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
@@ -144,6 +143,7 @@ _MODULES = {
     "model.dependencies": "dependency_findings",
     "model.interpolate": "escaped referenced_variables",
     "model.limits": "MOST_WORKERS",
+    "model.normalise": "relocated",
     "model.open_files": "OPEN_FILES_OF_POOL OPEN_FILES_RESERVE RAISE_OPEN_FILES open_files_needed",
     "model.problems": "Finding Place Problem",
     "model.schema": "json_schema",

@@ -56,7 +56,15 @@ LIGHT = [
     *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.find", "control.directory", "control.client",
     "cli.main", "cli.command_line", "cli.render", "pool.select", "pool.unmatched",
 ]  # fmt: skip
-HEAVY = {"pydantic", "pydantic_core", "typer", "rich", "yaml"}  # click comes with uvicorn
+HEAVY = {
+    "pydantic",
+    "pydantic_core",
+    "typer",
+    "rich",
+    "yaml",
+    "tomlkit",
+    "ruamel",
+}  # click comes with uvicorn
 
 MOST_LINES = 400
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", "base"}

@@ -9,11 +9,11 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from poolctl.config.edit.edited import Change, Table, edited
-from poolctl.config.edit.replace import replace
-from poolctl.config.edit.spans import Path
+from poolctl.config.edit.changed_text import edited
+from poolctl.config.edit.parts import Change
+from poolctl.config.edit.replace_file import replace
 from poolctl.config.files.assemble import Assembly
-from poolctl.config.files.document import Document, read_documents
+from poolctl.config.files.document import Document, Path, read_documents
 from poolctl.config.files.server_table import Entry
 from poolctl.config.loader import load
 from poolctl.config.model.secrets import masked_file
@@ -50,45 +50,31 @@ class Draft:
         """Give a key of a server a value, in the last file that has it."""
         self._asked.append(("set", (name, path, value)))
         document, table = self._home(self._known(name), path)
-        whole = document.exact((*table, *path)) or (*document.prefix, *table, *path)
-        self._change(document, Change("set", whole, value))
-
-    def unset(self, name: str, path: Path) -> None:
-        """Take a key out of a server's table, in every file that has it."""
-        self._asked.append(("unset", (name, path)))
-        for document, table in self._known(name).parts:
-            whole = document.exact((*table, *path))
-            if whole is not None:
-                self._change(document, Change("unset", whole))
+        own = _own_path(document, table, path) or path
+        self._change(document, Change(_index(table), own, value))
 
     def scale(self, name: str, workers: int) -> None:
         """Give a server a number of workers; one that may sleep, or grow, keeps that."""
         self._asked.append(("scale", (name, workers)))
         document, table = self._home(self._known(name), ("scale",))
-        whole = document.exact((*table, "scale"))
-        written = None if whole is None else _get(document.data, whole[len(document.prefix) :])
-        if not isinstance(written, dict):
-            path = (*document.prefix, *table, "workers") if whole is None else whole
-            return self._change(document, Change("set", path, workers))
+        own = _own_path(document, table, ("scale",))
+        written = None if own is None else _get(document.data, (*table, *own))
+        if own is None or not isinstance(written, dict):
+            return self._change(document, Change(_index(table), own or ("workers",), workers))
         if written.get("min") != 0:
-            self._change(document, Change("set", (*(whole or ()), "min"), workers))
-        return self._change(document, Change("set", (*(whole or ()), "max"), workers))
+            self._change(document, Change(_index(table), (*own, "min"), workers))
+        return self._change(document, Change(_index(table), (*own, "max"), workers))
 
     def remove(self, name: str) -> None:
-        """Take a server out, in every file that has it."""
+        """Remove a server from every file that has it."""
         self._asked.append(("remove", (name,)))
         for document, table in self._known(name).parts:
-            *path, index = (*document.prefix, *table)
-            self._change(document, Change("remove", tuple(path), index))
+            self._change(document, Change(_index(table)))
 
-    def add(self, table: Table) -> None:
+    def add(self, table: dict[str, Any]) -> None:
         """Put a server behind the others, in the last file that has some."""
         self._asked.append(("add", (table,)))
-        document = self.home_of_new()
-        path = _servers_path(document)
-        if path is None:
-            path = ("server",)
-        self._change(document, Change("append", (*document.prefix, *path), table))
+        self._change(self.home_of_new(), Change(None, value=table))
 
     def home_of_new(self) -> Document:
         """The file that add() writes to."""
@@ -111,7 +97,9 @@ class Draft:
         for document in self.documents:
             changes = self._changes.get(document.path)
             if changes:
-                text = edited(document, changes)
+                servers = _servers_path(document)
+                path = (*document.prefix, *(("server",) if servers is None else servers))
+                text = edited(document, path, changes)
                 if text != document.text:
                     found[document.path] = text
         return found
@@ -161,6 +149,17 @@ class Draft:
     def _change(self, document: Document, change: Change) -> None:
         self._changes.setdefault(document.path, []).append(change)
         self._texts = None
+
+
+def _own_path(document: Document, table: Path, path: Path) -> Path | None:
+    """The path of a key within its server, as the file spells it; None if the file does not have it."""
+    whole = document.exact((*table, *path))
+    return None if whole is None else whole[len(document.prefix) + len(table) :]
+
+
+def _index(table: Path) -> int:
+    """Which server of its file a table is."""
+    return int(table[-1])
 
 
 def _get(data: Any, path: Path) -> Any:

@@ -1,102 +1,77 @@
-"""Edits of a JSON text; what is put in is indented as the rest is."""
+"""Edits of a JSON file: only the servers that change are written, in the layout of the file."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from poolctl.config.edit import flow_edit
-from poolctl.config.edit.spans import Item, Node, Path, Splice, Uneditable, indentation
+from poolctl.config.edit.parts import Change, added_in, in_layout_of, lines_of, pairs_of, removed_in
+from poolctl.config.files.document import Document, Path
 
-_blank = re.compile(r"[ \t\r\n]*")
-_scalar = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s,\]}]+', re.DOTALL)
-
-
-def _value(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+_indent = re.compile(r"[ \t]*")
 
 
-STYLE = flow_edit.Style(_value, lambda key, value: f"{_value(key)}: {_value(value)}", comments=False)
+def edited_in_parts(document: Document, text: str, servers: Path, changes: Sequence[Change]) -> str | None:
+    """The text with the changes made; None if it has no servers yet."""
+    starts, positions = [0], document.positions()
+    for line in lines_of(text):
+        starts.append(starts[-1] + len(line))
+    begins: list[int] = []
+    while (place := positions.get((*servers, len(begins)))) is not None:
+        begins.append(starts[place[0] - 1] + place[1] - 1)
+    if not begins:
+        return None
+    ends = [json.JSONDecoder().raw_decode(text, begin)[1] for begin in begins]
+    gaps = [text[end:begin] for end, begin in zip(ends, begins[1:], strict=False)]
+    written = [text[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    margin = _indent.match(text, text.rfind("\n", 0, begins[-1]) + 1)
+    last, around = written[-1], margin[0] if margin else ""
+    for index, pairs in pairs_of(changes).items():
+        table = json.loads(written[index])
+        before = _written(table, written[index], around)
+        _set(table, pairs)
+        written[index] = in_layout_of(written[index], before, _written(table, written[index], around))
+    gap = gaps[-1] if gaps else f",\n{around}" if text[: begins[0]].endswith(f"\n{around}") else ", "
+    for index in removed_in(changes):
+        del written[index], gaps[max(index - 1, 0) : max(index, 1)]
+    for table in added_in(changes):
+        gaps += [gap] if written else []
+        written.append(_written(table, last, around))
+    if not written:
+        return text[: begins[0]].rstrip() + text[ends[-1] :].lstrip()
+    inner = written[0] + "".join(map("".join, zip(gaps, written[1:], strict=True)))
+    return text[: begins[0]] + inner + text[ends[-1] :]
 
 
-class JsonText:
-    """A text that can be parsed."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.root = _Reader(text).node(0)
-
-    def set(self, path: Path, value: Any) -> list[Splice]:
-        """Give a key a value."""
-        return flow_edit.set_within(self.text, self.root, path, value, STYLE)
-
-    def unset(self, path: Path) -> list[Splice]:
-        """Take a key out."""
-        return flow_edit.unset_within(self.text, self.root, path, STYLE)
-
-    def append(self, path: Path, table: dict[str, Any]) -> list[Splice]:
-        """Put a table at the end of a list, which may not be there yet."""
-        node = self.root.find(path)
-        if node is None:
-            return self.set(path, [table])
-        if node.kind != "list":
-            raise Uneditable("this is no list")
-        written = _value(table)
-        if node.items and "\n" in self.text[node.items[-1].node.start : node.items[-1].node.end]:
-            last = node.items[-1]
-            within = indentation(self.text, last.node.items[-1].start) if last.node.items else "  "
-            around = indentation(self.text, last.start)
-            written = "\n".join(
-                [
-                    "{",
-                    ",\n".join(f"{within}{STYLE.pair(key, value)}" for key, value in table.items()),
-                    f"{around}}}",
-                ]
-            )
-        elif not node.items and "\n" in self.text.strip():
-            around = indentation(self.text, node.start)
-            unit = around if path and around else "  "
-            return [Splice(node.start + 1, node.end - 1, f"\n{around}{unit}{written}\n{around}")]
-        return flow_edit.insert(self.text, node, written, STYLE)
-
-    def remove(self, path: Path, index: int) -> list[Splice]:
-        """Take an element out of a list."""
-        node = self.root.find(path)
-        if node is None or index >= len(node.items):
-            raise Uneditable("there is no such element")
-        return flow_edit.remove(self.text, node, index, STYLE)
+def rewritten(document: Document, text: str, servers: Path, changes: Sequence[Change]) -> str:
+    """The whole text written again, with the changes made."""
+    data = json.loads(text)
+    found = data
+    for key in servers:
+        found = found.setdefault(key, []) if key == servers[-1] else found[key]
+    for index, pairs in pairs_of(changes).items():
+        _set(found[index], pairs)
+    for index in removed_in(changes):
+        del found[index]
+    found += added_in(changes)
+    return _written(data, text, "") + "\n" * text.endswith("\n")
 
 
-class _Reader:
-    def __init__(self, text: str) -> None:
-        self.text = text
+def _set(table: dict[str, Any], pairs: Sequence[tuple[Path, Any]]) -> None:
+    for path, value in pairs:
+        at: Any = table
+        for key in path[:-1]:
+            at = at.setdefault(key, {})
+        at[path[-1]] = value
 
-    def node(self, here: int) -> Node:
-        here = self._skip(here)
-        sign = self.text[here]
-        if sign not in "{[":
-            match = _scalar.match(self.text, here)
-            return Node("plain", here, match.end() if match else here + 1)
-        found = Node("table" if sign == "{" else "list", here)
-        here = self._skip(here + 1)
-        while self.text[here] not in "}]":
-            start = here
-            key: str | int = len(found.items)
-            if found.kind == "table":
-                match = _scalar.match(self.text, here)
-                if match is None:
-                    raise Uneditable("a key is expected")
-                key = json.loads(match[0])
-                here = self._skip(match.end()) + 1
-            child = self.node(here)
-            found.items.append(Item(key, start, child))
-            here = self._skip(child.end)
-            if self.text[here] == ",":
-                here = self._skip(here + 1)
-        found.end = here + 1
-        return found
 
-    def _skip(self, here: int) -> int:
-        match = _blank.match(self.text, here)
-        return match.end() if match else here
+def _written(value: Any, like: str, around: str) -> str:
+    """The value on one line, or on several with the indentation of the text `like`."""
+    lines = like.split("\n")
+    if len(lines) == 1:
+        return json.dumps(value, ensure_ascii=False)
+    found = _indent.match(lines[1])
+    indent = (found[0] if found else "").removeprefix(around) or "  "
+    return json.dumps(value, ensure_ascii=False, indent=indent).replace("\n", f"\n{around}")

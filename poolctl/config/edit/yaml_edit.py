@@ -1,189 +1,165 @@
-"""Edits of a YAML text: tables and lists by indentation, and what stands within brackets."""
+"""Edits of a YAML file, made by ruamel.yaml. Imported only when a file is written."""
 
 from __future__ import annotations
 
-import json
+import io
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolctl.config.edit import flow_edit
-from poolctl.config.edit.spans import (
-    Node,
-    Path,
-    Splice,
-    Uneditable,
-    begins_line,
-    indentation,
-    is_blank,
-    is_comment,
-    line_end,
-    line_start,
-    next_line,
-    with_comments_above,
-    without_blanks_above,
-)
-from poolctl.config.edit.yaml_spans import read
-from poolctl.config.files.yaml_file import plain
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from poolctl.config.edit.parts import (
+    Change,
+    Part,
+    Sheet,
+    added_in,
+    extents,
+    in_layout_of,
+    lines_of,
+    pairs_of,
+    part_of,
+    removed_in,
+)
+from poolctl.config.files.document import Document, Path
+from poolctl.config.files.parse_error import ParseError
+from poolctl.config.files.yaml_file import parse_yaml, plain
+
+# Indentation of tables and lists, and of the dash within a list's.
+LAYOUTS = ((2, 2, 0), (2, 4, 2), (4, 4, 2), (4, 2, 0))
 _word = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*")
 
 
-def value_text(value: Any) -> str:
-    """One value, what is within it in brackets."""
+def edited_in_parts(document: Document, text: str, servers: Path, changes: Sequence[Change]) -> str | None:
+    """The text with the changes made; None if the servers are not a list of lines that begin with a dash."""
+    sheet = Sheet(lines_of(text))
+    found = extents(document.positions(), servers)
+    dashes = [sheet.lines[first][:column].rstrip(" ") for first, column, _ in found]
+    removed = removed_in(changes)
+    if any(dash.lstrip(" ") != "-" or dash != dashes[0] for dash in dashes) or len(removed) == len(found) > 0:
+        return None
+    indent = len(dashes[0]) - 1 if dashes else 2
+    parts = [part_of(sheet.lines, first, limit, indent) for first, _, limit in found]
+    for index, pairs in pairs_of(changes).items():
+        _set_in(sheet, parts[index], found[index][1], pairs)
+    for index in removed:
+        sheet.remove(parts[index], gap_below=index == 0)
+    new = "".join(map(_element, added_in(changes)))
+    if new and parts:
+        gap = "\n" if len(parts) > 1 and sheet.is_blank(parts[-1].above - 1) else ""
+        sheet.append(parts[-1].below, gap + _indented(new, " " * indent))
+    elif new:
+        if servers in document.positions() or not servers:
+            return None
+        sheet.append(len(sheet.lines), f"{servers[-1]}:\n{_indented(new, '  ')}")
+    return sheet.text()
+
+
+def rewritten(document: Document, text: str, servers: Path, changes: Sequence[Change]) -> str:
+    """The text with the changes made, in its own layout as far as possible."""
+
+    def act(data: Any) -> None:
+        for key in servers[:-1]:
+            data = data[key]
+        if servers:
+            if data.get(servers[-1]) is None:
+                data[servers[-1]] = CommentedSeq()
+            data = data[servers[-1]]
+        for index, pairs in pairs_of(changes).items():
+            _set(data[index], pairs)
+        for index in removed_in(changes):
+            del data[index]
+        for table in added_in(changes):
+            data.append(_value(table))
+
+    return _edited(text, act)
+
+
+def _set_in(sheet: Sheet, part: Part, column: int, pairs: Sequence[tuple[Path, Any]]) -> None:
+    """Set keys of a server, which is edited as a document of its own."""
+    lines = lines_of(sheet.text_of(part))
+    dash = lines[0][:column]
+    own = [lines[0][column:], *(line[min(column, len(line) - len(line.lstrip(" "))) :] for line in lines[1:])]
+    text = _edited("".join(own).rstrip("\n") + "\n", lambda data: _set(data, pairs))
+    sheet.replace(part, dash + _indented(text, " " * column)[column:])
+
+
+def _set(table: Any, pairs: Sequence[tuple[Path, Any]]) -> None:
+    for path, value in pairs:
+        at = table
+        for number, key in enumerate(path[:-1]):
+            if at.get(key) is None:
+                for outer in reversed(path[number + 1 :]):
+                    value = {outer: value}
+                path = path[: number + 1]
+                break
+            at = at[key]
+        at[path[-1]] = _value(value)
+
+
+def _edited(text: str, act: Callable[[Any], None]) -> str:
+    """The text after `act` has changed what it says, in the layout that is most like its own."""
+    found: list[tuple[int, str, str]] = []
+    for layout in LAYOUTS:
+        before, after = _dumped(text, layout), _dumped(text, layout, act)
+        same = sum(one == other for one, other in zip(lines_of(text), lines_of(before), strict=False))
+        found.append((same, in_layout_of(text, before, after), after))
+    _, kept, written = max(found, key=lambda each: each[0])
+    try:
+        return kept if parse_yaml(kept) == parse_yaml(written) else written
+    except ParseError:
+        return written
+
+
+def _dumped(text: str, layout: tuple[int, int, int], act: Callable[[Any], None] | None = None) -> str:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 1_000_000
+    yaml.brace_single_entry_mapping_in_flow_sequence = True
+    mapping, sequence, offset = layout
+    yaml.indent(mapping=mapping, sequence=sequence, offset=offset)
+    stream = io.StringIO()
+    try:
+        data = yaml.load(text)
+        if act is not None:
+            act(data)
+        yaml.dump(data, stream)
+    except (YAMLError, AttributeError, TypeError) as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    return stream.getvalue()
+
+
+def _element(table: dict[str, Any]) -> str:
+    """A table as an element of a list: one key a line, what is within it in brackets."""
+    whole = CommentedMap((_word_or_quoted(key), _value(value)) for key, value in table.items())
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.width = 1_000_000
+    yaml.dump([whole], stream)
+    return stream.getvalue()
+
+
+def _value(value: Any) -> Any:
+    """A value as it is written into brackets."""
     if isinstance(value, str):
-        bare = _word.fullmatch(value) and plain(value) == value
-        return value if bare else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\x7f")
+        return _word_or_quoted(value)
     if isinstance(value, dict):
-        inner = ", ".join(pair_text(str(key), each) for key, each in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
+        table = CommentedMap((_word_or_quoted(key), _value(each)) for key, each in value.items())
+        table.fa.set_flow_style()
+        return table
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(value_text, value))}]"
-    return json.dumps(value)
+        found = CommentedSeq(map(_value, value))
+        found.fa.set_flow_style()
+        return found
+    return value
 
 
-def pair_text(key: str, value: Any) -> str:
-    """A key with its value."""
-    return f"{key if _word.fullmatch(key) else json.dumps(key, ensure_ascii=False)}: {value_text(value)}"
+def _word_or_quoted(text: str) -> str:
+    return text if _word.fullmatch(text) and plain(text) == text else DoubleQuotedScalarString(text)
 
 
-STYLE = flow_edit.Style(value_text, pair_text, padding=" ")
-
-
-class YamlText:
-    """A text that can be parsed."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        root = read(text)
-        self.root = root if root is not None else Node("null", len(text), len(text))
-
-    def set(self, path: Path, value: Any) -> list[Splice]:
-        """Give a key a value."""
-        node = self.root
-        for number, key in enumerate(path):
-            rest = path[number:]
-            if node.kind == "null":
-                return self._replace(path[:number], node, flow_edit.nested(rest, value))
-            if node.flow and node.kind in ("table", "list"):
-                return flow_edit.set_within(self.text, node, rest, value, STYLE)
-            child = node.child(key)
-            if child is None:
-                if node.kind != "table" or not node.items:
-                    raise Uneditable("there is no table to put it into")
-                return [self._new_key(node, pair_text(str(key), flow_edit.nested(rest[1:], value)))]
-            node = child
-        return self._replace(path, node, value)
-
-    def _new_key(self, node: Node, written: str) -> Splice:
-        end = line_end(self.text, node.end)
-        return Splice(end, end, f"\n{' ' * self._column(node.items[0].start)}{written}")
-
-    def _column(self, at: int) -> int:
-        return at - line_start(self.text, at)
-
-    def _replace(self, path: Path, node: Node, value: Any) -> list[Splice]:
-        written = value_text(value)
-        if node.kind == "alias":
-            raise Uneditable("it is an alias of what stands elsewhere")
-        if not path and node.kind == "null":
-            before = "" if not self.text or self.text.endswith("\n") else "\n"
-            lines = [pair_text(str(k), v) for k, v in value.items()] if isinstance(value, dict) else [written]
-            return [Splice(len(self.text), len(self.text), before + "\n".join(lines) + "\n")]
-        if node.start == node.end:
-            return [Splice(node.start, node.end, f" {written}")]
-        if node.flow:
-            return [Splice(node.start, node.end, written)]
-        if not path:
-            return [Splice(node.start, node.end, written)]
-        colon = self._colon(path)
-        end = line_end(self.text, colon)
-        if node.start < end:  # a list's `- - a`, a table behind an anchor
-            return [Splice(node.start, node.end, written)]
-        return [Splice(colon, colon, f" {written}"), Splice(end, line_end(self.text, node.end))]
-
-    def _colon(self, path: Path) -> int:
-        """After the colon (or the dash) before the value at the end of a path."""
-        around = self.root.find(path[:-1])
-        for item in around.items if around is not None else ():
-            if item.key == path[-1]:
-                sign = "-" if isinstance(item.key, int) else ":"
-                quote = self.text[item.start] if self.text[item.start] in "\"'" else ""
-                at = self.text.index(quote, item.start + 1) + 1 if quote else item.start
-                return self.text.index(sign, at) + 1
-        raise Uneditable("there is no such key")
-
-    def unset(self, path: Path) -> list[Splice]:
-        """Take a key out, with the comment behind it."""
-        around = self.root.find(path[:-1])
-        if around is None or around.child(path[-1]) is None:
-            raise Uneditable("there is no such key")
-        if around.flow:
-            return flow_edit.unset_within(self.text, around, path[-1:], STYLE)
-        at = next(number for number, item in enumerate(around.items) if item.key == path[-1])
-        item = around.items[at]
-        if len(around.items) == 1:
-            return self._replace(path[:-1], around, {})
-        if begins_line(self.text, item.start):
-            return [Splice(line_start(self.text, item.start), next_line(self.text, item.node.end))]
-        if at + 1 < len(around.items):  # the first of `- a: 1`
-            return [Splice(item.start, around.items[at + 1].start)]
-        raise Uneditable("it shares its line")
-
-    def append(self, path: Path, table: dict[str, Any]) -> list[Splice]:
-        """Put a table at the end of a list, which may not be there yet."""
-        node = self.root.find(path)
-        if node is None or node.kind == "null":
-            if node is None and self.root.kind == "table" and not self.root.flow:
-                end = line_end(self.text, self.root.end)
-                return [Splice(end, end, f"\n{path[-1]}:{self._element('  ', table)}")]
-            return self.set(path, [table])
-        if node.kind != "list":
-            raise Uneditable("this is no list")
-        if node.flow:
-            return flow_edit.insert(self.text, node, value_text(table), STYLE)
-        end = line_end(self.text, self._end(node, len(node.items) - 1) - 1)
-        apart = len(node.items) > 1 and is_blank(
-            self.text, without_blanks_above(self.text, self._begin(node, len(node.items) - 1))
-        )
-        written = self._element(" " * self._column(node.start), table)
-        return [Splice(end, end, ("\n" if apart else "") + written)]
-
-    def _element(self, indent: str, table: dict[str, Any]) -> str:
-        lines = [pair_text(key, value) for key, value in table.items()] or ["{}"]
-        return f"\n{indent}- " + f"\n{indent}  ".join(lines)
-
-    def remove(self, path: Path, index: int) -> list[Splice]:
-        """Take an element out of a list, with its comments."""
-        node = self.root.find(path)
-        if node is None or index >= len(node.items):
-            raise Uneditable("there is no such element")
-        if node.flow:
-            return flow_edit.remove(self.text, node, index, STYLE)
-        if len(node.items) == 1:
-            return self._replace(path, node, [])
-        start = self._begin(node, index)
-        end = self._end(node, index)
-        if not begins_line(self.text, node.items[index].start):
-            raise Uneditable("it shares its line")
-        if index == 0 or is_blank(self.text, line_start(self.text, start - 1)):
-            while is_blank(self.text, end):
-                end = next_line(self.text, end)
-        if end == len(self.text):
-            start = without_blanks_above(self.text, start)
-        return [Splice(start, end)]
-
-    def _begin(self, node: Node, index: int) -> int:
-        """Where an element begins, comments of its own above it included."""
-        start = node.items[index].start
-        return with_comments_above(self.text, start, self._column(start))
-
-    def _end(self, node: Node, index: int) -> int:
-        """Where the line after an element begins, comments of its own below it included."""
-        column = self._column(node.items[index].start)
-        end = below = next_line(self.text, node.items[index].node.end)
-        while is_comment(self.text, below) and len(indentation(self.text, below)) >= column:
-            below = next_line(self.text, below)
-            if len(indentation(self.text, line_start(self.text, below - 1))) > column:
-                end = below  # further in than the element: it is about what is in it
-        following = self._begin(node, index + 1) if index + 1 < len(node.items) else -1
-        return end if 0 <= following <= below else below
+def _indented(text: str, indent: str) -> str:
+    return "".join(line if not line.strip() else indent + line for line in lines_of(text))

@@ -8,7 +8,7 @@ from typing import Any
 
 from poolctl.config.files.find import PYPROJECT
 from poolctl.config.files.parse import parse
-from poolctl.config.files.parse_error import Unparsable
+from poolctl.config.files.parse_error import ParseError
 from poolctl.config.files.source import kind_of, read_text
 from poolctl.config.model.problems import Place, Problem, dotted
 from poolctl.config.model.secrets import masked_quotes
@@ -31,7 +31,7 @@ class Document:
         self.text = read_text(path) if text is None else text
         try:
             data = parse(self.text, self.kind)
-        except Unparsable as error:
+        except ParseError as error:
             place = Place(path, error.line, error.column)
             line = "".join(self.text.splitlines()[error.line - 1 : error.line])
             said, hint = masked_quotes(error.message, line), masked_quotes(error.hint, line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from poolctl.config.files.parse_error import Unparsable
+from poolctl.config.files.parse_error import ParseError
 from poolctl.config.model.problems import SHOWN_CHARACTERS
 
 # A string that is not closed reaches to the end: no text is tried in more than one way.
@@ -20,7 +20,7 @@ _CLOSING = {"[": "]", "{": "}"}
 _BEFORE = "put one before it"
 
 
-def json_slip(text: str, error: Unparsable) -> Unparsable:
+def json_slip(text: str, error: ParseError) -> ParseError:
     """The same error in plain words, with its mend where one is known."""
     message = error.message
     if message.endswith("is not a number of JSON"):
@@ -34,16 +34,16 @@ def json_slip(text: str, error: Unparsable) -> Unparsable:
     return error
 
 
-def _at(text: str, start: int, message: str, hint: str) -> Unparsable:
-    return Unparsable(message, text.count("\n", 0, start) + 1, start - text.rfind("\n", 0, start), hint)
+def _at(text: str, start: int, message: str, hint: str) -> ParseError:
+    return ParseError(message, text.count("\n", 0, start) + 1, start - text.rfind("\n", 0, start), hint)
 
 
-def _unexpected(text: str, start: int) -> Unparsable:
+def _unexpected(text: str, start: int) -> ParseError:
     """Something that is neither a value nor a key."""
     rest = text[start : start + 100]
     before = text[:start].rstrip()
     if not text.strip():
-        return Unparsable("the file is empty", 1, 1, 'write { "server": [ … ] }')
+        return ParseError("the file is empty", 1, 1, 'write { "server": [ … ] }')
     if not rest.strip():
         return _ends(text)
     if rest[0] in "]}":
@@ -64,7 +64,7 @@ def _unexpected(text: str, start: int) -> Unparsable:
     return _at(text, start, f"{word[0]!r} is no value" if not is_key else f"{word[0]!r} is no key", mend)
 
 
-def _missing_comma(text: str, start: int) -> Unparsable:
+def _missing_comma(text: str, start: int) -> ParseError:
     rest = text[start : start + 2]
     if not rest.strip() and not text[start:].strip():
         return _ends(text)
@@ -73,11 +73,11 @@ def _missing_comma(text: str, start: int) -> Unparsable:
     return _at(text, start, "a comma is missing", _BEFORE)
 
 
-def _comment(text: str, start: int) -> Unparsable:
+def _comment(text: str, start: int) -> ParseError:
     return _at(text, start, "JSON has no comments", "take it out, or write TOML or YAML")
 
 
-def _ends(text: str) -> Unparsable:
+def _ends(text: str) -> ParseError:
     stack: list[str] = []
     for token in _tokens.finditer(text):
         if token[0] in _CLOSING:
@@ -91,25 +91,25 @@ def _ends(text: str) -> Unparsable:
     )
 
 
-def _missing_colon(text: str, start: int) -> Unparsable:
+def _missing_colon(text: str, start: int) -> ParseError:
     return _at(text, start, "':' is missing", _BEFORE)
 
 
-def _extra(text: str, start: int) -> Unparsable:
+def _extra(text: str, start: int) -> ParseError:
     return _at(text, start, "something behind the end of the document", "take it out")
 
 
-def _string(text: str, start: int) -> Unparsable:
+def _string(text: str, start: int) -> ParseError:
     return _at(text, start, "the string is not closed", "put a quote at its end")
 
 
-def _control(text: str, start: int) -> Unparsable:
+def _control(text: str, start: int) -> ParseError:
     if text[start : start + 1] == "\n":
         return _at(text, start, "the string is not closed in its line", "put a quote at its end")
     return _at(text, start, "a control character in a string", "take it out")
 
 
-def _backslash(text: str, start: int) -> Unparsable:
+def _backslash(text: str, start: int) -> ParseError:
     return _at(text, start, "a backslash that means nothing in a string", "write \\\\ for one")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from poolctl.config.files.parse_error import DEEPEST, MOST_VALUES, Unparsable
+from poolctl.config.files.parse_error import DEEPEST, MOST_VALUES, ParseError
 from poolctl.config.files.plain_toml import WORTHWHILE_CHARACTERS, parse_plain_toml
 
 _many_digits = re.compile(r"[0-9_]{4000,}")
@@ -14,20 +14,20 @@ _dotted_part = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'|[A-Za-z0-9_-]+|[ \t
 
 
 def parse(text: str, kind: str) -> Any:
-    """The value of a text of that kind (`toml`, `yaml`, `json`). Raises Unparsable."""
+    """The value of a text of that kind (`toml`, `yaml`, `json`). Raises ParseError."""
     if text.count("\n") + text.count(",") > MOST_VALUES:
-        raise Unparsable(
+        raise ParseError(
             f"more than {MOST_VALUES:,} lines and values", hint="split it: a directory is one pool"
         )
     try:
         return PARSERS[kind](text)
-    except Unparsable as error:
+    except ParseError as error:
         raise error if error.hint else _explained(text, kind, error) from None
     except RecursionError:
-        raise Unparsable("nested too deeply", hint="a configuration needs five levels") from None
+        raise ParseError("nested too deeply", hint="a configuration needs five levels") from None
 
 
-def _explained(text: str, kind: str, error: Unparsable) -> Unparsable:
+def _explained(text: str, kind: str, error: ParseError) -> ParseError:
     if kind == "toml":
         from poolctl.config.files.toml_syntax_hints import toml_slip
 
@@ -55,14 +55,14 @@ def _toml(text: str) -> Any:
         if digits:
             start = digits.start()
             line, column = text.count("\n", 0, start) + 1, start - text.rfind("\n", 0, start)
-            raise Unparsable("a number of too many digits", line, column) from None
+            raise ParseError("a number of too many digits", line, column) from None
         place = _place.search(message)
         message = message[: place.start()] if place else message.partition(";")[0]
         if place and place[1]:
             line, column = int(place[1]), int(place[2])
         else:
             line, column = (text.count("\n") + 1, len(text) - text.rfind("\n")) if place else (0, 0)
-        raise Unparsable(message, line, column) from None
+        raise ParseError(message, line, column) from None
 
 
 def _refuse_long_keys(text: str) -> None:
@@ -82,7 +82,7 @@ def _refuse_long_keys(text: str) -> None:
             else:
                 parts, expects_dot = 0, False
             if parts >= DEEPEST:
-                raise Unparsable(f"a key of more than {DEEPEST} parts", number, match.start() + 1)
+                raise ParseError(f"a key of more than {DEEPEST} parts", number, match.start() + 1)
 
 
 def _json(text: str) -> Any:
@@ -91,15 +91,15 @@ def _json(text: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_table, parse_constant=_constant)
     except json.JSONDecodeError as error:
-        raise Unparsable(error.msg, error.lineno, error.colno) from None
+        raise ParseError(error.msg, error.lineno, error.colno) from None
     except _TwiceError:
         from poolctl.config.files.json_positions import first_repeated
 
         key, line, column = first_repeated(text)
-        raise Unparsable(f"the key {key!r} is there twice", line, column, "keep one of them") from None
+        raise ParseError(f"the key {key!r} is there twice", line, column, "keep one of them") from None
     except ValueError as error:
         message = "a number of too many digits" if "integer string" in str(error) else str(error)
-        raise Unparsable(message) from None
+        raise ParseError(message) from None
     return value
 
 

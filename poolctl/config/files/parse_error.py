@@ -8,7 +8,7 @@ DEEPEST = 100
 MOST_VALUES = 300_000
 
 
-class Unparsable(Exception):
+class ParseError(Exception):
     """The text cannot be parsed; line and column count from 1, 0 is unknown."""
 
     def __init__(self, message: str, line: int = 0, column: int = 0, hint: str = "") -> None:

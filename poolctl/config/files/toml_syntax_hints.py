@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from poolctl.config.files.parse_error import Unparsable
+from poolctl.config.files.parse_error import ParseError
 from poolctl.config.model.problems import SHOWN_CHARACTERS
 
 # So far up at most is the beginning of an unclosed list looked for.
@@ -46,12 +46,12 @@ class Stuck(NamedTuple):
         """What is left of it from there on."""
         return self.text[self.column - 1 :]
 
-    def told(self, message: str, hint: str, column: int = 0) -> Unparsable:
+    def told(self, message: str, hint: str, column: int = 0) -> ParseError:
         """The error of this place, or of another column of the line."""
-        return Unparsable(message, self.line, column or self.column, hint)
+        return ParseError(message, self.line, column or self.column, hint)
 
 
-def toml_slip(text: str, error: Unparsable) -> Unparsable:
+def toml_slip(text: str, error: ParseError) -> ParseError:
     """The same error in plain words, with its mend where one is known."""
     at = Stuck(text.split("\n"), error.line, error.column)
     message = error.message
@@ -61,7 +61,7 @@ def toml_slip(text: str, error: Unparsable) -> Unparsable:
     return error
 
 
-def _invalid_value(at: Stuck, message: str) -> Unparsable | None:
+def _invalid_value(at: Stuck, message: str) -> ParseError | None:
     opened = _opened(at)
     if opened and (not _content(at.rest) or _statement.match(at.rest)):
         return _unclosed(*opened)
@@ -70,7 +70,7 @@ def _invalid_value(at: Stuck, message: str) -> Unparsable | None:
     return _no_value(at, _bare(at.rest))
 
 
-def _no_value(at: Stuck, word: str, column: int = 0) -> Unparsable:
+def _no_value(at: Stuck, word: str, column: int = 0) -> ParseError:
     if word.lower() in _TRUTHS:
         mend = f"write {_TRUTHS[word.lower()]}"
     elif word.lower() in _NOTHING:
@@ -80,7 +80,7 @@ def _no_value(at: Stuck, word: str, column: int = 0) -> Unparsable:
     return at.told(f"{word!r} is no value", mend, column)
 
 
-def _second_statement(at: Stuck, message: str) -> Unparsable:
+def _second_statement(at: Stuck, message: str) -> ParseError:
     key, equals, _ = at.text.partition("=")
     behind = at.text[len(key) + 1 :].lstrip()
     if (
@@ -94,21 +94,21 @@ def _second_statement(at: Stuck, message: str) -> Unparsable:
     return _no_value(at, _bare(behind), len(at.text) - len(behind) + 1)
 
 
-def _unclosed_list(at: Stuck, message: str) -> Unparsable | None:
+def _unclosed_list(at: Stuck, message: str) -> ParseError | None:
     opened = _opened(at)
     if opened and (not _content(at.rest) or _statement.match(at.rest)):
         return _unclosed(*opened)
     return at.told("a comma is missing", _BEFORE)
 
 
-def _unclosed_table(at: Stuck, message: str) -> Unparsable | None:
+def _unclosed_table(at: Stuck, message: str) -> ParseError | None:
     opened = _opened(at)
     if opened and not _content(at.rest):
         return _unclosed(*opened)
     return at.told("a comma is missing", _BEFORE)
 
 
-def _no_key(at: Stuck, message: str) -> Unparsable | None:
+def _no_key(at: Stuck, message: str) -> ParseError | None:
     opened = _opened(at)
     if not opened or opened[0] != "{":
         return at.told("there is no key here", "write key = value")
@@ -117,16 +117,16 @@ def _no_key(at: Stuck, message: str) -> Unparsable | None:
     return _unclosed(*opened)
 
 
-def _unclosed(bracket: str, line: int, column: int) -> Unparsable:
+def _unclosed(bracket: str, line: int, column: int) -> ParseError:
     if bracket == "[":
-        return Unparsable(
+        return ParseError(
             "the list that begins here is not closed", line, column, "put a ] behind its last value"
         )
     message = "the table that begins here is not closed in its line"
-    return Unparsable(message, line, column, "write it on one line, with a } at its end")
+    return ParseError(message, line, column, "write it on one line, with a } at its end")
 
 
-def _header(at: Stuck, message: str) -> Unparsable:
+def _header(at: Stuck, message: str) -> ParseError:
     opening = "[[" if "']]'" in message else "["
     written = at.text.partition("#")[0].strip()
     name = written.strip("[] \t")
@@ -136,7 +136,7 @@ def _header(at: Stuck, message: str) -> Unparsable:
     return at.told(f"{written!r} is not closed", f"write {whole}", len(at.text) - len(at.text.lstrip()) + 1)
 
 
-def _no_equals(at: Stuck, message: str) -> Unparsable:
+def _no_equals(at: Stuck, message: str) -> ParseError:
     rest = at.rest.lstrip()
     column = len(at.text) - len(rest) + 1
     if at.text.lstrip().startswith("- "):
@@ -147,7 +147,7 @@ def _no_equals(at: Stuck, message: str) -> Unparsable:
     return at.told("'=' is missing", "write key = value", column)
 
 
-def _twice(at: Stuck, message: str) -> Unparsable | None:
+def _twice(at: Stuck, message: str) -> ParseError | None:
     begins = at.text.lstrip()
     if begins.startswith("["):
         name = begins.strip("[] \t\r")
@@ -166,12 +166,12 @@ def _twice(at: Stuck, message: str) -> Unparsable | None:
 _inline_key = re.compile(r"[{,]\s*([\w.-]+)\s*=")
 
 
-def _declared_twice(at: Stuck, message: str) -> Unparsable:
+def _declared_twice(at: Stuck, message: str) -> ParseError:
     header = at.text.strip().partition("#")[0].strip() or "the table"
     return at.told(f"{header} is there twice", "put its keys together under one of them", 1)
 
 
-def _no_statement(at: Stuck, message: str) -> Unparsable:
+def _no_statement(at: Stuck, message: str) -> ParseError:
     begins = at.text.lstrip()
     mend = "write key = value, [table] or # comment"
     if begins.startswith(("//", ";", "/*", "--")):
@@ -183,25 +183,25 @@ def _no_statement(at: Stuck, message: str) -> Unparsable:
     return at.told("this is no statement of TOML", mend)
 
 
-def _string(at: Stuck, message: str) -> Unparsable:
+def _string(at: Stuck, message: str) -> ParseError:
     return at.told("the string is not closed", _QUOTE)
 
 
-def _illegal(at: Stuck, message: str) -> Unparsable:
+def _illegal(at: Stuck, message: str) -> ParseError:
     if "\\n" in message:
         return _string(at, message)
     return at.told(message[0].lower() + message[1:], "take it out")
 
 
-def _backslash(at: Stuck, message: str) -> Unparsable:
+def _backslash(at: Stuck, message: str) -> ParseError:
     return at.told("a backslash that means nothing in a string", _BACKSLASH)
 
 
-def _date(at: Stuck, message: str) -> Unparsable:
+def _date(at: Stuck, message: str) -> ParseError:
     return at.told("an invalid date or time", f'put it in quotes if it is none: "{_bare(at.rest)}"')
 
 
-def _expected(at: Stuck, message: str) -> Unparsable | None:
+def _expected(at: Stuck, message: str) -> ParseError | None:
     return _string(at, message) if '"' in message.replace('"\'"', "'") or "'" in message else None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from poolctl.config.files.parse_error import DEEPEST, MOST_VALUES, Unparsable
+from poolctl.config.files.parse_error import DEEPEST, MOST_VALUES, ParseError
 
 _BOOLEANS = {
     **dict.fromkeys(("true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"), True),
@@ -44,7 +44,7 @@ class Frame:
 
 
 def parse_yaml(text: str) -> Any:
-    """What the one document of the text says. Raises Unparsable."""
+    """What the one document of the text says. Raises ParseError."""
     try:
         return _Builder().build(yaml.parse(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
@@ -52,7 +52,7 @@ def parse_yaml(text: str) -> Any:
 
         raise yaml_slip(text, error) from error
     except yaml.YAMLError as error:
-        raise Unparsable(str(error).partition("\n")[0]) from error
+        raise ParseError(str(error).partition("\n")[0]) from error
 
 
 class _Builder:
@@ -176,6 +176,6 @@ def plain(text: str, event: Any = None) -> Any:
     return {".inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}.get(text.lower(), text)
 
 
-def _refused(event: Any, message: str, hint: str) -> Unparsable:
+def _refused(event: Any, message: str, hint: str) -> ParseError:
     mark = event.start_mark
-    return Unparsable(message, mark.line + 1, mark.column + 1, hint)
+    return ParseError(message, mark.line + 1, mark.column + 1, hint)

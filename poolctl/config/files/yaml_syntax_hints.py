@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from poolctl.config.files.parse_error import Unparsable
+from poolctl.config.files.parse_error import ParseError
 
 _INDENT = "check that what belongs together is indented alike, and that every quote is closed"
 
 
-def yaml_slip(text: str, error: Any) -> Unparsable:
+def yaml_slip(text: str, error: Any) -> ParseError:
     """A yaml.MarkedYAMLError in plain words, with its mend."""
     mark, start = error.problem_mark or error.context_mark, error.context_mark
     context, problem = error.context or "", error.problem or ""
@@ -36,9 +36,9 @@ def yaml_slip(text: str, error: Any) -> Unparsable:
     return _at(mark, said, "")
 
 
-def _at(mark: Any, message: str, hint: str) -> Unparsable:
+def _at(mark: Any, message: str, hint: str) -> ParseError:
     return (
-        Unparsable(message, mark.line + 1, mark.column + 1, hint) if mark else Unparsable(message, hint=hint)
+        ParseError(message, mark.line + 1, mark.column + 1, hint) if mark else ParseError(message, hint=hint)
     )
 
 

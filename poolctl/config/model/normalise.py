@@ -21,6 +21,9 @@ INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_e
 DEEPEST_LOOK = 5
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
 
+# Keys whose values are relative to the directory of their file.
+PATHS = ("app_dir", "bind", "cwd", "env_file", "listen", "log", "python", "tls")
+
 Step = Callable[[Any, str], Any]
 
 
@@ -161,3 +164,20 @@ def nul_findings(value: Any, path: tuple[str | int, ...] = ()) -> list[Finding]:
         return []
     items = value.items() if isinstance(value, dict) else enumerate(value)
     return [finding for key, inner in items for finding in nul_findings(inner, (*path, key))]
+
+
+def relocated(table: dict[str, Any], base_dir: str, new_dir: str) -> dict[str, Any]:
+    """The same server for a file in `new_dir`, where its relative paths began in `base_dir`."""
+    if os.path.abspath(base_dir) == os.path.abspath(new_dir):
+        return table
+    found = dict(table)
+    for key in PATHS:
+        # What a reference will be is not known yet.
+        if key in found and "${" not in str(found[key]):
+            value = STEPS[key](found[key], base_dir)
+            found[key] = list(value) if isinstance(value, tuple) else value
+    # Their defaults there would be others.
+    found.setdefault("cwd", base_dir)
+    if "command" not in found:
+        found.setdefault("app_dir", base_dir)
+    return found

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
 from poolctl.config.edit.draft import Draft
-from poolctl.config.edit.replace import FileChanged, replace
+from poolctl.config.edit.replace_file import FileChanged, replace
 from poolctl.config.loader import load
 from poolctl.errors import PoolValidateError
 
@@ -84,18 +86,6 @@ def test_a_new_key_stands_behind_its_neighbours(tmp_path: Path) -> None:
     assert load(str(file), {}).problems == []
 
 
-def test_a_key_is_taken_out_with_its_own_comment(tmp_path: Path) -> None:
-    file = written(tmp_path, "pool.toml", POOL)
-    draft = drafted(file)
-    draft.unset("orders", ("disabled",))
-    draft.unset("orders", ("tags",))
-    draft.unset("orders", ("workers",))
-    draft.write()
-    assert "migration" not in file.read_text()
-    assert "public" not in file.read_text()
-    assert file.read_text().endswith('app = "hello:app"\n# workers = 2\n')
-
-
 def test_a_server_goes_with_its_comments_and_the_others_stay(tmp_path: Path) -> None:
     file = written(tmp_path, "pool.toml", POOL)
     draft = drafted(file)
@@ -141,7 +131,29 @@ def test_a_server_is_added_in_the_files_own_way(tmp_path: Path) -> None:
     draft = drafted(yaml)
     draft.add({"name": "b", "bind": ":2"})
     draft.write()
-    assert yaml.read_text() == '# nothing yet\nserver: [{ name: b, bind: ":2" }]\n'
+    assert yaml.read_text() == '# nothing yet\nserver:\n  - name: b\n    bind: ":2"\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "library"), [("pool.toml", "tomlkit"), ("pool.yaml", "ruamel"), ("pool.json", "")]
+)
+def test_the_library_of_a_format_is_imported_only_to_change_a_file_of_it(
+    tmp_path: Path, name: str, library: str
+) -> None:
+    file = written(tmp_path, name, POOL if name == "pool.toml" else '[{"name": "users", "bind": ":1"}]')
+    program = (
+        "import sys\n"
+        "from poolctl.config import Draft, load\n"
+        "def imported(): return {'tomlkit', 'ruamel'} & {name.partition('.')[0] for name in sys.modules}\n"
+        f"load({str(file)!r}, {{}})\n"
+        f"draft = Draft([{str(file)!r}], {{}})\n"
+        "draft.set('users', ('disabled',), True)\n"
+        "before = imported()\n"
+        "draft.write()\n"
+        "print(before, *imported())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["set()", *([library] if library else [])]
 
 
 def test_scaling_keeps_what_the_scale_says_besides(tmp_path: Path) -> None:
@@ -181,7 +193,7 @@ def test_of_several_files_the_last_that_has_the_key_is_changed(tmp_path: Path) -
     assert set(draft.write()) == {str(base), str(local)}
     assert base.read_text() == POOL.replace("127.0.0.1:8081", "127.0.0.1:9")
     assert local.read_text() == (
-        '[[server]]\nname = "users"\ndisabled = true\nenv = { LEVEL = "x", NEW = "y" }\nworkers = 2\n'
+        '[[server]]\nname = "users"\ndisabled = true\nenv = { LEVEL = "x", NEW = "y"}\nworkers = 2\n'
     )
 
 
@@ -239,17 +251,14 @@ def test_a_pyproject_and_a_directory_are_changed_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("pool.yaml", "server:\n  - &a {name: a, bind: ':1'}\n  - {name: b, bind: ':2', env: *a}\n"),
-        ("pool.toml", 'server = [{ name = "a", env.X = "1" }]\n'),
+        ("pool.yaml", "defaults: {env: &v {X: 1}}\nserver:\n  - {name: a, env: *v}\n"),
+        ("pool.toml", '[[server]]\nname = "a"\n[pool]\nname = "p"\n[server.env]\nX = "1"\n'),
     ],
 )
 def test_what_cannot_be_changed_alone_is_refused_with_its_place(tmp_path: Path, name: str, text: str) -> None:
     file = written(tmp_path, name, text)
     draft = drafted(file)
-    if name == "pool.yaml":
-        draft.remove("a")
-    else:
-        draft.set("a", ("env", "Y"), "2")
+    draft.set("a", ("env", "Y"), "2")
     with pytest.raises(PoolValidateError) as caught:
         draft.write()
     assert "by hand" in str(caught.value)
@@ -317,6 +326,55 @@ def test_the_owner_stays_when_a_file_is_replaced(tmp_path: Path) -> None:
     assert (file.stat().st_uid, file.stat().st_gid) == (12345, 54321)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "pool.toml",
+            'server = [{ name = "a", env.X = "1" }, # first\n  { name = "b" }]\n',
+            'server = [{ name = "a", env.X = "1", disabled = true}, # first\n  { name = "b" }]\n',
+        ),
+        (
+            "pool.toml",
+            '[[server]]\nname = "a"\n[pool]\nname = "p"\n[[server]]\nname = "b"\n',
+            '[[server]]\nname = "a"\ndisabled = true\n[pool]\nname = "p"\n[[server]]\nname = "b"\n',
+        ),
+        (
+            "pool.yaml",
+            "defaults: {env: &v {X: 1}}\n\nserver:\n  - name: a # it\n    <<: *v\n",
+            "defaults: {env: &v {X: 1}}\n\nserver:\n  - name: a # it\n    <<: *v\n    disabled: true\n",
+        ),
+        (
+            "pool.yaml",
+            "[{name: a}, {name: 'b'}]  # all\n",
+            "[{name: a, disabled: true}, {name: 'b'}] # all\n",
+        ),
+        (
+            "pool.yaml",
+            "server:\n- name: a\n  tags:\n      - x # y\n\n# about b\n- name: b",
+            "server:\n- name: a\n  tags:\n      - x # y\n  disabled: true\n\n# about b\n- name: b",
+        ),
+        ("pool.json", '[{"name" :"a"},\n {"name":"b"}]', '[{"name": "a", "disabled": true},\n {"name":"b"}]'),
+    ],
+)
+def test_every_way_of_writing_servers_can_be_changed(
+    tmp_path: Path, name: str, text: str, expected: str
+) -> None:
+    file = written(tmp_path, name, text)
+    draft = drafted(file)
+    draft.set("a", ("disabled",), True)
+    draft.write()
+    assert file.read_text() == expected
+
+
+def test_removing_a_server_whose_yaml_anchor_is_used_elsewhere_keeps_the_value(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.yaml", "- {name: a, env: &v {X: '1'}}\n- {name: b, env: *v}\n")
+    draft = drafted(file)
+    draft.remove("a")
+    draft.write()
+    assert file.read_text() == "- {name: b, env: {X: '1'}}\n"
+
+
 INDENTED = """\
 server:
   # about a
@@ -361,6 +419,6 @@ def test_in_yaml_a_block_is_replaced_and_a_key_without_a_value_gets_one(tmp_path
     draft.set("b", ("disabled",), True)
     draft.write()
     text = file.read_text()
-    assert '    env: { B: "2" } # vars\n      # after\n  # about b\n' in text
+    assert '    env: {B: "2"} # vars\n      # deep\n      # after\n  # about b\n' in text
     assert "    tags: [x]\n" in text
     assert "        - name: fake\n    disabled: true\n  # tail of b\n" in text

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from poolctl.config.edit.draft import Draft
 from poolctl.config.edit.toml_text import value_text as toml
-from poolctl.config.edit.yaml_edit import value_text as yaml
 from poolctl.config.loader import load
 
 WORDS = st.text(
@@ -42,6 +41,11 @@ def tables(draw: st.DrawFn, number: int) -> dict[str, Any]:
         keys["scale"] = {"min": 2, "max": 2}
     order = draw(st.permutations(sorted(keys)))
     return {key: keys[key] for key in order}
+
+
+def yaml(value: Any) -> str:
+    """A value in one line: nearly all JSON is YAML."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\x7f")
 
 
 class Written:
