@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from poolctl.probes.rotation import Attending, attendance
+from poolctl.probes.rotation import RotationState, rotation_changes
 from poolctl.states import State
 
 from .sleep import Arm, Disarm, Sleep, asleep, tired
@@ -220,11 +220,11 @@ def _rotate(view: View) -> list[Action]:
 
 def _attend(view: View) -> list[Action]:
     serving = [
-        (worker.id, Attending(worker.ko, worker.resting))
+        (worker.id, RotationState(worker.ko, worker.resting))
         for worker in view.staying
         if worker.phase is Phase.READY
     ]
-    return [Attend(name, accepting) for name, accepting in attendance(serving)]
+    return [Attend(name, accepting) for name, accepting in rotation_changes(serving)]
 
 
 def _hold(view: View) -> list[Action]:

@@ -12,9 +12,9 @@ from .decide import Phase
 from .state import Entry, Worker
 
 if TYPE_CHECKING:
-    from poolctl.probes.probe import Check
+    from poolctl.probes.probe import WorkerProbe
     from poolctl.probes.schedule import Schedule
-    from poolctl.probes.worker_probes import Checkup
+    from poolctl.probes.worker_probes import WorkerProbes
 
     from .core import Engine
 
@@ -26,27 +26,27 @@ class Probing:
         self._runner = runner
         self._engine = engine
         self._schedule: Schedule | None = None
-        self._checkups: dict[str, dict[str, Checkup]] = {}  # by server and worker
+        self._probes: dict[str, dict[str, WorkerProbes]] = {}  # by server and worker
         self._known: dict[str, Status] = {}  # what was last told of a server, if that was not ok
 
     async def admit(self, entry: Entry, worker: Worker) -> None:
         """Return when the worker has passed its startup and its readiness probe; to be cancelled when it is late."""
-        await self._make(entry, worker).pass_()
+        await self._make(entry, worker).wait_until_ready()
 
     def look(self, entry: Entry) -> None:
         """Something about the entry has changed: ask those of its workers that are to be asked, and no others."""
-        checkups = self._checkups.get(entry.name)
-        if checkups is None and not entry.config.health.probed:
+        probed = self._probes.get(entry.name, {})
+        if not probed and not entry.config.health.probed:
             if entry.name in self._known or any(worker.stuck for worker in entry.workers.values()):
                 self._note(entry)
             return
         for worker in list(entry.workers.values()):
             if worker.phase is Phase.READY:
                 self._attend_to(entry, worker)
-        for worker_id, checkup in list((checkups or {}).items()):
+        for worker_id, probes in list(probed.items()):
             there = entry.workers.get(worker_id)
             if there is None or there.phase in (Phase.DRAINING, Phase.STOPPING):
-                checkup.end()
+                probes.stop()
                 self._drop(entry, worker_id)
         self._note(entry)
 
@@ -54,68 +54,68 @@ class Probing:
         """What is wrong with the worker, as far as heartbeat and probes know; empty when nothing is."""
         if worker.stuck:
             return _is_stuck(worker)
-        checkup = self.checkup(entry, worker)
-        return checkup.message if checkup is not None else ""
+        probes = self.probes(entry, worker)
+        return probes.message if probes is not None else ""
 
     def complaint(self, entry: Entry) -> str:
         """What is wrong with the first of its workers with which something is; empty when nothing is known."""
         found = (self.message(entry, worker) for worker in entry.workers.values())
         return next((message for message in found if message), "")
 
-    def checkup(self, entry: Entry, worker: Worker) -> Checkup | None:
+    def probes(self, entry: Entry, worker: Worker) -> WorkerProbes | None:
         """The probes of the worker; None while it is not asked."""
-        return self._checkups.get(entry.name, {}).get(worker.id)
+        return self._probes.get(entry.name, {}).get(worker.id)
 
     def latency_seconds(self, entry: Entry) -> float | None:
         """How long the last answers of its workers took, the slowest of them; None without probes."""
-        checkups = [self.checkup(entry, worker) for worker in entry.workers.values()]
-        found = [each.latency_seconds for each in checkups if each is not None]
+        probes = [self.probes(entry, worker) for worker in entry.workers.values()]
+        found = [each.latency_seconds for each in probes if each is not None]
         return max((each for each in found if each is not None), default=None)
 
     def _attend_to(self, entry: Entry, worker: Worker) -> None:
-        checkup = self.checkup(entry, worker)
-        if checkup is None or checkup.health != worker.config.health:
-            if checkup is not None:
-                checkup.end()
+        probes = self.probes(entry, worker)
+        if probes is None or probes.health != worker.config.health:
+            if probes is not None:
+                probes.stop()
             if not worker.config.health.probed:
                 self._drop(entry, worker.id)
                 worker.health = Status.UNKNOWN
                 return
-            checkup = self._make(entry, worker)
-            checkup.begin(worker.health)
-        elif not checkup.begun:
+            probes = self._make(entry, worker)
+            probes.start(worker.health)
+        elif not probes.started:
             # It has just passed.
             worker.health = Status.OK
-            checkup.begin(Status.OK)
+            probes.start(Status.OK)
 
-    def _make(self, entry: Entry, worker: Worker) -> Checkup:
+    def _make(self, entry: Entry, worker: Worker) -> WorkerProbes:
         assert worker.placement is not None
         # A pool whose servers have no probes, which is most of them, need not have what asks them.
         from poolctl.probes.schedule import Schedule
-        from poolctl.probes.worker_probes import Checkup
+        from poolctl.probes.worker_probes import WorkerProbes
 
         self._schedule = self._schedule or Schedule()
         connect = partial(self._runner.connect, worker.placement)
         told = partial(self._heard, entry, worker)
-        checkup = Checkup(worker.config, worker.placement, connect, self._schedule, told)
-        self._checkups.setdefault(entry.name, {})[worker.id] = checkup
-        return checkup
+        probes = WorkerProbes(worker.config, worker.placement, connect, self._schedule, told)
+        self._probes.setdefault(entry.name, {})[worker.id] = probes
+        return probes
 
     def _drop(self, entry: Entry, worker_id: str) -> None:
-        checkups = self._checkups.get(entry.name, {})
-        checkups.pop(worker_id, None)
-        if not checkups:
-            self._checkups.pop(entry.name, None)
+        probes = self._probes.get(entry.name, {})
+        probes.pop(worker_id, None)
+        if not probes:
+            self._probes.pop(entry.name, None)
 
-    def _heard(self, entry: Entry, worker: Worker, checkup: Checkup, check: Check) -> None:
-        if worker.health is not checkup.status:
-            worker.health = checkup.status
-            self._note(entry, worker, check)
+    def _heard(self, entry: Entry, worker: Worker, probes: WorkerProbes, probe: WorkerProbe) -> None:
+        if worker.health is not probes.status:
+            worker.health = probes.status
+            self._note(entry, worker, probe)
             self._engine.touch(entry)
-        if check.kind == "liveness" and check.status is Status.KO:
-            self._engine.ail(entry, worker, f"liveness ko: {check.message}")
+        if probe.kind == "liveness" and probe.status is Status.KO:
+            self._engine.ail(entry, worker, f"liveness ko: {probe.message}")
 
-    def _note(self, entry: Entry, worker: Worker | None = None, check: Check | None = None) -> None:
+    def _note(self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None) -> None:
         """Record that the server's health is another one than it was last said to be."""
         after = entry.health
         before = self._known.get(entry.name, Status.OK)
@@ -133,8 +133,8 @@ class Probing:
             after.value,
             server=entry.name,
             bind=entry.config.key,
-            message=(check.message if check is not None else _stuck(entry)) or _words(before, after),
-            cause=f"{check.kind} probe" if check is not None else "",
+            message=(probe.message if probe is not None else _stuck(entry)) or _words(before, after),
+            cause=f"{probe.kind} probe" if probe is not None else "",
             before=before.value,
             after=after.value,
             **about,

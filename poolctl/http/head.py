@@ -50,7 +50,7 @@ class Head:
             else:
                 self._read_framing(name, value.strip(b" \t"))
         if self.chunked and self.content_length is not None:
-            raise BadMessage("it has both a content-length and a transfer-encoding")  # RFC 9112 §6.1
+            raise BadMessage("both content-length and transfer-encoding")  # RFC 9112 §6.1
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.raw.strip().split(bytes((13,)))[0].decode('latin-1')}>"
@@ -74,13 +74,13 @@ class Head:
         if name == b"content-length":
             # Neither twice nor as a list, be the numbers equal: RFC 9110 §8.6 leaves that to the recipient.
             if self.content_length is not None:
-                raise BadMessage("it has more than one content-length")
+                raise BadMessage("more than one content-length")
             if not value.isdigit() or len(value) > _MAX_LENGTH_DIGITS:
-                raise BadMessage("its content-length is not a number")
+                raise BadMessage("content-length is not a number")
             self.content_length = int(value)
         elif self.chunked:
-            raise BadMessage("it has more than one transfer-encoding")
+            raise BadMessage("more than one transfer-encoding")
         elif value != b"chunked":
-            raise BadMessage("its transfer-encoding is not chunked", 501)  # RFC 9112 §6.1
+            raise BadMessage("transfer-encoding is not chunked", 501)  # RFC 9112 §6.1
         else:
             self.chunked = True

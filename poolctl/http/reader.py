@@ -83,7 +83,7 @@ class MessageReader:
                 return False
             end += len(_END)
             if end > self._max_head_bytes:
-                raise BadMessage("its head is too large", 431)
+                raise BadMessage("the head is too large", 431)
             raw, data = data[:end], data[end:]
             self._scanned = self._checked = 0
             self._read_head(raw)
@@ -106,9 +106,9 @@ class MessageReader:
     def _check_beginning(self, data: bytes) -> None:
         """Refuse a part of a head that no more bytes can put in order."""
         if len(data) > self._max_head_bytes:
-            raise BadMessage("its head is too large", 431)
+            raise BadMessage("the head is too large", 431)
         if UNFIT.search(data, max(0, self._scanned - 1)):
-            raise BadMessage("its head has a control character, or a line that does not end with CRLF")
+            raise BadMessage("a control character, or a line that does not end with CRLF")
         self._scanned = len(data)
         end = data.rfind(b"\r\n") + 2
         if end > max(self._checked, 2):  # an empty line may come first
@@ -123,7 +123,7 @@ class MessageReader:
 
     def _reason(self, raw: bytes) -> BadMessage:
         """Why this is no head."""
-        return BadMessage("a field of its head is malformed")
+        return BadMessage("malformed header field")
 
     def _read_plain(self, data: bytes) -> bool:
         left = self._left
@@ -178,7 +178,7 @@ class MessageReader:
                     return False
             end = data[at : at + self._left]
             if not b"\r\n"[2 - self._left :].startswith(end):
-                raise BadMessage("a chunk of its body is longer than it says")
+                raise BadMessage("a chunk that is longer than its size")
             at += len(end)
             self._left = self._left - len(end) or None
             if self._left is not None:
@@ -192,7 +192,7 @@ class MessageReader:
         if end < 0 and len(data) - at <= _MAX_CHUNK_LINE_BYTES and not UNFIT.search(data, at):
             return at, False
         if line is None or end - at > _MAX_CHUNK_LINE_BYTES:
-            raise BadMessage("a chunk of its body has no size")
+            raise BadMessage("a chunk without a valid size")
         size = int(line[1], 16)
         self._left = size + 2 if size else 0
         self._chunks += 1
@@ -206,12 +206,12 @@ class MessageReader:
         end = data.find(_END, at) + 2
         if end < 2:
             if len(data) - at > _MAX_TRAILER_BYTES or UNFIT.search(data, at):
-                raise BadMessage("its trailers are malformed")
+                raise BadMessage("malformed trailers")
             self._buffer = data[at:]
             return False
         lines = FIELD_LINES.match(data, at, end)
         if lines is None or lines.end() != end or end - at > _MAX_TRAILER_BYTES:
-            raise BadMessage("its trailers are malformed")
+            raise BadMessage("malformed trailers")
         return self._end_trailers(data, end)
 
     def _end_trailers(self, data: bytes, at: int) -> bool:

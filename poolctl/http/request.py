@@ -27,13 +27,13 @@ class RequestHead(Head):
         self.method, self.target, minor = found.groups()
         super().__init__(raw, http_1_1=minor == b"1")
         if self.chunked and not self.http_1_1:
-            raise BadMessage("HTTP/1.0 has no transfer-encoding")  # RFC 9112 §6.1
+            raise BadMessage("transfer-encoding in HTTP/1.0")  # RFC 9112 §6.1
         # RFC 9112 §3.2: exactly one, which an older client may leave out.
         hosts = self.values(b"host")
         if len(hosts) > 1 or (self.http_1_1 and not hosts):
-            raise BadMessage("it has more than one host" if hosts else "it has no host")
+            raise BadMessage("more than one host" if hosts else "no host")
         if hosts and not _HOST.fullmatch(hosts[0]):
-            raise BadMessage("its host is not one")
+            raise BadMessage("host is not a host name")
 
     @property
     def path(self) -> str:
@@ -61,7 +61,7 @@ class RequestReader(MessageReader):
         self._frame(head, None if head.chunked else length)
 
     def _body_too_large(self) -> bool:
-        raise BadMessage("its body is too large", 413)
+        raise BadMessage("the body is too large", 413)
 
     def _reason(self, raw: bytes) -> BadMessage:
         return reason(raw)
@@ -70,7 +70,7 @@ class RequestReader(MessageReader):
 def reason(raw: bytes) -> BadMessage:
     """Why this is not the head of a request."""
     if _START_LINE.match(raw):
-        return BadMessage("a field of its head is malformed")
+        return BadMessage("malformed header field")
     if _OTHER_VERSION.match(raw):
-        return BadMessage("it is not of HTTP/1.1", 505)
-    return BadMessage("it is not a request")
+        return BadMessage("the version is not HTTP/1.1", 505)
+    return BadMessage("no request line")

@@ -77,7 +77,7 @@ class ResponseReader(MessageReader):
     def _read_head(self, raw: bytes) -> None:
         head = ResponseHead(raw)
         if head.status == 101:
-            raise BadMessage("it changes to another protocol without being asked")
+            raise BadMessage("switches protocols without being asked")
         if head.status < 200:
             self._interim += 1
             if self._interim > _MAX_INTERIM:
@@ -105,5 +105,5 @@ class ResponseReader(MessageReader):
 def reason(raw: bytes) -> BadMessage:
     """Why this is not the head of a response."""
     if _START_LINE.match(raw):
-        return BadMessage("a field of its head is malformed")
-    return BadMessage("it is not HTTP/1.1")
+        return BadMessage("malformed header field")
+    return BadMessage("no HTTP/1.1 status line")

@@ -149,7 +149,7 @@ class HttpServer:
                     head = await _receive(message, rest, stream, writer)
             except TimeoutError:
                 if message.started:
-                    await self._refuse(BadMessage("it has not come in time", 408), stream, writer)
+                    await self._refuse(BadMessage("the request did not arrive in time", 408), stream, writer)
                 return
             except BadMessage as error:
                 await self._refuse(error, stream, writer)
@@ -206,7 +206,7 @@ async def _receive(
         if not rest:
             if not message.started:
                 return None
-            raise BadMessage("it is incomplete")
+            raise BadMessage("the request is incomplete")
     return message.head
 
 

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from poolctl.config import ServerConfig
-from poolctl.probes.probe import Check
-from poolctl.probes.rotation import Attending, attendance
-from poolctl.probes.worker_probes import Checkup
+from poolctl.probes.probe import WorkerProbe
+from poolctl.probes.rotation import RotationState, rotation_changes
+from poolctl.probes.worker_probes import WorkerProbes
 from poolctl.runners.protocol import Placement, Runner, WorkerFailed
 from poolctl.states import State, Status
 
@@ -22,7 +22,7 @@ class Wellness:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._checkups: dict[Placement, Checkup] = {}
+        self._probes: dict[Placement, WorkerProbes] = {}
         self._resting: set[Placement] = set()
         self._runner: Runner
 
@@ -33,34 +33,34 @@ class Wellness:
             return
         self._runner = runner
         connect = partial(runner.connect, placement)
-        checkup = Checkup(config, placement, connect, engine.engine().schedule, self._heard)
-        self._checkups[placement] = checkup
-        await _first(checkup.pass_(), runner.watch(placement))
+        probes = WorkerProbes(config, placement, connect, engine.engine().schedule, self._heard)
+        self._probes[placement] = probes
+        await _first(probes.wait_until_ready(), runner.watch(placement))
         if health.gated:
             await runner.attend(placement, True)
 
     def follow(self, placements: Iterable[Placement]) -> None:
         """Ask these from now on, and those that are not among them no more."""
         there = set(placements)
-        for placement, checkup in list(self._checkups.items()):
+        for placement, probes in list(self._probes.items()):
             if placement not in there:
-                if checkup.begun:
+                if probes.started:
                     self.drop([placement])
-            elif not checkup.begun:
-                checkup.begin(Status.OK)
+            elif not probes.started:
+                probes.start(Status.OK)
 
     def drop(self, placements: Iterable[Placement]) -> None:
         """Ask these nothing any more."""
         for placement in placements:
-            checkup = self._checkups.pop(placement, None)
+            probes = self._probes.pop(placement, None)
             self._resting.discard(placement)
-            if checkup is not None:
-                checkup.end()
+            if probes is not None:
+                probes.stop()
 
     @property
     def status(self) -> Status | None:
         """How the workers are, or warn when they differ; None when none of them is asked."""
-        found = {checkup.status for checkup in self._followed if checkup.checks}
+        found = {probes.status for probes in self._followed if probes.probes}
         if not found:
             return None
         return found.pop() if len(found) == 1 else Status.WARN
@@ -68,31 +68,31 @@ class Wellness:
     @property
     def message(self) -> str:
         """What is wrong with the first of them with which something is."""
-        return next((checkup.message for checkup in list(self._checkups.values()) if checkup.message), "")
+        return next((probes.message for probes in list(self._probes.values()) if probes.message), "")
 
     @property
     def latency_seconds(self) -> float | None:
         """How long the last answer took; of several workers the slowest."""
-        found = [checkup.latency_seconds for checkup in self._followed]
+        found = [probes.latency_seconds for probes in self._followed]
         return max((each for each in found if each is not None), default=None)
 
     def moving(self, state: State) -> tuple[bool, bool]:
         """Whether a server in that state, or one of its workers, is on its way up, and whether on its way down."""
-        found = [check.hysteresis for checkup in self._followed for check in checkup.checks]
+        found = [probe.hysteresis for each in self._followed for probe in each.probes]
         rising = state is State.STARTING or any(each.rising for each in found)
         return rising, state is State.STOPPING or any(each.falling for each in found)
 
     @property
-    def _followed(self) -> list[Checkup]:
-        return [checkup for checkup in list(self._checkups.values()) if checkup.begun]
+    def _followed(self) -> list[WorkerProbes]:
+        return [probes for probes in list(self._probes.values()) if probes.started]
 
-    def _heard(self, checkup: Checkup, check: Check) -> None:
+    def _heard(self, probes: WorkerProbes, probe: WorkerProbe) -> None:
         workers = [
-            (placement, Attending(each.status is Status.KO, placement in self._resting))
-            for placement, each in self._checkups.items()
-            if each.begun
+            (placement, RotationState(each.status is Status.KO, placement in self._resting))
+            for placement, each in self._probes.items()
+            if each.started
         ]
-        for placement, accepting in attendance(workers):
+        for placement, accepting in rotation_changes(workers):
             (self._resting.discard if accepting else self._resting.add)(placement)
             engine.engine().spawn(self._runner.attend(placement, accepting))
         self._changed()

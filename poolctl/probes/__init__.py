@@ -1,1 +1,1 @@
-"""Questions to one worker: what is asked, how the answers are judged, and how many of them make a status."""
+"""Probes of a worker: what is sent, how replies are judged, and how many results make a status."""

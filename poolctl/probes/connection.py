@@ -1,4 +1,4 @@
-"""One connection to a worker, on which one question at a time is asked; no task and no stream object waits on it."""
+"""One connection to a worker, for one probe at a time; no task and no stream object waits on it."""
 
 from __future__ import annotations
 
@@ -8,66 +8,93 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol
 
+from poolctl.http.head import BadMessage
 from poolctl.listeners.sock_diag import is_accepted
 
-from .answer import Answer, BadAnswer
-from .multiplexer import Ears
+from .multiplexer import Multiplexer
 
 _CHUNK_BYTES = 65536
 
-Told = Callable[[str], None]
+# Gets the result of one probe, once: "" or what is wrong.
+OnResult = Callable[[str], None]
 
 
-class Question(Protocol):
-    """What is sent, and how what comes back is judged."""
+class ProbeReply(Protocol):
+    """What reads the bytes of one reply; for HTTP it is a ResponseReader."""
 
-    request: bytes
+    status: int
 
-    def begin(self) -> Answer:
-        """What takes the bytes that come."""
+    @property
+    def body(self) -> bytes:
+        """What it says."""
         ...
 
-    def judge(self, answer: Answer, told: Told) -> None:
-        """Have `told` called with what is wrong with the whole answer, "" when nothing is: at once, or later."""
+    @property
+    def reusable(self) -> bool:
+        """Whether the connection may be used again, once the reply is complete."""
+        ...
+
+    def feed(self, data: bytes) -> bool:
+        """Whether the reply is complete with these bytes. Raises BadMessage."""
+        ...
+
+    def end(self) -> bool:
+        """Whether the reply is complete now that the connection has ended."""
         ...
 
 
-class Line:
-    """`answered` counts the answers that came over it; `closed`, it is of no more use. Belongs to the running loop."""
+class ProbeRequest(Protocol):
+    """What is sent, and how the reply is judged."""
 
-    def __init__(self, sock: socket.socket, ears: Ears, context: ssl.SSLContext | None = None) -> None:
+    payload: bytes
+
+    def new_reply(self) -> ProbeReply:
+        """An empty reply, to be fed."""
+        ...
+
+    def judge(self, reply: ProbeReply, on_result: OnResult) -> None:
+        """Call `on_result` with what is wrong with the complete reply, "" when nothing is: at once, or later."""
+        ...
+
+
+class ProbeConnection:
+    """`replies` counts those that came over it; once `closed` it is of no more use. Belongs to the running loop."""
+
+    def __init__(
+        self, sock: socket.socket, multiplexer: Multiplexer, context: ssl.SSLContext | None = None
+    ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
-        self._tls = Tls(context) if context is not None else None
-        self._unsent = b"" if self._tls is None else self._tls.begin()
-        self._question: Question | None = None
-        self._answer: Answer | None = None
-        self._told: Told | None = None
-        self.answered = 0
-        self.began = False  # something of the answer under way is here
+        self._tls = TlsLayer(context) if context is not None else None
+        self._unsent = b"" if self._tls is None else self._tls.start()
+        self._request: ProbeRequest | None = None
+        self._reply: ProbeReply | None = None
+        self._on_result: OnResult | None = None
+        self.replies = 0
+        self.replying = False  # a part of the current reply has arrived
         self.closed = False
-        self._ears = ears
-        ears.add(sock.fileno(), self._readable)
+        self._multiplexer = multiplexer
+        multiplexer.add(sock.fileno(), self._readable)
         if self._unsent:
             self._send(b"")
 
-    def ask(self, question: Question, told: Told) -> None:
-        """Ask; `told` gets "" or what is wrong, once, perhaps at once. Nobody else may be waiting."""
-        self._question, self._answer, self._told = question, question.begin(), told
-        self.began = False
-        self._send(question.request if self._tls is None else self._tls.encrypt(question.request))
+    def send(self, request: ProbeRequest, on_result: OnResult) -> None:
+        """Send the request; `on_result` is called once, perhaps at once. No other request may be under way."""
+        self._request, self._reply, self._on_result = request, request.new_reply(), on_result
+        self.replying = False
+        self._send(request.payload if self._tls is None else self._tls.encrypt(request.payload))
 
     def is_accepted(self) -> bool | None:
         """Whether a process has the other end; None when the kernel does not say."""
         return is_accepted(self._sock)
 
     def close(self) -> None:
-        """End the connection; who waits is told nothing any more."""
-        self._told = None
+        """Close the connection; a result that is outstanding is not reported."""
+        self._on_result = None
         if not self.closed:
             self.closed = True
-            self._ears.remove(self._sock.fileno())
+            self._multiplexer.remove(self._sock.fileno())
             self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
 
@@ -80,7 +107,7 @@ class Line:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
-            self._lost(error.strerror or str(error))
+            self._fail(error.strerror or str(error))
             return
         self._unsent = self._unsent[sent:]
         if self._unsent:
@@ -96,114 +123,114 @@ class Line:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._lost(error.strerror or str(error))
+            self._fail(error.strerror or str(error))
             return
         if not data:
             self._ended()
             return
         if self._tls is not None:
             try:
-                data, reply = self._tls.decrypt(data)
+                data, answer = self._tls.decrypt(data)
             except ssl.SSLError as error:
-                self._lost(f"TLS: {error.reason or error}")
+                self._fail(f"TLS: {error.reason or error}")
                 return
-            if reply:
-                self._send(reply)
+            if answer:
+                self._send(answer)
         if data:
-            self._heard(data)
+            self._received(data)
 
-    def _heard(self, data: bytes) -> None:
-        if self._answer is None:
-            self._lost("it spoke without being asked")
+    def _received(self, data: bytes) -> None:
+        if self._reply is None:
+            self._fail("it sent data without a request")
             return
-        self.began = True
+        self.replying = True
         try:
-            if self._answer.feed(data):
+            if self._reply.feed(data):
                 self._complete()
-        except BadAnswer as error:
-            self._lost(str(error))
+        except BadMessage as error:
+            self._fail(f"the response is not valid HTTP: {error}")
 
     def _ended(self) -> None:
-        if self._answer is not None and self._answer.end():
+        if self._reply is not None and self._reply.end():
             self._complete()
         else:
-            self._lost("it closed the connection")
+            self._fail("it closed the connection")
 
     def _complete(self) -> None:
-        question, answer, told = self._question, self._answer, self._told
-        assert question is not None
-        assert answer is not None
-        self._question = self._answer = self._told = None
-        self.answered += 1
-        if not answer.kept:
+        request, reply, on_result = self._request, self._reply, self._on_result
+        assert request is not None
+        assert reply is not None
+        self._request = self._reply = self._on_result = None
+        self.replies += 1
+        if not reply.reusable:
             self.close()
-        if told is not None:
-            question.judge(answer, told)
+        if on_result is not None:
+            request.judge(reply, on_result)
 
-    def _lost(self, problem: str) -> None:
-        told = self._told
+    def _fail(self, problem: str) -> None:
+        on_result = self._on_result
         self.close()
-        if told is not None:
-            told(problem)
+        if on_result is not None:
+            on_result(problem)
 
 
-class Tls:
+class TlsLayer:
     """The TLS of one connection, apart from its socket."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing)
-        self._shaken = False
+        self._established = False
         self._plain = b""
 
-    def begin(self) -> bytes:
+    def start(self) -> bytes:
         """The first bytes of the handshake."""
-        self._shake()
+        self._handshake()
         return self._outgoing.read()
 
     def encrypt(self, data: bytes) -> bytes:
-        """What is to be sent for it now; before the handshake is over it waits here."""
+        """What to send for it now; until the handshake is complete the data waits here."""
         self._plain += data
         self._write()
         return self._outgoing.read()
 
     def decrypt(self, data: bytes) -> tuple[bytes, bytes]:
-        """What it says, and what is to be sent back. Raises ssl.SSLError."""
+        """The plain bytes, and what to send back. Raises ssl.SSLError."""
         self._incoming.write(data)
-        if not self._shaken:
-            self._shake()
+        if not self._established:
+            self._handshake()
             self._write()
-        found = b""
-        if self._shaken:
+        plain = b""
+        if self._established:
             try:
                 while more := self._object.read(_CHUNK_BYTES):
-                    found += more
+                    plain += more
             except ssl.SSLWantReadError:
                 pass
-        return found, self._outgoing.read()
+        return plain, self._outgoing.read()
 
-    def _shake(self) -> None:
+    def _handshake(self) -> None:
         try:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
             return
-        self._shaken = True
+        self._established = True
 
     def _write(self) -> None:
-        if self._shaken and self._plain:
+        if self._established and self._plain:
             self._object.write(self._plain)
             self._plain = b""
 
 
-def trusting() -> ssl.SSLContext:
-    """A context that believes every certificate: who is asked is known by other means."""
-    global _trusting
-    if _trusting is None:
-        _trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        _trusting.check_hostname, _trusting.verify_mode = False, ssl.CERT_NONE
-        _trusting.set_alpn_protocols(["http/1.1"])
-    return _trusting
+def unverified_context() -> ssl.SSLContext:
+    """A context that accepts every certificate: the connection itself leads to the worker that is probed."""
+    global _unverified
+    if _unverified is None:
+        _unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        _unverified.check_hostname, _unverified.verify_mode = False, ssl.CERT_NONE
+        _unverified.set_alpn_protocols(["http/1.1"])
+    return _unverified
 
 
-_trusting: ssl.SSLContext | None = None
+_unverified: ssl.SSLContext | None = None

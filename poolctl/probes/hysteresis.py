@@ -1,4 +1,4 @@
-"""From single answers to a status that does not flap: pure, without time and without I/O."""
+"""From single results to a status that does not flap: pure, without time and without I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from poolctl.states import Status
 
 
 class Thresholds(Protocol):
-    """What a probe is configured with: counts of answers in a row, intervals in seconds."""
+    """What a probe is configured with: counts of results in a row, intervals in seconds."""
 
     @property
     def fall_count_warn(self) -> int: ...
@@ -27,7 +27,7 @@ class Thresholds(Protocol):
 
 
 class Hysteresis:
-    """A status that moves one step at a time, ok – warn – ko and back, and each step takes so many answers in a row.
+    """A status that moves one step at a time, ok – warn – ko and back, and each step takes so many results in a row.
 
     `fall_count_warn` failures lead from ok to warn, `fall_count_ko` more from there to ko; `rise_count_ko` successes
     lead out of ko to warn, `rise_count_warn` more from there to ok. Unknown falls as ok, and rises as warn.
@@ -38,14 +38,14 @@ class Hysteresis:
     def __init__(self, thresholds: Thresholds, status: Status = Status.UNKNOWN) -> None:
         self._thresholds = thresholds
         self.status = status
-        self._succeeded: bool | None = None  # the last answer
+        self._succeeded: bool | None = None  # the last result
         self._count = 0  # how many like it in a row, since the last step
 
     def __repr__(self) -> str:
         return f"<Hysteresis {self.status} {'-' if self.falling else '+'}{self._count}>"
 
-    def note(self, succeeded: bool) -> Status:
-        """The status after one more answer."""
+    def record(self, succeeded: bool) -> Status:
+        """The status after one more result."""
         if succeeded is not self._succeeded:
             self._succeeded, self._count = succeeded, 0
         if self.status is (Status.OK if succeeded else Status.KO):
@@ -56,23 +56,23 @@ class Hysteresis:
             self.status, self._count = status, 0
         return self.status
 
-    def forget(self) -> None:
-        """Begin anew, with nothing known."""
+    def reset(self) -> None:
+        """Start again from unknown."""
         self.status, self._succeeded, self._count = Status.UNKNOWN, None, 0
 
     @property
     def falling(self) -> bool:
-        """The last answer was a failure, and it is not ko yet."""
+        """The last result was a failure, and the status is not ko yet."""
         return self._succeeded is False and self.status is not Status.KO
 
     @property
     def rising(self) -> bool:
-        """The last answer was a success, and it is not ok yet."""
+        """The last result was a success, and the status is not ok yet."""
         return self._succeeded is True and self.status is not Status.OK
 
     @property
     def interval_seconds(self) -> float:
-        """How long after the last question the next one is asked."""
+        """The time from the start of one probe to the next."""
         thresholds = self._thresholds
         if self.falling:
             return thresholds.interval_fall or thresholds.interval
@@ -81,7 +81,7 @@ class Hysteresis:
         return thresholds.interval
 
     def _step(self, succeeded: bool) -> tuple[int, Status]:
-        """How many answers in a row lead one step on, and where to."""
+        """How many results in a row lead one step on, and to which status."""
         thresholds = self._thresholds
         if succeeded:
             if self.status is Status.KO:

@@ -1,4 +1,4 @@
-"""All connections on which answers come, heard as one: many small wake-ups cost more than what wakes for."""
+"""All probe connections behind one epoll descriptor: many small wake-ups cost more than the work they wake for."""
 
 from __future__ import annotations
 
@@ -7,64 +7,64 @@ import contextlib
 import select
 from collections.abc import Callable
 
-# What was asked together is mostly answered within this time; a latency is never more than this too long.
-DEAF_SECONDS = 0.004
+# Workers that are probed together mostly answer within this time; a latency is never more than this too long.
+PAUSE_SECONDS = 0.004
 
 
-class Ears:
+class Multiplexer:
     """Calls back for each descriptor that can be read. Belongs to the running loop.
 
-    Where there is no epoll, each is heard by itself.
+    Without epoll, the loop watches each descriptor separately.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
-        self._heard: dict[int, Callable[[], None]] = {}
-        self._deaf: asyncio.TimerHandle | None = None
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._pause: asyncio.TimerHandle | None = None
 
-    def add(self, fd: int, fn: Callable[[], None]) -> None:
-        """Call `fn` whenever there is something to read."""
+    def add(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever there is something to read."""
         if self._epoll is None:
-            self._loop.add_reader(fd, fn)
+            self._loop.add_reader(fd, callback)
             return
-        if not self._heard and self._deaf is None:
-            self._loop.add_reader(self._epoll.fileno(), self._listen)
-        self._heard[fd] = fn
+        if not self._callbacks and self._pause is None:
+            self._loop.add_reader(self._epoll.fileno(), self._dispatch)
+        self._callbacks[fd] = callback
         self._epoll.register(fd, select.EPOLLIN)
 
     def remove(self, fd: int) -> None:
-        """Hear nothing of it any more; it is still open."""
+        """Stop watching the descriptor, which is still open."""
         if self._epoll is None:
             self._loop.remove_reader(fd)
-        elif self._heard.pop(fd, None) is not None:
+        elif self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
-            if not self._heard:
+            if not self._callbacks:
                 self._stop()
 
-    def wait(self) -> None:
-        """Listen to nobody for a moment, because many were asked just now, and then to all of them at once."""
-        if self._epoll is not None and self._heard and self._deaf is None:
+    def pause(self) -> None:
+        """Stop watching for a moment, because many requests were just sent; then read all responses in one batch."""
+        if self._epoll is not None and self._callbacks and self._pause is None:
             self._loop.remove_reader(self._epoll.fileno())
-            self._deaf = self._loop.call_later(DEAF_SECONDS, self._listen_again)
+            self._pause = self._loop.call_later(PAUSE_SECONDS, self._resume)
 
-    def _listen_again(self) -> None:
-        self._deaf = None
-        if self._epoll is not None and self._heard:
-            self._loop.add_reader(self._epoll.fileno(), self._listen)
-            self._listen()
+    def _resume(self) -> None:
+        self._pause = None
+        if self._epoll is not None and self._callbacks:
+            self._loop.add_reader(self._epoll.fileno(), self._dispatch)
+            self._dispatch()
 
-    def _listen(self) -> None:
+    def _dispatch(self) -> None:
         assert self._epoll is not None
         for fd, _ in self._epoll.poll(0):
-            fn = self._heard.get(fd)
-            if fn is not None:
-                fn()
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                callback()
 
     def _stop(self) -> None:
         assert self._epoll is not None
-        if self._deaf is not None:
-            self._deaf.cancel()
-            self._deaf = None
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.remove_reader(self._epoll.fileno())

@@ -1,4 +1,4 @@
-"""One probe of one worker: when it is asked, what came of it, and the status that follows."""
+"""One probe of one worker: when it runs, what its results were, and the status that follows from them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from poolctl.states import Status
 from poolctl.units import format_duration
 
 from .hysteresis import Hysteresis
-from .prober import Asker
+from .prober import Prober
 from .schedule import Schedule
 
-# Who is not ready yet is asked again sooner than it is later on.
+# A worker that is not ready yet is probed more often than later on.
 _FIRST_PAUSE_SECONDS = 0.02
 _FACTOR = 1.5
 _UNKNOWN_SECONDS = 0.5
 _QUEUE_PAUSE_SECONDS = 0.2
 
 
-class Check:
-    """`told` is called after every answer; `message` says what was wrong with the last one, if anything was."""
+class WorkerProbe:
+    """`on_result` is called after every result; `message` says what was wrong with the last one, "" if nothing was."""
 
     __slots__ = (
-        "_asked_at", "_asker", "_schedule", "_told", "due", "hysteresis", "kind", "latency_seconds", "message", "probe",
+        "_on_result", "_prober", "_schedule", "_started_at", "due", "hysteresis", "kind", "latency_seconds",
+        "message", "probe",
     )  # fmt: skip
 
     def __init__(
-        self, kind: str, probe: Probe, asker: Asker, schedule: Schedule, told: Callable[[Check], None]
+        self,
+        kind: str,
+        probe: Probe,
+        prober: Prober,
+        schedule: Schedule,
+        on_result: Callable[[WorkerProbe], None],
     ) -> None:
         self.kind = kind
         self.probe = probe
@@ -37,92 +43,92 @@ class Check:
         self.message = ""
         self.latency_seconds: float | None = None
         self.due: float | None = None
-        self._asker = asker
+        self._prober = prober
         self._schedule = schedule
-        self._told = told
-        self._asked_at: float | None = None
+        self._on_result = on_result
+        self._started_at: float | None = None
 
     def __repr__(self) -> str:
-        return f"<Check {self.kind} {self.status}{f' ({self.message})' if self.message else ''}>"
+        return f"<WorkerProbe {self.kind} {self.status}{f' ({self.message})' if self.message else ''}>"
 
     @property
     def status(self) -> Status:
-        """What the answers so far say."""
+        """The status after the results so far."""
         return self.hysteresis.status
 
-    async def passes(self) -> None:
-        """Return when it has succeeded as often in a row as it takes; it is asked at once, and then ever less often."""
+    async def wait_until_ok(self) -> None:
+        """Probe at once, then ever less often; return after as many successes in a row as the probe requires."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            asked_at = self._schedule.now()
-            self._note(await self._ask_once(), asked_at)
+            started_at = self._schedule.now()
+            self._record(await self._run_once(), started_at)
             if self.status is Status.OK:
                 return
             if self.message:
-                # What failed while it became ready is nobody's fall.
-                self.hysteresis.forget()
+                # A failure before the worker was ready is not a fall.
+                self.hysteresis.reset()
             await asyncio.sleep(min(pause, self.probe.interval))
             pause *= _FACTOR
 
-    async def _ask_once(self) -> str:
-        """What is wrong; the time in which it waits behind clients until it is accepted does not count."""
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._asker.ask(lambda problem: None if answer.done() else answer.set_result(problem))
+    async def _run_once(self) -> str:
+        """What is wrong; the time that the connection waits behind clients until it is accepted does not count."""
+        result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._prober.start(lambda problem: None if result.done() else result.set_result(problem))
         left = self.probe.timeout
         try:
             while left > 0:
                 pause = min(left, _QUEUE_PAUSE_SECONDS)
-                if (await asyncio.wait({answer}, timeout=pause))[0]:
-                    return answer.result()
-                if self._asker.queued():
+                if (await asyncio.wait({result}, timeout=pause))[0]:
+                    return result.result()
+                if self._prober.queued():
                     self.message = "its connection is waiting to be accepted"
                 else:
                     left -= pause
         except asyncio.CancelledError:
-            self._asker.give_up()
+            self._prober.cancel()
             raise
-        self._asker.give_up()
-        return self._late
+        self._prober.cancel()
+        return self._timed_out
 
-    def begin(self, status: Status) -> None:
-        """Ask at regular times from now on, beginning with that status; soon, if it is not a good one."""
+    def start(self, status: Status) -> None:
+        """Probe at regular intervals from now on, beginning with that status; soon, if it is not ok."""
         longest = self.probe.interval
         if status is not Status.OK:
             longest = min(longest, _UNKNOWN_SECONDS)
         self.hysteresis = Hysteresis(self.probe, status)
-        # What was started together is not asked together for ever.
+        # Workers that started together are not probed together for ever.
         self._schedule.put(self, self._schedule.now() + random.uniform(0, longest))
 
-    def end(self) -> None:
-        """Ask nothing any more."""
-        self._schedule.take_out(self)
-        self._asker.close()
+    def stop(self) -> None:
+        """Send no more probes."""
+        self._schedule.remove(self)
+        self._prober.close()
 
-    def turn(self, now: float) -> None:
-        """Its time has come: to ask, or to wait for the answer no longer."""
-        if self._asked_at is not None:
-            self._asker.give_up()
-            self._heard(self._late)
+    def run(self, now: float) -> None:
+        """Its time has come: send the probe, or give up the one that is under way."""
+        if self._started_at is not None:
+            self._prober.cancel()
+            self._finished(self._timed_out)
             return
-        self._asked_at = now
+        self._started_at = now
         self._schedule.put(self, now + self.probe.timeout)
-        self._asker.ask(self._heard)
+        self._prober.start(self._finished)
 
-    def _heard(self, problem: str) -> None:
-        asked_at, self._asked_at = self._asked_at, None
-        if asked_at is None:
+    def _finished(self, problem: str) -> None:
+        started_at, self._started_at = self._started_at, None
+        if started_at is None:
             return
-        self._note(problem, asked_at)
+        self._record(problem, started_at)
         probe = self.probe
         interval = self.hysteresis.interval_seconds * (1 + probe.jitter * random.uniform(-1, 1))
-        self._schedule.put(self, max(asked_at + interval, self._schedule.now()))
-        self._told(self)
+        self._schedule.put(self, max(started_at + interval, self._schedule.now()))
+        self._on_result(self)
 
-    def _note(self, problem: str, asked_at: float) -> None:
+    def _record(self, problem: str, started_at: float) -> None:
         self.message = problem
-        self.latency_seconds = self._schedule.now() - asked_at
-        self.hysteresis.note(not problem)
+        self.latency_seconds = self._schedule.now() - started_at
+        self.hysteresis.record(not problem)
 
     @property
-    def _late(self) -> str:
+    def _timed_out(self) -> str:
         return f"no answer within {format_duration(self.probe.timeout)}"

@@ -1,4 +1,4 @@
-"""The three ways to ask a worker: over HTTP, by a connection, by a program."""
+"""The ways to probe a worker: by a request over a connection, by whether it accepts one, by a program."""
 
 from __future__ import annotations
 
@@ -11,150 +11,140 @@ from poolctl.config import Probe, ServerConfig
 from poolctl.listeners.acceptance import accepted
 from poolctl.listeners.sock_diag import is_accepted
 
-from .answer import Answer
-from .connection import Line, Question, Told, trusting
-from .multiplexer import Ears
-from .program import ProgramAsker
-from .request import HttpQuestion, speaks_tls
+from .connection import OnResult, ProbeConnection, ProbeRequest, unverified_context
+from .multiplexer import Multiplexer
+from .program import ProgramProber
+from .request import EchoRequest, HttpProbeRequest, speaks_tls
 
-# A new connection to the worker, for `http` or `echo`; plain, no TLS is spoken on it. Raises OSError.
+# A new connection to the worker, for `http` or `echo`; plain: no TLS is spoken on it. Raises OSError.
 Connect = Callable[[str, bool], Awaitable[socket.socket]]
 
-# So many questions may lie unanswered at a worker; then the last one is waited for.
-_MOST_UNANSWERED = 3
+# As many probes may be unanswered, each on a connection of its own; then the last one is waited for.
+_MAX_UNANSWERED = 3
 
 
-class Asker(Protocol):
-    """Asks one question, again and again."""
+class Prober(Protocol):
+    """Sends one probe, again and again."""
 
-    def ask(self, told: Told) -> None:
-        """Ask; `told` gets "" or what is wrong, once."""
+    def start(self, on_result: OnResult) -> None:
+        """Send the probe; `on_result` gets "" or what is wrong, once."""
         ...
 
-    def give_up(self) -> None:
-        """Wait for this answer no longer: `told` is not called."""
+    def cancel(self) -> None:
+        """Do not wait for the result any longer: `on_result` is not called."""
         ...
 
     def queued(self) -> bool:
-        """Whether the question is known to wait where the worker has not accepted it yet."""
+        """Whether the probe is known to wait where the worker has not accepted it yet."""
         ...
 
     def close(self) -> None:
-        """Ask nothing any more."""
+        """Send no more probes."""
         ...
 
 
-class LineAsker:
-    """Asks over a connection, kept where the worker keeps it."""
+class RequestProber:
+    """Probes by a request over a connection, which is kept where the worker keeps it."""
 
     def __init__(
-        self, question: Question, connect: Callable[[], Awaitable[socket.socket]], ears: Ears, *, tls: bool
+        self,
+        request: ProbeRequest,
+        connect: Callable[[], Awaitable[socket.socket]],
+        multiplexer: Multiplexer,
+        *,
+        tls: bool,
     ) -> None:
-        self._ears = ears
-        self._question = question
+        self._multiplexer = multiplexer
+        self._request = request
         self._connect = connect
         self._tls = tls
-        self._line: Line | None = None
+        self._connection: ProbeConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._told: Told | None = None
+        self._on_result: OnResult | None = None
         self._unanswered = 0
-        self._owing = False  # the line has a question on it for which nobody waits any more
+        self._outstanding = False  # a request is on the connection whose result was cancelled
 
-    def ask(self, told: Told) -> None:
-        """See Asker."""
-        self._told = told
-        line = self._line
-        if self._owing:
+    def start(self, on_result: OnResult) -> None:
+        """See Prober."""
+        self._on_result = on_result
+        connection = self._connection
+        if self._outstanding:
             return
-        if line is None or line.closed:
-            self._begin()
+        if connection is None or connection.closed:
+            self._open()
         else:
-            again = line.answered > 0
-            line.ask(self._question, lambda problem: self._answered(line, problem, again=again))
+            reused = connection.replies > 0
+            connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
 
-    def give_up(self) -> None:
-        """See Asker. A worker that reads nothing is not sent one connection after the other."""
-        self._told = None
+    def cancel(self) -> None:
+        """See Prober. A worker that reads nothing does not get one connection after the other."""
+        self._on_result = None
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-        elif self._line is not None and not self._owing:
+        elif self._connection is not None and not self._outstanding:
             self._unanswered += 1
-            if self._unanswered < _MOST_UNANSWERED:
-                self._line.close()
-                self._line = None
+            if self._unanswered < _MAX_UNANSWERED:
+                self._connection.close()
+                self._connection = None
             else:
-                self._owing = True
+                self._outstanding = True
 
     def queued(self) -> bool:
-        """See Asker."""
-        return self._line is not None and not self._line.closed and self._line.is_accepted() is False
+        """See Prober."""
+        connection = self._connection
+        return connection is not None and not connection.closed and connection.is_accepted() is False
 
     def close(self) -> None:
-        """See Asker."""
-        self.give_up()
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+        """See Prober."""
+        self.cancel()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    def _begin(self) -> None:
-        self._connecting = asyncio.get_running_loop().create_task(self._go())
+    def _open(self) -> None:
+        self._connecting = asyncio.get_running_loop().create_task(self._open_and_send())
 
-    async def _go(self) -> None:
+    async def _open_and_send(self) -> None:
         try:
             sock = await self._connect()
         except OSError as error:
             self._connecting = None
-            self._tell(f"no connection: {error.strerror or error}")
+            self._report(f"no connection: {error.strerror or error}")
             return
         self._connecting = None
-        line = self._line = Line(sock, self._ears, trusting() if self._tls else None)
-        line.ask(self._question, lambda problem: self._answered(line, problem, again=False))
+        context = unverified_context() if self._tls else None
+        connection = self._connection = ProbeConnection(sock, self._multiplexer, context)
+        connection.send(self._request, lambda problem: self._replied(connection, problem, reused=False))
 
-    def _answered(self, line: Line, problem: str, *, again: bool) -> None:
-        if line is not self._line:
-            return  # the caller had given up before the answer was judged
-        self._owing = False
-        if line.answered:
+    def _replied(self, connection: ProbeConnection, problem: str, *, reused: bool) -> None:
+        if connection is not self._connection:
+            return  # the caller cancelled before the reply was judged
+        self._outstanding = False
+        if connection.replies:
             self._unanswered = 0
-        if problem and again and line.closed and self._told is not None and not line.began:
-            # It was closed when the question was on its way, which says nothing about the worker.
-            self._begin()
+        if (
+            problem
+            and reused
+            and connection.closed
+            and self._on_result is not None
+            and not connection.replying
+        ):
+            # It was closed while the request was on its way, which says nothing about the worker.
+            self._open()
             return
-        self._tell(problem)
+        self._report(problem)
 
-    def _tell(self, problem: str) -> None:
-        told, self._told = self._told, None
-        if told is not None:
-            told(problem)
-
-
-class Echo:
-    """The question whether what is sent comes back."""
-
-    request = b"?"
-
-    def begin(self) -> Answer:
-        return _Returned()
-
-    def judge(self, answer: Answer, told: Told) -> None:
-        told("")
+    def _report(self, problem: str) -> None:
+        on_result, self._on_result = self._on_result, None
+        if on_result is not None:
+            on_result(problem)
 
 
-class _Returned(Answer):
-    """One byte."""
+class AcceptProber:
+    """Probes by a connection that the program has to accept, and which is closed at once.
 
-    __slots__ = ()
-
-    def feed(self, data: bytes) -> bool:
-        self.kept = True
-        return True
-
-
-class ConnectionAsker:
-    """Asks by a connection that the program has to accept, and which is ended at once.
-
-    One that was not accepted in time is asked about again, so that a program which accepts nothing gets no more.
+    One that was not accepted in time is waited for again: a program that accepts nothing gets no more of them.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[socket.socket]]) -> None:
@@ -162,60 +152,61 @@ class ConnectionAsker:
         self._task: asyncio.Task[None] | None = None
         self._sock: socket.socket | None = None
 
-    def ask(self, told: Told) -> None:
-        """See Asker."""
-        self._task = asyncio.get_running_loop().create_task(self._go(told))
+    def start(self, on_result: OnResult) -> None:
+        """See Prober."""
+        self._task = asyncio.get_running_loop().create_task(self._wait(on_result))
 
-    def give_up(self) -> None:
-        """See Asker."""
+    def cancel(self) -> None:
+        """See Prober."""
         if self._task is not None:
             self._task.cancel()
 
     def queued(self) -> bool:
-        """See Asker."""
+        """See Prober."""
         return self._sock is not None and is_accepted(self._sock) is False
 
     def close(self) -> None:
-        """See Asker."""
-        self.give_up()
+        """See Prober."""
+        self.cancel()
         if self._task is not None and not self._task.done():
             # Until its task has ended the loop watches the descriptor.
-            self._task.add_done_callback(lambda _: self._end())
+            self._task.add_done_callback(lambda _: self._close_socket())
         else:
-            self._end()
+            self._close_socket()
 
-    async def _go(self, told: Told) -> None:
+    async def _wait(self, on_result: OnResult) -> None:
         try:
             if self._sock is None:
                 self._sock = await self._connect()
             await accepted(self._sock)
         except OSError as error:
-            self._end()
-            told(f"no connection: {error.strerror or error}")
+            self._close_socket()
+            on_result(f"no connection: {error.strerror or error}")
         else:
-            self._end()
-            told("")
+            self._close_socket()
+            on_result("")
 
-    def _end(self) -> None:
+    def _close_socket(self) -> None:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
 
 
-def asker_of(
-    probe: Probe, server: ServerConfig, connect: Connect, ears: Ears, values: dict[str, str]
-) -> Asker:
-    """The asker for a probe of one worker of the server; `values` are what a program finds in its environment."""
+def make_prober(
+    probe: Probe, server: ServerConfig, connect: Connect, multiplexer: Multiplexer, env: dict[str, str]
+) -> Prober:
+    """The prober for a probe of one worker of the server; `env` is added to the environment of a program."""
     if probe.exec is not None:
-        return ProgramAsker(probe.exec, server, values)
+        return ProgramProber(probe.exec, server, env)
     if probe.http is not None:
-        tls = speaks_tls(server) and not _asks_for_certificates(server)
-        return LineAsker(HttpQuestion(probe, server), lambda: connect("http", not tls), ears, tls=tls)
+        tls = speaks_tls(server) and not _requires_certificates(server)
+        request = HttpProbeRequest(probe, server)
+        return RequestProber(request, lambda: connect("http", not tls), multiplexer, tls=tls)
     if server.command:
-        return ConnectionAsker(lambda: connect("echo", True))
-    return LineAsker(Echo(), lambda: connect("echo", True), ears, tls=False)
+        return AcceptProber(lambda: connect("echo", True))
+    return RequestProber(EchoRequest(), lambda: connect("echo", True), multiplexer, tls=False)
 
 
-def _asks_for_certificates(server: ServerConfig) -> bool:
-    # We have none: the application is asked beside the TLS of such a server.
+def _requires_certificates(server: ServerConfig) -> bool:
+    # We have no client certificate: the application of such a server is probed without TLS.
     return getattr(server.tls, "client_auth", "none") == "required" and not server.command

@@ -14,15 +14,15 @@ from poolctl.platform import bounded_file
 from poolctl.runners import withheld
 from poolctl.runners.spec import environment, user_ids
 
-from .connection import Told
+from .connection import OnResult
 
-_LONGEST_WORDS_BYTES = 4096
-# What a program prints stays in memory until it ends.
-_MOST_WORDS_BYTES = 16 * 1024 * 1024
+_MAX_MESSAGE_BYTES = 4096
+# The output stays in memory until the program ends.
+_MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
 
-class ProgramAsker:
-    """Runs the program as the server's user, in its directory, with its environment; ends all of it when it is late."""
+class ProgramProber:
+    """Runs the program as the server's user, in its directory and environment; kills its process group if late."""
 
     def __init__(self, argv: tuple[str, ...], server: ServerConfig, values: dict[str, str]) -> None:
         self._argv = argv
@@ -31,24 +31,24 @@ class ProgramAsker:
         self._process: subprocess.Popen[bytes] | None = None
         self._output = -1
         self._watched = -1
-        self._told: Told | None = None
+        self._on_result: OnResult | None = None
 
-    def ask(self, told: Told) -> None:
-        """See Asker."""
+    def start(self, on_result: OnResult) -> None:
+        """See Prober."""
         if self._process is not None:
-            told(f"{self._argv[0]}: has been killed, and has not ended")
+            on_result(f"{self._argv[0]}: was killed, and has not ended")
             return
-        self._told = told
-        self._output = bounded_file("poolctl", _MOST_WORDS_BYTES)
+        self._on_result = on_result
+        self._output = bounded_file("poolctl", _MAX_OUTPUT_BYTES)
         try:
-            self._process = self._begin()
+            self._process = self._spawn()
             self._watched = os.pidfd_open(self._process.pid)
         except (OSError, ServerError) as error:
-            self._over(f"{self._argv[0]}: {getattr(error, 'strerror', None) or error}")
+            self._finish(f"{self._argv[0]}: {getattr(error, 'strerror', None) or error}")
             return
         asyncio.get_running_loop().add_reader(self._watched, self._ended)
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> subprocess.Popen[bytes]:
         server = self._server
         user = user_ids(server)
         return subprocess.Popen(
@@ -64,49 +64,49 @@ class ProgramAsker:
             extra_groups=None if user is None else _groups(server, user[1]),
         )
 
-    def give_up(self) -> None:
-        """See Asker. The program, and what it has started, is killed."""
-        self._told = None
+    def cancel(self) -> None:
+        """See Prober. The program, and what it has started, is killed."""
+        self._on_result = None
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def queued(self) -> bool:
-        """See Asker."""
+        """See Prober."""
         return False
 
     def close(self) -> None:
-        """See Asker."""
-        self.give_up()
+        """See Prober."""
+        self.cancel()
 
     def _ended(self) -> None:
         assert self._process is not None
         status = self._process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # what it has left behind
-        said = _last_line(
-            os.pread(self._output, _LONGEST_WORDS_BYTES, _start_of_last(self._output)).rstrip(b"\0")
+            os.killpg(self._process.pid, signal.SIGKILL)  # what it left behind
+        output = _last_line(
+            os.pread(self._output, _MAX_MESSAGE_BYTES, _start_of_last(self._output)).rstrip(b"\0")
         )
-        self._over("" if not status else _problem(self._argv[0], status, said))
+        self._finish("" if not status else _problem(self._argv[0], status, output))
 
-    def _over(self, problem: str) -> None:
+    def _finish(self, problem: str) -> None:
         if self._watched >= 0:
             asyncio.get_running_loop().remove_reader(self._watched)
             os.close(self._watched)
         os.close(self._output)
         self._process, self._watched, self._output = None, -1, -1
-        told, self._told = self._told, None
-        if told is not None:
-            told(problem)
+        on_result, self._on_result = self._on_result, None
+        if on_result is not None:
+            on_result(problem)
 
 
-def _problem(program: str, status: int, said: str) -> str:
+def _problem(program: str, status: int, output: str) -> str:
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-    return f"{program}: {how}{f': {masked_text(said)}' if said else ''}"
+    return f"{program}: {how}{f': {masked_text(output)}' if output else ''}"
 
 
 def _start_of_last(fd: int) -> int:
-    return max(0, os.lseek(fd, 0, os.SEEK_CUR) - _LONGEST_WORDS_BYTES)
+    return max(0, os.lseek(fd, 0, os.SEEK_CUR) - _MAX_MESSAGE_BYTES)
 
 
 def _last_line(output: bytes) -> str:

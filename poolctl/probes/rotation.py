@@ -8,21 +8,21 @@ from typing import NamedTuple, TypeVar
 W = TypeVar("W")
 
 
-class Attending(NamedTuple):
-    """How one worker that is ready is: `ko`, and whether it leaves the accepting to others already."""
+class RotationState(NamedTuple):
+    """One ready worker: whether it is `ko`, and whether it is out of rotation already (`resting`)."""
 
     ko: bool
     resting: bool
 
 
-def attendance(workers: Iterable[tuple[W, Attending]]) -> list[tuple[W, bool]]:
-    """The workers that are to accept from now on (True), or to rest.
+def rotation_changes(workers: Iterable[tuple[W, RotationState]]) -> list[tuple[W, bool]]:
+    """The workers that change: True to accept from now on, False to leave the rotation.
 
-    Who is ko leaves the accepting to those that are not; while all are, somebody accepts all the same.
+    A worker that is ko leaves the accepting to the others. Where all are ko, at least one of them accepts.
     """
-    there = list(workers)
-    if any(not each.ko for _, each in there):
-        return [(worker, not each.ko) for worker, each in there if each.resting is not each.ko]
-    if all(each.resting for _, each in there):
-        return [(worker, True) for worker, _ in there]
+    ready = list(workers)
+    if any(not each.ko for _, each in ready):
+        return [(worker, not each.ko) for worker, each in ready if each.resting is not each.ko]
+    if all(each.resting for _, each in ready):
+        return [(worker, True) for worker, _ in ready]
     return []

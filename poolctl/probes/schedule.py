@@ -1,4 +1,4 @@
-"""When whose turn is: one heap and one timer, however many there are."""
+"""When each probe is due: one heap and one timer for all of them."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import itertools
 from collections.abc import Callable
 from typing import Protocol
 
-from .multiplexer import Ears
+from .multiplexer import Multiplexer
 
-# Together is cheaper than one by one, and nobody asks for more precision.
+# A batch costs less than single wake-ups, and probes need no more precision.
 GRAIN_SECONDS = 0.02
-# So many turns at once, and the answers are heard together.
+# From this many probes in one batch on, their responses are read in one batch too.
 _MANY = 8
 
 
-class Due(Protocol):
-    """Somebody whose turn comes; `due` is when, in the seconds of the schedule's clock, None for never."""
+class Scheduled(Protocol):
+    """What runs when it is `due`, in seconds of the schedule's clock; None: never."""
 
     due: float | None
 
-    def turn(self, now: float) -> None:
-        """It is its turn; `now` is of the same clock."""
+    def run(self, now: float) -> None:
+        """It is due; `now` is of the same clock."""
         ...
 
 
 class Timer(Protocol):
-    """What a loop gives for a call that it will make."""
+    """A call that an event loop will make."""
 
     def cancel(self) -> None:
-        """Do not make it."""
+        """Do not make the call."""
         ...
 
 
 class Schedule:
-    """Gives each its turn, at most 20 ms late. A turn may ask for others; an earlier wish of the same is forgotten."""
+    """Runs each when it is due, at most 20 ms late. A later `put` of the same item replaces the earlier one."""
 
     def __init__(
         self,
@@ -44,36 +44,36 @@ class Schedule:
     ) -> None:
         self._time = time
         self._call_at = call_at
-        self._heap: list[tuple[float, int, Due]] = []
+        self._heap: list[tuple[float, int, Scheduled]] = []
         self._numbers = itertools.count()
         self._timer: Timer | None = None
         self._at = 0.0
-        self._ears: Ears | None = None
+        self._multiplexer: Multiplexer | None = None
 
     @property
-    def ears(self) -> Ears:
-        """What hears the answers to what is asked in a turn."""
-        if self._ears is None:
-            self._ears = Ears()
-        return self._ears
+    def multiplexer(self) -> Multiplexer:
+        """What watches the connections of the probes."""
+        if self._multiplexer is None:
+            self._multiplexer = Multiplexer()
+        return self._multiplexer
 
     def now(self) -> float:
         """Seconds on the schedule's clock."""
         return self._time() if self._time is not None else asyncio.get_running_loop().time()
 
-    def put(self, whom: Due, when: float) -> None:
-        """Let it have its turn at that time, and not before."""
-        whom.due = when
-        heapq.heappush(self._heap, (when, next(self._numbers), whom))
+    def put(self, item: Scheduled, when: float) -> None:
+        """Run it at that time, and not before."""
+        item.due = when
+        heapq.heappush(self._heap, (when, next(self._numbers), item))
         if self._timer is None or when < self._at - GRAIN_SECONDS:
             self._arm(when)
 
-    def take_out(self, whom: Due) -> None:
-        """Let it have no turn any more."""
-        whom.due = None
+    def remove(self, item: Scheduled) -> None:
+        """Do not run it any more."""
+        item.due = None
 
     def close(self) -> None:
-        """Let nobody have a turn any more."""
+        """Run nothing any more."""
         self._heap.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -84,23 +84,23 @@ class Schedule:
             self._timer.cancel()
         self._at = when
         call_at = self._call_at or asyncio.get_running_loop().call_at
-        self._timer = call_at(when, self._run)
+        self._timer = call_at(when, self._run_due)
 
-    def _run(self) -> None:
+    def _run_due(self) -> None:
         self._timer = None
         now = self.now()
         heap = self._heap
-        turns = 0
+        ran = 0
         try:
             while heap and heap[0][0] <= now:
-                when, _, whom = heapq.heappop(heap)
-                if whom.due == when:
-                    whom.due = None
-                    turns += 1
-                    whom.turn(now)
+                when, _, item = heapq.heappop(heap)
+                if item.due == when:
+                    item.due = None
+                    ran += 1
+                    item.run(now)
         finally:
-            if turns >= _MANY and self._ears is not None:
-                self._ears.wait()
+            if ran >= _MANY and self._multiplexer is not None:
+                self._multiplexer.pause()
             while heap and heap[0][2].due != heap[0][0]:
                 heapq.heappop(heap)
             if heap:

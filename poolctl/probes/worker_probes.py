@@ -1,4 +1,4 @@
-"""All that one worker is asked: until it is ready, and from then on."""
+"""The probes of one worker: those that it must pass to become ready, and those that run from then on."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from poolctl.config import Health, Probe, ServerConfig
 from poolctl.runners.protocol import Placement
 from poolctl.states import Status
 
-from .probe import Check
-from .prober import Connect, asker_of
+from .probe import WorkerProbe
+from .prober import Connect, make_prober
 from .schedule import Schedule
 
 KINDS = ("readiness", "liveness")
-_WORST = (Status.KO, Status.WARN, Status.UNKNOWN)
+_WORST_FIRST = (Status.KO, Status.WARN, Status.UNKNOWN)
 
 
-class Checkup:
-    """The probes of one worker. `told` is called after every answer that comes once `begin` was called."""
+class WorkerProbes:
+    """The probes of one worker. `on_result` is called after every result that comes once `start` was called."""
 
     def __init__(
         self,
@@ -25,74 +25,74 @@ class Checkup:
         placement: Placement,
         connect: Connect,
         schedule: Schedule,
-        told: Callable[[Checkup, Check], None],
+        on_result: Callable[[WorkerProbes, WorkerProbe], None],
     ) -> None:
         self.health: Health = server.health
         self._server = server
         self._placement = placement
         self._connect = connect
         self._schedule = schedule
-        self._told = told
-        self.checks = [
-            self._check(kind, probe)
+        self._on_result = on_result
+        self.probes = [
+            self._make(kind, probe)
             for kind in KINDS
             if (probe := getattr(server.health, kind)) is not None
         ]  # fmt: skip
-        self._passing: Check | None = None
-        self.begun = False
+        self._admitting: WorkerProbe | None = None
+        self.started = False
 
     @property
     def status(self) -> Status:
-        """The worst that one of the probes says; ok when all of them do."""
-        found = {check.status for check in self.checks}
-        return next((status for status in _WORST if status in found), Status.OK)
+        """The worst status of all probes; ok when all of them are."""
+        found = {probe.status for probe in self.probes}
+        return next((status for status in _WORST_FIRST if status in found), Status.OK)
 
     @property
     def message(self) -> str:
-        """What is wrong, as far as something is."""
-        passing = [self._passing] if self._passing is not None else []
-        found = [f"{check.kind}: {check.message}" for check in [*passing, *self.checks] if check.message]
+        """What is wrong, "" when nothing is."""
+        admitting = [self._admitting] if self._admitting is not None else []
+        found = [f"{probe.kind}: {probe.message}" for probe in [*admitting, *self.probes] if probe.message]
         return "; ".join(dict.fromkeys(found))
 
     @property
     def latency_seconds(self) -> float | None:
-        """How long the first of the probes took to be answered the last time."""
-        return self.checks[0].latency_seconds if self.checks else None
+        """The latency of the first probe's last result."""
+        return self.probes[0].latency_seconds if self.probes else None
 
-    def check(self, kind: str) -> Check | None:
+    def get(self, kind: str) -> WorkerProbe | None:
         """The probe of that kind, if there is one."""
-        return next((check for check in self.checks if check.kind == kind), None)
+        return next((probe for probe in self.probes if probe.kind == kind), None)
 
-    async def pass_(self) -> None:
-        """Return when the worker has started, and is ready. To be cancelled when it takes too long."""
+    async def wait_until_ready(self) -> None:
+        """Return when the worker has passed its startup and readiness probes; cancel it when that takes too long."""
         if self.health.startup is not None:
-            startup = self._passing = self._check("startup", self.health.startup)
+            startup = self._admitting = self._make("startup", self.health.startup)
             try:
-                await startup.passes()
+                await startup.wait_until_ok()
             finally:
-                startup.end()
-        readiness = self.check("readiness")
+                startup.stop()
+        readiness = self.get("readiness")
         if readiness is not None:
-            self._passing = readiness
-            await readiness.passes()
-        self._passing = None
+            self._admitting = readiness
+            await readiness.wait_until_ok()
+        self._admitting = None
 
-    def begin(self, status: Status) -> None:
-        """Ask from now on; `status` is what is known of the worker already."""
-        self.begun = True
-        for check in self.checks:
-            check.begin(check.status if check.status is not Status.UNKNOWN else status)
+    def start(self, status: Status) -> None:
+        """Probe from now on; `status` is what is known of the worker already."""
+        self.started = True
+        for probe in self.probes:
+            probe.start(probe.status if probe.status is not Status.UNKNOWN else status)
 
-    def end(self) -> None:
-        """Ask nothing any more."""
-        for check in self.checks:
-            check.end()
+    def stop(self) -> None:
+        """Send no more probes."""
+        for probe in self.probes:
+            probe.stop()
 
-    def _check(self, kind: str, probe: Probe) -> Check:
-        asker = asker_of(probe, self._server, self._connect, self._schedule.ears, self._values())
-        return Check(kind, probe, asker, self._schedule, lambda check: self._told(self, check))
+    def _make(self, kind: str, probe: Probe) -> WorkerProbe:
+        prober = make_prober(probe, self._server, self._connect, self._schedule.multiplexer, self._env())
+        return WorkerProbe(kind, probe, prober, self._schedule, lambda made: self._on_result(self, made))
 
-    def _values(self) -> dict[str, str]:
+    def _env(self) -> dict[str, str]:
         server, placement = self._server, self._placement
         values = {"POOLCTL_NAME": server.name, "POOLCTL_BIND": server.key}
         if placement.pid is not None:

@@ -17,7 +17,7 @@ from poolctl.runners import withheld
 from poolctl.states import Status
 
 if TYPE_CHECKING:
-    from poolctl.probes.worker_probes import Checkup
+    from poolctl.probes.worker_probes import WorkerProbes
 
 
 class Reports:
@@ -160,15 +160,15 @@ def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _probes(checkup: Checkup | None) -> list[Document]:
+def _probes(probes: WorkerProbes | None) -> list[Document]:
     return [
         {
-            "kind": check.kind,
-            "status": check.status.value,
-            "message": check.message,
-            "latency_seconds": check.latency_seconds,
+            "kind": probe.kind,
+            "status": probe.status.value,
+            "message": probe.message,
+            "latency_seconds": probe.latency_seconds,
         }
-        for check in (checkup.checks if checkup is not None else ())
+        for probe in (probes.probes if probes is not None else ())
     ]
 
 
@@ -188,7 +188,7 @@ def details(entry: Entry, engine: Engine, *, reveal: bool = False) -> Document:
                 "phase": worker.phase.value,
                 "health": worker.status.value if worker.phase is Phase.READY else Status.UNKNOWN.value,
                 "resting": worker.resting,
-                "probes": _probes(engine.probing.checkup(entry, worker)),
+                "probes": _probes(engine.probing.probes(entry, worker)),
             }
             for worker in entry.workers.values()
         ],

@@ -33,7 +33,7 @@ def probe(**keys: Any) -> Probe:
 def statuses(answers: str, **keys: Any) -> list[str]:
     """What follows from each answer: `+` is a success, `-` a failure."""
     hysteresis = Hysteresis(probe(**keys))
-    return [hysteresis.note(answer == "+").value for answer in answers]
+    return [hysteresis.record(answer == "+").value for answer in answers]
 
 
 def test_by_default_one_success_is_ok_one_failure_warns_and_three_more_are_ko() -> None:
@@ -59,7 +59,7 @@ def test_it_moves_one_step_at_a_time_and_only_in_the_direction_of_the_answer(
     hysteresis = Hysteresis(chosen, Status.OK)
     for answer in answers:
         before = LEVELS.index(hysteresis.status)
-        step = LEVELS.index(hysteresis.note(answer)) - before
+        step = LEVELS.index(hysteresis.record(answer)) - before
         assert step in ((0, 1) if answer else (0, -1))
 
 
@@ -80,7 +80,7 @@ def test_a_step_is_taken_after_as_many_answers_in_a_row_as_its_threshold_and_no_
         row = row + 1 if answer is last else 1
         last = answer
         before = hysteresis.status
-        moved = hysteresis.note(answer) is not before
+        moved = hysteresis.record(answer) is not before
         assert moved is (row >= needed.get((before, answer), 1000))
         if moved:
             row = 0
@@ -93,7 +93,7 @@ def test_it_always_gets_to_either_end_when_the_answers_stay_the_same(
     for last, end in ((True, Status.OK), (False, Status.KO)):
         hysteresis = Hysteresis(chosen)
         for answer in answers + [last] * 8:
-            hysteresis.note(answer)
+            hysteresis.record(answer)
         assert hysteresis.status is end
         assert hysteresis.interval_seconds == chosen.interval
 
@@ -104,7 +104,7 @@ def test_it_is_asked_at_the_interval_of_the_direction_in_which_it_moves(
 ) -> None:
     hysteresis = Hysteresis(chosen)
     for answer in answers:
-        hysteresis.note(answer)
+        hysteresis.record(answer)
     expected = chosen.interval
     if answers[-1] and hysteresis.status is not Status.OK:
         expected = chosen.interval_rise or expected
@@ -115,7 +115,7 @@ def test_it_is_asked_at_the_interval_of_the_direction_in_which_it_moves(
 
 def test_what_is_forgotten_does_not_count() -> None:
     hysteresis = Hysteresis(probe(rise_count_warn=2))
-    hysteresis.note(True)
-    hysteresis.forget()
-    assert hysteresis.note(True) is Status.UNKNOWN
+    hysteresis.record(True)
+    hysteresis.reset()
+    assert hysteresis.record(True) is Status.UNKNOWN
     assert repr(hysteresis) == "<Hysteresis unknown +1>"

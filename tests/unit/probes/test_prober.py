@@ -1,4 +1,4 @@
-"""Questions over real sockets: answers, lateness, connections that end, and workers that read nothing."""
+"""Probes over real sockets: answers, lateness, connections that end, and workers that read nothing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Probe
-from poolctl.probes.multiplexer import Ears
-from poolctl.probes.probe import Check
-from poolctl.probes.prober import Asker, asker_of
-from poolctl.probes.request import HttpQuestion, statuses
+from poolctl.probes.multiplexer import Multiplexer
+from poolctl.probes.probe import WorkerProbe
+from poolctl.probes.prober import Prober, make_prober
+from poolctl.probes.request import HttpProbeRequest, statuses
 from poolctl.probes.schedule import Schedule
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 
 
-class Asked:
-    """The worker's side: every connection that is made to it, and an asker of the kind that is wanted."""
+class Probed:
+    """The worker's side: every connection that is made to it, and a prober of the kind that is wanted."""
 
     def __init__(self, **probe: Any) -> None:
         keys = {"readiness": probe or {"http": "/health"}}
@@ -31,9 +31,11 @@ class Asked:
         self.refuses = False
         readiness = self.server.health.readiness
         assert readiness is not None
-        self.asker: Asker = asker_of(readiness, self.server, self._connect, Ears(), {"WHO": "web"})
+        self.prober: Prober = make_prober(
+            readiness, self.server, self._connect, Multiplexer(), {"WHO": "web"}
+        )
         self.told: list[str] = []
-        _asked.append(self)
+        _probed.append(self)
 
     async def _connect(self, kind: str, plain: bool) -> socket.socket:
         if self.refuses:
@@ -43,10 +45,10 @@ class Asked:
         self.ends.append(theirs)
         return ours
 
-    async def question(self) -> bytes:
-        """What is asked next, on the newest connection."""
+    async def request(self) -> bytes:
+        """What is probed next, on the newest connection."""
         count = len(self.told)
-        self.asker.ask(self.told.append)
+        self.prober.start(self.told.append)
         while not self.ends and len(self.told) == count:
             await asyncio.sleep(0)
         return await self.heard()
@@ -69,7 +71,7 @@ class Asked:
         return await self.verdict()
 
 
-_asked: list[Asked] = []
+_probed: list[Probed] = []
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -77,24 +79,24 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await asyncio.wait_for(work(), 10)
         finally:
-            for asked in _asked:
-                asked.asker.close()
-                for sock in asked.ends:
+            for probed in _probed:
+                probed.prober.close()
+                for sock in probed.ends:
                     sock.close()
-            _asked.clear()
+            _probed.clear()
 
     asyncio.run(watched())
 
 
-def test_a_question_is_a_request_as_a_client_makes_it() -> None:
+def test_request_is_the_one_that_a_client_would_make() -> None:
     async def scenario() -> None:
-        asked = Asked(http="/a b?x=1".replace(" ", "%20"), headers={"host": "example.org", "X-Probe": "1"})
-        lines = (await asked.question()).decode().split("\r\n")
+        probed = Probed(http="/a b?x=1".replace(" ", "%20"), headers={"host": "example.org", "X-Probe": "1"})
+        lines = (await probed.request()).decode().split("\r\n")
         assert lines[0] == "GET /a%20b?x=1 HTTP/1.1"
         assert {"Host: example.org", "X-Probe: 1", "User-Agent: poolctl"} <= set(lines)
-        assert await asked.answer(OK) == ""
-        plain = Asked()
-        assert b"\r\nHost: 127.0.0.1:8080\r\n" in await plain.question()
+        assert await probed.answer(OK) == ""
+        plain = Probed()
+        assert b"\r\nHost: 127.0.0.1:8080\r\n" in await plain.request()
 
     run(scenario)
 
@@ -109,106 +111,106 @@ def test_a_question_is_a_request_as_a_client_makes_it() -> None:
         ({"body": "ell"}, OK, ""),
         ({"body": "^bye"}, OK, "GET /health: status 200, and a body without '^bye'"),
         ({"method": "HEAD"}, b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n", ""),
-        ({}, b"nonsense\r\n\r\n", "the answer is no HTTP/1.1"),
+        ({}, b"nonsense\r\n\r\n", "the response is not valid HTTP: no HTTP/1.1 status line"),
         ({}, b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", ""),
     ],
 )
-def test_an_answer_is_judged_by_status_and_body(probe: dict[str, Any], answer: bytes, problem: str) -> None:
+def test_response_is_judged_by_status_and_body(probe: dict[str, Any], answer: bytes, problem: str) -> None:
     async def scenario() -> None:
-        asked = Asked(http="/health", **probe)
-        await asked.question()
-        assert await asked.answer(answer) == problem
+        probed = Probed(http="/health", **probe)
+        await probed.request()
+        assert await probed.answer(answer) == problem
 
     run(scenario)
 
 
-def test_a_connection_is_kept_and_made_anew_when_it_has_ended() -> None:
+def test_connection_is_kept_and_opened_again_after_it_has_ended() -> None:
     async def scenario() -> None:
-        asked = Asked()
+        probed = Probed()
         for _ in range(3):
-            await asked.question()
-            assert await asked.answer(OK) == ""
-        assert len(asked.ends) == 1
-        asked.ends[-1].close()
+            await probed.request()
+            assert await probed.answer(OK) == ""
+        assert len(probed.ends) == 1
+        probed.ends[-1].close()
         await asyncio.sleep(0.01)
-        asked.asker.ask(asked.told.append)
-        while len(asked.ends) < 2:
+        probed.prober.start(probed.told.append)
+        while len(probed.ends) < 2:
             await asyncio.sleep(0)
-        await asked.heard()
-        assert await asked.answer(OK) == ""
+        await probed.heard()
+        assert await probed.answer(OK) == ""
 
     run(scenario)
 
 
 def test_a_question_that_meets_the_end_of_a_kept_connection_is_asked_again() -> None:
     async def scenario() -> None:
-        asked = Asked()
-        await asked.question()
-        await asked.answer(OK)
-        asked.asker.ask(asked.told.append)
-        asked.ends[-1].close()  # with the question on its way
-        while len(asked.ends) < 2:
+        probed = Probed()
+        await probed.request()
+        await probed.answer(OK)
+        probed.prober.start(probed.told.append)
+        probed.ends[-1].close()  # with the question on its way
+        while len(probed.ends) < 2:
             await asyncio.sleep(0)
-        await asked.heard()
-        assert await asked.answer(OK) == ""
+        await probed.heard()
+        assert await probed.answer(OK) == ""
 
     run(scenario)
 
 
 def test_a_new_connection_that_ends_without_an_answer_is_a_failure() -> None:
     async def scenario() -> None:
-        asked = Asked()
-        await asked.question()
-        asked.ends[-1].close()
-        assert await asked.verdict() == "it closed the connection"
-        asked.refuses = True
-        asked.asker.ask(asked.told.append)
-        assert await asked.verdict() == "no connection: Connection refused"
+        probed = Probed()
+        await probed.request()
+        probed.ends[-1].close()
+        assert await probed.verdict() == "it closed the connection"
+        probed.refuses = True
+        probed.prober.start(probed.told.append)
+        assert await probed.verdict() == "no connection: Connection refused"
 
     run(scenario)
 
 
-def test_who_reads_nothing_is_not_sent_one_connection_after_the_other_and_may_answer_late() -> None:
+def test_worker_that_reads_nothing_gets_few_connections_and_may_answer_late() -> None:
     async def scenario() -> None:
-        asked = Asked()
+        probed = Probed()
         for _ in range(6):
-            asked.asker.ask(asked.told.append)
+            probed.prober.start(probed.told.append)
             await asyncio.sleep(0.01)
-            asked.asker.give_up()
-        assert len(asked.ends) == 3
-        assert asked.told == []
-        asked.asker.ask(asked.told.append)
-        asked.ends[-1].send(OK)  # to the question of a while ago
-        assert await asked.verdict() == ""
-        asked.ends[-1].recv(10_000)
-        await asked.question()
-        assert await asked.answer(OK) == ""
-        assert len(asked.ends) == 3
+            probed.prober.cancel()
+        assert len(probed.ends) == 3
+        assert probed.told == []
+        probed.prober.start(probed.told.append)
+        probed.ends[-1].send(OK)  # to the question of a while ago
+        assert await probed.verdict() == ""
+        probed.ends[-1].recv(10_000)
+        await probed.request()
+        assert await probed.answer(OK) == ""
+        assert len(probed.ends) == 3
 
     run(scenario)
 
 
-def test_an_answer_after_giving_up_is_told_nobody() -> None:
+def test_response_after_a_cancelled_probe_is_not_reported() -> None:
     async def scenario() -> None:
-        asked = Asked()
-        await asked.question()
-        asked.asker.give_up()
+        probed = Probed()
+        await probed.request()
+        probed.prober.cancel()
         with contextlib.suppress(OSError):
-            asked.ends[-1].send(OK)
+            probed.ends[-1].send(OK)
         await asyncio.sleep(0.01)
-        assert asked.told == []
-        asked.asker.close()
+        assert probed.told == []
+        probed.prober.close()
         await asyncio.sleep(0.01)
-        assert asked.ends[-1].recv(10) == b""
+        assert probed.ends[-1].recv(10) == b""
 
     run(scenario)
 
 
-def test_a_connection_is_probed_by_what_comes_back() -> None:
+def test_tcp_probe_succeeds_when_its_byte_comes_back() -> None:
     async def scenario() -> None:
-        asked = Asked(tcp=True)
-        assert await asked.question() == b"?"
-        assert await asked.answer(b"?") == ""
+        probed = Probed(tcp=True)
+        assert await probed.request() == b"?"
+        assert await probed.answer(b"?") == ""
 
     run(scenario)
 
@@ -220,8 +222,8 @@ def listener() -> Iterator[socket.socket]:
         yield sock
 
 
-def asker_of_command(listener: socket.socket, **readiness: Any) -> Asker:
-    """An asker of a program that was given this listener."""
+def prober_of_command(listener: socket.socket, **readiness: Any) -> Prober:
+    """A prober of a program that was given this listener."""
 
     async def connect(kind: str, plain: bool) -> socket.socket:
         ours = socket.create_connection(listener.getsockname())
@@ -232,23 +234,23 @@ def asker_of_command(listener: socket.socket, **readiness: Any) -> Asker:
         name="web", bind="127.0.0.1:8080", command=["prog"], health={"readiness": readiness}
     )
     assert server.health.readiness is not None
-    return asker_of(server.health.readiness, server, connect, Ears(), {})
+    return make_prober(server.health.readiness, server, connect, Multiplexer(), {})
 
 
-def test_a_program_is_probed_by_whether_it_accepts_and_is_not_sent_one_connection_after_the_other(
+def test_program_is_probed_by_whether_it_accepts_and_gets_few_connections(
     listener: socket.socket,
 ) -> None:
     async def scenario() -> None:
         told: list[str] = []
-        asker = asker_of_command(listener, tcp=True)
+        prober = prober_of_command(listener, tcp=True)
         for _ in range(3):
-            asker.ask(told.append)
+            prober.start(told.append)
             await asyncio.sleep(0.02)
-            asker.give_up()
+            prober.cancel()
         assert told == []
         with listener.accept()[0] as theirs:
             assert theirs.recv(1) == b"", "ended, so that it can go on at once"
-            asker.ask(told.append)
+            prober.start(told.append)
             async with asyncio.timeout(5):
                 while not told:
                     await asyncio.sleep(0)
@@ -256,39 +258,39 @@ def test_a_program_is_probed_by_whether_it_accepts_and_is_not_sent_one_connectio
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
-        asker.ask(told.append)
+        prober.start(told.append)
         await asyncio.sleep(0.02)
-        asker.close()
+        prober.close()
         await asyncio.sleep(0.02)
 
     run(scenario)
 
 
-def test_a_program_is_asked_over_a_new_connection_each_time(listener: socket.socket) -> None:
+def test_program_gets_a_new_connection_for_each_request(listener: socket.socket) -> None:
     async def scenario() -> None:
-        asker = asker_of_command(listener, http="/")
-        asker.ask(lambda problem: None)
+        prober = prober_of_command(listener, http="/")
+        prober.start(lambda problem: None)
         with (await asyncio.to_thread(listener.accept))[0] as theirs:
             assert b"\r\nConnection: close\r\n" in await asyncio.to_thread(theirs.recv, 1000)
-        asker.close()
+        prober.close()
 
     run(scenario)
 
 
-def test_many_answers_that_come_while_nobody_listens_are_all_heard() -> None:
+def test_responses_that_arrive_during_a_pause_are_all_read() -> None:
     async def scenario() -> None:
-        ears = Ears()
+        multiplexer = Multiplexer()
         heard: list[int] = []
         pairs = [socket.socketpair() for _ in range(20)]
         for place, (ours, theirs) in enumerate(pairs):
 
             def readable(place: int = place, sock: socket.socket = ours) -> None:
                 heard.append(place)
-                ears.remove(sock.fileno())
+                multiplexer.remove(sock.fileno())
 
-            ears.add(ours.fileno(), readable)
+            multiplexer.add(ours.fileno(), readable)
             theirs.send(b"x")
-        ears.wait()
+        multiplexer.pause()
         await asyncio.sleep(0)
         assert heard == []
         async with asyncio.timeout(2):
@@ -306,7 +308,7 @@ def test_statuses_are_ranges_and_single_ones() -> None:
     assert statuses("200-202,404") == {200, 201, 202, 404}
 
 
-def test_a_program_sees_the_server_and_its_last_words_are_told() -> None:
+def test_program_knows_the_server_and_its_last_line_is_reported() -> None:
     async def scenario() -> None:
         for script, problem in (
             ('test "$WHO" = web', ""),
@@ -314,58 +316,58 @@ def test_a_program_sees_the_server_and_its_last_words_are_told() -> None:
             ("kill -9 $$", "sh: killed by SIGKILL"),
             ("yes | head -c 50000000 2>/dev/null; exit 3", "sh: exited with status 3: y"),
         ):
-            asked = Asked(exec=["sh", "-c", script])
-            asked.asker.ask(asked.told.append)
-            assert await asked.verdict() == problem
-        missing = Asked(exec=["/no/such/program"])
-        missing.asker.ask(missing.told.append)
+            probed = Probed(exec=["sh", "-c", script])
+            probed.prober.start(probed.told.append)
+            assert await probed.verdict() == problem
+        missing = Probed(exec=["/no/such/program"])
+        missing.prober.start(missing.told.append)
         assert await missing.verdict() == "/no/such/program: No such file or directory"
 
     run(scenario)
 
 
-def test_what_a_question_asks_does_not_depend_on_the_worker() -> None:
+def test_request_does_not_depend_on_the_worker() -> None:
     server = ServerConfig(
         name="web", bind="127.0.0.1:1", app="a:b", expose="https://shop.example:8443/x", health="/ü"
     )
     assert server.health.readiness is not None
-    request = HttpQuestion(server.health.readiness, server).request
+    request = HttpProbeRequest(server.health.readiness, server).payload
     assert request.startswith(b"GET /%C3%BC HTTP/1.1\r\nHost: shop.example:8443\r\n")
 
 
 def test_while_it_becomes_ready_the_time_in_the_accept_queue_does_not_count(listener: socket.socket) -> None:
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
-        check = Check(
-            "readiness", probe, asker_of_command(listener, http="/"), Schedule(), lambda check: None
+        probing = WorkerProbe(
+            "readiness", probe, prober_of_command(listener, http="/"), Schedule(), lambda probe: None
         )
-        passing = asyncio.ensure_future(check.passes())
+        passing = asyncio.ensure_future(probing.wait_until_ok())
         await asyncio.sleep(0.5)
-        assert (passing.done(), check.message) == (False, "its connection is waiting to be accepted")
+        assert (passing.done(), probing.message) == (False, "its connection is waiting to be accepted")
         with listener.accept()[0] as theirs:
             theirs.send(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
             await asyncio.wait_for(passing, 5)
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
-        check.end()
+        probing.stop()
 
     run(scenario)
 
 
-def test_one_that_has_accepted_a_question_and_does_not_answer_is_late(listener: socket.socket) -> None:
+def test_worker_that_accepts_a_probe_and_does_not_respond_is_late(listener: socket.socket) -> None:
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
-        check = Check(
-            "readiness", probe, asker_of_command(listener, http="/"), Schedule(), lambda check: None
+        probing = WorkerProbe(
+            "readiness", probe, prober_of_command(listener, http="/"), Schedule(), lambda probe: None
         )
-        passing = asyncio.ensure_future(check.passes())
+        passing = asyncio.ensure_future(probing.wait_until_ok())
         with (await asyncio.to_thread(listener.accept))[0]:
             async with asyncio.timeout(5):
-                while check.message != "no answer within 100ms":
+                while probing.message != "no answer within 100ms":
                     await asyncio.sleep(0.01)
         passing.cancel()
-        check.end()
+        probing.stop()
         await asyncio.sleep(0)
 
     run(scenario)

@@ -53,7 +53,7 @@ class Guest:
         self.due: float | None = None
         self.turns: list[float] = []
 
-    def turn(self, now: float) -> None:
+    def run(self, now: float) -> None:
         self.turns.append(now)
         if self.interval:
             self.schedule.put(self, now + self.interval)
@@ -107,7 +107,7 @@ def test_who_is_taken_out_has_no_turn(clock: Clock, schedule: Schedule) -> None:
     guest, other = Guest(schedule, 0), Guest(schedule, 0)
     schedule.put(guest, 1.0)
     schedule.put(other, 2.0)
-    schedule.take_out(guest)
+    schedule.remove(guest)
     clock.run_until(3)
     assert (guest.turns, other.turns) == ([], [2.0])
 
@@ -116,7 +116,7 @@ def test_one_that_fails_in_its_turn_does_not_keep_the_others_from_theirs(
     clock: Clock, schedule: Schedule
 ) -> None:
     class Broken(Guest):
-        def turn(self, now: float) -> None:
+        def run(self, now: float) -> None:
             raise ValueError("broken")
 
     broken, other = Broken(schedule), Guest(schedule)

@@ -1,0 +1,57 @@
+"""What a client keeps of a response that is too long, and how a connection ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from poolctl.http.reader import MAX_CHUNKS
+from poolctl.http.response import ResponseReader
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        OK + b"content-length: 100\r\n\r\n" + b"x" * 50,
+        OK + b"\r\n" + b"x" * 50,
+        CHUNKED + b"64\r\n" + b"x" * 50,
+        CHUNKED + b"6\r\nxxxxxx\r\n" * 3,
+    ],
+)
+def test_of_a_body_that_is_too_long_the_beginning_is_kept(data: bytes) -> None:
+    reader = ResponseReader(max_body_bytes=10)
+    assert reader.feed(data)
+    assert (reader.body, reader.reusable) == (b"x" * 10, False)
+
+
+def test_body_in_endless_small_chunks_is_cut_off() -> None:
+    reader = ResponseReader(max_body_bytes=1_000_000)
+    assert reader.feed(CHUNKED + b"1\r\na\r\n" * 10_000)
+    assert (len(reader.body), reader.reusable) == (MAX_CHUNKS, False)
+    unlimited = ResponseReader()
+    assert not unlimited.feed(CHUNKED + b"1\r\na\r\n" * 10_000)
+    assert len(unlimited.take_body()) == 10_000
+
+
+def test_body_is_taken_away_as_it_comes() -> None:
+    reader = ResponseReader()
+    taken = []
+    for piece in (CHUNKED[:-1], CHUNKED[-1:], b"3\r\na", b"bc\r\n2", b"\r\nde\r\n0\r\n\r", b"\n"):
+        assert not reader.complete
+        reader.feed(piece)
+        taken.append(reader.take_body())
+    assert (taken, reader.complete, reader.reusable) == ([b"", b"", b"a", b"bc", b"de", b""], True, True)
+
+
+def test_fields_are_found_by_name_as_they_were_sent() -> None:
+    reader = ResponseReader()
+    reader.feed(OK + b"X-A:  One \r\nx-b: two\r\nx-a: Three\r\ncontent-length: 0\r\n\r\n")
+    assert reader.head is not None
+    assert reader.head.values(b"x-a") == [b"One", b"Three"]
+    assert (reader.head.get(b"x-a"), reader.head.get(b"x-b"), reader.head.get(b"x")) == (
+        b"One, Three",
+        b"two",
+        b"",
+    )
