@@ -1,43 +1,57 @@
-"""The servers that sleep, watched by the runner: what wakes them, and who waits in vain."""
+"""Servers that sleep: the runner watches their listeners, and the first request wakes them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 
-from poolctl.runners.protocol import Runner
+from poolctl.errors import ServerError
+from poolctl.runners.protocol import Runner, WorkerFailed
 
-from .audit_context import ordered
-from .decide import Phase
+from .events import caused_by
 from .state import Entry, Worker
+from .view import Phase
+from .workqueue import Workqueue
 
 
-class Waking:
-    """Shows in the entry that somebody asks for it; `touch` is told."""
+class Activation:
+    """Shows in the entry that a request has come for it."""
 
-    def __init__(self, runner: Runner, touch: Callable[[Entry], None]) -> None:
+    def __init__(self, runner: Runner, queue: Workqueue) -> None:
         self._runner = runner
-        self._touch = touch
+        self._queue = queue
 
     def arm(self, entry: Entry) -> None:
         """Watch the entry's listener for the first request."""
         entry.armed = entry.config
         self._runner.arm(entry.config, partial(self._called, entry))
+        self.preload(entry)
 
     def disarm(self, entry: Entry) -> None:
-        """Watch for no request any more; who is connected is left to the workers that come."""
+        """Watch for no request any more; the connections that wait are left to the workers that come."""
         if entry.armed is not None:
             self._runner.disarm(entry.armed.key)
             entry.armed = None
+
+    def preload(self, entry: Entry) -> None:
+        """Import the application of a server that sleeps, in the code of now, so that it wakes by a fork."""
+        if entry.config.preload:
+            self._queue.run(self._preload(entry))
+
+    async def _preload(self, entry: Entry) -> None:
+        try:
+            entry.preload_problem = await self._runner.prepare(entry.config, entry.code_since)
+        except (ServerError, WorkerFailed, OSError):
+            # Its next start reports the problem; until then it is in the server's log.
+            return
 
     def _called(self, entry: Entry) -> None:
         entry.armed = None
         entry.called = True
         loop = asyncio.get_running_loop()
         loop.call_later(entry.config.start_timeout, self._give_up, entry, entry.newest)
-        with ordered("a request"):
-            self._touch(entry)
+        with caused_by("a request"):
+            self._queue.touch(entry, progressed=True)
 
     def _give_up(self, entry: Entry, newest: int) -> None:
         """Close the connections that wait for a wake that has failed; later ones wait for the next attempt."""
@@ -45,7 +59,7 @@ class Waking:
             return
         coming = [each for each in entry.workers.values() if each.phase in (Phase.PLACING, Phase.STARTING)]
         for worker in coming[:1]:
-            # It has begun: nobody is sent away before it has had its time.
+            # It has begun: no connection is closed before it has had its time.
             assert worker.task is not None
             worker.task.add_done_callback(partial(self._came_to_nothing, entry, worker, newest))
             return

@@ -7,13 +7,13 @@ then stays open: connections wait for its new server, and none is refused.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 
 from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 
-from .decide import LEAVING, Listener
 from .state import Entry
+from .view import LEAVING, Listener
+from .workqueue import Workqueue
 
 
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
@@ -26,13 +26,13 @@ def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
 
 
 class Addresses:
-    """Keeps the entries' `bound`, `former` and `vacates` right. `touch` is told of those that may go on."""
+    """Keeps the entries' `bound`, `former` and `vacates` right, and has those decided on that may go on."""
 
-    def __init__(self, touch: Callable[[Entry], None]) -> None:
-        self._touch = touch
-        # By key: who has it in its configuration.
+    def __init__(self, queue: Workqueue) -> None:
+        self._queue = queue
+        # By key: the entries that have it in their configuration.
         self._claims: dict[str, dict[str, Entry]] = defaultdict(dict)
-        self._leaving: dict[str, Entry] = {}  # who has, or had, another address than the one it is to have
+        self._leaving: dict[str, Entry] = {}  # which have, or had, another address than they are to have
         self._waiting: dict[str, Entry] = {}
         self._kept: dict[str, ServerConfig] = {}  # open for a server that has not taken it over yet
 
@@ -46,6 +46,19 @@ class Addresses:
         claims.pop(entry.name, None)
         if not claims:
             del self._claims[entry.config.key]
+
+    def adopt(self, entry: Entry, config: ServerConfig) -> None:
+        """Take over an open listener that the supervisor before had opened for the entry, under this configuration."""
+        if same_listener(config, entry.config):
+            entry.listener, entry.bound = Listener.OPEN, entry.config
+        elif overlaps(config.address, entry.config.address):
+            # The other one cannot be open as well; the move begins again.
+            entry.listener, entry.bound = Listener.OPEN, config
+        elif not any(same_listener(config, held) for held in entry.former):
+            entry.former.append(config)
+        if entry.removed or config is not entry.config:
+            self.leave(entry)
+        self._queue.touch(entry)
 
     def leave(self, entry: Entry) -> None:
         """Note that the entry is going to give its address up."""
@@ -104,7 +117,7 @@ class Addresses:
             return False
         for heir in heirs:
             self._kept[held.key] = held
-            self._touch(heir)
+            self._queue.touch(heir)
         return not heirs
 
     def opened(self, entry: Entry) -> None:
@@ -116,7 +129,7 @@ class Addresses:
         if entry.name in self._leaving and not self._holds_more(entry):
             del self._leaving[entry.name]
             for waiting in self._waiting.values():
-                self._touch(waiting)
+                self._queue.touch(waiting)
         if entry.at_rest:
             self._waiting.pop(entry.name, None)
             kept = self._kept.pop(entry.config.key, None) if self._kept else None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 
-from poolctl.monitor.events import Events
-
+from .events import Event, Recorder
 from .state import Entry, Worker
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -20,7 +19,7 @@ def passed_over(entry: Entry, expired: float) -> str:
     )
 
 
-def report_expired(events: Events, entry: Entry, worker: Worker, expired: float) -> None:
+def report_expired(recorder: Recorder, entry: Entry, worker: Worker, expired: float) -> None:
     """Record, and log, what the worker does about the expired certificate of its server's file."""
     if worker.passed_over is not None:
         event, message = "expired certificate not used", passed_over(entry, expired)
@@ -30,14 +29,16 @@ def report_expired(events: Events, entry: Entry, worker: Worker, expired: float)
             f"{_file(entry)}: the certificate expired on {day(expired)}; renew the file, then poolctl reload"
         )
     logger.warning("%s: %s", entry.name, message)
-    events.record(
-        "config",
-        event,
-        server=entry.name,
-        message=message,
-        bind=entry.config.key,
-        worker=worker.id,
-        severity="warning",
+    recorder.emit(
+        Event(
+            "config",
+            event,
+            server=entry.name,
+            bind=entry.config.key,
+            message=message,
+            worker=worker.id,
+            severity="warning",
+        )
     )
 
 

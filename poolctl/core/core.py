@@ -1,65 +1,60 @@
-"""The loop of the supervisor: a change makes an entry dirty, the dirty ones are decided on, the actions performed."""
+"""All servers of a pool: what commands and observers may change, and what is taken over from another supervisor."""
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig
-from poolctl.monitor.events import Events
 from poolctl.runners.protocol import Runner
 
-from .addresses import Addresses, abandoned, same_listener
-from .adopt import Inheritance
-from .audit_context import CURRENT, NOBODYS
-from .certificates import report_expired
-from .decide import LEAVING, Action, Listener, Stop, View, decide
-from .health import Probing
+from .addresses import Addresses, same_listener
+from .decide import Stop
+from .events import Recorder
+from .health import HealthChecks
 from .perform import Executor
-from .registry import Roster
-from .sleep import Arm
+from .reconcile import Reconciler
+from .registry import Registry
 from .state import Entry, Worker
-from .workqueue import Agenda
+from .view import LEAVING, Phase
+from .workqueue import Workqueue
 
 
-class Engine:
-    """All servers of the pool, in the order of the file.
+class Core:
+    """The servers in the order of the file. A change is decided on before the loop sleeps again.
 
-    `listeners` get each entry that may have changed, `ailments` each worker that is found to be alive in name only,
-    with the reason.
+    `calm`: nothing is done that was not ordered. `listeners` get each entry that may have changed.
     """
 
-    def __init__(self, servers: Iterable[ServerConfig], runner: Runner, clock: Clock) -> None:
+    def __init__(
+        self,
+        servers: Iterable[ServerConfig],
+        runner: Runner,
+        clock: Clock,
+        recorder: Recorder,
+        *,
+        calm: bool = False,
+    ) -> None:
         self.runner = runner
         self.clock = clock
-        self.events = Events(clock)
-        self._addresses = Addresses(self.touch)
-        self.roster = Roster(servers, self._addresses)
-        self.entries = self.roster.entries
-        self.graph = self.roster.graph
-        self.listeners: set[Callable[[Entry], None]] = set()
-        self.ailments: set[Callable[[Entry, Worker, str], None]] = set()
-        self.calm = False  # nothing is done that nobody has ordered
-        self._ordered: set[str] = set()
-        self.reason = ""  # why everything is being stopped, if nobody has asked for it
-        self._summaries: dict[str, tuple[object, ...]] = {}
-        self._agenda = Agenda()
-        self._scheduled = False
-        self.probing = Probing(runner, self)
-        self.listeners.add(self.probing.look)
+        self.reason = ""  # why everything is being stopped, if it was not a command
+        self._queue = Workqueue()
+        self._addresses = Addresses(self._queue)
+        self.registry = Registry(servers, self._addresses)
+        self.entries = self.registry.entries
+        self.graph = self.registry.graph
+        self.health = HealthChecks(runner, self._queue, recorder)
         self._executor = Executor(
-            runner,
-            clock,
-            self._addresses,
-            self._moved,
-            self.roster.configure,
-            lambda: random.uniform(-1, 1),
-            self.probing,
-            lambda *expired: report_expired(self.events, *expired),
+            runner, clock, self._queue, self._addresses, self.registry, self.health, recorder, random.Random()
         )
-        self.inheritance = Inheritance(self.roster, self._addresses, self._executor, self.touch)
+        self._reconciler = Reconciler(self._queue, self.registry, self._addresses, self._executor, calm=calm)
+        self.listeners = self._reconciler.listeners
+        self.listeners.add(self.health.look)
+
+    def touch(self, entry: Entry) -> None:
+        """Something about the entry has changed: decide on it before the loop sleeps again."""
+        self._queue.touch(entry)
 
     # Changes of what is wanted.
 
@@ -127,13 +122,13 @@ class Engine:
 
     def add(self, config: ServerConfig) -> Entry:
         """A server that was not there, not started; one that is leaving under the same name comes back as this one."""
-        entry = self.roster.add(config)
+        entry = self.registry.add(config)
         self.touch(entry)
         return entry
 
     def remove(self, entry: Entry) -> None:
         """Stop the server, whose workers finish what they have; it is forgotten when nothing of it is left."""
-        self.roster.remove(entry)
+        self.registry.remove(entry)
         entry.out = False
         entry.cancel_timers()
         entry.wanted = entry.called = entry.failed = entry.done = False
@@ -146,7 +141,7 @@ class Engine:
         failed or waits is tried again, and what was stopped stays so.
         """
         before, was_disabled = entry.config, entry.is_disabled
-        self.roster.configure(entry, config)
+        self.registry.configure(entry, config)
         if not same_listener(before, config):
             # At once: whoever wants that address may be looked at before this one.
             self._addresses.leave(entry)
@@ -191,84 +186,32 @@ class Engine:
         """Let the server use its certificates as they are now, in the processes that run. Raises ServerError."""
         await self._executor.renew_tls(entry)
 
-    def ail(self, entry: Entry, worker: Worker, reason: str) -> None:
-        """A worker is alive in name only: tell those who do something about it."""
-        for listener in list(self.ailments):
-            listener(entry, worker, reason)
+    # What a supervisor takes over from the one before.
 
-    # Deciding.
+    def adopt_listener(self, entry: Entry, config: ServerConfig) -> None:
+        """Take over an open listener that the supervisor before had opened for the entry, under this configuration."""
+        self._addresses.adopt(entry, config)
 
-    def touch(self, entry: Entry) -> None:
-        """Something about the entry has changed: decide on it before the loop sleeps again."""
-        self._note(entry)
+    def adopt_worker(self, entry: Entry, worker: Worker) -> None:
+        """Take over a worker of the supervisor before."""
+        if entry.removed:
+            self.registry.remove(entry)
+        entry.workers[worker.id] = worker
+        entry.called = entry.called or worker.phase is Phase.READY
+        entry.newest = max(entry.newest, worker.generation)
+        self._executor.adopt(entry, worker)
+        self.touch(entry)
 
-    def _moved(self, entry: Entry) -> None:
-        self._note(entry, moved=True)
-
-    def _note(self, entry: Entry, *, moved: bool = False) -> None:
-        self._agenda.add(entry, moved=moved)
-        if by := CURRENT.get():
-            entry.ordered = by
-            self._ordered.add(entry.name)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._settle, context=NOBODYS)
-
-    def _settle(self) -> None:
-        self._scheduled = False
-        touched: dict[str, Entry] = {}
-        for entry in self._agenda.turn():
-            name = entry.name
-            touched[name] = entry
-            self._addresses.review(entry)
-            self._review_sleep(entry)
-            for action in self._actions(entry):
-                self._executor.perform(entry, action)
-            self._wake_neighbours(entry)
-            for held in self._addresses.tidy(entry):
-                self._executor.close(held)
-            if entry.removed and entry.at_rest and self.entries.get(name) is entry:
-                self.roster.forget(entry)
-                self._summaries.pop(name, None)
-            elif not entry.removed:
-                # What leaves may wait for the last worker that needed it.
-                self._agenda.update(self.roster.removed.values())
-        if self._agenda:
-            self._schedule()
-        for entry in touched.values():
-            for listener in list(self.listeners):
-                listener(entry)
-
-    def _actions(self, entry: Entry) -> list[Action]:
-        actions = decide(self._view(entry))
-        if self.calm and entry.name not in self._ordered:
-            # To watch for a request starts nothing, and the request that comes is an order.
-            return [action for action in actions if isinstance(action, Arm)]
-        return actions
-
-    def _review_sleep(self, entry: Entry) -> None:
-        entry.needed = any(dependent.up for dependent in self.graph.dependents(entry))
-        if entry.armed is not None and (
-            entry.armed is not entry.config or entry.listener is not Listener.OPEN
-        ):
-            # What is watched is no longer how the server is to be, or where.
-            self._executor.disarm(entry)
-
-    def _view(self, entry: Entry) -> View:
-        return entry.view(
-            may_start=self.graph.may_start(entry),
-            may_stop=self.graph.may_stop(entry) and self._addresses.may_close(entry),
-            may_open=self._addresses.may_open(entry),
-            abandoned=tuple(held.key for held in abandoned(entry)),
-        )
-
-    def _wake_neighbours(self, entry: Entry) -> None:
-        summary = entry.summary()
-        if self._summaries.get(entry.name) != summary:
-            self._summaries[entry.name] = summary
-            neighbours = (*self.graph.dependents(entry), *self.graph.dependencies(entry))
-            for neighbour in (*neighbours, *self._addresses.neighbours(entry)):
-                self._agenda.add(neighbour)
+    def resume(self, entry: Entry) -> None:
+        """Go on from what was taken over: the generation that serves may be newer than was noted, or all be leaving."""
+        staying = {worker.generation for worker in entry.workers.values() if worker.phase not in LEAVING}
+        if entry.workers and entry.generation not in staying:
+            newer = [generation for generation in staying if generation > entry.generation]
+            if newer:
+                entry.generation = max(newer)
+            elif any(worker.generation == entry.generation for worker in entry.workers.values()):
+                # What leaves keeps its name until it has gone; what comes gets another.
+                entry.next_generation()
+        if entry.wanted or entry.removed or not entry.at_rest:
+            # Nothing is to be done about the others, and the first command's servers would be sorted in behind them.
+            self.touch(entry)

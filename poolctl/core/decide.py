@@ -1,99 +1,16 @@
 """What to do next for one server: a pure function from what is wanted and what is there to a list of actions.
 
-No clock, no I/O, no memory: time reaches it as facts (`held`, `refusing`), and whoever performs the actions reports
-back as new facts. It is called again after every change until it asks for nothing.
+No clock, no I/O, no memory: time reaches it as facts (`held`, `refusing`), and the executor reports back what came of
+the actions as new facts. It is called again after every change until it asks for nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from poolctl.probes.rotation import RotationState, rotation_changes
-from poolctl.states import State
 
-from .sleep import Arm, Disarm, Sleep, asleep, tired
-
-
-class Phase(StrEnum):
-    """What a worker is doing."""
-
-    PLACING = "placing"  # asked for, no process yet
-    STARTING = "starting"  # a process that has not answered
-    READY = "ready"
-    DRAINING = "draining"  # accepts nothing more, finishes what it has
-    STOPPING = "stopping"  # told to end
-
-
-LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
-
-
-class Listener(StrEnum):
-    """What the server's listening sockets are doing."""
-
-    CLOSED = "closed"
-    OPENING = "opening"
-    OPEN = "open"
-    CLOSING = "closing"
-
-
-# Nobody changes these two; frozen, they would take three times as long to make, and each event makes several.
-
-
-@dataclass(slots=True)
-class WorkerView:
-    """One worker as the decision sees it."""
-
-    id: str
-    generation: int
-    index: int
-    phase: Phase
-    out: bool = False  # told to be out of rotation
-    idle: bool = False  # ready, and without traffic for as long as its server wants it to be before it sleeps
-    stuck: bool = False  # its event loop answers nobody
-    resting: bool = False  # ready, and it leaves the accepting to others
-    ko: bool = False  # it is not well
-
-
-@dataclass(slots=True)
-class View:
-    """Everything that the decision about one server depends on."""
-
-    wanted: bool  # should run: not disabled, not deliberately stopped
-    generation: int  # the generation that should serve
-    count: int = 1  # how many workers
-    overlap: bool = True  # may two generations run at once
-    feasible: bool = True  # workers of the generation that should serve can be placed, as far as is known
-    checking: bool = False  # that is being found out
-    may_start: bool = True  # its dependencies are as far as they have to be
-    may_stop: bool = True  # nothing that depends on it still runs and has to go first
-    may_open: bool = True  # nobody else has its address
-    vacates: bool = False  # its listener has to be opened anew, and its workers have to go before
-    abandoned: tuple[str, ...] = ()  # addresses that it had, and from which nobody accepts any more
-    held: bool = False  # in backoff
-    refusing: bool = False  # in backoff for so long that its listener is closed
-    failed: bool = False  # given up until somebody starts it again
-    done: bool = False  # ended by itself with 0, and is not to be restarted
-    job: bool = False  # runs to its end once
-    disabled: bool = False
-    out: bool = False  # out of rotation: it answers, and nobody is to send it more
-    removed: bool = False  # leaves the pool: what it has under way may be finished first
-    sleepy: bool = False  # may be without a worker while nobody asks for it
-    called: bool = False  # somebody has asked for it since it slept
-    needed: bool = False  # something that depends on it is up
-    armed: bool = False  # its listener is watched for the first request
-    listener: Listener = Listener.CLOSED
-    workers: tuple[WorkerView, ...] = ()
-
-    @property
-    def resting(self) -> bool:
-        """Nothing of it should run now."""
-        return not self.wanted or self.failed or self.done
-
-    @property
-    def staying(self) -> list[WorkerView]:
-        """The workers that have not been told to leave."""
-        return [worker for worker in self.workers if worker.phase not in LEAVING]
+from .view import LEAVING, Listener, Phase, View, WorkerView
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +73,21 @@ class Release:
     key: str
 
 
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Watch the listener for the first request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disarm:
+    """Leave the listener, and the connections that wait, to the workers that come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Drain every worker, and want none until the next request; what comes then is another generation."""
+
+
 Action = Open | Close | Spawn | Check | Drain | Stop | Rotate | Attend | Release | Arm | Disarm | Sleep
 
 
@@ -176,9 +108,9 @@ def _proceed(view: View) -> list[Action]:
         return []
     if view.vacates:
         return _leave(view)
-    if asleep(view):
+    if view.asleep:
         return [] if view.armed else [Arm()]
-    if tired(view):
+    if view.falls_asleep:
         return [Sleep()]
     return _disarm(view) + _rotate(view) + _attend(view) + _serve(view)
 
@@ -206,7 +138,7 @@ def _leave(view: View) -> list[Action]:
     staying = [worker for worker in view.workers if worker.phase not in LEAVING]
     if staying:
         return [_retire(worker) for worker in staying]
-    # Nobody accepts any more: who comes now need not wait for those that are seen off.
+    # No worker accepts any more: new connections need not wait for those that drain.
     return _close(view)
 
 
@@ -262,27 +194,3 @@ def _serve(view: View) -> list[Action]:
 def _retire(worker: WorkerView) -> Action:
     # A worker that is stuck can finish nothing.
     return Drain(worker.id) if worker.phase is Phase.READY and not worker.stuck else Stop(worker.id)
-
-
-def state_of(view: View) -> State:
-    """The server's state in one word (see the documentation of states)."""
-    if view.resting:
-        if view.workers:
-            return State.STOPPING
-        if view.failed:
-            return State.FAILED
-        return State.DISABLED if view.disabled else State.STOPPED
-    if any(worker.phase is Phase.READY for worker in view.staying):
-        return State.DRAINING if view.out else State.RUNNING
-    if view.held:
-        return State.BACKOFF
-    if view.armed and asleep(view):
-        return State.DRAINING if view.workers else State.SLEEPING
-    return State.STARTING
-
-
-def is_ready(view: View) -> bool:
-    """Whether it has answered, serves, and is not ko; a job is, when it has ended with 0."""
-    if state_of(view) is not State.RUNNING:
-        return view.job and view.done
-    return any(worker.phase is Phase.READY and not worker.ko for worker in view.staying)

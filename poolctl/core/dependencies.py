@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from .state import Entry
 
 
-class Graph:
-    """The dependencies of the entries, which are the engine's own table, in the order of the file."""
+class DependencyGraph:
+    """The dependencies of the entries, which are the registry's own table, in the order of the file."""
 
     def __init__(self, entries: dict[str, Entry]) -> None:
         self._entries = entries
@@ -24,7 +24,7 @@ class Graph:
             self._dependents[dependency.name][entry.name] = None
 
     def remove(self, entry: Entry) -> None:
-        """Forget what the entry depends on; who depends on it still does."""
+        """Forget what the entry depends on; what depends on it still does."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name].pop(entry.name, None)
 
@@ -53,7 +53,7 @@ class Graph:
         """Whether everything that it depends on is as far as it has to be."""
         awaited = entry.config.depends_on
         if entry.ignore_dependencies:
-            # Whoever was started or restarted alone, and sleeps, wakes after those that are to run all the same.
+            # A server that was started or restarted alone, and sleeps, still wakes after those of them that are to run.
             awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
         return all(self._satisfied(each.name, each.condition) for each in awaited)
 
@@ -69,7 +69,7 @@ class Graph:
             return entry.ready or entry.started
         if condition == "completed":
             return entry.done
-        # One that is out of rotation is not ready to be sent to, and answers all the same.
+        # One that is out of rotation is not ready to be sent to, and still answers.
         return entry.ready or (entry.out and entry.complete)
 
     def may_stop(self, entry: Entry) -> bool:

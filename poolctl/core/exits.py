@@ -1,4 +1,4 @@
-"""What follows when a worker has ended: nothing, a restart at once or later, or giving up."""
+"""How workers end: drained and stopped when they are told to, and what follows when they end by themselves."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Callable
+import random
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
 from poolctl.clock import Clock
-from poolctl.config import ServerConfig
-from poolctl.errors import PoolError, PoolStartError, ServerError
-from poolctl.runners.protocol import Exit, WorkerFailed
+from poolctl.config import Restart
+from poolctl.errors import PoolError, PoolStartError, PoolStopError, ServerError
+from poolctl.runners.protocol import Exit, Runner, WorkerFailed
+from poolctl.units import format_duration
 
-from . import restart_policy
-from .decide import LEAVING, Phase
-from .restart_policy import Next
+from .registry import Registry
 from .state import Entry, Worker
+from .view import LEAVING, Phase
+from .workqueue import Workqueue
 
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
-_MENDS = {
+_FIXES = {
     errno.EMFILE: _MORE_FILES,
     errno.ENFILE: "raise the machine's limit of open files: fs.file-max",
     errno.ENOSPC: "free some space",
@@ -30,24 +35,54 @@ _MENDS = {
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Deaths:
-    """Shows in the entry what came of an end; `touch` is told.
-
-    `configure` gives an entry back the configuration whose replacement failed; `jitter` gives random numbers from -1
-    to 1.
-    """
+class Exits:
+    """Shows in the entry what came of an end."""
 
     def __init__(
-        self,
-        clock: Clock,
-        touch: Callable[[Entry], None],
-        configure: Callable[[Entry, ServerConfig], None],
-        jitter: Callable[[], float],
+        self, runner: Runner, clock: Clock, queue: Workqueue, registry: Registry, rng: random.Random
     ) -> None:
+        self._runner = runner
         self._clock = clock
-        self._touch = touch
-        self._configure = configure
-        self._jitter = jitter
+        self._queue = queue
+        self._registry = registry
+        self._random = rng
+
+    # Workers that are told to end.
+
+    def leave(self, entry: Entry, worker: Worker) -> None:
+        """Drain or stop a worker that was told so before there was a process."""
+        leave = self.drain if worker.phase is Phase.DRAINING else self.stop
+        self._queue.run(leave(entry, worker))
+
+    async def drain(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
+        """Let the worker finish what it has, then end it; `replaced`: another takes over its connections."""
+        assert worker.placement is not None
+        replaced = replaced or _is_replaced(entry, worker)
+        await self._runner.leave(worker.placement, replaced=replaced)
+        worker.left = True
+        self._queue.touch(entry, progressed=True)
+        await self._runner.drain(worker.placement, replaced=replaced)
+        if worker.id in entry.workers:
+            await self.stop(entry, worker, replaced=replaced)
+
+    async def stop(
+        self, entry: Entry, worker: Worker, limit_seconds: float | None = None, *, replaced: bool = False
+    ) -> None:
+        """End the worker, killed after the limit; without one after its server's `stop_timeout`."""
+        assert worker.placement is not None
+        limit = worker.config.stop_timeout if limit_seconds is None else limit_seconds
+        try:
+            exit_ = await self._runner.stop(worker.placement, limit, replaced=replaced)
+        except TimeoutError:
+            self.note(
+                entry, "could not be ended, not even by SIGKILL", "see what it waits for", PoolStopError
+            )
+            self._queue.touch(entry, progressed=True)
+            return
+        if exit_.signal == signal.SIGKILL:
+            entry.warnings.append(f"{entry.name}: had to be killed after {format_duration(limit)}")
+
+    # Workers that have ended.
 
     def ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """The worker is gone, told to or not."""
@@ -55,7 +90,7 @@ class Deaths:
         worker.exit = exit_
         if worker.phase not in LEAVING:
             self._unordered_end(entry, worker, exit_)
-        self._touch(entry)
+        self._queue.touch(entry, progressed=True)
 
     def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         was_ready = worker.ready_at is not None
@@ -68,7 +103,7 @@ class Deaths:
         if not was_ready and worker.generation == entry.generation and self.go_back(entry):
             return
         if worker.given_up and exit_.ok:
-            exit_ = Exit(message=exit_.message)  # it did as it was told, and has failed all the same
+            exit_ = Exit(message=exit_.message)  # it did as it was told, and has failed nevertheless
         if worker.generation == entry.generation and entry.wanted:
             self.died(entry, exit_, was_ready=was_ready)
 
@@ -83,25 +118,25 @@ class Deaths:
             return False
         staying = max(serving, key=lambda each: each.generation)
         entry.generation = staying.generation
-        # Whoever replaces a worker of it is forked from the import that is there, whatever has been ordered since.
+        # Replacements of its workers are forked from the import that is there, whatever was ordered since.
         entry.code_since = 0.0
-        self._configure(entry, staying.config)
+        self._registry.configure(entry, staying.config)
         return True
 
     def died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
-        """Nobody ordered it: done, failed, or to be tried again."""
+        """The server ended, or could not start, without an order: it is done, failed, or to be tried again."""
         now = self._clock.monotonic()
         entry.last_exit = exit_
         if entry.config.job:
             entry.done, entry.failed = exit_.ok, not exit_.ok
             return
-        verdict = restart_policy.judge(
+        verdict = judge(
             entry.config.restart,
             exit_,
             was_ready=was_ready,
             restarts=entry.restart_times,
             now=now,
-            jitter=self._jitter(),
+            jitter=self._random.uniform(-1, 1),
         )
         if verdict.next is Next.DONE and was_ready and entry.sleepy and not entry.needed:
             # It has had enough for now, as programs do that are started by a socket; or the supervisor before had told
@@ -134,11 +169,11 @@ class Deaths:
 
     def _release(self, entry: Entry) -> None:
         entry.cancel_timers()
-        self._touch(entry)
+        self._queue.touch(entry, progressed=True)
 
     def _refuse(self, entry: Entry) -> None:
         entry.refusing = True
-        self._touch(entry)
+        self._queue.touch(entry, progressed=True)
 
     def note(
         self, entry: Entry, message: str, hint: str, kind: type[PoolError], *, of_a_worker: bool = True
@@ -148,6 +183,48 @@ class Deaths:
             entry.failed_since = self._clock.time()
         entry.failures += 1
         entry.failure = failure_of(entry, message, hint, kind)
+
+
+class Next(StrEnum):
+    """What becomes of the server."""
+
+    RESTART = "restart"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision, the pause before a restart, and the reason for giving up."""
+
+    next: Next
+    delay_seconds: float = 0.0
+    reason: str = ""
+
+
+def judge(
+    policy: Restart, exit_: Exit, *, was_ready: bool, restarts: Sequence[float], now: float, jitter: float
+) -> Verdict:
+    """What follows an end that nobody ordered.
+
+    `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a random number
+    from -1 to 1. The first restart within the window is at once, if the worker had ever been ready.
+    """
+    if exit_.ok and policy.policy != "always":
+        return Verdict(Next.DONE)
+    if policy.policy == "no":
+        return Verdict(Next.FAILED, reason=exit_.message)
+    recent = [moment for moment in restarts if now - moment <= policy.window]
+    if len(recent) >= policy.limit:
+        reason = f"{exit_.message}; restarted {len(recent)} times within {policy.window:g} s"
+        return Verdict(Next.FAILED, reason=reason)
+    if not recent and was_ready:
+        return Verdict(Next.RESTART)
+    backoff = policy.backoff
+    steps = max(0, len(recent) - 1)
+    # Past this exponent the maximum is reached in any case, and a float would overflow.
+    delay = min(backoff.max, backoff.initial * backoff.factor ** min(steps, 64))
+    return Verdict(Next.RESTART, delay * (1 + backoff.jitter * jitter))
 
 
 def _serves(entry: Entry) -> bool:
@@ -167,7 +244,17 @@ def explained(error: Exception) -> tuple[str, str]:
     What none should raise is logged: the server has failed in any case, and no task may end unseen.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        return f"the machine refuses a worker: {os.strerror(error.errno)}", _MENDS.get(error.errno, "")
+        return f"the machine refuses a worker: {os.strerror(error.errno)}", _FIXES.get(error.errno, "")
     if not isinstance(error, (ServerError, WorkerFailed, OSError)):
         logger.error("not expected of a runner", exc_info=error)
     return getattr(error, "message", str(error)), getattr(error, "hint", "")
+
+
+def _is_replaced(entry: Entry, worker: Worker) -> bool:
+    """Whether another worker takes over the connections that this one has."""
+    return any(
+        each.phase is Phase.READY
+        and each.config.key == worker.config.key
+        and bool(each.config.tls) is bool(worker.config.tls)
+        for each in entry.workers.values()
+    )

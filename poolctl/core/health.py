@@ -1,33 +1,39 @@
-"""The probes of all servers: whom they are asked of, and what their answers change."""
+"""The probes of all servers: which workers are probed, and what their answers change."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from poolctl.runners.protocol import Runner
 from poolctl.states import Status
 
-from .decide import Phase
+from .events import Event, Recorder
 from .state import Entry, Worker
+from .view import Phase
+from .workqueue import Workqueue
 
 if TYPE_CHECKING:
     from poolctl.probes.probe import WorkerProbe
     from poolctl.probes.schedule import Schedule
     from poolctl.probes.worker_probes import WorkerProbes
 
-    from .core import Engine
 
+class HealthChecks:
+    """Keeps `Worker.health` right. Workers are probed from the moment in which they are ready.
 
-class Probing:
-    """Keeps `Worker.health` right. Workers are asked from the moment in which they are ready; nobody else is."""
+    `unhealthy` get each worker whose liveness probe fails, with the reason.
+    """
 
-    def __init__(self, runner: Runner, engine: Engine) -> None:
+    def __init__(self, runner: Runner, queue: Workqueue, recorder: Recorder) -> None:
+        self.unhealthy: set[Callable[[Entry, Worker, str], None]] = set()
         self._runner = runner
-        self._engine = engine
+        self._queue = queue
+        self._recorder = recorder
         self._schedule: Schedule | None = None
         self._probes: dict[str, dict[str, WorkerProbes]] = {}  # by server and worker
-        self._known: dict[str, Status] = {}  # what was last told of a server, if that was not ok
+        self._known: dict[str, Status] = {}  # what was last reported of a server, if that was not ok
 
     async def admit(self, entry: Entry, worker: Worker) -> None:
         """Return when the worker has passed its startup and its readiness probe; to be cancelled when it is late."""
@@ -90,7 +96,7 @@ class Probing:
 
     def _make(self, entry: Entry, worker: Worker) -> WorkerProbes:
         assert worker.placement is not None
-        # A pool whose servers have no probes, which is most of them, need not have what asks them.
+        # Most pools have no probes, and need not import what asks them.
         from poolctl.probes.schedule import Schedule
         from poolctl.probes.worker_probes import WorkerProbes
 
@@ -111,12 +117,13 @@ class Probing:
         if worker.health is not probes.status:
             worker.health = probes.status
             self._note(entry, worker, probe)
-            self._engine.touch(entry)
+            self._queue.touch(entry)
         if probe.kind == "liveness" and probe.status is Status.KO:
-            self._engine.ail(entry, worker, f"liveness ko: {probe.message}")
+            for listener in list(self.unhealthy):
+                listener(entry, worker, f"liveness ko: {probe.message}")
 
     def _note(self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None) -> None:
-        """Record that the server's health is another one than it was last said to be."""
+        """Record that the server's health is another one than was last reported."""
         after = entry.health
         before = self._known.get(entry.name, Status.OK)
         if after in (Status.UNKNOWN, before):
@@ -125,19 +132,20 @@ class Probing:
             del self._known[entry.name]
         else:
             self._known[entry.name] = after
-        about: dict[str, Any] = {}
-        if worker is not None and worker.placement is not None:
-            about = {"worker": worker.id, "pid": worker.placement.pid}
-        self._engine.events.record(
-            "health",
-            after.value,
-            server=entry.name,
-            bind=entry.config.key,
-            message=(probe.message if probe is not None else _stuck(entry)) or _words(before, after),
-            cause=f"{probe.kind} probe" if probe is not None else "",
-            before=before.value,
-            after=after.value,
-            **about,
+        placement = worker.placement if worker is not None else None
+        self._recorder.emit(
+            Event(
+                "health",
+                after.value,
+                server=entry.name,
+                bind=entry.config.key,
+                message=(probe.message if probe is not None else _stuck(entry)) or _words(before, after),
+                cause=f"{probe.kind} probe" if probe is not None else "",
+                before=before.value,
+                after=after.value,
+                worker=worker.id if worker is not None and placement is not None else None,
+                pid=placement.pid if placement is not None else None,
+            )
         )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from poolctl.config import ServerConfig
 
 from .addresses import Addresses
-from .dependencies import Graph
+from .dependencies import DependencyGraph
 from .state import Entry
 
 
-class Roster:
+class Registry:
     """Which servers there are, those that are leaving included. Starts and stops nothing."""
 
     def __init__(self, servers: Iterable[ServerConfig], addresses: Addresses) -> None:
@@ -19,9 +19,9 @@ class Roster:
         self.entries: dict[str, Entry] = {server.name: Entry(server) for server in servers}
         for entry in self.entries.values():
             addresses.claim(entry)
-        self.graph = Graph(self.entries)
+        self.graph = DependencyGraph(self.entries)
         self.removed: dict[str, Entry] = {}
-        self.configured = 0  # how many times the configuration of a server has changed
+        self.revision = 0  # how many times the configuration of a server has changed
 
     def add(self, config: ServerConfig) -> Entry:
         """A server that was not there; one that is leaving under the same name comes back as this one."""
@@ -31,7 +31,7 @@ class Roster:
             self.removed.pop(entry.name, None)
             self.configure(entry, config)
             return entry
-        self.configured += 1
+        self.revision += 1
         entry = self.entries[config.name] = Entry(config)
         self.graph.add(entry)
         self._addresses.claim(entry)
@@ -45,7 +45,7 @@ class Roster:
 
     def configure(self, entry: Entry, config: ServerConfig) -> None:
         """Give the server this configuration of the same name, which takes effect as its workers are replaced."""
-        self.configured += 1
+        self.revision += 1
         self.graph.remove(entry)
         self._addresses.waive(entry)
         entry.config = config
@@ -54,11 +54,15 @@ class Roster:
 
     def forget(self, entry: Entry) -> None:
         """Nothing of the server is left."""
-        self.configured += 1
+        self.revision += 1
         self.graph.remove(entry)
         self._addresses.waive(entry)
         del self.entries[entry.name]
         self.removed.pop(entry.name, None)
+
+    def revise(self) -> None:
+        """Note that something of the configuration has changed which no entry shows, for a successor."""
+        self.revision += 1
 
     def arrange(self, names: Iterable[str]) -> None:
         """Put the servers into this order; those that are not named follow."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from poolctl.clock import Clock
@@ -11,53 +11,47 @@ from poolctl.errors import PoolStartError
 from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
-from .decide import LEAVING, Phase
-from .exits import Deaths, explained, failure_of
+from .certificates import report_expired
+from .events import Recorder
+from .exits import Exits, explained, failure_of
 from .file_digests import certificate_ends, digests
-from .health import Probing
-from .preloading import Preloading
+from .health import HealthChecks
 from .state import Entry, Worker
+from .view import LEAVING, Phase
+from .workqueue import Workqueue
 
 
-class Births:
-    """Shows in the entry how far its workers are; `touch` is told, and `deaths` of each end.
-
-    `leave` sees a worker off that was told to leave before there was a process to be told so. `report_expired` gets a
-    worker that starts while the certificate in its file has expired, and when that was.
-    """
+class Startup:
+    """Shows in the entry how far its workers are."""
 
     def __init__(
         self,
         runner: Runner,
         clock: Clock,
-        deaths: Deaths,
-        preloading: Preloading,
-        probing: Probing,
-        touch: Callable[[Entry], None],
-        leave: Callable[[Entry, Worker], None],
-        report_expired: Callable[[Entry, Worker, float], None],
+        queue: Workqueue,
+        exits: Exits,
+        health: HealthChecks,
+        recorder: Recorder,
     ) -> None:
         self._runner = runner
         self._clock = clock
-        self._deaths = deaths
-        self._preloading = preloading
-        self._probing = probing
-        self._touch = touch
-        self._leave = leave
-        self._report_expired = report_expired
+        self._queue = queue
+        self._exits = exits
+        self._health = health
+        self._recorder = recorder
 
     async def live(self, entry: Entry, worker: Worker) -> None:
         """Place the worker and accompany it to its end."""
         if worker.phase is not Phase.PLACING:
-            self._deaths.ended(entry, worker, Exit(message="was stopped before it was placed"))
+            self._exits.ended(entry, worker, Exit(message="was stopped before it was placed"))
             return
         ending = await self._begin(entry, worker)
         if ending is not None:
-            self._deaths.ended(entry, worker, await ending)
+            self._exits.ended(entry, worker, await ending)
 
     async def go_on(self, entry: Entry, worker: Worker) -> None:
         """Accompany a worker that another supervisor has placed."""
-        self._deaths.ended(entry, worker, await (await self._see_ready(entry, worker)))
+        self._exits.ended(entry, worker, await (await self._see_ready(entry, worker)))
 
     async def _begin(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit] | None:
         """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
@@ -67,8 +61,8 @@ class Births:
         if worker.generation == entry.generation:
             entry.files = digests(worker.config)
         try:
-            if worker.config.preload and not await self._preloading.prepare(entry, worker):
-                self._deaths.ended(
+            if worker.config.preload and not await self._prepare(entry, worker):
+                self._exits.ended(
                     entry, worker, Exit(message="was stopped before its application was imported")
                 )
                 return None
@@ -76,13 +70,13 @@ class Births:
         except Exception as error:
             message, hint = explained(error)
             worker.failure = failure_of(entry, message, hint, PoolStartError)
-            self._deaths.ended(entry, worker, Exit(message=message))
+            self._exits.ended(entry, worker, Exit(message=message))
             return None
         worker.placement = placement
         self._check_certificate(entry, worker, before)
         if worker.phase is Phase.PLACING:
             worker.phase = Phase.STARTING
-            self._touch(entry)
+            self._queue.touch(entry, progressed=True)
         return await self._see_ready(entry, worker)
 
     def _check_certificate(self, entry: Entry, worker: Worker, before: Mapping[str, str]) -> None:
@@ -96,7 +90,7 @@ class Births:
             # For the next reload the file still differs from what is in use.
             if worker.generation == entry.generation and "tls" in before:
                 entry.files = {**entry.files, "tls": before["tls"]}
-        self._report_expired(entry, worker, expired)
+        report_expired(self._recorder, entry, worker, expired)
 
     async def _see_ready(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit]:
         assert worker.placement is not None
@@ -104,7 +98,7 @@ class Births:
         if worker.phase is Phase.STARTING:
             await self._become_ready(entry, worker, ending)
         elif worker.phase in LEAVING:
-            self._leave(entry, worker)
+            self._exits.leave(entry, worker)
         return ending
 
     async def _become_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
@@ -121,7 +115,7 @@ class Births:
         except TimeoutError:
             limit = format_duration(config.start_timeout)
             hint = f"poolctl logs {entry.name}; start_timeout says how long it may take"
-            why = self._probing.message(entry, worker)
+            why = self._health.message(entry, worker)
             message = f"was not ready within {limit}{f': {why}' if why else ''}"
             worker.failure = failure_of(entry, message, hint, PoolStartError)
             worker.given_up = True
@@ -138,11 +132,11 @@ class Births:
                 entry.called = True
                 if worker.generation == entry.generation:
                     entry.certificate_ends = worker.certificate_ends
-                self._touch(entry)
+                self._queue.touch(entry, progressed=True)
 
     async def _admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         """Return when its probes have passed. Raises WorkerFailed when it has ended before."""
-        passing = asyncio.ensure_future(self._probing.admit(entry, worker))
+        passing = asyncio.ensure_future(self._health.admit(entry, worker))
         try:
             either: set[asyncio.Future[Any]] = {passing, ending}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -153,3 +147,24 @@ class Births:
             hint = f"poolctl logs {entry.name}"
             raise WorkerFailed(f"{exit_.message} before it was ready", hint=hint, exit=exit_)
         await passing
+
+    async def _prepare(self, entry: Entry, worker: Worker) -> bool:
+        """Have the application imported before the worker is placed; False if the worker is not wanted any more.
+
+        Raises ServerError or WorkerFailed, as the runner does.
+        """
+        worker.preparing = asyncio.ensure_future(self._runner.prepare(worker.config, entry.code_since))
+        await asyncio.wait({worker.preparing})
+        if worker.preparing.cancelled():
+            return False
+        entry.preload_problem = worker.preparing.result()
+        warning = f"{entry.name}: preload = true has no effect: {entry.preload_problem}"
+        if entry.preload_problem and warning not in entry.warnings:
+            entry.warnings.append(warning)
+        return worker.phase is Phase.PLACING
+
+
+def cancel(worker: Worker) -> None:
+    """The worker, which has no process yet, is not wanted any more."""
+    if worker.preparing is not None:
+        worker.preparing.cancel()

@@ -1,4 +1,4 @@
-"""What the supervisor knows about one server: what is wanted of it and what was observed."""
+"""What is known about one server: what is wanted of it and what was observed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from poolctl.errors import ServerError
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.states import Status
 
-from .audit_context import Ordered
-from .decide import LEAVING, Listener, Phase, View, WorkerView, is_ready, state_of
-from .sleep import asleep
+from .events import Cause
+from .view import LEAVING, Listener, Phase, View, WorkerView
 
 
 @dataclass(slots=True)
@@ -39,7 +38,7 @@ class Worker:
     passed_over: float | None = None  # when the file's certificate expired that it did not get
     idle: bool = False  # ready, and without traffic for its server's scale.idle
     stuck: bool = False  # its event loop has left a heartbeat unanswered
-    relieved: bool = False  # stopped because it ails: another takes its place
+    relieved: bool = False  # stopped because it is unhealthy: another takes its place
     task: asyncio.Task[None] | None = None
     preparing: asyncio.Future[str] | None = None
     exit: Exit | None = None
@@ -54,7 +53,7 @@ class Worker:
 
 @dataclass(slots=True)
 class Entry:
-    """One server. Only the engine and the verbs change it, on the supervisor's loop."""
+    """One server. Only the core changes it, on its loop."""
 
     config: ServerConfig
 
@@ -71,12 +70,12 @@ class Entry:
     wanted: bool = False
     dismissed: bool = False  # deliberately stopped
     ignore_dependencies: bool = False
-    ordered: Ordered | None = None  # by whom what happens to it
+    cause: Cause | None = None  # the command or decision behind what happens to it
 
     # Its code and its workers.
     generation: int = 1  # that should serve
     newest: int = 1
-    code_since: float = 0.0  # when somebody last ordered what may be new code, in monotonic seconds
+    code_since: float = 0.0  # when the last order came that may bring new code, in monotonic seconds
     preload_problem: str = ""  # why its workers import the application themselves
     feasible: int = 0  # the generation whose workers can be placed, as was found out last
     checking: bool = False  # that is being found out
@@ -90,10 +89,10 @@ class Entry:
     # Open as well, for workers that are to be replaced; and of those, what is being closed.
     former: list[ServerConfig] = field(default_factory=list)
     releasing: list[ServerConfig] = field(default_factory=list)
-    vacates: bool = False  # its workers go before its listener can be opened anew
+    vacates: bool = False  # its workers go before its listener can be opened again
 
     # Its sleep.
-    called: bool = False  # somebody has asked for it since it slept
+    called: bool = False  # a request has come since it slept
     needed: bool = False  # something that depends on it is up
     armed: ServerConfig | None = None  # with which its listener is watched for the first request
 
@@ -103,12 +102,12 @@ class Entry:
     held: bool = False  # in backoff
     refusing: bool = False  # for so long that its listener is closed
     timers: list[asyncio.TimerHandle] = field(default_factory=list)  # of the backoff
-    restart_times: list[float] = field(default_factory=list)  # of those that nobody ordered, monotonic
+    restart_times: list[float] = field(default_factory=list)  # of those that were not ordered, monotonic
     restarts: int = 0  # ordered or not
     failures: int = 0  # how many attempts to become ready, or to stop, have failed
     failure: ServerError | None = None  # the newest of them
     failed_since: float = 0.0  # when the worker was placed that it is about, in seconds since the epoch
-    last_exit: Exit | None = None  # of the newest worker that ended though nobody had told it to
+    last_exit: Exit | None = None  # of the newest worker that ended without having been told to
     warnings: list[str] = field(default_factory=list)  # for the command under way
 
     # Its recoveries: when there were any, monotonic, by the workers' indexes or all of them; and the one under way.
@@ -177,13 +176,13 @@ class Entry:
 
     @property
     def sleepy(self) -> bool:
-        """It may be without a worker while nobody asks for it."""
+        """It may be without a worker while there are no requests for it."""
         return not self.config.scale.min and self.count is None
 
     @property
     def asleep(self) -> bool:
-        """It sleeps, or falls asleep, and wakes when somebody asks for it."""
-        return self.armed is not None and asleep(self.view(may_start=True, may_stop=True))
+        """It sleeps, or falls asleep, and wakes at the next request."""
+        return self.armed is not None and self.view(may_start=True, may_stop=True).asleep
 
     @property
     def settled(self) -> bool:
@@ -199,14 +198,14 @@ class Entry:
     @property
     def state(self) -> str:
         """What it does, in one word."""
-        return state_of(self.view(may_start=True, may_stop=True)).value
+        return self.view(may_start=True, may_stop=True).state.value
 
     @property
     def ready(self) -> bool:
         """It answers, and is not ko; a job has ended with 0."""
         # Asked of every server, often: the view is for those of which it may be true.
         may_be = self.done or any(worker.phase is Phase.READY for worker in self.workers.values())
-        return may_be and is_ready(self.view(may_start=True, may_stop=True))
+        return may_be and self.view(may_start=True, may_stop=True).ready
 
     @property
     def health(self) -> Status:

@@ -1,47 +1,86 @@
-"""Which entries are to be decided on, and in which order."""
+"""Which servers are to be decided on, in which order, and the work under way for them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
+from .events import CURRENT_CAUSE, NO_CAUSE
 from .state import Entry
 
-AT_ONCE = 8
+BATCH = 8
 
 
-class Agenda:
+class Workqueue:
     """Entries that may have changed, each once, in the order in which they did.
 
-    One of which an action has come to something goes before those of which nothing has begun: the first of a hundred
-    servers are being forked while the sockets of the last ones are opened.
+    Those of which an action has finished go before those of which nothing has begun: the first of a hundred servers are
+    being forked while the sockets of the last ones are opened.
     """
 
     def __init__(self) -> None:
-        self._moved: dict[str, Entry] = {}
+        self.commanded: set[str] = set()  # the names of servers that a command or a request was about
+        self._progressed: dict[str, Entry] = {}
         self._others: dict[str, Entry] = {}
+        self._settle: Callable[[], None] | None = None
+        self._scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __bool__(self) -> bool:
-        return bool(self._moved or self._others)
+        return bool(self._progressed or self._others)
 
-    def add(self, entry: Entry, *, moved: bool = False) -> None:
-        """Decide on it; `moved`: an action of its own has come to something."""
-        (self._moved if moved else self._others)[entry.name] = entry
+    def feed(self, settle: Callable[[], None]) -> None:
+        """Call `settle` before the loop sleeps, whenever there is something to decide on."""
+        self._settle = settle
+
+    def touch(self, entry: Entry, *, progressed: bool = False) -> None:
+        """Decide on the entry, which has changed, before the loop sleeps; it notes the cause of the change.
+
+        `progressed`: an action of its own has finished.
+        """
+        self.add(entry, progressed=progressed)
+        if cause := CURRENT_CAUSE.get():
+            entry.cause = cause
+            self.commanded.add(entry.name)
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Have the entries decided on before the loop sleeps."""
+        if self._settle is not None and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._begin, context=NO_CAUSE)
+
+    def _begin(self) -> None:
+        self._scheduled = False
+        assert self._settle is not None
+        self._settle()
+
+    def add(self, entry: Entry, *, progressed: bool = False) -> None:
+        """Decide on the entry when its turn comes."""
+        (self._progressed if progressed else self._others)[entry.name] = entry
 
     def update(self, entries: Iterable[Entry]) -> None:
-        """Decide on all of them."""
+        """Decide on all of them when their turns come."""
         for entry in entries:
             self.add(entry)
 
-    def turn(self) -> Iterator[Entry]:
+    def batch(self) -> Iterator[Entry]:
         """The entries to decide on before the loop turns; what is added meanwhile may be among them.
 
-        The first is one of which nothing has come: none is passed over for ever.
+        The first is one of which nothing has finished, so that none is passed over for ever.
         """
-        for place in range(AT_ONCE):
+        for place in range(BATCH):
             if not self:
                 return
-            queue = self._moved if self._moved and (place or not self._others) else self._others
+            queue = self._progressed if self._progressed and (place or not self._others) else self._others
             entry = queue.pop(next(iter(queue)))
-            self._moved.pop(entry.name, None)
+            self._progressed.pop(entry.name, None)
             self._others.pop(entry.name, None)
             yield entry
+
+    def run(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        """Begin the work; it is kept until it has ended."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

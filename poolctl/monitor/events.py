@@ -10,6 +10,7 @@ from typing import Any
 
 from poolctl.clock import Clock
 from poolctl.config import masked_text
+from poolctl.core.events import Event
 from poolctl.logs.allowance import Allowance
 from poolctl.logs.line import stamp
 
@@ -103,6 +104,21 @@ class Events:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = loop.call_at(due, self.flush)
+
+    def emit(self, event: Event) -> None:
+        """Record what the core reports of a server."""
+        detail: dict[str, Any] = {"worker": event.worker, "pid": event.pid, "severity": event.severity}
+        self.record(
+            event.kind,
+            event.event,
+            server=event.server,
+            message=event.message,
+            cause=event.cause,
+            before=event.before,
+            after=event.after,
+            bind=event.bind,
+            **{name: value for name, value in detail.items() if value is not None},
+        )
 
     def _may_record(self, server: str) -> bool:
         """Whether another event of this server is within its limit; first records how many were dropped."""

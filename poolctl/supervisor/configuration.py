@@ -10,7 +10,7 @@ from typing import Any
 
 from poolctl.config import ServerConfig, Surroundings, Tables, pool_variables
 from poolctl.control.messages import Document
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld
 
@@ -135,12 +135,12 @@ class Configuration:
         withheld.withhold(pool_variables([server], Tables()))
         return server
 
-    def keep(self, engine: Engine) -> None:
+    def keep(self, core: Core) -> None:
         """Leave what is in force to a successor, if it has changed."""
-        if self._written == engine.roster.configured:
+        if self._written == core.registry.revision:
             return
-        self._written = engine.roster.configured
-        entries = engine.entries.values()
+        self._written = core.registry.revision
+        entries = core.entries.values()
         placed = {
             worker.id: worker.config
             for entry in entries

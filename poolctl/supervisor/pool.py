@@ -1,4 +1,4 @@
-"""The pool that a supervisor manages: its configuration, its engine, and the answers on the control socket."""
+"""The pool that a supervisor manages: its configuration, its core, and the answers on the control socket."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from poolctl.control.ending import Left, leave_status
 from poolctl.control.messages import Document, result
 from poolctl.control.reserve import DescriptorReserve
 from poolctl.control.server import ControlServer, Handler, Progress, Request
-from poolctl.core.audit_context import ordered
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
+from poolctl.core.events import caused_by
 from poolctl.core.state import Entry
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.keeper import wire
@@ -59,10 +59,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ManagedPool:
-    """`over` is called when the pool has been stopped and nothing is left to do; the runtime_files is withdrawn before.
-
-    From then on nobody finds this supervisor any more: whoever comes starts another.
-    """
+    """`over` is called when nothing is left to do, the runtime files withdrawn: the next command starts another."""
 
     def __init__(
         self,
@@ -103,7 +100,8 @@ class ManagedPool:
         )
         pool_environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
         self._observers = Observers(pool_environment, self._clock, self._about)
-        self._watch = watch_keeper(keeper, self._keeper_pid, self._observers.events)
+        self.events = self._observers.events
+        self._watch = watch_keeper(keeper, self._keeper_pid, self.events)
         self._terminated = False
         self.calm = False
         self._service: Service | None = None
@@ -116,34 +114,34 @@ class ManagedPool:
     @property
     def stop_seconds(self) -> float:
         """How long a stop of everything may take by the servers' own limits."""
-        return longest_stop_seconds(each.config for each in self.engine.entries.values()) + _SPARE_SECONDS
+        return longest_stop_seconds(each.config for each in self.core.entries.values()) + _SPARE_SECONDS
 
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
         self.runner.sockets.inherited = await inherited(self._keeper)
         servers = await self._configuration.begin()
         self._observers.record()
-        self.engine = Engine(servers, self.runner, self._clock)
-        self._lost = LostOutput(self.engine)
-        self.engine.calm = self.calm
+        self.core = Core(servers, self.runner, self._clock, self.events, calm=self.calm)
+        self._lost = LostOutput(self.core, self.events)
         deferred = DeferredImports()
-        await self._observers.count(self.engine, self.runner, self._memory)
+        await self._observers.count(self.core, self.runner, self._memory)
         orphaned: dict[str, bool] = {}
         if not self._configuration.problems:
             orphaned = await take_in(self.runner, self.directory, {each.name: each for each in servers})
         placed = self._configuration.placed
-        if adopted := await adopt(self.engine, self.runner, self._memory, placed, orphaned):
+        if adopted := await adopt(self.core, self.runner, self._memory, placed, orphaned):
             logger.info("took over %d workers", adopted)
         self._observers.tell(adopted)
         if not self.calm:
-            set_up_health(self.engine, self.runner.beats, deferred)
+            set_up_health(self.core, self.events, self.runner.beats, deferred)
         await self.runner.output.start()
         self._remember = Debounced(self._leave_behind)
-        self.engine.listeners.add(self._changed)
-        for entry in self.engine.entries.values():
-            # What was taken over may differ from the record, and the engine may have told before anybody listened.
+        self.core.listeners.add(self._changed)
+        for entry in self.core.entries.values():
+            # What was taken over may differ from the record, and the core may have told before anybody listened.
             self._changed(entry)
-        self._verbs = Verbs(self.engine, self._about, self._end_soon, self._configuration, self._make_way)
+        ours = self._end_soon, self._configuration, self._make_way
+        self._verbs = Verbs(self.core, self.events, self._about, *ours)
         await self._observers.answer(self._verbs, deferred)
         deferred.add(CHANGING, self._verbs.complete)
         deferred.add(("succession.rescue",))
@@ -151,7 +149,7 @@ class ManagedPool:
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             from .systemd import Service
 
-            self._service = Service(os.environ, self.engine)
+            self._service = Service(os.environ, self.core)
             self._perform = self._service.around(self._verbs.handle)
         self._control = ControlServer(self._handle, DescriptorReserve())
         self._control.listen(listener)
@@ -164,13 +162,13 @@ class ManagedPool:
         if self.calm:
             logger.error("doing nothing by itself for %d s: it has died too often", _CALM_SECONDS)
             what = f"the supervisor has died too often: for {format_duration(_CALM_SECONDS)} it serves commands only"
-            self.engine.events.record("pool", "calm", message=what, severity="error")
+            self.events.record("pool", "calm", message=what, severity="error")
             asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
             return
-        self.engine.listeners.add(Mandatory(self._end_with).look)
+        self.core.listeners.add(Mandatory(self._end_with).look)
         self._observers.show()
         if not self._configuration.problems:
-            work = await_stragglers(self.engine, self.runner, self.directory, self._give_way)
+            work = await_stragglers(self.core, self.runner, self.directory, self._give_way)
             self._stragglers = asyncio.ensure_future(work)
 
     async def _handle(self, request: Request, progress: Progress) -> Document:
@@ -213,8 +211,8 @@ class ManagedPool:
 
     def _leave_behind(self) -> None:
         """The configuration first: what is wanted of a server means little without it."""
-        self._configuration.keep(self.engine)
-        self._memory.remember(self.engine.entries)
+        self._configuration.keep(self.core)
+        self._memory.remember(self.core.entries)
         self._observers.leave_behind()
 
     async def end(self) -> None:
@@ -241,8 +239,8 @@ class ManagedPool:
         self._observers.remember()
 
     def _remember_all(self) -> None:
-        # Who calls this may be ahead of the engine, which has not told yet what it has changed.
-        self._memory.note(*self.engine.entries.values())
+        # Who calls this may be ahead of the core, which has not told yet what it has changed.
+        self._memory.note(*self.core.entries.values())
         self._remember.now()
 
     def exit_reported(self, report: wire.Message) -> None:
@@ -253,16 +251,16 @@ class ManagedPool:
         """Stop every server and end; whoever runs the pool in the foreground is left the status."""
         logger.error("the pool ends: %s", reason)
         leave_status(self.directory, Left(status, reason, self._keeper_pid))
-        self.engine.reason = f"was stopped: {reason}"
+        self.core.reason = f"was stopped: {reason}"
         self.terminate()
 
     async def _stop_all(self) -> None:
         if not self._configuration.problems:
-            cause = self.engine.reason.removeprefix("was stopped: ") or "told to terminate"
+            cause = self.core.reason.removeprefix("was stopped: ") or "told to terminate"
             # Without a reason of its own it is somebody's wish.
-            severity = "error" if self.engine.reason else "info"
-            self.engine.events.record("pool", "stopping", cause=cause, severity=severity)
-            with ordered(cause):
+            severity = "error" if self.core.reason else "info"
+            self.events.record("pool", "stopping", cause=cause, severity=severity)
+            with caused_by(cause):
                 await self._verbs.perform("stop", Selector(), {}, lambda document: None)
         self._end_soon()
 
@@ -286,16 +284,16 @@ class ManagedPool:
             asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over)
 
     def _end_if_unused(self) -> None:
-        if self.engine.roster.unused and not self._verbs.used:
+        if self.core.registry.unused and not self._verbs.used:
             self._end_soon()
 
     def _expired(self, placement: Placement) -> None:
-        if entry := self.engine.entries.get(placement.server):
-            self.engine.renew(entry, placement.generation)
+        if entry := self.core.entries.get(placement.server):
+            self.core.renew(entry, placement.generation)
 
     def _idle(self, placement: Placement, idle: bool) -> None:
-        if entry := self.engine.entries.get(placement.server):
-            self.engine.idle(entry, placement.id, idle)
+        if entry := self.core.entries.get(placement.server):
+            self.core.idle(entry, placement.id, idle)
 
     def _about(self) -> Document:
         problem = self._watch.problem

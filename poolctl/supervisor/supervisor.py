@@ -1,4 +1,4 @@
-"""The supervisor's own life: link to the keeper, configuration, engine, control socket, end."""
+"""The supervisor's own life: link to the keeper, configuration, core, control socket, end."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Supervisor:
         # Nothing else happens in this process from here on: what it does not do, its successor will.
         if self._keeper.whole:
             logger.error("the keeper is gone; another one is started")
-            self._pool.engine.events.record("pool", "keeper lost", message="another one is started")
+            self._pool.events.record("pool", "keeper lost", message="another one is started")
             self._pool.remember()
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
             from .succession.rescue import rescue

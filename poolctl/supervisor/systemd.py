@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from poolctl.control import systemd
 from poolctl.control.messages import Document
 from poolctl.control.server import Handler, Progress, Request
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
 
 _SOON_SECONDS = 0.05
@@ -25,15 +25,15 @@ class Service:
     and when it hangs nobody says that it is alive, unless the keeper has put another in its place before.
     """
 
-    def __init__(self, env: Mapping[str, str], engine: Engine) -> None:
+    def __init__(self, env: Mapping[str, str], core: Core) -> None:
         self._env = env
-        self._engine = engine
+        self._core = core
         self._ready = self._stopping = False
         self._reloads = 0
         self._said = ""
         self._timer: asyncio.TimerHandle | None = None
         self._period_seconds = systemd.watchdog_seconds(env) / _PINGS_PER_PERIOD
-        engine.listeners.add(lambda entry: self._soon())
+        core.listeners.add(lambda entry: self._soon())
         if self._period_seconds:
             self._live()
         self._soon()
@@ -52,7 +52,7 @@ class Service:
 
     def _soon(self) -> None:
         if self._timer is None and not self._stopping:
-            delay = _SOON_SECONDS + _SOON_SECONDS_OF_SERVER * len(self._engine.entries)
+            delay = _SOON_SECONDS + _SOON_SECONDS_OF_SERVER * len(self._core.entries)
             self._timer = asyncio.get_running_loop().call_later(delay, self._tell)
 
     def stop(self) -> None:
@@ -80,7 +80,7 @@ class Service:
         if self._stopping:
             return
         lines = []
-        wanted, missing = _count(self._engine.entries.values())
+        wanted, missing = _count(self._core.entries.values())
         if not missing and not self._ready and wanted is not None:
             self._ready = True
             lines.append(systemd.READY)

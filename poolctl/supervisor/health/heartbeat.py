@@ -12,9 +12,10 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
-from poolctl.core.core import Engine
-from poolctl.core.decide import Phase
+from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
+from poolctl.core.view import Phase
+from poolctl.monitor.events import Events
 from poolctl.runners.protocol import Placement
 from poolctl.units import format_duration
 
@@ -59,13 +60,15 @@ class Heartbeat:
     def __init__(
         self,
         beats: Beats,
-        engine: Engine,
+        core: Core,
+        events: Events,
         ail: Callable[[Entry, Worker, str, str], None],
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._beats = beats
-        self._engine = engine
-        self._clock = engine.clock
+        self._core = core
+        self._events = events
+        self._clock = core.clock
         self._ail = ail
         self._chance = chance
         self._pulses: dict[str, Pulse] = {}  # by worker id
@@ -154,7 +157,7 @@ class Heartbeat:
         seen = f"the event loop of worker {_called(worker)} has been stuck for {format_duration(seconds)}"
         self._record(entry, worker, "heartbeat lost", seen, severity="error")
         # Before anything is done about it: a worker that is being stopped says nothing about its server's health.
-        self._engine.probing.look(entry)
+        self._core.health.look(entry)
         self._ail(entry, worker, HEARTBEAT, seen)
 
     def _is_back(self, entry: Entry, worker: Worker) -> None:
@@ -162,7 +165,7 @@ class Heartbeat:
         self._record(entry, worker, "heartbeat back", f"worker {_called(worker)} answers its heartbeat again")
 
     def _record(self, entry: Entry, worker: Worker, event: str, message: str, **detail: Any) -> None:
-        self._engine.events.record(
+        self._events.record(
             "health",
             event,
             server=entry.name,
@@ -172,7 +175,7 @@ class Heartbeat:
             pid=worker.placement.pid if worker.placement is not None else None,
             **detail,
         )
-        self._engine.touch(entry)
+        self._core.touch(entry)
 
 
 def _called(worker: Worker) -> str:

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from poolctl.clock import Clock
-from poolctl.core.decide import Phase
 from poolctl.core.state import Entry, Worker
+from poolctl.core.view import Phase
 from poolctl.platform import memory_bytes
 from poolctl.units import format_size
 

@@ -7,10 +7,11 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from poolctl.core.audit_context import ordered
-from poolctl.core.core import Engine
-from poolctl.core.decide import Phase
+from poolctl.core.core import Core
+from poolctl.core.events import caused_by
 from poolctl.core.state import Entry, Worker
+from poolctl.core.view import Phase
+from poolctl.monitor.events import Events
 from poolctl.monitor.recovery import Situation, Step, decide, within
 from poolctl.states import Status
 
@@ -46,21 +47,24 @@ class Case:
 
 
 class Recovery:
-    """Listens to the engine's ailments and changes; `chance` gives random numbers from -1 to 1."""
+    """Listens to the core's ailments and changes; `chance` gives random numbers from -1 to 1."""
 
-    def __init__(self, engine: Engine, chance: Callable[[], float] = lambda: random.uniform(-1, 1)) -> None:
-        self._engine = engine
+    def __init__(
+        self, core: Core, events: Events, chance: Callable[[], float] = lambda: random.uniform(-1, 1)
+    ) -> None:
+        self._core = core
+        self._events = events
         self._chance = chance
         self._cases: dict[str, Case] = {}
-        engine.ailments.add(lambda entry, worker, reason: self.notice(entry, worker, LIVENESS, reason))
-        engine.listeners.add(self.look)
+        core.health.unhealthy.add(lambda entry, worker, reason: self.notice(entry, worker, LIVENESS, reason))
+        core.listeners.add(self.look)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         """A worker ails; told again of the same one nothing happens."""
         case = self._cases.setdefault(entry.name, Case(self._chance()))
         known = case.ailing.get(worker.id)
         if known is None or known.worker is not worker:
-            case.ailing[worker.id] = Ailment(worker, kind, seen, self._engine.clock.time())
+            case.ailing[worker.id] = Ailment(worker, kind, seen, self._core.clock.time())
         self.look(entry)
 
     def resume(self, entries: Iterable[Entry]) -> None:
@@ -71,9 +75,9 @@ class Recovery:
                 if worker is None or worker.placement is None or worker.placement.pid != pid:
                     continue
                 worker.stuck = entry.recovering["stuck"]
-                self._engine.probing.look(entry)
+                self._core.health.look(entry)
                 if entry.recovering["step"] == Step.RESTART and worker.phase is Phase.READY:
-                    self._engine.relieve(entry, worker)
+                    self._core.relieve(entry, worker)
 
     def look(self, entry: Entry) -> None:
         """Something about the server has changed: a recovery may be over, another may be due."""
@@ -111,7 +115,7 @@ class Recovery:
                 size=entry.size,
                 overlaps=entry.config.may_overlap,
                 under_way=bool(entry.recovering),
-                now=self._engine.clock.monotonic(),
+                now=self._core.clock.monotonic(),
                 jitter=case.jitter,
             )
             step, chosen, again = decide(policy, situation)
@@ -136,23 +140,23 @@ class Recovery:
     def _begin(self, entry: Entry, step: Step, ailing: list[Ailment]) -> None:
         entry.recovering = self._report(entry, step, ailing)
         if step is not Step.DISABLE:
-            _note_recovery(entry, step, ailing, self._engine.clock.monotonic())
+            _note_recovery(entry, step, ailing, self._core.clock.monotonic())
             entry.restarts += any(each.kind != MEMORY for each in ailing)
-        with ordered("recovery: " + "; ".join(each.seen for each in ailing)):
+        with caused_by("recovery: " + "; ".join(each.seen for each in ailing)):
             self._act(entry, step, ailing)
 
     def _act(self, entry: Entry, step: Step, ailing: list[Ailment]) -> None:
-        engine = self._engine
+        core = self._core
         if step is Step.RESTART:
             for each in ailing:
-                engine.relieve(entry, each.worker)
+                core.relieve(entry, each.worker)
         elif step is Step.REPLACE:
-            engine.renew(entry, entry.generation)
+            core.renew(entry, entry.generation)
         else:
-            for dependent in engine.graph.closure([entry], engine.graph.dependents):
+            for dependent in core.graph.closure([entry], core.graph.dependents):
                 if dependent is not entry:
-                    engine.stop(dependent)
-            engine.override(entry, count=entry.count, disabled=True, out=entry.out)
+                    core.stop(dependent)
+            core.override(entry, count=entry.count, disabled=True, out=entry.out)
 
     def _report(self, entry: Entry, step: Step, ailing: list[Ailment]) -> dict[str, Any]:
         """What is known when a recovery begins, as a successor can read it."""
@@ -167,7 +171,7 @@ class Recovery:
             "stuck": any(worker.stuck for worker in workers),
             "generation": entry.generation,
             "pids": entry.pids,
-            "lines": self._engine.runner.logs(entry.name, LAST_LINES, placed_at),
+            "lines": self._core.runner.logs(entry.name, LAST_LINES, placed_at),
         }
 
     def _conclude(self, entry: Entry) -> None:
@@ -175,13 +179,13 @@ class Recovery:
         if found is not None:
             report, entry.recovering = entry.recovering, {}
             self._record(entry, report, *found)
-            self._engine.touch(entry)  # a successor is to know of it
+            self._core.touch(entry)  # a successor is to know of it
 
     def _record(self, entry: Entry, report: dict[str, Any], outcome: str, why: str = "") -> None:
-        duration = max(0.0, self._engine.clock.time() - report["since"])
+        duration = max(0.0, self._core.clock.time() - report["since"])
         done = _DONE[Step(report["step"])]
         seen = "; ".join(report["seen"])
-        self._engine.events.record(
+        self._events.record(
             "recovery",
             outcome,
             server=entry.name,

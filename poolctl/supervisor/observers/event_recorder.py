@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from poolctl.control.messages import Document
-from poolctl.core.audit_context import Ordered
-from poolctl.core.core import Engine
-from poolctl.core.decide import LEAVING, Phase
-from poolctl.core.sleep import asleep
+from poolctl.core.core import Core
+from poolctl.core.events import Cause
 from poolctl.core.state import Entry, Worker
+from poolctl.core.view import LEAVING, Phase
+from poolctl.monitor.events import Events
 from poolctl.runners.protocol import Exit
 from poolctl.states import State
 
 _WRONG = (State.BACKOFF.value, State.FAILED.value)
 _RESTING = (State.STOPPED.value, State.DISABLED.value, State.SLEEPING.value, *_WRONG)
-_NOBODY = Ordered("")
+_NOBODY = Cause("")
 
 
 class _Seen:
@@ -38,15 +38,19 @@ class EventRecorder:
     """
 
     def __init__(
-        self, engine: Engine, moved: Callable[[Entry, str, str], None] = lambda entry, before, after: None
+        self,
+        core: Core,
+        events: Events,
+        moved: Callable[[Entry, str, str], None] = lambda entry, before, after: None,
     ) -> None:
-        self._engine = engine
+        self._core = core
+        self._events = events
         self._moved = moved
         self._seen: dict[str, _Seen] = {}
 
     def begin(self, adopted: int, about: Document) -> None:
         """Take what there is for known, and look from now on: a supervisor that adopts has not started anything."""
-        self._engine.events.record(
+        self._events.record(
             "pool",
             "supervisor started",
             message=f"took over {adopted} worker{'s' * (adopted != 1)}" if adopted else "",
@@ -55,12 +59,12 @@ class EventRecorder:
             version=about["version"],
             adopted=adopted,
         )
-        for entry in self._engine.entries.values():
+        for entry in self._core.entries.values():
             if entry.wanted or entry.workers or entry.count is not None:
                 seen = self._seen[entry.name] = _Seen(entry, _state_before(entry))
                 seen.mark, seen.size = _mark(entry), entry.size
                 seen.workers = {worker.id: (worker, worker.phase) for worker in entry.workers.values()}
-        self._engine.listeners.add(self.look)
+        self._core.listeners.add(self.look)
 
     def look(self, entry: Entry) -> None:
         """Record what has changed since the last look."""
@@ -71,12 +75,12 @@ class EventRecorder:
         if mark != seen.mark:
             seen.mark = mark
             self._compare(entry, seen)
-        if entry.removed and self._engine.entries.get(entry.name) is not entry:
+        if entry.removed and self._core.entries.get(entry.name) is not entry:
             del self._seen[entry.name]
 
     def _compare(self, entry: Entry, seen: _Seen) -> None:
         state = entry.state
-        if entry.ordered is not None:
+        if entry.cause is not None:
             seen.last_end = ""
         if entry.size != seen.size:
             self._record("scale", "workers", entry, before=seen.size, after=entry.size)
@@ -95,7 +99,7 @@ class EventRecorder:
             self._changed(entry, seen, state)
         if state in _RESTING or (state == State.RUNNING.value and _is_quiet(entry)):
             # What happens from here on, nobody has ordered.
-            entry.ordered, seen.last_end = None, ""
+            entry.cause, seen.last_end = None, ""
 
     def _changed(self, entry: Entry, seen: _Seen, state: str) -> None:
         before, seen.state = seen.state, state
@@ -104,7 +108,7 @@ class EventRecorder:
         kind = "wake" if slept else "lifecycle"
         failure = entry.failure.message if entry.failure and state in _WRONG else ""
         cause = failure or seen.last_end
-        if not cause and slept and entry.ordered is None:
+        if not cause and slept and entry.cause is None:
             cause = (
                 "no traffic" if state == State.SLEEPING.value else "a request" if entry.called else "needed"
             )
@@ -117,14 +121,14 @@ class EventRecorder:
         if worker.phase not in LEAVING:
             failure = worker.failure.message if worker.failure else ""
             seen.last_end = failure or exit_.message
-            entry.ordered = None
+            entry.cause = None
         if worker.placement is None:
             return
         self._worker(
             "worker ended",
             entry,
             worker,
-            cause=seen.last_end if entry.ordered is None else "",
+            cause=seen.last_end if entry.cause is None else "",
             message=exit_.message,
             before=worker.phase.value,
             after="ended",
@@ -151,8 +155,8 @@ class EventRecorder:
     def _record(
         self, kind: str, event: str, entry: Entry, message: str = "", cause: str = "", **more: object
     ) -> None:
-        who = _NOBODY if cause else entry.ordered or _NOBODY
-        self._engine.events.record(
+        who = _NOBODY if cause else entry.cause or _NOBODY
+        self._events.record(
             kind,
             event,
             server=entry.name,
@@ -167,7 +171,7 @@ class EventRecorder:
 def _state_before(entry: Entry) -> str:
     """What a server did until its supervisor was another: one that sleeps is watched again in a moment only."""
     view = entry.view(may_start=True, may_stop=True)
-    sleeps = entry.state == State.STARTING.value and not entry.workers and asleep(view)
+    sleeps = entry.state == State.STARTING.value and not entry.workers and view.asleep
     return State.SLEEPING.value if sleeps else entry.state
 
 

@@ -10,9 +10,9 @@ from poolctl import __version__
 from poolctl.config import masked_text
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
-from poolctl.core.decide import LEAVING
+from poolctl.core.core import Core
 from poolctl.core.state import Worker
+from poolctl.core.view import LEAVING
 from poolctl.monitor.availability import KO, OK, UNKNOWN, WARN, Availability
 from poolctl.monitor.exposition import Family, render
 from poolctl.platform import cpu_seconds, memory_bytes
@@ -36,11 +36,11 @@ _TURNS = {
 
 
 class Metrics:
-    """All servers of one engine; `about` is what is said of the pool as a whole."""
+    """All servers of one core; `about` is what is said of the pool as a whole."""
 
-    def __init__(self, engine: Engine, statistics: Statistics, about: Document) -> None:
-        self._engine = engine
-        self._selection = Selection(engine)
+    def __init__(self, core: Core, statistics: Statistics, about: Document) -> None:
+        self._core = core
+        self._selection = Selection(core)
         self._statistics = statistics
         self._about = about
 
@@ -50,7 +50,7 @@ class Metrics:
 
     async def text(self, openmetrics: bool = False, selector: Selector | None = None) -> str:
         """How the pool is now, and its servers, or those that are meant."""
-        entries = list(self._engine.entries.values()) if selector is None else self._selection.of(selector)
+        entries = list(self._core.entries.values()) if selector is None else self._selection.of(selector)
         seen = await self._statistics.look(entries)
         families: list[Family] = []
         for part in (self._pool, _states, self._monitor, _requests, _workers):
@@ -98,7 +98,7 @@ class Metrics:
             "seconds",
         )
         for each in seen:
-            latency.add(self._engine.probing.latency_seconds(each.entry), server=each.entry.name)
+            latency.add(self._core.health.latency_seconds(each.entry), server=each.entry.name)
         yield latency
         yield from _availability(known)
         expiration = Family(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from poolctl.config import Tables
 from poolctl.control.messages import Document
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
@@ -38,9 +38,9 @@ class MetricsEndpoint:
     """`about` is what is said of the pool as a whole."""
 
     def __init__(
-        self, engine: Engine, statistics: Statistics, about: Document, keeper: Link, events: Events
+        self, core: Core, statistics: Statistics, about: Document, keeper: Link, events: Events
     ) -> None:
-        self._engine = engine
+        self._core = core
         self._statistics = statistics
         self._about = about
         self._keeper = keeper
@@ -73,6 +73,6 @@ class MetricsEndpoint:
             from .metrics import Metrics
             from .metrics_address import MetricsAddress
 
-            metrics = Metrics(self._engine, self._statistics, self._about)
+            metrics = Metrics(self._core, self._statistics, self._about)
             self._made = metrics, MetricsAddress(self._keeper, self._events, metrics.text)
         return self._made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.pool.select import Selector
 
@@ -15,10 +15,10 @@ from .totals import Totals
 class Monitoring:
     """Changes nothing, and asks nobody: it is what probes have said, and what was counted."""
 
-    def __init__(self, engine: Engine, totals: Totals) -> None:
-        self._engine = engine
+    def __init__(self, core: Core, totals: Totals) -> None:
+        self._core = core
         self._totals = totals
-        self._selection = Selection(engine)
+        self._selection = Selection(core)
 
     async def monitor(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """The selected servers, each with its snapshot as `"monitor"`."""
@@ -33,7 +33,7 @@ class Monitoring:
         failure = entry.failure.message if entry.failure is not None and not entry.ready else ""
         return {
             "status": known.status,
-            "latency_seconds": self._engine.probing.latency_seconds(entry),
+            "latency_seconds": self._core.health.latency_seconds(entry),
             "uptime_seconds": known.uptime,
             "downtime_seconds": known.downtime,
             "rise_seconds": known.risetime,
@@ -41,5 +41,5 @@ class Monitoring:
             "rises": known.rise,
             "falls": known.fall,
             "sli": known.sli,
-            "message": self._engine.probing.complaint(entry) or failure,
+            "message": self._core.health.complaint(entry) or failure,
         }

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from poolctl.config import Tables
 from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
+from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 class Notifications:
     """`path` is the file in which a successor finds what is not told yet."""
 
-    def __init__(self, engine: Engine, configuration: Configuration, path: str) -> None:
-        self._engine = engine
+    def __init__(self, core: Core, events: Events, configuration: Configuration, path: str) -> None:
+        self._core = core
+        self._events = events
         self._configuration = configuration
         self._path = path
         self._notifier: Notifier | None = None
@@ -47,24 +49,24 @@ class Notifications:
     def _made(self) -> Notifier:
         from poolctl.monitor.notify.notifier import Around, Notifier
 
-        configuration, entries = self._configuration, self._engine.entries
+        configuration, entries = self._configuration, self._core.entries
         around = Around(
             lambda: configuration.name,
             lambda: configuration.environment,
             os.path.dirname(configuration.files[0]),
             lambda name: entries[name].config.tags if name in entries else (),
         )
-        return Notifier(self._engine.events, self._engine.clock, around, self._path)
+        return Notifier(self._events, self._core.clock, around, self._path)
 
     def _catch_up(self) -> None:
         """What was told as a problem may have ended while there was no supervisor."""
         assert self._notifier is not None
         for kind, name in self._notifier.troubled:
-            entry = self._engine.entries.get(name)
+            entry = self._core.entries.get(name)
             if kind == "health" and entry is not None:
                 # That has to be asked for first.
                 self._unwell.add(name)
-                self._engine.listeners.add(self._look)
+                self._core.listeners.add(self._look)
             state = entry.state if entry is not None else State.STOPPED.value
             if state not in (State.FAILED.value, State.BACKOFF.value):
                 self._missed("lifecycle", name, state)
@@ -74,7 +76,7 @@ class Notifications:
             self._unwell.remove(entry.name)
             self._missed("health", entry.name, Status.OK.value)
         if not self._unwell:
-            self._engine.listeners.discard(self._look)
+            self._core.listeners.discard(self._look)
 
     def _missed(self, kind: str, name: str, after: str) -> None:
         assert self._notifier is not None

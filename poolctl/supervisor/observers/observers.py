@@ -8,7 +8,7 @@ from collections.abc import Callable
 from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.control.messages import Document
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.monitor.events import Events
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
@@ -46,29 +46,28 @@ class Observers:
         self._configuration.followers.append(self._keep_events)
         self._keep_events(self._configuration.tables)
 
-    async def count(self, engine: Engine, runner: LocalRunner, memory: Memory) -> None:
+    async def count(self, core: Core, runner: LocalRunner, memory: Memory) -> None:
         """Go on counting where the supervisor before has stopped."""
-        self._engine = engine
-        engine.events = self.events
-        self._statistics = await Statistics.begin(engine, runner, memory)
+        self._core = core
+        self._statistics = await Statistics.begin(core, self.events, runner, memory)
 
     def tell(self, adopted: int) -> None:
         """Record what becomes of the servers, and tell people; `adopted` workers of the supervisor before are there."""
         # First, so that it hears of the beginning, too.
         self._notifications = Notifications(
-            self._engine, self._configuration, f"{self._state_directory}/{_NOTIFIED}"
+            self._core, self.events, self._configuration, f"{self._state_directory}/{_NOTIFIED}"
         )
         if self._configuration.problems:
             return
-        EventRecorder(self._engine, self._statistics.totals.moved).begin(adopted, self._about())
+        EventRecorder(self._core, self.events, self._statistics.totals.moved).begin(adopted, self._about())
 
     async def answer(self, verbs: Verbs, deferred: DeferredImports) -> None:
         """Answer what is asked of them, and expose."""
         verbs.add("stats", self._statistics.stats)
-        verbs.add("monitor", Monitoring(self._engine, self._statistics.totals).monitor)
+        verbs.add("monitor", Monitoring(self._core, self._statistics.totals).monitor)
         verbs.add("dashboard", self._dashboard.dashboard)
         self._metrics = MetricsEndpoint(
-            self._engine, self._statistics, self._about(), self._keeper, self.events
+            self._core, self._statistics, self._about(), self._keeper, self.events
         )
         verbs.add("metrics", self._metrics.verb)
         await self._metrics.begin(self._configuration, deferred)

@@ -9,8 +9,9 @@ from typing import Any
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
+from poolctl.monitor.events import Events
 from poolctl.monitor.histogram import quantile
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.pool.select import Selector
@@ -108,24 +109,24 @@ class Statistics:
     `counts` gives what a worker has counted.
     """
 
-    def __init__(self, engine: Engine, totals: Totals, counts: Callable[[Placement], Counts | None]) -> None:
+    def __init__(self, core: Core, totals: Totals, counts: Callable[[Placement], Counts | None]) -> None:
         self.always = False
-        self._engine = engine
+        self._core = core
         self.totals = totals
         self._counts = counts
-        self._selection = Selection(engine)
-        self._reports = Reports(engine)
+        self._selection = Selection(core)
+        self._reports = Reports(core)
         self._usage: dict[int, Usage] = {}
         self._histories: dict[str, History] = {}
         self._asked_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def begin(cls, engine: Engine, runner: LocalRunner, memory: Memory) -> Statistics:
+    async def begin(cls, core: Core, events: Events, runner: LocalRunner, memory: Memory) -> Statistics:
         """Go on from what the supervisor before had counted; before any worker is taken over."""
-        totals = Totals(engine, runner.tallies, memory)
+        totals = Totals(core, events, runner.tallies, memory)
         await totals.resume()
-        return cls(engine, totals, runner.counts)
+        return cls(core, totals, runner.counts)
 
     async def stats(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """The verb: the selected servers with their figures."""
@@ -139,13 +140,13 @@ class Statistics:
 
     def watch(self) -> None:
         """Sample from now on, for a minute."""
-        self._asked_at = self._engine.clock.monotonic()
+        self._asked_at = self._core.clock.monotonic()
         if self._timer is None:
             self._sample()
 
     def of(self, entry: Entry, *, memory: bool = True) -> Snapshot:
         """How the server is now; without `memory` that of a moment ago may do."""
-        now = self._engine.clock.monotonic()
+        now = self._core.clock.monotonic()
         total = self.totals.of_the_ended(entry)
         workers = []
         for worker in entry.workers.values():
@@ -169,7 +170,7 @@ class Statistics:
         # Asked for the first time there is no moment before, and its latencies are those of all time.
         watched = len(history.counts) > 1
         at, before = history.counts[0] if watched else (0.0, [0] * tally.COUNTED)
-        seconds = self._engine.clock.monotonic() - at
+        seconds = self._core.clock.monotonic() - at
         total = seen.total
         return {
             "requests_total": total[tally.STARTED],
@@ -204,7 +205,7 @@ class Statistics:
         return found
 
     def _sample(self) -> None:
-        now = self._engine.clock.monotonic()
+        now = self._core.clock.monotonic()
         if not self.always and now - self._asked_at > WATCHED_SECONDS:
             self._timer = None
             self._usage.clear()
@@ -213,14 +214,14 @@ class Statistics:
         # Now, and not after the work: the intervals stay what they are said to be.
         self._timer = asyncio.get_running_loop().call_later(INTERVAL_SECONDS, self._sample)
         pids = set()
-        clock = self._engine.clock
-        for entry in self._engine.entries.values():
+        clock = self._core.clock
+        for entry in self._core.entries.values():
             seen = self.of(entry, memory=clock.monotonic() - now < _SAMPLE_SECONDS)
             self._histories.setdefault(entry.name, History()).take(now, seen)
             pids |= {worker.placement.pid for worker, _, _ in seen.workers if worker.placement is not None}
         for gone in self._usage.keys() - pids:
             del self._usage[gone]
-        for name in self._histories.keys() - self._engine.entries.keys():
+        for name in self._histories.keys() - self._core.entries.keys():
             del self._histories[name]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.control.messages import Document
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.monitor.availability import KO, OK, WARN, Availability
+from poolctl.monitor.events import Events
 from poolctl.runners.placed.tallies import Tallies
 from poolctl.worker.tally import COUNTED, Counts, add
 
@@ -17,8 +18,8 @@ from ..succession.memory import Memory
 class Totals:
     """By the names of the servers; left to a successor whenever something was added."""
 
-    def __init__(self, engine: Engine, tallies: Tallies, memory: Memory) -> None:
-        self._engine = engine
+    def __init__(self, core: Core, events: Events, tallies: Tallies, memory: Memory) -> None:
+        self._core = core
         self._tallies = tallies
         self._memory = memory
         self._counts: dict[str, Counts] = {}
@@ -27,7 +28,7 @@ class Totals:
         self._availability: dict[str, Availability] = {}
         self._changed = False
         tallies.add_up = self._add_up
-        engine.events.subscribe(self._heard)
+        events.subscribe(self._heard)
 
     async def resume(self) -> None:
         """Go on from what the supervisor before had counted; before any worker is taken over."""
@@ -53,13 +54,13 @@ class Totals:
         """How long the server has been up and down, until now."""
         found = self._availability.setdefault(entry.name, Availability())
         # What changed while there was no supervisor has been seen by nobody.
-        found.note(self._engine.clock.monotonic(), state=entry.state, health=entry.health.value)
+        found.note(self._core.clock.monotonic(), state=entry.state, health=entry.health.value)
         return found
 
     def moved(self, entry: Entry, before: str, after: str) -> None:
         """The server went from one state to another."""
         found = self._availability.setdefault(entry.name, Availability())
-        found.note(self._engine.clock.monotonic(), state=after, health=entry.health.value)
+        found.note(self._core.clock.monotonic(), state=after, health=entry.health.value)
         if before == "sleeping" and entry.called and entry.wanted:
             self._wakes[entry.name] = self.wakes(entry) + 1
         self._changed = True
@@ -84,7 +85,7 @@ class Totals:
     def _heard(self, event: Document) -> None:
         known = self._availability.get(event["server"]) if event["kind"] == "health" else None
         if known is not None and event["after"] in (OK, WARN, KO):
-            known.note(self._engine.clock.monotonic(), health=event["after"])
+            known.note(self._core.clock.monotonic(), health=event["after"])
             self._changed = True
 
     def _add_up(self, name: str, server: str, counts: Counts) -> None:
@@ -96,5 +97,5 @@ class Totals:
 
     def _forget_the_removed(self) -> None:
         for known in (self._counts, self._wakes, self._availability):
-            for name in known.keys() - self._engine.entries.keys():
+            for name in known.keys() - self._core.entries.keys():
                 del known[name]

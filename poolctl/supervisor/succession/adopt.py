@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from poolctl.config import ServerConfig
-from poolctl.core.core import Engine
-from poolctl.core.decide import Phase
+from poolctl.core.core import Core
 from poolctl.core.state import Worker
+from poolctl.core.view import Phase
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.placed.workers import LocalWorker
 from poolctl.states import Status
@@ -23,19 +23,19 @@ _REPORT_SECONDS = 0.2
 
 
 async def adopt(
-    engine: Engine,
+    core: Core,
     runner: LocalRunner,
     memory: Memory,
     placed: Mapping[str, ServerConfig],
     orphaned: Mapping[str, bool] = MappingProxyType({}),
 ) -> int:
-    """Give the engine what was wanted and what is there; how many workers were taken over.
+    """Give the core what was wanted and what is there; how many workers were taken over.
 
     Of a server that runs perhaps nothing is recorded: then it is wanted. The `orphaned` ones for which the value is
     true have another configuration by now, and are replaced.
     """
-    recalled = await memory.recall(engine.entries)
-    found = await runner.adopt({name: entry.config for name, entry in engine.entries.items()}, placed)
+    recalled = await memory.recall(core.entries)
+    found = await runner.adopt({name: entry.config for name, entry in core.entries.items()}, placed)
     waiting = [
         worker.answered if worker.control is None else worker.reported
         for worker in found
@@ -46,22 +46,22 @@ async def adopt(
         await asyncio.wait(waiting, timeout=_REPORT_SECONDS)
     unknown = ({each.placement.server for each in found if not each.leaving} | set(orphaned)) - recalled
     for name in unknown:
-        engine.entries[name].wanted = True
+        core.entries[name].wanted = True
     # Before anybody looks for an address that one of them may keep.
-    ours = {entry.config.key for entry in engine.entries.values()} | {each.server.key for each in found}
+    ours = {entry.config.key for entry in core.entries.values()} | {each.server.key for each in found}
     for key in runner.sockets.keys() - ours:
         await runner.close(key)
     for each in found:
         worker = _worker(each)
-        entry = engine.entries[each.placement.server]
+        entry = core.entries[each.placement.server]
         if entry.name in unknown and worker.phase is not Phase.DRAINING:
             entry.generation = max(entry.generation, worker.generation)
-        engine.inheritance.adopt(entry, worker)
-    _listeners(engine, runner)
+        core.adopt_worker(entry, worker)
+    _listeners(core, runner)
     for name, outdated in orphaned.items():
-        if outdated and engine.entries[name].wanted:
+        if outdated and core.entries[name].wanted:
             logger.info("%s has another configuration by now: it is replaced", name)
-            engine.restart(engine.entries[name])
+            core.restart(core.entries[name])
     return len(found)
 
 
@@ -84,11 +84,11 @@ def _worker(found: LocalWorker) -> Worker:
     return worker
 
 
-def _listeners(engine: Engine, runner: LocalRunner) -> None:
-    for entry in engine.entries.values():
+def _listeners(core: Core, runner: LocalRunner) -> None:
+    for entry in core.entries.values():
         for config in (entry.config, *(worker.config for worker in entry.workers.values())):
             # What has no listener of ours is as good as open once it has a worker.
             without = (config.job or config.binds_itself) and entry.workers
             if without or runner.endpoints(config.key):
-                engine.inheritance.adopt_listener(entry, config)
-        engine.inheritance.resume(entry)
+                core.adopt_listener(entry, config)
+        core.resume(entry)

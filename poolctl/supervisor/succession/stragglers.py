@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.runners.local import LocalRunner
 from poolctl.runners.survivors import are_there
 
@@ -18,7 +18,7 @@ _PAUSES_SECONDS = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
 async def await_stragglers(
-    engine: Engine, runner: LocalRunner, directory: str, give_way: Callable[[], None]
+    core: Core, runner: LocalRunner, directory: str, give_way: Callable[[], None]
 ) -> None:
     """Look for them now and then. What is found goes to the keeper, and `give_way` lets a successor adopt it.
 
@@ -30,12 +30,12 @@ async def await_stragglers(
             continue
         waiting = {
             name: entry.config
-            for name, entry in engine.entries.items()
+            for name, entry in core.entries.items()
             if not entry.workers and not runner.endpoints(entry.config.key)
         }
         names = await take_in(runner, directory, waiting, late=True)
         for name in names:
-            entry = engine.entries[name]
+            entry = core.entries[name]
             if not entry.dismissed:
                 # What it has failed at is that they had its address.
                 entry.wanted, entry.failed, entry.done = True, False, False

@@ -1,1 +1,1 @@
-"""What the control socket can be asked: each verb selects, acts through the engine, waits, and reports."""
+"""What the control socket can be asked: each verb selects, acts through the core, waits, and reports."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from poolctl.control.messages import Document
 from poolctl.control.server import Request
-from poolctl.core.audit_context import ordered
-from poolctl.core.core import Engine
+from poolctl.core.events import caused_by
 from poolctl.exit_codes import USAGE
+from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector, SelectorError
 
 from .selection import NothingMatched
@@ -30,10 +30,10 @@ Work = Callable[[], Awaitable[Document]]
 
 
 class Audit:
-    """Records among the events of an engine who asked for what."""
+    """Records among the events of the pool who asked for what."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, events: Events) -> None:
+        self._events = events
 
     async def watched(self, request: Request, selector: Selector, options: Document, work: Work) -> Document:
         """The result of the command, which is recorded as it begins and as it ends, however it ends."""
@@ -44,7 +44,7 @@ class Audit:
         self._record(request.verb, message, by, selection=_given(selector), options=_told(options))
         begun, outcome = time.monotonic(), _Outcome()
         try:
-            with ordered(message, by):
+            with caused_by(message, by):
                 document = await work()
             outcome.of(document)
             return document
@@ -70,7 +70,7 @@ class Audit:
             )
 
     def _record(self, event: str, message: str, by: Document, **more: Any) -> None:
-        self._engine.events.record("audit", event, message=message, by=by, **more)
+        self._events.record("audit", event, message=message, by=by, **more)
 
 
 class _Outcome:

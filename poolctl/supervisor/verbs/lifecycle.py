@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.pool.select import Selector
@@ -25,31 +25,31 @@ from .selection import Selection
 class Lifecycle:
     """`shut_down` ends the supervisor."""
 
-    def __init__(self, engine: Engine, shut_down: Callable[[], int], configuration: Configuration) -> None:
-        self._engine = engine
+    def __init__(self, core: Core, shut_down: Callable[[], int], configuration: Configuration) -> None:
+        self._core = core
         self._shut_down = shut_down
         self._configuration = configuration
-        self._selection = Selection(engine)
+        self._selection = Selection(core)
 
     async def start(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Start the selected servers and what they depend on; return when each is ready or has failed."""
         chosen = self._selection.of(selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
         deps = options.get("deps", True)
-        graph = self._engine.graph
+        graph = self._core.graph
         needed = graph.closure(runnable, graph.dependencies) if deps else runnable
         all_of_them = [entry for entry in needed if not entry.is_disabled]
-        ensure_room(self._engine, ((entry.config, size(entry)) for entry in all_of_them))
-        order = Order(self._engine, PoolStartError, all_of_them, lambda entry: entry.settled)
+        ensure_room(self._core, ((entry.config, size(entry)) for entry in all_of_them))
+        order = Order(self._core, PoolStartError, all_of_them, lambda entry: entry.settled)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
-                self._engine.start(entry, ignore_dependencies=not deps)
+                self._core.start(entry, ignore_dependencies=not deps)
         if selector.targets:
             order.problems += [disabled(entry) for entry in chosen if entry.is_disabled]
             order.problems += [drained(entry) for entry in chosen if entry.out]
-        complaint = self._engine.probing.complaint
+        complaint = self._core.health.complaint
         order.problems += [unwell(entry, complaint(entry)) for entry in chosen if _is_unwell(entry)]
-        servers = [entry.config for entry in self._engine.entries.values()]
+        servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
         warnings = asyncio.ensure_future(advice(servers, names, self._configuration.tables))
         document = await order.conclude(chosen, options, progress)
@@ -62,23 +62,23 @@ class Lifecycle:
         runnable = [entry for entry in chosen if not entry.is_disabled]
         refused: list[ServerError] = []
         if not options.get("force") and any(entry.certificate_ends is not None for entry in runnable):
-            now = self._engine.clock.time()
+            now = self._core.clock.time()
             found = [await asyncio.to_thread(expired, entry, entry.config, now) for entry in runnable]
             refused = [problem for problem in found if problem is not None]
             names = {problem.name for problem in refused}
             runnable = [entry for entry in runnable if entry.name not in names]
-        ensure_room(self._engine, ((entry.config, size(entry)) for entry in runnable))
-        order = Order(self._engine, PoolRestartError, runnable, lambda entry: entry.settled)
+        ensure_room(self._core, ((entry.config, size(entry)) for entry in runnable))
+        order = Order(self._core, PoolRestartError, runnable, lambda entry: entry.settled)
         order.problems += refused
         environment = options.get("env")
         if environment:
-            self._engine.roster.configured += 1  # a successor has to know of it
+            self._core.registry.revise()  # a successor has to know of it
         for entry in runnable:
             if options.get("force"):
-                self._engine.runner.forget_certificate(entry.name)
+                self._core.runner.forget_certificate(entry.name)
             if environment:
                 self._configuration.environments[entry.name] = environment
-            self._engine.restart(entry)
+            self._core.restart(entry)
         order.problems += [disabled(entry) for entry in chosen if entry.is_disabled and selector.targets]
         return await order.conclude(chosen, options, progress)
 
@@ -91,9 +91,9 @@ class Lifecycle:
         if options.get("idle") and any(entry.wanted or entry.workers for entry in chosen):
             return result(self._selection.items(selector))
         all_of_them = self.with_dependents(chosen, progress) if options.get("deps", True) else chosen
-        order = Order(self._engine, PoolStopError, all_of_them, lambda entry: entry.at_rest)
+        order = Order(self._core, PoolStopError, all_of_them, lambda entry: entry.at_rest)
         for entry in all_of_them:
-            self._engine.stop(entry, kill=bool(options.get("kill")))
+            self._core.stop(entry, kill=bool(options.get("kill")))
         document = await order.conclude(chosen, options, progress)
         if selector.selects_all and document["exit_code"] == 0 and options.get("wait", True):
             document["ended"] = True
@@ -102,7 +102,7 @@ class Lifecycle:
 
     def with_dependents(self, chosen: list[Entry], progress: Progress) -> list[Entry]:
         """The entries and all that depend on them; says which those are."""
-        graph = self._engine.graph
+        graph = self._core.graph
         all_of_them = graph.closure(chosen, graph.dependents)
         names = {entry.name for entry in chosen}
         for entry in all_of_them:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
@@ -31,15 +31,15 @@ class Live:
 
     def __init__(
         self,
-        engine: Engine,
+        core: Core,
         configuration: Configuration,
         with_dependents: Callable[[list[Entry], Progress], list[Entry]],
     ) -> None:
-        self._engine = engine
+        self._core = core
         self._configuration = configuration
         self._with_dependents = with_dependents
-        self._selection = Selection(engine)
-        self._reports = Reports(engine)
+        self._selection = Selection(core)
+        self._reports = Reports(core)
 
     async def scale(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Give each selected server so many workers; return when they are there, those that are too many leaving."""
@@ -53,12 +53,12 @@ class Live:
         refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
         running = [entry for entry in able if entry.wanted and not (entry.failed or entry.done)]
-        ensure_room(self._engine, ((entry.config, workers) for entry in running))
-        order = Order(self._engine, PoolStartError, running, lambda entry: entry.settled)
+        ensure_room(self._core, ((entry.config, workers) for entry in running))
+        order = Order(self._core, PoolStartError, running, lambda entry: entry.settled)
         order.problems += refused.values()
         for entry in able:
             count = None if workers == entry.config.workers else workers
-            self._engine.override(entry, count=count, disabled=entry.disabled, out=entry.out)
+            self._core.override(entry, count=count, disabled=entry.disabled, out=entry.out)
         code = await order.settle(options, progress)
         order.problems += [
             late(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
@@ -77,22 +77,22 @@ class Live:
         ]
         for entry in chosen:
             if entry.state in _STAYS:
-                self._engine.override(entry, count=entry.count, disabled=entry.disabled, out=True)
+                self._core.override(entry, count=entry.count, disabled=entry.disabled, out=True)
         return result(self._reports.items(chosen), warnings=warnings)
 
     async def undrain(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Take drained servers back into rotation."""
         chosen = self._chosen("undrain", selector, options)
         for entry in chosen:
-            self._engine.override(entry, count=entry.count, disabled=entry.disabled, out=False)
+            self._core.override(entry, count=entry.count, disabled=entry.disabled, out=False)
         return result(self._reports.items(chosen))
 
     async def enable(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Let the selected servers be started, and start those that were disabled; return when each is ready."""
         chosen = self._chosen("enable", selector, options)
         enabled = [entry for entry in chosen if entry.is_disabled]
-        ensure_room(self._engine, ((entry.config, size(entry)) for entry in enabled))
-        order = Order(self._engine, PoolStartError, enabled, lambda entry: entry.settled)
+        ensure_room(self._core, ((entry.config, size(entry)) for entry in enabled))
+        order = Order(self._core, PoolStartError, enabled, lambda entry: entry.settled)
         for entry in enabled:
             entry.dismissed = False
             self._override_disabled(entry, False)
@@ -102,9 +102,9 @@ class Live:
         """Stop the selected servers, what depends on them first, and let nothing start them; return when they have."""
         chosen = self._chosen("disable", selector, options)
         also = [entry for entry in self._with_dependents(chosen, progress) if entry not in chosen]
-        order = Order(self._engine, PoolStopError, [*also, *chosen], lambda entry: entry.at_rest)
+        order = Order(self._core, PoolStopError, [*also, *chosen], lambda entry: entry.at_rest)
         for entry in also:
-            self._engine.stop(entry)
+            self._core.stop(entry)
         for entry in chosen:
             self._override_disabled(entry, True)
         return await order.conclude(chosen, options, progress)
@@ -115,7 +115,7 @@ class Live:
         if not isinstance(table, dict) or not isinstance(base_dir, str):
             raise SelectorError("add: which server?", hint=_ADD_SHAPE)
         try:
-            taken = {entry.config.address.port or 0 for entry in self._engine.entries.values()}
+            taken = {entry.config.address.port or 0 for entry in self._core.entries.values()}
             config = await self._configuration.single(table, base_dir, taken)
         except PoolError as error:
             return result([], error.to_list(), exit_code=INVALID_CONFIGURATION)
@@ -125,13 +125,13 @@ class Live:
             code, problems = code_and_problems
             raised = PoolValidateError("the server cannot be added", problems)
             return result([], raised.to_list(), exit_code=code)
-        ensure_room(self._engine, [(config, config.scale.min)])
-        entry = self._engine.add(config)
+        ensure_room(self._core, [(config, config.scale.min)])
+        entry = self._core.add(config)
         entry.added, entry.source = True, (table, base_dir)
-        self._engine.override(entry)
-        self._engine.start(entry)
+        self._core.override(entry)
+        self._core.start(entry)
         order = Order(
-            self._engine, PoolStartError, [entry] if entry.wanted else [], lambda entry: entry.settled
+            self._core, PoolStartError, [entry] if entry.wanted else [], lambda entry: entry.settled
         )
         return await order.conclude([entry], options, progress)
 
@@ -140,31 +140,31 @@ class Live:
         chosen = self._chosen("remove", selector, options)
         deps = options.get("deps", True)
         also = self._with_dependents(chosen, progress) if deps else chosen
-        order = Order(self._engine, PoolStopError, also, lambda entry: entry.at_rest)
+        order = Order(self._core, PoolStopError, also, lambda entry: entry.at_rest)
         for entry in also:
             if entry not in chosen:
-                self._engine.stop(entry)
+                self._core.stop(entry)
         for entry in chosen:
             if not entry.added:
                 self._configuration.missing.add(entry.name)
-            self._engine.remove(entry)
-        self._engine.roster.configured += 1  # a successor has to know of those that are missing
+            self._core.remove(entry)
+        self._core.registry.revise()  # a successor has to know of those that are missing
         return await order.conclude(chosen, options, progress)
 
     def _chosen(self, verb: str, selector: Selector, options: Document) -> list[Entry]:
         """The selected entries. Raises SelectorError for no selection, unless the option `all` asks for every one."""
         if selector.selects_all and options.get("all") is not True:
-            raise selection_needed(verb, len(self._engine.entries))
+            raise selection_needed(verb, len(self._core.entries))
         return self._selection.of(selector)
 
     def _override_disabled(self, entry: Entry, disabled: bool) -> None:
         override = None if disabled is entry.config.disabled else disabled
-        self._engine.override(entry, count=entry.count, disabled=override, out=False)
+        self._core.override(entry, count=entry.count, disabled=override, out=False)
 
     def _not_beside(self, config: ServerConfig) -> tuple[int, list[ServerError]] | None:
         """Why the server cannot be beside those there are, with the exit code; None when it can."""
-        there = [entry.config for entry in self._engine.entries.values() if not entry.removed]
-        leaving = [entry.name for entry in self._engine.entries.values() if entry.removed]
+        there = [entry.config for entry in self._core.entries.values() if not entry.removed]
+        leaving = [entry.name for entry in self._core.entries.values() if entry.removed]
         if config.name in leaving:
             finding = Finding(("name",), "a server of that name is still being removed", "try again")
             return CONFLICT, _problems(config, [finding])

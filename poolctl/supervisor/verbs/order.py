@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
-from poolctl.core.decide import Listener
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
+from poolctl.core.view import Listener
 from poolctl.errors import PoolError, PoolStopError, ServerError
 from poolctl.exit_codes import FAILED, TIMED_OUT
 
@@ -17,20 +17,20 @@ from .waiting import until
 
 
 class Order:
-    """Made before the engine is told what is wanted, so that failures since then are the command's own.
+    """Made before the core is told what is wanted, so that failures since then are the command's own.
 
     `problems` takes what is wrong from the beginning.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        core: Core,
         kind: type[PoolError],
         entries: Iterable[Entry],
         reached: Callable[[Entry], bool],
     ) -> None:
         self.problems: list[ServerError] = []
-        self._engine = engine
+        self._core = core
         self._kind = kind
         self._entries = list(entries)
         self._reached = reached
@@ -46,18 +46,16 @@ class Order:
 
     def result(self, chosen: list[Entry], code: int) -> Document:
         """What came of it, with every failure; `code` is that of `settle`."""
-        items = Reports(self._engine).items(chosen)
+        items = Reports(self._core).items(chosen)
         return result(items, self.errors, exit_code=code, warnings=self.warnings)
 
     async def settle(self, options: Document, progress: Progress) -> int:
         """Wait until each has reached its end or failed since; the exit code."""
         if not options.get("wait", True):
             return 0
-        reports = Reports(self._engine)
+        reports = Reports(self._core)
         timeout = options.get("timeout")
-        missing = await until(
-            self._engine, self._entries, self._settled, timeout, reporter(progress, options)
-        )
+        missing = await until(self._core, self._entries, self._settled, timeout, reporter(progress, options))
         found = [self._problem(reports, entry, missing) for entry in self._entries]
         self.problems += [problem for problem in found if problem is not None]
         return TIMED_OUT if missing else FAILED if self.problems else 0
@@ -95,7 +93,7 @@ class Order:
         begun = any(worker.generation == entry.generation for worker in entry.workers.values())
         if entry.ignore_dependencies or begun or not entry.wanted:
             return None
-        for dependency in self._engine.graph.dependencies(entry):
+        for dependency in self._core.graph.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.failures)
             resting = not dependency.wanted or dependency.failed or dependency.done
             idle = resting or dependency.failures > since or dependency.name in self._stuck
@@ -111,7 +109,7 @@ class Order:
             return None
         if self._overtaken(entry):
             order = "started" if self._kind is PoolStopError else "stopped"
-            reason = self._engine.reason or f"was {order} by another command meanwhile"
+            reason = self._core.reason or f"was {order} by another command meanwhile"
             return late(entry, self._kind, reason)
         if entry.name in self._stuck:
             blocker = self._stuck[entry.name]

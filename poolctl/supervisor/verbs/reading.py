@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
@@ -25,11 +25,11 @@ _GOALS = ("ready", "healthy", *(state.value for state in State))
 class Reading:
     """Changes nothing. `about` is what is said of the pool as a whole."""
 
-    def __init__(self, engine: Engine, about: Callable[[], Document]) -> None:
-        self._engine = engine
+    def __init__(self, core: Core, about: Callable[[], Document]) -> None:
+        self._core = core
         self._about = about
-        self._selection = Selection(engine)
-        self._reports = Reports(engine)
+        self._selection = Selection(core)
+        self._reports = Reports(core)
 
     async def listing(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """The selected servers as they are."""
@@ -40,7 +40,7 @@ class Reading:
         entries = self._selection.of(selector)
         items = self._reports.items(entries)
         for document, entry in zip(items, entries, strict=True):
-            document.update(details(entry, self._engine, reveal=options.get("reveal") is True))
+            document.update(details(entry, self._core, reveal=options.get("reveal") is True))
         return result(items)
 
     async def status(self, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -64,7 +64,7 @@ class Reading:
             "health": healths,
         }
         errors = [problem.to_dict() for entry in missing if (problem := self._problem(entry)) is not None]
-        now = self._engine.clock.time()
+        now = self._core.clock.time()
         return result(
             self._reports.items(entries),
             errors,
@@ -87,22 +87,22 @@ class Reading:
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
-        late = await until(self._engine, entries, test, options.get("timeout"), reporter(progress, options))
+        late = await until(self._core, entries, test, options.get("timeout"), reporter(progress, options))
         errors = [late_as(entry, PoolMonitorError, self._why_not(entry, goal)).to_dict() for entry in late]
         return result(self._selection.items(selector), errors, exit_code=TIMED_OUT if late else 0)
 
     def _problem(self, entry: Entry) -> ServerError | None:
-        complaint = self._engine.probing.complaint(entry)
+        complaint = self._core.health.complaint(entry)
         if complaint and entry.state == State.RUNNING:
             return unwell(entry, complaint)
         return entry.failure
 
     def _why_not(self, entry: Entry, goal: str) -> str:
-        complaint = self._engine.probing.complaint(entry) if entry.state == State.RUNNING else ""
+        complaint = self._core.health.complaint(entry) if entry.state == State.RUNNING else ""
         return f"is {entry.state}, not {goal}{f': {complaint}' if complaint else ''}"
 
     async def reopen(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """The selected servers, when every log file is opened anew."""
         items = self._selection.items(selector)
-        await self._engine.runner.reopen_logs()
+        await self._core.runner.reopen_logs()
         return result(items)

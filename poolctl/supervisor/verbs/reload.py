@@ -9,12 +9,13 @@ from typing import Any
 from poolctl.config import TABLE_NAMES, ServerConfig
 from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
-from poolctl.core.audit_context import CURRENT, Ordered
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
+from poolctl.core.events import CURRENT_CAUSE, Cause
 from poolctl.core.file_digests import digests
 from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
+from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector
 from poolctl.runners import withheld
 
@@ -33,24 +34,25 @@ POOL = "[pool]"
 class Reload:
     """One at a time: a second one reads the files when the first has applied them."""
 
-    def __init__(self, engine: Engine, configuration: Configuration) -> None:
-        self._engine = engine
+    def __init__(self, core: Core, events: Events, configuration: Configuration) -> None:
+        self._core = core
+        self._events = events
         self._configuration = configuration
-        self._reports = Reports(engine)
+        self._reports = Reports(core)
         self._turn = asyncio.Lock()
 
     async def reload(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Apply the difference between the files and what is in force, or say it; nothing if they have problems."""
         async with self._turn:
             environment = options.get("env")
-            resolved = await self._configuration.read(environment, keep=self._engine.entries)
+            resolved = await self._configuration.read(environment, keep=self._core.entries)
             if resolved.problems:
                 return self._refused(resolved.problems)
-            if not resolved.servers and self._engine.entries:
+            if not resolved.servers and self._core.entries:
                 hint = "poolctl stop ends the pool"
                 return self._refused([failure(PoolValidateError, "there is no server in the files", hint)])
             written = Written(resolved.servers, await asyncio.to_thread(_files, resolved.servers))
-            changes = plan(map(running, self._engine.entries.values()), written, self._configuration.missing)
+            changes = plan(map(running, self._core.entries.values()), written, self._configuration.missing)
             problems = await asyncio.to_thread(resolved.outside, {change.name for change in changes})
             if not options.get("force"):
                 problems += await asyncio.to_thread(self._expired, resolved.servers, changes)
@@ -60,11 +62,11 @@ class Reload:
             if options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
                 return result(self._items(), exit_code=code, warnings=resolved.warnings, changes=lines)
-            ensure_room_for_all(self._engine, resolved.servers)
-            applied = _Application(self._engine, changes, resolved.servers)
+            ensure_room_for_all(self._core, resolved.servers)
+            applied = _Application(self._core, changes, resolved.servers)
             if options.get("force"):
                 for name in {change.name for change in changes}:
-                    self._engine.runner.forget_certificate(name)
+                    self._core.runner.forget_certificate(name)
             applied.begin()
             self._record(lines)
             known = withheld.present()
@@ -92,7 +94,7 @@ class Reload:
             for each in changes
             if each.kind is Kind.RESTART or any(key.partition(".")[0] == "tls" for key in each.keys)
         }
-        now, entries = self._engine.clock.time(), self._engine.entries
+        now, entries = self._core.clock.time(), self._core.entries
         found = [
             expired(entries[server.name], server, now)
             for server in servers
@@ -101,12 +103,12 @@ class Reload:
         return [as_kind(PoolValidateError, each) for each in found if each is not None]
 
     def _record(self, lines: Iterable[Document]) -> None:
-        who = CURRENT.get() or Ordered("reload")
+        who = CURRENT_CAUSE.get() or Cause("reload")
         for line in lines:
             server = "" if line["name"].startswith("[") else line["name"]
             where = {"bind": line["bind"]} if line["bind"] else {}
             keys, message = line["keys"], line["message"]
-            self._engine.events.record(
+            self._events.record(
                 "config",
                 line["change"],
                 server=server,
@@ -131,7 +133,7 @@ class Reload:
         """Notes about running servers whose environment has variables that are now withheld."""
         names = [
             entry.name
-            for entry in self._engine.entries.values()
+            for entry in self._core.entries.values()
             if entry.workers and entry.name not in replaced
         ]
         if names:
@@ -142,14 +144,14 @@ class Reload:
         return result(self._items(), problems, exit_code=INVALID_CONFIGURATION)
 
     def _items(self) -> list[Document]:
-        return self._reports.items(self._engine.entries.values())
+        return self._reports.items(self._core.entries.values())
 
 
 class _Application:
     """The changes of one reload on their way."""
 
-    def __init__(self, engine: Engine, changes: Iterable[Change], servers: Iterable[ServerConfig]) -> None:
-        self._engine = engine
+    def __init__(self, core: Core, changes: Iterable[Change], servers: Iterable[ServerConfig]) -> None:
+        self._core = core
         self._servers = {server.name: server for server in servers}
         self._kinds: dict[str, set[Kind]] = {}
         self._keys: dict[str, set[str]] = {}
@@ -164,33 +166,33 @@ class _Application:
         return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
 
     def begin(self) -> None:
-        """Tell the engine of everything at once."""
-        engine = self._engine
-        gone = [entry for name, entry in engine.entries.items() if name not in self._servers]
+        """Tell the core of everything at once."""
+        core = self._core
+        gone = [entry for name, entry in core.entries.items() if name not in self._servers]
         for entry in gone:
-            engine.remove(entry)
+            core.remove(entry)
         coming = [self._configured(server) for server in self._servers.values()]
-        engine.roster.arrange(self._servers)
+        core.registry.arrange(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
         self._coming = Order(
-            engine,
+            core,
             PoolRestartError,
             awaited,
             lambda entry: entry.settled and not (entry.former or entry.releasing),
         )
         stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
-        self._going = Order(engine, PoolStopError, [*gone, *stopping], lambda entry: entry.at_rest)
+        self._going = Order(core, PoolStopError, [*gone, *stopping], lambda entry: entry.at_rest)
 
     def _configured(self, server: ServerConfig) -> Entry:
-        entry = self._engine.entries.get(server.name)
+        entry = self._core.entries.get(server.name)
         if entry is None or entry.removed:
-            entry = self._engine.add(server)
-            self._engine.override(entry)
-            self._engine.start(entry)
+            entry = self._core.add(server)
+            self._core.override(entry)
+            self._core.start(entry)
         else:
             live = Kind.RESTART not in self._kinds.get(server.name, ())
-            self._engine.change(entry, server, live=live)
-            self._engine.override(entry)
+            self._core.change(entry, server, live=live)
+            self._core.override(entry)
         entry.added, entry.source = False, None
         return entry
 
@@ -206,12 +208,12 @@ class _Application:
         """Give those whose certificates have changed the new ones; what went wrong."""
         errors: list[Document] = []
         for name, keys in self._keys.items():
-            entry = self._engine.entries.get(name)
+            entry = self._core.entries.get(name)
             certificates = any(key.partition(".")[0] == "tls" for key in keys)
             if entry is None or not certificates or Kind.UPDATE not in self._kinds[name]:
                 continue
             try:
-                await self._engine.renew_tls(entry)
+                await self._core.renew_tls(entry)
             except ServerError as problem:
                 errors.append(as_kind(PoolRestartError, problem))
         return errors

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from poolctl.config import masked
 from poolctl.control.messages import Document, item
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
-from poolctl.core.decide import Phase
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
+from poolctl.core.view import Phase
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld
 from poolctl.states import Status
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Reports:
-    """What is said about the entries of one engine."""
+    """What is said about the entries of one core."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, core: Core) -> None:
+        self._core = core
 
     def items(self, entries: Iterable[Entry]) -> list[Document]:
         """The entries as every command prints them."""
-        now = self._engine.clock.monotonic()
+        now = self._core.clock.monotonic()
         return [self._item(entry, now) for entry in entries]
 
     def _item(self, entry: Entry, now: float) -> Document:
@@ -44,12 +44,12 @@ class Reports:
             restarts=entry.restarts,
         )
         if entry.config.address.kind == "fd":
-            document["address"] = ", ".join(self._engine.runner.endpoints(entry.config.key))
+            document["address"] = ", ".join(self._core.runner.endpoints(entry.config.key))
         return document
 
     def with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
         """The failure with the last lines that the server printed."""
-        lines = self._engine.runner.logs(entry.name, LAST_LINES, entry.failed_since)
+        lines = self._core.runner.logs(entry.name, LAST_LINES, entry.failed_since)
         hint = failure.hint
         if entry.config.command and not entry.config.binds_itself and _finds_address_taken(lines):
             hint = f"{OWN_SOCKET}; {hint}"
@@ -172,10 +172,10 @@ def _probes(probes: WorkerProbes | None) -> list[Document]:
     ]
 
 
-def details(entry: Entry, engine: Engine, *, reveal: bool = False) -> Document:
+def details(entry: Entry, core: Core, *, reveal: bool = False) -> Document:
     """What `show` says beyond what every command prints; secrets as they are with `reveal` only."""
     config = entry.config
-    endpoints = engine.runner.endpoints(config.key)
+    endpoints = core.runner.endpoints(config.key)
     return {
         "overrides": overrides(entry),
         "endpoints": endpoints,
@@ -188,11 +188,11 @@ def details(entry: Entry, engine: Engine, *, reveal: bool = False) -> Document:
                 "phase": worker.phase.value,
                 "health": worker.status.value if worker.phase is Phase.READY else Status.UNKNOWN.value,
                 "resting": worker.resting,
-                "probes": _probes(engine.probing.probes(entry, worker)),
+                "probes": _probes(core.health.probes(entry, worker)),
             }
             for worker in entry.workers.values()
         ],
-        "complaint": engine.probing.complaint(entry),
+        "complaint": core.health.complaint(entry),
         "preload_problem": entry.preload_problem,
         "certificate_expires": _iso(entry.certificate_ends),
         "failure": entry.failure.to_dict() if entry.failure else None,

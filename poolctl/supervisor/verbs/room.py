@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, open_files_needed
 from poolctl.control.messages import Document, failure, result
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolStartError
 from poolctl.exit_codes import FAILED
@@ -23,15 +23,15 @@ class NoRoom(Exception):
         self.document = document
 
 
-def ensure_room(engine: Engine, coming: Iterable[tuple[ServerConfig, int]]) -> None:
+def ensure_room(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
     """Raise NoRoom unless these servers, each with so many workers, can run with all that are to run already."""
-    wanted = {entry.name: (entry.config, size(entry)) for entry in engine.entries.values() if _runs(entry)}
+    wanted = {entry.name: (entry.config, size(entry)) for entry in core.entries.values() if _runs(entry)}
     _ensure(wanted, wanted | {server.name: (server, count) for server, count in coming})
 
 
-def ensure_room_for_all(engine: Engine, servers: Iterable[ServerConfig]) -> None:
+def ensure_room_for_all(core: Core, servers: Iterable[ServerConfig]) -> None:
     """Likewise, when the pool is to have these servers and no others."""
-    entries = engine.entries
+    entries = core.entries
     before = {entry.name: (entry.config, size(entry)) for entry in entries.values() if _runs(entry)}
     after = {
         server.name: (server, server.scale.min)

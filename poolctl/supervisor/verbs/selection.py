@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl.control.messages import Document, failure, result
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED
@@ -22,18 +22,18 @@ class NothingMatched(Exception):
 
 
 class Selection:
-    """Chooses among the entries of one engine, and says how they are."""
+    """Chooses among the entries of one core, and says how they are."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._reports = Reports(engine)
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._reports = Reports(core)
 
     async def match(self, selector: Selector) -> None:
         """Have the selector's regular expressions matched, in another process. Raises SelectorError."""
         given = [field for field in EXPRESSIONS if getattr(selector, field)]
         if not given or selector.matched is None:
             return
-        items = self._reports.items(list(self._engine.entries.values()))
+        items = self._reports.items(list(self._core.entries.values()))
         for field in given:
             values = sorted({str(item[field]) for item in items})
             answer = await matcher().answer(getattr(selector, field), values)
@@ -43,7 +43,7 @@ class Selection:
 
     def of(self, selector: Selector) -> list[Entry]:
         """The entries in the order of the file. Raises NothingMatched."""
-        entries = list(self._engine.entries.values())
+        entries = list(self._core.entries.values())
         if selector.selects_all:
             return entries
         chosen, unmatched = select(self._reports.items(entries), selector)

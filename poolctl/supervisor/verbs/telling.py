@@ -8,7 +8,8 @@ from functools import partial
 
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
+from poolctl.monitor.events import Events
 from poolctl.monitor.history import KINDS, MOST_LINES, Wanted, recent, wanted_of
 from poolctl.pool.select import Selector, SelectorError
 
@@ -20,9 +21,9 @@ _SHAPE = f"since as in the journal, lines and after as numbers, kind as a list o
 class Telling:
     """Answers with events, each a line of progress."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._selection = Selection(engine)
+    def __init__(self, core: Core, events: Events) -> None:
+        self._events = events
+        self._selection = Selection(core)
         self._over = asyncio.Event()
 
     async def events(self, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -32,7 +33,7 @@ class Telling:
         """
         names = None if selector.selects_all else {entry.name for entry in self._selection.of(selector)}
         wanted, lines = _wanted(names, options)
-        events = self._engine.events
+        events = self._events
         events.flush()
         if wanted.after > events.seq:
             # It goes by a journal that somebody has taken away.

@@ -1,4 +1,4 @@
-"""What the control socket can be asked: each verb selects, acts through the engine, waits, and reports."""
+"""What the control socket can be asked: each verb selects, acts through the core, waits, and reports."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from functools import partial
 
 from poolctl.control.messages import PROTOCOL, Document, error, result
 from poolctl.control.server import Progress, Request
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.exit_codes import USAGE
+from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector, SelectorError
 
 from ..configuration import Configuration
@@ -36,24 +37,25 @@ class Verbs:
 
     def __init__(
         self,
-        engine: Engine,
+        core: Core,
+        events: Events,
         about: Callable[[], Document],
         shut_down: Callable[[], None],
         configuration: Configuration,
         succeed: Callable[[list[str], list[str]], None] = lambda keeper, supervisor: None,
     ) -> None:
         self._about = about
-        self._roster = engine.roster
+        self._registry = core.registry
         self._shut_down = shut_down
         self.used = False
-        reading = Reading(engine, about)
-        lifecycle = Lifecycle(engine, self._end, configuration)
+        reading = Reading(core, about)
+        lifecycle = Lifecycle(core, self._end, configuration)
         self._rest: Callable[[], dict[str, Verb]] | None = lambda: _changing(
-            engine, configuration, lifecycle, succeed
+            core, events, configuration, lifecycle, succeed
         )
-        self.telling = Telling(engine)
-        self._audit = Audit(engine)
-        self._selection = Selection(engine)
+        self.telling = Telling(core, events)
+        self._audit = Audit(events)
+        self._selection = Selection(core)
         self._verbs: dict[str, Verb] = {
             "list": reading.listing,
             "show": reading.show,
@@ -98,7 +100,7 @@ class Verbs:
             return nothing.document
         except NoRoom as refused:
             # A supervisor that runs nothing would keep the limit that it was started with.
-            ended = {"ended": True, "keeper_pid": self._end()} if self._roster.unused else {}
+            ended = {"ended": True, "keeper_pid": self._end()} if self._registry.unused else {}
             return {**refused.document, **ended}
 
     async def perform(self, verb: str, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -130,7 +132,8 @@ def _options(body: Document) -> Document:
 
 
 def _changing(
-    engine: Engine,
+    core: Core,
+    events: Events,
     configuration: Configuration,
     lifecycle: Lifecycle,
     succeed: Callable[[list[str], list[str]], None],
@@ -139,8 +142,8 @@ def _changing(
     from .reload import Reload
     from .upgrade import Upgrade
 
-    reload = Reload(engine, configuration).reload
-    live = Live(engine, configuration, lifecycle.with_dependents)
+    reload = Reload(core, events, configuration).reload
+    live = Live(core, configuration, lifecycle.with_dependents)
     return {
         "reload": reload,
         "scale": live.scale,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
 from poolctl.core.state import Entry
 
 Test = Callable[[Entry], bool]
 
 
 async def until(
-    engine: Engine,
+    core: Core,
     entries: Iterable[Entry],
     finished: Test,
     timeout_seconds: float | None,
@@ -35,19 +35,19 @@ async def until(
             if finished(entry):
                 del waiting[entry.name]
                 # What became of it may be the end of those who wait for it, though nothing about them changed.
-                ahead += engine.graph.dependents(entry)
+                ahead += core.graph.dependents(entry)
         if not waiting and not everything.done():
             everything.set_result(None)
 
     for entry in list(waiting.values()):
         look(entry)
     if waiting:
-        engine.listeners.add(look)
+        core.listeners.add(look)
         try:
             async with asyncio.timeout(timeout_seconds):
                 await everything
         except TimeoutError:
             pass
         finally:
-            engine.listeners.discard(look)
+            core.listeners.discard(look)
     return list(waiting.values())

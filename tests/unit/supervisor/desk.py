@@ -1,4 +1,4 @@
-"""An engine over a scripted runner, asked as the control socket asks it."""
+"""An core over a scripted runner, asked as the control socket asks it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from poolctl import ServerConfig
 from poolctl.clock import ManualClock
 from poolctl.config import Tables
-from poolctl.core.core import Engine
+from poolctl.core.core import Core
+from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector
 from poolctl.supervisor.configuration import Configuration
 from poolctl.supervisor.resolve_config import ResolvedConfig
@@ -45,10 +46,11 @@ class Desk:
     def __init__(self, *servers: ServerConfig, **script: str) -> None:
         self.runner = SlowRunner(**script)
         self.clock = ManualClock()
-        self.engine = Engine(servers, self.runner, self.clock)
+        self.events = Events(self.clock)
+        self.core = Core(servers, self.runner, self.clock, self.events)
         self.over = False
         self.files = Files(servers)
-        self.verbs = Verbs(self.engine, lambda: {"keeper_pid": 1}, self._end, self.files)
+        self.verbs = Verbs(self.core, self.events, lambda: {"keeper_pid": 1}, self._end, self.files)
 
     def _end(self) -> None:
         self.over = True
@@ -61,7 +63,7 @@ class Desk:
         return asyncio.ensure_future(self.ask(verb, *targets, **options))
 
     def states(self) -> dict[str, str]:
-        return {name: entry.state for name, entry in self.engine.entries.items()}
+        return {name: entry.state for name, entry in self.core.entries.items()}
 
 
 def web(name: str = "web", **keys: Any) -> ServerConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.control.server import Request
-from poolctl.core.audit_context import ordered
+from poolctl.core.events import caused_by
 from poolctl.monitor.journal import Journal
 from poolctl.runners.protocol import Exit
 from poolctl.supervisor.observers.event_recorder import EventRecorder
@@ -25,12 +25,12 @@ class Told:
     def __init__(self, desk: Desk, adopted: int = 0) -> None:
         self._desk = desk
         self.all: list[dict[str, Any]] = []
-        desk.engine.events.subscribe(self.all.append)
-        EventRecorder(desk.engine).begin(adopted, ABOUT)
+        desk.events.subscribe(self.all.append)
+        EventRecorder(desk.core, desk.events).begin(adopted, ABOUT)
 
     def take(self, *kinds: str) -> list[dict[str, Any]]:
         """What was recorded since the last time, of these kinds."""
-        self._desk.engine.events.flush()
+        self._desk.events.flush()
         found, self.all[:] = list(self.all), []
         return [event for event in found if not kinds or event["kind"] in kinds]
 
@@ -67,7 +67,7 @@ def test_a_start_and_a_stop_say_who_and_what_became_of_each_server() -> None:
             assert event["by"]["uid"] == os.getuid()
             assert event["by"]["user"]
             assert event["by"]["command"] == OURS
-            assert event["bind"] == desk.engine.entries["a"].config.key
+            assert event["bind"] == desk.core.entries["a"].config.key
 
     run(scenario())
 
@@ -221,8 +221,8 @@ def test_a_decision_of_the_pool_itself_has_its_words_as_cause() -> None:
         told = Told(desk)
         await ask(desk, "start")
         told.take()
-        with ordered("liveness ko"):
-            desk.engine.restart(desk.engine.entries["a"])
+        with caused_by("liveness ko"):
+            desk.core.restart(desk.core.entries["a"])
         await turns()
         assert {(line[1], line[2]) for line in told.lines()} == {
             ("worker ready", "liveness ko"), ("worker ended", "liveness ko"),
@@ -235,9 +235,9 @@ def test_a_supervisor_that_takes_over_has_started_nothing(tmp_path: Path) -> Non
     async def scenario() -> None:
         desk = Desk(web("a"))
         await ask(desk, "start")
-        desk.engine.events.keep_in(Journal(str(tmp_path / "events.jsonl")))
+        desk.events.keep_in(Journal(str(tmp_path / "events.jsonl")))
         told = Told(desk, adopted=1)
-        desk.engine.touch(desk.engine.entries["a"])
+        desk.core.touch(desk.core.entries["a"])
         await turns()
         assert [(event["event"], event["message"]) for event in told.take()] == [
             ("supervisor started", "took over 1 worker")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Phase
 from poolctl.core.state import Entry, Worker
+from poolctl.core.view import Phase
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.supervisor.health.heartbeat import Heartbeat
 from tests.unit.supervisor.desk import Desk, run, turns, web
@@ -42,10 +42,10 @@ class Clinic:
         self.bodies = Bodies()
         self.stuck: list[str] = []
         self.events: list[str] = []
-        engine = self.desk.engine
-        self.heartbeat = Heartbeat(self.bodies, engine, self.ails, lambda: 0.5)
-        engine.listeners.add(self.heartbeat.look)
-        engine.events.subscribe(
+        core = self.desk.core
+        self.heartbeat = Heartbeat(self.bodies, core, self.desk.events, self.ails, lambda: 0.5)
+        core.listeners.add(self.heartbeat.look)
+        self.desk.events.subscribe(
             lambda event: self.events.append(event["event"]) if event["kind"] == "health" else None
         )
 
@@ -102,7 +102,7 @@ def test_one_that_does_not_answer_is_found_and_not_asked_again() -> None:
         await it.pass_by(600)
         assert it.asked() == ["web.1.0"], "nothing piles up"
         assert len(it.stuck) == 1
-        assert it.desk.engine.entries["web"].workers["web.1.0"].stuck
+        assert it.desk.core.entries["web"].workers["web.1.0"].stuck
 
     run(scenario())
 
@@ -110,10 +110,10 @@ def test_one_that_does_not_answer_is_found_and_not_asked_again() -> None:
 def test_a_server_with_a_stuck_worker_is_not_well() -> None:
     async def scenario() -> None:
         it = await begun(slow(workers=2))
-        entry = it.desk.engine.entries["web"]
+        entry = it.desk.core.entries["web"]
         assert (entry.health, entry.ready) == ("ok", True)
         told: list[str] = []
-        it.desk.engine.listeners.add(lambda entry: told.append(entry.health))
+        it.desk.core.listeners.add(lambda entry: told.append(entry.health))
         for worker, health, ready in (("web.1.0", "warn", True), ("web.1.1", "ko", False)):
             it.bodies.dead.add(worker)
             await it.pass_by(30)
@@ -131,9 +131,9 @@ def test_one_that_answers_late_is_well_again() -> None:
         it.bodies.answered["web.1.0"] = int(it.desk.clock.monotonic() * 1e9)
         it.bodies.dead.clear()
         await it.pass_by(6)
-        it.desk.engine.events.flush()
+        it.desk.events.flush()
         assert it.events == ["heartbeat lost", "ko", "heartbeat back", "ok"]
-        assert not it.desk.engine.entries["web"].workers["web.1.0"].stuck
+        assert not it.desk.core.entries["web"].workers["web.1.0"].stuck
 
     run(scenario())
 

@@ -201,7 +201,7 @@ def test_add_starts_the_server_and_remove_says_what_is_gone() -> None:
         answer = await desk.ask("add", server=NEW | {"workers": 2}, base_dir="/srv")
         (item,) = answer["items"]
         assert (answer["exit_code"], item["name"], item["ready"], len(item["pids"])) == (0, "new", True, 2)
-        assert desk.engine.entries["new"].config.cwd == "/srv"
+        assert desk.core.entries["new"].config.cwd == "/srv"
         answer = await desk.ask("remove", "new")
         assert [(item["name"], item["bind"], item["state"]) for item in answer["items"]] == [
             ("new", "127.0.0.1:7070", "stopped")

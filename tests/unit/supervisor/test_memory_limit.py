@@ -23,7 +23,7 @@ class Scales:
         self.weighed: list[list[int]] = []
         self.told: list[str] = []
         self.footprint = MemoryLimit(self.desk.clock, self.ails, self.measure)
-        self.desk.engine.listeners.add(self.footprint.look)
+        self.desk.core.listeners.add(self.footprint.look)
 
     def ails(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         self.told.append(f"{kind}: {seen}")

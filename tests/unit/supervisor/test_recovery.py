@@ -1,4 +1,4 @@
-"""Workers that ail, in an engine without processes: who is taken away, who comes, and what is reported."""
+"""Workers that ail, in an core without processes: who is taken away, who comes, and what is reported."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Ward:
 
     def __init__(self, *servers: ServerConfig, **script: str) -> None:
         self.desk = Desk(*servers, **script)
-        self.engine = self.desk.engine
-        self.recovery = Recovery(self.engine, lambda: 0.0)
+        self.core = self.desk.core
+        self.recovery = Recovery(self.core, self.desk.events, lambda: 0.0)
         self.reports: list[dict[str, Any]] = []
-        self.engine.events.subscribe(
+        self.desk.events.subscribe(
             lambda event: self.reports.append(event) if event["kind"] == "recovery" else None
         )
 
     @property
     def entry(self) -> Entry:
-        return next(iter(self.engine.entries.values()))
+        return next(iter(self.core.entries.values()))
 
     def worker(self, name: str) -> Worker:
         return self.entry.workers[name]
@@ -46,7 +46,7 @@ class Ward:
         await turns(40)
 
     def outcomes(self) -> list[str]:
-        self.engine.events.flush()
+        self.desk.events.flush()
         return [report["outcome"] for report in self.reports]
 
     def placed(self) -> list[str]:

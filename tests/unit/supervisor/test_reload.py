@@ -45,7 +45,7 @@ def test_a_dry_run_says_what_a_reload_would_do_and_does_nothing() -> None:
         assert told(answer) == [("gone", "remove", []), ("a", "update", ["tags"]), ("new", "add", [])]
         await turns()
         assert desk.runner.log == before
-        assert desk.engine.entries["a"].config.tags == ()
+        assert desk.core.entries["a"].config.tags == ()
         assert told(await desk.ask("reload")) == told(answer)
 
     run(scenario())
@@ -77,7 +77,7 @@ def test_what_is_applied_live_starts_no_process() -> None:
         assert told(answer) == [("a", "update", ["tags", "start_timeout", "restart.policy"])]
         assert desk.runner.log == []
         assert answer["items"][0]["tags"] == ["x"]
-        (worker,) = desk.engine.entries["a"].workers.values()
+        (worker,) = desk.core.entries["a"].workers.values()
         assert worker.config.start_timeout == 4
 
     run(scenario())
@@ -93,7 +93,7 @@ def test_a_stopped_server_stays_stopped_and_has_its_new_configuration_next_time(
         assert told(await desk.ask("reload")) == [("a", "restart", ["env.A"])]
         assert (desk.states(), desk.runner.log) == ({"a": "stopped", "b": "running"}, [])
         await desk.ask("start", "a")
-        (worker,) = desk.engine.entries["a"].workers.values()
+        (worker,) = desk.core.entries["a"].workers.values()
         assert worker.config.env == {"A": "1"}
 
     run(scenario())
@@ -271,7 +271,7 @@ def test_two_reloads_at_once_end_with_what_is_written_last() -> None:
 
 
 def placements(desk: Desk) -> list[Placement]:
-    workers = [worker for entry in desk.engine.entries.values() for worker in entry.workers.values()]
+    workers = [worker for entry in desk.core.entries.values() for worker in entry.workers.values()]
     return [worker.placement for worker in workers if worker.placement is not None]
 
 

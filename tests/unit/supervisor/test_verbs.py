@@ -56,7 +56,7 @@ def test_a_start_while_the_server_stops_makes_a_worker_beside_the_leaving_one() 
         await turns()
         assert desk.states() == {"web": "running"}
         assert len(desk.runner.running) == 1
-        assert len(desk.engine.entries["web"].workers) == 1
+        assert len(desk.core.entries["web"].workers) == 1
 
     run(scenario())
 
@@ -243,7 +243,7 @@ def test_warnings_are_told_once() -> None:
     async def scenario() -> None:
         desk = Desk(web())
         await desk.ask("start")
-        desk.engine.entries["web"].warnings.append("of before")
+        desk.core.entries["web"].warnings.append("of before")
         assert (await desk.ask("restart"))["warnings"] == []
 
     run(scenario())

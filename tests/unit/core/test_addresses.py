@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Phase
 from poolctl.core.state import Worker
+from poolctl.core.view import Phase
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -14,13 +14,13 @@ A, B, C = "127.0.0.1:8001", "127.0.0.1:8002", "127.0.0.1:8003"
 def moved(desk: Desk, *configs: ServerConfig) -> None:
     """As a reload would have it: all at once."""
     for config in configs:
-        desk.engine.change(desk.engine.entries[config.name], config, live=False)
+        desk.core.change(desk.core.entries[config.name], config, live=False)
 
 
 def listening(desk: Desk) -> dict[str, str]:
     """By address, whose workers there are."""
     found = {}
-    for entry in desk.engine.entries.values():
+    for entry in desk.core.entries.values():
         for worker in entry.workers.values():
             found[worker.config.key] = entry.name
     return found
@@ -49,7 +49,7 @@ def test_a_new_address_that_cannot_be_served_leaves_everything_as_it_was() -> No
         await desk.ask("start")
         moved(desk, web(bind=B))
         await turns(40)
-        entry = desk.engine.entries["web"]
+        entry = desk.core.entries["web"]
         assert (entry.config.key, entry.state, desk.runner.opened) == (A, "running", {A})
         assert set(desk.runner.running) == {"web.1.0"}
         await desk.ask("stop")
@@ -139,8 +139,8 @@ def test_a_server_that_is_renamed_answers_under_its_new_name_before_the_old_one_
         desk = Desk(web("old", bind=A))
         await desk.ask("start")
         desk.runner.log.clear()
-        desk.engine.remove(desk.engine.entries["old"])
-        desk.engine.start(desk.engine.add(web("new", bind=A)))
+        desk.core.remove(desk.core.entries["old"])
+        desk.core.start(desk.core.add(web("new", bind=A)))
         await turns(60)
         assert desk.runner.log == ["place new.1.0", "drain old.1.0", "stop old.1.0 10"]
         assert (desk.states(), desk.runner.opened) == ({"new": "running"}, {A})
@@ -154,8 +154,8 @@ def test_a_renamed_server_that_fails_keeps_nobody_from_leaving() -> None:
     async def scenario() -> None:
         desk = Desk(web("old", bind=A), new=FAILS)
         await desk.ask("start")
-        desk.engine.remove(desk.engine.entries["old"])
-        desk.engine.start(desk.engine.add(web("new", bind=A)))
+        desk.core.remove(desk.core.entries["old"])
+        desk.core.start(desk.core.add(web("new", bind=A)))
         await turns(60)
         assert (desk.states(), desk.runner.opened) == ({"new": "failed"}, set())
 
@@ -196,11 +196,11 @@ def test_a_new_server_waits_for_an_address_whoever_is_looked_at_first() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", bind=A), web("b", bind=B))
         await desk.ask("start")
-        desk.engine.start(desk.engine.add(web("new", bind="0.0.0.0:8001")))
+        desk.core.start(desk.core.add(web("new", bind="0.0.0.0:8001")))
         moved(desk, web("b", bind="0.0.0.0:8003"), web("a", bind="0.0.0.0:8002"))
         await turns(120)
         assert desk.states() == {"a": "running", "b": "running", "new": "running"}
-        assert [entry.failures for entry in desk.engine.entries.values()] == [0, 0, 0]
+        assert [entry.failures for entry in desk.core.entries.values()] == [0, 0, 0]
 
     run(scenario())
 
@@ -211,15 +211,13 @@ def test_a_move_goes_on_under_another_supervisor() -> None:
         for address in (B, "0.0.0.0:8001"):
             before, after = web(bind=A), web(bind=address)
             desks.append(desk := Desk(after))
-            entry = desk.engine.entries["web"]
+            entry = desk.core.entries["web"]
             entry.wanted, entry.generation, entry.newest = True, 2, 2
             await desk.runner.open(before)
             placement = await desk.runner.place(before, 1, 0)
-            desk.engine.inheritance.adopt(
-                entry, Worker(placement.id, 1, 0, before, Phase.READY, placement, 1.0)
-            )
-            desk.engine.inheritance.adopt_listener(entry, before)
-            desk.engine.inheritance.resume(entry)
+            desk.core.adopt_worker(entry, Worker(placement.id, 1, 0, before, Phase.READY, placement, 1.0))
+            desk.core.adopt_listener(entry, before)
+            desk.core.resume(entry)
             await turns(80)
             assert set(desk.runner.running) == {"web.2.0"}
             assert (desk.states(), desk.runner.opened) == ({"web": "running"}, {address})

@@ -29,7 +29,7 @@ def test_the_limit_is_of_a_window_and_the_reason_is_told() -> None:
         for _ in range(2):
             await die(desk)
             assert desk.states() == {"web": "running"}
-        assert len(desk.engine.entries["web"].restart_times) == 2, "what is older is forgotten"
+        assert len(desk.core.entries["web"].restart_times) == 2, "what is older is forgotten"
         await die(desk)
         assert desk.states() == {"web": "failed"}
         answer = await desk.ask("status")
@@ -50,7 +50,7 @@ def test_a_start_counts_anew() -> None:
         for _ in range(2):
             await die(desk)
             assert desk.states() == {"web": "running"}
-        assert desk.engine.entries["web"].restarts == 4
+        assert desk.core.entries["web"].restarts == 4
 
     run(scenario())
 
@@ -63,7 +63,7 @@ def test_connections_wait_while_the_worker_is_replaced_and_in_a_short_pause() ->
         await die(desk)
         assert (desk.states(), desk.runner.opened) == (
             {"web": "running"},
-            {desk.engine.entries["web"].config.key},
+            {desk.core.entries["web"].config.key},
         )
         await die(desk)
         assert desk.states() == {"web": "backoff"}
@@ -93,7 +93,7 @@ def test_a_listener_that_cannot_be_opened_is_tried_again_after_a_pause_and_not_a
         desk.runner.unopenable.add("web")
         assert (await desk.ask("start"))["exit_code"] == 1
         await turns()
-        entry = desk.engine.entries["web"]
+        entry = desk.core.entries["web"]
         assert (entry.state, entry.failures) == ("backoff", 1)
         desk.runner.unopenable.clear()
         assert (await desk.ask("start"))["exit_code"] == 0

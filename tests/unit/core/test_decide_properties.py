@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from poolctl.core.decide import (
-    LEAVING,
     Action,
     Arm,
     Attend,
@@ -21,21 +20,15 @@ from poolctl.core.decide import (
     Close,
     Disarm,
     Drain,
-    Listener,
     Open,
-    Phase,
     Release,
     Rotate,
     Sleep,
     Spawn,
     Stop,
-    View,
-    WorkerView,
-    asleep,
     decide,
-    is_ready,
-    state_of,
 )
+from poolctl.core.view import LEAVING, Listener, Phase, View, WorkerView
 from poolctl.states import State
 
 MOST_WORKERS = 3
@@ -177,21 +170,21 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
 
 def check_words(view: View) -> None:
     """What is said of a server must be true of its workers."""
-    state = state_of(view)
+    state = view.state
     if state is State.RUNNING or (state is State.DRAINING and serving(view)):
         assert (state is State.DRAINING) == view.out
     if state is State.DRAINING and not serving(view):
-        assert asleep(view), "it falls asleep"
+        assert view.asleep, "it falls asleep"
     else:
         assert (state in (State.RUNNING, State.DRAINING)) == (bool(serving(view)) and not view.resting)
     if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
         assert not view.workers
     if state is State.SLEEPING:
-        assert (view.listener, view.armed, is_ready(view)) == (Listener.OPEN, True, False)
+        assert (view.listener, view.armed, view.ready) == (Listener.OPEN, True, False)
     if state is State.STOPPING:
         assert view.resting
         assert view.workers
-    if is_ready(view):
+    if view.ready:
         assert state is State.RUNNING or (view.job and view.done)
 
 
@@ -414,10 +407,10 @@ class World(RuleBasedStateMachine):
         assert decide(view) == []
         if view.resting:
             assert (view.workers, view.listener) == ((), Listener.CLOSED)
-            assert state_of(view) in (State.STOPPED, State.FAILED)
+            assert view.state in (State.STOPPED, State.FAILED)
             assert not view.armed
-        elif asleep(view):
-            assert (view.workers, state_of(view)) == ((), State.SLEEPING)
+        elif view.asleep:
+            assert (view.workers, view.state) == ((), State.SLEEPING)
         else:
             assert not all(worker.idle for worker in view.workers) or not view.sleepy
             assert not view.armed
@@ -428,7 +421,7 @@ class World(RuleBasedStateMachine):
             assert accepting == well or (accepting and not well), "who is well accepts, or else somebody"
             found = sorted((worker.generation, worker.index) for worker in view.workers)
             assert found == [(view.generation, index) for index in range(view.count)]
-            assert is_ready(view) is (bool(well) and not view.out)
+            assert view.ready is (bool(well) and not view.out)
             assert {worker.out for worker in view.workers} == {view.out}
 
     def everything_goes_well(self) -> None:

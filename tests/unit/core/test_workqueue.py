@@ -1,10 +1,10 @@
-"""The order in which the engine decides on servers."""
+"""The order in which the core decides on servers."""
 
 from __future__ import annotations
 
 from poolctl.config import ServerConfig
 from poolctl.core.state import Entry
-from poolctl.core.workqueue import AT_ONCE, Agenda
+from poolctl.core.workqueue import BATCH, Workqueue
 
 
 def entries(count: int) -> list[Entry]:
@@ -18,42 +18,42 @@ def names(turn: list[Entry]) -> list[str]:
     return [entry.name for entry in turn]
 
 
-def test_a_turn_takes_some_in_the_order_of_their_change_each_once() -> None:
-    agenda = Agenda()
-    agenda.update(many := entries(AT_ONCE + 2))
-    agenda.add(many[0])
-    assert names(list(agenda.turn())) == names(many[:AT_ONCE])
-    assert names(list(agenda.turn())) == names(many[AT_ONCE:])
-    assert not agenda
+def test_a_batch_takes_some_in_the_order_of_their_change_each_once() -> None:
+    queue = Workqueue()
+    queue.update(many := entries(BATCH + 2))
+    queue.add(many[0])
+    assert names(list(queue.batch())) == names(many[:BATCH])
+    assert names(list(queue.batch())) == names(many[BATCH:])
+    assert not queue
 
 
 def test_what_has_come_to_something_goes_before_what_has_not_begun() -> None:
-    agenda = Agenda()
-    agenda.update(many := entries(4))
-    agenda.add(many[3], moved=True)
-    assert names(list(agenda.turn())) == ["s0", "s3", "s1", "s2"]
+    queue = Workqueue()
+    queue.update(many := entries(4))
+    queue.add(many[3], progressed=True)
+    assert names(list(queue.batch())) == ["s0", "s3", "s1", "s2"]
 
 
 def test_none_is_passed_over_for_ever() -> None:
-    agenda = Agenda()
-    *restless, patient = entries(AT_ONCE + 3)
-    agenda.update(restless)
-    agenda.add(patient)
+    queue = Workqueue()
+    *restless, patient = entries(BATCH + 3)
+    queue.update(restless)
+    queue.add(patient)
     turns = []
     while patient not in [entry for turn in turns for entry in turn] and len(turns) < 100:
-        turns.append(list(agenda.turn()))
+        turns.append(list(queue.batch()))
         for entry in restless:
-            agenda.add(entry, moved=True)
+            queue.add(entry, progressed=True)
     assert len(turns) <= len(restless) + 1
 
 
 def test_what_is_added_during_a_turn_may_be_part_of_it() -> None:
-    agenda = Agenda()
+    queue = Workqueue()
     first, second = entries(2)
-    agenda.add(first)
+    queue.add(first)
     seen = []
-    for entry in agenda.turn():
+    for entry in queue.batch():
         seen.append(entry)
         if entry is first:
-            agenda.add(second)
+            queue.add(second)
     assert seen == [first, second]

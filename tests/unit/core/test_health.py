@@ -1,4 +1,4 @@
-"""What the answers of workers change, in an engine without processes."""
+"""What the answers of workers change, in an core without processes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Ward:
         self.answered: dict[str, int] = {}
         self.events: list[dict[str, Any]] = []
         self.ails: list[str] = []
-        self.desk.engine.events.subscribe(self._recorded)
-        self.desk.engine.ailments.add(self._ailed)
+        self.desk.events.subscribe(self._recorded)
+        self.desk.core.health.unhealthy.add(self._ailed)
         self._serving: set[asyncio.Task[None]] = set()
 
     @property
     def entry(self) -> Entry:
-        return next(iter(self.desk.engine.entries.values()))
+        return next(iter(self.desk.core.entries.values()))
 
     def _recorded(self, event: dict[str, Any]) -> None:
         if event["kind"] == "health":
@@ -61,7 +61,7 @@ class Ward:
                 await asyncio.sleep(0.005)
 
     def recorded(self) -> list[str]:
-        self.desk.engine.events.flush()
+        self.desk.events.flush()
         return [f"{event['before']} {event['after']}: {event['message']}" for event in self.events]
 
 
@@ -149,9 +149,9 @@ def test_a_changed_probe_asks_another_thing_of_the_same_worker() -> None:
             await it.desk.ask("start")
             assert it.entry.health == "ok"
             it.statuses["web.1.0"] = 500
-            it.desk.engine.change(it.entry, web(health={"readiness": {"http": "/", **QUICK}}), live=True)
+            it.desk.core.change(it.entry, web(health={"readiness": {"http": "/", **QUICK}}), live=True)
             await it.until(lambda: it.entry.health == "ko")
-            it.desk.engine.change(it.entry, web(), live=True)
+            it.desk.core.change(it.entry, web(), live=True)
             await it.until(lambda: it.entry.health == "ok")
             assert it.entry.ready
             assert set(it.desk.runner.running) == {"web.1.0"}

@@ -1,4 +1,4 @@
-"""Servers that sleep under the engine: who wakes whom, in which order, and what becomes of those who wait in vain."""
+"""Servers that sleep under the core: who wakes whom, in which order, and what becomes of those who wait in vain."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def sleepy(name: str = "web", **keys: Any) -> Any:
 
 def quiet(desk: Desk, name: str, *, idle: bool = True) -> None:
     """All workers of the server say that they have had no traffic, or that they have some again."""
-    entry = desk.engine.entries[name]
+    entry = desk.core.entries[name]
     for worker in list(entry.workers.values()):
-        desk.engine.idle(entry, worker.id, idle)
+        desk.core.idle(entry, worker.id, idle)
 
 
 async def woken(desk: Desk, name: str) -> None:
@@ -57,10 +57,10 @@ def test_a_request_while_it_drains_makes_another_worker_beside_the_leaving_one()
         assert desk.states() == {"web": "draining"}
         assert (await desk.ask("status"))["exit_code"] == 0
         await woken(desk, "web")
-        assert len(desk.engine.entries["web"].workers) == 2
+        assert len(desk.core.entries["web"].workers) == 2
         desk.runner.may_drain.set()
         await turns()
-        assert list(desk.engine.entries["web"].workers) == ["web.2.0"]
+        assert list(desk.core.entries["web"].workers) == ["web.2.0"]
 
     run(scenario())
 
@@ -167,7 +167,7 @@ def test_one_that_dies_awake_is_started_again() -> None:
         await woken(desk, "web")
         desk.runner.end("web.1.0", Exit.from_signal(9))
         await turns()
-        assert (desk.states(), desk.engine.entries["web"].restarts) == ({"web": "running"}, 1)
+        assert (desk.states(), desk.core.entries["web"].restarts) == ({"web": "running"}, 1)
 
     run(scenario())
 
@@ -192,7 +192,7 @@ def test_nobody_waits_for_a_wake_longer_than_a_start_may_take(script: str) -> No
         desk = Desk(sleepy(start_timeout=0.02, restart=policy), web=script)
         await desk.ask("start")
         desk.runner.ring("web")
-        dismissed = f"dismiss {desk.engine.entries['web'].config.key}"
+        dismissed = f"dismiss {desk.core.entries['web'].config.key}"
         while dismissed not in desk.runner.log:
             await asyncio.sleep(0.001)
         assert desk.states()["web"] != "sleeping"
@@ -206,12 +206,12 @@ def test_another_idle_time_is_told_to_those_who_run() -> None:
         await desk.ask("start")
         await woken(desk, "web")
         quiet(desk, "web")
-        entry = desk.engine.entries["web"]
-        desk.engine.change(entry, web(scale={"min": 0, "idle": 7}), live=True)
+        entry = desk.core.entries["web"]
+        desk.core.change(entry, web(scale={"min": 0, "idle": 7}), live=True)
         await turns()
         assert desk.runner.log[-1] == "idle after 7 web.1.0"
         assert desk.states() == {"web": "running"}
-        desk.engine.change(entry, web(), live=True)
+        desk.core.change(entry, web(), live=True)
         assert desk.runner.log[-1] == "idle after 0 web.1.0"
 
     run(scenario())
@@ -221,12 +221,12 @@ def test_another_configuration_is_watched_as_it_is() -> None:
     async def scenario() -> None:
         desk = Desk(sleepy())
         await desk.ask("start")
-        entry = desk.engine.entries["web"]
-        desk.engine.change(entry, sleepy(bind="127.0.0.1:9999"), live=False)
+        entry = desk.core.entries["web"]
+        desk.core.change(entry, sleepy(bind="127.0.0.1:9999"), live=False)
         await turns()
         assert desk.states() == {"web": "sleeping"}
         assert desk.runner.opened == {"127.0.0.1:9999"}
-        desk.engine.change(entry, web(bind="127.0.0.1:9999"), live=False)
+        desk.core.change(entry, web(bind="127.0.0.1:9999"), live=False)
         await turns()
         assert desk.states() == {"web": "running"}
 

@@ -1,4 +1,4 @@
-"""What is done next for one server, by example; the histories are in test_reconcile_properties."""
+"""What is done next for one server, by example; the histories are in test_decide_properties."""
 
 from __future__ import annotations
 
@@ -6,21 +6,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.core.decide import (
-    Check,
-    Close,
-    Drain,
-    Listener,
-    Open,
-    Phase,
-    Spawn,
-    Stop,
-    View,
-    WorkerView,
-    decide,
-    is_ready,
-    state_of,
-)
+from poolctl.core.decide import Check, Close, Drain, Open, Spawn, Stop, decide
+from poolctl.core.view import Listener, Phase, View, WorkerView
 from poolctl.states import State
 
 
@@ -108,11 +95,11 @@ STATES = [
 
 @pytest.mark.parametrize(("facts", "state"), STATES)
 def test_the_state_in_a_word(facts: View, state: State) -> None:
-    assert state_of(facts) is state
+    assert facts.state is state
 
 
 def test_ready_is_what_has_answered_and_a_job_that_is_done() -> None:
-    assert is_ready(view(worker()))
-    assert not is_ready(view(worker(phase=Phase.STARTING)))
-    assert is_ready(view(job=True, done=True))
-    assert not is_ready(view(done=True))
+    assert view(worker()).ready
+    assert not view(worker(phase=Phase.STARTING)).ready
+    assert view(job=True, done=True).ready
+    assert not view(done=True).ready

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from poolctl.core.decide import Phase
 from poolctl.core.state import Worker
+from poolctl.core.view import Phase
 from tests.unit.pool.scripted_runner import FAILS
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -12,11 +12,11 @@ def test_a_worker_keeps_the_configuration_that_it_was_placed_with_until_it_is_ch
     async def scenario() -> None:
         desk = Desk(web(stop_timeout=1))
         await desk.ask("start")
-        entry = desk.engine.entries["web"]
-        desk.engine.change(entry, web(stop_timeout=2), live=False)
+        entry = desk.core.entries["web"]
+        desk.core.change(entry, web(stop_timeout=2), live=False)
         await turns()
         assert "stop web.1.0 1" in desk.runner.log
-        desk.engine.change(entry, web(stop_timeout=3), live=True)
+        desk.core.change(entry, web(stop_timeout=3), live=True)
         await desk.ask("stop")
         assert "stop web.2.0 3" in desk.runner.log
 
@@ -28,12 +28,12 @@ def test_a_changed_server_whose_replacement_fails_goes_back_to_the_configuration
         before, after = web(), web(tags=["new"])
         desk = Desk(before, **{"web.2.0": FAILS})
         await desk.ask("start")
-        entry = desk.engine.entries["web"]
-        desk.engine.change(entry, after, live=False)
+        entry = desk.core.entries["web"]
+        desk.core.change(entry, after, live=False)
         await turns()
         assert entry.config is before
         assert desk.states() == {"web": "running"}
-        desk.engine.change(entry, after, live=False)
+        desk.core.change(entry, after, live=False)
         await turns()
         assert entry.config is after
         assert set(desk.runner.running) == {"web.3.0"}
@@ -44,7 +44,7 @@ def test_a_changed_server_whose_replacement_fails_goes_back_to_the_configuration
 def test_a_change_of_a_server_that_does_not_run_starts_nothing() -> None:
     async def scenario() -> None:
         desk = Desk(web())
-        desk.engine.change(desk.engine.entries["web"], web(tags=["new"]), live=False)
+        desk.core.change(desk.core.entries["web"], web(tags=["new"]), live=False)
         await turns()
         assert desk.runner.log == []
 
@@ -55,14 +55,14 @@ def test_a_removed_server_finishes_what_it_has_and_is_forgotten_with_its_edges()
     async def scenario() -> None:
         desk = Desk(web("db"), web("api", depends_on=["db"]), web("other"))
         await desk.ask("start")
-        desk.engine.remove(desk.engine.entries["api"])
+        desk.core.remove(desk.core.entries["api"])
         await turns()
         assert [line for line in desk.runner.log if "api" in line][-2:] == [
             "drain api.1.0",
             "stop api.1.0 10",
         ]
         assert desk.states() == {"db": "running", "other": "running"}
-        assert desk.engine.graph.dependents(desk.engine.entries["db"]) == []
+        assert desk.core.graph.dependents(desk.core.entries["db"]) == []
 
     run(scenario())
 
@@ -70,8 +70,8 @@ def test_a_removed_server_finishes_what_it_has_and_is_forgotten_with_its_edges()
 def test_an_added_server_waits_for_what_it_depends_on_and_is_waited_for() -> None:
     async def scenario() -> None:
         desk = Desk(web("api", depends_on=["db"]))
-        desk.engine.start(desk.engine.add(web("late", depends_on=["api"])))
-        desk.engine.start(desk.engine.add(web("db")))
+        desk.core.start(desk.core.add(web("late", depends_on=["api"])))
+        desk.core.start(desk.core.add(web("db")))
         await desk.ask("start")
         placed = [line for line in desk.runner.log if line.startswith("place")]
         assert placed == ["place db.1.0", "place api.1.0", "place late.1.0"]
@@ -84,15 +84,15 @@ def test_a_server_that_comes_back_while_it_leaves_is_there_again_beside_what_lea
         desk = Desk(web())
         await desk.ask("start")
         desk.runner.may_end.clear()
-        desk.engine.remove(desk.engine.entries["web"])
+        desk.core.remove(desk.core.entries["web"])
         await turns()
-        desk.engine.start(desk.engine.add(web(tags=["again"])))
+        desk.core.start(desk.core.add(web(tags=["again"])))
         await turns()
         assert desk.states() == {"web": "running"}
         desk.runner.may_end.set()
         await turns()
         assert set(desk.runner.running) == {"web.2.0"}
-        assert desk.engine.entries["web"].config.tags == ("again",)
+        assert desk.core.entries["web"].config.tags == ("again",)
 
     run(scenario())
 
@@ -100,7 +100,7 @@ def test_a_server_that_comes_back_while_it_leaves_is_there_again_beside_what_lea
 def test_the_order_of_the_servers_is_the_one_that_is_asked_for() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), web("b"), web("c"))
-        desk.engine.roster.arrange(["c", "a", "unknown"])
+        desk.core.registry.arrange(["c", "a", "unknown"])
         assert list(desk.states()) == ["c", "a", "b"]
 
     run(scenario())
@@ -110,9 +110,9 @@ def test_a_server_out_of_rotation_answers_is_not_ready_and_keeps_nobody_waiting(
     async def scenario() -> None:
         desk = Desk(web("db", workers=2), web("api", depends_on=["db"]))
         await desk.ask("start", "db")
-        entry = desk.engine.entries["db"]
+        entry = desk.core.entries["db"]
         entry.out = True
-        desk.engine.touch(entry)
+        desk.core.touch(entry)
         await turns()
         assert desk.runner.log[-2:] == ["out db.1.0", "out db.1.1"]
         assert (entry.state, entry.ready) == ("draining", False)
@@ -122,7 +122,7 @@ def test_a_server_out_of_rotation_answers_is_not_ready_and_keeps_nobody_waiting(
         await turns()
         assert {"out db.2.0", "out db.2.1"} <= set(desk.runner.log)
         entry.out = False
-        desk.engine.touch(entry)
+        desk.core.touch(entry)
         await turns()
         assert desk.runner.log[-2:] == ["in db.2.0", "in db.2.1"]
         assert desk.states()["db"] == "running"
@@ -134,8 +134,8 @@ def test_servers_are_started_in_the_order_of_the_file_right_after_a_boot_that_fo
     async def scenario() -> None:
         names = [f"s{number}" for number in range(20)]
         desk = Desk(*(web(name, bind=f"127.0.0.1:{8100 + place}") for place, name in enumerate(names)))
-        for entry in desk.engine.entries.values():
-            desk.engine.inheritance.resume(entry)
+        for entry in desk.core.entries.values():
+            desk.core.resume(entry)
         await turns(1)
         await desk.ask("start")
         assert [line for line in desk.runner.log if line.startswith("place")] == [
@@ -151,16 +151,16 @@ def test_what_was_taken_over_goes_on_with_the_generation_that_serves() -> None:
         for leaving, staying, expected in ((1, 2, 2), (1, None, 3), (None, 1, 2)):
             desk = Desk(web())
             desks.append(desk)
-            entry = desk.engine.entries["web"]
+            entry = desk.core.entries["web"]
             entry.wanted, entry.generation, entry.newest = True, 2 if leaving is None else 1, 2
             await desk.runner.open(entry.config)
             for generation, phase in ((leaving, Phase.DRAINING), (staying, Phase.READY)):
                 if generation is not None:
                     placement = await desk.runner.place(entry.config, generation, 0)
                     worker = Worker(placement.id, generation, 0, entry.config, phase, placement, 1.0)
-                    desk.engine.inheritance.adopt(entry, worker)
-            desk.engine.inheritance.adopt_listener(entry, entry.config)
-            desk.engine.inheritance.resume(entry)
+                    desk.core.adopt_worker(entry, worker)
+            desk.core.adopt_listener(entry, entry.config)
+            desk.core.resume(entry)
             await turns(40)
             assert set(desk.runner.running) == {f"web.{expected}.0"}
             assert desk.states() == {"web": "running"}

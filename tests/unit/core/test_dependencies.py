@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Phase
+from poolctl.core.view import Phase
 from poolctl.runners.protocol import Exit
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
@@ -74,7 +74,7 @@ def test_a_job_that_ends_badly_in_other_hands_keeps_nobody_waiting() -> None:
         starting = desk.begin("start")
         await turns()
         # It was taken over as one that runs: there is no failure to become ready.
-        worker = desk.engine.entries["migrate"].workers["migrate.1.0"]
+        worker = desk.core.entries["migrate"].workers["migrate.1.0"]
         worker.phase, worker.ready_at = Phase.READY, 0.0
         desk.runner.end("migrate.1.0", Exit(message="ended"))
         answer = await starting

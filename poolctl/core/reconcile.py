@@ -1,0 +1,91 @@
+"""The loop: a change puts an entry into the queue; each is decided on in its turn, and the actions are performed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .addresses import Addresses, abandoned
+from .decide import Action, Arm, decide
+from .perform import Executor
+from .registry import Registry
+from .state import Entry
+from .view import Listener, View
+from .workqueue import Workqueue
+
+
+class Reconciler:
+    """Decides and has performed. `listeners` get each entry that was decided on."""
+
+    def __init__(
+        self,
+        queue: Workqueue,
+        registry: Registry,
+        addresses: Addresses,
+        executor: Executor,
+        *,
+        calm: bool,
+    ) -> None:
+        self.listeners: set[Callable[[Entry], None]] = set()
+        self._calm = calm
+        self._queue = queue
+        self._registry = registry
+        self._graph = registry.graph
+        self._addresses = addresses
+        self._executor = executor
+        self._summaries: dict[str, tuple[object, ...]] = {}
+        queue.feed(self._settle)
+
+    def _settle(self) -> None:
+        touched: dict[str, Entry] = {}
+        for entry in self._queue.batch():
+            name = entry.name
+            touched[name] = entry
+            self._addresses.review(entry)
+            self._review_sleep(entry)
+            for action in self._actions(entry):
+                self._executor.perform(entry, action)
+            self._wake_neighbours(entry)
+            for held in self._addresses.tidy(entry):
+                self._executor.close(held)
+            if entry.removed and entry.at_rest and self._registry.entries.get(name) is entry:
+                self._registry.forget(entry)
+                self._summaries.pop(name, None)
+            elif not entry.removed:
+                # What leaves may wait for the last worker that needed it.
+                self._queue.update(self._registry.removed.values())
+        if self._queue:
+            self._queue.schedule()
+        for entry in touched.values():
+            for listener in list(self.listeners):
+                listener(entry)
+
+    def _actions(self, entry: Entry) -> list[Action]:
+        actions = decide(self._view(entry))
+        if self._calm and entry.name not in self._queue.commanded:
+            # To watch for a request starts nothing, and the request that comes is an order.
+            return [action for action in actions if isinstance(action, Arm)]
+        return actions
+
+    def _review_sleep(self, entry: Entry) -> None:
+        entry.needed = any(dependent.up for dependent in self._graph.dependents(entry))
+        if entry.armed is not None and (
+            entry.armed is not entry.config or entry.listener is not Listener.OPEN
+        ):
+            # What is watched is no longer how the server is to be, or where.
+            self._executor.disarm(entry)
+
+    def _view(self, entry: Entry) -> View:
+        return entry.view(
+            may_start=self._graph.may_start(entry),
+            may_stop=self._graph.may_stop(entry) and self._addresses.may_close(entry),
+            may_open=self._addresses.may_open(entry),
+            abandoned=tuple(held.key for held in abandoned(entry)),
+        )
+
+    def _wake_neighbours(self, entry: Entry) -> None:
+        summary = entry.summary()
+        if self._summaries.get(entry.name) != summary:
+            self._summaries[entry.name] = summary
+            neighbours = (*self._graph.dependents(entry), *self._graph.dependencies(entry))
+            for neighbour in (*neighbours, *self._addresses.neighbours(entry)):
+                self._queue.add(neighbour)

@@ -1,0 +1,132 @@
+"""The facts about one server on which its next actions depend, and what they say of it. No clock, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from poolctl.states import State
+
+
+class Phase(StrEnum):
+    """What a worker is doing."""
+
+    PLACING = "placing"  # asked for, no process yet
+    STARTING = "starting"  # a process that has not answered
+    READY = "ready"
+    DRAINING = "draining"  # accepts nothing more, finishes what it has
+    STOPPING = "stopping"  # told to end
+
+
+LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
+
+
+class Listener(StrEnum):
+    """What the server's listening sockets are doing."""
+
+    CLOSED = "closed"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+
+
+# These two never change; frozen, they would take three times as long to make, and each event makes several.
+
+
+@dataclass(slots=True)
+class WorkerView:
+    """One worker as the decision sees it."""
+
+    id: str
+    generation: int
+    index: int
+    phase: Phase
+    out: bool = False  # told to be out of rotation
+    idle: bool = False  # ready, and without traffic for as long as its server wants it to be before it sleeps
+    stuck: bool = False  # its event loop does not answer
+    resting: bool = False  # ready, and it leaves the accepting to others
+    ko: bool = False  # its probes fail, or it is stuck
+
+
+@dataclass(slots=True)
+class View:
+    """Everything that the decision about one server depends on."""
+
+    wanted: bool  # should run: not disabled, not deliberately stopped
+    generation: int  # the generation that should serve
+    count: int = 1  # how many workers
+    overlap: bool = True  # may two generations run at once
+    feasible: bool = True  # workers of the generation that should serve can be placed, as far as is known
+    checking: bool = False  # that is being found out
+    may_start: bool = True  # its dependencies are as far as they have to be
+    may_stop: bool = True  # nothing that depends on it still runs and has to go first
+    may_open: bool = True  # no other server has its address
+    vacates: bool = False  # its listener has to be opened again, and its workers have to go before
+    abandoned: tuple[str, ...] = ()  # addresses that it had, and from which no worker accepts any more
+    held: bool = False  # in backoff
+    refusing: bool = False  # in backoff for so long that its listener is closed
+    failed: bool = False  # given up until it is started again
+    done: bool = False  # ended by itself with 0, and is not to be restarted
+    job: bool = False  # runs to its end once
+    disabled: bool = False
+    out: bool = False  # out of rotation: it answers, and is to get no more traffic
+    removed: bool = False  # leaves the pool: what it has under way may be finished first
+    sleepy: bool = False  # may be without a worker while there are no requests for it
+    called: bool = False  # a request has come since it slept
+    needed: bool = False  # something that depends on it is up
+    armed: bool = False  # its listener is watched for the first request
+    listener: Listener = Listener.CLOSED
+    workers: tuple[WorkerView, ...] = ()
+
+    @property
+    def resting(self) -> bool:
+        """Nothing of it should run now."""
+        return not self.wanted or self.failed or self.done
+
+    @property
+    def staying(self) -> list[WorkerView]:
+        """The workers that have not been told to leave."""
+        return [worker for worker in self.workers if worker.phase not in LEAVING]
+
+    # A server that may sleep is, asleep, its listener and what watches it. It is woken by a request (`called`), or by
+    # what depends on it and is up (`needed`).
+
+    @property
+    def asleep(self) -> bool:
+        """No worker is to be there: none is asked for, and none stays."""
+        return self.sleepy and not self.called and not self.needed and not self.staying
+
+    @property
+    def falls_asleep(self) -> bool:
+        """It is complete, and every worker has been without traffic for its `scale.idle`."""
+        return (
+            self.sleepy
+            and not self.needed
+            and not self.out
+            and {worker.index for worker in self.staying}.issuperset(range(self.count))
+            and all(worker.idle and worker.generation == self.generation for worker in self.staying)
+        )
+
+    @property
+    def state(self) -> State:
+        """The server's state in one word (see the documentation of states)."""
+        if self.resting:
+            if self.workers:
+                return State.STOPPING
+            if self.failed:
+                return State.FAILED
+            return State.DISABLED if self.disabled else State.STOPPED
+        if any(worker.phase is Phase.READY for worker in self.staying):
+            return State.DRAINING if self.out else State.RUNNING
+        if self.held:
+            return State.BACKOFF
+        if self.armed and self.asleep:
+            return State.DRAINING if self.workers else State.SLEEPING
+        return State.STARTING
+
+    @property
+    def ready(self) -> bool:
+        """It has answered, serves, and is not ko; a job is ready when it has ended with 0."""
+        if self.state is not State.RUNNING:
+            return self.job and self.done
+        return any(worker.phase is Phase.READY and not worker.ko for worker in self.staying)
