@@ -11,6 +11,10 @@ import gc
 import os
 import sys
 
+# What an interpreter needs to run workers.
+OLDEST_PYTHON = (3, 11)
+OLDEST_UVICORN = (0, 41)
+
 
 def main() -> None:
     """Import `poolctl.PART.__main__` and call its `main()`."""
@@ -37,6 +41,23 @@ def command(interpreter: str, part: str, *arguments: str, isolated: bool = False
 def as_user(uid: int, gid: int, argv: list[str]) -> list[str]:
     """The argument vector that runs another one with the rights of that user: its interpreter starts with them."""
     return command(sys.executable, "worker", "as", str(uid), str(gid), *argv, isolated=True)
+
+
+def uvicorn_problem(python: str, version: str | None) -> tuple[str, str] | None:
+    """What is wrong with an interpreter that has this uvicorn, and the fix; None if it is new enough."""
+    if version is None:
+        return "has no uvicorn", f"install it there: {python} -m pip install uvicorn"
+    try:
+        old = tuple(map(int, version.split(".")[:2])) < OLDEST_UVICORN
+    except ValueError:
+        return None
+    if not old:
+        return None
+    needed = ".".join(map(str, OLDEST_UVICORN))
+    return (
+        f"has uvicorn {version}, and workers need {needed} or newer",
+        f"upgrade it there: {python} -m pip install --upgrade uvicorn",
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import sys
 
+from ..bootstrap import uvicorn_problem
+
 REQUESTS_FD = 3
 
 
@@ -19,6 +21,7 @@ def main() -> None:
     role = sys.argv.pop(1)
     if role == "zygote":
         try:
+            _require_uvicorn()
             from .zygote import serve_requests
         except ImportError as error:
             sys.exit(_say_why(error))
@@ -35,6 +38,7 @@ def main() -> None:
         os.execv(argv[0], argv)
     elif role == "debug":
         try:
+            _require_uvicorn()
             from .debug import run
         except ImportError as error:
             sys.exit(_why(error)[0])
@@ -44,6 +48,17 @@ def main() -> None:
         from .life import live
 
         resume(live)
+
+
+class _TooOld(ImportError):
+    """The interpreter's uvicorn lacks what workers need."""
+
+
+def _require_uvicorn() -> None:
+    import uvicorn
+
+    if (found := uvicorn_problem(sys.executable, uvicorn.__version__)) is not None:
+        raise _TooOld(*found)
 
 
 def _say_why(error: ImportError) -> str:
@@ -56,9 +71,11 @@ def _say_why(error: ImportError) -> str:
 
 
 def _why(error: ImportError) -> tuple[str, str, str]:
-    """What is wrong with this interpreter: for a log, and apart from each other what it is and its mend."""
+    """Why this interpreter runs no workers: for a log, and apart from each other the reason and its fix."""
     reason, hint = str(error), "see helpers.log beside the control socket"
-    if error.name is not None and error.name.partition(".")[0] == "uvicorn":
+    if isinstance(error, _TooOld):
+        reason, hint = error.args
+    elif error.name is not None and error.name.partition(".")[0] == "uvicorn":
         reason = (
             "has no uvicorn" if error.name == "uvicorn" else f"has another uvicorn than is needed ({error})"
         )

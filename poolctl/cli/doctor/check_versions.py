@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from poolctl import __version__
+from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config import ServerConfig, interpreter, start_options
 
 from .context import Case, Finding, ok, problem, warning
 
-_OLDEST = (3, 11)
 _ASK_SECONDS = 20.0
 _ASK = """
 import json, sys
@@ -64,12 +64,11 @@ def _judged(python: str, servers: list[ServerConfig]) -> Finding:
             "interpreter", f"{python} ({whose}): {found}", "mend python of the servers, or $VIRTUAL_ENV"
         )
     version = ".".join(map(str, found["python"]))
-    if tuple(found["python"][:2]) < _OLDEST:
+    if tuple(found["python"][:2]) < OLDEST_PYTHON:
         mend = "use one from 3.11 up"
         return problem("interpreter", f"{python} ({whose}) is Python {version}", mend)
-    if found["uvicorn"] is None:
-        mend = f"{python} -m pip install uvicorn"
-        return problem("interpreter", f"{python} ({whose}) has no uvicorn", mend)
+    if (unfit := uvicorn_problem(python, found["uvicorn"])) is not None:
+        return problem("interpreter", f"{python} ({whose}) {unfit[0]}", unfit[1])
     slow = [name for name in ("uvloop", "httptools") if found[name] is None]
     said = f"{python}: Python {version}, uvicorn {found['uvicorn']}"
     if slow:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config.checks.interpreter_owner import start_options
 from poolctl.config.model.problems import Finding
 
@@ -16,8 +17,9 @@ DRIVER = os.path.join(os.path.dirname(__file__), "import_driver.py")
 PROBE_SECONDS = 10.0
 # Says what the interpreter is without running anything of it: no site customisation matters to the answer.
 PROBE = (
-    "import sys, importlib.util as u; sys.path[:1] = [];"
-    "print('poolctl', sys.version_info[0], sys.version_info[1], u.find_spec('uvicorn') is not None)"
+    "import sys, importlib.util as u, importlib.metadata as m; sys.path[:1] = [];"
+    "v = u.find_spec('uvicorn') and ([d.version for d in m.distributions(name='uvicorn')] or ['unknown'])[0];"
+    "print('poolctl', sys.version_info[0], sys.version_info[1], v)"
 )
 # Likewise, of the parser zttp, and of uvicorn's protocol classes for it.
 ZTTP_PROBE = (
@@ -25,7 +27,6 @@ ZTTP_PROBE = (
     "d = s.submodule_search_locations[0] if s else ''; z = u.find_spec('zttp') is not None;"
     "print('poolctl', z, os.path.exists(os.path.join(d, 'protocols', 'http', 'zttp_h2_impl.py')))"
 )
-OLDEST = (3, 11)
 LONGEST_MESSAGE = 300
 
 
@@ -84,11 +85,10 @@ def _probe(python: str, user: str | None) -> Finding | None:
         return bad(f"cannot be run: {error.strerror}", "name an interpreter or a virtual environment")
     if len(words) != 4 or words[0] != "poolctl":
         return bad("is no Python interpreter", "name an interpreter or a virtual environment")
-    if (int(words[1]), int(words[2])) < OLDEST:
+    if (int(words[1]), int(words[2])) < OLDEST_PYTHON:
         return bad(f"is Python {words[1]}.{words[2]}", "servers need Python 3.11 or newer")
-    if words[3] != "True":
-        return bad("has no uvicorn", f"install it there: {python} -m pip install uvicorn")
-    return None
+    found = uvicorn_problem(python, None if words[3] == "None" else words[3])
+    return None if found is None else bad(*found)
 
 
 def check_zttp(pythons: Mapping[str, str | None]) -> list[tuple[str, Finding]]:

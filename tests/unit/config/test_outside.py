@@ -14,6 +14,7 @@ from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
 from poolctl.config.checks.import_check import check_interpreters, check_zttp
 from tests.config_files import SERVER, load_text
+from tests.environments import with_old_uvicorn
 
 APPS = {
     "good": "async def app(scope, receive, send): pass\ndef make(): return app\nvalue = 3\n"
@@ -130,6 +131,13 @@ def test_an_interpreter_without_uvicorn_names_the_mend(tmp_path: Path) -> None:
     python = tmp_path / "bare" / "bin" / "python"
     assert f"{python} has no uvicorn; install it there: {python} -m pip install uvicorn" in text
     assert "server[0].python" in text
+
+
+def test_an_interpreter_with_an_old_uvicorn_names_the_oldest_that_works(tmp_path: Path) -> None:
+    python = with_old_uvicorn(tmp_path / "old")
+    (text,) = outside(tmp_path, 'app = "good:app"\npython = "old"')
+    assert f"{python} has uvicorn 0.34.0, and workers need 0.41 or newer" in text
+    assert f"upgrade it there: {python} -m pip install --upgrade uvicorn" in text
 
 
 @pytest.mark.parametrize(
