@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from .head import FIELD_LINE, TEXT, TOKEN, BadMessage, Head
 from .reader import MAX_HEAD_BYTES, MessageReader
@@ -16,6 +17,7 @@ _FIELD_LINES = re.compile(rb"(?:(?:" + TOKEN + rb":|[\t ])" + TEXT + rb"\r\n)*+"
 _FOLD = re.compile(rb"[\t ]*+\r\n[\t ]++")
 _BEGINNING = b"HTTP/1."
 _MAX_INTERIM = 20
+_SHARED_HEAD_BYTES = 1024
 _BODILESS = (204, 304)  # RFC 9112 §6.3
 
 
@@ -31,6 +33,12 @@ class ResponseHead(Head):
             raise reason(raw)
         self.status = int(found[2])
         super().__init__(raw, http_1_1=found[1] == b"1")
+
+
+@lru_cache(maxsize=128)
+def _parsed(raw: bytes) -> ResponseHead:
+    """The head, parsed once for all workers that send the same one: those of one application do, for a second."""
+    return ResponseHead(raw)
 
 
 class ResponseReader(MessageReader):
@@ -75,7 +83,7 @@ class ResponseReader(MessageReader):
         return self.complete
 
     def _read_head(self, raw: bytes) -> None:
-        head = ResponseHead(raw)
+        head = _parsed(raw) if len(raw) <= _SHARED_HEAD_BYTES else ResponseHead(raw)
         if head.status == 101:
             raise BadMessage("switches protocols without being asked")
         if head.status < 200:
