@@ -31,13 +31,13 @@ def ready_line(outcome: Outcome, *, waited: bool) -> str:
 
 def hand_over_to_systemd(place: Place, *, ready: bool) -> None:
     """As a service's main process, report the keeper as the new one: systemd can stop it. Else do nothing."""
-    from poolctl.control import systemd
+    from poolctl.control import sd_notify
     from poolctl.control.client import Client
     from poolctl.errors import ControlError
 
-    if os.environ.get("NOTIFY_SOCKET") and systemd.is_main(os.environ):
+    if os.environ.get("NOTIFY_SOCKET") and sd_notify.is_main(os.environ):
         try:
             keeper = Client(place.socket).ping().get("keeper_pid")
         except ControlError:
             return  # it has ended already, and so does the service
-        systemd.tell(os.environ, f"MAINPID={keeper}", *([systemd.READY] if ready else []))
+        sd_notify.tell(os.environ, f"MAINPID={keeper}", *([sd_notify.READY] if ready else []))

@@ -8,7 +8,7 @@ from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import Place, others_named_alike
 from poolctl.cli.progress import Progress
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
-from poolctl.control.ending import await_end
+from poolctl.control.pool_exit import await_end
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
 

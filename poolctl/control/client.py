@@ -128,7 +128,7 @@ class Client:
             pass  # a timeout is one too
         finally:
             connection.close()
-        from poolctl.control.silence import silent
+        from poolctl.control.unresponsive import silent
 
         raise silent(self.socket_path, limit)
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from poolctl.control.ending import await_end
 from poolctl.control.failing import error_of
 from poolctl.control.looking import Looking, Result, Timeout
+from poolctl.control.pool_exit import await_end
 from poolctl.control.server_table import table_of
 from poolctl.errors import (
     PoolMonitorError,

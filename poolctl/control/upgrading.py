@@ -7,7 +7,7 @@ from typing import Any
 
 from poolctl import __version__, bootstrap
 from poolctl.control.client import Client
-from poolctl.control.ending import await_end
+from poolctl.control.pool_exit import await_end
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 

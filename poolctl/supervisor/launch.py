@@ -13,7 +13,7 @@ import sys
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, default_interpreter, variables_named_in
 from poolctl.control import directory
-from poolctl.control.ending import forget_status
+from poolctl.control.pool_exit import forget_status
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
 from poolctl.keeper import store_keys, wire

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from poolctl.clock import SystemClock
 from poolctl.config import longest_stop_seconds
-from poolctl.control.ending import Left, leave_status
 from poolctl.control.messages import Document, result
+from poolctl.control.pool_exit import Left, leave_status
 from poolctl.control.reserve import DescriptorReserve
 from poolctl.control.server import ControlServer, Handler, Progress, Request
 from poolctl.core.core import Core

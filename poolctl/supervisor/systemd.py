@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 
-from poolctl.control import systemd
+from poolctl.control import sd_notify
 from poolctl.control.messages import Document
 from poolctl.control.server import Handler, Progress, Request
 from poolctl.core.core import Core
@@ -32,7 +32,7 @@ class Service:
         self._reloads = 0
         self._said = ""
         self._timer: asyncio.TimerHandle | None = None
-        self._period_seconds = systemd.watchdog_seconds(env) / _PINGS_PER_PERIOD
+        self._period_seconds = sd_notify.watchdog_seconds(env) / _PINGS_PER_PERIOD
         core.listeners.add(lambda entry: self._soon())
         if self._period_seconds:
             self._live()
@@ -59,20 +59,20 @@ class Service:
         """The pool ends."""
         if not self._stopping:
             self._stopping = True
-            systemd.tell(self._env, systemd.STOPPING, systemd.status("stopping"))
+            sd_notify.tell(self._env, sd_notify.STOPPING, sd_notify.status("stopping"))
 
     @asynccontextmanager
     async def _reloading(self) -> AsyncIterator[None]:
         # Before it counts the service as started, systemd would take the end of a reload for that.
         if self._ready and not self._reloads:
-            systemd.tell(self._env, *systemd.reloading())
+            sd_notify.tell(self._env, *sd_notify.reloading())
         self._reloads += 1
         try:
             yield
         finally:
             self._reloads -= 1
             if self._ready and not self._reloads and not self._stopping:
-                systemd.tell(self._env, systemd.READY)
+                sd_notify.tell(self._env, sd_notify.READY)
             self._soon()
 
     def _tell(self) -> None:
@@ -83,16 +83,16 @@ class Service:
         wanted, missing = _count(self._core.entries.values())
         if not missing and not self._ready and wanted is not None:
             self._ready = True
-            lines.append(systemd.READY)
-        line = systemd.status(_sentence(wanted or 0, missing))
+            lines.append(sd_notify.READY)
+        line = sd_notify.status(_sentence(wanted or 0, missing))
         if line != self._said:
             self._said = line
             lines.append(line)
         if lines:
-            systemd.tell(self._env, *lines)
+            sd_notify.tell(self._env, *lines)
 
     def _live(self) -> None:
-        systemd.tell(self._env, systemd.WATCHDOG)
+        sd_notify.tell(self._env, sd_notify.WATCHDOG)
         asyncio.get_running_loop().call_later(self._period_seconds, self._live)
 
 

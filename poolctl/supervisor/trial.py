@@ -24,8 +24,8 @@ import poolctl
 from poolctl.config import ServerConfig, interpreter, load
 from poolctl.control import directory
 from poolctl.control.client import Client
-from poolctl.control.ending import await_end
 from poolctl.control.messages import TRIED
+from poolctl.control.pool_exit import await_end
 from poolctl.control.upgrading import options_of_this_version
 from poolctl.errors import ControlError, PoolError
 from poolctl.keeper.shutdown import children, kill_children

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from poolctl.clock import Clock
-from poolctl.control.asking import answers, ask
+from poolctl.control.aio_client import answers, ask
 from poolctl.errors import ControlError
 from poolctl.exit_codes import USAGE
 from poolctl.logs.line import stamp

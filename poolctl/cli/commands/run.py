@@ -25,9 +25,9 @@ from poolctl.cli.run.background_stream import BackgroundStream
 from poolctl.cli.run.log_printer import LogPrinter
 from poolctl.cli.run.stop_signals import StopSignals, Terminated, deferred_signals
 from poolctl.cli.run.user_command import Foreground, program
-from poolctl.control import systemd
+from poolctl.control import sd_notify
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.ending import await_end, left_status
+from poolctl.control.pool_exit import await_end, left_status
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.logs.line import Line, stamp
@@ -194,13 +194,13 @@ class RunSession:
         start_unsignalled(threading.Thread(target=self._reload, name="reload", daemon=True))
 
     def _reload(self) -> None:
-        systemd.tell(os.environ, *systemd.reloading())
+        sd_notify.tell(os.environ, *sd_notify.reloading())
         try:
             outcome = Outcome.from_result(self.client.call("reload", {}))
         except ControlError as error:
             outcome = Outcome.failed(error.exit_code, error.message, error.hint)
         self._changed("reload", outcome)
-        systemd.tell(os.environ, systemd.READY)
+        sd_notify.tell(os.environ, sd_notify.READY)
 
     def _watch(self, watcher: Watcher) -> None:
         try:
@@ -225,7 +225,7 @@ class RunSession:
         self._say(f"{line}, Ctrl-C stops")
         self.tell()  # what has failed is said now, while the others serve
         if not self.outcome.exit_code:
-            systemd.tell(os.environ, systemd.READY, systemd.status(line))
+            sd_notify.tell(os.environ, sd_notify.READY, sd_notify.status(line))
         poll = select.poll()
         poll.register(lifeline, 0)  # the other end is the keeper's: an error here is its end
         poll.poll()
@@ -262,7 +262,7 @@ class RunSession:
     def stop(self) -> None:
         """Stop everything; a signal meanwhile kills what is left at once, and so does the end of the time."""
         self._ending.set()
-        systemd.tell(os.environ, systemd.STOPPING)
+        sd_notify.tell(os.environ, sd_notify.STOPPING)
         try:
             if self._limit_seconds is not None:
                 patience = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from poolctl.control import systemd
+from poolctl.control import sd_notify
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 # Sent to ourselves: a signal is all that ends whatever the main thread waits for.
@@ -41,7 +41,7 @@ class StopSignals:
             if self._before[number] is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._asked)
         signal.signal(_OUTPUT_LOST, self._output_lost)
-        if systemd.listens(os.environ):
+        if sd_notify.listens(os.environ):
             signal.signal(signal.SIGHUP, lambda number, frame: self._reload())
         return self
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolctl.http.client import NoResponse, exchange
+from poolctl.http.exchange import NoResponse, exchange
 from poolctl.http.head import BadMessage
-from poolctl.http.request import RequestReader
+from poolctl.http.http_server import HttpServer
+from poolctl.http.request_reader import RequestReader
 from poolctl.http.responder import Received, Responder, ServerLimits
-from poolctl.http.response import ResponseReader
-from poolctl.http.server import HttpServer
+from poolctl.http.response_reader import ResponseReader
 from tests.http_corpus import REQUESTS, RESPONSES, RequestCase, ResponseCase
 
 MAX_BODY_BYTES = 64 * 1024

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.http.request import RequestReader
+from poolctl.http.request_reader import RequestReader
 from poolctl.http.serialize import chunk, request_head, response_head
 
 

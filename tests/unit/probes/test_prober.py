@@ -14,8 +14,8 @@ from poolctl import ServerConfig
 from poolctl.config import Probe
 from poolctl.probes.multiplexer import Multiplexer
 from poolctl.probes.probe import WorkerProbe
+from poolctl.probes.probe_request import HttpProbeRequest, statuses
 from poolctl.probes.prober import Prober, make_prober
-from poolctl.probes.request import HttpProbeRequest, statuses
 from poolctl.probes.schedule import Schedule
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"

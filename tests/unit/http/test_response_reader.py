@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.http.reader import MAX_CHUNKS
-from poolctl.http.response import ResponseReader
+from poolctl.http.message_reader import MAX_CHUNKS
+from poolctl.http.response_reader import ResponseReader
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"

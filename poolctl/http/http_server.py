@@ -13,7 +13,7 @@ import socket
 from typing import Protocol
 
 from .head import BadMessage
-from .request import RequestHead, RequestReader
+from .request_reader import RequestHead, RequestReader
 from .responder import ClientGone, Received, Responder, ServerLimits
 from .serialize import CONTINUE
 

@@ -7,12 +7,12 @@ from urllib.parse import quote, urlsplit
 
 from poolctl.config import Probe, ServerConfig
 from poolctl.expressions import is_plain
-from poolctl.http.response import ResponseReader
+from poolctl.http.response_reader import ResponseReader
 from poolctl.http.serialize import request_head
 from poolctl.matching.matcher import TOO_SLOW, matcher
 from poolctl.matching.matcher import Answer as Matched
 
-from .connection import OnResult, ProbeReply
+from .probe_connection import OnResult, ProbeReply
 
 MAX_BODY_BYTES = 1024 * 1024  # more of it is not looked at, and ends the connection
 # An expression that took too long is not tried again before this time: it is the application that sends the body.

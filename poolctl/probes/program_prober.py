@@ -14,7 +14,7 @@ from poolctl.platform import bounded_file
 from poolctl.runners import withheld
 from poolctl.runners.spec import environment, user_ids
 
-from .connection import OnResult
+from .probe_connection import OnResult
 
 _MAX_MESSAGE_BYTES = 4096
 # The output stays in memory until the program ends.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .head import FIELD_LINE, TOKEN, BadMessage, Head
-from .reader import MessageReader
+from .message_reader import MessageReader
 
 # Visible ASCII without the fragment, which is no part of a target (RFC 9112 §3.2). One empty line may stand before it,
 # left behind by a client that ended its last body with one (RFC 9112 §2.2).

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 from .head import FIELD_LINE, TEXT, TOKEN, BadMessage, Head
-from .reader import MAX_HEAD_BYTES, MessageReader
+from .message_reader import MAX_HEAD_BYTES, MessageReader
 
 # The space after the status is left out by many when there is no reason phrase (RFC 9112 §4).
 _LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?+\r\n"

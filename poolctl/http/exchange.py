@@ -7,7 +7,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
-from .response import ResponseHead, ResponseReader
+from .response_reader import ResponseHead, ResponseReader
 from .serialize import request_head
 
 _READ_BYTES = 256 * 1024
