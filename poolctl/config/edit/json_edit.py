@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from poolctl.config.edit.parts import Change, added_in, in_layout_of, lines_of, pairs_of, removed_in
-from poolctl.config.files.document import Document, Path
+from poolctl.config.files.document import Document
+from poolctl.config.model.problems import Path
 
 _indent = re.compile(r"[ \t]*")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from poolctl.config.files.document import Path
+from poolctl.config.model.problems import Path
 
 _line = re.compile(r"[^\n]*\n|[^\n]+\Z")
 

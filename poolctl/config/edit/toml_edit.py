@@ -20,7 +20,8 @@ from poolctl.config.edit.parts import (
     removed_in,
 )
 from poolctl.config.edit.toml_text import key_text, table_text, value_text
-from poolctl.config.files.document import Document, Path
+from poolctl.config.files.document import Document
+from poolctl.config.model.problems import Path
 
 
 def edited_in_parts(document: Document, text: str, servers: Path, changes: Sequence[Change]) -> str | None:

@@ -24,9 +24,10 @@ from poolctl.config.edit.parts import (
     part_of,
     removed_in,
 )
-from poolctl.config.files.document import Document, Path
+from poolctl.config.files.document import Document
 from poolctl.config.files.parse_error import ParseError
 from poolctl.config.files.yaml_file import parse_yaml, plain
+from poolctl.config.model.problems import Path
 
 # Indentation of tables and lists, and of the dash within a list's.
 LAYOUTS = ((2, 2, 0), (2, 4, 2), (4, 4, 2), (4, 2, 0))

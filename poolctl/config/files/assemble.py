@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from poolctl.config.files.document import Document, Path
+from poolctl.config.files.document import Document
 from poolctl.config.files.server_table import Entry, merged
 from poolctl.config.model.explain import nearest
 from poolctl.config.model.interpolate import interpolate
 from poolctl.config.model.normalise import normalise, refuse_internal
 from poolctl.config.model.not_implemented import FILE_TABLES, lacking
-from poolctl.config.model.problems import Finding, Problem, shown
+from poolctl.config.model.problems import Finding, Path, Problem, shown
 from poolctl.config.model.tables import TABLE_NAMES
 
 KNOWN = ("pool", "defaults", "server", *TABLE_NAMES)

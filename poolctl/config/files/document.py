@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from poolctl.config.files.find import PYPROJECT
-from poolctl.config.files.parse import parse
+from poolctl.config.files.parse import parse, positions
 from poolctl.config.files.parse_error import ParseError
 from poolctl.config.files.source import kind_of, read_text
-from poolctl.config.model.problems import Place, Problem, dotted
+from poolctl.config.model.problems import Path, Place, Problem, dotted
 from poolctl.config.model.secrets import masked_quotes
 
-Path = tuple[str | int, ...]
 SECTION = ("tool", "poolctl")
 
 # Keys that stand in the file under another name, by the name that they have after normalising.
@@ -50,13 +49,7 @@ class Document:
     def positions(self) -> dict[Path, tuple[int, int]]:
         """Line and column of every key; the second pass over the text, made once and only when asked."""
         if self._positions is None:
-            if self.kind == "toml":
-                from poolctl.config.files.toml_positions import positions
-            elif self.kind == "json":
-                from poolctl.config.files.json_positions import positions
-            else:
-                from poolctl.config.files.yaml_positions import positions
-            self._positions = positions(self.text)
+            self._positions = positions(self.text, self.kind)
         return self._positions
 
     def exact(self, path: Path) -> Path | None:

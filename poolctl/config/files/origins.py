@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from poolctl.config.files.document import Document, Path
+from poolctl.config.files.document import Document
 from poolctl.config.files.server_table import Entry
-from poolctl.config.model.problems import Place
+from poolctl.config.model.problems import Path, Place
 
 
 class Origins:

@@ -1,6 +1,8 @@
-"""Text that is no configuration, and how much of it is looked at."""
+"""A text that cannot be parsed, how much of a text is looked at, and where in it something is."""
 
 from __future__ import annotations
+
+from bisect import bisect_right
 
 # The model is five levels deep.
 DEEPEST = 100
@@ -17,3 +19,19 @@ class ParseError(Exception):
         self.line = line
         self.column = column
         self.hint = hint
+
+
+class Lines:
+    """Finds the line of an offset in a text, in logarithmic time."""
+
+    def __init__(self, text: str) -> None:
+        self._starts = [0]
+        offset = text.find("\n")
+        while offset >= 0:
+            self._starts.append(offset + 1)
+            offset = text.find("\n", offset + 1)
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """Line and column, both from 1."""
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1

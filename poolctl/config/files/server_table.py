@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from poolctl.config.files.document import Document, Path
+from poolctl.config.files.document import Document
+from poolctl.config.model.problems import Path
 
 
 class Entry:

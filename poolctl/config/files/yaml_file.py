@@ -1,4 +1,4 @@
-"""YAML text into plain values.
+"""YAML text into plain values, and where each of its keys and elements is.
 
 The events of libyaml are put together here, not by PyYAML's composer and constructors: those recurse in C as
 deep as the file wants them to, take the last of two equal keys without a word, and read `1:30` as 90.
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from poolctl.config.files.parse_error import DEEPEST, MOST_VALUES, ParseError
+from poolctl.config.model.problems import Path
 
 _BOOLEANS = {
     **dict.fromkeys(("true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"), True),
@@ -48,9 +49,9 @@ def parse_yaml(text: str) -> Any:
     try:
         return _Builder().build(yaml.parse(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
-        from poolctl.config.files.yaml_syntax_hints import yaml_slip
+        from poolctl.config.files.syntax_hints import yaml_error
 
-        raise yaml_slip(text, error) from error
+        raise yaml_error(text, error) from error
     except yaml.YAMLError as error:
         raise ParseError(str(error).partition("\n")[0]) from error
 
@@ -179,3 +180,49 @@ def plain(text: str, event: Any = None) -> Any:
 def _refused(event: Any, message: str, hint: str) -> ParseError:
     mark = event.start_mark
     return ParseError(message, mark.line + 1, mark.column + 1, hint)
+
+
+def positions(text: str) -> dict[Path, tuple[int, int]]:
+    """Line and column of every key and element of a valid text; what an alias repeats is where the alias is."""
+    found: dict[Path, tuple[int, int]] = {}
+    # Open collections: the path to each, a list's next index, and a table's key that waits for its value.
+    stack: list[list[Any]] = []
+    events: Any = yaml.parse(text, Loader=_LOADER)
+    for event in events:
+        if isinstance(event, yaml.CollectionEndEvent):
+            stack.pop()
+            continue
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        path: Path = ()
+        if stack:
+            frame = stack[-1]
+            if frame[1] is None and frame[2] is None:
+                key = _key(event)
+                frame[2] = (key, merges(event))
+                if not merges(event):
+                    found.setdefault((*frame[0], key), _place(event))
+                continue
+            path = _next(frame)
+            if frame[1] is not None:
+                found.setdefault(path, _place(event))
+        if isinstance(event, yaml.CollectionStartEvent):
+            stack.append([path, 0 if isinstance(event, yaml.SequenceStartEvent) else None, None])
+    return found
+
+
+def _place(event: Any) -> tuple[int, int]:
+    return event.start_mark.line + 1, event.start_mark.column + 1
+
+
+def _key(event: Any) -> str:
+    return str(getattr(event, "value", ""))
+
+
+def _next(frame: list[Any]) -> Path:
+    """The path of the value that comes now; of what is merged in, the table itself."""
+    if frame[1] is not None:
+        frame[1] += 1
+        return (*frame[0], frame[1] - 1)
+    (key, merged), frame[2] = frame[2], None
+    return tuple(frame[0]) if merged else (*frame[0], key)

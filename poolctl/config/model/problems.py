@@ -11,6 +11,9 @@ from poolctl.errors import PoolValidateError, ServerError
 
 SHOWN_CHARACTERS = 60
 
+# The keys and indexes that lead to a value.
+Path = tuple[str | int, ...]
+
 _parts = re.compile(r"\.|\[\d+\]\.?")
 
 
@@ -35,7 +38,7 @@ NOWHERE = Place()
 class Finding(NamedTuple):
     """A problem before its place is known; `path` leads from the server's table to the value."""
 
-    path: tuple[str | int, ...]
+    path: Path
     message: str
     hint: str = ""
     found: str = ""
@@ -103,7 +106,7 @@ def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str
     return message, hint, MASK if found else ""
 
 
-def dotted(path: tuple[str | int, ...]) -> str:
+def dotted(path: Path) -> str:
     """`("server", 1, "http", "root_path")` as `server[1].http.root_path`."""
     text = ""
     for part in path:

@@ -12,9 +12,7 @@ import yaml
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from poolctl.config.files import json_positions, toml_positions, yaml_positions
-from poolctl.config.files.parse import parse
-from poolctl.config.files.plain_toml import parse_plain_toml
+from poolctl.config.files.parse import parse, positions
 
 TOML = '''# a comment
 [pool]
@@ -45,7 +43,7 @@ a = 1979-05-27T07:32:00Z
 
 
 def test_toml_positions() -> None:
-    found = toml_positions.positions(TOML)
+    found = positions(TOML, "toml")
     assert found[("pool", "name")] == (3, 1)
     assert found[("defaults", "tls", "cert")] == (5, 1)
     assert found[("server", 0)] == (6, 1)
@@ -62,7 +60,7 @@ def test_toml_positions() -> None:
 
 
 def test_json_positions() -> None:
-    found = json_positions.positions('{"a": [1, {"b": []}, []], "c": {},\n "d\\n": "x]", "e": [[]]}')
+    found = positions('{"a": [1, {"b": []}, []], "c": {},\n "d\\n": "x]", "e": [[]]}', "json")
     assert found == {
         ("a",): (1, 2),
         ("a", 0): (1, 8),
@@ -78,7 +76,7 @@ def test_json_positions() -> None:
 
 def test_yaml_positions() -> None:
     text = "a: &x {b: [1, 2]}\nserver:\n  - name: x\n    <<: *x\n    1: [*x]\n  - 'name': y\n"
-    found = yaml_positions.positions(text)
+    found = positions(text, "yaml")
     assert found[("a", "b", 1)] == (1, 15)
     assert found[("server", 0)] == (3, 5)
     assert found[("server", 0, "name")] == (3, 5)
@@ -120,7 +118,7 @@ def toml(value: Any) -> str:
 def test_every_json_key_has_its_place(tree: dict[str, Any]) -> None:
     for text in (json.dumps(tree), json.dumps(tree, indent=2)):
         assert parse(text, "json") == tree
-        assert json_positions.positions(text).keys() == paths(tree)
+        assert positions(text, "json").keys() == paths(tree)
 
 
 @given(st.dictionaries(st.from_regex(r"[ -~]{1,8}", fullmatch=True), trees, max_size=4))
@@ -130,7 +128,7 @@ def test_every_toml_key_has_its_place(tree: dict[str, Any]) -> None:
         read = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         return  # JSON writes half surrogate pairs, TOML has none.
-    assert toml_positions.positions(text).keys() == paths(read)
+    assert positions(text, "toml").keys() == paths(read)
 
 
 @given(st.dictionaries(keys, trees, max_size=4))
@@ -142,7 +140,7 @@ def test_yaml_reads_as_pyyaml_reads_it(tree: dict[str, Any]) -> None:
         # PyYAML writes U+0085 as a line break, which is read as a space: a key may be there twice then, and is refused.
         assume(len(paths(read)) == len(paths(tree)))
         assert parse(text, "yaml") == read
-        assert yaml_positions.positions(text).keys() == paths(read)
+        assert positions(text, "yaml").keys() == paths(read)
 
 
 @pytest.mark.parametrize(
@@ -175,50 +173,6 @@ def test_yaml_merges_tables() -> None:
     text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc:\n  <<: [*a, *b]\n  x: 3\nd: {<<: *a}\ne: *a\n"
     read = parse(text, "yaml")
     assert read == yaml.safe_load(text)
-
-
-lines = st.lists(
-    st.one_of(
-        st.sampled_from(
-            ["[[server]]", "[[other]]", "[pool]", "[server]", "[a.b]", "", "# x", "  ", "name = 1", "a = -0", "a = 01",
-             "a = 1 # [", "a = 1_0", "a = +1", "a = 'x'", "a = ''", "a = ''''''", 'b = ""', 'b = """x"""', "c = []",
-             'c = ["x", "y",]', 'c = ["x" "y"]', 'c = [,]', "c = [1]", "d = true", "d = True", "e.f = 1", '"q" = 1',
-             "g = 1.5", "h = {}", 'h = { A = "1", b-c=2 ,d = true }', 'h = { A = "1", A = 2 }', 'h = {A="1",}',
-             "h = {a.b = 1}",
-             "h.x = 1", "h.y = 'z'", "h.x.y = 1", "a.x = { p = 1 }", "a.x.p = 2",
-             "server.x = 1", "pool.name = 1", "a . x = 1", "i = 1979-05-27", "[[server]] # c", "[pool] x",
-             "\t j\t=\t'k'\t# \u00e4", "k = 'a\tb'",
-             'l = "a\\tb"', "m = [", "]", "n = 9999999999999999999", "pool = 1", "server = []",
-             "[ pool ]", "[[ server ]]"]
-        ),
-        st.from_regex(r"[a-c] ?= ?(\"[ -~\u00e9]{0,5}\"|'[ -~]{0,5}'|-?[0-9]{1,3}|true)", fullmatch=True),
-        st.from_regex(
-            r"[ab](\.[ab]){0,2} ?= ?(1|\{ ?([ab] = (1|\"[ -~]{0,3}\"|false) ?,? ?){0,2}\}|\[\])", fullmatch=True
-        ),
-        st.text(max_size=10),
-    ),
-    max_size=12,
-)  # fmt: skip
-
-
-@given(lines, st.sampled_from(["\n", "\r\n"]), st.booleans())
-def test_the_plain_parser_says_what_tomllib_says_or_nothing(
-    parts: list[str], newline: str, ended: bool
-) -> None:
-    text = newline.join(parts) + (newline if ended else "")
-    found = parse_plain_toml(text)
-    if found is None:
-        return
-    assert found == tomllib.loads(text)
-    assert json.dumps(found) == json.dumps(tomllib.loads(text)), "in its order, and of its types"
-
-
-def test_the_plain_parser_reads_what_programs_write() -> None:
-    text = '# servers\n[pool]\nname = "x"\n\n[[server]]\nname = "a" # first\n'
-    text += 'tags = ["a", "b"]\nn = -3\ne = { A = "1", b = 2, c = false }\nh.x = 1\nh.y = {}\n[[server]]\nt = true\n'
-    assert parse_plain_toml(text) == tomllib.loads(text)
-    long = text + "".join(f"[[server]]\nname = 's{n}'\n" for n in range(5000))
-    assert parse(long, "toml") == tomllib.loads(long)
 
 
 def test_a_quoted_merge_key_is_a_word_like_any_other() -> None:

@@ -1,12 +1,16 @@
-"""Where each key and element of a TOML text stands."""
+"""TOML text into plain values, and where each of its keys and elements is."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from poolctl.config.files.lines import Lines
+from poolctl.config.files.parse_error import DEEPEST, Lines, ParseError
+from poolctl.config.model.problems import Path
 
-Path = tuple[str | int, ...]
+_many_digits = re.compile(r"[0-9_]{4000,}")
+_place = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_dotted_part = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'|[A-Za-z0-9_-]+|[ \t]+|\.|[^.]")
 
 _blank = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 _space = re.compile(r"[ \t]*")
@@ -15,6 +19,47 @@ _string = re.compile(
 )
 _bare = re.compile(r"[^,\]}\n#]+")
 _key = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|[A-Za-z0-9_-]+')
+
+
+def parse_toml(text: str) -> Any:
+    """What the text says. Raises ParseError."""
+    import tomllib
+
+    _refuse_long_keys(text)
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        message = str(error)
+        digits = _many_digits.search(text) if "integer string conversion" in message else None
+        if digits:
+            raise ParseError("a number of too many digits", *Lines(text).place(digits.start())) from None
+        place = _place.search(message)
+        message = message[: place.start()] if place else message.partition(";")[0]
+        if place and place[1]:
+            line, column = int(place[1]), int(place[2])
+        else:
+            line, column = (text.count("\n") + 1, len(text) - text.rfind("\n")) if place else (0, 0)
+        raise ParseError(message, line, column) from None
+
+
+def _refuse_long_keys(text: str) -> None:
+    """tomllib takes quadratic time and memory for a key of many parts: a.a.a.a.…"""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") < DEEPEST:
+            continue
+        parts, expects_dot = 0, False
+        for match in _dotted_part.finditer(line):
+            token = match[0]
+            if token.isspace():
+                continue
+            if token == "." and expects_dot:
+                parts, expects_dot = parts + 1, False
+            elif token != "." and (len(token) > 1 or token.isalnum() or token in "_-"):
+                parts, expects_dot = (0 if expects_dot else parts), True
+            else:
+                parts, expects_dot = 0, False
+            if parts >= DEEPEST:
+                raise ParseError(f"a key of more than {DEEPEST} parts", number, match.start() + 1)
 
 
 def positions(text: str) -> dict[Path, tuple[int, int]]:

@@ -1,17 +1,51 @@
-"""Where each key and element of a JSON text stands."""
+"""JSON text into plain values, and where each of its keys and elements is."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
-from poolctl.config.files.lines import Lines
-
-Path = tuple[str | int, ...]
+from poolctl.config.files.parse_error import Lines, ParseError
+from poolctl.config.model.problems import Path
 
 _blank = re.compile(r"[ \t\r\n]*")
 _scalar = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s,\]}]+', re.DOTALL)
+_constant_or_string = re.compile(r'"(?:[^"\\]|\\.)*+"?|(NaN|-?Infinity)', re.DOTALL)
+
+
+def parse_json(text: str) -> Any:
+    """What the text says. Raises ParseError."""
+    try:
+        value = json.loads(text, object_pairs_hook=_table, parse_constant=_constant)
+    except json.JSONDecodeError as error:
+        raise ParseError(error.msg, error.lineno, error.colno) from None
+    except _TwiceError:
+        key, line, column = _first_repeated(text)
+        raise ParseError(f"the key {key!r} is there twice", line, column, "keep one of them") from None
+    except ValueError as error:
+        constant = next((found for found in _constant_or_string.finditer(text) if found[1]), None)
+        if constant is None:
+            raise ParseError("a number of too many digits") from None
+        place = Lines(text).place(constant.start(1))
+        raise ParseError(str(error), *place, "write a number, or leave the key out") from None
+    return value
+
+
+class _TwiceError(Exception):
+    pass
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise _TwiceError
+    return table
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def positions(text: str) -> dict[Path, tuple[int, int]]:
@@ -23,7 +57,7 @@ def positions(text: str) -> dict[Path, tuple[int, int]]:
     return found
 
 
-def first_repeated(text: str) -> tuple[str, int, int]:
+def _first_repeated(text: str) -> tuple[str, int, int]:
     """The first key that its table already had, with its line and column."""
     seen: set[Path] = set()
     for path, offset in _walk(text):
