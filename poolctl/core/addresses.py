@@ -103,7 +103,7 @@ class Addresses:
         """Whether no other server is about to serve from the listener of the entry, which leaves the pool."""
         if not entry.removed or entry.bound is None:
             return True
-        return all(heir.ready or heir.failed for heir in self._wanted_by(entry, entry.bound))
+        return all(other.ready or other.failed for other in self._wanted_by(entry, entry.bound))
 
     def neighbours(self, entry: Entry) -> list[Entry]:
         """The others that are to have its address, or wait for one."""
@@ -140,7 +140,7 @@ class Addresses:
         return [
             other
             for other in self._claims.get(held.key, {}).values()
-            if other is not entry and other.wanted and not other.removed and same_listener(other.config, held)
+            if other is not entry and other.wanted and same_listener(other.config, held)
         ]
 
     def _in_the_way(self, entry: Entry, other: Entry) -> bool:

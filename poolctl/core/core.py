@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig
@@ -11,6 +13,7 @@ from poolctl.runners.protocol import Runner
 
 from .addresses import Addresses, same_listener
 from .decide import Stop
+from .desired import IN_BACKOFF, NO_OVERRIDES, Desired, Overrides
 from .events import Recorder
 from .health import HealthChecks
 from .perform import Executor
@@ -62,11 +65,10 @@ class Core:
         """Want the server to run; forget that it had failed or waits to be tried again."""
         if entry.is_disabled or entry.removed:
             return
-        entry.cancel_timers()
-        if entry.failed or entry.done:
+        if entry.failed or entry.completed:
             entry.restart_times.clear()
             entry.called = False
-        if entry.failed or entry.done or not entry.wanted:
+        if entry.rests:
             entry.code_since = self.clock.monotonic()
         if any(
             worker.generation == entry.generation and worker.phase in LEAVING
@@ -74,19 +76,24 @@ class Core:
         ):
             # What leaves keeps its name until it has gone; what comes gets another.
             entry.next_generation()
-        entry.wanted, entry.dismissed, entry.failed, entry.done = True, False, False, False
+        entry.become(Desired.RUN)
         entry.ignore_dependencies = ignore_dependencies
         self.touch(entry)
 
     def stop(self, entry: Entry, *, kill: bool = False) -> None:
         """Want the server not to run; with `kill` its workers are given no time."""
-        entry.cancel_timers()
-        entry.wanted = entry.called = entry.failed = entry.done = entry.out = False
-        entry.dismissed = True
+        self._halt(entry, Desired.STOPPED)
         if kill:
             for worker in entry.workers.values():
                 self._executor.kill(entry, worker)
         self.touch(entry)
+
+    def _halt(self, entry: Entry, desired: Desired) -> None:
+        """Want nothing of it to run; one that is removed stays so."""
+        if not entry.removed:
+            entry.become(desired)
+        entry.called = False
+        entry.overrides = replace(entry.overrides, out=False)
 
     def restart(self, entry: Entry) -> None:
         """Want a new generation of the server; one that does not run is started."""
@@ -111,6 +118,24 @@ class Core:
         self._executor.perform(entry, Stop(worker.id))
         self.touch(entry)
 
+    def begin_recovery(
+        self, entry: Entry, report: dict[str, Any], times: dict[str, list[float]], *, counts: bool
+    ) -> None:
+        """Note the recovery that begins, and when there were any; with `counts` it is a restart."""
+        entry.recovering, entry.recoveries = report, times
+        entry.restarts += counts
+        self.touch(entry)
+
+    def end_recovery(self, entry: Entry) -> None:
+        """Note that the recovery under way is over."""
+        entry.recovering = {}
+        self.touch(entry)
+
+    def mark_stuck(self, entry: Entry, worker: Worker, stuck: bool) -> None:
+        """Note that the worker's event loop has left a heartbeat unanswered, or answers again."""
+        worker.stuck = stuck
+        self.touch(entry)
+
     def idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
         """A worker has been without traffic for long enough to sleep, or is so no longer."""
         worker = entry.workers.get(worker_id)
@@ -120,27 +145,30 @@ class Core:
 
     # Changes of what there is.
 
-    def add(self, config: ServerConfig) -> Entry:
-        """A server that was not there, not started; one that is leaving under the same name comes back as this one."""
+    def add(self, config: ServerConfig, source: tuple[Mapping[str, Any], str] | None = None) -> Entry:
+        """A server that was not there, not started; one that is leaving under the same name comes back as this one.
+
+        `source` is the table and the directory of one that is not of the files.
+        """
         entry = self.registry.add(config)
+        entry.source = source
         self.touch(entry)
         return entry
 
     def remove(self, entry: Entry) -> None:
         """Stop the server, whose workers finish what they have; it is forgotten when nothing of it is left."""
         self.registry.remove(entry)
-        entry.out = False
-        entry.cancel_timers()
-        entry.wanted = entry.called = entry.failed = entry.done = False
+        self._halt(entry, Desired.REMOVED)
         self.touch(entry)
 
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
-        """Give the server another configuration of the same name.
+        """Give the server another configuration of the same name, which is of the files.
 
         With `live` its workers go on under it; without, what runs is replaced by a generation that has it, what has
         failed or waits is tried again, and what was stopped stays so.
         """
         before, was_disabled = entry.config, entry.is_disabled
+        entry.source = None
         self.registry.configure(entry, config)
         if not same_listener(before, config):
             # At once: whoever wants that address may be looked at before this one.
@@ -158,42 +186,74 @@ class Core:
             entry.code_since = self.clock.monotonic()
             # What it depends on now may be new as well.
             entry.ignore_dependencies = False
-            if entry.failed or entry.held or (entry.done and not config.job):
+            if entry.failed or entry.desired in IN_BACKOFF or (entry.completed and not config.job):
                 # It may well be what was wrong with it.
                 self.start(entry)
         self._heed(entry, was_disabled)
         self.touch(entry)
 
-    def override(
-        self, entry: Entry, *, count: int | None = None, disabled: bool | None = None, out: bool = False
-    ) -> None:
+    def override(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
         """Let these live changes win over the configuration, and only these."""
         was_disabled = entry.is_disabled
-        entry.count, entry.disabled, entry.out = count, disabled, out
+        entry.overrides = overrides
         self._heed(entry, was_disabled)
         self.touch(entry)
 
+    def enable(self, entry: Entry) -> None:
+        """Let the server be started, and start it, although it was stopped by a command before it was disabled."""
+        if entry.desired is Desired.STOPPED:
+            entry.become(Desired.IDLE)
+        disabled = False if entry.config.disabled else None
+        self.override(entry, replace(entry.overrides, disabled=disabled, out=False))
+
+    def disable(self, entry: Entry) -> None:
+        """Stop the server, and let nothing start it."""
+        disabled = None if entry.config.disabled else True
+        self.override(entry, replace(entry.overrides, disabled=disabled, out=False))
+
     def _heed(self, entry: Entry, was_disabled: bool) -> None:
-        """Stop what is disabled by now, start what was; one that was deliberately stopped stays so."""
+        """Stop a server that is disabled by now, start one that was; one that a command has stopped stays so."""
+        stopped = entry.desired is Desired.STOPPED
         if entry.is_disabled and not was_disabled:
-            dismissed = entry.dismissed
-            self.stop(entry)
-            entry.dismissed = dismissed
-        elif was_disabled and not entry.is_disabled and not entry.dismissed:
+            self._halt(entry, Desired.STOPPED if stopped else Desired.IDLE)
+        elif was_disabled and not entry.is_disabled and not stopped:
             self.start(entry)
 
     async def renew_tls(self, entry: Entry) -> None:
         """Let the server use its certificates as they are now, in the processes that run. Raises ServerError."""
         await self._executor.renew_tls(entry)
 
+    # What commands and events are told.
+
+    def forget_cause(self, entry: Entry) -> None:
+        """What happens to the server from here on was not ordered."""
+        entry.cause = None
+
+    def warn(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
+        """Have the command under way, or else the next one, report this warning instead of the other one."""
+        if instead_of in entry.warnings:
+            entry.warnings.remove(instead_of)
+        entry.warnings.append(warning)
+
+    def clear_warnings(self, entry: Entry) -> None:
+        """Forget the warnings of earlier commands."""
+        entry.warnings.clear()
+
     # What a supervisor takes over from the one before.
+
+    def expect_running(self, entry: Entry) -> None:
+        """Want a server to run of which something was found running, unless a command has stopped it."""
+        if entry.desired not in (Desired.STOPPED, Desired.REMOVED):
+            entry.become(Desired.RUN)
 
     def adopt_listener(self, entry: Entry, config: ServerConfig) -> None:
         """Take over an open listener that the supervisor before had opened for the entry, under this configuration."""
         self._addresses.adopt(entry, config)
 
-    def adopt_worker(self, entry: Entry, worker: Worker) -> None:
-        """Take over a worker of the supervisor before."""
+    def adopt_worker(self, entry: Entry, worker: Worker, *, recorded: bool = True) -> None:
+        """Take over a worker of the supervisor before; unless that was `recorded`, its generation is to serve."""
+        if not recorded and worker.phase is not Phase.DRAINING:
+            entry.generation = max(entry.generation, worker.generation)
         if entry.removed:
             self.registry.remove(entry)
         entry.workers[worker.id] = worker

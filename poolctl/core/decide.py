@@ -1,6 +1,6 @@
 """What to do next for one server: a pure function from what is wanted and what is there to a list of actions.
 
-No clock, no I/O, no memory: time reaches it as facts (`held`, `refusing`), and the executor reports back what came of
+No clock, no I/O, no memory: time reaches it as facts (a backoff), and the executor reports back what came of
 the actions as new facts. It is called again after every change until it asks for nothing.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from poolctl.probes.rotation import RotationState, rotation_changes
 
+from .desired import IN_BACKOFF, Desired
 from .view import LEAVING, Listener, Phase, View, WorkerView
 
 
@@ -97,11 +98,11 @@ def decide(view: View) -> list[Action]:
 
 
 def _proceed(view: View) -> list[Action]:
-    if view.resting:
+    if view.desired.rests:
         return _rest(view)
-    if view.held:
+    if view.desired in IN_BACKOFF:
         return _hold(view)
-    may_open = view.may_open and (view.may_start or view.sleepy) and not view.refusing
+    may_open = view.may_open and (view.may_start or view.sleepy)
     if view.listener is Listener.CLOSED and may_open:
         return [Open()]
     if view.listener is not Listener.OPEN:
@@ -116,7 +117,7 @@ def _proceed(view: View) -> list[Action]:
 
 
 def _rest(view: View) -> list[Action]:
-    if view.removed:
+    if view.desired is Desired.REMOVED:
         return _leave(view)
     if view.workers:
         staying = [worker for worker in view.workers if worker.phase is not Phase.STOPPING]
@@ -161,7 +162,7 @@ def _attend(view: View) -> list[Action]:
 
 def _hold(view: View) -> list[Action]:
     # A worker that still serves goes on; connections to a server without one wait until it refuses them.
-    return _close(view) if view.refusing and not view.workers else []
+    return _close(view) if view.desired is Desired.REFUSING and not view.workers else []
 
 
 def _serve(view: View) -> list[Action]:

@@ -59,7 +59,7 @@ class DependencyGraph:
 
     def _is_to_run(self, name: str) -> bool:
         entry = self._entries.get(name)
-        return entry is not None and entry.wanted and not (entry.failed or entry.done)
+        return entry is not None and not entry.rests
 
     def _satisfied(self, name: str, condition: str) -> bool:
         entry = self._entries.get(name)
@@ -68,7 +68,7 @@ class DependencyGraph:
         if condition == "started":
             return entry.ready or entry.started
         if condition == "completed":
-            return entry.done
+            return entry.completed
         # One that is out of rotation is not ready to be sent to, and still answers.
         return entry.ready or (entry.out and entry.complete)
 

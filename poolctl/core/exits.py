@@ -18,6 +18,7 @@ from poolctl.errors import PoolError, PoolStartError, PoolStopError, ServerError
 from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 from poolctl.units import format_duration
 
+from .desired import Desired
 from .registry import Registry
 from .state import Entry, Worker
 from .view import LEAVING, Phase
@@ -127,8 +128,10 @@ class Exits:
         """The server ended, or could not start, without an order: it is done, failed, or to be tried again."""
         now = self._clock.monotonic()
         entry.last_exit = exit_
+        if entry.failed:
+            return  # given up because of another worker
         if entry.config.job:
-            entry.done, entry.failed = exit_.ok, not exit_.ok
+            entry.become(Desired.COMPLETED if exit_.ok else Desired.FAILED)
             return
         verdict = judge(
             entry.config.restart,
@@ -138,17 +141,19 @@ class Exits:
             now=now,
             jitter=self._random.uniform(-1, 1),
         )
+        if entry.completed and verdict.next is not Next.FAILED:
+            return
         if verdict.next is Next.DONE and was_ready and entry.sleepy and not entry.needed:
             # It has had enough for now, as programs do that are started by a socket; or the supervisor before had told
             # it to sleep. The next request wakes it.
             entry.called = False
         elif verdict.next is Next.DONE:
-            entry.done = True
+            entry.become(Desired.COMPLETED)
         elif verdict.next is Next.FAILED and entry.recovering and not was_ready and _serves(entry):
             # Those that serve are not taken away because one that was to take an ailing one's place does not start.
             self._hold(entry, entry.config.restart.backoff.max)
         elif verdict.next is Next.FAILED:
-            entry.failed = True
+            entry.become(Desired.FAILED)
             if was_ready or entry.config.restart.policy != "no":
                 self.note(entry, verdict.reason, f"poolctl logs {entry.name}", PoolStartError)
         else:
@@ -161,18 +166,17 @@ class Exits:
         if delay_seconds <= 0:
             return
         loop = asyncio.get_running_loop()
-        entry.cancel_timers()
-        entry.held = True
+        entry.become(Desired.BACKOFF)
         entry.timers.append(loop.call_later(delay_seconds, self._release, entry))
         if delay_seconds > entry.config.start_timeout:
             entry.timers.append(loop.call_later(entry.config.start_timeout, self._refuse, entry))
 
     def _release(self, entry: Entry) -> None:
-        entry.cancel_timers()
+        entry.become(Desired.RUN)
         self._queue.touch(entry, progressed=True)
 
     def _refuse(self, entry: Entry) -> None:
-        entry.refusing = True
+        entry.become(Desired.REFUSING)
         self._queue.touch(entry, progressed=True)
 
     def note(

@@ -8,6 +8,7 @@ from poolctl.config import ServerConfig
 
 from .addresses import Addresses
 from .dependencies import DependencyGraph
+from .desired import Desired
 from .state import Entry
 
 
@@ -27,7 +28,7 @@ class Registry:
         """A server that was not there; one that is leaving under the same name comes back as this one."""
         entry = self.entries.get(config.name)
         if entry is not None:
-            entry.removed = entry.dismissed = False
+            entry.become(Desired.IDLE)
             self.removed.pop(entry.name, None)
             self.configure(entry, config)
             return entry
@@ -39,7 +40,7 @@ class Registry:
 
     def remove(self, entry: Entry) -> None:
         """Let the server leave: it is forgotten when nothing of it is left."""
-        entry.removed = True
+        entry.become(Desired.REMOVED)
         self.removed[entry.name] = entry
         self._addresses.leave(entry)
 

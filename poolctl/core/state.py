@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from poolctl.config import ServerConfig
@@ -12,6 +12,7 @@ from poolctl.errors import ServerError
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.states import Status
 
+from .desired import FOLLOWS, NO_OVERRIDES, Desired, ImpossibleChange, Overrides
 from .events import Cause
 from .view import LEAVING, Listener, Phase, View, WorkerView
 
@@ -51,68 +52,71 @@ class Worker:
         return self.health if self.config.health.probed else Status.OK
 
 
+def persisted(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
+    """A field that the next supervisor must know: it is part of the record (see `record`)."""
+    return field(default=default, default_factory=factory, metadata={"persisted": True})
+
+
+def transient(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
+    """A field that the next supervisor finds out by itself, or does without."""
+    return field(default=default, default_factory=factory, metadata={"persisted": False})
+
+
 @dataclass(slots=True)
 class Entry:
-    """One server. Only the core changes it, on its loop."""
+    """One server. Only the core assigns its attributes, on its loop."""
 
-    config: ServerConfig
-
-    # Live changes, which win over the configuration until a reload returns to it.
-    count: int | None = None  # how many workers
-    disabled: bool | None = None
-    out: bool = False  # out of rotation
-    added: bool = False  # not of the files
-    # Then, the table that it is of, and the directory that its paths are relative to.
-    source: tuple[Mapping[str, Any], str] | None = None
-    removed: bool = False  # forgotten as soon as nothing of it is left
+    config: ServerConfig = transient()  # it is handed on with the configuration of the pool
 
     # What is wanted.
-    wanted: bool = False
-    dismissed: bool = False  # deliberately stopped
-    ignore_dependencies: bool = False
-    cause: Cause | None = None  # the command or decision behind what happens to it
+    desired: Desired = persisted(Desired.IDLE)
+    overrides: Overrides = persisted(NO_OVERRIDES)
+    # Of one that was added live: its table, and the directory that its paths are relative to.
+    source: tuple[Mapping[str, Any], str] | None = persisted(None)
+    ignore_dependencies: bool = persisted(False)
+    cause: Cause | None = transient(None)  # the command or decision behind what happens to it
 
     # Its code and its workers.
-    generation: int = 1  # that should serve
-    newest: int = 1
-    code_since: float = 0.0  # when the last order came that may bring new code, in monotonic seconds
-    preload_problem: str = ""  # why its workers import the application themselves
-    feasible: int = 0  # the generation whose workers can be placed, as was found out last
-    checking: bool = False  # that is being found out
-    files: dict[str, str] = field(default_factory=dict)  # digests of what its newest worker has read
-    certificate_ends: float | None = None  # of the one in use, in seconds since the epoch
-    workers: dict[str, Worker] = field(default_factory=dict)
+    generation: int = persisted(1)  # that should serve
+    newest: int = persisted(1)
+    code_since: float = persisted(
+        0.0
+    )  # when the last order came that may bring new code, in monotonic seconds
+    preload_problem: str = persisted("")  # why its workers import the application themselves
+    feasible: int = transient(0)  # the generation whose workers can be placed, as was found out last
+    checking: bool = transient(False)  # that is being found out
+    files: dict[str, str] = persisted(factory=dict)  # digests of what its newest worker has read
+    certificate_ends: float | None = persisted(None)  # of the one in use, in seconds since the epoch
+    workers: dict[str, Worker] = transient(factory=dict)
 
     # Its listener.
-    listener: Listener = Listener.CLOSED
-    bound: ServerConfig | None = None  # with which the listener was opened
+    listener: Listener = transient(Listener.CLOSED)
+    bound: ServerConfig | None = transient(None)  # with which the listener was opened
     # Open as well, for workers that are to be replaced; and of those, what is being closed.
-    former: list[ServerConfig] = field(default_factory=list)
-    releasing: list[ServerConfig] = field(default_factory=list)
-    vacates: bool = False  # its workers go before its listener can be opened again
+    former: list[ServerConfig] = transient(factory=list)
+    releasing: list[ServerConfig] = transient(factory=list)
+    vacates: bool = transient(False)  # its workers go before its listener can be opened again
 
     # Its sleep.
-    called: bool = False  # a request has come since it slept
-    needed: bool = False  # something that depends on it is up
-    armed: ServerConfig | None = None  # with which its listener is watched for the first request
+    called: bool = persisted(False)  # a request has come since it slept
+    needed: bool = transient(False)  # something that depends on it is up
+    armed: ServerConfig | None = transient(None)  # with which its listener is watched for the first request
 
     # How it ended, and when it is tried again.
-    done: bool = False  # by itself, with 0
-    failed: bool = False  # given up
-    held: bool = False  # in backoff
-    refusing: bool = False  # for so long that its listener is closed
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)  # of the backoff
-    restart_times: list[float] = field(default_factory=list)  # of those that were not ordered, monotonic
-    restarts: int = 0  # ordered or not
-    failures: int = 0  # how many attempts to become ready, or to stop, have failed
-    failure: ServerError | None = None  # the newest of them
-    failed_since: float = 0.0  # when the worker was placed that it is about, in seconds since the epoch
-    last_exit: Exit | None = None  # of the newest worker that ended without having been told to
-    warnings: list[str] = field(default_factory=list)  # for the command under way
+    timers: list[asyncio.TimerHandle] = transient(factory=list)  # of the backoff
+    restart_times: list[float] = persisted(factory=list)  # of those that were not ordered, monotonic
+    restarts: int = persisted(0)  # ordered or not
+    failures: int = transient(0)  # how many attempts to become ready, or to stop, have failed
+    failure: ServerError | None = transient(None)  # the newest of them
+    failed_since: float = transient(
+        0.0
+    )  # when the worker was placed that it is about, in seconds since the epoch
+    last_exit: Exit | None = transient(None)  # of the newest worker that ended without having been told to
+    warnings: list[str] = transient(factory=list)  # for the command under way
 
     # Its recoveries: when there were any, monotonic, by the workers' indexes or all of them; and the one under way.
-    recoveries: dict[str, list[float]] = field(default_factory=dict)
-    recovering: dict[str, Any] = field(default_factory=dict)
+    recoveries: dict[str, list[float]] = persisted(factory=dict)
+    recovering: dict[str, Any] = persisted(factory=dict)
 
     @property
     def name(self) -> str:
@@ -122,19 +126,54 @@ class Entry:
     @property
     def size(self) -> int:
         """How many workers it is to have."""
-        return self.config.workers if self.count is None else self.count
+        return self.config.workers if self.overrides.workers is None else self.overrides.workers
 
     @property
     def is_disabled(self) -> bool:
         """Nothing may start it: so says a live change, or else its configuration."""
-        return self.config.disabled if self.disabled is None else self.disabled
+        return self.config.disabled if self.overrides.disabled is None else self.overrides.disabled
+
+    @property
+    def out(self) -> bool:
+        """It is out of rotation."""
+        return self.overrides.out
+
+    @property
+    def added(self) -> bool:
+        """It is not of the files."""
+        return self.source is not None
+
+    @property
+    def wanted(self) -> bool:
+        """Commands want it to run, whether it does or not."""
+        return self.desired.wanted
+
+    @property
+    def rests(self) -> bool:
+        """Nothing of it should run now."""
+        return self.desired.rests
+
+    @property
+    def completed(self) -> bool:
+        """It ended by itself with 0, and is not to be started again."""
+        return self.desired is Desired.COMPLETED
+
+    @property
+    def failed(self) -> bool:
+        """It was given up."""
+        return self.desired is Desired.FAILED
+
+    @property
+    def removed(self) -> bool:
+        """It leaves the pool."""
+        return self.desired is Desired.REMOVED
 
     def view(
         self, *, may_start: bool, may_stop: bool, may_open: bool = True, abandoned: tuple[str, ...] = ()
     ) -> View:
         """The facts on which the next actions depend."""
         return View(
-            wanted=self.wanted,
+            desired=self.desired,
             generation=self.generation,
             count=self.size,
             overlap=self.config.may_overlap,
@@ -145,14 +184,9 @@ class Entry:
             may_open=may_open,
             vacates=self.vacates,
             abandoned=abandoned,
-            held=self.held,
-            refusing=self.refusing,
-            failed=self.failed,
-            done=self.done,
             job=self.config.job,
             disabled=self.is_disabled,
-            out=self.out,
-            removed=self.removed,
+            out=self.overrides.out,
             sleepy=self.sleepy,
             called=self.called,
             needed=self.needed,
@@ -177,7 +211,7 @@ class Entry:
     @property
     def sleepy(self) -> bool:
         """It may be without a worker while there are no requests for it."""
-        return not self.config.scale.min and self.count is None
+        return not self.config.scale.min and self.overrides.workers is None
 
     @property
     def asleep(self) -> bool:
@@ -192,8 +226,7 @@ class Entry:
     @property
     def up(self) -> bool:
         """It runs, or is to: what it depends on must not sleep."""
-        resting = not self.wanted or self.failed or self.done
-        return bool(self.workers) or not (resting or (self.sleepy and not self.called and not self.needed))
+        return bool(self.workers) or not (self.rests or (self.sleepy and not self.called and not self.needed))
 
     @property
     def state(self) -> str:
@@ -204,7 +237,7 @@ class Entry:
     def ready(self) -> bool:
         """It answers, and is not ko; a job has ended with 0."""
         # Asked of every server, often: the view is for those of which it may be true.
-        may_be = self.done or any(worker.phase is Phase.READY for worker in self.workers.values())
+        may_be = self.completed or any(worker.phase is Phase.READY for worker in self.workers.values())
         return may_be and self.view(may_start=True, may_stop=True).ready
 
     @property
@@ -221,9 +254,8 @@ class Entry:
     @property
     def at_rest(self) -> bool:
         """Nothing of it runs, nothing accepts, and nothing is to."""
-        resting = not self.wanted or self.failed or self.done
         closed = self.listener is Listener.CLOSED and not (self.former or self.releasing)
-        return resting and not self.workers and closed
+        return self.rests and not self.workers and closed
 
     @property
     def complete(self) -> bool:
@@ -233,11 +265,11 @@ class Entry:
             for worker in self.workers.values()
             if worker.generation == self.generation and worker.phase is Phase.READY
         }
-        if self.done:
+        if self.completed:
             return self.ready
         if any(worker.phase is Phase.DRAINING and not worker.left for worker in self.workers.values()):
             return False
-        return self.wanted and not self.failed and current.issuperset(range(self.size))
+        return not self.rests and current.issuperset(range(self.size))
 
     @property
     def pids(self) -> list[int]:
@@ -257,9 +289,7 @@ class Entry:
 
     def summary(self) -> tuple[object, ...]:
         """What its neighbours in the dependency graph look at."""
-        return (
-            self.wanted, self.ready, bool(self.workers), self.started, self.failed, self.done, self.up, self.complete,
-        )  # fmt: skip
+        return self.desired, self.ready, bool(self.workers), self.started, self.up, self.complete
 
     @property
     def started(self) -> bool:
@@ -271,9 +301,12 @@ class Entry:
         self.newest += 1
         self.generation = self.newest
 
-    def cancel_timers(self) -> None:
-        """Forget the backoff."""
-        for timer in self.timers:
-            timer.cancel()
-        self.timers.clear()
-        self.held = self.refusing = False
+    def become(self, desired: Desired) -> None:
+        """Let this be wanted of it, and end a backoff. Raises ImpossibleChange."""
+        if desired not in FOLLOWS[self.desired]:
+            raise ImpossibleChange(f"{self.name}: {self.desired} does not become {desired}")
+        if desired is not Desired.REFUSING:
+            for timer in self.timers:
+                timer.cancel()
+            self.timers.clear()
+        self.desired = desired

@@ -7,6 +7,8 @@ from enum import StrEnum
 
 from poolctl.states import State
 
+from .desired import IN_BACKOFF, Desired
+
 
 class Phase(StrEnum):
     """What a worker is doing."""
@@ -52,7 +54,7 @@ class WorkerView:
 class View:
     """Everything that the decision about one server depends on."""
 
-    wanted: bool  # should run: not disabled, not deliberately stopped
+    desired: Desired
     generation: int  # the generation that should serve
     count: int = 1  # how many workers
     overlap: bool = True  # may two generations run at once
@@ -63,25 +65,15 @@ class View:
     may_open: bool = True  # no other server has its address
     vacates: bool = False  # its listener has to be opened again, and its workers have to go before
     abandoned: tuple[str, ...] = ()  # addresses that it had, and from which no worker accepts any more
-    held: bool = False  # in backoff
-    refusing: bool = False  # in backoff for so long that its listener is closed
-    failed: bool = False  # given up until it is started again
-    done: bool = False  # ended by itself with 0, and is not to be restarted
     job: bool = False  # runs to its end once
     disabled: bool = False
     out: bool = False  # out of rotation: it answers, and is to get no more traffic
-    removed: bool = False  # leaves the pool: what it has under way may be finished first
     sleepy: bool = False  # may be without a worker while there are no requests for it
     called: bool = False  # a request has come since it slept
     needed: bool = False  # something that depends on it is up
     armed: bool = False  # its listener is watched for the first request
     listener: Listener = Listener.CLOSED
     workers: tuple[WorkerView, ...] = ()
-
-    @property
-    def resting(self) -> bool:
-        """Nothing of it should run now."""
-        return not self.wanted or self.failed or self.done
 
     @property
     def staying(self) -> list[WorkerView]:
@@ -110,15 +102,15 @@ class View:
     @property
     def state(self) -> State:
         """The server's state in one word (see the documentation of states)."""
-        if self.resting:
+        if self.desired.rests:
             if self.workers:
                 return State.STOPPING
-            if self.failed:
+            if self.desired is Desired.FAILED:
                 return State.FAILED
             return State.DISABLED if self.disabled else State.STOPPED
         if any(worker.phase is Phase.READY for worker in self.staying):
             return State.DRAINING if self.out else State.RUNNING
-        if self.held:
+        if self.desired in IN_BACKOFF:
             return State.BACKOFF
         if self.armed and self.asleep:
             return State.DRAINING if self.workers else State.SLEEPING
@@ -128,5 +120,5 @@ class View:
     def ready(self) -> bool:
         """It has answered, serves, and is not ko; a job is ready when it has ended with 0."""
         if self.state is not State.RUNNING:
-            return self.job and self.done
+            return self.job and self.desired is Desired.COMPLETED
         return any(worker.phase is Phase.READY and not worker.ko for worker in self.staying)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Collection
 
 from poolctl.control.directory import SOCKET_NAME
+from poolctl.core.desired import Desired
 from poolctl.keeper import desired_state_file, rendezvous
 
 from .launch import listens
@@ -30,7 +31,7 @@ def forget_desired_state(pool_directory: str, names: Collection[str] | None = No
         return
     for name, wanted in left.get("servers", {}).items():
         if name in names:
-            wanted |= {"wanted": False, "dismissed": True}
+            wanted["desired"] = Desired.STOPPED.value
     content = json.dumps(left).encode()
     _unless_it_runs(pool_directory, lambda directory: desired_state_file.write(directory, content))
 

@@ -10,6 +10,7 @@ from poolctl.control import sd_notify
 from poolctl.control.messages import Document
 from poolctl.control.server import Handler, Progress, Request
 from poolctl.core.core import Core
+from poolctl.core.desired import Desired
 from poolctl.core.state import Entry
 
 _SOON_SECONDS = 0.05
@@ -99,7 +100,11 @@ class Service:
 def _count(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
     """How many servers are to run, and those of them that have not answered; None before anybody has said so."""
     known = list(entries)
-    able = [entry for entry in known if not (entry.is_disabled or entry.dismissed or entry.removed)]
+    able = [
+        entry
+        for entry in known
+        if not (entry.is_disabled or entry.desired in (Desired.STOPPED, Desired.REMOVED))
+    ]
     wanted = [entry for entry in able if entry.wanted]
     if not wanted and (able or not known):
         return None, []

@@ -133,7 +133,8 @@ class Heartbeat:
         if not there or not policy.heartbeat or placement is None:
             if self._pulses.get(worker.id) is pulse:
                 del self._pulses[worker.id]
-            worker.stuck = worker.stuck and there and bool(policy.heartbeat)
+            if worker.stuck and not (there and policy.heartbeat):
+                self._core.mark_stuck(entry, worker, False)
             return None
         beaten_ns = self._beats.beaten_ns(placement)
         if not beaten_ns:
@@ -153,7 +154,7 @@ class Heartbeat:
         return now + policy.heartbeat if worker.stuck else min(now + policy.heartbeat, due)
 
     def _is_lost(self, entry: Entry, worker: Worker, seconds: float) -> None:
-        worker.stuck = True
+        self._core.mark_stuck(entry, worker, True)
         seen = f"the event loop of worker {_called(worker)} has been stuck for {format_duration(seconds)}"
         self._record(entry, worker, "heartbeat lost", seen, severity="error")
         # Before anything is done about it: a worker that is being stopped says nothing about its server's health.
@@ -161,7 +162,7 @@ class Heartbeat:
         self._ail(entry, worker, HEARTBEAT, seen)
 
     def _is_back(self, entry: Entry, worker: Worker) -> None:
-        worker.stuck = False
+        self._core.mark_stuck(entry, worker, False)
         self._record(entry, worker, "heartbeat back", f"worker {_called(worker)} answers its heartbeat again")
 
     def _record(self, entry: Entry, worker: Worker, event: str, message: str, **detail: Any) -> None:

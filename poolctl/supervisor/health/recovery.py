@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from poolctl.core.core import Core
@@ -74,7 +75,7 @@ class Recovery:
                 worker = entry.workers.get(name)
                 if worker is None or worker.placement is None or worker.placement.pid != pid:
                     continue
-                worker.stuck = entry.recovering["stuck"]
+                self._core.mark_stuck(entry, worker, entry.recovering["stuck"])
                 self._core.health.look(entry)
                 if entry.recovering["step"] == Step.RESTART and worker.phase is Phase.READY:
                     self._core.relieve(entry, worker)
@@ -138,10 +139,10 @@ class Recovery:
     # A recovery.
 
     def _begin(self, entry: Entry, step: Step, ailing: list[Ailment]) -> None:
-        entry.recovering = self._report(entry, step, ailing)
-        if step is not Step.DISABLE:
-            _note_recovery(entry, step, ailing, self._core.clock.monotonic())
-            entry.restarts += any(each.kind != MEMORY for each in ailing)
+        acts = step is not Step.DISABLE
+        times = _times(entry, step, ailing, self._core.clock.monotonic()) if acts else entry.recoveries
+        counts = acts and any(each.kind != MEMORY for each in ailing)
+        self._core.begin_recovery(entry, self._report(entry, step, ailing), times, counts=counts)
         with caused_by("recovery: " + "; ".join(each.seen for each in ailing)):
             self._act(entry, step, ailing)
 
@@ -156,7 +157,7 @@ class Recovery:
             for dependent in core.graph.closure([entry], core.graph.dependents):
                 if dependent is not entry:
                     core.stop(dependent)
-            core.override(entry, count=entry.count, disabled=True, out=entry.out)
+            core.override(entry, replace(entry.overrides, disabled=True))
 
     def _report(self, entry: Entry, step: Step, ailing: list[Ailment]) -> dict[str, Any]:
         """What is known when a recovery begins, as a successor can read it."""
@@ -177,9 +178,9 @@ class Recovery:
     def _conclude(self, entry: Entry) -> None:
         found = _outcome(entry)
         if found is not None:
-            report, entry.recovering = entry.recovering, {}
+            report = entry.recovering
+            self._core.end_recovery(entry)
             self._record(entry, report, *found)
-            self._core.touch(entry)  # a successor is to know of it
 
     def _record(self, entry: Entry, report: dict[str, Any], outcome: str, why: str = "") -> None:
         duration = max(0.0, self._core.clock.time() - report["since"])
@@ -208,12 +209,12 @@ def _history(entry: Entry, worker: Worker) -> list[float]:
     return sorted([*entry.recoveries.get(_ALL, ()), *entry.recoveries.get(str(worker.index), ())])
 
 
-def _note_recovery(entry: Entry, step: Step, ailing: list[Ailment], now: float) -> None:
+def _times(entry: Entry, step: Step, ailing: list[Ailment], now: float) -> dict[str, list[float]]:
+    """When there were recoveries, this one included, by the workers that they were about."""
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in ailing}
     known = {key: within(times, entry.config.recovery.window, now) for key, times in entry.recoveries.items()}
     known |= {key: [*known.get(key, ()), now] for key in whose}
-    # Another object: what a successor is left is compared with what it was.
-    entry.recoveries = {key: times for key, times in known.items() if times}
+    return {key: times for key, times in known.items() if times}
 
 
 def _outcome(entry: Entry) -> tuple[str, str] | None:
@@ -225,7 +226,7 @@ def _outcome(entry: Entry) -> tuple[str, str] | None:
         return "interrupted", "it was enabled again"
     if entry.removed or not entry.wanted:
         return "interrupted", "it was stopped meanwhile"
-    if entry.failed or entry.done:
+    if entry.failed or entry.completed:
         return "failed", entry.failure.message if entry.failure else ""
     if step == Step.REPLACE and entry.generation == entry.recovering["generation"]:
         return "failed", entry.failure.message if entry.failure else "its replacement did not become ready"

@@ -21,13 +21,13 @@ _NOBODY = Cause("")
 class _Seen:
     """How a server was when it was last looked at."""
 
-    __slots__ = ("last_end", "mark", "size", "state", "workers")
+    __slots__ = ("known", "last_end", "mark", "size", "state")
 
     def __init__(self, entry: Entry, state: str) -> None:
         self.mark: object = None
         self.state = state
         self.size = entry.config.workers
-        self.workers: dict[str, tuple[Worker, Phase]] = {}
+        self.known: dict[str, tuple[Worker, Phase]] = {}
         self.last_end = ""
 
 
@@ -60,10 +60,10 @@ class EventRecorder:
             adopted=adopted,
         )
         for entry in self._core.entries.values():
-            if entry.wanted or entry.workers or entry.count is not None:
+            if entry.wanted or entry.workers or entry.overrides.workers is not None:
                 seen = self._seen[entry.name] = _Seen(entry, _state_before(entry))
                 seen.mark, seen.size = _mark(entry), entry.size
-                seen.workers = {worker.id: (worker, worker.phase) for worker in entry.workers.values()}
+                seen.known = {worker.id: (worker, worker.phase) for worker in entry.workers.values()}
         self._core.listeners.add(self.look)
 
     def look(self, entry: Entry) -> None:
@@ -85,13 +85,13 @@ class EventRecorder:
         if entry.size != seen.size:
             self._record("scale", "workers", entry, before=seen.size, after=entry.size)
             seen.size = entry.size
-        for id_, (worker, _) in list(seen.workers.items()):
+        for id_, (worker, _) in list(seen.known.items()):
             if id_ not in entry.workers or entry.workers[id_] is not worker:
-                del seen.workers[id_]
+                del seen.known[id_]
                 self._ended(entry, seen, worker)
         for worker in entry.workers.values():
-            before = seen.workers.get(worker.id, (worker, None))[1]
-            seen.workers[worker.id] = (worker, worker.phase)
+            before = seen.known.get(worker.id, (worker, None))[1]
+            seen.known[worker.id] = (worker, worker.phase)
             if worker.phase is Phase.READY and before is not Phase.READY and state == seen.state:
                 # The first one is told with the state of its server.
                 self._worker("worker ready", entry, worker, cause=seen.last_end)
@@ -99,7 +99,8 @@ class EventRecorder:
             self._changed(entry, seen, state)
         if state in _RESTING or (state == State.RUNNING.value and _is_quiet(entry)):
             # What happens from here on, nobody has ordered.
-            entry.cause, seen.last_end = None, ""
+            seen.last_end = ""
+            self._core.forget_cause(entry)
 
     def _changed(self, entry: Entry, seen: _Seen, state: str) -> None:
         before, seen.state = seen.state, state
@@ -121,7 +122,7 @@ class EventRecorder:
         if worker.phase not in LEAVING:
             failure = worker.failure.message if worker.failure else ""
             seen.last_end = failure or exit_.message
-            entry.cause = None
+            self._core.forget_cause(entry)
         if worker.placement is None:
             return
         self._worker(
@@ -178,7 +179,7 @@ def _state_before(entry: Entry) -> str:
 def _mark(entry: Entry) -> object:
     """What the state, the workers and their number depend on."""
     return (
-        entry.wanted, entry.failed, entry.done, entry.held, entry.is_disabled, entry.out, entry.removed,
+        entry.desired, entry.is_disabled, entry.out,
         entry.called, entry.needed, entry.armed is None, entry.size,
         *[(id(worker), worker.phase) for worker in entry.workers.values()],
     )  # fmt: skip

@@ -41,10 +41,7 @@ class LostOutput:
     def _warn(self, entry: Entry, count: int, because: str) -> None:
         """One warning for a server, which the next command takes away, however much is lost till then."""
         before, lost = self._warnings.get(entry.name, ("", 0))
-        if before in entry.warnings:
-            entry.warnings.remove(before)
-        else:
-            lost = 0
-        text = f"{entry.name}: {lost + count} bytes of output could not be written{because}"
-        entry.warnings.append(text)
-        self._warnings[entry.name] = text, lost + count
+        lost = lost + count if before in entry.warnings else count
+        text = f"{entry.name}: {lost} bytes of output could not be written{because}"
+        self._core.warn(entry, text, instead_of=before)
+        self._warnings[entry.name] = text, lost

@@ -46,7 +46,7 @@ async def adopt(
         await asyncio.wait(waiting, timeout=_REPORT_SECONDS)
     unknown = ({each.placement.server for each in found if not each.leaving} | set(orphaned)) - recalled
     for name in unknown:
-        core.entries[name].wanted = True
+        core.expect_running(core.entries[name])
     # Before anybody looks for an address that one of them may keep.
     ours = {entry.config.key for entry in core.entries.values()} | {each.server.key for each in found}
     for key in runner.sockets.keys() - ours:
@@ -54,9 +54,7 @@ async def adopt(
     for each in found:
         worker = _worker(each)
         entry = core.entries[each.placement.server]
-        if entry.name in unknown and worker.phase is not Phase.DRAINING:
-            entry.generation = max(entry.generation, worker.generation)
-        core.adopt_worker(entry, worker)
+        core.adopt_worker(entry, worker, recorded=entry.name not in unknown)
     _listeners(core, runner)
     for name, outdated in orphaned.items():
         if outdated and core.entries[name].wanted:
@@ -73,15 +71,19 @@ def _worker(found: LocalWorker) -> Worker:
         phase = Phase.STARTING
     if found.leaving:
         phase = Phase.DRAINING
-    worker = Worker(
-        placement.id, placement.generation, placement.index, found.server, phase, placement, found.ready_at
+    return Worker(
+        placement.id,
+        placement.generation,
+        placement.index,
+        found.server,
+        phase,
+        placement,
+        found.ready_at,
+        idle=found.idle,
+        resting=bool(found.resting),
+        # The supervisor before told it to rest because its probes failed.
+        health=Status.KO if found.resting == "told" else Status.UNKNOWN,
     )
-    worker.idle = found.idle
-    worker.resting = bool(found.resting)
-    if found.resting == "told":
-        # Because it was ko; whoever told it is gone.
-        worker.health = Status.KO
-    return worker
 
 
 def _listeners(core: Core, runner: LocalRunner) -> None:

@@ -15,39 +15,13 @@ from typing import Any
 
 from poolctl import __version__
 from poolctl.config import ServerConfig, Surroundings, Tables
+from poolctl.core.record import record_of, restore
 from poolctl.core.state import Entry
 from poolctl.keeper import desired_state_file, store_keys
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link
 
 logger = logging.getLogger("poolctl.supervisor")
-
-# Left out where they are what a new entry has: most servers take no more than their name.
-_REMEMBERED: dict[str, Any] = {
-    "count": None,
-    "disabled": None,
-    "out": False,
-    "added": False,
-    "source": None,
-    "removed": False,
-    "wanted": False,
-    "dismissed": False,
-    "ignore_dependencies": False,
-    "generation": 1,
-    "newest": 1,
-    "called": False,
-    "code_since": 0.0,
-    "preload_problem": "",
-    "failed": False,
-    "done": False,
-    "restarts": 0,
-    "restart_times": [],
-    "recoveries": {},
-    "recovering": {},
-    "files": {},
-    "certificate_ends": None,
-}
-
 
 # What a server was made of that was added live: its table, and the directory that its relative paths begin in.
 Source = tuple[Mapping[str, Any], str]
@@ -82,8 +56,8 @@ class Left:
     @property
     def sources(self) -> dict[str, Source]:
         """What the servers were made of that were added live."""
-        added = {name: values.get("source") for name, values in self.servers.items() if values.get("added")}
-        return {name: source for name, source in added.items() if source}
+        found = {name: values.get("source") for name, values in self.servers.items()}
+        return {name: source for name, source in found.items() if source}
 
 
 class Memory:
@@ -129,10 +103,8 @@ class Memory:
         kept = await self._read(store_keys.WANTED)
         recalled: dict[str, Any] = self.left().servers if kept is None else json.loads(kept)
         for name in recalled.keys() & entries.keys():
-            known = {key: value for key, value in recalled[name].items() if key in _REMEMBERED}
-            for key, value in known.items():
-                setattr(entries[name], key, value)
-            self._wanted[name] = known
+            restore(entries[name], recalled[name])
+            self._wanted[name] = record_of(entries[name])
         return set(recalled)
 
     def note(self, *entries: Entry) -> None:
@@ -142,9 +114,7 @@ class Memory:
     def remember(self, entries: Iterable[str]) -> None:
         """Leave what is wanted of the entries of these names; only what was noted is looked at."""
         for name, entry in self._noted.items():
-            self._wanted[name] = {
-                key: value for key, usual in _REMEMBERED.items() if (value := getattr(entry, key)) != usual
-            }
+            self._wanted[name] = record_of(entry)
         self._noted.clear()
         content = json.dumps({name: self._wanted[name] for name in entries if name in self._wanted}).encode()
         if content != self._last:

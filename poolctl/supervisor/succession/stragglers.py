@@ -36,9 +36,8 @@ async def await_stragglers(
         names = await take_in(runner, directory, waiting, late=True)
         for name in names:
             entry = core.entries[name]
-            if not entry.dismissed:
-                # What it has failed at is that they had its address.
-                entry.wanted, entry.failed, entry.done = True, False, False
+            # What it may have failed at is that they had its address.
+            core.expect_running(entry)
         if names:
             logger.info("found what was not to be found before: %s", ", ".join(sorted(names)))
             give_way()

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from poolctl.config import Section, ServerConfig
+from poolctl.core.desired import NO_OVERRIDES, Overrides
 
 # What the supervisor itself goes by, or what only describes a server: it takes effect without a new process.
 LIVE = frozenset(
@@ -58,9 +59,7 @@ class Running:
     """One server as it is in force: its configuration, the live changes, the digests of the files that it has read."""
 
     config: ServerConfig
-    count: int | None = None
-    disabled: bool | None = None
-    out: bool = False
+    overrides: Overrides = NO_OVERRIDES
     added: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -128,8 +127,8 @@ def _agreed(before: Running, server: ServerConfig) -> set[str]:
     return {
         key
         for key, live, written in (
-            ("workers", before.count, server.workers),
-            ("disabled", before.disabled, server.disabled),
+            ("workers", before.overrides.workers, server.workers),
+            ("disabled", before.overrides.disabled, server.disabled),
         )
         if live == written
     }
@@ -137,11 +136,12 @@ def _agreed(before: Running, server: ServerConfig) -> set[str]:
 
 def _overridden(before: Running, server: ServerConfig) -> list[Change]:
     found: list[tuple[str, str]] = []
-    if before.count is not None and before.count != server.workers:
-        found.append(("workers", f"{before.count} workers by scale, {server.workers} in the file"))
-    if before.disabled is not None and before.disabled != server.disabled:
-        found.append(("disabled", "disabled live" if before.disabled else "enabled live"))
-    if before.out:
+    live = before.overrides
+    if live.workers is not None and live.workers != server.workers:
+        found.append(("workers", f"{live.workers} workers by scale, {server.workers} in the file"))
+    if live.disabled is not None and live.disabled != server.disabled:
+        found.append(("disabled", "disabled live" if live.disabled else "enabled live"))
+    if live.out:
         found.append(("drained", "drained"))
     return [Change(Kind.OVERRIDE, server.name, server.key, (key,), text) for key, text in found]
 

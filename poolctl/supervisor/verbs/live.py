@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.messages import Document, result
@@ -52,13 +53,13 @@ class Live:
         chosen = self._chosen("scale", selector, options)
         refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
-        running = [entry for entry in able if entry.wanted and not (entry.failed or entry.done)]
+        running = [entry for entry in able if not entry.rests]
         ensure_room(self._core, ((entry.config, workers) for entry in running))
         order = Order(self._core, PoolStartError, running, lambda entry: entry.settled)
         order.problems += refused.values()
         for entry in able:
             count = None if workers == entry.config.workers else workers
-            self._core.override(entry, count=count, disabled=entry.disabled, out=entry.out)
+            self._core.override(entry, replace(entry.overrides, workers=count))
         code = await order.settle(options, progress)
         order.problems += [
             late(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
@@ -77,14 +78,14 @@ class Live:
         ]
         for entry in chosen:
             if entry.state in _STAYS:
-                self._core.override(entry, count=entry.count, disabled=entry.disabled, out=True)
+                self._core.override(entry, replace(entry.overrides, out=True))
         return result(self._reports.items(chosen), warnings=warnings)
 
     async def undrain(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Take drained servers back into rotation."""
         chosen = self._chosen("undrain", selector, options)
         for entry in chosen:
-            self._core.override(entry, count=entry.count, disabled=entry.disabled, out=False)
+            self._core.override(entry, replace(entry.overrides, out=False))
         return result(self._reports.items(chosen))
 
     async def enable(self, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -94,8 +95,7 @@ class Live:
         ensure_room(self._core, ((entry.config, size(entry)) for entry in enabled))
         order = Order(self._core, PoolStartError, enabled, lambda entry: entry.settled)
         for entry in enabled:
-            entry.dismissed = False
-            self._override_disabled(entry, False)
+            self._core.enable(entry)
         return await order.conclude(chosen, options, progress)
 
     async def disable(self, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -106,7 +106,7 @@ class Live:
         for entry in also:
             self._core.stop(entry)
         for entry in chosen:
-            self._override_disabled(entry, True)
+            self._core.disable(entry)
         return await order.conclude(chosen, options, progress)
 
     async def add(self, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -126,8 +126,7 @@ class Live:
             raised = PoolValidateError("the server cannot be added", problems)
             return result([], raised.to_list(), exit_code=code)
         ensure_room(self._core, [(config, config.scale.min)])
-        entry = self._core.add(config)
-        entry.added, entry.source = True, (table, base_dir)
+        entry = self._core.add(config, (table, base_dir))
         self._core.override(entry)
         self._core.start(entry)
         order = Order(
@@ -156,10 +155,6 @@ class Live:
         if selector.selects_all and options.get("all") is not True:
             raise selection_needed(verb, len(self._core.entries))
         return self._selection.of(selector)
-
-    def _override_disabled(self, entry: Entry, disabled: bool) -> None:
-        override = None if disabled is entry.config.disabled else disabled
-        self._core.override(entry, count=entry.count, disabled=override, out=False)
 
     def _not_beside(self, config: ServerConfig) -> tuple[int, list[ServerError]] | None:
         """Why the server cannot be beside those there are, with the exit code; None when it can."""

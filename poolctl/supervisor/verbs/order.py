@@ -38,7 +38,7 @@ class Order:
         # Who waits for whom in vain; noted in this order: first who failed, then who waits for those.
         self._stuck: dict[str, Entry] = {}
         for entry in self._entries:
-            entry.warnings.clear()
+            core.clear_warnings(entry)
 
     async def conclude(self, chosen: list[Entry], options: Document, progress: Progress) -> Document:
         """Wait until each has reached its end or failed since; the result with every failure."""
@@ -73,7 +73,7 @@ class Order:
     def _settled(self, entry: Entry) -> bool:
         if entry.failed and entry.listener is not Listener.CLOSED:
             return False  # whoever is told that it has failed is to be refused there
-        over = entry.failed or entry.done
+        over = entry.failed or entry.completed
         return over or self._failed(entry) or self._reached(entry) or self._overtaken(entry)
 
     def _failed(self, entry: Entry) -> bool:
@@ -95,8 +95,7 @@ class Order:
             return None
         for dependency in self._core.graph.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.failures)
-            resting = not dependency.wanted or dependency.failed or dependency.done
-            idle = resting or dependency.failures > since or dependency.name in self._stuck
+            idle = dependency.rests or dependency.failures > since or dependency.name in self._stuck
             if idle and not dependency.ready:
                 return dependency
         return None
@@ -123,4 +122,4 @@ def _why(blocker: Entry) -> str:
     """What it is that keeps others waiting in vain."""
     if blocker.is_disabled:
         return "is disabled"
-    return "has ended" if blocker.done else "did not become ready"
+    return "has ended" if blocker.completed else "did not become ready"

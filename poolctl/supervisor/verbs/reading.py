@@ -7,6 +7,7 @@ from collections.abc import Callable
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
+from poolctl.core.desired import Desired
 from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
@@ -47,7 +48,9 @@ class Reading:
         """Every selected server, and a summary; exit code 3 unless all that should run is ready."""
         entries = self._selection.of(selector)
         should_run = [
-            entry for entry in entries if not (entry.is_disabled or entry.dismissed or entry.removed)
+            entry
+            for entry in entries
+            if not (entry.is_disabled or entry.desired in (Desired.STOPPED, Desired.REMOVED))
         ]
         counts: dict[str, int] = {}
         healths: dict[str, int] = {}

@@ -193,16 +193,11 @@ class _Application:
             live = Kind.RESTART not in self._kinds.get(server.name, ())
             self._core.change(entry, server, live=live)
             self._core.override(entry)
-        entry.added, entry.source = False, None
         return entry
 
     def _awaited(self, entry: Entry) -> bool:
         """What rests for another reason is not waited for."""
-        return (
-            entry.name in self._kinds
-            and entry.wanted
-            and not (entry.is_disabled or entry.failed or entry.done)
-        )
+        return entry.name in self._kinds and not (entry.rests or entry.is_disabled)
 
     async def renew(self) -> list[Document]:
         """Give those whose certificates have changed the new ones; what went wrong."""
@@ -229,7 +224,7 @@ class _Application:
 
 def running(entry: Entry) -> Running:
     """The entry as the plan looks at it."""
-    return Running(entry.config, entry.count, entry.disabled, entry.out, entry.added, entry.files)
+    return Running(entry.config, entry.overrides, entry.added, entry.files)
 
 
 def _changed(name: str, now: Any, then: Any) -> tuple[str, ...]:

@@ -135,11 +135,12 @@ def as_kind(kind: type[PoolError], failure: ServerError) -> Document:
 def overrides(entry: Entry) -> Document:
     """The live changes that win over the configuration."""
     found: Document = {}
-    if entry.count is not None:
-        found["workers"] = entry.count
-    if entry.disabled is not None:
-        found["disabled"] = entry.disabled
-    if entry.out:
+    live = entry.overrides
+    if live.workers is not None:
+        found["workers"] = live.workers
+    if live.disabled is not None:
+        found["disabled"] = live.disabled
+    if live.out:
         found["drained"] = True
     if entry.added:
         found["added"] = True

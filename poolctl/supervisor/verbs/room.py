@@ -43,7 +43,7 @@ def ensure_room_for_all(core: Core, servers: Iterable[ServerConfig]) -> None:
 
 def size(entry: Entry) -> int:
     """The workers that the server has at least."""
-    return entry.config.scale.min if entry.count is None else entry.count
+    return entry.config.scale.min if entry.overrides.workers is None else entry.overrides.workers
 
 
 def _ensure(before: _Servers, after: _Servers) -> None:
@@ -61,4 +61,4 @@ def _ensure(before: _Servers, after: _Servers) -> None:
 
 
 def _runs(entry: Entry) -> bool:
-    return entry.wanted and not (entry.is_disabled or entry.removed or entry.failed or entry.done)
+    return not (entry.rests or entry.is_disabled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from poolctl import ServerConfig
+from poolctl.core.record import restore
 from poolctl.core.state import Worker
 from poolctl.core.view import Phase
 from tests.unit.pool.scripted_runner import FAILS, NEVER
@@ -212,7 +213,7 @@ def test_a_move_goes_on_under_another_supervisor() -> None:
             before, after = web(bind=A), web(bind=address)
             desks.append(desk := Desk(after))
             entry = desk.core.entries["web"]
-            entry.wanted, entry.generation, entry.newest = True, 2, 2
+            restore(entry, {"desired": "run", "generation": 2, "newest": 2})
             await desk.runner.open(before)
             placement = await desk.runner.place(before, 1, 0)
             desk.core.adopt_worker(entry, Worker(placement.id, 1, 0, before, Phase.READY, placement, 1.0))

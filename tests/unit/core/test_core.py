@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from poolctl.core.desired import Overrides
+from poolctl.core.record import restore
 from poolctl.core.state import Worker
 from poolctl.core.view import Phase
 from tests.unit.pool.scripted_runner import FAILS
@@ -111,8 +113,7 @@ def test_a_server_out_of_rotation_answers_is_not_ready_and_keeps_nobody_waiting(
         desk = Desk(web("db", workers=2), web("api", depends_on=["db"]))
         await desk.ask("start", "db")
         entry = desk.core.entries["db"]
-        entry.out = True
-        desk.core.touch(entry)
+        desk.core.override(entry, Overrides(out=True))
         await turns()
         assert desk.runner.log[-2:] == ["out db.1.0", "out db.1.1"]
         assert (entry.state, entry.ready) == ("draining", False)
@@ -121,8 +122,7 @@ def test_a_server_out_of_rotation_answers_is_not_ready_and_keeps_nobody_waiting(
         await desk.ask("restart", "db")
         await turns()
         assert {"out db.2.0", "out db.2.1"} <= set(desk.runner.log)
-        entry.out = False
-        desk.core.touch(entry)
+        desk.core.override(entry)
         await turns()
         assert desk.runner.log[-2:] == ["in db.2.0", "in db.2.1"]
         assert desk.states()["db"] == "running"
@@ -152,7 +152,8 @@ def test_what_was_taken_over_goes_on_with_the_generation_that_serves() -> None:
             desk = Desk(web())
             desks.append(desk)
             entry = desk.core.entries["web"]
-            entry.wanted, entry.generation, entry.newest = True, 2 if leaving is None else 1, 2
+            generation = 2 if leaving is None else 1
+            restore(entry, {"desired": "run", "generation": generation, "newest": 2})
             await desk.runner.open(entry.config)
             for generation, phase in ((leaving, Phase.DRAINING), (staying, Phase.READY)):
                 if generation is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from poolctl.core.decide import Check, Close, Drain, Open, Spawn, Stop, decide
+from poolctl.core.desired import Desired
 from poolctl.core.view import Listener, Phase, View, WorkerView
 from poolctl.states import State
 
@@ -16,7 +17,9 @@ def worker(generation: int = 1, index: int = 0, phase: Phase = Phase.READY) -> W
 
 
 def view(*workers: WorkerView, **facts: Any) -> View:
-    return View(**{"wanted": True, "generation": 1, "listener": Listener.OPEN} | facts, workers=workers)
+    return View(
+        **{"desired": Desired.RUN, "generation": 1, "listener": Listener.OPEN} | facts, workers=workers
+    )
 
 
 EXAMPLES = {
@@ -61,19 +64,19 @@ EXAMPLES = {
     "waits for the old one without overlap": (
         view(worker(phase=Phase.STOPPING), generation=2, overlap=False), [],
     ),
-    "stops what is not wanted": (view(worker(), wanted=False), [Stop("w.1.0")]),
-    "stops what drains, too": (view(worker(phase=Phase.DRAINING), wanted=False), [Stop("w.1.0")]),
-    "waits for those that depend on it": (view(worker(), wanted=False, may_stop=False), []),
-    "closes after the last worker": (view(wanted=False), [Close()]),
-    "does not close before": (view(worker(phase=Phase.STOPPING), wanted=False), []),
-    "rests": (view(wanted=False, listener=Listener.CLOSED), []),
-    "closes what has failed": (view(failed=True), [Close()]),
-    "closes what is done": (view(done=True), [Close()]),
-    "holds the listener in a backoff": (view(held=True), []),
-    "gives the listener up in a long one": (view(held=True, refusing=True), [Close()]),
-    "keeps it for a worker that serves on": (view(worker(), held=True, refusing=True), []),
+    "stops what is not wanted": (view(worker(), desired=Desired.STOPPED), [Stop("w.1.0")]),
+    "stops what drains, too": (view(worker(phase=Phase.DRAINING), desired=Desired.STOPPED), [Stop("w.1.0")]),
+    "waits for those that depend on it": (view(worker(), desired=Desired.STOPPED, may_stop=False), []),
+    "closes after the last worker": (view(desired=Desired.STOPPED), [Close()]),
+    "does not close before": (view(worker(phase=Phase.STOPPING), desired=Desired.STOPPED), []),
+    "rests": (view(desired=Desired.STOPPED, listener=Listener.CLOSED), []),
+    "closes what has failed": (view(desired=Desired.FAILED), [Close()]),
+    "closes what is done": (view(desired=Desired.COMPLETED), [Close()]),
+    "holds the listener in a backoff": (view(desired=Desired.BACKOFF), []),
+    "gives the listener up in a long one": (view(desired=Desired.REFUSING), [Close()]),
+    "keeps it for a worker that serves on": (view(worker(), desired=Desired.REFUSING), []),
     "opens again after a long backoff": (view(listener=Listener.CLOSED), [Open()]),
-    "does not open while it refuses": (view(listener=Listener.CLOSED, held=True, refusing=True), []),
+    "does not open while it refuses": (view(listener=Listener.CLOSED, desired=Desired.REFUSING), []),
 }  # fmt: skip
 
 
@@ -84,10 +87,11 @@ def test_it(facts: View, actions: list[Any]) -> None:
 
 STATES = [
     (view(worker()), State.RUNNING), (view(worker(phase=Phase.STARTING)), State.STARTING), (view(), State.STARTING),
-    (view(worker(phase=Phase.STOPPING), wanted=False), State.STOPPING), (view(wanted=False), State.STOPPED),
-    (view(wanted=False, disabled=True), State.DISABLED), (view(failed=True), State.FAILED),
-    (view(failed=True, wanted=False), State.FAILED), (view(held=True), State.BACKOFF),
-    (view(worker(), held=True), State.RUNNING), (view(done=True), State.STOPPED),
+    (view(worker(phase=Phase.STOPPING), desired=Desired.STOPPED), State.STOPPING),
+    (view(desired=Desired.STOPPED), State.STOPPED),
+    (view(desired=Desired.STOPPED, disabled=True), State.DISABLED), (view(desired=Desired.FAILED), State.FAILED),
+    (view(desired=Desired.BACKOFF), State.BACKOFF),
+    (view(worker(), desired=Desired.BACKOFF), State.RUNNING), (view(desired=Desired.COMPLETED), State.STOPPED),
     (view(worker(), worker(2, phase=Phase.STARTING), generation=2), State.RUNNING),
     (view(worker(phase=Phase.DRAINING)), State.STARTING),
 ]  # fmt: skip
@@ -101,5 +105,5 @@ def test_the_state_in_a_word(facts: View, state: State) -> None:
 def test_ready_is_what_has_answered_and_a_job_that_is_done() -> None:
     assert view(worker()).ready
     assert not view(worker(phase=Phase.STARTING)).ready
-    assert view(job=True, done=True).ready
-    assert not view(done=True).ready
+    assert view(job=True, desired=Desired.COMPLETED).ready
+    assert not view(desired=Desired.COMPLETED).ready

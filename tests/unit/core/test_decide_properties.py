@@ -28,6 +28,7 @@ from poolctl.core.decide import (
     Stop,
     decide,
 )
+from poolctl.core.desired import FOLLOWS, IN_BACKOFF, Desired
 from poolctl.core.view import LEAVING, Listener, Phase, View, WorkerView
 from poolctl.states import State
 
@@ -48,7 +49,7 @@ def applied(view: View, actions: list[Action]) -> View:
                 listener = Listener.OPENING
             case Close():
                 assert listener is Listener.OPEN
-                leaves = view.removed or view.vacates
+                leaves = view.desired is Desired.REMOVED or view.vacates
                 accepting = [each for each in view.workers if each.phase not in LEAVING or not leaves]
                 assert not accepting, "a listener outlives its workers"
                 assert not armed, "nobody watches what is closed"
@@ -122,21 +123,21 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
     spawns = [action for action in actions if isinstance(action, Spawn)]
     if before.vacates and before.listener is Listener.OPEN:
         assert not spawns
-    if before.resting or before.held or not before.may_start:
+    if before.desired is not Desired.RUN or not before.may_start:
         assert not spawns
-    if before.resting:
+    if before.desired.rests:
         assert not any(isinstance(action, Open) for action in actions)
         if not before.may_stop:
             others = [action for action in actions if not isinstance(action, Release)]
             assert not others or not before.workers
-    if before.refusing and not before.resting:
+    if before.desired is Desired.REFUSING:
         assert not any(isinstance(action, Open) for action in actions)
     for spawn in spawns:
         assert spawn.generation == before.generation
         assert 0 <= spawn.index < before.count
     if not before.overlap and spawns:
         assert {worker.generation for worker in before.workers} <= {before.generation}
-    if not before.overlap and not before.feasible and not before.resting and not before.vacates:
+    if not before.overlap and not before.feasible and not before.desired.rests and not before.vacates:
         ended = {action.worker for action in actions if isinstance(action, Stop)}
         old = [each for each in serving(before) if each.generation != before.generation]
         assert ended.isdisjoint(each.id for each in old), "what serves stays until another can be started"
@@ -147,7 +148,7 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
         assert before.sleepy
         assert not before.needed
         return
-    proceeds = not (before.resting or before.held or before.vacates) and before.listener is Listener.OPEN
+    proceeds = before.desired is Desired.RUN and not before.vacates and before.listener is Listener.OPEN
     if proceeds and before.may_start:
         waiting = before.called or before.needed or not before.sleepy
         alone = all(worker.generation == before.generation for worker in before.workers)
@@ -158,10 +159,10 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
         if not waiting and not before.staying:
             assert after.armed
             assert not spawns
-    if before.overlap and not before.resting and not before.vacates:
+    if before.overlap and not before.desired.rests and not before.vacates:
         # Never a gap: a decision takes no more away than is too many.
         assert len(serving(after)) >= min(before.count, len(serving(before)))
-    serves = not (before.resting or before.held or before.vacates) and before.listener is Listener.OPEN
+    serves = before.desired is Desired.RUN and not before.vacates and before.listener is Listener.OPEN
     if serves and complete(before):
         # Two generations are ready for no longer than a swap.
         assert {worker.generation for worker in serving(after)} == {before.generation}
@@ -176,16 +177,16 @@ def check_words(view: View) -> None:
     if state is State.DRAINING and not serving(view):
         assert view.asleep, "it falls asleep"
     else:
-        assert (state in (State.RUNNING, State.DRAINING)) == (bool(serving(view)) and not view.resting)
+        assert (state in (State.RUNNING, State.DRAINING)) == (bool(serving(view)) and not view.desired.rests)
     if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
         assert not view.workers
     if state is State.SLEEPING:
         assert (view.listener, view.armed, view.ready) == (Listener.OPEN, True, False)
     if state is State.STOPPING:
-        assert view.resting
+        assert view.desired.rests
         assert view.workers
     if view.ready:
-        assert state is State.RUNNING or (view.job and view.done)
+        assert state is State.RUNNING or (view.job and view.desired is Desired.COMPLETED)
 
 
 class World(RuleBasedStateMachine):
@@ -193,7 +194,7 @@ class World(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.view = View(wanted=False, generation=1)
+        self.view = View(Desired.IDLE, generation=1)
         self.newest = 1
 
     @initialize(
@@ -203,7 +204,7 @@ class World(RuleBasedStateMachine):
         self.change(overlap=overlap, sleepy=sleepy, count=count)
         if runs:
             # By chance hardly a history would get that far.
-            self.change(wanted=True, called=True)
+            self.change(desired=Desired.RUN, called=True)
             for _ in range(5):
                 self.everything_goes_well()
 
@@ -221,6 +222,16 @@ class World(RuleBasedStateMachine):
                 return
         assert not decide(self.view), "one decision is performed before the next is asked for"
 
+    def become(self, desired: Desired, **facts: Any) -> None:
+        """This is wanted now, if that may follow."""
+        if desired in FOLLOWS[self.view.desired]:
+            self.change(desired=desired, **facts)
+
+    def after_death(self, verdict: str) -> dict[str, Any]:
+        """What is wanted after a worker has ended by itself: what was given up stays so."""
+        desired = AFTER_DEATH[verdict]
+        return {} if self.view.desired.rests or verdict == "again" else {"desired": desired}
+
     def with_phase(self, worker: WorkerView, phase: Phase | None) -> tuple[WorkerView, ...]:
         others = [each for each in self.view.workers if each.id != worker.id]
         return tuple(others if phase is None else [*others, replace(worker, phase=phase)])
@@ -235,11 +246,11 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def start(self) -> None:
-        self.change(wanted=True, failed=False, done=False, held=False, refusing=False)
+        self.become(Desired.RUN)
 
     @rule()
     def stop(self) -> None:
-        self.change(wanted=False, called=False, failed=False, done=False, held=False, refusing=False)
+        self.become(Desired.STOPPED, called=False)
 
     @rule()
     def restart(self) -> None:
@@ -255,8 +266,7 @@ class World(RuleBasedStateMachine):
     @rule(out=st.booleans())
     def drain_or_undrain(self, out: bool) -> None:
         self.change(out=out)
-        serves = not (self.view.resting or self.view.held or self.view.vacates)
-        if serves and self.view.listener is Listener.OPEN:
+        if self.view.desired is Desired.RUN and not self.view.vacates and self.view.listener is Listener.OPEN:
             assert all(worker.out is out for worker in serving(self.view))
 
     @rule()
@@ -280,14 +290,12 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def remove(self) -> None:
-        self.change(
-            wanted=False, failed=False, done=False, held=False, refusing=False, out=False, removed=True
-        )
+        self.become(Desired.REMOVED, out=False)
 
-    @precondition(lambda self: self.view.removed)
+    @precondition(lambda self: self.view.desired is Desired.REMOVED)
     @rule()
     def come_back(self) -> None:
-        self.change(removed=False)
+        self.become(Desired.IDLE)
 
     # What others do.
 
@@ -337,7 +345,7 @@ class World(RuleBasedStateMachine):
     @rule(well=st.booleans(), verdict=st.sampled_from(["again", "later", "failed"]))
     def open_ends(self, well: bool, verdict: str) -> None:
         self.change(
-            listener=Listener.OPEN if well else Listener.CLOSED, **({} if well else after_death(verdict))
+            listener=Listener.OPEN if well else Listener.CLOSED, **({} if well else self.after_death(verdict))
         )
 
     @precondition(lambda self: self.view.listener is Listener.CLOSING)
@@ -374,7 +382,7 @@ class World(RuleBasedStateMachine):
             if worker.phase is not Phase.READY and older:
                 facts["generation"] = max(older)  # the replacement failed: what serves stays
             else:
-                facts |= after_death(verdict)
+                facts |= self.after_death(verdict)
         self.change(**facts)
 
     @precondition(lambda self: self.view.checking)
@@ -388,24 +396,25 @@ class World(RuleBasedStateMachine):
 
     # Time.
 
-    @precondition(lambda self: self.view.held)
+    @precondition(lambda self: self.view.desired in IN_BACKOFF)
     @rule()
     def backoff_is_over(self) -> None:
-        self.change(held=False, refusing=False)
+        self.become(Desired.RUN)
 
-    @precondition(lambda self: self.view.held)
+    @precondition(lambda self: self.view.desired is Desired.BACKOFF)
     @rule()
     def backoff_takes_long(self) -> None:
-        self.change(refusing=True)
+        self.become(Desired.REFUSING)
 
     def teardown(self) -> None:
         """Whatever has happened: once nothing more goes wrong, what is wanted becomes what is there."""
-        self.change(held=False, refusing=False, may_start=True, may_stop=True, may_open=True, needed=False)
+        desired = Desired.RUN if self.view.desired in IN_BACKOFF else self.view.desired
+        self.change(desired=desired, may_start=True, may_stop=True, may_open=True, needed=False)
         for _ in range(MOST_ROUNDS):
             self.everything_goes_well()
         view = self.view
         assert decide(view) == []
-        if view.resting:
+        if view.desired.rests:
             assert (view.workers, view.listener) == ((), Listener.CLOSED)
             assert view.state in (State.STOPPED, State.FAILED)
             assert not view.armed
@@ -441,8 +450,12 @@ class World(RuleBasedStateMachine):
         )
 
 
-def after_death(verdict: str) -> dict[str, Any]:
-    return {"again": {}, "later": {"held": True}, "failed": {"failed": True}, "done": {"done": True}}[verdict]
+AFTER_DEATH = {
+    "again": Desired.RUN,
+    "later": Desired.BACKOFF,
+    "failed": Desired.FAILED,
+    "done": Desired.COMPLETED,
+}
 
 
 TestWorld = World.TestCase
@@ -456,7 +469,7 @@ phases = st.sampled_from([Phase.READY, Phase.READY, *Phase])
 
 views = st.builds(
     View,
-    wanted=mostly,
+    desired=st.sampled_from([Desired.RUN] * 8 + list(Desired)),
     generation=st.integers(1, 2),
     count=st.integers(1, MOST_WORKERS),
     overlap=mostly,
@@ -465,13 +478,8 @@ views = st.builds(
     sleepy=st.booleans(),
     called=st.booleans(),
     needed=seldom,
-    held=seldom,
-    refusing=seldom,
-    failed=seldom,
-    done=seldom,
     job=seldom,
     out=seldom,
-    removed=seldom,
     vacates=seldom,
     may_open=mostly,
     listener=st.sampled_from([Listener.OPEN, Listener.OPEN, *Listener]),
@@ -520,7 +528,7 @@ def test_it_falls_asleep_when_it_is_complete_idle_and_nobody_needs_it(
     if incomplete:
         workers.pop()
     view = View(
-        wanted=True, generation=1, count=count, sleepy=True, called=True, needed=needed, out=out,
+        desired=Desired.RUN, generation=1, count=count, sleepy=True, called=True, needed=needed, out=out,
         listener=Listener.OPEN, workers=tuple(workers),
     )  # fmt: skip
     assert (decide(view) == [Sleep()]) == (not (needed or out or busy or incomplete))

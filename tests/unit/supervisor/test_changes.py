@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
+from poolctl.core.desired import Overrides
 from poolctl.supervisor.verbs.changes import Change, Kind, Running, Written, differences, is_live, plan
 from tests.unit.supervisor.desk import web
 
@@ -91,15 +92,15 @@ def test_a_file_that_has_changed_is_a_difference_though_no_key_has() -> None:
 def test_live_changes_are_named_unless_the_file_says_the_same_by_now() -> None:
     file = web(workers=2)
     for live, keys in [
-        (Running(file, count=3), ("workers",)), (Running(file, disabled=True), ("disabled",)),
-        (Running(file, out=True), ("drained",)),
+        (Running(file, Overrides(workers=3)), ("workers",)), (Running(file, Overrides(disabled=True)), ("disabled",)),
+        (Running(file, Overrides(out=True)), ("drained",)),
     ]:  # fmt: skip
         (change,) = plan([live], Written([file]))
         assert (change.kind, change.keys, bool(change.message)) == (Kind.OVERRIDE, keys, True)
-    assert plan([Running(file, count=2, disabled=False)], Written([file])) == []
+    assert plan([Running(file, Overrides(workers=2, disabled=False))], Written([file])) == []
     assert plan([Running(file, added=True)], Written([file])) == []
-    assert plan([Running(file, count=3)], Written([web(workers=3)])) == []
-    assert plan([Running(file, disabled=True)], Written([web(workers=2, disabled=True)])) == []
+    assert plan([Running(file, Overrides(workers=3))], Written([web(workers=3)])) == []
+    assert plan([Running(file, Overrides(disabled=True))], Written([web(workers=2, disabled=True)])) == []
     (gone,) = plan([Running(file, added=True)], Written([]))
     (back,) = plan([], Written([file]), missing=["web"])
     assert (gone.kind, back.kind) == (Kind.OVERRIDE, Kind.OVERRIDE)

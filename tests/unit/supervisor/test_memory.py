@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import tempfile
@@ -11,20 +12,20 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig
+from poolctl.core.desired import Desired, Overrides
 from poolctl.core.state import Entry
 from poolctl.keeper import desired_state_file, store_keys
 from poolctl.keeper.reap import Reaper
 from poolctl.keeper.requests import answer
 from poolctl.keeper.store import Store
+from poolctl.platform import sealed_file
 from poolctl.runners.link import Link
 from poolctl.supervisor.succession.memory import Memory
 
 NAMES = ("a", "b", "c", "d")
 CHANGES: dict[str, Any] = {
-    "wanted": (False, True),
-    "disabled": (None, False, True),
-    "count": (None, 1, 3),
-    "out": (False, True),
+    "desired": (Desired.IDLE, Desired.RUN, Desired.STOPPED),
+    "overrides": (Overrides(), Overrides(workers=3, out=True), Overrides(disabled=False)),
     "generation": (1, 2, 7),
     "restarts": (0, 5),
     "recoveries": ({}, {"0": [1.5]}),
@@ -98,3 +99,19 @@ def test_a_successor_knows_what_was_ordered_last_of_every_server(seed: int) -> N
 
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(scenario(directory))
+
+
+def test_what_an_older_supervisor_has_left_is_taken_over() -> None:
+    async def scenario() -> None:
+        link = StoreLink(Store())
+        left = {"a": {"wanted": True, "count": 2}, "b": {"dismissed": True}, "gone": {"wanted": True}}
+        fd = sealed_file("wanted", json.dumps(left).encode())
+        link.send({"op": "put", "name": store_keys.WANTED}, [fd])
+        os.close(fd)
+        entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
+        assert await Memory(link, "/nowhere").recall(entries) == {"a", "b", "gone"}
+        link.end()
+        assert (entries["a"].desired, entries["a"].size) == (Desired.RUN, 2)
+        assert [entries[name].desired for name in "bcd"] == [Desired.STOPPED, Desired.IDLE, Desired.IDLE]
+
+    asyncio.run(scenario())

@@ -1,0 +1,83 @@
+"""What is wanted of a server is one value, and only some values follow others."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from poolctl.config import ServerConfig
+from poolctl.core.desired import FOLLOWS, Desired, ImpossibleChange
+from poolctl.core.state import Entry
+from tests.unit.supervisor.desk import Desk, run, web
+
+
+def entry() -> Entry:
+    return Entry(ServerConfig(name="web", bind=":1", app="a:b"))
+
+
+def test_every_value_says_what_may_follow_it() -> None:
+    assert FOLLOWS.keys() == set(Desired)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Desired.IDLE, Desired.BACKOFF),
+        (Desired.IDLE, Desired.COMPLETED),
+        (Desired.STOPPED, Desired.FAILED),
+        (Desired.RUN, Desired.REFUSING),
+        (Desired.FAILED, Desired.BACKOFF),
+        (Desired.FAILED, Desired.COMPLETED),
+        (Desired.COMPLETED, Desired.BACKOFF),
+        (Desired.REMOVED, Desired.RUN),
+    ],
+)
+def test_what_must_not_be_is_refused(before: Desired, after: Desired) -> None:
+    server = entry()
+    server.desired = before
+    with pytest.raises(ImpossibleChange, match=f"web: {before} does not become {after}"):
+        server.become(after)
+    assert server.desired is before
+
+
+def test_a_backoff_ends_with_its_timers() -> None:
+    async def scenario() -> None:
+        server = entry()
+        server.become(Desired.RUN)
+        server.become(Desired.BACKOFF)
+        timer = asyncio.get_running_loop().call_later(60, print)
+        server.timers.append(timer)
+        server.become(Desired.REFUSING)
+        assert not timer.cancelled()
+        server.become(Desired.STOPPED)
+        assert timer.cancelled()
+        assert server.timers == []
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_a_command_has_stopped_stays_so_when_it_is_disabled_and_enabled_by_a_reload() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        await desk.ask("start")
+        server = desk.core.entries["web"]
+        await desk.ask("stop", "web")
+        for disabled in (True, False):
+            desk.core.change(server, web(disabled=disabled), live=True)
+            assert server.desired is Desired.STOPPED
+
+    run(scenario())
+
+
+def test_a_server_that_ran_until_it_was_disabled_runs_again_when_it_is_enabled() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        await desk.ask("start")
+        server = desk.core.entries["web"]
+        desk.core.change(server, web(disabled=True), live=True)
+        assert server.desired is Desired.IDLE
+        desk.core.change(server, web(), live=True)
+        assert server.desired is Desired.RUN
+
+    run(scenario())

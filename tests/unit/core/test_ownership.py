@@ -1,0 +1,60 @@
+"""Only the core changes an entry or a worker; others call the core's methods."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import poolctl
+from poolctl.core.state import Entry, Worker
+
+PACKAGE = Path(poolctl.__file__).parent
+OWNED = {each.name for kind in (Entry, Worker) for each in fields(kind)} - {"config"}
+MUTATORS = {"append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
+
+
+def changes(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each change of an attribute that an entry or a worker has, of another object than `self`."""
+    for node in ast.walk(ast.parse(source)):
+        targets: list[ast.expr] = []
+        if isinstance(node, (ast.AugAssign, ast.AnnAssign)):
+            targets = [node.target]
+        elif isinstance(node, (ast.Assign, ast.Delete)):
+            targets = [each for target in node.targets for each in getattr(target, "elts", [target])]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in MUTATORS:
+                targets = [node.func.value]
+            elif node.func.attr in ("become", "next_generation"):
+                yield node.lineno, ast.unparse(node.func)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+            yield node.lineno, ast.unparse(node)
+        for target in targets:
+            while isinstance(target, ast.Subscript):
+                target = target.value
+            if (
+                isinstance(target, ast.Attribute)
+                and target.attr in OWNED
+                and ast.unparse(target.value) != "self"
+            ):
+                yield node.lineno, ast.unparse(target)
+
+
+def test_only_the_core_changes_an_entry_or_a_worker() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line} changes {what}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.parent.name != "core" and "poolctl.core" in (source := path.read_text())
+        for line, what in changes(source)
+    ]
+    assert found == []
+
+
+def test_the_check_sees_every_kind_of_change() -> None:
+    source = (
+        "entry.restarts += 1\nentry.desired, other = 1, 2\nentry.workers['a'] = 1\ndel entry.workers['a']\n"
+        "entry.warnings.append('x')\nentry.become(1)\nsetattr(entry, 'files', {})\n"
+        "self.restarts = 1\nprint(entry.restarts)\n"
+    )
+    assert [line for line, _ in changes(source)] == [1, 2, 3, 4, 5, 6, 7]

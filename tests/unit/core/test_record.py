@@ -1,0 +1,81 @@
+"""What the next supervisor must know of a server is declared with each field; older records are understood."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from poolctl.config import ServerConfig
+from poolctl.core.desired import Desired, Overrides
+from poolctl.core.record import record_of, restore
+from poolctl.core.state import Entry
+
+
+def entry() -> Entry:
+    return Entry(ServerConfig(name="web", bind=":1", app="a:b"))
+
+
+def test_every_field_of_an_entry_says_whether_it_is_persisted() -> None:
+    undeclared = [each.name for each in fields(Entry) if "persisted" not in each.metadata]
+    assert undeclared == [], "declare them with persisted() or transient()"
+
+
+def test_the_record_of_a_new_entry_is_empty() -> None:
+    assert record_of(entry()) == {}
+
+
+def test_whatever_is_persisted_comes_back() -> None:
+    values: dict[str, Any] = {
+        "source": ({"name": "web"}, "/srv"), "ignore_dependencies": True, "generation": 3, "newest": 4,
+        "code_since": 1.5, "preload_problem": "it opened a thread", "files": {"tls": "12ab"},
+        "certificate_ends": 2.5, "called": True, "restart_times": [1.0], "restarts": 2, "recoveries": {"0": [3.0]},
+        "recovering": {"step": "restart"},
+    }  # fmt: skip
+    before, after = entry(), entry()
+    for name, value in values.items():
+        setattr(before, name, value)
+    before.desired, before.overrides = Desired.FAILED, Overrides(workers=3, disabled=False, out=True)
+    restore(after, json.loads(json.dumps(record_of(before))))
+    persisted = {each.name for each in fields(Entry) if each.metadata["persisted"]}
+    assert persisted == {*values, "desired", "overrides"}
+    assert [getattr(after, name) for name in values if name != "source"] == [
+        value for name, value in values.items() if name != "source"
+    ]
+    assert (after.source, after.desired, after.overrides) == (
+        [{"name": "web"}, "/srv"], before.desired, before.overrides,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("desired", [Desired.BACKOFF, Desired.REFUSING])
+def test_a_successor_does_not_wait_for_the_end_of_a_backoff(desired: Desired) -> None:
+    server = entry()
+    server.desired = desired
+    assert record_of(server) == {"desired": "run"}
+
+
+# As 0.1.0 wrote them, before what is wanted was one value.
+OLDER = [
+    ({}, Desired.IDLE, Overrides()),
+    ({"wanted": True, "generation": 2, "newest": 2, "called": True}, Desired.RUN, Overrides()),
+    ({"dismissed": True}, Desired.STOPPED, Overrides()),
+    ({"wanted": True, "failed": True, "restarts": 4}, Desired.FAILED, Overrides()),
+    ({"wanted": True, "done": True}, Desired.COMPLETED, Overrides()),
+    ({"removed": True, "dismissed": True}, Desired.REMOVED, Overrides()),
+    ({"disabled": True}, Desired.IDLE, Overrides(disabled=True)),
+    ({"wanted": True, "count": 3, "out": True}, Desired.RUN, Overrides(workers=3, out=True)),
+    ({"wanted": True, "added": True, "source": [{"name": "web"}, "/srv"]}, Desired.RUN, Overrides()),
+]
+
+
+@pytest.mark.parametrize(("record", "desired", "overrides"), OLDER)
+def test_the_record_of_an_older_supervisor_is_understood(
+    record: dict[str, Any], desired: Desired, overrides: Overrides
+) -> None:
+    server = entry()
+    restore(server, record)
+    assert (server.desired, server.overrides) == (desired, overrides)
+    assert server.added is ("added" in record)
+    assert (server.generation, server.restarts) == (record.get("generation", 1), record.get("restarts", 0))
