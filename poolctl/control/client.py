@@ -15,6 +15,9 @@ from time import monotonic
 from poolctl.control import directory
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
+from poolctl.http.head import BadMessage
+from poolctl.http.response_reader import ResponseReader
+from poolctl.http.serialize import request_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 OK = 200
+FIELDS = (("Host", "poolctl"), ("Content-Type", "application/json"))
 FORBIDDEN = 403
 # A connection to a dead supervisor waits in the backlog: after so long a silence it has to answer a ping.
 SILENCE_SECONDS = 10.0
@@ -95,14 +99,12 @@ class Client:
         """Yield what the supervisor says as it says it: progress, and last the result. Otherwise as `call`."""
         deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
         connection = self._connect()
+        response = ResponseReader()
         try:
             _send(connection, verb, body or {})
-            lines = _lines(self._chunks(connection, deadline))
-            status = _skip_head(lines)
-            for line in lines:
-                message = _decode(line)
-                if status != OK:
-                    raise _refused(status, verb, message)
+            for message in _messages(response, self._chunks(connection, deadline)):
+                if response.status != OK:
+                    raise _refused(response.status, verb, message)
                 yield message
                 if "result" in message:
                     return
@@ -117,10 +119,7 @@ class Client:
         try:
             _send(connection, "ping", {})
             connection.settimeout(limit)
-            lines = _lines(iter(lambda: connection.recv(65536), b""))
-            _skip_head(lines)
-            for line in lines:
-                message = _decode(line)
+            for message in _messages(ResponseReader(), iter(lambda: connection.recv(65536), b"")):
                 if "result" in message:
                     result: dict[str, Any] = message["result"]
                     return result
@@ -194,40 +193,50 @@ def receive_within(connection: socket, seconds: float) -> bytes:
     return connection.recv(262144)
 
 
+class LineSplitter:
+    """Lines out of pieces, in time that grows with their length alone: a line of `list` may have megabytes."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that are complete with these bytes, without their ends."""
+        *lines, last = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*self._pieces, lines[0]])
+            self._pieces.clear()
+        self._pieces.append(last)
+        return lines
+
+    def rest(self) -> bytes:
+        """What came after the last line end."""
+        return b"".join(self._pieces)
+
+
 def _send(connection: socket, verb: str, body: Mapping[str, Any]) -> None:
     payload = json.dumps(body).encode()
-    head = (
-        f"POST /v1/{verb} HTTP/1.0\r\nHost: poolctl\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(payload)}\r\n\r\n"
-    )
+    fields = [*FIELDS, ("Content-Length", str(len(payload)))]
     try:
-        connection.sendall(head.encode("ascii") + payload)
+        # HTTP/1.0, so that the lines come as they are and not in chunks.
+        connection.sendall(request_head("POST", f"/v1/{verb}", fields, version="1.0") + payload)
     except (BrokenPipeError, ConnectionResetError):
         pass  # what it had to say before it hung up can still be read
     except TimeoutError:
         raise ControlError("the supervisor takes no commands", exit_code=CONFLICT, hint="try again") from None
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    rest: list[bytes] = []
+def _messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    """The documents of the response as they come; its status is known by then."""
+    lines = LineSplitter()
     for chunk in chunks:
-        *whole, last = chunk.split(b"\n")
-        for line in whole:
-            rest.append(line)
-            yield b"".join(rest)
-            rest.clear()
-        rest.append(last)
-    if any(rest):
-        yield b"".join(rest)
-
-
-def _skip_head(lines: Iterator[bytes]) -> int:
-    """Consume the head of the HTTP response; return its status, 0 if there was none."""
-    words = next(lines, b"").split()
-    for line in lines:
-        if not line.strip():
-            break
-    return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+        try:
+            response.feed(chunk)
+        except BadMessage:
+            raise _not_understood() from None
+        for line in lines.feed(response.take_body()):
+            yield _decode(line)
+    if rest := lines.rest():
+        yield _decode(rest)
 
 
 def _refused(status: int, verb: str, message: Mapping[str, Any]) -> ControlError:
@@ -251,9 +260,13 @@ def _decode(line: bytes) -> dict[str, Any]:
     except ValueError:
         message = None
     if not isinstance(message, dict):
-        raise ControlError(
-            "the supervisor's answer is not understood",
-            exit_code=CONFLICT,
-            hint="poolctl version --verbose shows both versions",
-        )
+        raise _not_understood()
     return message
+
+
+def _not_understood() -> ControlError:
+    return ControlError(
+        "the supervisor's answer is not understood",
+        exit_code=CONFLICT,
+        hint="poolctl version --verbose shows both versions",
+    )

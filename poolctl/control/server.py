@@ -1,9 +1,7 @@
-"""The control socket's server: HTTP/1.1 by h11 over a Unix socket, JSON lines out, peer credentials checked."""
+"""The control socket's server: commands over HTTP, JSON lines out, peer credentials checked."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -12,19 +10,21 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import h11
-
 from poolctl.control.directory import BACKLOG
 from poolctl.control.messages import error, result
 from poolctl.control.reserve import DescriptorReserve
 from poolctl.exit_codes import FAILED
+from poolctl.http.head import BadMessage
+from poolctl.http.http_server import HttpServer
+from poolctl.http.request_reader import RequestHead
+from poolctl.http.responder import Received, Responder, ServerLimits
 from poolctl.platform import peer_credentials
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
-# A client that has stopped to read, such as a suspended `events -f`, is let go of.
+# A client that no longer reads, such as a suspended `events -f`, is disconnected.
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 REQUEST_SECONDS = 10.0
-_AGAIN_SECONDS = 0.1
+_GRACE_SECONDS = 1.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -34,7 +34,7 @@ Progress = Callable[[Document], None]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A verb with its arguments, and who asks."""
+    """A verb with its arguments, and who sent it."""
 
     verb: str
     body: Document
@@ -43,14 +43,6 @@ class Request:
 
 
 Handler = Callable[[Request, Progress], Awaitable[Document]]
-
-
-class Refused(Exception):
-    """A request that gets a plain HTTP status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class ControlServer:
@@ -63,154 +55,69 @@ class ControlServer:
 
     def __init__(self, handle: Handler, reserve: DescriptorReserve | None = None) -> None:
         self._handle = handle
-        self._reserve = reserve or contextlib.nullcontext()
-        self._listener: socket.socket | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        limits = ServerLimits(
+            body_bytes=MAX_BODY_BYTES, request_seconds=REQUEST_SECONDS, unread_bytes=MAX_UNREAD_BYTES
+        )
+        self._server = HttpServer(self, limits, what="commands", watch=True, reserve=reserve)
 
     def listen(self, listener: socket.socket) -> None:
-        """Accept from this one, which is closed with the server, and from no other any more."""
-        self._leave_listener()
-        listener.setblocking(False)
-        listener.listen(BACKLOG)
-        self._listener = listener
-        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+        """Accept from this listener, which is closed with the server, and from no other."""
+        self._server.stop_accepting()
+        self._server.listen(listener, BACKLOG)
 
     async def close(self) -> None:
         """Stop accepting; let the answers under way be finished."""
-        self._leave_listener()
-        pending = self._tasks - {asyncio.current_task()}
-        if pending:
-            await asyncio.wait(pending, timeout=1.0)
+        await self._server.close(_GRACE_SECONDS)
 
-    def _leave_listener(self) -> None:
-        if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
-
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            with self._reserve:
-                sock, _ = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            logger.error("cannot accept commands: %s", error.strerror)
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(listener.fileno())
-            loop.call_later(_AGAIN_SECONDS, self._accept_again, listener)
-            return
-        task = asyncio.get_running_loop().create_task(self._serve(sock))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _accept_again(self, listener: socket.socket) -> None:
-        if listener is self._listener:
-            asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
-
-    async def _serve(self, sock: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
-        with self._reserve:
-            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
-            await self._converse(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
-
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = h11.Connection(h11.SERVER)
-        try:
-            request = await self._request(connection, reader, writer)
-            await self._answer(connection, request, reader, writer)
-        except Refused as refused:
-            _send(connection, writer, refused.status, {"error": str(refused)})
-        except (h11.RemoteProtocolError, TimeoutError):
-            _send(connection, writer, 400, {"error": "not a request"})
-        except (ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            with contextlib.suppress(OSError):
-                writer.close()
-
-    async def _request(
-        self, connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> Request:
-        pid, uid, _ = peer_credentials(writer.get_extra_info("socket"))
+    def admit(self, sock: socket.socket) -> None:
+        """See HttpHandler: only the pool's own user and root may send commands."""
+        _, uid, _ = peer_credentials(sock)
         if uid not in (0, os.geteuid()):
-            raise Refused(403, f"this pool belongs to uid {os.geteuid()}")
-        head: h11.Request | None = None
-        body = b""
-        async with asyncio.timeout(REQUEST_SECONDS):
-            while True:
-                event = connection.next_event()
-                if event is h11.NEED_DATA:
-                    connection.receive_data(await reader.read(65536))
-                elif isinstance(event, h11.Request):
-                    head = event
-                elif isinstance(event, h11.Data):
-                    body += event.data
-                    if len(body) > MAX_BODY_BYTES:
-                        raise Refused(413, "the request is too large")
-                elif isinstance(event, h11.EndOfMessage) and head is not None:
-                    break
-                else:
-                    raise ConnectionResetError
-        return Request(_verb(head), _document(body), pid, uid)
+            raise BadMessage(f"this pool belongs to uid {os.geteuid()}", 403)
 
-    async def _answer(
-        self,
-        connection: h11.Connection,
-        request: Request,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        headers = [("content-type", "application/x-ndjson"), ("connection", "close")]
-        writer.write(connection.send(h11.Response(status_code=200, headers=headers)) or b"")
+    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+        """See HttpHandler."""
+        plain = error.status in (403, 404, 413)
+        status, message = (error.status, str(error)) if plain else (400, f"not a request: {error}")
+        return status, "application/json", json.dumps({"error": message}).encode() + b"\n"
+
+    async def handle(self, received: Received, response: Responder) -> None:
+        """See HttpHandler."""
+        try:
+            pid, uid, _ = peer_credentials(received.sock)
+            request = Request(_verb(received.head), _document(received.body), pid, uid)
+        except BadMessage as bad:
+            await response.send(
+                bad.status,
+                [("content-type", "application/json")],
+                json.dumps({"error": str(bad)}).encode() + b"\n",
+            )
+            return
+        response.begin(200, [("content-type", "application/x-ndjson")])
 
         def line(document: Document) -> None:
-            if writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
-                raise ConnectionResetError
-            data = json.dumps(document, separators=(",", ":")).encode() + b"\n"
-            writer.write(connection.send(h11.Data(data=data)) or b"")
+            response.write(json.dumps(document, separators=(",", ":")).encode() + b"\n")
 
-        work = asyncio.ensure_future(self._handle(request, line))
-        gone = asyncio.ensure_future(_end(reader))
+        line({"result": await self._result(request, line)})
+        await response.finish()
+
+    async def _result(self, request: Request, progress: Progress) -> Document:
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ConnectionResetError
-            line({"result": _outcome(work)})
-            writer.write(connection.send(h11.EndOfMessage()) or b"")
-            async with asyncio.timeout(REQUEST_SECONDS):
-                await writer.drain()
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.wait({work, gone})
+            return await self._handle(request, progress)
+        except ConnectionError:
+            raise
+        except Exception:
+            logger.exception("a request could not be answered")
+            message = "the supervisor failed at this command; its log says why"
+            return result(
+                [], [error(FAILED, "ErrorInternal", message, "see supervisor.log")], exit_code=FAILED
+            )
 
 
-def _outcome(work: asyncio.Future[Document]) -> Document:
-    try:
-        return work.result()
-    except ConnectionError:
-        raise
-    except Exception:
-        logger.exception("a request could not be answered")
-        message = "the supervisor failed at this command; its log says why"
-        return result([], [error(FAILED, "ErrorInternal", message, "see supervisor.log")], exit_code=FAILED)
-
-
-async def _end(reader: asyncio.StreamReader) -> None:
-    """Return when the client has gone away; what it sends after its request is read by nobody."""
-    with contextlib.suppress(ConnectionError):
-        while await reader.read(65536):
-            continue
-
-
-def _verb(head: h11.Request) -> str:
-    target = head.target.decode("ascii", "replace").partition("?")[0]
-    if not target.startswith("/v1/") or head.method not in (b"GET", b"POST"):
-        raise Refused(404, f"there is no {target}; try GET /v1/list")
-    verb = target.removeprefix("/v1/")
+def _verb(head: RequestHead) -> str:
+    if not head.path.startswith("/v1/") or head.method not in (b"GET", b"POST"):
+        raise BadMessage(f"there is no {head.path}; try GET /v1/list", 404)
+    verb = head.path.removeprefix("/v1/")
     return "list" if verb == "servers" else verb
 
 
@@ -220,22 +127,7 @@ def _document(body: bytes) -> Document:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON: {error}") from error
+        raise BadMessage(f"the body is no JSON: {error}") from error
     if not isinstance(document, dict):
-        raise Refused(400, "the body must be a JSON object")
+        raise BadMessage("the body must be a JSON object")
     return document
-
-
-def _send(connection: h11.Connection, writer: asyncio.StreamWriter, status: int, document: Document) -> None:
-    if connection.our_state is not h11.IDLE and connection.our_state is not h11.SEND_RESPONSE:
-        return
-    data = json.dumps(document).encode() + b"\n"
-    headers = [
-        ("content-type", "application/json"),
-        ("content-length", str(len(data))),
-        ("connection", "close"),
-    ]
-    with contextlib.suppress(h11.LocalProtocolError, ConnectionError):
-        writer.write(connection.send(h11.Response(status_code=status, headers=headers)) or b"")
-        writer.write(connection.send(h11.Data(data=data)) or b"")
-        writer.write(connection.send(h11.EndOfMessage()) or b"")

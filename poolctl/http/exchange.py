@@ -14,7 +14,7 @@ _READ_BYTES = 256 * 1024
 
 
 class NoResponse(ConnectionError):
-    """The connection ended before the response was complete."""
+    """The connection was made, and ended before the response was complete."""
 
 
 class StreamedResponse:
@@ -78,7 +78,10 @@ async def exchange(
 
 async def _read(message: ResponseReader, stream: asyncio.StreamReader) -> bool:
     """Whether more has come; False at the proper end of the response."""
-    data = await stream.read(_READ_BYTES)
+    try:
+        data = await stream.read(_READ_BYTES)
+    except ConnectionError as error:
+        raise NoResponse(error.errno, error.strerror) from None
     if data:
         message.feed(data)
         return True

@@ -27,6 +27,10 @@ logger = logging.getLogger("poolctl.supervisor")
 class HttpHandler(Protocol):
     """What answers the requests of a server."""
 
+    def admit(self, sock: socket.socket) -> None:
+        """Raise BadMessage for a client that is refused before anything of it is read."""
+        ...
+
     async def handle(self, request: Received, response: Responder) -> None:
         """Answer it. Cancelled when the client goes away, if the server watches for that."""
         ...
@@ -128,8 +132,10 @@ class HttpServer:
             try:
                 await self._converse(sock, stream, writer)
                 writer.close()
-            except (OSError, asyncio.CancelledError):
+            except (ClientGone, asyncio.CancelledError):
                 transport.abort()  # what a client has not read is not kept for it
+            except OSError:
+                writer.close()
             except Exception:
                 logger.exception("a request could not be answered")
                 transport.abort()
@@ -145,6 +151,7 @@ class HttpServer:
         while True:
             message = RequestReader(max_head_bytes=limits.head_bytes, max_body_bytes=limits.body_bytes)
             try:
+                self._handler.admit(sock)
                 async with asyncio.timeout(seconds):
                     head = await _receive(message, rest, stream, writer)
             except TimeoutError:

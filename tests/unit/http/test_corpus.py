@@ -96,6 +96,8 @@ class Echo:
     async def handle(self, request: Received, response: Responder) -> None:
         await response.send(200, [], request.head.target + b" " + request.body)
 
+    def admit(self, sock: socket.socket) -> None: ...
+
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         return error.status, "text/plain", str(error).encode()
 

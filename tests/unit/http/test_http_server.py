@@ -41,6 +41,8 @@ class Handler:
             return
         await response.send(200, [], b"<" + request.body + b">")
 
+    def admit(self, sock: socket.socket) -> None: ...
+
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         return error.status, "text/plain", b"no\n"
 
