@@ -7,7 +7,7 @@ shell completions are all made from it, so that a new command is one new file. S
 
 from __future__ import annotations
 
-from poolctl.cli.request import FORMATS, HEALTH, STATES
+from poolctl.cli.command_request import FORMATS, HEALTH, STATES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

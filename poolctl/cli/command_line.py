@@ -7,8 +7,8 @@ wrong with it.
 from __future__ import annotations
 
 from poolctl.cli.command import COMMON, FLAG, LIST
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.commands import command_named
-from poolctl.cli.request import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _VALUED = tuple(spelling for option in COMMON if option.takes_value for spelling in option.spellings)
 
 
-def parse(args: Sequence[str]) -> Request | None:
+def parse(args: Sequence[str]) -> CommandRequest | None:
     """The request of a plainly spelled command; None for everything else."""
     given: dict[str, Any] = {}
     words = list(args)
@@ -57,7 +57,7 @@ def parse(args: Sequence[str]) -> Request | None:
     values: dict[str, Any] = {"command": []} if command.takes_command else {}
     for option in (*command.arguments, *command.options):
         values[option.key] = False if option.kind == FLAG else [] if option.kind == LIST else None
-    return Request(verb, {**values, **given})
+    return CommandRequest(verb, {**values, **given})
 
 
 def _by_spelling(options: Sequence[Option]) -> dict[str, Option]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from poolctl.cli.command_request import CommandRequest, saves
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask, selected
-from poolctl.cli.request import Request, saves
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import NOTHING_MATCHED
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from poolctl.cli.pool_ref import Place
-    from poolctl.cli.write_back import Files
+    from poolctl.cli.pool_ref import PoolRef
+    from poolctl.cli.write_back import WriteBack
 
 
 def change(
-    request: Request,
+    request: CommandRequest,
     report: Callable[[list[Item]], str],
-    write: Callable[[Files, list[str]], None] | None = None,
+    write: Callable[[WriteBack, list[str]], None] | None = None,
     *,
     options: Mapping[str, Any] | None = None,
     works_offline: bool = False,
@@ -35,7 +35,7 @@ def change(
     file has a key for. With `works_offline` it is a change of the files alone where no supervisor runs.
     """
     save = saves(request)
-    pool = find_place(request)
+    pool = find_pool(request)
     _require_selection(request, pool)
 
     def live() -> Outcome:
@@ -51,27 +51,29 @@ def change(
             )
         return outcome
     request.selector(), request.options()  # a wrong one is reported before anything is read
-    from poolctl.cli.write_back import Files
+    from poolctl.cli.write_back import WriteBack
 
-    files = Files(pool, request)
+    files = WriteBack(pool, request)
     items, running = _selected(files, request, pool, works_offline=works_offline, removes=removes)
     write(files, [str(item["name"]) for item in items])
     return files.finish(live if running else lambda: _changed_files(files, items, report, removes=removes))
 
 
-def _require_selection(request: Request, pool: Place) -> None:
+def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
     """Raises UsageError without a selection and without --all: these commands never mean all by default."""
     if not request.selector().selects_all:
         if request.get("all"):
-            raise UsageError(f"{request.verb}: --all and a selection exclude each other")
+            raise UsageError(f"{request.verb}: --all and a selection cannot be combined")
     elif not request.get("all"):
         needed = selection_needed(request.verb, _count_servers(request, pool))
         raise UsageError(needed.message, hint=needed.hint)
 
 
-def _count_servers(request: Request, pool: Place) -> int | None:
+def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
     """How many servers the pool has; None when neither a supervisor nor the files can say it."""
-    asked = Request("list", {"config": request.get("config"), "pool": request.get("pool"), "quiet": True})
+    asked = CommandRequest(
+        "list", {"config": request.get("config"), "pool": request.get("pool"), "quiet": True}
+    )
     try:
         return len(selected(asked, pool).items)
     except (Failure, PoolError, ControlError):
@@ -79,7 +81,7 @@ def _count_servers(request: Request, pool: Place) -> int | None:
 
 
 def _selected(
-    files: Files, request: Request, pool: Place, *, works_offline: bool, removes: bool
+    files: WriteBack, request: CommandRequest, pool: PoolRef, *, works_offline: bool, removes: bool
 ) -> tuple[list[Item], bool]:
     """The selected servers, and whether the change is one of a running pool. Failure for a bad selection."""
     from poolctl.cli.offline import select_from_files
@@ -88,7 +90,7 @@ def _selected(
         if not works_offline:
             raise NoSupervisor
         return select_from_files(request, pool), False
-    chosen = ask(Request("list", request.values), pool, "list")
+    chosen = ask(CommandRequest("list", request.values), pool, "list")
     if chosen.exit_code == NOTHING_MATCHED and removes:
         # A server that was removed from the running pool before can still be taken out of the files.
         return select_from_files(request, pool), False
@@ -98,7 +100,7 @@ def _selected(
 
 
 def _changed_files(
-    files: Files, items: list[Item], report: Callable[[list[Item]], str], *, removes: bool
+    files: WriteBack, items: list[Item], report: Callable[[list[Item]], str], *, removes: bool
 ) -> Outcome:
     """The outcome of a change of the files alone: the servers as they will be, none of them running."""
     if not removes:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 
 
-class Prefixes:
+class PrefixedLines:
     """Puts `name | ` before lines, all as wide as the longest name, on a terminal each in its colour.
 
     With `records` lines in JSON are rendered for people.
@@ -67,7 +67,7 @@ _LEVELS = {
 _SAID = re.compile(rf"^[\d\s:.,TZ+-]*\[?({'|'.join(_LEVELS)})\b[\]:\s]", re.IGNORECASE)
 
 
-class Objects:
+class JsonLines:
     """Each line with `time`, `server` and `message`, `level` when it can be told.
 
     A line that is a JSON record itself keeps its members; its time stays beside ours as `logged`.

@@ -20,8 +20,8 @@ from poolctl.errors import PoolError
 from poolctl.pool.select import select
 
 if TYPE_CHECKING:
-    from poolctl.cli.pool_ref import Place
-    from poolctl.cli.request import Request
+    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.pool_ref import PoolRef
     from poolctl.config import PoolConfig, ServerConfig
     from poolctl.listeners.ports import PortLedger
     from poolctl.runners.survivors import Survivor
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 LIMIT_SECONDS = 0.5
 
 
-def load(place: Place, *, allow_empty: bool = False) -> PoolConfig:
+def load(ref: PoolRef, *, allow_empty: bool = False) -> PoolConfig:
     """The pool's configuration. Failure (5) with every problem, also when it holds no server."""
     from poolctl.config import load as load_files
 
-    config = load_files(place.files, os.environ)
+    config = load_files(ref.files, os.environ)
     if config.problems:
         raise Failure(invalid(config))
     if not len(config) and not allow_empty:
-        raise Failure(Outcome(errors=[no_server(place)], exit_code=exit_codes.INVALID_CONFIGURATION))
+        raise Failure(Outcome(errors=[no_server(ref)], exit_code=exit_codes.INVALID_CONFIGURATION))
     return config
 
 
@@ -52,14 +52,14 @@ def invalid(config: PoolConfig) -> Outcome:
     )
 
 
-def no_server(place: Place) -> Item:
+def no_server(ref: PoolRef) -> Item:
     """The problem of files that together hold no server."""
-    files = ", ".join(os.path.relpath(file) for file in place.files)
-    hint = "add a [[server]], or say --allow-empty"
+    files = ", ".join(os.path.relpath(file) for file in ref.files)
+    hint = "add a [[server]], or use --allow-empty"
     return error(exit_codes.INVALID_CONFIGURATION, f"{files}: no server is configured", hint)
 
 
-def choose(items: list[Item], request: Request) -> list[Item]:
+def choose(items: list[Item], request: CommandRequest) -> list[Item]:
     """The items that the request selects. Failure (4) when nothing matches."""
     selector = request.selector()
     with expressions_limited():
@@ -69,20 +69,20 @@ def choose(items: list[Item], request: Request) -> list[Item]:
     return chosen
 
 
-def select_from_files(request: Request, place: Place) -> list[Item]:
+def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
     """The selected servers as the files have them, none of them running."""
-    config = load(place, allow_empty=bool(request.get("allow_empty")))
-    return choose(items_of(servers_of(config, place), place), request)
+    config = load(ref, allow_empty=bool(request.get("allow_empty")))
+    return choose(items_of(servers_of(config, ref), ref), request)
 
 
-def servers_of(config: PoolConfig, place: Place) -> list[ServerConfig]:
+def servers_of(config: PoolConfig, ref: PoolRef) -> list[ServerConfig]:
     """The configured servers, `auto` ports as an earlier start has chosen them."""
     servers = list(config)
     if not any(server.address.auto for server in servers):
         return servers
     from poolctl.listeners.ports import PortLedger
 
-    ledger = PortLedger(f"{state_dir(os.environ, place.key)}/ports.json", *config.settings.port_range)
+    ledger = PortLedger(f"{state_dir(os.environ, ref.key)}/ports.json", *config.settings.port_range)
     return [_with_known_port(server, ledger) for server in servers]
 
 
@@ -96,23 +96,23 @@ def described(server: ServerConfig) -> Item:
     return {**item(server), "config": server.to_dict(), "origin": server.origin}
 
 
-def described_from_files(request: Request, place: Place) -> list[Item]:
+def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
     """The selected servers as the files have them, described; secrets masked unless `--reveal` is given."""
-    config = load(place, allow_empty=bool(request.get("allow_empty")))
-    items = [described(server) for server in servers_of(config, place)]
+    config = load(ref, allow_empty=bool(request.get("allow_empty")))
+    items = [described(server) for server in servers_of(config, ref)]
     if not request.get("reveal"):
         hidden = values_of(config.pool_variables, os.environ)
         items = [{**each, "config": masked(each["config"], hidden=hidden)} for each in items]
     return choose(items, request)
 
 
-def items_of(servers: Iterable[ServerConfig], place: Place) -> list[Item]:
+def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     """The servers as they are: stopped, or still served by processes that nobody manages."""
     from poolctl.runners.survivors import are_there
 
-    if not are_there(place.directory):
+    if not are_there(ref.directory):
         return [item(server) for server in servers]
-    found = find_survivors(place)
+    found = find_survivors(ref)
     items = []
     for server in servers:
         its = [each for each in found if each.said["server"] == server.name and _runs_as(each, server)]
@@ -122,11 +122,11 @@ def items_of(servers: Iterable[ServerConfig], place: Place) -> list[Item]:
     return items
 
 
-def find_survivors(place: Place) -> list[Survivor]:
+def find_survivors(ref: PoolRef) -> list[Survivor]:
     """The workers that outlived keeper and supervisor; the caller closes them."""
     from poolctl.runners.survivors import find
 
-    found, pipes = find(place.directory)
+    found, pipes = find(ref.directory)
     pipes.close()
     return found
 
@@ -161,7 +161,7 @@ def expressions_limited() -> Iterator[None]:
     def late(number: int, frame: FrameType | None) -> NoReturn:
         raise UsageError(
             f"a regular expression takes more than {LIMIT_SECONDS:g} s",
-            hint="avoid repeats within repeats, such as (a+)+, and alternatives that begin alike",
+            hint="avoid nested repeats such as (a+)+, and alternatives with the same beginning",
         )
 
     if threading.current_thread() is not threading.main_thread():

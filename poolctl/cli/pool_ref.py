@@ -13,13 +13,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from poolctl.cli.request import Request
+    from poolctl.cli.command_request import CommandRequest
 
 
 _ANSWER_SECONDS = 1.0
 
 
-class Place:
+class PoolRef:
     """A pool's files and its runtime directory, which need not exist."""
 
     __slots__ = ("directory", "files")
@@ -29,7 +29,7 @@ class Place:
         self.directory = pool_directory
 
     def __repr__(self) -> str:
-        return f"<Place {self.directory} of {', '.join(self.files)}>"
+        return f"<PoolRef {self.directory} of {', '.join(self.files)}>"
 
     @property
     def key(self) -> str:
@@ -42,7 +42,9 @@ class Place:
         return f"{self.directory}/{directory.SOCKET_NAME}"
 
 
-def find_place(request: Request, env: Mapping[str, str] = os.environ, *, missing_ok: bool = False) -> Place:
+def find_pool(
+    request: CommandRequest, env: Mapping[str, str] = os.environ, *, missing_ok: bool = False
+) -> PoolRef:
     """The pool that -c, --pool, $POOLCTL_CONFIG or the working directory names.
 
     Raises ConfigNotFound or Failure (5) when there is no file and no pool of that path runs, NoSupervisor for an
@@ -54,7 +56,7 @@ def find_place(request: Request, env: Mapping[str, str] = os.environ, *, missing
     if name is not None:
         if paths:
             raise UsageError(
-                "--pool and -c exclude each other", hint="--pool names a running pool, -c a file"
+                "--pool and -c cannot be combined", hint="--pool names a running pool, -c a file"
             )
         return _named(name, env)
     from poolctl.config import ConfigNotFound, candidate_files, find_config
@@ -63,19 +65,19 @@ def find_place(request: Request, env: Mapping[str, str] = os.environ, *, missing
     try:
         files = find_config(paths, env, cwd)
     except ConfigNotFound:
-        for place in (_at(file, env) for file in candidate_files(cwd)):
-            if _runs(place):
+        for pool in (_at(file, env) for file in candidate_files(cwd)):
+            if _runs(pool):
                 if not missing_ok:
-                    _warn_of_missing(place.files, request)
-                return place
+                    _warn_of_missing(pool.files, request)
+                return pool
         raise
-    place = Place(files, _at(files[0], env).directory)
+    pool = PoolRef(files, _at(files[0], env).directory)
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
     if missing:
-        if not _runs(place):
+        if not _runs(pool):
             raise Failure(_missing(missing))
         _warn_of_missing(missing, request)
-    return place
+    return pool
 
 
 def _is_missing(path: str) -> bool:
@@ -88,18 +90,18 @@ def _is_missing(path: str) -> bool:
     return False
 
 
-def _runs(place: Place) -> bool:
+def _runs(pool: PoolRef) -> bool:
     """Whether a supervisor listens there, or servers have outlived it."""
     from poolctl.control.client import Client, NoSupervisor
     from poolctl.errors import ControlError
     from poolctl.runners.survivors import are_there
 
-    if not os.path.isdir(place.directory):
+    if not os.path.isdir(pool.directory):
         return False
     try:
-        Client(place.socket).ping(timeout=_ANSWER_SECONDS)
+        Client(pool.socket).ping(timeout=_ANSWER_SECONDS)
     except NoSupervisor:
-        return are_there(place.directory)
+        return are_there(pool.directory)
     except ControlError:
         pass  # it exists; the command reports the problem
     return True
@@ -112,39 +114,39 @@ def _missing(files: list[str]) -> Outcome:
     return Outcome(errors=[missing_file(file).to_dict() for file in files], exit_code=INVALID_CONFIGURATION)
 
 
-def _warn_of_missing(files: list[str], request: Request) -> None:
+def _warn_of_missing(files: list[str], request: CommandRequest) -> None:
     if not request.quiet:
         from poolctl.cli.render import from_here, printable
 
         for file in files:
             sys.stderr.write(
-                f"warning: {printable(from_here(file))} does not exist any more, but its pool is running\n"
+                f"warning: {printable(from_here(file))} no longer exists, but its pool is running\n"
             )
 
 
-def _at(first: str, env: Mapping[str, str]) -> Place:
-    return Place([first], directory.pool_dir(env, directory.pool_key(first)))
+def _at(first: str, env: Mapping[str, str]) -> PoolRef:
+    return PoolRef([first], directory.pool_dir(env, directory.pool_key(first)))
 
 
-def _named(name: str, env: Mapping[str, str]) -> Place:
+def _named(name: str, env: Mapping[str, str]) -> PoolRef:
     found = directory.named_pool_dir(env, name)
     if found is None:
         from poolctl.control.client import NoSupervisor
 
         raise NoSupervisor(
-            f"no running pool is named {name!r}", hint="start it where its file is: poolctl start"
+            f"no running pool is named {name!r}", hint="start it from its file: poolctl -c FILE start"
         )
-    return Place(_files_of(found), found)
+    return PoolRef(_files_of(found), found)
 
 
-def others_named_alike(place: Place, env: Mapping[str, str] = os.environ) -> str:
+def others_named_alike(pool: PoolRef, env: Mapping[str, str] = os.environ) -> str:
     """A warning of other running pools with the name of this one, which --pool cannot tell apart; "" without any."""
-    name = str(directory.written_down(place.directory).get("name") or "")
-    others = [path for path in directory.pool_dirs_named(env, name) if os.path.basename(path) != place.key]
+    name = str(directory.written_down(pool.directory).get("name") or "")
+    others = [path for path in directory.pool_dirs_named(env, name) if os.path.basename(path) != pool.key]
     if not others:
         return ""
     files = ", ".join(file for path in others for file in _files_of(path) or [path])
-    return f"another pool is named {name!r} too: {files}; --pool {name} is ambiguous, use -c FILE"
+    return f"another pool is also named {name!r}: {files}; --pool {name} is ambiguous, use -c FILE"
 
 
 def _files_of(pool_directory: str) -> list[str]:

@@ -9,7 +9,7 @@ from poolctl.cli.plural import servers
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.cli.outcome import Outcome
-    from poolctl.cli.pool_ref import Place
+    from poolctl.cli.pool_ref import PoolRef
 
 # States that are as they should be without being ready.
 _ASIDE = ("sleeping", "draining", "disabled")
@@ -24,12 +24,12 @@ def ready_line(outcome: Outcome, *, waited: bool) -> str:
     count = len(outcome.items) - sum(asides.values())
     line = f"{servers(ready, count)} ready"
     if not waited:
-        line = f"{servers(count)} told to start, {ready} ready"
+        line = f"{servers(count)} starting, {ready} ready"
     said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
     return f"{line} ({said})" if said else line
 
 
-def hand_over_to_systemd(place: Place, *, ready: bool) -> None:
+def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
     """As a service's main process, report the keeper as the new one: systemd can stop it. Else do nothing."""
     from poolctl.control import sd_notify
     from poolctl.control.client import Client
@@ -37,7 +37,7 @@ def hand_over_to_systemd(place: Place, *, ready: bool) -> None:
 
     if os.environ.get("NOTIFY_SOCKET") and sd_notify.is_main(os.environ):
         try:
-            keeper = Client(place.socket).ping().get("keeper_pid")
+            keeper = Client(pool.socket).ping().get("keeper_pid")
         except ControlError:
             return  # it has ended already, and so does the service
         sd_notify.tell(os.environ, f"MAINPID={keeper}", *([sd_notify.READY] if ready else []))

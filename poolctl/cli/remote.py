@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.cli.pool_ref import Place, others_named_alike
+from poolctl.cli.pool_ref import PoolRef, others_named_alike
 from poolctl.cli.progress import Progress
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_exit import await_end
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from poolctl.cli.pool_ref import Place
-    from poolctl.cli.request import Request
+    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.pool_ref import PoolRef
 
 # What the pool goes on with when nobody waits for it any more.
 _ORDERS = ("start", "stop", "restart", "reload", "scale", "enable", "disable", "add", "remove")
 _LAUNCHES = 4  # so often at most is a pool launched that other commands stop at once
 
 
-def ask(request: Request, place: Place, verb: str = "", more: Mapping[str, Any] | None = None) -> Outcome:
+def ask(
+    request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, Any] | None = None
+) -> Outcome:
     """What the supervisor answers; `more` goes to its options.
 
     Raises NoSupervisor when there is none, UsageError for a bad selector.
@@ -37,11 +39,11 @@ def ask(request: Request, place: Place, verb: str = "", more: Mapping[str, Any] 
             "options": {**options, "progress": progress.wanted},
         }
         try:
-            result = _call(place, verb or request.verb, body, progress, options["timeout"])
+            result = _call(pool, verb or request.verb, body, progress, options["timeout"])
         except KeyboardInterrupt:
             if request.verb not in _ORDERS:
                 raise
-            hint = f"the pool goes on with the {request.verb}: poolctl status"
+            hint = f"the {request.verb} continues in the background: poolctl status"
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None
     outcome = Outcome.from_result(result)
     await_end(outcome.ended_pid)  # so that the next command meets nothing of this pool
@@ -50,16 +52,16 @@ def ask(request: Request, place: Place, verb: str = "", more: Mapping[str, Any] 
 
 
 def _call(
-    place: Place, verb: str, body: dict[str, Any], progress: Progress, timeout: float | None
+    pool: PoolRef, verb: str, body: dict[str, Any], progress: Progress, timeout: float | None
 ) -> dict[str, Any]:
     """The answer of the supervisor that is there, or of its successor if it was about to end."""
     while True:
-        before = _mark(place.socket)
+        before = _mark(pool.socket)
         try:
-            return Client(place.socket).call(verb, body, progress, timeout)
+            return Client(pool.socket).call(verb, body, progress, timeout)
         except SupervisorEnded:
             # One that ends as it should takes its socket away before it hangs up; one that was killed does not.
-            if _mark(place.socket) == before:
+            if _mark(pool.socket) == before:
                 raise
 
 
@@ -72,45 +74,45 @@ def _mark(path: str) -> tuple[int, int] | None:
     return found.st_ino, found.st_ctime_ns
 
 
-def ask_or_launch(request: Request, place: Place, verb: str = "") -> Outcome:
+def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Outcome:
     """Like ask(), but a pool without a supervisor gets one. The supervisor itself judges the files."""
     try:
-        return ask(request, place, verb)
+        return ask(request, pool, verb)
     except (NoSupervisor, SupervisorEnded):  # the one that was there may have been about to end
-        if not place.files or request.get("pool"):
+        if not pool.files or request.get("pool"):
             raise
     # what is wrong with the command is said before anything is launched
     request.options()
     request.selector()
     try:
-        outcome = _launch_and_ask(request, place)
+        outcome = _launch_and_ask(request, pool)
     except SupervisorEnded as ended:
-        raise _with_last_words(ended, place) from None
+        raise _with_last_words(ended, pool) from None
     if outcome.exit_code == NOTHING_MATCHED:
         # Nothing was done, and nothing is left behind.
-        outcome.ended_pid = _end_idle(place)
+        outcome.ended_pid = _end_idle(pool)
     elif not outcome.items and not outcome.exit_code and not request.get("allow_empty"):
-        raise Failure(_without_servers(place))
-    elif warning := others_named_alike(place):
+        raise Failure(_without_servers(pool))
+    elif warning := others_named_alike(pool):
         outcome.warnings.append(warning)
     return outcome
 
 
-def _launch_and_ask(request: Request, place: Place) -> Outcome:
+def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Outcome:
     for _ in range(_LAUNCHES - 1):
-        launch(place)
+        launch(pool)
         try:
-            return ask(request, place, "start")
+            return ask(request, pool, "start")
         except NoSupervisor:  # another command has stopped it before it came to ours
             continue
-    launch(place)
-    return ask(request, place, "start")
+    launch(pool)
+    return ask(request, pool, "start")
 
 
-def _with_last_words(ended: SupervisorEnded, place: Place) -> ControlError:
+def _with_last_words(ended: SupervisorEnded, pool: PoolRef) -> ControlError:
     """The same error with the last line of the supervisor's log: why it could not even start."""
     try:
-        with open(f"{place.directory}/supervisor.log", encoding="utf-8", errors="replace") as log:
+        with open(f"{pool.directory}/supervisor.log", encoding="utf-8", errors="replace") as log:
             lines = log.read().split("\n")
     except OSError:
         lines = []
@@ -119,18 +121,18 @@ def _with_last_words(ended: SupervisorEnded, place: Place) -> ControlError:
     return ControlError(message, exit_code=ended.exit_code, hint=ended.hint)
 
 
-def _without_servers(place: Place) -> Outcome:
+def _without_servers(pool: PoolRef) -> Outcome:
     """The outcome of files that hold no server; the supervisor that found nothing to do is ended."""
     from poolctl.cli.offline import no_server
 
-    _end_idle(place)
-    return Outcome(errors=[no_server(place)], exit_code=INVALID_CONFIGURATION)
+    _end_idle(pool)
+    return Outcome(errors=[no_server(pool)], exit_code=INVALID_CONFIGURATION)
 
 
-def _end_idle(place: Place) -> int:
+def _end_idle(pool: PoolRef) -> int:
     """End the supervisor that was launched for nothing, unless it has got something to do; the pid that ended last."""
     try:
-        ended = Client(place.socket).call("stop", {"options": {"idle": True}})
+        ended = Client(pool.socket).call("stop", {"options": {"idle": True}})
     except ControlError:
         return 0  # somebody else has ended it
     pid = int(ended.get("keeper_pid") or 0)
@@ -138,23 +140,23 @@ def _end_idle(place: Place) -> int:
     return pid
 
 
-def launch(place: Place) -> None:
+def launch(pool: PoolRef) -> None:
     """A supervisor in the background for this pool; it listens from now on, and answers when it is up."""
     from poolctl.supervisor.launch import launch as launch_supervisor
 
-    launch_supervisor(place.files, os.environ)
+    launch_supervisor(pool.files, os.environ)
 
 
-def selected(request: Request, place: Place, verb: str = "list") -> Outcome:
+def selected(request: CommandRequest, pool: PoolRef, verb: str = "list") -> Outcome:
     """The servers as they are now. Failure for a selection that matches nothing and for invalid files."""
     try:
-        outcome = ask(request, place, verb)
+        outcome = ask(request, pool, verb)
     except NoSupervisor:
-        if not place.files:
+        if not pool.files:
             raise
         from poolctl.cli.offline import select_from_files
 
-        return Outcome(select_from_files(request, place))
+        return Outcome(select_from_files(request, pool))
     if outcome.exit_code:
         raise Failure(outcome)
     return outcome

@@ -161,7 +161,7 @@ def _say(stream: TextIO, lines: list[str]) -> None:
 
 
 def error_lines(each: Item, colours: bool = False) -> Iterable[str]:
-    """One error: what it is about, what happened, and the mend."""
+    """One error: what it is about, what happened, and the fix."""
     message = printable(str(each.get("message") or "failed"), keep_lines=True)
     hint = str(each.get("hint") or "")
     if each.get("file"):

@@ -17,7 +17,7 @@ _MARGIN_SECONDS = 15
 # A supervisor that hangs is replaced after fifteen; systemd has to act only when that has not helped.
 _WATCHDOG_SECONDS = 60
 _HANDED_ON = (RUNTIME_VARIABLE, STATE_VARIABLE, "VIRTUAL_ENV")
-# Trying again mends none of these.
+# A restart fixes none of these.
 _HOPELESS = (USAGE, INVALID_CONFIGURATION, NOT_PERMITTED, CONFLICT)
 # Nothing that a worker may need: neither its files, nor devices, nor programs that are set-user-ID.
 _HARDENING = (
@@ -65,7 +65,7 @@ def _service(pool: Pool, sockets: list[str], *, of_user: bool) -> str:
     if not of_user:
         unit += [("Wants", "network-online.target"), ("After", "network-online.target")]
     service = [
-        ("#", "Ready when every server that is to run has answered: `systemctl status` names those that have not."),
+        ("#", "Ready when every enabled server has answered; `systemctl status` names those that have not."),
         ("Type", "notify"),
         ("NotifyAccess", "all"),
         ("ExecStart", command([*pool.poolctl, *files, "run"])),
@@ -75,16 +75,16 @@ def _service(pool: Pool, sockets: list[str], *, of_user: bool) -> str:
         *(("Environment", word(f"{name}={pool.env[name]}")) for name in _HANDED_ON if pool.env.get(name)),
         *([("EnvironmentFile", f"-{_environment_file(pool, of_user=of_user)}")] if missing_variables(pool) else []),
         *([("Sockets", " ".join(sockets))] if sockets else []),
-        ("#", "The pool stops its servers itself, in their order; what is left then is killed."),
+        ("#", "The pool stops its servers itself, in order; processes that remain are then killed."),
         ("KillMode", "mixed"),
         ("TimeoutStopSec", str(stop_seconds(pool.servers))),
-        ("#", "A server that does not start leaves the others alone; each has a start_timeout of its own."),
+        ("#", "A server that fails to start does not affect the others; each has its own start_timeout."),
         ("TimeoutStartSec", "infinity"),
         ("Restart", "on-failure"),
         ("RestartSec", "1"),
         ("RestartPreventExitStatus", " ".join(map(str, _HOPELESS))),
         ("WatchdogSec", str(_WATCHDOG_SECONDS)),
-        ("#", "A worker that the kernel has killed for its memory is replaced by the pool."),
+        ("#", "The pool replaces a worker that the kernel killed for its memory."),
         ("OOMPolicy", "continue"),
         ("SyslogIdentifier", unit_name(f"poolctl-{pool.name}")),
         *(() if of_user else ((name, "yes") for name in _HARDENING)),
@@ -111,7 +111,7 @@ def _sockets(pool: Pool, stem: str) -> dict[str, str]:
         return {}
     if numbers and (len(numbers) < len(inherited) or numbers != list(range(3, 3 + len(numbers)))):
         raise ValueError(
-            "sockets by number are 3, 4 … without a gap, and all of them: name them, like fd:web"
+            "numbered sockets must be fd:3, fd:4 … without a gap, all of them; or name them, like fd:web"
         )
     if numbers:
         inherited.sort(key=lambda server: int(server.address.name))
@@ -129,7 +129,7 @@ def _socket(pool: Pool, stem: str, servers: Sequence[ServerConfig], name: str) -
     entries += [
         (
             "#",
-            "Else an answer on a connection that is kept alive may wait 40 ms for the client's acknowledgement.",
+            "Without it an answer on a kept-alive connection may wait 40 ms for the client's acknowledgement.",
         ),
         ("NoDelay", "yes"),
         ("Backlog", str(BACKLOG)),
@@ -156,7 +156,7 @@ def _listen(pool: Pool, server: ServerConfig) -> str:
     ):
         return f"{'127.0.0.1' if host == 'localhost' else host}:{port}"
     raise ValueError(
-        f"{server.name}: nothing says where systemd is to listen for fd:{name}: --listen {name}=127.0.0.1:8080"
+        f"{server.name}: systemd needs an address to listen on for fd:{name}: --listen {name}=127.0.0.1:8080"
     )
 
 

@@ -6,15 +6,15 @@ import re
 from datetime import UTC, datetime
 from time import time
 
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import UsageError
-from poolctl.cli.request import Request
 from poolctl.logs.line import stamp
 
 DEFAULT_LINES = 100
 _MOST_DIGITS = 9
 
 
-def lines_of(request: Request) -> int | None:
+def lines_of(request: CommandRequest) -> int | None:
     """How many lines -n asks for, None for all: with --since unless both are given."""
     text = request.get("lines")
     if text is None:
@@ -26,7 +26,7 @@ def lines_of(request: Request) -> int | None:
     return int(text)
 
 
-def since_of(request: Request) -> str:
+def since_of(request: CommandRequest) -> str:
     """The moment as log files write it, so that times compare as text; "" when it was not given."""
     text = request.get("since")
     if text is None:

@@ -18,8 +18,8 @@ from poolctl import __version__
 from poolctl.cli import commands
 from poolctl.cli.command import COMMON, FLAG, LIST, SECTIONS, Command, Option
 from poolctl.cli.command_line import as_help, split, verb_of
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome, UsageError
-from poolctl.cli.request import Request
 from poolctl.exit_codes import USAGE
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -32,7 +32,7 @@ FIRST_STEPS = (
 # Commands that a later version has.
 _LATER = ("import",)
 
-Perform = Callable[[Request], Outcome]
+Perform = Callable[[CommandRequest], Outcome]
 
 
 def perform_args(args: Sequence[str], perform: Perform = commands.perform) -> Outcome:
@@ -137,7 +137,7 @@ def _made(verb: str, declared: Command, perform: Perform) -> Any:
                 values[key] = before[key]
         if "command" in before:
             values["command"] = before["command"]
-        return perform(Request(verb, {k: (v or []) if k in lists else v for k, v in values.items()}))
+        return perform(CommandRequest(verb, {k: (v or []) if k in lists else v for k, v in values.items()}))
 
     _accept(run, _parameters(accepted))
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, error
-from poolctl.cli.pool_ref import Place
+from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import from_here
-from poolctl.cli.request import Request
 from poolctl.config import Draft, FileChanged, PoolConfig
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import PoolValidateError
@@ -29,17 +29,17 @@ MADE = (DONE, FAILED, TIMED_OUT)
 ATTEMPTS = 20
 
 
-class Files:
+class WriteBack:
     """The files of a pool, what they say, and what they are to say."""
 
-    def __init__(self, place: Place, request: Request) -> None:
+    def __init__(self, pool: PoolRef, request: CommandRequest) -> None:
         """Read them. PoolValidateError for files that cannot be read, Failure (5) for invalid ones."""
-        self.place = place
+        self.pool = pool
         self.request = request
-        about = _about(place)
+        about = _about(pool)
         self.supervised = about is not None
         named = (about or {}).get("files")
-        files = [str(file) for file in named] if isinstance(named, list) and named else place.files
+        files = [str(file) for file in named] if isinstance(named, list) and named else pool.files
         self.draft = Draft(files, os.environ)
         self.warnings: list[str] = []
         self.now = self._loaded()
@@ -47,7 +47,7 @@ class Files:
     def _loaded(self) -> PoolConfig:
         from poolctl.cli.offline import load
 
-        return load(Place(self.draft.files, self.place.directory), allow_empty=True)
+        return load(PoolRef(self.draft.files, self.pool.directory), allow_empty=True)
 
     def known(self, names: Sequence[str]) -> list[str]:
         """Those of the servers that are in the files; of the others a warning."""
@@ -56,7 +56,9 @@ class Files:
             if self.draft.entry(name) is not None:
                 found.append(name)
             else:
-                self.warnings.append(f"{name} is in no file: nothing to write (poolctl add --save writes it)")
+                self.warnings.append(
+                    f"{name} is not in any file: nothing to write (poolctl add --save writes it)"
+                )
         return found
 
     def scale(self, names: Sequence[str], workers: int) -> None:
@@ -85,11 +87,11 @@ class Files:
         if not len(config) and not self.request.get("allow_empty"):
             from poolctl.cli.offline import no_server
 
-            raise Failure(Outcome(errors=[no_server(self.place)], exit_code=INVALID_CONFIGURATION))
+            raise Failure(Outcome(errors=[no_server(self.pool)], exit_code=INVALID_CONFIGURATION))
         for path in self.draft.texts():
             directory = os.path.dirname(os.path.realpath(path))
             if not os.access(directory, os.W_OK):
-                hint = f"a file is replaced as a whole: mend the permissions of {directory}"
+                hint = f"fix the permissions of {directory}: a file is replaced as a whole"
                 raise Failure(Outcome.failed(NOT_PERMITTED, f"{from_here(path)} cannot be written", hint))
         return config
 
@@ -127,7 +129,7 @@ class Files:
         try:
             self._write()
         except (FileChanged, PoolValidateError, KeyError) as changed:
-            hint = "nothing was written; look at it, then repeat the command"
+            hint = "nothing was written; check the file, then repeat the command"
             message = (
                 str(changed) if isinstance(changed, FileChanged) else "the file has been changed meanwhile"
             )
@@ -136,21 +138,24 @@ class Files:
             code = NOT_PERMITTED if isinstance(failure, PermissionError) else FAILED
             where = from_here(str(failure.filename or ", ".join(self.draft.texts())))
             _fail(
-                outcome, code, f"cannot write {where}: {failure.strerror}", "the change lasts until a reload"
+                outcome,
+                code,
+                f"cannot write {where}: {failure.strerror}",
+                "the live change lasts until the next reload",
             )
         if outcome.errors and not self.supervised:
             outcome.message = ""  # nothing has been done
         saved = outcome.extra["saved"] = self.draft.written
         words = ", ".join(map(from_here, saved))
-        line = f"wrote {words}" if saved else "" if outcome.errors else "the files say so already"
+        line = f"wrote {words}" if saved else "" if outcome.errors else "the files already say so"
         outcome.message = "\n".join(part for part in (outcome.message, line) if part)
         return outcome
 
 
-def _about(place: Place) -> dict[str, object] | None:
+def _about(pool: PoolRef) -> dict[str, object] | None:
     """What the supervisor says of itself; None when there is none."""
     try:
-        return Client(place.socket).ping()
+        return Client(pool.socket).ping()
     except NoSupervisor:
         return None
 

@@ -204,7 +204,7 @@ def test_an_interrupted_command_is_130_and_the_pool_goes_on(real_pool: RealPool,
     assert starting.returncode == 130
     (told,) = json.loads(stdout)["errors"]
     assert told["code"] == 130
-    assert "goes on with the start" in told["hint"]
+    assert "the start continues in the background" in told["hint"]
     assert states(real_pool) == {"web": "starting"}
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from poolctl.cli.command import Command
+    from poolctl.cli.command_request import CommandRequest
     from poolctl.cli.outcome import Outcome
-    from poolctl.cli.request import Request
 
 
 def names() -> list[str]:
@@ -31,7 +31,7 @@ def command_named(verb: str) -> Command | None:
     return None if module is None else module.COMMAND
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Do what the request says. Raises what outcome_of() understands."""
     output = request.output  # a form that does not exist is reported before anything is done
     module = _module(request.verb)

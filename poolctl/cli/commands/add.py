@@ -23,10 +23,10 @@ from poolctl.cli.command import (
     Command,
     Option,
 )
+from poolctl.cli.command_request import CommandRequest, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.pool_ref import Place, find_place
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request, saves
 from poolctl.config import Surroundings, conflicts, merged, relocated
 from poolctl.exit_codes import CONFLICT, FAILED
 
@@ -62,15 +62,15 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Add the server, or every server of the file; started when this returns, and with --save written."""
     save = saves(request)
-    place = find_place(request)
-    tables, base_dir = new_servers(request, place)
+    pool = find_pool(request)
+    tables, base_dir = new_servers(request, pool)
     if not save:
-        return _together([_added(request, place, table, base_dir) for table in tables])
+        return _together([_added(request, pool, table, base_dir) for table in tables])
     request.options()  # a wrong one is said before anything is read
-    files = write_back.Files(place, request)
+    files = write_back.WriteBack(pool, request)
     home = files.draft.home_of_new().base_dir
     tables = [relocated(table, base_dir if request.get("file") else home, home) for table in tables]
     _refuse_taken(files, tables, home)
@@ -78,11 +78,11 @@ def perform(request: Request) -> Outcome:
         _refuse_invalid(files, table, home)
         files.draft.add(table)
     if files.supervised:
-        return files.finish(lambda: _together([_added(request, place, table, home) for table in tables]))
+        return files.finish(lambda: _together([_added(request, pool, table, home) for table in tables]))
     return files.finish(lambda: _in_files(files, tables))
 
 
-def _refuse_taken(files: write_back.Files, tables: list[Table], base_dir: str) -> None:
+def _refuse_taken(files: write_back.WriteBack, tables: list[Table], base_dir: str) -> None:
     """Failure (8) for a name or an address that another server has."""
     servers = [(server.name, server.address) for server in files.now]
     new = [(str(table.get("name", "")), _address(table, base_dir)) for table in tables]
@@ -91,7 +91,7 @@ def _refuse_taken(files: write_back.Files, tables: list[Table], base_dir: str) -
         raise Failure(Outcome.failed(CONFLICT, taken[0].message, taken[0].hint))
 
 
-def _refuse_invalid(files: write_back.Files, table: Table, base_dir: str) -> None:
+def _refuse_invalid(files: write_back.WriteBack, table: Table, base_dir: str) -> None:
     """PoolValidateError with what is wrong with the server itself, in the words that it would have unwritten."""
     first = files.draft.documents[0].base_dir if files.draft.documents else base_dir
     Surroundings(files.now.defaults, first, files.now.settings.handlers).server(table, base_dir, os.environ)
@@ -104,7 +104,7 @@ def _address(table: Table, base_dir: str) -> Address | None:
         return None
 
 
-def _in_files(files: write_back.Files, tables: list[Table]) -> Outcome:
+def _in_files(files: write_back.WriteBack, tables: list[Table]) -> Outcome:
     """What adding to the files alone comes to."""
     from poolctl.control.messages import item
 
@@ -113,23 +113,23 @@ def _in_files(files: write_back.Files, tables: list[Table]) -> Outcome:
     return Outcome(items, message="\n".join(f"added {name}, not started" for name in names))
 
 
-def new_servers(request: Request, place: Place) -> tuple[list[Table], str]:
+def new_servers(request: CommandRequest, pool: PoolRef) -> tuple[list[Table], str]:
     """The tables to add, as a file would have them, and the directory that their relative paths begin in."""
     file = request.get("file")
     options = [o for o in ("server", "bind", "app", "set") if request.get(o)]
     if file is None:
-        first = place.files[0] if place.files else "."
+        first = pool.files[0] if pool.files else "."
         return [_from_options(request)], os.path.abspath(
             first if os.path.isdir(first) else os.path.dirname(first)
         )
     if options:
         named = "NAME" if options[0] == "server" else f"--{options[0]}"
-        raise UsageError(f"{named} and -f exclude each other", hint="write it into the file")
+        raise UsageError(f"{named} and -f cannot be combined", hint="put it into the file")
     path = os.path.abspath(file)
     return _from_file(path), os.path.dirname(path)
 
 
-def _from_options(request: Request) -> Table:
+def _from_options(request: CommandRequest) -> Table:
     name = request.get("server")
     if not name:
         raise UsageError("add: which server?", hint="poolctl add NAME --bind ADDRESS --app MODULE:ATTRIBUTE")
@@ -197,15 +197,17 @@ def _from_file(path: str) -> list[Table]:
             data = data.get("server")
         if not isinstance(data, list) or not data or not all(isinstance(each, dict) for each in data):
             hint = "write [[server]] tables and nothing else, or one server's keys"
-            raise Problem("this holds no list of servers", place=Where(path), hint=hint)
+            raise Problem("this file holds no list of servers", place=Where(path), hint=hint)
     except Problem as problem:
         raise PoolValidateError("the file cannot be used", [problem]) from None
     return data
 
 
-def _added(request: Request, place: Place, table: Table, base_dir: str) -> Outcome:
-    plain = Request("add", {key: request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")})
-    outcome = ask(plain, place, more={"server": table, "base_dir": base_dir})
+def _added(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str) -> Outcome:
+    plain = CommandRequest(
+        "add", {key: request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
+    )
+    outcome = ask(plain, pool, more={"server": table, "base_dir": base_dir})
     ready = sum(bool(item.get("ready")) for item in outcome.items)
     if outcome.items:
         name = outcome.items[0].get("name")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from poolctl.cli.command import SETUP, Command, Option
+from poolctl.cli.command_request import CommandRequest, one_of
 from poolctl.cli.completions import SHELLS, script
 from poolctl.cli.outcome import Outcome, UsageError
-from poolctl.cli.request import Request, one_of
 
 COMMAND = Command(
     "Print the completion script of a shell.",
@@ -17,9 +17,9 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """The script as text."""
     shell = request.get("shell") or os.path.basename(os.environ.get("SHELL", ""))
     if not shell:
-        raise UsageError("which shell?", hint=f"one of: {', '.join(SHELLS)}")
+        raise UsageError("no shell is given, and $SHELL is not set", hint=f"one of: {', '.join(SHELLS)}")
     return Outcome(text=script(one_of("SHELL", shell, SHELLS)))

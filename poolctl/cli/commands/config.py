@@ -6,11 +6,11 @@ import os
 from typing import Any
 
 from poolctl.cli.command import REVEAL, SELECTION, SETUP, Command, output
+from poolctl.cli.command_request import FORMATS, CommandRequest
 from poolctl.cli.offline import choose, described, load, servers_of
 from poolctl.cli.outcome import Item, Outcome
-from poolctl.cli.pool_ref import Place, find_place
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
-from poolctl.cli.request import FORMATS, Request
 from poolctl.config import MASK, escaped, masked, table_text, values_of
 from poolctl.errors import ControlError
 
@@ -27,12 +27,12 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """The selected servers' configuration as TOML that can be loaded again, or as JSON."""
-    place = find_place(request)
-    config = load(place, allow_empty=bool(request.get("allow_empty")))
+    pool = find_pool(request)
+    config = load(pool, allow_empty=bool(request.get("allow_empty")))
     items = choose(
-        _as_they_are([described(server) for server in servers_of(config, place)], request, place), request
+        _as_they_are([described(server) for server in servers_of(config, pool)], request, pool), request
     )
     settings: dict[str, Any] = config.settings.to_dict()
     tables = config.tables.to_dict()
@@ -68,12 +68,12 @@ def _as_written(table: dict[str, Any]) -> dict[str, Any]:
     return {"url": table["url"]} if "${" in str(table.get("url", "")) else {}
 
 
-def _as_they_are(items: list[Item], request: Request, place: Place) -> list[Item]:
+def _as_they_are(items: list[Item], request: CommandRequest, pool: PoolRef) -> list[Item]:
     """The same servers with the state of what runs, where somebody asks for it."""
     if request.output in ("", "toml") and not (request.get("state") or request.get("health")):
         return items
     try:
-        running = {item["name"]: item for item in ask(Request("list", {}), place).items}
+        running = {item["name"]: item for item in ask(CommandRequest("list", {}), pool).items}
     except ControlError:
         return items
     return [

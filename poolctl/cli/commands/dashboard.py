@@ -5,17 +5,17 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from poolctl.cli.command import INSPECT, OUTPUT, Command
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request
 
 COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, section=INSPECT)
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """A link that needs no login: what stands behind `#` is not sent to any server. Raises NoSupervisor."""
-    outcome = ask(request, find_place(request))
+    outcome = ask(request, find_pool(request))
     found = outcome.extra.get("dashboard")
     if found:
         url, token = str(found["url"]), str(found["token"])

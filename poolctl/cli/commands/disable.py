@@ -12,10 +12,10 @@ from poolctl.cli.command import (
     TIMEOUT,
     Command,
 )
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.plural import servers
-from poolctl.cli.request import Request
 
 COMMAND = Command(
     "Stop servers, and keep them stopped until enabled.",
@@ -30,7 +30,7 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Stop servers, and keep them stopped until they are enabled."""
     return change(request, _report, lambda files, names: files.disable(names, True), works_offline=True)
 

@@ -1,4 +1,4 @@
-"""`poolctl doctor`: what is wrong with this machine or this pool, and the mend."""
+"""`poolctl doctor`: what is wrong with this machine or this pool, and the fix."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import OUTPUT, SETUP, Command
-from poolctl.cli.doctor.context import OK, PROBLEM, WARNING, Case, Finding, problem, warning
+from poolctl.cli.doctor.check import OK, PROBLEM, WARNING, CheckContext, CheckResult, problem, warning
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.config import ConfigNotFound
 from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED
 
 if TYPE_CHECKING:
-    from poolctl.cli.pool_ref import Place
-    from poolctl.cli.request import Request
+    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.pool_ref import PoolRef
 
 SUBJECTS = (
     "check_pool", "check_versions", "check_resources", "check_network", "check_paths", "check_leftovers",
@@ -27,19 +27,20 @@ SUBJECTS = (
 )  # fmt: skip
 _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 
-Check = Callable[[Case], Iterable[Finding]]
+Check = Callable[[CheckContext], Iterable[CheckResult]]
 
 COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, section=SETUP)
 
 
-def perform(request: Request) -> Outcome:
-    """One line for each thing that was looked at; exit 1 if there is a problem. With --quiet what is not ok."""
-    place, found = _place(request)
-    case = Case(place, os.environ)
+def perform(request: CommandRequest) -> Outcome:
+    """One line for each check; exit 1 if there is a problem. With --quiet only warnings and problems."""
+    pool, found = _pool(request)
+    case = CheckContext(pool, os.environ)
     findings = [*found, *(finding for check in _checks() for finding in _looked(check, case))]
     problems = sum(finding.status == PROBLEM for finding in findings)
     shown = [finding for finding in findings if not (request.quiet and finding.status == OK)]
-    items = [{"name": finding.check, **finding._asdict()} for finding in shown]
+    # `mend` is the former name of `fix` in the JSON document.
+    items = [{"name": finding.check, **finding._asdict(), "mend": finding.fix} for finding in shown]
     outcome = Outcome(items, exit_code=FAILED if problems else DONE)
     if request.output in ("", "table", "wide"):
         outcome.text = _table(shown)
@@ -47,15 +48,15 @@ def perform(request: Request) -> Outcome:
     return outcome
 
 
-def _place(request: Request) -> tuple[Place | None, list[Finding]]:
+def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
     """The pool, None when there is none or it cannot be had; and why, if that was asked for."""
     try:
-        return find_place(request, missing_ok=True), []
+        return find_pool(request, missing_ok=True), []
     except ConfigNotFound as missing:
         named = request.get("config") or os.environ.get("POOLCTL_CONFIG")
         return None, [problem("pool", missing.message, missing.hint or "poolctl init")] if named else []
     except ControlError as error:
-        return None, [problem("pool", error.message, error.hint or "poolctl pools shows those that run")]
+        return None, [problem("pool", error.message, error.hint or "poolctl pools lists the running ones")]
 
 
 def _checks() -> Iterator[Check]:
@@ -63,15 +64,15 @@ def _checks() -> Iterator[Check]:
         yield from import_module(f"poolctl.cli.doctor.{subject}").CHECKS
 
 
-def _looked(check: Check, case: Case) -> list[Finding]:
+def _looked(check: Check, case: CheckContext) -> list[CheckResult]:
     try:
         return list(check(case))
     except Exception as error:
-        said = f"could not be looked at: {type(error).__name__}: {error}"
-        return [warning(check.__name__, said, "POOLCTL_DEBUG=1 poolctl doctor, and tell the project")]
+        said = f"the check itself failed: {type(error).__name__}: {error}"
+        return [warning(check.__name__, said, "run POOLCTL_DEBUG=1 poolctl doctor, and report its output")]
 
 
-def _table(findings: list[Finding]) -> str:
+def _table(findings: list[CheckResult]) -> str:
     width = max((len(finding.check) for finding in findings), default=0)
     lines = []
     for finding in findings:
@@ -79,6 +80,6 @@ def _table(findings: list[Finding]) -> str:
         if coloured(sys.stdout):
             status = paint(status, _COLOURS[finding.status])
         lines.append(f"{status}  {finding.check.ljust(width)}  {printable(finding.message)}")
-        if finding.mend:
-            lines.append(f"{' ' * (len(PROBLEM) + width + 4)}→ {printable(finding.mend)}")
+        if finding.fix:
+            lines.append(f"{' ' * (len(PROBLEM) + width + 4)}→ {printable(finding.fix)}")
     return "".join(f"{line}\n" for line in lines)

@@ -12,10 +12,10 @@ from poolctl.cli.command import (
     TIMEOUT,
     Command,
 )
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.plural import servers
-from poolctl.cli.request import Request
 
 COMMAND = Command(
     "Enable servers and start them.",
@@ -30,7 +30,7 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Enable servers and start them."""
     return change(request, _report, lambda files, names: files.disable(names, False), works_offline=True)
 

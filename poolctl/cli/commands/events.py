@@ -10,11 +10,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import LIST, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
+from poolctl.cli.command_request import CommandRequest, one_of
 from poolctl.cli.outcome import Item, Outcome, UsageError
-from poolctl.cli.pool_ref import Place, find_place
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import selected
 from poolctl.cli.render import coloured, paint, printable
-from poolctl.cli.request import Request, one_of
 from poolctl.cli.stdout import stdout_fd
 from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control import directory
@@ -52,18 +52,18 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Print the last events, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
     if request.output not in ("", "table", "wide", "json", "jsonl"):
         raise UsageError(f"events has no form {request.output!r}", hint="-o json prints JSON lines")
     for kind in request.get("kind") or ():
         one_of("--kind", kind, KINDS)
     lines, since = lines_of(request), since_of(request)
-    place = find_place(request)
+    pool = find_pool(request)
     names = None
     if not request.selector().selects_all:
-        names = [item["name"] for item in selected(request, place).items]
-    watched = _Watched(place, Wanted(names, request.get("kind") or (), since))
+        names = [item["name"] for item in selected(request, pool).items]
+    watched = _EventStream(pool, Wanted(names, request.get("kind") or (), since))
     try:
         past = recent(watched.path, watched.wanted, lines)
         write = _writer(request, [*(names or ()), *(str(each.get("server", "")) for each in past)])
@@ -75,15 +75,15 @@ def perform(request: Request) -> Outcome:
     return Outcome.of_stream()
 
 
-class _Watched:
+class _EventStream:
     """The events of one pool, its supervisors coming and going."""
 
-    def __init__(self, place: Place, wanted: Wanted) -> None:
-        self._client = Client(place.socket)
+    def __init__(self, pool: PoolRef, wanted: Wanted) -> None:
+        self._client = Client(pool.socket)
         self.wanted = wanted
-        self.path, self._last = self._journal(place)
+        self.path, self._last = self._journal(pool)
 
-    def _journal(self, place: Place) -> tuple[str, int]:
+    def _journal(self, pool: PoolRef) -> tuple[str, int]:
         """Where the journal is and the number of its last event: the supervisor knows, else the files, else it is
         where it is by default."""
         try:
@@ -92,9 +92,9 @@ class _Watched:
                 return str(answer["path"]), int(answer["seq"])
         except ControlError:
             pass
-        path = f"{directory.state_dir(os.environ, place.key)}/{NAME}"
-        if not os.path.exists(path) and place.files:
-            path = _configured(place) or path
+        path = f"{directory.state_dir(os.environ, pool.key)}/{NAME}"
+        if not os.path.exists(path) and pool.files:
+            path = _configured(pool) or path
         return path, next((event["seq"] for event in recent(path, Wanted(), 1)), 0)
 
     def show(self, events: Iterable[Item], write: Callable[[Item], None]) -> None:
@@ -136,18 +136,18 @@ class _Watched:
             await_readable(-1, _AGAIN_SECONDS, reader)
 
 
-def _configured(place: Place) -> str:
+def _configured(pool: PoolRef) -> str:
     """What [events] says in the files; "" when nothing can be read there, which keeps nobody from the journal."""
     from poolctl.config import load
 
     try:
-        table = load(place.files, os.environ).tables.events
+        table = load(pool.files, os.environ).tables.events
     except (PoolError, OSError):
         return ""
     return str(table.path or "") if table else ""
 
 
-def _writer(request: Request, names: Iterable[str]) -> Callable[[Item], None]:
+def _writer(request: CommandRequest, names: Iterable[str]) -> Callable[[Item], None]:
     if request.output in ("json", "jsonl"):
         return lambda event: print(json.dumps(event))
     colours, wide = coloured(sys.stdout), request.output == "wide" or request.verbose

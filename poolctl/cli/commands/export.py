@@ -8,15 +8,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import DIRECTORIES, LIST, SETUP, Command, Option, flag
+from poolctl.cli.command_request import one_of
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.pool_ref import find_place
-from poolctl.cli.request import one_of
+from poolctl.cli.pool_ref import find_pool
 from poolctl.exit_codes import CONFLICT, FAILED
 
 if TYPE_CHECKING:
-    from poolctl.cli.pool_ref import Place
-    from poolctl.cli.request import Request
+    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.pool_ref import PoolRef
     from poolctl.cli.systemd_units import Pool
 
 
@@ -45,12 +45,12 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """The files for that system, printed, or written into a directory."""
     one_of("export", str(request.get("system")), SYSTEMS)
     from poolctl.cli import systemd_units as systemd
 
-    pool = _pool(request, find_place(request))
+    pool = _pool(request, find_pool(request))
     of_user = bool(request.get("for_user"))
     try:
         texts = systemd.units(pool, of_user=of_user)
@@ -60,23 +60,25 @@ def perform(request: Request) -> Outcome:
     outcome = _written(directory, texts, of_user=of_user) if directory else Outcome(text=_shown(texts))
     if missing := systemd.missing_variables(pool):
         file = texts[next(iter(texts))].partition("EnvironmentFile=-")[2].partition("\n")[0]
-        outcome.warnings.append(f"a service does not have {', '.join(missing)}: write them into {file}")
+        outcome.warnings.append(
+            f"the service lacks these variables: {', '.join(missing)}; put them into {file}"
+        )
     return outcome
 
 
-def _pool(request: Request, place: Place) -> Pool:
+def _pool(request: CommandRequest, ref: PoolRef) -> Pool:
     from poolctl.cli.systemd_units import Pool
     from poolctl.supervisor.naming import default_name
 
-    config = load(place)
-    name = config.settings.name or default_name(place.files[0])
+    config = load(ref)
+    name = config.settings.name or default_name(ref.files[0])
     listen = {}
     for given in request.get("listen") or []:
         key, equals, address = given.partition("=")
         if not (equals and key and address):
             raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
         listen[key.removeprefix("fd:")] = address
-    return Pool(name, place.files, list(config), _command(), os.environ, listen, _user())
+    return Pool(name, ref.files, list(config), _command(), os.environ, listen, _user())
 
 
 def _command() -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from poolctl.cli.command import FILTERS, INSPECT, OUTPUT, Command, Option
+from poolctl.cli.command_request import CommandRequest, one_of
 from poolctl.cli.offline import expressions_limited
 from poolctl.cli.outcome import Item, Outcome, UsageError
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import selected
-from poolctl.cli.request import Request, one_of
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.expressions import BadExpression, compiled
 from poolctl.pool.select import select
@@ -42,17 +42,17 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """The matching servers, or with --target one field of each. The selector's options narrow further."""
     field = one_of("FIELD", request.get("filter_field"), FIELDS)
     target = request.get("target")
     if target is not None:
         one_of("--target", target, FIELDS)
         if request.get("output") is not None:
-            raise UsageError("--target and -o exclude each other", hint=f"-o {target} prints that field too")
+            raise UsageError("--target and -o cannot be combined", hint=f"-o {target} prints that field too")
     pattern, search = request.get("pattern") or "", _searcher(request.get("regex") or "")
-    selector = Request("list", {**request.values, "invert": False, "allow_empty": True}).selector()
-    everything = selected(Request("list", _without_selection(request)), find_place(request)).items
+    selector = CommandRequest("list", {**request.values, "invert": False, "allow_empty": True}).selector()
+    everything = selected(CommandRequest("list", _without_selection(request)), find_pool(request)).items
     with expressions_limited():
         narrowed, _ = select(everything, selector)
         found = [item for item in narrowed if _matches(item, field, pattern, search)]
@@ -65,7 +65,7 @@ def perform(request: Request) -> Outcome:
     return Outcome(found, form=target or "table")
 
 
-def _without_selection(request: Request) -> dict[str, Any]:
+def _without_selection(request: CommandRequest) -> dict[str, Any]:
     """The request's values for asking after every server."""
     return {key: request.get(key) for key in (*_PLACE, "allow_empty")}
 
@@ -108,4 +108,4 @@ def _near(field: str, pattern: str, items: list[Item]) -> str:
         if pattern
         else []
     )
-    return f"did you mean {near[0]!r}?" if near else "--allow-empty accepts that nothing matches"
+    return f"did you mean {near[0]!r}?" if near else "use --allow-empty to accept no match"

@@ -8,8 +8,8 @@ import shlex
 import sys
 
 from poolctl.cli.command import DIRECTORIES, SETUP, Command, Option, flag
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.request import Request
 from poolctl.config import FILE_NAMES, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED
 
@@ -17,12 +17,12 @@ POOL = """\
 # A pool of HTTP servers. Every key: `poolctl schema`, checks: `poolctl validate`.
 
 [pool]
-# What the pool is called (`poolctl --pool {name} status`); default: derived from this file's path.
+# The pool's name (`poolctl --pool {name} status`); default: derived from this file's path.
 # name = "{name}"
-# Where `bind = "127.0.0.1:auto"` chooses from.
+# Range from which `bind = "127.0.0.1:auto"` chooses a port.
 # port_range = "20000-29999"
 
-[defaults]                       # every key of a server; its own value wins
+[defaults]                       # for every server; a server's own value wins
 # restart = "on-failure"         # "no", "on-failure" or "always"
 # start_timeout = "30s"
 
@@ -80,7 +80,7 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Write the files; what is there already is left alone unless --force says otherwise (8)."""
     path = _path(request)
     directory = os.path.dirname(path) or "."
@@ -100,12 +100,12 @@ def perform(request: Request) -> Outcome:
     if not with_app and not found and not os.path.exists(os.path.join(directory, APP_FILE)):
         outcome.message = f"wrote {written}; next: name your application in it, then {start}"
         outcome.warnings = [
-            f"{app!r} is not there yet: change it, or write it with poolctl init --app --force"
+            f"{app!r} does not exist yet: name your application, or create it with poolctl init --app --force"
         ]
     return outcome
 
 
-def _path(request: Request) -> str:
+def _path(request: CommandRequest) -> str:
     """The file to write: that of -c, else pool.toml in the directory. UsageError for one that cannot be ours."""
     named = request.get("config") or []
     directory = request.get("directory")
@@ -131,7 +131,7 @@ def existing_app(directory: str) -> str:
     return ""
 
 
-def _asked(request: Request) -> bool:
+def _asked(request: CommandRequest) -> bool:
     """Whether the user, if there is one at the terminal, wants an application too."""
     if request.quiet or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
@@ -144,9 +144,9 @@ def _write(directory: str, texts: dict[str, str], *, force: bool) -> None:
     paths = {os.path.normpath(os.path.join(directory, file)): text for file, text in texts.items()}
     there = [path for path in paths if os.path.lexists(path)]
     if there and not force:
-        verb = "is" if len(there) == 1 else "are"
+        verb = "exists" if len(there) == 1 else "exist"
         raise Failure(
-            Outcome.failed(CONFLICT, f"{' and '.join(there)} {verb} there already", "--force overwrites")
+            Outcome.failed(CONFLICT, f"{' and '.join(there)} already {verb}", "use --force to overwrite")
         )
     try:
         os.makedirs(directory, exist_ok=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option
+from poolctl.cli.command_request import FIELDS
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import selected
-from poolctl.cli.request import FIELDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.cli.request import Request
+    from poolctl.cli.command_request import CommandRequest
 
 COMMAND = Command(
     "List servers.",
@@ -28,8 +28,8 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """The selected servers as they are now; without a supervisor all of them are stopped."""
-    outcome = selected(request, find_place(request))
+    outcome = selected(request, find_pool(request))
     outcome.form = "table"
     return outcome

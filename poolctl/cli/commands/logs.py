@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from poolctl.cli.command import FOLLOW, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
-from poolctl.cli.log_lines import Prefixes, terminal_text
+from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.log_lines import PrefixedLines, terminal_text
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
-from poolctl.cli.pool_ref import Place, find_place
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured
-from poolctl.cli.request import Request
 from poolctl.cli.stdout import stdout_fd
 from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control import directory
@@ -39,17 +39,17 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Print the last lines, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
     if request.output not in ("", "json", "jsonl"):
         raise UsageError(f"logs has no form {request.output!r}", hint="-o json prints JSON lines")
     if request.get("raw") and request.output:
-        raise UsageError("--raw and -o exclude each other", hint="--raw prints lines as servers wrote them")
+        raise UsageError("--raw and -o cannot be combined", hint="--raw prints lines as servers wrote them")
     if request.get("reopen"):
         return _reopen(request)
     lines, since = lines_of(request), since_of(request)
-    place = find_place(request)
-    paths = log_paths(_described(request, place), place)
+    pool = find_pool(request)
+    paths = log_paths(_described(request, pool), pool)
     text_of = _form(request, list(paths))
     if request.get("follow"):
         return _follow(paths, text_of, lines, since)
@@ -60,7 +60,7 @@ def perform(request: Request) -> Outcome:
     return Outcome.of_stream()
 
 
-def _form(request: Request, names: list[str]) -> Callable[[Line], str]:
+def _form(request: CommandRequest, names: list[str]) -> Callable[[Line], str]:
     """What makes of a line the text that is printed."""
     if request.output:
         return _document
@@ -69,17 +69,17 @@ def _form(request: Request, names: list[str]) -> Callable[[Line], str]:
             return lambda line: f"{line.text}\n"
         colours = coloured(sys.stdout)
         return lambda line: f"{terminal_text(line.text, colours=colours)}\n"
-    return Prefixes(names, times=request.verbose, records=True).line
+    return PrefixedLines(names, times=request.verbose, records=True).line
 
 
-def _reopen(request: Request) -> Outcome:
+def _reopen(request: CommandRequest) -> Outcome:
     """Have every log file opened anew, because another program has moved them away; return when they are."""
     try:
-        outcome = ask(request, find_place(request), "reopen")
+        outcome = ask(request, find_pool(request), "reopen")
     except NoSupervisor:
         return Outcome(message="nothing is running")
     if not outcome.exit_code:
-        outcome.message = "log files are opened anew"
+        outcome.message = "log files reopened"
     return outcome
 
 
@@ -95,24 +95,24 @@ def _follow(paths: dict[str, str], text_of: Callable[[Line], str], lines: int | 
     return Outcome.of_stream()
 
 
-def _described(request: Request, place: Place) -> list[Item]:
+def _described(request: CommandRequest, pool: PoolRef) -> list[Item]:
     """The selected servers with their configuration. Failure for a selection that matches nothing."""
     try:
-        outcome = ask(request, place, "show")
+        outcome = ask(request, pool, "show")
     except NoSupervisor:
-        if not place.files:
+        if not pool.files:
             raise
         from poolctl.cli.offline import described_from_files
 
-        return described_from_files(request, place)
+        return described_from_files(request, pool)
     if outcome.exit_code:
         raise Failure(outcome)
     return outcome.items
 
 
-def log_paths(items: list[Item], place: Place) -> dict[str, str]:
+def log_paths(items: list[Item], pool: PoolRef) -> dict[str, str]:
     """The log file of each server by its name: the configured one, else the one in the state directory."""
-    state = directory.state_dir(os.environ, place.key)
+    state = directory.state_dir(os.environ, pool.key)
     return {item["name"]: _configured(item) or f"{state}/logs/{item['name']}.log" for item in items}
 
 

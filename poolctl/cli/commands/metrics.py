@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from poolctl.cli.command import OBSERVE, OUTPUT, SELECTION, Command, flag
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request
 
 COMMAND = Command(
     "Print the pool's metrics for Prometheus.",
@@ -17,11 +17,11 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """The text; as JSON, the selected servers with their figures. Raises NoSupervisor."""
-    place = find_place(request)
+    pool = find_pool(request)
     if request.output:
-        return ask(request, place, "stats")
-    outcome = ask(request, place, more={"openmetrics": bool(request.get("openmetrics"))})
+        return ask(request, pool, "stats")
+    outcome = ask(request, pool, more={"openmetrics": bool(request.get("openmetrics"))})
     outcome.items = []
     return outcome

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from poolctl.cli.command import LIST, OBSERVE, OUTPUT, Command, Option
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
-from poolctl.cli.pool_ref import Place, find_place
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 
@@ -20,39 +20,39 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Send it by the supervisor, with its environment; without one by this command, with its own."""
     action, *names = request.get("words") or [""]
     if action != "test":
         raise UsageError(f"notify: {action!r} is not understood", hint="poolctl notify test [NAME…]")
-    place = find_place(request)
+    pool = find_pool(request)
     try:
-        outcome = ask(request, place, more={"receivers": names})
+        outcome = ask(request, pool, more={"receivers": names})
     except NoSupervisor:
-        outcome = _alone(place, names)
+        outcome = _alone(pool, names)
     receivers = outcome.extra.get("receivers") or []
     if not outcome.errors or receivers:
         outcome.message = "\n".join(f"{each['name']}: sent" for each in receivers if each["ok"])
     return outcome
 
 
-def _alone(place: Place, names: list[str]) -> Outcome:
+def _alone(pool: PoolRef, names: list[str]) -> Outcome:
     import asyncio
 
     from poolctl.cli.offline import load
     from poolctl.monitor.notify.notifier import tested
 
-    config = load(place, allow_empty=True)
+    config = load(pool, allow_empty=True)
     told = config.tables.notify
     unknown = [name for name in names if name not in [each.label for each in told]]
     if unknown or not told:
-        what = f"nobody is called {unknown[0]!r}" if unknown else "nobody is told of anything"
+        what = f"no receiver is named {unknown[0]!r}" if unknown else "no [[notify]] receivers are configured"
         known = ", ".join(each.label for each in told)
-        hint = f"there are: {known}" if known else "add a [[notify]] to the file"
+        hint = f"receivers: {known}" if known else "add a [[notify]] table to the file"
         raise Failure(Outcome.failed(NOTHING_MATCHED, what, hint))
     chosen = [each for each in told if not names or each.label in names]
-    name = config.settings.name or os.path.basename(os.path.dirname(place.files[0]))
-    found = asyncio.run(tested(chosen, name, os.environ, os.path.dirname(place.files[0])))
+    name = config.settings.name or os.path.basename(os.path.dirname(pool.files[0]))
+    found = asyncio.run(tested(chosen, name, os.environ, os.path.dirname(pool.files[0])))
     return Outcome(
         errors=[error(FAILED, f"{label}: {problem}", "") for label, problem in found.items() if problem],
         exit_code=FAILED if any(found.values()) else 0,

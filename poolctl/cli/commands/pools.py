@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from poolctl.cli.command import INSPECT, OUTPUT, Command
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.render import from_here, printable
-from poolctl.cli.request import Request
 from poolctl.control import directory
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
@@ -19,16 +19,16 @@ ANSWER_SECONDS = 2.0
 COMMAND = Command("List this user's running pools, wherever their files are.", OUTPUT, section=INSPECT)
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Every pool with its name, its files, its supervisor's pid, and how many of its servers are ready."""
-    pools = [found for place in _places() if (found := _pool(place)) is not None]
+    pools = [found for path in _directories() if (found := _pool(path)) is not None]
     outcome = Outcome(pools)
     if not request.output or request.output in ("table", "wide"):
         outcome.text = _table(pools)
     return outcome
 
 
-def _places() -> Iterator[str]:
+def _directories() -> Iterator[str]:
     """The directories of pools, in a stable order."""
     for root in directory.candidates(os.environ):
         try:
@@ -41,30 +41,30 @@ def _places() -> Iterator[str]:
                 yield f"{root}/{name}"
 
 
-def _pool(place: str) -> Item | None:
+def _pool(path: str) -> Item | None:
     """One pool; None where nobody listens any more. One that does not answer is told from what it wrote down."""
-    client = Client(f"{place}/{directory.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
-    about = directory.written_down(place)
+    client = Client(f"{path}/{directory.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
+    about = directory.written_down(path)
     try:
         result = client.call("status", timeout=0.0)
     except NoSupervisor:
         return None
     except ControlError as silent:
-        return _item(place, about, servers=None, ready=None, message=silent.message)
+        return _item(path, about, servers=None, ready=None, message=silent.message)
     summary = result.get("summary") or {}
     items = result.get("items") or []
     ready = sum(bool(item.get("ready")) for item in items)
-    return _item(place, {**about, **summary}, servers=len(items), ready=ready)
+    return _item(path, {**about, **summary}, servers=len(items), ready=ready)
 
 
-def _item(place: str, about: dict[str, Any], **more: Any) -> Item:
+def _item(path: str, about: dict[str, Any], **more: Any) -> Item:
     return {
         "name": about.get("name") or "",
         "files": about.get("files") or [],
         "pid": about.get("supervisor_pid"),
         "keeper_pid": about.get("keeper_pid"),
         "version": about.get("version") or "",
-        "directory": place,
+        "directory": path,
         **more,
     }
 

@@ -17,7 +17,7 @@ from poolctl.cli.command import (
 )
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.plural import servers
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured, from_here, paint, printable, show
 from poolctl.control.client import Client
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from poolctl.cli.pool_ref import Place
-    from poolctl.cli.request import Request
+    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.pool_ref import PoolRef
 
 # Sign, colour and the word of the summary, by the kind of a change; first what happens to processes.
 KINDS = {
@@ -37,7 +37,7 @@ KINDS = {
     "remove": ("-", "31", "removed"),
     "restart": ("~", "33", "restarted"),
     "update": ("=", "36", "updated in place"),
-    "override": ("!", "35", "back to the file"),
+    "override": ("!", "35", "reset to the file"),
 }
 
 COMMAND = Command(
@@ -57,36 +57,36 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Apply the difference between what runs and what is written, or print it."""
     dry_run = bool(request.get("dry_run"))
     if request.get("watch") and dry_run:
-        raise UsageError("--watch and --dry-run exclude each other", hint="a dry run changes nothing")
-    place = find_place(request)
+        raise UsageError("--watch and --dry-run cannot be combined", hint="a dry run changes nothing")
+    pool = find_pool(request)
     if request.get("watch"):
-        return _watch(request, place)
-    outcome = ask(request, place, more={"dry_run": dry_run})
+        return _watch(request, pool)
+    outcome = ask(request, pool, more={"dry_run": dry_run})
     outcome.message = said(outcome, dry_run=dry_run)
-    outcome.warnings += _other_files(request, place)
+    outcome.warnings += _other_files(request, pool)
     return outcome
 
 
-def _other_files(request: Request, place: Place) -> list[str]:
+def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
     """A warning for files that were named and are not those that the pool was started with."""
     if len(request.get("config") or ()) < 2:
         return []
-    files = Client(place.socket).ping().get("files") or place.files
-    if list(files) == place.files:
+    files = Client(pool.socket).ping().get("files") or pool.files
+    if list(files) == pool.files:
         return []
     names = ", ".join(from_here(str(file)) for file in files)
     return [
-        f"this pool was started with {names}: those are what is reloaded; stop and start it with the others"
+        f"this pool was started with {names} and reloads those; to change its files, stop it and start it with others"
     ]
 
 
-def _watch(request: Request, place: Place) -> Outcome:
+def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
     """Reload now, and whenever something changes, until Ctrl-C or the end of the pool."""
-    from poolctl.cli.watch import Watcher
+    from poolctl.cli.watch_mode import PoolWatcher
 
     def tell(verb: str, outcome: Outcome) -> None:
         outcome.form, outcome.quiet = request.output, request.quiet
@@ -96,7 +96,7 @@ def _watch(request: Request, place: Place) -> Outcome:
 
     ended = Outcome(message="the pool has been stopped")
     try:
-        watcher = Watcher(request, place, tell)
+        watcher = PoolWatcher(request, pool, tell)
         watcher.apply_now()
         watcher.run()
     except KeyboardInterrupt:

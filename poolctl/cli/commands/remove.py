@@ -13,9 +13,9 @@ from poolctl.cli.command import (
     TIMEOUT,
     Command,
 )
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Item, Outcome
-from poolctl.cli.request import Request
 
 COMMAND = Command(
     "Stop servers, and take them out of the pool.",
@@ -31,7 +31,7 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Stop the selected servers, and take them out of the pool."""
     return change(
         request, _report, lambda files, names: files.remove(names), works_offline=True, removes=True

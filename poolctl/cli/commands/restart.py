@@ -13,12 +13,12 @@ from poolctl.cli.command import (
     TIMEOUT,
     Command,
 )
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.readiness import hand_over_to_systemd, ready_line
 from poolctl.cli.remote import ask_or_launch
-from poolctl.cli.request import Request
 
 COMMAND = Command(
     "Replace servers without refusing a connection.",
@@ -37,9 +37,9 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Restart the selected servers; returns when each is ready, or with the reason why it is not."""
-    pool = find_place(request)
+    pool = find_pool(request)
     outcome = ask_or_launch(request, pool)
     if not outcome.ended_pid:
         hand_over_to_systemd(pool, ready=not outcome.exit_code)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from poolctl.cli.command import INSPECT, OUTPUT, Command
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request
 
 COMMAND = Command("List the gateway's routes.", OUTPUT, section=INSPECT)
 COLUMNS = ("alias", "host", "path", "to", "policy", "state")
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """The supervisor's answer; an empty table has its header too. Raises NoSupervisor."""
-    outcome = ask(request, find_place(request))
+    outcome = ask(request, find_pool(request))
     if request.output in ("", "table", "wide") and not outcome.exit_code:
         outcome.text = "  ".join(COLUMNS).upper() + "\n"
     return outcome

@@ -12,19 +12,19 @@ from time import time
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import LIFECYCLE, NO_DEPS, OUTPUT, SELECTION, TIMEOUT, WATCH, Command, Option, flag
+from poolctl.cli.command_request import CommandRequest, one_of
 from poolctl.cli.interrupts import start_unsignalled
-from poolctl.cli.log_lines import Objects
+from poolctl.cli.log_lines import JsonLines
 from poolctl.cli.outcome import Failure, Outcome, outcome_of
 from poolctl.cli.plural import servers
-from poolctl.cli.pool_ref import Place, find_place, others_named_alike
+from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
 from poolctl.cli.progress import Progress
 from poolctl.cli.render import explain
-from poolctl.cli.request import Request, one_of
 from poolctl.cli.run import pid_one
 from poolctl.cli.run.background_stream import BackgroundStream
 from poolctl.cli.run.log_printer import LogPrinter
 from poolctl.cli.run.stop_signals import StopSignals, Terminated, deferred_signals
-from poolctl.cli.run.user_command import Foreground, program
+from poolctl.cli.run.user_command import UserCommand, program
 from poolctl.control import sd_notify
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.pool_exit import await_end, left_status
@@ -33,7 +33,7 @@ from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONF
 from poolctl.logs.line import Line, stamp
 
 if TYPE_CHECKING:
-    from poolctl.cli.watch import Watcher
+    from poolctl.cli.watch_mode import PoolWatcher
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
@@ -64,7 +64,7 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Run the pool until it is told to end; the exit code is the contract's for the way it ended."""
     if request.get("debug"):
         from poolctl.cli.run.debug_server import perform as become
@@ -78,8 +78,8 @@ def perform(request: Request) -> Outcome:
         pid_one.stand_apart(limit_seconds)
     command = request.get("command") or []
     path = program(command, os.environ) if command else ""
-    place = find_place(request)
-    session = RunSession(request, place, command, limit_seconds)
+    pool = find_pool(request)
+    session = RunSession(request, pool, command, limit_seconds)
     request.selector(), request.options()  # a wrong one is said before anything runs
     _refuse_running(session.client)
     with (
@@ -90,7 +90,7 @@ def perform(request: Request) -> Outcome:
         lifeline = -1
         try:
             with deferred_signals():  # what is half launched could not be waited for
-                lifeline = launch(place.files, os.environ, lifeline=True)
+                lifeline = launch(pool.files, os.environ, lifeline=True)
             code = _live(session, path, lifeline)
         except (ControlError, Failure) as failure:
             session.outcome = outcome_of(failure) or session.outcome
@@ -126,7 +126,7 @@ def _refuse_running(client: Client) -> None:
     except NoSupervisor:
         return
     raise ControlError(
-        "a supervisor is already running for this pool", exit_code=CONFLICT, hint="poolctl stop ends it"
+        "a supervisor is already running for this pool", exit_code=CONFLICT, hint="poolctl stop stops it"
     )
 
 
@@ -143,12 +143,12 @@ class RunSession:
     """
 
     def __init__(
-        self, request: Request, place: Place, command: list[str], limit_seconds: float | None
+        self, request: CommandRequest, pool: PoolRef, command: list[str], limit_seconds: float | None
     ) -> None:
         self.request = request
-        self.place = place
+        self.pool = pool
         self.command = command
-        self.client = Client(place.socket)
+        self.client = Client(pool.socket)
         self.outcome = Outcome()
         self._printer: LogPrinter | None = None
         self._ending = threading.Event()
@@ -160,7 +160,7 @@ class RunSession:
         body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
         if not self.command and not self.request.output:
             self._printer = LogPrinter(
-                self.client, self.place, times=self.request.verbose, objects=self._objects
+                self.client, self.pool, times=self.request.verbose, objects=self._objects
             )
             self._printer.start()
         quiet = self.request.quiet or not self.command  # without a command the logs are the progress
@@ -169,13 +169,13 @@ class RunSession:
         self.outcome = Outcome.from_result(result)
         await_end(self.outcome.ended_pid)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
-        if warning := others_named_alike(self.place):
+        if warning := others_named_alike(self.pool):
             self.outcome.warnings.append(warning)
         if not self.outcome.exit_code:
             if not self.outcome.items and not self.request.get("allow_empty"):
                 from poolctl.cli.offline import no_server
 
-                self.outcome = Outcome(errors=[no_server(self.place)], exit_code=INVALID_CONFIGURATION)
+                self.outcome = Outcome(errors=[no_server(self.pool)], exit_code=INVALID_CONFIGURATION)
             return not self.outcome.exit_code
         alive = any(item.get("state") in _ALIVE for item in self.outcome.items)
         return alive and self.outcome.exit_code == FAILED and not self.command
@@ -183,9 +183,9 @@ class RunSession:
     def watch(self) -> None:
         """Apply what changes from now on, if that is wanted; returns at once."""
         if self.request.get("watch"):
-            from poolctl.cli.watch import Watcher
+            from poolctl.cli.watch_mode import PoolWatcher
 
-            watcher = Watcher(self.request, self.place, self._changed)
+            watcher = PoolWatcher(self.request, self.pool, self._changed)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
             start_unsignalled(thread)
 
@@ -202,7 +202,7 @@ class RunSession:
         self._changed("reload", outcome)
         sd_notify.tell(os.environ, sd_notify.READY)
 
-    def _watch(self, watcher: Watcher) -> None:
+    def _watch(self, watcher: PoolWatcher) -> None:
         try:
             watcher.run(self._ending.is_set)
         except Failure as failure:  # what more there is to watch cannot be; the pool runs on
@@ -222,7 +222,7 @@ class RunSession:
         expected = [item for item in self.outcome.items if item.get("state") not in ("disabled", "sleeping")]
         ready = sum(bool(item.get("ready")) for item in expected)
         line = f"{servers(ready, len(expected))} ready"
-        self._say(f"{line}, Ctrl-C stops")
+        self._say(f"{line}, Ctrl-C to stop")
         self.tell()  # what has failed is said now, while the others serve
         if not self.outcome.exit_code:
             sd_notify.tell(os.environ, sd_notify.READY, sd_notify.status(line))
@@ -244,12 +244,12 @@ class RunSession:
         With -o json its output goes to standard error.
         """
         stdout = sys.stderr.fileno() if self.request.output else None
-        foreground = Foreground(path, self.command, os.environ)
+        foreground = UserCommand(path, self.command, os.environ)
         return foreground.run(stdout=stdout, lifeline=lifeline, unwanted=self._ended_by_itself)
 
     def status_of_pool(self, code: int) -> int:
         """The status that the pool itself has ended with, if a server that it cannot be without has failed."""
-        left = left_status(self.place.directory)
+        left = left_status(self.pool.directory)
         if left is None:
             return code
         await_end(left.keeper_pid)
@@ -257,7 +257,7 @@ class RunSession:
         return left.status
 
     def _ended_by_itself(self) -> bool:
-        return left_status(self.place.directory) is not None
+        return left_status(self.pool.directory) is not None
 
     def stop(self) -> None:
         """Stop everything; a signal meanwhile kills what is left at once, and so does the end of the time."""
@@ -269,7 +269,7 @@ class RunSession:
                 signal.setitimer(signal.ITIMER_REAL, max(patience, 0.001))
             self._stop({})
         except (KeyboardInterrupt, Terminated):
-            self._say("killing what is left")
+            self._say("killing the remaining processes")
             self._stop({"kill": True, "deps": False})
         finally:
             if self._printer is not None:
@@ -289,11 +289,11 @@ class RunSession:
     def _say(self, text: str) -> None:
         if not self.request.quiet:
             if self._objects:
-                text = Objects().line(Line(text, time=stamp(time()), name="")).rstrip()
+                text = JsonLines().line(Line(text, time=stamp(time()), name="")).rstrip()
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 
 
-def _as_objects(request: Request) -> bool:
+def _as_objects(request: CommandRequest) -> bool:
     form = request.get("log_format") or os.environ.get(FORMAT_VARIABLE) or "text"
     return one_of("--log-format", form, ("text", "json")) == "json"

@@ -13,10 +13,10 @@ from poolctl.cli.command import (
     Command,
     targets,
 )
+from poolctl.cli.command_request import CommandRequest, saves
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.plural import servers
-from poolctl.cli.request import Request, saves
 from poolctl.config import MOST_WORKERS
 
 COMMAND = Command(
@@ -36,7 +36,7 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Give the selected servers so many workers."""
     saves(request)
     *words, last = request.get("targets") or [""]
@@ -47,7 +47,7 @@ def perform(request: Request) -> Outcome:
         return f"{servers(done, len(items))} scaled to {workers} worker{'s' * (workers > 1)}"
 
     return change(
-        Request("scale", {**request.values, "targets": words}),
+        CommandRequest("scale", {**request.values, "targets": words}),
         report,
         lambda files, names: files.scale(names, workers),
         options={"workers": workers},

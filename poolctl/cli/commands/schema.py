@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from poolctl.cli.command import SETUP, Command
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.request import Request
 
 COMMAND = Command(
     "Print the JSON Schema of the configuration.",
@@ -15,7 +15,7 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """The schema as text; it stands for itself, without the frame of the other documents."""
     from poolctl.config import json_schema
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.cli.command import INSPECT, OUTPUT, REVEAL, SELECTION, Command
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Failure, Item, Outcome
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
 from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
-from poolctl.cli.request import Request
 from poolctl.config import masked, value_text
 from poolctl.control.client import NoSupervisor
 
@@ -26,19 +26,19 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """The servers with what runs of them and what is configured."""
-    place = find_place(request)
+    pool = find_pool(request)
     try:
-        outcome = ask(request, place)
+        outcome = ask(request, pool)
         if outcome.exit_code:
             raise Failure(outcome)
     except NoSupervisor:
-        if not place.files:
+        if not pool.files:
             raise
         from poolctl.cli.offline import described_from_files
 
-        outcome = Outcome(described_from_files(request, place))
+        outcome = Outcome(described_from_files(request, pool))
     if not request.get("reveal"):
         # Also what an older supervisor says, or the files.
         outcome.items = [{**item, "config": masked(item.get("config"))} for item in outcome.items]

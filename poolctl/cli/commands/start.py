@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.readiness import hand_over_to_systemd, ready_line
 from poolctl.cli.remote import ask_or_launch
-from poolctl.cli.request import Request
 
 COMMAND = Command(
     "Start servers; return when each is ready.",
@@ -25,9 +25,9 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Start the selected servers; returns when each is ready, or with the reason why it is not."""
-    pool = find_place(request)
+    pool = find_pool(request)
     outcome = ask_or_launch(request, pool)
     if not outcome.ended_pid:
         hand_over_to_systemd(pool, ready=not outcome.exit_code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
 from poolctl.cli.render import duration
 from poolctl.control.client import NoSupervisor
@@ -15,13 +15,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from poolctl.cli.request import Request
+    from poolctl.cli.command_request import CommandRequest
 
 # Of Docker's HEALTHCHECK; it knows no other than this and 0.
 UNHEALTHY = 1
 CALM = (
-    "the supervisor died five times within a minute: for five minutes it serves commands only, and replaces nothing "
-    "that ends (its log says more: supervisor.log beside its socket)"
+    "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "
+    "process that exits (see supervisor.log next to its socket)"
 )
 _AT_REST = ("stopped", "disabled", "sleeping")
 
@@ -36,7 +36,7 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """The summary of the selected servers; exit 0 when all that should run is ready, else 3 (a health check: 1)."""
     if not request.get("healthcheck"):
         return _status(request)
@@ -50,21 +50,21 @@ def perform(request: Request) -> Outcome:
     return outcome
 
 
-def _status(request: Request) -> Outcome:
-    place = find_place(request)
+def _status(request: CommandRequest) -> Outcome:
+    pool = find_pool(request)
     try:
-        outcome = ask(request, place)
+        outcome = ask(request, pool)
     except NoSupervisor:
         from poolctl.cli.offline import select_from_files
 
-        items = select_from_files(request, place)
+        items = select_from_files(request, pool)
         return Outcome(
             items,
             exit_code=NOT_AS_DESIRED,
             message=_without_supervisor(items),
             extra={
                 "summary": {
-                    "files": place.files,
+                    "files": pool.files,
                     "supervisor_pid": None,
                     "keeper_pid": None,
                     "servers": len(items),
@@ -90,7 +90,7 @@ def _without_supervisor(items: list[dict[str, Any]]) -> str:
     serving = sum(item.get("state") != "stopped" and bool(item.get("pids")) for item in items)
     if serving:
         rest = f"{servers(serving)} are" if serving > 1 else "1 server is"
-        return f"no supervisor is running, but {rest} still serving: poolctl start adopts what runs"
+        return f"no supervisor is running, but {rest} still serving; `poolctl start` adopts them"
     return f"no supervisor is running, {servers(len(items))} stopped"
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
 from poolctl.cli.outcome import Failure, Item, Outcome
 from poolctl.cli.plural import servers
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import PoolError
 
 if TYPE_CHECKING:
-    from poolctl.cli.pool_ref import Place
-    from poolctl.cli.request import Request
+    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.pool_ref import PoolRef
     from poolctl.runners.survivors import Survivor
 
 _STOP_SECONDS = 10.0
@@ -37,26 +37,26 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Stop the selected servers; returns when each has stopped, or with why it has not."""
-    place = find_place(request)
+    pool = find_pool(request)
     try:
-        outcome = ask(request, place)
+        outcome = ask(request, pool)
     except NoSupervisor:
-        if ended := _stop_survivors(request, place):
+        if ended := _stop_survivors(request, pool):
             return ended
-        return Outcome(_at_rest(request, place), message="nothing is running")
+        return Outcome(_at_rest(request, pool), message="nothing is running")
     if outcome.exit_code and not outcome.items:
         return outcome
     stopped = [item for item in outcome.items if item.get("state") in ("stopped", "disabled", "failed")]
     if request.get("no_wait"):
-        outcome.message = f"{servers(len(outcome.items))} told to stop"
+        outcome.message = f"{servers(len(outcome.items))} stopping"
     else:
         outcome.message = f"{servers(len(stopped), len(outcome.items))} stopped"
     return outcome
 
 
-def _at_rest(request: Request, place: Place) -> list[Item]:
+def _at_rest(request: CommandRequest, pool: PoolRef) -> list[Item]:
     """The selected servers of a pool that does not run."""
     everything = request.selector().selects_all
     if everything and not request.output:
@@ -65,51 +65,53 @@ def _at_rest(request: Request, place: Place) -> list[Item]:
     from poolctl.errors import PoolError
 
     try:
-        return select_from_files(request, place)
+        return select_from_files(request, pool)
     except (Failure, PoolError):
         if everything:
             return []  # a broken file keeps nobody from being told that nothing runs
         raise
 
 
-def _stop_survivors(request: Request, place: Place) -> Outcome | None:
+def _stop_survivors(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     """End the selected servers that still serve; None when there are none."""
     from poolctl.cli.offline import find_survivors
     from poolctl.runners.survivors import are_there
     from poolctl.supervisor.stale_files import forget_desired_state, remove_stale_files
 
     everything = request.selector().selects_all
-    if not are_there(place.directory):
-        forget_desired_state(place.directory, None if everything else _names(request, place))
-        remove_stale_files(place.directory)
+    if not are_there(pool.directory):
+        forget_desired_state(pool.directory, None if everything else _names(request, pool))
+        remove_stale_files(pool.directory)
         return None
-    found = find_survivors(place)
-    items = _items_before(request, place, found, everything=everything)
+    found = find_survivors(pool)
+    items = _items_before(request, pool, found, everything=everything)
     names = {str(each["name"]) for each in items}
-    forget_desired_state(place.directory, None if everything else names)
+    forget_desired_state(pool.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
     warnings = _end(chosen, request.seconds("timeout") or _STOP_SECONDS)
     for survivor in found:
         survivor.close()
     if everything:
-        remove_stale_files(place.directory)
+        remove_stale_files(pool.directory)
     ended = {str(survivor.said["server"]) for survivor in chosen} - {""}
     items = [{**each, **_AT_REST} if each["name"] in ended else each for each in items]
-    message = f"{servers(len(ended))} stopped, which had lost keeper and supervisor"
+    message = f"{servers(len(ended))} stopped, left over from a pool whose keeper and supervisor were killed"
     return Outcome(items, warnings=warnings, message=message)
 
 
-def _names(request: Request, place: Place) -> set[str]:
+def _names(request: CommandRequest, pool: PoolRef) -> set[str]:
     from poolctl.cli.offline import select_from_files
 
-    return {str(each["name"]) for each in select_from_files(request, place)}
+    return {str(each["name"]) for each in select_from_files(request, pool)}
 
 
-def _items_before(request: Request, place: Place, found: list[Survivor], *, everything: bool) -> list[Item]:
+def _items_before(
+    request: CommandRequest, pool: PoolRef, found: list[Survivor], *, everything: bool
+) -> list[Item]:
     from poolctl.cli.offline import select_from_files
 
     try:
-        return select_from_files(request, place)
+        return select_from_files(request, pool)
     except (Failure, PoolError):
         if not everything:
             raise

@@ -9,9 +9,9 @@ from time import sleep
 from typing import Any
 
 from poolctl.cli.command import INSPECT, SELECTION, Command, Option, flag, output
+from poolctl.cli.command_request import CommandRequest, one_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.pool_ref import Place, find_place
-from poolctl.cli.request import Request, one_of
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.top.board import SORTS
 from poolctl.control.client import Client
 from poolctl.exit_codes import INTERRUPTED
@@ -34,52 +34,52 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Show the view until it is left; NoSupervisor (6) when none runs. `-o json` prints what it shows."""
     if request.output not in ("", "json"):
         raise UsageError(f"top has no form {request.output!r}", hint="poolctl list prints tables")
     frames, interval = _frames(request), _interval(request)
-    from poolctl.cli.top.background import Source
-    from poolctl.cli.top.board import SORTS, Board
+    from poolctl.cli.top.board import SORTS, ServerBoard
+    from poolctl.cli.top.stats_source import StatsSource
 
     sort = one_of("--sort", request.get("sort") or "file", tuple(SORTS))
-    place = find_place(request)
-    source = Source(Client(place.socket), request.selector().to_dict())
+    ref = find_pool(request)
+    source = StatsSource(Client(ref.socket), request.selector().to_dict())
     result = source.read()
     if result.get("exit_code"):
         raise Failure(Outcome.from_result(result))
     if request.output:
         return Outcome(result.get("items") or ())
-    board = Board(sort=sort)
+    board = ServerBoard(sort=sort)
     board.update(result.get("items") or [])
     pool = str(source.client.ping().get("name") or "pool")
     if _is_terminal() and frames != 1:
-        return _live(board, source, place, pool, interval, frames)
+        return _live(board, source, ref, pool, interval, frames)
     if frames is None and not request.quiet:
-        sys.stderr.write("this is no terminal: one view of it; poolctl list -o json is for scripts\n")
+        sys.stderr.write("not a terminal: printing one snapshot (use `poolctl list -o json` in scripts)\n")
     return _print(board, source, pool, interval, frames or 1)
 
 
-def _live(board: Any, source: Any, place: Place, pool: str, interval: float, frames: int | None) -> Outcome:
-    from poolctl.cli.top.live_view import Session
-    from poolctl.cli.top.terminal import Ended, Screen, Signals
+def _live(board: Any, source: Any, ref: PoolRef, pool: str, interval: float, frames: int | None) -> Outcome:
+    from poolctl.cli.top.live_view import LiveView
+    from poolctl.cli.top.terminal import Screen, SignalReceived, TerminalSignals
     from poolctl.clock import SystemClock
 
     def log_path(name: str) -> str:
         from poolctl.cli.commands.logs import log_paths
 
         items = source.client.call("show", {"selector": {"targets": [name]}}).get("items") or [{"name": name}]
-        return log_paths(items, place)[name]
+        return log_paths(items, ref)[name]
 
-    session = Session(
+    session = LiveView(
         board, source, log_path, SystemClock(), pool=pool, interval_seconds=interval, frames=frames
     )
     try:
-        with Signals() as signals, Screen() as screen:
+        with TerminalSignals() as signals, Screen() as screen:
             session.run(screen, signals)
     except KeyboardInterrupt:
         return Outcome.of_stream(INTERRUPTED)
-    except Ended as ended:
+    except SignalReceived as ended:
         # The terminal is as it was; now the signal may do what it does to everybody.
         signal.signal(ended.number, signal.SIG_DFL)
         os.kill(os.getpid(), ended.number)
@@ -105,18 +105,18 @@ def _is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def _frames(request: Request) -> int | None:
+def _frames(request: CommandRequest) -> int | None:
     if request.get("once"):
         return 1
     text = request.get("frames")
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**9:
-        raise UsageError(f"-n: {text!r} is not a number of views", hint="1 prints one and ends")
+        raise UsageError(f"-n: {text!r} is not a number of views", hint="1 prints one view and exits")
     return int(text)
 
 
-def _interval(request: Request) -> float:
+def _interval(request: CommandRequest) -> float:
     seconds = request.seconds("interval")
     if seconds is None:
         return INTERVAL_SECONDS

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, OUTPUT, SAVE, TIMEOUT, Command
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.plural import servers
-from poolctl.cli.request import Request
 
 COMMAND = Command(
     "Put drained servers back into rotation.",
@@ -19,7 +19,7 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Put drained servers back into rotation."""
     return change(request, _report)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from poolctl import __version__
 from poolctl.cli.command import CHANGES, OUTPUT, TIMEOUT, Command, flag
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.plural import servers
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request
 from poolctl.control.client import Client
 from poolctl.control.upgrading import upgrade
 
@@ -22,14 +22,14 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Replace keeper and supervisor if they are of another version; with --restart the servers' workers as well."""
-    place = find_place(request)
-    client = Client(place.socket)
+    pool = find_pool(request)
+    client = Client(pool.socket)
     before = str(client.ping().get("version"))
     if before == __version__ and not request.get("force"):
         outcome = Outcome(client.call("list")["items"])
-        message = f"the pool is run by poolctl {before} already"
+        message = f"the pool already runs poolctl {before}"
         if not request.get("restart"):
             outcome.message = message
             return outcome
@@ -40,10 +40,10 @@ def perform(request: Request) -> Outcome:
             return outcome
     # A job that is under way is not to be started again.
     serving = [item["name"] for item in outcome.items if item.get("pids") and not _is_job(item)]
-    how = f"{servers(len(serving))} went on as before; poolctl upgrade --restart replaces their workers"
+    how = f"{servers(len(serving))} kept their workers; poolctl upgrade --restart replaces them"
     if request.get("restart") and serving:
         values = {**request.values, "targets": serving, "force": False}
-        outcome = ask(Request("restart", values), place)
+        outcome = ask(CommandRequest("restart", values), pool)
         failed = {error.get("name") for error in outcome.errors}
         how = f"{servers(sum(name not in failed for name in serving), of=len(serving))} restarted"
     outcome.message = f"{message}: {how}"

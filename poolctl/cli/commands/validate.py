@@ -9,12 +9,12 @@ from poolctl.cli.command import ALLOW_EMPTY, OUTPUT, SETUP, Command, flag
 from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.control.messages import item
 from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
-    from poolctl.cli.request import Request
+    from poolctl.cli.command_request import CommandRequest
     from poolctl.config import PoolConfig
 
 COMMAND = Command(
@@ -30,22 +30,22 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """`N servers, ok`, or the problems: of the files, of what they refer to, and with --import of the apps."""
-    place = find_place(request, missing_ok=True)
+    pool = find_pool(request, missing_ok=True)
     from poolctl.config import load
     from poolctl.errors import PoolValidateError
 
     try:
-        config = load(place.files, os.environ)
+        config = load(pool.files, os.environ)
     except PoolValidateError as unreadable:
         return _judged(Outcome(errors=unreadable.to_list()))
     outside = config.outside(import_apps=bool(request.get("import_apps")))
-    items = [item(server) for server in servers_of(config, place)] if request.output else []
+    items = [item(server) for server in servers_of(config, pool)] if request.output else []
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     outcome.errors = [problem.to_dict() for problem in (*config.problems, *outside)]
     if not outcome.errors and not len(config) and not request.get("allow_empty"):
-        outcome.errors = [no_server(place)]
+        outcome.errors = [no_server(pool)]
     outcome.message = "" if outcome.errors else f"{servers(len(config))}, ok"
     outcome.notes = [] if outcome.errors else _withheld(config)
     return _judged(outcome)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from time import monotonic, sleep
 
 from poolctl.cli.command import LIFECYCLE, OUTPUT, SELECTION, TIMEOUT, Command, Option
+from poolctl.cli.command_request import GOALS, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
-from poolctl.cli.pool_ref import find_place
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
-from poolctl.cli.request import GOALS, Request
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.cli.pool_ref import Place
+    from poolctl.cli.pool_ref import PoolRef
 
 # A stat of one path twenty times a second: 0.1 % of a core, and a supervisor is noticed at once.
 LOOK_SECONDS = 0.05
@@ -33,21 +33,21 @@ COMMAND = Command(
 )
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Return when the selected servers are what `--for` says; keeps trying while there is no supervisor."""
     seconds = request.seconds("timeout")
     deadline = None if seconds is None else monotonic() + seconds
     goal = str(request.options().get("for") or "ready")
-    place = find_place(request)
+    pool = find_pool(request)
     selected: list[dict[str, object]] | None = None
     while True:
         left = None if deadline is None else max(0.0, deadline - monotonic())
         try:
-            outcome = ask(_with_timeout(request, left), place)
+            outcome = ask(_with_timeout(request, left), pool)
         except SupervisorEnded:
             continue  # another may be there already, or none: the next call tells
         except NoSupervisor:
-            selected = _from_files(request, place) if selected is None else selected
+            selected = _from_files(request, pool) if selected is None else selected
             if goal == "stopped":
                 return Outcome(selected, message=f"{servers(len(selected))} stopped")
             if left == 0:
@@ -58,14 +58,14 @@ def perform(request: Request) -> Outcome:
         return outcome
 
 
-def _from_files(request: Request, place: Place) -> list[dict[str, object]]:
+def _from_files(request: CommandRequest, pool: PoolRef) -> list[dict[str, object]]:
     from poolctl.cli.offline import select_from_files
 
-    return select_from_files(request, place) if place.files else []
+    return select_from_files(request, pool) if pool.files else []
 
 
-def _with_timeout(request: Request, left: float | None) -> Request:
-    return Request("wait", {**request.values, "timeout": left})
+def _with_timeout(request: CommandRequest, left: float | None) -> CommandRequest:
+    return CommandRequest("wait", {**request.values, "timeout": left})
 
 
 def _late(goal: str, selected: list[dict[str, object]]) -> Outcome:

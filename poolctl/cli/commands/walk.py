@@ -12,11 +12,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option, flag
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError, error
-from poolctl.cli.pool_ref import Place, find_place
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import selected
 from poolctl.cli.render import coloured, field_text, paint, printable
-from poolctl.cli.request import Request
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 
 LINE = ("name", "bind", "state")
@@ -118,11 +118,11 @@ class Walk:
                 child.wait()
 
 
-def perform(request: Request) -> Outcome:
+def perform(request: CommandRequest) -> Outcome:
     """Visit the selected servers in the file's order; exit 1 when CMD failed for any of them."""
     jobs = _jobs(request)
-    place = find_place(request)
-    items = _selected(request, place)
+    pool = find_pool(request)
+    items = _selected(request, pool)
     command = request.get("command") or []
     as_text = not request.output
     if not command:
@@ -140,18 +140,18 @@ def perform(request: Request) -> Outcome:
     return Outcome(done, errors=errors, exit_code=FAILED if errors else 0, text="" if as_text else None)
 
 
-def _selected(request: Request, place: Place) -> list[Item]:
+def _selected(request: CommandRequest, pool: PoolRef) -> list[Item]:
     try:
-        return selected(request, place).items
+        return selected(request, pool).items
     except Failure as failure:
         outcome = failure.outcome
         many = len(request.get("targets") or ()) > 1
         if outcome.exit_code == NOTHING_MATCHED and many and not request.get("command"):
-            outcome.errors[0]["hint"] += "; a command stands behind --: poolctl walk [SELECTOR] -- CMD…"
+            outcome.errors[0]["hint"] += "; the command goes after --: poolctl walk [SELECTOR] -- CMD…"
         raise
 
 
-def _jobs(request: Request) -> int:
+def _jobs(request: CommandRequest) -> int:
     text = request.get("jobs") or "1"
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 1000:
         raise UsageError(f"--jobs: {text!r} is not a number from 1 to 1000")
@@ -170,7 +170,7 @@ def _print_group(visit: dict[str, Any], *, quiet: bool) -> None:
 def _failure(visit: Item) -> Item:
     code = visit["exit_code"]
     last = (visit["stderr"] or visit["stdout"]).rstrip("\n").rpartition("\n")[2]
-    message = f"the command ended with {code}" + (f": {last}" if last else "")
+    message = f"the command exited with {code}" + (f": {last}" if last else "")
     return {**error(FAILED, message, name=visit["name"], bind=visit["bind"]), "error": "ErrorCommand"}
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 from itertools import pairwise
 
-from poolctl.cli.request import Request
+from poolctl.cli.command_request import CommandRequest
 from poolctl.config import read_regular
 
 TYPE_CHECKING = False
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from poolctl.cli.pool_ref import Place
+    from poolctl.cli.pool_ref import PoolRef
 
 ANSWER_SECONDS = 1.0
 # Words that would have to be quoted are left to the fingers.
@@ -29,8 +29,8 @@ _word = re.compile(r"[A-Za-z0-9._@%+,-]+")
 def complete(args: Sequence[str]) -> int:
     """Print the words; 0 whatever happens."""
     try:
-        kind, place_words = args[0], list(args[1:])
-        words = _pools() if kind == "pools" else _words(kind, _request(place_words))
+        kind, pool_words = args[0], list(args[1:])
+        words = _pools() if kind == "pools" else _words(kind, _request(pool_words))
         sys.stdout.write("".join(f"{word}\n" for word in words if _word.fullmatch(word)))
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt):
@@ -38,7 +38,7 @@ def complete(args: Sequence[str]) -> int:
     return 0
 
 
-def _request(words: list[str]) -> Request:
+def _request(words: list[str]) -> CommandRequest:
     """-c and --pool as they stand in the unfinished command line; `~` is still as it was typed."""
     values: dict[str, Any] = {"config": [], "pool": None}
     for option, value in pairwise(words):
@@ -46,27 +46,27 @@ def _request(words: list[str]) -> Request:
             values["config"].append(os.path.expanduser(value))
         elif option == "--pool":
             values["pool"] = value
-    return Request("list", values)
+    return CommandRequest("list", values)
 
 
-def _words(kind: str, request: Request) -> Iterable[str]:
-    from poolctl.cli.pool_ref import find_place
+def _words(kind: str, request: CommandRequest) -> Iterable[str]:
+    from poolctl.cli.pool_ref import find_pool
 
-    servers = _servers(find_place(request, missing_ok=True))
+    servers = _servers(find_pool(request, missing_ok=True))
     if kind == "tags":
         return sorted({str(tag) for server in servers for tag in server.get("tags") or ()})
     return [str(server["name"]) for server in servers if server.get("name")] if kind == "servers" else []
 
 
-def _servers(place: Place) -> list[dict[str, Any]]:
+def _servers(pool: PoolRef) -> list[dict[str, Any]]:
     from poolctl.control.client import Client
     from poolctl.errors import ControlError
 
     try:
-        client = Client(place.socket, silence_seconds=ANSWER_SECONDS)
+        client = Client(pool.socket, silence_seconds=ANSWER_SECONDS)
         return list(client.call("list", {}, timeout=0.0).get("items") or ())
     except ControlError:
-        return [server for file in place.files for server in _from(file)]
+        return [server for file in pool.files for server in _from(file)]
 
 
 def _from(path: str) -> list[dict[str, Any]]:

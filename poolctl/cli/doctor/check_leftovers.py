@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from poolctl.control import directory
 from poolctl.runners.survivors import are_there
 
-from .context import Case, Finding, ok, problem, warning
+from .check import CheckContext, CheckResult, ok, problem, warning
 
 
-def leftovers(case: Case) -> Iterator[Finding]:
+def leftovers(case: CheckContext) -> Iterator[CheckResult]:
     """Everything in the runtime directories that is no running pool's."""
     count = 0
     for root in directory.candidates(case.env):
@@ -22,7 +22,7 @@ def leftovers(case: Case) -> Iterator[Finding]:
             if name.startswith("@"):
                 if not os.path.exists(f"{path}/{directory.SOCKET_NAME}"):
                     count += 1
-                    yield warning("leftovers", f"{path} leads nowhere", f"rm {path}")
+                    yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
                 continue
             if not os.path.isdir(path):
                 continue
@@ -31,16 +31,16 @@ def leftovers(case: Case) -> Iterator[Finding]:
                 f"{path}/{directory.SOCKET_NAME}"
             ):
                 count += 1
-                mend = (
-                    "poolctl start takes over, poolctl stop ends what is left"
+                fix = (
+                    "poolctl start adopts them, poolctl stop stops them"
                     if served
                     else " ".join(["rm -r", path, *_links(root, name)])
                 )
-                yield (problem if served else warning)("leftovers", _said(path, served), mend)
+                yield (problem if served else warning)("leftovers", _said(path, served), fix)
             elif served and not os.path.lexists(f"{path}/{directory.SOCKET_NAME}"):
                 count += 1
                 yield problem(
-                    "leftovers", _said(path, served), "poolctl start takes over, poolctl stop ends it"
+                    "leftovers", _said(path, served), "poolctl start adopts them, poolctl stop stops them"
                 )
     if not count:
         yield ok("leftovers", "none")
@@ -54,13 +54,13 @@ def _links(root: str, key: str) -> list[str]:
 
 def _said(path: str, served: bool) -> str:
     return f"{path}: its supervisor is gone, " + (
-        "servers run without one" if served else "its socket is left"
+        "servers still run" if served else "its socket is left over"
     )
 
 
-def lock(case: Case) -> Iterator[Finding]:
+def lock(case: CheckContext) -> Iterator[CheckResult]:
     """Whether somebody holds the lock under which a pool is started."""
-    path = f"{case.place.directory}/lock" if case.place is not None else ""
+    path = f"{case.pool.directory}/lock" if case.pool is not None else ""
     if not os.path.exists(path):
         return
     try:
@@ -72,26 +72,26 @@ def lock(case: Case) -> Iterator[Finding]:
         yield ok("lock", "free")
     except OSError:
         yield warning(
-            "lock", f"{path} is held: another start is under way", f"fuser {path} shows whose it is"
+            "lock", f"{path} is held: another start is in progress", f"fuser {path} shows its process"
         )
     finally:
         os.close(fd)
 
 
-def sockets(case: Case) -> Iterator[Finding]:
+def sockets(case: CheckContext) -> Iterator[CheckResult]:
     """Files of Unix sockets at the addresses of servers that do not run."""
     for name, address in case.addresses.items():
         if address.kind != "unix" or name in case.served or not os.path.lexists(address.path):
             continue
         if not os.path.exists(address.path) or not _is_socket(address.path):
             yield problem(
-                "sockets", f"{name}: {address.path} is there, and no socket", f"mv {address.path} aside"
+                "sockets", f"{name}: {address.path} exists and is not a socket", f"move {address.path} away"
             )
         elif answers(address.path):
-            said = f"{name}: somebody else listens on {address.path}"
-            yield problem("sockets", said, f"fuser {address.path} shows who")
+            said = f"{name}: another process listens on {address.path}"
+            yield problem("sockets", said, f"fuser {address.path} shows the process")
         else:
-            yield ok("sockets", f"{name}: {address.path} is stale, and replaced at the start")
+            yield ok("sockets", f"{name}: {address.path} is stale and will be replaced")
 
 
 def _is_socket(path: str) -> bool:

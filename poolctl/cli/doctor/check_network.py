@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from poolctl.listeners.failure import explained
 from poolctl.listeners.open import BACKLOG, ListenError, close_listener, open_listener
 
-from .context import Case, Finding, ok, problem, read, warning
+from .check import CheckContext, CheckResult, ok, problem, read, warning
 
 _NET = "/proc/sys/net"
 
 
-def ports(case: Case) -> Iterator[Finding]:
+def ports(case: CheckContext) -> Iterator[CheckResult]:
     """Whether each server could open its address now, if it has not done so."""
     served = case.served
     failures: dict[str, ListenError] = {}
@@ -34,26 +34,24 @@ def ports(case: Case) -> Iterator[Finding]:
     yield ok("ports", f"{len(served)} served, {free} free")
 
 
-def _unix(name: str, path: str) -> Iterator[Finding]:
+def _unix(name: str, path: str) -> Iterator[CheckResult]:
     directory = os.path.dirname(path)
     if not os.access(directory, os.W_OK | os.X_OK):
-        what = "cannot be written" if os.path.isdir(directory) else "is not there"
-        yield problem(
-            "ports", f"{name}: {directory} {what}", f"mkdir -p {directory}, and make it this user's"
-        )
+        what = "is not writable" if os.path.isdir(directory) else "does not exist"
+        yield problem("ports", f"{name}: {directory} {what}", f"mkdir -p {directory}, owned by this user")
 
 
-def backlog(case: Case) -> Iterator[Finding]:
+def backlog(case: CheckContext) -> Iterator[CheckResult]:
     """How many connections may wait while a server restarts or wakes: the kernel's own limit cuts ours."""
     most = read(f"{_NET}/core/somaxconn")
     if most.isdecimal() and int(most) < BACKLOG:
-        said = f"{most} connections may wait for a server that restarts, not {BACKLOG}"
+        said = f"only {most} connections may wait while a server restarts, not {BACKLOG}"
         yield warning("backlog", said, f"sysctl -w net.core.somaxconn={BACKLOG}")
     else:
-        yield ok("backlog", f"{BACKLOG} connections may wait for a server that restarts")
+        yield ok("backlog", f"{BACKLOG} connections may wait while a server restarts")
 
 
-def ephemeral(case: Case) -> Iterator[Finding]:
+def ephemeral(case: CheckContext) -> Iterator[CheckResult]:
     """Whether a port may be taken by this machine's own outgoing connections before its server comes to it."""
     first, _, last = read(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
     if not (first.isdecimal() and last.isdecimal()):
@@ -69,10 +67,10 @@ def ephemeral(case: Case) -> Iterator[Finding]:
     )
     if at_risk:
         listed = ",".join(map(str, at_risk))
-        said = f"outgoing connections use ports {first}-{last}, and may hold {listed} when a server wants it"
+        said = f"outgoing connections use ports {first}-{last} and may occupy {listed} when a server starts"
         yield warning("port range", said, f"sysctl -w net.ipv4.ip_local_reserved_ports={listed}")
     else:
-        yield ok("port range", f"no server's port is among those of outgoing connections, {first}-{last}")
+        yield ok("port range", f"no server's port is in the range of outgoing connections, {first}-{last}")
 
 
 def _ranges(text: str) -> list[tuple[int, int]]:
@@ -83,18 +81,18 @@ def _ranges(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def localhost(case: Case) -> Iterator[Finding]:
+def localhost(case: CheckContext) -> Iterator[CheckResult]:
     """Whether `localhost` is this machine's loopback, and IPv4 too."""
-    mend = 'write "127.0.0.1 localhost" into /etc/hosts'
+    fix = 'add "127.0.0.1 localhost" to /etc/hosts'
     try:
         found = {str(each[4][0]) for each in socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)}
     except OSError as error:
-        yield problem("localhost", f"the name has no address: {error.strerror or error}", mend)
+        yield problem("localhost", f"the name does not resolve: {error.strerror or error}", fix)
         return
     if foreign := {each for each in found if not (each.startswith("127.") or each == "::1")}:
-        yield problem("localhost", f"the name means {', '.join(sorted(foreign))}", mend)
+        yield problem("localhost", f"the name resolves to {', '.join(sorted(foreign))}", fix)
     elif not any(each.startswith("127.") for each in found):
-        yield warning("localhost", f"the name means {', '.join(found)} alone", mend)
+        yield warning("localhost", f"the name resolves to {', '.join(found)} only", fix)
     else:
         yield ok("localhost", ", ".join(sorted(found)))
 

@@ -10,7 +10,7 @@ from poolctl.control import directory
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
 
-from .context import Case, Finding, ok, problem, read, warning
+from .check import CheckContext, CheckResult, ok, problem, read, warning
 
 _ON_THE_NETWORK = frozenset(
     (
@@ -32,13 +32,13 @@ _SCARCE_BYTES, _LOW_BYTES = 16 << 20, 256 << 20
 _SCARCE_FILES = 256
 
 
-def runtime(case: Case) -> Iterator[Finding]:
+def runtime(case: CheckContext) -> Iterator[CheckResult]:
     """Where the control socket is: usable, private, not on a network file system."""
     try:
-        if case.place is not None:
-            directory.control_socket(case.place.directory)
-            if os.path.isdir(case.place.directory):
-                directory.check_private(case.place.directory)
+        if case.pool is not None:
+            directory.control_socket(case.pool.directory)
+            if os.path.isdir(case.pool.directory):
+                directory.check_private(case.pool.directory)
         root = _root(case)
     except ControlError as error:
         yield problem("runtime directory", error.message, error.hint)
@@ -46,13 +46,15 @@ def runtime(case: Case) -> Iterator[Finding]:
     elsewhere = f"set {directory.RUNTIME_VARIABLE} to a directory on this machine"
     if kind := _network(root):
         yield problem(
-            "runtime directory", f"{root} is on the network ({kind}), where no socket works", elsewhere
+            "runtime directory",
+            f"{root} is on a network file system ({kind}), where Unix sockets do not work",
+            elsewhere,
         )
         return
     yield from _room("runtime directory", root)
 
 
-def _root(case: Case) -> str:
+def _root(case: CheckContext) -> str:
     """The directory itself, or the nearest above it that is there. Raises ControlError when it cannot be used."""
     explicit = bool(case.env.get(directory.RUNTIME_VARIABLE))
     refused = ""
@@ -66,44 +68,44 @@ def _root(case: Case) -> str:
     raise ControlError(
         f"no runtime directory: {refused}",
         exit_code=NOT_PERMITTED,
-        hint=f"set {directory.RUNTIME_VARIABLE} to a directory that you may write to",
+        hint=f"set {directory.RUNTIME_VARIABLE} to a writable directory",
     )
 
 
 def _why(path: str) -> str:
     read_only = os.statvfs(path).f_flag & os.ST_RDONLY
-    return "is on a file system that is read-only" if read_only else "cannot be written"
+    return "is on a read-only file system" if read_only else "is not writable"
 
 
-def state(case: Case) -> Iterator[Finding]:
+def state(case: CheckContext) -> Iterator[CheckResult]:
     """Where logs and the journal of events are."""
-    if case.place is None:
+    if case.pool is None:
         return
-    path = directory.state_dir(case.env, case.place.key)
+    path = directory.state_dir(case.env, case.pool.key)
     there = _nearest(path)
     if not os.access(there, os.W_OK | os.X_OK):
-        mend = f"make it this user's, or set {directory.STATE_VARIABLE}"
-        yield problem("state directory", f"{there} cannot be written", mend)
+        fix = f"make this user its owner, or set {directory.STATE_VARIABLE}"
+        yield problem("state directory", f"{there} is not writable", fix)
         return
     if kind := _network(there):
-        said = f"{there} is on the network ({kind}): when that is away no log is written"
+        said = f"{there} is on a network file system ({kind}): no logs are written while it is unavailable"
         yield warning(
             "state directory", said, f"set {directory.STATE_VARIABLE} to a directory on this machine"
         )
     yield from _room("state directory", there)
     for server in case.servers:
         if server.log.path and not os.access(_nearest(server.log.path), os.W_OK):
-            said = f"{server.name}: its log {server.log.path} cannot be written"
-            yield problem("state directory", said, "make it this user's, or change log.path")
+            said = f"{server.name}: its log {server.log.path} is not writable"
+            yield problem("state directory", said, "make this user its owner, or change log.path")
 
 
-def disks(case: Case) -> Iterator[Finding]:
+def disks(case: CheckContext) -> Iterator[CheckResult]:
     """Where the files say that logs and events are to lie: each disk once, that of the state directory aside."""
-    if case.place is None or case.config is None:
+    if case.pool is None or case.config is None:
         return
     events = case.config.tables.events
     paths = [server.log.path for server in case.servers] + [events.path if events is not None else None]
-    seen = {os.stat(_nearest(directory.state_dir(case.env, case.place.key))).st_dev}
+    seen = {os.stat(_nearest(directory.state_dir(case.env, case.pool.key))).st_dev}
     for path in filter(None, paths):
         there = _nearest(os.path.dirname(path))
         if (device := os.stat(there).st_dev) not in seen and os.access(there, os.W_OK):
@@ -111,29 +113,31 @@ def disks(case: Case) -> Iterator[Finding]:
             yield from _room("logs", there)
 
 
-def files(case: Case) -> Iterator[Finding]:
+def files(case: CheckContext) -> Iterator[CheckResult]:
     """Who may change the pool's files: what they say is run."""
-    if case.place is None:
+    if case.pool is None:
         return
     found = False
-    for file in case.place.files:
+    for file in case.pool.files:
         try:
             status = os.stat(file)
         except OSError as error:
-            yield problem("files", f"{file}: {error.strerror}", "poolctl init writes one; -c names another")
+            yield problem(
+                "files", f"{file}: {error.strerror}", "write one with poolctl init, or name another with -c"
+            )
             found = True
             continue
         if stat.S_IMODE(status.st_mode) & stat.S_IWOTH:
             found = True
             yield warning(
-                "files", f"{file} can be changed by everybody, and what it says is run", f"chmod o-w {file}"
+                "files", f"any user can change {file}, and poolctl runs its commands", f"chmod o-w {file}"
             )
         elif status.st_uid not in (0, os.geteuid()):
             found = True
-            said = f"{file} belongs to uid {status.st_uid}, who decides what this user runs"
+            said = f"{file} belongs to uid {status.st_uid}, who can make this user run commands"
             yield warning("files", said, f"chown {os.geteuid()} {file}")
     if not found:
-        yield ok("files", ", ".join(case.place.files))
+        yield ok("files", ", ".join(case.pool.files))
 
 
 def _nearest(path: str) -> str:
@@ -142,20 +146,20 @@ def _nearest(path: str) -> str:
     return path
 
 
-def _room(check: str, path: str) -> Iterator[Finding]:
+def _room(check: str, path: str) -> Iterator[CheckResult]:
     found = os.statvfs(path)
     left = found.f_bavail * found.f_frsize
-    mend = "remove what is not needed there, or use another directory"
+    fix = "free space there, or use another directory"
     if found.f_flag & os.ST_RDONLY:
         yield problem(
-            check, f"{path} is on a file system that is read-only", "mount -o remount,rw, or use another"
+            check, f"{path} is on a read-only file system", "mount -o remount,rw, or use another directory"
         )
     elif left < _SCARCE_BYTES:
-        yield problem(check, f"{path} has {left >> 10} KiB left", mend)
+        yield problem(check, f"{path} has {left >> 10} KiB left", fix)
     elif found.f_files and found.f_favail < _SCARCE_FILES:
-        yield problem(check, f"{path} has room for {found.f_favail} more files (inodes)", mend)
+        yield problem(check, f"{path} has room for {found.f_favail} more files (inodes)", fix)
     elif left < _LOW_BYTES:
-        yield warning(check, f"{path} has {left >> 20} MiB left", mend)
+        yield warning(check, f"{path} has {left >> 20} MiB left", fix)
     else:
         yield ok(check, f"{path}, {left >> 20} MiB left")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from .context import Case, Finding, ok, problem, warning
+from .check import CheckContext, CheckResult, ok, problem, warning
 
 
-def configuration(case: Case) -> Iterator[Finding]:
+def configuration(case: CheckContext) -> Iterator[CheckResult]:
     """Every problem of the files and of what they refer to."""
     for each in case.problems:
         about = each.get("name") or each.get("key")
@@ -16,14 +16,14 @@ def configuration(case: Case) -> Iterator[Finding]:
         yield problem(
             "configuration", f"{name}{each['message']}", str(each.get("hint") or "poolctl validate")
         )
-    if case.place is None:
-        yield ok("configuration", "none is named, and none is here: the machine alone was looked at")
+    if case.pool is None:
+        yield ok("configuration", "no pool is named and none found here: only the machine was checked")
     elif not case.problems:
         count = len(case.config or ())
         yield ok("configuration", f"{count} servers" if count != 1 else "1 server")
 
 
-def certificates(case: Case) -> Iterator[Finding]:
+def certificates(case: CheckContext) -> Iterator[CheckResult]:
     """Those of the files that have expired, or soon will."""
     if case.config is None:
         return
@@ -31,43 +31,43 @@ def certificates(case: Case) -> Iterator[Finding]:
     warned = [each for each in case.config.warnings if getattr(each, "key", "").endswith("tls.cert")]
     for each in warned:
         yield warning(
-            "certificates", f"{each.name or '[dashboard]'}: {each.message}", "renew it, then poolctl reload"
+            "certificates",
+            f"{each.name or '[dashboard]'}: {each.message}",
+            "renew it, then run poolctl reload",
         )
     if tls and not warned:
         yield ok("certificates", f"those of {', '.join(tls)} are valid")
 
 
-def interpreters(case: Case) -> Iterator[Finding]:
+def interpreters(case: CheckContext) -> Iterator[CheckResult]:
     """Those that root runs and that another user can modify."""
     for each in case.config.warnings if case.config is not None else ():
         if getattr(each, "key", "").endswith(".python"):
             yield warning("interpreters", f"{each.name}: {each.message}", each.hint)
 
 
-def supervisor(case: Case) -> Iterator[Finding]:
+def supervisor(case: CheckContext) -> Iterator[CheckResult]:
     """Whether it answers."""
     if case.silence:
-        yield problem(
-            "supervisor", case.silence, "poolctl start; its log says more: supervisor.log beside its socket"
-        )
+        yield problem("supervisor", case.silence, "poolctl start; see supervisor.log next to its socket")
     elif case.about.get("calm"):
         from poolctl.cli.commands.status import CALM
 
         yield problem("supervisor", CALM, "poolctl upgrade to a version in which it is fixed")
     elif case.about:
         yield ok("supervisor", f"runs as pid {case.about.get('supervisor_pid')}")
-    elif case.place is not None:
+    elif case.pool is not None:
         yield ok("supervisor", "none runs")
 
 
-def keeper(case: Case) -> Iterator[Finding]:
+def keeper(case: CheckContext) -> Iterator[CheckResult]:
     """Whether it answers its supervisor."""
     if wrong := case.about.get("keeper_problem"):
         pid = case.about.get("keeper_pid")
         yield problem("keeper", str(wrong), f"ps -o stat,wchan,args {pid} shows its state")
 
 
-def servers(case: Case) -> Iterator[Finding]:
+def servers(case: CheckContext) -> Iterator[CheckResult]:
     """Those of a running pool that are not as they should be."""
     bad = 0
     for item in case.items:
@@ -79,7 +79,7 @@ def servers(case: Case) -> Iterator[Finding]:
             yield problem("servers", f"{name} {now}: {why}", f"poolctl logs {name}")
         elif item.get("health") in ("warn", "ko"):
             bad += 1
-            said = f"{name} is {state}, its health {item['health']}"
+            said = f"{name} is {state} but its health is {item['health']}"
             yield warning("servers", said, f"poolctl show {name}, poolctl logs {name}")
     if case.items and not bad:
         ready = sum(bool(item.get("ready")) for item in case.items)

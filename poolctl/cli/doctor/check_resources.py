@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 from poolctl.config import RAISE_OPEN_FILES, open_files_needed
 
-from .context import Case, Finding, number, ok, problem, read, warning
+from .check import CheckContext, CheckResult, number, ok, problem, read, warning
 
 _FEW_FOR_A_WORKER = 256
 
 
-def open_files(case: Case) -> Iterator[Finding]:
+def open_files(case: CheckContext) -> Iterator[CheckResult]:
     """What keeper and supervisor may open (the hard limit), and what the workers may (the soft one)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if keeper := case.about.get("keeper_pid"):
@@ -23,15 +23,15 @@ def open_files(case: Case) -> Iterator[Finding]:
     enabled = [server for server in case.servers if not server.disabled]
     need = open_files_needed((server, server.scale.min) for server in enabled)
     most = open_files_needed((server, server.scale.max) for server in enabled)
-    said = f"{hard} may be open, the pool needs {need}"
+    said = f"the limit is {hard}, the pool needs {need}"
     if hard != resource.RLIM_INFINITY and need > hard:
         yield problem("open files", said, RAISE_OPEN_FILES)
     elif hard != resource.RLIM_INFINITY and most > hard:
         yield warning(
-            "open files", f"{said}, and {most} when all servers have all their workers", RAISE_OPEN_FILES
+            "open files", f"{said}, and {most} with all servers at their largest scale", RAISE_OPEN_FILES
         )
     elif soft < _FEW_FOR_A_WORKER:
-        few = f"a worker may have {soft} open, and each connection is one"
+        few = f"a worker may open only {soft}, and each connection counts"
         yield warning("open files", few, "ulimit -n, or limits.open_files of the servers")
     else:
         yield ok("open files", f"{said}; {soft} for each worker")
@@ -39,11 +39,13 @@ def open_files(case: Case) -> Iterator[Finding]:
         wanted = server.limits.open_files
         if wanted and wanted > hard != resource.RLIM_INFINITY and os.geteuid():
             yield problem(
-                "open files", f"{server.name} is configured for {wanted}, more than {hard}", RAISE_OPEN_FILES
+                "open files",
+                f"{server.name} is configured for {wanted}, above the limit of {hard}",
+                RAISE_OPEN_FILES,
             )
 
 
-def processes(case: Case) -> Iterator[Finding]:
+def processes(case: CheckContext) -> Iterator[CheckResult]:
     """How many more processes this user and this control group may have."""
     need = case.processes
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
@@ -53,13 +55,13 @@ def processes(case: Case) -> Iterator[Finding]:
         and not case.items
         and limit - _threads_of_user() < need
     ):
-        said = f"this user may have {limit}, has {_threads_of_user()}, and the pool needs about {need} more"
+        said = f"this user may have {limit} and has {_threads_of_user()}; the pool needs about {need} more"
         yield problem("processes", said, "ulimit -u, or nproc in /etc/security/limits.conf")
         return
     for directory in control_groups("pids"):
         most, now = number(f"{directory}/pids.max"), number(f"{directory}/pids.current") or 0
         if most is not None and most - now < need and not case.items:
-            said = f"the control group may have {most}, has {now}, and the pool needs about {need} more"
+            said = f"the control group may have {most} and has {now}; the pool needs about {need} more"
             yield problem("processes", said, f"TasksMax= of its unit, --pids-limit, or {directory}/pids.max")
             return
     yield ok("processes", f"the pool needs about {need}")
@@ -98,39 +100,39 @@ _OWN_BYTES = 96 << 20
 _NEARLY_FULL = 0.9
 
 
-def memory(case: Case) -> Iterator[Finding]:
+def memory(case: CheckContext) -> Iterator[CheckResult]:
     """What is left for the pool, if it does not run yet."""
     table = _table()
     left = table.get("MemAvailable", 0)
-    where, mend = "are available", "stop something, or give the machine more"
+    where, fix = "are available", "stop other programs, or add memory"
     for directory in control_groups("memory"):
         most = number(f"{directory}/memory.max") or number(f"{directory}/memory.limit_in_bytes")
         now = number(f"{directory}/memory.current") or number(f"{directory}/memory.usage_in_bytes") or 0
         if most is not None and most - now < left:
-            left, where = max(0, most - now), "are left to this control group"
-            mend = "MemoryMax= of its unit, or --memory of its container"
+            left, where = max(0, most - now), "are available to this control group"
+            fix = "MemoryMax= of its unit, or --memory of its container"
     need = _OWN_BYTES + case.processes * _WORKER_BYTES
-    said = f"{_mib(left)} {where}, the pool needs {_mib(need)} and what its applications take"
+    said = f"{_mib(left)} {where}, the pool needs {_mib(need)} plus the memory of its applications"
     if left and left < need and not case.items:
-        yield problem("memory", said, mend)
+        yield problem("memory", said, fix)
     elif left and left < _OWN_BYTES:
-        yield warning("memory", f"{_mib(left)} {where}", mend)
+        yield warning("memory", f"{_mib(left)} {where}", fix)
     else:
         yield ok("memory", said)
     if read("/proc/sys/vm/overcommit_memory") == "2":
-        said = "memory is not overcommitted, and each forked worker counts with all that it shares"
+        said = "overcommit is off, so that each forked worker counts with all its shared memory"
         yield warning("memory", said, "sysctl -w vm.overcommit_memory=0")
 
 
-def swap(case: Case) -> Iterator[Finding]:
+def swap(case: CheckContext) -> Iterator[CheckResult]:
     """Whether the machine lives on its swap."""
     table = _table()
     total, free = table.get("SwapTotal", 0), table.get("SwapFree", 0)
     if total and total - free > total * _NEARLY_FULL:
-        said = f"{_mib(total - free)} of {_mib(total)} are in use: servers that were idle answer late"
-        yield warning("swap", said, "stop something, or give the machine more memory")
+        said = f"{_mib(total - free)} of {_mib(total)} are in use: idle servers will answer slowly"
+        yield warning("swap", said, "stop other programs, or add memory")
     else:
-        yield ok("swap", f"{_mib(total - free)} of {_mib(total)} in use" if total else "there is none")
+        yield ok("swap", f"{_mib(total - free)} of {_mib(total)} in use" if total else "no swap")
 
 
 def _table() -> dict[str, int]:

@@ -14,27 +14,27 @@ from collections.abc import Callable, Iterator
 
 from poolctl.platform import LINUX, copy_descriptor, proc_problem, process_start
 
-from .context import Case, Finding, ok, problem, read, warning
+from .check import CheckContext, CheckResult, ok, problem, read, warning
 
 _PR_GET_CHILD_SUBREAPER = 37
 
 
-def features(case: Case) -> Iterator[Finding]:
+def features(case: CheckContext) -> Iterator[CheckResult]:
     """Each call with what is lost without it."""
     if not LINUX:
         yield problem(
-            "kernel", "this is not Linux", "only run, the library and commands that read files work"
+            "kernel", "this is not Linux", "only `run`, the library and commands that read files work"
         )
         return
     missing = [(name, loss, needed) for name, loss, needed, attempt in _FEATURES if not _works(attempt)]
     for name, loss, needed in missing:
-        mend = "allow it in the sandbox (--security-opt seccomp=…), or use a newer kernel"
-        yield (problem if needed else warning)("kernel", f"{name} does not work: {loss}", mend)
+        fix = "allow it in the sandbox (--security-opt seccomp=…), or use a newer kernel"
+        yield (problem if needed else warning)("kernel", f"{name} does not work: {loss}", fix)
     if not missing:
         yield ok("kernel", f"Linux {os.uname().release} has what the pool needs")
 
 
-def proc(case: Case) -> Iterator[Finding]:
+def proc(case: CheckContext) -> Iterator[CheckResult]:
     """Whether /proc lists processes: a pool cannot start without it."""
     found, fix = proc_problem()
     yield problem("proc", found, fix) if found else ok("proc", "/proc shows this process")
@@ -76,12 +76,12 @@ def _memfd() -> None:
 
 
 _FEATURES = (
-    ("PR_SET_CHILD_SUBREAPER", "the keeper is not told how servers ended", True, _subreaper),
-    ("memfd_create", "TLS keys cannot be handed over, and no upgrade is possible", True, _memfd),
-    ("pidfd_open", "servers whose keeper was killed are not taken over", False, _pidfd),
+    ("PR_SET_CHILD_SUBREAPER", "the keeper does not learn how servers exited", True, _subreaper),
+    ("memfd_create", "TLS keys cannot be passed on, and upgrades are impossible", True, _memfd),
+    ("pidfd_open", "workers are not adopted after their keeper was killed", False, _pidfd),
     (
         "pidfd_getfd",
-        "a command's socket is not taken over when keeper and supervisor are killed",
+        "a command's socket is not adopted after keeper and supervisor were killed",
         False,
         _getfd,
     ),
@@ -91,24 +91,24 @@ _FEATURES = (
 _ISSUED = 1_735_689_600  # 2025: no clock that is right says less
 _JUMP_SECONDS = 5.0
 _START_SECONDS = 60.0
-_MEND = "set the clock, and let it be kept: timedatectl set-ntp true"
+_FIX = "set the clock and keep it synchronized: timedatectl set-ntp true"
 
 
-def clock(case: Case) -> Iterator[Finding]:
+def clock(case: CheckContext) -> Iterator[CheckResult]:
     """Whether it can be right."""
     now = time.time()
     if now < _ISSUED:
-        yield problem("clock", f"it says {time.strftime('%Y-%m-%d', time.gmtime(now))}", _MEND)
+        yield problem("clock", f"the date is {time.strftime('%Y-%m-%d', time.gmtime(now))}", _FIX)
         return
-    ahead = [
-        file for file in (case.place.files if case.place else []) if _written(file) > now + _JUMP_SECONDS
-    ]
+    ahead = [file for file in (case.pool.files if case.pool else []) if _written(file) > now + _JUMP_SECONDS]
     if ahead:
-        said = f"{ahead[0]} was written in the future: the clock is behind, or was when that was written"
-        yield warning("clock", said, f"{_MEND}; then touch {ahead[0]}")
+        said = f"{ahead[0]} was written in the future: the clock is, or was, wrong"
+        yield warning("clock", said, f"{_FIX}; then touch {ahead[0]}")
     elif abs(jump := _jump(case)) > _JUMP_SECONDS:
-        said = f"the clock was set by {jump:+.0f} s since the supervisor was started: times in its logs do not compare"
-        yield warning("clock", said, _MEND)
+        said = (
+            f"the clock was set by {jump:+.0f} s since the supervisor started: its log times are inconsistent"
+        )
+        yield warning("clock", said, _FIX)
     else:
         yield ok("clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))
 
@@ -120,14 +120,14 @@ def _written(file: str) -> float:
         return 0.0
 
 
-def _jump(case: Case) -> float:
+def _jump(case: CheckContext) -> float:
     """By how much the realtime clock has gone other than the monotonic one since the supervisor's start."""
     pid = case.about.get("supervisor_pid")
     start = process_start(int(pid)) if pid else None
-    if start is None or case.place is None:
+    if start is None or case.pool is None:
         return 0.0
     try:
-        noted = float(json.loads(read(f"{case.place.directory}/info.json"))["started"])
+        noted = float(json.loads(read(f"{case.pool.directory}/info.json"))["started"])
     except (ValueError, KeyError, TypeError):
         return 0.0
     lived = time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
@@ -144,14 +144,14 @@ _FILES = (
 _LINGER = "/var/lib/systemd/linger"
 
 
-def logout(case: Case) -> Iterator[Finding]:
+def logout(case: CheckContext) -> Iterator[CheckResult]:
     """Whether logind ends it (logind.conf(5), KillUserProcesses)."""
     if not os.path.exists("/run/systemd/system"):
-        yield ok("logout", "no logind would end the pool")
+        yield ok("logout", "no logind that would stop the pool")
         return
     user = _user()
     if os.geteuid() == 0 or os.path.exists(f"{_LINGER}/{user}"):
-        yield ok("logout", "the pool runs on")
+        yield ok("logout", "the pool keeps running")
         return
     said = [
         found[1].lower()
@@ -160,10 +160,10 @@ def logout(case: Case) -> Iterator[Finding]:
         for found in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", read(path), re.MULTILINE)
     ]
     if said and said[-1] in ("yes", "1", "true", "on"):
-        what = "logind ends the pool when its user logs out (KillUserProcesses)"
+        what = "logind stops the pool when its user logs out (KillUserProcesses)"
         yield warning("logout", what, f"loginctl enable-linger {user}, or poolctl export systemd")
     else:
-        yield ok("logout", "the pool runs on")
+        yield ok("logout", "the pool keeps running")
 
 
 def _user() -> str:

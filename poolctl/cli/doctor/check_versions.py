@@ -13,7 +13,7 @@ from poolctl import __version__
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config import ServerConfig, interpreter, start_options
 
-from .context import Case, Finding, ok, problem, warning
+from .check import CheckContext, CheckResult, ok, problem, warning
 
 _ASK_SECONDS = 20.0
 _ASK = """
@@ -28,21 +28,21 @@ print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn
 """
 
 
-def installed(case: Case) -> Iterator[Finding]:
+def installed(case: CheckContext) -> Iterator[CheckResult]:
     """This poolctl against the supervisor that runs."""
     python = ".".join(map(str, sys.version_info[:3]))
     running = str(case.about.get("version") or "")
     if running and running != __version__:
-        said = f"{__version__} is installed, the supervisor is {running}"
-        yield warning("poolctl", said, "poolctl upgrade: the servers serve on")
+        said = f"{__version__} is installed, the supervisor runs {running}"
+        yield warning("poolctl", said, "poolctl upgrade: the servers keep serving")
     elif running and str(case.about.get("python")) != python:
         said = f"the supervisor runs on Python {case.about.get('python')}, poolctl on {python}"
-        yield warning("poolctl", said, "poolctl stop and poolctl start move it")
+        yield warning("poolctl", said, "poolctl stop and poolctl start switch it")
     else:
         yield ok("poolctl", f"{__version__} on Python {python} ({sys.executable})")
 
 
-def interpreters(case: Case) -> Iterator[Finding]:
+def interpreters(case: CheckContext) -> Iterator[CheckResult]:
     """What the servers' interpreters have: uvicorn at least."""
     using: dict[str, list[ServerConfig]] = {}
     for server in case.servers:
@@ -53,7 +53,7 @@ def interpreters(case: Case) -> Iterator[Finding]:
         yield _judged(python, servers)
 
 
-def _judged(python: str, servers: list[ServerConfig]) -> Finding:
+def _judged(python: str, servers: list[ServerConfig]) -> CheckResult:
     names = [server.name for server in servers]
     # One of root's servers runs it as root in any case.
     user = None if any(server.user is None for server in servers) else servers[0].user
@@ -61,12 +61,12 @@ def _judged(python: str, servers: list[ServerConfig]) -> Finding:
     whose = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
     if isinstance(found, str):
         return problem(
-            "interpreter", f"{python} ({whose}): {found}", "mend python of the servers, or $VIRTUAL_ENV"
+            "interpreter", f"{python} ({whose}): {found}", "fix `python` of the servers, or $VIRTUAL_ENV"
         )
     version = ".".join(map(str, found["python"]))
     if tuple(found["python"][:2]) < OLDEST_PYTHON:
-        mend = "use one from 3.11 up"
-        return problem("interpreter", f"{python} ({whose}) is Python {version}", mend)
+        fix = "use Python 3.11 or newer"
+        return problem("interpreter", f"{python} ({whose}) is Python {version}", fix)
     if (unfit := uvicorn_problem(python, found["uvicorn"])) is not None:
         return problem("interpreter", f"{python} ({whose}) {unfit[0]}", unfit[1])
     slow = [name for name in ("uvloop", "httptools") if found[name] is None]
@@ -93,9 +93,9 @@ def _asked(python: str, user: str | None) -> dict[str, Any] | str:
     except OSError as error:
         return error.strerror or str(error)
     except subprocess.TimeoutExpired:
-        return f"has not answered for {_ASK_SECONDS:.0f} s"
+        return f"did not answer within {_ASK_SECONDS:.0f} s"
     except ValueError:
-        return (done.stderr.strip().splitlines() or ["said nothing"])[-1]
+        return (done.stderr.strip().splitlines() or ["printed nothing"])[-1]
     return found
 
 

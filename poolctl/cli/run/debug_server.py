@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from poolctl import bootstrap
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.pool_ref import Place, find_place
-from poolctl.cli.request import Request
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import ServerConfig, enter_as, interpreter
 from poolctl.control.client import Client
 from poolctl.control.directory import state_dir
@@ -39,17 +39,17 @@ _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 _AT_REST = ("stopped", "disabled", "failed")
 
 
-def perform(request: Request) -> NoReturn:
+def perform(request: CommandRequest) -> NoReturn:
     """Serve the one selected server here, as its user, with its environment, until Ctrl-C.
 
     No supervisor is asked, what it depends on is not started, and it has one worker. Failure, with the reason.
     """
     for option, said in _NOT_WITH.items():
         if request.get(option):
-            raise UsageError(f"--debug and {said} exclude each other", hint="poolctl run --debug NAME")
-    place = find_place(request)
-    server = _server(request, place)
-    _refuse_running(place, server)
+            raise UsageError(f"--debug and {said} cannot be combined", hint="poolctl run --debug NAME")
+    pool = find_pool(request)
+    server = _server(request, pool)
+    _refuse_running(pool, server)
     try:
         listeners = _listeners(server)
         contents = tls_contents(server)
@@ -72,10 +72,10 @@ def perform(request: Request) -> NoReturn:
         raise Failure(Outcome.failed(FAILED, f"{server.name}: {error}")) from None
 
 
-def _server(request: Request, place: Place) -> ServerConfig:
-    config = load(place)
+def _server(request: CommandRequest, pool: PoolRef) -> ServerConfig:
+    config = load(pool)
     withheld.withhold(config.pool_variables, only=True)
-    servers = servers_of(config, place)
+    servers = servers_of(config, pool)
     names = [each["name"] for each in choose([item(each) for each in servers], request)]
     if len(names) != 1:
         raise UsageError(
@@ -88,16 +88,16 @@ def _server(request: Request, place: Place) -> ServerConfig:
     if server.address.auto:
         from poolctl.listeners.ports import PortLedger
 
-        path = f"{state_dir(os.environ, place.key, create=True)}/ports.json"
+        path = f"{state_dir(os.environ, pool.key, create=True)}/ports.json"
         ledger = PortLedger(path, *config.settings.port_range)
         taken = {each.address.port or 0 for each in servers}
         server = server.at(server.address.with_port(ledger.port(server.name, server.address, avoid=taken)))
     return server
 
 
-def _refuse_running(place: Place, server: ServerConfig) -> None:
+def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
     try:
-        found = Client(place.socket).call("list", {"selector": {"targets": [server.name]}})
+        found = Client(pool.socket).call("list", {"selector": {"targets": [server.name]}})
     except ControlError:
         return
     for each in found["items"]:
@@ -121,17 +121,17 @@ def _listeners(server: ServerConfig) -> list[socket.socket]:
 def _announcement(server: ServerConfig) -> str:
     where = f" on {server.expose}" if server.expose else ""
     needed = ", ".join(each.name for each in server.depends_on)
-    alone = f"; {needed}, which it depends on, is left as it is" if needed else ""
-    return f"{server.name}{where} in this terminal, Ctrl-C ends it{alone}"
+    alone = f"; {needed} is not started with it" if needed else ""
+    return f"{server.name}{where} runs in this terminal, Ctrl-C stops it{alone}"
 
 
 def _become(server: ServerConfig, spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> NoReturn:
     if server.command:
         spec["argv"] = argument_vector(server)
-        _place([listener.fileno() for listener in listeners], _FIRST_INHERITED_FD)
+        _move_descriptors([listener.fileno() for listener in listeners], _FIRST_INHERITED_FD)
         become_program(spec, len(listeners))
     fds = [spec_file(spec), *(listener.fileno() for listener in listeners), *tls_fds]
-    _place(fds, SPEC_FD)
+    _move_descriptors(fds, SPEC_FD)
     argv = bootstrap.command(spec["python"], "worker", "debug", str(len(fds) - 1))
     entered_as = enter_as(spec["python"], spec["user"], os.environ)
     if entered_as is not None:
@@ -139,9 +139,9 @@ def _become(server: ServerConfig, spec: Spec, listeners: list[socket.socket], tl
     os.execve(argv[0], argv, dict(os.environ))
 
 
-def _place(fds: Iterable[int], first: int) -> None:
+def _move_descriptors(fds: Iterable[int], first: int) -> None:
     """Have them at `first` and the numbers that follow, and let them outlive an exec."""
     given = list(fds)
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(given)) for fd in given]
-    for place, fd in enumerate(lifted, first):
-        os.dup2(fd, place)
+    for number, fd in enumerate(lifted, first):
+        os.dup2(fd, number)

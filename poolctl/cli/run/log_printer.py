@@ -7,8 +7,8 @@ import threading
 from time import time
 
 from poolctl.cli.interrupts import start_unsignalled
-from poolctl.cli.log_lines import Objects, Prefixes
-from poolctl.cli.pool_ref import Place
+from poolctl.cli.log_lines import JsonLines, PrefixedLines
+from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.run.background_stream import stream_of_its_own
 from poolctl.cli.run.stop_signals import StopSignals
 from poolctl.control.client import Client
@@ -23,10 +23,10 @@ LAST_WORDS_SECONDS = 2.0
 class LogPrinter:
     """Prints what the pool's servers write from now on, each line with its server's name before it, or as an object."""
 
-    def __init__(self, client: Client, place: Place, *, times: bool, objects: bool = False) -> None:
+    def __init__(self, client: Client, pool: PoolRef, *, times: bool, objects: bool = False) -> None:
         self._objects = objects
         self._client = client
-        self._place = place
+        self._pool = pool
         self._times = times
         self._since = stamp(time())
         self._over = threading.Event()
@@ -48,11 +48,11 @@ class LogPrinter:
             items = self._client.call("show", {}).get("items") or []
         except ControlError:
             return  # the command that waits for the start says why
-        paths = log_paths(items, self._place)
+        paths = log_paths(items, self._pool)
         if self._objects:
-            form: Objects | Prefixes = Objects()
+            form: JsonLines | PrefixedLines = JsonLines()
         else:  # to a file, or whoever collects a container's output, lines go as they are
-            form = Prefixes(list(paths), times=self._times, records=sys.stdout.isatty())
+            form = PrefixedLines(list(paths), times=self._times, records=sys.stdout.isatty())
         stdout = stream_of_its_own(
             sys.stdout
         )  # the command flushes sys.stdout while this thread may be blocked

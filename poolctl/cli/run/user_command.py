@@ -30,15 +30,15 @@ def program(command: Sequence[str], env: Mapping[str, str]) -> str:
     found = shutil.which(name, path=env.get("PATH", os.defpath)) if name else None
     if found:
         return found
-    places = [name] if "/" in name else [f"{place}/{name}" for place in env.get("PATH", "").split(":")]
-    if name and any(os.path.exists(place) for place in places):
+    paths = [name] if "/" in name else [f"{directory}/{name}" for directory in env.get("PATH", "").split(":")]
+    if name and any(os.path.exists(path) for path in paths):
         if os.path.isdir(name):
             raise Failure(Outcome.failed(NOT_EXECUTABLE, f"{name}: is a directory"))
         raise Failure(Outcome.failed(NOT_EXECUTABLE, f"{name}: is not executable", hint=f"chmod +x {name}"))
     raise Failure(Outcome.failed(NOT_FOUND, f"{name}: command not found", hint="is it in $PATH?"))
 
 
-class Foreground:
+class UserCommand:
     """One command of the user's. run() blocks until it has ended."""
 
     def __init__(self, path: str, command: Sequence[str], env: Mapping[str, str]) -> None:

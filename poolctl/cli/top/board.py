@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-class Board:
+class ServerBoard:
     """The rows as they are sorted and filtered, which of them is selected, and which part is on the screen.
 
     The selection stays on its server while others come and go. `height` is the number of rows on the screen.
     """
 
     def __init__(self, *, sort: str = "file") -> None:
-        self.rows = Rows()
-        self.shown: list[Row] = []
+        self.rows = ServerRows()
+        self.shown: list[ServerRow] = []
         self.height = 1
         self.top = 0
         self.filter = ""
@@ -25,12 +25,12 @@ class Board:
         self._at = 0
 
     @property
-    def selected(self) -> Row | None:
+    def selected(self) -> ServerRow | None:
         """The row that keys act on; None when none is shown."""
         return self.shown[self._at] if self.shown else None
 
     @property
-    def visible(self) -> list[Row]:
+    def visible(self) -> list[ServerRow]:
         """The rows on the screen."""
         return self.shown[self.top : self.top + self.height]
 
@@ -115,7 +115,7 @@ _NUMBERS = {
 }
 
 
-class Row:
+class ServerRow:
     """One server: its item as every command has it, its statistics if there are any, and what they were."""
 
     __slots__ = ("at", "history", "item", "stats")
@@ -153,39 +153,39 @@ class Row:
                 seen.append(self.number(key))
 
 
-class Rows:
+class ServerRows:
     """All rows by name."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, ServerRow] = {}
         self.measured = False  # whether there are any statistics
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def all(self) -> list[Row]:
+    def all(self) -> list[ServerRow]:
         """Every row, in the order of the file."""
         return list(self._rows.values())
 
     def update(self, items: Iterable[dict[str, Any]]) -> None:
         """Take what the supervisor says now; servers that it does not name any more are gone."""
-        rows: dict[str, Row] = {}
+        rows: dict[str, ServerRow] = {}
         for at, item in enumerate(items):
             name = str(item.get("name", ""))
-            row = rows[name] = self._rows.get(name) or Row(at)
+            row = rows[name] = self._rows.get(name) or ServerRow(at)
             row.at = at
             row.update(item)
         self._rows = rows
         self.measured = any(row.stats for row in rows.values())
 
 
-def matching(rows: Iterable[Row], words: str) -> list[Row]:
+def matching(rows: Iterable[ServerRow], words: str) -> list[ServerRow]:
     """The rows in which each of the words is found, in name, address, state, health or a tag; case is ignored."""
     wanted = words.lower().split()
     return [row for row in rows if all(word in _text(row) for word in wanted)] if wanted else list(rows)
 
 
-def in_order(rows: Iterable[Row], sort: str, reverse: bool) -> list[Row]:
+def in_order(rows: Iterable[ServerRow], sort: str, reverse: bool) -> list[ServerRow]:
     """The rows sorted by a key of SORTS; equal ones by name, unknown figures last."""
     falling = SORTS[sort] is not reverse
     named = sorted(rows, key=lambda row: (row.name, row.at))
@@ -199,7 +199,7 @@ def in_order(rows: Iterable[Row], sort: str, reverse: bool) -> list[Row]:
     return sorted(known, key=lambda row: _value(row, sort) or 0.0, reverse=falling) + unknown
 
 
-def _value(row: Row, sort: str) -> float | None:
+def _value(row: ServerRow, sort: str) -> float | None:
     if sort == "state":
         return _place(_STATES, str(row.item.get("state")))
     if sort == "health":
@@ -214,7 +214,7 @@ def _place(order: Sequence[str], word: str) -> float:
     return float(order.index(word)) if word in order else float(len(order))
 
 
-def _text(row: Row) -> str:
+def _text(row: ServerRow) -> str:
     item = row.item
     words = [item.get(key) or "" for key in ("name", "bind", "expose", "state", "health")]
     return " ".join(map(str, [*words, *(item.get("tags") or ())])).lower()

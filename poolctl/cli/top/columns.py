@@ -8,7 +8,7 @@ from typing import NamedTuple
 from poolctl.cli.render import duration, printable
 
 from . import figures
-from .board import Row
+from .board import ServerRow
 from .figures import sparkline
 
 GAP = 1
@@ -37,7 +37,7 @@ class Column(NamedTuple):
     sort: str
     width: int
     priority: int
-    cell: Callable[[Row, int], tuple[str, str]]
+    cell: Callable[[ServerRow, int], tuple[str, str]]
     right: bool = True
     measured: bool = True
     chart: bool = False
@@ -50,11 +50,11 @@ class Placed(NamedTuple):
     width: int
 
 
-def _name(row: Row, width: int) -> tuple[str, str]:
+def _name(row: ServerRow, width: int) -> tuple[str, str]:
     return printable(row.name), "bold" if row.item.get("state") == "failed" else ""
 
 
-def _state(row: Row, width: int) -> tuple[str, str]:
+def _state(row: ServerRow, width: int) -> tuple[str, str]:
     state = str(row.item.get("state", ""))
     sign, style = STATES.get(state, ("?", ""))
     if state == "running" and not row.item.get("ready"):
@@ -62,52 +62,52 @@ def _state(row: Row, width: int) -> tuple[str, str]:
     return f"{sign} {state}", style
 
 
-def _health(row: Row, width: int) -> tuple[str, str]:
+def _health(row: ServerRow, width: int) -> tuple[str, str]:
     health = str(row.item.get("health") or "unknown")
     return ("-", _FAINT) if health == "unknown" else (health, HEALTH.get(health, ""))
 
 
-def _bind(row: Row, width: int) -> tuple[str, str]:
+def _bind(row: ServerRow, width: int) -> tuple[str, str]:
     return printable(str(row.item.get("address") or row.item.get("bind") or "")), _FAINT
 
 
-def _workers(row: Row, width: int) -> tuple[str, str]:
+def _workers(row: ServerRow, width: int) -> tuple[str, str]:
     there, wanted = len(row.item.get("pids") or ()), row.item.get("workers")
     return (str(there), "") if there == wanted else (f"{there}/{wanted}", "yellow" if there else _FAINT)
 
 
-def _uptime(row: Row, width: int) -> tuple[str, str]:
+def _uptime(row: ServerRow, width: int) -> tuple[str, str]:
     seconds = row.item.get("uptime_seconds")
     return (duration(seconds), "") if seconds else ("-", _FAINT)
 
 
-def _restarts(row: Row, width: int) -> tuple[str, str]:
+def _restarts(row: ServerRow, width: int) -> tuple[str, str]:
     restarts = int(row.item.get("restarts") or 0)
     return str(restarts), "" if restarts else _FAINT
 
 
 def _figure(
     key: str, form: Callable[[float | None], str], style: str = ""
-) -> Callable[[Row, int], tuple[str, str]]:
-    def cell(row: Row, width: int) -> tuple[str, str]:
+) -> Callable[[ServerRow, int], tuple[str, str]]:
+    def cell(row: ServerRow, width: int) -> tuple[str, str]:
         number = row.number(key)
         return form(number), style if number else _FAINT
 
     return cell
 
 
-def _usage(key: str, form: Callable[[float | None], str]) -> Callable[[Row, int], tuple[str, str]]:
+def _usage(key: str, form: Callable[[float | None], str]) -> Callable[[ServerRow, int], tuple[str, str]]:
     """What its processes use; a server without any uses nothing that could be a figure."""
 
-    def cell(row: Row, width: int) -> tuple[str, str]:
+    def cell(row: ServerRow, width: int) -> tuple[str, str]:
         number = row.number(key)
         return form(number if number or row.item.get("pids") else None), "" if number else _FAINT
 
     return cell
 
 
-def _chart(key: str, style: str, *, from_zero: bool = True) -> Callable[[Row, int], tuple[str, str]]:
-    def cell(row: Row, width: int) -> tuple[str, str]:
+def _chart(key: str, style: str, *, from_zero: bool = True) -> Callable[[ServerRow, int], tuple[str, str]]:
+    def cell(row: ServerRow, width: int) -> tuple[str, str]:
         values = row.history.get(key) or ()
         idle = not any(values)
         return sparkline(values, width, from_zero=from_zero), _FAINT if idle else style

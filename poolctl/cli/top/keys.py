@@ -107,7 +107,7 @@ def action_of(key: str, item: Mapping[str, Any]) -> Action | None:
         return Action("stop", name, "stopping", "stopped", f"Stop {name}?")
     if key == "d":
         if state == "draining":
-            return Action("undrain", name, "taking back", "back in rotation")
+            return Action("undrain", name, "undraining", "back in rotation")
         return Action("drain", name, "draining", "out of rotation", f"Take {name} out of rotation?")
     if key in ("+", "-"):
         return _scale(name, int(item.get("workers") or 0), 1 if key == "+" else -1)
@@ -118,6 +118,6 @@ def _scale(name: str, workers: int, step: int) -> Action | None:
     wanted = workers + step
     if wanted < 1:
         return None
-    question = f"Only {wanted} worker{'s' if wanted > 1 else ''} for {name}?" if step < 0 else ""
+    question = f"Scale {name} down to {wanted} worker{'s' if wanted > 1 else ''}?" if step < 0 else ""
     done = f"has {wanted} worker{'s' if wanted > 1 else ''}"
     return Action("scale", name, "scaling", done, question, wanted)

@@ -12,11 +12,11 @@ from poolctl.clock import Clock
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import ControlError
 
-from .background import Asking, Result, Source
-from .board import SORTS, Board
+from .board import SORTS, ServerBoard
 from .keys import Action, Keys, action_of
 from .log_pane import LogPane
-from .terminal import Screen, Signals
+from .stats_source import BackgroundRequests, Result, StatsSource
+from .terminal import Screen, TerminalSignals
 from .view import Notice, help_frame, log_frame, servers_frame
 
 _ESCAPE_SECONDS = 0.05
@@ -24,13 +24,13 @@ _NOTICE_SECONDS = 4.0
 _SORT_KEYS = dict(zip("NSHRLMCUXF", SORTS, strict=True))
 
 
-class Session:
+class LiveView:
     """One view of one pool until it is left. `log_path` tells where a server's log is."""
 
     def __init__(
         self,
-        board: Board,
-        source: Source,
+        board: ServerBoard,
+        source: StatsSource,
         log_path: Callable[[str], str],
         clock: Clock,
         *,
@@ -46,7 +46,7 @@ class Session:
         self._interval = interval_seconds
         self._frames = frames
         self._keys = Keys()
-        self._asking = Asking()
+        self._asking = BackgroundRequests()
         self._pane: LogPane | None = None
         self._help: int | None = None
         self._typing = False
@@ -59,7 +59,7 @@ class Session:
         self._waiting = False
         self._over = False
 
-    def run(self, screen: Screen, signals: Signals) -> None:
+    def run(self, screen: Screen, signals: TerminalSignals) -> None:
         """Show the view until it is left. Raises KeyboardInterrupt, and what `signals` say ends it."""
         while not self._over:
             screen.draw(self._frame(screen))
@@ -84,12 +84,12 @@ class Session:
             return help_frame(size, self._help)
         if self._pane is not None:
             return log_frame(self._pane, size)
-        trouble = self._trouble or ("paused: Space goes on" if self._paused else "")
+        trouble = self._trouble or ("paused: press Space to resume" if self._paused else "")
         return servers_frame(
             self._board, self._pool, size, notice=self._notice, typing=self._typing, trouble=trouble
         )
 
-    def _wait(self, screen: Screen, signals: Signals) -> None:
+    def _wait(self, screen: Screen, signals: TerminalSignals) -> None:
         """Until something has happened, or it is time for something."""
         sources = [screen.fileno(), self._asking.fileno(), signals.fileno()]
         if self._pane is not None and self._pane.fileno() >= 0:
@@ -133,7 +133,9 @@ class Session:
         self._waiting = False
         self._ask_at = self._clock.monotonic() + self._interval
         gone = isinstance(error, NoSupervisor)
-        self._trouble = "no supervisor: these are its last words; poolctl start" if gone else error.message
+        self._trouble = (
+            "no supervisor is running: these are its last figures; poolctl start" if gone else error.message
+        )
 
     def _act(self, action: Action) -> None:
         self._say(f"{action.doing} {action.name} …", "yellow", lasting=True)
@@ -224,7 +226,7 @@ class Session:
             self._say(f"sorted by {board.sort}")
         elif key in _SORT_KEYS:
             board.sort_by(_SORT_KEYS[key])
-            self._say(f"sorted by {board.sort}{', the other way round' if board.reverse else ''}")
+            self._say(f"sorted by {board.sort}{', reversed' if board.reverse else ''}")
         elif key == " ":
             self._paused = not self._paused
         elif board.selected is not None:

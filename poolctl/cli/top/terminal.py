@@ -119,7 +119,7 @@ class Screen:
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
-class Ended(Exception):
+class SignalReceived(Exception):
     """A signal says that it is over; `number` is which."""
 
     def __init__(self, number: int) -> None:
@@ -127,7 +127,7 @@ class Ended(Exception):
         self.number = number
 
 
-class Signals:
+class TerminalSignals:
     """`with Signals() as signals`: signals are only noted, and `fileno` is readable when one has come."""
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ class Signals:
         self._wakeup = -1
         self._noted: set[int] = set()
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> TerminalSignals:
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (*_ENDING, signal.SIGWINCH, signal.SIGTSTP):
             self._before[number] = signal.signal(number, self._note)
@@ -184,7 +184,7 @@ class Signals:
             if self._take(number):
                 if number == signal.SIGINT:
                     raise KeyboardInterrupt
-                raise Ended(number)
+                raise SignalReceived(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._noted.add(number)

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from poolctl.cli.render import coloured
 
-from .board import SORTS, Board, Row
+from .board import SORTS, ServerBoard, ServerRow
 from .columns import GAP, Placed, place
 from .log_pane import LogPane
-from .totals import head_lines
+from .summary_lines import head_lines
 
 Hints = Sequence[tuple[str, str]]
 
@@ -40,7 +40,7 @@ class Notice:
 
 
 def servers_frame(
-    board: Board, pool: str, size: tuple[int, int], *, notice: Notice | None, typing: bool, trouble: str
+    board: ServerBoard, pool: str, size: tuple[int, int], *, notice: Notice | None, typing: bool, trouble: str
 ) -> list[Text]:
     """The totals, the table, and the last line. Gives the board the number of rows that there is room for."""
     width, height = size
@@ -62,9 +62,9 @@ def log_frame(pane: LogPane, size: tuple[int, int]) -> list[Text]:
     """The log of a server."""
     width, height = size
     title = Text.assemble((f" {pane.name} ", "bold reverse"), "  ", (pane.path, _FAINT))
-    body = pane.visible(width, height - 2) or [Text("it has written nothing yet", _FAINT)]
+    body = pane.visible(width, height - 2) or [Text("no output yet", _FAINT)]
     body += [Text()] * (height - 2 - len(body))
-    state = f"{pane.back} lines further down" if pane.back else "following"
+    state = f"{pane.back} lines below" if pane.back else "following"
     hints = [("↑↓", "scroll"), ("End", "follow"), ("Esc", "back")]
     return [title, *body, _hinted(hints, state, width)]
 
@@ -78,7 +78,7 @@ def help_frame(size: tuple[int, int], start: int) -> list[Text]:
     return [title, *lines, _hinted([("↑↓", "scroll"), ("any other key", "back")], "", width)]
 
 
-def _filter_line(board: Board, typing: bool) -> Text:
+def _filter_line(board: ServerBoard, typing: bool) -> Text:
     if not (board.filter or typing):
         return Text()
     found = f"  {len(board.shown)} of {len(board.rows)}"
@@ -86,7 +86,7 @@ def _filter_line(board: Board, typing: bool) -> Text:
     return Text.assemble((" filter ", "bold cyan"), board.filter, cursor, (found, _FAINT))
 
 
-def _last_line(board: Board, notice: Notice | None, typing: bool, width: int) -> Text:
+def _last_line(board: ServerBoard, notice: Notice | None, typing: bool, width: int) -> Text:
     if notice is not None:
         return Text(f" {notice.text}", notice.style or "bold")
     if typing:
@@ -119,28 +119,28 @@ def _hint_width(hint: tuple[str, str]) -> int:
 _KEYS = (
     ("Look", ""),
     ("↑ ↓  j k", "select a server; Page Up, Page Down, Home, End"),
-    ("/", "filter: words of names, addresses, states, health, tags;"),
-    ("", "Esc shows all again"),
-    ("< >  ← →", "sort by the column before or after"),
+    ("/", "filter by words in name, address, state, health, tags;"),
+    ("", "Esc clears the filter"),
+    ("< >  ← →", "sort by the previous or next column"),
     ("N S H R L M C U X", "sort by name, state, health, requests, latency, memory,"),
-    ("", "CPU, uptime, restarts; once more: the other way round;"),
-    ("", "F: the order of the file"),
-    ("Enter  l", "the log of the selected server"),
-    ("Space", "pause, and go on"),
+    ("", "CPU, uptime, restarts; press again to reverse;"),
+    ("", "F: file order"),
+    ("Enter  l", "show the log of the selected server"),
+    ("Space", "pause, resume"),
     ("", ""),
     ("Act on the selected server", ""),
-    ("r", "restart: the new process answers before the old one ends"),
+    ("r", "restart: the new process is ready before the old one ends"),
     ("s", "stop it (asks first), or start it"),
-    ("d", "take it out of rotation (asks first), or back"),
-    ("+ -", "one worker more, or fewer (asks first)"),
+    ("d", "drain it (asks first), or undrain it"),
+    ("+ -", "add a worker, or remove one (asks first)"),
     ("", ""),
     ("Columns", ""),
-    ("REQ/S  P99", "requests a second; 99 of 100 are answered in this time"),
-    ("MEM  CPU", "of all its processes; shared memory counts in part (PSS)"),
+    ("REQ/S  P99", "requests per second; 99 % are answered within this time"),
+    ("MEM  CPU", "of all its processes; shared memory is divided (PSS)"),
     ("BUSY  CONN", "requests being answered, connections open"),
-    ("UP  RST", "since when it runs, and how often it was restarted"),
+    ("UP  RST", "uptime, and number of restarts"),
     ("", ""),
-    ("q", "leave; the servers go on"),
+    ("q", "quit; the servers keep running"),
 )
 _WIDTH = 19
 
@@ -159,7 +159,7 @@ def help_lines() -> list[Text]:
 _SELECTED = "reverse"
 
 
-def table_lines(board: Board, width: int, *, cursor: bool = True, all_rows: bool = False) -> list[Text]:
+def table_lines(board: ServerBoard, width: int, *, cursor: bool = True, all_rows: bool = False) -> list[Text]:
     """The head and the visible rows; with `cursor` the selected one stands out."""
     rows = board.shown if all_rows else board.visible
     longest = max((cell_len(row.name) for row in board.rows.all()), default=0)
@@ -168,7 +168,7 @@ def table_lines(board: Board, width: int, *, cursor: bool = True, all_rows: bool
     return [_head(columns, board), *(_line(columns, row, row is selected, width) for row in rows)]
 
 
-def _head(columns: Iterable[Placed], board: Board) -> Text:
+def _head(columns: Iterable[Placed], board: ServerBoard) -> Text:
     line = Text(no_wrap=True, end="", overflow="crop")
     for column, width in columns:
         _gap(line)
@@ -180,7 +180,7 @@ def _head(columns: Iterable[Placed], board: Board) -> Text:
     return line
 
 
-def _line(columns: Iterable[Placed], row: Row, selected: bool, screen: int) -> Text:
+def _line(columns: Iterable[Placed], row: ServerRow, selected: bool, screen: int) -> Text:
     line = Text(no_wrap=True, end="", overflow="crop")
     for column, width in columns:
         _gap(line)
@@ -210,7 +210,7 @@ def _fitted(text: str, width: int, right: bool) -> str:
 _TEXT_WIDTH = 120
 
 
-def frame_text(board: Board, pool: str) -> str:
+def frame_text(board: ServerBoard, pool: str) -> str:
     """The totals and the whole table; in colours only for a terminal."""
     width = shutil.get_terminal_size((_TEXT_WIDTH, 24)).columns
     colours = coloured(sys.stdout)

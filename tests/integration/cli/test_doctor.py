@@ -44,9 +44,9 @@ def examined(
 
 
 def only(found: Found, check: str, status: str) -> dict[str, str]:
-    """The one finding of that check, which has that status and, unless it is ok, a mend."""
+    """The one finding of that check, which has that status and, unless it is ok, a fix."""
     (one,) = [each for each in found[check] if each["status"] == status]
-    assert status == "ok" or one["mend"]
+    assert status == "ok" or one["fix"]
     return one
 
 
@@ -72,7 +72,7 @@ def test_a_sound_pool_has_no_problem_running_or_not(real_pool: RealPool) -> None
 def test_it_works_without_a_file_and_says_so(real_pool: RealPool) -> None:
     code, found = examined(real_pool)
     assert code == 0
-    assert "the machine alone" in only(found, "configuration", "ok")["message"]
+    assert "only the machine was checked" in only(found, "configuration", "ok")["message"]
 
 
 def test_quiet_says_what_is_not_ok_and_nothing_else(real_pool: RealPool) -> None:
@@ -103,7 +103,7 @@ def test_few_open_files(real_pool: RealPool) -> None:
     real_pool.write_hello("a", "b", "c")
     code, found = examined(real_pool, around='ulimit -n 64; exec "$@"')
     assert code == 1
-    assert only(found, "open files", "problem")["message"].startswith("64 may be open")
+    assert only(found, "open files", "problem")["message"].startswith("the limit is 64,")
     _, found = examined(real_pool, around='ulimit -Sn 100; exec "$@"')
     only(found, "open files", "warning")
 
@@ -196,8 +196,8 @@ def test_a_short_queue_and_ports_of_outgoing_connections(real_pool: RealPool) ->
     net = "/proc/sys/net"
     prepare = f'echo 16 > {net}/core/somaxconn; echo "39000 41000" > {net}/ipv4/ip_local_port_range'
     _, found = examined(real_pool, around=in_namespace("--net", prepare))
-    assert only(found, "backlog", "warning")["mend"] == "sysctl -w net.core.somaxconn=2048"
-    assert only(found, "port range", "warning")["mend"].endswith("ip_local_reserved_ports=40000")
+    assert only(found, "backlog", "warning")["fix"] == "sysctl -w net.core.somaxconn=2048"
+    assert only(found, "port range", "warning")["fix"].endswith("ip_local_reserved_ports=40000")
     prepare += f"; echo 39990-40000 > {net}/ipv4/ip_local_reserved_ports"
     _, found = examined(real_pool, around=in_namespace("--net", prepare))
     only(found, "port range", "ok")
@@ -254,7 +254,7 @@ def test_a_runtime_directory_that_others_may_enter(real_pool: RealPool) -> None:
     code, found = examined(real_pool)
     directory.chmod(0o700)
     assert code == 1
-    assert only(found, "pool", "problem")["mend"] == f"chmod 700 {directory}"
+    assert only(found, "pool", "problem")["fix"] == f"chmod 700 {directory}"
 
 
 def test_a_file_that_everybody_may_change(real_pool: RealPool) -> None:
@@ -262,7 +262,7 @@ def test_a_file_that_everybody_may_change(real_pool: RealPool) -> None:
     (real_pool.directory / "pool.toml").chmod(0o666)
     code, found = examined(real_pool)
     assert code == 0
-    assert only(found, "files", "warning")["mend"].startswith("chmod o-w ")
+    assert only(found, "files", "warning")["fix"].startswith("chmod o-w ")
 
 
 def test_what_a_killed_pool_has_left(real_pool: RealPool) -> None:
@@ -276,7 +276,7 @@ def test_what_a_killed_pool_has_left(real_pool: RealPool) -> None:
         os.kill(pid, signal.SIGKILL)
     code, found = examined(real_pool)
     assert code == 1
-    assert "poolctl start" in next(each["mend"] for each in found["leftovers"] if each["status"] == "problem")
+    assert "poolctl start" in next(each["fix"] for each in found["leftovers"] if each["status"] == "problem")
     assert only(found, "ports", "ok")["message"] == "1 served, 0 free"  # no word of killing what serves
     for pid in [*workers, *real_pool.processes()]:
         with contextlib.suppress(ProcessLookupError):
@@ -286,7 +286,7 @@ def test_what_a_killed_pool_has_left(real_pool: RealPool) -> None:
     assert code == 0, [each for group in found.values() for each in group if each["status"] != "ok"]
     assert {each["status"] for each in found["leftovers"]} == {"warning"}
     for each in found["leftovers"]:
-        subprocess.run(each["mend"].split(), check=True)
+        subprocess.run(each["fix"].split(), check=True)
     _, found = examined(real_pool)
     only(found, "leftovers", "ok")
 
@@ -318,7 +318,7 @@ def test_sockets_at_the_address_of_a_server(real_pool: RealPool, kind: str) -> N
         code, found = examined(real_pool)
     assert code == (kind != "stale")
     if kind == "nowhere":
-        assert only(found, "ports", "problem")["mend"].startswith("mkdir -p ")
+        assert only(found, "ports", "problem")["fix"].startswith("mkdir -p ")
     else:
         only(found, "sockets", "ok" if kind == "stale" else "problem")
 
@@ -366,7 +366,7 @@ def test_a_supervisor_of_another_version(real_pool: RealPool) -> None:
     )  # fmt: skip
     assert old.returncode == 0
     _, found = examined(real_pool)
-    assert only(found, "poolctl", "warning")["mend"].startswith("poolctl upgrade")
+    assert only(found, "poolctl", "warning")["fix"].startswith("poolctl upgrade")
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="its system calls have other numbers elsewhere")
@@ -392,7 +392,7 @@ def test_a_session_whose_end_is_the_pools(real_pool: RealPool) -> None:
         "echo KillUserProcesses=yes > /etc/systemd/logind.conf.d/a.conf"
     )
     _, found = examined(real_pool, around=in_namespace("--mount", prepare, f'{AS_OTHER_USER} "$@"'))
-    assert "enable-linger" in only(found, "logout", "warning")["mend"]
+    assert "enable-linger" in only(found, "logout", "warning")["fix"]
 
 
 def test_servers_that_have_failed(real_pool: RealPool) -> None:
@@ -406,7 +406,7 @@ def test_servers_that_have_failed(real_pool: RealPool) -> None:
     assert code == 1
     said = only(found, "servers", "problem")
     assert said["message"].startswith("bad has failed")
-    assert said["mend"] == "poolctl logs bad"
+    assert said["fix"] == "poolctl logs bad"
 
 
 def test_a_supervisor_that_is_silent(real_pool: RealPool) -> None:
@@ -425,15 +425,15 @@ def test_a_supervisor_that_is_silent(real_pool: RealPool) -> None:
 def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
     real_pool: RealPool, monkeypatch: Any
 ) -> None:
+    from poolctl.cli.command_request import CommandRequest
     from poolctl.cli.commands import doctor
     from poolctl.cli.doctor import check_leftovers
-    from poolctl.cli.request import Request
 
     def explodes(case: object) -> list[Any]:
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(check_leftovers, "CHECKS", (explodes,))
     monkeypatch.chdir(real_pool.directory)
-    found = doctor.perform(Request("doctor", {"output": "json"})).items
+    found = doctor.perform(CommandRequest("doctor", {"output": "json"})).items
     assert [each["status"] for each in found if each["check"] == "explodes"] == ["warning"]
     assert found[-1]["check"] == "logout"

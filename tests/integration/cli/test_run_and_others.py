@@ -38,7 +38,7 @@ def test_run_goes_on_with_what_is_ready_and_tells_of_the_rest(pool: RealPool) ->
     running = pool.spawn("run")
     assert running.stderr is not None
     said = []
-    while not said or "Ctrl-C stops" not in said[-1]:
+    while not said or "Ctrl-C to stop" not in said[-1]:
         said.append(running.stderr.readline())
         assert said[-1], said
     # The failures follow that line, and the logs follow them.

@@ -30,7 +30,7 @@ def test_a_breakpoint_stops_in_the_terminal_and_goes_on_from_there(real_pool: Re
     port = real_pool.write_hello("other", "web")["web"]
     real_pool.write("hello.py", STOPS)
     with Terminal(real_pool, "run", "--debug", "web") as terminal:
-        said = f"web on http://127.0.0.1:{port} in this terminal, Ctrl-C ends it"
+        said = f"web on http://127.0.0.1:{port} runs in this terminal, Ctrl-C stops it"
         terminal.until(lambda shown: said in shown)
         terminal.until(lambda shown: "Application startup complete" in shown)
         replies: list[Reply] = []
@@ -99,8 +99,8 @@ def test_a_program_becomes_the_process_itself_with_its_sockets_and_surroundings(
     [
         ([], 2, "--debug runs one server, and 2 are selected"),
         (["nothing"], 4, "nothing"),
-        (["a", "--watch"], 2, "--debug and --watch exclude each other"),
-        (["a", "--", "true"], 2, "--debug and a command exclude each other"),
+        (["a", "--watch"], 2, "--debug and --watch cannot be combined"),
+        (["a", "--", "true"], 2, "--debug and a command cannot be combined"),
     ],
 )
 def test_what_cannot_be_is_said(real_pool: RealPool, args: list[str], code: int, words: str) -> None:

@@ -146,7 +146,7 @@ def test_a_second_signal_kills_what_is_left_also_without_a_reader(real_pool: Rea
         assert real_pool.items(), "each is handled before the next one"
     running.end()
     assert running.answers != [b"done"]
-    assert "killing what is left" in running.errors.read_text()
+    assert "killing the remaining processes" in running.errors.read_text()
 
 
 @pytest.mark.parametrize("kills", [False, True])

@@ -93,7 +93,7 @@ def test_ctrl_c_twice_kills_what_does_not_want_to_end(pool: RealPool) -> None:
         wait_until(lambda: pool.items()["a"]["state"] == "stopping")
         terminal.press("\x03")
         assert terminal.end() == 130
-    assert "killing what is left" in terminal.shown
+    assert "killing the remaining processes" in terminal.shown
     assert pool.processes() == {}
 
 

@@ -27,7 +27,7 @@ def test_new_code_is_served_and_broken_code_is_told(
 ) -> None:
     port = real_pool.write_hello()["web"]
     running = real_pool.spawn("run", "--watch")
-    read_until(running, "Ctrl-C stops")
+    read_until(running, "Ctrl-C to stop")
     real_pool.write("hello.py", HELLO_APP.replace("hello from", "a warm welcome to"))
     wait_until(lambda: http_get(port).text == f"a warm welcome to {port}")
     real_pool.write("hello.py", "raise RuntimeError('broken release')\n")

@@ -123,7 +123,7 @@ def test_a_stop_is_over_before_the_container_is_killed(pool: RealPool, contain: 
     code, _, stderr = container.end(10)
     assert time.monotonic() - began < 4.5
     assert code == 0
-    assert "killing what is left" in stderr
+    assert "killing the remaining processes" in stderr
 
 
 def test_it_ends_in_time_even_if_its_own_stop_hangs(pool: RealPool, contain: Any, until: Any) -> None:

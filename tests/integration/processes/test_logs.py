@@ -36,7 +36,7 @@ def test_reopened_files_take_what_comes_and_the_moved_ones_nothing_more(
     get(port, "/before")
     until(lambda: log.exists() and "/before" in log.read_text())
     moved = log.rename(pool.directory / "moved.log")
-    assert pool.ok("logs", "--reopen").stdout == "log files are opened anew\n"
+    assert pool.ok("logs", "--reopen").stdout == "log files reopened\n"
     before = moved.read_text()
     get(port, "/after")
     until(lambda: log.exists() and "/after" in log.read_text())

@@ -70,8 +70,8 @@ def test_the_pool_goes_on_under_the_new_version_and_nobody_notices(pool: RealPoo
     report = load.stop()
     assert done.code == 0, str(done)
     assert done.stdout == (
-        f"poolctl {poolctl.__version__} → {NEW}: 2 servers went on as before; "
-        "poolctl upgrade --restart replaces their workers\n"
+        f"poolctl {poolctl.__version__} → {NEW}: 2 servers kept their workers; "
+        "poolctl upgrade --restart replaces them\n"
     )
     assert (report.failed, report.refused) == (0, 0), report
     assert report.complete > 0

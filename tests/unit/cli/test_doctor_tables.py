@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from poolctl.cli.doctor import check_paths, check_resources
-from poolctl.cli.doctor.context import OK, WARNING, Case
+from poolctl.cli.doctor.check import OK, WARNING, CheckContext
 
 MOUNTS = """
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 22 21 0:40 / /home/a\\040b rw - nfs4 server:/home rw,vers=4.2
 23 22 0:41 / /home/a\\040b/local rw - tmpfs none rw
 """
-CASE = Case(None, {})
+CASE = CheckContext(None, {})
 
 
 @pytest.mark.parametrize(

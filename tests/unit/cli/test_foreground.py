@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from poolctl.cli.outcome import Failure
-from poolctl.cli.run.user_command import Foreground, program
+from poolctl.cli.run.user_command import UserCommand, program
 from tests.deadline import wait_until
 
 RUN = (
-    "import os, sys; from poolctl.cli.run.user_command import Foreground, program;"
-    "sys.exit(Foreground(program(sys.argv[1:], os.environ), sys.argv[1:], os.environ).run(stdout={}))"
+    "import os, sys; from poolctl.cli.run.user_command import UserCommand, program;"
+    "sys.exit(UserCommand(program(sys.argv[1:], os.environ), sys.argv[1:], os.environ).run(stdout={}))"
 )
 
 
@@ -78,5 +78,5 @@ def test_a_program_that_the_system_refuses_is_126(tmp_path: Path) -> None:
     broken.write_text("no program")
     broken.chmod(0o755)
     with pytest.raises(Failure) as caught:
-        Foreground(str(broken), [str(broken)], {}).run()
+        UserCommand(str(broken), [str(broken)], {}).run()
     assert caught.value.outcome.exit_code == 126

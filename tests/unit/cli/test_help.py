@@ -10,15 +10,15 @@ import pytest
 
 from poolctl.cli.command import SECTIONS, Command
 from poolctl.cli.command_line import as_help, split
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.commands import command_named, names
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.request import Request
 from poolctl.cli.typer_app import FIRST_STEPS, build
 
-REQUESTS: list[Request] = []
+REQUESTS: list[CommandRequest] = []
 
 
-def note(request: Request) -> Outcome:
+def note(request: CommandRequest) -> Outcome:
     REQUESTS.append(request)
     return Outcome()
 

@@ -18,7 +18,7 @@ def test_a_starter_file_is_valid_and_written_once(poolctl: Command, directory: P
     text = (directory / "fresh" / "pool.toml").read_text()
     assert poolctl("-c", "fresh/pool.toml", "validate").out == "1 server, ok\n"
     again = poolctl("init", "fresh")
-    assert (again.code, again.err.splitlines()[1]) == (8, "  hint: --force overwrites")
+    assert (again.code, again.err.splitlines()[1]) == (8, "  hint: use --force to overwrite")
     assert (directory / "fresh" / "pool.toml").read_text() == text
     assert poolctl("init", "fresh", "--force").code == 0
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from poolctl.cli.command import COMMON, FLAG, LIST, Command, Option
 from poolctl.cli.command_line import parse
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.commands import command_named, names
 from poolctl.cli.outcome import Outcome, UsageError
-from poolctl.cli.request import Request
 from poolctl.cli.typer_app import perform_args
 
 WORDS = st.sampled_from(["web", "*-api", "127.0.0.1:8081", "json", "5s", "(", "ready", "a=b", "ü", "-1", "-"])
@@ -33,15 +33,15 @@ def by_spelling(options: Sequence[Option]) -> dict[str, Option]:
     return {spelling: option for option in options for spelling in option.spellings}
 
 
-_taken: list[Request] = []
+_taken: list[CommandRequest] = []
 
 
-def _take(request: Request) -> Outcome:
+def _take(request: CommandRequest) -> Outcome:
     _taken.append(request)
     return Outcome()
 
 
-def slow(args: list[str]) -> Request | str:
+def slow(args: list[str]) -> CommandRequest | str:
     """The request that Typer makes of a command line, or its complaint."""
     _taken.clear()
     try:
@@ -135,13 +135,13 @@ def test_options_are_accepted_before_and_after_the_targets() -> None:
 
 def test_what_follows_two_hyphens_is_the_users_command() -> None:
     walk = slow(["walk", "web", "--jobs", "2", "--", "ls", "--color", "--", "x"])
-    assert isinstance(walk, Request)
+    assert isinstance(walk, CommandRequest)
     assert (walk.get("targets"), walk.get("command")) == (["web"], ["ls", "--color", "--", "x"])
     run = slow(["-c", "walk", "run", "--", "list"])
-    assert isinstance(run, Request)
+    assert isinstance(run, CommandRequest)
     assert (run.verb, run.get("command")) == ("run", ["list"])
     shown = slow(["show", "--", "-odd"])
-    assert isinstance(shown, Request)
+    assert isinstance(shown, CommandRequest)
     assert shown.get("targets") == ["-odd"]
 
 

@@ -95,7 +95,7 @@ def test_a_running_pool_whose_file_has_vanished_is_found_by_its_path_and_it_is_s
         said = poolctl(*line)
         quiet = poolctl("-q", *line)
     assert said.code == quiet.code == 0
-    assert "pool.toml does not exist any more, but" in said.err
+    assert "pool.toml no longer exists, but" in said.err
     assert quiet.err == ""
     assert poolctl(*line).code == 5, "the socket of a supervisor that is gone is no pool"
     shutil.rmtree(directory / "run")

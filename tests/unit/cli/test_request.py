@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from poolctl.cli.command_request import GOALS, HEALTH, STATES, CommandRequest, one_of
 from poolctl.cli.outcome import UsageError
-from poolctl.cli.request import GOALS, HEALTH, STATES, Request, one_of
 from poolctl.pool.select import SelectorError
 from poolctl.states import State, Status
 
@@ -27,7 +27,7 @@ def test_the_words_are_those_of_the_states() -> None:
     ],
 )
 def test_the_form_of_the_output(values: dict[str, Any], output: str) -> None:
-    assert Request("list", values).output == output
+    assert CommandRequest("list", values).output == output
 
 
 @pytest.mark.parametrize(
@@ -43,42 +43,42 @@ def test_the_form_of_the_output(values: dict[str, Any], output: str) -> None:
 )
 def test_a_form_that_does_not_exist_is_a_usage_error(values: dict[str, Any], hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        _ = Request("list", values).output
+        _ = CommandRequest("list", values).output
     assert caught.value.hint.startswith(hint)
 
 
 def test_only_configuration_is_printed_as_toml() -> None:
-    assert Request("config", {"output": "toml"}).output == "toml"
+    assert CommandRequest("config", {"output": "toml"}).output == "toml"
 
 
 def test_durations_are_seconds_and_wrong_ones_are_told_by_their_option() -> None:
-    assert Request("start", {"timeout": "1m30s"}).seconds("timeout") == 90
-    assert Request("start", {"timeout": 0.25}).seconds("timeout") == 0.25
-    assert Request("start", {}).seconds("timeout") is None
+    assert CommandRequest("start", {"timeout": "1m30s"}).seconds("timeout") == 90
+    assert CommandRequest("start", {"timeout": 0.25}).seconds("timeout") == 0.25
+    assert CommandRequest("start", {}).seconds("timeout") is None
     for wrong in ("soon", "-1", "", "1e9999"):
         with pytest.raises(UsageError, match="--timeout"):
-            Request("start", {"timeout": wrong}).seconds("timeout")
+            CommandRequest("start", {"timeout": wrong}).seconds("timeout")
 
 
 def test_the_supervisor_is_told_what_the_options_say() -> None:
-    request = Request("restart", {"timeout": "5s", "no_wait": True, "no_deps": False, "env": True})
+    request = CommandRequest("restart", {"timeout": "5s", "no_wait": True, "no_deps": False, "env": True})
     assert request.options() == {"timeout": 5, "wait": False, "deps": True, "env": dict(os.environ)}
-    assert Request("wait", {"goal": "healthy"}).options() == {"timeout": None, "for": "healthy"}
+    assert CommandRequest("wait", {"goal": "healthy"}).options() == {"timeout": None, "for": "healthy"}
     with pytest.raises(UsageError, match="--for"):
-        Request("wait", {"goal": "christmas"}).options()
+        CommandRequest("wait", {"goal": "christmas"}).options()
 
 
 def test_the_selection_is_checked_before_anything_is_asked() -> None:
-    selector = Request("list", {"targets": ["web"], "tag": ["a"], "invert": True}).selector()
+    selector = CommandRequest("list", {"targets": ["web"], "tag": ["a"], "invert": True}).selector()
     assert selector.to_dict()["targets"] == ["web"]
     assert selector.invert
     with pytest.raises(SelectorError):
-        Request("list", {"name": ["("]}).selector()
+        CommandRequest("list", {"name": ["("]}).selector()
 
 
 def test_a_request_shows_what_was_given() -> None:
-    assert repr(Request("list", {"tag": ["a"], "quiet": False})) == "<Request list tag=['a']>"
-    assert Request("list", {}) != Request("stop", {})
+    assert repr(CommandRequest("list", {"tag": ["a"], "quiet": False})) == "<Request list tag=['a']>"
+    assert CommandRequest("list", {}) != CommandRequest("stop", {})
 
 
 def test_near_words_are_suggested() -> None:

@@ -81,7 +81,7 @@ def test_what_a_file_cannot_say_is_done_and_said(
 
 def test_what_the_file_says_already_is_not_written(poolctl: Command, file: Path) -> None:
     before = file.stat().st_ino
-    assert poolctl("disable", "orders", "--save").out == "1 server disabled\nthe files say so already\n"
+    assert poolctl("disable", "orders", "--save").out == "1 server disabled\nthe files already say so\n"
     assert file.stat().st_ino == before
 
 
@@ -159,7 +159,7 @@ def test_a_server_that_is_in_no_file_is_not_written(
         said = poolctl("scale", "--all", "2", "--save")
     with supervised(always(item("live"))):
         gone = poolctl("remove", "live", "--save")
-    assert said.err.startswith("warning: live is in no file")
+    assert said.err.startswith("warning: live is not in any file")
     assert gone.code == 0
     assert file.read_text().count("workers = 2") == 1
 
@@ -227,7 +227,8 @@ def test_a_change_that_cannot_be_written_lasts_until_a_reload_and_says_so(
     assert said.code == 1
     assert said.out == "1 server scaled to 2 workers\n"
     assert said.err == (
-        "error: cannot write pool.toml: No such file or directory\n  hint: the change lasts until a reload\n"
+        "error: cannot write pool.toml: No such file or directory\n"
+        "  hint: the live change lasts until the next reload\n"
     )
 
 

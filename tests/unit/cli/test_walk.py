@@ -76,7 +76,7 @@ def test_all_are_visited_and_failures_listed_at_the_end(poolctl: Command) -> Non
         "to-users",
     ]
     assert said.err == (
-        "error: users: the command ended with 3: no\nerror: orders: the command ended with 3: no\n"
+        "error: users: the command exited with 3: no\nerror: orders: the command exited with 3: no\n"
     )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_place
-from poolctl.cli.request import Request
-from poolctl.cli.watch import Sources, Watcher, code_directories
+from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.watch_mode import PoolWatcher, WatchSet, code_directories
 from tests.deadline import wait_until
 from tests.stand_in import Send, item, result
 
@@ -56,14 +56,14 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
             return result(*found, exit_code=code if verb == "reload" else 0, changes=list(changes))
 
         with supervised(answer) as requests:
-            request = Request("reload", {})
+            request = CommandRequest("reload", {})
             watched = Watched(directory, requests)
 
             def tell(verb: str, outcome: Outcome) -> None:
                 watched.told.append((verb, outcome.exit_code))
 
-            place = find_place(request)
-            watcher = Watcher(request, place, tell)
+            place = find_pool(request)
+            watcher = PoolWatcher(request, place, tell)
             thread = threading.Thread(target=watcher.run)
             thread.start()
             try:
@@ -153,13 +153,13 @@ def test_what_a_reload_has_replaced_is_not_replaced_again(watching: Watching, di
 def test_a_directory_of_files_is_watched_as_a_whole(directory: Path) -> None:
     (directory / "conf").mkdir()
     (directory / "conf" / "1.toml").write_text("x")
-    sources = Sources([str(directory / "conf")], [])
+    sources = WatchSet([str(directory / "conf")], [])
     assert not sources.configuration_changed()
     (directory / "conf" / "2.toml").write_text("x")
-    sources = Sources([str(directory / "conf")], [], sources)
+    sources = WatchSet([str(directory / "conf")], [], sources)
     assert sources.configuration_changed()
     (directory / "conf" / "1.toml").unlink()
-    sources = Sources([str(directory / "conf")], [], sources)
+    sources = WatchSet([str(directory / "conf")], [], sources)
     assert sources.configuration_changed()
     assert not sources.configuration_changed()
 

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.cli.top.board import SORTS, Board
+from poolctl.cli.top.board import SORTS, ServerBoard
 from tests.stand_in import item
 
 
-def board_of(*items: dict[str, Any], height: int = 10, sort: str = "file") -> Board:
-    board = Board(sort=sort)
+def board_of(*items: dict[str, Any], height: int = 10, sort: str = "file") -> ServerBoard:
+    board = ServerBoard(sort=sort)
     board.resize(height)
     board.update(list(items))
     return board
 
 
-def names(board: Board) -> list[str]:
+def names(board: ServerBoard) -> list[str]:
     return [row.name for row in board.shown]
 
 
@@ -27,7 +27,7 @@ def measured(name: str, **stats: Any) -> dict[str, Any]:
     return item(name, stats=stats)
 
 
-def selected(board: Board) -> str:
+def selected(board: ServerBoard) -> str:
     assert board.selected is not None
     return board.selected.name
 

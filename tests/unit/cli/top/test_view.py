@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from poolctl.cli.top.board import Board
+from poolctl.cli.top.board import ServerBoard
 from poolctl.cli.top.keys import action_of
 from poolctl.cli.top.log_pane import LogPane
 from poolctl.cli.top.view import Notice, help_frame, log_frame, servers_frame
@@ -36,8 +36,8 @@ def stats(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def board_of(count: int, *, measured: bool) -> Board:
-    board = Board()
+def board_of(count: int, *, measured: bool) -> ServerBoard:
+    board = ServerBoard()
     items = [
         item(
             f"server-with-a-name-{number}", state=STATES[number % 9], health=("ok", "warn", "ko")[number % 3]
@@ -48,7 +48,7 @@ def board_of(count: int, *, measured: bool) -> Board:
     return board
 
 
-def frame(board: Board, size: tuple[int, int], **options: Any) -> list[Text]:
+def frame(board: ServerBoard, size: tuple[int, int], **options: Any) -> list[Text]:
     return servers_frame(board, "shop", size, **{"notice": None, "typing": False, "trouble": "", **options})
 
 
@@ -79,7 +79,7 @@ def test_eighty_columns_show_what_matters() -> None:
 
 
 def test_a_server_without_a_process_uses_nothing_and_one_with_one_next_to_nothing() -> None:
-    board = Board()
+    board = ServerBoard()
     idle = {**stats(0), "memory_bytes": 0, "cpu_percent": 0.0}
     board.update(
         [{**item("asleep", state="sleeping"), "pids": [], "stats": idle}, {**item("awake"), "stats": idle}]
@@ -142,7 +142,7 @@ class TestLog:
 
     def test_a_server_that_has_written_nothing_is_no_failure(self, tmp_path: Path) -> None:
         pane = LogPane("web", str(tmp_path / "none.log"))
-        assert self.shown(pane)[0] == "it has written nothing yet"
+        assert self.shown(pane)[0] == "no output yet"
         pane.close()
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 from poolctl.cli.render import duration
 
 from . import figures
-from .board import Board, Row
+from .board import ServerBoard, ServerRow
 from .columns import STATES
 from .figures import sparkline
 
@@ -17,7 +17,7 @@ _FAINT = "bright_black"
 _NARROW = 100
 
 
-def head_lines(board: Board, pool: str, width: int) -> list[Text]:
+def head_lines(board: ServerBoard, pool: str, width: int) -> list[Text]:
     """One line of the servers' states, and one of their figures if there are any."""
     rows = board.rows.all()
     lines = [_states(rows, pool, width)]
@@ -26,7 +26,7 @@ def head_lines(board: Board, pool: str, width: int) -> list[Text]:
     return lines
 
 
-def _states(rows: Sequence[Row], pool: str, width: int) -> Text:
+def _states(rows: Sequence[ServerRow], pool: str, width: int) -> Text:
     for words in (True, False):
         line = _counts(rows, pool, words)
         if line.cell_len <= width:
@@ -37,7 +37,7 @@ def _states(rows: Sequence[Row], pool: str, width: int) -> Text:
     return line
 
 
-def _counts(rows: Sequence[Row], pool: str, words: bool) -> Text:
+def _counts(rows: Sequence[ServerRow], pool: str, words: bool) -> Text:
     """How many servers are in each state, in words or only by its sign."""
     counts: dict[str, int] = {}
     for row in rows:
@@ -54,7 +54,7 @@ def _counts(rows: Sequence[Row], pool: str, words: bool) -> Text:
     return line
 
 
-def _figures(rows: Sequence[Row], width: int) -> Text:
+def _figures(rows: Sequence[ServerRow], width: int) -> Text:
     wide = width >= _NARROW
     chart = 24 if width >= 140 else 12 if wide else 8
     line = Text(" ", no_wrap=True, end="")
@@ -88,7 +88,7 @@ def _at_right(line: Text, more: Text, width: int) -> None:
         line.append_text(more)
 
 
-def _total(rows: Iterable[Row], key: str) -> float:
+def _total(rows: Iterable[ServerRow], key: str) -> float:
     return sum(row.number(key) or 0.0 for row in rows)
 
 

@@ -41,7 +41,7 @@ HEALTH = ("unknown", "ok", "warn", "ko")
 GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not in ("stopped", "running")))
 
 
-class Request:
+class CommandRequest:
     """One command with its options, by the names that the options have in Python."""
 
     __slots__ = ("values", "verb")
@@ -51,7 +51,7 @@ class Request:
         self.values = values
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Request) and (self.verb, self.values) == (other.verb, other.values)
+        return isinstance(other, CommandRequest) and (self.verb, self.values) == (other.verb, other.values)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -81,7 +81,7 @@ class Request:
         if field is not None:
             if output is not None:
                 raise UsageError(
-                    "--field and -o exclude each other", hint=f"-o {field} prints that field too"
+                    "--field and -o cannot be combined", hint=f"-o {field} prints that field too"
                 )
             return one_of("--field", field, FIELDS)
         forms = (*FORMATS, "toml") if self.verb == "config" else FORMATS
@@ -140,10 +140,10 @@ class Request:
         return options
 
 
-def saves(request: Request) -> bool:
+def saves(request: CommandRequest) -> bool:
     """Whether a live change is to be written, too. UsageError for a dry run of nothing."""
     if request.get("dry_run") and not request.get("save"):
-        raise UsageError("--dry-run shows what --save would write", hint="say --save as well")
+        raise UsageError("--dry-run shows what --save would write", hint="add --save")
     return bool(request.get("save"))
 
 

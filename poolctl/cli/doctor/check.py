@@ -12,7 +12,7 @@ from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
 
 if TYPE_CHECKING:
-    from poolctl.cli.pool_ref import Place
+    from poolctl.cli.pool_ref import PoolRef
     from poolctl.config import PoolConfig, ServerConfig
 
 _ANSWER_SECONDS = 3.0
@@ -20,31 +20,31 @@ _ANSWER_SECONDS = 3.0
 _OWN_PROCESSES = 4
 
 
-class Case:
+class CheckContext:
     """Never raises: what cannot be had is empty, and `problems` or `silence` say why.
 
-    `place` is None when no file is named or found. `items` are the servers of the running supervisor, `orphaned` the
+    `pool` is None when no file is named or found. `items` are the servers of the running supervisor, `orphaned` the
     names of those that serve on without one.
     """
 
-    def __init__(self, place: Place | None, env: Mapping[str, str]) -> None:
+    def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:
         self.env = env
-        self.place = place
+        self.pool = pool
         self.config: PoolConfig | None = None
         self.problems: Sequence[Mapping[str, Any]] = []
         self.about: Mapping[str, Any] = {}
         self.items: list[Mapping[str, Any]] = []
         self.orphaned: set[str] = set()
         self.silence = ""
-        if place is not None:
-            self._load(place)
-            self._ask(place)
+        if pool is not None:
+            self._load(pool)
+            self._ask(pool)
 
-    def _load(self, place: Place) -> None:
+    def _load(self, pool: PoolRef) -> None:
         from poolctl.config import load
 
         try:
-            self.config = load(place.files, self.env)
+            self.config = load(pool.files, self.env)
             problems = [*self.config.problems, *self.config.outside()]
             self.problems = [each.to_dict() for each in problems]
         except PoolError as error:
@@ -52,11 +52,11 @@ class Case:
         except ConfigNotFound as error:
             self.problems = [{"message": str(error), "hint": ""}]
 
-    def _ask(self, place: Place) -> None:
-        self.orphaned = _orphaned(self.servers, place)
-        if not os.path.exists(place.socket):
+    def _ask(self, pool: PoolRef) -> None:
+        self.orphaned = _orphaned(self.servers, pool)
+        if not os.path.exists(pool.socket):
             return
-        client = Client(place.socket, silence_seconds=_ANSWER_SECONDS)
+        client = Client(pool.socket, silence_seconds=_ANSWER_SECONDS)
         try:
             self.about = client.ping()
             self.items = list(client.call("list", {}).get("items") or [])
@@ -91,10 +91,10 @@ class Case:
         return found
 
 
-def _orphaned(servers: Sequence[ServerConfig], place: Place) -> set[str]:
+def _orphaned(servers: Sequence[ServerConfig], pool: PoolRef) -> set[str]:
     from poolctl.cli.offline import items_of
 
-    return {str(item["name"]) for item in items_of(servers, place) if item["pids"]}
+    return {str(item["name"]) for item in items_of(servers, pool) if item["pids"]}
 
 
 def read(path: str) -> str:
@@ -115,28 +115,28 @@ def number(path: str) -> int | None:
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 
-class Finding(NamedTuple):
-    """`check` is what was looked at, `mend` what to do if it is not ok."""
+class CheckResult(NamedTuple):
+    """`check` is what was looked at, `fix` what to do if it is not ok."""
 
     check: str
     status: str
     message: str
-    mend: str = ""
+    fix: str = ""
 
     def __repr__(self) -> str:
-        return f"{self.status} {self.check}: {self.message}" + (f" ({self.mend})" if self.mend else "")
+        return f"{self.status} {self.check}: {self.message}" + (f" ({self.fix})" if self.fix else "")
 
 
-def ok(check: str, message: str) -> Finding:
+def ok(check: str, message: str) -> CheckResult:
     """It is as it should be."""
-    return Finding(check, OK, message)
+    return CheckResult(check, OK, message)
 
 
-def warning(check: str, message: str, mend: str) -> Finding:
+def warning(check: str, message: str, fix: str) -> CheckResult:
     """It may become a problem."""
-    return Finding(check, WARNING, message, mend)
+    return CheckResult(check, WARNING, message, fix)
 
 
-def problem(check: str, message: str, mend: str) -> Finding:
+def problem(check: str, message: str, fix: str) -> CheckResult:
     """It keeps servers from starting, or from serving as they should."""
-    return Finding(check, PROBLEM, message, mend)
+    return CheckResult(check, PROBLEM, message, fix)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Any
 
+from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Failure, Item, Outcome, outcome_of
-from poolctl.cli.pool_ref import Place
+from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.remote import ask
-from poolctl.cli.request import Request
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
@@ -28,21 +28,21 @@ _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 Tell = Callable[[str, Outcome], None]
 
 
-class Watcher:
+class PoolWatcher:
     """Applies what changes to the running pool; `tell` hears the verb and the outcome of each time."""
 
-    def __init__(self, request: Request, place: Place, tell: Tell) -> None:
+    def __init__(self, request: CommandRequest, pool: PoolRef, tell: Tell) -> None:
         """Begin to watch. Failure where that is not possible, NoSupervisor without one."""
         self._request = request
-        self._place = place
+        self._pool = pool
         self._tell = tell
-        self._files = [str(file) for file in Client(place.socket).ping().get("files") or place.files]
+        self._files = [str(file) for file in Client(pool.socket).ping().get("files") or pool.files]
         try:
             self._watch = Watch(departures=True)
         except (OSError, AttributeError) as error:
-            hint = "watching needs inotify(7), which Linux has"
+            hint = "watching needs inotify(7), a feature of Linux"
             raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
-        self._sources = Sources(self._files, ())
+        self._sources = WatchSet(self._files, ())
         self._look_around()
 
     def run(self, over: Callable[[], bool] = lambda: False) -> None:
@@ -52,7 +52,7 @@ class Watcher:
         while True:
             poll.poll()
             paths = self._settled(poll)
-            if over() or not os.path.exists(self._place.socket):
+            if over() or not os.path.exists(self._pool.socket):
                 return
             self._apply(paths)
 
@@ -101,14 +101,14 @@ class Watcher:
 
     def _look_around(self) -> None:
         """Watch what the pool is made of now."""
-        self._sources = Sources(self._files, self._ask("show", {}).items, self._sources)
-        for directory in dict.fromkeys([*self._sources.directories(), self._place.directory]):
+        self._sources = WatchSet(self._files, self._ask("show", {}).items, self._sources)
+        for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
             try:
                 self._watch.add(directory)
             except OSError as error:
                 if error.errno == errno.ENOSPC:
-                    hint = "more of them: sysctl fs.inotify.max_user_watches=524288"
-                    message = f"too many directories to watch: {directory} and what follows"
+                    hint = "raise the limit: sysctl fs.inotify.max_user_watches=524288"
+                    message = f"too many directories to watch: {directory} and those after it"
                     raise Failure(Outcome.failed(FAILED, message, hint)) from None
 
     def _ask(self, verb: str, options: dict[str, object], names: list[str] | None = None) -> Outcome:
@@ -117,7 +117,7 @@ class Watcher:
         if verb == "reload":
             values["env"] = self._request.get("env")
         try:
-            return ask(Request(verb, {**values, "targets": names or []}), self._place, more=options)
+            return ask(CommandRequest(verb, {**values, "targets": names or []}), self._pool, more=options)
         except ControlError as failure:
             return outcome_of(failure) or Outcome(exit_code=failure.exit_code)
 
@@ -128,13 +128,13 @@ CODE = ".py"
 Mark = tuple[int, int, int] | None
 
 
-class Sources:
+class WatchSet:
     """The files of a pool and of its servers (items of `show`), and how they looked when they were last asked.
 
     `before` are the sources that these take the place of: what has changed since those were asked still counts.
     """
 
-    def __init__(self, files: Sequence[str], items: Sequence[Item], before: Sources | None = None) -> None:
+    def __init__(self, files: Sequence[str], items: Sequence[Item], before: WatchSet | None = None) -> None:
         self.app_dirs: dict[str, list[str]] = {}
         referred: list[str] = []
         for item in items:
@@ -149,7 +149,7 @@ class Sources:
         if before is not None:
             self._take_over(before)
 
-    def _take_over(self, before: Sources) -> None:
+    def _take_over(self, before: WatchSet) -> None:
         for path in [path for path in self._marks if path not in before._marks]:
             if os.path.dirname(path) in before._named:
                 del self._marks[path]

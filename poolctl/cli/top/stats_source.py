@@ -16,7 +16,7 @@ from poolctl.exit_codes import USAGE
 Result = dict[str, Any]
 
 
-class Source:
+class StatsSource:
     """What the supervisor says of the servers; one that has no statistics is asked for the states alone."""
 
     def __init__(self, client: Client, selector: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ class Source:
         return self.client.call(self._verb, {"selector": dict(self._selector), "options": {}})
 
 
-class Asking:
+class BackgroundRequests:
     """Runs questions in threads; `fileno` is readable when an answer is there for `answers`."""
 
     def __init__(self) -> None:
