@@ -6,6 +6,7 @@ import logging
 from datetime import UTC, datetime
 
 from .events import Event, Recorder
+from .file_digests import certificate_ends
 from .state import Entry, Worker
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -40,6 +41,14 @@ def report_expired(recorder: Recorder, entry: Entry, worker: Worker, expired: fl
             severity="warning",
         )
     )
+
+
+def restore_certificate(entry: Entry, worker: Worker, now: float) -> None:
+    """Know again that the worker, which is taken over, uses another certificate than its file's expired one."""
+    used = entry.certificate_ends
+    if used is not None and used > now:
+        ends = certificate_ends(entry.config)
+        worker.certificate_ends, worker.passed_over = used, ends if ends is not None and ends <= now else None
 
 
 def day(seconds: float) -> str:

@@ -12,6 +12,7 @@ from poolctl.config import ServerConfig
 from poolctl.runners.protocol import Runner
 
 from .addresses import Addresses, same_listener
+from .certificates import restore_certificate
 from .decide import Stop
 from .desired import IN_BACKOFF, NO_OVERRIDES, Desired, Overrides
 from .events import Recorder
@@ -259,6 +260,7 @@ class Core:
         entry.workers[worker.id] = worker
         entry.called = entry.called or worker.phase is Phase.READY
         entry.newest = max(entry.newest, worker.generation)
+        restore_certificate(entry, worker, self.clock.time())
         self._executor.adopt(entry, worker)
         self.touch(entry)
 

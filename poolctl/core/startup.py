@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 from poolctl.clock import Clock
@@ -47,7 +46,7 @@ class Startup:
             return
         ending = await self._begin(entry, worker)
         if ending is not None:
-            self._exits.ended(entry, worker, await ending)
+            self._ended(entry, worker, await ending)
 
     async def go_on(self, entry: Entry, worker: Worker) -> None:
         """Accompany a worker that another supervisor has placed."""
@@ -57,9 +56,9 @@ class Startup:
         """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
         worker.placed_at = self._clock.time()
         worker.certificate_ends = certificate_ends(worker.config)
-        before = entry.files
+        worker.files_before, worker.files = entry.files, digests(worker.config)
         if worker.generation == entry.generation:
-            entry.files = digests(worker.config)
+            entry.files = worker.files
         try:
             if worker.config.preload and not await self._prepare(entry, worker):
                 self._exits.ended(
@@ -70,17 +69,23 @@ class Startup:
         except Exception as error:
             message, hint = explained(error)
             worker.failure = failure_of(entry, message, hint, PoolStartError)
-            self._exits.ended(entry, worker, Exit(message=message))
+            self._ended(entry, worker, Exit(message=message))
             return None
         worker.placement = placement
-        self._check_certificate(entry, worker, before)
+        self._check_certificate(entry, worker)
         if worker.phase is Phase.PLACING:
             worker.phase = Phase.STARTING
             self._queue.touch(entry, progressed=True)
         return await self._see_ready(entry, worker)
 
-    def _check_certificate(self, entry: Entry, worker: Worker, before: Mapping[str, str]) -> None:
-        """Report a file whose certificate has expired; `before` are the digests of what was in use."""
+    def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        """Report the end; what a worker has read that failed before it was ready is not in use."""
+        if worker.ready_at is None and worker.phase not in LEAVING and entry.files == worker.files:
+            entry.files = worker.files_before or entry.files
+        self._exits.ended(entry, worker, exit_)
+
+    def _check_certificate(self, entry: Entry, worker: Worker) -> None:
+        """Report a file whose certificate has expired."""
         assert worker.placement is not None
         expired, used = worker.certificate_ends, worker.placement.certificate_ends
         if expired is None or expired > self._clock.time():
@@ -88,8 +93,8 @@ class Startup:
         if used is not None and used > expired:
             worker.certificate_ends, worker.passed_over = used, expired
             # For the next reload the file still differs from what is in use.
-            if worker.generation == entry.generation and "tls" in before:
-                entry.files = {**entry.files, "tls": before["tls"]}
+            if worker.generation == entry.generation and "tls" in worker.files_before:
+                entry.files = {**entry.files, "tls": worker.files_before["tls"]}
         report_expired(self._recorder, entry, worker, expired)
 
     async def _see_ready(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit]:

@@ -35,6 +35,8 @@ class Worker:
     resting: bool = False  # it leaves the accepting to others
     health: Status = Status.UNKNOWN  # what its probes say
     left: bool = False  # it accepts nothing any more
+    files: dict[str, str] = field(default_factory=dict)  # digests of what it has read
+    files_before: dict[str, str] = field(default_factory=dict)  # of what its server had in use
     certificate_ends: float | None = None  # of the one that it has read, in seconds since the epoch
     passed_over: float | None = None  # when the file's certificate expired that it did not get
     idle: bool = False  # ready, and without traffic for its server's scale.idle

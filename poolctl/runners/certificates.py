@@ -40,33 +40,40 @@ class Certificates:
         self._keeper = keeper
         self._now = now
         self._given: dict[str, Given] = {}
+        self._forced: dict[str, int] = {}  # the generation that gets what the server's files hold
         self._due: asyncio.TimerHandle | None = None
 
-    def for_worker(self, server: ServerConfig) -> Given:
+    def for_worker(self, server: ServerConfig, generation: int) -> Given:
         """What a new worker gets: what the files hold, or what the server had if theirs has expired and that has not.
 
-        Raises ServerError for a file that cannot be read.
+        What takes the place of a valid certificate is kept once a worker is ready with it (`keep_if_ready`). Raises
+        ServerError for a file that cannot be read.
         """
         found, before = _read(server), self._given.get(server.name)
         now = self._now()
-        if (
-            before is not None
-            and before.files == found.files
-            and before.ends is not None
-            and found.ends is not None
-            and found.ends <= now < before.ends
-        ):
-            return before
-        return self._keep(server, found)
+        if before is None or before.files != found.files or before.ends is None or before.ends <= now:
+            return self._keep(server, found)
+        expired = found.ends is not None and found.ends <= now
+        return before if expired and self._forced.get(server.name) != generation else found
+
+    def keep_if_ready(
+        self, server: ServerConfig, generation: int, given: Given, ready: asyncio.Future[None]
+    ) -> None:
+        """Keep what a worker of this generation was given, if `ready`, which is done, is no failure."""
+        if ready.cancelled() or ready.exception() is not None:
+            return
+        if self._forced.get(server.name) == generation:
+            del self._forced[server.name]
+        self._keep(server, given)
 
     def renewed(self, server: ServerConfig) -> Given:
         """What the files hold now, for workers that run. Raises ServerError for a file that cannot be read."""
+        self._forced.pop(server.name, None)
         return self._keep(server, _read(server))
 
-    def forget(self, name: str) -> None:
-        """Let the server's next workers get what its files hold, expired or not."""
-        if self._given.pop(name, None) is not None:
-            self._leave_soon()
+    def force(self, name: str, generation: int) -> None:
+        """Let the server's workers of this generation get what its files hold, expired or not."""
+        self._forced[name] = generation
 
     async def recall(self, names: Collection[str]) -> None:
         """Go on with what the supervisor before has left for the servers of these names."""

@@ -144,7 +144,7 @@ class InlineRunner:
             worker.drain()
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
 
-    def forget_certificate(self, name: str) -> None:
+    def force_certificate(self, name: str, generation: int) -> None:
         """Nothing: workers here read the files themselves."""
 
     def idle_after(self, placement: Placement, seconds: float) -> None:

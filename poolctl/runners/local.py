@@ -80,7 +80,7 @@ class LocalRunner:
         )
         # See Runner.
         self.check, self.reopen_logs = self.forker.check, self.output.reopen
-        self.forget_certificate = self.forker.certificates.forget
+        self.force_certificate = self.forker.certificates.force
         self.tallies = Tallies(keeper)
         self._partings = Partings(keeper, self.adoptions)
         self._workers: dict[str, LocalWorker] = {}

@@ -93,10 +93,10 @@ class ProcessRunner:
         """See Runner."""
         await (await self._runner()).renew_tls(placement, server)
 
-    def forget_certificate(self, name: str) -> None:
+    def force_certificate(self, name: str, generation: int) -> None:
         """See Runner."""
         if started := self._running():
-            started.forget_certificate(name)
+            started.force_certificate(name, generation)
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
         """See Runner."""

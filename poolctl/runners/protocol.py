@@ -177,11 +177,10 @@ class Runner(Protocol):
         """
         ...
 
-    def forget_certificate(self, name: str) -> None:
-        """Let the next workers of the server of that name get what its files hold.
+    def force_certificate(self, name: str, generation: int) -> None:
+        """Let the workers of this generation of the server of that name get what its files hold.
 
-        Until then they get the certificate that the server had before, if the one in the file has expired and that
-        one has not.
+        Others get the certificate that the server had before, if the one in the file has expired and that one has not.
         """
         ...
 

@@ -133,7 +133,7 @@ class Forker:
         forked_from: Source,
     ) -> LocalWorker:
         app_zygote = await self._app_zygote(server)
-        given = self.certificates.for_worker(server)
+        given = self.certificates.for_worker(server, generation)
         contents = given.contents
         spec = worker_spec(
             server,
@@ -179,6 +179,9 @@ class Forker:
             placement = dataclasses.replace(placement, certificate_ends=given.ends)
             worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
             worker.start, worker.place = start, place
+            worker.answered.add_done_callback(
+                functools.partial(self.certificates.keep_if_ready, server, generation, given)
+            )
             worker.preloaded = isinstance(app_zygote, AppZygote)
             worker.tally = tally
             self._enrol(worker, control, notify)

@@ -74,11 +74,11 @@ class Lifecycle:
         if environment:
             self._core.registry.revise()  # a successor has to know of it
         for entry in runnable:
-            if options.get("force"):
-                self._core.runner.forget_certificate(entry.name)
             if environment:
                 self._configuration.environments[entry.name] = environment
             self._core.restart(entry)
+            if options.get("force"):
+                self._core.runner.force_certificate(entry.name, entry.generation)
         order.problems += [disabled(entry) for entry in chosen if entry.is_disabled and selector.targets]
         return await order.conclude(chosen, options, progress)
 

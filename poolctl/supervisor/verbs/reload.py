@@ -64,10 +64,10 @@ class Reload:
                 return result(self._items(), exit_code=code, warnings=resolved.warnings, changes=lines)
             ensure_room_for_all(self._core, resolved.servers)
             applied = _Application(self._core, changes, resolved.servers)
-            if options.get("force"):
-                for name in {change.name for change in changes}:
-                    self._core.runner.forget_certificate(name)
             applied.begin()
+            if options.get("force"):
+                for entry in applied.changed:
+                    self._core.runner.force_certificate(entry.name, entry.generation)
             self._record(lines)
             known = withheld.present()
             self._configuration.accept(resolved, environment)
@@ -164,6 +164,11 @@ class _Application:
         """The names of the servers whose next processes are new ones."""
         new = {Kind.ADD, Kind.RESTART}
         return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
+
+    @property
+    def changed(self) -> list[Entry]:
+        """The servers that have changed, once `begin` was called, without those that have gone."""
+        return [entry for name in self._kinds if (entry := self._core.entries.get(name)) is not None]
 
     def begin(self) -> None:
         """Tell the core of everything at once."""

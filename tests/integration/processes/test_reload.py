@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.certificates import certificate
 from tests.http_get import get
 from tests.ports import claim_port
@@ -293,12 +295,50 @@ def test_new_workers_get_the_certificate_in_use_while_the_one_in_the_file_has_ex
     supervisor = pool.info()["supervisor_pid"]
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: pool.info()["supervisor_pid"] != supervisor and pool.run("list").code == 0)
+    assert "the one before stays in use" in pool.ok("status").stderr
+    assert "the certificate expired on " in pool.run("doctor").stdout
     replaced_after_a_crash()
     assert served_certificate(port) == before
     assert (pool.run("restart").code, pool.run("reload").code) == (1, 5)
     assert served_certificate(port) == before
+    # One more, and one that is made after a restart that was to use the expired one, and that has failed.
+    pool.ok("scale", "a", "2")
+    assert len(reported()) == 3
+    pool.ok("scale", "a", "1")
+    app = pool.directory / "who.py"
+    text = app.read_text()
+    app.write_text("raise SystemExit(1)\n")
+    assert pool.run("restart", "--force").code == 1
+    app.write_text(text)
+    replaced_after_a_crash()
+    assert served_certificate(port) == before
     pool.ok("restart", "--force")
     assert served_certificate(port) != before
+
+
+@pytest.mark.parametrize("broken", ["fifo", "directory", "text"])
+def test_reload_reports_a_broken_certificate_also_after_a_restart_that_failed_because_of_it(
+    pool: RealPool, broken: str
+) -> None:
+    port = claim_port()
+    cert, key = certificate(pool.directory)
+    write(pool, ("a", port, "a"))
+    path = pool.directory / "pool.toml"
+    path.write_text(f'{path.read_text()}tls = {{ cert = "{cert}", key = "{key}" }}\n')
+    pool.ok("start")
+    before = served_certificate(port)
+    cert.unlink()
+    if broken == "fifo":
+        os.mkfifo(cert)
+    elif broken == "directory":
+        cert.mkdir()
+    else:
+        cert.write_text("nothing")
+    assert pool.run("restart").code == 1
+    done = pool.run("reload")
+    assert done.code == 5, str(done)
+    assert f"server[0].tls.cert: {cert}: " in done.stderr
+    assert served_certificate(port) == before
 
 
 def test_a_restart_with_a_key_that_does_not_fit_keeps_the_old_process_and_says_so(pool: RealPool) -> None:

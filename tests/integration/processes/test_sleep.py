@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import textwrap
 import time
 from collections.abc import Callable
@@ -116,6 +117,18 @@ def test_a_server_with_tls_wakes_at_a_client_hello(pool: RealPool) -> None:
         assert sent_away(plain)
     assert state(pool) == "sleeping"
     assert get(f"https://localhost:{port}").status == 200
+
+
+def test_a_wake_does_not_use_an_expired_certificate_in_place_of_a_valid_one(pool: RealPool) -> None:
+    cert, key = certificate(pool.directory)
+    valid = cert.read_text()
+    port = pool.write_hello(extra=f'tls = {{ cert = "{cert}", key = "{key}" }}\n{SLEEPS}')["web"]
+    pool.ok("start")
+    assert get(f"https://localhost:{port}").status == 200
+    certificate(pool.directory, days=-1)
+    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    assert ssl.get_server_certificate(("127.0.0.1", port)) == valid
+    assert "expired certificate not used" in pool.ok("events").stdout
 
 
 def test_a_program_is_woken_by_whoever_connects(pool: RealPool, until: Until) -> None:

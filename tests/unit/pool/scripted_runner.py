@@ -98,8 +98,8 @@ class ScriptedRunner:
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         self.log.append(f"tls {placement.id}")
 
-    def forget_certificate(self, name: str) -> None:
-        self.log.append(f"forget certificate {name}")
+    def force_certificate(self, name: str, generation: int) -> None:
+        self.log.append(f"force certificate {name}")
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
         return None

@@ -256,6 +256,22 @@ def test_certificates_that_have_changed_are_given_to_the_process_that_runs(tmp_p
     run(scenario())
 
 
+def test_a_file_that_changed_before_a_failed_restart_is_still_a_change(tmp_path: Any) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "a.env"
+        path.write_text("A=1")
+        desk = Desk(web("a", env_file=str(path)))
+        await desk.ask("start")
+        path.write_text("A=2")
+        desk.runner.script["a"] = FAILS
+        assert (await desk.ask("restart"))["exit_code"] == 1
+        desk.runner.script.clear()
+        assert told(await desk.ask("reload")) == [("a", "restart", ["env_file"])]
+        assert (await desk.ask("reload"))["changes"] == []
+
+    run(scenario())
+
+
 def test_two_reloads_at_once_end_with_what_is_written_last() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
