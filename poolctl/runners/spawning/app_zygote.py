@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Sequence
 
 from poolctl.config import masked_text
@@ -16,15 +18,17 @@ from .zygotes import SILENT_SECONDS
 
 
 class AppZygote:
-    """`asked_at` is a monotonic time in seconds: its code is that of then, or newer.
+    """`code_since` is a monotonic time in seconds: its code is that of then, or newer; infinite before it has begun.
 
     `up` gives why the process is of no use, "" if it is of use, and raises LinkLost when it has ended instead.
     """
 
-    def __init__(self, key: str, asked_at: float, process: Process, uid: int | None, server: str) -> None:
+    def __init__(
+        self, key: str, process: Process, uid: int | None, server: str, code_since: float = math.inf
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.key = key
-        self.asked_at = asked_at
+        self.code_since = code_since
         self.process = process
         self._uid = uid  # whom it runs as; None for the pool's own user
         self.server = server  # whose log has taken what the import printed
@@ -50,6 +54,7 @@ class AppZygote:
 
     def begin(self) -> None:
         """Tell it to import."""
+        self.code_since = min(self.code_since, time.monotonic())
         self.link.send({"order": "go"})
         self._has_begun()
 

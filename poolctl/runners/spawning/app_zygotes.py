@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import time
+import math
 from collections import defaultdict
 from collections.abc import Coroutine
 from typing import Any
@@ -30,6 +30,19 @@ from .zygotes import Zygotes
 _ADOPTION_SECONDS = 30.0
 
 
+class _Making:
+    """An import under way. One that has not begun yet reads the code of a later moment than any."""
+
+    task: asyncio.Task[AppZygote | str]
+
+    def __init__(self, zygote: AppZygote | None = None) -> None:
+        self.zygote = zygote
+
+    @property
+    def code_since(self) -> float:
+        return math.inf if self.zygote is None else self.zygote.code_since
+
+
 class AppZygotes:
     """Makes them when they are needed, and ends them when no server needs them any more.
 
@@ -41,7 +54,7 @@ class AppZygotes:
     ) -> None:
         self._imports = Imports(keeper, children, zygotes, output, turns)
         self._present: dict[str, AppZygote] = {}
-        self._making: dict[str, tuple[float, asyncio.Task[AppZygote | str]]] = {}
+        self._making: dict[str, _Making] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
         self._key_of: dict[str, str] = {}  # by the server's address
         self._users: defaultdict[str, set[str]] = defaultdict(set)
@@ -53,15 +66,16 @@ class AppZygotes:
         """
         key = self.need(server, spec)
         present = self._present.get(key)
-        if present is not None and present.asked_at >= since:
+        if present is not None and present.code_since >= since:
             return present
         tried_at, problem = self._unusable.get(key, (-1.0, ""))
         if tried_at >= since:
             return problem
-        asked_at, task = self._making.get(key, (-1.0, None))
-        if task is None or asked_at < since:
-            asked_at = time.monotonic()
-            task = self._begin(key, asked_at, self._make(key, server, spec, asked_at))
+        making = self._making.get(key)
+        if making is None or making.code_since < since:
+            making = _Making()
+            self._begin(key, making, self._make(key, server, spec, making))
+        task = making.task
         try:
             return await asyncio.shield(task)
         except ImportFailed as failure:
@@ -96,19 +110,19 @@ class AppZygotes:
     def adopt(self, meta: wire.Message, fd: int) -> None:
         """Take over what another supervisor has made; `end_unneeded` follows."""
         process = Process(int(meta["pid"]), meta.get("start"))
-        asked_at, server = float(meta["asked_at"]), str(meta["server"])
-        zygote = AppZygote(meta["key"], asked_at, process, meta.get("uid"), server)
+        code_since, server = float(meta["asked_at"]), str(meta["server"])
+        zygote = AppZygote(meta["key"], process, meta.get("uid"), server, code_since)
         self._imports.follow(zygote, wire.over(fd), self._gone)
-        before, task = self._making.get(zygote.key, (-1.0, None))
-        if before > zygote.asked_at:
+        before = self._making.get(zygote.key)
+        if before is not None and before.code_since > zygote.code_since:
             self._imports.end(zygote)
             return
         zygote.begin()
         # It has said that it is up, perhaps, but to another supervisor.
         zygote.link.send({"op": "ping"})
-        if task is not None:
-            task.cancel()
-        self._begin(zygote.key, zygote.asked_at, self._finish(zygote, _ADOPTION_SECONDS))
+        if before is not None:
+            before.task.cancel()
+        self._begin(zygote.key, _Making(zygote), self._finish(zygote, _ADOPTION_SECONDS))
 
     def end_unneeded(self) -> None:
         """End those that no server needs."""
@@ -126,44 +140,45 @@ class AppZygotes:
             return
         self._users.pop(key, None)
         self._unusable.pop(key, None)
-        _, task = self._making.get(key, (0.0, None))
-        if task is not None:
-            task.cancel()
+        if (making := self._making.get(key)) is not None:
+            making.task.cancel()
         if (zygote := self._present.pop(key, None)) is not None:
             self._imports.end(zygote)
 
     # Making one.
 
-    def _begin(
-        self, key: str, asked_at: float, work: Coroutine[Any, Any, AppZygote | str]
-    ) -> asyncio.Task[AppZygote | str]:
-        task = asyncio.ensure_future(work)
-        self._making[key] = (asked_at, task)
+    def _begin(self, key: str, making: _Making, work: Coroutine[Any, Any, AppZygote | str]) -> None:
+        making.task = asyncio.ensure_future(work)
+        self._making[key] = making
 
         def done(made: asyncio.Task[AppZygote | str]) -> None:
-            if self._making.get(key, (0.0, None))[1] is made:
+            if self._making.get(key) is making:
                 del self._making[key]
             # Those who wait for it see the exception; perhaps nobody does.
             if not made.cancelled():
                 made.exception()
 
-        task.add_done_callback(done)
-        return task
+        making.task.add_done_callback(done)
 
-    async def _make(self, key: str, server: ServerConfig, spec: Spec, asked_at: float) -> AppZygote | str:
-        zygote, output = await self._imports.start(key, server, spec, asked_at, self._gone)
-        return await self._finish(zygote, server.start_timeout, output)
+    async def _make(self, key: str, server: ServerConfig, spec: Spec, making: _Making) -> AppZygote | str:
+        making.zygote, output = await self._imports.start(key, server, spec, self._gone)
+        return await self._finish(making.zygote, server.start_timeout, output)
 
     async def _finish(self, zygote: AppZygote, timeout_seconds: float, output: str = "") -> AppZygote | str:
         problem = await self._imports.finish(zygote, timeout_seconds, output)
         if problem:
-            self._unusable[zygote.key] = (zygote.asked_at, problem)
+            self._unusable[zygote.key] = (zygote.code_since, problem)
             self._imports.end(zygote)
             return problem
-        before, self._present[zygote.key] = self._present.get(zygote.key), zygote
-        if before is not None:
-            self._imports.end(before)
-        return zygote
+        before = self._present.get(zygote.key)
+        if before is None:
+            newest = zygote
+        else:
+            # Two imports may be up in another order than they have begun.
+            older, newest = sorted((before, zygote), key=lambda each: each.code_since)
+            self._imports.end(older)
+        self._present[zygote.key] = newest
+        return newest
 
     def _gone(self, zygote: AppZygote) -> None:
         if self._present.get(zygote.key) is zygote:

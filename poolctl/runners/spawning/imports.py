@@ -58,7 +58,7 @@ class Imports:
         self._ending: set[asyncio.Task[None]] = set()
 
     async def start(
-        self, key: str, server: ServerConfig, spec: Spec, asked_at: float, on_end: Callable[[AppZygote], None]
+        self, key: str, server: ServerConfig, spec: Spec, on_end: Callable[[AppZygote], None]
     ) -> tuple[AppZygote, str]:
         """A process that imports when it is its turn, and the key of the pipe that takes what it prints meanwhile."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
@@ -77,7 +77,7 @@ class Imports:
             if_failed.pop_all()
             self._output.follow(output, process.pid)
             uid = spec["user"][0] if spec["user"] is not None else None
-            zygote = AppZygote(key, asked_at, process, uid, server.name)
+            zygote = AppZygote(key, process, uid, server.name)
             self.follow(zygote, link, on_end)
             if source.user is not None:
 
@@ -88,7 +88,7 @@ class Imports:
                 self._children.confirm(process, on_stranger)
             meta = {
                 "key": key,
-                "asked_at": asked_at,
+                "asked_at": time.monotonic(),
                 "pid": process.pid,
                 "start": process.start,
                 "uid": uid,
@@ -169,9 +169,14 @@ class Imports:
     def end(self, zygote: AppZygote) -> None:
         """Let the process end when it has made the forks under way. While it imports it would not hear of it."""
         importing, forking = not zygote.up.done(), zygote.forking
-        zygote.after_forks(zygote.link.close)
+
+        def close() -> None:
+            zygote.link.close()
+            # Not earlier: the keeper shuts down a socket that it drops, and our end of it is the same socket.
+            self._keeper.send({"op": "drop", "name": zygote.name})
+
+        zygote.after_forks(close)
         zygote.ended()
-        self._keeper.send({"op": "drop", "name": zygote.name})
         self._see_off(zygote, 0.0 if importing else END_SECONDS + SILENT_SECONDS * forking)
 
     def _see_off(self, zygote: AppZygote, seconds: float) -> None:

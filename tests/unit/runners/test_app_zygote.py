@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -13,13 +14,15 @@ from poolctl.keeper import wire
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.protocol import WorkerFailed
 from poolctl.runners.spawning.app_zygote import AppZygote
+from poolctl.runners.spawning.app_zygotes import AppZygotes
 from poolctl.runners.spawning.children import Children, Process
+from poolctl.runners.spawning.imports import Imports
 
 
 def one() -> tuple[AppZygote, socket.socket]:
     ours, theirs = wire.pair()
     theirs.setblocking(False)
-    zygote = AppZygote("key", 0.0, Process(os.getpid(), None), None, "web")
+    zygote = AppZygote("key", Process(os.getpid(), None), None, "web")
     zygote.link = Link(ours, zygote.heard, zygote.ended, on_breach=lambda deed: None)
     return zygote, theirs
 
@@ -27,6 +30,11 @@ def one() -> tuple[AppZygote, socket.socket]:
 def children() -> Children:
     """What trusts no zygote, and needs no keeper where the processes are there."""
     return Children(cast(Link, None), 0)
+
+
+def imports_over(keeper: Link) -> Imports:
+    """What ends zygotes, and nothing else."""
+    return Imports(keeper, children(), *[cast(Any, None)] * 3)
 
 
 async def asked(theirs: socket.socket) -> wire.Message:
@@ -52,6 +60,53 @@ def test_one_that_is_not_needed_any_more_answers_who_has_asked_already() -> None
             wire.send(theirs, {"id": request["id"], "pid": os.getppid()})
             assert (await fork).pid == os.getppid()
             assert wire.receive(theirs) is None, "and then it is let go"
+
+    asyncio.run(run())
+
+
+def test_the_keepers_entry_of_one_is_kept_until_its_forks_are_made() -> None:
+    """The keeper shuts down a socket that it drops, and with it the link."""
+
+    async def run() -> None:
+        (zygote, theirs), (ours, keeper) = one(), wire.pair()
+        imports = imports_over(Link(ours, lambda *_: None, lambda: None))
+        zygote.up.set_result("")
+        with theirs, keeper:
+            fork = asyncio.ensure_future(zygote.fork([], children()))
+            request = await asked(theirs)
+            imports.end(zygote)
+            with pytest.raises(BlockingIOError):
+                wire.receive(keeper)
+            wire.send(theirs, {"id": request["id"], "pid": os.getppid()})
+            await fork
+            assert (await asked(keeper))["op"] == "drop"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("newer_first", [True, False])
+def test_of_two_imports_the_one_that_began_later_stays_whichever_is_up_first(newer_first: bool) -> None:
+    async def run() -> None:
+        ours, keeper = wire.pair()
+        zygotes = AppZygotes(*[cast(Any, None)] * 5)
+        zygotes._imports = imports_over(Link(ours, lambda *_: None, lambda: None))
+        with contextlib.ExitStack() as ends:
+            ends.enter_context(ours)
+            ends.enter_context(keeper)
+            process = {}
+            for began in (2.0, 1.0) if newer_first else (1.0, 2.0):
+                link, process[began] = wire.pair()
+                ends.enter_context(process[began])
+                meta = {"key": "key", "asked_at": began, "pid": os.getpid(), "server": "web"}
+                zygotes.adopt(meta, link.detach())
+                wire.send(process[began], {"event": "up"})
+                await asyncio.wait([making.task for making in zygotes._making.values()])
+            for each in process.values():
+                assert [await asked(each), await asked(each)] == [{"order": "go"}, {"op": "ping"}]
+            assert wire.receive(process[1.0]) is None
+            with pytest.raises(BlockingIOError):
+                wire.receive(process[2.0])
+            zygotes._present["key"].link.close()
 
     asyncio.run(run())
 

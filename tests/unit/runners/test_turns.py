@@ -61,7 +61,7 @@ def test_a_process_that_imports_for_several_takes_a_turn_and_gives_it_back_when_
     async def run() -> None:
         turns, waiting = Turns(at_once=1), worker(0)
         ours, theirs = wire.pair()
-        zygote = AppZygote("key", 0.0, Process(1, None), None, "web")
+        zygote = AppZygote("key", Process(1, None), None, "web")
         zygote.link = Link(ours, zygote.heard, zygote.ended)
         turns.queue(zygote)
         turns.queue(waiting)
