@@ -5,20 +5,26 @@ VENV ?= .venv
 JOBS ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 3 / 2 )))
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
-QUICK := tests/unit tests/integration/runners tests/integration/test_inline.py tests/integration/test_embedding.py \
-	$(addprefix tests/integration/processes/test_,starting.py deaths.py) --ignore=tests/unit/cli/test_lanes.py
+# What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
+# Not the structure of the source files, decisions without input and output, and the tools of the tests.
+PORTABLE := tests/unit tests/integration/runners tests/integration/test_inline.py tests/integration/test_embedding.py \
+	$(addprefix tests/integration/processes/test_,starting.py deaths.py) \
+	$(addprefix --ignore=tests/unit/,test_floors.py test_make_test.py test_benchmark_bytecode.py test_benchmark_report.py \
+	load cli/test_lanes.py cli/test_completions.py supervisor/test_reconcile_properties.py)
 DEMO := examples/microservices/pool.toml
 
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test heavy unit quick lint types floors house completions bench chaos venv dev clean
+.PHONY: help demo test test-measured test-unmeasured heavy unit quick portable lint types floors house completions bench \
+	chaos venv dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
 	@echo "make test          the tests, with coverage"
 	@echo "make heavy         chaos, long pauses and every benchmark once: about three minutes"
+	@echo "make quick         the quick tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
 	@echo "make lint          ruff: rules and format"
 	@echo "make types         mypy --strict"
@@ -38,20 +44,26 @@ dev:
 demo: venv
 	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
 
-# What takes long, and what looks from outside at what the others have measured already: without coverage it takes half
-# the time. Both parts run, whatever the first one says.
+# Both parts run, whatever the first one says.
 test: dev
+	@failed=; \
+	$(MAKE) --no-print-directory test-measured || failed="$$failed, tests with coverage"; \
+	$(MAKE) --no-print-directory test-unmeasured || failed="$$failed, tests without coverage"; \
+	if [ -z "$$failed" ]; then echo "make test: all passed"; else echo "make test: FAILED: $${failed#, }"; exit 1; fi
+
+test-measured: dev
 	@rm -rf .coverage.d && mkdir -p -m 1777 .coverage.d
 	@$(BIN)/coverage run --source=poolctl -m compileall -q poolctl # names every file: what no test imports counts too
 	@$(BIN)/python -m tests.other_user
-	@failed=; \
-	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "not (slow or contract or unmeasured)" $(ARGS) \
-		|| failed="$$failed, tests with coverage"; \
-	$(BIN)/python $(PYTEST) -m "(slow or contract or unmeasured) and not heavy" $(ARGS) \
-		|| failed="$$failed, tests without coverage"; \
+	@status=0; \
+	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "not (slow or unmeasured)" $(ARGS) || status=1; \
 	$(BIN)/python .ci/drop-cut-off .coverage.d; \
-	{ $(BIN)/coverage combine --quiet && $(BIN)/coverage report; } || failed="$$failed, coverage"; \
-	if [ -z "$$failed" ]; then echo "make test: all passed"; else echo "make test: FAILED: $${failed#, }"; exit 1; fi
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
+
+# What takes long, and what runs code that the measured tests run already: without coverage in half the time.
+test-unmeasured: dev
+	@$(BIN)/python -m tests.other_user
+	@$(BIN)/python $(PYTEST) -m "(slow or unmeasured) and not heavy" $(ARGS)
 
 heavy: dev
 	@$(BIN)/python $(PYTEST) -m heavy $(ARGS)
@@ -59,10 +71,14 @@ heavy: dev
 unit: dev
 	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)
 
-# What depends on the interpreter, without coverage: for its other versions.
-quick:
+# More processes than elsewhere: unit tests wait for deadlines more than they compute.
+quick: JOBS := $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 2 )))
+quick: dev
+	@$(BIN)/python $(PYTEST) -m "not slow" tests/unit $(ARGS)
+
+portable:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) test
-	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(QUICK) $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(PORTABLE) $(ARGS)
 
 lint: dev
 	@$(BIN)/ruff check .

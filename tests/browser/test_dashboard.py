@@ -15,6 +15,8 @@ from tests.ports import claim_port
 from tests.real_pool import RealPool
 from tests.recorded_pool import RecordedPool
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 
 def write(pool: RealPool, *binds: str, extra: str = "") -> None:
     servers = "\n".join(

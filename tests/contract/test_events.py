@@ -19,6 +19,8 @@ from poolctl.errors import PoolParamError
 from tests.deadline import wait_until as _wait_until
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 
 def wait_until(condition: Callable[[], Any]) -> None:
     """As everywhere, with the patience that a crowded machine asks of what takes several processes."""
@@ -180,6 +182,8 @@ def test_from_python_the_events_come_as_dictionaries(
     with pytest.raises(PoolParamError):
         list(client.events("nobody"))
     coming = client.events(follow=True, lines=0, kinds=["audit"])
-    threading.Timer(0.2, lambda: real_pool.run("drain", "web")).start()
+    drain = threading.Timer(0.2, lambda: real_pool.run("drain", "web"))
+    drain.start()
     assert next(coming)["message"] == "drain web"
     coming.close()
+    drain.join()

@@ -7,6 +7,8 @@ import pytest
 import poolctl
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 
 def test_without_a_gateway_routes_and_hosts_are_empty_tables(
     real_pool: RealPool, monkeypatch: pytest.MonkeyPatch

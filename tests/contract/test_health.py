@@ -10,6 +10,8 @@ import pytest
 
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 APP = """
 import pathlib
 HERE = pathlib.Path(__file__).parent

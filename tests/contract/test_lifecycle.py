@@ -9,7 +9,11 @@ import sys
 import threading
 from typing import Any
 
+import pytest
+
 from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.unmeasured
 
 SLOW = """
 import asyncio, pathlib

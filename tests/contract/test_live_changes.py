@@ -18,6 +18,8 @@ from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.real_pool import HELLO_APP, Done, RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 SIGNS = {"+": "add", "-": "remove", "~": "restart"}
 
 

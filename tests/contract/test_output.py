@@ -13,6 +13,8 @@ import pytest
 
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 COMMANDS = [
     "validate", "start", "stop", "restart", "run", "list", "filter", "walk", "status", "show", "wait", "logs",
     "config", "schema", "init", "completion", "version", "reload", "scale", "drain", "undrain", "enable", "disable",

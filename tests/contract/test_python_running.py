@@ -33,6 +33,8 @@ from poolctl import (
     Status,
 )
 
+pytestmark = pytest.mark.unmeasured
+
 Make = Callable[..., ServerConfig]
 
 

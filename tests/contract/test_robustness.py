@@ -8,7 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.unmeasured
 
 
 def server(name: str, port: int) -> str:

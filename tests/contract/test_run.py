@@ -12,6 +12,8 @@ import pytest
 
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 
 def refused(port: int) -> bool:
     with socket.socket() as probe:

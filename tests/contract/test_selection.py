@@ -6,6 +6,8 @@ import pytest
 
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 POOL = """
 [defaults]
 app = "hello:app"

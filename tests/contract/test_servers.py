@@ -13,6 +13,8 @@ import pytest
 
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 TELL = """
 import json, os
 async def app(scope, receive, send):

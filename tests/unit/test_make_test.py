@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+MOST_WITH_A_SECOND_TRY = 1  # to be lowered, never raised
 pytestmark = pytest.mark.skipif(
     not shutil.which("make") or not (ROOT / ".ci").is_dir(), reason="needs make and the repository"
 )
@@ -22,12 +23,14 @@ pytestmark = pytest.mark.skipif(
         ("nothing", "make test: all passed"),
         ("not (slow", "make test: FAILED: tests with coverage"),
         ("-m (slow or", "make test: FAILED: tests without coverage"),
-        ("report", "make test: FAILED: coverage"),
-        ("m", "make test: FAILED: tests with coverage, tests without coverage, coverage"),
+        ("report", "make test: FAILED: tests with coverage"),
+        ("m", "make test: FAILED: tests with coverage, tests without coverage"),
     ],
 )
 def test_the_last_line_names_the_parts_that_failed(tmp_path: Path, failing: str, last_line: str) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci" / "venv").touch()
     # Stands for both programs of the virtual environment: fails when its arguments contain the word.
     program = tmp_path / "bin" / "coverage"
     program.parent.mkdir()
@@ -37,7 +40,7 @@ def test_the_last_line_names_the_parts_that_failed(tmp_path: Path, failing: str,
     program.chmod(0o755)
     program.with_name("python").symlink_to(program)
     done = subprocess.run(
-        ["make", "--no-print-directory", "--old-file=dev", "test", "BIN=bin"],
+        ["make", "--no-print-directory", "test", "BIN=bin"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -58,3 +61,9 @@ def test_coverage_of_processes_that_were_killed_while_they_wrote_it_is_left_out(
     (tmp_path / "data.empty-journal").write_bytes(b"\0" * 512)
     subprocess.run([sys.executable, ROOT / ".ci" / "drop-cut-off", tmp_path], check=True)
     assert [each.name for each in tmp_path.iterdir()] == ["data.whole"]
+
+
+def test_the_list_of_files_with_a_second_try_only_gets_shorter() -> None:
+    listed = (ROOT / "tests" / "second_try.txt").read_text().split()
+    assert len(listed) <= MOST_WITH_A_SECOND_TRY
+    assert [path for path in listed if not (ROOT / path).is_file()] == []

@@ -12,6 +12,8 @@ import pytest
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 
 @pytest.fixture
 def pool(real_pool: RealPool) -> RealPool:

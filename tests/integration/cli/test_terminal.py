@@ -10,6 +10,8 @@ from tests.deadline import wait_until
 from tests.integration.cli.terminal import Terminal
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 STUBBORN = """
 import signal, socket, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -7,8 +7,12 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.deadline import wait_until
 from tests.real_pool import HELLO_APP, RealPool
+
+pytestmark = pytest.mark.unmeasured
 
 
 def read_until(running: subprocess.Popen[str], words: str) -> str:

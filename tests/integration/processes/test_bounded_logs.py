@@ -12,6 +12,8 @@ from poolctl.keeper.output_file import MAX_SIZE_BYTES
 from poolctl.worker.child import CONTROL_FD
 from tests.real_pool import HELLO_APP, RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 FLOOD = """
 import json, select, socket, threading
 

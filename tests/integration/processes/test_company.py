@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from poolctl.keeper import wire
 from poolctl.keeper.background import Companion, Limits, in_company
 from tests.deadline import wait_until
+
+pytestmark = pytest.mark.unmeasured
 
 # Says into its last argument who its parent is, what it holds and what it may hold; stays until descriptor 3 ends.
 SAY = """

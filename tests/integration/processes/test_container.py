@@ -21,7 +21,10 @@ from tests.real_pool import RealPool
 from tests.sandbox import FORBID
 
 UNSHARE = shutil.which("unshare")
-pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not UNSHARE, reason="needs root and unshare(1)")
+pytestmark = [
+    pytest.mark.unmeasured,
+    pytest.mark.skipif(os.geteuid() != 0 or not UNSHARE, reason="needs root and unshare(1)"),
+]
 
 STUBBORN = (
     "import pathlib, signal, socket\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\npathlib.Path('up').touch()\n"

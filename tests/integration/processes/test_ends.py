@@ -14,6 +14,8 @@ from tests.http_get import get
 from tests.processes import is_alive
 from tests.real_pool import HELLO_APP, RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 # Ends with the status that `/leave?STATUS` names.
 LEAVES = """
 import os
@@ -55,21 +57,26 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("app", "word", "other"), FAILURES, ids=[word for _, word, _ in FAILURES])
-def test_an_app_that_cannot_start_is_a_failure_that_says_why(
-    pool: RealPool, free_port: Any, app: str, word: str, other: str
-) -> None:
-    port = free_port()
-    write(pool, port, app, **ONCE)
+def test_an_app_that_cannot_start_is_a_failure_that_says_why(pool: RealPool, free_port: Any) -> None:
+    ports = [free_port() for _ in FAILURES]
+    tables = []
+    for number, (app, _, _) in enumerate(FAILURES):
+        pool.write(f"broken{number}.py", app)
+        bind = f"127.0.0.1:{ports[number]}"
+        tables.append(server(f"web{number}", bind=bind, app=f"broken{number}:app", **ONCE))
+    pool.write("pool.toml", "".join(tables))
     done = pool.run("start", "-o", "json")
     assert done.code == 1, str(done)
-    (error,) = done.json["errors"]
-    assert word in error["message"]
-    assert other in error["message"]
-    assert error["hint"] == "poolctl logs web"
-    assert pool.items()["web"]["state"] == "failed"
-    with pytest.raises(ConnectionRefusedError):
-        get(port)
+    messages = {error["hint"]: error["message"] for error in done.json["errors"]}
+    items = pool.items()
+    for number, (app, word, other) in enumerate(FAILURES):
+        message = messages.pop(f"poolctl logs web{number}")
+        assert word in message, app
+        assert other in message, app
+        assert items[f"web{number}"]["state"] == "failed", app
+        with pytest.raises(ConnectionRefusedError):
+            get(ports[number])
+    assert messages == {}
 
 
 def test_an_app_that_hangs_in_its_import_is_stopped_at_once(

@@ -10,6 +10,8 @@ import poolctl
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 SLOW = "^(a+)+$"
 NAME = "a" * 34 + "b"
 

@@ -7,8 +7,12 @@ import resource
 import signal
 from typing import Any
 
+import pytest
+
 from tests.processes import children, command_line, descriptors, is_alive, stat
 from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.unmeasured
 
 LIMITS = """
 import json, os, resource

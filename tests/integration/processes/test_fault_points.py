@@ -17,6 +17,8 @@ import pytest
 from tests.chaos.faults import Faults, lifecycle, successors
 from tests.processes import is_alive
 
+pytestmark = pytest.mark.unmeasured
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "number"), [("self", 9), ("self", 23), ("parent", 9), ("parent", 23)])

@@ -21,6 +21,8 @@ from poolctl.keeper.background import in_background
 from tests.deadline import wait_until
 from tests.processes import descriptors, is_alive, stat
 
+pytestmark = pytest.mark.unmeasured
+
 
 class Keeper:
     """The other end of a keeper's link."""

@@ -14,6 +14,8 @@ import pytest
 from poolctl.control.client import Client
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 # On SIGUSR2: how many objects of each class of ours there are. Nothing is collected but what nothing refers to.
 HOOK = """
 import os, sys

@@ -14,6 +14,8 @@ from tests.http_get import get
 from tests.processes import is_alive
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 
 @pytest.mark.slow
 def test_a_supervisor_that_is_silent_is_replaced(pool: RealPool, until: Any) -> None:

@@ -15,6 +15,8 @@ import pytest
 from tests.http_get import get
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 HEAD = 'http = {{ head_timeout = "400ms", loop = "{loop}", implementation = "{parser}" }}'
 ENGINES = [("asyncio", "h11"), ("uvloop", "httptools")]
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -10,8 +10,12 @@ import signal
 import subprocess
 from typing import Any
 
+import pytest
+
 from tests.http_get import get
 from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.unmeasured
 
 
 def keepers(pool: RealPool) -> list[int]:

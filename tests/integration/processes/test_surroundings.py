@@ -15,6 +15,8 @@ from tests.configuration import server
 from tests.http_get import get
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 REPORT = """
 import grp, json, os, sys
 from pathlib import Path

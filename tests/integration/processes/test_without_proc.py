@@ -13,10 +13,13 @@ EMPTY = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', 
 OF_ANOTHER_NAMESPACE = ["unshare", "-f", "-p"]
 OWN = ["unshare", "-f", "-p", "--mount-proc"]
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("unshare") or bool(subprocess.run([*EMPTY, "true"], capture_output=True).returncode),
-    reason="needs unshare(1), and may make namespaces",
-)
+pytestmark = [
+    pytest.mark.unmeasured,
+    pytest.mark.skipif(
+        not shutil.which("unshare") or bool(subprocess.run([*EMPTY, "true"], capture_output=True).returncode),
+        reason="needs unshare(1), and may make namespaces",
+    ),
+]
 
 
 def run(pool: RealPool, wrapper: list[str], *line: str) -> tuple[int, str]:
