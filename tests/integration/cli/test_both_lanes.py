@@ -21,6 +21,13 @@ COMMANDS = [
     "walk", "walk -- echo {name}", "walk --jobs 0", "logs -n 1", "start --timeout soon", "run nobody -- true",
     "reload --dry-run", "scale users 1 -o json", "scale users", "enable users", "remove nobody",
 ]  # fmt: skip
+# One of each command, and one of each kind of error: that both lanes make the same request of every spelling is shown
+# without processes (tests/unit/cli/test_lanes.py).
+FROM_THE_FILES = [
+    "list", "list -o json", "list usres", "list --name (", "list -c gone.toml", "status -o json", "show users",
+    "wait --timeout 0.1", "walk -- echo {name}", "logs -n 1", "start --timeout soon", "run nobody -- true",
+    "reload --dry-run", "scale users", "enable users", "remove nobody",
+]  # fmt: skip
 NO_FAST_LANE = "import poolctl.cli.command_line as fast\nfast.parse = lambda args: None\n"
 
 
@@ -45,7 +52,7 @@ def assert_same(pool: RealPool, command: str) -> None:
     assert without_uptime(pool.run(*args)) == without_uptime(pool.run(*args, env=slow_lane(pool)))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", FROM_THE_FILES)
 def test_without_a_supervisor(pool: RealPool, command: str) -> None:
     assert_same(pool, command)
 
