@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import unicodedata
 from typing import Any
 
 from poolctl.cli.render import coloured, paint, printable
+from poolctl.control import directory
 from poolctl.logs.line import Line
 from poolctl.logs.record import Record, parse_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from poolctl.cli.outcome import Item
+    from poolctl.cli.pool_ref import PoolRef
     from poolctl.logs.line import Line
     from poolctl.logs.record import Record
 
@@ -168,3 +172,14 @@ def _escaped(text: str) -> str:
 
 def _is_harmless(char: str) -> bool:
     return char.isprintable() or char == "\t" or char in _JOINERS or unicodedata.category(char) == "Zs"
+
+
+def log_paths(items: list[Item], pool: PoolRef) -> dict[str, str]:
+    """The log file of each server by its name: the configured one, else the one in the state directory."""
+    state = directory.state_dir(os.environ, pool.key)
+    return {item["name"]: _configured_log(item) or f"{state}/logs/{item['name']}.log" for item in items}
+
+
+def _configured_log(item: Item) -> str:
+    path = item.get("log_path") or ((item.get("config") or {}).get("log") or {}).get("path")
+    return str(path or "")

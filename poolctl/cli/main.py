@@ -142,7 +142,7 @@ def _stdout_is_full() -> bool:
     """Whether a write would block."""
     import select
 
-    from poolctl.cli.stdout import stdout_fd
+    from poolctl.cli.render import stdout_fd
 
     poll = select.poll()
     if (descriptor := stdout_fd()) >= 0:

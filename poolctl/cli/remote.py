@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 # What the pool goes on with when nobody waits for it any more.
 _ORDERS = ("start", "stop", "restart", "reload", "scale", "enable", "disable", "add", "remove")
+# Reported by status and doctor while the supervisor replaces nothing.
+CRASH_LOOP = (
+    "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "
+    "process that exits (see supervisor.log next to its socket)"
+)
 _LAUNCHES = 4  # so often at most is a pool launched that other commands stop at once
 
 

@@ -87,6 +87,14 @@ def _width(stream: TextIO) -> int:
         return 0
 
 
+def stdout_fd() -> int:
+    """Standard output as a descriptor; -1 when something else stands in for it."""
+    try:
+        return sys.stdout.fileno()
+    except (OSError, ValueError, AttributeError):
+        return -1
+
+
 def text_of(items: Sequence[Item], output: str, colours: bool = False, width: int = 0) -> str:
     """The items as text in the form `output`: table, wide, jsonl, or fields separated by tabs.
 

@@ -27,7 +27,7 @@ _HARDENING = (
 BACKLOG = 2048
 
 
-class Pool(NamedTuple):
+class ServicePool(NamedTuple):
     """What the units are about; `poolctl` is the command's own argument vector, `listen` addresses by `fd:` name."""
 
     name: str
@@ -39,7 +39,7 @@ class Pool(NamedTuple):
     user: str = ""  # as whom the system runs it, "" for root
 
 
-def units(pool: Pool, *, of_user: bool) -> dict[str, str]:
+def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
     """The texts of the units by the names of their files; `of_user` for the service manager of a user.
 
     Raises ValueError for what cannot be written.
@@ -49,7 +49,7 @@ def units(pool: Pool, *, of_user: bool) -> dict[str, str]:
     return {f"{stem}.service": _service(pool, list(sockets), of_user=of_user), **sockets}
 
 
-def missing_variables(pool: Pool) -> list[str]:
+def missing_variables(pool: ServicePool) -> list[str]:
     """The variables without a default that the files have, and a service has not."""
     found: dict[str, None] = {}
     for file in pool.files:
@@ -59,7 +59,7 @@ def missing_variables(pool: Pool) -> list[str]:
     return [name for name in found if name not in _HANDED_ON]
 
 
-def _service(pool: Pool, sockets: list[str], *, of_user: bool) -> str:
+def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
     files = [word for file in pool.files for word in ("-c", file)]
     unit = [("Description", text(f"Pool of HTTP servers: {pool.name}"))]
     if not of_user:
@@ -94,7 +94,7 @@ def _service(pool: Pool, sockets: list[str], *, of_user: bool) -> str:
     return render(comments, [("Unit", unit), ("Service", service), ("Install", [("WantedBy", wanted_by)])])
 
 
-def _environment_file(pool: Pool, *, of_user: bool) -> str:
+def _environment_file(pool: ServicePool, *, of_user: bool) -> str:
     directory = "%h/.config/poolctl" if of_user else "/etc/poolctl"
     return f"{directory}/{unit_name(pool.name)}.env"
 
@@ -104,7 +104,7 @@ def stop_seconds(servers: Sequence[ServerConfig]) -> int:
     return int(longest_stop_seconds(servers)) + _MARGIN_SECONDS
 
 
-def _sockets(pool: Pool, stem: str) -> dict[str, str]:
+def _sockets(pool: ServicePool, stem: str) -> dict[str, str]:
     inherited = [server for server in pool.servers if server.address.kind == "fd"]
     numbers = sorted(int(server.address.name) for server in inherited if server.address.name.isdecimal())
     if not inherited:
@@ -124,7 +124,7 @@ def _sockets(pool: Pool, stem: str) -> dict[str, str]:
     }
 
 
-def _socket(pool: Pool, stem: str, servers: Sequence[ServerConfig], name: str) -> str:
+def _socket(pool: ServicePool, stem: str, servers: Sequence[ServerConfig], name: str) -> str:
     entries = [("ListenStream", text(_listen(pool, server))) for server in servers]
     entries += [
         (
@@ -142,7 +142,7 @@ def _socket(pool: Pool, stem: str, servers: Sequence[ServerConfig], name: str) -
     return render([MADE_BY], [*sections, ("Install", [("WantedBy", "sockets.target")])])
 
 
-def _listen(pool: Pool, server: ServerConfig) -> str:
+def _listen(pool: ServicePool, server: ServerConfig) -> str:
     """Where systemd is to listen: what was said, else what clients use, if that is an address of this machine."""
     name = server.address.name
     if said := pool.listen.get(name) or pool.listen.get(server.name):

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from poolctl.cli.top.figures import seconds
-from poolctl.cli.top.view import _ALWAYS, _HINTS
+from poolctl.cli.top.frames import _ALWAYS, _HINTS
 from tests.real_pool import RealPool
 
 TEXT = (Path(__file__).parents[2] / "docs" / "logs.md").read_text()

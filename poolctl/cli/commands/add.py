@@ -10,7 +10,7 @@ from datetime import date, datetime, time
 from typing import Any
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.cli import write_back
+from poolctl.cli.changes import write_back
 from poolctl.cli.command import (
     CHANGES,
     FILES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from poolctl.cli.changes.live_change import change
 from poolctl.cli.command import (
     CHANGES,
     EXPLICIT_SELECTION,
@@ -13,7 +14,6 @@ from poolctl.cli.command import (
     Command,
 )
 from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Item, Outcome
 from poolctl.cli.plural import servers
 

@@ -14,8 +14,7 @@ from poolctl.cli.command_request import CommandRequest, one_of
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import selected
-from poolctl.cli.render import coloured, paint, printable
-from poolctl.cli.stdout import stdout_fd
+from poolctl.cli.render import coloured, paint, printable, stdout_fd
 from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control import directory
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, receive_within

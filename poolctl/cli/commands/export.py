@@ -17,7 +17,7 @@ from poolctl.exit_codes import CONFLICT, FAILED
 if TYPE_CHECKING:
     from poolctl.cli.command_request import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
-    from poolctl.cli.systemd_units import Pool
+    from poolctl.cli.systemd_units import ServicePool
 
 
 SYSTEMS = ("systemd",)
@@ -66,8 +66,8 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _pool(request: CommandRequest, ref: PoolRef) -> Pool:
-    from poolctl.cli.systemd_units import Pool
+def _pool(request: CommandRequest, ref: PoolRef) -> ServicePool:
+    from poolctl.cli.systemd_units import ServicePool
     from poolctl.supervisor.naming import default_name
 
     config = load(ref)
@@ -78,7 +78,7 @@ def _pool(request: CommandRequest, ref: PoolRef) -> Pool:
         if not (equals and key and address):
             raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
         listen[key.removeprefix("fd:")] = address
-    return Pool(name, ref.files, list(config), _command(), os.environ, listen, _user())
+    return ServicePool(name, ref.files, list(config), _command(), os.environ, listen, _user())
 
 
 def _command() -> list[str]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from poolctl.cli.command import FOLLOW, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
 from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.log_lines import PrefixedLines, terminal_text
+from poolctl.cli.log_lines import PrefixedLines, log_paths, terminal_text
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
-from poolctl.cli.render import coloured
-from poolctl.cli.stdout import stdout_fd
+from poolctl.cli.render import coloured, stdout_fd
 from poolctl.cli.time_range import lines_of, since_of
-from poolctl.control import directory
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import INTERRUPTED
 from poolctl.logs.line import Line
@@ -108,17 +105,6 @@ def _described(request: CommandRequest, pool: PoolRef) -> list[Item]:
     if outcome.exit_code:
         raise Failure(outcome)
     return outcome.items
-
-
-def log_paths(items: list[Item], pool: PoolRef) -> dict[str, str]:
-    """The log file of each server by its name: the configured one, else the one in the state directory."""
-    state = directory.state_dir(os.environ, pool.key)
-    return {item["name"]: _configured(item) or f"{state}/logs/{item['name']}.log" for item in items}
-
-
-def _configured(item: Item) -> str:
-    path = item.get("log_path") or ((item.get("config") or {}).get("log") or {}).get("path")
-    return str(path or "")
 
 
 def _document(line: Line) -> str:

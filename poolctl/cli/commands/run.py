@@ -33,7 +33,7 @@ from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONF
 from poolctl.logs.line import Line, stamp
 
 if TYPE_CHECKING:
-    from poolctl.cli.watch_mode import PoolWatcher
+    from poolctl.cli.changes.watch_mode import PoolWatcher
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
@@ -183,7 +183,7 @@ class RunSession:
     def watch(self) -> None:
         """Apply what changes from now on, if that is wanted; returns at once."""
         if self.request.get("watch"):
-            from poolctl.cli.watch_mode import PoolWatcher
+            from poolctl.cli.changes.watch_mode import PoolWatcher
 
             watcher = PoolWatcher(self.request, self.pool, self._changed)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
@@ -210,9 +210,9 @@ class RunSession:
 
     def _changed(self, verb: str, outcome: Outcome) -> None:
         """Say what a change of the files came to, beside the servers' own words."""
-        from poolctl.cli.commands.reload import told
+        from poolctl.cli.changes.reload_plan import change_lines
 
-        for line in told(verb, outcome):
+        for line in change_lines(verb, outcome):
             self._say(line)
         outcome.quiet = self.request.quiet
         explain(outcome)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from poolctl.cli.changes.live_change import change
 from poolctl.cli.command import (
     CHANGES,
     EXPLICIT_SELECTION,
@@ -14,7 +15,6 @@ from poolctl.cli.command import (
     targets,
 )
 from poolctl.cli.command_request import CommandRequest, saves
-from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Item, Outcome, UsageError
 from poolctl.cli.plural import servers
 from poolctl.config import MOST_WORKERS

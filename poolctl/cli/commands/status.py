@@ -6,7 +6,7 @@ from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import ask
+from poolctl.cli.remote import CRASH_LOOP, ask
 from poolctl.cli.render import duration
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 # Of Docker's HEALTHCHECK; it knows no other than this and 0.
 UNHEALTHY = 1
-CALM = (
-    "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "
-    "process that exits (see supervisor.log next to its socket)"
-)
 _AT_REST = ("stopped", "disabled", "sleeping")
 
 COMMAND = Command(
@@ -80,7 +76,7 @@ def _status(request: CommandRequest) -> Outcome:
         return outcome
     outcome.message = "\n".join(_lines(outcome))
     if outcome.extra["summary"].get("calm"):
-        outcome.warnings.append(CALM)
+        outcome.warnings.append(CRASH_LOOP)
     if problem := outcome.extra["summary"].get("keeper_problem"):
         outcome.warnings.append(str(problem))
     return outcome

@@ -66,7 +66,7 @@ def _live(board: Any, source: Any, ref: PoolRef, pool: str, interval: float, fra
     from poolctl.clock import SystemClock
 
     def log_path(name: str) -> str:
-        from poolctl.cli.commands.logs import log_paths
+        from poolctl.cli.log_lines import log_paths
 
         items = source.client.call("show", {"selector": {"targets": [name]}}).get("items") or [{"name": name}]
         return log_paths(items, ref)[name]
@@ -89,7 +89,7 @@ def _live(board: Any, source: Any, ref: PoolRef, pool: str, interval: float, fra
 
 
 def _print(board: Any, source: Any, pool: str, interval: float, frames: int) -> Outcome:
-    from poolctl.cli.top.view import frame_text
+    from poolctl.cli.top.frames import frame_text
 
     for left in range(frames, 0, -1):
         sys.stdout.write(frame_text(board, pool))

@@ -51,9 +51,9 @@ def supervisor(case: CheckContext) -> Iterator[CheckResult]:
     if case.silence:
         yield problem("supervisor", case.silence, "poolctl start; see supervisor.log next to its socket")
     elif case.about.get("calm"):
-        from poolctl.cli.commands.status import CALM
+        from poolctl.cli.remote import CRASH_LOOP
 
-        yield problem("supervisor", CALM, "poolctl upgrade to a version in which it is fixed")
+        yield problem("supervisor", CRASH_LOOP, "poolctl upgrade to a version in which it is fixed")
     elif case.about:
         yield ok("supervisor", f"runs as pid {case.about.get('supervisor_pid')}")
     elif case.pool is not None:

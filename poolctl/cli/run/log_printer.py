@@ -42,7 +42,7 @@ class LogPrinter:
         self._thread.join(LAST_WORDS_SECONDS)
 
     def _print(self) -> None:
-        from poolctl.cli.commands.logs import log_paths
+        from poolctl.cli.log_lines import log_paths
 
         try:
             items = self._client.call("show", {}).get("items") or []

@@ -13,11 +13,11 @@ from poolctl.control.client import NoSupervisor
 from poolctl.errors import ControlError
 
 from .board import SORTS, ServerBoard
+from .frames import Notice, help_frame, log_frame, servers_frame
 from .keys import Action, Keys, action_of
 from .log_pane import LogPane
 from .stats_source import BackgroundRequests, Result, StatsSource
 from .terminal import Screen, TerminalSignals
-from .view import Notice, help_frame, log_frame, servers_frame
 
 _ESCAPE_SECONDS = 0.05
 _NOTICE_SECONDS = 4.0

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from poolctl.cli.changes.watch_mode import PoolWatcher, WatchSet, code_directories
 from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.watch_mode import PoolWatcher, WatchSet, code_directories
 from tests.deadline import wait_until
 from tests.stand_in import Send, item, result
 

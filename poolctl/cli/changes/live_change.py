@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from poolctl.cli.changes.write_back import WriteBack
     from poolctl.cli.pool_ref import PoolRef
-    from poolctl.cli.write_back import WriteBack
 
 
 def change(
@@ -51,7 +51,7 @@ def change(
             )
         return outcome
     request.selector(), request.options()  # a wrong one is reported before anything is read
-    from poolctl.cli.write_back import WriteBack
+    from poolctl.cli.changes.write_back import WriteBack
 
     files = WriteBack(pool, request)
     items, running = _selected(files, request, pool, works_offline=works_offline, removes=removes)
