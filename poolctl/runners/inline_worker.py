@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import uvicorn
-from uvicorn.lifespan.on import LifespanOn
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
@@ -24,6 +23,7 @@ from poolctl.worker.serving.access import Access
 from poolctl.worker.serving.secure import renew_context, ssl_context
 from poolctl.worker.serving.serve import STARTUP_FAILURE, PoolServer, StartupFailed
 from poolctl.worker.serving.settings import drainable
+from poolctl.worker.serving.uvicorn_parts import LifespanOn
 
 from .aside import aside
 from .protocol import Exit, Placement

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from poolctl.worker.serving.uvicorn_parts import H11Protocol
 
 # From the connection, or from a request's first byte, to the end of its body.
 REQUEST_SECONDS = 10.0

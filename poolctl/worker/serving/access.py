@@ -11,13 +11,12 @@ from http import HTTPStatus
 from time import gmtime, perf_counter, strftime, time
 from typing import Any
 
-from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
+from .uvicorn_parts import BUSY_APP, get_client_addr, get_path_with_query_string
 
 _NAME = b"x-request-id"
 # What others send is printed, and sent on.
 _GOOD = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _SECRET_BYTES = 16
-_BUSY = "service_unavailable"  # uvicorn's own application, by its name in the protocols' modules
 _CLIENT_LEFT = 499  # as nginx has it: there was nobody to be answered
 
 Write = Callable[[str], None]
@@ -158,8 +157,8 @@ def watch_requests(config: Any, wanted: dict[str, Any] | None) -> None:
     config.loaded_app = Access(config.loaded_app, **options)
     # What uvicorn answers itself, above max_concurrency.
     module = sys.modules.get(config.http_protocol_class.__module__)
-    if module is not None and hasattr(module, _BUSY):
-        vars(module)[_BUSY] = Access(unwatched(getattr(module, _BUSY)), **options)
+    if module is not None and hasattr(module, BUSY_APP):
+        vars(module)[BUSY_APP] = Access(unwatched(getattr(module, BUSY_APP)), **options)
 
 
 def unwatched(app: Any) -> Any:

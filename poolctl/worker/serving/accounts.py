@@ -12,9 +12,8 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.server import ServerState
-
 from .adopt import Adoption
+from .uvicorn_parts import ServerState
 
 if TYPE_CHECKING:
     from .counting import Batch

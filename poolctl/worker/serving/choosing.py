@@ -8,27 +8,11 @@ import inspect
 import logging
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
 from .connection import Closing, Lingering
 from .moving import MovingH11, MovingHttptools
+from .uvicorn_parts import DIRECT, H11, HTTP1, HTTP2, HTTPTOOLS, ZTTP, H11Protocol, http2_protocol
 
 logger = logging.getLogger("uvicorn.error")
-
-# Aliases under which the mixins call methods of the class without super().
-_DIRECT = {
-    "made": "connection_made",
-    "lost": "connection_lost",
-    "feed": "data_received",
-    "headers_complete": "on_headers_complete",
-    "response_complete": "on_response_complete",
-}
-# What the mixins rely on, in addition to each parser's callbacks.
-_COMMON = ("connection_made", "connection_lost", "data_received", "shutdown", "on_response_complete",
-           "timeout_keep_alive_handler", "_unset_keepalive_if_required")  # fmt: skip
-_ATTRIBUTES = ("transport", "connections", "server_state", "timeout_keep_alive_task")
-_HTTP1 = (*_COMMON, "send_400_response"), (*_ATTRIBUTES, "cycle", "scope")
-_HTTP2 = (*_COMMON, "handle_request", "flush", "_close_connection"), (*_ATTRIBUTES, "conn", "cycles")
 
 
 @functools.cache
@@ -37,16 +21,15 @@ def able_to_leave(protocol: type[asyncio.Protocol], *, http2: bool = False) -> t
 
     With `http2` a connection may turn out to be one of uvicorn's for HTTP/2.
     """
-    http1 = _with(_mixin(protocol) if _has(protocol, *_HTTP1) else Closing, protocol)
+    http1 = _with(Closing if HTTP1.missing(protocol) else _mixin(protocol), protocol)
     if not http2:
         return http1
-    from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
-
     from .http1_or_2 import Http1Or2
     from .http2 import LingeringHttp2
 
-    mixin = LingeringHttp2 if _has(ZttpH2Protocol, *_HTTP2) else Closing
-    classes = {"http1": http1, "http2": _with(mixin, ZttpH2Protocol)}
+    http2_class = http2_protocol()
+    mixin = Closing if HTTP2.missing(http2_class) else LingeringHttp2
+    classes = {"http1": http1, "http2": _with(mixin, http2_class)}
     return type("Http1Or2", (Http1Or2,), classes)
 
 
@@ -62,7 +45,7 @@ def _with(mixin: type[Any], protocol: type[Any]) -> type[Any]:
             'requests that are on their way; set http.implementation to "h11" or "httptools"',
             protocol.__name__,
         )
-    names: dict[str, Any] = {name: getattr(protocol, method, None) for name, method in _DIRECT.items()}
+    names: dict[str, Any] = {name: getattr(protocol, method, None) for name, method in DIRECT.items()}
     if issubclass(mixin, Lingering):
         # With thirty attributes of their own, objects of a class share their names no more: each takes 1.3 KB more, and
         # more time for each attribute. uvicorn's have twenty-eight.
@@ -71,22 +54,18 @@ def _with(mixin: type[Any], protocol: type[Any]) -> type[Any]:
 
 
 def _mixin(protocol: type[Any]) -> type[Any]:
-    if hasattr(protocol, "on_message_complete") and hasattr(protocol, "on_headers_complete"):
+    if not HTTPTOOLS.missing(protocol):
         return MovingHttptools
     events = getattr(protocol, "handle_events", None)
     arguments = -1 if events is None else len(inspect.signature(events).parameters) - 1
-    if issubclass(protocol, H11Protocol) and arguments == 0:
+    if issubclass(protocol, H11Protocol) and arguments == 0 and not H11.missing(protocol):
         return MovingH11
-    if arguments == 1 and any(each.__name__ == "ZttpProtocol" for each in protocol.__mro__):
+    if arguments == 1 and _is_zttp(protocol) and not ZTTP.missing(protocol):
         from .zttp import LingeringZttp
 
         return LingeringZttp
     return Closing
 
 
-def _has(protocol: type[Any], methods: tuple[str, ...], attributes: tuple[str, ...]) -> bool:
-    named: set[str] = set()
-    for each in protocol.__mro__:
-        code = getattr(vars(each).get("__init__"), "__code__", None)
-        named.update(getattr(code, "co_names", ()))
-    return named.issuperset(attributes) and all(hasattr(protocol, name) for name in methods)
+def _is_zttp(protocol: type[Any]) -> bool:
+    return any(each.__name__ == "ZttpProtocol" for each in protocol.__mro__)

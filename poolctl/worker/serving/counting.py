@@ -22,13 +22,11 @@ from ..tally import (
     WEBSOCKETS,
 )
 from .accounts import Watched
+from .uvicorn_parts import STATUS_TABLES
 
 SOON_SECONDS = 0.01
 MANY = 16
 _FOREVER_NS = 2**63
-
-# Where uvicorn's protocols look up what the first line of a response says.
-_STATUS_TABLES = ("STATUS_LINE", "STATUS_PHRASES")
 
 
 class Batch:
@@ -137,7 +135,7 @@ def count_statuses(protocol: Any, batch: Batch | None) -> bool:
     """
     module = sys.modules.get(getattr(protocol, "__module__", ""))
     able = False
-    for name in _STATUS_TABLES:
+    for name in STATUS_TABLES:
         table = getattr(module, name, None)
         if type(table) is Statuses:
             able = True

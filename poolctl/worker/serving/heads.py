@@ -16,9 +16,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from uvicorn.protocols.http.flow_control import CLOSE_HEADER
-
 from ..tally import MALFORMED, STATUS
+from .uvicorn_parts import CLOSE_HEADER
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024

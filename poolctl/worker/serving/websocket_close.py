@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
+
+from .uvicorn_parts import WEBSOCKETS
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -18,7 +21,8 @@ def close_websocket(connection: Any) -> None:
     uvicorn's own way closes the socket behind the close frame. With anything of the client's unread in the receive
     buffer that is a reset, which takes the frame with it.
     """
-    closed = _WAYS.get(type(connection).__name__)
+    kind: Any = type(connection)
+    closed = _way(kind)
     try:
         if closed is None or connection.transport.is_closing() or not closed(connection):
             connection.shutdown()
@@ -26,6 +30,13 @@ def close_websocket(connection: Any) -> None:
         # An error of one connection must not keep the others from closing, nor the application's shutdown.
         logger.warning("aborting a connection of class %s", type(connection).__name__, exc_info=True)
         connection.transport.abort()
+
+
+@functools.cache
+def _way(protocol: Any) -> Callable[[Any], bool] | None:
+    """How connections of this class are closed; None for a class without what that takes, as in uvicorn before 0.53."""
+    parts = WEBSOCKETS.get(protocol.__name__)
+    return None if parts is None or parts.missing(protocol) else _WAYS[protocol.__name__]
 
 
 def _sansio(connection: Any) -> bool:
@@ -69,7 +80,7 @@ def _legacy(connection: Any) -> bool:
     return True
 
 
-# The classes by their names: none is imported that is not used.
+# By the names of uvicorn_parts.WEBSOCKETS.
 _WAYS: dict[str, Callable[[Any], bool]] = {
     "WebSocketsSansIOProtocol": _sansio,
     "WSProtocol": _wsproto,

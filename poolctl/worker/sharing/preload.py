@@ -10,6 +10,7 @@ import sys
 import zipimport
 from collections.abc import Iterator
 
+from ..serving import uvicorn_parts
 from ..serving.settings import prepare
 
 # anyio's backend is imported by the first request otherwise, which cost that request 18 ms.
@@ -17,15 +18,7 @@ _MODULES = (
     "uvloop",
     "httptools",
     "websockets",
-    "uvicorn.protocols.http.httptools_impl",
-    "uvicorn.protocols.http.h11_impl",
-    "uvicorn.protocols.websockets.websockets_sansio_impl",
-    "uvicorn.protocols.websockets.auto",
-    "uvicorn.protocols.http.auto",
-    "uvicorn.lifespan.on",
-    "uvicorn.lifespan.off",
-    "uvicorn.loops.auto",
-    "uvicorn.middleware.proxy_headers",
+    *uvicorn_parts.MODULES,
     "concurrent.futures.thread",
     "starlette.applications",
     "starlette.routing",
@@ -44,9 +37,7 @@ def preload() -> None:
         except ImportError:
             # Optional ones may be missing; a missing uvicorn is reported where it is needed.
             continue
-    from uvicorn.config import LOGGING_CONFIG
-
-    logging.config.dictConfig(LOGGING_CONFIG)
+    logging.config.dictConfig(uvicorn_parts.LOGGING_CONFIG)
     # The output becomes a pipe in the worker: without this, lines would wait there for a full buffer.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -1,0 +1,140 @@
+"""Everything of uvicorn's inner parts that workers rely on: uvicorn documents little of it, and may change it.
+
+What is imported from below `uvicorn` is imported here, and each name that the protocol mixins, the server and the
+drain of WebSockets use of uvicorn's objects is listed here. A test compares the lists with the code of this package
+and with the installed uvicorn; a protocol class that lacks a listed name is closed in a drain instead of moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple
+
+from uvicorn.config import LOGGING_CONFIG
+from uvicorn.lifespan.on import LifespanOn
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
+from uvicorn.server import ServerState
+
+__all__ = [
+    "CLOSE_HEADER", "LOGGING_CONFIG", "H11Protocol", "LifespanOn", "ServerState", "get_client_addr",
+    "get_path_with_query_string",
+]  # fmt: skip
+
+# What workers are served by, imported before the first fork.
+MODULES = (
+    "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.http.h11_impl",
+    "uvicorn.protocols.websockets.websockets_sansio_impl",
+    "uvicorn.protocols.websockets.auto",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.lifespan.on",
+    "uvicorn.lifespan.off",
+    "uvicorn.loops.auto",
+    "uvicorn.middleware.proxy_headers",
+)
+
+# Methods that the mixins call of their protocol class without super(), by the names under which they do.
+DIRECT = {
+    "made": "connection_made",
+    "lost": "connection_lost",
+    "feed": "data_received",
+    "headers_complete": "on_headers_complete",
+    "response_complete": "on_response_complete",
+}
+
+
+class Parts(NamedTuple):
+    """Names of a protocol class: methods that are called, extended or replaced, and attributes of its objects.
+
+    `cycle` are the attributes of the object that answers one request.
+    """
+
+    methods: tuple[str, ...]
+    attributes: tuple[str, ...]
+    cycle: tuple[str, ...] = ()
+
+    def missing(self, protocol: type[Any]) -> set[str]:
+        """What the class lacks. An attribute is the class's own, or set by some __init__ of it."""
+        found: set[str] = set(dir(protocol))
+        methods = {*self.methods} - found
+        for each in protocol.__mro__:
+            code = getattr(vars(each).get("__init__"), "__code__", None)
+            found.update(getattr(code, "co_names", ()))
+        return methods | {*self.attributes} - found
+
+
+_METHODS = (
+    "connection_made", "connection_lost", "data_received", "shutdown", "on_response_complete",
+    "timeout_keep_alive_handler", "_unset_keepalive_if_required",
+)  # fmt: skip
+_ATTRIBUTES = (
+    "transport", "connections", "server_state", "loop", "timeout_keep_alive", "timeout_keep_alive_task", "app",
+    "access_log", "server", "client", "scheme",
+)  # fmt: skip
+_CYCLE = (
+    "scope", "disconnected", "message_event", "more_body", "response_started", "response_complete", "on_response",
+    "keep_alive", "default_headers",
+)  # fmt: skip
+
+# Every class for HTTP/1.1.
+HTTP1 = Parts((*_METHODS, "send_400_response"), (*_ATTRIBUTES, "cycle", "scope"), _CYCLE)
+# By the parser, in addition to those.
+HTTPTOOLS = Parts(("on_headers_complete", "on_message_complete"), ("pipeline",), ("chunked_encoding",))
+H11 = Parts(("handle_events",), ("conn",))
+ZTTP = Parts(("handle_events", "handle_remote_protocol_error"), ("flow",), ("chunked_encoding",))
+HTTP2 = Parts(
+    (*_METHODS, "handle_request", "flush", "_close_connection"),
+    (*_ATTRIBUTES, "conn", "cycles", "shutdown_requested"),
+    (
+        "scope",
+        "disconnected",
+        "message_event",
+        "more_body",
+        "response_started",
+        "response_complete",
+        "stream",
+    ),
+)
+
+# The classes of WebSocket connections by their names: none is imported that is not used.
+WEBSOCKETS = {
+    "WebSocketsSansIOProtocol": Parts(
+        ("shutdown", "stop_keepalive", "send_receive_event_to_app"),
+        ("transport", "loop", "handshake_complete", "close_sent", "close_timer", "conn", "frames", "queue"),
+    ),
+    "WSProtocol": Parts(
+        ("shutdown", "stop_keepalive", "handle_message", "handle_ping", "handle_pong"),
+        ("transport", "loop", "handshake_complete", "close_sent", "close_timer", "conn", "queue", "response_started"),
+    ),
+    "WebSocketProtocol": Parts(
+        ("shutdown", "close"),
+        ("transport", "loop", "handshake_completed_event", "close_timeout", "open", "tasks", "ws_server"),
+    ),
+}  # fmt: skip
+
+# The table in which a module of protocol classes looks up the first line of each response, by status.
+STATUS_TABLES = ("STATUS_LINE", "STATUS_PHRASES")
+# The application that answers above limit_concurrency, by its name in such a module.
+BUSY_APP = "service_unavailable"
+
+# A configuration, once it is loaded.
+CONFIG = (
+    "app", "backlog", "date_header", "encoded_headers", "get_loop_factory", "h11_max_incomplete_event_size", "http",
+    "http_protocol_class", "lifespan_class", "load", "loaded", "loaded_app", "ssl", "ws", "ws_protocol_class",
+)  # fmt: skip
+SERVER = (
+    "config", "limit_max_requests", "run", "server_state", "should_exit", "shutdown", "started", "startup",
+)  # fmt: skip
+# What the server sets as it starts.
+STARTED_SERVER = ("lifespan", "servers")
+LIFESPAN = ("shutdown", "state")
+STATE = ("connections", "default_headers", "tasks", "total_requests")
+
+
+def http2_protocol() -> type[asyncio.Protocol]:
+    """uvicorn's class for HTTP/2. Raises ImportError where it is missing, or zttp is."""
+    from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
+
+    return ZttpH2Protocol

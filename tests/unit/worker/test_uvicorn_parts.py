@@ -1,0 +1,180 @@
+"""Each of uvicorn's inner parts that workers rely on is listed, and is there in the installed version."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib.util
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+import poolctl
+from poolctl.bootstrap import OLDEST_UVICORN
+from poolctl.worker.serving import uvicorn_parts as parts
+from poolctl.worker.serving.uvicorn_parts import Parts
+from tests.serving import Client, Engine, served
+
+MIXINS = ("heads", "connection", "moving", "zttp", "http2")
+PACKAGE = Path(poolctl.__file__).parent
+SERVING = PACKAGE / "worker" / "serving"
+HTTP = {
+    "httptools_impl.HttpToolsProtocol": parts.HTTPTOOLS,
+    "h11_impl.H11Protocol": parts.H11,
+    "zttp_impl.ZttpProtocol": parts.ZTTP,
+}
+WEBSOCKETS = {
+    "WebSocketsSansIOProtocol": "websockets_sansio_impl",
+    "WSProtocol": "wsproto_impl",
+    "WebSocketProtocol": "websockets_impl",
+}
+
+
+def both(first: Parts, second: Parts) -> Parts:
+    return Parts(*(one + other for one, other in zip(first, second, strict=True)))
+
+
+def protocol(module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(f"uvicorn.protocols.{module}"), name)
+    except ImportError:
+        pytest.skip(f"this environment has no {module}")
+
+
+@pytest.mark.parametrize("path", HTTP)
+def test_protocol_class_for_http1_has_every_part(path: str) -> None:
+    module, name = path.split(".")
+    assert both(parts.HTTP1, HTTP[path]).missing(protocol(f"http.{module}", name)) == set()
+
+
+@pytest.mark.parametrize("path", HTTP)
+def test_request_of_http1_has_every_part(path: str) -> None:
+    module, name = path.split(".")
+    cycle = vars(importlib.import_module(protocol(f"http.{module}", name).__module__))["RequestResponseCycle"]
+    assert Parts((), both(parts.HTTP1, HTTP[path]).cycle).missing(cycle) == set()
+
+
+def test_protocol_class_for_http2_has_every_part() -> None:
+    http2 = protocol("http.zttp_h2_impl", "ZttpH2Protocol")
+    assert parts.HTTP2.missing(http2) == set()
+    cycle = vars(importlib.import_module(http2.__module__))["RequestResponseCycle"]
+    assert Parts((), parts.HTTP2.cycle).missing(cycle) == set()
+
+
+@pytest.mark.filterwarnings("ignore::Warning")  # one of them is deprecated
+@pytest.mark.parametrize("name", parts.WEBSOCKETS)
+def test_protocol_class_for_websockets_has_every_part(name: str) -> None:
+    found = protocol(f"websockets.{WEBSOCKETS[name]}", name)
+    assert parts.WEBSOCKETS[name].missing(found) == set()
+
+
+@pytest.mark.parametrize("implementation", ["httptools", "h11"])
+def test_response_looks_up_its_first_line_in_a_listed_table(implementation: str) -> None:
+    module = importlib.import_module(f"uvicorn.protocols.http.{implementation}_impl")
+    assert [name for name in parts.STATUS_TABLES if hasattr(module, name)]
+    assert callable(getattr(module, parts.BUSY_APP))
+
+
+def test_configuration_server_and_state_have_every_part() -> None:
+    async def scenario() -> None:
+        async with served(Engine("asyncio", "h11")) as (server, _, port, running):
+            assert [each for each in parts.CONFIG if not hasattr(server.config, each)] == []
+            assert [each for each in parts.SERVER if not hasattr(server, each)] == []
+            assert [each for each in parts.STARTED_SERVER if not hasattr(server, each)] == []
+            assert [each for each in parts.LIFESPAN if not hasattr(server.lifespan, each)] == []
+            assert [each for each in parts.STATE if not hasattr(uvicorn.server.ServerState(), each)] == []
+            client = await Client.connect(port)
+            assert (await client.get())[0] == 200
+            server.stop()
+            await asyncio.wait_for(running, 5)
+
+    Engine("asyncio", "h11").run(scenario())
+
+
+def test_every_module_that_is_imported_before_the_first_fork_exists() -> None:
+    for name in parts.MODULES:
+        assert importlib.util.find_spec(name) is not None, name
+
+
+def test_only_the_list_imports_from_below_uvicorn() -> None:
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uvicorn.")
+    }
+    assert found == {"worker/serving/uvicorn_parts.py"}
+
+
+def test_every_name_that_is_used_of_uvicorns_objects_is_listed() -> None:
+    listed = {
+        "cycle": {*parts.HTTP1.cycle, *parts.HTTPTOOLS.cycle, *parts.HTTP2.cycle},
+        "newest": {*parts.HTTP1.cycle},
+        "config": {*parts.CONFIG},
+        "super": {
+            "__init__", *parts.HTTP1.methods, *parts.HTTPTOOLS.methods, *parts.H11.methods, *parts.ZTTP.methods,
+            *parts.HTTP2.methods,
+        },
+    }  # fmt: skip
+    unlisted = {
+        f"{path.name}: {holder}.{name}"
+        for path in SERVING.glob("*.py")
+        for holder, name in uses(ast.parse(path.read_text()))
+        if holder in listed and name not in listed[holder] and not name.startswith("__")
+        if holder != "super" or path.stem in MIXINS
+    }
+    assert unlisted == set()
+
+
+def test_every_name_that_is_used_of_a_websocket_is_listed() -> None:
+    tree = ast.parse((SERVING / "websocket_close.py").read_text())
+    listed = {name for each in parts.WEBSOCKETS.values() for name in (*each.methods, *each.attributes)}
+    assert {name for holder, name in uses(tree) if holder == "connection"} <= listed
+
+
+def test_every_name_that_a_mixin_takes_from_its_protocol_class_is_listed() -> None:
+    trees = [ast.parse((SERVING / f"{name}.py").read_text()) for name in MIXINS]
+    classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    mixins = [each for each in classes if each.name.startswith(("Limited", "Lingering", "Moving"))]
+    assert len(mixins) == 7
+    own = {name for each in mixins for name in defined(each)} | parts.DIRECT.keys()
+    listed = {
+        name
+        for each in (parts.HTTP1, parts.HTTPTOOLS, parts.H11, parts.ZTTP, parts.HTTP2)
+        for name in (*each.methods, *each.attributes)
+    }
+    used = {name for each in mixins for holder, name in uses(each) if holder == "self"}
+    assert used - own <= listed
+
+
+def test_oldest_version_is_the_declared_one() -> None:
+    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert f"uvicorn>={'.'.join(map(str, OLDEST_UVICORN))}" in declared
+
+
+def uses(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Each attribute that is used, with the last part of what it is used of; `super` for super()."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            match node.value:
+                case ast.Name(id=holder) | ast.Attribute(attr=holder) | ast.Call(func=ast.Name(id=holder)):
+                    yield holder, node.attr
+
+
+def defined(mixin: ast.ClassDef) -> Iterator[str]:
+    """What a mixin has of its own; annotations alone declare what is the protocol class's."""
+    for node in ast.walk(mixin):
+        if isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.AnnAssign) and node.value is not None and isinstance(node.target, ast.Name):
+            yield node.target.id
+        elif isinstance(node, ast.Assign):
+            yield from (each.id for each in node.targets if isinstance(each, ast.Name))
+            private = (each for each in node.targets if isinstance(each, ast.Attribute))
+            yield from (each.attr for each in private if each.attr.startswith("_"))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Attribute):
+            yield node.target.attr
