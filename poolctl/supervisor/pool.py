@@ -186,6 +186,9 @@ class ManagedPool:
             raise ConnectionAbortedError
         with self._watch.reporting(lambda problem: progress({"notice": problem})):
             document = await self._perform(request, progress)
+        if request.verb == "start":
+            await self._observers.attempted()
+            document["warnings"] = [*(document.get("warnings") or ()), *self._observers.problems]
         self._runtime_files.rename(self.name)
         # What is answered is also what a successor will know.
         self._remember_all()
@@ -297,4 +300,11 @@ class ManagedPool:
 
     def _about(self) -> Document:
         problem = self._watch.problem
-        return identity(self.name, self.files, self._keeper_pid, calm=self.calm, keeper_problem=problem)
+        return identity(
+            self.name,
+            self.files,
+            self._keeper_pid,
+            calm=self.calm,
+            keeper_problem=problem,
+            not_served=self._observers.problems,
+        )

@@ -67,6 +67,13 @@ def keeper(case: CheckContext) -> Iterator[CheckResult]:
         yield problem("keeper", str(wrong), f"ps -o stat,wchan,args {pid} shows its state")
 
 
+def beside_servers(case: CheckContext) -> Iterator[CheckResult]:
+    """What a running pool does not serve beside its servers: metrics, dashboard."""
+    for each in case.about.get("not_served") or ():
+        table, _, why = str(each).partition(": ")
+        yield problem(table, why, "stop what uses the address, or choose another one, then poolctl reload")
+
+
 def servers(case: CheckContext) -> Iterator[CheckResult]:
     """Those of a running pool that are not as they should be."""
     bad = 0
@@ -91,4 +98,4 @@ def servers(case: CheckContext) -> Iterator[CheckResult]:
         yield ok("servers", ", ".join(counts))
 
 
-CHECKS = (configuration, certificates, interpreters, supervisor, keeper, servers)
+CHECKS = (configuration, certificates, interpreters, supervisor, keeper, beside_servers, servers)

@@ -57,13 +57,19 @@ class Dashboard:
         self._turn = asyncio.Lock()
         self._work: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._tried = asyncio.Event()  # whether it can listen is known
         self._adopted = self._over = False
 
     def want(self, table: Table | None) -> None:
         """Have it as this table says, as soon as may be; None: not at all."""
         self.table = table
         self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._tried.clear()
         self._soon(0.0)
+
+    async def attempted(self) -> None:
+        """Return once its address has been opened, or could not be: then `problem` says why."""
+        await self._tried.wait()
 
     async def where(self) -> Told | None:
         """What its process was told, once it serves; None when it cannot: `problem` says why."""
@@ -98,6 +104,7 @@ class Dashboard:
                 logger.exception("the dashboard could not be started")
                 self._failed(repr(error))
         self._changed.set()
+        self._tried.set()
 
     def _failed(self, problem: str) -> None:
         if problem != self.problem:
@@ -128,6 +135,7 @@ class Dashboard:
             await self._off()
             await self._open(told.bind)
             before = None
+        self._tried.set()
         process = await Process.start(self._keeper, self._directory, told, mark, self._sockets, self._ended)
         self._keeper.send(
             {"op": "put", "name": store_keys.DASHBOARD_LINK, "meta": {**process.known, "mark": mark}},

@@ -51,6 +51,16 @@ class DashboardManager:
         if not self._configuration.problems:
             self._follow(self._configuration.tables)
 
+    @property
+    def problem(self) -> str:
+        """Why the page is not served; "" when it is, or is not configured."""
+        return "" if self._dashboard is None else self._dashboard.problem
+
+    async def attempted(self) -> None:
+        """Return once it is known whether the page's address can be opened."""
+        if self._dashboard is not None:
+            await self._dashboard.attempted()
+
     async def aclose(self) -> None:
         """End the dashboard."""
         if self._dashboard is not None:

@@ -25,9 +25,13 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class MetricsAddress:
-    """`follow` is told what is configured; an address that somebody else has is tried again."""
+    """`follow` is told what is configured; an address that another process has is tried again.
+
+    `problem` is why the metrics are not served.
+    """
 
     def __init__(self, keeper: Link, events: Events, text: Text) -> None:
+        self.problem = ""
         self._keeper = keeper
         self._events = events
         self._text = text
@@ -67,18 +71,19 @@ class MetricsAddress:
     async def _settle(self, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait({before})
-        told = ""
+        self.problem = ""
         while not self._is_settled():
             try:
                 await self._try()
             except (ServerError, OSError) as error:
                 message = f"metrics cannot be served: {getattr(error, 'message', error)}"
-                if message != told:
+                if message != self.problem:
                     logger.error(message)
                     self._events.record("config", "metrics not served", message=message)
-                told = message
+                self.problem = message
                 self._tried.set()
                 await asyncio.sleep(_AGAIN_SECONDS)
+        self.problem = ""
         self._tried.set()
 
     async def _try(self) -> None:

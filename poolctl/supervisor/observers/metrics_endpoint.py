@@ -55,6 +55,11 @@ class MetricsEndpoint:
         else:
             deferred.add(_MODULES, self._load)
 
+    @property
+    def problem(self) -> str:
+        """Why they are not served on the configured address; "" when they are."""
+        return "" if self._made is None else self._made[1].problem
+
     async def verb(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """The verb: the metrics as text, as OpenMetrics if that is asked for."""
         return await self._load()[0].verb(selector, options, progress)

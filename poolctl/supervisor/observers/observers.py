@@ -40,6 +40,7 @@ class Observers:
         self._state_directory = environment.state_directory
         self._about = about
         self._dashboard = DashboardManager(environment, self.events)
+        self._metrics: MetricsEndpoint | None = None
 
     def record(self) -> None:
         """Keep events where the configuration in force says."""
@@ -77,6 +78,17 @@ class Observers:
         """Run what is configured beside the servers."""
         self._dashboard.begin(self._statistics)
 
+    @property
+    def problems(self) -> list[str]:
+        """What is configured beside the servers and is not served now, and why."""
+        found = {"[metrics]": self._metrics.problem if self._metrics is not None else ""}
+        found["[dashboard]"] = self._dashboard.problem
+        return [f"{table}: {problem}" for table, problem in found.items() if problem]
+
+    async def attempted(self) -> None:
+        """Return once it is known whether the addresses beside the servers' can be opened."""
+        await self._dashboard.attempted()
+
     def leave_behind(self) -> None:
         """Leave to a successor what was counted."""
         self._statistics.totals.leave_behind()
@@ -89,7 +101,8 @@ class Observers:
     async def hide(self) -> None:
         """End what runs beside the servers."""
         await self._dashboard.aclose()
-        await self._metrics.close()
+        if self._metrics is not None:
+            await self._metrics.close()
 
     async def close(self) -> None:
         """Record the end, and tell of it."""

@@ -36,6 +36,26 @@ def test_many_taken_ports_are_explained_and_stopped_as_quickly_as_one(pool: Real
         assert time.monotonic() - began < 10
 
 
+def test_metrics_and_a_dashboard_on_taken_ports_are_reported_by_start_and_doctor(pool: RealPool) -> None:
+    pool.write_hello()
+    text = (pool.directory / "pool.toml").read_text()
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        metrics, page = (each.getsockname()[1] for each in listeners)
+        beside = f'[metrics]\nbind = "127.0.0.1:{metrics}"\n[dashboard]\nbind = "127.0.0.1:{page}"\n'
+        pool.write("pool.toml", text + beside)
+        started, doctor = pool.ok("start"), pool.run("doctor")
+        assert doctor.code == 1
+        for table, port in (("[metrics]", metrics), ("[dashboard]", page)):
+            assert f"warning: {table}: " in started.stderr
+            for done in (started, doctor):
+                assert table in done.stdout + done.stderr
+                assert f"port {port} is in use by" in done.stdout + done.stderr, str(done)
+    pool.write("pool.toml", text)
+    pool.ok("reload")
+    assert pool.ok("start").stderr == ""
+
+
 def test_a_port_of_another_pool_is_given_back_by_stopping_that_pool(pool: RealPool) -> None:
     pool.write_hello("web")
     text = (pool.directory / "pool.toml").read_text()
