@@ -16,7 +16,7 @@ ZYGOTE, APP_ZYGOTE = "zygote ", "appzygote "
 OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
 # Work, by a server's key, a worker's id, or a number.
 LISTENER, ADOPTION, OUTPUT = "listener:", "adoption:", "output:"
-WORKER, TALLY, VISITOR = "worker:", "tally:", "visitor:"
+WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
 # What a supervisor leaves to its successor, and what it serves itself.
 CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
 CERTIFICATES = "certificates"

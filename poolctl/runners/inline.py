@@ -24,7 +24,7 @@ from poolctl.listeners.open import close_listener, describe, refuse
 from poolctl.listeners.unix import Identity, identity_of
 
 from .inline_worker import InlineWorker
-from .keeping.listen import Opener
+from .local.resources.opener import Opener
 from .protocol import IMPORTS_PER_CPU, Endpoints, Exit, Placement, WorkerFailed, app_state
 
 _KILL_SIGNAL = 9
@@ -154,12 +154,12 @@ class InlineRunner:
         """See Runner. Whoever connects is taken for a request, and accepted by the worker that comes."""
         sockets, _ = self._listeners[server.key]
 
-        def rung() -> None:
+        def request_arrived() -> None:
             self.disarm(server.key)
             on_request()
 
         for sock in sockets:
-            asyncio.get_running_loop().add_reader(sock.fileno(), rung)
+            asyncio.get_running_loop().add_reader(sock.fileno(), request_arrived)
 
     def disarm(self, key: str) -> None:
         """See Runner."""

@@ -25,7 +25,7 @@ from poolctl.worker.serving.serve import STARTUP_FAILURE, PoolServer, StartupFai
 from poolctl.worker.serving.settings import drainable
 from poolctl.worker.serving.uvicorn_parts import LifespanOn
 
-from .aside import aside
+from .daemon_thread import in_daemon_thread
 from .protocol import Exit, Placement
 from .spec import connection_limits, stop_seconds, tls_settings, uvicorn_settings
 
@@ -156,7 +156,7 @@ class InlineWorker:
             self.begun.set_result(None)
             app = server.app
             if server.factory or not callable(app):
-                app = await aside(functools.partial(_imported, server))
+                app = await in_daemon_thread(functools.partial(_imported, server))
         settings = uvicorn_settings(server)
         # uvicorn turns its access log off for the whole process; here it is one server's matter.
         access_log = settings.pop("access_log")

@@ -16,8 +16,8 @@ from poolctl.keeper import wire
 from poolctl.keeper.background import in_background
 
 from . import withheld
-from .keeping.kept import KeeperLink
-from .local import LocalRunner
+from .local.resources.keeper_link import KeeperLink
+from .local.runner import LocalRunner
 from .protocol import Endpoints, Exit, Placement
 
 _KEEPER_SECONDS = 10.0

@@ -22,8 +22,8 @@ from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.keeper import wire
 from poolctl.matching.matcher import close_matcher
 from poolctl.pool.select import Selector
-from poolctl.runners.keeping.kept import KeeperLink
-from poolctl.runners.local import LocalRunner
+from poolctl.runners.local.resources.keeper_link import KeeperLink
+from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.protocol import Placement
 from poolctl.units import format_duration
 

@@ -14,8 +14,8 @@ import uvicorn
 
 from poolctl.keeper import wire
 from poolctl.logs.internal import InternalLog
-from poolctl.runners.keeping.watched import PING
 from poolctl.runners.link import Link
+from poolctl.runners.local.resources.process_watchdog import PING
 
 from .accepting import Acceptor
 from .app import make_app

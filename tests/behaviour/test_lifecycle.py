@@ -77,10 +77,10 @@ def test_a_dependency_that_is_to_be_ready_is_waited_for(make_pool: Any, site: Si
 def test_a_dependency_that_is_to_be_started_is_not_waited_for(make_pool: Any, site: Site) -> None:
     site.let("db", "hangs")
     dependency = {"name": "db", "condition": "started"}
-    pool = make_pool(site.server("db", start_timeout=3), site.server("web", depends_on=[dependency]))
+    pool = make_pool(site.server("db", start_timeout=30), site.server("web", depends_on=[dependency]))
     ended = in_background(pool.start)
     try:
-        wait_until(lambda: "web has started" in site.history, timeout_seconds=2)
+        wait_until(lambda: "web has started" in site.history, timeout_seconds=4)
     finally:
         site.let("db", "hangs", be=False)
         assert ended() == {}

@@ -26,7 +26,7 @@ from poolctl.listeners.inherit import inherited_descriptors
 from poolctl.listeners.open import open_listener
 from poolctl.platform import sealed_file
 from poolctl.runners import withheld
-from poolctl.runners.placed.commands import argument_vector
+from poolctl.runners.local.workers.programs import argument_vector
 from poolctl.runners.spec import Spec, spec_file, tls_contents, worker_spec
 from poolctl.worker.child import SPEC_FD, Refused, become_program
 

@@ -19,8 +19,8 @@ from poolctl.keeper import store_keys, wire
 from poolctl.listeners.open import close_listener, refuse
 from poolctl.listeners.unix import identity_of
 from poolctl.monitor.events import Events
-from poolctl.runners.keeping.listen import Opener
 from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.local.resources.opener import Opener
 
 from .dashboard_process import Process
 from .dashboard_settings import Told

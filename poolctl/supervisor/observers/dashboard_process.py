@@ -12,8 +12,8 @@ from typing import Any
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
 from poolctl.runners import withheld
-from poolctl.runners.keeping.watched import Watched, identity, kill
 from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.local.resources.process_watchdog import ProcessWatchdog, identity, kill
 
 from .dashboard_settings import Told
 
@@ -35,10 +35,10 @@ class Process:
         self.up = asyncio.Event()
         self.began = asyncio.get_running_loop().time()
         self._on_end = on_end
-        self._watched: Watched | None = None
+        self._watched: ProcessWatchdog | None = None
         # Soon: the first message may find the link lost, before this object is ready to report that.
         self.link = Link(sock, self._heard, self._ends)
-        self._watched = Watched(self.link, known, "the dashboard's process")
+        self._watched = ProcessWatchdog(self.link, known, "the dashboard's process")
 
     @classmethod
     async def start(

@@ -14,8 +14,8 @@ from poolctl.keeper import store_keys
 from poolctl.listeners.open import BACKLOG
 from poolctl.listeners.unix import Identity, identity_of, remove
 from poolctl.monitor.events import Events
-from poolctl.runners.keeping.listen import Opener
 from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.local.resources.opener import Opener
 
 from .scrape import Scrapes, Text
 

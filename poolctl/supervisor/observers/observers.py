@@ -12,7 +12,7 @@ from poolctl.core.core import Core
 from poolctl.monitor.events import Events
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
-from poolctl.runners.local import LocalRunner
+from poolctl.runners.local.runner import LocalRunner
 
 from ..deferred_imports import DeferredImports
 from ..succession.memory import Memory

@@ -15,7 +15,7 @@ from poolctl.monitor.events import Events
 from poolctl.monitor.histogram import quantile
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.pool.select import Selector
-from poolctl.runners.local import LocalRunner
+from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.protocol import Placement
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts

@@ -9,7 +9,7 @@ from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.monitor.availability import KO, OK, WARN, Availability
 from poolctl.monitor.events import Events
-from poolctl.runners.placed.tallies import Tallies
+from poolctl.runners.local.workers.tallies import Tallies
 from poolctl.worker.tally import COUNTED, Counts, add
 
 from ..succession.memory import Memory

@@ -11,8 +11,8 @@ from poolctl.config import ServerConfig
 from poolctl.core.core import Core
 from poolctl.core.state import Worker
 from poolctl.core.view import Phase
-from poolctl.runners.local import LocalRunner
-from poolctl.runners.placed.workers import LocalWorker
+from poolctl.runners.local.runner import LocalRunner
+from poolctl.runners.local.workers.local_worker import LocalWorker
 from poolctl.states import Status
 
 from .memory import Memory

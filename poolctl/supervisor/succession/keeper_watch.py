@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from poolctl.keeper import store_keys
 from poolctl.keeper.watchdog import PING_SECONDS, SILENT_SECONDS, Watchdog
 from poolctl.monitor.events import Events
-from poolctl.runners.keeping.kept import KeeperLink
-from poolctl.runners.keeping.watched import identity, kill
 from poolctl.runners.link import Link
+from poolctl.runners.local.resources.keeper_link import KeeperLink
+from poolctl.runners.local.resources.process_watchdog import identity, kill
 
 logger = logging.getLogger("poolctl.supervisor")
 

@@ -16,9 +16,9 @@ from poolctl.errors import ServerError
 from poolctl.keeper import rendezvous, store_keys, wire
 from poolctl.platform import copy_descriptor
 from poolctl.runners.descriptor import Descriptor
-from poolctl.runners.keeping.output import Output
 from poolctl.runners.link import Link
-from poolctl.runners.local import LocalRunner
+from poolctl.runners.local.resources.output import Output
+from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.spec import user_id, user_ids, worker_spec
 from poolctl.runners.survivors import SILENCE, Pipes, Survivor, are_there, find, is_socket
 from poolctl.worker.likeness import likeness

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from poolctl.core.core import Core
-from poolctl.runners.local import LocalRunner
+from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.survivors import are_there
 
 from .orphans import take_in

@@ -10,7 +10,7 @@ import pytest
 
 from poolctl import Pool, ServerConfig
 from poolctl.pool import engine
-from poolctl.runners.local import LocalRunner
+from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.process import ProcessRunner
 from tests.integration.runners.test_runners import ask, config
 from tests.ports import claim_port

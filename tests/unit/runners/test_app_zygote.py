@@ -12,11 +12,11 @@ import pytest
 
 from poolctl.keeper import wire
 from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.local.spawn.app_zygote import AppZygote
+from poolctl.runners.local.spawn.app_zygotes import AppZygotes
+from poolctl.runners.local.spawn.children import Children, Process
+from poolctl.runners.local.spawn.imports import Imports
 from poolctl.runners.protocol import WorkerFailed
-from poolctl.runners.spawning.app_zygote import AppZygote
-from poolctl.runners.spawning.app_zygotes import AppZygotes
-from poolctl.runners.spawning.children import Children, Process
-from poolctl.runners.spawning.imports import Imports
 
 
 def one() -> tuple[AppZygote, socket.socket]:

@@ -13,9 +13,9 @@ import pytest
 from poolctl.keeper import wire
 from poolctl.platform import process_start
 from poolctl.runners.link import Link
+from poolctl.runners.local.spawn import children as module
+from poolctl.runners.local.spawn.children import Children, Forged, Process
 from poolctl.runners.protocol import Exit
-from poolctl.runners.spawning import children as module
-from poolctl.runners.spawning.children import Children, Forged, Process
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

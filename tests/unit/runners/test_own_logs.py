@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from poolctl.keeper.output_file import MAX_SIZE_BYTES
-from poolctl.runners.keeping.own_logs import OwnLogs
+from poolctl.runners.local.resources.own_logs import OwnLogs
 
 
 async def rotated(path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from poolctl.keeper import store_keys, wire
 from poolctl.keeper.watchdog import Watchdog
-from poolctl.runners.keeping.kept import KeeperLink
 from poolctl.runners.link import Link
+from poolctl.runners.local.resources.keeper_link import KeeperLink
 from poolctl.supervisor.succession.keeper_watch import KeeperWatch, irreplaceable
 from tests.deadline import wait_until
 from tests.processes import stat

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.runners.keeping.watched import identity
+from poolctl.runners.local.resources.process_watchdog import identity
 from poolctl.supervisor.succession import rescue
 from tests.deadline import wait_until
 from tests.processes import stat

@@ -1,0 +1,1 @@
+"""Workers as processes of this machine: listeners and forks by way of the keeper."""

@@ -1,0 +1,176 @@
+"""The supervisor's side of the accept helper (see poolctl.acceptor): requests, answers, and what takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from signal import SIGKILL
+from typing import NamedTuple
+
+from poolctl.bootstrap import command
+from poolctl.keeper import store_keys, wire
+from poolctl.keeper.handover import Connection
+
+from ... import withheld
+from ...descriptor import HasDescriptor
+from ...link import Link, LinkLost
+
+# Longer than the helper gives itself: it can be stopped, or have no processor.
+_SILENT_SECONDS = 1.0
+_START_SECONDS = 10.0
+
+ACCEPT, TAKE = "accept", "take"
+
+
+class Fetched(NamedTuple):
+    """What came of a request. `failed`: nothing more is known of the socket; `blocked`: because a call on it waits."""
+
+    empty: bool = False
+    junk: bool = False  # something that is no connection was in it
+    full: bool = False  # no descriptor was left
+    failed: bool = False
+    blocked: bool = False
+
+
+class _Request(NamedTuple):
+    deliver: Callable[[Connection], None]
+    done: Callable[[Fetched], None]
+
+
+class AcceptHelper:
+    """One helper process for all servers, started by the keeper when it is needed for the first time, and kept warm.
+
+    `returned` gets the connections that an earlier supervisor had asked for, with the keys of their servers.
+    Belongs to the running loop; nothing here blocks.
+    """
+
+    def __init__(self, keeper: Link, directory: str, returned: Callable[[str, Connection], None]) -> None:
+        self._keeper = keeper
+        self._returned = returned
+        self._output = os.path.join(directory, "helpers.log")
+        self._numbers = itertools.count(time.monotonic_ns())  # none of an earlier supervisor's
+        self._requests: dict[int, _Request] = {}
+        self._link: Link | None = None
+        self._up = False
+        self._pid: int | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def warm(self) -> None:
+        """Start the helper before it is needed."""
+        if self._link is None:
+            ours, theirs = wire.pair()
+            self._up, self._pid = False, None
+            self._link = Link(ours, self._heard, self._lost)
+            self._starting = asyncio.ensure_future(self._start(self._link, theirs))
+
+    def adopt(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
+        """Adopt the previous supervisor's helper, with the messages from it that have not been read."""
+        self._pid, self._up = int(meta["pid"]), True
+        self._link = Link(wire.over(fd), self._heard, self._lost)
+        return [self._link.sock]
+
+    def fetch(
+        self,
+        kind: str,
+        key: str,
+        sock: HasDescriptor,
+        most: int,
+        deliver: Callable[[Connection], None],
+        done: Callable[[Fetched], None],
+    ) -> None:
+        """Take connections out of a listener or a pair; `deliver` gets each, then `done` is called once."""
+        self.warm()
+        assert self._link is not None
+        number = next(self._numbers)
+        self._requests[number] = _Request(deliver, done)
+        self._link.send({"op": kind, "n": number, "key": key, "most": most}, [sock])
+        if self._timer is None:
+            self._set_timer()
+
+    def close(self) -> None:
+        """Stop the helper; pending requests are not answered."""
+        self._requests.clear()
+        if self._link is not None:
+            self._link.close()
+            self._forget()
+
+    async def _start(self, link: Link, theirs: socket.socket) -> None:
+        argv = command(sys.executable, "acceptor", isolated=True)
+        order = {"op": "spawn", "argv": argv, "output": self._output, "session": True}
+        with theirs:
+            try:
+                reply, _ = await self._keeper.call({**order, "without": withheld.present()}, [theirs])
+            except LinkLost:
+                return  # its end is the link's as well
+        if link is self._link:
+            self._pid = int(reply["pid"])
+            put = {"op": "put", "name": store_keys.ACCEPTOR, "meta": {"pid": self._pid}}
+            self._keeper.send(put, [link.sock])
+        else:
+            self._kill(int(reply["pid"]))
+
+    def _heard(self, message: wire.Message, fds: list[int]) -> None:
+        request = self._requests.get(message.get("n", 0))
+        self._set_timer()
+        if message["t"] == "up":
+            self._up = True
+        elif message["t"] == "conn":
+            sock = Connection(fileno=fds[0])
+            sock.limit(message)
+            if request is None:
+                self._returned(message["key"], sock)
+            else:
+                request.deliver(sock)
+        elif message["t"] == "done" and request is not None:
+            del self._requests[message["n"]]
+            self._set_timer()
+            request.done(Fetched(message["empty"], message["junk"], message["full"]))
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._requests:
+            patience_seconds = _SILENT_SECONDS if self._up else _START_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(patience_seconds, self._silent)
+
+    def _silent(self) -> None:
+        link, pid = self._link, self._pid
+        assert link is not None
+        heard = link.heard
+        # What has arrived while we did not run ourselves.
+        link.read_rest()
+        if link is self._link and self._requests and link.heard == heard:
+            link.close()
+            if pid is not None:
+                self._kill(pid)
+            self._give_up(blocked=False)
+
+    def _kill(self, pid: int) -> None:
+        self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
+
+    def _lost(self) -> None:
+        # By its own deadline, most likely: the first request is what it was at.
+        self._give_up(blocked=self._up)
+
+    def _give_up(self, *, blocked: bool) -> None:
+        """Start another helper, unless this one never came up; pending requests are not answered."""
+        requests, self._requests = self._requests, {}
+        was_up = self._up
+        self._forget()
+        if was_up:
+            self.warm()
+        for place, request in enumerate(requests.values()):
+            request.done(Fetched(failed=True, blocked=blocked and place == 0))
+
+    def _forget(self) -> None:
+        self._keeper.send({"op": "drop", "name": store_keys.ACCEPTOR})
+        self._link = None
+        self._up = False
+        self._set_timer()

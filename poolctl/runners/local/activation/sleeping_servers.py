@@ -1,0 +1,131 @@
+"""The sleeping servers of a local runner, and the connections that are held for them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from poolctl.config import ServerConfig
+from poolctl.keeper import store_keys, wire
+from poolctl.keeper.handover import Connection
+from poolctl.platform import close_promptly
+
+from ...descriptor import HasDescriptor
+from ...link import Link
+from ..resources.sockets import Sockets
+from ..workers.adoption_pairs import AdoptionPairs
+from ..workers.local_worker import LocalWorker
+from .accept_helper import AcceptHelper
+from .activator import Activator
+from .sleeping_listener import SleepingListener
+
+
+class SleepingServers:
+    """One activator for all. What it holds is in the keeper's store too, until a worker has it (see Handoff)."""
+
+    def __init__(self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, directory: str) -> None:
+        self._keeper = keeper
+        self._sockets = sockets
+        self._adoptions = adoptions
+        self._servers: dict[str, ServerConfig] = {}
+        self._numbers = itertools.count(os.getpid() << 32)  # a successor's must be others
+        self._accept_helper = AcceptHelper(keeper, directory, self._return)
+        self._activator = Activator(self, self._accept_helper)
+
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        """Watch the server's listeners, and the connections that its workers have left, for the first request."""
+        self._servers[server.key] = server
+        # A program takes its connections from the listener alone, and knows of no other way.
+        accepts = not server.command
+        left = self._adoptions.left(server.key) if accepts else None
+        sleeping = SleepingListener(
+            server.key,
+            self._sockets.of(server),
+            on_request,
+            accepts=accepts,
+            shared=self._sockets.shared(server.key),
+            tls=bool(server.tls),
+            left=left,
+            quiet_seconds=server.http.keep_alive,
+            head_seconds=server.http.head_timeout,
+        )
+        self._activator.arm(sleeping)
+
+    def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
+        """When none of these workers is the server's any more it needs, asleep, no more than its listener."""
+        if not self._activator.armed(key):
+            return
+        gone = all(worker.exited.done() for worker in workers if worker.server.key == key)
+        if gone:
+            # Nothing comes through its pair any more once everything is out that is in it.
+            self._activator.clear(key, partial(self._adoptions.drop, key))
+
+    def disarm(self, key: str) -> None:
+        """Leave all connections to the workers that come."""
+        self._activator.disarm(key)
+
+    def dismiss(self, key: str) -> None:
+        """Close the connections that wait for a worker, at every stage of their way."""
+        self._activator.dismiss(key)
+        self._adoptions.empty(key)
+
+    def hold(self, key: str, sock: socket.socket) -> bool:
+        """Whether the server sleeps, and has the connection (a duplicate of it) now."""
+        return self._activator.hold(key, sock)
+
+    def close(self, key: str) -> None:
+        """Forget the server, and close the connections that are held for it."""
+        self._activator.forget(key)
+        self._servers.pop(key, None)
+
+    def close_all(self) -> None:
+        """Forget all."""
+        self._activator.close()
+        self._accept_helper.close()
+
+    def adopt(self, server: ServerConfig | None, name: str, meta: wire.Message, fd: int) -> None:
+        """Take over a connection that the supervisor before has held: to the pair, as all that wait."""
+        sock = Connection(fileno=fd)
+        try:
+            sock.limit(meta)
+            self.forget(name)
+            if server is not None:
+                self._servers[server.key] = server
+                self.give(server.key, sock)
+        finally:
+            close_promptly(sock.detach())
+
+    def adopt_acceptor(
+        self, meta: wire.Message, fd: int, servers: Mapping[str, ServerConfig]
+    ) -> list[HasDescriptor]:
+        """Go on with the accept helper of the supervisor before; `servers` are those it may have accepted for."""
+        self._servers.update(servers)
+        return self._accept_helper.adopt(meta, fd)
+
+    def _return(self, key: str, sock: Connection) -> None:
+        try:
+            if key in self._servers and not self.hold(key, sock):
+                self.give(key, sock)
+        finally:
+            close_promptly(sock.detach())
+
+    def give(self, key: str, sock: Connection) -> bool:
+        """See Handoff."""
+        self._adoptions.open(self._servers[key])
+        return self._adoptions.give(key, sock)
+
+    def keep(self, key: str, sock: Connection) -> str:
+        """See Handoff."""
+        name = f"{store_keys.HELD_CONNECTION}{next(self._numbers)}"
+        try:
+            self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **sock.limits()}}, [sock])
+        except OSError:
+            return ""  # out of descriptors: better held without being kept than not at all
+        return name
+
+    def forget(self, name: str) -> None:
+        """See Handoff."""
+        self._keeper.send({"op": "drop", "name": name})

@@ -1,0 +1,118 @@
+"""The certificates that servers were given last: new workers get them while the file holds an expired one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from poolctl.config import ServerConfig, certificate_validity
+from poolctl.keeper import store_keys
+from poolctl.platform import read_file, sealed_file
+
+from ..link import Link
+from ..spec import tls_contents
+
+logger = logging.getLogger("poolctl.supervisor")
+
+_GATHER_SECONDS = 0.1
+
+_Files = tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Certificate, key and the clients' authorities as they were read, from which files, and the certificate's end."""
+
+    files: _Files
+    contents: list[bytes]
+    ends: float | None
+
+
+class Certificates:
+    """What each server was given last, by name: in memory, and in the keeper's store for a successor; never on disk."""
+
+    def __init__(self, keeper: Link, now: Callable[[], float] = time.time) -> None:
+        self._keeper = keeper
+        self._now = now
+        self._given: dict[str, Given] = {}
+        self._forced: dict[str, int] = {}  # the generation that gets what the server's files hold
+        self._due: asyncio.TimerHandle | None = None
+
+    def for_worker(self, server: ServerConfig, generation: int) -> Given:
+        """What a new worker gets: what the files hold, or what the server had if theirs has expired and that has not.
+
+        What takes the place of a valid certificate is kept once a worker is ready with it (`keep_if_ready`). Raises
+        ServerError for a file that cannot be read.
+        """
+        found, before = _read(server), self._given.get(server.name)
+        now = self._now()
+        if before is None or before.files != found.files or before.ends is None or before.ends <= now:
+            return self._keep(server, found)
+        expired = found.ends is not None and found.ends <= now
+        return before if expired and self._forced.get(server.name) != generation else found
+
+    def keep_if_ready(
+        self, server: ServerConfig, generation: int, given: Given, ready: asyncio.Future[None]
+    ) -> None:
+        """Keep what a worker of this generation was given, if `ready`, which is done, is no failure."""
+        if ready.cancelled() or ready.exception() is not None:
+            return
+        if self._forced.get(server.name) == generation:
+            del self._forced[server.name]
+        self._keep(server, given)
+
+    def renewed(self, server: ServerConfig) -> Given:
+        """What the files hold now, for workers that run. Raises ServerError for a file that cannot be read."""
+        self._forced.pop(server.name, None)
+        return self._keep(server, _read(server))
+
+    def force(self, name: str, generation: int) -> None:
+        """Let the server's workers of this generation get what its files hold, expired or not."""
+        self._forced[name] = generation
+
+    async def recall(self, names: Collection[str]) -> None:
+        """Go on with what the supervisor before has left for the servers of these names."""
+        _, fds = await self._keeper.call({"op": "get", "name": store_keys.CERTIFICATES})
+        for fd in fds:
+            try:
+                left = pickle.loads(read_file(fd))
+                self._given = {name: Given(*each) for name, each in left.items() if name in names}
+            except Exception:
+                # Of another version: the files are read, as at a first start.
+                logger.exception("the certificates that the supervisor before left cannot be read")
+            finally:
+                os.close(fd)
+
+    def _keep(self, server: ServerConfig, given: Given) -> Given:
+        if given.contents and self._given.get(server.name) != given:
+            self._given[server.name] = given
+            self._leave_soon()
+        return given
+
+    def _leave_soon(self) -> None:
+        # Many servers that start together are left together.
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._leave)
+
+    def _leave(self) -> None:
+        self._due = None
+        left = {name: (each.files, each.contents, each.ends) for name, each in self._given.items()}
+        fd = sealed_file("poolctl-certificates", pickle.dumps(left))
+        try:
+            self._keeper.send({"op": "put", "name": store_keys.CERTIFICATES}, [fd])
+        finally:
+            os.close(fd)
+
+
+def _read(server: ServerConfig) -> Given:
+    contents, tls = tls_contents(server), server.tls
+    if not contents or not tls or tls is True:
+        return Given((), [], None)
+    times = certificate_validity(contents[0].decode("ascii", errors="replace"))
+    files = (tls.cert, tls.key, tls.ca, tls.password_env)
+    return Given(files, contents, None if times is None else times[1].timestamp())

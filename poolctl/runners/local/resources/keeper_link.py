@@ -1,0 +1,95 @@
+"""The link to the keeper that remembers everything the keeper has, so that another keeper can be given it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from poolctl.keeper import store_keys, wire
+
+from ...descriptor import Duplicate, HasDescriptor, close_duplicates, owners_of
+from ...link import Link
+
+# What these fork would come to the parent of a keeper that is gone, and not to the new one.
+_NOT_KEPT = store_keys.OF_THE_VERSION
+
+
+class KeeperLink(Link):
+    """A Link whose `put`, `note` and `drop` are recorded, with the descriptors. Its users need not know.
+
+    A descriptor that is given by its owner (a socket) is remembered as that object: one descriptor serves both, and is
+    left out once it is closed. A plain number is duplicated. `entries` are the names with their values and descriptors.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_message: Callable[[wire.Message, list[int]], None],
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.entries: dict[str, tuple[Any, list[HasDescriptor]]] = {}
+        self.whole = False  # the entries are all that the keeper has
+        self._dropped: set[str] | None = None  # meanwhile, where somebody looks
+        super().__init__(sock, on_message, on_end)
+
+    def send(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
+        """See Link."""
+        self._record(message, fds)
+        super().send(message, fds)
+
+    def share(self, name: str, meta: Any, owners: Sequence[HasDescriptor]) -> None:
+        """Remember an entry that the keeper has, and whose descriptors these objects own here."""
+        self._forget(name)
+        self.entries[name] = (meta, list(owners))
+
+    async def complete(self) -> None:
+        """Hold also what an earlier supervisor put: from now on the keeper can be replaced."""
+        after = ""
+        self._dropped = set()
+        while True:
+            reply, _ = await self.call({"op": "list", "after": after})
+            for name, _ in reply["entries"]:
+                after = name
+                if name not in self.entries and not name.startswith(_NOT_KEPT):
+                    await self._fetch(name)
+            if not reply["entries"]:
+                self._dropped = None
+                self.whole = True
+                return
+
+    def held(self) -> dict[str, tuple[Any, list[int]]]:
+        """The entries with those of their descriptors that are open."""
+        return {
+            name: (meta, [fd for owner in owners if (fd := owner.fileno()) >= 0])
+            for name, (meta, owners) in self.entries.items()
+        }
+
+    def close(self) -> None:
+        """See Link; what was remembered is forgotten."""
+        super().close()
+        for name in list(self.entries):
+            self._forget(name)
+
+    async def _fetch(self, name: str) -> None:
+        reply, fds = await self.call({"op": "get", "name": name})
+        if name in self.entries or name in (self._dropped or ()) or not (fds or reply["meta"] is not None):
+            for fd in fds:
+                os.close(fd)
+        else:
+            self.entries[name] = (reply["meta"], [Duplicate(fd) for fd in fds])
+
+    def _record(self, message: wire.Message, fds: Sequence[int | HasDescriptor]) -> None:
+        operation, name = message["op"], message.get("name", "")
+        if operation == "put" and not name.startswith(_NOT_KEPT):
+            self.share(name, message.get("meta"), owners_of(fds))
+        elif operation == "note" and name in self.entries:
+            self.entries[name] = (message.get("meta"), self.entries[name][1])
+        elif operation == "drop":
+            if self._dropped is not None:
+                self._dropped.add(name)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        close_duplicates(self.entries.pop(name, (None, []))[1])

@@ -1,0 +1,83 @@
+"""A server's listeners, opened from an event loop that nothing may block."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import socket
+from typing import TYPE_CHECKING, TypeVar
+
+from poolctl.listeners import holder
+from poolctl.listeners.failure import ListenError, naming
+from poolctl.listeners.open import close_listener, open_listener
+from poolctl.listeners.ports import is_free
+
+from ...daemon_thread import in_daemon_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poolctl.address import Address
+    from poolctl.listeners.inherit import Inherited
+
+# The search ends earlier by itself, unless reading a file of another process hangs.
+_PATIENCE_SECONDS = 2 * holder.MOST_SECONDS
+
+T = TypeVar("T")
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class Opener:
+    """Opens listeners. One search at a time finds the processes that have those that are in use, for all callers."""
+
+    def __init__(self) -> None:
+        self._search = holder.Search()
+        self._searching: asyncio.Task[None] | None = None
+        self._wanted: dict[holder.Place, asyncio.Future[list[holder.Holder]]] = {}
+
+    async def listen(self, address: Address, inherited: Inherited | None = None) -> list[socket.socket]:
+        """The open sockets of the address. Raises ListenError; cancelled halfway, nothing stays open."""
+        open_it = functools.partial(open_listener, address, inherited=inherited)
+        try:
+            return await _resolving(address, open_it, undo=close_listener)
+        except ListenError as error:
+            if error.taken is None:
+                raise
+            raise naming(error, await self._holders(error.taken)) from error.__cause__
+
+    async def check_free(self, address: Address) -> None:
+        """Raise ListenError unless a program may bind the TCP address by itself."""
+        if not await _resolving(address, functools.partial(is_free, address, address.port or 0)):
+            # Connections in TIME_WAIT do not prevent it. A listener does, and the error names its process.
+            close_listener(await self.listen(address))
+
+    async def _holders(self, place: holder.Place) -> list[holder.Holder]:
+        loop, search = asyncio.get_running_loop(), self._searching
+        if search is None or search.done() or search.get_loop() is not loop:
+            self._wanted.clear()  # of a loop that was closed meanwhile
+            self._searching = loop.create_task(self._find())
+        future = self._wanted.setdefault(place, loop.create_future())
+        await asyncio.wait({future}, timeout=_PATIENCE_SECONDS)
+        return future.result() if future.done() else []
+
+    async def _find(self) -> None:
+        while wanted := self._wanted:
+            self._wanted = {}
+            try:
+                found = await in_daemon_thread(functools.partial(self._search.find, list(wanted)))
+            except Exception:
+                logger.exception("cannot find out who has an address")
+                found = {}
+            for place, future in wanted.items():
+                future.set_result(found.get(place, []))
+
+
+async def _resolving(
+    address: Address, work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None
+) -> T:
+    """The result of the work; in a thread if it has to resolve a host name, which may take long."""
+    if address.kind == "tcp" and address.host.strip("0123456789.") and not address.is_ipv6:
+        return await in_daemon_thread(work, undo=undo)
+    return work()

@@ -1,0 +1,271 @@
+"""What workers print: pipes that outlive the logger, and a logger that is started again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from poolctl.bootstrap import command
+from poolctl.config import ServerConfig, masked_text
+from poolctl.keeper import store_keys, wire
+from poolctl.logs.line import stamp
+from poolctl.logs.read import tail
+
+from ... import withheld
+from ...descriptor import Descriptor
+from ...link import Link, LinkLost
+from .own_logs import OwnLogs
+from .process_watchdog import ProcessWatchdog
+
+_AGAIN_SECONDS = 0.2
+_SAY_SECONDS = 1.0
+_TAKEN_BYTES = 256 * 1024
+_FILES_OF_A_REPORT = 3
+_LONGEST_LINE = 4096
+
+
+class Output:
+    """The pipes of all workers, moved into files by the logger process.
+
+    The read ends are kept here and by the keeper, so that a dead logger loses nothing: its successor goes on where it
+    stopped. `on_dropped(name, bytes, path, reason)` is called when a file could not take something (a full disk).
+    """
+
+    def __init__(
+        self,
+        keeper: Link,
+        directory: str,
+        logs_directory: str,
+        on_dropped: Callable[[str, int, str, str], None],
+        orphanage: str | None = None,
+    ) -> None:
+        self._keeper = keeper
+        self._orphanage = [] if orphanage is None else [orphanage]
+        self._diagnostics = os.path.join(directory, "logger.log")
+        self._own_logs = OwnLogs(directory)
+        self.logs_directory = logs_directory
+        self._on_dropped = on_dropped
+        self.paths: dict[str, str] = {}  # by server, once it has had a worker
+        self._pipes: dict[str, tuple[Descriptor, wire.Message]] = {}
+        self._link: Link | None = None
+        self._watched: ProcessWatchdog | None = None
+        self._finished: dict[str, asyncio.Event] = {}
+        self._reopened: asyncio.Event | None = None
+        self._numbers = itertools.count(1)
+        self._restarting: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the logger, or go on with the one that is there, and hand it every pipe.
+
+        Raises LinkLost when it cannot be started.
+        """
+        # The keeper has it too: a logger sees the end of its orders only when the pool has lost both.
+        reply, kept = await self._keeper.call({"op": "get", "name": store_keys.LOGGER})
+        if kept:
+            self._link = self._linked(wire.over(kept[0]))
+        else:
+            note = await self._note()
+            self._link = self._linked(await self._spawn())
+            self._link.send({"t": "underway"}, note)
+            for fd in note:
+                os.close(fd)
+        self._watched = ProcessWatchdog(self._link, reply.get("meta") or {}, "the logger", self._known)
+        for read, message in self._pipes.values():
+            self._link.send(message, [read])
+        self._ask_reopen()
+
+    def _linked(self, sock: socket.socket) -> Link:
+        def ended() -> None:
+            # Soon, as the first message to a logger that is dying finds the link lost, while others are to follow.
+            asyncio.get_running_loop().call_soon(self._on_end, link)
+
+        link = Link(sock, self._on_message, ended)
+        return link
+
+    async def _note(self) -> list[int]:
+        """The file in which a logger notes what it is just moving, for the one that comes after it, and a pipe."""
+        _, kept = await self._keeper.call({"op": "get", "name": store_keys.UNDERWAY})
+        if kept:
+            return kept
+        fds = [os.memfd_create("poolctl-log", os.MFD_CLOEXEC), *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
+        with contextlib.suppress(OSError):  # what is moved at once may stand in so many parts
+            fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, _TAKEN_BYTES)
+        self._keeper.send({"op": "put", "name": store_keys.UNDERWAY}, fds)
+        return fds
+
+    async def _spawn(self) -> socket.socket:
+        ours, theirs = wire.pair()
+        argv = command(sys.executable, "logs", *self._orphanage, isolated=True)
+        with theirs:
+            await self._keeper.call(
+                {
+                    "op": "spawn",
+                    "argv": argv,
+                    "output": self._diagnostics,
+                    "session": True,
+                    "without": withheld.present(),
+                },
+                [theirs.fileno()],
+            )
+        self._keeper.send({"op": "put", "name": store_keys.LOGGER}, [ours])
+        return ours
+
+    def path(self, server: ServerConfig) -> str:
+        """The file that takes what the server prints."""
+        return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
+
+    def order(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
+        """What the logger is told of a pipe."""
+        log = server.log
+        return {
+            "t": "add",
+            "id": key,
+            "name": server.name,
+            "pid": pid,
+            "path": self.path(server),
+            "format": log.format,
+            "max_size": log.max_size,
+            "keep": log.keep,
+            "max_age": log.max_age,
+        }
+
+    def new_key(self, server: ServerConfig) -> str:
+        """The key of another pipe of the server: a worker and its replacement may have one each for a while."""
+        return f"{server.name}.{os.getpid()}.{next(self._numbers)}"
+
+    def attach(self, server: ServerConfig) -> tuple[str, int]:
+        """A new pipe for one worker: its key, and the write end, which the caller closes once the worker has it."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        self.paths[server.name] = self.path(server)
+        key = self.new_key(server)
+        self._pipes[key] = (Descriptor(read), self.order(key, server))
+        self._finished[key] = asyncio.Event()
+        return key, write
+
+    def follow(self, key: str, pid: int, start: int | None = None) -> None:
+        """Begin to read the pipe, now that the worker exists. `start` is that of a program (see process_start)."""
+        read, message = self._pipes[key]
+        message["pid"] = pid
+        if start is not None:
+            message["start"] = start
+        self._keeper.send({"op": "put", "name": f"{store_keys.OUTPUT}{key}", "meta": message}, [read])
+        if self._link is not None:
+            self._link.send(message, [read])
+
+    def discard(self, key: str) -> None:
+        """Forget the pipe of a worker that could not be made."""
+        if key in self._pipes:  # not closed meanwhile
+            self._pipes.pop(key)[0].close()
+            del self._finished[key]
+
+    async def say(self, server: ServerConfig, lines: Sequence[str]) -> None:
+        """Put lines into the server's log as if a process of it had printed them; return when they are there."""
+        key, write = self.attach(server)
+        os.set_blocking(write, False)
+        with contextlib.suppress(OSError):  # what a pipe does not hold is left out
+            os.write(write, "".join(f"{line}\n" for line in lines).encode())
+        os.close(write)
+        self.follow(key, os.getpid())
+        await self.finished(key, _SAY_SECONDS)
+
+    def adopt(self, key: str, message: wire.Message, fd: int) -> Descriptor:
+        """The pipe that the keeper held, which is ours from now on; before `start`."""
+        read = Descriptor(fd)
+        self._pipes[key] = (read, message)
+        self.paths[str(message["name"])] = str(message["path"])
+        self._finished[key] = asyncio.Event()
+        return read
+
+    async def finished(self, key: str, timeout_seconds: float) -> None:
+        """Return when all that the worker printed is in its file, or the time is over."""
+        event = self._finished.get(key)
+        if event is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await event.wait()
+        except TimeoutError:
+            pass
+
+    async def reopen(self) -> None:
+        """Return when every file is opened anew: nothing is written any more to those that were moved away."""
+        if self._reopened is None:
+            self._reopened = asyncio.Event()
+            self._ask_reopen()
+        await self._reopened.wait()
+
+    def _ask_reopen(self) -> None:
+        # Without a logger there is nothing open: its successor asks for itself.
+        if self._link is not None and self._reopened is not None:
+            self._link.send({"t": "reopen"})
+            self._link.send({"t": "sync"})
+
+    def close(self) -> None:
+        """Let the logger end; what it has not read yet is lost only if nobody starts another."""
+        if self._restarting is not None:
+            self._restarting.cancel()
+        self._watch_no_more()
+        if self._link is not None:
+            self._link.send({"t": "end"})
+            self._link.close()
+            self._link = None
+            self._keeper.send({"op": "drop", "name": store_keys.LOGGER})
+            self._keeper.send({"op": "drop", "name": store_keys.UNDERWAY})
+        for read, _ in self._pipes.values():
+            read.close()
+        self._pipes.clear()
+        self._own_logs.close()
+
+    def _on_message(self, message: wire.Message, fds: list[int]) -> None:
+        key = str(message.get("id"))
+        if self._watched is not None:
+            self._watched.heard(message)
+        if message.get("t") == "eof" and key in self._pipes:
+            self._pipes.pop(key)[0].close()
+            self._keeper.send({"op": "drop", "name": f"{store_keys.OUTPUT}{key}"})
+            self._finished.pop(key).set()
+        elif message.get("t") == "synced" and self._reopened is not None:
+            self._reopened.set()
+            self._reopened = None
+        elif message.get("t") == "dropped" and key in self._pipes:
+            server, path = (str(self._pipes[key][1][each]) for each in ("name", "path"))
+            self._on_dropped(server, int(message.get("bytes", 0)), path, str(message.get("error") or ""))
+
+    def _on_end(self, link: Link) -> None:
+        if self._link is not link:
+            return
+        # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
+        self._link = None
+        self._watch_no_more()
+        self._keeper.send({"op": "drop", "name": store_keys.LOGGER})
+        self._restarting = asyncio.ensure_future(self._again())
+
+    def _known(self, identity: dict[str, Any]) -> None:
+        """Leave to a successor who the logger is."""
+        self._keeper.send({"op": "note", "name": store_keys.LOGGER, "meta": identity})
+
+    def _watch_no_more(self) -> None:
+        if self._watched is not None:
+            self._watched.close()
+            self._watched = None
+
+    async def _again(self) -> None:
+        while self._link is None:
+            try:
+                await self.start()
+            except (LinkLost, OSError):
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+
+def last_lines(path: str, lines: int, since: float) -> list[str]:
+    """The last lines of a log since a time (seconds since the epoch), for a report: no passwords of URLs."""
+    found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT)
+    return [masked_text(line.text[:_LONGEST_LINE]) for line in found]

@@ -1,0 +1,300 @@
+"""Workers as processes of this machine: listeners and forks by way of the keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from poolctl.config import ServerConfig
+from poolctl.keeper import store_keys, wire
+from poolctl.worker.tally import Counts
+
+from ..protocol import Endpoints, Exit, Placement
+from .activation.sleeping_servers import SleepingServers
+from .resources.keeper_link import KeeperLink
+from .resources.output import Output, last_lines
+from .resources.sockets import Sockets
+from .spawn.app_zygotes import AppZygotes
+from .spawn.children import Children
+from .spawn.forking import Forker
+from .spawn.import_limit import ImportLimit
+from .spawn.zygotes import Zygotes
+from .takeover import take_over
+from .workers import worker_commands
+from .workers.adoption_pairs import AdoptionPairs
+from .workers.heartbeats import Heartbeats
+from .workers.local_worker import LocalWorker
+from .workers.programs import connect
+from .workers.stopping import Stopping
+from .workers.tallies import Tallies
+
+_LAST_OUTPUT_SECONDS = 1.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class LocalRunner:
+    """The process runner. `keeper` is connected to a keeper, whose exit reports go to `exit_reported`.
+
+    `on_expired` is told of a worker that has served its `max_requests` and is to be replaced; without it such a worker
+    drains and ends. `on_idle` is told when a worker has had no traffic for its server's `scale.idle`, and when it has
+    some again. Workers that lose the keeper and this process can be found by the path of the directory `orphanage`;
+    without one they end.
+    """
+
+    def __init__(
+        self,
+        keeper: KeeperLink,
+        directory: str,
+        logs_directory: str,
+        *,
+        keeper_pid: int = 0,
+        open_files: tuple[int, int] = (1024, 4096),
+        on_dropped: Callable[[str, int, str, str], None] = lambda name, count, path, reason: None,
+        on_expired: Callable[[Placement], None] | None = None,
+        on_idle: Callable[[Placement, bool], None] = lambda placement, idle: None,
+        orphanage: str | None = None,
+    ) -> None:
+        self.keeper = keeper
+        self.children = Children(keeper, keeper_pid)
+        self._turns = ImportLimit()
+        self.zygotes = Zygotes(keeper, self.children, directory)
+        self.output = Output(keeper, directory, logs_directory, on_dropped, orphanage)
+        self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
+        self.sockets = Sockets(keeper)
+        self.adoptions = AdoptionPairs(keeper)
+        self.sleeping = SleepingServers(keeper, self.sockets, self.adoptions, directory)
+        self.forker = Forker(
+            keeper,
+            self.children,
+            self.zygotes,
+            self.app_zygotes,
+            self.output,
+            self.adoptions,
+            open_files,
+            orphanage,
+        )
+        # See Runner.
+        self.check, self.reopen_logs = self.forker.check, self.output.reopen
+        self.force_certificate = self.forker.certificates.force
+        self.tallies = Tallies(keeper)
+        self._partings = Stopping(keeper, self.adoptions)
+        self._workers: dict[str, LocalWorker] = {}
+        self.beats = Heartbeats(self._workers)
+        self._by_pid: dict[int, LocalWorker] = {}
+        self._on_expired = on_expired
+        self._on_idle = on_idle
+
+    async def open(self, server: ServerConfig) -> Endpoints:
+        """See Runner. A command that binds by itself has no listener; its port must be free."""
+        await self.sockets.open(server)
+        if server.scale.min:
+            # One that may sleep costs one descriptor asleep: its pair is made when there is something to put into it.
+            self.adoptions.open(server)
+        return Endpoints(server.key, tuple(self.endpoints(server.key)))
+
+    async def close(self, key: str) -> None:
+        """See Runner. Connections that wait for a worker to take them are closed."""
+        self.app_zygotes.release(key)
+        self.sleeping.close(key)
+        await self.adoptions.close(key)
+        await self.sockets.close(key)
+
+    def give(self, key: str, sock: socket.socket) -> bool:
+        """Whether a worker of that address will have the connection, as if it had accepted it; False: try again later.
+
+        It may have been sent something already, but nothing was answered, and no handshake has begun on it. It stays
+        the caller's to close, which ends it nowhere else.
+        """
+        return self.sleeping.hold(key, sock) or self.adoptions.give(key, sock)
+
+    def idle_after(self, placement: Placement, seconds: float) -> None:
+        """See Runner."""
+        if placement.id in self._workers:
+            worker_commands.idle_after(self._workers[placement.id], seconds)
+
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        """See Runner."""
+        self.sleeping.arm(server, on_request)
+        self.sleeping.tidy(server.key, self._workers.values())
+
+    def disarm(self, key: str) -> None:
+        """See Runner."""
+        self.sleeping.disarm(key)
+
+    def dismiss(self, key: str) -> None:
+        """See Runner."""
+        self.sleeping.dismiss(key)
+
+    def endpoints(self, key: str) -> list[str]:
+        """See Runner."""
+        return self.sockets.endpoints(key)
+
+    async def prepare(self, server: ServerConfig, since: float) -> str:
+        """See Runner."""
+        with self.children.forking():
+            return await self.forker.prepare(server, since)
+
+    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+        """See Runner. Raises ServerError or WorkerFailed when no process can be made."""
+        with self.children.forking():
+            worker = await self.forker.fork(server, generation, index, self.sockets.lend(server))
+            self._follow(worker)
+        if server.command or worker.preloaded:
+            worker.begin()
+        else:
+            self._turns.queue(worker)
+        return worker.placement
+
+    def _follow(self, worker: LocalWorker) -> None:
+        """Know the worker from now on, also if it has ended already."""
+        placement = worker.placement
+        assert placement.pid is not None
+        self._workers[placement.id] = worker
+        self._by_pid[placement.pid] = worker
+        worker.answered.add_done_callback(lambda _: self._note(worker))
+        worker.on_expired = lambda: self._expired(worker)
+        worker.on_idle = lambda idle: self._on_idle(placement, idle)
+        worker.on_breach = lambda: self._breached(worker)
+        worker.on_disowned = lambda: self._disowned(worker)
+        early = self.children.add(placement.pid)
+        if early is not None:
+            self._ended(worker, early)
+
+    def _expired(self, worker: LocalWorker) -> None:
+        if self._on_expired is not None:
+            self._on_expired(worker.placement)
+        elif worker.control is not None:
+            worker.control.send({"order": "drain"})
+
+    def _breached(self, worker: LocalWorker) -> None:
+        """Kill a worker that breaks the protocol; this is then handled as an unexpected exit."""
+        logger.warning("killing %s: %s", worker.placement, worker.breach)
+        self._partings.kill_soon(worker)
+
+    def _disowned(self, worker: LocalWorker) -> None:
+        self._by_pid.pop(worker.placement.pid or 0, None)
+        self._ended(worker, Exit(message="was never started"))
+
+    def _note(self, worker: LocalWorker) -> None:
+        """Tell the keeper, for a supervisor to come, that the worker is ready."""
+        if not worker.exited.done():
+            self.keeper.send(
+                {"op": "note", "name": f"{store_keys.WORKER}{worker.placement.id}", "meta": worker.meta()}
+            )
+
+    async def adopt(
+        self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
+    ) -> list[LocalWorker]:
+        """Take over what the keeper holds for these servers; the workers that are there, ready or not.
+
+        `placed` are the configurations, by worker id, of those that have another one than their server has now.
+        Listeners and pipes of other servers are dropped. Call it before anything else, and once.
+        """
+        await self.forker.certificates.recall(servers)
+        return await take_over(self, servers, placed, self._follow)
+
+    async def begun(self, placement: Placement) -> None:
+        """See Runner."""
+        worker = self._workers.get(placement.id)
+        if worker is not None:
+            await asyncio.shield(worker.begun)
+
+    async def ready(self, placement: Placement) -> None:
+        """See Runner. A job is ready when it has ended with 0."""
+        worker = self._workers[placement.id]
+        await worker.ready(self.sockets.of(worker.server))
+
+    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
+        """See Runner. A command knows of no rotation, and goes on as before."""
+        if placement.id in self._workers:
+            worker_commands.rotate(self._workers[placement.id], in_rotation)
+
+    async def attend(self, placement: Placement, accepting: bool) -> None:
+        """See Runner. A command goes on as before."""
+        if placement.id in self._workers:
+            worker_commands.attend(self._workers[placement.id], accepting)
+
+    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+        """See Runner. A command is reached by its port."""
+        worker = self._workers.get(placement.id)
+        if worker is None or worker.exited.done():
+            raise ConnectionRefusedError("it has ended")
+        if worker.control is None:
+            return await connect(worker.server, next(iter(self.sockets.of(worker.server)), None))
+        return worker_commands.connect(worker, kind, plain)
+
+    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
+        """See Runner."""
+        if placement.id in self._workers:
+            given = self.forker.certificates.renewed(server)
+            worker_commands.renew_tls(self._workers[placement.id], server, given.contents)
+
+    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
+        """See Runner. Of a command nobody knows whether it still accepts."""
+        await self._partings.leave(self._workers.get(placement.id), replaced=replaced)
+
+    async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
+        """See Runner."""
+        await self._partings.drain(self._workers.get(placement.id), replaced=replaced)
+
+    async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
+        """See Runner."""
+        return await self._partings.stop(self._workers.get(placement.id), timeout_seconds, replaced=replaced)
+
+    async def watch(self, placement: Placement) -> Exit:
+        """See Runner. What a worker that never answered has printed is in its file by then, as far as it can be."""
+        worker = self._workers.get(placement.id)
+        if worker is None:
+            return Exit(message="has ended before")
+        exit_ = await asyncio.shield(worker.exited)
+        if worker.ready_at is None:
+            await self.output.finished(worker.output, _LAST_OUTPUT_SECONDS)
+        self._workers.pop(placement.id, None)
+        return exit_
+
+    def counts(self, placement: Placement) -> Counts | None:
+        """What the worker has counted so far; None of a command, and of one that has ended."""
+        worker = self._workers.get(placement.id)
+        return worker.tally.counts() if worker is not None and worker.tally is not None else None
+
+    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+        """See Runner."""
+        path = self.output.paths.get(name)
+        return last_lines(path, lines, since) if path else []
+
+    async def aclose(self) -> None:
+        """See Runner."""
+        await asyncio.gather(*(self.stop(worker.placement, 0) for worker in list(self._workers.values())))
+        self.sleeping.close_all()
+        await self.adoptions.close_all()
+        await self.sockets.close_all()
+        self.app_zygotes.close()
+        self.zygotes.close()
+        self.output.close()
+
+    def exit_reported(self, report: wire.Message) -> None:
+        """The keeper reaped a child."""
+        exit_ = Exit.reported(report.get("status"), report.get("signal"))
+        worker = self._by_pid.pop(report["pid"], None)
+        if worker is not None:
+            self._ended(worker, exit_)
+        elif not self.app_zygotes.exited(report["pid"], exit_):
+            self.children.early[report["pid"]] = exit_
+        self.children.ended(report["pid"])
+        self.keeper.send({"op": "heard", "sequence": report["sequence"]})
+
+    def _ended(self, worker: LocalWorker, exit_: Exit) -> None:
+        if worker.breach:
+            exit_ = dataclasses.replace(exit_, message=f"{exit_.message}: {worker.breach}")
+        worker.ended(exit_)
+        self.forker.room.ended()
+        if worker.tally is not None:
+            placement = worker.placement
+            self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
+        self.sleeping.tidy(worker.server.key, self._workers.values())
+        self.keeper.send({"op": "drop", "name": f"{store_keys.WORKER}{worker.placement.id}"})

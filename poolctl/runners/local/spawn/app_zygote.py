@@ -1,0 +1,110 @@
+"""One app zygote as the runner sees it: a process that imports an application and forks its workers on request."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from poolctl.config import masked_text
+from poolctl.keeper import store_keys, wire
+
+from ... import untrusted
+from ...link import Link, LinkLost, Refused
+from ...protocol import Exit, WorkerFailed
+from .children import Children, Forged, Process
+from .zygotes import SILENT_SECONDS
+
+
+class AppZygote:
+    """`code_since` is a monotonic time in seconds: its code is that of then, or newer; infinite before it has begun.
+
+    `up` gives why the process is of no use, "" if it is of use, and raises LinkLost when it has ended instead.
+    """
+
+    def __init__(
+        self, key: str, process: Process, uid: int | None, server: str, code_since: float = math.inf
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.key = key
+        self.code_since = code_since
+        self.process = process
+        self._uid = uid  # whom it runs as; None for the pool's own user
+        self.server = server  # whose log has taken what the import printed
+        self.link: Link
+        self.begun: asyncio.Future[None] = loop.create_future()
+        self.imported: asyncio.Future[None] = loop.create_future()
+        self.up: asyncio.Future[str] = loop.create_future()
+        self.up.add_done_callback(self._is_over)
+        self.exited: asyncio.Future[Exit] = loop.create_future()
+        self.reason = ""
+        self._forks = 0  # under way
+        self._then: Callable[[], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its entry in the keeper's store."""
+        return f"{store_keys.APP_ZYGOTE}{self.key}.{self.process.pid}"
+
+    @property
+    def forking(self) -> bool:
+        """Whether a caller waits for a fork."""
+        return self._forks > 0
+
+    def begin(self) -> None:
+        """Tell it to import."""
+        self.code_since = min(self.code_since, time.monotonic())
+        self.link.send({"order": "go"})
+        self._has_begun()
+
+    def heard(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
+        """A message from the process itself. Raises Malformed."""
+        event = untrusted.text(message, "event")
+        if event == "failed":
+            self.reason = masked_text(untrusted.text(message, "message"))
+        elif event in ("up", "unusable") and not self.up.done():
+            self.up.set_result(untrusted.text(message, "problem"))
+
+    def ended(self) -> None:
+        """Nothing more will be heard of it."""
+        if not self.up.done():
+            self.up.set_exception(LinkLost("the process has ended"))
+
+    async def fork(self, fds: Sequence[int], children: Children) -> Process:
+        """A new worker that was given `fds`. Raises WorkerFailed; LinkLost when the zygote has died."""
+        self._forks += 1
+        try:
+            reply, _ = await self.link.call({"op": "worker"}, fds, patience_seconds=SILENT_SECONDS)
+            return await children.verify(reply, self._uid, self.process.start)
+        except Refused as error:
+            raise WorkerFailed(f"no worker can be forked: {error}") from error
+        except Forged as error:
+            self.forged(str(error))
+            raise WorkerFailed(
+                f"its preloaded application {error}: it is not trusted",
+                hint=f"check what {self.server} imports",
+            ) from error
+        finally:
+            self._forks -= 1
+            if not self._forks and self._then is not None:
+                self._then()
+
+    def forged(self, deed: str) -> None:
+        """It has named a process that it cannot have forked: do not use it again."""
+        self.link.cut_off(deed)
+
+    def after_forks(self, then: Callable[[], None]) -> None:
+        """Call `then` when nobody waits for a fork any more."""
+        self._then = then
+        if not self._forks:
+            then()
+
+    def _is_over(self, up: asyncio.Future[str]) -> None:
+        up.exception()  # nobody need be waiting for it
+        self.imported.set_result(None)
+        self._has_begun()
+
+    def _has_begun(self) -> None:
+        if not self.begun.done():
+            self.begun.set_result(None)

@@ -1,0 +1,132 @@
+"""Checks with the kernel that a process named by a zygote is the one that it was asked to fork.
+
+A preloaded application runs in its zygote and can forge its answers. The keeper later signals the named process with
+its own rights, so the process must be a child of the keeper, run as the zygote's user, be no older than the zygote, and
+not be in use already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from poolctl.keeper.wire import Message
+from poolctl.platform import process_parent, process_start, process_users
+
+from ... import untrusted
+from ...link import Link
+from ...protocol import Exit
+
+_MOST_PID = 1 << 22  # of any Linux (proc(5), pid_max)
+# The process in between, which forks for the zygote, is the parent for so long.
+_FIRST_LOOK_SECONDS = 0.1
+_LAST_LOOK_SECONDS = 3.0
+
+
+class Process(NamedTuple):
+    """A process by its pid and its start time (see process_start), which is None when it has ended already."""
+
+    pid: int
+    start: int | None
+
+
+class Forged(Exception):
+    """A zygote has named a process that it cannot have forked; the text says what it did ("named …")."""
+
+
+class Children:
+    """The processes of this runner that were forked by zygotes. `keeper_pid` is their parent, 0 when that is unknown.
+
+    `early` are exits that were reported before the reply to the request for the process.
+    """
+
+    def __init__(self, keeper: Link, keeper_pid: int) -> None:
+        self.keeper_pid = keeper_pid
+        self.early: dict[int, Exit] = {}
+        self._keeper = keeper
+        self._known: set[int] = set()
+        self._unconfirmed: dict[Process, tuple[float, Callable[[str], None]]] = {}
+        self._forks = 0  # under way
+        self._look: asyncio.TimerHandle | None = None
+        self._sees_processes = process_start(os.getpid()) is not None
+
+    @contextlib.contextmanager
+    def forking(self) -> Iterator[None]:
+        """While a fork is under way, the exits of unknown processes are remembered."""
+        if not self._forks:
+            self.early.clear()  # of others, whose pids may be used again
+        self._forks += 1
+        try:
+            yield
+        finally:
+            self._forks -= 1
+
+    async def verify(self, reply: Message, uid: int | None, not_before: int | None) -> Process:
+        """The process that the reply names, if it is new and runs as `uid` (None: as anyone).
+
+        Raises Forged, LinkLost.
+        """
+        try:
+            pid = untrusted.number(reply, "pid", 2, _MOST_PID)
+        except untrusted.Malformed as error:
+            raise Forged(f"answered with {error}") from None
+        if pid in self._known:
+            raise Forged(f"named pid {pid} as a new process, but it is another process of the pool")
+        start = process_start(pid) if self._sees_processes else None
+        if start is None and self._sees_processes:
+            # Whatever has ended by now is reported before the answer to this.
+            await self._keeper.call({"op": "list", "after": "\U0010ffff"})
+            if pid not in self.early:
+                raise Forged(f"named pid {pid} as a new process, but there is no such process")
+        elif start is not None:
+            if uid is not None and process_users(pid) != {uid}:
+                raise Forged(f"named pid {pid} as a new process, but it runs as another user")
+            if not_before is not None and start < not_before:
+                raise Forged(f"named pid {pid} as a new process, but it is older than the request")
+        return Process(pid, start)
+
+    def add(self, pid: int) -> Exit | None:
+        """Register the process; returns how it exited, if it has exited already."""
+        exit_ = self.early.pop(pid, None)
+        if exit_ is None:
+            self._known.add(pid)
+        return exit_
+
+    def ended(self, pid: int) -> None:
+        """The process has exited, and its pid may be reused."""
+        self._known.discard(pid)
+        for process in [each for each in self._unconfirmed if each.pid == pid]:
+            del self._unconfirmed[process]
+
+    def confirm(self, process: Process, on_stranger: Callable[[str], None]) -> None:
+        """Check that the process becomes a child of the keeper; if not, report it once."""
+        if process.start is None or not self.keeper_pid:
+            return
+        loop = asyncio.get_running_loop()
+        self._unconfirmed[process] = loop.time() + _LAST_LOOK_SECONDS, on_stranger
+        if self._look is None:
+            self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
+
+    def _confirm(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._look = None
+        for process, (until, on_stranger) in list(self._unconfirmed.items()):
+            if process_parent(process.pid) == (self.keeper_pid, process.start):
+                del self._unconfirmed[process]
+            elif loop.time() >= until:
+                del self._unconfirmed[process]
+                self._known.discard(process.pid)
+                on_stranger(f"named pid {process.pid} as a new process, but it is not a process of the pool")
+        if self._unconfirmed:
+            self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
+
+
+def kill(keeper: Link, process: Process) -> None:
+    """Have the keeper end a child of its own with all of its group, if it is there and still the same process."""
+    if process.start is not None:
+        order = {"op": "signal", "signal": signal.SIGKILL, "group": True}
+        keeper.send({**order, "pid": process.pid, "start": process.start})

@@ -1,0 +1,258 @@
+"""From a server's configuration to a process: everything that a worker is born with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+
+from poolctl.config import ServerConfig, interpreter, missing_program
+from poolctl.errors import ServerError
+from poolctl.keeper import rendezvous, store_keys, wire
+from poolctl.platform import sealed_file
+
+from ...descriptor import HasDescriptor
+from ...link import Link
+from ...protocol import Placement
+from ...spec import Spec, app_spec, spec_file, tls_contents, user_id, user_ids, worker_spec
+from ..certificates_in_use import Certificates
+from ..resources.output import Output
+from ..workers.adoption_pairs import AdoptionPairs, protocol
+from ..workers.local_worker import LocalWorker
+from ..workers.notify_socket import NotifySocket
+from ..workers.programs import argument_vector
+from ..workers.tallies import Tally
+from .app_zygote import AppZygote
+from .app_zygotes import AppZygotes
+from .children import Children, Process
+from .descriptor_budget import DescriptorBudget
+from .zygotes import Source, Zygotes
+
+
+class Forker:
+    """Makes workers. `open_files` are the limits that they get, the soft and the hard one."""
+
+    def __init__(
+        self,
+        keeper: Link,
+        children: Children,
+        zygotes: Zygotes,
+        app_zygotes: AppZygotes,
+        output: Output,
+        adoptions: AdoptionPairs,
+        open_files: tuple[int, int],
+        orphanage: str | None,
+    ) -> None:
+        self._orphanage = orphanage
+        self._keeper = keeper
+        self._children = children
+        self._zygotes = zygotes
+        self._app_zygotes = app_zygotes
+        self._output = output
+        self._adoptions = adoptions
+        self.open_files = open_files
+        self.certificates = Certificates(keeper)
+        self.room = DescriptorBudget()
+        # What workers see instead of the pool's own environment, by server name (`restart --env`).
+        self.environments: dict[str, Mapping[str, str]] = {}
+        self._code_since: dict[str, float] = {}
+
+    async def fork(
+        self, server: ServerConfig, generation: int, index: int, sockets: list[socket.socket]
+    ) -> LocalWorker:
+        """A worker that exists: its control socket, its pipe, its place in the keeper's store.
+
+        Raises ServerError for what the configuration names and the machine does not have, WorkerFailed.
+        """
+        await self.room.enter()
+        forked_from = self._source(server)
+        return await self._zygotes.twice(
+            forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from)
+        )
+
+    async def check(self, server: ServerConfig) -> None:
+        """Return when a worker could be forked: its interpreter, user, files and program are there.
+
+        Raises ServerError, WorkerFailed.
+        """
+        forked_from = self._source(server)
+        await self._zygotes.twice(forked_from, lambda: self._zygotes.up(forked_from))
+        await asyncio.to_thread(self._check_files, server)
+
+    def _check_files(self, server: ServerConfig) -> None:
+        spec = self._app_spec(server)
+        tls_contents(server)
+        base = os.environ if spec["env_base"] is None else spec["env_base"]
+        if server.command and (finding := missing_program(server, {**base, **spec["env"]})):
+            raise ServerError(finding.message, name=server.name, bind=server.bind, hint=finding.hint)
+
+    async def prepare(self, server: ServerConfig, since: float) -> str:
+        """Import the server's application, in code no older than `since`, where its workers can be forked from.
+
+        Gives "" or why they cannot. Raises ServerError, WorkerFailed.
+        """
+        self._code_since[server.key] = since
+        found = await self._app_zygote(server)
+        return found if isinstance(found, str) else ""
+
+    def warm(self, server: ServerConfig) -> None:
+        """Let what its workers are forked from be there before one is needed."""
+        self._zygotes.adopt(self._source(server))
+
+    def need(self, server: ServerConfig) -> None:
+        """Keep what the server's workers are forked from, if it is there."""
+        with contextlib.suppress(ServerError):
+            self._app_zygotes.need(server, self._app_spec(server))
+
+    async def _app_zygote(self, server: ServerConfig) -> AppZygote | str:
+        if not server.preload or server.command:
+            return ""
+        return await self._app_zygotes.get(
+            server, self._app_spec(server), self._code_since.get(server.key, 0.0)
+        )
+
+    def _app_spec(self, server: ServerConfig) -> Spec:
+        return app_spec(
+            server,
+            interpreter=_interpreter(server),
+            open_files=self.open_files,
+            env_base=self.environments.get(server.name),
+        )
+
+    async def _fork_once(
+        self,
+        server: ServerConfig,
+        generation: int,
+        index: int,
+        sockets: list[socket.socket],
+        forked_from: Source,
+    ) -> LocalWorker:
+        app_zygote = await self._app_zygote(server)
+        given = self.certificates.for_worker(server, generation)
+        contents = given.contents
+        spec = worker_spec(
+            server,
+            interpreter=forked_from.interpreter,
+            listeners=len(sockets),
+            tls_files=len(contents),
+            open_files=self.open_files,
+            env_base=self.environments.get(server.name),
+        )
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
+            notify = self._prepare_command(server, spec, if_failed) if server.command else None
+            control, theirs = wire.pair()
+            if_failed.enter_context(control)
+            ours.enter_context(theirs)
+            output, write = self._output.attach(server)
+            if_failed.callback(self._output.discard, output)
+            ours.callback(os.close, write)
+            spec["orphanage"] = self._place(server, generation, index, output)
+            files = [spec_file(spec), *(sealed_file("poolctl", content) for content in contents)]
+            for fd in files:
+                ours.callback(os.close, fd)
+            listeners = [sock.fileno() for sock in sockets]
+            adoption = [sock.fileno() for sock in self._adoptions.of(server)]
+            fds = [files[0], theirs.fileno(), write, *listeners, *files[1:], *adoption]
+            tally = None if server.command else Tally.new()
+            if tally is not None:
+                if_failed.callback(tally.close)
+                fds.append(tally.fd)
+            place = None
+            if spec["orphanage"] is not None and spec["orphanage"]["bound"]:
+                bound, place = rendezvous.bind(spec["orphanage"]["directory"], rendezvous.WORKER)
+                fds.append(ours.enter_context(bound).fileno())
+                if_failed.callback(rendezvous.forget, place)
+            if isinstance(app_zygote, AppZygote):
+                process = await app_zygote.fork(fds, self._children)
+            else:
+                process = await self._zygotes.fork(forked_from, fds)
+            if_failed.pop_all()
+            # A program says nothing of itself: the logger knows it, if all the others die.
+            pid, start = process
+            self._output.follow(output, pid, start if server.command else None)
+            placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
+            placement = dataclasses.replace(placement, certificate_ends=given.ends)
+            worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
+            worker.start, worker.place = start, place
+            worker.answered.add_done_callback(
+                functools.partial(self.certificates.keep_if_ready, server, generation, given)
+            )
+            worker.preloaded = isinstance(app_zygote, AppZygote)
+            worker.tally = tally
+            self._enrol(worker, control, notify)
+            if isinstance(app_zygote, AppZygote):
+                self._confirm(worker, process, app_zygote.forged)
+            elif forked_from.user is not None:
+                self._confirm(worker, process, functools.partial(self._zygotes.forged, forked_from))
+            return worker
+
+    def _confirm(self, worker: LocalWorker, process: Process, forged: Callable[[str], None]) -> None:
+        """Check that a process named by an untrusted zygote is a child of the keeper."""
+
+        def on_stranger(deed: str) -> None:
+            forged(deed)
+            worker.disown(deed)
+
+        self._children.confirm(process, on_stranger)
+
+    def _source(self, server: ServerConfig) -> Source:
+        """What its processes are forked from: an environment that others can change is entered as the server's user."""
+        if server.command:
+            # A command needs nothing of the application's interpreter: any zygote can become it.
+            return Source(sys.executable)
+        return self._zygotes.source(_interpreter(server), user_ids(server))
+
+    def _place(
+        self, server: ServerConfig, generation: int, index: int, output: str
+    ) -> dict[str, object] | None:
+        """What a worker says of itself where it waits when the pool has died; None where it is to end then."""
+        if self._orphanage is None:
+            return None
+        return {
+            "directory": self._orphanage,
+            "server": server.name,
+            "key": server.key,
+            "generation": generation,
+            "index": index,
+            "output": output,
+            "protocol": None if server.command else protocol(server),
+            # Another user's worker cannot enter the directory: it is given a socket that is bound there.
+            "bound": not server.command and user_ids(server) is not None,
+        }
+
+    def _prepare_command(
+        self, server: ServerConfig, spec: Spec, if_failed: contextlib.ExitStack
+    ) -> NotifySocket | None:
+        spec["argv"] = argument_vector(server)
+        if not server.notify:
+            return None
+        notify = NotifySocket.open(user_id(server))
+        if_failed.callback(notify.close)
+        spec["env"]["NOTIFY_SOCKET"] = notify.path
+        return notify
+
+    def _enrol(self, worker: LocalWorker, control: socket.socket, notify: NotifySocket | None) -> None:
+        if notify is not None:
+            worker.listen(notify)
+        # Our end, which the keeper holds too: a worker must not see an end of file when its supervisor is replaced.
+        of_the_worker = (None, notify) if worker.server.command else (control, worker.tally)
+        kept: list[HasDescriptor] = [each for each in of_the_worker if each is not None]
+        self._keeper.send(
+            {"op": "put", "name": f"{store_keys.WORKER}{worker.placement.id}", "meta": worker.meta()}, kept
+        )
+        # Noted first, told to begin then: there is no moment in which a supervisor's death leaves it unknown.
+        if worker.server.command:
+            with contextlib.suppress(OSError):
+                wire.send(control, {"order": "go"})
+            control.close()
+        else:
+            worker.control_by(control)
+
+
+def _interpreter(server: ServerConfig) -> str:
+    return interpreter(server.python, server.base_dir, os.environ)

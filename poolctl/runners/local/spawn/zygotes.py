@@ -1,0 +1,249 @@
+"""The zygotes of a pool, one an interpreter: started when the first worker needs one, replaced when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from poolctl.bootstrap import as_user, command
+from poolctl.config import enter_as
+from poolctl.keeper import store_keys, wire
+from poolctl.platform import process_start
+
+from ... import untrusted, withheld
+from ...link import Link, LinkLost, Refused
+from ...protocol import WorkerFailed
+from .children import Children, Forged, Process, kill
+
+START_SECONDS = 30.0
+# A fork takes milliseconds. Who is silent for so long while it is asked for some is stopped, or stuck.
+SILENT_SECONDS = 10.0
+# A look at who can change an interpreter's files holds for so long.
+_OWNER_SECONDS = 10.0
+# Time for an unused one to exit.
+END_SECONDS = 2.0
+
+T = TypeVar("T")
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class Unfit(Refused):
+    """An interpreter that cannot run workers; `hint` is the mend."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+class Source(NamedTuple):
+    """What is forked from: the zygote of an interpreter. It runs as `user`, (uid, gid), or as the pool does."""
+
+    interpreter: str
+    user: tuple[int, int] | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in the keeper's store."""
+        return self.interpreter if self.user is None else "{}:{}:{}".format(*self.user, self.interpreter)
+
+    @classmethod
+    def of(cls, key: str) -> Source:
+        """The one that has this key."""
+        found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
+        return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
+
+
+class Zygotes:
+    """Forks workers by way of the keeper's zygotes; `directory` takes their own (seldom) output."""
+
+    def __init__(self, keeper: Link, children: Children, directory: str) -> None:
+        self._keeper = keeper
+        self._children = children
+        self._output = os.path.join(directory, "helpers.log")
+        self._running: dict[str, asyncio.Task[Link]] = {}
+        self._processes: dict[Link, Process] = {}
+        self._entered_as: dict[tuple[str, tuple[int, int]], tuple[float, tuple[int, int] | None]] = {}
+        self._without: dict[
+            str, list[str]
+        ] = {}  # by interpreter: the variables that its zygote was not given
+
+    def adopt(self, source: Source) -> None:
+        """Listen to a zygote that the keeper holds: it may have answered a supervisor that is dead."""
+        self._zygote(source)
+
+    def source(self, interpreter: str, user: tuple[int, int] | None) -> Source:
+        """What to fork from for a server of that user: where others can change what is run, it runs as that user."""
+        if user is None:
+            return Source(interpreter)
+        now = asyncio.get_running_loop().time()
+        looked_at, entered_as = self._entered_as.get((interpreter, user), (-_OWNER_SECONDS, None))
+        if now - looked_at >= _OWNER_SECONDS:
+            entered_as = enter_as(interpreter, user, os.environ)
+            self._entered_as[interpreter, user] = now, entered_as
+        return Source(interpreter, entered_as)
+
+    async def fork(self, source: Source, fds: Sequence[int], role: str = "worker") -> Process:
+        """A new worker that was given `fds`, and that waits to be told to begin (or of another role).
+
+        Raises WorkerFailed; LinkLost when the zygote died or got stuck meanwhile, perhaps after the fork: asked again
+        with another control socket, the next one does it.
+        """
+        zygote = await self.up(source)
+        try:
+            reply, _ = await zygote.call({"op": role}, fds, patience_seconds=SILENT_SECONDS)
+            uid = None if source.user is None else source.user[0]
+            return await self._children.verify(reply, uid, self._processes[zygote].start)
+        except Forged as error:
+            zygote.cut_off(str(error))
+            raise self._failure(source, error) from error
+        except Refused as error:
+            raise self._failure(source, error) from error
+
+    async def up(self, source: Source) -> Link:
+        """The zygote, once it can fork. Raises WorkerFailed; LinkLost when it has died meanwhile."""
+        try:
+            return await asyncio.shield(self._zygote(source))
+        except Unfit as error:
+            raise WorkerFailed(f"{source.interpreter} {error}", hint=error.hint) from error
+
+    async def twice(self, source: Source, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What the attempt to fork gives, made again if the zygote died meanwhile. Raises WorkerFailed."""
+        for last in (False, True):
+            try:
+                return await attempt()
+            except LinkLost as error:
+                if last:
+                    raise self._failure(source, error) from error
+        raise AssertionError("unreachable")
+
+    def _failure(self, source: Source, error: LinkLost | Forged) -> WorkerFailed:
+        """What to say of an interpreter in which nothing can be forked: why is in its zygote's output."""
+        hint = f"see {self._output}"
+        if source.user is not None:
+            # What another user runs writes into no file of the pool's.
+            uid, gid = source.user
+            hint = f"try: setpriv --reuid={uid} --regid={gid} --init-groups {source.interpreter} -c 'import uvicorn'"
+        return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
+
+    def forged(self, source: Source, deed: str) -> None:
+        """The zygote has named a process that it cannot have forked: do not use it again."""
+        task = self._running.get(source.key)
+        if task is not None and task.done() and not task.cancelled() and task.exception() is None:
+            task.result().cut_off(deed)
+
+    def close(self) -> None:
+        """End every zygote; workers live on."""
+        for key in list(self._running):
+            self._end(key)
+
+    def _end(self, key: str) -> None:
+        task = self._running.pop(key, None)
+        if task is None:
+            return
+        self._keeper.send({"op": "drop", "name": f"{store_keys.ZYGOTE}{key}"})
+        if task.done() and not task.cancelled() and task.exception() is None:
+            self._let_go(task.result())
+        else:
+            task.cancel()
+
+    def _let_go(self, link: Link) -> None:
+        """Let the process end that is at the other end of the link; kill it if it does not: it may be stopped."""
+        link.close()
+        process = self._processes.pop(link, None)
+        if process is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(END_SECONDS, kill, self._keeper, process)
+
+    def _zygote(self, source: Source) -> asyncio.Task[Link]:
+        key = source.key
+        without = withheld.present()
+        if self._without.get(key, without) != without:
+            self._end(key)
+        self._without[key] = without
+        task = self._running.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = asyncio.ensure_future(self._start(source))
+            # Those who wait for it see the exception; often nobody does.
+            task.add_done_callback(lambda started: started.cancelled() or started.exception())
+            self._running[key] = task
+        return task
+
+    async def _start(self, source: Source) -> Link:
+        key = source.key
+        starting = asyncio.current_task()
+        up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_message(message: wire.Message, fds: list[int]) -> None:
+            event = untrusted.text(message, "event")
+            if event == "up" and not up.done():
+                up.set_result(None)
+            elif event == "unfit" and not up.done():
+                up.set_exception(Unfit(untrusted.text(message, "reason"), untrusted.text(message, "hint")))
+
+        def on_end() -> None:
+            if self._running.get(key) is starting:
+                del self._running[key]
+                self._keeper.send({"op": "drop", "name": f"{store_keys.ZYGOTE}{key}"})
+            if not up.done():
+                up.set_exception(LinkLost("the interpreter ended at its start"))
+            self._let_go(link)
+
+        kept = await self._kept(key)
+        # One that is kept has most likely been up for long.
+        limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
+        sock, process = kept or await self._spawn(source)
+        link = Link(sock, on_message, on_end, on_breach=lambda deed: self._breached(source, deed))
+        self._processes[link] = process
+        if kept is not None:
+            # Its first word may have been heard by another supervisor.
+            link.send({"op": "ping"})
+        try:
+            async with asyncio.timeout(limit_seconds):
+                await up
+        except BaseException as error:
+            self._let_go(link)
+            if isinstance(error, TimeoutError):
+                on_end()  # or it would be asked for again
+                raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
+            raise
+        return link
+
+    def _breached(self, source: Source, deed: str) -> None:
+        logger.warning("the zygote of %s %s: replacing it", source.interpreter, deed)
+
+    async def _kept(self, key: str) -> tuple[socket.socket, Process] | None:
+        """A zygote that the keeper has started or kept, if it has the right environment."""
+        reply, fds = await self._keeper.call({"op": "get", "name": f"{store_keys.ZYGOTE}{key}"})
+        if not fds:
+            return None
+        meta = reply.get("meta") or {}
+        if meta.get("without", []) == self._without[key]:
+            return wire.over(fds[0]), _process(meta)
+        for fd in fds:
+            os.close(fd)
+        return None
+
+    async def _spawn(self, source: Source) -> tuple[socket.socket, Process]:
+        argv, output = command(source.interpreter, "worker", "zygote"), self._output
+        without = self._without[source.key]
+        if source.user is not None:
+            argv, output = as_user(*source.user, argv), os.devnull
+        order = {"op": "spawn", "argv": argv, "output": output, "session": True, "without": without}
+        ours, theirs = wire.pair()
+        with theirs:
+            reply, _ = await self._keeper.call(order, [theirs.fileno()])
+        meta = {"without": without, "pid": reply["pid"], "start": process_start(reply["pid"])}
+        self._keeper.send(
+            {"op": "put", "name": f"{store_keys.ZYGOTE}{source.key}", "meta": meta}, [ours.fileno()]
+        )
+        return ours, _process(meta)
+
+
+def _process(meta: wire.Message) -> Process:
+    return Process(int(meta.get("pid", 0)), meta.get("start"))

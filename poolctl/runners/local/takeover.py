@@ -1,0 +1,179 @@
+"""After the death of a supervisor: what the keeper holds of a runner before, in the hands of its successor."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from poolctl.config import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.keeper import store_keys, wire
+
+from ..descriptor import HasDescriptor
+from ..link import Link
+from ..protocol import Placement
+from ..spec import user_id
+from .resources.keeper_link import KeeperLink
+from .spawn.zygotes import Source
+from .workers.local_worker import LocalWorker
+from .workers.notify_socket import NotifySocket
+from .workers.tallies import Tally
+
+if TYPE_CHECKING:
+    from .runner import LocalRunner
+
+logger = logging.getLogger("poolctl.supervisor")
+
+_KINDS = (
+    store_keys.LISTENER,
+    store_keys.ADOPTION,
+    store_keys.OUTPUT,
+    store_keys.TALLY,
+    store_keys.HELD_CONNECTION,
+    store_keys.WORKER,
+)
+
+
+async def take_over(
+    runner: LocalRunner,
+    servers: Mapping[str, ServerConfig],
+    placed: Mapping[str, ServerConfig],
+    follow: Callable[[LocalWorker], None],
+) -> list[LocalWorker]:
+    """The workers that are there, each known to the runner by `follow`; with them all that they need.
+
+    `placed` as in `LocalRunner.adopt`.
+    """
+    adopted: list[LocalWorker] = []
+    warm = False
+    after = ""
+    by_key = {server.key: server for server in servers.values()}
+    while True:
+        reply, _ = await runner.keeper.call({"op": "list", "after": after})
+        for name, meta in reply["entries"]:
+            after = name
+            if name.startswith(store_keys.ZYGOTE):
+                runner.zygotes.adopt(Source.of(name.removeprefix(store_keys.ZYGOTE)))
+                warm = True
+            elif name.startswith(store_keys.APP_ZYGOTE):
+                _, fds = await runner.keeper.call({"op": "get", "name": name})
+                runner.app_zygotes.adopt(meta, fds[0])
+            kind = next((kind for kind in _KINDS if name.startswith(kind)), None)
+            if kind is None:
+                continue
+            _, fds = await runner.keeper.call({"op": "get", "name": name})
+            if kind != store_keys.WORKER:
+                owners = _take(runner, name, kind, meta, fds, by_key)
+                if owners:
+                    runner.keeper.share(name, meta, owners)
+            elif meta["server"] in servers:
+                server = placed.get(name.removeprefix(kind), servers[meta["server"]])
+                if meta.get("start") is not None:
+                    # Of no effect for a child of the keeper; one that is not may have come without being watched.
+                    runner.keeper.send({"op": "watch", "pid": meta["pid"], "start": meta["start"]})
+                adopted.append(_worker(runner.keeper, name, server, meta, fds, follow))
+            else:
+                _end_unknown(runner.keeper, name, meta, fds)
+        if not reply["entries"]:
+            if adopted and not warm:
+                # The zygotes went with their keeper.
+                runner.forker.warm(adopted[0].server)
+            _keep_app_zygotes(runner, servers)
+            await _take_acceptor(runner, by_key)
+            return adopted
+
+
+def _end_unknown(keeper: Link, name: str, meta: wire.Message, fds: list[int]) -> None:
+    """End the worker of a server that is in no record: the supervisor died while it was being added."""
+    logger.warning("pid %d belongs to no server of the pool: stopping it", meta["pid"])
+    if meta["notify"] is None and fds:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:
+            wire.send(control, {"order": "stop", "to": "nobody"})
+    keeper.send({"op": "signal", "pid": meta["pid"], "signal": signal.SIGTERM, "group": False})
+    keeper.send({"op": "drop", "name": name})
+    for fd in fds:
+        wire.close(fd)
+
+
+def _take(
+    runner: LocalRunner,
+    name: str,
+    kind: str,
+    meta: wire.Message,
+    fds: list[int],
+    by_key: Mapping[str, ServerConfig],
+) -> Sequence[HasDescriptor]:
+    """What owns the entry's descriptors from now on; nothing where it is of no further use."""
+    key = name.removeprefix(kind)
+    if kind == store_keys.LISTENER:
+        return runner.sockets.adopt(key, fds, meta)
+    if kind == store_keys.ADOPTION:
+        return runner.adoptions.adopt(key, fds, meta)
+    if kind == store_keys.OUTPUT:
+        return [runner.output.adopt(key, meta, fds[0])]
+    if kind == store_keys.TALLY:
+        runner.tallies.adopt(meta["server"], key, fds[0])
+    else:
+        runner.sleeping.adopt(by_key.get(meta["key"]), name, meta, fds[0])
+    return []
+
+
+async def _take_acceptor(runner: LocalRunner, by_key: Mapping[str, ServerConfig]) -> None:
+    """Last of all: connections that it accepted for a dead supervisor go to the servers' pairs."""
+    reply, fds = await runner.keeper.call({"op": "get", "name": store_keys.ACCEPTOR})
+    if fds:
+        owners = runner.sleeping.adopt_acceptor(reply["meta"], fds[0], by_key)
+        runner.keeper.share(store_keys.ACCEPTOR, reply["meta"], owners)
+
+
+def _keep_app_zygotes(runner: LocalRunner, servers: Mapping[str, ServerConfig]) -> None:
+    for server in servers.values():
+        if server.preload and runner.endpoints(server.key):
+            runner.forker.need(server)
+    runner.app_zygotes.end_unneeded()
+
+
+def _worker(
+    keeper: KeeperLink,
+    name: str,
+    server: ServerConfig,
+    meta: wire.Message,
+    fds: list[int],
+    follow: Callable[[LocalWorker], None],
+) -> LocalWorker:
+    generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
+    placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
+    worker = LocalWorker(placement, server, str(meta["output"]), meta.get("protocol"))
+    worker.start, worker.place = meta.get("start"), meta.get("place")
+    sockets = [socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
+    # Before the worker turns out to have ended.
+    worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
+    keeper.share(name, meta, [*sockets[:1], *([worker.tally] if worker.tally is not None else [])])
+    follow(worker)
+    # An earlier version kept the worker's end as well.
+    for theirs in sockets[1:]:
+        theirs.close()
+    if meta["notify"] is not None and sockets:
+        worker.listen(NotifySocket(sockets[0], str(meta["notify"]), _user_id(server)))
+    elif sockets:
+        worker.control_by(sockets[0])
+    worker.begin()
+    if worker.control is not None:
+        worker.control.send({"order": "report"})
+    if meta["ready_at"] is not None and not worker.exited.done():
+        worker.ready_at = float(meta["ready_at"])
+        worker.answer()
+    return worker
+
+
+def _user_id(server: ServerConfig) -> int:
+    try:
+        return user_id(server)
+    except ServerError:  # its user has been removed: only root is heard
+        return 0

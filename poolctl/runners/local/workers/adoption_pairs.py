@@ -1,0 +1,125 @@
+"""Adoption pairs: through one, the workers of a server hand each other the connections that they have accepted.
+
+A draining worker gives, any other takes, whichever is awake first; what is queued waits as it would in a backlog. One
+pair a server, because a connection must not reach another server's application, nor plain one that speaks TLS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+from poolctl.config import ServerConfig
+from poolctl.keeper import handover, store_keys, wire
+from poolctl.platform import close_promptly
+
+from ...link import Link, LinkLost
+
+PLAIN, TLS = "plain", "tls"
+_MOST_IN_A_PAIR = 1024
+
+
+def protocol(server: ServerConfig) -> str:
+    """What is spoken on the server's connections, and whose workers have them: only those of one kind share a pair.
+
+    A process that had an end of a pair can read what is put into it, so workers of another user get a new pair.
+    """
+    spoken = TLS if server.tls else PLAIN
+    return spoken if server.user is None else f"{spoken} {server.user}"
+
+
+class AdoptionPairs:
+    """The pairs by the canonical address of their server, here and at the keeper."""
+
+    def __init__(self, keeper: Link) -> None:
+        self._keeper = keeper
+        self._pairs: dict[str, tuple[str, socket.socket, socket.socket]] = {}
+
+    def open(self, server: ServerConfig) -> None:
+        """Make the server's pair, if it has none of its protocol. A program, which knows nothing of it, has none."""
+        if server.command or self.protocol(server.key) == protocol(server):
+            return
+        self._forget(server.key)
+        give, take = wire.pair()
+        # Once, and before anybody else has it: all who share a socket share this too.
+        give.setblocking(False)
+        take.setblocking(False)
+        self._pairs[server.key] = (protocol(server), give, take)
+        meta = {"server": server.name, "protocol": protocol(server)}
+        entry = {"op": "put", "name": f"{store_keys.ADOPTION}{server.key}", "meta": meta}
+        self._keeper.send(entry, [give, take])
+
+    def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
+        """The ends (give, take) for a worker of the server; nothing for a program."""
+        if server.command:
+            return ()
+        self.open(server)
+        return self._pairs[server.key][1:]
+
+    def protocol(self, key: str) -> str | None:
+        """What is spoken on the connections of that address' pair; None when it has none."""
+        return self._pairs[key][0] if key in self._pairs else None
+
+    def give(self, key: str, sock: socket.socket) -> bool:
+        """Whether the connection waits for a worker now; it stays the caller's to close. False: there is no room."""
+        if key not in self._pairs:
+            return False
+        try:
+            limits = sock.limits() if isinstance(sock, handover.Connection) else None
+            handover.give(self._pairs[key][1], sock.fileno(), limits)
+        except BlockingIOError:
+            return False
+        return True
+
+    def adopt(self, key: str, fds: list[int], meta: wire.Message) -> list[socket.socket]:
+        """The pair that the keeper held; the descriptors belong to us from now on."""
+        give, take = (socket.socket(fileno=fd) for fd in fds)
+        self._pairs[key] = (str(meta["protocol"]), give, take)
+        return [give, take]
+
+    def left(self, key: str) -> socket.socket | None:
+        """Where the connections come out; None when the address has no pair."""
+        return self._pairs[key][2] if key in self._pairs else None
+
+    def empty(self, key: str) -> None:
+        """Close every connection that waits in the pair."""
+        if key in self._pairs:
+            _empty(self._pairs[key][2])
+
+    async def close(self, key: str) -> None:
+        """Close the pair here and at the keeper, and every connection that waits in it."""
+        if key not in self._pairs:
+            return
+        self.empty(key)
+        self._forget(key)
+        with contextlib.suppress(LinkLost):
+            await self._keeper.call({"op": "drop", "name": f"{store_keys.ADOPTION}{key}"})
+
+    def drop(self, key: str) -> None:
+        """Give up the pair of an address, which is empty, until it is needed again."""
+        self._forget(key)
+        self._keeper.send({"op": "drop", "name": f"{store_keys.ADOPTION}{key}"})
+
+    async def close_all(self) -> None:
+        """Close every pair."""
+        await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
+
+    def _forget(self, key: str) -> None:
+        for end in self._pairs.pop(key, ("",))[1:]:
+            end.close()
+
+
+def _empty(take: socket.socket) -> None:
+    # As much as it holds, and no more: an application that fills it all the time is not waited for.
+    for _ in range(_MOST_IN_A_PAIR):
+        try:
+            received = wire.receive(take)
+        except wire.WireError:
+            continue
+        except OSError:
+            return
+        if received is None:
+            return
+        for fd in received[1]:
+            close_promptly(fd)

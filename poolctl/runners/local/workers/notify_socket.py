@@ -1,0 +1,84 @@
+"""NOTIFY_SOCKET (sd_notify(3)): how a program that is no ASGI application says that it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+
+from poolctl.platform import CREDENTIALS_BYTES, ask_for_credentials, sender_credentials
+
+from ...untrusted import allowance
+
+# A program that sends too much waits that long, and no other does.
+_PAUSE_SECONDS = 0.5
+_MOST_BYTES = 4096
+
+
+class NotifySocket:
+    """The socket for one program, which runs as `uid` and is heard, and root; others that find the path are not.
+
+    The keeper holds it too, so that a later supervisor hears what is said meanwhile.
+    """
+
+    def __init__(self, sock: socket.socket, path: str, uid: int) -> None:
+        sock.setblocking(False)
+        ask_for_credentials(sock)
+        self.path = path
+        self._sock = sock
+        self._uids = {0, uid}
+        self._on_ready: Callable[[], None] = lambda: None
+        self._allowance = allowance()
+        self._pause: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def open(cls, uid: int) -> NotifySocket:
+        """A new socket, in a directory that every user may enter, as the program's has to reach it."""
+        directory = tempfile.mkdtemp(prefix="poolctl-notify-")
+        os.chmod(directory, 0o711)
+        path = os.path.join(directory, "socket")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock.bind(path)
+        os.chmod(path, 0o777)
+        return cls(sock, path, uid)
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
+    def start(self, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` at READY=1."""
+        self._on_ready = on_ready
+        self._listen()
+
+    def _listen(self) -> None:
+        self._pause = None
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        space = socket.CMSG_SPACE(CREDENTIALS_BYTES)
+        with contextlib.suppress(BlockingIOError):
+            while self._allowance.take(1, loop.time()):
+                # Descriptors that come with it find no room, and the kernel drops them.
+                data, ancillary, _, _ = self._sock.recvmsg(_MOST_BYTES, space, socket.MSG_DONTWAIT)
+                sender = sender_credentials(ancillary)
+                if sender is not None and sender[1] in self._uids and b"READY=1" in data.splitlines():
+                    self._on_ready()
+            loop.remove_reader(self._sock.fileno())
+            self._pause = loop.call_later(_PAUSE_SECONDS, self._listen)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._sock.fileno() < 0:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        self._sock.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+            os.rmdir(os.path.dirname(self.path))

@@ -1,0 +1,501 @@
+"""Who wakes a sleeping server, who does not, and what becomes of everybody who is connected: over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from poolctl.acceptor import __main__ as helper
+from poolctl.keeper import handover, wire
+from poolctl.keeper.handover import Connection
+from poolctl.runners.local.activation import activator as module
+from poolctl.runners.local.activation import held_limit
+from poolctl.runners.local.activation.accept_helper import AcceptHelper, Fetched
+from poolctl.runners.local.activation.activator import Activator
+from poolctl.runners.local.activation.sleeping_listener import SleepingListener
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def run(work: Callable[[House], Coroutine[Any, Any, None]]) -> None:
+    async def watched() -> None:
+        unseen: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+        house = House()
+        try:
+            await asyncio.wait_for(work(house), 5)
+        finally:
+            house.close()
+        assert unseen == []
+
+    before = set(os.listdir("/proc/self/fd"))
+    asyncio.run(watched())
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+class Helper(AcceptHelper):
+    """What the accept helper does, in this very process. `fails` says that a call on the socket waits."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.fails = False
+
+    def warm(self) -> None:
+        pass
+
+    def fetch(
+        self,
+        kind: str,
+        key: str,
+        sock: Any,
+        most: int,
+        deliver: Callable[[Connection], None],
+        done: Callable[[Fetched], None],
+    ) -> None:
+        self.asked.append(kind)
+        asyncio.get_running_loop().call_soon(self._answer, kind, sock, most, deliver, done)
+
+    def _answer(
+        self,
+        kind: str,
+        shared: socket.socket,
+        most: int,
+        deliver: Callable[[Connection], None],
+        done: Callable[[Fetched], None],
+    ) -> None:
+        if self.fails:
+            done(Fetched(failed=True, blocked=True))
+            return
+        try:
+            ours, theirs = wire.pair()
+        except OSError:
+            done(Fetched(full=True))
+            return
+        with ours, theirs:
+            helper.fetch(theirs, {"op": kind, "n": 1, "key": "", "most": most}, shared)
+            while received := wire.receive(ours):
+                message, fds = received
+                if message["t"] == "done":
+                    break
+                taken = Connection(fileno=fds[0])
+                taken.limit(message)
+                deliver(taken)
+        done(Fetched(message["empty"], message["junk"], message["full"]))
+
+
+class House:
+    """A listener, the pair of a server, an activator, and what came of it."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setblocking(False)
+        self.left, self.worker_end = wire.pair()
+        self.left.setblocking(False)
+        self.given: list[socket.socket] = []
+        self.limits: list[dict[str, Any]] = []
+        self.room = 1000
+        self.woken = 0
+        self.kept: list[str] = []
+        self.clients: list[socket.socket] = []
+        self.helper = Helper()
+        self.cleared = 0
+        self.activator = Activator(self, self.helper)
+
+    def close(self) -> None:
+        self.activator.close()
+        for sock in (self.listener, self.left, self.worker_end, *self.clients, *self.given):
+            sock.close()
+
+    def keep(self, key: str, sock: socket.socket) -> str:
+        self.kept.append(f"{key} {sock.getpeername()}")
+        return self.kept[-1]
+
+    def forget(self, name: str) -> None:
+        self.kept.remove(name)
+
+    def give(self, key: str, sock: Connection) -> bool:
+        assert key == "web"
+        if len(self.given) >= self.room:
+            return False
+        self.given.append(sock.dup())
+        self.limits.append(sock.limits())
+        return True
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def clear(self) -> None:
+        self.activator.clear("web", self._clear)
+
+    def _clear(self) -> None:
+        self.cleared += 1
+
+    def arm(self, **how: Any) -> None:
+        self.activator.arm(SleepingListener("web", [self.listener], self._wake, left=self.left, **how))
+
+    async def connect(self, first_bytes: bytes = b"") -> socket.socket:
+        sock = socket.socket()
+        self.clients.append(sock)
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, self.listener.getsockname())
+        if first_bytes:
+            await loop.sock_sendall(sock, first_bytes)
+        return sock
+
+    async def leave_behind(self) -> socket.socket:
+        """A connection that a worker has served, and that is in the pair now."""
+        ours, theirs = socket.socketpair()
+        self.clients.append(ours)
+        ours.setblocking(False)
+        wire.send(self.worker_end, {"t": "conn"}, [theirs.fileno()])
+        theirs.close()
+        return ours
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    async def closed(self, client: socket.socket) -> bytes:
+        """What the client got until the connection was closed."""
+        got = b""
+        while chunk := await asyncio.get_running_loop().sock_recv(client, 1000):
+            got += chunk
+        return got
+
+
+def test_a_request_wakes_once_and_its_connection_goes_to_the_worker_unread() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        await house.connect(REQUEST)
+        await house.until(lambda: house.given)
+        assert house.woken == 1
+        assert house.given[0].recv(1000) == REQUEST
+        await house.connect(REQUEST)  # it waits in the backlog
+        await asyncio.sleep(0.01)
+        assert (house.woken, len(house.given), house.kept) == (1, 1, [])
+
+    run(scenario)
+
+
+def test_whoever_only_connects_wakes_nobody() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        silent = await house.connect()
+        await house.until(lambda: house.kept)
+        silent.close()
+        await house.until(lambda: not house.kept)
+        hasty = await house.connect()
+        hasty.close()
+        noise = await house.connect(b"\x00\x01\x02\r\n")
+        assert (await house.closed(noise)).startswith(b"HTTP/1.1 400 ")
+        assert (house.woken, house.given) == (0, [])
+
+    run(scenario)
+
+
+def test_a_request_line_in_pieces_wakes_when_it_is_complete() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        client = await house.connect(b"GET /")
+        await house.until(lambda: house.kept)
+        client.send(b" HTTP/1")
+        await asyncio.sleep(0.005)
+        assert house.woken == 0
+        client.send(b".1\r\n")
+        await house.until(lambda: house.given)
+        assert house.given[0].recv(1000) == b"GET / HTTP/1.1\r\n"
+
+    run(scenario)
+
+
+def test_everybody_who_is_held_goes_to_the_worker_with_the_one_who_asks() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        await house.leave_behind()
+        await house.connect()
+        await house.until(lambda: len(house.kept) == 2)
+        await house.connect(REQUEST)
+        await house.until(lambda: len(house.given) == 3)
+        assert (house.woken, house.kept) == (1, [])
+
+    run(scenario)
+
+
+def test_the_next_request_of_a_connection_that_a_worker_left_wakes() -> None:
+    async def scenario(house: House) -> None:
+        first = await house.leave_behind()
+        house.arm()
+        second = await house.leave_behind()
+        await house.until(lambda: len(house.kept) == 2)
+        second.close()
+        await house.until(lambda: len(house.kept) == 1)
+        assert house.woken == 0
+        first.send(REQUEST)
+        await house.until(lambda: house.given)
+        assert (house.woken, house.given[0].recv(1000)) == (1, REQUEST)
+
+    run(scenario)
+
+
+def test_when_nobody_can_be_left_behind_any_more_the_pair_is_of_no_use() -> None:
+    async def scenario(house: House) -> None:
+        clients = [await house.leave_behind() for _ in range(100)]
+        house.arm()
+        house.clear()
+        await house.until(lambda: house.cleared)
+        assert len(house.kept) == len(clients)
+        house.clear()
+        await asyncio.sleep(0.01)
+        assert house.cleared == 1
+        clients[50].send(REQUEST)
+        await house.until(lambda: len(house.given) == len(clients))
+
+    run(scenario)
+
+
+def test_one_who_was_left_behind_and_asks_wakes_before_anything_is_given_up() -> None:
+    async def scenario(house: House) -> None:
+        (await house.leave_behind()).send(REQUEST)
+        house.arm()
+        house.clear()
+        await house.until(lambda: house.given)
+        await asyncio.sleep(0.01)
+        assert (house.woken, len(house.given), house.cleared) == (1, 1, 0)
+
+    run(scenario)
+
+
+def test_a_slow_line_and_an_idle_connection_have_their_time() -> None:
+    async def scenario(house: House) -> None:
+        house.arm(head_seconds=0.04)
+        slow, idle = await house.connect(b"GET /"), await house.connect()
+        assert (await house.closed(slow)).startswith(b"HTTP/1.1 408 ")
+        assert await house.closed(idle) == b""
+        assert (house.woken, house.given, house.kept) == (0, [], [])
+
+    run(scenario)
+
+
+def _hold_at_most(monkeypatch: Any, count: int) -> None:
+    monkeypatch.setattr(held_limit, "MOST", count)
+    monkeypatch.setattr(held_limit, "LEAST", count)
+
+
+def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one(monkeypatch: Any) -> None:
+    _hold_at_most(monkeypatch, 3)
+
+    async def scenario(house: House) -> None:
+        house.arm()
+        begun = await house.connect(b"GET /")
+        await house.until(lambda: house.kept)
+        one, *_ = [await house.connect() for _ in range(3)]
+        assert await house.closed(one) == b""
+        assert (house.woken, len(house.kept)) == (0, 3)
+        begun.send(REQUEST[5:])
+        await house.until(lambda: len(house.given) == 3)
+
+    run(scenario)
+
+
+def test_more_beginnings_of_requests_than_may_be_held_wake_their_server(monkeypatch: Any) -> None:
+    _hold_at_most(monkeypatch, 2)
+
+    async def scenario(house: House) -> None:
+        house.arm()
+        for _ in range(3):
+            await house.connect(b"GET /")
+        await house.until(lambda: len(house.given) == 3)
+        assert (house.woken, house.kept) == (1, [])
+
+    run(scenario)
+
+
+def test_a_shared_listener_is_accepted_from_by_the_helper_only(monkeypatch: Any) -> None:
+    async def scenario(house: House) -> None:
+        house.arm(shared=True)
+        house.listener.setblocking(True)
+        silent = await house.connect()
+        await house.until(lambda: house.kept)
+        await house.connect(REQUEST)
+        await house.until(lambda: len(house.given) == 2)
+        assert (house.woken, set(house.helper.asked)) == (1, {"accept"})
+        silent.close()
+
+    run(scenario)
+
+
+def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_from_then_on() -> None:
+    async def scenario(house: House) -> None:
+        house.helper.fails = True
+        house.arm(shared=True)
+        await house.connect()
+        await house.until(lambda: house.woken)
+        house.arm(shared=True)
+        await house.until(lambda: house.woken == 2)
+        assert house.helper.asked == ["accept"]
+
+    run(scenario)
+
+
+def test_what_is_no_connection_is_closed_and_taken_out_a_little_at_a_time(monkeypatch: Any) -> None:
+    async def scenario(house: House) -> None:
+        monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.001)
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            socket.socket(type=socket.SOCK_DGRAM) as datagrams,
+        ):
+            for odd in (0, listener.fileno(), datagrams.fileno()) * 60:
+                wire.send(house.worker_end, {"t": "conn"}, [odd])
+        client = await house.leave_behind()
+        house.arm()
+        await house.until(lambda: len(house.kept) == 1)
+        assert len(house.helper.asked) > 2
+        client.send(REQUEST)
+        await house.until(lambda: house.given)
+
+    run(scenario)
+
+
+def test_a_connection_that_arrives_after_its_server_was_stopped_is_closed() -> None:
+    async def scenario(house: House) -> None:
+        house.arm(shared=True)
+        client = await house.connect()
+        await house.until(lambda: house.helper.asked)
+        house.activator.forget("web")
+        assert await house.closed(client) == b""
+        assert (house.woken, house.given, house.kept) == (0, [], [])
+
+    run(scenario)
+
+
+def test_who_finds_no_room_in_the_pair_goes_there_later() -> None:
+    async def scenario(house: House) -> None:
+        house.room = 2
+        house.arm()
+        for _ in range(4):
+            await house.connect()
+        await house.until(lambda: len(house.kept) == 4)
+        await house.connect(REQUEST)
+        await house.until(lambda: house.woken)
+        assert (len(house.given), len(house.kept)) == (2, 3)
+        house.room = 5
+        await house.until(lambda: len(house.given) == 5)
+        assert house.kept == []
+
+    run(scenario)
+
+
+def test_who_found_no_room_before_the_server_slept_again_wakes_it_again() -> None:
+    async def scenario(house: House) -> None:
+        house.room = 0
+        house.arm()
+        await house.connect(REQUEST)
+        await house.until(lambda: house.woken)
+        house.arm()
+        house.room = 1
+        await house.until(lambda: house.woken == 2)
+        await house.until(lambda: house.given)
+
+    run(scenario)
+
+
+def test_a_disarmed_listener_hands_over_and_a_dismissed_one_closes() -> None:
+    async def scenario(house: House) -> None:
+        house.arm()
+        first = await house.connect()
+        await house.until(lambda: house.kept)
+        house.activator.dismiss("web")
+        assert await house.closed(first) == b""
+        await house.connect()
+        await house.until(lambda: house.kept)
+        house.activator.disarm("web")
+        assert (len(house.given), house.woken, house.kept) == (1, 0, [])
+
+    run(scenario)
+
+
+def test_a_server_that_accepts_itself_is_woken_by_whoever_connects() -> None:
+    async def scenario(house: House) -> None:
+        house.arm(accepts=False)
+        await house.connect()
+        await house.until(lambda: house.woken)
+        assert (house.woken, house.given) == (1, [])
+        house.listener.accept()[0].close()  # it is still in the backlog
+
+    run(scenario)
+
+
+def test_out_of_descriptors_nobody_is_lost_who_was_left_behind(monkeypatch: Any) -> None:
+    async def scenario(house: House) -> None:
+        monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.01)
+        house.arm()
+        client = await house.leave_behind()
+        client.send(REQUEST)
+        hoard: list[int] = []
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 30, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    hoard.append(os.dup(0))
+            await asyncio.sleep(0.03)
+            assert house.woken == 0
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in hoard:
+                os.close(fd)
+        await house.until(lambda: house.given)
+        assert house.given[0].recv(1000) == REQUEST
+
+    run(scenario)
+
+
+def test_out_of_descriptors_the_backlog_waits(monkeypatch: Any) -> None:
+    class Full(socket.socket):
+        fails = 1
+
+        def accept(self) -> tuple[socket.socket, Any]:
+            if Full.fails:
+                Full.fails -= 1
+                raise OSError(24, "Too many open files")
+            return super().accept()
+
+    async def scenario(house: House) -> None:
+        monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.01)
+        house.listener = Full(fileno=house.listener.detach())
+        house.arm()
+        await house.connect(REQUEST)
+        await house.until(lambda: house.given)
+        assert Full.fails == 0
+
+    run(scenario)
+
+
+def test_a_connection_goes_to_the_worker_with_the_time_that_its_client_has_left() -> None:
+    async def scenario(house: House) -> None:
+        house.arm(head_seconds=5.0, quiet_seconds=50.0)
+        before = time.monotonic()
+        await house.connect()
+        with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+            for until, asked in ((before + 20.0, True), (before + 2.0, False), (None, False)):
+                house.clients.append(socket.create_connection(elsewhere.getsockname()))
+                left = Connection(fileno=elsewhere.accept()[0].detach())
+                left.until, left.asked = until, asked
+                with left:
+                    handover.give(house.worker_end, left.fileno(), left.limits())
+        await house.until(lambda: len(house.kept) == 4)
+        await house.connect(REQUEST)
+        await house.until(lambda: len(house.limits) == 5)
+        found = sorted((limits["asked"], limits["until"] - before) for limits in house.limits)
+        assert [asked for asked, _ in found] == [False, False, False, True, True]
+        for (_, seconds), expected in zip(found, (2.0, 5.0, 5.0, 20.0, 50.0), strict=True):
+            assert expected <= seconds < expected + 3.0
+
+    run(scenario)

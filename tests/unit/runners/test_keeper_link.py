@@ -1,0 +1,125 @@
+"""What the keeper has is also here, whoever gave it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+from poolctl.keeper import wire
+from poolctl.keeper.reap import Reaper
+from poolctl.keeper.requests import answer
+from poolctl.keeper.store import Store
+from poolctl.runners.local.resources.keeper_link import KeeperLink
+
+
+class Peer:
+    """A keeper's store, asked in this very process."""
+
+    def __init__(self) -> None:
+        ours, self.sock = wire.pair()
+        self.sock.setblocking(False)
+        self.store, self.reaper = Store(), Reaper()
+        asyncio.get_running_loop().add_reader(self.sock, self._serve)
+        self.kept = KeeperLink(ours, lambda message, fds: None)
+
+    def _serve(self) -> None:
+        received = wire.receive(self.sock)
+        if received is not None:
+            reply, fds = answer(*received, self.store, self.reaper)
+            wire.send(self.sock, reply, fds)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.sock)
+        self.sock.close()
+        self.kept.close()
+        for name in list(self.kept.entries):
+            self.kept.send({"op": "drop", "name": name})
+        self.store.clear()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    asyncio.run(work)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def same(one: int, other: int) -> bool:
+    return os.path.sameopenfile(one, other)
+
+
+def test_what_is_put_noted_and_dropped_is_taken_down() -> None:
+    async def work() -> None:
+        peer = Peer()
+        read, write = os.pipe()
+        peer.kept.send({"op": "put", "name": "output:a", "meta": {"n": 1}}, [read])
+        peer.kept.send({"op": "note", "name": "output:a", "meta": {"n": 2}})
+        peer.kept.send({"op": "note", "name": "nobody", "meta": 3})
+        ((name, (meta, (held,))),) = peer.kept.entries.items()
+        assert (name, meta) == ("output:a", {"n": 2})
+        assert held.fileno() != read
+        assert same(held.fileno(), read)
+        peer.kept.send({"op": "put", "name": "output:a"}, [write])
+        (again,) = peer.kept.entries["output:a"][1]
+        assert same(again.fileno(), write)
+        peer.kept.send({"op": "drop", "name": "output:a"})
+        assert peer.kept.entries == {}
+        await peer.kept.call({"op": "list"})
+        assert peer.store.page("") == []
+        os.close(write)
+        os.close(read)
+        peer.reaper.watcher.close()
+        peer.close()
+
+    run(work())
+
+
+def test_what_an_earlier_supervisor_put_is_fetched_and_zygotes_are_not() -> None:
+    async def work() -> None:
+        peer = Peer()
+        read, write = os.pipe()
+        for name in ("listener:a", "zygote /usr/bin/python", "appzygote a", "lifeline"):
+            peer.store.put(name, {"of": name}, [os.dup(read)])
+        _, fds = await peer.kept.call({"op": "get", "name": "listener:a"})
+        for fd in fds:
+            os.close(fd)
+        await peer.kept.complete()
+        assert sorted(peer.kept.entries) == ["lifeline", "listener:a"]
+        assert all(same(fds[0], read) for _, fds in peer.kept.held().values())
+        os.close(read)
+        os.close(write)
+        peer.reaper.watcher.close()
+        peer.close()
+
+    run(work())
+
+
+def test_on_a_lost_link_it_is_still_taken_down() -> None:
+    async def work() -> None:
+        peer = Peer()
+        peer.kept.close()
+        peer.kept.send({"op": "put", "name": "wanted", "meta": 1})
+        assert peer.kept.entries == {"wanted": (1, [])}
+        peer.reaper.watcher.close()
+        peer.close()
+
+    run(work())
+
+
+def test_a_socket_is_shared_with_its_owner_and_left_out_once_it_is_closed() -> None:
+    async def work() -> None:
+        peer = Peer()
+        ours, theirs = wire.pair()
+        before = len(os.listdir("/proc/self/fd"))
+        peer.kept.send({"op": "put", "name": "worker:a", "meta": 1}, [ours])
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert peer.kept.held() == {"worker:a": (1, [ours.fileno()])}
+        ours.close()
+        theirs.close()
+        assert peer.kept.held() == {"worker:a": (1, [])}
+        await peer.kept.call({"op": "list"})
+        peer.reaper.watcher.close()
+        peer.close()
+
+    run(work())

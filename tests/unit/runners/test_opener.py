@@ -1,0 +1,66 @@
+"""Listeners that cannot be opened: who has their addresses is found for all at once, beside the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from poolctl.address import parse
+from poolctl.listeners import holder
+from poolctl.listeners.failure import ListenError
+from poolctl.runners.local.resources import opener
+from poolctl.runners.local.resources.opener import Opener
+
+
+def messages(opener: Opener, listeners: Iterable[socket.socket]) -> list[str]:
+    """What is said of each, when all are opened at once."""
+
+    async def open_all() -> list[BaseException | list[socket.socket]]:
+        addresses = [parse("{}:{}".format(*each.getsockname())) for each in listeners]
+        return await asyncio.gather(*map(opener.listen, addresses), return_exceptions=True)
+
+    found = asyncio.run(asyncio.wait_for(open_all(), 10))
+    return [error.message for error in found if isinstance(error, ListenError)]
+
+
+def test_listeners_that_fail_together_share_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches: list[int] = []
+    find = holder.Search.find
+
+    def counted(search: holder.Search, places: list[holder.Place]) -> dict[holder.Place, list[holder.Holder]]:
+        assert threading.current_thread() is not threading.main_thread()
+        searches.append(len(places))
+        return find(search, places)
+
+    monkeypatch.setattr(holder.Search, "find", counted)
+    it = Opener()
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(30)]
+        for _ in range(2):  # each in a loop of its own
+            said = messages(it, listeners)
+            assert len(said) == 30
+            assert all(each.endswith(f"(pid {os.getpid()})") for each in said)
+    assert searches == [30, 30]
+
+
+def test_a_search_that_hangs_or_fails_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(opener, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(holder.Search, "find", lambda search, places: over.wait(5))
+    it = Opener()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        began = time.monotonic()
+        assert messages(it, [listener]) == [f"port {port} is in use"]
+        assert time.monotonic() - began < 2
+        over.set()
+        monkeypatch.setattr(holder.Search, "find", lambda search, places: {}[places])
+        monkeypatch.setattr(opener, "_PATIENCE_SECONDS", 5)
+        assert messages(it, [listener]) == [f"port {port} is in use"]

@@ -1,0 +1,92 @@
+"""A process of the pool's own that hangs is found and killed; one that answers, or is another, is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from poolctl.keeper import wire
+from poolctl.keeper.watchdog import Watchdog
+from poolctl.runners.link import Link
+from poolctl.runners.local.resources.process_watchdog import PING, ProcessWatchdog, identity, kill
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as found:
+        yield found
+        found.kill()
+
+
+async def asked(known: dict[str, Any], *, answers: int, pid: int = 0) -> int:
+    """How often a process that answers so many times was asked, before it was given up or half a second was over.
+
+    `pid` is what it says to be its own.
+    """
+    ours, theirs = wire.pair()
+    theirs.setblocking(False)
+    count = 0
+
+    def hear() -> None:
+        nonlocal count
+        received = wire.receive(theirs)
+        assert received == (PING, [])
+        count += 1
+        if count <= answers:
+            wire.send(theirs, {"t": "pong", "pid": pid})
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(theirs.fileno(), hear)
+    link = Link(ours, lambda message, fds: watched.heard(message))
+    found: list[dict[str, Any]] = []
+    watched = ProcessWatchdog(link, known, "it", found.append, Watchdog(loop.time(), 0.02, 0.1))
+    await asyncio.sleep(0.5)
+    watched.close()
+    loop.remove_reader(theirs.fileno())
+    link.close()
+    theirs.close()
+    assert found == ([identity(pid)] if pid else [])
+    return count
+
+
+def test_one_that_does_not_answer_any_more_is_killed(process: subprocess.Popen[bytes]) -> None:
+    assert asyncio.run(asked(identity(process.pid), answers=3)) == 4
+    assert process.wait(5) == -9
+
+
+def test_one_that_answers_lives_and_is_asked_again(process: subprocess.Popen[bytes]) -> None:
+    assert asyncio.run(asked(identity(process.pid), answers=1000)) > 4
+    assert process.poll() is None
+
+
+def test_one_that_somebody_else_has_started_says_who_it_is(process: subprocess.Popen[bytes]) -> None:
+    assert asyncio.run(asked({}, answers=2, pid=process.pid)) == 3
+    assert process.wait(5) == -9
+
+
+def test_one_that_does_not_know_the_question_is_left_alone() -> None:
+    assert asyncio.run(asked({}, answers=0)) == 1
+
+
+def test_another_process_with_its_pid_is_left_alone(process: subprocess.Popen[bytes]) -> None:
+    known = identity(process.pid)
+    kill({**known, "start": known["start"] - 1})
+    kill({"pid": process.pid})
+    assert process.poll() is None
+    kill(known)
+    assert process.wait(5) == -9
+    kill(known)
+
+
+def test_whoever_stood_still_itself_blames_nobody(process: subprocess.Popen[bytes]) -> None:
+    async def scenario() -> int:
+        asyncio.get_running_loop().call_later(0.05, time.sleep, 1.3)
+        return await asked(identity(process.pid), answers=1000)
+
+    assert asyncio.run(scenario()) > 1
+    assert process.poll() is None
