@@ -7,6 +7,7 @@ and an application that answers every request: what fails here would fail there.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import importlib
 import json
@@ -17,7 +18,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import poolctl
@@ -43,6 +45,7 @@ _LONGEST = 60  # a socket's path holds 107 bytes
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
 _PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
 _FILE = "pool.json"
+_PREFIX = "poolctl-trial-"
 _APP = """
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -73,7 +76,7 @@ def check(files: list[str]) -> str | None:
         config = load(files, os.environ)
         problems = [problem.to_dict() for problem in config.problems]
         if not problems and TRIED not in os.environ:
-            try_takeover(config, options_of_this_version())
+            try_takeover(config, options_of_this_version(), _logs_of(files))
     except PoolError as error:
         problems = error.to_list()
     except TrialFailed as failed:
@@ -85,18 +88,19 @@ def check(files: list[str]) -> str | None:
 def try_takeover_by(options: str, *files: str) -> str | None:
     """Let the version that `options` names take over a small pool of this one; an error to end with, or None."""
     try:
-        try_takeover(load(files, os.environ), json.loads(options))
+        try_takeover(load(files, os.environ), json.loads(options), _logs_of(files))
     except (PoolError, TrialFailed) as failed:
         return str(failed)
     return None
 
 
-def try_takeover(servers: Iterable[ServerConfig], options: Mapping[str, Any]) -> None:
+def try_takeover(servers: Iterable[ServerConfig], options: Mapping[str, Any], logs: str) -> None:
     """Let another version take over a small pool of this one, and renew all of its processes.
 
-    The options are those of the verb `upgrade`. Blocks. Raises TrialFailed.
+    The options are those of the verb `upgrade`. The small pool's logs are kept in the directory `logs` when it fails.
+    Blocks. Raises TrialFailed.
     """
-    with _pool(servers) as pool:
+    with _pool(servers, logs) as pool:
         # What does not even start under this version may do so under the other one.
         pool.call("start")
         before, helpers = pool.pids(), pool.helpers()
@@ -186,15 +190,17 @@ class _Pool:
 
 
 @contextlib.contextmanager
-def _pool(servers: Iterable[ServerConfig]) -> Iterator[_Pool]:
+def _pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_Pool]:
     """The small pool, launched; at the end none of its processes is left. Raises TrialFailed."""
     # Whatever becomes of its keeper, each of its processes becomes a child of ours.
     become_subreaper()
     signal.signal(signal.SIGALRM, _too_late)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     signal.alarm(LIMIT_SECONDS)
-    place = _make_place()
-    lifeline, keep = -1, False
+    _remove_abandoned()
+    place, lock = _make_place()
+    lifeline = -1
+    shutil.rmtree(logs, ignore_errors=True)
     try:
         env = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
         env[directory.RUNTIME_VARIABLE] = place
@@ -206,26 +212,61 @@ def _pool(servers: Iterable[ServerConfig]) -> Iterator[_Pool]:
         lifeline = launch([f"{place}/{_FILE}"], env, lifeline=True)
         yield pool
     except (ControlError, TrialFailed) as failed:
-        keep = True  # its logs explain it
-        raise TrialFailed(f"{' '.join(str(failed).split())[:_SHOWN]} (its logs are in {place})") from failed
+        _keep_logs(place, logs)
+        raise TrialFailed(f"{' '.join(str(failed).split())[:_SHOWN]} (its logs are in {logs})") from failed
     finally:
         signal.alarm(0)
         if lifeline >= 0:
             os.close(lifeline)
         kill_children(_END_SECONDS)
-        if not keep:
-            shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
 
 
-def _make_place() -> str:
-    """A directory with a short path, for sockets, which the servers' users can enter where there is one."""
+def _logs_of(files: Sequence[str]) -> str:
+    """The directory, beside the real pool's own logs, that explains a trial that failed."""
+    return f"{directory.state_dir(os.environ, directory.pool_key(files[0]), create=True)}/upgrade-trial"
+
+
+def _keep_logs(place: str, logs: str) -> None:
+    with contextlib.suppress(OSError):
+        os.mkdir(logs, 0o700)
+    for path in glob.iglob(f"{glob.escape(place)}/**/*.log", recursive=True):
+        with contextlib.suppress(OSError):
+            shutil.copyfile(path, os.path.join(logs, os.path.basename(path)))
+
+
+def _roots() -> list[str]:
     roots = ("/tmp", "/var/tmp", directory.runtime_root(os.environ))
-    root = next(
-        (each for each in roots if len(each) < _LONGEST and os.access(each, os.W_OK | os.X_OK)), roots[-1]
-    )
-    place = tempfile.mkdtemp(prefix="poolctl-trial-", dir=root)
+    usable = [each for each in roots if len(each) < _LONGEST and os.access(each, os.W_OK | os.X_OK)]
+    return usable or [roots[-1]]
+
+
+def _make_place() -> tuple[str, int]:
+    """A directory with a short path, for sockets, which the servers' users can enter where there is one.
+
+    The descriptor locks it for as long as this process lives.
+    """
+    place = tempfile.mkdtemp(prefix=_PREFIX, dir=_roots()[0])
+    lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     os.chmod(place, 0o755)
-    return place
+    return place, lock
+
+
+def _remove_abandoned() -> None:
+    """Remove the directories of this user's earlier trials that were killed."""
+    for place in [each for root in _roots() for each in glob.iglob(f"{glob.escape(root)}/{_PREFIX}*")]:
+        with contextlib.suppress(OSError):
+            lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                status = os.fstat(lock)
+                # A new one may not be locked yet.
+                if status.st_uid == os.geteuid() and time.time() - status.st_mtime > LIMIT_SECONDS:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(place, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _too_late(number: int, frame: object) -> None:

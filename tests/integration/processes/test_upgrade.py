@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 from typing import Any
@@ -131,11 +134,45 @@ def test_a_version_with_a_broken_part_is_refused_and_nothing_has_changed(
         assert done.code == 8, (part, str(done))
         assert f"poolctl {NEW} cannot take over: " in done.stderr, part
         assert "restarted" not in done.stdout, part
-        (kept,) = re.findall(r"\(its logs are in (/tmp/poolctl-trial-\w+)\)", done.stderr)
-        shutil.rmtree(kept)
+        (logs,) = re.findall(r"\(its logs are in (\S+)\)", done.stderr)
+        assert Path(logs).is_relative_to(pool.runtime), part
+        assert Path(logs, "supervisor.log").exists(), part
+        assert not trials_with(tmp_path), part
         assert (facts(pool), version(pool)) == (before, poolctl.__version__), part
         assert (pool.info()["keeper_pid"], pool.info()["supervisor_pid"]) == (keeper, supervisor), part
     assert pool.items()["users"]["ready"]
+
+
+def trials_with(interpreter: Path) -> list[Path]:
+    """The directories of trials with an interpreter from that directory."""
+    found = []
+    for path in Path("/tmp").glob("poolctl-trial-*/pool.json"):
+        with contextlib.suppress(OSError):
+            if str(interpreter) in path.read_text():
+                found.append(path)
+    return found
+
+
+def test_an_upgrade_removes_what_a_trial_that_was_killed_has_left(pool: RealPool, newer: Path) -> None:
+    pool.write_hello("users")
+    pool.ok("start")
+    abandoned, running, recent = (
+        Path(tempfile.mkdtemp(prefix="poolctl-trial-", dir="/tmp")) for _ in range(3)
+    )
+    (abandoned / "pool.json").touch()
+    lock = os.open(running, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        for each in (abandoned, running):
+            os.utime(each, (0, 0))
+        assert by(newer, pool, "upgrade").code == 0
+        assert not abandoned.exists()
+        assert running.exists(), "its process lives"
+        assert recent.exists(), "it may not be locked yet"
+    finally:
+        os.close(lock)
+        for each in (running, recent):
+            each.rmdir()
 
 
 def interpreter_with_uvicorn_only(place: Path) -> Path:
