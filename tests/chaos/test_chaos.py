@@ -60,11 +60,15 @@ def test_the_judges_see_a_refused_request_a_cut_too_many_and_what_is_left(stage:
     watch = Watch(stage)
     try:
         watch.start()
+        asking = [load for (server, _), load in watch.loads.items() if server == "long"]
+        wait_until(
+            lambda: all(report.messages or report.complete for report in (load.look() for load in asking))
+        )
         watch.check()
         os.kill(items["long"]["pids"][0], signal.SIGKILL)
-        stage.settled()
         with pytest.raises(Fault, match=r"of long, 0 cuts excused(.|\n)*(reset|dropped|truncated)"):
-            watch.check()
+            wait_until(watch.check)
+        stage.settled()
         watch.died("long")
         watch.check()
         stage.ok("stop", "unix")
