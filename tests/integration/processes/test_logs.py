@@ -106,6 +106,10 @@ def test_a_server_that_turns_its_log_directory_into_a_link_makes_the_logger_writ
     assert os.listdir(ours.parent) == ["web.log"]
     assert ours.read_text() == "precious\n"
     assert pool.ok("logs").stdout == ""
+    for command, code in (("validate", 5), ("doctor", 1)):
+        done = pool.run(command)
+        assert done.code == code, str(done)
+        assert "logs on its path is a link that another user can make" in done.stdout, str(done)
 
 
 # Counts aloud until it is told to end, and says how far it came.
