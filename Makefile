@@ -16,7 +16,7 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-measured test-unmeasured heavy unit quick portable lint types floors house completions bench \
+.PHONY: help demo test test-measured test-unmeasured heavy unit quick portable lint types floors house completions bench matrix \
 	chaos venv dev clean
 .DEFAULT_GOAL := help
 
@@ -32,6 +32,7 @@ help:
 	@echo "make house         figures of the package's structure, with their definitions"
 	@echo "make completions   writes completions/ anew"
 	@echo "make bench         benchmarks, as a table"
+	@echo "make matrix        the tests that depend on the interpreter: every Python, lowest and newest dependencies"
 	@echo "make chaos         kills, restarts and full disks under load: ARGS='--seed N --minutes 10'"
 	@echo "make clean         removes everything that make has made"
 
@@ -101,6 +102,9 @@ completions: venv
 
 bench: dev
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+matrix:
+	@bash .ci/matrix $(ARGS)
 
 chaos: dev
 	@$(BIN)/python -m tests.chaos $(ARGS)

@@ -29,6 +29,7 @@ from .websocket_close import close_websocket
 
 logger = logging.getLogger("uvicorn.error")
 
+_NOT_STARTED = "the application did not start"
 STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
 _CANCELLED_TASKS_SECONDS = 0.5
 _HANDSHAKE_SECONDS = 2.0
@@ -191,7 +192,9 @@ class PoolServer(uvicorn.Server):
             await self.startup(sockets=[])
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else 1
-            raise StartupFailed("the application did not start", status) from exit_
+            raise StartupFailed(_NOT_STARTED, status) from exit_
+        if self.lifespan.should_exit:  # all that older versions of uvicorn do
+            raise StartupFailed(_NOT_STARTED)
 
     def _prepare_protocol(self) -> None:
         uvicorns: Any = self.config.http_protocol_class

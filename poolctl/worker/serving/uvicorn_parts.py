@@ -129,7 +129,7 @@ SERVER = (
 )  # fmt: skip
 # What the server sets as it starts.
 STARTED_SERVER = ("lifespan", "servers")
-LIFESPAN = ("shutdown", "state")
+LIFESPAN = ("should_exit", "shutdown", "state")
 STATE = ("connections", "default_headers", "tasks", "total_requests")
 
 

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import pytest
+import uvicorn
 from websockets.asyncio.client import connect
 
 from poolctl.worker.serving import connection
@@ -212,6 +213,7 @@ def test_a_websocket_is_closed_with_1012_after_the_drain(engine: Engine, websock
     engine.run(scenario())
 
 
+@pytest.mark.skipif(uvicorn.__version__ < "0.53", reason="this version of uvicorn closes them in its own way")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_websocket_is_closed_when_its_client_has_replied_and_may_talk_until_then(
     engine: Engine, websocket: dict[str, str]
