@@ -6,6 +6,7 @@ Strict: a head that two recipients could read in two ways is refused. Request sm
 from __future__ import annotations
 
 import re
+from functools import cache
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # RFC 9110 §5.6.2
 # A field's value: no CR, LF, NUL or other control (RFC 9110 §5.5). No space stands before the colon (RFC 9112 §5.1).
@@ -13,12 +14,15 @@ TEXT = rb"[\t \x21-\x7e\x80-\xff]*+"
 FIELD_LINE = TOKEN + rb":" + TEXT + rb"\r\n"
 
 # Neither part of a line nor its end: a control, a bare CR, a bare LF. A CR may be the last byte that has come yet.
-UNFIT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)")
-FIELD_LINES = re.compile(rb"(?:" + FIELD_LINE + rb")*+")
-
-# The fields that decide how a message is framed and whose it is, looked for in a head in lower case.
-_DECIDING = re.compile(rb"\r\n(connection|content-length|transfer-encoding):(" + TEXT + rb")")
+UNFIT = rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)"
+FIELD_LINES = rb"(?:" + FIELD_LINE + rb")*+"
 _MAX_LENGTH_DIGITS = 15
+
+
+@cache
+def compiled(expression: bytes) -> re.Pattern[bytes]:
+    """The pattern of a regular expression, when it is needed first: a command should not wait for all of them."""
+    return re.compile(expression)
 
 
 class BadMessage(Exception):
@@ -42,13 +46,14 @@ class Head:
         self.raw = raw
         self.http_1_1 = self.keep_alive = http_1_1
         self._lower = raw.lower()
-        for name, value in _DECIDING.findall(self._lower):
-            if name == b"connection":
-                # RFC 9110 §7.6.1, RFC 9112 §9.3: of several options close decides.
-                options = {option.strip(b" \t") for option in self.get(name).lower().split(b",")}
-                self.keep_alive = (http_1_1 or b"keep-alive" in options) and b"close" not in options
-            else:
-                self._read_framing(name, value.strip(b" \t"))
+        if options := self.get(b"connection").lower():
+            # RFC 9110 §7.6.1, RFC 9112 §9.3: of several options close decides.
+            named = {option.strip(b" \t") for option in options.split(b",")}
+            self.keep_alive = (http_1_1 or b"keep-alive" in named) and b"close" not in named
+        if lengths := self.values(b"content-length"):
+            self.content_length = _content_length(lengths)
+        if codings := self.values(b"transfer-encoding"):
+            self.chunked = _is_chunked(codings)
         if self.chunked and self.content_length is not None:
             raise BadMessage("both content-length and transfer-encoding")  # RFC 9112 §6.1
 
@@ -70,17 +75,19 @@ class Head:
         """The value of the field of this name: several ones joined by a comma (RFC 9110 §5.2), b"" without one."""
         return b", ".join(self.values(name))
 
-    def _read_framing(self, name: bytes, value: bytes) -> None:
-        if name == b"content-length":
-            # Neither twice nor as a list, be the numbers equal: RFC 9110 §8.6 leaves that to the recipient.
-            if self.content_length is not None:
-                raise BadMessage("more than one content-length")
-            if not value.isdigit() or len(value) > _MAX_LENGTH_DIGITS:
-                raise BadMessage("content-length is not a number")
-            self.content_length = int(value)
-        elif self.chunked:
-            raise BadMessage("more than one transfer-encoding")
-        elif value != b"chunked":
-            raise BadMessage("transfer-encoding is not chunked", 501)  # RFC 9112 §6.1
-        else:
-            self.chunked = True
+
+def _content_length(values: list[bytes]) -> int:
+    # Neither twice nor as a list, be the numbers equal: RFC 9110 §8.6 leaves that to the recipient.
+    if len(values) > 1:
+        raise BadMessage("more than one content-length")
+    if not values[0].isdigit() or len(values[0]) > _MAX_LENGTH_DIGITS:
+        raise BadMessage("content-length is not a number")
+    return int(values[0])
+
+
+def _is_chunked(values: list[bytes]) -> bool:
+    if len(values) > 1:
+        raise BadMessage("more than one transfer-encoding")
+    if values[0].lower() != b"chunked":
+        raise BadMessage("transfer-encoding is not chunked", 501)  # RFC 9112 §6.1
+    return True

@@ -6,9 +6,7 @@ that goes on for ever are refused as soon as they are longer than a message may 
 
 from __future__ import annotations
 
-import re
-
-from .head import FIELD_LINES, TEXT, UNFIT, BadMessage, Head
+from .head import FIELD_LINES, TEXT, UNFIT, BadMessage, Head, compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ MAX_CHUNKS = 4096
 # Extensions of chunks and trailers are ignored, and bounded (RFC 9112 §7.1.1, §7.1.2).
 _MAX_CHUNK_LINE_BYTES = 4096
 _MAX_TRAILER_BYTES = 8192
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?")
+_CHUNK_LINE = rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?"
 _END = b"\r\n\r\n"
 
 
@@ -31,8 +29,8 @@ class MessageReader:
     away as it comes.
     """
 
-    start_line: ClassVar[re.Pattern[bytes]]
-    field_lines: ClassVar[re.Pattern[bytes]] = FIELD_LINES
+    start_line: ClassVar[bytes]
+    field_lines: ClassVar[bytes] = FIELD_LINES
 
     # The state of a reader that has read nothing; set on an instance only where it changes. A supervisor makes a
     # thousand readers a second for its probes, and most of them read one piece.
@@ -107,16 +105,16 @@ class MessageReader:
         """Refuse a part of a head that no more bytes can put in order."""
         if len(data) > self._max_head_bytes:
             raise BadMessage("the head is too large", 431)
-        if UNFIT.search(data, max(0, self._scanned - 1)):
+        if compiled(UNFIT).search(data, max(0, self._scanned - 1)):
             raise BadMessage("a control character, or a line that does not end with CRLF")
         self._scanned = len(data)
         end = data.rfind(b"\r\n") + 2
         if end > max(self._checked, 2):  # an empty line may come first
             begin = self._checked
             if not begin:
-                start = self.start_line.match(data)
+                start = compiled(self.start_line).match(data)
                 begin = start.end() if start is not None else 0
-            lines = self.field_lines.match(data, begin, end)
+            lines = compiled(self.field_lines).match(data, begin, end)
             if not begin or lines is None or lines.end() != end:
                 raise self._reason(data[:end] + b"\r\n")
             self._checked = end
@@ -188,8 +186,8 @@ class MessageReader:
     def _read_chunk_line(self, data: bytes, at: int) -> tuple[int, bool]:
         """Where the line ends, and whether it does already."""
         end = data.find(b"\r\n", at)
-        line = _CHUNK_LINE.fullmatch(data, at, end) if end >= 0 else None
-        if end < 0 and len(data) - at <= _MAX_CHUNK_LINE_BYTES and not UNFIT.search(data, at):
+        line = compiled(_CHUNK_LINE).fullmatch(data, at, end) if end >= 0 else None
+        if end < 0 and len(data) - at <= _MAX_CHUNK_LINE_BYTES and not compiled(UNFIT).search(data, at):
             return at, False
         if line is None or end - at > _MAX_CHUNK_LINE_BYTES:
             raise BadMessage("a chunk without a valid size")
@@ -205,11 +203,11 @@ class MessageReader:
             return self._end_trailers(data, at)
         end = data.find(_END, at) + 2
         if end < 2:
-            if len(data) - at > _MAX_TRAILER_BYTES or UNFIT.search(data, at):
+            if len(data) - at > _MAX_TRAILER_BYTES or compiled(UNFIT).search(data, at):
                 raise BadMessage("malformed trailers")
             self._buffer = data[at:]
             return False
-        lines = FIELD_LINES.match(data, at, end)
+        lines = compiled(FIELD_LINES).match(data, at, end)
         if lines is None or lines.end() != end or end - at > _MAX_TRAILER_BYTES:
             raise BadMessage("malformed trailers")
         return self._end_trailers(data, end)

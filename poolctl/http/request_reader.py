@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import re
-
-from .head import FIELD_LINE, TOKEN, BadMessage, Head
+from .head import FIELD_LINE, TOKEN, BadMessage, Head, compiled
 from .message_reader import MessageReader
 
 # Visible ASCII without the fragment, which is no part of a target (RFC 9112 §3.2). One empty line may stand before it,
 # left behind by a client that ended its last body with one (RFC 9112 §2.2).
-_LINE = rb"(?:\r\n)?+(" + TOKEN + rb") ([!\"$-~]++) HTTP/1\.([01])\r\n"
-_START_LINE = re.compile(_LINE)
+_START_LINE = rb"(?:\r\n)?+(" + TOKEN + rb") ([!\"$-~]++) HTTP/1\.([01])\r\n"
 # A whole head in order.
-REQUEST_HEAD = re.compile(_LINE + rb"(?:" + FIELD_LINE + rb")*+\r\n")
-_OTHER_VERSION = re.compile(rb"(?:\r\n)?+" + TOKEN + rb" [!-~]++ HTTP/(?!1\.[01])[0-9]\.[0-9]\r\n")
-_HOST = re.compile(rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*+")  # RFC 9110 §7.2, RFC 3986 §3.2.2
+REQUEST_HEAD = _START_LINE + rb"(?:" + FIELD_LINE + rb")*+\r\n"
+_OTHER_VERSION = rb"(?:\r\n)?+" + TOKEN + rb" [!-~]++ HTTP/(?!1\.[01])[0-9]\.[0-9]\r\n"
+_HOST = rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*+"  # RFC 9110 §7.2, RFC 3986 §3.2.2
 
 
 class RequestHead(Head):
     """The head of a request: its method, its target as it was sent, and its fields."""
 
     def __init__(self, raw: bytes) -> None:
-        found = REQUEST_HEAD.fullmatch(raw)
+        found = compiled(REQUEST_HEAD).fullmatch(raw)
         if found is None:
             raise reason(raw)
         self.method, self.target, minor = found.groups()
@@ -32,7 +29,7 @@ class RequestHead(Head):
         hosts = self.values(b"host")
         if len(hosts) > 1 or (self.http_1_1 and not hosts):
             raise BadMessage("more than one host" if hosts else "no host")
-        if hosts and not _HOST.fullmatch(hosts[0]):
+        if hosts and not compiled(_HOST).fullmatch(hosts[0]):
             raise BadMessage("host is not a host name")
 
     @property
@@ -69,8 +66,8 @@ class RequestReader(MessageReader):
 
 def reason(raw: bytes) -> BadMessage:
     """Why this is not the head of a request."""
-    if _START_LINE.match(raw):
+    if compiled(_START_LINE).match(raw):
         return BadMessage("malformed header field")
-    if _OTHER_VERSION.match(raw):
+    if compiled(_OTHER_VERSION).match(raw):
         return BadMessage("the version is not HTTP/1.1", 505)
     return BadMessage("no request line")

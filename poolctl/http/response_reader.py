@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
-from .head import FIELD_LINE, TEXT, TOKEN, BadMessage, Head
+from .head import FIELD_LINE, TEXT, TOKEN, BadMessage, Head, compiled
 from .message_reader import MAX_HEAD_BYTES, MessageReader
 
 # The space after the status is left out by many when there is no reason phrase (RFC 9112 §4).
-_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?+\r\n"
-_START_LINE = re.compile(_LINE)
-_RESPONSE_HEAD = re.compile(_LINE + rb"(?:" + FIELD_LINE + rb")*+\r\n")
+_START_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?+\r\n"
+_RESPONSE_HEAD = _START_LINE + rb"(?:" + FIELD_LINE + rb")*+\r\n"
 # A user agent reads a folded line as one (RFC 9112 §5.2); a server refuses it.
-_FIELD_LINES = re.compile(rb"(?:(?:" + TOKEN + rb":|[\t ])" + TEXT + rb"\r\n)*+")
-_FOLD = re.compile(rb"[\t ]*+\r\n[\t ]++")
+_FIELD_LINES = rb"(?:(?:" + TOKEN + rb":|[\t ])" + TEXT + rb"\r\n)*+"
+_FOLD = rb"[\t ]*+\r\n[\t ]++"
 _BEGINNING = b"HTTP/1."
 _MAX_INTERIM = 20
 _SHARED_HEAD_BYTES = 1024
@@ -25,10 +23,10 @@ class ResponseHead(Head):
     """The head of a response: its status and its fields."""
 
     def __init__(self, raw: bytes) -> None:
-        found = _RESPONSE_HEAD.fullmatch(raw)
+        found = compiled(_RESPONSE_HEAD).fullmatch(raw)
         if found is None:
-            raw = _FOLD.sub(b" ", raw)
-            found = _RESPONSE_HEAD.fullmatch(raw)
+            raw = compiled(_FOLD).sub(b" ", raw)
+            found = compiled(_RESPONSE_HEAD).fullmatch(raw)
         if found is None:
             raise reason(raw)
         self.status = int(found[2])
@@ -112,6 +110,6 @@ class ResponseReader(MessageReader):
 
 def reason(raw: bytes) -> BadMessage:
     """Why this is not the head of a response."""
-    if _START_LINE.match(raw):
+    if compiled(_START_LINE).match(raw):
         return BadMessage("malformed header field")
     return BadMessage("no HTTP/1.1 status line")
