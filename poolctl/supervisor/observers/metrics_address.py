@@ -17,7 +17,7 @@ from poolctl.monitor.events import Events
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.local.resources.opener import Opener
 
-from .scrape import Scrapes, Text
+from .metrics_server import MetricsServer, Text
 
 _AGAIN_SECONDS = 5.0
 
@@ -40,7 +40,7 @@ class MetricsAddress:
         self._open: str | None = None
         self._identity: Identity | None = None
         self._listeners: list[socket.socket] = []
-        self._scrapes: Scrapes | None = None
+        self._server: MetricsServer | None = None
         self._work: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()
 
@@ -94,12 +94,12 @@ class MetricsAddress:
             return
         if self._open is None:
             await self._listen(wanted[0])
-        await self._serve(wanted[1])
+        self._serve(wanted[1])
 
     def _is_settled(self) -> bool:
         if self._wanted is None:
             return self._open is None
-        served = self._scrapes is not None and self._scrapes.path == self._wanted[1]
+        served = self._server is not None and self._server.path == self._wanted[1]
         return self._open == self._wanted[0] and served
 
     async def _listen(self, bind: str) -> None:
@@ -110,22 +110,22 @@ class MetricsAddress:
             [sock.fileno() for sock in self._listeners],
         )
 
-    async def _serve(self, path: str) -> None:
-        if self._scrapes is not None:
-            self._scrapes.path = path
+    def _serve(self, path: str) -> None:
+        if self._server is not None:
+            self._server.path = path
             return
-        scrapes = Scrapes(self._text, path)
+        server = MetricsServer(self._text, path)
         try:
-            await scrapes.serve(self._listeners, BACKLOG)
+            server.serve(self._listeners, BACKLOG)
         except BaseException:
-            scrapes.close()
+            server.close()
             raise
-        self._scrapes = scrapes
+        self._server = server
 
     async def _shut(self) -> None:
-        if self._scrapes is not None:
-            self._scrapes.close()
-            self._scrapes = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
         if self._open is not None:
             if self._identity is not None:
                 remove(self._open.removeprefix("unix:"), self._identity)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MODULES = (
     "poolctl.monitor.exposition",
     "observers.metrics",
-    "observers.scrape",
+    "observers.metrics_server",
     "observers.metrics_address",
 )
 

@@ -1,0 +1,74 @@
+"""The metrics over HTTP: a listener that the keeper holds, and answers that no slow or hostile client can hold up."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+from poolctl.http.head import BadMessage
+from poolctl.http.http_server import HttpServer
+from poolctl.http.responder import Received, Responder, ServerLimits
+from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
+
+LIMITS = ServerLimits(
+    head_bytes=16 * 1024,
+    body_bytes=16 * 1024,
+    request_seconds=10.0,
+    keep_alive_seconds=120.0,  # Prometheus scrapes every minute, by default, and keeps its connection
+    connections=32,
+)
+_FRESH_SECONDS = 0.5  # as long the same text is good for every client
+
+# The text in the one format or in the other.
+Text = Callable[[bool], Awaitable[str]]
+
+
+class MetricsServer:
+    """Answers `GET path` with what `text` returns."""
+
+    def __init__(self, text: Text, path: str) -> None:
+        self.path = path
+        self._text = text
+        self._server = HttpServer(self, LIMITS, what="scrapes of the metrics")
+        self._latest: dict[bool, tuple[float, str]] = {}
+        self._rendering = asyncio.Lock()
+
+    def serve(self, listeners: list[socket.socket], backlog: int) -> None:
+        """Accept from them, from now on; they are closed with the server."""
+        for sock in listeners:
+            self._server.listen(sock, backlog)
+
+    def close(self) -> None:
+        """Accept nothing more, and end what is under way."""
+        self._server.abort()
+
+    def admit(self, sock: socket.socket) -> None:
+        """See HttpHandler: everyone who reaches the address may read the metrics."""
+
+    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+        """See HttpHandler."""
+        return error.status, "text/plain", f"not a request: {error}\n".encode()
+
+    async def handle(self, request: Received, response: Responder) -> None:
+        """See HttpHandler."""
+        head = request.head
+        plain = ("content-type", "text/plain")
+        if head.method not in (b"GET", b"HEAD"):
+            await response.send(405, [("allow", "GET, HEAD"), plain], b"only GET\n")
+        elif head.path != self.path:
+            await response.send(404, [plain], f"the metrics are at {self.path}\n".encode())
+        else:
+            openmetrics = wants_openmetrics(head.get(b"accept").decode("latin-1"))
+            kind = ("content-type", OPENMETRICS if openmetrics else TEXT)
+            await response.send(200, [kind, ("vary", "accept")], (await self._fresh(openmetrics)).encode())
+
+    async def _fresh(self, openmetrics: bool) -> str:
+        # Clients that scrape at the same time get the same text.
+        async with self._rendering:
+            loop = asyncio.get_running_loop()
+            at, text = self._latest.get(openmetrics, (float("-inf"), ""))
+            if loop.time() - at >= _FRESH_SECONDS:
+                text = await self._text(openmetrics)
+                self._latest[openmetrics] = loop.time(), text
+            return text
