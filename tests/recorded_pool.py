@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from poolctl.logs.line import stamp
+from poolctl.logs.log_line import stamp
 
 Document = dict[str, Any]
 Send = Callable[[Document], None]

@@ -11,15 +11,15 @@ from typing import Any
 
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.control import directory
-from poolctl.logs.line import Line
-from poolctl.logs.record import Record, parse_record
+from poolctl.logs.json_record import JsonRecord, parse_record
+from poolctl.logs.log_line import LogLine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.cli.outcome import Item
     from poolctl.cli.pool_ref import PoolRef
-    from poolctl.logs.line import Line
-    from poolctl.logs.record import Record
+    from poolctl.logs.json_record import JsonRecord
+    from poolctl.logs.log_line import LogLine
 
 _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 
@@ -43,13 +43,13 @@ class PrefixedLines:
                 for at, (name, prefix) in enumerate(self._prefixes.items())
             }
 
-    def line(self, line: Line) -> str:
+    def line(self, line: LogLine) -> str:
         """The line as it is printed, with its end."""
         when = f"{line.time} " if self._times and line.time else ""
         before = f"{self._prefixes.get(line.name, line.name + ' | ')}{when}"
         if self._records and line.text.startswith("{"):
             from poolctl.cli.log_lines import record_lines
-            from poolctl.logs.record import parse_record
+            from poolctl.logs.json_record import parse_record
 
             record = parse_record(line.text)
             if record is not None:
@@ -77,7 +77,7 @@ class JsonLines:
     A line that is a JSON record itself keeps its members; its time stays beside ours as `logged`.
     """
 
-    def line(self, line: Line) -> str:
+    def line(self, line: LogLine) -> str:
         """The object of the line, with its end."""
         document: dict[str, Any] = {"time": line.time, "server": line.name}
         if line.pid is not None:
@@ -92,7 +92,7 @@ class JsonLines:
         return json.dumps(document) + "\n"
 
 
-def _merge(document: dict[str, Any], record: Record) -> None:
+def _merge(document: dict[str, Any], record: JsonRecord) -> None:
     document["message"] = record.message
     if record.level:
         document["level"] = _LEVELS.get(record.level.lower(), record.level.lower())
@@ -118,7 +118,7 @@ _LEVEL_COLOURS = {
 _INDENT = "    "
 
 
-def record_lines(record: Record, *, colours: bool = False) -> list[str]:
+def record_lines(record: JsonRecord, *, colours: bool = False) -> list[str]:
     """The record as lines of text, the first of which has everything but texts of several lines."""
     level = printable(record.level).ljust(_LEVEL_WIDTH) if record.level else ""
     pairs = [f"{printable(key)}={_value(text)}" for key, text in record.rest.items()]

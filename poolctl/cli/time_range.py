@@ -8,7 +8,7 @@ from time import time
 
 from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import UsageError
-from poolctl.logs.line import stamp
+from poolctl.logs.log_line import stamp
 
 DEFAULT_LINES = 100
 _MOST_DIGITS = 9

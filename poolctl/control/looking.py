@@ -86,7 +86,7 @@ class Looking:
         """
         from poolctl.control.directory import state_dir
         from poolctl.logs.follow import follow as follow_logs
-        from poolctl.logs.line import stamp
+        from poolctl.logs.log_line import stamp
         from poolctl.logs.read import merged_tail
 
         state = state_dir(os.environ, os.path.basename(os.path.dirname(self._client.socket_path)))

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from ..platform import await_readable
-from .growing import Growing
-from .inotify import Watch
-from .line import Line, parse_line
-from .merge import SETTLE_SECONDS, Merge
+from .inotify import DirectoryWatch
+from .log_line import LogLine, parse_line
 from .read import OpenLog, carry_times, in_order
+from .tail_file import TailedFile
 
 _POLL_SECONDS = 0.1
+# Longer than it takes from a line's time to its being in the file, and than a reader's round through the files.
+SETTLE_SECONDS = 0.03
 
 
 class Follower:
@@ -24,11 +25,11 @@ class Follower:
     """
 
     def __init__(self, paths: Mapping[str, str], *, lines: int | None = 0, since: str = "") -> None:
-        self._logs: dict[str, list[tuple[str, Growing]]] = {}
+        self._logs: dict[str, list[tuple[str, TailedFile]]] = {}
         self._last_times: dict[str, str] = {}
         self._missing: set[str] = set()
         self._watch = _new_watch()
-        self.first: list[Line] = []
+        self.first: list[LogLine] = []
         for name, path in paths.items():
             self._add(name, os.path.abspath(path), lines, since)
         self.first = in_order(iter(self.first))
@@ -48,13 +49,13 @@ class Follower:
         await_readable(-1, seconds, reader)
         return True
 
-    def read(self) -> list[Line]:
+    def read(self) -> list[LogLine]:
         """What is new. Does not block."""
         polled = self._watch is None or bool(self._missing)
         for directory in list(self._missing):
             self._watch_directory(directory)
         changed = None if self._watch is None else self._watch.changed()
-        found: list[Line] = []
+        found: list[LogLine] = []
         for path, logs in self._logs.items():
             if polled or changed is None or path in changed:
                 for name, log in logs:
@@ -73,7 +74,7 @@ class Follower:
         self._watch_directory(
             os.path.dirname(path)
         )  # first, so that nothing comes between reading and watching
-        growing = Growing(path)
+        growing = TailedFile(path)
         log = OpenLog(path)
         try:
             last = log.tail(1, name=name) if lines == 0 else log.tail(lines, since=since, name=name)
@@ -94,7 +95,7 @@ class Follower:
         else:
             self._missing.discard(directory)
 
-    def _lines(self, name: str, log: Growing) -> list[Line]:
+    def _lines(self, name: str, log: TailedFile) -> list[LogLine]:
         lines = [parse_line(raw, name) for raw in log.read()]
         self._last_times[name] = carry_times(lines, self._last_times[name])
         return lines
@@ -107,7 +108,7 @@ def follow(
     since: str = "",
     until: Callable[[], bool] | None = None,
     reader: int = -1,
-) -> Iterator[Line]:
+) -> Iterator[LogLine]:
     """The last `lines` lines of each log, then every new one as it comes; blocks in between.
 
     Ends when `until` is true (asked ten times a second) and what is there by then has been given; never
@@ -132,8 +133,33 @@ def follow(
         follower.close()
 
 
-def _new_watch() -> Watch | None:
+def _new_watch() -> DirectoryWatch | None:
     try:
-        return Watch()
+        return DirectoryWatch()
     except (OSError, AttributeError):
         return None
+
+
+class Merge:
+    """Holds each batch back until the next: while one file was read, an earlier line may have come to another."""
+
+    def __init__(self) -> None:
+        self._held: list[LogLine] = []
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are lines to be asked for again, SETTLE_SECONDS later."""
+        return bool(self._held)
+
+    def take(self, lines: list[LogLine]) -> list[LogLine]:
+        """The lines that none can come before any more, in order; `lines` were read just now."""
+        newest = max((line.time for line in self._held), default="")
+        merged = in_order(iter([*self._held, *lines]))
+        due = sum(line.time <= newest for line in merged) if self._held else 0
+        self._held = merged[due:]
+        return merged[:due]
+
+    def rest(self) -> list[LogLine]:
+        """What is held."""
+        held, self._held = self._held, []
+        return held

@@ -12,7 +12,7 @@ _EVENT = struct.Struct("iIII")
 _READ_BYTES = 64 * 1024
 
 
-class Watch:
+class DirectoryWatch:
     """Tells which files in some directories were written or moved there. Raises OSError without inotify.
 
     With `departures` it also tells which were removed, moved away, or given other rights.
@@ -29,7 +29,7 @@ class Watch:
         self.fd = _checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def add(self, directory: str) -> None:
-        """Watch a directory, too. Raises OSError (FileNotFoundError when it is not there)."""
+        """DirectoryWatch a directory, too. Raises OSError (FileNotFoundError when it is not there)."""
         number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), self._mask))
         self._directories[number] = directory
 

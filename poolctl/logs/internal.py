@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from poolctl.keeper.output_file import rotate_if_large
 
-from .allowance import Allowance
+from .rate_limit import RateLimit
 
 _LONGEST_MESSAGE = 4096
 _BURST_BYTES, _BYTES_PER_SECOND = 256 * 1024, 4096
@@ -31,7 +31,7 @@ class InternalLog(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._path = path
         self._clock = clock
-        self._allowance = Allowance(_BURST_BYTES, _BYTES_PER_SECOND)
+        self._allowance = RateLimit(_BURST_BYTES, _BYTES_PER_SECOND)
         self._last: object = None
         self._repeated = self._left_out = 0
         self._counted_at = 0.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from poolctl.safe_open import Refused, open_file
 
-from .line import Line, parse_line
+from .log_line import LogLine, parse_line
 
 _BLOCK_BYTES = 64 * 1024
 # The logger writes no longer ones. A file that other users can write may hold anything, and any number of it.
@@ -56,12 +56,12 @@ class OpenLog:
             os.close(fd)
         self.parts.clear()
 
-    def tail(self, lines: int | None, *, since: str = "", name: str = "") -> list[Line]:
+    def tail(self, lines: int | None, *, since: str = "", name: str = "") -> list[LogLine]:
         """The last `lines` lines (None: all) not older than `since` (see line.stamp), oldest first.
 
         A line without a time belongs to the one before it.
         """
-        found: list[Line] = []
+        found: list[LogLine] = []
         for raw in self.backwards():
             if lines is not None and len(found) >= lines:
                 break
@@ -81,7 +81,7 @@ class OpenLog:
 
 def tail(
     path: str, lines: int | None, *, since: str = "", name: str = "", most_files: int = MOST_FILES
-) -> list[Line]:
+) -> list[LogLine]:
     """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty when there is none."""
     log = OpenLog(path, most_files)
     try:
@@ -90,26 +90,26 @@ def tail(
         log.close()
 
 
-def merged_tail(paths: Mapping[str, str], lines: int | None, *, since: str = "") -> list[Line]:
+def merged_tail(paths: Mapping[str, str], lines: int | None, *, since: str = "") -> list[LogLine]:
     """The last `lines` lines of each of the logs (their paths by server name), in the order of time."""
     return in_order(
         line for name, path in paths.items() for line in tail(path, lines, since=since, name=name)
     )
 
 
-def in_order(lines: Iterator[Line]) -> list[Line]:
+def in_order(lines: Iterator[LogLine]) -> list[LogLine]:
     """The lines by time; those of one moment keep their order."""
     return sorted(lines, key=_time)
 
 
-def carry_times(lines: list[Line], time: str = "") -> str:
+def carry_times(lines: list[LogLine], time: str = "") -> str:
     """Give lines without a time that of the line before them; the last time. `time` precedes the first."""
     for line in lines:
         time = line.time = line.time or time
     return time
 
 
-def _time(line: Line) -> str:
+def _time(line: LogLine) -> str:
     return line.time
 
 

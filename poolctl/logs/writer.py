@@ -36,11 +36,11 @@ from collections import deque
 
 from poolctl.keeper import wire
 
-from .file import LogFile
-from .heirs import Heirs
+from .log_file import LogFile
+from .output_stream import READ_BYTES, OutputStream
 from .pipe import PipeReader
-from .stream import READ_BYTES, Stream
-from .underway import Underway
+from .pipe_handover import PipeHandover
+from .write_ahead_note import WriteAheadNote
 
 _REPORT_EVERY_SECONDS = 1.0
 _SYNC_BYTES = 4 * 1024 * 1024
@@ -52,21 +52,21 @@ class Logger:
 
     def __init__(self, control: socket.socket, directory: str | None = None) -> None:
         self._directory = directory
-        self._heirs: Heirs | None = None
+        self._heirs: PipeHandover | None = None
         self._control = control
         self._control.setblocking(False)
         self._epoll = select.epoll()
         self._epoll.register(control.fileno(), select.EPOLLIN)
-        self._streams: dict[int, Stream] = {}
-        self._by_id: dict[str, Stream] = {}
+        self._streams: dict[int, OutputStream] = {}
+        self._by_id: dict[str, OutputStream] = {}
         self._files: dict[str, LogFile] = {}
         self._reports: deque[wire.Message] = deque()
         self._report_at = 0.0
-        self._dropping: set[Stream] = set()
+        self._dropping: set[OutputStream] = set()
         self._age_at: float | None = None  # when to look for files that are old enough
-        self._busy: dict[Stream, None] = {}  # those that may have more, in turn
+        self._busy: dict[OutputStream, None] = {}  # those that may have more, in turn
         self._pipes = PipeReader()
-        self._underway = Underway()
+        self._underway = WriteAheadNote()
         self._open = True  # the control socket
         self._told_to_end = False
 
@@ -110,7 +110,7 @@ class Logger:
         """Nobody is left who could start another logger: be found by whoever takes the servers over."""
         if self._directory is not None and self._streams:
             with contextlib.suppress(OSError):
-                self._heirs = Heirs(self._directory, self._epoll)
+                self._heirs = PipeHandover(self._directory, self._epoll)
 
     def _is_pipe(self, event: tuple[int, int]) -> bool:
         return event[0] != self._control.fileno()
@@ -201,7 +201,7 @@ class Logger:
         file = self._files.setdefault(path, LogFile(path))
         self._limit(file, max_size, keep, max_age)
         file.users += 1
-        stream = self._streams[fd] = self._by_id[id] = Stream(
+        stream = self._streams[fd] = self._by_id[id] = OutputStream(
             id, fd, file, name=name, pid=pid, format=form, pipes=self._pipes, underway=self._underway
         )
         stream.order = message
@@ -212,7 +212,7 @@ class Logger:
         if max_age:
             self._age_at = time.monotonic()
 
-    def _pump(self, stream: Stream) -> bool:
+    def _pump(self, stream: OutputStream) -> bool:
         """Move what is there, one read's worth; whether there may be more."""
         try:
             moved = stream.pump(time.time())
@@ -227,13 +227,13 @@ class Logger:
             self._reports.append({"t": "eof", "id": stream.id})
         return moved > 0
 
-    def _drain(self, stream: Stream) -> None:
+    def _drain(self, stream: OutputStream) -> None:
         """Move what the pipe holds now; bounded, as the server may go on writing."""
         for _ in range(_SYNC_BYTES // READ_BYTES):
             if not self._pump(stream):
                 return
 
-    def _end(self, stream: Stream, *, taken: bool = False) -> None:
+    def _end(self, stream: OutputStream, *, taken: bool = False) -> None:
         if self._streams.pop(stream.fd, None) is None:
             return
         del self._by_id[stream.id]
@@ -259,7 +259,7 @@ class Logger:
         self._dropping.clear()
         self._report_at = time.monotonic() + _REPORT_EVERY_SECONDS
 
-    def _report_loss(self, stream: Stream) -> None:
+    def _report_loss(self, stream: OutputStream) -> None:
         lost, stream.dropped_bytes = stream.dropped_bytes, 0
         if lost:
             self._reports.append({"t": "dropped", "id": stream.id, "bytes": lost, "error": stream.file.error})

@@ -11,8 +11,8 @@ from typing import Any
 from poolctl.clock import Clock
 from poolctl.config import masked_text
 from poolctl.core.events import Event
-from poolctl.logs.allowance import Allowance
-from poolctl.logs.line import stamp
+from poolctl.logs.log_line import stamp
+from poolctl.logs.rate_limit import RateLimit
 
 from .journal import Document, Journal, newest_first
 
@@ -47,7 +47,7 @@ class Events:
         self._pending: list[Document] = []
         self._timer: asyncio.TimerHandle | None = None
         self._subscribers: list[Subscriber] = []
-        self._allowances: dict[str, Allowance] = {}
+        self._allowances: dict[str, RateLimit] = {}
         self._left_out: dict[str, int] = {}
         if journal is not None:
             self.keep_in(journal)
@@ -124,7 +124,7 @@ class Events:
         """Whether another event of this server is within its limit; first records how many were dropped."""
         if len(self._allowances) > _MOST_SERVERS:
             self._allowances.clear()  # of servers that are gone, for the most part
-        allowance = self._allowances.setdefault(server, Allowance(_BURST, _PER_SECOND))
+        allowance = self._allowances.setdefault(server, RateLimit(_BURST, _PER_SECOND))
         if not allowance.take(1, self._clock.monotonic()):
             self._left_out[server] = self._left_out.get(server, 0) + 1
             return False

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from poolctl.logs.file import LogFile
+from poolctl.logs.log_file import LogFile
 from poolctl.logs.read import OpenLog
 
 if TYPE_CHECKING:

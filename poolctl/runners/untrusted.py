@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.keeper.wire import Message
-from poolctl.logs.allowance import Allowance
+from poolctl.logs.rate_limit import RateLimit
 
 # Valid messages are a few words; the longest carries the error of an import.
 MOST_BYTES = 16 * 1024
@@ -57,9 +57,9 @@ def _wrong(message: Message, key: str) -> Malformed:
     return Malformed(f"a message with an invalid {key!r}: {printable(repr(message.get(key)))[:80]}")
 
 
-def allowance() -> Allowance:
+def allowance() -> RateLimit:
     """How many messages may come unasked: many at once, few over time."""
-    return Allowance(BURST, _PER_SECOND)
+    return RateLimit(BURST, _PER_SECOND)
 
 
 def reply_number(message: Message) -> Any:

@@ -14,7 +14,7 @@ from poolctl.clock import Clock
 from poolctl.control.aio_client import answers, ask
 from poolctl.errors import ControlError
 from poolctl.exit_codes import USAGE
-from poolctl.logs.line import stamp
+from poolctl.logs.log_line import stamp
 from poolctl.monitor.severity import severity
 from poolctl.monitor.wording import sentence
 

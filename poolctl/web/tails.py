@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from poolctl.cli.log_lines import record_lines
 from poolctl.logs.follow import Follower
-from poolctl.logs.line import Line
-from poolctl.logs.record import parse_record
+from poolctl.logs.json_record import parse_record
+from poolctl.logs.log_line import LogLine
 
 from .hub import Hub
 
@@ -70,7 +70,7 @@ class Tails:
             follower.close()
 
 
-def _message(lines: Sequence[Line]) -> str:
+def _message(lines: Sequence[LogLine]) -> str:
     rows = [[line.time, line.name, *_told(line.text)] for line in lines]
     return f"event: lines\ndata: {json.dumps(rows, separators=(',', ':'))}\n\n"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.logs.file import LogFile
+from poolctl.logs.log_file import LogFile
 from poolctl.logs.read import tail
 from poolctl.safe_open import Refused, check_appendable, open_file, open_to_read
 

@@ -1,4 +1,4 @@
-"""Watch mode: changed files are applied once they are complete; a broken configuration is only reported."""
+"""DirectoryWatch mode: changed files are applied once they are complete; a broken configuration is only reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from poolctl.cli.remote import ask
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
-from poolctl.logs.inotify import Watch
+from poolctl.logs.inotify import DirectoryWatch
 
 # An editor, a checkout or a deployment writes many files: they are one change when nothing more comes for so long.
 QUIET_SECONDS = 0.15
@@ -38,7 +38,7 @@ class PoolWatcher:
         self._tell = tell
         self._files = [str(file) for file in Client(pool.socket).ping().get("files") or pool.files]
         try:
-            self._watch = Watch(departures=True)
+            self._watch = DirectoryWatch(departures=True)
         except (OSError, AttributeError) as error:
             hint = "watching needs inotify(7), a feature of Linux"
             raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
@@ -100,7 +100,7 @@ class PoolWatcher:
             self._tell("restart", self._ask("restart", {"wait": True}, running))
 
     def _look_around(self) -> None:
-        """Watch what the pool is made of now."""
+        """DirectoryWatch what the pool is made of now."""
         self._sources = WatchSet(self._files, self._ask("show", {}).items, self._sources)
         for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
             try:

@@ -17,7 +17,7 @@ from poolctl.cli.render import coloured, stdout_fd
 from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import INTERRUPTED
-from poolctl.logs.line import Line
+from poolctl.logs.log_line import LogLine
 
 COMMAND = Command(
     "Show the servers' output.",
@@ -57,7 +57,7 @@ def perform(request: CommandRequest) -> Outcome:
     return Outcome.of_stream()
 
 
-def _form(request: CommandRequest, names: list[str]) -> Callable[[Line], str]:
+def _form(request: CommandRequest, names: list[str]) -> Callable[[LogLine], str]:
     """What makes of a line the text that is printed."""
     if request.output:
         return _document
@@ -80,7 +80,9 @@ def _reopen(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _follow(paths: dict[str, str], text_of: Callable[[Line], str], lines: int | None, since: str) -> Outcome:
+def _follow(
+    paths: dict[str, str], text_of: Callable[[LogLine], str], lines: int | None, since: str
+) -> Outcome:
     from poolctl.logs.follow import follow
 
     try:
@@ -107,10 +109,10 @@ def _described(request: CommandRequest, pool: PoolRef) -> list[Item]:
     return outcome.items
 
 
-def _document(line: Line) -> str:
+def _document(line: LogLine) -> str:
     document: dict[str, Any] = {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
     if line.text.startswith("{"):
-        from poolctl.logs.record import parse_record
+        from poolctl.logs.json_record import parse_record
 
         record = parse_record(line.text)
         if record is not None:

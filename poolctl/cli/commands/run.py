@@ -30,7 +30,7 @@ from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.pool_exit import await_end, left_status
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
-from poolctl.logs.line import Line, stamp
+from poolctl.logs.log_line import LogLine, stamp
 
 if TYPE_CHECKING:
     from poolctl.cli.changes.watch_mode import PoolWatcher
@@ -289,7 +289,7 @@ class RunSession:
     def _say(self, text: str) -> None:
         if not self.request.quiet:
             if self._objects:
-                text = JsonLines().line(Line(text, time=stamp(time()), name="")).rstrip()
+                text = JsonLines().line(LogLine(text, time=stamp(time()), name="")).rstrip()
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 

@@ -14,7 +14,7 @@ from poolctl.cli.run.stop_signals import StopSignals
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.logs.follow import follow
-from poolctl.logs.line import stamp
+from poolctl.logs.log_line import stamp
 
 # What the servers say while they end is printed too, but nobody waits longer for it.
 LAST_WORDS_SECONDS = 2.0

@@ -11,8 +11,8 @@ from rich.text import Text
 from poolctl.cli.log_lines import record_lines
 from poolctl.cli.render import printable
 from poolctl.logs.follow import Follower
-from poolctl.logs.line import Line
-from poolctl.logs.record import parse_record
+from poolctl.logs.json_record import parse_record
+from poolctl.logs.log_line import LogLine
 
 _KEPT_LINES = 2000
 # Colours that a server writes for a terminal (ECMA-48 §5.4): here they would be noise.
@@ -60,7 +60,7 @@ class LogPane:
                 break
         return found[:height][::-1]
 
-    def _take(self, lines: list[Line]) -> int:
+    def _take(self, lines: list[LogLine]) -> int:
         made = [text for line in lines for text in _texts(line)]
         self._lines.extend(made)
         if self.back:  # what is being read stays where it is
@@ -68,7 +68,7 @@ class LogPane:
         return len(made)
 
 
-def _texts(line: Line) -> list[Text]:
+def _texts(line: LogLine) -> list[Text]:
     time = line.time[11:19]
     record = parse_record(line.text)
     if record is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from poolctl.logs.line import stamp
+from poolctl.logs.log_line import stamp
 
 from .message import NEWS, RESOLVED, TEST, Message
 

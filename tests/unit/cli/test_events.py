@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.control.directory import pool_key
-from poolctl.logs.line import stamp
+from poolctl.logs.log_line import stamp
 from tests.stand_in import Send, always, item
 
 from .conftest import POOL, Command, Supervised

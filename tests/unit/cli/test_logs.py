@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.control.directory import pool_key
-from poolctl.logs.line import stamp
+from poolctl.logs.log_line import stamp
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised

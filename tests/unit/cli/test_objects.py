@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from poolctl.cli.log_lines import JsonLines
-from poolctl.logs.line import Line
+from poolctl.logs.log_line import LogLine
 
 TIME = "2026-11-20T08:47:34.123456Z"
 
 
 def shown(text: str, pid: int | None = None) -> dict[str, Any]:
-    line = JsonLines().line(Line(text, time=TIME, name="web", pid=pid))
+    line = JsonLines().line(LogLine(text, time=TIME, name="web", pid=pid))
     assert line.count("\n") == 1
     assert line.endswith("\n")
     found: dict[str, Any] = json.loads(line)

@@ -12,8 +12,8 @@ import pytest
 
 from poolctl.clock import ManualClock
 from poolctl.keeper.output_file import MAX_SIZE_BYTES
-from poolctl.logs.allowance import Allowance
 from poolctl.logs.internal import InternalLog
+from poolctl.logs.rate_limit import RateLimit
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_the_file_is_put_aside_while_the_process_runs(tmp_path: Path) -> None:
 
 
 def test_an_allowance_fills_up_again_with_time() -> None:
-    allowance = Allowance(10, 2)
+    allowance = RateLimit(10, 2)
     assert [allowance.take(5, 0.0) for _ in range(3)] == [True, True, False]
     assert not allowance.take(5, 2.0)
     assert allowance.take(5, 2.5)

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from poolctl.logs import follow as follow_module
 from poolctl.logs import read as read_module
-from poolctl.logs.file import LogFile
-from poolctl.logs.follow import Follower, follow
-from poolctl.logs.inotify import Watch
-from poolctl.logs.line import Line, as_text, parse_line, stamp
-from poolctl.logs.merge import Merge
+from poolctl.logs.follow import Follower, Merge, follow
+from poolctl.logs.inotify import DirectoryWatch
+from poolctl.logs.log_file import LogFile
+from poolctl.logs.log_line import LogLine, as_text, parse_line, stamp
 from poolctl.logs.read import merged_tail, tail
 
 
@@ -25,7 +24,7 @@ def at(second: int, *texts: str) -> bytes:
     return as_text("".join(f"{text}\n" for text in texts).encode(), stamp(second))
 
 
-def texts(lines: list[Line]) -> list[str]:
+def texts(lines: list[LogLine]) -> list[str]:
     return [line.text for line in lines]
 
 
@@ -220,10 +219,10 @@ def test_a_quiet_log_wakes_nobody(path: Path) -> None:
 
 
 def test_a_polling_follower_has_no_descriptor(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unavailable() -> Watch:
+    def unavailable() -> DirectoryWatch:
         raise OSError("no inotify here")
 
-    monkeypatch.setattr(follow_module, "Watch", unavailable)
+    monkeypatch.setattr(follow_module, "DirectoryWatch", unavailable)
     follower = Follower({"web": str(path)})
     assert follower.fileno() == -1
     assert follower.wait(0.01)
@@ -231,7 +230,7 @@ def test_a_polling_follower_has_no_descriptor(path: Path, monkeypatch: pytest.Mo
 
 
 def test_too_many_changes_to_tell_are_all_changes(tmp_path: Path) -> None:
-    watch = Watch()
+    watch = DirectoryWatch()
     watch.add(str(tmp_path))
     watch._directories.clear()  # as after an overflow: the event belongs to no directory
     (tmp_path / "x").touch()

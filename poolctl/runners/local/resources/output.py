@@ -15,7 +15,7 @@ from typing import Any
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
 from poolctl.keeper import store_keys, wire
-from poolctl.logs.line import stamp
+from poolctl.logs.log_line import stamp
 from poolctl.logs.read import tail
 
 from ... import withheld

@@ -7,7 +7,7 @@ import contextlib
 import os
 
 from poolctl.keeper.output_file import rotate_if_large
-from poolctl.logs.inotify import Watch
+from poolctl.logs.inotify import DirectoryWatch
 
 _GATHER_SECONDS = 0.05
 _WITHOUT_INOTIFY_SECONDS = 1.0
@@ -23,14 +23,14 @@ class OwnLogs:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._loop = asyncio.get_running_loop()
-        self._watch: Watch | None = None
+        self._watch: DirectoryWatch | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._look()
 
     def _look(self) -> None:
         try:
             if self._watch is None:
-                self._watch = Watch()
+                self._watch = DirectoryWatch()
             self._watch.changed()
             self._watch.add(self._directory)  # again: it may have been removed, and made again, meanwhile
             self._loop.add_reader(self._watch.fd, self._look_soon)

@@ -16,7 +16,7 @@ _MOST_BYTES = 64 * 1024 * 1024
 Finished = tuple[int, int, int]
 
 
-class Growing:
+class TailedFile:
     """One log file that is read as it grows, also when it is rotated, emptied, or not there yet."""
 
     __slots__ = ("_fd", "_inode", "_offset", "_older", "_partial", "path")

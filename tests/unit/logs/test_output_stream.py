@@ -11,12 +11,12 @@ from zlib import crc32
 
 import pytest
 
-from poolctl.logs.file import LogFile
-from poolctl.logs.line import as_text, stamp
+from poolctl.logs.log_file import LogFile
+from poolctl.logs.log_line import as_text, stamp
+from poolctl.logs.output_stream import OutputStream
 from poolctl.logs.pipe import PipeReader
 from poolctl.logs.read import tail
-from poolctl.logs.stream import Stream
-from poolctl.logs.underway import Move, Underway
+from poolctl.logs.write_ahead_note import Move, WriteAheadNote
 
 NOW = 1_790_000_000.0
 LINES = b"".join(b"%d tick\n" % (number // 3) for number in range(9))  # some are the same
@@ -31,7 +31,7 @@ class Interrupted:
         self.read, self.write = os.pipe()
         os.set_blocking(self.read, False)
         self.kept = [os.memfd_create("note"), *os.pipe2(os.O_NONBLOCK)]
-        self.note = Underway(self.kept)
+        self.note = WriteAheadNote(self.kept)
         self.pipes = PipeReader()
         self.max_size_bytes = 0
         self.format = "text"
@@ -40,7 +40,7 @@ class Interrupted:
         """What the next logger does."""
         kept = [os.dup(fd) for fd in self.kept]
         self.note.close()
-        self.kept, self.note = kept, Underway(kept)
+        self.kept, self.note = kept, WriteAheadNote(kept)
         stream = self.stream()
         stream.recover()
         while True:
@@ -50,8 +50,8 @@ class Interrupted:
                 break
         stream.file.close()
 
-    def stream(self) -> Stream:
-        return Stream(
+    def stream(self) -> OutputStream:
+        return OutputStream(
             "web.0",
             self.read,
             LogFile(str(self.path), max_size_bytes=self.max_size_bytes, keep=9),
@@ -207,7 +207,7 @@ def test_a_note_that_makes_no_sense_is_none(interrupted: Interrupted) -> None:
     fd = os.memfd_create("note")
 
     def found() -> Move | None:
-        note = Underway([os.dup(fd)])
+        note = WriteAheadNote([os.dup(fd)])
         try:
             return note.found("web.0")
         finally:
@@ -217,7 +217,7 @@ def test_a_note_that_makes_no_sense_is_none(interrupted: Interrupted) -> None:
         os.ftruncate(fd, 0)
         os.pwrite(fd, text, 0)
         assert found() is None
-    note = Underway([fd])
+    note = WriteAheadNote([fd])
     note.begin("web.0", "now", b"x")
     move = found()
     assert move is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Allowance:
+class RateLimit:
     """Lets `burst` through at once and `per_second` in the long run. Times are those of one monotonic clock."""
 
     __slots__ = ("_at", "_burst", "_left", "_per_second")

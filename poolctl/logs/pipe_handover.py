@@ -1,4 +1,4 @@
-"""A logger whose pool has died: it gives its pipes to whoever takes the pool's servers over."""
+"""Hands a logger's pipes over to the next supervisor when keeper and supervisor have died."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from poolctl.keeper import rendezvous, wire
 
-from .stream import Stream
+from .output_stream import OutputStream
 
 
-class Heirs:
-    """A listener in the logger's loop. Each connection is told of every stream, with its pipe, and then `over`.
+class PipeHandover:
+    """A listener in the logger's loop. Each connection gets every stream with its pipe, and then `over`.
 
-    Who answers `taken` has them all; then `taken` is true and the logger ends.
+    The one that answers `taken` has them all; then `taken` is true and the logger ends.
     """
 
     def __init__(self, directory: str, epoll: select.epoll) -> None:
@@ -30,10 +30,10 @@ class Heirs:
         """Whether the descriptor is one of these."""
         return fd == self._listener.fileno() or fd in self._connections
 
-    def serve(self, fd: int, streams: Sequence[Stream]) -> bool:
-        """Do what is to be done for a descriptor that is readable; whether the streams have been taken."""
+    def serve(self, fd: int, streams: Sequence[OutputStream]) -> bool:
+        """Handle a readable descriptor; whether the streams have been taken."""
         if fd != self._listener.fileno():
-            self._hear(fd)
+            self._read_answer(fd)
             return self.taken
         connection = rendezvous.accept(self._listener, {0, os.geteuid()})
         if connection is None:
@@ -51,14 +51,14 @@ class Heirs:
         return False
 
     def close(self) -> None:
-        """Wait no more."""
+        """Stop listening."""
         rendezvous.forget(self._path)
         for sock in (self._listener, *self._connections.values()):
             self._epoll.unregister(sock.fileno())
             sock.close()
         self._connections.clear()
 
-    def _hear(self, fd: int) -> None:
+    def _read_answer(self, fd: int) -> None:
         received = rendezvous.receive(self._connections[fd])
         self.taken = received is not None and received[0].get("t") == "taken"
         self._epoll.unregister(fd)

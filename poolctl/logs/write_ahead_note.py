@@ -1,4 +1,4 @@
-"""What the logger is just moving, noted where its successor finds it: nothing is stored twice, nothing left out."""
+"""A note of the lines that the logger is moving, for its successor: no line is stored twice, and none is lost."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Move:
         return len(data) >= self.length and crc32(data[: self.length]) == self.checksum
 
 
-class Underway:
+class WriteAheadNote:
     """The note, in a file in memory that outlives the logger, and beside it a pipe that does, too (see `take`).
 
-    Lines that are stored go from the server's pipe into `sink`, in one step: what is there has been taken away. By the
-    content of the server's pipe alone nobody could tell, as the next lines may be the same. Without a file nothing is
+    Lines that are stored go from the server's pipe into `sink`, in one step: what is there has been taken away. The
+    content of the server's pipe alone does not show it, as the next lines may be the same. Without a file nothing is
     noted, and `sink` is -1.
     """
 
@@ -46,7 +46,7 @@ class Underway:
         self.take(fds)
 
     def take(self, fds: Sequence[int]) -> None:
-        """Note it there from now on: a file, and the ends of the pipe (another version may have kept none)."""
+        """Write the note there from now on: a file, and the ends of the pipe (another version may have kept none)."""
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()

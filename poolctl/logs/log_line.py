@@ -12,7 +12,7 @@ import time
 _STAMP_WIDTH = len("2026-11-20T08:47:34.123456Z")
 
 
-class Line:
+class LogLine:
     """One line of a server's output; `time` is empty when it has none (another program wrote it)."""
 
     __slots__ = ("name", "pid", "text", "time")
@@ -55,20 +55,20 @@ def as_json(lines: bytes, now: str, name: str, pid: int) -> bytes:
     return "".join([f'{head}, "line": {json.dumps(text)}}}\n' for text in texts]).encode()
 
 
-def parse_line(raw: bytes, name: str = "") -> Line:
-    """The Line that stands in a log file in either form; `name` is that of the server whose file it is."""
+def parse_line(raw: bytes, name: str = "") -> LogLine:
+    """The LogLine that stands in a log file in either form; `name` is that of the server whose file it is."""
     if raw.startswith(b'{"time": '):
         try:
             found = json.loads(raw)
-            return Line(
+            return LogLine(
                 str(found["line"]), time=str(found["time"]), name=name or found["name"], pid=found["pid"]
             )
         except (ValueError, KeyError):
             pass
     text = raw.decode("utf-8", "backslashreplace")
     if _has_stamp(raw):
-        return Line(text[_STAMP_WIDTH + 1 :], time=text[:_STAMP_WIDTH], name=name)
-    return Line(text, name=name)
+        return LogLine(text[_STAMP_WIDTH + 1 :], time=text[:_STAMP_WIDTH], name=name)
+    return LogLine(text, name=name)
 
 
 def _has_stamp(raw: bytes) -> bool:

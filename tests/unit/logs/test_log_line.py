@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.logs.line import as_json, as_text, parse_line, stamp
+from poolctl.logs.log_line import as_json, as_text, parse_line, stamp
 
 NOW = "2026-11-20T08:47:34.123456Z"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from .file import LogFile
-from .line import as_json, as_text, stamp
+from .log_file import LogFile
+from .log_line import as_json, as_text, stamp
 from .pipe import MOST_BYTES, PipeReader, longest_line
-from .underway import Underway
+from .write_ahead_note import WriteAheadNote
 
 # One read a turn, so that a server that floods its output does not starve the others.
 READ_BYTES = MOST_BYTES
@@ -15,7 +15,7 @@ READ_BYTES = MOST_BYTES
 MAX_LINE_BYTES = MOST_BYTES
 
 
-class Stream:
+class OutputStream:
     """Moves what arrives at `fd` into `file`, whole lines at a time; the beginning of a line waits in the pipe.
 
     `dropped_bytes` counts what the file did not take, `id` is the supervisor's name for the stream. `ended` is set by
@@ -49,7 +49,7 @@ class Stream:
         pid: int,
         format: str,
         pipes: PipeReader,
-        underway: Underway,
+        underway: WriteAheadNote,
     ) -> None:
         self.id = id
         self.fd = fd
@@ -66,7 +66,7 @@ class Stream:
         self._underway = underway
 
     def __repr__(self) -> str:
-        return f"<Stream {self.id} to {self.file.path}>"
+        return f"<OutputStream {self.id} to {self.file.path}>"
 
     def pump(self, now: float) -> int:
         """Move one read's worth; the number of bytes, 0 at the end of the pipe.

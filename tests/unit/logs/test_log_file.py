@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.logs.file import LogFile
-from poolctl.logs.line import stamp
+from poolctl.logs.log_file import LogFile
+from poolctl.logs.log_line import stamp
 from poolctl.logs.read import tail
 
 
@@ -223,7 +223,7 @@ def test_when_it_cannot_be_rotated_the_file_grows_instead_of_losing_lines(path: 
 
 LIMITED = """
 import resource, sys
-from poolctl.logs.file import LogFile
+from poolctl.logs.log_file import LogFile
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 file = LogFile(sys.argv[1])
 print(file.append(b"aaa\\nbbb\\nccc\\nddd\\n"), file.error)
@@ -242,7 +242,7 @@ def test_a_limit_that_is_met_within_a_line_leaves_whole_lines(path: Path) -> Non
 
 SHARED = """
 import resource, sys
-from poolctl.logs.file import LogFile
+from poolctl.logs.log_file import LogFile
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 file = LogFile(sys.argv[1])
 file.append(b"a\\n")

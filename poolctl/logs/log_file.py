@@ -11,14 +11,15 @@ from itertools import pairwise
 
 from poolctl.safe_open import directory_of, open_file
 
-from .line import parse_line, seconds_of, stamp
-from .stored import stored_part
+from .log_line import parse_line, seconds_of, stamp
 
 _FILE_MODE = 0o640
 _LOOK_EVERY_SECONDS = 1.0
 _ROTATE_AGAIN_AFTER_SECONDS = 60.0
 _FIRST_LINE_BYTES = 64
 _MOST_SURPLUS_FILES = 100
+_MOST_FILES = 100
+_HEAD_BYTES = 28  # the time that every line of the block begins with
 
 
 class LogFile:
@@ -245,3 +246,36 @@ def _exists(name: str, directory: int) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def stored_part(path: str, block: bytes) -> int:
+    """How many bytes of a block a killed writer has put into a log, which ends with that beginning of the block."""
+    text = _ending(path, len(block))
+    head = block[:_HEAD_BYTES]
+    at = text.find(head)
+    while at >= 0:
+        if block.startswith(text[at:]):
+            return len(text) - at
+        at = text.find(head, at + 1)
+    if text.endswith(b"\n"):
+        return 0
+    return next((length for length in range(len(head), 0, -1) if text.endswith(head[:length])), 0)
+
+
+def _ending(path: str, length: int) -> bytes:
+    """The last bytes of a log; the file itself may be missing when it has just been rotated."""
+    found = b""
+    number = 0
+    while len(found) < length and number < _MOST_FILES:
+        try:
+            fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
+        except OSError:
+            if number:
+                break
+        else:
+            size = os.fstat(fd).st_size
+            wanted = min(size, length - len(found))
+            found = os.pread(fd, wanted, size - wanted) + found
+            os.close(fd)
+        number += 1
+    return found

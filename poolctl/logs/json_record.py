@@ -17,7 +17,7 @@ _PINO_SIGNS = ("pid", "hostname")
 _LARGEST_SECONDS = 1e11
 
 
-class Record:
+class JsonRecord:
     """What a line in JSON says; `time` as HH:MM:SS.mmm in the reader's zone, or as it is written, "" without one.
 
     `rest` holds the other members in their order, those of several lines (tracebacks) under `long`.
@@ -38,10 +38,10 @@ class Record:
         self.rest = {key: text.strip("\n") for key, text in texts.items() if key not in self.long}
 
     def __repr__(self) -> str:
-        return f"<Record {self.level} {self.message!r}>"
+        return f"<JsonRecord {self.level} {self.message!r}>"
 
 
-def parse_record(text: str) -> Record | None:
+def parse_record(text: str) -> JsonRecord | None:
     """The record that the line is; None for a line of any other kind, JSON without a message or a level too."""
     if not (text.startswith("{") and text.rstrip().endswith("}")):
         return None
@@ -51,7 +51,7 @@ def parse_record(text: str) -> Record | None:
         return None
     if not any(key in fields for key in (*_MESSAGES, *_LEVELS)):
         return None
-    return Record(fields)
+    return JsonRecord(fields)
 
 
 def _take(fields: dict[str, Any], names: tuple[str, ...]) -> Any:
