@@ -101,8 +101,7 @@ class Core:
         running = any(worker.generation == entry.generation for worker in entry.workers.values())
         entry.code_since = self.clock.monotonic()
         if entry.wanted and running:
-            entry.next_generation()
-            entry.restarts += 1
+            entry.order_restart()
         elif entry.armed is not None:
             self._executor.preload(entry)
         self.start(entry, ignore_dependencies=True)
@@ -182,8 +181,7 @@ class Core:
                 self._executor.idle_after(entry, config.idle_seconds)
         elif entry.wanted:
             if any(each.generation == entry.generation for each in entry.workers.values()):
-                entry.next_generation()
-                entry.restarts += 1
+                entry.order_restart()
             entry.code_since = self.clock.monotonic()
             # What it depends on now may be new as well.
             entry.ignore_dependencies = False
@@ -260,6 +258,8 @@ class Core:
         entry.workers[worker.id] = worker
         entry.called = entry.called or worker.phase is Phase.READY
         entry.newest = max(entry.newest, worker.generation)
+        if worker.phase is Phase.READY:
+            entry.count_restart(worker)
         restore_certificate(entry, worker, self.clock.time())
         self._executor.adopt(entry, worker)
         self.touch(entry)

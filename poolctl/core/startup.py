@@ -134,6 +134,7 @@ class Startup:
             if worker.phase is Phase.STARTING:
                 worker.phase = Phase.READY
                 worker.ready_at = self._clock.monotonic()
+                entry.count_restart(worker)
                 entry.called = True
                 if worker.generation == entry.generation:
                     entry.certificate_ends = worker.certificate_ends

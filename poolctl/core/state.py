@@ -107,7 +107,8 @@ class Entry:
     # How it ended, and when it is tried again.
     timers: list[asyncio.TimerHandle] = transient(factory=list)  # of the backoff
     restart_times: list[float] = persisted(factory=list)  # of those that were not ordered, monotonic
-    restarts: int = persisted(0)  # ordered or not
+    restarts: int = persisted(0)  # ordered or not; an ordered one counts when its replacement is ready
+    restarting: int = persisted(0)  # the generation of an ordered restart that does not count yet
     failures: int = transient(0)  # how many attempts to become ready, or to stop, have failed
     failure: ServerError | None = transient(None)  # the newest of them
     failed_since: float = transient(
@@ -302,6 +303,16 @@ class Entry:
         """Let what is placed from now on be of a generation that there has never been."""
         self.newest += 1
         self.generation = self.newest
+
+    def order_restart(self) -> None:
+        """Let another generation replace what runs."""
+        self.next_generation()
+        self.restarting = self.generation
+
+    def count_restart(self, worker: Worker) -> None:
+        """Count an ordered restart, whose first worker this may be that is ready."""
+        if worker.generation == self.restarting:
+            self.restarts, self.restarting = self.restarts + 1, 0
 
     def become(self, desired: Desired) -> None:
         """Let this be wanted of it, and end a backoff. Raises ImpossibleChange."""

@@ -43,6 +43,32 @@ def test_a_changed_server_whose_replacement_fails_goes_back_to_the_configuration
     run(scenario())
 
 
+def test_an_ordered_restart_counts_when_its_replacement_is_ready() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), **{"web.2.0": FAILS})
+        await desk.ask("start")
+        entry = desk.core.entries["web"]
+        for restarts in (0, 1, 2):
+            await desk.ask("restart")
+            assert entry.restarts == restarts
+        desk.core.change(entry, web(tags=["new"]), live=False)
+        await turns()
+        assert entry.restarts == 3
+
+    run(scenario())
+
+
+def test_a_supervisor_counts_the_restart_whose_replacement_it_finds_ready() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        entry = desk.core.entries["web"]
+        entry.order_restart()
+        desk.core.adopt_worker(entry, Worker("web.2.0", 2, 0, entry.config, Phase.READY, ready_at=1.0))
+        assert (entry.restarts, entry.restarting) == (1, 0)
+
+    run(scenario())
+
+
 def test_a_change_of_a_server_that_does_not_run_starts_nothing() -> None:
     async def scenario() -> None:
         desk = Desk(web())

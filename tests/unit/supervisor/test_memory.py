@@ -28,6 +28,7 @@ CHANGES: dict[str, Any] = {
     "overrides": (Overrides(), Overrides(workers=3, out=True), Overrides(disabled=False)),
     "generation": (1, 2, 7),
     "restarts": (0, 5),
+    "restarting": (0, 7),
     "recoveries": ({}, {"0": [1.5]}),
     "files": ({}, {"app": "12ab"}),
 }
