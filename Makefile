@@ -66,8 +66,9 @@ test-unmeasured: dev
 	@$(BIN)/python -m tests.other_user
 	@$(BIN)/python $(PYTEST) -m "(slow or unmeasured) and not heavy" $(ARGS)
 
+# One test at a time: each loads the machine by itself, and has deadlines.
 heavy: dev
-	@$(BIN)/python $(PYTEST) -m heavy $(ARGS)
+	@$(BIN)/python -m pytest -m heavy $(ARGS)
 
 unit: dev
 	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from poolctl.control.client import Client
 from tests.load import Load, Report
+from tests.processes import children
 
 from . import leaks
 from .leaks import MIB, Holdings
@@ -76,12 +77,18 @@ def _restart(client: Client) -> None:
 def _look(stage: Stage, restarts: int, seconds: float) -> Look:
     """Taken when the worker before has gone."""
     deadline = time.monotonic() + leaks.QUIET_SECONDS
-    while len(stage.roles()["forked"]) > 1:
+    while len(workers := _workers(stage)) > 1:
         if time.monotonic() > deadline:
-            raise Fault(f"more than one worker is left: {stage.roles()['forked']}")
+            raise Fault(f"more than one worker is left: {workers}")
         time.sleep(0.02)
     files = sum(1 for path in stage.runtime.rglob("*") if not path.is_dir())
     return Look(restarts, leaks.take(stage), files, seconds)
+
+
+def _workers(stage: Stage) -> list[int]:
+    """The forked processes that are the keeper's children; a zygote's child waits to become the next worker."""
+    roles = stage.roles()
+    return sorted(set(roles["forked"]).intersection(children(roles["keeper"][0])))
 
 
 def _compare(stage: Stage, first: Look) -> None:

@@ -33,7 +33,7 @@ def stage() -> Iterator[Stage]:
 @pytest.mark.heavy
 @pytest.mark.timeout(240)
 def test_some_chaos_loses_nothing_and_leaves_nothing() -> None:
-    assert run(SEED, 20) > 3
+    assert run(SEED, 30) > 2  # steps; how many more depends on the machine
 
 
 @pytest.mark.heavy
