@@ -11,9 +11,16 @@ import sys
 if sys.argv[0].rpartition("/")[2] == "poolctl" or (
     sys.argv[0] == "-m" and sys.orig_argv[1:3] == ["-m", "poolctl"]
 ):
-    from poolctl.cli.interrupts import install
+    import _signal  # type: ignore[import-not-found,unused-ignore]
+    from os import _exit
 
-    install()
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        # Until it is installed: the import of it takes a moment, in which the interpreter's own would raise.
+        _signal.signal(_signal.SIGINT, lambda number, frame: _exit(130))
+
+        from poolctl.cli.interrupts import install
+
+        install()
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

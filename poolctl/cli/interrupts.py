@@ -7,12 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _signal import (  # type: ignore[import-not-found,unused-ignore]
-    SIGINT,
-    default_int_handler,
-    getsignal,
-    signal,
-)
+from _signal import SIGINT, signal  # type: ignore[import-not-found,unused-ignore]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,10 +19,9 @@ _raises = False
 
 
 def install() -> None:
-    """Take Ctrl-C over from Python, unless it is ignored (nohup, `&` of a shell without job control)."""
-    if getsignal(SIGINT) is default_int_handler:
-        signal(SIGINT, _interrupted)
-        sys.unraisablehook = _unraisable
+    """Take Ctrl-C over, which must not be ignored (nohup, `&` of a shell without job control)."""
+    signal(SIGINT, _interrupted)
+    sys.unraisablehook = _unraisable
 
 
 def begin() -> None:
