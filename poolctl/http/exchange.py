@@ -71,7 +71,8 @@ async def exchange(
             await _read(message, stream)
         yield StreamedResponse(message.head, message, stream)
     finally:
-        writer.close()
+        # Not close(), which would wait for a server that does not read, or that does not end its TLS.
+        writer.transport.abort()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 

@@ -14,14 +14,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-import h11
-
 from poolctl import __version__
+from poolctl.http.exchange import exchange
+from poolctl.http.head import BadMessage
+from poolctl.http.response_reader import ResponseHead
 from poolctl.platform import bounded_file
 from poolctl.runners import withheld
 
 from .message import Message
-from .shapes import Post, document, post
+from .shapes import document, post
 
 if TYPE_CHECKING:
     from poolctl.config import Notify
@@ -83,19 +84,25 @@ class Sender:
             whole = f"{unquote(where.username)}:{unquote(where.password or '')}"
             found.headers["authorization"] = f"Basic {b64encode(whole.encode()).decode()}"
         tls = await self._context() if where.scheme == "https" else None
+        target = f"{where.path.rstrip('/') if found.path else where.path}{found.path}" or "/"
+        target += f"?{where.query}" if where.query else ""
+        headers = {
+            "host": where.netloc.rpartition("@")[2],
+            "user-agent": f"poolctl/{__version__}",
+            "content-length": str(len(found.body)),
+            "connection": "close",
+            **found.headers,
+        }
         try:
-            port = where.port or (443 if tls else 80)
-            reader, writer = await asyncio.open_connection(where.hostname, port, ssl=tls)
-        except (OSError, ValueError) as error:
+            address = where.hostname, where.port or (443 if tls else 80)
+            async with exchange(address, "POST", target, headers.items(), found.body, tls=tls) as response:
+                _check(headers["host"], response.head)
+        except BadMessage:
+            raise Unsent(f"{where.hostname}: what it answers is not HTTP") from None
+        except OSError as error:
             raise Unsent(f"{where.hostname}: {_reason(error)}") from None
-        try:
-            target = f"{where.path.rstrip('/') if found.path else where.path}{found.path}" or "/"
-            target += f"?{where.query}" if where.query else ""
-            await _exchange(reader, writer, where.netloc.rpartition("@")[2], target, found)
-        except (OSError, h11.ProtocolError) as error:
-            raise Unsent(f"{where.hostname}: {_reason(error)}") from None
-        finally:
-            writer.close()
+        except ValueError as error:  # after OSError: an untrusted certificate is both
+            raise Unsent(f"{where.hostname}: {error}", again=False) from None
 
     async def _context(self) -> ssl.SSLContext:
         if self._tls is None:
@@ -173,37 +180,15 @@ class Sender:
             raise Unsent(f"{argv[0]} {_ended(process.returncode)}{f': {why}' if why else ''}")
 
 
-async def _exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, target: str, what: Post
-) -> None:
-    """Send the request and read the head of the answer. Raises Unsent for one that is no success."""
-    connection = h11.Connection(h11.CLIENT)
-    headers = {
-        "host": host,
-        "user-agent": f"poolctl/{__version__}",
-        "content-length": str(len(what.body)),
-        "connection": "close",
-        **what.headers,
-    }
-    request = h11.Request(method="POST", target=target, headers=list(headers.items()))
-    writer.write(connection.send(request) or b"")
-    writer.write(connection.send(h11.Data(data=what.body)) or b"")
-    writer.write(connection.send(h11.EndOfMessage()) or b"")
-    await writer.drain()
-    while not isinstance(event := connection.next_event(), h11.Response):
-        if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(_MOST_READ))
-        elif isinstance(event, h11.ConnectionClosed):
-            raise Unsent(f"{host} closed the connection without an answer")
-    status = event.status_code
-    if not 200 <= status < 300:
-        after = dict(event.headers).get(b"retry-after", b"")
-        # Whoever is not let in, or is wrong here, will not be better off later.
-        again = status in (408, 425, 429) or status >= 500
-        said = f"{host} answered {status}" + (
-            ", a redirection, which is not followed" if status < 400 else ""
-        )
-        raise Unsent(said, again=again, after_seconds=float(after) if after.isdigit() else 0.0)
+def _check(host: str, head: ResponseHead) -> None:
+    """Raise Unsent for a response that is no success."""
+    if not 200 <= head.status < 300:
+        after = head.get(b"retry-after")
+        # A receiver that refuses the request or the token will not accept it later.
+        again = head.status in (408, 425, 429) or head.status >= 500
+        redirect = ", a redirect, which is not followed" if head.status < 400 else ""
+        message = f"{host} answered {head.status}{redirect}"
+        raise Unsent(message, again=again, after_seconds=float(after) if after.isdigit() else 0.0)
 
 
 def _filled(text: str, words: Mapping[str, str]) -> str:
@@ -215,8 +200,6 @@ def _filled(text: str, words: Mapping[str, str]) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
-    if isinstance(error, h11.ProtocolError):
-        return "what it answers is not HTTP"
     if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
         return os.strerror(error.errno)  # asyncio has words of its own, with the address in them
     return str(getattr(error, "strerror", None) or error or type(error).__name__)

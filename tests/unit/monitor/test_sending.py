@@ -100,7 +100,7 @@ def test_an_answer_says_whether_to_try_again(
     problem = send(type="slack", url=there.url("/slack/hook"))
     assert problem is not None
     assert (problem.again, problem.after_seconds) == (again, after)
-    more = ", a redirection, which is not followed" if status == 301 else ""
+    more = ", a redirect, which is not followed" if status == 301 else ""
     assert str(problem) == f"{there.url().partition('//')[2]} answered {status}{more}"
 
 
@@ -140,6 +140,33 @@ def test_what_is_wrong_is_told_without_the_address_and_the_token(there: Receiver
         "its address is no address of a web service",
     ]
     assert "s3cret" not in str(told)
+
+
+def test_token_that_would_inject_a_header_is_not_sent(there: Receiver) -> None:
+    problem = send(
+        type="slack", url=there.url("/slack/hook"), token_env="TOKEN", env={"TOKEN": "s3cret\r\nX: y"}
+    )
+    assert problem is not None
+    assert (str(problem), problem.again) == (
+        "127.0.0.1: the header 'authorization' has a control character in its value",
+        False,
+    )
+    assert there.asked == 0
+
+
+def test_receiver_that_hangs_up_has_not_taken_the_message() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as odd:
+
+        def hang_up() -> None:
+            connection, _ = odd.accept()
+            with connection:
+                connection.recv(65536)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        problem = send(type="webhook", url=f"http://127.0.0.1:{odd.getsockname()[1]}/")
+        thread.join()
+    assert str(problem) == "127.0.0.1: the connection was closed before the response was complete"
 
 
 def test_certificates_are_checked(tmp_path: Path) -> None:
