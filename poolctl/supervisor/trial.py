@@ -6,6 +6,7 @@ and an application that answers every request: what fails here would fail there.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import glob
@@ -15,7 +16,6 @@ import os
 import pkgutil
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -30,6 +30,8 @@ from poolctl.control.messages import TRIED
 from poolctl.control.pool_exit import await_end
 from poolctl.control.upgrading import options_of_this_version
 from poolctl.errors import ControlError, PoolError
+from poolctl.http.exchange import exchange
+from poolctl.http.head import BadMessage
 from poolctl.keeper.shutdown import children, kill_children
 from poolctl.platform import become_subreaper
 from poolctl.worker.child import START_VARIABLES
@@ -146,16 +148,13 @@ class _Pool:
     def see_answers(self) -> None:
         """Ask each application. Raises TrialFailed."""
         for name, path in self._sockets.items():
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(_ANSWER_SECONDS)
-                try:
-                    client.connect(path)
-                    client.sendall(b"GET / HTTP/1.1\r\nhost: trial\r\nconnection: close\r\n\r\n")
-                    answer = client.recv(64)
-                except OSError as error:
-                    answer = str(error).encode()
-            if b" 200 " not in answer:
-                raise TrialFailed(f"{name}: its worker does not answer: {answer.decode(errors='replace')}")
+            try:
+                status = asyncio.run(_status(path))
+            except (OSError, BadMessage) as error:
+                why = str(error) or f"nothing within {_ANSWER_SECONDS:g} s"
+                raise TrialFailed(f"{name}: its worker does not answer: {why}") from error
+            if status != 200:
+                raise TrialFailed(f"{name}: its worker answers with status {status}")
 
     def helpers(self) -> set[int]:
         """The pids of its logger and its dashboard."""
@@ -307,3 +306,10 @@ def _first(result: Mapping[str, Any]) -> str:
     # What refers to the small pool itself is of no use.
     hint = "" if error["hint"].startswith(("poolctl ", "see ")) else f"; {error['hint']}"
     return f"{where}{error['message']}{hint}"
+
+
+async def _status(path: str) -> int:
+    """The status that the application on this Unix socket answers with. Raises OSError, BadMessage."""
+    fields = [("Host", "trial"), ("Connection", "close")]
+    async with asyncio.timeout(_ANSWER_SECONDS), exchange(path, "GET", "/", fields) as response:
+        return response.status

@@ -87,7 +87,7 @@ def test_the_pool_goes_on_under_the_new_version_and_nobody_notices(pool: RealPoo
     assert "already" in by(newer, pool, "upgrade").stdout
     workers = facts(pool)
     renewed = by(newer, pool, "upgrade", "--restart")
-    assert renewed.stdout == f"the pool is run by poolctl {NEW} already: 2 servers restarted\n", str(renewed)
+    assert renewed.stdout == f"the pool already runs poolctl {NEW}: 2 servers restarted\n", str(renewed)
     assert all(set(now[0]).isdisjoint(workers[name][0]) for name, now in facts(pool).items())
     workers = facts(pool)
     back = pool.ok("upgrade", "--restart")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+from poolctl.http.serialize import response_head
+
 # A line that is longer is the application's to judge; httptools and h11 have limits of their own.
 LONGEST_LINE_BYTES = 8192
 ENOUGH_BYTES = LONGEST_LINE_BYTES + 2
@@ -27,8 +29,7 @@ class FirstBytes(StrEnum):
 
 def refusal(*, late: bool) -> bytes:
     """The answer to what is no request, or to the beginning of one that does not go on."""
-    status = b"408 Request Timeout" if late else b"400 Bad Request"
-    return b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    return response_head(408 if late else 400, [("Connection", "close"), ("Content-Length", "0")])
 
 
 def classify_first_bytes(head: bytes, *, tls: bool) -> FirstBytes:
