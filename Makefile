@@ -26,11 +26,11 @@ help:
 	@echo "make heavy         chaos, long pauses and every benchmark once: about three minutes"
 	@echo "make quick         the quick tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
-	@echo "make lint          ruff: rules and format"
+	@echo "make lint          ruff: rules and format; plain words"
 	@echo "make types         mypy --strict"
 	@echo "make floors        imports point down only"
 	@echo "make house         figures of the package's structure, with their definitions"
-	@echo "make completions   writes completions/ anew"
+	@echo "make completions   regenerates completions/"
 	@echo "make bench         benchmarks, as a table"
 	@echo "make matrix        the tests that depend on the interpreter: every Python, lowest and newest dependencies"
 	@echo "make chaos         kills, restarts and full disks under load: ARGS='--seed N --minutes 10'"
@@ -86,6 +86,7 @@ portable:
 lint: dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/test_words.py
 
 types: dev
 	@$(BIN)/mypy

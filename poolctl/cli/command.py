@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FLAG, VALUE, LIST = "flag", "value", "list"
-# What a shell offers for a value: names of the pool in the working directory, or its own files.
+# Values that a shell offers: names of the pool in the working directory, or its own files.
 SERVERS, TAGS, POOLS, FILES, DIRECTORIES = "servers", "tags", "pools", "files", "directories"
 # Headings of `poolctl --help`, in their order: "Commands to start and stop" …
 LIFECYCLE, CHANGES, INSPECT, OBSERVE, SETUP = (
@@ -65,7 +65,7 @@ class Option:
 
 
 class Command:
-    """What a command takes and how its help describes it.
+    """The options of a command, and its help.
 
     The common options, which may stand before the command as well, are added to its own. With `takes_command` the
     words after `--` are a command of the user's, and the value `command` of a request.

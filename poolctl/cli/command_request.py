@@ -122,7 +122,7 @@ class CommandRequest:
             raise UsageError(f"--{key.replace('_', '-')}: {error}") from None
 
     def options(self) -> Mapping[str, Any]:
-        """What the supervisor is told beside the selection."""
+        """The options of the supervisor's request, besides the selection."""
         options: dict[str, Any] = {"timeout": self.seconds("timeout")}
         if "no_wait" in self.values:
             options["wait"] = not self.values["no_wait"]

@@ -72,9 +72,9 @@ _SAID = re.compile(rf"^[\d\s:.,TZ+-]*\[?({'|'.join(_LEVELS)})\b[\]:\s]", re.IGNO
 
 
 class JsonLines:
-    """Each line with `time`, `server` and `message`, `level` when it can be told.
+    """Each line with `time`, `server` and `message`, `level` when it can be recognised.
 
-    A line that is a JSON record itself keeps its members; its time stays beside ours as `logged`.
+    A line that is a JSON record itself keeps its members; its time is kept as `logged`.
     """
 
     def line(self, line: LogLine) -> str:

@@ -1,7 +1,7 @@
 """The command's door, and its last word: no traceback ever, one exit code always.
 
 The fast lane answers the plain spellings of the frequent commands with the standard library alone, in the time of two
-or three bare interpreter starts; Typer alone would take ten. What it does not understand goes to the slow lane.
+or three bare interpreter starts; Typer alone would take ten. Other spellings go to the Typer application.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REPORT_TO = "the project's issue tracker"
 def main(args: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit code. Never raises. Without `args` it is the whole process: it ends."""
     if args is None:
-        # What a command imports is no garbage: the looking for it came to a tenth of the time of a short one.
+        # Imported modules are no garbage: collecting took a tenth of the time of a short command.
         gc.set_threshold(50_000)
         code = INTERRUPTED
         try:
@@ -97,7 +97,7 @@ def _finish(outcome: Outcome) -> int:
 
 
 def _explain(error: BaseException, words: list[str]) -> int:
-    """Say what went wrong, as far as anybody is there to hear it."""
+    """Print what went wrong, if there is still a reader."""
     from poolctl.cli.command_line import wants_json
     from poolctl.cli.outcome import Outcome, outcome_of
 

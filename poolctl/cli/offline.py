@@ -107,7 +107,7 @@ def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
 
 
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
-    """The servers as they are: stopped, or still served by processes that nobody manages."""
+    """The servers as they are: stopped, or still served by workers without a supervisor."""
     from poolctl.runners.survivors import are_there
 
     if not are_there(ref.directory):

@@ -1,4 +1,4 @@
-"""What a command came to: servers, errors and an exit code. Commands return it; one renderer prints it."""
+"""The outcome of a command: servers, errors and an exit code. Commands return it; one renderer prints it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ else:
     Item = dict
 
 SCHEMA = 1
-# What a supervisor answers beside the servers: the summary, the plan, the page, who was told.
+# Parts of a supervisor's answer besides the servers: summary, plan, dashboard, receivers.
 _FOR_USERS = ("summary", "changes", "dashboard", "receivers")
 
 
@@ -110,7 +110,7 @@ class Outcome:
 
     @classmethod
     def of_stream(cls, exit_code: int = exit_codes.DONE) -> Outcome:
-        """What was to be printed has been; nothing is left to show."""
+        """The outcome of a command that has printed its output itself."""
         outcome = cls(exit_code=exit_code)
         outcome.streamed = True
         return outcome
@@ -136,7 +136,7 @@ def error(exit_code: int, message: str, hint: str = "", *, name: str = "", bind:
 
 
 def outcome_of(failure: BaseException) -> Outcome | None:
-    """The outcome of an exception that belongs to the language of errors; None for one that nobody foresaw."""
+    """The outcome of one of poolctl's own exceptions; None for an unexpected one."""
     if isinstance(failure, Failure):
         return failure.outcome
     if isinstance(failure, UsageError):

@@ -140,7 +140,7 @@ def _named(name: str, env: Mapping[str, str]) -> PoolRef:
 
 
 def others_named_alike(pool: PoolRef, env: Mapping[str, str] = os.environ) -> str:
-    """A warning of other running pools with the name of this one, which --pool cannot tell apart; "" without any."""
+    """A warning of other running pools with the same name, which makes --pool ambiguous; "" without any."""
     name = str(directory.written_down(pool.directory).get("name") or "")
     others = [path for path in directory.pool_dirs_named(env, name) if os.path.basename(path) != pool.key]
     if not others:
@@ -158,5 +158,5 @@ def _working_directory() -> str:
     try:
         return os.getcwd()
     except OSError:
-        # a shell may stand in a directory that was removed; PWD still tells which it was
+        # the working directory may have been removed; PWD still names it
         return os.environ.get("PWD") or "/"

@@ -1,4 +1,4 @@
-"""What happens while a command waits, on standard error: on a terminal after half a second; --verbose: every step."""
+"""Progress of a waiting command, on standard error: on a terminal after half a second; --verbose: every step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Progress:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody sees it: otherwise the supervisor need not say every step."""
+        """Whether it is shown: otherwise the supervisor need not report every step."""
         return self._enabled or self._verbose
 
     def __enter__(self) -> Progress:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from poolctl.cli.command_request import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
 
-# What the pool goes on with when nobody waits for it any more.
+# Commands that the pool completes even if the caller stops waiting.
 _ORDERS = ("start", "stop", "restart", "reload", "scale", "enable", "disable", "add", "remove")
 # Reported by status and doctor while the supervisor replaces nothing.
 CRASH_LOOP = (
@@ -33,7 +33,7 @@ _LAUNCHES = 4  # so often at most is a pool launched that other commands stop at
 def ask(
     request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, Any] | None = None
 ) -> Outcome:
-    """What the supervisor answers; `more` goes to its options.
+    """The supervisor's answer; `more` goes to its options.
 
     Raises NoSupervisor when there is none, UsageError for a bad selector.
     """
@@ -71,7 +71,7 @@ def _call(
 
 
 def _mark(path: str) -> tuple[int, int] | None:
-    """What tells one socket of that path from the next."""
+    """The identity of the socket at that path."""
     try:
         found = os.stat(path)
     except OSError:
@@ -139,7 +139,7 @@ def _end_idle(pool: PoolRef) -> int:
     try:
         ended = Client(pool.socket).call("stop", {"options": {"idle": True}})
     except ControlError:
-        return 0  # somebody else has ended it
+        return 0  # another command has stopped it
     pid = int(ended.get("keeper_pid") or 0)
     await_end(pid)
     return pid

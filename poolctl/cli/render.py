@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
 WIDE = ("name", "state", "ready", "health", "bind", "expose", "pids", "workers", "uptime", "restarts", "tags")
-# What a terminal that is too narrow for all of them does without, in this order.
+# Columns that a narrow terminal omits, in this order.
 DISPENSABLE = ("restarts", "uptime", "health", "pids")
 RIGHT = frozenset({"workers", "uptime", "restarts"})
 COLOURS = {

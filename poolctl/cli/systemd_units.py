@@ -12,7 +12,7 @@ from poolctl.control.directory import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 
 MADE_BY = "Made by `poolctl export systemd`."
-# What is to be done beside the servers' own stopping, generously.
+# Time for everything but the servers' own stopping, generously.
 _MARGIN_SECONDS = 15
 # A supervisor that hangs is replaced after fifteen; systemd has to act only when that has not helped.
 _WATCHDOG_SECONDS = 60
@@ -28,7 +28,7 @@ BACKLOG = 2048
 
 
 class ServicePool(NamedTuple):
-    """What the units are about; `poolctl` is the command's own argument vector, `listen` addresses by `fd:` name."""
+    """The pool of the units; `poolctl` is the command's own argument vector, `listen` addresses by `fd:` name."""
 
     name: str
     files: Sequence[str]

@@ -30,7 +30,7 @@ FIRST_STEPS = (
     "poolctl list      the servers; then: logs NAME, restart NAME, stop",
 )
 # Commands that a later version has.
-_LATER = ("import",)
+_NOT_YET = ("import",)
 
 Perform = Callable[[CommandRequest], Outcome]
 
@@ -199,7 +199,7 @@ def _usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
     message = str(describe()).strip().rstrip(".")
     near = getattr(error, "possibilities", None)
     verb = verb_of(words)
-    if verb in _LATER:
+    if verb in _NOT_YET:
         return UsageError(f"{verb} is not available in this version of poolctl", hint="poolctl -h")
     hint = f"poolctl {verb} -h" if verb and "command" not in message else "poolctl -h"
     if near:

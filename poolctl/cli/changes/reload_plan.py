@@ -26,7 +26,7 @@ KINDS = {
 
 
 def change_lines(verb: str, outcome: Outcome) -> list[str]:
-    """What a change that was seen has come to: the plan of a reload, or `~ users: code`."""
+    """The outcome of a detected change: the plan of a reload, or `~ users: code`."""
     if verb == "reload":
         return plan_text(outcome).splitlines()
     return [f"~ {item.get('name')}: code" for item in outcome.items if item.get("ready")]

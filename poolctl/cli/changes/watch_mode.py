@@ -20,22 +20,22 @@ from poolctl.logs.inotify import DirectoryWatch
 
 # An editor, a checkout or a deployment writes many files: they are one change when nothing more comes for so long.
 QUIET_SECONDS = 0.15
-# And one that never ends is looked at all the same.
+# A change that never ends is applied after this time.
 LONGEST_SECONDS = 3.0
 # Of these a change of code makes new processes; the others meet it when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 
-Tell = Callable[[str, Outcome], None]
+Report = Callable[[str, Outcome], None]
 
 
 class PoolWatcher:
-    """Applies what changes to the running pool; `tell` hears the verb and the outcome of each time."""
+    """Applies what changes to the running pool; `report` is called with the verb and the outcome of each."""
 
-    def __init__(self, request: CommandRequest, pool: PoolRef, tell: Tell) -> None:
+    def __init__(self, request: CommandRequest, pool: PoolRef, report: Report) -> None:
         """Begin to watch. Failure where that is not possible, NoSupervisor without one."""
         self._request = request
         self._pool = pool
-        self._tell = tell
+        self._report = report
         self._files = [str(file) for file in Client(pool.socket).ping().get("files") or pool.files]
         try:
             self._watch = DirectoryWatch(departures=True)
@@ -61,7 +61,7 @@ class PoolWatcher:
         self._reload()
 
     def _settled(self, poll: select.poll) -> set[str] | None:
-        """The paths that have changed, when no more do; None for too many to tell."""
+        """The changed paths, once no more change; None when the kernel dropped some."""
         deadline = monotonic() + LONGEST_SECONDS
         found: set[str] | None = set()
         while True:
@@ -87,7 +87,7 @@ class PoolWatcher:
     def _reload(self) -> set[str]:
         """The servers that have new processes by it."""
         outcome = self._ask("reload", {"dry_run": False})
-        self._tell("reload", outcome)
+        self._report("reload", outcome)
         self._look_around()
         changes = outcome.extra.get("changes") or ()
         return {str(each["name"]) for each in changes if each.get("change") in ("add", "restart")}
@@ -97,7 +97,7 @@ class PoolWatcher:
         listed = self._ask("list", {}, names)
         running = [str(item["name"]) for item in listed.items if item.get("state") in _ALIVE]
         if running:
-            self._tell("restart", self._ask("restart", {"wait": True}, running))
+            self._report("restart", self._ask("restart", {"wait": True}, running))
 
     def _look_around(self) -> None:
         """DirectoryWatch what the pool is made of now."""
@@ -112,7 +112,7 @@ class PoolWatcher:
                     raise Failure(Outcome.failed(FAILED, message, hint)) from None
 
     def _ask(self, verb: str, options: dict[str, object], names: list[str] | None = None) -> Outcome:
-        """What the supervisor answers; that it could not is an outcome, too."""
+        """The supervisor's answer; its failure is an outcome, too."""
         values = {key: self._request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
         if verb == "reload":
             values["env"] = self._request.get("env")

@@ -82,7 +82,7 @@ class WriteBack:
                 self.draft.remove(name)
 
     def check(self) -> PoolConfig:
-        """What the files will say. Failure with 5 for an invalid result, with 7 for files that we may not write."""
+        """The changed configuration. Failure with 5 for an invalid result, with 7 for files that are not writable."""
         config = self.draft.check()
         if not len(config) and not self.request.get("allow_empty"):
             from poolctl.cli.offline import no_server
@@ -114,7 +114,7 @@ class WriteBack:
         )
 
     def _write(self) -> None:
-        """Write; what somebody else has written meanwhile stays, and ours is made in it."""
+        """Write the change; concurrent edits by others are kept, and ours is applied to them."""
         for _ in range(ATTEMPTS):
             try:
                 self.draft.write()
@@ -153,7 +153,7 @@ class WriteBack:
 
 
 def _about(pool: PoolRef) -> dict[str, object] | None:
-    """What the supervisor says of itself; None when there is none."""
+    """The supervisor's description of itself; None when there is none."""
     try:
         return Client(pool.socket).ping()
     except NoSupervisor:

@@ -86,7 +86,7 @@ def _refuse_taken(files: write_back.WriteBack, tables: list[Table], base_dir: st
     """Failure (8) for a name or an address that another server has."""
     servers = [(server.name, server.address) for server in files.now]
     new = [(str(table.get("name", "")), _address(table, base_dir)) for table in tables]
-    taken = [finding for later, _, finding in conflicts([*servers, *new]) if later >= len(servers)]
+    taken = [finding for index, _, finding in conflicts([*servers, *new]) if index >= len(servers)]
     if taken:
         raise Failure(Outcome.failed(CONFLICT, taken[0].message, taken[0].hint))
 
@@ -105,7 +105,7 @@ def _address(table: Table, base_dir: str) -> Address | None:
 
 
 def _in_files(files: write_back.WriteBack, tables: list[Table]) -> Outcome:
-    """What adding to the files alone comes to."""
+    """The outcome of adding to the files alone."""
     from poolctl.control.messages import item
 
     names = [table.get("name") for table in tables]

@@ -14,7 +14,7 @@ from poolctl.cli.remote import ask
 from poolctl.config import MASK, escaped, masked, table_text, values_of
 from poolctl.errors import ControlError
 
-# What is not configured.
+# Fields that are not configured.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")
 
 COMMAND = Command(
@@ -58,7 +58,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _text(name: str, table: Any) -> str:
-    """A table beside the servers, or a list of such tables; a url with references is written as it was."""
+    """A table other than the servers', or a list of them; a url keeps its `${…}` references."""
     if isinstance(table, list):
         return "\n".join(table_text(f"[[{name}]]", escaped(each) | _as_written(each)) for each in table)
     return table_text(f"[{name}]", escaped(table))
@@ -69,7 +69,7 @@ def _as_written(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_they_are(items: list[Item], request: CommandRequest, pool: PoolRef) -> list[Item]:
-    """The same servers with the state of what runs, where somebody asks for it."""
+    """The same servers with the state of the running pool, if the selection or output needs it."""
     if request.output in ("", "toml") and not (request.get("state") or request.get("health")):
         return items
     try:

@@ -106,7 +106,7 @@ class _EventStream:
     def follow(self, write: Callable[[Item], None]) -> None:
         """Every event that comes; without a supervisor those that another one writes down. Never returns.
 
-        Raises BrokenPipeError when nobody reads any more what is printed, be there more to print or not.
+        Raises BrokenPipeError when the output has lost its reader, even if there is nothing to print.
         """
         from poolctl.platform import await_readable
 
@@ -119,24 +119,24 @@ class _EventStream:
 
         client = Client(self._client.socket_path, receive=receive)
 
-        def told(line: Item) -> None:
+        def received(line: Item) -> None:
             if "event" in line:
                 self.show([line["event"]], write)
 
         while True:
             options = {"follow": True, "after": self._last, "lines": MOST_LINES}
             try:
-                client.call("events", {"options": options}, told)
+                client.call("events", {"options": options}, received)
             except (NoSupervisor, SupervisorEnded, ControlError):
                 newest = next((event["seq"] for event in recent(self.path, Wanted(), 1)), 0)
                 if newest < self._last:
-                    self._last = 0  # somebody has taken the journal away, and another has begun
+                    self._last = 0  # the journal was removed, and another has begun
                 self.show(recent(self.path, self.wanted._replace(after=self._last), None), write)
             await_readable(-1, _AGAIN_SECONDS, reader)
 
 
 def _configured(pool: PoolRef) -> str:
-    """What [events] says in the files; "" when nothing can be read there, which keeps nobody from the journal."""
+    """The path that [events] configures; "" when the files cannot be read: the journal still can."""
     from poolctl.config import load
 
     try:

@@ -80,7 +80,7 @@ def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | Non
 
 
 def _spellings(field: str, pattern: str, value: str) -> list[str]:
-    """What the pattern may stand for: an address in any spelling, an exposed address without its scheme."""
+    """The spellings that the pattern stands for: of an address any, of an exposed address one without its scheme."""
     if field == "bind":
         from poolctl.address import canonical
 

@@ -58,7 +58,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _form(request: CommandRequest, names: list[str]) -> Callable[[LogLine], str]:
-    """What makes of a line the text that is printed."""
+    """The function that formats a line."""
     if request.output:
         return _document
     if request.get("raw"):
@@ -70,7 +70,7 @@ def _form(request: CommandRequest, names: list[str]) -> Callable[[LogLine], str]
 
 
 def _reopen(request: CommandRequest) -> Outcome:
-    """Have every log file opened anew, because another program has moved them away; return when they are."""
+    """Have every log file reopened after another program has moved them; return when that is done."""
     try:
         outcome = ask(request, find_pool(request), "reopen")
     except NoSupervisor:

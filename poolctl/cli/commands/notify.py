@@ -1,4 +1,4 @@
-"""`poolctl notify test`: a test message to everybody who is told of problems, and what came of it."""
+"""`poolctl notify test`: a test notification to each receiver, and whether it arrived."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def _alone(pool: PoolRef, names: list[str]) -> Outcome:
     from poolctl.monitor.notify.notifier import tested
 
     config = load(pool, allow_empty=True)
-    told = config.tables.notify
-    unknown = [name for name in names if name not in [each.label for each in told]]
-    if unknown or not told:
+    configured = config.tables.notify
+    unknown = [name for name in names if name not in [each.label for each in configured]]
+    if unknown or not configured:
         what = f"no receiver is named {unknown[0]!r}" if unknown else "no [[notify]] receivers are configured"
-        known = ", ".join(each.label for each in told)
+        known = ", ".join(each.label for each in configured)
         hint = f"receivers: {known}" if known else "add a [[notify]] table to the file"
         raise Failure(Outcome.failed(NOTHING_MATCHED, what, hint))
-    chosen = [each for each in told if not names or each.label in names]
+    chosen = [each for each in configured if not names or each.label in names]
     name = config.settings.name or os.path.basename(os.path.dirname(pool.files[0]))
     found = asyncio.run(tested(chosen, name, os.environ, os.path.dirname(pool.files[0])))
     return Outcome(

@@ -42,7 +42,7 @@ def _directories() -> Iterator[str]:
 
 
 def _pool(path: str) -> Item | None:
-    """One pool; None where nobody listens any more. One that does not answer is told from what it wrote down."""
+    """One pool; None without a listener. One that does not answer is described by its info file."""
     client = Client(f"{path}/{directory.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
     about = directory.written_down(path)
     try:

@@ -76,7 +76,7 @@ def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
     """Reload now, and whenever something changes, until Ctrl-C or the end of the pool."""
     from poolctl.cli.changes.watch_mode import PoolWatcher
 
-    def tell(verb: str, outcome: Outcome) -> None:
+    def report(verb: str, outcome: Outcome) -> None:
         outcome.form, outcome.quiet = request.output, request.quiet
         outcome.message = "\n".join(change_lines(verb, outcome))
         show(outcome)
@@ -84,7 +84,7 @@ def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
 
     ended = Outcome(message="the pool has been stopped")
     try:
-        watcher = PoolWatcher(request, pool, tell)
+        watcher = PoolWatcher(request, pool, report)
         watcher.apply_now()
         watcher.run()
     except KeyboardInterrupt:

@@ -65,7 +65,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Run the pool until it is told to end; the exit code is the contract's for the way it ended."""
+    """Run the pool until it is stopped; the exit code says how it ended."""
     if request.get("debug"):
         from poolctl.cli.run.debug_server import perform as become
 
@@ -106,7 +106,7 @@ def perform(request: CommandRequest) -> Outcome:
                 code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
         except (KeyboardInterrupt, Terminated):
             pass  # asked for the third time: the lifeline ends with us, and the keeper sees to the rest
-        session.tell()  # here, where a reader who does not read holds nothing up
+        session.report()  # here, where a reader who does not read holds nothing up
     session.outcome.exit_code = code
     return session.outcome
 
@@ -114,7 +114,7 @@ def perform(request: CommandRequest) -> Outcome:
 def _live(session: RunSession, path: str, lifeline: int) -> int:
     if not session.start():
         code = session.outcome.exit_code
-        session.tell()
+        session.report()
         return code
     session.watch()
     return session.run_command(path, lifeline) if session.command else session.stay(lifeline)
@@ -130,7 +130,7 @@ def _refuse_running(client: Client) -> None:
     )
 
 
-# What is left of the time for the whole stop when what has not stopped is killed.
+# Time that remains of the stop timeout when the remaining processes are killed.
 _KILLING_SECONDS = 1.0
 FORMAT_VARIABLE = "POOLCTL_LOG_FORMAT"
 _ALIVE = ("running", "starting", "backoff", "draining")
@@ -209,7 +209,7 @@ class RunSession:
             self._changed("watch", failure.outcome)
 
     def _changed(self, verb: str, outcome: Outcome) -> None:
-        """Say what a change of the files came to, beside the servers' own words."""
+        """Print the outcome of a change of the files, between the servers' output."""
         from poolctl.cli.changes.reload_plan import change_lines
 
         for line in change_lines(verb, outcome):
@@ -223,7 +223,7 @@ class RunSession:
         ready = sum(bool(item.get("ready")) for item in expected)
         line = f"{servers(ready, len(expected))} ready"
         self._say(f"{line}, Ctrl-C to stop")
-        self.tell()  # what has failed is said now, while the others serve
+        self.report()  # failures are printed now, while the others serve
         if not self.outcome.exit_code:
             sd_notify.tell(os.environ, sd_notify.READY, sd_notify.status(line))
         poll = select.poll()
@@ -231,7 +231,7 @@ class RunSession:
         poll.poll()
         return DONE
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Say what went wrong so far; a JSON document says it at the end."""
         if self.request.output != "json":
             self.outcome.quiet = self.request.quiet

@@ -95,7 +95,7 @@ def _leaves(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _origin(key: str, origin: dict[str, str]) -> str:
-    """The place of the value itself, or of the nearest table around it that somebody wrote as a whole."""
+    """The place of the value itself, or of the nearest table around it that is given as a whole."""
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
         where = origin.get(".".join(parts[:end]))

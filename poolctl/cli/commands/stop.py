@@ -60,7 +60,7 @@ def _at_rest(request: CommandRequest, pool: PoolRef) -> list[Item]:
     """The selected servers of a pool that does not run."""
     everything = request.selector().selects_all
     if everything and not request.output:
-        return []  # nobody sees them, so that nothing has to be read
+        return []  # they are not printed, so that no file has to be read
     from poolctl.cli.offline import select_from_files
     from poolctl.errors import PoolError
 
@@ -68,7 +68,7 @@ def _at_rest(request: CommandRequest, pool: PoolRef) -> list[Item]:
         return select_from_files(request, pool)
     except (Failure, PoolError):
         if everything:
-            return []  # a broken file keeps nobody from being told that nothing runs
+            return []  # a broken file does not matter: nothing runs
         raise
 
 
@@ -115,7 +115,7 @@ def _items_before(
     except (Failure, PoolError):
         if not everything:
             raise
-        # A file that is broken by now keeps nobody from stopping what was started from it.
+        # A file that is broken by now does not keep its servers from being stopped.
         return [{"name": name} for name in dict.fromkeys(str(each.said["server"]) for each in found) if name]
 
 

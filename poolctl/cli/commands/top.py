@@ -80,7 +80,7 @@ def _live(board: Any, source: Any, ref: PoolRef, pool: str, interval: float, fra
     except KeyboardInterrupt:
         return Outcome.of_stream(INTERRUPTED)
     except SignalReceived as ended:
-        # The terminal is as it was; now the signal may do what it does to everybody.
+        # The terminal is restored; now the signal may have its default effect.
         signal.signal(ended.number, signal.SIG_DFL)
         os.kill(os.getpid(), ended.number)
     finally:

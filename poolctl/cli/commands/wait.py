@@ -45,7 +45,7 @@ def perform(request: CommandRequest) -> Outcome:
         try:
             outcome = ask(_with_timeout(request, left), pool)
         except SupervisorEnded:
-            continue  # another may be there already, or none: the next call tells
+            continue  # another may be there already, or none: the next call shows
         except NoSupervisor:
             selected = _from_files(request, pool) if selected is None else selected
             if goal == "stopped":

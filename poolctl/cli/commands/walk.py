@@ -54,7 +54,7 @@ class Walk:
         self.keep = keep  # the output goes into the document instead of to the terminal
         self.children: set[subprocess.Popen[bytes]] = set()
         self.ending = False
-        # A child is among the children before anybody ends them, or it is not begun: an interrupt that comes while a
+        # A child is registered before the children are ended, or it is not started: an interrupt that comes while a
         # thread is being started leaves one that the pool of threads does not know, and waits for no more.
         self.beginning = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""What can be typed: commands, their options, and what may follow each."""
+"""The words of a command line: commands, their options, and the values of each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What shells ask while somebody types: names and tags of the pool in the working directory.
+"""The words that shells offer: names and tags of the pool in the working directory.
 
 `poolctl __complete servers|tags|pools [-c FILE]… [--pool NAME]` prints words, one a line. It is quick, it never
-fails and never prints anything else: somebody's cursor waits.
+fails and never prints anything else, because it runs on every press of Tab.
 """
 
 from __future__ import annotations

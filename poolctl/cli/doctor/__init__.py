@@ -1,1 +1,1 @@
-"""What can be wrong with a machine or a pool: one file for each subject, each of its checks a function of the case."""
+"""Checks of the machine and the pool: one file for each subject, each check a function of the context."""

@@ -98,7 +98,7 @@ def _orphaned(servers: Sequence[ServerConfig], pool: PoolRef) -> set[str]:
 
 
 def read(path: str) -> str:
-    """What stands in a file of the system's, "" when it cannot be read."""
+    """The content of a system file, "" when it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()

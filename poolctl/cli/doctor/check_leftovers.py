@@ -1,4 +1,4 @@
-"""What dead pools have left: sockets on which nobody listens, links to nothing, servers that nobody manages."""
+"""Leftovers of dead pools: sockets without a listener, dangling links, workers without a supervisor."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _said(path: str, served: bool) -> str:
 
 
 def lock(case: CheckContext) -> Iterator[CheckResult]:
-    """Whether somebody holds the lock under which a pool is started."""
+    """Whether another process holds the lock under which a pool is started."""
     path = f"{case.pool.directory}/lock" if case.pool is not None else ""
     if not os.path.exists(path):
         return
@@ -101,7 +101,7 @@ def _is_socket(path: str) -> bool:
 
 
 def answers(path: str) -> bool:
-    """Whether anybody listens on that Unix socket."""
+    """Whether a process listens on that Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)

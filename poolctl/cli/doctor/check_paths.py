@@ -114,7 +114,7 @@ def disks(case: CheckContext) -> Iterator[CheckResult]:
 
 
 def files(case: CheckContext) -> Iterator[CheckResult]:
-    """Who may change the pool's files: what they say is run."""
+    """Who may change the pool's files, whose commands are run."""
     if case.pool is None:
         return
     found = False

@@ -68,7 +68,7 @@ def keeper(case: CheckContext) -> Iterator[CheckResult]:
 
 
 def beside_servers(case: CheckContext) -> Iterator[CheckResult]:
-    """What a running pool does not serve beside its servers: metrics, dashboard."""
+    """The pool's own endpoints that are not served: metrics, dashboard."""
     for each in case.about.get("not_served") or ():
         table, _, why = str(each).partition(": ")
         yield problem(table, why, "stop what uses the address, or choose another one, then poolctl reload")

@@ -15,7 +15,7 @@ _FEW_FOR_A_WORKER = 256
 
 
 def open_files(case: CheckContext) -> Iterator[CheckResult]:
-    """What keeper and supervisor may open (the hard limit), and what the workers may (the soft one)."""
+    """The limits of keeper and supervisor (the hard limit), and of the workers (the soft one)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if keeper := case.about.get("keeper_pid"):
         with contextlib.suppress(OSError):
@@ -94,14 +94,14 @@ def _threads_of_user() -> int:
     return count
 
 
-# A forked worker with a small application; nobody knows what a real one takes.
+# A forked worker with a small application; the memory of a real one is unknown.
 _WORKER_BYTES = 8 << 20
 _OWN_BYTES = 96 << 20
 _NEARLY_FULL = 0.9
 
 
 def memory(case: CheckContext) -> Iterator[CheckResult]:
-    """What is left for the pool, if it does not run yet."""
+    """The memory available to the pool, if it does not run yet."""
     table = _table()
     left = table.get("MemAvailable", 0)
     where, fix = "are available", "stop other programs, or add memory"

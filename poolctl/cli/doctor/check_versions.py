@@ -43,7 +43,7 @@ def installed(case: CheckContext) -> Iterator[CheckResult]:
 
 
 def interpreters(case: CheckContext) -> Iterator[CheckResult]:
-    """What the servers' interpreters have: uvicorn at least."""
+    """The packages of the servers' interpreters: uvicorn at least."""
     using: dict[str, list[ServerConfig]] = {}
     for server in case.servers:
         if not server.command:
@@ -80,7 +80,7 @@ def _judged(python: str, servers: list[ServerConfig]) -> CheckResult:
 
 
 def _asked(python: str, user: str | None) -> dict[str, Any] | str:
-    """What it has, or why it cannot be asked."""
+    """Its packages, or why they are unknown."""
     try:
         done: subprocess.CompletedProcess[str] = subprocess.run(
             [python, "-c", _ASK],

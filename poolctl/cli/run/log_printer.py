@@ -1,4 +1,4 @@
-"""The servers' output beside a running command: one thread that follows their logs and prints them."""
+"""The servers' output while `run` waits: one thread that follows their logs and prints them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from poolctl.errors import ControlError
 from poolctl.logs.follow import follow
 from poolctl.logs.log_line import stamp
 
-# What the servers say while they end is printed too, but nobody waits longer for it.
+# How long `run` waits for output that the servers write while they stop.
 LAST_WORDS_SECONDS = 2.0
 
 
@@ -51,7 +51,7 @@ class LogPrinter:
         paths = log_paths(items, self._pool)
         if self._objects:
             form: JsonLines | PrefixedLines = JsonLines()
-        else:  # to a file, or whoever collects a container's output, lines go as they are
+        else:  # a file, or a collector of a container's output, gets the lines unchanged
             form = PrefixedLines(list(paths), times=self._times, records=sys.stdout.isatty())
         stdout = stream_of_its_own(
             sys.stdout

@@ -20,7 +20,7 @@ from poolctl.exit_codes import NOT_EXECUTABLE, NOT_FOUND
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 # SI_KERNEL of sigaction(2): the terminal's own signals, which the command has got already.
 FROM_KERNEL = 0x80
-# What Python ignores and a program expects at its default.
+# Signals that Python ignores, and a program expects at their default.
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -73,7 +73,7 @@ class UserCommand:
                     os.kill(pid, came.si_signo)
         finally:
             if lifeline >= 0:
-                _untold(lifeline)
+                _stop_sigio(lifeline)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _spawn(self, mask: Iterable[int], stdout: int | None) -> int:
@@ -92,12 +92,12 @@ def _ended(lifeline: int) -> bool:
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
-    poll.register(lifeline, 0)  # an error is always told
+    poll.register(lifeline, 0)  # errors are always reported
     return bool(poll.poll(0))
 
 
-def _untold(lifeline: int) -> None:
-    """Have no SIGIO any more, which would end this process where nobody waits for it."""
+def _stop_sigio(lifeline: int) -> None:
+    """Stop SIGIO, which would kill this process when it no longer waits for it."""
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) & ~os.O_ASYNC)
     while signal.sigtimedwait((signal.SIGIO,), 0):
         continue

@@ -88,7 +88,7 @@ class ServerBoard:
 
 _KEPT = 120
 _SERIES = ("requests_per_second", "latency_p99_seconds", "memory_bytes")
-# What needs a person comes first.
+# States that need attention come first.
 _STATES = (
     "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "stopped", "disabled",
 )  # fmt: skip

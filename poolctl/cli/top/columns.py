@@ -97,7 +97,7 @@ def _figure(
 
 
 def _usage(key: str, form: Callable[[float | None], str]) -> Callable[[ServerRow, int], tuple[str, str]]:
-    """What its processes use; a server without any uses nothing that could be a figure."""
+    """The usage of its processes; "-" for a server without any."""
 
     def cell(row: ServerRow, width: int) -> tuple[str, str]:
         number = row.number(key)

@@ -30,7 +30,7 @@ _ALWAYS = (("?", "help"), ("q", "quit"))
 
 
 class Notice:
-    """What the last line says instead of the hints."""
+    """A message in the last line instead of the hints."""
 
     __slots__ = ("style", "text")
 

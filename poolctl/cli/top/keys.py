@@ -87,7 +87,7 @@ class Action(NamedTuple):
     workers: int | None = None
 
     def body(self) -> dict[str, Any]:
-        """What the supervisor is sent."""
+        """The body of the request to the supervisor."""
         options: dict[str, Any] = {"wait": True, "progress": False}
         if self.workers is not None:
             options["workers"] = self.workers
@@ -95,7 +95,7 @@ class Action(NamedTuple):
 
 
 def action_of(key: str, item: Mapping[str, Any]) -> Action | None:
-    """What the key means for a server in this state; None for a key that means nothing."""
+    """The action of a key for a server in this state; None for a key without one."""
     name, state = str(item.get("name", "")), str(item.get("state", ""))
     if key == "r":
         return Action("restart", name, "restarting", "restarted")

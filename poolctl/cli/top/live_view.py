@@ -25,7 +25,7 @@ _SORT_KEYS = dict(zip("NSHRLMCUXF", SORTS, strict=True))
 
 
 class LiveView:
-    """One view of one pool until it is left. `log_path` tells where a server's log is."""
+    """One view of one pool until it is left. `log_path` returns the path of a server's log."""
 
     def __init__(
         self,
@@ -70,13 +70,13 @@ class LiveView:
                 screen.give_back()
                 signals.stop_here()
                 screen.take()
-            signals.end_if_told()
+            signals.raise_if_ending()
             now = self._clock.monotonic()
             if self._notice is not None and self._question is None and now >= self._notice_until:
                 self._notice = None
             if now >= self._ask_at and not self._waiting and not self._paused:
                 self._waiting = True
-                self._asking.ask(self._source.read, self._told, self._failed)
+                self._asking.ask(self._source.read, self._updated, self._failed)
 
     def _frame(self, screen: Screen) -> list[Text]:
         size = screen.width, screen.height
@@ -118,9 +118,9 @@ class LiveView:
             times.append(self._notice_until)
         return max(0.0, min(times) - now) if times else None
 
-    # What the supervisor says.
+    # Answers of the supervisor.
 
-    def _told(self, result: Result) -> None:
+    def _updated(self, result: Result) -> None:
         self._waiting = False
         self._trouble = ""
         self._ask_at = self._clock.monotonic() + self._interval
@@ -159,7 +159,7 @@ class LiveView:
         self._notice = Notice(text, style)
         self._notice_until = self._clock.monotonic() + (60.0 if lasting else _NOTICE_SECONDS)
 
-    # What keys do.
+    # Keys.
 
     def _press(self, key: str, screen: Screen) -> None:
         if key == "redraw":

@@ -52,7 +52,7 @@ class LogPane:
         self.back = max(0, min(self.back + lines, len(self._lines) - 1))
 
     def visible(self, width: int, height: int) -> list[Text]:
-        """What fits on a screen of this size, long lines broken."""
+        """The lines that fit on a screen of this size, long lines broken."""
         found: list[Text] = []
         for line in list(self._lines)[: len(self._lines) - self.back][::-1]:
             found += _broken(line, width)[::-1]

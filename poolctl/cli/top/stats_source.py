@@ -1,4 +1,4 @@
-"""The supervisor asked in the background: a view that waits for nobody."""
+"""Requests to the supervisor in the background, so that the view never waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = dict[str, Any]
 
 
 class StatsSource:
-    """What the supervisor says of the servers; one that has no statistics is asked for the states alone."""
+    """The servers' states and statistics, or only the states from a supervisor without statistics."""
 
     def __init__(self, client: Client, selector: Mapping[str, Any]) -> None:
         self.client = client
@@ -68,12 +68,12 @@ class BackgroundRequests:
             try:
                 os.write(self._write, b".")
             except OSError:
-                pass  # full: somebody is to look anyway; closed: nobody is there any more
+                pass  # full: it is readable already; closed: the view has ended
 
         start_unsignalled(threading.Thread(target=run, name="asks", daemon=True))
 
     def answers(self) -> None:
-        """Tell what has been answered since the last call."""
+        """Call the functions for all answers since the last call."""
         try:
             os.read(self._read, 4096)
         except BlockingIOError:

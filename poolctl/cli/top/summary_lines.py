@@ -48,9 +48,9 @@ def _counts(rows: Sequence[ServerRow], pool: str, words: bool) -> Text:
     for state, (sign, style) in STATES.items():
         if counts.get(state):
             line.append(f"  {sign} {counts[state]}{f' {state}' if words else ''}", style)
-    ailing = sum(row.item.get("health") in ("warn", "ko") for row in rows)
-    if ailing:
-        line.append(f"  ! {ailing}{' unhealthy' if words else ''}", "bold red")
+    unhealthy = sum(row.item.get("health") in ("warn", "ko") for row in rows)
+    if unhealthy:
+        line.append(f"  ! {unhealthy}{' unhealthy' if words else ''}", "bold red")
     return line
 
 

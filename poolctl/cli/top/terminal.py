@@ -84,7 +84,7 @@ class Screen:
         self._drawn = texts
 
     def read(self) -> bytes:
-        """What was typed; nothing when the terminal is gone."""
+        """The typed bytes; empty when the terminal is gone."""
         try:
             return os.read(self._in, 4096)
         except OSError:
@@ -178,7 +178,7 @@ class TerminalSignals:
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, self._note)
 
-    def end_if_told(self) -> None:
+    def raise_if_ending(self) -> None:
         """Raise Ended when a signal said so, KeyboardInterrupt for Ctrl-C."""
         for number in _ENDING:
             if self._take(number):

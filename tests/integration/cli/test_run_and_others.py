@@ -131,7 +131,7 @@ def test_a_name_of_two_running_pools_is_a_conflict_and_the_start_of_the_second_w
     first, second = (f"{real_pool.directory}/{name}.toml" for name in ("a", "b"))
     assert real_pool.ok("-c", "a.toml", "start").stderr == ""
     started = real_pool.ok("-c", "b.toml", "start")
-    assert f"warning: another pool is named 'shop' too: {first}" in started.stderr
+    assert f"warning: another pool is also named 'shop': {first}" in started.stderr
     for line in (["stop"], ["list"], ["logs", "--reopen"], ["drain", "--all"]):
         refused = real_pool.run("--pool", "shop", *line)
         assert (refused.code, refused.stdout) == (8, ""), refused
@@ -142,7 +142,7 @@ def test_a_name_of_two_running_pools_is_a_conflict_and_the_start_of_the_second_w
     running = real_pool.spawn("-c", "a.toml", "run")
     assert running.stderr is not None
     said = iter(running.stderr.readline, "")
-    assert any(f"another pool is named 'shop' too: {second}" in line for line in said)
+    assert any(f"another pool is also named 'shop': {second}" in line for line in said)
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=20)
     assert running.returncode == 0
