@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from poolctl.runners.protocol import Runner
+from poolctl.runners.protocol import Exit, Runner
 from poolctl.states import Status
 
 from .events import Event, Recorder
@@ -35,9 +36,12 @@ class HealthChecks:
         self._probes: dict[str, dict[str, WorkerProbes]] = {}  # by server and worker
         self._known: dict[str, Status] = {}  # what was last reported of a server, if that was not ok
 
-    async def admit(self, entry: Entry, worker: Worker) -> None:
-        """Return when the worker has passed its startup and its readiness probe; to be cancelled when it is late."""
-        await self._make(entry, worker).wait_until_ready()
+    async def admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
+        """Return when the worker has passed its startup and its readiness probe; to be cancelled when it is late.
+
+        Raises WorkerFailed when it has ended before.
+        """
+        await self._make(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
     def look(self, entry: Entry) -> None:
         """Something about the entry has changed: ask those of its workers that are to be asked, and no others."""

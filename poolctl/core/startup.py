@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from poolctl.clock import Clock
 from poolctl.errors import PoolStartError
@@ -114,7 +113,7 @@ class Startup:
             async with asyncio.timeout(None if config.job else config.start_timeout):
                 await self._runner.ready(worker.placement)
                 if config.health.gated:
-                    await self._admit(entry, worker, ending)
+                    await self._health.admit(entry, worker, ending)
         except WorkerFailed as error:
             worker.failure = failure_of(entry, error.message, error.hint, PoolStartError)
         except TimeoutError:
@@ -139,20 +138,6 @@ class Startup:
                 if worker.generation == entry.generation:
                     entry.certificate_ends = worker.certificate_ends
                 self._queue.touch(entry, progressed=True)
-
-    async def _admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
-        """Return when its probes have passed. Raises WorkerFailed when it has ended before."""
-        passing = asyncio.ensure_future(self._health.admit(entry, worker))
-        try:
-            either: set[asyncio.Future[Any]] = {passing, ending}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            passing.cancel()
-        if ending.done():
-            exit_ = ending.result()
-            hint = f"poolctl logs {entry.name}"
-            raise WorkerFailed(f"{exit_.message} before it was ready", hint=hint, exit=exit_)
-        await passing
 
     async def _prepare(self, entry: Entry, worker: Worker) -> bool:
         """Have the application imported before the worker is placed; False if the worker is not wanted any more.

@@ -247,12 +247,9 @@ class Entry:
     def health(self) -> Status:
         """How its ready workers are: all of them alike, or warn when they differ."""
         ready = [worker for worker in self.workers.values() if worker.phase is Phase.READY]
-        found = {worker.status for worker in ready}
         if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
-        if len(found) > 1:
-            found.discard(Status.UNKNOWN)
-        return found.pop() if len(found) == 1 else Status.WARN
+        return Status.of_all(worker.status for worker in ready) or Status.UNKNOWN
 
     @property
     def at_rest(self) -> bool:

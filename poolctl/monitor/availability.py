@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from poolctl.states import PASSING
+
 OK, WARN, KO, UNKNOWN = "ok", "warn", "ko", "unknown"
 
-_PASSING = ("starting", "draining", "stopping", "backoff")
 _ABSENT = ("stopped", "disabled")
 
 
@@ -14,7 +15,7 @@ def status_of(state: str, health: str = UNKNOWN) -> str:
     """What state and probes of a server come to: `ok`, `warn`, `ko`; `unknown` of one that is off."""
     if state in _ABSENT:
         return UNKNOWN
-    if state in _PASSING:
+    if state in PASSING:
         return WARN
     if state == "failed":
         return KO

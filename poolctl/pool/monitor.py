@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolctl.address import parse
 from poolctl.errors import ServerError
-from poolctl.states import State, Status
+from poolctl.states import PASSING, State, Status
 
 if TYPE_CHECKING:
     from .life import Life
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 1.0
 
-_PASSING = (State.STARTING, State.DRAINING, State.STOPPING, State.BACKOFF)
 _TIMES = ("uptime", "downtime", "rise", "fall")
 
 
@@ -93,7 +92,7 @@ def _seen(server: Server, life: Life | None) -> tuple[Status, timedelta | None, 
     """How it is, how long it took to answer, and what is wrong with it."""
     state = server.state
     if state is not State.RUNNING or life is None:
-        if state in _PASSING:
+        if state in PASSING:
             return Status.WARN, None, ""
         return (Status.OK if server.ready else Status.KO), None, ""
     told = life.wellness.status

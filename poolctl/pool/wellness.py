@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from poolctl.config import ServerConfig
 from poolctl.probes.probe import WorkerProbe
 from poolctl.probes.rotation import RotationState, rotation_changes
 from poolctl.probes.worker_probes import WorkerProbes
-from poolctl.runners.protocol import Placement, Runner, WorkerFailed
+from poolctl.runners.protocol import Placement, Runner
 from poolctl.states import State, Status
 
 from . import engine
@@ -35,7 +34,11 @@ class Wellness:
         connect = partial(runner.connect, placement)
         probes = WorkerProbes(config, placement, connect, engine.engine().schedule, self._heard)
         self._probes[placement] = probes
-        await _first(probes.wait_until_ready(), runner.watch(placement))
+        ending = asyncio.ensure_future(runner.watch(placement))
+        try:
+            await probes.wait_until_ready(ending)
+        finally:
+            ending.cancel()
         if health.gated:
             await runner.attend(placement, True)
 
@@ -60,10 +63,7 @@ class Wellness:
     @property
     def status(self) -> Status | None:
         """How the workers are, or warn when they differ; None when none of them is asked."""
-        found = {probes.status for probes in self._followed if probes.probes}
-        if not found:
-            return None
-        return found.pop() if len(found) == 1 else Status.WARN
+        return Status.of_all(probes.status for probes in self._followed if probes.probes)
 
     @property
     def message(self) -> str:
@@ -96,17 +96,3 @@ class Wellness:
             (self._resting.discard if accepting else self._resting.add)(placement)
             engine.engine().spawn(self._runner.attend(placement, accepting))
         self._changed()
-
-
-async def _first(passing: Any, ending: Any) -> None:
-    """Return when `passing` has. Raises WorkerFailed when the worker has ended before."""
-    both = [asyncio.ensure_future(each) for each in (passing, ending)]
-    try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if both[1].done():
-            exit_ = both[1].result()
-            raise WorkerFailed(f"{exit_.message} before it was ready", exit=exit_)
-        both[0].result()
-    finally:
-        for each in both:
-            each.cancel()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from poolctl.config import Health, Probe, ServerConfig
-from poolctl.runners.protocol import Placement
+from poolctl.runners.protocol import Exit, Placement, WorkerFailed
 from poolctl.states import Status
 
 from .probe import WorkerProbe
@@ -63,8 +65,23 @@ class WorkerProbes:
         """The probe of that kind, if there is one."""
         return next((probe for probe in self.probes if probe.kind == kind), None)
 
-    async def wait_until_ready(self) -> None:
-        """Return when the worker has passed its startup and readiness probes; cancel it when that takes too long."""
+    async def wait_until_ready(self, ending: asyncio.Future[Exit], hint: str = "") -> None:
+        """Return when the worker has passed its startup and readiness probes; cancel it when that takes too long.
+
+        Raises WorkerFailed when the worker has ended before; `hint` is part of it.
+        """
+        passing = asyncio.ensure_future(self._pass())
+        either: set[asyncio.Future[Any]] = {passing, ending}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            passing.cancel()
+        if ending.done():
+            exit_ = ending.result()
+            raise WorkerFailed(f"{exit_.message} before it was ready", hint=hint, exit=exit_)
+        await passing
+
+    async def _pass(self) -> None:
         if self.health.startup is not None:
             startup = self._admitting = self._make("startup", self.health.startup)
             try:
