@@ -44,6 +44,7 @@ class Activation:
         except (ServerError, WorkerFailed, OSError):
             # Its next start reports the problem; until then it is in the server's log.
             return
+        self._queue.note(entry)
 
     def _called(self, entry: Entry) -> None:
         entry.armed = None

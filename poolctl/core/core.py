@@ -60,6 +60,10 @@ class Core:
         """Something about the entry has changed: decide on it before the loop sleeps again."""
         self._queue.touch(entry)
 
+    def take_changed(self) -> list[Entry]:
+        """The entries that have changed since the last call: reads change none."""
+        return self._queue.take_changed()
+
     # Changes of what is wanted.
 
     def start(self, entry: Entry, *, ignore_dependencies: bool = False) -> None:
@@ -244,6 +248,7 @@ class Core:
         """Want a server to run of which something was found running, unless a command has stopped it."""
         if entry.desired not in (Desired.STOPPED, Desired.REMOVED):
             entry.become(Desired.RUN)
+            self._queue.note(entry)
 
     def adopt_listener(self, entry: Entry, config: ServerConfig) -> None:
         """Take over an open listener that the supervisor before had opened for the entry, under this configuration."""
@@ -266,6 +271,7 @@ class Core:
 
     def resume(self, entry: Entry) -> None:
         """Go on from what was taken over: the generation that serves may be newer than was noted, or all be leaving."""
+        self._queue.note(entry)
         staying = {worker.generation for worker in entry.workers.values() if worker.phase not in LEAVING}
         if entry.workers and entry.generation not in staying:
             newer = [generation for generation in staying if generation > entry.generation]

@@ -147,11 +147,13 @@ class Executor:
     async def renew_tls(self, entry: Entry) -> None:
         """Give the workers of the server its certificates as they are now. Raises ServerError."""
         entry.files, ends = digests(entry.config), certificate_ends(entry.config)
+        self._queue.note(entry)
         for worker in list(entry.workers.values()):
             if worker.placement is not None and worker.phase not in LEAVING:
                 await self._runner.renew_tls(worker.placement, entry.config)
                 worker.certificate_ends, worker.passed_over = ends, None
         entry.certificate_ends = ends
+        self._queue.note(entry)
 
     def _sleep(self, entry: Entry) -> None:
         # The activator, or the next worker, takes over the connections that these have.

@@ -58,6 +58,7 @@ class Startup:
         worker.files_before, worker.files = entry.files, digests(worker.config)
         if worker.generation == entry.generation:
             entry.files = worker.files
+            self._queue.note(entry)
         try:
             if worker.config.preload and not await self._prepare(entry, worker):
                 self._exits.ended(

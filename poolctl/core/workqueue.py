@@ -20,6 +20,7 @@ class Workqueue:
 
     def __init__(self) -> None:
         self.commanded: set[str] = set()  # the names of servers that a command or a request was about
+        self._changed: dict[str, Entry] = {}
         self._progressed: dict[str, Entry] = {}
         self._others: dict[str, Entry] = {}
         self._settle: Callable[[], None] | None = None
@@ -39,10 +40,21 @@ class Workqueue:
         `progressed`: an action of its own has finished.
         """
         self.add(entry, progressed=progressed)
+        self._changed[entry.name] = entry
         if cause := CURRENT_CAUSE.get():
             entry.cause = cause
             self.commanded.add(entry.name)
         self.schedule()
+
+    def note(self, entry: Entry) -> None:
+        """Something of the entry has changed on which no decision depends."""
+        self._changed[entry.name] = entry
+
+    def take_changed(self) -> list[Entry]:
+        """The entries that have changed since the last call."""
+        changed = list(self._changed.values())
+        self._changed.clear()
+        return changed
 
     def schedule(self) -> None:
         """Have the entries decided on before the loop sleeps."""

@@ -190,8 +190,9 @@ class ManagedPool:
             await self._observers.attempted()
             document["warnings"] = [*(document.get("warnings") or ()), *self._observers.problems]
         self._runtime_files.rename(self.name)
-        # What is answered is also what a successor will know.
-        self._remember_all()
+        # What is answered is also what a successor will know. Where nothing has changed, nothing is written.
+        self._memory.note(*self.core.take_changed())
+        self._remember.now()
         return document
 
     async def _listen(self, listener: socket.socket) -> None:
@@ -200,7 +201,7 @@ class ManagedPool:
 
     def _leave_again(self) -> None:
         self._memory.leave_again()
-        self._remember_all()
+        self._remember.now()
 
     def _give_way(self) -> None:
         """End as if killed: the keeper starts a successor, which adopts everything."""
@@ -238,13 +239,10 @@ class ManagedPool:
 
     def remember(self) -> None:
         """Leave to a successor what is wanted now, and write what has happened."""
-        self._remember_all()
-        self._observers.remember()
-
-    def _remember_all(self) -> None:
-        # Who calls this may be ahead of the core, which has not told yet what it has changed.
+        # The caller may be ahead of the core, which has not reported yet what it has changed.
         self._memory.note(*self.core.entries.values())
         self._remember.now()
+        self._observers.remember()
 
     def exit_reported(self, report: wire.Message) -> None:
         """The keeper reaped a child."""

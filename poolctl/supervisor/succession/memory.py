@@ -72,8 +72,9 @@ class Memory:
         self._last = b""
         self._last_left = b""
         self._missing: list[str] = []
+        self._stale = True  # the file does not hold what it should, whatever has changed
         self._forgotten = False
-        self._wanted: dict[str, dict[str, Any]] = {}
+        self._wanted: dict[str, bytes] = {}  # each server's record as JSON
         self._noted: dict[str, Entry] = {}
 
     async def configuration(self) -> Kept | None:
@@ -92,7 +93,7 @@ class Memory:
 
     def keep(self, configuration: Kept) -> None:
         """Leave the configuration that is in force."""
-        self._missing = configuration.missing
+        self._missing, self._stale = configuration.missing, True
         self._write(store_keys.CONFIGURATION, pickle.dumps((__version__, configuration)))
 
     async def recall(self, entries: dict[str, Entry]) -> set[str]:
@@ -104,7 +105,7 @@ class Memory:
         recalled: dict[str, Any] = self.left().servers if kept is None else json.loads(kept)
         for name in recalled.keys() & entries.keys():
             restore(entries[name], recalled[name])
-            self._wanted[name] = record_of(entries[name])
+            self._wanted[name] = _json(record_of(entries[name]))
         return set(recalled)
 
     def note(self, *entries: Entry) -> None:
@@ -113,14 +114,18 @@ class Memory:
 
     def remember(self, entries: Iterable[str]) -> None:
         """Leave what is wanted of the entries of these names; only what was noted is looked at."""
+        if not (self._noted or self._stale):
+            return
         for name, entry in self._noted.items():
-            self._wanted[name] = record_of(entry)
+            self._wanted[name] = _json(record_of(entry))
         self._noted.clear()
-        content = json.dumps({name: self._wanted[name] for name in entries if name in self._wanted}).encode()
+        self._stale = False
+        records = [b"%s: %s" % (_json(name), self._wanted[name]) for name in entries if name in self._wanted]
+        content = b"{%s}" % b", ".join(records)
         if content != self._last:
             self._last = content
             self._write(store_keys.WANTED, content)
-        left = b'{"missing": %s, "servers": %s}' % (json.dumps(self._missing).encode(), content)
+        left = b'{"missing": %s, "servers": %s}' % (_json(self._missing), content)
         if left != self._last_left and not self._forgotten:
             self._last_left = left
             self._leave(left)
@@ -133,7 +138,7 @@ class Memory:
 
     def leave_again(self) -> None:
         """Write the file the next time even if nothing has changed: it may be gone."""
-        self._last_left = b""
+        self._last_left, self._stale = b"", True
 
     def left(self) -> Left:
         """What a pool has left whose keeper was killed with its supervisor."""
@@ -169,3 +174,7 @@ class Memory:
             return read_file(fds[0])
         finally:
             os.close(fds[0])
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()

@@ -1,0 +1,97 @@
+"""Commands that only read change nothing, and serialise nothing for the next supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poolctl.core.record import record_of
+from poolctl.keeper.store import Store
+from poolctl.runners.protocol import Exit
+from poolctl.supervisor.observers.monitoring import Monitoring
+from poolctl.supervisor.observers.statistics import Statistics
+from poolctl.supervisor.observers.totals import Totals
+from poolctl.supervisor.succession import memory as memory_module
+from poolctl.supervisor.succession.memory import Memory
+from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.supervisor.test_memory import StoreLink
+
+
+class Recorded(Desk):
+    """A desk that leaves to a successor what has changed, as the supervisor does after each answer."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(*(web(f"s{number}") for number in range(3)))
+        self.link = StoreLink(Store())
+        self.memory = Memory(self.link, str(directory))
+        self.serialised: list[str] = []
+        monkeypatch.setattr(memory_module, "record_of", self._counted)
+        tallies: Any = SimpleNamespace(add_up=None, unsettled=[])
+        totals = Totals(self.core, self.events, tallies, self.memory)
+        self.verbs.add("stats", Statistics(self.core, totals, lambda placement: None).stats)
+        self.verbs.add("monitor", Monitoring(self.core, totals).monitor)
+
+    def _counted(self, entry: Any) -> dict[str, Any]:
+        self.serialised.append(entry.name)
+        return record_of(entry)
+
+    async def ask(self, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
+        document = await super().ask(verb, *targets, **options)
+        self.memory.note(*self.core.take_changed())
+        self.memory.remember(self.core.entries)
+        return document
+
+
+@pytest.fixture
+def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def begin(work: Callable[[Recorded], Any]) -> None:
+        async def whole() -> None:
+            desk = Recorded(tmp_path, monkeypatch)
+            await desk.ask("start")
+            await turns()
+            await desk.ask("list")  # what has come of the start is written with this answer
+            desk.serialised.clear()
+            await work(desk)
+            desk.link.end()
+
+        run(whole())
+
+    return begin
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "status", "wait", "stats", "monitor"])
+def test_a_read_changes_and_serialises_nothing(scenario: Callable[..., None], verb: str) -> None:
+    async def work(desk: Recorded) -> None:
+        for _ in range(3):
+            assert (await desk.ask(verb))["exit_code"] == 0
+            await asyncio.sleep(0)
+        assert desk.serialised == []
+        assert desk.core.take_changed() == []
+
+    scenario(work)
+
+
+def test_a_change_serialises_the_servers_that_it_is_about_and_no_others(
+    scenario: Callable[..., None],
+) -> None:
+    async def work(desk: Recorded) -> None:
+        await desk.ask("drain", "s1")
+        assert set(desk.serialised) == {"s1"}
+
+    scenario(work)
+
+
+def test_what_has_changed_by_itself_is_written_with_the_next_answer(scenario: Callable[..., None]) -> None:
+    async def work(desk: Recorded) -> None:
+        desk.runner.end("s2.1.0", Exit(status=1, message="exited with status 1"))
+        await turns()
+        assert (await desk.ask("list", "s2"))["items"][0]["state"] == "failed"
+        assert set(desk.serialised) == {"s2"}
+        assert desk.memory.left().servers["s2"]["desired"] == "failed"
+
+    scenario(work)
