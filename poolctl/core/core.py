@@ -21,6 +21,7 @@ from .perform import Executor
 from .reconcile import Reconciler
 from .registry import Registry
 from .state import Entry, Worker
+from .trace import Trace
 from .view import LEAVING, Phase
 from .workqueue import Workqueue
 
@@ -39,6 +40,7 @@ class Core:
         recorder: Recorder,
         *,
         calm: bool = False,
+        trace: Trace | None = None,
     ) -> None:
         self.runner = runner
         self.clock = clock
@@ -52,7 +54,9 @@ class Core:
         self._executor = Executor(
             runner, clock, self._queue, self._addresses, self.registry, self.health, recorder, random.Random()
         )
-        self._reconciler = Reconciler(self._queue, self.registry, self._addresses, self._executor, calm=calm)
+        self._reconciler = Reconciler(
+            self._queue, self.registry, self._addresses, self._executor, calm=calm, trace=trace
+        )
         self.listeners = self._reconciler.listeners
         self.listeners.add(self.health.look)
 

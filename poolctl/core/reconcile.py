@@ -9,6 +9,7 @@ from .decide import Action, Arm, decide
 from .perform import Executor
 from .registry import Registry
 from .state import Entry
+from .trace import Trace
 from .view import Listener, View
 from .workqueue import Workqueue
 
@@ -24,9 +25,11 @@ class Reconciler:
         executor: Executor,
         *,
         calm: bool,
+        trace: Trace | None,
     ) -> None:
         self.listeners: set[Callable[[Entry], None]] = set()
         self._calm = calm
+        self._trace = trace
         self._queue = queue
         self._registry = registry
         self._graph = registry.graph
@@ -42,7 +45,7 @@ class Reconciler:
             touched[name] = entry
             self._addresses.review(entry)
             self._review_sleep(entry)
-            for action in self._actions(entry):
+            for action in self._decide(entry):
                 self._executor.perform(entry, action)
             self._wake_neighbours(entry)
             for held in self._addresses.tidy(entry):
@@ -50,6 +53,8 @@ class Reconciler:
             if entry.removed and entry.at_rest and self._registry.entries.get(name) is entry:
                 self._registry.forget(entry)
                 self._summaries.pop(name, None)
+                if self._trace is not None:
+                    self._trace.forget(name)
             elif not entry.removed:
                 # What leaves may wait for the last worker that needed it.
                 self._queue.update(self._registry.removed.values())
@@ -59,11 +64,14 @@ class Reconciler:
             for listener in list(self.listeners):
                 listener(entry)
 
-    def _actions(self, entry: Entry) -> list[Action]:
-        actions = decide(self._view(entry))
+    def _decide(self, entry: Entry) -> list[Action]:
+        view = self._view(entry)
+        decided = actions = decide(view)
         if self._calm and entry.name not in self._queue.commanded:
             # To watch for a request starts nothing, and the request that comes is an order.
-            return [action for action in actions if isinstance(action, Arm)]
+            actions = [action for action in decided if isinstance(action, Arm)]
+        if self._trace is not None:
+            self._trace.decision(entry.name, view, actions, withheld=bool(decided) and not actions)
         return actions
 
     def _review_sleep(self, entry: Entry) -> None:

@@ -18,6 +18,7 @@ from poolctl.control.server import ControlServer, Handler, Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.events import caused_by
 from poolctl.core.state import Entry
+from poolctl.core.trace import Trace
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.keeper import wire
 from poolctl.matching.matcher import close_matcher
@@ -121,7 +122,8 @@ class ManagedPool:
         self.runner.sockets.inherited = await inherited(self._keeper)
         servers = await self._configuration.begin()
         self._observers.record()
-        self.core = Core(servers, self.runner, self._clock, self.events, calm=self.calm)
+        trace = Trace.configured(os.environ)
+        self.core = Core(servers, self.runner, self._clock, self.events, calm=self.calm, trace=trace)
         self._lost = LostOutput(self.core, self.events)
         deferred = DeferredImports()
         await self._observers.count(self.core, self.runner, self._memory)

@@ -10,6 +10,7 @@ from poolctl import ServerConfig
 from poolctl.clock import ManualClock
 from poolctl.config import Tables
 from poolctl.core.core import Core
+from poolctl.core.trace import Trace
 from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector
 from poolctl.supervisor.configuration import Configuration
@@ -43,11 +44,11 @@ class Files(Configuration):
 class Desk:
     """Everything that a supervisor decides, without its processes."""
 
-    def __init__(self, *servers: ServerConfig, **script: str) -> None:
+    def __init__(self, *servers: ServerConfig, trace: Trace | None = None, **script: str) -> None:
         self.runner = SlowRunner(**script)
         self.clock = ManualClock()
         self.events = Events(self.clock)
-        self.core = Core(servers, self.runner, self.clock, self.events)
+        self.core = Core(servers, self.runner, self.clock, self.events, trace=trace)
         self.over = False
         self.files = Files(servers)
         self.verbs = Verbs(self.core, self.events, lambda: {"keeper_pid": 1}, self._end, self.files)
