@@ -103,6 +103,8 @@ def _either(last: str, importing: str) -> str:
         return last  # its libraries were loaded
     if getattr(spec, "_initializing", False) or last == importing:
         return last
+    if importing and last.partition(".")[0] in sys.stdlib_module_names:
+        return importing  # a module of the standard library that is imported starts none by itself
     return f"{last} or {importing}" if spec is not None and importing else importing or last
 
 
