@@ -1,13 +1,24 @@
-"""The documents that pass over the control socket and that `-o json` prints: one place for their shape."""
+"""The documents that pass over the control socket and that `-o json` prints: their shape, and what they raise."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
+from poolctl.exit_codes import (
+    FAILED,
+    INVALID_CONFIGURATION,
+    NOT_AS_DESIRED,
+    NOTHING_MATCHED,
+    TIMED_OUT,
+    USAGE,
+)
+from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
-    from poolctl.errors import PoolError
 
 SCHEMA = 1
 PROTOCOL = 1
@@ -15,7 +26,11 @@ CHECK = "--check"  # asks another version of the supervisor whether it could run
 TRY = "--try"  # lets another version take over a small pool
 TRIED = "POOLCTL_TRIED"  # the variable that tells the other version that this is done
 
+_MAX_EXIT_CODE = 255
+
 Document = dict[str, Any]
+# Seconds, "1m30s", or a timedelta.
+Timeout = float | str | timedelta
 
 
 def item(
@@ -75,3 +90,53 @@ def error(code: int, name: str, message: str, hint: str = "", **where: str) -> D
 def failure(kind: type[PoolError], message: str, hint: str = "") -> Document:
     """An error of the pool as a whole, with the code and the name of its kind."""
     return error(kind.code, kind.error, message, hint)
+
+
+def error_of(verb: str, code: int, result: Mapping[str, Any], kind: type[PoolError]) -> Exception:
+    """The error of an answer whose exit code is no success; `kind` is that of servers that failed."""
+    children = [_child(each, timed_out=code == TIMED_OUT) for each in result.get("errors", ())]
+    message = f"{verb} failed" if len(children) != 1 else str(children[0])
+    if code in (USAGE, NOTHING_MATCHED):
+        return PoolParamError(message, children)
+    if code == INVALID_CONFIGURATION:
+        return PoolValidateError(message, children)
+    if code not in (FAILED, NOT_AS_DESIRED, TIMED_OUT):
+        return ControlError(message, exit_code=code, hint=children[0].hint if children else "")
+    return kind(message, children or [ServerError(message)])
+
+
+def _child(each: Mapping[str, Any], *, timed_out: bool) -> ServerError:
+    child = ServerError(
+        each.get("message", ""),
+        name=each.get("name", ""),
+        bind=each.get("bind", ""),
+        hint=each.get("hint", ""),
+        # Exit codes of the command line mean nothing here: the group fills in its own code.
+        code=each["code"] if each.get("code", 0) > _MAX_EXIT_CODE else 0,
+        error=each.get("error", "") if each.get("code", 0) > _MAX_EXIT_CODE else "",
+    )
+    if timed_out:
+        child.__cause__ = TimeoutError(child.message)
+    return child
+
+
+def timeout_seconds(timeout: Timeout | None) -> float | None:
+    """The timeout in seconds, None for none. Raises PoolParamError."""
+    if timeout is None:
+        return None
+    try:
+        return parse_duration(timeout)
+    except ValueError as wrong:
+        raise PoolParamError(f"timeout: {wrong}") from None
+
+
+def server_table(server: Mapping[str, Any] | ServerConfig | None) -> dict[str, Any]:
+    """The server's keys and values as a file would have them."""
+    if server is None or isinstance(server, Mapping):
+        return dict(server or {})
+    from poolctl.config import escaped
+
+    if server.app is not None and not isinstance(server.app, str):
+        raise PoolParamError("the app is an object of this process", hint='name it: app="module:attribute"')
+    table: dict[str, Any] = escaped(server.to_dict())
+    return table
