@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from ..keeper import wire
 from ..platform import name_process
+from .app_environment import exit_status, set_app_environment
 from .child import (
     SPEC_FD,
     Spec,
@@ -33,15 +34,14 @@ from .child import (
 )
 from .life import live
 from .load import MOST_CHARACTERS, LoadFailed, explain, import_app, module_of
-from .scene import exit_status, set_the_scene
+from .preloading.fork_safety import ProcessSnapshot
+from .preloading.forks import serve_forks
+from .preloading.kept_fds import close_others, occupy_others
+from .preloading.prefork_run import prefork_run, prefork_run_again
+from .preloading.preload import collecting_seldom, keep, preload, settle
+from .preloading.thread_origins import ThreadOrigins
+from .preloading.warm_up import warm_up
 from .serving.serve import STARTUP_FAILURE
-from .sharing.forks import serve_forks
-from .sharing.held import close_others, occupy_others
-from .sharing.origins import ThreadOrigins
-from .sharing.preload import collecting_seldom, keep, preload, settle
-from .sharing.rehearse import rehearse, rehearse_again
-from .sharing.traces import Traces
-from .sharing.warm_up import warm_up
 
 REQUESTS_FD = SPEC_FD + 1
 _EXIT_FUNCTIONS_SECONDS = 1
@@ -70,7 +70,7 @@ def resume() -> NoReturn:
     spec = resumed(2)
     name_process("poolctl-app")
     preload()
-    rehearse()
+    prefork_run()
     settle()
     to_the_end(lambda: _live(spec))
 
@@ -80,8 +80,8 @@ def _live(spec: Spec) -> int:
     os.close(SPEC_FD)
     close_others()
     occupy_others()
-    set_the_scene(spec)
-    before, origins = Traces.of_this_process(), ThreadOrigins(module_of(spec))
+    set_app_environment(spec)
+    before, origins = ProcessSnapshot.of_this_process(), ThreadOrigins(module_of(spec))
     with collecting_seldom():
         try:
             with origins:
@@ -95,7 +95,7 @@ def _live(spec: Spec) -> int:
         found = before.left_since(origins)
         if not found:
             gc.freeze()  # so that what the rehearsal leaves is all that is looked through
-            rehearse_again()
+            prefork_run_again()
             found = before.left_since(origins)
         if found:
             return _give_up(requests, found, before.fix())

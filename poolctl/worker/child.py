@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from ..bootstrap import command
 from ..platform import name_process, prefer_for_oom_kill, read_file
-from .sharing.held import FIRST_FD, close_others
+from .preloading.kept_fds import FIRST_FD, close_others
 
 SPEC_FD = FIRST_FD
 CONTROL_FD = FIRST_FD + 1
@@ -110,7 +110,7 @@ def start_anew(spec: Spec, descriptors: int, *arguments: str) -> NoReturn:
 
 def resume(live: Callable[[Spec], int]) -> NoReturn:
     """Go on as a worker after the exec that its environment asked for."""
-    from .sharing.preload import preload, settle
+    from .preloading.preload import preload, settle
 
     spec = resumed(2 + int(sys.argv[1]))
     preload()

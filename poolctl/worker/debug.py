@@ -17,14 +17,14 @@ from typing import Any, NoReturn
 
 import uvicorn
 
+from .app_environment import exit_status, set_app_environment
 from .child import SPEC_FD, Refused, Spec, needs_exec, resumed, start_anew, take_on
 from .load import LoadFailed, explain, load_app
-from .scene import exit_status, set_the_scene
+from .preloading.preload import preload
 from .serving.access import watch_requests
 from .serving.secure import ssl_context
 from .serving.serve import PoolServer, StartupFailed
 from .serving.settings import drainable
-from .sharing.preload import preload
 
 _FAILED = 1
 _INTERRUPTED = 130
@@ -67,7 +67,7 @@ def _stop_here() -> None:
 
 def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int:
     try:
-        set_the_scene(spec)
+        set_app_environment(spec)
         if "PYTHONBREAKPOINT" not in os.environ:
             sys.breakpointhook = _stop_here
         config = _configure(spec, load_app(spec), tls_fds)

@@ -17,20 +17,20 @@ from typing import Any
 import uvicorn
 
 from ..keeper import wire
+from .app_environment import exit_status, set_app_environment
 from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
 from .control import Control
 from .forked import ForkedChildren
 from .heartbeat import begin
-from .likeness import likeness
 from .load import MOST_CHARACTERS, LoadFailed, explain, load_app
 from .orphan import Orphan, who_may_ask
-from .scene import exit_status, set_the_scene
 from .serving.access import watch_requests
 from .serving.adopt import Adoption
 from .serving.idle import Idleness
 from .serving.secure import ssl_context
 from .serving.serve import STARTUP_FAILURE, PoolServer, StartupFailed
 from .serving.settings import configure
+from .spec_digest import spec_digest
 from .tally import map_page
 
 # What every worker says, as the wire writes it.
@@ -84,7 +84,7 @@ class Worker:
 
     def _configure(self) -> uvicorn.Config:
         spec = self.spec
-        set_the_scene(spec)
+        set_app_environment(spec)
         app = load_app(spec)
         config = configure(app, spec["uvicorn"])
         config.load()
@@ -160,7 +160,7 @@ class Worker:
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
             "tally": True,
-            "likeness": likeness(self.spec),
+            "likeness": spec_digest(self.spec),
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
 

@@ -11,9 +11,9 @@ from ..platform import name_process
 from .app_zygote import become_app_zygote
 from .child import become, forget_what_the_pool_was_told, reset_signals
 from .life import live
-from .sharing.forks import serve_forks
-from .sharing.preload import preload, settle
-from .sharing.rehearse import rehearse
+from .preloading.forks import serve_forks
+from .preloading.prefork_run import prefork_run
+from .preloading.preload import preload, settle
 
 REQUESTS_FD = 3
 
@@ -31,7 +31,7 @@ def serve_requests() -> None:
     # Nor is it looked through for what the rehearsal leaves: that took 8 ms.
     gc.freeze()
     gc.enable()
-    rehearse()
+    prefork_run()
     settle()
     # Whoever asked for a zygote may be gone before it is up: nobody is left to be told.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -40,8 +40,8 @@ WITHIN = {
     },
     "runners.local": {"certificates_in_use": 2, "resources": 2, "workers": 2, "spawn": 3, "activation": 3},
     "worker": {
-        "likeness": 0, "load": 0, "orphan": 0, "tally": 0, "heartbeat": 1, "control": 2,
-        "serving": 2, "sharing": 3, "child": 4, "scene": 5,
+        "spec_digest": 0, "load": 0, "orphan": 0, "tally": 0, "heartbeat": 1, "control": 2,
+        "serving": 2, "preloading": 3, "child": 4, "app_environment": 5,
     },
 }  # fmt: skip
 TOP = 6

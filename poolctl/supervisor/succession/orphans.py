@@ -21,7 +21,7 @@ from poolctl.runners.local.resources.output import Output
 from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.spec import user_id, user_ids, worker_spec
 from poolctl.runners.survivors import SILENCE, Pipes, Survivor, are_there, find, is_socket
-from poolctl.worker.likeness import likeness
+from poolctl.worker.spec_digest import spec_digest
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -196,7 +196,7 @@ def _is_as_configured(survivor: Survivor, server: ServerConfig) -> bool:
         spec = worker_spec(server, interpreter="", listeners=0, tls_files=0, open_files=(0, 0))
     except ServerError:
         return True
-    return bool(said == likeness(spec))
+    return bool(said == spec_digest(spec))
 
 
 def _is_its(survivor: Survivor, server: ServerConfig) -> bool:

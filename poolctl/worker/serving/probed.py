@@ -11,9 +11,9 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .accepted import AcceptedConnections
 from .access import unwatched
 from .accounts import Accounts
-from .arriving import Arriving
 from .counting import Counted, uncounted
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Probed:
         self._server = server
         self._address = _address(listeners)
         self._secure = False
-        self._arriving = Arriving()
+        self._accepted = AcceptedConnections()
         self.accounts = Accounts(lambda: None)
 
     def answer(self, question: dict[str, Any], sock: socket.socket) -> None:
@@ -48,15 +48,15 @@ class Probed:
         config = server.config
         self._secure = config.ssl is not None
         self.accounts.default_headers = config.encoded_headers
-        self._arriving.attach(self._make_protocol, sock, None if plain else config.ssl)
+        self._accepted.attach(self._make_protocol, sock, None if plain else config.ssl)
 
     def echo(self, sock: socket.socket) -> None:
         """Send back what comes: the loop has its turns, and that is all that is asked."""
-        self._arriving.attach(Echo, sock, None)
+        self._accepted.attach(Echo, sock, None)
 
     def close(self) -> None:
         """End every such connection."""
-        self._arriving.cancel()
+        self._accepted.cancel()
         for connection in list(self.accounts.connections):
             if connection.transport is not None:
                 connection.transport.abort()

@@ -16,10 +16,10 @@ import uvicorn
 
 from poolctl.keeper import handover
 
+from .accepted import AcceptedConnections
 from .accepting import Acceptor
 from .accounts import Accounts
 from .adopt import Adoption
-from .arriving import Arriving
 from .choosing import able_to_leave, http_classes
 from .counting import Batch, Connections, Counted, count_statuses
 from .heads import HEAD_BYTES, HEAD_SECONDS, Heads
@@ -83,7 +83,7 @@ class PoolServer(uvicorn.Server):
         self._stop_seconds = stop_seconds
         self._changed = asyncio.Event()
         self._adoption = adoption
-        self._arriving = Arriving(self._arrived)
+        self._accepted = AcceptedConnections(self._arrived)
         self._extra_state = state or {}
         self.accounts = Accounts(self._changed.set)
         self.accounts.tally = tally
@@ -212,7 +212,7 @@ class PoolServer(uvicorn.Server):
         if until is not None and not asked:
             seconds = min(max(_LEAST_HANDSHAKE_SECONDS, until - time.monotonic()), seconds)
         make = functools.partial(self._make_adopted, until, asked)
-        self._arriving.attach(make, taken, self.config.ssl, seconds)
+        self._accepted.attach(make, taken, self.config.ssl, seconds)
 
     def _make_adopted(self, until: float | None, asked: bool) -> asyncio.Protocol:
         made: Any = self._make_protocol()
@@ -280,7 +280,7 @@ class PoolServer(uvicorn.Server):
         accounts = self.accounts
 
         def something_left() -> bool:
-            left = bool(self._arriving or accounts.connections or accounts.tasks)
+            left = bool(self._accepted or accounts.connections or accounts.tasks)
             return left and not (or_stopped and not self.lingers)
 
         await self._wait(something_left, timeout_seconds)

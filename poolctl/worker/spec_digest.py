@@ -15,6 +15,6 @@ _KEYS = (
 )  # fmt: skip
 
 
-def likeness(spec: dict[str, Any]) -> int:
+def spec_digest(spec: dict[str, Any]) -> int:
     """The number of a specification; that of another one is the same only if these two agree."""
     return crc32(json.dumps({key: spec[key] for key in _KEYS}, sort_keys=True).encode())

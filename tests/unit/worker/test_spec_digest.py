@@ -9,14 +9,14 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.runners.spec import worker_spec
-from poolctl.worker.likeness import likeness
+from poolctl.worker.spec_digest import spec_digest
 
 
 def number(*, interpreter: str = "python", **keys: Any) -> int:
     server = ServerConfig(**{"name": "web", "bind": "127.0.0.1:8080", "app": "a:b"} | keys)
     spec = worker_spec(server, interpreter=interpreter, listeners=1, tls_files=0, open_files=(1, 2))
     # As the worker reads it.
-    return likeness(marshal.loads(marshal.dumps(spec)))
+    return spec_digest(marshal.loads(marshal.dumps(spec)))
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ import socket
 import subprocess
 import threading
 
-from poolctl.worker.sharing.traces import Traces
+from poolctl.worker.preloading.fork_safety import ProcessSnapshot
 
 
 def test_nothing_is_nothing() -> None:
-    assert Traces.of_this_process().left_since() == ""
+    assert ProcessSnapshot.of_this_process().left_since() == ""
 
 
 def test_a_thread_is_called_by_its_name() -> None:
-    before, over = Traces.of_this_process(), threading.Event()
+    before, over = ProcessSnapshot.of_this_process(), threading.Event()
     thread = threading.Thread(target=over.wait, name="ticker")
     thread.start()
     try:
@@ -28,14 +28,14 @@ def test_a_thread_is_called_by_its_name() -> None:
 
 
 def test_a_process_that_was_not_waited_for_is_found() -> None:
-    before = Traces.of_this_process()
+    before = ProcessSnapshot.of_this_process()
     with subprocess.Popen(["sleep", "50"]) as child:
         assert before.left_since() == f"started the process {child.pid}"
         child.kill()
 
 
 def test_descriptors_are_called_by_what_they_are() -> None:
-    before = Traces.of_this_process()
+    before = ProcessSnapshot.of_this_process()
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()),
@@ -50,7 +50,7 @@ def test_descriptors_are_called_by_what_they_are() -> None:
 
 def test_a_number_that_stands_for_something_else_now_is_found() -> None:
     fd = os.open(os.devnull, os.O_RDONLY)
-    before = Traces.of_this_process()
+    before = ProcessSnapshot.of_this_process()
     read, write = os.pipe()
     os.dup2(read, fd)
     for each in (read, write):

@@ -10,7 +10,7 @@ import time
 import warnings
 from typing import NamedTuple
 
-from .origins import ThreadOrigins, advice, thread_name
+from .thread_origins import ThreadOrigins, advice, thread_name
 
 # A thread that was joined, or a child, may still be there for a moment.
 _ENDING_SECONDS = 0.2
@@ -22,7 +22,7 @@ _MOST_NAMED = 3
 _SPARED = frozenset({"jemalloc_bg_thd"})
 
 
-class Traces(NamedTuple):
+class ProcessSnapshot(NamedTuple):
     """The threads and children of this process by id, and its descriptors with what each of them is."""
 
     threads: frozenset[int]
@@ -30,7 +30,7 @@ class Traces(NamedTuple):
     descriptors: dict[int, str]
 
     @classmethod
-    def of_this_process(cls) -> Traces:
+    def of_this_process(cls) -> ProcessSnapshot:
         """As they are now."""
         threads = frozenset(map(int, os.listdir("/proc/self/task")))
         kept = frozenset(each for each in threads if thread_name(each) not in _SPARED)
@@ -41,10 +41,10 @@ class Traces(NamedTuple):
 
         `origins` know which modules have started threads. A fork may be made to find it out.
         """
-        if self._native_threads(Traces.of_this_process()):
+        if self._native_threads(ProcessSnapshot.of_this_process()):
             _fork()
         deadline = time.monotonic() + _ENDING_SECONDS
-        while found := self._compared_with(Traces.of_this_process(), origins or ThreadOrigins()):
+        while found := self._compared_with(ProcessSnapshot.of_this_process(), origins or ThreadOrigins()):
             if time.monotonic() >= deadline:
                 break
             time.sleep(_PAUSE_SECONDS)
@@ -52,13 +52,13 @@ class Traces(NamedTuple):
 
     def fix(self) -> str:
         """The setting that may prevent the current threads; empty when unknown."""
-        return advice() if self._native_threads(Traces.of_this_process()) else ""
+        return advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
 
-    def _native_threads(self, now: Traces) -> frozenset[int]:
+    def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
         python = {each.native_id for each in threading.enumerate()}
         return now.threads - self.threads - python
 
-    def _compared_with(self, now: Traces, origins: ThreadOrigins) -> str:
+    def _compared_with(self, now: ProcessSnapshot, origins: ThreadOrigins) -> str:
         # Several threads of one library are one thing that was started.
         words = list(
             dict.fromkeys(f"started {origins.named(each)}" for each in sorted(now.threads - self.threads))

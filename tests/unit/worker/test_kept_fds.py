@@ -11,7 +11,7 @@ pytest.importorskip("uvloop")
 
 SCRIPT = """
 import asyncio, os, stat, sys, uvloop
-from poolctl.worker.sharing import held
+from poolctl.worker.preloading import kept_fds
 
 async def nothing(): pass
 
@@ -19,20 +19,20 @@ async def child_says():
     process = await asyncio.create_subprocess_exec("echo", "heard", stdout=asyncio.subprocess.PIPE)
     return (await process.communicate())[0]
 
-before = held.descriptors()
+before = kept_fds.descriptors()
 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
     runner.run(nothing())
-kept = held.descriptors() - before
+kept = kept_fds.descriptors() - before
 assert len(kept) == 2, kept
 if sys.argv[1] == "hold":
-    held.hold(kept)
+    kept_fds.keep_fds(kept)
 mine = {}
 if (middle := os.fork()) == 0:
     if (last := os.fork()) == 0:
         assert all(stat.S_ISFIFO(os.fstat(number).st_mode) for number in kept), "they have moved"
-        held.close_others()
+        kept_fds.close_others()
         for number in range(12, 40):  # as busy a process as a worker
-            if number not in held._held:
+            if number not in kept_fds._kept:
                 os.dup2(os.memfd_create(f"mine {number}"), number)
         mine = {number: os.fstat(number).st_ino for number in range(12, 40)}
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

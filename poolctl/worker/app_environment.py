@@ -7,7 +7,7 @@ import sys
 from .child import Spec
 
 
-def set_the_scene(spec: Spec) -> None:
+def set_app_environment(spec: Spec) -> None:
     """Arguments and import path as the application is to find them; done already where it was preloaded."""
     sys.argv = [spec["app"] or spec["server"]]
     if sys.path[0] != spec["app_dir"]:

@@ -21,7 +21,7 @@ from ...keeper import wire
 from ..heartbeat import BEAT, answer
 from ..serving.serve import PoolServer
 from ..tally import blank_page
-from .held import descriptors, hold
+from .kept_fds import descriptors, keep_fds
 
 _REQUEST = b"GET / HTTP/1.1\r\nhost: rehearsal\r\nconnection: close\r\n\r\n"
 # So often that the interpreter has specialised what it runs, and writes into it no more.
@@ -29,16 +29,16 @@ _ROUNDS = 8
 _SECONDS = 2.0  # in which it is over, unless an application has changed what it is made of
 
 
-def rehearse() -> None:
+def prefork_run() -> None:
     """Serve a few requests of a blank application on a socket that nobody else can reach."""
     before = descriptors()
     with open(os.devnull, "w") as nowhere, _logging_to(nowhere):
         for _ in range(_ROUNDS):
             _live_once()
-    hold(descriptors() - before)
+    keep_fds(descriptors() - before)
 
 
-def rehearse_again() -> None:
+def prefork_run_again() -> None:
     """Once more, after an import, whose objects have taken the places in memory that the rehearsal had left warm.
 
     Measured: a tenth of the pages that a worker copies until it is ready. Nothing is logged, nothing raised: what the

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Arriving:
+class AcceptedConnections:
     """`arrived` is called when one is there, or has failed, as in its handshake."""
 
     def __init__(self, arrived: Callable[[], None] = lambda: None) -> None:

@@ -7,8 +7,8 @@ import logging
 import pytest
 import uvicorn
 
-from poolctl.worker.sharing.rehearse import rehearse_again
-from poolctl.worker.sharing.traces import Traces
+from poolctl.worker.preloading.fork_safety import ProcessSnapshot
+from poolctl.worker.preloading.prefork_run import prefork_run_again
 
 
 class Lines(logging.Handler):
@@ -29,15 +29,15 @@ def test_the_applications_log_says_nothing_of_it_and_goes_on_as_before(
     monkeypatch.setattr(logger, "handlers", [ours])
     monkeypatch.setattr(logger, "level", logging.INFO)
     logger.manager._clear_cache()  # type: ignore[attr-defined]
-    rehearse_again()
+    prefork_run_again()
     logger.error("afterwards")
     assert ours.lines == ["afterwards"]
 
 
 def test_nothing_of_it_is_left() -> None:
-    rehearse_again()  # what libuv keeps for good is there from now on
-    before = Traces.of_this_process()
-    rehearse_again()
+    prefork_run_again()  # what libuv keeps for good is there from now on
+    before = ProcessSnapshot.of_this_process()
+    prefork_run_again()
     assert before.left_since() == ""
 
 
@@ -48,4 +48,4 @@ def test_an_application_that_has_broken_uvicorn_hears_of_it_from_its_workers(
         raise RuntimeError("patched")
 
     monkeypatch.setattr(uvicorn.Config, "load", broken)
-    rehearse_again()
+    prefork_run_again()

@@ -12,7 +12,7 @@ import os
 # What a process of ours is given stands from here on.
 FIRST_FD = 16
 
-_held: list[int] = []
+_kept: list[int] = []
 
 
 def descriptors() -> set[int]:
@@ -27,18 +27,18 @@ def descriptors() -> set[int]:
     return found
 
 
-def hold(fds: set[int]) -> None:
+def keep_fds(fds: set[int]) -> None:
     """Leave these alone from now on, here and in forks; no others may be open above them. Occupies the others below."""
-    _held[:] = sorted(fds)
-    assert all(fd < FIRST_FD for fd in _held), f"{_held} are not low enough"
+    _kept[:] = sorted(fds)
+    assert all(fd < FIRST_FD for fd in _kept), f"{_kept} are not low enough"
     occupy_others()
 
 
 def occupy_others() -> None:
     """Occupy every number below those that are held: before the first fork of a process, and after it closed some."""
-    while _held:
+    while _kept:
         fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        if fd > _held[-1]:
+        if fd > _kept[-1]:
             os.close(fd)
             return
 
@@ -47,6 +47,6 @@ def close_others() -> None:
     """Close what stands below FIRST_FD and is not held. A process that forks for us occupies it again then."""
     first = 3
     # Not one by one: an error for each that is closed already is a few pages more that are not shared.
-    for fd in (*_held, FIRST_FD):
+    for fd in (*_kept, FIRST_FD):
         os.closerange(first, fd)
         first = fd + 1

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.worker.sharing import origins
-from poolctl.worker.sharing.origins import ThreadOrigins
-from poolctl.worker.sharing.traces import Traces
+from poolctl.worker.preloading import thread_origins
+from poolctl.worker.preloading.fork_safety import ProcessSnapshot
+from poolctl.worker.preloading.thread_origins import ThreadOrigins
 
 # A thread that no Python code runs in, as a library starts it, until it is cancelled.
 NATIVE = """
@@ -51,7 +51,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def said_of(name: str) -> str:
     """What is said of the threads that the import of the module has left."""
-    before = Traces.of_this_process()
+    before = ProcessSnapshot.of_this_process()
     with ThreadOrigins(name) as found:
         importlib.import_module(name)
     return before.left_since(found)
@@ -98,12 +98,12 @@ def test_an_import_that_fails_reads_as_without_it_and_nothing_stays(modules: Pat
 
 
 def test_a_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Traces.of_this_process()
+    before = ProcessSnapshot.of_this_process()
     assert before.fix() == ""
     (modules / "shop.py").write_text(NATIVE)
     importlib.import_module("shop")
     assert before.fix() == ""
-    monkeypatch.setitem(origins._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
+    monkeypatch.setitem(thread_origins._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
     assert before.fix() == 'env = { SO_MANY = "1" } may prevent it'
 
 
