@@ -1,4 +1,4 @@
-"""What an application finds when it is imported, and what its leaving means."""
+"""The process around an application: its arguments and import path, and the exit status when it calls sys.exit()."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .child import Spec
 
 
 def set_app_environment(spec: Spec) -> None:
-    """Arguments and import path as the application is to find them; done already where it was preloaded."""
+    """Set sys.argv and the import path for the application. Repeated after a preload, it changes nothing."""
     sys.argv = [spec["app"] or spec["server"]]
     if sys.path[0] != spec["app_dir"]:
         sys.path.insert(0, spec["app_dir"])

@@ -94,7 +94,7 @@ def _live(spec: Spec) -> int:
             return _leave(STARTUP_FAILURE)
         found = before.left_since(origins)
         if not found:
-            gc.freeze()  # so that what the rehearsal leaves is all that is looked through
+            gc.freeze()  # so that only what the prefork run leaves is collected
             prefork_run_again()
             found = before.left_since(origins)
         if found:

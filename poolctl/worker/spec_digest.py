@@ -1,6 +1,7 @@
-"""Whether a worker would be placed today as it was: a number for what its server's configuration makes of it.
+"""Whether a running worker still matches its server's configuration: a digest of that part of its specification.
 
-Not for what the machine or the command makes of it that starts the pool: interpreter, limits, base environment.
+What comes from the machine, or from the command that started the pool, is left out: interpreter, limits, base
+environment.
 """
 
 from __future__ import annotations
@@ -16,5 +17,5 @@ _KEYS = (
 
 
 def spec_digest(spec: dict[str, Any]) -> int:
-    """The number of a specification; that of another one is the same only if these two agree."""
+    """The digest of a specification; equal digests mean that the server's configuration has not changed."""
     return crc32(json.dumps({key: spec[key] for key in _KEYS}, sort_keys=True).encode())

@@ -1,1 +1,1 @@
-"""What forks share with the zygote: imports, rehearsals and memory, what must not be shared, and the forking itself."""
+"""Before the fork: what workers share with their zygote, what they must not share, and the forking itself."""

@@ -1,4 +1,4 @@
-"""A worker's life, rehearsed in the zygote: served once, stopped, and gone before the first fork.
+"""A worker's whole run in the zygote, before the first fork: it starts, serves a few requests and stops.
 
 The interpreter writes into the code it runs (specialised bytecode, caches, imports of the first request); written
 before the fork, those pages are shared by all workers. Measured: a third of the time and a seventh of the memory of
@@ -23,7 +23,7 @@ from ..serving.serve import PoolServer
 from ..tally import blank_page
 from .kept_fds import descriptors, keep_fds
 
-_REQUEST = b"GET / HTTP/1.1\r\nhost: rehearsal\r\nconnection: close\r\n\r\n"
+_REQUEST = b"GET / HTTP/1.1\r\nhost: prefork\r\nconnection: close\r\n\r\n"
 # So often that the interpreter has specialised what it runs, and writes into it no more.
 _ROUNDS = 8
 _SECONDS = 2.0  # in which it is over, unless an application has changed what it is made of
@@ -39,7 +39,7 @@ def prefork_run() -> None:
 
 
 def prefork_run_again() -> None:
-    """Once more, after an import, whose objects have taken the places in memory that the rehearsal had left warm.
+    """Run once more, after an import, whose objects have taken the memory that the first run had warmed up.
 
     Measured: a tenth of the pages that a worker copies until it is ready. Nothing is logged, nothing raised: what the
     application has made of uvicorn is its workers' concern.

@@ -1,4 +1,4 @@
-"""Connections that somebody else has accepted, on their way to a protocol of this process."""
+"""Connections that another process has accepted, until they have a protocol here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class AcceptedConnections:
-    """`arrived` is called when one is there, or has failed, as in its handshake."""
+    """`on_done` is called when one has its protocol, or has failed, for example in its handshake."""
 
-    def __init__(self, arrived: Callable[[], None] = lambda: None) -> None:
-        self._arrived = arrived
+    def __init__(self, on_done: Callable[[], None] = lambda: None) -> None:
+        self._on_done = on_done
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __bool__(self) -> bool:
@@ -37,7 +37,7 @@ class AcceptedConnections:
         task.add_done_callback(self._done)
 
     def cancel(self) -> None:
-        """Let none of them arrive."""
+        """Give up those that have no protocol yet."""
         for task in list(self._tasks):
             task.cancel()
 
@@ -45,4 +45,4 @@ class AcceptedConnections:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # asyncio complains of one that nothing has asked for
-        self._arrived()
+        self._on_done()

@@ -120,7 +120,7 @@ class Accounts(ServerState):
         if self.open_connections >= self._most_connections:
             self._on_full()
 
-    def arrived(self, connection: object) -> float | None:
+    def handshake_is_over(self, connection: object) -> float | None:
         """The handshake is complete. Returns when its first head is due, if that was set at its accept."""
         if not self.expected:
             return None

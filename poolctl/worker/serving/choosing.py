@@ -8,7 +8,7 @@ import inspect
 import logging
 from typing import Any
 
-from .connection import Closing, Lingering
+from .connection import Closing, Lingering, LingeringZttp
 from .moving import MovingH11, MovingHttptools
 from .uvicorn_parts import DIRECT, H11, HTTP1, HTTP2, HTTPTOOLS, ZTTP, H11Protocol, http2_protocol
 
@@ -61,8 +61,6 @@ def _mixin(protocol: type[Any]) -> type[Any]:
     if issubclass(protocol, H11Protocol) and arguments == 0 and not H11.missing(protocol):
         return MovingH11
     if arguments == 1 and _is_zttp(protocol) and not ZTTP.missing(protocol):
-        from .zttp import LingeringZttp
-
         return LingeringZttp
     return Closing
 

@@ -8,6 +8,7 @@ idle one is closed only after it has been quiet for a while and nothing waits in
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
@@ -50,7 +51,7 @@ class Closing:
         """Nothing: it has only its own limits."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        self.server_state.arrived(self)
+        self.server_state.handshake_is_over(self)
         super().connection_made(transport)  # type: ignore[misc]
         if self.server_state.draining:
             self.linger()
@@ -144,7 +145,7 @@ class Lingering(LimitedHead):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         state = self.server_state
-        due = state.arrived(self) if state.expected else None
+        due = state.handshake_is_over(self) if state.expected else None
         self.made(transport)
         if self.head is FIRST:
             self.await_first_head(due)
@@ -195,6 +196,39 @@ class Lingering(LimitedHead):
         # With httptools uvicorn tells the client by itself, with h11 it just closes.
         if not cycle.response_started and CLOSE not in cycle.default_headers:
             cycle.default_headers = [*cycle.default_headers, CLOSE]
+
+
+class LingeringZttp(Lingering):
+    """For the protocol on zttp: it lingers, as the parser does not say what it still holds."""
+
+    flow: Any
+    _ahead = 0
+
+    def data_received(self, data: bytes) -> None:
+        cycle = self.cycle
+        ahead = not self.idle and not cycle.more_body
+        super().data_received(data)
+        if ahead and cycle is self.cycle:
+            # Requests that are sent ahead wait in the parser, which has room for all.
+            self._ahead += len(data)
+            heads = self.server_state.heads
+            if heads is not None and self._ahead > heads.most_bytes:
+                self.flow.pause_reading()
+
+    def handle_remote_protocol_error(self) -> None:
+        # zttp has limits of its own: 16 KiB and a hundred headers.
+        if "size limit" in str(sys.exception()) and self.idle:
+            self.refuse(431)
+        else:
+            super().handle_remote_protocol_error()  # type: ignore[misc]
+
+    def on_response_complete(self) -> None:
+        self._ahead = 0
+        super().on_response_complete()
+
+    def last_chunk(self) -> bytes:
+        """See Lingering."""
+        return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
 
 def wants_events(scope: Any) -> bool:

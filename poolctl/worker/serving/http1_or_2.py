@@ -7,7 +7,7 @@ from typing import Any
 
 from .connection import QUIET_SECONDS
 from .heads import FIRST, Head, unread_bytes
-from .http2_frames import PREFACE
+from .http2 import PREFACE
 
 
 class Http1Or2(asyncio.Protocol):
@@ -33,7 +33,7 @@ class Http1Or2(asyncio.Protocol):
             server_state.expect(self)
 
     def connection_made(self, transport: Any) -> None:
-        due = self.server_state.arrived(self)
+        due = self.server_state.handshake_is_over(self)
         self.transport = transport
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:

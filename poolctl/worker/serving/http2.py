@@ -13,8 +13,12 @@ from typing import Any
 
 from .connection import QUIET_SECONDS, wants_events
 from .heads import Head, unread_bytes
-from .http2_frames import Frames
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+_HEADER_BYTES = 9  # RFC 9113 §4.1
+_HEADERS, _CONTINUATION = 1, 9
+_END_HEADERS = 0x4
 _NO_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0, 7, 11
 _HIGHEST_STREAM = 2**31 - 1
 
@@ -134,7 +138,7 @@ class LingeringHttp2:
         self._close_if_quiet()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        due = self.server_state.arrived(self)
+        due = self.server_state.handshake_is_over(self)
         super().connection_made(transport)  # type: ignore[misc]
         if self.server_state.heads is not None:
             self.head = Head()
@@ -180,3 +184,43 @@ class LingeringHttp2:
             self._close_after(QUIET_SECONDS)
         else:
             super()._close_connection()  # type: ignore[misc]
+
+
+class Frames:
+    """How far what a client has sent, its preface included, has come within a frame or within the head of a request."""
+
+    def __init__(self) -> None:
+        self.head_bytes = 0  # of the head that is being sent, or has been sent last
+        self._left = len(PREFACE)  # of the preface, then of the frame
+        self._header = b""
+        self._head_goes_on = False
+
+    @property
+    def within(self) -> bool:
+        """Whether a frame, or the head of a request, is not complete."""
+        return bool(self._left or self._header or self._head_goes_on)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes into account."""
+        at, end = 0, len(data)
+        while at < end:
+            if self._left:
+                step = min(self._left, end - at)
+                self._left -= step
+                at += step
+                continue
+            step = min(_HEADER_BYTES - len(self._header), end - at)
+            self._header += data[at : at + step]
+            at += step
+            if len(self._header) == _HEADER_BYTES:
+                self._begin(self._header)
+                self._header = b""
+
+    def _begin(self, header: bytes) -> None:
+        self._left = int.from_bytes(header[:3], "big")
+        kind, flags = header[3], header[4]
+        if kind == _HEADERS:
+            self.head_bytes = 0
+        if kind in (_HEADERS, _CONTINUATION):
+            self.head_bytes += self._left
+            self._head_goes_on = not flags & _END_HEADERS

@@ -83,7 +83,7 @@ class PoolServer(uvicorn.Server):
         self._stop_seconds = stop_seconds
         self._changed = asyncio.Event()
         self._adoption = adoption
-        self._accepted = AcceptedConnections(self._arrived)
+        self._accepted = AcceptedConnections(self._changed.set)
         self._extra_state = state or {}
         self.accounts = Accounts(self._changed.set)
         self.accounts.tally = tally
@@ -224,9 +224,6 @@ class PoolServer(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return made
-
-    def _arrived(self) -> None:
-        self._changed.set()
 
     def _limit_reached(self) -> None:
         logger.info("Maximum request limit of %d exceeded. Terminating process.", self.accounts.max_requests)

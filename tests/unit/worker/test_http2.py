@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl.worker.serving import connection, http1_or_2, http2
-from poolctl.worker.serving.http2_frames import PREFACE, Frames
+from poolctl.worker.serving.http2 import PREFACE, Frames
 from tests.asgi_apps import answer, lifespan
 from tests.serving import Client, Engine, leaving, served, until
 

@@ -1,4 +1,4 @@
-"""A life rehearsed in a process that an application has been imported in: nobody sees or hears of it."""
+"""A prefork run after an application was imported leaves nothing behind and prints nothing."""
 
 from __future__ import annotations
 

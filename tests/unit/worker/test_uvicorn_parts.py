@@ -19,7 +19,7 @@ from poolctl.worker.serving import uvicorn_parts as parts
 from poolctl.worker.serving.uvicorn_parts import Parts
 from tests.serving import Client, Engine, served
 
-MIXINS = ("heads", "connection", "moving", "zttp", "http2")
+MIXINS = ("heads", "connection", "moving", "http2")
 PACKAGE = Path(poolctl.__file__).parent
 SERVING = PACKAGE / "worker" / "serving"
 HTTP = {
