@@ -36,7 +36,7 @@ def test_a_text_has_been_written_when_write_returns(pipe: tuple[int, int]) -> No
         assert stream.fileno() == write
 
 
-def test_a_reader_that_does_not_read_is_waited_for_once_and_gets_everything_later(
+def test_a_stuck_reader_delays_once_and_gets_everything_in_the_end(
     pipe: tuple[int, int],
 ) -> None:
     read, write = pipe

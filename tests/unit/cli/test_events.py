@@ -68,7 +68,7 @@ def numbers(said: str) -> list[int]:
     return [json.loads(line)["seq"] for line in said.splitlines()]
 
 
-def test_events_are_told_in_words_the_oldest_first(poolctl: Command, journal: Path) -> None:
+def test_events_are_printed_as_sentences_oldest_first(poolctl: Command, journal: Path) -> None:
     said = poolctl("events")
     assert said.code == 0
     lines = [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "", line) for line in said.out.splitlines()]
@@ -136,7 +136,7 @@ def test_the_files_say_where_the_journal_is(poolctl: Command, directory: Path) -
     assert numbers(poolctl("events", "-o", "json").out) == [1, 2, 3, 4, 5]
 
 
-def test_a_broken_file_keeps_nobody_from_the_journal(
+def test_events_reads_the_journal_when_the_file_is_broken(
     poolctl: Command, journal: Path, directory: Path
 ) -> None:
     (directory / "pool.toml").write_text("broken [")

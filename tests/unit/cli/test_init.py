@@ -54,7 +54,7 @@ def test_a_found_application_is_what_the_file_names(poolctl: Command, directory:
     assert tomllib.loads((directory / "pool.toml").read_text())["server"][0]["app"] == "main:app"
 
 
-def test_a_directory_that_cannot_be_written_is_told(poolctl: Command, directory: Path) -> None:
+def test_init_reports_a_directory_that_is_not_writable(poolctl: Command, directory: Path) -> None:
     (directory / "file").touch()
     said = poolctl("init", "file/below")
     assert said.code == 1

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import poolctl
+from poolctl.cli import commands
 from poolctl.cli.command import SECTIONS
 from poolctl.cli.commands import command_named, names
+
+from .conftest import Command
 
 PACKAGE = Path(poolctl.__file__).parent
 CLI = PACKAGE / "cli"
@@ -74,3 +79,43 @@ def test_no_class_of_the_command_line_is_defined_twice() -> None:
         if isinstance(node, ast.ClassDef)
     )
     assert [name for name, count in classes.items() if count > 1] == []
+
+
+GREET = """
+from poolctl.cli.command import INSPECT, OUTPUT, Command, Option, targets
+from poolctl.cli.outcome import Outcome
+
+COMMAND = Command(
+    "Greet servers.",
+    targets(),
+    OUTPUT,
+    Option("words", "--with", metavar="WORDS", words=("hello", "welcome"), help="The words."),
+    section=INSPECT,
+    examples=("poolctl greet users",),
+)
+
+
+def perform(request):
+    return Outcome(message=f"{request.get('words') or 'hello'} {' '.join(request.get('targets'))}")
+"""
+
+
+def test_a_new_command_is_one_new_file(
+    poolctl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "greet.py").write_text(GREET)
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    try:
+        assert poolctl("greet", "users").out == "hello users\n"
+        assert (
+            poolctl("greet", "--wit", "welcome", "users").err.splitlines()[1]
+            == "  hint: did you mean --with?"
+        )
+        assert poolctl("-q", "greet", "users", "--with=welcome", "--", "orders") == (0, "", "")
+        assert "poolctl greet users" in poolctl("greet", "--help").out
+        assert re.search(r"^  greet +Greet servers\.$", poolctl("--help").out, re.MULTILINE)
+        assert "greet) _poolctl_words 'hello welcome'" in poolctl("completion", "bash").out.replace(
+            "*:--with", "greet"
+        )
+    finally:
+        sys.modules.pop("poolctl.cli.commands.greet", None)

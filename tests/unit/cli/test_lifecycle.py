@@ -59,7 +59,7 @@ def test_restart_counts_no_server_as_ready_whose_replacement_failed(
     assert said.out == "1 of 2 servers restarted\n"
 
 
-def test_failures_are_listed_with_their_mend_and_the_exit_code(
+def test_failures_are_listed_with_their_fix_and_the_exit_code(
     poolctl: Command, supervised: Supervised
 ) -> None:
     failure = {
@@ -117,7 +117,7 @@ def test_nothing_to_stop_is_no_failure(poolctl: Command, directory: Path) -> Non
     assert poolctl("--pool", "nobody", "stop").code == 6
 
 
-def test_a_missing_file_keeps_nobody_from_a_running_pool(
+def test_commands_reach_a_running_pool_whose_file_is_missing(
     poolctl: Command, supervised: Supervised, directory: Path
 ) -> None:
     (directory / "pool.toml").unlink()

@@ -29,7 +29,7 @@ def break_listing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None
     monkeypatch.setattr("poolctl.cli.commands.list.perform", fail)
 
 
-def test_what_nobody_foresaw_is_one_line_that_names_where_to_report(
+def test_an_unexpected_error_is_one_line_that_says_where_to_report_it(
     poolctl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_listing(monkeypatch, RuntimeError("first\nsecond"))
@@ -87,7 +87,7 @@ def test_one_ctrl_c_ends_a_command_whose_reader_does_not_read(directory: Path) -
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_full_disk_is_told(directory: Path) -> None:
+def test_a_full_disk_is_reported(directory: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [*POOLCTL, "schema"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30

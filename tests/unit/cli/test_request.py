@@ -51,7 +51,7 @@ def test_only_configuration_is_printed_as_toml() -> None:
     assert CommandRequest("config", {"output": "toml"}).output == "toml"
 
 
-def test_durations_are_seconds_and_wrong_ones_are_told_by_their_option() -> None:
+def test_durations_are_seconds_and_a_wrong_one_is_reported_with_its_option() -> None:
     assert CommandRequest("start", {"timeout": "1m30s"}).seconds("timeout") == 90
     assert CommandRequest("start", {"timeout": 0.25}).seconds("timeout") == 0.25
     assert CommandRequest("start", {}).seconds("timeout") is None
@@ -60,7 +60,7 @@ def test_durations_are_seconds_and_wrong_ones_are_told_by_their_option() -> None
             CommandRequest("start", {"timeout": wrong}).seconds("timeout")
 
 
-def test_the_supervisor_is_told_what_the_options_say() -> None:
+def test_the_supervisor_gets_the_options_of_the_command_line() -> None:
     request = CommandRequest("restart", {"timeout": "5s", "no_wait": True, "no_deps": False, "env": True})
     assert request.options() == {"timeout": 5, "wait": False, "deps": True, "env": dict(os.environ)}
     assert CommandRequest("wait", {"goal": "healthy"}).options() == {"timeout": None, "for": "healthy"}

@@ -28,14 +28,14 @@ from .conftest import Command
         ("nonsense", "", ""),
     ],
 )
-def test_a_visitor_is_told_host_and_port(bind: str, host: str, port: str) -> None:
-    told = facts(item("web", bind=bind))
-    assert (told["host"], told["port"]) == (host, port)
+def test_walk_passes_host_and_port(bind: str, host: str, port: str) -> None:
+    passed = facts(item("web", bind=bind))
+    assert (passed["host"], passed["port"]) == (host, port)
 
 
-def test_a_visitor_is_told_every_fact() -> None:
-    told = environment(item("web", pids=[7, 8], tags=["a", "b"]), {"HOME": "/"})
-    assert told == {
+def test_walk_passes_every_fact_of_a_server() -> None:
+    passed = environment(item("web", pids=[7, 8], tags=["a", "b"]), {"HOME": "/"})
+    assert passed == {
         "HOME": "/",
         "POOLCTL_NAME": "web",
         "POOLCTL_BIND": "127.0.0.1:8081",

@@ -62,7 +62,7 @@ def test_a_reload_that_failed_for_some_does_not_say_that_it_is_done(
     assert said.err == "error: users: exited with status 3\n"
 
 
-def test_files_that_the_pool_was_not_started_with_are_told(
+def test_reload_warns_of_files_that_the_pool_was_not_started_with(
     poolctl: Command, supervised: Supervised, directory: Path
 ) -> None:
     (directory / "more.toml").write_text("")

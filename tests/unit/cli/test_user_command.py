@@ -62,7 +62,7 @@ def test_a_signal_sent_to_us_reaches_the_command(tmp_path: Path, number: signal.
         ("./gone", 127, "not found"),
     ],
 )
-def test_what_cannot_be_run_is_told_as_shells_do(
+def test_a_command_that_cannot_run_exits_with_the_shells_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

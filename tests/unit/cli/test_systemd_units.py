@@ -1,4 +1,4 @@
-"""How long systemd is told to wait for the end of a pool."""
+"""The time that systemd waits for a pool to stop."""
 
 from __future__ import annotations
 

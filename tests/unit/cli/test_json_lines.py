@@ -1,4 +1,4 @@
-"""Lines of servers as JSON objects: one a line, with what can be told of each."""
+"""Servers' lines as JSON objects: one a line, with the fields that can be recognised."""
 
 from __future__ import annotations
 

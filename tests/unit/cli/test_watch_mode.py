@@ -27,12 +27,12 @@ def shown(name: str, directory: Path, **config: Any) -> dict[str, Any]:
 
 
 class Watched:
-    """A pool that is watched: what its stand-in was asked, and what was told."""
+    """A pool that is watched: the requests to its stand-in, and the reports."""
 
     def __init__(self, directory: Path, requests: Asked) -> None:
         self.directory = directory
         self.requests = requests
-        self.told: list[tuple[str, int]] = []
+        self.reports: list[tuple[str, int]] = []
 
     @property
     def orders(self) -> list[tuple[str, Any]]:
@@ -59,11 +59,11 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
             request = CommandRequest("reload", {})
             watched = Watched(directory, requests)
 
-            def tell(verb: str, outcome: Outcome) -> None:
-                watched.told.append((verb, outcome.exit_code))
+            def report(verb: str, outcome: Outcome) -> None:
+                watched.reports.append((verb, outcome.exit_code))
 
             place = find_pool(request)
-            watcher = PoolWatcher(request, place, tell)
+            watcher = PoolWatcher(request, place, report)
             thread = threading.Thread(target=watcher.run)
             thread.start()
             try:
@@ -80,11 +80,11 @@ def test_a_changed_configuration_is_reloaded_once(watching: Watching, directory:
     with watching(shown("users", directory)) as pool:
         for number in range(5):
             (directory / "pool.toml").write_text(f'[pool]\nname = "p{number}"\n')
-        wait_until(lambda: pool.told)
-        assert pool.told == [("reload", 0)]
+        wait_until(lambda: pool.reports)
+        assert pool.reports == [("reload", 0)]
         (directory / "new.toml").write_text("[pool]\n")
         (directory / "new.toml").rename(directory / "pool.toml")  # as editors and --save do
-        wait_until(lambda: len(pool.told) == 2)
+        wait_until(lambda: len(pool.reports) == 2)
     assert pool.orders == [("reload", [])] * 2
 
 
@@ -98,11 +98,11 @@ def test_files_of_variables_and_certificates_are_part_of_it(watching: Watching, 
     )
     with watching(web) as pool:
         (directory / ".env").write_text("A=1\n")  # it was not there before
-        wait_until(lambda: len(pool.told) == 1)
+        wait_until(lambda: len(pool.reports) == 1)
         (directory / "tls" / "cert.pem").write_text("new")
-        wait_until(lambda: len(pool.told) == 2)
+        wait_until(lambda: len(pool.reports) == 2)
         (directory / ".env").unlink()
-        wait_until(lambda: len(pool.told) == 3)
+        wait_until(lambda: len(pool.reports) == 3)
 
 
 def test_changed_code_restarts_the_servers_that_have_it(watching: Watching, directory: Path) -> None:
@@ -115,11 +115,11 @@ def test_changed_code_restarts_the_servers_that_have_it(watching: Watching, dire
     ]  # fmt: skip
     with watching(*servers) as pool:
         (directory / "two" / "inner" / "app.py").write_text("x = 1\n")
-        wait_until(lambda: pool.told)
+        wait_until(lambda: pool.reports)
         assert pool.orders == [("restart", ["b", "c"])]
         (directory / "one" / "fresh" / "deep").mkdir(parents=True)
         (directory / "one" / "fresh" / "deep" / "app.py").write_text("x = 1\n")
-        wait_until(lambda: len(pool.told) == 2)
+        wait_until(lambda: len(pool.reports) == 2)
         assert pool.orders[1:] == [("restart", ["a"])]
 
 
@@ -129,16 +129,16 @@ def test_what_is_neither_changes_nothing(watching: Watching, directory: Path) ->
         for name in ("notes.txt", ".hidden.py", "app.py~", "__pycache__/app.pyc"):
             (directory / name).write_text("x")
         (directory / "marker.py").write_text("x")
-        wait_until(lambda: pool.told)
+        wait_until(lambda: pool.reports)
     assert pool.orders == [("restart", ["a"])]
 
 
-def test_a_broken_file_is_told_and_the_next_change_is_seen(watching: Watching, directory: Path) -> None:
+def test_a_broken_file_is_reported_and_the_next_change_is_seen(watching: Watching, directory: Path) -> None:
     with watching(shown("a", directory), code=5) as pool:
         (directory / "pool.toml").write_text("broken [")
-        wait_until(lambda: pool.told == [("reload", 5)])
+        wait_until(lambda: pool.reports == [("reload", 5)])
         (directory / "pool.toml").write_text("still broken [")
-        wait_until(lambda: pool.told == [("reload", 5)] * 2)
+        wait_until(lambda: pool.reports == [("reload", 5)] * 2)
 
 
 def test_what_a_reload_has_replaced_is_not_replaced_again(watching: Watching, directory: Path) -> None:
@@ -146,7 +146,7 @@ def test_what_a_reload_has_replaced_is_not_replaced_again(watching: Watching, di
     with watching(shown("a", directory), shown("b", directory), changes=changes) as pool:
         (directory / "app.py").write_text("x")
         (directory / "pool.toml").write_text("[pool]\n")
-        wait_until(lambda: len(pool.told) == 2)
+        wait_until(lambda: len(pool.reports) == 2)
     assert pool.orders == [("reload", []), ("restart", ["b"])]
 
 
