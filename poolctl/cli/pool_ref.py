@@ -141,7 +141,7 @@ def _named(name: str, env: Mapping[str, str]) -> PoolRef:
 
 def others_named_alike(pool: PoolRef, env: Mapping[str, str] = os.environ) -> str:
     """A warning of other running pools with the same name, which makes --pool ambiguous; "" without any."""
-    name = str(directory.written_down(pool.directory).get("name") or "")
+    name = str(directory.read_info(pool.directory).get("name") or "")
     others = [path for path in directory.pool_dirs_named(env, name) if os.path.basename(path) != pool.key]
     if not others:
         return ""
@@ -150,7 +150,7 @@ def others_named_alike(pool: PoolRef, env: Mapping[str, str] = os.environ) -> st
 
 
 def _files_of(pool_directory: str) -> list[str]:
-    files = directory.written_down(pool_directory).get("files")
+    files = directory.read_info(pool_directory).get("files")
     return [str(file) for file in files] if isinstance(files, list) else []
 
 

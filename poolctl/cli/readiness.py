@@ -40,4 +40,4 @@ def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
             keeper = Client(pool.socket).ping().get("keeper_pid")
         except ControlError:
             return  # it has ended already, and so does the service
-        sd_notify.tell(os.environ, f"MAINPID={keeper}", *([sd_notify.READY] if ready else []))
+        sd_notify.notify(os.environ, f"MAINPID={keeper}", *([sd_notify.READY] if ready else []))

@@ -1,1 +1,1 @@
-"""What passes between the command line (or any client) and a running supervisor."""
+"""The control socket: its messages, its clients and its server, and where a pool keeps it."""

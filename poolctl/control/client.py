@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 OK = 200
 FIELDS = (("Host", "poolctl"), ("Content-Type", "application/json"))
 FORBIDDEN = 403
-# A connection to a dead supervisor waits in the backlog: after so long a silence it has to answer a ping.
+# A connection to a dead supervisor waits in the backlog: after this time without data it has to answer a ping.
 SILENCE_SECONDS = 10.0
-# The supervisor keeps the command's timeout itself and says what was late; this is for one that cannot.
+# The supervisor enforces the command's timeout and reports what was late; the grace is for one that hangs.
 GRACE_SECONDS = 5.0
 
 
@@ -43,11 +43,11 @@ class NoSupervisor(ControlError):
 
 
 class SupervisorEnded(ControlError):
-    """The supervisor went away while it was being asked."""
+    """The supervisor ended during the request."""
 
     def __init__(self, socket_path: str) -> None:
         super().__init__(
-            "the supervisor ended before it had answered",
+            "the supervisor ended before it answered",
             exit_code=CONFLICT,
             hint=f"poolctl status shows what is there now; {os.path.dirname(socket_path)}/supervisor.log may say why",
         )
@@ -56,7 +56,7 @@ class SupervisorEnded(ControlError):
 class Client:
     """The verbs of one running supervisor, one connection for each call, usable from any thread.
 
-    Another `receive` may have more to wait for; what it raises, a call raises.
+    `receive` may wait for other descriptors too; what it raises, a call raises.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Client:
     def messages(
         self, verb: str, body: Mapping[str, Any] | None = None, timeout: float | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Yield what the supervisor says as it says it: progress, and last the result. Otherwise as `call`."""
+        """Yield the messages as they come: progress, and last the result. Otherwise as `call`."""
         deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
         connection = self._connect()
         response = ResponseReader()
@@ -143,9 +143,9 @@ class Client:
         except (TimeoutError, BlockingIOError):
             connection.close()
             raise ControlError(
-                "the supervisor accepts no commands: too many wait for it already",
+                "the supervisor accepts no commands: too many are waiting already",
                 exit_code=CONFLICT,
-                hint="the servers go on serving; try again",
+                hint="the servers keep serving; try again",
             ) from None
         except PermissionError:
             connection.close()
@@ -165,7 +165,7 @@ class Client:
         return connection
 
     def _chunks(self, connection: socket, deadline: float | None) -> Iterator[bytes]:
-        """Yield what arrives until the end, asking for a sign of life whenever nothing does."""
+        """Yield the data until the end; when none arrives for a while, check with a ping that the supervisor lives."""
         while True:
             wait = self._silence_seconds
             if deadline is not None:
@@ -188,7 +188,7 @@ class Client:
 
 
 def receive_within(connection: socket, seconds: float) -> bytes:
-    """What comes next, b"" at the end. Raises TimeoutError when nothing does in that time."""
+    """The next data, b"" at the end. Raises TimeoutError when none arrives in that time."""
     connection.settimeout(seconds)
     return connection.recv(262144)
 
@@ -220,7 +220,7 @@ def _send(connection: socket, verb: str, body: Mapping[str, Any]) -> None:
         # HTTP/1.0, so that the lines come as they are and not in chunks.
         connection.sendall(request_head("POST", f"/v1/{verb}", fields, version="1.0") + payload)
     except (BrokenPipeError, ConnectionResetError):
-        pass  # what it had to say before it hung up can still be read
+        pass  # its answer, sent before it closed the connection, can still be read
     except TimeoutError:
         raise ControlError("the supervisor takes no commands", exit_code=CONFLICT, hint="try again") from None
 
@@ -248,7 +248,7 @@ def _refused(status: int, verb: str, message: Mapping[str, Any]) -> ControlError
     return ControlError(
         f"the supervisor refused {verb!r}: {said}",
         exit_code=CONFLICT,
-        hint="is it of another version? poolctl version --verbose shows both",
+        hint="it may be of another version: poolctl version --verbose shows both",
     )
 
 

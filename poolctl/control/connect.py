@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
     """Return a client of a running pool, named by its file, its name, or the working directory.
 
-    Raises NoSupervisor when none is running. Does not read the file: a broken one keeps nobody from its pool.
+    Raises NoSupervisor when none is running. Does not read the file, so a broken one does not matter.
     """
     from poolctl.control.pool_client import PoolClient
 

@@ -1,4 +1,4 @@
-"""Where a pool keeps its socket, its lock and its state, and how a client finds it again.
+"""Where a pool keeps its socket, its lock and its state, and how a client finds it.
 
 A pool is known by its key: a hash of its first file's absolute, unresolved path. One pool, one directory,
 so two pools never meet. Standard library only, and little of it: the fast lane is made of this.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
 
 try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
-    from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]
-except ImportError:
-    try:
+    if sys.version_info >= (3, 12):
+        from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]
+    else:
         from _sha256 import sha256  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        from hashlib import sha256
+except ImportError:
+    from hashlib import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def make_pool_dir(env: Mapping[str, str], key: str) -> str:
 
 
 def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
-    """Return the directory of the running pool that calls itself `name`, None when there is none.
+    """Return the directory of the running pool with this name, None when there is none.
 
     Also takes a key. ControlError (8) when several running pools have the name.
     """
@@ -115,7 +116,7 @@ def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
     if len(found) > 1:
         found = [path for path in found if _listens(path)]
     if len(found) > 1:
-        files = [" ".join(map(str, written_down(path).get("files") or [path])) for path in found]
+        files = [" ".join(map(str, read_info(path).get("files") or [path])) for path in found]
         raise ControlError(
             f"{len(found)} running pools are named {name!r}: {', '.join(files)}",
             exit_code=CONFLICT,
@@ -125,9 +126,9 @@ def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
 
 
 def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
-    """Return the directories of the pools that call themselves `name`, or of the one with that key; some may be dead.
+    """Return the directories of the pools with this name, or of the one with that key; some may not be running.
 
-    The name is read from what each supervisor has written down: the link `@NAME` can belong to one pool only.
+    The name is read from the info.json of each supervisor: the link `@NAME` can belong to one pool only.
     """
     if not name or "/" in name or name.startswith((".", "@")):
         return []
@@ -141,7 +142,7 @@ def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
         for path in (f"{real}/{key}" for key in keys if not key.startswith("@")):
             if os.path.exists(f"{path}/{SOCKET_NAME}"):
                 key_given = path == f"{real}/{name}"
-                if key_given or written_down(path).get("name") == name:
+                if key_given or read_info(path).get("name") == name:
                     _check_root(root, explicit=bool(env.get(RUNTIME_VARIABLE)))
                     check_private(path)
                     if key_given:
@@ -150,8 +151,8 @@ def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
     return list(found)
 
 
-def written_down(path: str) -> dict[str, Any]:
-    """Return what the supervisor of the pool in this directory has written about itself: name, files, pids."""
+def read_info(path: str) -> dict[str, Any]:
+    """Return the info.json of the pool in this directory: name, files, pids; empty without one."""
     import json
 
     try:
@@ -221,16 +222,16 @@ def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
 
 
 def make_private(path: str) -> None:
-    """Make the directory, or take from others what they may do there, if it is ours. Raises OSError."""
+    """Create the directory, or make it private (0700) if it is ours. Raises OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
     status = os.lstat(path)
     if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
-        # Made by one of our own processes that writes there, after it had vanished.
+        # One of our own processes that writes there has recreated it after it had vanished.
         os.chmod(path, 0o700)
 
 
 def check_private(path: str) -> None:
-    """Raise ControlError (7) unless `path` is a directory, no link, of ours that nobody else can enter."""
+    """Raise ControlError (7) unless `path` is a directory of ours, not a link, that no other user can enter."""
     try:
         status = os.lstat(path)
     except OSError as error:

@@ -1,18 +1,16 @@
-"""The end of a pool: waiting until its last process is gone, and the status that it leaves behind."""
+"""The end of a pool: waiting until its last process has exited, and the exit status that it leaves behind."""
 
 from __future__ import annotations
 
 import json
 import os
-import select
-from collections import namedtuple
 
 LIMIT_SECONDS = 10.0
 STATUS = "status.json"
 
 
 def await_end(pid: int, limit_seconds: float = LIMIT_SECONDS) -> bool:
-    """Whether the process has ended within the limit. One that is not there has; 0 is none."""
+    """Whether the process exits within the limit; True for one that does not exist, and for 0."""
     if not pid:
         return True
     try:
@@ -21,6 +19,8 @@ def await_end(pid: int, limit_seconds: float = LIMIT_SECONDS) -> bool:
         return True
     except OSError:  # a kernel or a sandbox without pidfd_open(2)
         return not os.path.exists(f"/proc/{pid}")
+    import select  # not for the many commands that wait for no process
+
     try:
         poll = select.poll()
         poll.register(process, select.POLLIN)
@@ -29,38 +29,42 @@ def await_end(pid: int, limit_seconds: float = LIMIT_SECONDS) -> bool:
         os.close(process)
 
 
-class Left(namedtuple("Left", ("status", "reason", "keeper_pid"))):
-    """Why a pool has ended by itself, the status for it, and the process that ends last."""
+class PoolExit:
+    """Why a pool has ended without a command, its exit status, and the process that exits last."""
 
-    # Not typing's: this is on the way of the quickest commands.
-    __slots__ = ()
+    # Written out: a dataclass or a named tuple would cost the quickest commands a tenth of a millisecond.
+    __slots__ = ("keeper_pid", "reason", "status")
 
-    status: int
-    reason: str
-    keeper_pid: int
+    def __init__(self, status: int, reason: str, keeper_pid: int) -> None:
+        self.status = status
+        self.reason = reason
+        self.keeper_pid = keeper_pid
+
+    def __repr__(self) -> str:
+        return f"<PoolExit {self.status}: {self.reason}>"
 
 
-def leave_status(directory: str, left: Left) -> None:
-    """Say why the pool ends by itself, to whoever runs it in the foreground."""
+def write_exit(directory: str, end: PoolExit) -> None:
+    """Record why the pool ends without a command, for a `poolctl run` that waits for it."""
     try:
         with open(f"{directory}/{STATUS}", "w", encoding="utf-8") as file:
-            json.dump(left._asdict(), file)
+            json.dump({"status": end.status, "reason": end.reason, "keeper_pid": end.keeper_pid}, file)
     except OSError:
         pass  # the log has it
 
 
-def left_status(directory: str) -> Left | None:
-    """What a pool has left that ended by itself; None when it was ended by somebody."""
+def read_exit(directory: str) -> PoolExit | None:
+    """The exit of a pool that ended without a command; None when a command ended it, or it still runs."""
     try:
         with open(f"{directory}/{STATUS}", encoding="utf-8") as file:
             document = json.load(file)
-        return Left(int(document["status"]), str(document["reason"]), int(document["keeper_pid"]))
+        return PoolExit(int(document["status"]), str(document["reason"]), int(document["keeper_pid"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def forget_status(directory: str) -> None:
-    """Nothing has ended yet: a pool begins."""
+def clear_exit(directory: str) -> None:
+    """Remove the record of an earlier pool: a new one starts."""
     try:
         os.unlink(f"{directory}/{STATUS}")
     except OSError:

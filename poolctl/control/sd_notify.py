@@ -1,4 +1,4 @@
-"""Telling systemd, or whoever else set NOTIFY_SOCKET, how a service is (sd_notify(3))."""
+"""Notifications to systemd, or to any other service manager that set NOTIFY_SOCKET (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ STOPPING = "STOPPING=1"
 WATCHDOG = "WATCHDOG=1"
 
 
-def listens(env: Mapping[str, str]) -> bool:
-    """Whether somebody wants to be told."""
+def enabled(env: Mapping[str, str]) -> bool:
+    """Whether a service manager wants notifications."""
     return bool(env.get(SOCKET_VARIABLE))
 
 
 def is_main(env: Mapping[str, str]) -> bool:
-    """Whether this process is the one that systemd has started, as far as it says which that is (systemd.exec(5))."""
+    """Whether this is the process that systemd started; True where SYSTEMD_EXEC_PID is not set (systemd.exec(5))."""
     return env.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
 
 
-def tell(env: Mapping[str, str], *lines: str) -> bool:
-    """Send the lines as one message; whether it has gone out. Never raises, never waits."""
+def notify(env: Mapping[str, str], *lines: str) -> bool:
+    """Send the lines as one message; whether it was sent. Never raises, never blocks."""
     name = env.get(SOCKET_VARIABLE, "")
     if name[:1] not in ("/", "@"):
         return False
@@ -41,7 +41,7 @@ def tell(env: Mapping[str, str], *lines: str) -> bool:
 
 
 def reloading() -> tuple[str, str]:
-    """The lines that say that a reload begins now; READY=1 says that it is over."""
+    """The lines that announce a reload; READY=1 announces its end."""
     return "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 
@@ -51,6 +51,6 @@ def status(text: str) -> str:
 
 
 def watchdog_seconds(env: Mapping[str, str]) -> float:
-    """How long systemd waits for a sign of life before it ends the service; 0 for ever (sd_watchdog_enabled(3))."""
+    """The interval in which systemd expects a watchdog notification; 0: none expected (sd_watchdog_enabled(3))."""
     text = env.get("WATCHDOG_USEC", "")
     return int(text) / 1_000_000 if text.isdecimal() else 0.0

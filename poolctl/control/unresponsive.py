@@ -14,21 +14,21 @@ _LOG_BYTES = 4096
 
 
 def silent(socket_path: str, seconds: float) -> ControlError:
-    """The error of a supervisor that has been silent for so long."""
+    """The error for a supervisor that has not answered for so many seconds."""
     directory = os.path.dirname(socket_path)
     supervisor, keeper = _processes(directory)
     message = f"the supervisor has not answered for {seconds:g} s"
-    hint = f"the servers go on serving; check the process that listens on {socket_path}"
+    hint = f"the servers keep serving; check the process that listens on {socket_path}"
     if supervisor and _state(supervisor) in _STOPPED:
         message = f"{message}: its process (pid {supervisor}) is stopped"
         hint = f"kill -CONT {supervisor}"
     elif supervisor and _state(supervisor) in _DEAD:
         message = f"{message}: it has ended"
         if _state(keeper) in _STOPPED:
-            message = f"{message}, and the keeper (pid {keeper}), which would start another, is stopped"
+            message = f"{message}, and the keeper (pid {keeper}), which would restart it, is stopped"
             hint = f"kill -CONT {keeper}"
         elif _state(keeper) not in _DEAD:
-            message = f"{message}, and another cannot be started{_last_words(directory)}"
+            message = f"{message}, and cannot be restarted{_last_words(directory)}"
             hint = f"the keeper tries again within 30 s; see {directory}/supervisor.log"
     return ControlError(message, exit_code=CONFLICT, hint=hint)
 

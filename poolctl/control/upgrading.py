@@ -1,4 +1,4 @@
-"""Moving a running pool to this version of poolctl, over its control socket."""
+"""Upgrades a running pool to this version of poolctl, over its control socket."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _END_SECONDS = 30.0
 
 
 def upgrade(client: Client) -> dict[str, Any]:
-    """The supervisor's answer, when its successor is of this version and answers; the answer of one that refuses.
+    """The supervisor's result, once its successor is of this version and answers; or its refusal.
 
-    Keeper and supervisor are of this version then; the servers' processes are those that were there. Blocks. Raises
+    Keeper and supervisor are of this version then; the servers' processes keep running. Blocks. Raises
     NoSupervisor, and ControlError (1) when the pool goes on with another version.
     """
     result = client.call("upgrade", {"options": options_of_this_version()})
@@ -27,16 +27,16 @@ def upgrade(client: Client) -> dict[str, Any]:
     about = client.ping()  # it waits for the successor
     if about.get("version") != __version__ or about.get("supervisor_pid") == result["upgraded_from"]:
         raise ControlError(
-            f"the pool is run by poolctl {about.get('version')} still",
+            f"the pool still runs poolctl {about.get('version')}",
             exit_code=FAILED,
-            hint="supervisor.log in its runtime directory says why",
+            hint="see supervisor.log in its runtime directory",
         )
     result["items"] = client.call("list")["items"]
     return result
 
 
 def options_of_this_version() -> dict[str, Any]:
-    """What another version has to know to make way for this one."""
+    """What another version has to know to hand over to this one."""
     return {
         "version": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),

@@ -13,7 +13,7 @@ import sys
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, default_interpreter, variables_named_in
 from poolctl.control import directory
-from poolctl.control.pool_exit import forget_status
+from poolctl.control.pool_exit import clear_exit
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
 from poolctl.keeper import store_keys, wire
@@ -57,7 +57,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
                     hint="poolctl stop ends it; poolctl status shows it",
                 )
             return -1
-        forget_status(pool_directory)
+        clear_exit(pool_directory)
         return _launch(files, pool_directory, path, env, lifeline)
     except OSError as error:
         raise _unusable(pool_directory, error) from error

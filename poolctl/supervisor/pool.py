@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from poolctl.clock import SystemClock
 from poolctl.config import longest_stop_seconds
 from poolctl.control.messages import Document, result
-from poolctl.control.pool_exit import Left, leave_status
+from poolctl.control.pool_exit import PoolExit, write_exit
 from poolctl.control.reserve import DescriptorReserve
 from poolctl.control.server import ControlServer, Handler, Progress, Request
 from poolctl.core.core import Core
@@ -253,7 +253,7 @@ class ManagedPool:
     def _end_with(self, status: int, reason: str) -> None:
         """Stop every server and end; whoever runs the pool in the foreground is left the status."""
         logger.error("the pool ends: %s", reason)
-        leave_status(self.directory, Left(status, reason, self._keeper_pid))
+        write_exit(self.directory, PoolExit(status, reason, self._keeper_pid))
         self.core.reason = f"was stopped: {reason}"
         self.terminate()
 

@@ -60,20 +60,20 @@ class Service:
         """The pool ends."""
         if not self._stopping:
             self._stopping = True
-            sd_notify.tell(self._env, sd_notify.STOPPING, sd_notify.status("stopping"))
+            sd_notify.notify(self._env, sd_notify.STOPPING, sd_notify.status("stopping"))
 
     @asynccontextmanager
     async def _reloading(self) -> AsyncIterator[None]:
         # Before it counts the service as started, systemd would take the end of a reload for that.
         if self._ready and not self._reloads:
-            sd_notify.tell(self._env, *sd_notify.reloading())
+            sd_notify.notify(self._env, *sd_notify.reloading())
         self._reloads += 1
         try:
             yield
         finally:
             self._reloads -= 1
             if self._ready and not self._reloads and not self._stopping:
-                sd_notify.tell(self._env, sd_notify.READY)
+                sd_notify.notify(self._env, sd_notify.READY)
             self._soon()
 
     def _tell(self) -> None:
@@ -90,10 +90,10 @@ class Service:
             self._said = line
             lines.append(line)
         if lines:
-            sd_notify.tell(self._env, *lines)
+            sd_notify.notify(self._env, *lines)
 
     def _live(self) -> None:
-        sd_notify.tell(self._env, sd_notify.WATCHDOG)
+        sd_notify.notify(self._env, sd_notify.WATCHDOG)
         asyncio.get_running_loop().call_later(self._period_seconds, self._live)
 
 

@@ -44,7 +44,7 @@ def _directories() -> Iterator[str]:
 def _pool(path: str) -> Item | None:
     """One pool; None without a listener. One that does not answer is described by its info file."""
     client = Client(f"{path}/{directory.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
-    about = directory.written_down(path)
+    about = directory.read_info(path)
     try:
         result = client.call("status", timeout=0.0)
     except NoSupervisor:

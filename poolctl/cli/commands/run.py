@@ -27,7 +27,7 @@ from poolctl.cli.run.stop_signals import StopSignals, Terminated, deferred_signa
 from poolctl.cli.run.user_command import UserCommand, program
 from poolctl.control import sd_notify
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.pool_exit import await_end, left_status
+from poolctl.control.pool_exit import await_end, read_exit
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.logs.log_line import LogLine, stamp
@@ -194,13 +194,13 @@ class RunSession:
         start_unsignalled(threading.Thread(target=self._reload, name="reload", daemon=True))
 
     def _reload(self) -> None:
-        sd_notify.tell(os.environ, *sd_notify.reloading())
+        sd_notify.notify(os.environ, *sd_notify.reloading())
         try:
             outcome = Outcome.from_result(self.client.call("reload", {}))
         except ControlError as error:
             outcome = Outcome.failed(error.exit_code, error.message, error.hint)
         self._changed("reload", outcome)
-        sd_notify.tell(os.environ, sd_notify.READY)
+        sd_notify.notify(os.environ, sd_notify.READY)
 
     def _watch(self, watcher: PoolWatcher) -> None:
         try:
@@ -225,7 +225,7 @@ class RunSession:
         self._say(f"{line}, Ctrl-C to stop")
         self.report()  # failures are printed now, while the others serve
         if not self.outcome.exit_code:
-            sd_notify.tell(os.environ, sd_notify.READY, sd_notify.status(line))
+            sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
         poll = select.poll()
         poll.register(lifeline, 0)  # the other end is the keeper's: an error here is its end
         poll.poll()
@@ -249,7 +249,7 @@ class RunSession:
 
     def status_of_pool(self, code: int) -> int:
         """The status that the pool itself has ended with, if a server that it cannot be without has failed."""
-        left = left_status(self.pool.directory)
+        left = read_exit(self.pool.directory)
         if left is None:
             return code
         await_end(left.keeper_pid)
@@ -257,12 +257,12 @@ class RunSession:
         return left.status
 
     def _ended_by_itself(self) -> bool:
-        return left_status(self.pool.directory) is not None
+        return read_exit(self.pool.directory) is not None
 
     def stop(self) -> None:
         """Stop everything; a signal meanwhile kills what is left at once, and so does the end of the time."""
         self._ending.set()
-        sd_notify.tell(os.environ, sd_notify.STOPPING)
+        sd_notify.notify(os.environ, sd_notify.STOPPING)
         try:
             if self._limit_seconds is not None:
                 patience = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)

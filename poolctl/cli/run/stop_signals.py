@@ -41,7 +41,7 @@ class StopSignals:
             if self._before[number] is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._asked)
         signal.signal(_OUTPUT_LOST, self._output_lost)
-        if sd_notify.listens(os.environ):
+        if sd_notify.enabled(os.environ):
             signal.signal(signal.SIGHUP, lambda number, frame: self._reload())
         return self
 

@@ -109,7 +109,7 @@ def test_a_supervisor_that_does_not_answer_a_ping_is_a_conflict(path: Path) -> N
         with pytest.raises(ControlError) as caught:
             Client(str(path), silence_seconds=0.05).call("list")
     assert caught.value.exit_code == 8
-    assert "servers go on serving" in caught.value.hint
+    assert "servers keep serving" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -119,11 +119,11 @@ def test_a_supervisor_that_does_not_answer_a_ping_is_a_conflict(path: Path) -> N
         (
             "gone",
             "stopped",
-            "the keeper (pid {stopped}), which would start another, is stopped",
+            "the keeper (pid {stopped}), which would restart it, is stopped",
             "kill -CONT",
         ),
-        ("gone", "running", "another cannot be started: No space left", "the keeper tries again"),
-        ("gone", "gone", "it has ended", "the servers go on serving"),
+        ("gone", "running", "cannot be restarted: No space left", "the keeper tries again"),
+        ("gone", "gone", "it has ended", "the servers keep serving"),
     ],
 )
 def test_a_silence_is_explained_by_what_became_of_supervisor_and_keeper(
