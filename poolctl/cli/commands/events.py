@@ -20,10 +20,10 @@ from poolctl.control import directory
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, receive_within
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
-from poolctl.monitor.history import KINDS, MOST_LINES, Wanted, recent
+from poolctl.monitor.describe import sentence, who
+from poolctl.monitor.event_query import KINDS, MOST_LINES, Wanted, recent
 from poolctl.monitor.journal import NAME
 from poolctl.monitor.severity import severity
-from poolctl.monitor.wording import sentence, who
 
 if TYPE_CHECKING:
     from _socket import socket

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from poolctl.clock import Clock
 from poolctl.monitor.events import Events
 
-from .channel import Channel
+from .delivery import Channel
 from .message import TEST, Message
-from .problems import Problems, Tags
+from .problem_tracker import Problems, Tags
 from .send import Sender, Unsent
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from poolctl.core.events import caused_by
 from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Phase
 from poolctl.monitor.events import Events
-from poolctl.monitor.recovery import Situation, Step, decide, within
+from poolctl.monitor.recovery_policy import Situation, Step, decide, within
 from poolctl.states import Status
 
 LAST_LINES = 10

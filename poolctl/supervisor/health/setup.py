@@ -13,7 +13,7 @@ from ..deferred_imports import DeferredImports
 if TYPE_CHECKING:
     from .heartbeat import Beats
 
-_MODULES = ("poolctl.monitor.recovery", "health.recovery", "health.memory_limit", "health.heartbeat")
+_MODULES = ("poolctl.monitor.recovery_policy", "health.recovery", "health.memory_limit", "health.heartbeat")
 
 
 def set_up_health(core: Core, events: Events, beats: Beats, deferred: DeferredImports) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from poolctl.config import Notify
 from poolctl.monitor.notify.message import Message
-from poolctl.monitor.notify.problems import Problems
+from poolctl.monitor.notify.problem_tracker import Problems
 
 
 def event(after: str, server: str = "web", kind: str = "lifecycle", **more: Any) -> dict[str, Any]:

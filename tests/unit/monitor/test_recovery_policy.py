@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config import Patience, Recovery
-from poolctl.monitor.recovery import Decision, Situation, Step, decide, within
+from poolctl.monitor.recovery_policy import Decision, Situation, Step, decide, within
 
 POLICY = Recovery(limit=3, window=100, backoff=Patience(initial=10, max=20, jitter=0))
 

@@ -11,7 +11,7 @@ from poolctl.clock import Clock
 
 from .message import PROBLEM, RESOLVED, Message
 from .outbox import Outbox
-from .problems import Problems
+from .problem_tracker import Problems
 from .send import Sender, Unsent
 
 Document = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.monitor.wording import sentence
+from poolctl.monitor.describe import sentence
 
 
 @pytest.mark.parametrize(("event", "said"), [
