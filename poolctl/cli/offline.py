@@ -6,10 +6,11 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from poolctl import exit_codes
 from poolctl.cli.outcome import Failure, Item, Outcome, UsageError, error
@@ -120,6 +121,33 @@ def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     for survivor in found:
         survivor.close()
     return items
+
+
+class OfflineSummary(NamedTuple):
+    """The summary of a pool without a supervisor."""
+
+    files: list[str]
+    supervisor_pid: int | None
+    keeper_pid: int | None
+    servers: int
+    should_run: int
+    ready: int
+    states: dict[str, int]
+    health: dict[str, int]
+
+
+def summary_of(items: list[Item], ref: PoolRef) -> OfflineSummary:
+    """How many of the servers are in each state."""
+    return OfflineSummary(
+        files=ref.files,
+        supervisor_pid=None,
+        keeper_pid=None,
+        servers=len(items),
+        should_run=sum(item["state"] != "disabled" for item in items),
+        ready=sum(bool(item["ready"]) for item in items),
+        states=dict(Counter(str(item["state"]) for item in items)),
+        health=dict(Counter(str(item["health"]) for item in items)),
+    )
 
 
 def find_survivors(ref: PoolRef) -> list[Survivor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 from poolctl.cli.command import LIST, OBSERVE, OUTPUT, Command, Option
 from poolctl.cli.command_request import CommandRequest
@@ -10,7 +11,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
 from poolctl.control.client import NoSupervisor
-from poolctl.exit_codes import FAILED, NOTHING_MATCHED
+from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
 
 COMMAND = Command(
     "Send a test notification.",
@@ -18,6 +19,14 @@ COMMAND = Command(
     OUTPUT,
     section=OBSERVE,
 )
+
+
+class Delivery(NamedTuple):
+    """The result of a test notification to one receiver; `message` is the reason of a failure."""
+
+    name: str
+    ok: bool
+    message: str
 
 
 def perform(request: CommandRequest) -> Outcome:
@@ -53,12 +62,9 @@ def _alone(pool: PoolRef, names: list[str]) -> Outcome:
     chosen = [each for each in configured if not names or each.label in names]
     name = config.settings.name or os.path.basename(os.path.dirname(pool.files[0]))
     found = asyncio.run(tested(chosen, name, os.environ, os.path.dirname(pool.files[0])))
+    receivers = [Delivery(label, not problem, problem) for label, problem in found.items()]
     return Outcome(
-        errors=[error(FAILED, f"{label}: {problem}", "") for label, problem in found.items() if problem],
-        exit_code=FAILED if any(found.values()) else 0,
-        extra={
-            "receivers": [
-                {"name": label, "ok": not problem, "message": problem} for label, problem in found.items()
-            ]
-        },
+        errors=[error(FAILED, f"{each.name}: {each.message}") for each in receivers if not each.ok],
+        exit_code=DONE if all(each.ok for each in receivers) else FAILED,
+        extra={"receivers": [each._asdict() for each in receivers]},
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from poolctl.cli.command import INSPECT, OUTPUT, Command
 from poolctl.cli.command_request import CommandRequest
@@ -19,10 +19,45 @@ ANSWER_SECONDS = 2.0
 COMMAND = Command("List this user's running pools, wherever their files are.", OUTPUT, section=INSPECT)
 
 
+class RunningPool(NamedTuple):
+    """One pool. `servers` and `ready` are None for a supervisor that does not answer, and `message` says why."""
+
+    name: str
+    files: list[str]
+    pid: int | None
+    keeper_pid: int | None
+    version: str
+    directory: str
+    servers: int | None
+    ready: int | None
+    message: str = ""
+
+    @classmethod
+    def described(
+        cls, path: str, about: Mapping[str, Any], servers: int | None, ready: int | None, message: str = ""
+    ) -> RunningPool:
+        """The pool in this directory, as its supervisor or its info file describes it."""
+        return cls(
+            name=about.get("name") or "",
+            files=about.get("files") or [],
+            pid=about.get("supervisor_pid"),
+            keeper_pid=about.get("keeper_pid"),
+            version=about.get("version") or "",
+            directory=path,
+            servers=servers,
+            ready=ready,
+            message=message,
+        )
+
+    def to_dict(self) -> Item:
+        """Its entry in the JSON document."""
+        return {key: value for key, value in self._asdict().items() if key != "message" or value}
+
+
 def perform(request: CommandRequest) -> Outcome:
     """Every pool with its name, its files, its supervisor's pid, and how many of its servers are ready."""
     pools = [found for path in _directories() if (found := _pool(path)) is not None]
-    outcome = Outcome(pools)
+    outcome = Outcome([pool.to_dict() for pool in pools])
     if not request.output or request.output in ("table", "wide"):
         outcome.text = _table(pools)
     return outcome
@@ -41,7 +76,7 @@ def _directories() -> Iterator[str]:
                 yield f"{root}/{name}"
 
 
-def _pool(path: str) -> Item | None:
+def _pool(path: str) -> RunningPool | None:
     """One pool; None without a listener. One that does not answer is described by its info file."""
     client = Client(f"{path}/{directory.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
     about = directory.read_info(path)
@@ -50,32 +85,20 @@ def _pool(path: str) -> Item | None:
     except NoSupervisor:
         return None
     except ControlError as silent:
-        return _item(path, about, servers=None, ready=None, message=silent.message)
+        return RunningPool.described(path, about, None, None, silent.message)
     summary = result.get("summary") or {}
     items = result.get("items") or []
     ready = sum(bool(item.get("ready")) for item in items)
-    return _item(path, {**about, **summary}, servers=len(items), ready=ready)
+    return RunningPool.described(path, {**about, **summary}, len(items), ready)
 
 
-def _item(path: str, about: dict[str, Any], **more: Any) -> Item:
-    return {
-        "name": about.get("name") or "",
-        "files": about.get("files") or [],
-        "pid": about.get("supervisor_pid"),
-        "keeper_pid": about.get("keeper_pid"),
-        "version": about.get("version") or "",
-        "directory": path,
-        **more,
-    }
-
-
-def _table(pools: list[Item]) -> str:
+def _table(pools: list[RunningPool]) -> str:
     """No pool: nothing at all, so that scripts see nothing."""
     rows = [("NAME", "PID", "READY", "FILES")]
     for pool in pools:
-        ready = "?" if pool["ready"] is None else f"{pool['ready']}/{pool['servers']}"
-        files = " ".join(from_here(str(file)) for file in pool["files"])
-        rows.append((printable(str(pool["name"])), str(pool["pid"] or "-"), ready, printable(files)))
+        ready = "?" if pool.ready is None else f"{pool.ready}/{pool.servers}"
+        files = " ".join(from_here(str(file)) for file in pool.files)
+        rows.append((printable(pool.name), str(pool.pid or "-"), ready, printable(files)))
     widths = [max(len(row[at]) for row in rows) for at in range(3)]
     lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
     return "".join(f"{line.rstrip()}\n" for line in lines) if pools else ""

@@ -51,25 +51,14 @@ def _status(request: CommandRequest) -> Outcome:
     try:
         outcome = ask(request, pool)
     except NoSupervisor:
-        from poolctl.cli.offline import select_from_files
+        from poolctl.cli.offline import select_from_files, summary_of
 
         items = select_from_files(request, pool)
         return Outcome(
             items,
             exit_code=NOT_AS_DESIRED,
             message=_without_supervisor(items),
-            extra={
-                "summary": {
-                    "files": pool.files,
-                    "supervisor_pid": None,
-                    "keeper_pid": None,
-                    "servers": len(items),
-                    "should_run": sum(item.get("state") != "disabled" for item in items),
-                    "ready": sum(bool(item.get("ready")) for item in items),
-                    "states": _counts(items, "state"),
-                    "health": _counts(items, "health"),
-                }
-            },
+            extra={"summary": summary_of(items, pool)._asdict()},
         )
     outcome.extra["summary"] = _summary(outcome)
     if outcome.exit_code not in (DONE, NOT_AS_DESIRED):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from typing import NamedTuple
 
 from poolctl import __version__
 from poolctl.cli.command import OUTPUT, SETUP, Command
@@ -15,17 +16,25 @@ from poolctl.errors import ControlError
 COMMAND = Command("Print the version.", OUTPUT, section=SETUP)
 
 
+class Versions(NamedTuple):
+    """The version of this command, of its interpreter and platform, and of the running supervisor, "" for none."""
+
+    version: str
+    python: str
+    platform: str
+    supervisor: str
+
+
 def perform(request: CommandRequest) -> Outcome:
-    """The version; with --verbose what it runs on, and the version of the running supervisor."""
-    extra = {"version": __version__}
-    if request.verbose or request.output:
-        extra["python"] = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"
-        extra["platform"] = platform.platform()
-        extra["supervisor"] = _of_supervisor(request)
-    lines = [f"poolctl {extra['version']}"]
+    """The version; with --verbose those of the interpreter, the platform and the running supervisor too."""
+    if not (request.verbose or request.output):
+        return Outcome(text=f"poolctl {__version__}\n", extra={"version": __version__})
+    python = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"
+    versions = Versions(__version__, python, platform.platform(), _of_supervisor(request))
+    lines = [f"poolctl {__version__}"]
     if request.verbose:
-        lines += [f"{key} {value}" for key, value in extra.items() if key != "version" and value]
-    return Outcome(text="\n".join(lines) + "\n", extra=extra)
+        lines += [f"{key} {value}" for key, value in versions._asdict().items() if key != "version" and value]
+    return Outcome(text="\n".join(lines) + "\n", extra=versions._asdict())
 
 
 def _of_supervisor(request: CommandRequest) -> str:

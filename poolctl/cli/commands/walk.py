@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option, flag
 from poolctl.cli.command_request import CommandRequest
@@ -44,6 +44,19 @@ COMMAND = Command(
 )
 
 
+class Run(NamedTuple):
+    """One run of the command: for which server, its exit code, and its output."""
+
+    item: Item
+    exit_code: int
+    stdout: str = ""
+    stderr: str = ""
+
+    def to_dict(self) -> Item:
+        """Its entry in the JSON document: the server's, with three fields more."""
+        return {**self.item, "exit_code": self.exit_code, "stdout": self.stdout, "stderr": self.stderr}
+
+
 class Walk:
     """One walk: which command, how many at once, and the children that are alive."""
 
@@ -58,38 +71,38 @@ class Walk:
         # thread is being started leaves one that the pool of threads does not know, and waits for no more.
         self.beginning = threading.Lock()
 
-    def visits(self, items: list[Item]) -> Iterator[Item]:
-        """The items as they are done, each with its exit code and output. Stops all children when interrupted."""
+    def runs(self, items: list[Item]) -> Iterator[Run]:
+        """The runs as they are done. Stops all children when interrupted."""
         waiting = list(reversed(items))
-        running: dict[Future[Item], None] = {}
+        running: dict[Future[Run], None] = {}
         failed = False
         with ThreadPoolExecutor(self.jobs) as threads:
             try:
                 while running or (waiting and not (failed and self.fail_fast)):
                     while waiting and len(running) < self.jobs and not (failed and self.fail_fast):
-                        running[threads.submit(self._visit, waiting.pop())] = None
+                        running[threads.submit(self._run, waiting.pop())] = None
                     done, _ = wait(running, LOOK_SECONDS, FIRST_COMPLETED)
                     for future in done:
                         del running[future]
-                        failed = failed or future.result()["exit_code"] != 0
+                        failed = failed or future.result().exit_code != 0
                         yield future.result()
             finally:
                 self._end_children()
 
-    def _visit(self, item: Item) -> Item:
+    def _run(self, item: Item) -> Run:
         argv = arguments(self.command, item)
         try:
             child = self._begin(argv, environment(item))
         except (OSError, ValueError) as failure:
             code = NOT_EXECUTABLE if isinstance(failure, PermissionError) else NOT_FOUND
             reason = getattr(failure, "strerror", None) or str(failure)
-            return {**item, "exit_code": code, "stdout": "", "stderr": f"{argv[0]}: {reason}\n"}
+            return Run(item, code, stderr=f"{argv[0]}: {reason}\n")
         if child is None:
-            return {**item, "exit_code": INTERRUPTED, "stdout": "", "stderr": ""}
+            return Run(item, INTERRUPTED)
         output, errors = child.communicate()
         self.children.discard(child)
         code = child.returncode if child.returncode >= 0 else 128 - child.returncode
-        return {**item, "exit_code": code, "stdout": _text(output), "stderr": _text(errors or b"")}
+        return Run(item, code, _text(output), _text(errors or b""))
 
     def _begin(self, argv: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes] | None:
         with self.beginning:
@@ -119,7 +132,7 @@ class Walk:
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Visit the selected servers in the file's order; exit 1 when CMD failed for any of them."""
+    """Run CMD for the selected servers in the file's order; exit 1 when it failed for any of them."""
     jobs = _jobs(request)
     pool = find_pool(request)
     items = _selected(request, pool)
@@ -130,14 +143,15 @@ def perform(request: CommandRequest) -> Outcome:
         return Outcome(items, text=lines if as_text else None)
     walk = Walk(command, jobs=jobs, fail_fast=bool(request.get("fail_fast")), keep=not as_text)
     done = []
-    for visit in walk.visits(items):
-        done.append(visit)
+    for run in walk.runs(items):
+        done.append(run)
         if as_text:
-            _print_group(visit, quiet=request.quiet)
+            _print_group(run, quiet=request.quiet)
     order = {item["name"]: at for at, item in enumerate(items)}
-    done.sort(key=lambda item: order[item["name"]])
-    errors = [_failure(visit) for visit in done if visit["exit_code"]]
-    return Outcome(done, errors=errors, exit_code=FAILED if errors else 0, text="" if as_text else None)
+    done.sort(key=lambda run: order[run.item["name"]])
+    errors = [_failure(run) for run in done if run.exit_code]
+    documents = [run.to_dict() for run in done]
+    return Outcome(documents, errors=errors, exit_code=FAILED if errors else 0, text="" if as_text else None)
 
 
 def _selected(request: CommandRequest, pool: PoolRef) -> list[Item]:
@@ -158,20 +172,20 @@ def _jobs(request: CommandRequest) -> int:
     return int(text)
 
 
-def _print_group(visit: dict[str, Any], *, quiet: bool) -> None:
+def _print_group(run: Run, *, quiet: bool) -> None:
     if not quiet:
-        head = f"==> {printable(visit['name'])} <=="
+        head = f"==> {printable(run.item['name'])} <=="
         sys.stdout.write((paint(head, "1") if coloured(sys.stdout) else head) + "\n")
-    body = visit["stdout"] + visit["stderr"]
+    body = run.stdout + run.stderr
     sys.stdout.write(body if not body or body.endswith("\n") else f"{body}\n")
     sys.stdout.flush()
 
 
-def _failure(visit: Item) -> Item:
-    code = visit["exit_code"]
-    last = (visit["stderr"] or visit["stdout"]).rstrip("\n").rpartition("\n")[2]
-    message = f"the command exited with {code}" + (f": {last}" if last else "")
-    return {**error(FAILED, message, name=visit["name"], bind=visit["bind"]), "error": "ErrorCommand"}
+def _failure(run: Run) -> Item:
+    last = (run.stderr or run.stdout).rstrip("\n").rpartition("\n")[2]
+    message = f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
+    entry = error(FAILED, message, name=run.item["name"], bind=run.item["bind"])
+    return {**entry, "error": "ErrorCommand"}
 
 
 def _text(output: bytes) -> str:
