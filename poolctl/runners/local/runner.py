@@ -23,7 +23,7 @@ from .spawn.children import Children
 from .spawn.forking import Forker
 from .spawn.import_limit import ImportLimit
 from .spawn.zygotes import Zygotes
-from .takeover import take_over
+from .takeover import Parts, take_over
 from .workers import worker_commands
 from .workers.adoption_pairs import AdoptionPairs
 from .workers.heartbeats import Heartbeats
@@ -196,7 +196,18 @@ class LocalRunner:
         Listeners and pipes of other servers are dropped. Call it before anything else, and once.
         """
         await self.forker.certificates.recall(servers)
-        return await take_over(self, servers, placed, self._follow)
+        parts = Parts(
+            self.keeper,
+            self.zygotes,
+            self.app_zygotes,
+            self.forker,
+            self.sockets,
+            self.adoptions,
+            self.output,
+            self.tallies,
+            self.sleeping,
+        )
+        return await take_over(parts, servers, placed, self._follow)
 
     async def begun(self, placement: Placement) -> None:
         """See Runner."""

@@ -9,7 +9,7 @@ import signal
 import socket
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
@@ -26,7 +26,14 @@ from .workers.notify_socket import NotifySocket
 from .workers.tallies import Tally
 
 if TYPE_CHECKING:
-    from .runner import LocalRunner
+    from .activation.sleeping_servers import SleepingServers
+    from .resources.output import Output
+    from .resources.sockets import Sockets
+    from .spawn.app_zygotes import AppZygotes
+    from .spawn.forking import Forker
+    from .spawn.zygotes import Zygotes
+    from .workers.adoption_pairs import AdoptionPairs
+    from .workers.tallies import Tallies
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -40,8 +47,22 @@ _KINDS = (
 )
 
 
+class Parts(NamedTuple):
+    """The parts of a runner into which the keeper's entries go."""
+
+    keeper: KeeperLink
+    zygotes: Zygotes
+    app_zygotes: AppZygotes
+    forker: Forker
+    sockets: Sockets
+    adoptions: AdoptionPairs
+    output: Output
+    tallies: Tallies
+    sleeping: SleepingServers
+
+
 async def take_over(
-    runner: LocalRunner,
+    parts: Parts,
     servers: Mapping[str, ServerConfig],
     placed: Mapping[str, ServerConfig],
     follow: Callable[[LocalWorker], None],
@@ -55,37 +76,37 @@ async def take_over(
     after = ""
     by_key = {server.key: server for server in servers.values()}
     while True:
-        reply, _ = await runner.keeper.call({"op": "list", "after": after})
+        reply, _ = await parts.keeper.call({"op": "list", "after": after})
         for name, meta in reply["entries"]:
             after = name
             if name.startswith(store_keys.ZYGOTE):
-                runner.zygotes.adopt(Source.of(name.removeprefix(store_keys.ZYGOTE)))
+                parts.zygotes.adopt(Source.of(name.removeprefix(store_keys.ZYGOTE)))
                 warm = True
             elif name.startswith(store_keys.APP_ZYGOTE):
-                _, fds = await runner.keeper.call({"op": "get", "name": name})
-                runner.app_zygotes.adopt(meta, fds[0])
+                _, fds = await parts.keeper.call({"op": "get", "name": name})
+                parts.app_zygotes.adopt(meta, fds[0])
             kind = next((kind for kind in _KINDS if name.startswith(kind)), None)
             if kind is None:
                 continue
-            _, fds = await runner.keeper.call({"op": "get", "name": name})
+            _, fds = await parts.keeper.call({"op": "get", "name": name})
             if kind != store_keys.WORKER:
-                owners = _take(runner, name, kind, meta, fds, by_key)
+                owners = _take(parts, name, kind, meta, fds, by_key)
                 if owners:
-                    runner.keeper.share(name, meta, owners)
+                    parts.keeper.share(name, meta, owners)
             elif meta["server"] in servers:
                 server = placed.get(name.removeprefix(kind), servers[meta["server"]])
                 if meta.get("start") is not None:
                     # Of no effect for a child of the keeper; one that is not may have come without being watched.
-                    runner.keeper.send({"op": "watch", "pid": meta["pid"], "start": meta["start"]})
-                adopted.append(_worker(runner.keeper, name, server, meta, fds, follow))
+                    parts.keeper.send({"op": "watch", "pid": meta["pid"], "start": meta["start"]})
+                adopted.append(_worker(parts.keeper, name, server, meta, fds, follow))
             else:
-                _end_unknown(runner.keeper, name, meta, fds)
+                _end_unknown(parts.keeper, name, meta, fds)
         if not reply["entries"]:
             if adopted and not warm:
                 # The zygotes went with their keeper.
-                runner.forker.warm(adopted[0].server)
-            _keep_app_zygotes(runner, servers)
-            await _take_acceptor(runner, by_key)
+                parts.forker.warm(adopted[0].server)
+            _keep_app_zygotes(parts, servers)
+            await _take_acceptor(parts, by_key)
             return adopted
 
 
@@ -102,7 +123,7 @@ def _end_unknown(keeper: Link, name: str, meta: wire.Message, fds: list[int]) ->
 
 
 def _take(
-    runner: LocalRunner,
+    parts: Parts,
     name: str,
     kind: str,
     meta: wire.Message,
@@ -112,31 +133,31 @@ def _take(
     """What owns the entry's descriptors from now on; nothing where it is of no further use."""
     key = name.removeprefix(kind)
     if kind == store_keys.LISTENER:
-        return runner.sockets.adopt(key, fds, meta)
+        return parts.sockets.adopt(key, fds, meta)
     if kind == store_keys.ADOPTION:
-        return runner.adoptions.adopt(key, fds, meta)
+        return parts.adoptions.adopt(key, fds, meta)
     if kind == store_keys.OUTPUT:
-        return [runner.output.adopt(key, meta, fds[0])]
+        return [parts.output.adopt(key, meta, fds[0])]
     if kind == store_keys.TALLY:
-        runner.tallies.adopt(meta["server"], key, fds[0])
+        parts.tallies.adopt(meta["server"], key, fds[0])
     else:
-        runner.sleeping.adopt(by_key.get(meta["key"]), name, meta, fds[0])
+        parts.sleeping.adopt(by_key.get(meta["key"]), name, meta, fds[0])
     return []
 
 
-async def _take_acceptor(runner: LocalRunner, by_key: Mapping[str, ServerConfig]) -> None:
+async def _take_acceptor(parts: Parts, by_key: Mapping[str, ServerConfig]) -> None:
     """Last of all: connections that it accepted for a dead supervisor go to the servers' pairs."""
-    reply, fds = await runner.keeper.call({"op": "get", "name": store_keys.ACCEPTOR})
+    reply, fds = await parts.keeper.call({"op": "get", "name": store_keys.ACCEPTOR})
     if fds:
-        owners = runner.sleeping.adopt_acceptor(reply["meta"], fds[0], by_key)
-        runner.keeper.share(store_keys.ACCEPTOR, reply["meta"], owners)
+        owners = parts.sleeping.adopt_acceptor(reply["meta"], fds[0], by_key)
+        parts.keeper.share(store_keys.ACCEPTOR, reply["meta"], owners)
 
 
-def _keep_app_zygotes(runner: LocalRunner, servers: Mapping[str, ServerConfig]) -> None:
+def _keep_app_zygotes(parts: Parts, servers: Mapping[str, ServerConfig]) -> None:
     for server in servers.values():
-        if server.preload and runner.endpoints(server.key):
-            runner.forker.need(server)
-    runner.app_zygotes.end_unneeded()
+        if server.preload and parts.sockets.endpoints(server.key):
+            parts.forker.need(server)
+    parts.app_zygotes.end_unneeded()
 
 
 def _worker(
