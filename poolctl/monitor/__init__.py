@@ -1,1 +1,1 @@
-"""What is seen of a pool: its events, its health, its figures, and who is told."""
+"""Events and their journal, availability, metrics, recovery policy and notifications."""

@@ -1,4 +1,4 @@
-"""How long a server has been up and down, and on its way from the one to the other."""
+"""How long a server has been up and down, and in transition between the two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ABSENT = ("stopped", "disabled")
 
 
 def status_of(state: str, health: str = UNKNOWN) -> str:
-    """What state and probes of a server come to: `ok`, `warn`, `ko`; `unknown` of one that is off."""
+    """The status that follows from state and probes of a server: `ok`, `warn`, `ko`; `unknown` while it is off."""
     if state in _ABSENT:
         return UNKNOWN
     if state in PASSING:
@@ -23,7 +23,7 @@ def status_of(state: str, health: str = UNKNOWN) -> str:
 
 
 class Availability:
-    """Told of each change by `note`, at a monotonic time in seconds; while a server is off no time is counted."""
+    """Updated by `note` at each change, with a monotonic time in seconds; time while a server is off is not counted."""
 
     __slots__ = (
         "_level",
@@ -41,17 +41,17 @@ class Availability:
     def __init__(self) -> None:
         self.state = "stopped"
         self.health = UNKNOWN
-        self.uptime = 0.0  # it answered, be it with a warning
+        self.uptime = 0.0  # it answered, possibly with a warning
         self.downtime = 0.0
-        self.risetime = 0.0  # of both: it was on its way up
-        self.falltime = 0.0  # of both: it was on its way down
-        self.rise = 0  # how often it began to answer
-        self.fall = 0  # how often it ceased to, though it was not turned off
-        self._level = UNKNOWN  # the last one that was no warning
+        self.risetime = 0.0  # part of both: it was coming up
+        self.falltime = 0.0  # part of both: it was going down
+        self.rise = 0  # how often it started to answer
+        self.fall = 0  # how often it stopped answering without being turned off
+        self._level = UNKNOWN  # the last one other than warn
         self._since = 0.0
 
     def note(self, now: float, *, state: str | None = None, health: str | None = None) -> None:
-        """It is so from now on."""
+        """Set state or health, or both, from now on."""
         self.settle(now)
         was_up, was_off = self.is_up, self.status == UNKNOWN
         self.state = self.state if state is None else state
@@ -84,7 +84,7 @@ class Availability:
 
     @property
     def is_up(self) -> bool:
-        """Whoever asks it is answered."""
+        """Whether it answers requests."""
         return self.state in ("running", "sleeping") and self.health != KO
 
     @property
@@ -94,12 +94,12 @@ class Availability:
         return self.uptime / total if total else None
 
     def to_dict(self) -> dict[str, Any]:
-        """What `restored` makes another one of."""
+        """A document from which `restored` makes an equal one."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def restored(cls, kept: dict[str, Any]) -> Availability:
-        """One that goes on where the other was; the monotonic clock must be the same."""
+        """One that continues where the other stopped; the monotonic clock must be the same."""
         made = cls()
         for name in made.__slots__:
             if name in kept:

@@ -1,8 +1,15 @@
-"""An event in a line for people."""
+"""What people see of an event: a line of text, who caused it, and how bad it is."""
 
 from __future__ import annotations
 
 from typing import Any
+
+INFO, WARNING, ERROR = SEVERITIES = ("info", "warning", "error")
+
+_STATES = {"failed": ERROR, "backoff": WARNING}
+_HEALTH = {"ko": ERROR, "warn": WARNING}
+_POOL = {"keeper lost": ERROR, "keeper silent": ERROR, "events lost": ERROR}
+_ORDERED = ("draining", "stopping")
 
 
 def sentence(event: dict[str, Any]) -> str:
@@ -12,7 +19,7 @@ def sentence(event: dict[str, Any]) -> str:
 
 
 def who(event: dict[str, Any]) -> str:
-    """Who asked for it, "" for nobody: `root, poolctl 4242`."""
+    """The user and process that caused it, `root, poolctl 4242`; "" for none."""
     by = event.get("by")
     if not isinstance(by, dict):
         return ""
@@ -36,3 +43,27 @@ def _what(event: dict[str, Any]) -> str:
     if kind in ("lifecycle", "wake") and message:
         return message
     return f"{word}: {message}" if message and message != word else word
+
+
+def severity(event: dict[str, Any]) -> str:
+    """The event's own `severity`, if it has one, else what its kind says."""
+    own = event.get("severity")
+    if own in SEVERITIES:
+        return str(own)
+    kind, after = event.get("kind"), event.get("after")
+    if kind == "health":
+        return _HEALTH.get(str(after), INFO)
+    if kind == "lifecycle":
+        return _of_lifecycle(event)
+    if kind == "recovery":
+        return ERROR if event.get("event") in ("failed", "given up") else WARNING
+    if kind == "pool":
+        return _POOL.get(str(event.get("event")), WARNING if event.get("adopted") else INFO)
+    return INFO
+
+
+def _of_lifecycle(event: dict[str, Any]) -> str:
+    if event.get("event") != "worker ended":
+        return _STATES.get(str(event.get("after")), INFO)
+    unordered = event.get("before") not in _ORDERED
+    return WARNING if unordered and event.get("status") != 0 else INFO

@@ -1,4 +1,4 @@
-"""What happened: the events of a journal that somebody wants, with or without a supervisor. Blocks on the disk."""
+"""The events of a journal that match a filter, with or without a supervisor. Blocks on the disk."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 from .journal import Document, newest_first
 
 KINDS = ("lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool")
-# So many are told over the control socket at most; whoever wants more reads the journal.
+# The most that one answer of the control socket holds; the journal has the rest.
 MOST_LINES = 10_000
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
-class Wanted(NamedTuple):
+class EventFilter(NamedTuple):
     """Which events: of these servers, of these kinds, not older than `since` (as in the journal), numbered `after`.
 
     Left out, each lets everything pass. `until` is the number of the last one.
@@ -27,7 +27,7 @@ class Wanted(NamedTuple):
     until: int = 0
 
     def matches(self, event: Document) -> bool:
-        """Whether this event is wanted."""
+        """Whether the event passes."""
         return (
             (self.servers is None or self._concerns(event))
             and (not self.kinds or event.get("kind") in self.kinds)
@@ -38,14 +38,14 @@ class Wanted(NamedTuple):
 
     def _concerns(self, event: Document) -> bool:
         assert self.servers is not None
-        # A command names the servers that it was about.
+        # The event of a command names all servers that the command was for.
         return event.get("server") in self.servers or any(
             name in self.servers for name in event.get("servers") or ()
         )
 
 
-def recent(path: str, wanted: Wanted, lines: int | None) -> list[Document]:
-    """The last `lines` events (None: all) of the journal that are wanted, in the order in which they happened."""
+def recent(path: str, wanted: EventFilter, lines: int | None) -> list[Document]:
+    """The last `lines` events (None: all) of the journal that pass the filter, in the order in which they happened."""
     found: list[Document] = []
     if lines == 0:
         return found
@@ -61,10 +61,10 @@ def recent(path: str, wanted: Wanted, lines: int | None) -> list[Document]:
     return found
 
 
-def wanted_of(
+def parse_filter(
     *, servers: Collection[str] | None, kinds: object, since: object, after: object
-) -> Wanted | None:
-    """What somebody has asked for over a socket; None when it has not the shape of it."""
+) -> EventFilter | None:
+    """The filter of a request; None when its values are not valid."""
     kinds, since, after = kinds or [], since or "", after or 0
     if not isinstance(kinds, list) or not all(kind in KINDS for kind in kinds):
         return None
@@ -72,4 +72,4 @@ def wanted_of(
         return None
     if not isinstance(after, int) or isinstance(after, bool):
         return None
-    return Wanted(servers, kinds, since, after)
+    return EventFilter(servers, kinds, since, after)

@@ -1,4 +1,4 @@
-"""What has happened in the pool: recorded on the supervisor's loop, gathered, written to the journal, told."""
+"""The pool's events: recorded on the supervisor's loop, batched, written to the journal, sent to subscribers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .journal import Document, Journal, newest_first
 
 SCHEMA = 1
 
-# Long enough for many events to be one write, short enough for nobody to notice.
+# Long enough to write many events at once, short enough to go unnoticed.
 _GATHER_SECONDS = 0.02
-# Of these there are hundreds while a pool starts, which has better things to do.
+# There are hundreds of these while a pool starts, which is busy enough.
 _ROUTINE = "lifecycle"
 _ROUTINE_SECONDS = 0.2
 
@@ -35,7 +35,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Events:
-    """`record` notes an event; within 0.2 s all that were noted go to the journal and to the subscribers.
+    """`record` queues an event; within 0.2 s all queued events go to the journal and to the subscribers.
 
     Without a journal they only go to the subscribers. Used on one event loop only; nothing here raises or blocks.
     """
@@ -54,7 +54,7 @@ class Events:
 
     @property
     def seq(self) -> int:
-        """The number of the newest event; they are counted on over the journal's whole life."""
+        """The number of the newest event; the count continues over the journal's whole life."""
         return self._seq
 
     def record(
@@ -70,10 +70,10 @@ class Events:
         after: Any = None,
         **detail: Any,
     ) -> None:
-        """Note that something happened; what is given must not change afterwards.
+        """Record an event; the values given must not change afterwards.
 
-        `kind` is one of history.KINDS, `event` a word for what happened, `by` who wanted it ({"uid", "pid", "user"}).
-        `bind` and whatever else belongs to it are `detail`.
+        `kind` is one of event_query.KINDS, `event` a word, `by` who requested it ({"uid", "pid", "user"}).
+        `bind` and other values are `detail`.
         """
         if server and not self._may_record(server):
             return
@@ -135,14 +135,14 @@ class Events:
         return True
 
     def keep_in(self, journal: Journal) -> None:
-        """Write to this journal from now on; the numbers go on from the greater of its last one and ours."""
+        """Write to this journal from now on; numbering continues from the greater of its last number and ours."""
         self.close()
         self.journal = journal
         with contextlib.suppress(PermissionError):  # then it can hardly be written either
             self._seq = max(self._seq, next((event["seq"] for event in newest_first(journal.path)), 0))
 
     def subscribe(self, fn: Subscriber) -> Callable[[], None]:
-        """Have `fn` called with each event that is recorded from now on; what is returned ends that."""
+        """Call `fn` with each event that is recorded from now on. Returns a function that ends the subscription."""
         self._subscribers.append(fn)
 
         def end() -> None:
@@ -152,7 +152,7 @@ class Events:
         return end
 
     def flush(self) -> None:
-        """Write and tell at once what was recorded."""
+        """Write and deliver the queued events now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -168,7 +168,7 @@ class Events:
                 try:
                     subscriber(event)
                 except Exception:
-                    logger.exception("an event could not be told")
+                    logger.exception("an event could not be delivered")
 
     def _write(self, journal: Journal, events: list[Document]) -> None:
         lost = journal.lost
@@ -179,7 +179,7 @@ class Events:
             self.record("pool", "events lost", message=f"{lost} events could not be written", lost=lost)
 
     def close(self) -> None:
-        """Write what is there, and close the journal."""
+        """Write the queued events, and close the journal."""
         self.flush()
         if self.journal is not None:
             self.flush()
@@ -187,5 +187,5 @@ class Events:
 
 
 def _short(text: str) -> str:
-    """A text that may come from an application: in bounds, and without the passwords of URLs."""
+    """A text that may come from an application: bounded, and without the passwords of URLs."""
     return masked_text(text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…")

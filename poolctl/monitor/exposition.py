@@ -1,4 +1,4 @@
-"""Figures as Prometheus and its kin read them: the text format 0.0.4, and OpenMetrics 1.0."""
+"""Metrics in the formats that Prometheus reads: the text format 0.0.4, and OpenMetrics 1.0."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Family:
         self.samples: list[tuple[str, Labels, float]] = []
 
     def add(self, value: float | None, **labels: str) -> None:
-        """A sample; None is no sample."""
+        """Add a sample; None adds nothing."""
         if value is not None:
             suffix = {"counter": "_total", "info": "_info"}.get(self.kind, "")
             self.samples.append((suffix, labels, value))
 
     def spread(self, bounds: Sequence[float], counts: Sequence[int], total: float, **labels: str) -> None:
-        """A histogram: how many there were up to each bound and not to the one before, the last ones above all."""
+        """Add a histogram; `counts` are those between two bounds, the last one those above all bounds."""
         below = 0
         for bound, count in zip((*bounds, math.inf), counts, strict=True):
             below += count
@@ -44,7 +44,7 @@ class Family:
 
 
 def render(families: Iterable[Family], *, openmetrics: bool = False) -> str:
-    """The families that have a sample."""
+    """The text of the families that have a sample."""
     lines: list[str] = []
     for family in families:
         if family.samples:

@@ -24,7 +24,7 @@ Document = dict[str, Any]
 class Journal:
     """Appends events to the file at `path`; old ones are `path.1` (the newest) to `path.keep`. Never raises OSError.
 
-    `lost` is how many could not be written since the last one that could, `error` says why.
+    `lost` counts the events that could not be written since the last one that could, `error` says why.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Journal:
 
     @classmethod
     def configured(cls, table: EventsTable | None, path: str) -> Journal:
-        """The journal as [events] has it; `path` is where it is unless that says otherwise."""
+        """The journal that [events] configures; `path` is the default for its file."""
         if table is None:
             return cls(path)
         return cls(
@@ -64,7 +64,7 @@ class Journal:
         return self._file.error
 
     def limit(self, *, max_size_bytes: int, keep: int, max_age_seconds: float) -> None:
-        """Set when the file is put aside and how many old ones are kept."""
+        """Set when the file is rotated and how many old ones are kept."""
         self._file.limit(max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds)
 
     def append(self, events: list[Document]) -> None:
@@ -84,7 +84,7 @@ class Journal:
 
 
 def newest_first(path: str) -> Iterator[Document]:
-    """The events of a journal and of the old ones beside it, the newest first; torn lines are left out."""
+    """The events of a journal and its rotated files, newest first; incomplete lines are skipped."""
     log = OpenLog(path)
     try:
         for line in log.backwards():
@@ -96,7 +96,7 @@ def newest_first(path: str) -> Iterator[Document]:
 
 
 def parsed(line: bytes) -> Document | None:
-    """The event on this line; None for what is none, such as the torn last line of a supervisor that was killed."""
+    """The event on this line; None for an incomplete one, such as the last line of a killed supervisor."""
     try:
         event = json.loads(line)
     except ValueError:

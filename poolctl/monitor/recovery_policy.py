@@ -1,4 +1,4 @@
-"""What is done about workers that are alive in name only: pure, the clock is an argument."""
+"""What to do about unhealthy or hung workers: pure, the clock is an argument."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ class Step(StrEnum):
 
     NOTHING = "nothing"
     TELL = "notify"
-    RESTART = "restart"  # the ailing workers are stopped, others take their places
-    REPLACE = "replace"  # a new generation is made, and the old one leaves when that is ready
+    RESTART = "restart"  # stop the unhealthy workers and start others in their place
+    REPLACE = "replace"  # start a new generation; the old one is stopped once that is ready
     DISABLE = "disable"
     WAIT = "wait"
     GIVE_UP = "give up"  # for as long as the window is full
 
 
 class Situation(NamedTuple):
-    """One server with workers that ail.
+    """One server with unhealthy workers.
 
-    `histories` has, for each of them, when it was recovered, or the one whose place it took, oldest first; `now` is of
+    `histories` holds, for each of them, when it or the worker that it replaced was recovered, oldest first; `now` is of
     the same clock, in seconds. `jitter` is a random number from -1 to 1.
     """
 
     strategy: str
     histories: Sequence[Sequence[float]]
-    ready: int  # how many of its workers are ready, those that ail among them
-    size: int  # how many it is to have
+    ready: int  # how many of its workers are ready, including the unhealthy ones
+    size: int  # how many it should have
     overlaps: bool = True  # two generations may run at once
-    under_way: bool = False  # a recovery of it is not over
+    under_way: bool = False  # a recovery of it is still running
     now: float = 0.0
     jitter: float = 0.0
 
 
 class Decision(NamedTuple):
-    """The step, which of the ailing workers it is for, and in how many seconds to decide again (0: at a change)."""
+    """The step, which of the unhealthy workers it is for, and in how many seconds to decide again (0: at a change)."""
 
     step: Step
     chosen: Sequence[int] = ()
@@ -51,10 +51,10 @@ class Decision(NamedTuple):
 
 
 def decide(policy: Recovery, situation: Situation) -> Decision:
-    """What to do about the workers that ail.
+    """What to do about the unhealthy workers.
 
-    Of several workers the last ready one is never taken away: if those that take the places of the others ail too,
-    there is something that goes on serving as well as it can.
+    The last ready worker of several is never stopped: if the replacements are unhealthy too, it still serves as well
+    as it can.
     """
     everyone = range(len(situation.histories))
     if not everyone or situation.strategy == "none":
@@ -76,7 +76,7 @@ def decide(policy: Recovery, situation: Situation) -> Decision:
 
 
 def within(times: Sequence[float], window_seconds: float, now: float) -> list[float]:
-    """Those of the times that still count."""
+    """The times that lie within the window."""
     return [moment for moment in times if now - moment < window_seconds]
 
 

@@ -15,8 +15,7 @@ from poolctl.control.aio_client import answers, ask
 from poolctl.errors import ControlError
 from poolctl.exit_codes import USAGE
 from poolctl.logs.log_line import stamp
-from poolctl.monitor.describe import sentence
-from poolctl.monitor.severity import severity
+from poolctl.monitor.describe import sentence, severity
 
 from .history import SPAN_SECONDS, Figures, Levels
 from .snapshot import Snapshot

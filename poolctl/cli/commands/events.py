@@ -20,10 +20,9 @@ from poolctl.control import directory
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, receive_within
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
-from poolctl.monitor.describe import sentence, who
-from poolctl.monitor.event_query import KINDS, MOST_LINES, Wanted, recent
+from poolctl.monitor.describe import sentence, severity, who
+from poolctl.monitor.event_query import KINDS, MOST_LINES, EventFilter, recent
 from poolctl.monitor.journal import NAME
-from poolctl.monitor.severity import severity
 
 if TYPE_CHECKING:
     from _socket import socket
@@ -62,7 +61,7 @@ def perform(request: CommandRequest) -> Outcome:
     names = None
     if not request.selector().selects_all:
         names = [item["name"] for item in selected(request, pool).items]
-    watched = _EventStream(pool, Wanted(names, request.get("kind") or (), since))
+    watched = _EventStream(pool, EventFilter(names, request.get("kind") or (), since))
     try:
         past = recent(watched.path, watched.wanted, lines)
         write = _writer(request, [*(names or ()), *(str(each.get("server", "")) for each in past)])
@@ -77,7 +76,7 @@ def perform(request: CommandRequest) -> Outcome:
 class _EventStream:
     """The events of one pool, its supervisors coming and going."""
 
-    def __init__(self, pool: PoolRef, wanted: Wanted) -> None:
+    def __init__(self, pool: PoolRef, wanted: EventFilter) -> None:
         self._client = Client(pool.socket)
         self.wanted = wanted
         self.path, self._last = self._journal(pool)
@@ -94,7 +93,7 @@ class _EventStream:
         path = f"{directory.state_dir(os.environ, pool.key)}/{NAME}"
         if not os.path.exists(path) and pool.files:
             path = _configured(pool) or path
-        return path, next((event["seq"] for event in recent(path, Wanted(), 1)), 0)
+        return path, next((event["seq"] for event in recent(path, EventFilter(), 1)), 0)
 
     def show(self, events: Iterable[Item], write: Callable[[Item], None]) -> None:
         for event in events:
@@ -128,7 +127,7 @@ class _EventStream:
             try:
                 client.call("events", {"options": options}, received)
             except (NoSupervisor, SupervisorEnded, ControlError):
-                newest = next((event["seq"] for event in recent(self.path, Wanted(), 1)), 0)
+                newest = next((event["seq"] for event in recent(self.path, EventFilter(), 1)), 0)
                 if newest < self._last:
                     self._last = 0  # the journal was removed, and another has begun
                 self.show(recent(self.path, self.wanted._replace(after=self._last), None), write)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from poolctl.monitor.severity import INFO, SEVERITIES
+from poolctl.monitor.describe import INFO, SEVERITIES
 
 _NAMED = 3
 PROBLEM, RESOLVED, NEWS, TEST = "problem", "resolved", "info", "test"

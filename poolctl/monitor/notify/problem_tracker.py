@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from poolctl.monitor.describe import sentence
-from poolctl.monitor.severity import INFO, SEVERITIES, severity
+from poolctl.monitor.describe import INFO, SEVERITIES, sentence, severity
 from poolctl.units import format_duration
 
 from .message import NEWS, PROBLEM, RESOLVED, Line, Message, composed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from poolctl.control.messages import Document, result
@@ -12,7 +12,6 @@ from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
 from poolctl.monitor.events import Events
-from poolctl.monitor.histogram import quantile
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.pool.select import Selector
 from poolctl.runners.local.runner import LocalRunner
@@ -265,3 +264,20 @@ def _worker(worker: Worker, counts: Counts | None, usage: Usage) -> dict[str, An
             "connections": counts[tally.OPEN_CONNECTIONS],
         }
     return document
+
+
+def quantile(bounds: Sequence[float], buckets: Sequence[int], q: float) -> float | None:
+    """The latency that the share `q` (from 0 to 1) does not exceed, in the unit of `bounds`; None without any.
+
+    As Prometheus does: values spread evenly within a bucket; those above the last bound count as that bound.
+    """
+    total = sum(buckets)
+    if not total:
+        return None
+    rank, below, lower = q * total, 0, 0.0
+    for bound, count in zip(bounds, buckets, strict=False):
+        if count and below + count >= rank:
+            return lower + (bound - lower) * max(0.0, rank - below) / count
+        below += count
+        lower = bound
+    return lower

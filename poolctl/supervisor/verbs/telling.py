@@ -9,7 +9,7 @@ from functools import partial
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
-from poolctl.monitor.event_query import KINDS, MOST_LINES, Wanted, recent, wanted_of
+from poolctl.monitor.event_query import KINDS, MOST_LINES, EventFilter, parse_filter, recent
 from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector, SelectorError
 
@@ -70,15 +70,15 @@ class Telling:
         self._over.set()
 
 
-def _offer(queue: asyncio.Queue[Document], wanted: Wanted, event: Document) -> None:
+def _offer(queue: asyncio.Queue[Document], wanted: EventFilter, event: Document) -> None:
     if wanted.matches(event):
         queue.put_nowait(event)
 
 
-def _wanted(names: Collection[str] | None, options: Document) -> tuple[Wanted, int]:
+def _wanted(names: Collection[str] | None, options: Document) -> tuple[EventFilter, int]:
     """Raises SelectorError for options of another shape than the protocol's."""
     lines = options.get("lines", MOST_LINES)
-    wanted = wanted_of(
+    wanted = parse_filter(
         servers=names, kinds=options.get("kind"), since=options.get("since"), after=options.get("after")
     )
     if wanted is None or not isinstance(lines, int) or isinstance(lines, bool) or lines < 0:

@@ -131,7 +131,7 @@ def test_a_subscriber_that_fails_harms_nobody(path: Path, caplog: pytest.LogCapt
     events.record("pool", "two")
     assert told == [1]
     assert len(read(path)) == 2
-    assert "an event could not be told" in caplog.text
+    assert "an event could not be delivered" in caplog.text
 
 
 def test_what_is_no_json_is_written_as_text(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.monitor.histogram import quantile
+from poolctl.supervisor.observers.statistics import quantile
 
 BOUNDS = (1.0, 2.0, 4.0)
 
