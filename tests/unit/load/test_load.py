@@ -213,7 +213,9 @@ def test_requests_behind_an_announced_close_are_lost() -> None:
 
     report = loaded(act, "pipelined", depth=4, connections=1)
     assert exact(report)
-    assert report.dropped == report.failed == 3 * report.complete
+    assert report.dropped == report.failed
+    # The last ones may have been under way at the end.
+    assert 3 * (report.complete - 1) <= report.failed <= 3 * report.complete
 
 
 def test_an_answer_byte_by_byte_is_one_answer() -> None:

@@ -23,8 +23,10 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
         found.kill()
 
 
-async def asked(known: dict[str, Any], *, answers: int, pid: int = 0) -> int:
-    """How often a process that answers so many times was asked, before it was given up or half a second was over.
+async def asked(
+    known: dict[str, Any], *, answers: int, pid: int = 0, until_end_of: subprocess.Popen[bytes] | None = None
+) -> int:
+    """How often a process that answers so many times was asked, within half a second or until that process ended.
 
     `pid` is what it says to be its own.
     """
@@ -45,7 +47,9 @@ async def asked(known: dict[str, Any], *, answers: int, pid: int = 0) -> int:
     link = Link(ours, lambda message, fds: watched.heard(message))
     found: list[dict[str, Any]] = []
     watched = ProcessWatchdog(link, known, "it", found.append, Watchdog(loop.time(), 0.02, 0.1))
-    await asyncio.sleep(0.5)
+    deadline = loop.time() + (10 if until_end_of else 0.5)
+    while loop.time() < deadline and not (until_end_of and until_end_of.poll() is not None):
+        await asyncio.sleep(0.01)
     watched.close()
     loop.remove_reader(theirs.fileno())
     link.close()
@@ -55,7 +59,7 @@ async def asked(known: dict[str, Any], *, answers: int, pid: int = 0) -> int:
 
 
 def test_one_that_does_not_answer_any_more_is_killed(process: subprocess.Popen[bytes]) -> None:
-    assert asyncio.run(asked(identity(process.pid), answers=3)) == 4
+    assert asyncio.run(asked(identity(process.pid), answers=3, until_end_of=process)) == 4
     assert process.wait(5) == -9
 
 
@@ -65,7 +69,7 @@ def test_one_that_answers_lives_and_is_asked_again(process: subprocess.Popen[byt
 
 
 def test_one_that_somebody_else_has_started_says_who_it_is(process: subprocess.Popen[bytes]) -> None:
-    assert asyncio.run(asked({}, answers=2, pid=process.pid)) == 3
+    assert asyncio.run(asked({}, answers=2, pid=process.pid, until_end_of=process)) == 3
     assert process.wait(5) == -9
 
 
