@@ -30,6 +30,7 @@ async def asked(
 
     `pid` is what it says to be its own.
     """
+    named = [identity(pid)] if pid else []
     ours, theirs = wire.pair()
     theirs.setblocking(False)
     count = 0
@@ -54,7 +55,7 @@ async def asked(
     loop.remove_reader(theirs.fileno())
     link.close()
     theirs.close()
-    assert found == ([identity(pid)] if pid else [])
+    assert found == named
     return count
 
 
