@@ -35,8 +35,8 @@ COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, 
 def perform(request: CommandRequest) -> Outcome:
     """One line for each check; exit 1 if there is a problem. With --quiet only warnings and problems."""
     pool, found = _pool(request)
-    case = CheckContext(pool, os.environ)
-    findings = [*found, *(finding for check in _checks() for finding in _looked(check, case))]
+    context = CheckContext(pool, os.environ)
+    findings = [*found, *(finding for check in _checks() for finding in _looked(check, context))]
     problems = sum(finding.status == PROBLEM for finding in findings)
     shown = [finding for finding in findings if not (request.quiet and finding.status == OK)]
     # `mend` is the former name of `fix` in the JSON document.
@@ -64,9 +64,9 @@ def _checks() -> Iterator[Check]:
         yield from import_module(f"poolctl.cli.doctor.{subject}").CHECKS
 
 
-def _looked(check: Check, case: CheckContext) -> list[CheckResult]:
+def _looked(check: Check, context: CheckContext) -> list[CheckResult]:
     try:
-        return list(check(case))
+        return list(check(context))
     except Exception as error:
         said = f"the check itself failed: {type(error).__name__}: {error}"
         return [warning(check.__name__, said, "run POOLCTL_DEBUG=1 poolctl doctor, and report its output")]

@@ -126,7 +126,7 @@ def _refuse_running(client: Client) -> None:
     except NoSupervisor:
         return
     raise ControlError(
-        "a supervisor is already running for this pool", exit_code=CONFLICT, hint="poolctl stop stops it"
+        "a supervisor is already running for this pool", exit_code=CONFLICT, hint="stop it with poolctl stop"
     )
 
 

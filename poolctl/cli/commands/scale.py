@@ -61,7 +61,9 @@ def _number(word: str) -> int:
     if not (word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MOST_WORKERS):
         stops = word == "0"
         hint = (
-            "poolctl stop stops all workers" if stops else "the last word is the number: poolctl scale web 4"
+            "use poolctl stop to stop all workers"
+            if stops
+            else "the last word is the number: poolctl scale web 4"
         )
         raise UsageError(f"scale: {word!r} is not a number from 1 to {MOST_WORKERS}", hint=hint)
     return int(word)

@@ -27,7 +27,7 @@ COMMAND = Command(
     OUTPUT,
     flag("healthcheck", "--healthcheck", help="Exit with 1 instead of 3, as container health checks expect."),
     section=INSPECT,
-    notes=("Exit 0: every enabled server is ready; 3: one is not, or no supervisor runs.",),
+    notes=("Exit 0: all servers that should run are ready; 3: not all, or no supervisor.",),
     examples=("poolctl status && echo all is well",),
 )
 

@@ -13,10 +13,10 @@ from poolctl.runners.survivors import are_there
 from .check import CheckContext, CheckResult, ok, problem, warning
 
 
-def leftovers(case: CheckContext) -> Iterator[CheckResult]:
+def leftovers(context: CheckContext) -> Iterator[CheckResult]:
     """Everything in the runtime directories that is no running pool's."""
     count = 0
-    for root in directory.candidates(case.env):
+    for root in directory.candidates(context.env):
         for name in sorted(_names(root)):
             path = f"{root}/{name}"
             if name.startswith("@"):
@@ -58,9 +58,9 @@ def _said(path: str, served: bool) -> str:
     )
 
 
-def lock(case: CheckContext) -> Iterator[CheckResult]:
+def lock(context: CheckContext) -> Iterator[CheckResult]:
     """Whether another process holds the lock under which a pool is started."""
-    path = f"{case.pool.directory}/lock" if case.pool is not None else ""
+    path = f"{context.pool.directory}/lock" if context.pool is not None else ""
     if not os.path.exists(path):
         return
     try:
@@ -78,10 +78,10 @@ def lock(case: CheckContext) -> Iterator[CheckResult]:
         os.close(fd)
 
 
-def sockets(case: CheckContext) -> Iterator[CheckResult]:
+def sockets(context: CheckContext) -> Iterator[CheckResult]:
     """Files of Unix sockets at the addresses of servers that do not run."""
-    for name, address in case.addresses.items():
-        if address.kind != "unix" or name in case.served or not os.path.lexists(address.path):
+    for name, address in context.addresses.items():
+        if address.kind != "unix" or name in context.served or not os.path.lexists(address.path):
             continue
         if not os.path.exists(address.path) or not _is_socket(address.path):
             yield problem(

@@ -14,12 +14,12 @@ from .check import CheckContext, CheckResult, ok, problem, read, warning
 _NET = "/proc/sys/net"
 
 
-def ports(case: CheckContext) -> Iterator[CheckResult]:
+def ports(context: CheckContext) -> Iterator[CheckResult]:
     """Whether each server could open its address now, if it has not done so."""
-    served = case.served
+    served = context.served
     failures: dict[str, ListenError] = {}
     free = 0
-    for name, address in case.addresses.items():
+    for name, address in context.addresses.items():
         if address.kind == "unix":
             yield from _unix(name, address.path)
         if address.kind != "tcp" or name in served:
@@ -41,7 +41,7 @@ def _unix(name: str, path: str) -> Iterator[CheckResult]:
         yield problem("ports", f"{name}: {directory} {what}", f"mkdir -p {directory}, owned by this user")
 
 
-def backlog(case: CheckContext) -> Iterator[CheckResult]:
+def backlog(context: CheckContext) -> Iterator[CheckResult]:
     """How many connections may wait while a server restarts or wakes: the kernel's own limit cuts ours."""
     most = read(f"{_NET}/core/somaxconn")
     if most.isdecimal() and int(most) < BACKLOG:
@@ -51,7 +51,7 @@ def backlog(case: CheckContext) -> Iterator[CheckResult]:
         yield ok("backlog", f"{BACKLOG} connections may wait while a server restarts")
 
 
-def ephemeral(case: CheckContext) -> Iterator[CheckResult]:
+def ephemeral(context: CheckContext) -> Iterator[CheckResult]:
     """Whether a port may be taken by this machine's own outgoing connections before its server comes to it."""
     first, _, last = read(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
     if not (first.isdecimal() and last.isdecimal()):
@@ -60,7 +60,7 @@ def ephemeral(case: CheckContext) -> Iterator[CheckResult]:
     at_risk = sorted(
         {
             address.port
-            for address in case.addresses.values()
+            for address in context.addresses.values()
             if address.port and int(first) <= address.port <= int(last)
             if not any(low <= address.port <= high for low, high in reserved)
         }
@@ -81,7 +81,7 @@ def _ranges(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def localhost(case: CheckContext) -> Iterator[CheckResult]:
+def localhost(context: CheckContext) -> Iterator[CheckResult]:
     """Whether `localhost` is this machine's loopback, and IPv4 too."""
     fix = 'add "127.0.0.1 localhost" to /etc/hosts'
     try:

@@ -32,14 +32,14 @@ _SCARCE_BYTES, _LOW_BYTES = 16 << 20, 256 << 20
 _SCARCE_FILES = 256
 
 
-def runtime(case: CheckContext) -> Iterator[CheckResult]:
+def runtime(context: CheckContext) -> Iterator[CheckResult]:
     """Where the control socket is: usable, private, not on a network file system."""
     try:
-        if case.pool is not None:
-            directory.control_socket(case.pool.directory)
-            if os.path.isdir(case.pool.directory):
-                directory.check_private(case.pool.directory)
-        root = _root(case)
+        if context.pool is not None:
+            directory.control_socket(context.pool.directory)
+            if os.path.isdir(context.pool.directory):
+                directory.check_private(context.pool.directory)
+        root = _root(context)
     except ControlError as error:
         yield problem("runtime directory", error.message, error.hint)
         return
@@ -54,11 +54,11 @@ def runtime(case: CheckContext) -> Iterator[CheckResult]:
     yield from _room("runtime directory", root)
 
 
-def _root(case: CheckContext) -> str:
+def _root(context: CheckContext) -> str:
     """The directory itself, or the nearest above it that is there. Raises ControlError when it cannot be used."""
-    explicit = bool(case.env.get(directory.RUNTIME_VARIABLE))
+    explicit = bool(context.env.get(directory.RUNTIME_VARIABLE))
     refused = ""
-    for path in directory.candidates(case.env):
+    for path in directory.candidates(context.env):
         if os.path.lexists(path) and not explicit:
             directory.check_private(path)
         there = _nearest(path)
@@ -77,11 +77,11 @@ def _why(path: str) -> str:
     return "is on a read-only file system" if read_only else "is not writable"
 
 
-def state(case: CheckContext) -> Iterator[CheckResult]:
+def state(context: CheckContext) -> Iterator[CheckResult]:
     """Where logs and the journal of events are."""
-    if case.pool is None:
+    if context.pool is None:
         return
-    path = directory.state_dir(case.env, case.pool.key)
+    path = directory.state_dir(context.env, context.pool.key)
     there = _nearest(path)
     if not os.access(there, os.W_OK | os.X_OK):
         fix = f"make this user its owner, or set {directory.STATE_VARIABLE}"
@@ -93,19 +93,19 @@ def state(case: CheckContext) -> Iterator[CheckResult]:
             "state directory", said, f"set {directory.STATE_VARIABLE} to a directory on this machine"
         )
     yield from _room("state directory", there)
-    for server in case.servers:
+    for server in context.servers:
         if server.log.path and not os.access(_nearest(server.log.path), os.W_OK):
             said = f"{server.name}: its log {server.log.path} is not writable"
             yield problem("state directory", said, "make this user its owner, or change log.path")
 
 
-def disks(case: CheckContext) -> Iterator[CheckResult]:
+def disks(context: CheckContext) -> Iterator[CheckResult]:
     """Where the files say that logs and events are to lie: each disk once, that of the state directory aside."""
-    if case.pool is None or case.config is None:
+    if context.pool is None or context.config is None:
         return
-    events = case.config.tables.events
-    paths = [server.log.path for server in case.servers] + [events.path if events is not None else None]
-    seen = {os.stat(_nearest(directory.state_dir(case.env, case.pool.key))).st_dev}
+    events = context.config.tables.events
+    paths = [server.log.path for server in context.servers] + [events.path if events is not None else None]
+    seen = {os.stat(_nearest(directory.state_dir(context.env, context.pool.key))).st_dev}
     for path in filter(None, paths):
         there = _nearest(os.path.dirname(path))
         if (device := os.stat(there).st_dev) not in seen and os.access(there, os.W_OK):
@@ -113,12 +113,12 @@ def disks(case: CheckContext) -> Iterator[CheckResult]:
             yield from _room("logs", there)
 
 
-def files(case: CheckContext) -> Iterator[CheckResult]:
+def files(context: CheckContext) -> Iterator[CheckResult]:
     """Who may change the pool's files, whose commands are run."""
-    if case.pool is None:
+    if context.pool is None:
         return
     found = False
-    for file in case.pool.files:
+    for file in context.pool.files:
         try:
             status = os.stat(file)
         except OSError as error:
@@ -137,7 +137,7 @@ def files(case: CheckContext) -> Iterator[CheckResult]:
             said = f"{file} belongs to uid {status.st_uid}, who can make this user run commands"
             yield warning("files", said, f"chown {os.geteuid()} {file}")
     if not found:
-        yield ok("files", ", ".join(case.pool.files))
+        yield ok("files", ", ".join(context.pool.files))
 
 
 def _nearest(path: str) -> str:

@@ -8,27 +8,27 @@ from collections.abc import Iterator
 from .check import CheckContext, CheckResult, ok, problem, warning
 
 
-def configuration(case: CheckContext) -> Iterator[CheckResult]:
+def configuration(context: CheckContext) -> Iterator[CheckResult]:
     """Every problem of the files and of what they refer to."""
-    for each in case.problems:
+    for each in context.problems:
         about = each.get("name") or each.get("key")
         name = f"{about}: " if about else ""
         yield problem(
             "configuration", f"{name}{each['message']}", str(each.get("hint") or "poolctl validate")
         )
-    if case.pool is None:
+    if context.pool is None:
         yield ok("configuration", "no pool is named and none found here: only the machine was checked")
-    elif not case.problems:
-        count = len(case.config or ())
+    elif not context.problems:
+        count = len(context.config or ())
         yield ok("configuration", f"{count} servers" if count != 1 else "1 server")
 
 
-def certificates(case: CheckContext) -> Iterator[CheckResult]:
+def certificates(context: CheckContext) -> Iterator[CheckResult]:
     """Those of the files that have expired, or soon will."""
-    if case.config is None:
+    if context.config is None:
         return
-    tls = [server.name for server in case.servers if server.tls]
-    warned = [each for each in case.config.warnings if getattr(each, "key", "").endswith("tls.cert")]
+    tls = [server.name for server in context.servers if server.tls]
+    warned = [each for each in context.config.warnings if getattr(each, "key", "").endswith("tls.cert")]
     for each in warned:
         yield warning(
             "certificates",
@@ -39,45 +39,49 @@ def certificates(case: CheckContext) -> Iterator[CheckResult]:
         yield ok("certificates", f"those of {', '.join(tls)} are valid")
 
 
-def interpreters(case: CheckContext) -> Iterator[CheckResult]:
+def interpreters(context: CheckContext) -> Iterator[CheckResult]:
     """Those that root runs and that another user can modify."""
-    for each in case.config.warnings if case.config is not None else ():
+    for each in context.config.warnings if context.config is not None else ():
         if getattr(each, "key", "").endswith(".python"):
             yield warning("interpreters", f"{each.name}: {each.message}", each.hint)
 
 
-def supervisor(case: CheckContext) -> Iterator[CheckResult]:
+def supervisor(context: CheckContext) -> Iterator[CheckResult]:
     """Whether it answers."""
-    if case.silence:
-        yield problem("supervisor", case.silence, "poolctl start; see supervisor.log next to its socket")
-    elif case.about.get("calm"):
+    if context.silence:
+        yield problem("supervisor", context.silence, "poolctl start; see supervisor.log next to its socket")
+    elif context.about.get("calm"):
         from poolctl.cli.remote import CRASH_LOOP
 
         yield problem("supervisor", CRASH_LOOP, "poolctl upgrade to a version in which it is fixed")
-    elif case.about:
-        yield ok("supervisor", f"runs as pid {case.about.get('supervisor_pid')}")
-    elif case.pool is not None:
+    elif context.about:
+        yield ok("supervisor", f"runs as pid {context.about.get('supervisor_pid')}")
+    elif context.pool is not None:
         yield ok("supervisor", "none runs")
 
 
-def keeper(case: CheckContext) -> Iterator[CheckResult]:
+def keeper(context: CheckContext) -> Iterator[CheckResult]:
     """Whether it answers its supervisor."""
-    if wrong := case.about.get("keeper_problem"):
-        pid = case.about.get("keeper_pid")
+    if wrong := context.about.get("keeper_problem"):
+        pid = context.about.get("keeper_pid")
         yield problem("keeper", str(wrong), f"ps -o stat,wchan,args {pid} shows its state")
 
 
-def beside_servers(case: CheckContext) -> Iterator[CheckResult]:
+def beside_servers(context: CheckContext) -> Iterator[CheckResult]:
     """The pool's own endpoints that are not served: metrics, dashboard."""
-    for each in case.about.get("not_served") or ():
+    for each in context.about.get("not_served") or ():
         table, _, why = str(each).partition(": ")
-        yield problem(table, why, "stop what uses the address, or choose another one, then poolctl reload")
+        yield problem(
+            table,
+            why,
+            "free the address or choose another one, then run poolctl reload",
+        )
 
 
-def servers(case: CheckContext) -> Iterator[CheckResult]:
+def servers(context: CheckContext) -> Iterator[CheckResult]:
     """Those of a running pool that are not as they should be."""
     bad = 0
-    for item in case.items:
+    for item in context.items:
         name, state = item.get("name"), item.get("state")
         if state in ("failed", "backoff"):
             bad += 1
@@ -88,11 +92,11 @@ def servers(case: CheckContext) -> Iterator[CheckResult]:
             bad += 1
             said = f"{name} is {state} but its health is {item['health']}"
             yield warning("servers", said, f"poolctl show {name}, poolctl logs {name}")
-    if case.items and not bad:
-        ready = sum(bool(item.get("ready")) for item in case.items)
-        others = Counter(str(item.get("state")) for item in case.items if not item.get("ready"))
+    if context.items and not bad:
+        ready = sum(bool(item.get("ready")) for item in context.items)
+        others = Counter(str(item.get("state")) for item in context.items if not item.get("ready"))
         counts = [
-            f"{ready} of {len(case.items)} ready",
+            f"{ready} of {len(context.items)} ready",
             *[f"{count} {state}" for state, count in others.items()],
         ]
         yield ok("servers", ", ".join(counts))

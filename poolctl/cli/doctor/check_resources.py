@@ -14,13 +14,13 @@ from .check import CheckContext, CheckResult, number, ok, problem, read, warning
 _FEW_FOR_A_WORKER = 256
 
 
-def open_files(case: CheckContext) -> Iterator[CheckResult]:
+def open_files(context: CheckContext) -> Iterator[CheckResult]:
     """The limits of keeper and supervisor (the hard limit), and of the workers (the soft one)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if keeper := case.about.get("keeper_pid"):
+    if keeper := context.about.get("keeper_pid"):
         with contextlib.suppress(OSError):
             _, hard = resource.prlimit(int(keeper), resource.RLIMIT_NOFILE)
-    enabled = [server for server in case.servers if not server.disabled]
+    enabled = [server for server in context.servers if not server.disabled]
     need = open_files_needed((server, server.scale.min) for server in enabled)
     most = open_files_needed((server, server.scale.max) for server in enabled)
     said = f"the limit is {hard}, the pool needs {need}"
@@ -35,7 +35,7 @@ def open_files(case: CheckContext) -> Iterator[CheckResult]:
         yield warning("open files", few, "ulimit -n, or limits.open_files of the servers")
     else:
         yield ok("open files", f"{said}; {soft} for each worker")
-    for server in case.servers:
+    for server in context.servers:
         wanted = server.limits.open_files
         if wanted and wanted > hard != resource.RLIM_INFINITY and os.geteuid():
             yield problem(
@@ -45,14 +45,14 @@ def open_files(case: CheckContext) -> Iterator[CheckResult]:
             )
 
 
-def processes(case: CheckContext) -> Iterator[CheckResult]:
+def processes(context: CheckContext) -> Iterator[CheckResult]:
     """How many more processes this user and this control group may have."""
-    need = case.processes
+    need = context.processes
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if (
         limit != resource.RLIM_INFINITY
         and os.geteuid()
-        and not case.items
+        and not context.items
         and limit - _threads_of_user() < need
     ):
         said = f"this user may have {limit} and has {_threads_of_user()}; the pool needs about {need} more"
@@ -60,7 +60,7 @@ def processes(case: CheckContext) -> Iterator[CheckResult]:
         return
     for directory in control_groups("pids"):
         most, now = number(f"{directory}/pids.max"), number(f"{directory}/pids.current") or 0
-        if most is not None and most - now < need and not case.items:
+        if most is not None and most - now < need and not context.items:
             said = f"the control group may have {most} and has {now}; the pool needs about {need} more"
             yield problem("processes", said, f"TasksMax= of its unit, --pids-limit, or {directory}/pids.max")
             return
@@ -100,7 +100,7 @@ _OWN_BYTES = 96 << 20
 _NEARLY_FULL = 0.9
 
 
-def memory(case: CheckContext) -> Iterator[CheckResult]:
+def memory(context: CheckContext) -> Iterator[CheckResult]:
     """The memory available to the pool, if it does not run yet."""
     table = _table()
     left = table.get("MemAvailable", 0)
@@ -111,9 +111,9 @@ def memory(case: CheckContext) -> Iterator[CheckResult]:
         if most is not None and most - now < left:
             left, where = max(0, most - now), "are available to this control group"
             fix = "MemoryMax= of its unit, or --memory of its container"
-    need = _OWN_BYTES + case.processes * _WORKER_BYTES
+    need = _OWN_BYTES + context.processes * _WORKER_BYTES
     said = f"{_mib(left)} {where}, the pool needs {_mib(need)} plus the memory of its applications"
-    if left and left < need and not case.items:
+    if left and left < need and not context.items:
         yield problem("memory", said, fix)
     elif left and left < _OWN_BYTES:
         yield warning("memory", f"{_mib(left)} {where}", fix)
@@ -124,7 +124,7 @@ def memory(case: CheckContext) -> Iterator[CheckResult]:
         yield warning("memory", said, "sysctl -w vm.overcommit_memory=0")
 
 
-def swap(case: CheckContext) -> Iterator[CheckResult]:
+def swap(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the machine lives on its swap."""
     table = _table()
     total, free = table.get("SwapTotal", 0), table.get("SwapFree", 0)

@@ -19,7 +19,7 @@ from .check import CheckContext, CheckResult, ok, problem, read, warning
 _PR_GET_CHILD_SUBREAPER = 37
 
 
-def features(case: CheckContext) -> Iterator[CheckResult]:
+def features(context: CheckContext) -> Iterator[CheckResult]:
     """Each call with what is lost without it."""
     if not LINUX:
         yield problem(
@@ -34,7 +34,7 @@ def features(case: CheckContext) -> Iterator[CheckResult]:
         yield ok("kernel", f"Linux {os.uname().release} has what the pool needs")
 
 
-def proc(case: CheckContext) -> Iterator[CheckResult]:
+def proc(context: CheckContext) -> Iterator[CheckResult]:
     """Whether /proc lists processes: a pool cannot start without it."""
     found, fix = proc_problem()
     yield problem("proc", found, fix) if found else ok("proc", "/proc shows this process")
@@ -94,17 +94,19 @@ _START_SECONDS = 60.0
 _FIX = "set the clock and keep it synchronized: timedatectl set-ntp true"
 
 
-def clock(case: CheckContext) -> Iterator[CheckResult]:
+def clock(context: CheckContext) -> Iterator[CheckResult]:
     """Whether it can be right."""
     now = time.time()
     if now < _ISSUED:
         yield problem("clock", f"the date is {time.strftime('%Y-%m-%d', time.gmtime(now))}", _FIX)
         return
-    ahead = [file for file in (case.pool.files if case.pool else []) if _written(file) > now + _JUMP_SECONDS]
+    ahead = [
+        file for file in (context.pool.files if context.pool else []) if _written(file) > now + _JUMP_SECONDS
+    ]
     if ahead:
         said = f"{ahead[0]} was written in the future: the clock is, or was, wrong"
         yield warning("clock", said, f"{_FIX}; then touch {ahead[0]}")
-    elif abs(jump := _jump(case)) > _JUMP_SECONDS:
+    elif abs(jump := _jump(context)) > _JUMP_SECONDS:
         said = (
             f"the clock was set by {jump:+.0f} s since the supervisor started: its log times are inconsistent"
         )
@@ -120,14 +122,14 @@ def _written(file: str) -> float:
         return 0.0
 
 
-def _jump(case: CheckContext) -> float:
+def _jump(context: CheckContext) -> float:
     """By how much the realtime clock has gone other than the monotonic one since the supervisor's start."""
-    pid = case.about.get("supervisor_pid")
+    pid = context.about.get("supervisor_pid")
     start = process_start(int(pid)) if pid else None
-    if start is None or case.pool is None:
+    if start is None or context.pool is None:
         return 0.0
     try:
-        noted = float(json.loads(read(f"{case.pool.directory}/info.json"))["started"])
+        noted = float(json.loads(read(f"{context.pool.directory}/info.json"))["started"])
     except (ValueError, KeyError, TypeError):
         return 0.0
     lived = time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
@@ -144,7 +146,7 @@ _FILES = (
 _LINGER = "/var/lib/systemd/linger"
 
 
-def logout(case: CheckContext) -> Iterator[CheckResult]:
+def logout(context: CheckContext) -> Iterator[CheckResult]:
     """Whether logind ends it (logind.conf(5), KillUserProcesses)."""
     if not os.path.exists("/run/systemd/system"):
         yield ok("logout", "no logind that would stop the pool")

@@ -28,26 +28,26 @@ print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn
 """
 
 
-def installed(case: CheckContext) -> Iterator[CheckResult]:
+def installed(context: CheckContext) -> Iterator[CheckResult]:
     """This poolctl against the supervisor that runs."""
     python = ".".join(map(str, sys.version_info[:3]))
-    running = str(case.about.get("version") or "")
+    running = str(context.about.get("version") or "")
     if running and running != __version__:
         said = f"{__version__} is installed, the supervisor runs {running}"
         yield warning("poolctl", said, "poolctl upgrade: the servers keep serving")
-    elif running and str(case.about.get("python")) != python:
-        said = f"the supervisor runs on Python {case.about.get('python')}, poolctl on {python}"
+    elif running and str(context.about.get("python")) != python:
+        said = f"the supervisor runs on Python {context.about.get('python')}, poolctl on {python}"
         yield warning("poolctl", said, "poolctl stop and poolctl start switch it")
     else:
         yield ok("poolctl", f"{__version__} on Python {python} ({sys.executable})")
 
 
-def interpreters(case: CheckContext) -> Iterator[CheckResult]:
+def interpreters(context: CheckContext) -> Iterator[CheckResult]:
     """The packages of the servers' interpreters: uvicorn at least."""
     using: dict[str, list[ServerConfig]] = {}
-    for server in case.servers:
+    for server in context.servers:
         if not server.command:
-            python = interpreter(server.python, server.base_dir or os.getcwd(), case.env)
+            python = interpreter(server.python, server.base_dir or os.getcwd(), context.env)
             using.setdefault(python, []).append(server)
     for python, servers in using.items():
         yield _judged(python, servers)
@@ -55,7 +55,7 @@ def interpreters(case: CheckContext) -> Iterator[CheckResult]:
 
 def _judged(python: str, servers: list[ServerConfig]) -> CheckResult:
     names = [server.name for server in servers]
-    # One of root's servers runs it as root in any case.
+    # One of root's servers runs it as root in any context.
     user = None if any(server.user is None for server in servers) else servers[0].user
     found = _asked(python, user)
     whose = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]

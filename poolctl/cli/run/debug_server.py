@@ -121,7 +121,7 @@ def _listeners(server: ServerConfig) -> list[socket.socket]:
 def _announcement(server: ServerConfig) -> str:
     where = f" on {server.expose}" if server.expose else ""
     needed = ", ".join(each.name for each in server.depends_on)
-    alone = f"; {needed} is not started with it" if needed else ""
+    alone = f"; dependencies not started: {needed}" if needed else ""
     return f"{server.name}{where} runs in this terminal, Ctrl-C stops it{alone}"
 
 
