@@ -1,1 +1,1 @@
-"""Telling people: which events are problems, when they are told, in which shape, and again until somebody has them."""
+"""Notifications: which events reach which receiver, and how they are sent."""

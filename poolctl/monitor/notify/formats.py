@@ -1,4 +1,4 @@
-"""The shapes in which receivers want to hear: ntfy, gotify, Slack and what takes its messages, any webhook."""
+"""The formats of receivers: ntfy, gotify, Slack and compatible services, any webhook."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Document = dict[str, Any]
 # https://docs.ntfy.sh/publish/#message-priority, https://docs.ntfy.sh/emojis/
 _NTFY_PRIORITIES = {"error": 5, "warning": 4, "info": 3}
 _NTFY_TAGS = {"error": "rotating_light", "warning": "warning", "info": "information_source"}
-# Gotify's applications ring from 4 on, loudly from 8 on.
+# Gotify's apps make a sound from priority 4 on, a loud one from 8 on.
 _GOTIFY_PRIORITIES = {"error": 8, "warning": 5, "info": 2}
 _COLOURS = {"error": "#d00000", "warning": "#e8a317", "info": "#2eb886"}
 
 
 class Post(NamedTuple):
-    """What is sent: the path is added to that of the address."""
+    """The request; the path is appended to that of the address."""
 
     path: str
     headers: dict[str, str]
@@ -40,7 +40,7 @@ def post(kind: str, message: Message, *, pool: str, host: str, topic: str = "", 
 
 
 def document(message: Message, pool: str, host: str) -> Document:
-    """What a webhook gets as its body, and a command on its standard input."""
+    """The body for a webhook, and the standard input of a command."""
     return {
         "schema": 1,
         "pool": pool,

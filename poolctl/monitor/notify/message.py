@@ -1,4 +1,4 @@
-"""What is told at once: a title, a line for each problem, and how bad it is."""
+"""One notification: a title, a line for each problem, and its severity."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Message(NamedTuple):
         return "\n".join(self.lines)
 
 
-class Line(NamedTuple):
-    """One thing that is told."""
+class MessageLine(NamedTuple):
+    """One problem, its end, or a piece of news."""
 
     status: str
     severity: str
@@ -36,13 +36,13 @@ class Line(NamedTuple):
     event: dict[str, Any]
 
 
-def composed(pool: str, lines: Sequence[Line], now: float) -> Message:
-    """One message of these lines, which are not none."""
+def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
+    """One message of these lines, of which there is at least one."""
     counts = {status: sum(line.status == status for line in lines) for status in (PROBLEM, RESOLVED, NEWS)}
     status = next(status for status, count in counts.items() if count)
     worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)
     words = [f"{count} {_word(status, count)}" for status, count in counts.items() if count]
-    title = lines[0].text if len(lines) == 1 else f"{', '.join(words)}{_whose(lines)}"
+    title = lines[0].text if len(lines) == 1 else f"{', '.join(words)}{_server_names(lines)}"
     return Message(
         status,
         SEVERITIES[worst] if status != RESOLVED else INFO,
@@ -53,8 +53,8 @@ def composed(pool: str, lines: Sequence[Line], now: float) -> Message:
     )
 
 
-def _whose(lines: Sequence[Line]) -> str:
-    """The names of the first few servers that it is about: often nobody reads more than a title."""
+def _server_names(lines: Sequence[MessageLine]) -> str:
+    """The names of the first few servers: often only the title is read."""
     names = list(
         dict.fromkeys(str(line.event.get("server") or "") for line in lines if line.event.get("server"))
     )

@@ -1,4 +1,4 @@
-"""Everybody who is told: the receivers of the configuration, and what is left of them to another supervisor."""
+"""The configured receivers, and the state that they leave to a successor."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from poolctl.clock import Clock
 from poolctl.monitor.events import Events
 
-from .delivery import Channel
+from .delivery import DeliveryTask
 from .message import TEST, Message
-from .problem_tracker import Problems, Tags
+from .problem_tracker import ProblemTracker, Tags
 from .send import Sender, Unsent
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ _LAST_SECONDS = 2.0
 Document = dict[str, Any]
 
 
-class Around(NamedTuple):
-    """What the receivers need to know of their pool."""
+class PoolFacts(NamedTuple):
+    """What receivers need to know about their pool."""
 
     pool: Callable[[], str]
     env: Callable[[], Mapping[str, str]]
@@ -34,84 +34,84 @@ class Around(NamedTuple):
 
 
 class Notifier:
-    """Takes events from `events` and tells them; `path` is the file in which a successor finds what is left."""
+    """Sends notifications of `events`; `path` is the file that keeps the state for a successor."""
 
-    def __init__(self, events: Events, clock: Clock, around: Around, path: str) -> None:
+    def __init__(self, events: Events, clock: Clock, facts: PoolFacts, path: str) -> None:
         self._events = events
         self._clock = clock
-        self._around = around
+        self._facts = facts
         self._path = path
-        self._told: dict[str, Notify] = {}
-        self._channels: dict[str, Channel] = {}
+        self._receivers: dict[str, Notify] = {}
+        self._deliveries: dict[str, DeliveryTask] = {}
         self._left: Document = self._read()
         self._leaving: set[asyncio.Task[None]] = set()
         self._unsubscribe = events.subscribe(self._take)
 
-    def apply(self, told: Sequence[Notify]) -> None:
-        """Tell these from now on; those that stay as they were go on undisturbed."""
-        wanted = {each.label: each for each in told}
-        for label in [label for label, each in self._told.items() if wanted.get(label) != each]:
-            channel = self._channels.pop(label)
-            self._left[label] = channel.to_dict()
-            task = asyncio.ensure_future(channel.close())
+    def apply(self, receivers: Sequence[Notify]) -> None:
+        """Notify these receivers from now on; unchanged ones are not interrupted."""
+        wanted = {each.label: each for each in receivers}
+        for label in [label for label, each in self._receivers.items() if wanted.get(label) != each]:
+            delivery = self._deliveries.pop(label)
+            self._left[label] = delivery.to_dict()
+            task = asyncio.ensure_future(delivery.close())
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
         for label, each in wanted.items():
-            if label not in self._channels:
-                self._channels[label] = self._channel(each)
+            if label not in self._deliveries:
+                self._deliveries[label] = self._delivery(each)
         self._left = {}
-        self._told = wanted
+        self._receivers = wanted
         self._save()
 
-    def _channel(self, notify: Notify) -> Channel:
-        around = self._around
-        channel = Channel(
+    def _delivery(self, notify: Notify) -> DeliveryTask:
+        facts = self._facts
+        delivery = DeliveryTask(
             notify.label,
-            Problems(notify, around.pool(), around.tags),
-            Sender(notify, around.pool(), around.env, around.directory),
+            ProblemTracker(notify, facts.pool(), facts.tags),
+            Sender(notify, facts.pool(), facts.env, facts.directory),
             self._clock,
-            self._events.record,
+            self._events,
             self._save,
             notify.retry_for,
         )
-        channel.restore(self._left.get(notify.label, {}))
-        channel.start()
-        return channel
+        delivery.restore(self._left.get(notify.label, {}))
+        delivery.start()
+        return delivery
 
     def _take(self, event: Document) -> None:
-        for channel in self._channels.values():
-            channel.take(event)
+        for delivery in self._deliveries.values():
+            delivery.take(event)
 
     def missed(self, event: Document) -> None:
-        """Look at what has happened while there was no supervisor."""
+        """Consider an event that happened while there was no supervisor."""
         self._take(event)
 
     async def test(self, labels: Collection[str] = ()) -> dict[str, str]:
-        """What is wrong with each of these receivers (default: all), "" for those that took a test message."""
-        chosen = [each for label, each in self._told.items() if not labels or label in labels]
-        around = self._around
-        return await tested(chosen, around.pool(), around.env(), around.directory)
+        """Send a test notification to these receivers (default: all); the error of each, "" for success."""
+        chosen = [each for label, each in self._receivers.items() if not labels or label in labels]
+        facts = self._facts
+        return await send_test(chosen, facts.pool(), facts.env(), facts.directory)
 
     @property
-    def troubled(self) -> set[tuple[str, str]]:
-        """What somebody was told to be a problem: ("state" or "health", the server's name)."""
-        return {each for channel in self._channels.values() for each in channel.troubled}
+    def open_problems(self) -> set[tuple[str, str]]:
+        """The problems that were sent to a receiver and are not resolved: ("state" or "health", the server's name)."""
+        return {each for delivery in self._deliveries.values() for each in delivery.open_problems}
 
     @property
     def labels(self) -> list[str]:
         """The names of the receivers."""
-        return list(self._channels)
+        return list(self._deliveries)
 
     def remember(self) -> None:
-        """Leave to a successor what is not told yet."""
-        for channel in self._channels.values():
-            channel.gather()
+        """Compose what is not sent yet, for a successor."""
+        for delivery in self._deliveries.values():
+            delivery.gather()
 
     async def close(self) -> None:
-        """Try for two seconds to get out what is not told yet; what remains is left to a successor."""
+        """Try for two seconds to send what is not sent yet; the rest is left to a successor."""
         self._unsubscribe()
         self.remember()
-        await asyncio.gather(*[channel.close(_LAST_SECONDS) for channel in self._channels.values()])
+        await asyncio.gather(*[delivery.close(_LAST_SECONDS) for delivery in self._deliveries.values()])
         self._save()
 
     def _read(self) -> Document:
@@ -123,7 +123,7 @@ class Notifier:
         return found if isinstance(found, dict) else {}
 
     def _save(self) -> None:
-        found = {label: left for label, channel in self._channels.items() if (left := channel.to_dict())}
+        found = {label: left for label, delivery in self._deliveries.items() if (left := delivery.to_dict())}
         try:
             if not found:
                 if os.path.exists(self._path):
@@ -134,14 +134,18 @@ class Notifier:
                 json.dump(found, file, default=str)
             os.replace(f"{self._path}.new", self._path)
         except OSError:
-            # A disk that is full keeps nobody from being told.
+            # Notifications go out even when the disk is full.
             return
 
 
-async def tested(told: Sequence[Notify], pool: str, env: Mapping[str, str], directory: str) -> dict[str, str]:
-    """What is wrong with each of these receivers by its name, "" for those that took a test message."""
+async def send_test(
+    receivers: Sequence[Notify], pool: str, env: Mapping[str, str], directory: str
+) -> dict[str, str]:
+    """Send a test notification to these receivers; the error of each by its name, "" for success."""
     title = f"{pool}: this is a test"
-    message = Message(TEST, "info", title, ("If you read this, problems will be told here.",), Clock().time())
+    message = Message(
+        TEST, "info", title, ("If you can read this, problems will be reported here.",), Clock().time()
+    )
 
     async def attempt(notify: Notify) -> str:
         try:
@@ -150,4 +154,6 @@ async def tested(told: Sequence[Notify], pool: str, env: Mapping[str, str], dire
             return str(problem)
         return ""
 
-    return dict(zip([each.label for each in told], await asyncio.gather(*map(attempt, told)), strict=True))
+    return dict(
+        zip([each.label for each in receivers], await asyncio.gather(*map(attempt, receivers)), strict=True)
+    )

@@ -1,6 +1,6 @@
-"""Which events are told to one receiver, and when: gathered, told once, told again while they last, told as over.
+"""Which events one receiver is notified of, and when: batched, sent once, repeated while they last, resolved.
 
-Pure: what time it is, is given. Times are seconds since the epoch.
+Pure: the time is an argument, in seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from poolctl.monitor.describe import INFO, SEVERITIES, sentence, severity
 from poolctl.units import format_duration
 
-from .message import NEWS, PROBLEM, RESOLVED, Line, Message, composed
+from .message import NEWS, PROBLEM, RESOLVED, Message, MessageLine, compose
 
 if TYPE_CHECKING:
     from poolctl.config import Notify
@@ -20,49 +20,60 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 Tags = Callable[[str], Sequence[str]]
 
-# A server is well again in these states, and when another worker of it is ready.
-_WELL = frozenset({"running", "stopped", "disabled", "sleeping", "draining"})
-# Nobody asks after the health of these.
+# A problem of a server is resolved in these states, and when another worker of it is ready.
+_RESOLVED_STATES = frozenset({"running", "stopped", "disabled", "sleeping", "draining"})
+# In these states a server has no health.
 _GONE = frozenset({"stopped", "disabled"})
-_WELL_HEALTH = frozenset({"ok", "unknown"})
-_MOST_NEWS = 1000
+_RESOLVED_HEALTH = frozenset({"ok", "unknown"})
+_MAX_NEWS = 1000
 
 
-class Problem:
-    """Something that lasts; `told` is how bad it was when it was told, "" when it was not yet."""
+class TrackedProblem:
+    """Something that lasts. `sent` is the severity with which it was sent last, "" when it was not sent yet."""
 
-    __slots__ = ("event", "severity", "since", "told", "told_at")
+    __slots__ = ("event", "sent", "sent_at", "severity", "since")
 
     def __init__(
-        self, event: Document, severity: str, since: float, told: str = "", told_at: float = 0.0
+        self, event: Document, severity: str, since: float, sent: str = "", sent_at: float = 0.0
     ) -> None:
         self.event = event
         self.severity = severity
         self.since = since
-        self.told = told
-        self.told_at = told_at
+        self.sent = sent
+        self.sent_at = sent_at
 
     def to_dict(self) -> Document:
-        """As the constructor takes it, for another supervisor."""
-        return {key: getattr(self, key) for key in self.__slots__}
+        """For a successor, which may be of another version."""
+        return {
+            "event": self.event,
+            "severity": self.severity,
+            "since": self.since,
+            "told": self.sent,
+            "told_at": self.sent_at,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Document) -> TrackedProblem:
+        """The problem of a predecessor."""
+        return cls(*(document[key] for key in ("event", "severity", "since", "told", "told_at")))
 
 
-class Problems:
-    """What there is to tell one receiver; `tags` are those of a server by its name."""
+class ProblemTracker:
+    """The problems and news for one receiver; `tags` gives the tags of a server by its name."""
 
     def __init__(self, notify: Notify, pool: str, tags: Tags) -> None:
         self.pool = pool
         self._notify = notify
         self._tags = tags
-        self._open: dict[str, Problem] = {}
-        self._over: dict[str, tuple[Problem, Document, float]] = {}
-        self._news: list[Line] = []
+        self._open: dict[str, TrackedProblem] = {}
+        self._over: dict[str, tuple[TrackedProblem, Document, float]] = {}
+        self._news: list[MessageLine] = []
         self._gathered_at: float | None = None
 
     def take(self, event: Document, now: float) -> None:
-        """Look at an event; what is to be told of it is told by `due`, later."""
+        """Consider an event; `due` returns the message later."""
         kind = event["kind"]
-        # The kind first: `after` of a recovery or of a reload is no word.
+        # The kind first: `after` of a recovery or of a reload is not a word.
         if kind == "lifecycle" and event.get("after") in _GONE:
             self._forget_health(event, now)
         if not self._concerns(event):
@@ -71,16 +82,16 @@ class Problems:
         key = _key(event)
         if key is not None and _rank(level) >= max(1, _rank(self._notify.min_severity)):
             self._begin(key, event, level, now)
-        elif key is not None and key in self._open and _is_well(event):
+        elif key is not None and key in self._open and _resolves(event):
             self._over[key] = (self._open.pop(key), event, now)
             self._gather(now)
         elif (
             (key is None or level == INFO)
             and kind in self._notify.events
             and _rank(level) >= _rank(self._notify.min_severity)
-            and len(self._news) < _MOST_NEWS
+            and len(self._news) < _MAX_NEWS
         ):
-            self._news.append(Line(NEWS if level == INFO else PROBLEM, level, _text(event), event))
+            self._news.append(MessageLine(NEWS if level == INFO else PROBLEM, level, _text(event), event))
             self._gather(now)
 
     def _forget_health(self, event: Document, now: float) -> None:
@@ -89,7 +100,7 @@ class Problems:
             self._gather(now)
 
     def _concerns(self, event: Document) -> bool:
-        # A server that sleeps has no problem with its state any more.
+        # Sleep resolves a problem with a server's state.
         kind = "lifecycle" if event["kind"] == "wake" and "wake" not in self._notify.events else event["kind"]
         if kind not in self._notify.events or event.get("receiver") == self._notify.label:
             return False
@@ -105,14 +116,14 @@ class Problems:
     def _begin(self, key: str, event: Document, level: str, now: float) -> None:
         over = self._over.pop(key, None)
         if over is not None:
-            # It was over for so short a time that nobody heard of it.
+            # It ended for so short a time that nothing was sent.
             self._open[key] = over[0]
         problem = self._open.get(key)
         if problem is None:
-            problem = self._open[key] = Problem(event, level, now)
+            problem = self._open[key] = TrackedProblem(event, level, now)
         elif _rank(level) >= _rank(problem.severity):
             problem.event, problem.severity = event, level
-        if _rank(problem.severity) > _rank(problem.told):
+        if _rank(problem.severity) > _rank(problem.sent):
             self._gather(now)
 
     def _gather(self, now: float) -> None:
@@ -120,15 +131,15 @@ class Problems:
             self._gathered_at = now
 
     def next_at(self) -> float | None:
-        """When `due` has something to say at the earliest; None while there is nothing."""
+        """The earliest time at which `due` returns a message; None while there is none."""
         times = [] if self._gathered_at is None else [self._gathered_at + self._notify.delay]
         if self._notify.repeat:
-            told = [each.told_at for each in self._open.values() if each.told]
-            times += [min(told) + self._notify.repeat] if told else []
+            sent = [each.sent_at for each in self._open.values() if each.sent]
+            times += [min(sent) + self._notify.repeat] if sent else []
         return min(times, default=None)
 
     def due(self, now: float, *, at_once: bool = False) -> Message | None:
-        """What is to be told now, in one message; None for nothing."""
+        """The message to send now; None for none."""
         at = self.next_at()
         if at is None or (now < at and not at_once):
             return None
@@ -136,39 +147,41 @@ class Problems:
         lines = [*self._problems(now), *self._resolved(), *self._news]
         self._over.clear()
         self._news.clear()
-        return composed(self.pool, lines, now) if lines else None
+        return compose(self.pool, lines, now) if lines else None
 
-    def _problems(self, now: float) -> list[Line]:
+    def _problems(self, now: float) -> list[MessageLine]:
         lines = []
         for problem in self._open.values():
             again = (
-                bool(problem.told)
+                bool(problem.sent)
                 and bool(self._notify.repeat)
-                and now - problem.told_at >= self._notify.repeat
+                and now - problem.sent_at >= self._notify.repeat
             )
-            if _rank(problem.severity) <= _rank(problem.told) and not again:
+            if _rank(problem.severity) <= _rank(problem.sent) and not again:
                 continue
             still = f", for {_lasted(now - problem.since)} now" if again else ""
-            problem.told, problem.told_at = problem.severity, now
-            lines.append(Line(PROBLEM, problem.severity, f"{_text(problem.event)}{still}", problem.event))
+            problem.sent, problem.sent_at = problem.severity, now
+            lines.append(
+                MessageLine(PROBLEM, problem.severity, f"{_text(problem.event)}{still}", problem.event)
+            )
         return lines
 
-    def _resolved(self) -> list[Line]:
+    def _resolved(self) -> list[MessageLine]:
         if not self._notify.resolved:
             return []
         return [
-            Line(RESOLVED, INFO, f"{_end(event)} after {_lasted(ended - problem.since)}", event)
+            MessageLine(RESOLVED, INFO, f"{_end(event)} after {_lasted(ended - problem.since)}", event)
             for problem, event, ended in self._over.values()
-            if problem.told
+            if problem.sent
         ]
 
     def to_dict(self) -> Document:
-        """The problems that have been told, for the supervisor that follows."""
-        return {key: each.to_dict() for key, each in self._open.items() if each.told}
+        """The problems that were sent and are not resolved, for a successor."""
+        return {key: each.to_dict() for key, each in self._open.items() if each.sent}
 
     def restore(self, document: Document) -> None:
-        """Go on with what the supervisor before has told."""
-        self._open = {key: Problem(**each) for key, each in document.items()}
+        """Continue with the problems of a predecessor."""
+        self._open = {key: TrackedProblem.from_dict(each) for key, each in document.items()}
 
 
 def _rank(level: str) -> int:
@@ -176,7 +189,7 @@ def _rank(level: str) -> int:
 
 
 def _key(event: Document) -> str | None:
-    """What it is a problem of, for as long as it lasts; None for what only happens."""
+    """The problem that the event is about; None for one that does not last."""
     if event["kind"] in ("lifecycle", "wake"):
         return f"state {event.get('server')}"
     if event["kind"] == "health":
@@ -184,10 +197,10 @@ def _key(event: Document) -> str | None:
     return None
 
 
-def _is_well(event: Document) -> bool:
+def _resolves(event: Document) -> bool:
     if event["kind"] == "health":
-        return event.get("after") in _WELL_HEALTH
-    return event.get("after") in _WELL or event.get("event") == "worker ready"
+        return event.get("after") in _RESOLVED_HEALTH
+    return event.get("after") in _RESOLVED_STATES or event.get("event") == "worker ready"
 
 
 def _text(event: Document) -> str:

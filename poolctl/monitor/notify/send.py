@@ -1,4 +1,4 @@
-"""One attempt to hand a message over: an HTTP request, or a command. Nothing here names an address or a token."""
+"""One attempt to send a message: an HTTP request, or a command. No error names an address or a token."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from .message import Message
 if TYPE_CHECKING:
     from poolctl.config import Notify
 
-_MOST_READ = 64 * 1024
-_MOST_SAID = 200
-_MOST_COMPLAINTS_BYTES = 16 * 1024 * 1024
+_MAX_READ_BYTES = 64 * 1024
+_MAX_LINE_CHARACTERS = 200
+_MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
 
 class Unsent(Exception):
-    """An attempt that has failed. With `again` another may succeed, after so many seconds at the earliest."""
+    """An attempt that failed. With `again` another may succeed, after that many seconds at the earliest."""
 
     def __init__(self, message: str, *, again: bool = True, after_seconds: float = 0.0) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class Sender:
         self._tls: ssl.SSLContext | None = None
 
     async def send(self, message: Message) -> None:
-        """Hand it over. Raises Unsent."""
+        """Send the message. Raises Unsent."""
         try:
             async with asyncio.timeout(self._notify.timeout):
                 if self._notify.type == "command":
@@ -79,7 +79,7 @@ class Sender:
         )
         where = urlsplit(url)
         if where.scheme not in ("http", "https") or not where.hostname:
-            raise Unsent("its address is no address of a web service", again=False)
+            raise Unsent("its url is not an http or https address", again=False)
         if where.username is not None and "authorization" not in found.headers:
             whole = f"{unquote(where.username)}:{unquote(where.password or '')}"
             found.headers["authorization"] = f"Basic {b64encode(whole.encode()).decode()}"
@@ -107,14 +107,14 @@ class Sender:
     async def _context(self) -> ssl.SSLContext:
         if self._tls is None:
             try:
-                # Reading the system's certificates takes longer than an event loop may stand still.
+                # Reading the system's certificates takes too long for the event loop.
                 self._tls = await asyncio.to_thread(ssl.create_default_context, cafile=self._notify.ca)
             except OSError as error:
                 raise Unsent(f"ca: {_reason(error)}") from None
         return self._tls
 
     def _secret(self, what: str) -> str:
-        """The url or the token, from where it is kept; "" when there is none to be had from anywhere."""
+        """The url or the token, from the environment or a file; "" when neither is configured."""
         name, path = getattr(self._notify, f"{what}_env"), getattr(self._notify, f"{what}_file")
         if name:
             if not self._env().get(name):
@@ -124,7 +124,7 @@ class Sender:
             return ""
         try:
             with open(path, encoding="utf-8") as file:
-                return file.read(_MOST_READ).strip()
+                return file.read(_MAX_READ_BYTES).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise Unsent(f"{what}_file: {_reason(error)}") from None
 
@@ -146,21 +146,19 @@ class Sender:
         )
         argv = [_filled(each, {**words, "pool": self._pool}) for each in self._notify.command or ()]
         # Not a pipe: what the command leaves running may keep it open.
-        complaints = bounded_file("poolctl-notify", _MOST_COMPLAINTS_BYTES)
+        output = bounded_file("poolctl-notify", _MAX_OUTPUT_BYTES)
         try:
-            await self._wait_for(argv, env, message, complaints)
+            await self._wait_for(argv, env, message, output)
         finally:
-            os.close(complaints)
+            os.close(output)
 
-    async def _wait_for(
-        self, argv: list[str], env: Mapping[str, str], message: Message, complaints: int
-    ) -> None:
+    async def _wait_for(self, argv: list[str], env: Mapping[str, str], message: Message, output: int) -> None:
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=complaints,
+                stderr=output,
                 cwd=self._directory,
                 env=env,
                 start_new_session=True,
@@ -176,7 +174,7 @@ class Sender:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         if process.returncode:
-            why = _last_line(complaints)
+            why = _last_line(output)
             raise Unsent(f"{argv[0]} {_ended(process.returncode)}{f': {why}' if why else ''}")
 
 
@@ -201,7 +199,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
-        return os.strerror(error.errno)  # asyncio has words of its own, with the address in them
+        return os.strerror(error.errno)  # asyncio's own message contains the address
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
@@ -210,8 +208,8 @@ def _ended(returncode: int) -> str:
 
 
 def _last_line(fd: int) -> str:
-    """The last line that is written there, as far as it fits into an event."""
+    """The last line of the file, cut to fit into an event."""
     size = os.lseek(fd, 0, os.SEEK_CUR)
-    text = os.pread(fd, _MOST_READ, max(0, size - _MOST_READ)).rstrip(b"\0")
+    text = os.pread(fd, _MAX_READ_BYTES, max(0, size - _MAX_READ_BYTES)).rstrip(b"\0")
     lines = text.decode(errors="replace").split("\n")
-    return next((line.strip()[:_MOST_SAID] for line in reversed(lines) if line.strip()), "")
+    return next((line.strip()[:_MAX_LINE_CHARACTERS] for line in reversed(lines) if line.strip()), "")

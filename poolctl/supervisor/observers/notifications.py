@@ -47,21 +47,21 @@ class Notifications:
             self._notifier.apply(tables.notify)
 
     def _made(self) -> Notifier:
-        from poolctl.monitor.notify.notifier import Around, Notifier
+        from poolctl.monitor.notify.notifier import Notifier, PoolFacts
 
         configuration, entries = self._configuration, self._core.entries
-        around = Around(
+        facts = PoolFacts(
             lambda: configuration.name,
             lambda: configuration.environment,
             os.path.dirname(configuration.files[0]),
             lambda name: entries[name].config.tags if name in entries else (),
         )
-        return Notifier(self._events, self._core.clock, around, self._path)
+        return Notifier(self._events, self._core.clock, facts, self._path)
 
     def _catch_up(self) -> None:
         """What was told as a problem may have ended while there was no supervisor."""
         assert self._notifier is not None
-        for kind, name in self._notifier.troubled:
+        for kind, name in self._notifier.open_problems:
             entry = self._core.entries.get(name)
             if kind == "health" and entry is not None:
                 # That has to be asked for first.

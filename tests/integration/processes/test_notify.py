@@ -200,5 +200,5 @@ def test_a_test_message_shows_that_all_is_well_or_what_is_not(
     with pytest.raises(PoolMonitorError, match="mine: false exited"):
         client.notify_test()
     assert {each.text for each in there.taken if "this is a test" in each.title} == {
-        "If you read this, problems will be told here."
+        "If you can read this, problems will be reported here."
     }

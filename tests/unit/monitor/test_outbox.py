@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from poolctl.monitor.notify.message import Message
-from poolctl.monitor.notify.outbox import MOST_WAITING, Outbox
+from poolctl.monitor.notify.outbox import MAX_WAITING, Outbox
 
 
 def message(title: str = "a") -> Message:
@@ -56,7 +56,7 @@ def test_what_cannot_be_sent_in_time_is_given_up_and_the_next_begins_anew() -> N
 
 def test_no_more_than_a_hundred_wait() -> None:
     box = Outbox(100, lambda: 0)
-    for number in range(MOST_WAITING):
+    for number in range(MAX_WAITING):
         assert box.put(message(str(number)), 0) is None
     assert box.put(message("last"), 0) == message("0")
     assert box.due(0) == message("1")

@@ -8,15 +8,15 @@ import pytest
 
 from poolctl.config import Notify
 from poolctl.monitor.notify.message import Message
-from poolctl.monitor.notify.problem_tracker import Problems
+from poolctl.monitor.notify.problem_tracker import ProblemTracker
 
 
 def event(after: str, server: str = "web", kind: str = "lifecycle", **more: Any) -> dict[str, Any]:
     return {"kind": kind, "event": after, "server": server, "after": after, "message": "", **more}
 
 
-def problems(**keys: Any) -> Problems:
-    return Problems(
+def problems(**keys: Any) -> ProblemTracker:
+    return ProblemTracker(
         Notify(type="slack", url_env="A", **keys), "shop", lambda name: ["api"] if name == "web" else []
     )
 

@@ -137,7 +137,7 @@ def test_what_is_wrong_is_told_without_the_address_and_the_token(there: Receiver
         "no answer within 0.05 s",
         "the environment variable NOT_SET is not set",
         "url_file: No such file or directory",
-        "its address is no address of a web service",
+        "its url is not an http or https address",
     ]
     assert "s3cret" not in str(told)
 
