@@ -18,6 +18,7 @@ from poolctl.config import masked, values_of
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.errors import PoolError
+from poolctl.matching.limits import FASTER
 from poolctl.pool.select import select
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def expressions_limited() -> Iterator[None]:
     def late(number: int, frame: FrameType | None) -> NoReturn:
         raise UsageError(
             f"a regular expression takes more than {LIMIT_SECONDS:g} s",
-            hint="avoid nested repeats such as (a+)+, and alternatives with the same beginning",
+            hint=FASTER,
         )
 
     if threading.current_thread() is not threading.main_thread():
