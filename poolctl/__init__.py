@@ -24,7 +24,7 @@ if sys.argv[0].rpartition("/")[2] == "poolctl" or (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.config import PoolConfig, ServerConfig, TLSConfig
+    from poolctl.config import ServerConfig, TLSConfig
     from poolctl.control.connect import connect
     from poolctl.errors import (
         ControlError,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from poolctl.pool.context import PoolContext
     from poolctl.pool.monitor import Monitor
     from poolctl.pool.pool import Pool
+    from poolctl.pool.pool_config import PoolConfig
     from poolctl.pool.server import Server
     from poolctl.states import Field, State, Status
 
@@ -75,7 +76,7 @@ _HOMES = {
     **dict.fromkeys(["Field", "State", "Status"], "states"),
     "Monitor": "pool.monitor",
     "Pool": "pool.pool",
-    "PoolConfig": "config",
+    "PoolConfig": "pool.pool_config",
     "PoolContext": "pool.context",
     "Server": "pool.server",
     "ServerConfig": "config",

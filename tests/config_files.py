@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from poolctl.config import PoolConfig
+from poolctl import PoolConfig
 from poolctl.errors import PoolValidateError
 
 SERVER = '[[server]]\nname = "web"\nbind = "127.0.0.1:8080"\napp = "hello:app"\n'

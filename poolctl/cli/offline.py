@@ -24,7 +24,7 @@ from poolctl.pool.select import select
 if TYPE_CHECKING:
     from poolctl.cli.command_request import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
-    from poolctl.config import PoolConfig, ServerConfig
+    from poolctl.config import Configuration, ServerConfig
     from poolctl.listeners.ports import PortLedger
     from poolctl.runners.survivors import Survivor
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LIMIT_SECONDS = 0.5
 
 
-def load(ref: PoolRef, *, allow_empty: bool = False) -> PoolConfig:
+def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
     """The pool's configuration. Failure (5) with every problem, also when it holds no server."""
     from poolctl.config import load as load_files
 
@@ -45,7 +45,7 @@ def load(ref: PoolRef, *, allow_empty: bool = False) -> PoolConfig:
     return config
 
 
-def invalid(config: PoolConfig) -> Outcome:
+def invalid(config: Configuration) -> Outcome:
     """The outcome of a configuration with problems."""
     return Outcome(
         errors=[problem.to_dict() for problem in config.problems],
@@ -77,7 +77,7 @@ def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
     return choose(items_of(servers_of(config, ref), ref), request)
 
 
-def servers_of(config: PoolConfig, ref: PoolRef) -> list[ServerConfig]:
+def servers_of(config: Configuration, ref: PoolRef) -> list[ServerConfig]:
     """The configured servers, `auto` ports as an earlier start has chosen them."""
     servers = list(config)
     if not any(server.address.auto for server in servers):

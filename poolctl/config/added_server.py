@@ -15,8 +15,8 @@ from poolctl.config.model.explain import findings_of, suggest_afresh
 from poolctl.config.model.interpolate import interpolate
 from poolctl.config.model.normalise import normalise, refuse_internal
 from poolctl.config.model.problems import Finding, untold
-from poolctl.config.model.section import refuse
-from poolctl.config.model.server import ServerConfig
+from poolctl.config.model.sections import refuse
+from poolctl.config.server_config import ServerConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Surroundings:
         findings: list[Finding] = []
         own = normalise(interpolate(dict(table), env, findings), base_dir, findings)
         refuse_internal(own, findings)
-        under = Defaults(self.defaults, self.base_dir)
+        under = Defaults(self.defaults, self.base_dir, ServerConfig)
         whole = under.under(own)
         complete(whole, base_dir, findings, from_file=True)
         if "command" not in whole:

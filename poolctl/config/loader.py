@@ -1,4 +1,4 @@
-"""The way from files to a PoolConfig."""
+"""Configuration files become servers, or problems with their places."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from poolctl.address import Address
 from poolctl.config.checks.interpreter import default_interpreter
+from poolctl.config.configuration import Configuration
 from poolctl.config.files.assemble import Assembly, located
 from poolctl.config.files.document import read_documents
 from poolctl.config.files.origins import Origins
@@ -21,10 +22,9 @@ from poolctl.config.model.dependencies import dependency_findings
 from poolctl.config.model.derive import complete
 from poolctl.config.model.explain import findings_of, suggest_afresh
 from poolctl.config.model.problems import Finding, Problem, untold
-from poolctl.config.model.server import ServerConfig
 from poolctl.config.model.settings import PoolSettings
 from poolctl.config.model.tables import TABLE_NAMES, Tables
-from poolctl.config.pool_config import PoolConfig
+from poolctl.config.server_config import ServerConfig
 from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -35,7 +35,7 @@ PERHAPS_ELSEWHERE = (" is missing", "there is no server")
 
 def load(
     paths: Paths, env: Mapping[str, str] | None = None, texts: Mapping[str, str] | None = None
-) -> PoolConfig:
+) -> Configuration:
     """The configuration of these files and directories, later ones over earlier ones. Blocks on the disk.
 
     `texts` are by path what some of the files are to say instead of what they do.
@@ -52,7 +52,7 @@ def load(
             gc.enable()
 
 
-def _load(paths: Paths, env: Mapping[str, str], texts: Mapping[str, str] | None) -> PoolConfig:
+def _load(paths: Paths, env: Mapping[str, str], texts: Mapping[str, str] | None) -> Configuration:
     suggest_afresh()
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files = [os.path.normpath(os.path.join(os.getcwd(), os.fspath(path))) for path in named]
@@ -83,13 +83,13 @@ class _Loader:
         self.unresolved = {problem.place for problem in assembly.problems}
         self.interpreters: dict[str, str] = {}
         base_dir = assembly.documents[0].base_dir if assembly.documents else os.getcwd()
-        self.defaults = Defaults(assembly.defaults, base_dir)
+        self.defaults = Defaults(assembly.defaults, base_dir, ServerConfig)
         self.settings = self._settings()
         # Side by side with the entries: what they became, and the addresses that could be read.
         self.made: list[ServerConfig | None] = []
         self.addresses: list[Address | None] = []
 
-    def load(self, files: list[str]) -> PoolConfig:
+    def load(self, files: list[str]) -> Configuration:
         for finding in self.defaults.findings:
             self._tell(None, finding)
         for entry in self.assembly.entries:
@@ -101,10 +101,15 @@ class _Loader:
         for problem in self.problems:
             distinct.setdefault((problem.place, problem.message), problem)
         problems = sorted(distinct.values(), key=self._order)
-        config = PoolConfig._loaded(servers, problems, self.settings, files, self.origins)
-        config.defaults = self.assembly.defaults
-        config.tables = tables
-        return config
+        return Configuration(
+            servers,
+            problems=problems,
+            settings=self.settings,
+            tables=tables,
+            defaults=self.assembly.defaults,
+            files=files,
+            origins=self.origins,
+        )
 
     def _settings(self) -> PoolSettings:
         table = self.assembly.settings

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from poolctl.config import PoolConfig, ServerConfig, Surroundings, Tables, load
+from poolctl.config import Configuration, ServerConfig, Surroundings, Tables, load
 from poolctl.control.messages import Document
 from poolctl.errors import PoolError, ServerError
 from poolctl.listeners.ports import PortLedger
@@ -21,7 +21,7 @@ class ResolvedConfig:
     problems: list[Document] = field(default_factory=list)
     surroundings: Surroundings = field(default_factory=Surroundings)
     port_range: tuple[int, int] = (0, 0)
-    config: PoolConfig | None = None
+    config: Configuration | None = None
     tables: Tables = field(default_factory=Tables)
 
     def outside(self, names: Collection[str]) -> list[Document]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import PoolConfig
+from poolctl import PoolConfig
 from tests.configuration import server
 from tests.http_get import get
 from tests.ports import claim_port

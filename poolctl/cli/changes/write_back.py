@@ -9,7 +9,7 @@ from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import from_here
-from poolctl.config import Draft, FileChanged, PoolConfig
+from poolctl.config import Configuration, Draft, FileChanged
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import PoolValidateError
 from poolctl.exit_codes import (
@@ -44,7 +44,7 @@ class WriteBack:
         self.warnings: list[str] = []
         self.now = self._loaded()
 
-    def _loaded(self) -> PoolConfig:
+    def _loaded(self) -> Configuration:
         from poolctl.cli.offline import load
 
         return load(PoolRef(self.draft.files, self.pool.directory), allow_empty=True)
@@ -81,7 +81,7 @@ class WriteBack:
             if self.draft.entry(name) is not None:
                 self.draft.remove(name)
 
-    def check(self) -> PoolConfig:
+    def check(self) -> Configuration:
         """The changed configuration. Failure with 5 for an invalid result, with 7 for files that are not writable."""
         config = self.draft.check()
         if not len(config) and not self.request.get("allow_empty"):

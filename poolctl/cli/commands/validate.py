@@ -15,7 +15,7 @@ from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
     from poolctl.cli.command_request import CommandRequest
-    from poolctl.config import PoolConfig
+    from poolctl.config import Configuration
 
 COMMAND = Command(
     "Check the pool's files; report every problem.",
@@ -51,7 +51,7 @@ def perform(request: CommandRequest) -> Outcome:
     return _judged(outcome)
 
 
-def _withheld(config: PoolConfig) -> list[str]:
+def _withheld(config: Configuration) -> list[str]:
     """Which variables are not passed to servers: a server that relies on one would only fail in production."""
     names = sorted(config.pool_variables)
     if not names:

@@ -13,7 +13,7 @@ from poolctl.errors import ControlError, PoolError
 
 if TYPE_CHECKING:
     from poolctl.cli.pool_ref import PoolRef
-    from poolctl.config import PoolConfig, ServerConfig
+    from poolctl.config import Configuration, ServerConfig
 
 _ANSWER_SECONDS = 3.0
 # Keeper, supervisor, logger and zygote.
@@ -30,7 +30,7 @@ class CheckContext:
     def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:
         self.env = env
         self.pool = pool
-        self.config: PoolConfig | None = None
+        self.config: Configuration | None = None
         self.problems: Sequence[Mapping[str, Any]] = []
         self.about: Mapping[str, Any] = {}
         self.items: list[Mapping[str, Any]] = []

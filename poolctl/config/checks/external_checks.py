@@ -1,28 +1,34 @@
-"""What the servers refer to in the outside world: files, directories, programs, users, certificates, apps."""
+"""What servers and tables refer to outside their files: files, directories, programs, users, certificates, apps."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolctl.config.checks.import_check import Import, check_imports, check_interpreters, check_zttp
 from poolctl.config.checks.interpreter_owner import ids_of, trusted_by_root
 from poolctl.config.checks.log_files import unwritable
 from poolctl.config.checks.program import missing_program
-from poolctl.config.files.env_file import EnvFileError, read_env_file
-from poolctl.config.model.problems import Finding
+from poolctl.config.files.env_file import EnvFileError, read_env_file, variables_of
+from poolctl.config.files.source import read_text
+from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.sections import TLSConfig
-from poolctl.config.model.server import ServerConfig
+from poolctl.config.model.server import ServerKeys
+from poolctl.config.model.tables import Tables
+
+if TYPE_CHECKING:
+    from poolctl.config.model.table_models import Dashboard
 
 Findings = list[Finding]
 _LOG_PATH = ("log", "path")
+JOURNAL_PATH = ("events", "path")
 
 
-class Outside:
+class ExternalChecks:
     """Collects `(server, finding)` pairs. What many servers share is looked at once.
 
     Apps are imported without the variables `withheld`.
@@ -38,11 +44,11 @@ class Outside:
         self.withheld = withheld
         self.default_tls = default_tls
         self.now = datetime.now(UTC)
-        self.problems: list[tuple[ServerConfig, Finding]] = []
-        self.warnings: list[tuple[ServerConfig, Finding]] = []
+        self.problems: list[tuple[ServerKeys, Finding]] = []
+        self.warnings: list[tuple[ServerKeys, Finding]] = []
         self._seen: dict[Hashable, tuple[Findings, Findings]] = {}
 
-    def check(self, servers: Sequence[ServerConfig], *, import_apps: bool = False) -> None:
+    def check(self, servers: Sequence[ServerKeys], *, import_apps: bool = False) -> None:
         """Look at everything that the servers name. Blocks; with `import_apps` as long as the apps import."""
         for server in servers:
             self._server(server)
@@ -51,7 +57,7 @@ class Outside:
             troubled = {id(server) for server, _ in self.problems}
             self._imports([server for server in servers if id(server) not in troubled])
 
-    def look(self, servers: Sequence[ServerConfig]) -> None:
+    def look(self, servers: Sequence[ServerKeys]) -> None:
         """Collect the warnings about these servers alone."""
         known = len(self.problems)
         for server in servers:
@@ -60,7 +66,7 @@ class Outside:
         self.warnings += [each for each in self.problems[known:] if each[1].path == _LOG_PATH]
         del self.problems[known:]
 
-    def _server(self, server: ServerConfig) -> None:
+    def _server(self, server: ServerKeys) -> None:
         self._once(server, ("cwd", server.cwd), lambda: _directory("cwd", server.cwd))
         if server.app_dir != server.cwd:
             self._once(server, ("app_dir", server.app_dir), lambda: _directory("app_dir", server.app_dir))
@@ -83,16 +89,14 @@ class Outside:
             path = server.log.path
             self._once(server, ("log", path), lambda: (unwritable(_LOG_PATH, path), []))
 
-    def _once(
-        self, server: ServerConfig, key: Hashable, look: Callable[[], tuple[Findings, Findings]]
-    ) -> None:
+    def _once(self, server: ServerKeys, key: Hashable, look: Callable[[], tuple[Findings, Findings]]) -> None:
         seen = self._seen.get(key)
         if seen is None:
             seen = self._seen[key] = look()
         self.problems += [(server, finding) for finding in seen[0]]
         self.warnings += [(server, finding) for finding in seen[1]]
 
-    def _interpreters(self, servers: Sequence[ServerConfig]) -> None:
+    def _interpreters(self, servers: Sequence[ServerKeys]) -> None:
         using: dict[str, str | None] = {}
         for server in servers:
             if server.python and not server.command and not callable(server.app):
@@ -105,7 +109,7 @@ class Outside:
                     self.problems.append((server, finding))
         self._parsers([each for each in servers if each.http.implementation == "zttp" and not each.command])
 
-    def _parsers(self, servers: Sequence[ServerConfig]) -> None:
+    def _parsers(self, servers: Sequence[ServerKeys]) -> None:
         """What uvicorn does not bring along."""
         using = {server.python or sys.executable: server.user for server in servers}
         for python, finding in check_zttp(using):
@@ -113,8 +117,8 @@ class Outside:
                 (each, finding) for each in servers if (each.python or sys.executable) == python
             ]
 
-    def _imports(self, servers: Sequence[ServerConfig]) -> None:
-        jobs: dict[Import, list[ServerConfig]] = {}
+    def _imports(self, servers: Sequence[ServerKeys]) -> None:
+        jobs: dict[Import, list[ServerKeys]] = {}
         for server in servers:
             target = (
                 server.app if isinstance(server.app, str) else server.handlers if server.app is None else None
@@ -126,7 +130,7 @@ class Outside:
                 target=target,
                 app_dir=server.app_dir,
                 cwd=server.cwd,
-                env=tuple(sorted(server.environment().items())),
+                env=tuple(sorted(variables_of(server).items())),
                 user=server.user if os.geteuid() == 0 else None,
                 factory=server.factory or server.app is None,
                 timeout_seconds=server.start_timeout,
@@ -142,7 +146,7 @@ class Outside:
             self.problems += [(server, finding) for server in jobs[job]]
 
 
-def runs_python_as_root(server: ServerConfig) -> bool:
+def runs_python_as_root(server: ServerKeys) -> bool:
     """Whether an interpreter for the server's application is run with root's rights."""
     if os.geteuid() != 0 or server.command or callable(server.app):
         return False
@@ -199,3 +203,52 @@ def _certificates(tls: TLSConfig, env: Mapping[str, str], now: datetime) -> tupl
     from poolctl.config.checks.certificates import check_certificates
 
     return check_certificates(tls, env, now)
+
+
+def check_tables(tables: Tables, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
+    """Problems and warnings of the tables beside the servers; paths begin with the table. Blocks on the disk."""
+    problems, warnings = _dashboard(tables.dashboard, env) if tables.dashboard else ([], [])
+    if tables.events and tables.events.path:
+        problems += unwritable(JOURNAL_PATH, tables.events.path)
+    return problems, [*warnings, *_unknown_secrets(tables, env)]
+
+
+def _dashboard(page: Dashboard, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
+    problems, warnings = list(_token(page, env)), list[Finding]()
+    if page.tls:
+        found, warnings = _certificates(page.tls, env, datetime.now(UTC))
+        problems += found
+    return (
+        [each._replace(path=("dashboard", *each.path)) for each in problems],
+        [each._replace(path=("dashboard", *each.path)) for each in warnings],
+    )
+
+
+def _token(page: Dashboard, env: Mapping[str, str]) -> Iterator[Finding]:
+    if page.token_env and not env.get(page.token_env, "").strip():
+        message = f"the environment variable {page.token_env} is not set"
+        yield Finding(("token_env",), message, f"export {page.token_env}=…")
+    if page.token_file:
+        try:
+            text = read_text(page.token_file)
+        except Problem as problem:
+            yield Finding(("token_file",), f"{page.token_file}: {problem.message}", problem.hint)
+            return
+        if not text.strip():
+            yield Finding(("token_file",), f"{page.token_file}: there is no token in it", "write one into it")
+
+
+def _unknown_secrets(tables: Tables, env: Mapping[str, str]) -> Iterator[Finding]:
+    """What keeps a message from being sent: a variable that is not set here, a file that cannot be read."""
+    for index, notify in enumerate(tables.notify):
+        for key in ("url_env", "token_env"):
+            name = getattr(notify, key)
+            if name and not env.get(name):
+                message = f"the environment variable {name} is not set here"
+                hint = f"set it where the pool is started; poolctl notify test {notify.label} shows whether it is"
+                yield Finding(("notify", index, key), message, hint, name)
+        for key in ("url_file", "token_file", "ca"):
+            path = getattr(notify, key)
+            if path and not os.access(path, os.R_OK):
+                what = "cannot be read" if os.path.exists(path) else "is not there"
+                yield Finding(("notify", index, key), f"{path} {what}", f"create it, or mend {key}", path)

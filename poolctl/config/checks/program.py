@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Mapping
 
 from poolctl.config.model.problems import Finding
-from poolctl.config.model.server import ServerConfig
+from poolctl.config.model.server import ServerKeys
 
 
-def missing_program(server: ServerConfig, env: Mapping[str, str]) -> Finding | None:
+def missing_program(server: ServerKeys, env: Mapping[str, str]) -> Finding | None:
     """What is wrong with the program of a `command`, which gets the environment `env`."""
     assert server.command
     program = server.command[0]

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from poolctl.config.configuration import Configuration
 from poolctl.config.edit.changed_text import edited
 from poolctl.config.edit.parts import Change
 from poolctl.config.edit.replace_file import replace
@@ -18,7 +19,6 @@ from poolctl.config.files.server_table import Entry
 from poolctl.config.loader import load
 from poolctl.config.model.problems import Path
 from poolctl.config.model.secrets import masked_file
-from poolctl.config.pool_config import PoolConfig
 from poolctl.errors import PoolValidateError
 
 
@@ -105,7 +105,7 @@ class Draft:
                     found[document.path] = text
         return found
 
-    def check(self) -> PoolConfig:
+    def check(self) -> Configuration:
         """The configuration as it will be. PoolValidateError with every problem of it."""
         config = load(self.files, self.env, self.texts())
         if config.problems:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from poolctl.config.files.document import Document
-from poolctl.config.files.server_table import Entry, merged
+from poolctl.config.files.server_table import Entry
 from poolctl.config.model.explain import nearest
 from poolctl.config.model.interpolate import interpolate
-from poolctl.config.model.normalise import normalise, refuse_internal
-from poolctl.config.model.not_implemented import FILE_TABLES, lacking
-from poolctl.config.model.problems import Finding, Path, Problem, shown
-from poolctl.config.model.tables import TABLE_NAMES
+from poolctl.config.model.normalise import merged, normalise, refuse_internal
+from poolctl.config.model.problems import Finding, Path, Place, Problem, problem_of, shown
+from poolctl.config.model.tables import NOT_IMPLEMENTED, TABLE_NAMES
 
 KNOWN = ("pool", "defaults", "server", *TABLE_NAMES)
 
@@ -56,10 +55,12 @@ class Assembly:
 
     def _tables(self, document: Document, data: dict[str, Any], findings: list[Finding]) -> None:
         for key, value in data.items():
-            if key in FILE_TABLES:
-                findings.append(lacking((key,), FILE_TABLES[key]))
+            if key in NOT_IMPLEMENTED:
+                what = f"{NOT_IMPLEMENTED[key]} is not available in this version of poolctl"
+                hint = "remove it, or install a version that has it"
+                findings.append(Finding((key,), what, hint))
             elif key not in KNOWN:
-                near = nearest(str(key), (*KNOWN, *FILE_TABLES))
+                near = nearest(str(key), (*KNOWN, *NOT_IMPLEMENTED))
                 hint = f"did you mean {near!r}?" if near else "a file has 'pool', 'defaults' and 'server'"
                 findings.append(
                     Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(KNOWN))
@@ -149,15 +150,9 @@ class Assembly:
         return entry
 
 
-def located(finding: Finding, place: Any, entry: Entry | None = None) -> Problem:
+def located(finding: Finding, place: Place, entry: Entry | None = None) -> Problem:
     """A finding that has found its place."""
     bind = entry.table.get("bind") if entry else None
-    return Problem(
-        finding.message,
-        place=place,
-        name=entry.name if entry else "",
-        bind=bind if isinstance(bind, str) else "",
-        hint=finding.hint,
-        found=finding.found,
-        allowed=finding.allowed,
+    return problem_of(
+        finding, place, name=entry.name if entry else "", bind=bind if isinstance(bind, str) else ""
     )

@@ -6,6 +6,8 @@ import re
 
 from poolctl.config.files.source import read_text
 from poolctl.config.model.problems import Problem
+from poolctl.config.model.server import ServerKeys
+from poolctl.errors import ServerError
 
 # All possessive: a file of one long line must not be tried in many ways.
 _skipped = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
@@ -70,3 +72,15 @@ def _end(pattern: re.Pattern[str], text: str, here: int) -> int:
 
 def _refused(path: str, text: str, here: int, message: str) -> EnvFileError:
     return EnvFileError(f"{path}:{text.count(chr(10), 0, here) + 1}: {message}")
+
+
+def variables_of(server: ServerKeys) -> dict[str, str]:
+    """The variables of a server's env_file and env. Raises ServerError for a file that cannot be read."""
+    found: dict[str, str] = {}
+    for path in server.env_file:
+        try:
+            found.update(read_env_file(path, for_another_user=server.user is not None))
+        except EnvFileError as error:
+            hint = "fix the file, or remove it from env_file"
+            raise ServerError(str(error), name=server.name, bind=server.bind, hint=hint) from error
+    return found | server.env

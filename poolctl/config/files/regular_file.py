@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import stat
 
 from poolctl.safe_open import open_to_read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 LARGEST_BYTES = 8 * 1024 * 1024
 SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
@@ -16,6 +22,8 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+# A variable that is named by a key that ends in _env; compiled when it is used.
+_NAMED = rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)"""
 _CHUNK_BYTES = 1024 * 1024
 
 
@@ -52,3 +60,24 @@ def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user
         return content
     finally:
         os.close(descriptor)
+
+
+def variables_named_in(files: Iterable[str]) -> set[str]:
+    """The variables that `*_env` keys seem to name, found without parsing: for processes that start before that."""
+    found: set[str] = set()
+    for path in files:
+        for name in _files(path):
+            with contextlib.suppress(OSError, ValueError):
+                content = read_regular(name)
+                found.update(match.decode() for match in re.findall(_NAMED, content))
+    return found
+
+
+def _files(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        return [path]
+    with contextlib.suppress(OSError):
+        return [
+            entry.path for entry in os.scandir(path) if os.path.splitext(entry.name)[1].lower() in SUFFIXES
+        ]
+    return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.config.files.document import Document
+from poolctl.config.model.normalise import merged
 from poolctl.config.model.problems import Path
 
 
@@ -23,12 +24,3 @@ class Entry:
         """Let a later file's table win, key by key."""
         self.table = merged(self.table, table)
         self.parts.append((document, path))
-
-
-def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Both tables in a new one: tables merge deeply, anything else is taken whole from `over`."""
-    found = {**under, **over}
-    for key in under.keys() & over.keys():
-        if isinstance(under[key], dict) and isinstance(over[key], dict):
-            found[key] = merged(under[key], over[key])
-    return found

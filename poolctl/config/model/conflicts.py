@@ -9,7 +9,7 @@ from poolctl.address import Address, overlaps
 from poolctl.config.model.problems import Finding, printable
 
 if TYPE_CHECKING:
-    from poolctl.config.model.server import ServerConfig
+    from poolctl.config.model.server import ServerKeys
 
 Conflict = tuple[int, int, Finding]
 
@@ -51,12 +51,12 @@ def _spelt(address: Address) -> str:
     return f"{address.key} (IPv4 too)" if address.host == "::" else address.key
 
 
-def shared_users(servers: Sequence[ServerConfig]) -> Iterator[tuple[ServerConfig, Finding]]:
+def shared_users(servers: Sequence[ServerKeys]) -> Iterator[tuple[ServerKeys, Finding]]:
     """The first of each group of servers that share a user, in a pool that keeps others apart by theirs.
 
     Where all have the same user, no isolation is expected.
     """
-    by_user: dict[str, list[ServerConfig]] = {}
+    by_user: dict[str, list[ServerKeys]] = {}
     for server in servers:
         by_user.setdefault((server.user or "").partition(":")[0], []).append(server)
     for user, sharing in by_user.items():

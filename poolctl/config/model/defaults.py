@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from poolctl.config.files.server_table import merged
 from poolctl.config.model.derive import complete
 from poolctl.config.model.explain import findings_of
+from poolctl.config.model.normalise import merged
 from poolctl.config.model.problems import Finding, untold
-from poolctl.config.model.section import Section
-from poolctl.config.model.server import ServerConfig
+from poolctl.config.model.sections import Section
+from poolctl.config.model.server import ServerKeys
 
 # A server's own way of being served displaces the default one instead of contradicting it.
 OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})
@@ -21,20 +21,20 @@ OF_A_COMMAND = frozenset({"command", "notify", "job"})
 class Defaults:
     """The keys that servers take over. `findings` are the problems of the table itself."""
 
-    def __init__(self, table: dict[str, Any], base_dir: str) -> None:
+    def __init__(self, table: dict[str, Any], base_dir: str, model: type[ServerKeys]) -> None:
         self.findings: list[Finding] = []
         self.tls = table.get("tls") if isinstance(table.get("tls"), dict) else None
         self.raw = {key: value for key, value in table.items() if key != "tls" or value is not self.tls}
         self.ready: dict[str, Any] = {}
         if not table:
             return
-        bad = self._check(table, base_dir)
+        bad = self._check(table, base_dir, model)
         for key in bad:
             # Told once, here, and not again for each server.
             self.raw.pop(key, None)
         self.raw_tables = {key: value for key, value in self.raw.items() if isinstance(value, dict)}
 
-    def _check(self, table: dict[str, Any], base_dir: str) -> set[Any]:
+    def _check(self, table: dict[str, Any], base_dir: str, server: type[ServerKeys]) -> set[Any]:
         told: list[Finding] = []
         trial = {"app": "a:b", **table, "name": "defaults"}
         if "command" in trial:
@@ -44,9 +44,9 @@ class Defaults:
         complete(trial, base_dir, told)
         model = None
         try:
-            model = ServerConfig.__pydantic_validator__.validate_python(trial)
+            model = server.__pydantic_validator__.validate_python(trial)
         except ValidationError as error:
-            told += untold(findings_of(error, ServerConfig), told)
+            told += untold(findings_of(error, server), told)
         self.findings = [finding for finding in told if finding.path[0] in table]
         bad = {finding.path[0] for finding in self.findings}
         if model is not None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from poolctl.config.model.explain import nearest
 from poolctl.config.model.problems import Finding
-from poolctl.config.model.server import ServerConfig
+from poolctl.config.model.server import ServerKeys
+
+Server = TypeVar("Server", bound=ServerKeys)
 
 
 def dependency_findings(
-    servers: Sequence[ServerConfig], others: Sequence[str] = ()
-) -> Iterator[tuple[ServerConfig, Finding]]:
+    servers: Sequence[Server], others: Sequence[str] = ()
+) -> Iterator[tuple[Server, Finding]]:
     """Each server whose dependencies cannot be met, with the reason.
 
     `others` are names of servers that have problems of their own: depending on one is not a second problem.
@@ -64,3 +67,17 @@ def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
                 on_trail[step] = len(trail)
                 trail.append(step)
                 waiting.append(iter(graph.get(step, ())))
+
+
+def longest_stop_seconds(servers: Iterable[ServerKeys]) -> float:
+    """That of a stop in the order of the dependencies: the longest chain, each to its very limit."""
+    by_name = {server.name: server for server in servers}
+    known: dict[str, float] = {}
+
+    def chain(server: ServerKeys) -> float:
+        if server.name not in known:
+            below = [chain(by_name[each.name]) for each in server.depends_on if each.name in by_name]
+            known[server.name] = server.drain_timeout + server.stop_timeout + max(below, default=0.0)
+        return known[server.name]
+
+    return max(map(chain, by_name.values()), default=0.0)

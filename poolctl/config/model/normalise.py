@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from poolctl import address
-from poolctl.config.model.limits import MOST_WORKERS
+from poolctl.config.model import MOST_WORKERS
 from poolctl.config.model.problems import Finding, shown
 from poolctl.config.model.values import number_from_environment
 
@@ -180,4 +180,13 @@ def relocated(table: dict[str, Any], base_dir: str, new_dir: str) -> dict[str, A
     found.setdefault("cwd", base_dir)
     if "command" not in found:
         found.setdefault("app_dir", base_dir)
+    return found
+
+
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Both tables in a new one: tables merge deeply, anything else is taken whole from `over`."""
+    found = {**under, **over}
+    for key in under.keys() & over.keys():
+        if isinstance(under[key], dict) and isinstance(over[key], dict):
+            found[key] = merged(under[key], over[key])
     return found

@@ -106,6 +106,20 @@ def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str
     return message, hint, MASK if found else ""
 
 
+def problem_of(finding: Finding, place: Place | None = None, *, name: str = "", bind: str = "") -> Problem:
+    """A finding as a problem of a server, at its place in a file if it is in one."""
+    key = (place.key if place else "") or dotted(finding.path)
+    return Problem(
+        finding.message,
+        place=(place or NOWHERE)._replace(key=key),
+        name=name,
+        bind=bind,
+        hint=finding.hint,
+        found=finding.found,
+        allowed=finding.allowed,
+    )
+
+
 def dotted(path: Path) -> str:
     """`("server", 1, "http", "root_path")` as `server[1].http.root_path`."""
     text = ""

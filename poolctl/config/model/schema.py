@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.config.model.normalise import INTERNAL
-from poolctl.config.model.not_implemented import FILE_TABLES
-from poolctl.config.model.server import ServerConfig
+from poolctl.config.model.server import ServerKeys
 from poolctl.config.model.settings import PoolSettings
 from poolctl.config.model.table_models import MODELS
+from poolctl.config.model.tables import NOT_IMPLEMENTED
 from poolctl.units import format_duration, format_size
 
 Schema = dict[str, Any]
@@ -19,7 +19,7 @@ APP_PATTERN = r"^[^\s:]+:[^\s:]+$|\$\{"
 
 def json_schema() -> Schema:
     """The schema of pool.toml: title, description, unit, default and range of every key."""
-    server, definitions = _parts(ServerConfig, INTERNAL)
+    server, definitions = _parts(ServerKeys, INTERNAL)
     settings, _ = _parts(PoolSettings)
     _add_short_forms(server, definitions)
     required = [key for key in server.pop("required", []) if key not in INTERNAL and key == "name"]
@@ -44,7 +44,7 @@ def json_schema() -> Schema:
         tables[key] = reference
         if key == "notify":
             tables[key] = {"type": "array", "items": reference, "description": table["description"]}
-    for key, what in FILE_TABLES.items():
+    for key, what in NOT_IMPLEMENTED.items():
         tables[key] = {"description": f"{what}: not available in this version.", "not": {}}
     return {
         "$schema": DIALECT,

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-
-from poolctl.config.files.regular_file import SUFFIXES, read_regular
 
 TYPE_CHECKING = False  # typing itself would take the fast lane two milliseconds
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import Any
 
-    from poolctl.config.model.server import ServerConfig
-    from poolctl.config.model.tables import Tables
 
 MASK = "********"
 
-_SUFFIX = "_env"
 _SHORTEST_HIDDEN = 6
-# Patterns as text: compiled when they are used, as a start needs only the first one.
-_NAMED = rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)"""
 
 # Looked for in a name without separators, in lower case.
 _WORDS = ("password", "passwd", "secret", "token", "credential", "apikey", "privatekey", "authorization")
@@ -109,50 +100,3 @@ def masked_file(text: str) -> str:
 def masked_quotes(text: str, line: str) -> str:
     """A message about a line of a file; its quotations are masked if the line has a secret."""
     return re.sub(_QUOTED, f"'{MASK}'", masked_text(text)) if is_secret(line) else masked_text(text)
-
-
-def pool_variables(
-    servers: Iterable[ServerConfig], tables: Tables, defaults: Mapping[str, Any] | None = None
-) -> frozenset[str]:
-    """The variables that `*_env` keys name: they hold secrets of the pool, and no server gets them by itself."""
-    found = set(_named(defaults or {}))
-    for each in tables:
-        for table in each if isinstance(each, tuple) else (each,):
-            if table is not None:
-                found.update(_named(table.model_dump(warnings=False)))
-    # Of a server only its certificate has such a key; `env` is a table of names that are its own.
-    for server in servers:
-        if server.tls and server.tls is not True and server.tls.password_env:
-            found.add(server.tls.password_env)
-    return frozenset(found)
-
-
-def _named(table: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in table.items():
-        if key == "env":
-            continue
-        if isinstance(value, dict):
-            yield from _named(value)
-        elif key.endswith(_SUFFIX) and isinstance(value, str):
-            yield value
-
-
-def variables_named_in(files: Iterable[str]) -> set[str]:
-    """The variables that `*_env` keys seem to name, found without parsing: for processes that start before that."""
-    found: set[str] = set()
-    for path in files:
-        for name in _files(path):
-            with contextlib.suppress(OSError, ValueError):
-                content = read_regular(name)
-                found.update(match.decode() for match in re.findall(_NAMED, content))
-    return found
-
-
-def _files(path: str) -> list[str]:
-    if not os.path.isdir(path):
-        return [path]
-    with contextlib.suppress(OSError):
-        return [
-            entry.path for entry in os.scandir(path) if os.path.splitext(entry.name)[1].lower() in SUFFIXES
-        ]
-    return []

@@ -1,11 +1,11 @@
-"""ServerConfig: one server of the pool, validated and immutable."""
+"""The keys of one server, validated and immutable."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, InstanceOf, StringConstraints, ValidationError, WrapValidator
+from pydantic import ConfigDict, Field, InstanceOf, StringConstraints, ValidationError, WrapValidator
 
 from poolctl.address import Address
 from poolctl.config.model.derive import complete, exposed
@@ -14,7 +14,6 @@ from poolctl.config.model.normalise import INTERNAL, normalise, nul_findings, re
 from poolctl.config.model.problems import Finding, shown, untold
 from poolctl.config.model.rules import binds_itself
 from poolctl.config.model.secrets import masked_arguments
-from poolctl.config.model.section import Section, refuse
 from poolctl.config.model.sections import (
     Dependency,
     Health,
@@ -24,7 +23,9 @@ from poolctl.config.model.sections import (
     Recovery,
     Restart,
     Scale,
+    Section,
     TLSConfig,
+    refuse,
 )
 from poolctl.config.model.values import (
     EMPTY,
@@ -41,7 +42,6 @@ from poolctl.config.model.values import (
     Words,
     truth_from_environment,
 )
-from poolctl.errors import ServerError
 
 
 def _tls(value: Any, validate: Any) -> Any:
@@ -62,12 +62,15 @@ else:
     Tls = Annotated[TLSConfig, WrapValidator(_tls)]
 
 
-class ServerConfig(Section):
+class ServerKeys(Section):
     """One server of the pool.
 
     Made with a bad value, or an unknown keyword, it raises PoolValidateError with every problem.
     Durations are seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
     """
+
+    # Its validator is not built: every server is a ServerConfig, which adds no key.
+    model_config = ConfigDict(defer_build=True)
 
     name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] = Field(
         description="Unique in the pool; letters, digits, dots, underscores and hyphens."
@@ -148,7 +151,7 @@ class ServerConfig(Section):
             self.__pydantic_validator__.validate_python(table, self_instance=self)
         except ValidationError as error:
             suggest_afresh()
-            findings += untold(findings_of(error, ServerConfig), findings)
+            findings += untold(findings_of(error, ServerKeys), findings)
         if findings:
             name, bind = data.get("name"), data.get("bind", data.get("listen"))
             who = name if isinstance(name, str) else "the server"
@@ -184,40 +187,10 @@ class ServerConfig(Section):
         """
         return self.overlap and (not self.command or (self.notify and not self.binds_itself))
 
-    def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
-        """Check what needs the outside world: files, certificates, interpreter, importable app.
-
-        Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
-        """
-        from poolctl.config.checks.external_checks import Outside
-        from poolctl.config.model.secrets import pool_variables
-        from poolctl.config.model.tables import Tables
-
-        outside = Outside(os.environ, withheld=pool_variables([self], Tables()))
-        outside.check([self], import_apps=import_app)
-        if outside.problems:
-            refuse(self.name, [finding for _, finding in outside.problems], self.name, self.bind)
-
     @property
     def origin(self) -> dict[str, str] | None:
         """`{"http.loop": "/etc/pool.toml:7", …}` for the keys that files give; None when made in Python."""
         return None if self.origins is None else self.origins.of(self.name)
-
-    def environment(self) -> dict[str, str]:
-        """The variables that it adds to the pool's own: of its env_file, then of its env. Blocks on the disk.
-
-        Raises ServerError for a file that cannot be read.
-        """
-        from poolctl.config.files.env_file import EnvFileError, read_env_file
-
-        found: dict[str, str] = {}
-        for path in self.env_file:
-            try:
-                found.update(read_env_file(path, for_another_user=self.user is not None))
-            except EnvFileError as problem:
-                hint = "mend the file, or take it out of env_file"
-                raise ServerError(str(problem), name=self.name, bind=self.bind, hint=hint) from problem
-        return found | self.env
 
     def to_dict(self) -> dict[str, Any]:
         """The whole configuration as a file could have it: seconds, bytes, absolute paths, no None."""
@@ -232,7 +205,7 @@ class ServerConfig(Section):
             del found["bind"], found["expose"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
-    def replace(self, /, **changes: Any) -> ServerConfig:
+    def replace(self, /, **changes: Any) -> Self:
         """The same server with other values, validated. Raises PoolValidateError."""
         given = {key: getattr(self, key) for key in self.model_fields_set - INTERNAL}
         if self.derived_expose and changes.keys() & {"bind", "listen", "tls"}:
@@ -241,7 +214,7 @@ class ServerConfig(Section):
             given.pop("bind", None)
         if "workers" in changes:
             given.pop("scale", None)
-        made = ServerConfig(**(given | changes))
+        made = type(self)(**(given | changes))
         kept = {
             "base_dir": self.base_dir,
             "from_file": self.from_file,
@@ -253,14 +226,14 @@ class ServerConfig(Section):
             kept["address"] = self.address
         return made._with(**kept)
 
-    def at(self, address: Address) -> ServerConfig:
+    def at(self, address: Address) -> Self:
         """The same server on another address, such as the port that was chosen for `auto`."""
         changes: dict[str, Any] = {"address": address, "bind": address.key}
         if self.derived_expose:
             changes["expose"] = exposed(address, bool(self.tls))
         return self._with(**changes)
 
-    def _with(self, **changes: Any) -> ServerConfig:
+    def _with(self, **changes: Any) -> Self:
         return self.model_copy(update=changes)
 
     def __getstate__(self) -> dict[Any, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from poolctl.config.model.rules import app_findings
-from poolctl.config.model.section import Section
+from poolctl.config.model.sections import Section
 from poolctl.config.model.values import NAME_PATTERN, BadValue
 
 PORT_RANGE_ALLOWED = '"FIRST-LAST", ports from 1 to 65535'

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from poolctl.address import AddressError, parse
-from poolctl.config.model.section import Section
-from poolctl.config.model.sections import TLSConfig
+from poolctl.config.model.sections import Section, TLSConfig
 from poolctl.config.model.values import (
     NAME_PATTERN,
     Argument,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -137,19 +136,3 @@ def overlapping(
         name = together[later][0]
         if later >= len(servers):
             yield _PLACES[name.strip("[]")], together[earlier][0], finding
-
-
-def unknown_secrets(tables: Tables, env: Mapping[str, str]) -> Iterator[Finding]:
-    """What keeps a message from being sent: a variable that is not set here, a file that cannot be read."""
-    for index, notify in enumerate(tables.notify):
-        for key in ("url_env", "token_env"):
-            name = getattr(notify, key)
-            if name and not env.get(name):
-                message = f"the environment variable {name} is not set here"
-                hint = f"set it where the pool is started; poolctl notify test {notify.label} shows whether it is"
-                yield Finding(("notify", index, key), message, hint, name)
-        for key in ("url_file", "token_file", "ca"):
-            path = getattr(notify, key)
-            if path and not os.access(path, os.R_OK):
-                what = "cannot be read" if os.path.exists(path) else "is not there"
-                yield Finding(("notify", index, key), f"{path} {what}", f"create it, or mend {key}", path)

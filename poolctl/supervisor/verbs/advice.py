@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from poolctl.config import PoolConfig, ServerConfig, Tables, changed_by
+from poolctl.config import Configuration, ServerConfig, Tables, changed_by
 
 _NAMED = 3
 
@@ -41,8 +41,7 @@ def _look_if_changed(
 
 
 def _look(servers: list[ServerConfig], names: set[str], tables: Tables) -> list[str]:
-    config = PoolConfig(servers)
-    config.tables = tables
+    config = Configuration(servers, tables=tables)
     config.outside(names=())
     found: dict[str, list[str]] = {}
     for warning in config.warnings:

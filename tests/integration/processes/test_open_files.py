@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.config import OPEN_FILES_OF_POOL, OPEN_FILES_RESERVE, PoolConfig, open_files_needed
+from poolctl import PoolConfig
+from poolctl.config import OPEN_FILES_OF_POOL, OPEN_FILES_RESERVE, open_files_needed
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.processes import descriptors, is_alive

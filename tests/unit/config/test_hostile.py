@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import PoolConfig
+from poolctl import PoolConfig
 from poolctl.config.files.source import LARGEST_BYTES
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, told

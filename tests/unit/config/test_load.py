@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import PoolConfig
+from poolctl import PoolConfig
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
 

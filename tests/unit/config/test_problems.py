@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.config import PoolConfig, Problem
+from poolctl import PoolConfig
+from poolctl.config import Problem
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import PoolConfig, Problem
+from poolctl import PoolConfig
+from poolctl.config import Problem
 from poolctl.errors import PoolValidateError
 
 HEAD = '[[server]]\nname = "web"\nbind = ":8080"\n'

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from poolctl.config import PoolConfig
-from poolctl.config.model.not_implemented import FILE_TABLES
+from poolctl import PoolConfig
 from poolctl.config.model.problems import Finding
 from poolctl.config.model.table_models import EventsTable, Notify
 from poolctl.config.model.table_rules import made
-from poolctl.config.model.tables import Tables
+from poolctl.config.model.tables import NOT_IMPLEMENTED, Tables
 from tests.config_files import SERVER, load_text, told
 from tests.unit.supervisor.desk import Desk, run, web
 
@@ -21,7 +20,7 @@ from tests.unit.supervisor.desk import Desk, run, web
 @pytest.fixture(autouse=True)
 def everything_available(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("metrics", "dashboard", "notify"):
-        monkeypatch.delitem(FILE_TABLES, name, raising=False)
+        monkeypatch.delitem(NOT_IMPLEMENTED, name, raising=False)
 
 
 def notified(**keys: Any) -> str:

@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from poolctl.config.model.server import ServerConfig
+    from poolctl.config.model.server import ServerKeys
 
 # Kept free by the supervisor so that commands are answered whatever else has used up its descriptors.
 OPEN_FILES_RESERVE = 16
@@ -27,7 +27,7 @@ RAISE_OPEN_FILES = (
 )
 
 
-def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
+def open_files_needed(servers: Iterable[tuple[ServerKeys, int]]) -> int:
     """The descriptors for these servers, each with so many workers; one that sleeps, with none, has its listener."""
     workers = 0
     total = OPEN_FILES_OF_POOL
@@ -41,7 +41,7 @@ def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
     return total + _OF_WORKER * min(workers, REPLACED_AT_ONCE)
 
 
-def _listeners(server: ServerConfig) -> int:
+def _listeners(server: ServerKeys) -> int:
     if server.job or server.binds_itself:
         return 0
     # One for each version of the protocol.

@@ -1,0 +1,150 @@
+"""PoolConfig: the servers of a pool, from files or from Python, and the way to the pool itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from poolctl.config import (
+    Configuration,
+    Finding,
+    Place,
+    Problem,
+    ServerConfig,
+    TLSConfig,
+    conflicts,
+    dependency_findings,
+    load,
+    no_certificate,
+    problem_of,
+    shown,
+)  # fmt: skip
+from poolctl.errors import PoolParamError, PoolValidateError
+
+from .build import build
+
+if TYPE_CHECKING:
+    from .pool import Pool
+
+Servers = Iterable[ServerConfig | Mapping[str, Any]]
+
+
+class PoolConfig(Configuration):
+    """The valid servers in their order; `.problems` are those of the others. Making one never raises."""
+
+    def __init__(self, servers: Servers = ()) -> None:
+        super().__init__()
+        self._context: Any = None
+        self._servers = self._valid(self._made(servers))
+
+    @classmethod
+    def load(
+        cls,
+        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        env: Mapping[str, str] | None = None,
+    ) -> PoolConfig:
+        """The configuration of a file, a directory, or several of them, later ones over earlier ones.
+
+        `env` (default: the process's) is what `${VAR}` sees. Blocks on the disk. Raises PoolValidateError when
+        a file cannot be read or parsed; what is wrong with single servers is in `.problems`.
+        """
+        if env is not None and not isinstance(env, Mapping):
+            raise PoolParamError(
+                f"an environment is a mapping, and this is {env!r}", hint="load([one, other])"
+            )
+        config = cls()
+        # A configuration of files has the same state, and no context.
+        vars(config).update(vars(load(paths, env)))
+        return config
+
+    def _made(self, servers: Servers) -> list[ServerConfig]:
+        made: list[ServerConfig] = []
+        try:
+            given = list(servers)
+        except TypeError:
+            given = []
+            self._problems.append(Problem(f"{shown(servers)} is no list of servers", hint="give it a list"))
+        for index, server in enumerate(given):
+            if isinstance(server, ServerConfig):
+                made.append(server)
+            elif isinstance(server, Mapping):
+                try:
+                    made.append(ServerConfig(**{str(key): value for key, value in server.items()}))
+                except PoolValidateError as error:
+                    self._problems += error.exceptions  # type: ignore[arg-type]
+            else:
+                message = f"{shown(server)} is neither a ServerConfig nor a mapping"
+                hint = "write ServerConfig(name=…, bind=…)"
+                self._problems.append(Problem(message, place=Place(key=f"[{index}]"), hint=hint))
+        return made
+
+    def _valid(self, servers: list[ServerConfig]) -> list[ServerConfig]:
+        out: dict[int, ServerConfig] = {}
+        for later, _, finding in conflicts([(server.name, server.address) for server in servers]):
+            out[later] = servers[later]
+            self._problems.append(_problem(servers[later], finding))
+        kept = [server for index, server in enumerate(servers) if index not in out]
+        failed = [problem.name for problem in self._problems]
+        for server, finding in dependency_findings(kept, failed):
+            self._problems.append(_problem(server, finding))
+            kept = [other for other in kept if other is not server]
+        return kept
+
+    def set_handler(self, handler: Callable[[], Mapping[str, Any]] | None) -> None:
+        """Serve the servers that have no app of their own by what `handler` returns: `{handler_key: ASGI app}`."""
+        if handler is not None and not callable(handler):
+            raise PoolParamError(
+                f"{shown(handler)} is no handler", hint="give it a function: () -> {key: app}"
+            )
+        self._handler = handler
+
+    def set_default_tls(self, tls: TLSConfig | Mapping[str, Any] | None) -> None:
+        """Use these certificates for the servers that ask for TLS without their own (`tls=True`)."""
+        if isinstance(tls, Mapping):
+            tls = TLSConfig(**tls)
+        if tls is not None and not isinstance(tls, TLSConfig):
+            raise PoolParamError(f"{shown(tls)} is no TLSConfig", hint="write TLSConfig(cert=…, key=…)")
+        self._tls = tls
+
+    def set_context(self, context: Any) -> None:
+        """Let the pool's servers run under this PoolContext; cancelling it ends them."""
+        if context is not None and not callable(getattr(context, "attach", None)):
+            raise PoolParamError(f"{shown(context)} is no PoolContext", hint="write PoolContext(values={…})")
+        self._context = context
+
+    def walk(self, fn: Callable[[ServerConfig], bool | None]) -> bool:
+        """Call `fn` with every server in order until it returns False; whether all were visited."""
+        return all(fn(server) is not False for server in list(self._servers))
+
+    def validate(self, *, import_apps: bool = True) -> None:
+        """Check everything, the outside world too: files, certificates, interpreters, importable apps.
+
+        Blocks for as long as the apps take to import, each in its own interpreter, never in this process. Raises
+        PoolValidateError with every problem of every server.
+        """
+        unserved = [] if self.files else self._unserved()
+        problems = [*self.problems, *unserved, *self.outside(import_apps=import_apps)]
+        if problems:
+            count = len(problems)
+            raise PoolValidateError(f"the configuration has {count} problem{'s' * (count > 1)}", problems)
+
+    def pool(self, *, handler: Any = None, context: Any = None, runner: Any = None) -> Pool:
+        """A pool of the valid servers, none of them started.
+
+        Raises PoolAddError with every problem; its `.pool` holds the valid servers.
+        """
+        lacking_tls = [server for server in self._servers if server.tls is True and self._tls is None]
+        return build(
+            [server for server in self._servers if server not in lacking_tls],
+            problems=[*self._problems, *(self._located(s, no_certificate()) for s in lacking_tls)],
+            handler=handler if handler is not None else self._handler,
+            context=context if context is not None else self._context,
+            runner=runner,
+            tls=self._tls,
+            port_range="-".join(map(str, self.settings.port_range)),
+        )
+
+
+def _problem(server: ServerConfig, finding: Finding) -> Problem:
+    return problem_of(finding, name=server.name, bind=server.bind)
