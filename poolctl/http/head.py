@@ -33,7 +33,7 @@ class BadMessage(Exception):
         self.status = status
 
 
-class Head:
+class MessageHead:
     """The head of a message that is in order: its bytes from the start line to the empty line.
 
     `content_length` is None where the head names none; `keep_alive`, the sender would keep the connection open.

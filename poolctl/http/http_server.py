@@ -106,13 +106,14 @@ class HttpServer:
         most = self._limits.connections
         if most is not None and len(self._connections) >= most:
             oldest = next(iter(self._connections))
-            del self._connections[oldest]
             oldest.cancel()
+            self._ended(oldest)
         task = asyncio.get_running_loop().create_task(self._serve(sock))
         self._connections[task] = sock
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        """Forget the connection: its task has ended, or is cancelled."""
         sock = self._connections.pop(task, None)
         if sock is not None:
             sock.close()  # it was cancelled before its first step

@@ -6,7 +6,7 @@ that goes on for ever are refused as soon as they are longer than a message may 
 
 from __future__ import annotations
 
-from .head import FIELD_LINES, TEXT, UNFIT, BadMessage, Head, compiled
+from .head import FIELD_LINES, TEXT, UNFIT, BadMessage, MessageHead, compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class MessageReader:
     _buffer = b""  # not understood yet
     _scanned = 0  # so many of its bytes are fit for a head
     _checked = 0  # and so many are whole lines in order
-    _framed: Head | None = None  # the final head, once it is there
+    _framed: MessageHead | None = None  # the final head, once it is there
     _left: int | None = None  # of the body; None: it goes on until the connection ends
     _chunked = False  # `_left` is that of the chunk and its CRLF; None before a chunk, 0 after the last one
     _chunks = 0
@@ -95,7 +95,7 @@ class MessageReader:
         """The body is larger than it may be: whether that completes the message. Or raise BadMessage."""
         raise NotImplementedError
 
-    def _frame(self, head: Head, left: int | None) -> None:
+    def _frame(self, head: MessageHead, left: int | None) -> None:
         """`left` bytes of a body follow; None: chunks of it, or all that comes until the connection ends."""
         self._framed = head
         self._left = left

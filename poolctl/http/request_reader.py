@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .head import FIELD_LINE, TOKEN, BadMessage, Head, compiled
+from .head import FIELD_LINE, TOKEN, BadMessage, MessageHead, compiled
 from .message_reader import MessageReader
 
 # Visible ASCII without the fragment, which is no part of a target (RFC 9112 §3.2). One empty line may stand before it,
@@ -14,7 +14,7 @@ _OTHER_VERSION = rb"(?:\r\n)?+" + TOKEN + rb" [!-~]++ HTTP/(?!1\.[01])[0-9]\.[0-
 _HOST = rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*+"  # RFC 9110 §7.2, RFC 3986 §3.2.2
 
 
-class RequestHead(Head):
+class RequestHead(MessageHead):
     """The head of a request: its method, its target as it was sent, and its fields."""
 
     def __init__(self, raw: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from .head import FIELD_LINE, TEXT, TOKEN, BadMessage, Head, compiled
+from .head import FIELD_LINE, TEXT, TOKEN, BadMessage, MessageHead, compiled
 from .message_reader import MAX_HEAD_BYTES, MessageReader
 
 # The space after the status is left out by many when there is no reason phrase (RFC 9112 §4).
@@ -19,7 +19,7 @@ _SHARED_HEAD_BYTES = 1024
 _BODILESS = (204, 304)  # RFC 9112 §6.3
 
 
-class ResponseHead(Head):
+class ResponseHead(MessageHead):
     """The head of a response: its status and its fields."""
 
     def __init__(self, raw: bytes) -> None:
