@@ -7,10 +7,9 @@ import shlex
 import tomllib
 from collections.abc import Callable
 from datetime import date, datetime, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.cli.changes import write_back
 from poolctl.cli.command import (
     CHANGES,
     FILES,
@@ -27,8 +26,10 @@ from poolctl.cli.command_request import CommandRequest, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
-from poolctl.config import Surroundings, conflicts, merged, relocated
 from poolctl.exit_codes import CONFLICT, FAILED
+
+if TYPE_CHECKING:
+    from poolctl.cli.changes.write_back import WriteBack
 
 Table = dict[str, Any]
 
@@ -70,7 +71,10 @@ def perform(request: CommandRequest) -> Outcome:
     if not save:
         return _together([_added(request, pool, table, base_dir) for table in tables])
     request.options()  # a wrong one is said before anything is read
-    files = write_back.WriteBack(pool, request)
+    from poolctl.cli.changes.write_back import WriteBack
+    from poolctl.config import relocated
+
+    files = WriteBack(pool, request)
     home = files.draft.home_of_new().base_dir
     tables = [relocated(table, base_dir if request.get("file") else home, home) for table in tables]
     _refuse_taken(files, tables, home)
@@ -82,8 +86,10 @@ def perform(request: CommandRequest) -> Outcome:
     return files.finish(lambda: _in_files(files, tables))
 
 
-def _refuse_taken(files: write_back.WriteBack, tables: list[Table], base_dir: str) -> None:
+def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
     """Failure (8) for a name or an address that another server has."""
+    from poolctl.config import conflicts
+
     servers = [(server.name, server.address) for server in files.now]
     new = [(str(table.get("name", "")), _address(table, base_dir)) for table in tables]
     taken = [finding for index, _, finding in conflicts([*servers, *new]) if index >= len(servers)]
@@ -91,8 +97,10 @@ def _refuse_taken(files: write_back.WriteBack, tables: list[Table], base_dir: st
         raise Failure(Outcome.failed(CONFLICT, taken[0].message, taken[0].hint))
 
 
-def _refuse_invalid(files: write_back.WriteBack, table: Table, base_dir: str) -> None:
+def _refuse_invalid(files: WriteBack, table: Table, base_dir: str) -> None:
     """PoolValidateError with what is wrong with the server itself, in the words that it would have unwritten."""
+    from poolctl.config import Surroundings
+
     first = files.draft.documents[0].base_dir if files.draft.documents else base_dir
     Surroundings(files.now.defaults, first, files.now.settings.handlers).server(table, base_dir, os.environ)
 
@@ -104,7 +112,7 @@ def _address(table: Table, base_dir: str) -> Address | None:
         return None
 
 
-def _in_files(files: write_back.WriteBack, tables: list[Table]) -> Outcome:
+def _in_files(files: WriteBack, tables: list[Table]) -> Outcome:
     """The outcome of adding to the files alone."""
     from poolctl.control.messages import item
 
@@ -130,6 +138,8 @@ def new_servers(request: CommandRequest, pool: PoolRef) -> tuple[list[Table], st
 
 
 def _from_options(request: CommandRequest) -> Table:
+    from poolctl.config import merged
+
     name = request.get("server")
     if not name:
         raise UsageError("add: which server?", hint="poolctl add NAME --bind ADDRESS --app MODULE:ATTRIBUTE")

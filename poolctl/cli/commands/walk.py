@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option, flag
@@ -73,6 +72,8 @@ class Walk:
 
     def runs(self, items: list[Item]) -> Iterator[Run]:
         """The runs as they are done. Stops all children when interrupted."""
+        from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
         waiting = list(reversed(items))
         running: dict[Future[Run], None] = {}
         failed = False

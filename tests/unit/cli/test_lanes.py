@@ -165,3 +165,12 @@ def test_a_wrong_command_line_is_one_line_with_the_fix(args: list[str], message:
     with pytest.raises(UsageError) as caught:
         perform_args(args)
     assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+def test_the_help_of_poolctl_reads_no_configuration_model() -> None:
+    script = (
+        "import sys; from poolctl.cli.main import main; main(['--help']);"
+        "found = {'pydantic', 'yaml', 'asyncio', 'rich'} & set(sys.modules); assert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
