@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from poolctl.config.checks.interpreter import default_interpreter
 from poolctl.config.model.defaults import Defaults
-from poolctl.config.model.derive import complete
+from poolctl.config.model.derive import derive
 from poolctl.config.model.explain import findings_of, suggest_afresh
 from poolctl.config.model.interpolate import interpolate
 from poolctl.config.model.normalise import normalise, refuse_internal
@@ -38,7 +38,7 @@ class Surroundings:
         refuse_internal(own, findings)
         under = Defaults(self.defaults, self.base_dir, ServerConfig)
         whole = under.under(own)
-        complete(whole, base_dir, findings, from_file=True)
+        derive(whole, base_dir, findings, from_file=True)
         if "command" not in whole:
             whole.setdefault("python", default_interpreter(base_dir, env))
             if "app" not in whole and self.handlers:

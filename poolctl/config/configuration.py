@@ -6,7 +6,6 @@ import os
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, overload
 
-from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 from poolctl.config.files.origins import Origins
 from poolctl.config.model.conflicts import shared_users
 from poolctl.config.model.problems import Finding, Problem, problem_of
@@ -109,6 +108,8 @@ class Configuration(Sequence[ServerConfig]):
 
         Only of the servers with these names, if any are given; what there is to warn of is found for all of them.
         """
+        from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
+
         checks = ExternalChecks(os.environ, self._tls, self.pool_variables)
         checks.check([each for each in self if names is None or each.name in names], import_apps=import_apps)
         if names is not None:

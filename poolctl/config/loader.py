@@ -15,11 +15,11 @@ from poolctl.config.configuration import Configuration
 from poolctl.config.files.assemble import Assembly, located
 from poolctl.config.files.document import read_documents
 from poolctl.config.files.origins import Origins
-from poolctl.config.files.server_table import Entry
+from poolctl.config.files.server_table import ServerTable
 from poolctl.config.model.conflicts import conflicts
 from poolctl.config.model.defaults import Defaults
 from poolctl.config.model.dependencies import dependency_findings
-from poolctl.config.model.derive import complete
+from poolctl.config.model.derive import derive
 from poolctl.config.model.explain import findings_of, suggest_afresh
 from poolctl.config.model.problems import Finding, Problem, untold
 from poolctl.config.model.settings import PoolSettings
@@ -137,10 +137,10 @@ class _Loader:
             self._tell(None, finding)
         return tables
 
-    def _server(self, entry: Entry) -> None:
+    def _server(self, entry: ServerTable) -> None:
         findings: list[Finding] = []
         table = self.defaults.under(entry.table)
-        address = complete(table, entry.base_dir, findings, from_file=True)
+        address = derive(table, entry.base_dir, findings, from_file=True)
         table["origins"] = self.origins
         if "command" not in table:
             if "python" not in table:
@@ -179,7 +179,7 @@ class _Loader:
             out.add(passed[server.name])
         return [server for i, server in enumerate(self.made) if server is not None and i not in out]
 
-    def _tell(self, entry: Entry | None, finding: Finding) -> None:
+    def _tell(self, entry: ServerTable | None, finding: Finding) -> None:
         if entry is not None:
             place = self.origins.place(entry, finding.path)
             if place not in self.unresolved:

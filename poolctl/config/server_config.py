@@ -6,7 +6,6 @@ import os
 
 from pydantic import ConfigDict
 
-from poolctl.config.checks.external_checks import ExternalChecks
 from poolctl.config.files.env_file import variables_of
 from poolctl.config.model.sections import refuse
 from poolctl.config.model.server import ServerKeys
@@ -27,6 +26,9 @@ class ServerConfig(ServerKeys):
 
         Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
         """
+        # Loading files does without it.
+        from poolctl.config.checks.external_checks import ExternalChecks
+
         checks = ExternalChecks(os.environ, withheld=pool_variables([self], Tables()))
         checks.check([self], import_apps=import_app)
         if checks.problems:

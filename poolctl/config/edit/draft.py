@@ -15,7 +15,7 @@ from poolctl.config.edit.parts import Change
 from poolctl.config.edit.replace_file import replace
 from poolctl.config.files.assemble import Assembly
 from poolctl.config.files.document import Document, read_documents
-from poolctl.config.files.server_table import Entry
+from poolctl.config.files.server_table import ServerTable
 from poolctl.config.loader import load
 from poolctl.config.model.problems import Path
 from poolctl.config.model.secrets import masked_file
@@ -43,7 +43,7 @@ class Draft:
         self.written: list[str] = []
         self._asked: list[tuple[str, tuple[Any, ...]]] = []
 
-    def entry(self, name: str) -> Entry | None:
+    def entry(self, name: str) -> ServerTable | None:
         """The server of that name, as the files have it."""
         return self._entries.get(name.casefold())
 
@@ -133,13 +133,13 @@ class Draft:
                 self.written = list(dict.fromkeys([*self.written, document.path]))
         return self.written
 
-    def _known(self, name: str) -> Entry:
+    def _known(self, name: str) -> ServerTable:
         entry = self.entry(name)
         if entry is None:
             raise KeyError(name)
         return entry
 
-    def _home(self, entry: Entry, path: Path) -> tuple[Document, Path]:
+    def _home(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
         """The last file that has the key, else that has the table around it, else that has the server."""
         for length in range(len(path), 0, -1):
             for document, table in reversed(entry.parts):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from poolctl.config.files.document import Document
-from poolctl.config.files.server_table import Entry
+from poolctl.config.files.server_table import ServerTable
 from poolctl.config.model.explain import nearest
 from poolctl.config.model.interpolate import interpolate
 from poolctl.config.model.normalise import merged, normalise, refuse_internal
@@ -25,9 +25,9 @@ class Assembly:
         self.settings: dict[str, Any] = {}
         self.defaults: dict[str, Any] = {}
         self.tables: dict[str, Any] = {}  # the others, by name
-        self.entries: list[Entry] = []
+        self.entries: list[ServerTable] = []
         self.problems: list[Problem] = []
-        self._by_name: dict[str, Entry] = {}
+        self._by_name: dict[str, ServerTable] = {}
 
     def add(self, document: Document) -> None:
         """Lay one file over those before it."""
@@ -47,7 +47,7 @@ class Assembly:
         self.told(document, findings)
 
     def told(
-        self, document: Document, findings: list[Finding], path: Path = (), entry: Entry | None = None
+        self, document: Document, findings: list[Finding], path: Path = (), entry: ServerTable | None = None
     ) -> None:
         """Note findings at their places in a file."""
         for finding in findings:
@@ -136,13 +136,13 @@ class Assembly:
 
     def _entry(
         self, document: Document, table: dict[str, Any], path: Path, name: str, here: dict[str, Path]
-    ) -> Entry:
+    ) -> ServerTable:
         before = self._by_name.get(name) if name else None
         if before is not None and name not in here:
             before.override(table, document, path)
             here[name] = path
             return before
-        entry = Entry(name, table, document, path)
+        entry = ServerTable(name, table, document, path)
         self.entries.append(entry)
         if name and before is None:
             self._by_name[name] = entry
@@ -150,7 +150,7 @@ class Assembly:
         return entry
 
 
-def located(finding: Finding, place: Place, entry: Entry | None = None) -> Problem:
+def located(finding: Finding, place: Place, entry: ServerTable | None = None) -> Problem:
     """A finding that has found its place."""
     bind = entry.table.get("bind") if entry else None
     return problem_of(

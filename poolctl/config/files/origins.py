@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from poolctl.config.files.document import Document
-from poolctl.config.files.server_table import Entry
+from poolctl.config.files.server_table import ServerTable
 from poolctl.config.model.problems import Path, Place
 
 
 class Origins:
     """Finds the places of the values of a pool's servers. Two of them are equal: they say nothing of a server."""
 
-    def __init__(self, documents: list[Document], entries: list[Entry]) -> None:
+    def __init__(self, documents: list[Document], entries: list[ServerTable]) -> None:
         self.documents = documents
         self._entries = {entry.name: entry for entry in reversed(entries)}
         self._by_table: dict[str, dict[Path, list[tuple[Path, int]]]] = {}
@@ -20,7 +20,7 @@ class Origins:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def place(self, entry: Entry | str, path: Path) -> Place:
+    def place(self, entry: ServerTable | str, path: Path) -> Place:
         """The place of a key of a server; of what is not written anywhere, the server's own table."""
         entry = self._entries[entry] if isinstance(entry, str) else entry
         for length in range(len(path), 0, -1):
@@ -80,7 +80,7 @@ class Origins:
     def _key(self, path: Path) -> Path:
         return ({"listen": "bind", "workers": "scale"}.get(str(path[0]), path[0]), *path[1:])
 
-    def _written(self, entry: Entry, path: Path) -> tuple[Document, Path] | None:
+    def _written(self, entry: ServerTable, path: Path) -> tuple[Document, Path] | None:
         for document, table in reversed(entry.parts):
             if document.exact((*table, *path)) is not None:
                 return document, (*table, *path)

@@ -9,7 +9,7 @@ from poolctl.config.model.normalise import merged
 from poolctl.config.model.problems import Path
 
 
-class Entry:
+class ServerTable:
     """The merged table of one server, and the tables of the files that it was merged from."""
 
     __slots__ = ("base_dir", "name", "parts", "table")

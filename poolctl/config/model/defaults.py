@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from poolctl.config.model.derive import complete
+from poolctl.config.model.derive import derive
 from poolctl.config.model.explain import findings_of
 from poolctl.config.model.normalise import merged
 from poolctl.config.model.problems import Finding, untold
@@ -41,7 +41,7 @@ class Defaults:
             trial.pop("app")
         trial.setdefault("bind", "127.0.0.1:1")
         trial.pop("job", None)
-        complete(trial, base_dir, told)
+        derive(trial, base_dir, told)
         model = None
         try:
             model = server.__pydantic_validator__.validate_python(trial)

@@ -13,7 +13,7 @@ NOWHERE = Address("job", name="?")
 EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "unix://")
 
 
-def complete(
+def derive(
     table: dict[str, Any], base_dir: str, findings: list[Finding], *, from_file: bool = False
 ) -> Address | None:
     """Add to a normalised table what follows from it; what does not go together is a finding.

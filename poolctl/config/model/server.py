@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import ConfigDict, Field, InstanceOf, StringConstraints, ValidationError, WrapValidator
 
 from poolctl.address import Address
-from poolctl.config.model.derive import complete, exposed
+from poolctl.config.model.derive import derive, exposed
 from poolctl.config.model.explain import findings_of, suggest_afresh
 from poolctl.config.model.normalise import INTERNAL, normalise, nul_findings, refuse_internal
 from poolctl.config.model.problems import Finding, shown, untold
@@ -146,7 +146,7 @@ class ServerKeys(Section):
         refuse_internal(data, findings)
         findings += nul_findings(data)
         table = normalise(data, base_dir, findings)
-        complete(table, base_dir, findings)
+        derive(table, base_dir, findings)
         try:
             self.__pydantic_validator__.validate_python(table, self_instance=self)
         except ValidationError as error:
