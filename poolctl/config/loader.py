@@ -29,7 +29,7 @@ from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-# Problems of a server that another file, which could not be read, might have mended.
+# Problems of a server that another file, which could not be read, might have fixed.
 PERHAPS_ELSEWHERE = (" is missing", "there is no server")
 
 

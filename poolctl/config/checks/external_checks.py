@@ -165,14 +165,14 @@ def _directory(key: str, path: str) -> tuple[Findings, Findings]:
     if os.path.isdir(path):
         return [], []
     what = "is no directory" if os.path.exists(path) else "is not there"
-    return [Finding((key,), f"{path} {what}", f"create it, or mend {key}", path)], []
+    return [Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)], []
 
 
 def _variables(path: str, index: int, another: bool) -> tuple[Findings, Findings]:
     try:
         read_env_file(path, for_another_user=another)
     except EnvFileError as problem:
-        return [Finding(("env_file", index), str(problem), "mend the file, or take it out", path)], []
+        return [Finding(("env_file", index), str(problem), "fix the file, or take it out", path)], []
     return [], []
 
 
@@ -251,4 +251,4 @@ def _unknown_secrets(tables: Tables, env: Mapping[str, str]) -> Iterator[Finding
             path = getattr(notify, key)
             if path and not os.access(path, os.R_OK):
                 what = "cannot be read" if os.path.exists(path) else "is not there"
-                yield Finding(("notify", index, key), f"{path} {what}", f"create it, or mend {key}", path)
+                yield Finding(("notify", index, key), f"{path} {what}", f"create it, or fix {key}", path)

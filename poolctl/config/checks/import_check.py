@@ -162,7 +162,7 @@ def _run(
 
 
 def _words(job: Import, answer: dict[str, Any]) -> tuple[str, str]:
-    """Message and mend of a failed import."""
+    """Message and fix of a failed import."""
     module, _, attribute = job.target.partition(":")
     message = _one_line(str(answer.get("message", "")))
     where = f" ({answer['where']})" if answer.get("where") else ""
@@ -188,7 +188,7 @@ def _words(job: Import, answer: dict[str, Any]) -> tuple[str, str]:
         )
     if kind == "ended":
         return f"the process ended while it imported {module}: {message}", "a module must not end its process"
-    return f"{module} cannot be imported: {message}{where}", f"mend it: {job.python} -c 'import {module}'"
+    return f"{module} cannot be imported: {message}{where}", f"fix it: {job.python} -c 'import {module}'"
 
 
 def _one_line(text: str) -> str:

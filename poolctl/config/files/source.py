@@ -31,7 +31,7 @@ def files_of(path: str) -> list[str]:
     try:
         names = sorted(os.listdir(path))
     except OSError as error:
-        raise _problem(path, f"cannot be listed: {error.strerror}", "mend its permissions") from error
+        raise _problem(path, f"cannot be listed: {error.strerror}", "fix its permissions") from error
     found = [
         os.path.join(path, name)
         for name in names
@@ -63,8 +63,8 @@ def read_text(path: str, *, for_another_user: bool = False) -> str:
         why = getattr(error, "strerror", None) or str(error)
         raise _problem(path, f"cannot be read: {why}", "check the path and the disk") from error
     if len(content) > LARGEST_BYTES:
-        mend = "split it: a directory of files is one configuration"
-        raise _problem(path, f"larger than {LARGEST_BYTES // 1024 // 1024} MiB", mend)
+        fix = "split it: a directory of files is one configuration"
+        raise _problem(path, f"larger than {LARGEST_BYTES // 1024 // 1024} MiB", fix)
     return _decoded(path, content)
 
 

@@ -54,9 +54,9 @@ def _address(table: dict[str, Any], base_dir: str, findings: list[Finding]) -> A
     text = table["bind"]
     if not isinstance(text, str):
         port = isinstance(text, int) and not isinstance(text, bool) and 0 < text < 65536
-        mend = f'write bind = ":{text}"' if port else 'write bind = "127.0.0.1:8080"'
+        fix = f'write bind = ":{text}"' if port else 'write bind = "127.0.0.1:8080"'
         findings.append(
-            Finding(("bind",), f"{shown(text)} is not an address", mend, shown(text), "an address")
+            Finding(("bind",), f"{shown(text)} is not an address", fix, shown(text), "an address")
         )
         return None
     if job:

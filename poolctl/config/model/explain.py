@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from poolctl.config.model.other_tools import mend_of
+from poolctl.config.model.other_tools import fix_of
 from poolctl.config.model.problems import Finding, printable, shown
 from poolctl.config.model.values import (
     METHOD_PATTERN,
@@ -35,7 +35,7 @@ EXPECTED = {
     "model_type": "a table",
     "model_attributes_type": "a table",
 }
-MENDING = {
+FIX_BY_TYPE = {
     "a string": 'put it in quotes: "…"',
     "a list": 'put it in brackets: ["…"]',
     "true or false": "write true or false, without quotes",
@@ -89,8 +89,8 @@ def _finding(details: Any, model: type[BaseModel]) -> Finding:
         hint = f'did you mean "{near}"? {hint}' if near else hint
     if allowed == "a table" and path[-2:-1] == ("health",) and path[-1] in PROBES and isinstance(value, str):
         hint = f'write {path[-1]} = {{ http = "{printable(value)}" }}'
-    if allowed in MENDING and isinstance(value, (str, int, float)):
-        hint = f"expected {allowed}: {MENDING[allowed]}"
+    if allowed in FIX_BY_TYPE and isinstance(value, (str, int, float)):
+        hint = f"expected {allowed}: {FIX_BY_TYPE[allowed]}"
     return Finding(path, message, hint, found, allowed)
 
 
@@ -112,9 +112,9 @@ def unknown_key(path: tuple[str | int, ...], known: tuple[str, ...]) -> Finding:
     """The finding of a key that the model does not have."""
     key = path[-1]
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
-    mend = mend_of(str(key), parent)
-    if mend:
-        return Finding(path, f"{str(key)[:60]!r} is a key of another tool", mend, str(key)[:60])
+    fix = fix_of(str(key), parent)
+    if fix:
+        return Finding(path, f"{str(key)[:60]!r} is a key of another tool", fix, str(key)[:60])
     near = nearest(str(key), known)
     hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}"
     return Finding(path, f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(known))

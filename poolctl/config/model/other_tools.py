@@ -6,7 +6,7 @@ _TLS = 'write tls = { cert = "FILE", key = "FILE" }, or tls = true for what [def
 _NO_HTTP2 = "it has no equal here: take it out"
 
 # Keyed by the last key, within its table where that matters.
-MENDS = {
+FIXES = {
     # golib's httpserver.Config
     "monitor": 'write health = "/path", or health = { readiness = { http = "/path" } }',
     "tls_mandatory": "take it out: a server with tls never starts without it",
@@ -70,7 +70,7 @@ MENDS = {
 }
 
 
-def mend_of(key: str, table: str) -> str | None:
+def fix_of(key: str, table: str) -> str | None:
     """What to write instead of another tool's key in a table of a server ("": in the server's own)."""
     # golib's certificates are spelt in camel case, its servers in snake case.
     squashed = key.replace("_", "").lower()
@@ -78,6 +78,6 @@ def mend_of(key: str, table: str) -> str | None:
 
 
 _SQUASHED = {
-    (key.rpartition(".")[0], key.rpartition(".")[2].replace("_", "").lower()): mend
-    for key, mend in MENDS.items()
+    (key.rpartition(".")[0], key.rpartition(".")[2].replace("_", "").lower()): fix
+    for key, fix in FIXES.items()
 }

@@ -1,4 +1,4 @@
-"""One problem of a configuration: where it is, what was found, what is allowed, what mends it."""
+"""One problem of a configuration: where it is, what was found, what is allowed, what fixes it."""
 
 from __future__ import annotations
 

@@ -34,18 +34,16 @@ def app_findings(app: Any) -> list[Finding]:
     if _app.fullmatch(app) and not app.partition(":")[0].endswith(".py"):
         return []
     if app.endswith(")"):
-        mend = f'write app = "{app.partition("(")[0]}" and factory = true'
+        fix = f'write app = "{app.partition("(")[0]}" and factory = true'
     elif "/" in app or app.partition(":")[0].endswith(".py"):
         module, _, attribute = app.partition(":")
         module = module.removeprefix("./").removesuffix(".py").replace("/", ".")
-        mend = f'write the module, not the file: "{module}:{attribute or "app"}"'
+        fix = f'write the module, not the file: "{module}:{attribute or "app"}"'
     elif ":" not in app:
-        mend = f'write "{app}:app", if app is the name of the application in it'
+        fix = f'write "{app}:app", if app is the name of the application in it'
     else:
-        mend = 'write "module:attribute", such as "shop.users:app"'
-    return [
-        Finding(("app",), f"{shown(app)} is not module:attribute", mend, shown(app), '"module:attribute"')
-    ]
+        fix = 'write "module:attribute", such as "shop.users:app"'
+    return [Finding(("app",), f"{shown(app)} is not module:attribute", fix, shown(app), '"module:attribute"')]
 
 
 def binds_itself(command: Any) -> bool:
@@ -103,8 +101,8 @@ def _command(table: dict[str, Any], address: Address | None) -> list[Finding]:
     if isinstance(command, (list, tuple)) and command and command[0] == "":
         found.append(Finding(("command", 0), "the program's name is empty", 'write ["prog", …]'))
     if table.get("tls"):
-        mend = "take tls out, and give the program its certificates in its own way"
-        found.append(Finding(("tls",), "a command speaks TLS itself, or does not", mend))
+        fix = "take tls out, and give the program its certificates in its own way"
+        found.append(Finding(("tls",), "a command speaks TLS itself, or does not", fix))
     scale = table.get("scale")
     least = scale.get("min", 1) if isinstance(scale, dict) else getattr(scale, "min", 1)
     many = isinstance(least, int) and least > 1
@@ -122,8 +120,8 @@ def _command(table: dict[str, Any], address: Address | None) -> list[Finding]:
         found.append(Finding(("command",), message, "let it take the socket: {fd}, or LISTEN_FDS"))
     if many:
         message = f"{least} processes cannot all bind {address.key if address else 'one address'}"
-        mend = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
-        found.append(Finding(("scale",), message, mend))
+        fix = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
+        found.append(Finding(("scale",), message, fix))
     return found
 
 
@@ -132,8 +130,8 @@ def _sleeping_command(scale: Any, *, job: bool, itself: bool) -> list[Finding]:
         return [Finding(("scale", "min"), "a job is not woken by a request", "write workers = 1")]
     if itself:
         message = "a program that binds by itself has nobody who listens while it sleeps"
-        mend = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
-        return [Finding(("scale", "min"), message, mend)]
+        fix = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
+        return [Finding(("scale", "min"), message, fix)]
     idle = scale.get("idle", 0) if isinstance(scale, dict) else scale.idle
     if idle:
         message = "the traffic of a command is not seen: it wakes, and cannot be told when to sleep"
@@ -161,8 +159,8 @@ def _tls(tls: Any) -> list[Finding]:
         return []
     found: list[Finding] = []
     if tls.get("client_auth") in ("optional", "required") and not tls.get("ca"):
-        mend = 'add ca = "FILE", the certificates that clients\' are checked against'
-        found.append(Finding(("tls", "client_auth"), f"client_auth = {tls['client_auth']!r} needs ca", mend))
+        fix = 'add ca = "FILE", the certificates that clients\' are checked against'
+        found.append(Finding(("tls", "client_auth"), f"client_auth = {tls['client_auth']!r} needs ca", fix))
     return found
 
 
@@ -182,8 +180,8 @@ def _http(http: Any) -> list[Finding]:
     if root_path.startswith("/") and not root_path.endswith("/"):
         return found
     message = f"{shown(root_path)} does not begin with /, or ends with one"
-    mend = f'write "/{root_path.strip("/")}"' if root_path.strip("/") else 'write ""'
-    return [*found, Finding(("http", "root_path"), message, mend, shown(root_path))]
+    fix = f'write "/{root_path.strip("/")}"' if root_path.strip("/") else 'write ""'
+    return [*found, Finding(("http", "root_path"), message, fix, shown(root_path))]
 
 
 def _health(health: Any) -> list[Finding]:

@@ -68,7 +68,7 @@ def test_golibs_list_loads_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "mend"),
+    ("key", "value", "fix"),
     [
         ("monitor", {"interval": "5s"}, "health"),
         ("tls", {"inherit_default": True}, "tls = true"),
@@ -79,11 +79,11 @@ def test_golibs_list_loads_as_it_is(tmp_path: Path) -> None:
         ("logger", {}, "log ="),
     ],
 )
-def test_golibs_other_tables_name_the_mend(tmp_path: Path, key: str, value: object, mend: str) -> None:
+def test_golibs_other_tables_name_the_mend(tmp_path: Path, key: str, value: object, fix: str) -> None:
     server = {"name": "api", "listen": ":8080", "app": "a:b", key: value}
     text = told(tmp_path, json.dumps([server]), "pool.json")
     assert key in text
-    assert mend in text
+    assert fix in text
 
 
 def test_a_directory_is_its_files_in_name_order(tmp_path: Path) -> None:

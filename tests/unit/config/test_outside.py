@@ -193,7 +193,7 @@ def test_an_old_interpreter_is_told(tmp_path: Path) -> None:
         ('command = ["./gone"]', "'./gone' is not there"),
         ('command = ["./plain.txt"]', "chmod +x"),
         ('command = ["no-such-program-anywhere"]', "is not there"),
-        ('app = "a:b"\ncwd = "gone"\napp_dir = "src"', "create it, or mend cwd"),
+        ('app = "a:b"\ncwd = "gone"\napp_dir = "src"', "create it, or fix cwd"),
         ('app = "a:b"\napp_dir = "plain.txt"', "is no directory"),
         ('app = "a:b"\nenv_file = "gone.env"', "no such file"),
         ('app = "a:b"\nenv_file = "plain.txt"', "plain.txt:1:"),

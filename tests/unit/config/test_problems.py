@@ -1,4 +1,4 @@
-"""Every problem of every file in one run: its place, its key, its cause and its mend."""
+"""Every problem of every file in one run: its place, its key, its cause and its fix."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_problem_is_a_document_of_the_command_line(tmp_path: Path) -> None:
 
 
 WRONG: list[tuple[str, str, str]] = [
-    # line to add, what the problem names, what the mend says
+    # line to add, what the problem names, what the fix says
     ("binf = 1", "'binf'", "bind"),
     ("Workers = 1", "'Workers'", "did you mean 'workers'?"),
     ("start-timeout = 1", "'start-timeout'", "start_timeout"),
@@ -165,16 +165,16 @@ WRONG: list[tuple[str, str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "named", "mend"), WRONG)
-def test_a_wrong_value_is_named_with_its_mend(tmp_path: Path, line: str, named: str, mend: str) -> None:
+@pytest.mark.parametrize(("line", "named", "fix"), WRONG)
+def test_a_wrong_value_is_named_with_its_mend(tmp_path: Path, line: str, named: str, fix: str) -> None:
     text = told(tmp_path, SERVER + line + "\n")
     assert named in text
-    assert mend in text
+    assert fix in text
     assert "pool.toml:5:" in text or "pool.toml:6:" in text
 
 
 @pytest.mark.parametrize(
-    ("app", "mend"),
+    ("app", "fix"),
     [
         ("app.py:app", '"app:app"'),
         ("./shop/users.py:app", '"shop.users:app"'),
@@ -187,10 +187,10 @@ def test_a_wrong_value_is_named_with_its_mend(tmp_path: Path, line: str, named: 
         ("", "module:attribute"),
     ],
 )
-def test_an_app_that_is_none_says_what_to_write(tmp_path: Path, app: str, mend: str) -> None:
+def test_an_app_that_is_none_says_what_to_write(tmp_path: Path, app: str, fix: str) -> None:
     text = told(tmp_path, SERVER.replace('"hello:app"', json.dumps(app)))
     assert "server[0].app" in text
-    assert mend in text
+    assert fix in text
 
 
 @pytest.mark.parametrize(
@@ -263,17 +263,17 @@ def test_workers_may_be_a_range_and_none_while_nobody_asks(tmp_path: Path, line:
 
 
 @pytest.mark.parametrize(
-    ("lines", "named", "mend"),
+    ("lines", "named", "fix"),
     [
         ('bind = ":1"\ncommand = ["x", "{port}"]\nscale = { min = 0 }', "scale.min", "{fd}"),
         ('bind = ":1"\ncommand = ["x", "{fd}"]\nscale = { min = 0, idle = 1 }', "scale.idle", "idle = 0"),
         ('command = ["x"]\njob = true\nscale = { min = 0 }', "scale.min", "workers = 1"),
     ],
 )
-def test_what_cannot_sleep_says_so(tmp_path: Path, lines: str, named: str, mend: str) -> None:
+def test_what_cannot_sleep_says_so(tmp_path: Path, lines: str, named: str, fix: str) -> None:
     (found,) = told(tmp_path, f'[[server]]\nname = "web"\n{lines}\n').splitlines()
     assert named in found
-    assert mend in found
+    assert fix in found
 
 
 def test_two_servers_of_one_name_name_both_places(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from poolctl.errors import PoolValidateError
 HEAD = '[[server]]\nname = "web"\nbind = ":8080"\n'
 
 TOML = [
-    # text, line, column, what the message says, what the mend says
+    # text, line, column, what the message says, what the fix says
     (HEAD + 'tags = ["x",\napp = "m:a"\n', 4, 8, "list that begins here is not closed", "]"),
     (HEAD + 'tags = ["x",\n  "y"\n[defaults]\n', 4, 8, "list that begins here is not closed", "]"),
     (HEAD + 'tags = ["x", "y"', 4, 8, "list that begins here is not closed", "]"),
@@ -62,7 +62,7 @@ JSON = [
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "line", "column", "said", "mend"),
+    ("name", "text", "line", "column", "said", "fix"),
     [
         *(("pool.toml", *case) for case in TOML),
         *(("pool.yaml", *case) for case in YAML),
@@ -70,7 +70,7 @@ JSON = [
     ],
 )
 def test_a_common_mistake_is_reported_with_its_place_and_its_fix(
-    tmp_path: Path, name: str, text: str, line: int, column: int, said: str, mend: str
+    tmp_path: Path, name: str, text: str, line: int, column: int, said: str, fix: str
 ) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(PoolValidateError) as raised:
@@ -81,7 +81,7 @@ def test_a_common_mistake_is_reported_with_its_place_and_its_fix(
     if column:
         assert problem.column == column
     assert said in problem.message
-    assert mend in problem.hint
+    assert fix in problem.hint
 
 
 @pytest.mark.parametrize(
