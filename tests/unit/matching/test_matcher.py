@@ -120,23 +120,29 @@ def test_the_loop_goes_on_while_an_expression_takes_too_long() -> None:
     run(scenario)
 
 
+async def started(matcher: Matcher) -> int:
+    """The pid of its process, which has answered: 0, when it was too slow, would be all of this process group."""
+    assert (await matcher.answer(["a"], ["a"])).found == {0}
+    assert matcher.pid > 0
+    return matcher.pid
+
+
 def test_a_process_that_does_not_run_any_more_is_replaced() -> None:
     async def scenario(matcher: Matcher) -> None:
-        await matcher.answer(["a"], ["a"])
-        os.kill(matcher.pid, signal.SIGSTOP)
+        os.kill(await started(matcher), signal.SIGSTOP)
         answers = await asyncio.gather(*(matcher.answer(["a"], ["a"]) for _ in range(2)))
         assert answers == [TOO_SLOW, Answer(frozenset({0}))]
 
-    run(scenario, stuck_seconds=0.2)
+    run(scenario, stuck_seconds=1.0)
 
 
 def test_a_process_that_was_killed_is_replaced() -> None:
     async def scenario(matcher: Matcher) -> None:
-        await matcher.answer(["a"], ["a"])
-        os.kill(matcher.pid, signal.SIGSTOP)
+        pid = await started(matcher)
+        os.kill(pid, signal.SIGSTOP)
         asked = [asyncio.ensure_future(matcher.answer(["a"], ["a"])) for _ in range(2)]
         await asyncio.sleep(0)
-        os.kill(matcher.pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         first, second = await asyncio.gather(*asked)
         assert "has exited" in first.problem
         assert second.found == {0}
