@@ -100,7 +100,10 @@ class Faults:
         known = {pid for item in self.pool.items().values() for pid in item["pids"]}
         found = []
         helpers: dict[str, int] = {}
-        for pid, line in self.pool.processes().items():
+        processes = self.pool.processes()
+        for pid, line in processes.items():
+            if _waits_to_be_a_worker(pid, processes):
+                continue
             role = next((role for role in _HELPERS if role in f"{line} "), "")
             if pid in known or (role and not helpers.setdefault(role, 0)):
                 helpers[role] = helpers.get(role, 0) + (pid not in known)
@@ -110,6 +113,14 @@ class Faults:
             f"{pid} is a zombie" for pid in children(info["keeper_pid"]) if not is_alive(pid) and _stays(pid)
         ]
         return found
+
+
+def _waits_to_be_a_worker(pid: int, processes: dict[int, str]) -> bool:
+    """Whether a zygote has forked it ahead of a request; a worker is the keeper's child."""
+    try:
+        return " zygote" in processes.get(stat(pid).parent, "")
+    except OSError:
+        return False
 
 
 def _stays(pid: int) -> bool:
