@@ -52,6 +52,8 @@ class Reconciler:
                 self._executor.close(held)
             if entry.removed and entry.at_rest and self._registry.entries.get(name) is entry:
                 self._registry.forget(entry)
+                # They wait for it no longer.
+                self._queue.update(self._graph.dependents(entry))
                 self._summaries.pop(name, None)
                 if self._trace is not None:
                     self._trace.forget(name)

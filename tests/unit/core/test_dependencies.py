@@ -127,3 +127,20 @@ def test_one_that_dies_is_no_reason_to_stop_what_depends_on_it() -> None:
         assert desk.states() == {"db": "failed", "api": "running"}
 
     run(scenario())
+
+
+def test_a_server_starts_when_the_removed_one_that_it_depends_on_is_gone() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]))
+        await desk.ask("start", "db")
+        desk.runner.may_close.clear()
+        desk.core.remove(desk.core.entries["db"])
+        await turns()
+        desk.core.start(desk.core.entries["api"])
+        await turns()
+        assert desk.states() == {"db": "stopped", "api": "starting"}
+        desk.runner.may_close.set()
+        await turns()
+        assert desk.states() == {"api": "running"}
+
+    run(scenario())
