@@ -1,4 +1,4 @@
-"""What is done next for one server, by example; the histories are in test_decide_properties."""
+"""What is done next for one server, by example; any view is in test_decide_properties, histories in test_histories."""
 
 from __future__ import annotations
 

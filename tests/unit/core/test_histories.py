@@ -1,0 +1,264 @@
+"""Random histories of two servers: the core with its real executor, and a runner and a clock that the test moves.
+
+Nothing waits or opens anything. Each rule is one thing that may happen next: a command, the end of one operation of the
+runner, the death of a worker, time. Whatever has happened: once nothing more goes wrong, what is wanted is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from poolctl import ServerConfig
+from poolctl.clock import ManualClock
+from poolctl.core import reconcile
+from poolctl.core.core import Core
+from poolctl.core.decide import Action, decide
+from poolctl.core.desired import Overrides
+from poolctl.core.record import record_of, restore
+from poolctl.core.state import Entry
+from poolctl.core.view import LEAVING, Listener, Phase, View
+from poolctl.monitor.events import Events
+from poolctl.runners.protocol import Exit
+from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
+from tests.unit.core.test_decide_properties import applied, check_step, check_words
+
+NAMES = ("db", "api")
+BACKOFF = {
+    "policy": "on-failure",
+    "limit": 3,
+    "window": 60,
+    "backoff": {"initial": 1, "max": 40, "jitter": 0},
+}
+MOST_WORKERS = 3
+# Longer than any backoff, start_timeout and window.
+LONG_SECONDS = 100.0
+
+servers = st.sampled_from(NAMES)
+options = st.fixed_dictionaries(
+    {
+        "workers": st.integers(1, MOST_WORKERS),
+        "overlap": st.booleans(),
+        "sleeps": st.booleans(),
+        "port": st.sampled_from([8001, 8002]),
+    }
+)
+
+
+def configured(name: str, depends: bool, given: dict[str, Any]) -> ServerConfig:
+    keys: dict[str, Any] = {"scale": {"min": 0, "idle": "10s"}} if given["sleeps"] else {}
+    if not given["sleeps"]:
+        keys["workers"] = given["workers"] if given["overlap"] else 1
+    if depends and name == "api":
+        keys["depends_on"] = ["db"]
+    port = given["port"] + (10 if name == "api" else 0)
+    return ServerConfig(
+        name=name, bind=f"127.0.0.1:{port}", app="any:app", overlap=given["overlap"], restart=BACKOFF, **keys
+    )
+
+
+class Histories(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.loop = SteppedLoop(self.clock)
+        self.runner = SteppedRunner()
+        self.decide: Callable[[View], list[Action]] = reconcile.decide
+        reconcile.decide = self.checked
+
+    @initialize(db=options, api=options, depends=st.booleans(), runs=st.booleans())
+    def begin(self, db: dict[str, Any], api: dict[str, Any], depends: bool, runs: bool) -> None:
+        self.depends = depends
+        configs = [configured("db", depends, db), configured("api", depends, api)]
+        self.core = Core(configs, self.runner, self.clock, Events(self.clock))
+        if runs:
+            # By chance hardly a history would get that far.
+            for entry in self.core.entries.values():
+                self.command(self.core.start, entry)
+            self.everything_goes_well()
+
+    @staticmethod
+    def checked(view: View) -> list[Action]:
+        """The decision, which must be sound by itself, and one that is not taken again while it is under way."""
+        actions = decide(view)
+        after = applied(view, actions)
+        check_step(view, actions, after)
+        check_words(view)
+        return actions
+
+    def command(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
+        async def ordered() -> None:
+            work(*args, **options)
+
+        self.loop.run_until_complete(ordered())
+        self.loop.settle()
+        self.check()
+
+    def check(self) -> None:
+        """What must be true at every moment."""
+        for entry in self.core.entries.values():
+            generations = {
+                worker.generation for worker in entry.workers.values() if worker.placement is not None
+            }
+            if not entry.config.overlap and all(not each.config.overlap for each in entry.workers.values()):
+                ready = {each.generation for each in entry.workers.values() if each.phase is Phase.READY}
+                assert len(ready) <= 1, "two generations that must not run at once"
+            assert generations or not any(each.startswith(f"{entry.name}.") for each in self.runner.running)
+            again = Entry(entry.config)
+            restore(again, record_of(entry))
+            assert (again.wanted, again.rests, again.overrides) == (
+                entry.wanted,
+                entry.rests,
+                entry.overrides,
+            )
+
+    def entry(self, name: str) -> Entry | None:
+        return self.core.entries.get(name)
+
+    # Commands.
+
+    @rule(name=servers, alone=st.booleans())
+    def start(self, name: str, alone: bool) -> None:
+        if entry := self.entry(name):
+            self.command(self.core.start, entry, ignore_dependencies=alone)
+
+    @rule(name=servers, kill=st.booleans())
+    def stop(self, name: str, kill: bool) -> None:
+        if entry := self.entry(name):
+            self.command(self.core.stop, entry, kill=kill)
+
+    @rule(name=servers)
+    def restart(self, name: str) -> None:
+        if (entry := self.entry(name)) and not entry.is_disabled:
+            self.command(self.core.restart, entry)
+
+    @rule(name=servers, workers=st.integers(1, MOST_WORKERS), out=st.booleans())
+    def scale_or_drain(self, name: str, workers: int, out: bool) -> None:
+        if entry := self.entry(name):
+            count = workers if entry.config.overlap else None
+            self.command(self.core.override, entry, Overrides(count, entry.overrides.disabled, out))
+
+    @rule(name=servers, disabled=st.booleans())
+    def disable_or_enable(self, name: str, disabled: bool) -> None:
+        if entry := self.entry(name):
+            self.command(self.core.disable if disabled else self.core.enable, entry)
+
+    @rule(name=servers, given=options)
+    def reload(self, name: str, given: dict[str, Any]) -> None:
+        """The server is removed, or added, or has another configuration."""
+        config, entry = configured(name, self.depends, given), self.entry(name)
+        if entry is None or entry.removed:
+            self.command(self.core.add, config)
+            self.command(self.core.start, self.core.entries[name])
+        else:
+            self.command(self.core.change, entry, config, live=False)
+
+    @rule(name=servers)
+    def remove(self, name: str) -> None:
+        if entry := self.entry(name):
+            self.command(self.core.remove, entry)
+
+    # What comes of the actions, and what happens by itself.
+
+    @precondition(lambda self: self.runner.steps)
+    @rule(data=st.data(), well=st.sampled_from([True, True, False]))
+    def operation_ends(self, data: st.DataObject, well: bool) -> None:
+        step = self.runner.steps[data.draw(st.integers(0, len(self.runner.steps) - 1))]
+        self.command(step.future.set_result, well)
+
+    @precondition(lambda self: self.runner.running)
+    @rule(data=st.data(), status=st.sampled_from([0, 1]))
+    def worker_dies(self, data: st.DataObject, status: int) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.runner.running)))
+        self.command(self.runner.end, worker, Exit.from_status(status))
+
+    @precondition(lambda self: self.runner.armed)
+    @rule(data=st.data())
+    def request_comes(self, data: st.DataObject) -> None:
+        self.command(self.runner.ring, data.draw(st.sampled_from(sorted(self.runner.armed))))
+
+    @precondition(lambda self: self.ready_workers())
+    @rule(data=st.data(), what=st.sampled_from(["idle", "busy", "stuck", "relieved", "old"]))
+    def worker_changes(self, data: st.DataObject, what: str) -> None:
+        entry, worker = data.draw(st.sampled_from(self.ready_workers()))
+        match what:
+            case "idle" | "busy":
+                self.command(self.core.idle, entry, worker.id, what == "idle")
+            case "stuck":
+                self.command(self.core.mark_stuck, entry, worker, not worker.stuck)
+            case "relieved":
+                self.command(self.core.relieve, entry, worker)
+            case "old":
+                self.command(self.core.renew, entry, worker.generation)
+
+    def ready_workers(self) -> list[tuple[Entry, Any]]:
+        entries = self.core.entries.values() if hasattr(self, "core") else ()
+        return [
+            (entry, each) for entry in entries for each in entry.workers.values() if each.phase is Phase.READY
+        ]
+
+    @rule(seconds=st.sampled_from([1.0, 10.0, 35.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.loop.settle()
+        self.check()
+
+    # The end.
+
+    def everything_goes_well(self) -> None:
+        for _ in range(60):
+            if not self.runner.steps:
+                return
+            for step in list(self.runner.steps):
+                if not step.future.done():
+                    step.future.set_result(True)
+            self.loop.settle()
+        raise AssertionError(f"it does not come to rest: {self.runner.steps}")
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "core"):
+                for _ in range(4):
+                    self.everything_goes_well()
+                    self.clock.advance(LONG_SECONDS)
+                    self.loop.settle()
+                self.everything_goes_well()
+                for entry in self.core.entries.values():
+                    self.check_converged(entry)
+                there = {each for entry in self.core.entries.values() for each in entry.workers}
+                assert set(self.runner.running) == there, "no worker is forgotten"
+                entries = self.core.entries.values()
+                held = [
+                    config.key
+                    for each in entries
+                    for config in (each.bound, *each.former)
+                    if config is not None
+                ]
+                assert self.runner.opened == set(held), "no listener is forgotten"
+        finally:
+            reconcile.decide = self.decide
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+    def check_converged(self, entry: Entry) -> None:
+        phases = {worker.phase for worker in entry.workers.values()}
+        if entry.removed and not self.core.graph.may_stop(entry):
+            return  # what depends on it goes on with it
+        if entry.rests:
+            assert (phases, entry.listener, entry.bound) == (set(), Listener.CLOSED, None), entry
+        elif entry.asleep:
+            assert (phases, entry.state) == (set(), "sleeping")
+        elif self.core.graph.may_start(entry):
+            assert phases == {Phase.READY}
+            assert entry.complete
+            assert len(entry.workers) == entry.size
+            assert (entry.listener, entry.former, entry.vacates) == (Listener.OPEN, [], False)
+        assert not phases & LEAVING
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
