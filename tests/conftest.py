@@ -24,8 +24,9 @@ SECOND_TRY = Path(__file__).with_name("second_try.txt")
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach what tests start: a shell's background job ignores SIGINT, and so do all that it starts."""
+    """Let Ctrl-C and SIGQUIT reach what tests start: a shell's background job ignores both, and all that it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
