@@ -15,7 +15,7 @@ if sys.argv[0].rpartition("/")[2] == "poolctl" or (
     from os import _exit
 
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        # Until it is installed: the import of it takes a moment, in which the interpreter's own would raise.
+        # Until install() has run: importing it takes a moment, in which the interpreter's own handler would raise.
         _signal.signal(_signal.SIGINT, lambda number, frame: _exit(130))
 
         from poolctl.cli.interrupts import install

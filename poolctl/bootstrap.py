@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 
-# What an interpreter needs to run workers.
+# The oldest versions that can run workers.
 OLDEST_PYTHON = (3, 11)
 OLDEST_UVICORN = (0, 41)
 
@@ -22,7 +22,7 @@ def main() -> None:
     __import__("poolctl")  # which imports nothing else
     del sys.path[0]
     entry = f"poolctl.{sys.argv.pop(1)}.__main__"
-    # Nothing that an import makes is garbage: looking for it is a tenth of the time.
+    # An import makes no garbage, and collecting takes a tenth of the time.
     gc.disable()
     __import__(entry)
     gc.enable()
@@ -39,12 +39,12 @@ def command(interpreter: str, part: str, *arguments: str, isolated: bool = False
 
 
 def as_user(uid: int, gid: int, argv: list[str]) -> list[str]:
-    """The argument vector that runs another one with the rights of that user: its interpreter starts with them."""
+    """An argument vector that runs `argv` with the rights of that user, from its interpreter's start on."""
     return command(sys.executable, "worker", "as", str(uid), str(gid), *argv, isolated=True)
 
 
 def uvicorn_problem(python: str, version: str | None) -> tuple[str, str] | None:
-    """What is wrong with an interpreter that has this uvicorn, and the fix; None if it is new enough."""
+    """The problem of an interpreter with this uvicorn, and the fix; None if it is new enough."""
     if version is None:
         return "has no uvicorn", f"install it there: {python} -m pip install uvicorn"
     try:

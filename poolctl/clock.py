@@ -13,7 +13,7 @@ class Clock:
         return time.monotonic()
 
     def time(self) -> float:
-        """Seconds since 1970 (UTC); may jump when somebody sets the machine's time."""
+        """Seconds since 1970 (UTC); may jump when the machine's time is set."""
         return time.time()
 
 
@@ -21,14 +21,14 @@ SystemClock = Clock
 
 
 class ManualClock(Clock):
-    """A time that moves only when it is told to."""
+    """A clock that moves only by `advance`."""
 
     def __init__(self, monotonic_seconds: float = 0.0, time_seconds: float = 1_700_000_000.0) -> None:
         self._monotonic_seconds = monotonic_seconds
         self._time_seconds = time_seconds
 
     def monotonic(self) -> float:
-        """Seconds that have passed by `advance`, from where it began."""
+        """The initial value plus all seconds passed to `advance`."""
         return self._monotonic_seconds
 
     def time(self) -> float:
@@ -36,7 +36,7 @@ class ManualClock(Clock):
         return self._time_seconds
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` pass; a negative number is refused, monotonic time does not go back."""
+        """Move both times forward. Raises ValueError for a negative number: monotonic time does not go back."""
         if seconds < 0:
             raise ValueError(f"time does not go back: advance({seconds})")
         self._monotonic_seconds += seconds

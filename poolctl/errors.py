@@ -12,7 +12,7 @@ SHOWN_CHILDREN = 3
 
 
 class ServerError(Exception):
-    """What went wrong with one server, and what mends it.
+    """One server's failure, with a hint at the fix.
 
     `code` and `error` are those of the operation that failed (contract: 1320 to 1326); a group fills them in
     where they are empty. The cause, where there is one, is `__cause__`.
@@ -30,8 +30,8 @@ class ServerError(Exception):
         self.error = error
 
     def __str__(self) -> str:
-        who = self.name or self.bind
-        return f"{who}: {self.message}" if who else self.message
+        server = self.name or self.bind
+        return f"{server}: {self.message}" if server else self.message
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"
@@ -60,7 +60,7 @@ class PoolError(ExceptionGroup[ServerError]):
     def __init__(
         self, message: str, errors: Sequence[ServerError] | None = None, /, *, hint: str = ""
     ) -> None:
-        # The interpreter pickles and copies an exception by its args: the children that __new__ settled on.
+        # The interpreter pickles and copies an exception by its args: the children that __new__ chose.
         super().__init__(message, list(self.exceptions))  # type: ignore[arg-type]
 
     @classmethod
@@ -84,7 +84,7 @@ class PoolError(ExceptionGroup[ServerError]):
         return f"{self.message}: {shown}" + (f"; and {hidden} more" if hidden > 0 else "")
 
     def to_list(self) -> list[dict[str, Any]]:
-        """The children as the JSON of the command line shows them, groups within flattened."""
+        """The children as the JSON of the command line shows them, nested groups flattened."""
         found: list[dict[str, Any]] = []
         for child in self.exceptions:
             if isinstance(child, PoolError):
@@ -106,7 +106,7 @@ class PoolAddError(PoolError):
 
     code = 1321
     error = "ErrorPoolAdd"
-    pool: Any = None  # a poolctl.pool.Pool, which lives two floors up
+    pool: Any = None  # a poolctl.pool.Pool, which is defined two floors up
 
 
 class PoolValidateError(PoolError):
@@ -124,14 +124,14 @@ class PoolStartError(PoolError):
 
 
 class PoolStopError(PoolError):
-    """At least one server could not be ended."""
+    """At least one server could not be stopped."""
 
     code = 1324
     error = "ErrorPoolStop"
 
 
 class PoolRestartError(PoolError):
-    """At least one server could not be replaced; the old one serves on where it did."""
+    """At least one server could not be replaced; its old workers keep serving where they run."""
 
     code = 1325
     error = "ErrorPoolRestart"
@@ -145,7 +145,7 @@ class PoolMonitorError(PoolError):
 
 
 class ControlError(Exception):
-    """A command could not be carried out at all; `exit_code` is the process's."""
+    """A command failed as a whole; `exit_code` is the exit status of the command line."""
 
     def __init__(self, message: str, *, exit_code: int = 1, hint: str = "") -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
-"""Regular expressions that users write: what is wrong with one, where, and what to write instead.
+"""Regular expressions that users write: the problem of an invalid one, its place, and the fix.
 
-Matching one may take unbounded time. Who must not wait uses poolctl.matching.
+Matching one may take unbounded time; callers that must not wait use poolctl.matching.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     import re
 
 _SPECIAL = frozenset(".^$*+?{}[]\\|()")
-# POSIX classes: grep and Go know them; Python reads `[[:alpha:]]` as a set of the characters in it.
+# POSIX classes: grep and Go support them; Python reads `[[:alpha:]]` as a set of the characters in it.
 _CLASSES = {
     "alnum": "A-Za-z0-9", "alpha": "A-Za-z", "ascii": r"\x00-\x7f", "blank": r" \t", "cntrl": r"\x00-\x1f\x7f",
     "digit": "0-9", "graph": "!-~", "lower": "a-z", "print": " -~", "punct": r"!-/:-@\[-`{-~", "space": r"\s",
     "upper": "A-Z", "word": r"\w", "xdigit": "0-9A-Fa-f",
 }  # fmt: skip
-# What Go and Perl spell in another way, by the two characters at which Python stops.
+# Syntax of Go and Perl that Python lacks, by the two characters at which its parser stops.
 _ELSEWHERE = {
     r"\z": r"in Python the end of the text is \Z",
     r"\p": r"Python has no \p{…}: \w is a letter, a digit or _, [^\W\d_] a letter",
@@ -27,7 +27,7 @@ _ELSEWHERE = {
 
 
 class BadExpression(ValueError):
-    """An expression that cannot be used; `hint` shows the place, and `fix` what to write instead if that is known."""
+    """An expression that cannot be used; `hint` shows the place, `fix` the replacement if one is known."""
 
     def __init__(self, expression: str, problem: str, at: int | None = None, fix: str = "") -> None:
         place = "" if at is None else f" at position {at}"
@@ -56,5 +56,5 @@ def compiled(expression: str) -> re.Pattern[str]:
 
 
 def is_plain(expression: str) -> bool:
-    """Whether it means nothing but its own characters, so that `in` finds the same."""
+    """Whether it has no special characters, so that `in` gives the same result."""
     return _SPECIAL.isdisjoint(expression)

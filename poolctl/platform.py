@@ -1,4 +1,4 @@
-"""What only Linux does, behind plain functions; another system can be given its own version of this module."""
+"""System calls and files that only Linux has, as plain functions; a port to another system replaces this module."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LINUX = sys.platform.startswith("linux")
 _PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GETFD = 438  # the same on every architecture
 _SPLICE_F_NONBLOCK = 2
-# Most files that are read whole are smaller, and a fresh fork pays for each page of a buffer.
+# Most files that are read whole are smaller, and a new fork pays for each page of a buffer.
 _READ_BYTES = 8 * 1024
 _READ_MORE_BYTES = 1 << 20
 _PEER_CREDENTIALS = struct.Struct("3i")
 
-_libc: Any = None  # loaded by the first call that is made often
+_libc: Any = None  # loaded by the first call that needs it
 
 
 def become_subreaper() -> None:
@@ -38,12 +38,12 @@ def become_subreaper() -> None:
 
 def name_process(name: str) -> None:
     """Call this process `name` in ps and top: its first 15 bytes (proc(5), comm). Never fails."""
-    # By way of the thread: a process that has given up its rights may not write to /proc/self/comm.
+    # Through the thread's file: a process that has dropped its privileges may not write to /proc/self/comm.
     _write_quietly("/proc/thread-self/comm", os.fsencode(name)[:15])
 
 
 def prefer_for_oom_kill() -> None:
-    """Let the kernel, short of memory, end this process before its supervisor (proc(5), oom_score_adj). Never fails."""
+    """Have the OOM killer choose this process before its supervisor (proc(5), oom_score_adj). Never fails."""
     _write_quietly("/proc/self/oom_score_adj", b"100")
 
 
@@ -55,12 +55,12 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
 
 
 def ask_for_credentials(sock: socket.socket) -> None:
-    """Have the kernel say with each message of a Unix socket whose it is (unix(7), SO_PASSCRED)."""
+    """Have the kernel add the sender's credentials to each message of a Unix socket (unix(7), SO_PASSCRED)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
 
 def sender_credentials(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int, int] | None:
-    """The (pid, uid, gid) of who sent a message, from what came with it: only root can claim to be somebody else."""
+    """The (pid, uid, gid) of a message's sender, from its ancillary data: only root can claim to be another process."""
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
             pid, uid, gid = _PEER_CREDENTIALS.unpack_from(data)
@@ -72,7 +72,7 @@ CREDENTIALS_BYTES = _PEER_CREDENTIALS.size
 
 
 def proc_problem() -> tuple[str, str]:
-    """What is wrong with /proc, by which processes are told apart, and the fix; two empty strings when nothing is."""
+    """The problem of /proc, which identifies processes, and the fix; two empty strings if there is none."""
     try:
         pid = os.readlink("/proc/self") if LINUX else str(os.getpid())
         if LINUX:
@@ -99,9 +99,9 @@ def sealed_file(name: str, content: bytes) -> int:
 
 
 def bounded_file(name: str, size_bytes: int) -> int:
-    """A descriptor of an anonymous file in memory that takes so many bytes at most (memfd_create(2), F_SEAL_GROW).
+    """A descriptor of an anonymous file in memory that cannot grow beyond `size_bytes` (memfd_create(2), F_SEAL_GROW).
 
-    How many were written is its position, which all who have it share.
+    Its position, shared by all processes that hold it, is the number of bytes written.
     """
     import fcntl
 
@@ -112,7 +112,7 @@ def bounded_file(name: str, size_bytes: int) -> int:
 
 
 def read_file(fd: int) -> bytes:
-    """Everything that the file behind `fd` holds, from its start; the descriptor stays open."""
+    """The whole content of the file of `fd`; the descriptor stays open."""
     content = os.pread(fd, _READ_BYTES, 0)
     if len(content) == _READ_BYTES:
         while chunk := os.pread(fd, _READ_MORE_BYTES, len(content)):
@@ -121,27 +121,27 @@ def read_file(fd: int) -> bytes:
 
 
 def close_promptly(fd: int) -> None:
-    """Close a descriptor that an application has had too.
+    """Close a descriptor that an application has held too, without waiting.
 
-    With SO_LINGER close(2) of a connection waits until all is sent, on a non-blocking socket as well (tcp(7)).
+    With SO_LINGER, close(2) of a connection waits until all is sent, on a non-blocking socket as well (tcp(7)).
     """
     try:
-        # Of whatever kind it is: the kernel is not asked for that.
+        # Without asking the kernel for the socket's kind.
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
-    except OSError:  # no socket
+    except OSError:  # not a socket
         os.close(fd)
         return
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
     except OSError:
-        pass  # one that knows of no lingering
+        pass  # a kind without SO_LINGER
     os.close(sock.detach())
 
 
 def await_readable(fd: int, timeout_seconds: float | None, reader: int) -> bool:
-    """Whether `fd` can be read from within that time. Raises BrokenPipeError when nobody reads what `reader` takes.
+    """Whether `fd` can be read from within that time. Raises BrokenPipeError when `reader` has no reader.
 
-    Of a pipe or a socket the kernel says so without being asked (poll(2), POLLERR, POLLHUP). -1 stands for none.
+    `reader` is a pipe or a socket, for which the kernel always reports that (poll(2), POLLERR, POLLHUP); -1 for none.
     """
     import select
 
@@ -156,7 +156,7 @@ def await_readable(fd: int, timeout_seconds: float | None, reader: int) -> bool:
 
 
 def process_start(pid: int) -> int | None:
-    """When the process was started, in clock ticks since the boot (proc(5), stat): with the pid it is an identity.
+    """The start time of a process in clock ticks since boot (proc(5), stat): with the pid it identifies the process.
 
     None when there is no such process.
     """
@@ -165,7 +165,7 @@ def process_start(pid: int) -> int | None:
     except OSError:
         return None
     try:
-        # The name, in brackets, may hold anything.
+        # The name, in brackets, may contain any character.
         return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
     except (OSError, IndexError):
         return None
@@ -180,21 +180,21 @@ def process_parent(pid: int) -> tuple[int, int] | None:
 
 
 def process_users(pid: int) -> set[int] | None:
-    """The real, effective, saved and file system's uid of a process (proc(5), status); None when they are unknown."""
+    """The real, effective, saved and file system uid of a process (proc(5), status); None if unknown."""
     rows = _read_quietly(f"/proc/{pid}/status").splitlines()
     return next(({int(uid) for uid in row.split()[1:]} for row in rows if row.startswith(b"Uid:")), None)
 
 
 @functools.cache
 def machine_life() -> list[object]:
-    """What is another after a start of the machine, or of the container: its boot, and when its first process began."""
+    """A value that differs after each boot of the machine or container: boot id and start time of the first process."""
     return [_read_quietly("/proc/sys/kernel/random/boot_id").decode().strip(), process_start(1)]
 
 
 def memory_bytes(pid: int) -> int | None:
-    """The memory of a process, with what it shares divided among those that share it (PSS; proc(5), smaps_rollup).
+    """The memory of a process, with shared pages divided among their users (PSS; proc(5), smaps_rollup).
 
-    The kernel walks through all of it: half a millisecond for a small process. None when it is gone, or not ours.
+    The kernel walks all of it: half a millisecond for a small process. None if it has exited or is not ours.
     """
     rows = _read_quietly(f"/proc/{pid}/smaps_rollup").splitlines()
     return next((int(row.split()[1]) * 1024 for row in rows if row.startswith(b"Pss:")), None)
@@ -207,7 +207,7 @@ def cpu_seconds(pid: int) -> float | None:
 
 
 def copy_descriptor(pid: int, fd: int) -> int:
-    """A duplicate of another process's descriptor (pidfd_getfd(2)). Raises OSError: EPERM if we may not trace it."""
+    """A duplicate of another process's descriptor (pidfd_getfd(2)). Raises OSError: EPERM if not permitted."""
     import ctypes
 
     process = os.pidfd_open(pid)
@@ -223,7 +223,7 @@ def copy_descriptor(pid: int, fd: int) -> int:
 
 
 def raise_descriptor_limit() -> tuple[int, int]:
-    """Raise this process's own soft limit of open files to the hard one; the (soft, hard) limits it had before."""
+    """Raise this process's soft limit of open files to the hard one; returns the previous (soft, hard) limits."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -246,9 +246,9 @@ def _read_quietly(path: str) -> bytes:
 
 
 def make_room_for_descriptors(count: int = 16_384) -> None:
-    """Have the kernel's table of this process's descriptors be as large as it may get; while there is one thread only.
+    """Grow the kernel's descriptor table of this process to its final size; call it while there is only one thread.
 
-    In a process of several threads the kernel makes everybody wait for 10 to 20 ms each time that the table grows, at
+    In a process of several threads the kernel stops all of them for 10 to 20 ms each time the table grows, at
     64, 128, 256 … descriptors (expand_fdtable() waits for an RCU grace period).
     """
     import fcntl
@@ -258,11 +258,11 @@ def make_room_for_descriptors(count: int = 16_384) -> None:
     try:
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, highest))
     except OSError:
-        pass  # it grows step by step then
+        pass  # then it grows step by step
 
 
 def _write_quietly(path: str, content: bytes) -> None:
-    # Plain system calls: a fresh fork pays for every page that it touches.
+    # Plain system calls: a new fork pays for every page that it touches.
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
@@ -276,9 +276,9 @@ def _write_quietly(path: str, content: bytes) -> None:
 
 
 def tee(source: int, target: int, length: int) -> int:
-    """Copy what one pipe holds into another, and leave it there; how many bytes, 0 at its end (tee(2)).
+    """Copy the content of one pipe into another without consuming it; the number of bytes, 0 at its end (tee(2)).
 
-    Raises OSError, BlockingIOError when nothing is there or the other is full.
+    Raises OSError, BlockingIOError when the source is empty or the target full.
     """
     import ctypes
 

@@ -1,8 +1,8 @@
-"""Opens files in directories that other users can write, without following links that they could have made.
+"""Opens files in directories that other users can write, without following links that they may have made.
 
-A log may lie in a directory of the less privileged user whose output it takes, and so may the files that a server's
-environment and certificates are read from. A process with more rights must not be led elsewhere by links in there, so
-each component of the path is opened on its own (openat(2), O_NOFOLLOW).
+A log may lie in a directory of the less privileged user whose output it stores, and so may the files that a server's
+environment and certificates are read from. A process with more rights must not follow links in there elsewhere, so each
+component of the path is opened on its own (openat(2), O_NOFOLLOW).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WRITABLE_BY_OTHERS = 0o022
 
 
 class Refused(OSError):
-    """A path that another user could have prepared; `strerror` says where.
+    """A path that another user may have prepared; `strerror` names the place.
 
     `owner` is the uid of the owner if a symbolic link is the reason, else -1.
     """
@@ -34,8 +34,8 @@ class Refused(OSError):
 def directory_of(path: str, *, make: bool = False, follow_last: bool = False) -> Iterator[tuple[int, str]]:
     """The descriptor of the directory that a path leads to, and the name of the file in it.
 
-    With `make` directories that are missing are made; with `follow_last` it is where a link at the end of the path
-    leads. Raises OSError, Refused for a link of another user.
+    With `make` missing directories are created; with `follow_last` a link at the end of the path is followed.
+    Raises OSError, Refused for a link of another user.
     """
     fd, name = _walk(path, make=make, follow_last=follow_last)
     try:
@@ -45,9 +45,9 @@ def directory_of(path: str, *, make: bool = False, follow_last: bool = False) ->
 
 
 def open_file(path: str, flags: int, mode: int = 0o640) -> int:
-    """The descriptor of the file at a path; with O_CREAT missing directories are made as well.
+    """The descriptor of the file at a path; with O_CREAT missing directories are created as well.
 
-    Raises OSError; Refused for a file, or a link on the way to it, that another user could have put there.
+    Raises OSError; Refused for a file, or a link on the way to it, that another user may have put there.
     """
     return _open(path, flags, mode, any_owner=False)
 
@@ -67,12 +67,12 @@ def _open(path: str, flags: int, mode: int, *, any_owner: bool) -> int:
 
 
 def check_appendable(path: str) -> None:
-    """Raise the OSError with which `open_file` would not open, or make, this file to append to; changes nothing."""
+    """Raise the OSError with which `open_file` would fail to open or create this file to append; changes nothing."""
     try:
         with directory_of(path, follow_last=True) as (directory, name):
             _check_appendable(directory, name, path)
     except FileNotFoundError:
-        # A directory is missing, and would be made: below the last one that is there.
+        # A directory is missing, and would be created below the last one that exists.
         above = os.path.dirname(path)
         while not os.path.exists(above):
             above = os.path.dirname(above)
@@ -100,9 +100,9 @@ def _check_access(name: str, directory: int, mode: int) -> None:
 
 
 def open_to_read(path: str) -> int:
-    """The descriptor of a file that is read for a server of another user, and to which no link of that user's leads.
+    """The descriptor of a file to be read for a server of another user, not reached through that user's links.
 
-    A link may lead to a file of its own owner: that is no secret. Raises OSError, Refused.
+    A link may lead to a file of the link's own owner, which that user can read anyway. Raises OSError, Refused.
     """
     flags = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -112,7 +112,7 @@ def open_to_read(path: str) -> int:
 
 
 def open_directory(path: str) -> int:
-    """The descriptor of a directory; as root none to which another user's link leads, unless it is that user's own.
+    """The descriptor of a directory; as root, not through another user's link unless it leads to that user's own.
 
     Raises OSError, Refused.
     """
@@ -126,7 +126,7 @@ def open_directory(path: str) -> int:
 
 
 def _open_of_link_owner(path: str, flags: int, refused: Refused) -> int:
-    """Open it if the owner of the refused link also owns what it leads to. Raises OSError, Refused."""
+    """Open the target of a refused link if the link's owner owns it too. Raises OSError, Refused."""
     if refused.owner < 0:
         raise refused
     fd = os.open(path, flags)
@@ -165,7 +165,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _step(fd: int, name: str, *, make: bool) -> int:
-    """The directory of this name instead of the one that `fd` is, which is closed unless this fails."""
+    """The descriptor of the subdirectory `name` of `fd`; closes `fd` unless this fails."""
     try:
         below = os.open(name, _TO_DIRECTORY, dir_fd=fd)
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def _step(fd: int, name: str, *, make: bool) -> int:
 
 
 def _link(directory: int, name: str) -> str | None:
-    """What the link of this name says; None for anything but a link."""
+    """The target of the symbolic link of this name; None for anything else."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
@@ -189,7 +189,7 @@ def _link(directory: int, name: str) -> str | None:
     ours = (0, os.geteuid())
     if status.st_uid not in ours or (os.geteuid() == 0 and not is_trusted(os.fstat(directory))):
         raise Refused(
-            f"{name} on its path is a link that another user can make; write the path that it stands for",
+            f"{name} on its path is a link that another user can make; write the path that it leads to",
             status.st_uid if status.st_uid not in ours else -1,
         )
     return os.readlink(name, dir_fd=directory)

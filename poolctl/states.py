@@ -1,4 +1,4 @@
-"""The words for what a server does and how it is."""
+"""The states of a server and its status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """What the processes of a server do."""
+    """The state of a server's processes."""
 
     DISABLED = "disabled"
     STOPPED = "stopped"
@@ -23,12 +23,12 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-# On the way from one state that lasts to another.
+# Transitional states.
 PASSING = frozenset({State.STARTING, State.DRAINING, State.STOPPING, State.BACKOFF})
 
 
 class Status(StrEnum):
-    """What the probes of a server say."""
+    """The result of a server's probes."""
 
     UNKNOWN = "unknown"
     OK = "ok"
@@ -37,7 +37,7 @@ class Status(StrEnum):
 
     @classmethod
     def of_all(cls, found: Iterable[Status]) -> Status | None:
-        """The status of several workers together: warn when they differ, of those that are known; None for none."""
+        """The common status of several workers: warn if the known ones differ; None for no workers."""
         statuses = set(found)
         if len(statuses) > 1:
             statuses.discard(cls.UNKNOWN)
@@ -45,7 +45,7 @@ class Status(StrEnum):
 
 
 class Field(StrEnum):
-    """The field of a server that a filter looks at."""
+    """The field of a server to which a filter applies."""
 
     NAME = "name"
     BIND = "bind"

@@ -43,7 +43,7 @@ _size = re.compile(rf"({NUMBER})\s*([A-Za-z]*)")
 
 
 def parse_duration(value: float | str | timedelta) -> float:
-    """Seconds. Raises ValueError, which says what is allowed."""
+    """Seconds. Raises ValueError, whose message lists the allowed forms."""
     if isinstance(value, str):
         return _duration_from_text(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -59,7 +59,7 @@ def _checked_seconds(seconds: float, written: object) -> float:
     if seconds != seconds or seconds in (float("inf"), float("-inf")):
         raise ValueError(f"{written!r} is not a finite duration; write {DURATION_ALLOWED}")
     if seconds < 0:
-        raise ValueError(f"a duration is not negative, and this is {written!r}")
+        raise ValueError(f"a duration cannot be negative, but this is {written!r}")
     return seconds
 
 
@@ -89,7 +89,7 @@ def parse_size(value: int | str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{value!r} is not a size; write {SIZE_ALLOWED}")
     if value < 0:
-        raise ValueError(f"a size is not negative, and this is {value!r}")
+        raise ValueError(f"a size cannot be negative, but this is {value!r}")
     return value
 
 
