@@ -1,17 +1,17 @@
-"""The keeper: holds descriptors, starts programs, reaps. It knows no servers and makes no decision.
+"""The keeper: holds descriptors, starts programs, reaps. It has no notion of servers and makes no decisions.
 
     keeper DIRECTORY PLAN
     keeper DIRECTORY LINK_FD
 
-In the first form the supervisor, its only client, may die at any moment; the keeper starts it again and reports to
-the new one what the old one did not hear. PLAN is a JSON object: `supervisor`, its argument vector; `control`, the
+In the first form the supervisor, its only client, may die at any moment; the keeper restarts it and reports to the
+new one what the old one has not acknowledged. PLAN is a JSON object: `supervisor`, its argument vector; `control`, the
 descriptor of its listener; `lifeline`, -1 or a pipe whose end of file asks for the end of the pool; `inherited`, the
 names of systemd's sockets, which follow it; `begun`, the pids (0: it could not be started) and the links of children
 that were started before this program was loaded, the supervisor's and others' by the name under which they are kept;
 `without`, the variables that were left out of the others' environment; `open_files`, the limits before they were
-raised for all of them. Or PLAN has `supervisor` and `donor`, the descriptor of a link to a supervisor whose keeper is
-gone, and which gives the new one everything, and `donor_process`, the pid and start time of that supervisor. In the
-second form the client is the program that made the other end of LINK_FD, and everything ends with it.
+raised for all of them. Or PLAN has `supervisor`, `donor`, the descriptor of a link to a supervisor that has lost its
+keeper and sends everything to the new one, and `donor_process`, the pid and start time of that supervisor. In the
+second form the client is the program that holds the other end of LINK_FD, and everything ends with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starting a program that outlives its starter and holds nothing of it."""
+"""Starts a program that outlives its starter and inherits only the descriptors named."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Limits = tuple[int, int]
 
 
 class Companion:
-    """A program that is started with another one, as its child; it gets `fd` as descriptor 3.
+    """A program started along with another one, as its child; it gets `fd` as descriptor 3.
 
-    `output` is the file that takes what it prints. With `session` it leads a session of its own. The variables
+    `output` is the file for what it prints. With `session` it leads a session of its own. The variables
     `without` are left out of its environment.
     """
 
@@ -35,7 +35,7 @@ class Companion:
 
 
 def in_background(argv: list[str], env: dict[str, str], fds: Sequence[int]) -> None:
-    """Run `argv` in a session of its own, not as our child, with nothing of ours but `fds` at 3, 4 …"""
+    """Run `argv` in a session of its own, not as a child of ours, with only `fds` of our descriptors, at 3, 4 …"""
     _detached(env, fds, [], lambda: argv)
 
 
@@ -45,7 +45,7 @@ def in_company(
     fds: Sequence[int],
     companions: Sequence[Companion],
 ) -> None:
-    """Likewise, with companions that begin before the program itself has been loaded: it need not start them.
+    """Likewise, with companions, which start before the program itself has been loaded.
 
     `argv` is called in the new process, with their pids, 0 for one that could not be started, and with the limits of
     open files (the soft and the hard one) from before they were raised for the program and its companions.
@@ -61,7 +61,7 @@ def in_company(
 def _detached(
     env: dict[str, str], fds: Sequence[int], passing: Sequence[int], command: Callable[[], list[str]]
 ) -> None:
-    """Be the program that `command` names; it is called where `fds` and then `passing` stand at 3, 4 …"""
+    """Execute the program that `command` returns; it is called when `fds` and then `passing` are at 3, 4 …"""
     child = os.fork()
     if child == 0:
         try:
@@ -81,7 +81,7 @@ def _detached(
 def _keep_only(fds: Sequence[int]) -> None:
     """Have these descriptors at 3, 4 …, not inheritable, and no others; 0 to 2 are /dev/null."""
     above = 3 + len(fds)
-    # Above all places that are taken below, and as low as that: the limit of open files may be small.
+    # Above the numbers assigned below, but no higher: the limit of open files may be small.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -92,7 +92,7 @@ def _keep_only(fds: Sequence[int]) -> None:
 
 
 def _start(companion: Companion, fd: int, env: dict[str, str]) -> int:
-    # Imported in the new process: whoever starts one in the background otherwise needs none of it.
+    # Imported in the new process: its starter needs none of it.
     from .spawn import spawn
 
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The keeper's end of the socket to its client: what the client does not take yet waits here."""
+"""The keeper's end of the socket to its client, with a queue for what the client does not receive yet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Channel:
-    """One client's connection. A client that is stopped or stuck must not hold up the reaping: nothing here waits."""
+    """One client's connection. Nothing here blocks: a stopped or hung client must not delay reaping."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -26,11 +26,11 @@ class Channel:
 
     @property
     def blocked(self) -> bool:
-        """Whether something waits for the client to read."""
+        """Whether messages are queued."""
         return bool(self._waiting)
 
     def send(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
-        """Send in order, now or later; the descriptors stay the caller's."""
+        """Send in order, now or when the client receives; the descriptors stay the caller's."""
         copies: list[int] = []
         try:
             for fd in fds:
@@ -42,7 +42,7 @@ class Channel:
         self.flush()
 
     def flush(self) -> None:
-        """Send what the client takes. What waits for one that has gone is dropped: its successor gets new reports."""
+        """Send what the client receives. After its exit the queue is dropped: its successor gets new reports."""
         while self._waiting:
             message, fds = self._waiting[0]
             try:
@@ -60,7 +60,7 @@ class Channel:
             _close(fds)
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self.sock.close()
         self._forget()
 
@@ -71,7 +71,7 @@ class Channel:
 
 
 class Donor(Channel):
-    """The link to a supervisor that fills this new keeper and is not its child: `process` is the pid and start time.
+    """The link to a supervisor that fills this new keeper and is not its child; `process` is its pid and start time.
 
     If it does not answer pings meanwhile, it gets SIGCONT, then SIGKILL.
 
@@ -87,19 +87,19 @@ class Donor(Channel):
     def _watch_from(self, now: float) -> None:
         self._watchdog = Watchdog(now)
         # It already runs, so it does not get the long time that a starting process has for its first message.
-        self._watchdog.heard(now)
+        self._watchdog.received(now)
 
     @property
     def due(self) -> float | None:
         """When to `check` again."""
         return self._watchdog.due if self._process else None
 
-    def heard(self, now: float) -> None:
-        """A message of it has arrived."""
-        self._watchdog.heard(now)
+    def received(self, now: float) -> None:
+        """A message of it was received."""
+        self._watchdog.received(now)
 
     def check(self, now: float, *, early: bool = False) -> None:
-        """Send a ping when it is time, `early` at once; send a signal when the last ping is not answered in time."""
+        """Send a ping when due, or at once with `early`; send a signal if the last ping was not answered in time."""
         if self._process is None:
             return
         if self._watchdog.is_silent(now):

@@ -1,4 +1,4 @@
-"""The desired state of the servers, in a file beside the pool's socket: it outlives keeper and supervisor.
+"""The desired state of the servers, in a file next to the pool's socket: it outlives keeper and supervisor.
 
 The file exists as long as the pool does; only a pool that was killed leaves it behind. Standard library only.
 """
@@ -19,7 +19,7 @@ _NAME = "wanted.json"
 
 
 def write(directory: str, content: bytes) -> None:
-    """Replace the file by this content, a JSON object. Raises OSError."""
+    """Replace the file's content by this JSON object. Raises OSError."""
     path = os.path.join(directory, _NAME)
     fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
@@ -29,7 +29,7 @@ def write(directory: str, content: bytes) -> None:
 
 
 def read(directory: str) -> dict[str, Any]:
-    """What a killed pool left behind; empty if the machine, or the container, has been restarted since."""
+    """The content that a killed pool left; empty if the machine or container has been restarted since."""
     try:
         with open(os.path.join(directory, _NAME), "rb") as file:
             found = json.load(file)
@@ -40,6 +40,6 @@ def read(directory: str) -> dict[str, Any]:
 
 
 def remove(directory: str) -> None:
-    """Remove the file; nothing happens when it is not there."""
+    """Remove the file if it exists."""
     with contextlib.suppress(OSError):
         os.unlink(os.path.join(directory, _NAME))

@@ -1,4 +1,4 @@
-"""Accepted connections that go from one process to another, one a message: unread bytes and all, and nobody sees it."""
+"""Hands accepted connections to another process, one a message, with their unread bytes and unnoticed by clients."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PROTOCOLS = (0, socket.IPPROTO_TCP)
 
 
 class NoRoom(Exception):
-    """This process can have no descriptor more: what it took now would be lost."""
+    """This process is at its limit of descriptors: a connection taken now would be lost."""
 
 
 class Connection(socket.socket):
-    """A connection with the time that its client has left.
+    """A connection with its client's remaining time.
 
-    `until` is when it must have sent a whole head, or with `asked` (it has had an answer, and sent nothing since) how
-    long it may be silent; a time of the system's monotonic clock, None for the usual time from now on.
+    `until` is the deadline for a whole request head, or with `asked` (an answer was sent, and no byte came since) for
+    its next request; a time of the system's monotonic clock, None for the usual limit from now on.
     """
 
     until: float | None = None
@@ -35,40 +35,40 @@ class Connection(socket.socket):
 
     @property
     def is_stream(self) -> bool:
-        """Whether it is of a kind that workers serve."""
-        # The numbers, not their enumerations: a worker that was just forked pays for each page that it touches.
+        """Whether it is a stream connection, which workers can serve."""
+        # Numbers instead of enumerations: a newly forked worker pays for each page that it touches.
         numbers: Any = super(socket.socket, self)
         return (
             numbers.family in _FAMILIES and numbers.type == socket.SOCK_STREAM and numbers.proto in _PROTOCOLS
         )
 
     def limits(self) -> wire.Message:
-        """Both as a part of a message."""
+        """`until` and `asked` as a part of a message."""
         return {} if self.until is None else {"until": self.until, "asked": self.asked}
 
     def limit(self, message: wire.Message) -> None:
-        """Set both from a message, which may come from an application."""
+        """Set `until` and `asked` from a message, which may come from an application."""
         until = message.get("until")
         self.until = until if isinstance(until, float) and math.isfinite(until) else None
         self.asked = bool(message.get("asked"))
 
 
 def give(end: socket.socket, fd: int, limits: wire.Message | None = None) -> None:
-    """Let the connection wait for a process that takes it; the descriptor stays the caller's.
+    """Queue the connection for a process that takes it; the descriptor stays the caller's.
 
-    `limits` are those of a Connection. Raises OSError, BlockingIOError when there is no room in between.
+    `limits` are those of a Connection. Raises OSError, BlockingIOError when the queue is full.
     """
     wire.send(end, {**_CONNECTION, **(limits or {})}, [fd])
 
 
 def take(end: socket.socket) -> Connection | None:
-    """The next connection; None when nobody gives any more.
+    """The next connection; None when the other end is closed.
 
-    Raises BlockingIOError when none waits, NoRoom, OSError, and WireError for anything else, all of which is closed: an
-    application that has the other end can send what it likes.
+    Raises BlockingIOError when none is queued, NoRoom, OSError, and WireError for anything else, which is closed: an
+    application that holds the other end can send anything.
     """
     try:
-        # A descriptor for which there is no room when it arrives is lost.
+        # A descriptor that exceeds the limit when it arrives is lost.
         os.close(os.dup(end.fileno()))
     except OSError as error:
         raise NoRoom from error
@@ -81,7 +81,7 @@ def take(end: socket.socket) -> Connection | None:
         return taken
     for fd in fds:
         close_promptly(fd)
-    raise wire.WireError("this is no connection")
+    raise wire.WireError("not a connection")
 
 
 def _connection(fd: int) -> Connection | None:

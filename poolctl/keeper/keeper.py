@@ -29,10 +29,10 @@ VERSION = 2
 
 
 class Keeper:
-    """Holds, starts, reaps, reports; `run` returns when the pool has ended, and nothing of it is left.
+    """Holds descriptors, starts and reaps programs, reports exits; `run` returns when nothing of the pool is left.
 
-    A donor is the supervisor of a keeper that was killed, or is to be replaced: it sends every descriptor that is to
-    be kept, and holds them too until the supervisor that this keeper starts has them.
+    A donor is the supervisor of a keeper that was killed or is to be replaced: it sends every descriptor to be kept,
+    and holds them too until the supervisor that this keeper starts has them.
     """
 
     def __init__(self, directory: str, supervisor: list[str], open_files: tuple[int, int]) -> None:
@@ -49,7 +49,7 @@ class Keeper:
         self._reexec: Reexec | None = None
 
     def begin(self, plan: dict[str, Any]) -> None:
-        """Take what this process was started with into the store."""
+        """Put the descriptors that this process was started with into the store."""
         if "donor" in plan:
             self._begin_after(Donor(wire.over(plan["donor"]), plan.get("donor_process"), time.monotonic()))
             return
@@ -61,15 +61,15 @@ class Keeper:
             self.attach(wire.over(link))
 
     def resume(self, file: int) -> None:
-        """Go on where the program that this process was before has stopped."""
+        """Continue where the program that this process executed before stopped."""
         self._open_files = restore(file, self.store, self.reaper)
         self._take_lifeline()
 
     def _begin_after(self, donor: Donor) -> None:
-        """Take everything from a supervisor whose keeper is gone. Only one keeper does so at a time."""
+        """Receive everything from a supervisor that has lost its keeper. Only one keeper does so at a time."""
         self._supervisor.due = None
         try:
-            # Held for as long as we live: two supervisors may have lost the same keeper.
+            # Locked until this process exits: two supervisors may have lost the same keeper.
             lock = os.open(f"{self._directory}/keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -81,11 +81,11 @@ class Keeper:
         donor.check(time.monotonic(), early=True)
 
     def attach(self, sock: socket.socket) -> None:
-        """Take a new client, and send it the reports that the one before has not acknowledged."""
+        """Accept a new client, and send it the reports that the previous one did not acknowledge."""
         self._client = Channel(sock)
         self._watchdog = Watchdog(time.monotonic())
         self._client.send(self._hello())
-        for report in self.reaper.unheard:
+        for report in self.reaper.unacknowledged:
             self._client.send(report)
         if self._shutdown.begun:
             self._client.send({"event": "terminate"})
@@ -94,9 +94,9 @@ class Keeper:
         return {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": self._open_files}
 
     def run(self) -> None:
-        """Serve until the client has said that it is over, or did not end within its time after being asked to."""
+        """Serve until the client reports the end of the pool, or exceeds its time limit after a stop request."""
         self._signals = Signals()
-        # Children that ended before are not reported yet.
+        # Children that exited before are not reported yet.
         self._report(self.reaper.reap())
         while not (self._shutdown.over and not self._supervisor.pid):
             now = time.monotonic()
@@ -111,7 +111,7 @@ class Keeper:
             if self._shutdown.check(time.monotonic(), self._supervisor.pid):
                 break
         self._shutdown.finish()
-        # Without a supervisor, nothing has waited until the logger has stored the servers' last output.
+        # Without a supervisor, the logger has had no time yet to store the servers' last output.
         kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
 
     def _start(self) -> None:
@@ -177,7 +177,7 @@ class Keeper:
                 self._client.send(report)
 
     def _become_next_version(self) -> None:
-        """Execute the next version, if the supervisor has ended for that."""
+        """Execute the next version, if the supervisor has exited for that."""
         reexec, self._reexec = self._reexec, None
         if reexec is not None:
             reexec.execute(self.store, self.reaper, self._open_files)
@@ -189,7 +189,7 @@ class Keeper:
             self._terminate()
 
     def _terminate(self) -> None:
-        """Ask the client to stop the pool; one that does not answer is not waited for."""
+        """Ask the client to stop the pool; the time limit runs whether or not it answers."""
         self._shutdown.begin(time.monotonic())
         if self._client is not None:
             self._client.send({"event": "terminate"})
@@ -218,7 +218,7 @@ class Keeper:
             self._closed(channel)
             return
         message, fds = received
-        (channel if isinstance(channel, Donor) else self._watchdog).heard(time.monotonic())
+        (channel if isinstance(channel, Donor) else self._watchdog).received(time.monotonic())
         self._handle(message)
         reply, found = answer(message, fds, self.store, self.reaper)
         if message.get("id") is not None:
@@ -227,14 +227,14 @@ class Keeper:
             self._report([reply["report"]])
 
     def _handle(self, message: wire.Message) -> None:
-        """Handle what concerns this process, not its store or its children."""
+        """Handle requests about this process itself, not its store or its children."""
         operation = message.get("op")
         if operation == "end":
             self._shutdown.over = True
         elif operation == "last":
             self._shutdown.last = True
         elif operation == "renew" and not self._shutdown.begun:
-            # As soon as the supervisor has exited, which it does by itself now.
+            # When the supervisor has exited, which it does now by itself.
             self._reexec = Reexec(message["argv"], message["supervisor"])
         elif operation == "terminating":
             self._shutdown.answered(float(message.get("seconds", 0.0)))
@@ -246,7 +246,7 @@ class Keeper:
             self._donor.send({"event": "adopted"})
 
     def _whole(self) -> None:
-        """The store is filled: the supervisor can begin."""
+        """The store is complete: the supervisor can be started."""
         self._take_lifeline()
         if not self._supervisor.pid:
             self._supervisor.due = time.monotonic()
@@ -260,11 +260,11 @@ class Keeper:
             channel.close()
             self._donor = None
             if not self._supervisor.pid and self._supervisor.due is None:
-                # It died before it had sent everything. The supervisor goes on with what is here, and finds the rest.
+                # It exited before it had sent everything. The supervisor uses what arrived, and finds the rest.
                 self._whole()
                 self._shutdown.over = self._shutdown.over or self.store.get(store_keys.CONTROL) is None
             return
-        # The end of a supervisor is reported by its death; of another client this is all there is.
+        # A supervisor's exit is reported by SIGCHLD; another client's only by the end of its connection.
         self._detach()
         self._shutdown.over = self._shutdown.over or not self._supervisor.command
 

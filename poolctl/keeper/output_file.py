@@ -1,4 +1,4 @@
-"""The file that takes what the pool's own processes print: several of them append to it, and none may fill the disk."""
+"""The file for the output of the pool's own processes: several of them append to it, and none may fill the disk."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _REPEATED_LINES = re.compile(rb"^(.*\n)\1+", re.MULTILINE)
 def rotate_if_large(path: str) -> None:
     """Move the content of a file above MAX_SIZE_BYTES to `path.1`: its last part, with repeated lines counted.
 
-    The file stays the same one, empty, because processes have it open (O_APPEND) that know nothing of this. On a full
-    disk the content is dropped. Raises OSError, FileNotFoundError among them.
+    The file is truncated, not replaced: processes that are not notified have it open (O_APPEND). On a full disk the
+    content is dropped. Raises OSError, FileNotFoundError among them.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode) or status.st_size <= MAX_SIZE_BYTES:

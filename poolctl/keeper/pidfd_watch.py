@@ -1,6 +1,6 @@
-"""Processes that are not children of this one, because the keeper that started them is gone: watched by pidfd.
+"""Watches by pidfd the processes of a keeper that has exited, which are not children of this one.
 
-Only the parent, which is init by now, learns how they ended; that they ended is seen here.
+Only their parent, which is init by now, gets their exit status; this module learns only that they have exited.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..platform import process_start
 
 
 class Watcher:
-    """Known by pid and start time. One descriptor says that some of them may have ended, whatever their number."""
+    """Watches processes by pid and start time. A single descriptor gets readable when some of them may have exited."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -23,36 +23,36 @@ class Watcher:
         self._processes: dict[int, tuple[int, int]] = {}  # pid to pidfd and start time
 
     def fileno(self) -> int:
-        """Readable when `ended` has something to tell."""
+        """Readable when `ended` has something to report."""
         return self._epoll.fileno()
 
     @property
     def pids(self) -> list[int]:
-        """Those that are watched."""
+        """The watched pids."""
         return list(self._processes)
 
     @property
     def starts(self) -> dict[int, int]:
-        """Their start times by pid."""
+        """The start times of the watched processes by pid."""
         return {pid: start for pid, (_, start) in self._processes.items()}
 
     def watch(self, pid: int, start: int) -> bool:
-        """Watch the process; False when it has ended, even if its pid is another's by now. Raises OSError."""
+        """Watch the process; False if it has exited, even if its pid was given to another since. Raises OSError."""
         if pid in self._processes:
             return True
         try:
             fd = os.pidfd_open(pid)
         except OSError as error:
-            # The number may be a thread's of some other process by now.
+            # The number may be that of another process's thread by now.
             if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
                 raise
             return False
-        # Looked at after the descriptor was opened: from now on the pid cannot become another's unnoticed.
+        # Checked after the descriptor was opened: from now on the pid cannot be reused unnoticed.
         found = process_start(pid)
         if found != start:
             os.close(fd)
             if found is None and os.path.exists(f"/proc/{pid}"):
-                # It is there, and cannot be looked at: without a descriptor, most likely.
+                # It exists but cannot be opened: most likely for want of a descriptor.
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return False
         self._processes[pid] = fd, start
@@ -61,7 +61,7 @@ class Watcher:
         return True
 
     def ended(self) -> list[int]:
-        """Those that have ended since the last call, with what was left of their process groups."""
+        """The pids that have exited since the last call; the rest of their process groups is killed."""
         pids = []
         for fd, _ in self._epoll.poll(0):
             pid = self._pids.pop(fd)
@@ -73,7 +73,7 @@ class Watcher:
         return pids
 
     def signal(self, pid: int, number: int, *, group: bool) -> bool:
-        """Send a signal to a watched process, or to its group; False when it has ended or is unknown."""
+        """Send a signal to a watched process, or to its group; False if it has exited or is unknown."""
         if pid not in self._processes:
             return False
         try:
@@ -87,13 +87,13 @@ class Watcher:
         return True
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching."""
         for fd, _ in self._processes.values():
             os.close(fd)
         self._epoll.close()
 
     def kill_all(self, limit_seconds: float) -> None:
-        """Kill every one, and wait for their ends at most that long."""
+        """Kill all watched processes, and wait at most that long for their exits."""
         for pid in self.pids:
             self.signal(pid, signal.SIGKILL, group=True)
         while self._processes and self._epoll.poll(limit_seconds):
@@ -101,9 +101,9 @@ class Watcher:
 
 
 def kill_rest(pid: int, start: int) -> None:
-    """Kill what is left of the group that a dead process led.
+    """Kill the rest of the process group whose leader has exited.
 
-    Its pid is given to nobody else while the group has a member: if it is, there is no such group any more.
+    The pid is not reused while the group has a member: if another process has it, the group no longer exists.
     """
     if process_start(pid) in (None, start):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -111,9 +111,9 @@ def kill_rest(pid: int, start: int) -> None:
 
 
 def signal_process(pid: int, start: int, number: int, *, group: bool = False) -> bool:
-    """Send a signal to the process of that start time, or first to its group; False when it has ended.
+    """Send a signal to the process of that start time, or first to its group; False if it has exited.
 
-    It goes by pidfd where there is one (not in every sandbox): another process that has the pid by now gets nothing.
+    Sent by pidfd where available (not in every sandbox), so that a process that has reused the pid gets nothing.
     """
     process = -1
     try:
@@ -128,7 +128,7 @@ def signal_process(pid: int, start: int, number: int, *, group: bool = False) ->
             try:
                 os.killpg(pid, number)
             except ProcessLookupError:
-                pass  # it leads none
+                pass  # it leads no group
         if process < 0:
             os.kill(pid, number)
         else:

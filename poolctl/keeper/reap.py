@@ -1,4 +1,4 @@
-"""Children that ended: looked at, their process group killed, reaped, and reported until somebody has heard it."""
+"""Children that have exited: their process group is killed, they are reaped, and reported until acknowledged."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
 
 class Reaper:
-    """Exit statuses in the order of the deaths, kept until they are acknowledged.
+    """Exit reports in order, kept until they are acknowledged.
 
-    Of processes that are watched, because they are not our children, the status is unknown: both keys are None.
+    Watched processes, which are not children, have no known status: both keys are None.
     """
 
     def __init__(self) -> None:
-        self.unheard: list[dict[str, Any]] = []
+        self.unacknowledged: list[dict[str, Any]] = []
         self.watcher = Watcher()
         self.sequence = 0
 
-    def resume(self, unheard: list[dict[str, Any]], sequence: int, watched: dict[int, int]) -> None:
-        """Go on where another reaper of this process stopped; `watched` are start times by pid."""
-        self.unheard, self.sequence = unheard, sequence
+    def resume(self, unacknowledged: list[dict[str, Any]], sequence: int, watched: dict[int, int]) -> None:
+        """Continue where this process's reaper before execve(2) stopped; `watched` are start times by pid."""
+        self.unacknowledged, self.sequence = unacknowledged, sequence
         for pid, start in watched.items():
             with contextlib.suppress(
                 OSError
-            ):  # the end of one that cannot be watched is seen at its control socket
+            ):  # the exit of one that cannot be watched shows at its control socket
                 self.watch(pid, start)
 
     def reap(self) -> list[dict[str, Any]]:
-        """Reap everything that has ended; the new reports, which are also appended to `unheard`."""
+        """Reap all children that have exited; returns the new reports, which are also appended to `unacknowledged`."""
         fresh = []
         while (child := _ended_child()) is not None:
-            # Whatever the worker left behind in its session dies before its pid can be used again.
+            # The rest of the worker's process group is killed before its pid can be reused.
             _kill_group(child)
             _, status = os.waitpid(child, 0)
             code = os.waitstatus_to_exitcode(status)
@@ -46,31 +46,31 @@ class Reaper:
         return fresh
 
     def ended(self) -> list[dict[str, Any]]:
-        """Likewise for the processes that are watched."""
+        """Likewise for the watched processes."""
         return [self._report(pid, None, None) for pid in self.watcher.ended()]
 
     def watch(self, pid: int, start: int) -> dict[str, Any] | None:
-        """Watch a process that is no child; the report of its end when it has ended already."""
+        """Watch a process that is not a child; returns its exit report if it has exited already."""
         if is_child(pid) or self.watcher.watch(pid, start):
             return None
         kill_rest(pid, start)
         return self._report(pid, None, None)
 
-    def heard(self, sequence: int) -> None:
-        """Forget the reports up to `sequence`."""
-        self.unheard = [report for report in self.unheard if report["sequence"] > sequence]
+    def acknowledge(self, sequence: int) -> None:
+        """Drop the reports up to `sequence`."""
+        self.unacknowledged = [report for report in self.unacknowledged if report["sequence"] > sequence]
 
     def signal(self, pid: int, number: int, *, group: bool, start: int | None = None) -> bool:
         """Send a signal to a child that has not been reaped, or to a watched process, or its group.
 
-        False if it is neither, or has another start time. Only the parent, or who holds a pidfd, can do this without
-        hitting another process that was given the same pid.
+        False if it is neither, or has another start time. Only the parent, or the holder of a pidfd, can do this
+        without the risk of hitting another process that has reused the pid.
         """
         if pid <= 1 or (start is not None and process_start(pid) not in (start, None)):
             return False
         if not is_child(pid):
             return self.watcher.signal(pid, number, group=group)
-        # A fresh fork leads no group until it has come to its setsid(): then the process alone is meant.
+        # A new fork leads no group until it has called setsid(): before that the process alone is signalled.
         for send in (os.killpg, os.kill) if group else (os.kill,):
             try:
                 send(pid, number)
@@ -82,7 +82,7 @@ class Reaper:
     def _report(self, pid: int, status: int | None, number: int | None) -> dict[str, Any]:
         self.sequence += 1
         report = {"event": "exit", "sequence": self.sequence, "pid": pid, "status": status, "signal": number}
-        self.unheard.append(report)
+        self.unacknowledged.append(report)
         return report
 
 

@@ -1,7 +1,7 @@
 """The keeper executes another version of itself: the same process, the same children, the same descriptors.
 
-execve(2) keeps the pid, the children with their exit statuses, the subreaper flag, and every descriptor that is told to
-stay; what this process knows goes into a file in memory for the program that follows.
+execve(2) keeps the pid, the children with their exit statuses, the subreaper flag, and every inheritable descriptor;
+this process's state goes into a file in memory for the next program.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Reexec:
         self._supervisor = supervisor
 
     def execute(self, store: Store, reaper: Reaper, open_files: tuple[int, int]) -> None:
-        """Become that program. Returns only if it cannot be executed: then nothing has changed."""
+        """Execute that program. Returns only if it cannot be executed: then nothing has changed."""
         # The next supervisor makes new ones.
         store.clear(*store_keys.OF_THE_VERSION)
         state = {
             "format": FORMAT,
             "entries": (rows := store.rows()),
-            "unheard": reaper.unheard,
+            "unheard": reaper.unacknowledged,
             "sequence": reaper.sequence,
             "watched": reaper.watcher.starts,
             "open_files": open_files,
@@ -46,7 +46,7 @@ class Reexec:
         os.write(file, json.dumps(state).encode())
         kept = [fd for _, _, fds in rows for fd in fds]
         plan = json.dumps({"supervisor": self._supervisor, "restored": file})
-        # What arrives in between waits for the next program.
+        # Signals that arrive in between are pending for the next program.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             for fd in kept:
@@ -60,7 +60,7 @@ class Reexec:
 
 
 def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
-    """Take over what the program before knew; the limits of open files that workers are to get."""
+    """Restore the previous program's state; returns the limits of open files for workers."""
     state: dict[str, Any] = json.loads(read_file(file))
     os.close(file)
     for name, meta, fds in state["entries"]:

@@ -1,8 +1,8 @@
-"""How processes that have lost keeper and supervisor are found again: by sockets in the pool's directory.
+"""Finds processes that have lost keeper and supervisor, by sockets in the pool's directory.
 
 Only the pool's user can enter that directory. For a worker of another user, a socket is bound there before the worker
 starts, and the worker listens on it once it is an orphan. The kernel says which process listens (unix(7),
-SO_PEERCRED); the caller checks what that process says.
+SO_PEERCRED); the caller checks that process's answer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def bind(directory: str, kind: str) -> tuple[socket.socket, str]:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         with contextlib.suppress(OSError):
-            os.mkdir(directory, 0o700)  # it has vanished
+            os.mkdir(directory, 0o700)  # it was removed
         sock.bind(path)
     except BaseException:
         sock.close()
@@ -51,7 +51,7 @@ def forget(path: str) -> None:
 def sweep(directory: str) -> None:
     """Remove the files of sockets that no process has open, in the directory of a pool that is not running.
 
-    One that is bound only may be that of a worker which still imports its application.
+    A socket that is bound only may belong to a worker that is still importing its application.
     """
     files = _files(directory, (WORKER, LOGGER, DASHBOARD))
     states = _states() if files else {}
@@ -61,7 +61,7 @@ def sweep(directory: str) -> None:
 
 
 def accept(listener: socket.socket, uids: Collection[int]) -> socket.socket | None:
-    """The next connection, if it is one of a user that may ask."""
+    """The next connection, if its user is permitted."""
     try:
         connection, _ = listener.accept()
     except OSError:
@@ -81,21 +81,21 @@ def find(directory: str, kind: str) -> list[str]:
 
 
 def _states() -> dict[bytes, bytes] | None:
-    """The flags of all sockets that have a path, by their paths; None where the kernel's table cannot be read."""
+    """The flags of all sockets with a path, by path; None if the kernel's table cannot be read."""
     try:
         with open(_TABLE, "rb") as table:
             # Num RefCount Protocol Flags Type St Inode Path
             rows = [row.rstrip(b"\n").split(None, 7) for row in table]
     except OSError:
         return None
-    # Connections that were accepted have the path of their listener, and no flag.
+    # Accepted connections have the path of their listener, and no flag.
     return {row[7]: row[3] for row in sorted(rows, key=lambda row: row[3:4]) if len(row) == 8}
 
 
 def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, Answer | None]]:
-    """Connections to all that listen, each with its first message: all are asked at once, and have that long.
+    """Connections to all listening sockets, each with its first message: all are asked at once, with this time limit.
 
-    None stands for nothing within that time; what is no message is an empty one.
+    None stands for no message in time; an invalid message is returned as an empty one.
     """
     until = time.monotonic() + seconds
     asked = {sock.fileno(): sock for path in find(directory, kind) if (sock := connect(path)) is not None}
@@ -117,7 +117,7 @@ def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, 
 
 
 def connect(path: str) -> socket.socket | None:
-    """A non-blocking connection to what listens there; None when nothing does, or it does not take it."""
+    """A non-blocking connection to the socket of this path; None if nothing listens there or its backlog is full."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)
@@ -128,7 +128,7 @@ def connect(path: str) -> socket.socket | None:
 
 
 def receive(sock: socket.socket) -> Answer | None:
-    """Like wire.receive, but None for whatever goes wrong: the other end is not trusted."""
+    """Like wire.receive, but None for any error: the other end is not trusted."""
     try:
         return _receive(sock)
     except (OSError, wire.WireError):

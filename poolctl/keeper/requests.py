@@ -1,4 +1,4 @@
-"""What the keeper can be asked: `put get note drop list spawn signal watch heard`; nothing of it is a decision."""
+"""The requests that the keeper answers: `put get note drop list spawn signal watch heard`; none needs a decision."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .spawn import spawn
 from .store import Store
 from .wire import Message
 
-# Of these the keeper itself takes note.
+# The keeper itself handles these.
 _OF_THE_KEEPER = ("end", "last", "terminate", "terminating", "whole", "adopted", "ping", "pong", "renew")
 
 
 def answer(message: Message, fds: list[int], store: Store, reaper: Reaper) -> tuple[Message, list[int]]:
     """Perform one request; the reply and the descriptors that go with it, which stay the store's.
 
-    The request's own descriptors end here, unless they are put into the store. What fails is said in the reply.
+    The request's own descriptors are closed, unless they are put into the store. A failure is reported in the reply.
     """
     reply: Message = {"id": message.get("id")}
     kept = False
@@ -27,7 +27,7 @@ def answer(message: Message, fds: list[int], store: Store, reaper: Reaper) -> tu
             return reply, []
         return reply, _perform(message, fds, reply, store, reaper)
     except Exception as error:
-        # Whatever it was: with the keeper everything else would end.
+        # Any exception: if the keeper failed, everything else would end.
         reply["error"] = str(error) or repr(error)
         reply["errno"] = getattr(error, "errno", None)
         return reply, []
@@ -62,7 +62,7 @@ def _perform(message: Message, fds: list[int], reply: Message, store: Store, rea
             message["pid"], message["signal"], group=message.get("group", False), start=message.get("start")
         )
     elif operation == "heard":
-        reaper.heard(message["sequence"])
+        reaper.acknowledge(message["sequence"])
     elif operation == "watch":
         reply["report"] = reaper.watch(message["pid"], message["start"])
     elif operation not in _OF_THE_KEEPER:

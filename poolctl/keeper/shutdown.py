@@ -12,7 +12,7 @@ from .reap import Reaper, is_child
 from .store import Store
 
 STOP_SECONDS = 30.0
-# How long a supervisor has to say that it stops the pool; then the workers are stopped here, and then killed.
+# The time for a supervisor to confirm that it stops the pool; then the keeper stops the workers, and then kills them.
 ANSWER_SECONDS = 5.0
 ALONE_SECONDS = 3.0
 LAST_OUTPUT_SECONDS = 1.0
@@ -20,8 +20,8 @@ _KILLED_SECONDS = 5.0
 
 
 class Shutdown:
-    """`over`: nothing is left to wait for. `alone`: there is no supervisor that stops the pool; we do. `last`: the
-    supervisor has stopped the pool and is about to exit; it is not started again, however it ends.
+    """`over`: there is nothing left to wait for. `alone`: the keeper stops the pool, without a supervisor. `last`: the
+    supervisor has stopped the pool and is about to exit; it is not started again, however it exits.
 
     All times are those of one monotonic clock, in seconds.
     """
@@ -42,21 +42,21 @@ class Shutdown:
         return self.due is not None
 
     def begin(self, now: float) -> None:
-        """The shutdown is requested: the supervisor has to answer."""
+        """Request the shutdown: the supervisor has to confirm it."""
         if self.due is None:
             self._begun_at = now
             self.due = now + ANSWER_SECONDS
 
     def answered(self, seconds: float = 0.0) -> None:
-        """The supervisor stops the pool, which may take so long by its servers' own limits.
+        """The supervisor has confirmed, and may take this long by its servers' own limits.
 
-        The time runs from the beginning: a successor that says so again has no more of it.
+        The time runs from the request: a second confirmation by a successor does not extend it.
         """
         if self.begun and not self.alone:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
     def check(self, now: float, supervisor: int) -> bool:
-        """Do what is due; whether the time is over."""
+        """Take the action that is due; whether the time is over."""
         if self.alone and not any(map(self._is_there, self._workers())):
             return True
         if self.due is None or now < self.due:
@@ -72,7 +72,7 @@ class Shutdown:
         return False
 
     def finish(self) -> None:
-        """Kill what is watched, and close every descriptor: the readers of pipes and sockets see their end."""
+        """Kill the watched processes, and close every descriptor: the readers of pipes and sockets get end of file."""
         if self.begun and not self.last:
             # The shutdown was requested although no supervisor has confirmed it.
             desired_state_file.remove(self._directory)
@@ -87,9 +87,9 @@ class Shutdown:
 
 
 def kill_children(patience_seconds: float = 0.0) -> None:
-    """Kill and reap every child, with its process group, until there is none. They may end by themselves first.
+    """Kill and reap every child, with its process group, until there is none. They may first exit by themselves.
 
-    One that cannot be killed is left: it waits in the kernel, for a file system of its own perhaps.
+    One that cannot be killed is left: it is blocked in the kernel, perhaps on a file system.
     """
     patient_until = time.monotonic() + patience_seconds
     until = patient_until + _KILLED_SECONDS

@@ -1,4 +1,4 @@
-"""Starting a program as a direct child of the keeper, with descriptors at 3, 4, 5 …"""
+"""Starts a program as a direct child of the keeper, with descriptors at 3, 4, 5 …"""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def spawn(
     session: bool,
     without: Container[str] = (),
 ) -> int:
-    """The pid of the new program. `output` is the file that takes its stdout and stderr (appended to, 0600).
+    """The pid of the new program. `output` is the file for its stdout and stderr (appended to, 0600).
 
     `env` is its environment (None: this process's), from which the variables `without` are left out. Raises OSError
-    when the program cannot be executed. The keeper's own descriptors are not inherited.
+    if the program cannot be executed. The keeper's own descriptors are not inherited.
     """
     with contextlib.suppress(OSError):
         rotate_if_large(output)
-    # Lifted out of the way first: one of them may stand where another has to go.
+    # First moved to other numbers: one of them may have the number that another one needs.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
     try:
         actions: list[tuple[object, ...]] = [

@@ -1,4 +1,4 @@
-"""The descriptor store: named descriptors that outlive whoever put them there (after systemd's FDSTORE)."""
+"""The descriptor store: named descriptors that outlive the process that put them there (after systemd's FDSTORE)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _PAGE_BYTES = wire.MAX_MESSAGE_BYTES // 2
 
 
 class Store:
-    """Named entries, each with a few descriptors and a small JSON value that says what they are."""
+    """Named entries, each with a few descriptors and a small JSON value that describes them."""
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[Any, list[int]]] = {}
 
     @property
     def holds_work(self) -> bool:
-        """Whether there is more than what the pool began with and what a supervisor noted: sockets, workers."""
+        """Whether there are sockets or workers, besides what the pool was started with and a supervisor's notes."""
         return any(":" in name for name in self._entries)
 
     def put(self, name: str, meta: Any, fds: list[int]) -> None:
-        """Keep `fds` (owned by the store from now on) under `name`; replaces and closes what was there."""
+        """Keep `fds` (owned by the store from now on) under `name`; replaces and closes an earlier entry."""
         self.drop(name)
         self._entries[name] = (meta, fds)
 
     def note(self, name: str, meta: Any) -> None:
-        """Give an entry another value; nothing happens when it is not there."""
+        """Replace the value of an entry, if it exists."""
         if name in self._entries:
             self._entries[name] = (meta, self._entries[name][1])
 
@@ -43,13 +43,13 @@ class Store:
         return self._entries.get(name)
 
     def drop(self, name: str) -> None:
-        """Close and forget `name`; nothing happens when it is not there."""
+        """Close and remove the entry `name`, if it exists."""
         _, fds = self._entries.pop(name, (None, []))
         for fd in fds:
             wire.close(fd)
 
     def values(self, prefix: str) -> list[Any]:
-        """The values of the entries whose names begin so."""
+        """The values of the entries whose names start with `prefix`."""
         return [value for name, (value, _) in self._entries.items() if name.startswith(prefix)]
 
     def rows(self) -> list[tuple[str, Any, list[int]]]:
@@ -57,7 +57,7 @@ class Store:
         return [(name, value, fds) for name, (value, fds) in self._entries.items()]
 
     def clear(self, *prefixes: str) -> None:
-        """Close and forget what has a name that begins so; without an argument everything."""
+        """Close and remove the entries whose names start with one of `prefixes`; without an argument all of them."""
         for name in list(self._entries):
             if name.startswith(prefixes or ("",)):
                 self.drop(name)
@@ -71,9 +71,9 @@ class Store:
 
 
 def fill(store: Store, plan: dict[str, Any]) -> tuple[int, int] | None:
-    """Put the descriptors of the plan into the store; the pid and the link of the supervisor, if it runs already.
+    """Put the descriptors of the plan into the store; the pid and the link of the supervisor, if it is running.
 
-    A helper that could not be started is started by the supervisor when it needs it.
+    The supervisor starts any helper that could not be started here when it needs it.
     """
     control, lifeline, names = plan["control"], plan.get("lifeline", -1), plan["inherited"]
     first = max(control, lifeline) + 1
@@ -89,7 +89,7 @@ def fill(store: Store, plan: dict[str, Any]) -> tuple[int, int] | None:
         elif name == store_keys.SUPERVISOR:
             supervisor = pid, link
         else:
-            # A zygote's workers inherit its environment: whether it is the right one is the supervisor's to judge.
+            # A zygote's workers inherit its environment: the supervisor decides whether it is the right one.
             meta = {"without": plan.get("without", []), "pid": pid, "start": process_start(pid)}
             _keep(store, name, meta if name.startswith(store_keys.ZYGOTE) else None, [link])
     return supervisor
@@ -97,6 +97,6 @@ def fill(store: Store, plan: dict[str, Any]) -> tuple[int, int] | None:
 
 def _keep(store: Store, name: str, meta: Any, fds: list[int]) -> None:
     for fd in fds:
-        # Or it would go on to every program that is started.
+        # Otherwise every program that is started would inherit it.
         os.set_inheritable(fd, False)
     store.put(name, meta, fds)

@@ -1,4 +1,4 @@
-"""The supervisor's process, which the keeper starts again when it ends: with backoff, and not for ever."""
+"""The supervisor's process, which the keeper restarts when it exits: with backoff, and not indefinitely."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CALM_FROM = 5
 
 
 class SupervisorProcess:
-    """When the program is to be started next. All times are those of one monotonic clock, in seconds."""
+    """Starts the program, and decides when next. All times are those of one monotonic clock, in seconds."""
 
     def __init__(self, command: list[str], directory: str, now: float) -> None:
         self.command = command
@@ -29,7 +29,7 @@ class SupervisorProcess:
         self._started = 0.0
 
     def start(self, now: float) -> socket.socket | None:
-        """Start the program; our end of its link. None when it cannot be started now: then it is due again later."""
+        """Start the program; returns our end of its link. None if that fails: then it is due again later."""
         self._started = now
         ours, theirs = wire.pair()
         with theirs:
@@ -45,11 +45,11 @@ class SupervisorProcess:
         return ours
 
     def begun(self, pid: int, now: float) -> None:
-        """The program runs already, as this process of ours."""
+        """The program is already running as this child."""
         self.pid, self._started, self.due = pid, now, None
 
     def died(self, now: float) -> None:
-        """It has ended: at once the first time, later the more often it happens within a minute of its start."""
+        """It has exited: restart at once the first time, later the more often it exits within a minute of its start."""
         self.pid = 0
         self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
         self._failures = 1 if now - self._started > _STEADY_SECONDS else self._failures + 1
@@ -57,10 +57,10 @@ class SupervisorProcess:
 
     @property
     def calm(self) -> bool:
-        """It has crashed often within a minute, and is to take no action by itself."""
+        """It has crashed often within a minute, and is not to take automatic actions."""
         return len(self._deaths) >= _CALM_FROM
 
     @property
     def given_up(self) -> bool:
-        """It has failed so often in a row that a keeper which holds no work ends instead of starting it again."""
+        """It has failed so often in a row that a keeper without sockets and workers exits instead of restarting it."""
         return self._failures >= _FAILURES_UNTIL_GIVEN_UP

@@ -1,7 +1,7 @@
-"""Whether a process still answers: it is pinged periodically, and any message within a time limit counts.
+"""Detects a hung process: it is pinged periodically, and any message within a time limit counts as an answer.
 
-Only time in which the watching process ran itself counts: a pause of the container, or of the whole machine, takes
-nothing from the time that is left for an answer.
+Only time in which the watching process itself ran counts: a pause of the container, or of the whole machine, does not
+shorten the time for an answer.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ PING_SECONDS = 5.0
 SILENT_SECONDS = 10.0
 # Before its first message it imports its modules, which may take long on a busy machine.
 FIRST_MESSAGE_SECONDS = 60.0
-# How many checks are made within the time that an answer may take.
-_LOOKS = 10
-_LATE_LOOKS = 2
+# The number of checks within the time limit.
+_CHECKS = 10
+_LATE_CHECKS = 2
 
 
 class Watchdog:
-    """All times are those of one monotonic clock, in seconds. A message is awaited from the beginning."""
+    """All times are those of one monotonic clock, in seconds. A first message is awaited."""
 
     def __init__(
         self, now: float, ping_seconds: float = PING_SECONDS, silent_seconds: float = SILENT_SECONDS
     ) -> None:
         self._ping_seconds = ping_seconds
         self._silent_seconds = silent_seconds
-        self._look_seconds = silent_seconds / _LOOKS
+        self._check_seconds = silent_seconds / _CHECKS
         self._patience = max(FIRST_MESSAGE_SECONDS, silent_seconds)
         self._ping_at = now
         self._awaited = True
-        self._looked = now
-        self.waited_seconds = 0.0  # for the answer that is awaited
+        self._checked = now
+        self.waited_seconds = 0.0  # for the awaited answer
 
-    def heard(self, now: float) -> None:
-        """A message of the process has arrived."""
+    def received(self, now: float) -> None:
+        """A message of the process was received."""
         self._awaited, self._patience = False, self._silent_seconds
         self._ping_at = now + self._ping_seconds
         self.waited_seconds = 0.0
@@ -41,26 +41,26 @@ class Watchdog:
         """When to check again."""
         if not self._awaited:
             return self._ping_at
-        return self._looked + min(self._look_seconds, self._patience - self.waited_seconds)
+        return self._checked + min(self._check_seconds, self._patience - self.waited_seconds)
 
     def is_silent(self, now: float) -> bool:
         """Whether it was pinged and has not answered in time; to be called no later than `due`."""
         if not self._awaited:
             return False
-        passed, self._looked = now - self._looked, now
-        if passed <= 2 * self._look_seconds:
+        passed, self._checked = now - self._checked, now
+        if passed <= 2 * self._check_seconds:
             # A longer gap means that this process did not run; the other one may not have run either.
-            self.waited_seconds += min(passed, self._look_seconds)
+            self.waited_seconds += min(passed, self._check_seconds)
         return self.waited_seconds >= self._patience
 
     @property
     def is_late(self) -> bool:
         """Whether the awaited answer is overdue."""
-        return self.waited_seconds >= _LATE_LOOKS * self._look_seconds
+        return self.waited_seconds >= _LATE_CHECKS * self._check_seconds
 
     def should_ping(self, now: float, *, early: bool = False) -> bool:
         """Whether to ping it now; if so it counts as pinged. `early`: even after a recent message."""
         if self._awaited or (now < self._ping_at and not early):
             return False
-        self._awaited, self._looked = True, now
+        self._awaited, self._checked = True, now
         return True

@@ -1,7 +1,7 @@
 """Messages with descriptors over a SOCK_SEQPACKET socket: JSON, one message a packet.
 
 Message boundaries survive the death of either end. At most 253 descriptors travel with a message (SCM_MAX_FD, unix(7)).
-No call here blocks unless it is asked to: O_NONBLOCK belongs to the open file description, and any process that shares
+No call here blocks unless `wait` is set: O_NONBLOCK belongs to the open file description, and any process that shares
 the socket can clear it, so every message carries MSG_DONTWAIT.
 """
 
@@ -32,7 +32,7 @@ Message = dict[str, "Any"]
 
 
 class WireError(Exception):
-    """A message that cannot be sent, or that was not one."""
+    """A message that cannot be sent, or received data that is not a valid message."""
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -41,7 +41,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def over(fd: int) -> socket.socket:
-    """The socket behind an inherited descriptor, which it owns from now on."""
+    """A socket object that owns an inherited descriptor."""
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
     return sock
@@ -50,7 +50,7 @@ def over(fd: int) -> socket.socket:
 def send(
     sock: socket.socket, message: Message, fds: list[int] | tuple[int, ...] = (), *, wait: bool = False
 ) -> None:
-    """Send one message. Too many descriptors in flight are as good as a full socket (ETOOMANYREFS, unix(7)).
+    """Send one message. Too many descriptors in flight count as a full socket (ETOOMANYREFS, unix(7)).
 
     Raises WireError when it is too large, OSError (BlockingIOError on a full socket, unless it may `wait` for room)."""
     payload = json.dumps(message, separators=(",", ":")).encode()
@@ -76,11 +76,11 @@ def receive(
     """The next message and its descriptors (close-on-exec, the caller's to close); None at the end of the file.
 
     Raises BlockingIOError when there is none, unless it may `wait` (a socket with a timeout waits that long in any
-    case), WireError for something that is no message, or that is larger than allowed. All descriptors are received and
-    then closed here in that case: those that the kernel drops are closed as the sender likes (see close_promptly).
+    case), WireError for data that is not a message or is larger than allowed. In that case all descriptors are received
+    and then closed here: when the kernel drops them, the sender decides how long closing takes (see close_promptly).
     """
     # Not socket.recv_fds(): it forgets its flags (Python 3.11 to 3.13), and so every program that is started later
-    # would inherit what was received.
+    # would inherit the received descriptors.
     payload, ancillary, flags, _ = sock.recvmsg(
         most_bytes,
         _LARGEST_ANCILLARY_BYTES,
@@ -96,18 +96,18 @@ def receive(
             return None
         message = json.loads(payload)
         if not isinstance(message, dict):
-            raise WireError("a message that is no JSON object")
+            raise WireError("a message that is not a JSON object")
     except (WireError, ValueError, RecursionError) as error:
         for fd in fds:
             close_promptly(fd)
-        raise error if isinstance(error, WireError) else WireError("a message that is no JSON") from error
+        raise error if isinstance(error, WireError) else WireError("a message that is not JSON") from error
     return message, fds
 
 
 def close(fd: int) -> None:
-    """Close a descriptor, and if it is a message socket, also the descriptors in its unread messages.
+    """Close a descriptor and, for a message socket, also the descriptors in its unread messages.
 
-    The kernel would close that with the last duplicate of the socket, as the sender likes (see close_promptly).
+    The kernel would close those with the last duplicate, for as long as the sender wants (see close_promptly).
     """
     try:
         sock = socket.socket(fileno=fd)
@@ -121,7 +121,7 @@ def close(fd: int) -> None:
 
 
 def _drain(sock: socket.socket) -> None:
-    # Nothing can be added from now on, and each message has credentials, which tell an empty one from the end.
+    # No message can be added from now on, and each has credentials, which distinguish an empty one from end of file.
     sock.shutdown(socket.SHUT_RD)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     while ancillary := sock.recvmsg(

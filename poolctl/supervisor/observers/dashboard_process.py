@@ -87,7 +87,7 @@ class Process:
 
     def _heard(self, message: wire.Message, fds: list[int]) -> None:
         if self._watched is not None:
-            self._watched.heard(message)
+            self._watched.received(message)
         if message.get("t") == "up":
             self.up.set()
 

@@ -47,7 +47,7 @@ class KeeperWatch:
         self._record = record
         self._loop = asyncio.get_running_loop()
         self._watchdog = watchdog or Watchdog(self._loop.time(), _PING_SECONDS, SILENT_SECONDS)
-        self._watchdog.heard(self._loop.time())
+        self._watchdog.received(self._loop.time())
         self._heard = link.heard
         self._late = self._given_up = False
         self._followers: list[Callable[[str], object]] = []
@@ -125,7 +125,7 @@ class KeeperWatch:
         if self._link.heard == self._heard:
             return False
         self._heard = self._link.heard
-        self._watchdog.heard(now)
+        self._watchdog.received(now)
         if self._late:
             self._late = self._given_up = False
             message = f"the keeper (pid {self._known['pid']}) answers again"

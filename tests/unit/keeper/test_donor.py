@@ -55,7 +55,7 @@ def test_a_donor_that_answers_is_asked_again_and_left_alone(stopped: subprocess.
         for asked in range(10):
             watch(donor, PING_SECONDS * (asked + 1))
             assert wire.receive(theirs) == ({"event": "ping"}, [])
-            donor.heard(PING_SECONDS * (asked + 1))
+            donor.received(PING_SECONDS * (asked + 1))
         assert stat(stopped.pid).state == "T"
 
 

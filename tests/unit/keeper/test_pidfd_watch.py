@@ -108,7 +108,7 @@ def test_an_end_that_nobody_saw_is_reported_as_unknown(pid: int) -> None:
     assert (gone["pid"], gone["status"], gone["signal"]) == (os.getpid(), None, None)
     (report,) = reaper.ended()
     assert (report["pid"], report["status"], report["signal"]) == (pid, None, None)
-    assert reaper.unheard == [gone, report]
+    assert reaper.unacknowledged == [gone, report]
 
 
 def test_the_number_of_somebody_elses_thread_is_no_process_of_ours() -> None:

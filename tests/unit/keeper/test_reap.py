@@ -52,16 +52,16 @@ assert sorted(report["sequence"] for report in reports.values()) == [1, 2]
 """)
 
 
-def test_reports_are_kept_until_they_are_heard() -> None:
+def test_reports_are_kept_until_they_are_acknowledged() -> None:
     in_a_process_of_its_own("""
 for number in range(3):
     child(lambda: os._exit(0))
 reports = reaped(reaper, 3)
-assert reaper.unheard == reports
-reaper.heard(2)
-assert [report["sequence"] for report in reaper.unheard] == [3]
-reaper.heard(3)
-assert reaper.unheard == []
+assert reaper.unacknowledged == reports
+reaper.acknowledge(2)
+assert [report["sequence"] for report in reaper.unacknowledged] == [3]
+reaper.acknowledge(3)
+assert reaper.unacknowledged == []
 """)
 
 

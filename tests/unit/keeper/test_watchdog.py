@@ -26,7 +26,7 @@ def test_its_first_word_may_take_long() -> None:
 
 def test_it_is_asked_when_it_has_been_quiet_and_once() -> None:
     watchdog = Watchdog(0.0)
-    watchdog.heard(1.0)
+    watchdog.received(1.0)
     assert watchdog.due == 1.0 + PING_SECONDS
     assert not watchdog.should_ping(1.0 + PING_SECONDS - 0.1)
     assert watchdog.should_ping(1.0 + PING_SECONDS)
@@ -36,17 +36,17 @@ def test_it_is_asked_when_it_has_been_quiet_and_once() -> None:
 
 def test_an_early_question_is_asked_at_once() -> None:
     watchdog = Watchdog(0.0)
-    watchdog.heard(1.0)
+    watchdog.received(1.0)
     assert watchdog.should_ping(2.0, early=True)
     assert silent_at(watchdog, 1000.0) == pytest.approx(2.0 + SILENT_SECONDS)
 
 
 def test_whatever_it_says_is_an_answer() -> None:
     watchdog = Watchdog(0.0)
-    watchdog.heard(1.0)
+    watchdog.received(1.0)
     assert watchdog.should_ping(10.0)
     assert silent_at(watchdog, 19.0) is None
-    watchdog.heard(19.9)
+    watchdog.received(19.9)
     assert not watchdog.is_silent(1000.0)
     assert watchdog.waited_seconds == 0
     assert watchdog.should_ping(1000.0)
@@ -56,7 +56,7 @@ def test_whatever_it_says_is_an_answer() -> None:
 @pytest.mark.parametrize("began", [0.0, 0.5, 3.0, 9.5])
 def test_a_pause_of_the_asking_process_does_not_count_whenever_it_came(began: float) -> None:
     watchdog = Watchdog(0.0)
-    watchdog.heard(0.0)
+    watchdog.received(0.0)
     assert watchdog.should_ping(10.0)
     assert silent_at(watchdog, 10.0 + began) is None
     awake = 10.0 + began + 3600.0
@@ -70,7 +70,7 @@ def test_a_pause_of_the_asking_process_does_not_count_whenever_it_came(began: fl
 def test_pauses_again_and_again_do_not_count() -> None:
     chance = random.Random(1)
     watchdog = Watchdog(0.0)
-    watchdog.heard(0.0)
+    watchdog.received(0.0)
     assert watchdog.should_ping(5.0)
     ran, now = 0.0, 5.0
     while not watchdog.is_silent(now):

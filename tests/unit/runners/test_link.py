@@ -247,10 +247,10 @@ def test_last_words_of_a_process_that_ended_with_unread_orders_are_heard() -> No
 @pytest.mark.parametrize(
     ("packet", "deed"),
     [
-        (b"no json", "sent a message that is no JSON"),
-        (b"[1]", "sent a message that is no JSON object"),
-        (b"[" * 10_000, "sent a message that is no JSON"),
-        (b'{"id":' + b"9" * 10_000 + b"}", "sent a message that is no JSON"),
+        (b"no json", "sent a message that is not JSON"),
+        (b"[1]", "sent a message that is not a JSON object"),
+        (b"[" * 10_000, "sent a message that is not JSON"),
+        (b'{"id":' + b"9" * 10_000 + b"}", "sent a message that is not JSON"),
         (b'{"event":"' + b"x" * 20_000 + b'"}', "sent a message of more than 16384 bytes"),
         (b'{"wrong":1}', "sent a strange thing"),
     ],

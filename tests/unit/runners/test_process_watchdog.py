@@ -45,7 +45,7 @@ async def asked(
 
     loop = asyncio.get_running_loop()
     loop.add_reader(theirs.fileno(), hear)
-    link = Link(ours, lambda message, fds: watched.heard(message))
+    link = Link(ours, lambda message, fds: watched.received(message))
     found: list[dict[str, Any]] = []
     watched = ProcessWatchdog(link, known, "it", found.append, Watchdog(loop.time(), 0.02, 0.1))
     deadline = loop.time() + (10 if until_end_of else 0.5)

@@ -1,4 +1,4 @@
-"""What workers print: pipes that outlive the logger, and a logger that is started again when it dies."""
+"""Workers' output: pipes that outlive the logger, and a logger that is restarted when it exits."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ _LONGEST_LINE = 4096
 class Output:
     """The pipes of all workers, moved into files by the logger process.
 
-    The read ends are kept here and by the keeper, so that a dead logger loses nothing: its successor goes on where it
-    stopped. `on_dropped(name, bytes, path, reason)` is called when a file could not take something (a full disk).
+    The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
+    continues where it stopped. `on_dropped(name, bytes, path, reason)` is called when output could not
+    be written (a full disk).
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class Output:
         self._restarting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the logger, or go on with the one that is there, and hand it every pipe.
+        """Start the logger, or adopt the one that is running, and hand it every pipe.
 
-        Raises LinkLost when it cannot be started.
+        Raises LinkLost if it cannot be started.
         """
-        # The keeper has it too: a logger sees the end of its orders only when the pool has lost both.
+        # The keeper has it too: a logger gets end of file only when the pool has lost both.
         reply, kept = await self._keeper.call({"op": "get", "name": store_keys.LOGGER})
         if kept:
             self._link = self._linked(wire.over(kept[0]))
@@ -83,19 +84,19 @@ class Output:
 
     def _linked(self, sock: socket.socket) -> Link:
         def ended() -> None:
-            # Soon, as the first message to a logger that is dying finds the link lost, while others are to follow.
+            # Soon, because the first message to an exiting logger finds the link lost while others are to follow.
             asyncio.get_running_loop().call_soon(self._on_end, link)
 
         link = Link(sock, self._on_message, ended)
         return link
 
     async def _note(self) -> list[int]:
-        """The file in which a logger notes what it is just moving, for the one that comes after it, and a pipe."""
+        """The file in which a logger notes its move in progress for its successor, and a pipe."""
         _, kept = await self._keeper.call({"op": "get", "name": store_keys.UNDERWAY})
         if kept:
             return kept
         fds = [os.memfd_create("poolctl-log", os.MFD_CLOEXEC), *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
-        with contextlib.suppress(OSError):  # what is moved at once may stand in so many parts
+        with contextlib.suppress(OSError):  # one move may consist of so many parts
             fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, _TAKEN_BYTES)
         self._keeper.send({"op": "put", "name": store_keys.UNDERWAY}, fds)
         return fds
@@ -118,11 +119,11 @@ class Output:
         return ours
 
     def path(self, server: ServerConfig) -> str:
-        """The file that takes what the server prints."""
+        """The path of the server's log file."""
         return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
 
     def order(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
-        """What the logger is told of a pipe."""
+        """The message that describes a pipe to the logger."""
         log = server.log
         return {
             "t": "add",
@@ -151,7 +152,7 @@ class Output:
         return key, write
 
     def follow(self, key: str, pid: int, start: int | None = None) -> None:
-        """Begin to read the pipe, now that the worker exists. `start` is that of a program (see process_start)."""
+        """Start reading the pipe, now that the worker exists. `start` is that of a program (see process_start)."""
         read, message = self._pipes[key]
         message["pid"] = pid
         if start is not None:
@@ -162,22 +163,22 @@ class Output:
 
     def discard(self, key: str) -> None:
         """Forget the pipe of a worker that could not be made."""
-        if key in self._pipes:  # not closed meanwhile
+        if key in self._pipes:  # not closed since
             self._pipes.pop(key)[0].close()
             del self._finished[key]
 
     async def say(self, server: ServerConfig, lines: Sequence[str]) -> None:
-        """Put lines into the server's log as if a process of it had printed them; return when they are there."""
+        """Write lines into the server's log as if one of its processes had printed them; return when done."""
         key, write = self.attach(server)
         os.set_blocking(write, False)
-        with contextlib.suppress(OSError):  # what a pipe does not hold is left out
+        with contextlib.suppress(OSError):  # lines that exceed the pipe are dropped
             os.write(write, "".join(f"{line}\n" for line in lines).encode())
         os.close(write)
         self.follow(key, os.getpid())
         await self.finished(key, _SAY_SECONDS)
 
     def adopt(self, key: str, message: wire.Message, fd: int) -> Descriptor:
-        """The pipe that the keeper held, which is ours from now on; before `start`."""
+        """Take ownership of a pipe that the keeper held; to be called before `start`."""
         read = Descriptor(fd)
         self._pipes[key] = (read, message)
         self.paths[str(message["name"])] = str(message["path"])
@@ -185,7 +186,7 @@ class Output:
         return read
 
     async def finished(self, key: str, timeout_seconds: float) -> None:
-        """Return when all that the worker printed is in its file, or the time is over."""
+        """Return when the worker's output is completely in its file, or the time is over."""
         event = self._finished.get(key)
         if event is None:
             return
@@ -196,20 +197,20 @@ class Output:
             pass
 
     async def reopen(self) -> None:
-        """Return when every file is opened anew: nothing is written any more to those that were moved away."""
+        """Return when every file has been reopened: nothing is written any more to those that were moved away."""
         if self._reopened is None:
             self._reopened = asyncio.Event()
             self._ask_reopen()
         await self._reopened.wait()
 
     def _ask_reopen(self) -> None:
-        # Without a logger there is nothing open: its successor asks for itself.
+        # Without a logger no file is open, and its successor opens them itself.
         if self._link is not None and self._reopened is not None:
             self._link.send({"t": "reopen"})
             self._link.send({"t": "sync"})
 
     def close(self) -> None:
-        """Let the logger end; what it has not read yet is lost only if nobody starts another."""
+        """Let the logger exit; unread output is lost only if no other one is started."""
         if self._restarting is not None:
             self._restarting.cancel()
         self._watch_no_more()
@@ -227,7 +228,7 @@ class Output:
     def _on_message(self, message: wire.Message, fds: list[int]) -> None:
         key = str(message.get("id"))
         if self._watched is not None:
-            self._watched.heard(message)
+            self._watched.received(message)
         if message.get("t") == "eof" and key in self._pipes:
             self._pipes.pop(key)[0].close()
             self._keeper.send({"op": "drop", "name": f"{store_keys.OUTPUT}{key}"})
@@ -249,7 +250,7 @@ class Output:
         self._restarting = asyncio.ensure_future(self._again())
 
     def _known(self, identity: dict[str, Any]) -> None:
-        """Leave to a successor who the logger is."""
+        """Store the logger's identity for a successor."""
         self._keeper.send({"op": "note", "name": store_keys.LOGGER, "meta": identity})
 
     def _watch_no_more(self) -> None:
@@ -266,6 +267,6 @@ class Output:
 
 
 def last_lines(path: str, lines: int, since: float) -> list[str]:
-    """The last lines of a log since a time (seconds since the epoch), for a report: no passwords of URLs."""
+    """The last lines of a log since a time (seconds since the epoch), for a report, without passwords of URLs."""
     found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT)
     return [masked_text(line.text[:_LONGEST_LINE]) for line in found]

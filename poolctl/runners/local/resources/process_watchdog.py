@@ -1,6 +1,6 @@
-"""A process of the pool's own that is asked now and then whether it is there: one that hangs is killed.
+"""Pings one of the pool's own processes periodically, and kills it if it hangs.
 
-Its end is seen where every end of it is seen, at its link, and whoever started it starts another.
+Its owner sees its exit at the link, as any other exit, and starts another one.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """What is kept of a process so that a later supervisor can watch it as well."""
+    """A process's pid and start time as stored, so that a later supervisor can watch it as well."""
     return {"pid": pid, "start": process_start(pid)}
 
 
 class ProcessWatchdog:
-    """Asks over `link`, on the running loop, until `close`; whatever the process says, to `heard`, is an answer.
+    """Pings over `link`, on the running loop, until `close`; any message of the process, given to `received`, answers.
 
-    `known` is its `identity`, empty as long as nobody knows it: it says its pid itself, which `found` is told of then.
-    Who has not (another version of it) is left alone. `name` is what the log calls it, `watchdog` says how often it is
-    asked, and how long an answer may take.
+    `known` is its `identity`, empty until it is known: the process sends its pid itself, and `found` gets the identity
+    then. One that does not (of another version) is not killed. `name` is its name in the log; `watchdog` decides how
+    often it is pinged, and how long an answer may take.
     """
 
     def __init__(
@@ -54,31 +54,31 @@ class ProcessWatchdog:
         link.send(PING)
         self._set_timer()
 
-    def heard(self, message: wire.Message) -> None:
-        """It has said something."""
+    def received(self, message: wire.Message) -> None:
+        """A message of the process was received."""
         if message.get("t") == "pong" and "pid" not in self._known:
             self._known = identity(int(message["pid"]))
             self._found(self._known)
-        self._watchdog.heard(self._loop.time())
+        self._watchdog.received(self._loop.time())
         if self._timer is not None:
             self._timer.cancel()
             self._set_timer()
 
     def close(self) -> None:
-        """Ask no more: it has ended, or is to end."""
+        """Stop pinging: it has exited, or is to exit."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _set_timer(self) -> None:
-        self._timer = self._loop.call_at(self._watchdog.due, self._look)
+        self._timer = self._loop.call_at(self._watchdog.due, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = self._loop.time()
         if self._watchdog.is_silent(now):
             self._timer = None
             if "pid" in self._known:
-                logger.error("%s (pid %d) does not answer: it is killed", self._name, self._known["pid"])
+                logger.error("%s (pid %d) does not answer: killing it", self._name, self._known["pid"])
                 kill(self._known)
             return
         if self._watchdog.should_ping(now):
@@ -87,7 +87,7 @@ class ProcessWatchdog:
 
 
 def kill(known: dict[str, Any], number: int = signal.SIGKILL) -> None:
-    """Send the signal to the process that this is the identity of, and to no other one that has its pid by now."""
+    """Send the signal to the process of this identity, not to another one that has reused its pid."""
     pid, start = known.get("pid"), known.get("start")
     if pid is not None and start is not None:
         signal_process(pid, start, number)
