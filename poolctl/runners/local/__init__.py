@@ -1,1 +1,1 @@
-"""Workers as processes of this machine: listeners and forks by way of the keeper."""
+"""Workers as processes of this machine: with listeners and forks through the keeper."""

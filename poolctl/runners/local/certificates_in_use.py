@@ -1,4 +1,4 @@
-"""The certificates that servers were given last: new workers get them while the file holds an expired one."""
+"""The last certificates of servers in use: new workers get them while the file holds an expired one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Files = tuple[str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Certificate, key and the clients' authorities as they were read, from which files, and the certificate's end."""
+    """Certificate, key and client CAs as read, with their files and the certificate's expiry."""
 
     files: _Files
     contents: list[bytes]
@@ -34,19 +34,19 @@ class Given:
 
 
 class Certificates:
-    """What each server was given last, by name: in memory, and in the keeper's store for a successor; never on disk."""
+    """Each server's last certificate, by name: in memory, and in the keeper's store for a successor; never on disk."""
 
     def __init__(self, keeper: Link, now: Callable[[], float] = time.time) -> None:
         self._keeper = keeper
         self._now = now
         self._given: dict[str, Given] = {}
-        self._forced: dict[str, int] = {}  # the generation that gets what the server's files hold
+        self._forced: dict[str, int] = {}  # the generation that gets the content of the server's files
         self._due: asyncio.TimerHandle | None = None
 
     def for_worker(self, server: ServerConfig, generation: int) -> Given:
-        """What a new worker gets: what the files hold, or what the server had if theirs has expired and that has not.
+        """A new worker's certificate: from the files, or the server's last one if only the files' has expired.
 
-        What takes the place of a valid certificate is kept once a worker is ready with it (`keep_if_ready`). Raises
+        A replacement of a valid certificate is kept once a worker is ready with it (`keep_if_ready`). Raises
         ServerError for a file that cannot be read.
         """
         found, before = _read(server), self._given.get(server.name)
@@ -59,7 +59,7 @@ class Certificates:
     def keep_if_ready(
         self, server: ServerConfig, generation: int, given: Given, ready: asyncio.Future[None]
     ) -> None:
-        """Keep what a worker of this generation was given, if `ready`, which is done, is no failure."""
+        """Keep the certificate of this generation's workers, if `ready`, which is done, has no exception."""
         if ready.cancelled() or ready.exception() is not None:
             return
         if self._forced.get(server.name) == generation:
@@ -67,24 +67,24 @@ class Certificates:
         self._keep(server, given)
 
     def renewed(self, server: ServerConfig) -> Given:
-        """What the files hold now, for workers that run. Raises ServerError for a file that cannot be read."""
+        """The content of the files now, for running workers. Raises ServerError for a file that cannot be read."""
         self._forced.pop(server.name, None)
         return self._keep(server, _read(server))
 
     def force(self, name: str, generation: int) -> None:
-        """Let the server's workers of this generation get what its files hold, expired or not."""
+        """Have the server's workers of this generation get the content of its files, expired or not."""
         self._forced[name] = generation
 
     async def recall(self, names: Collection[str]) -> None:
-        """Go on with what the supervisor before has left for the servers of these names."""
+        """Load the certificates that the previous supervisor left for these servers."""
         _, fds = await self._keeper.call({"op": "get", "name": store_keys.CERTIFICATES})
         for fd in fds:
             try:
                 left = pickle.loads(read_file(fd))
                 self._given = {name: Given(*each) for name, each in left.items() if name in names}
             except Exception:
-                # Of another version: the files are read, as at a first start.
-                logger.exception("the certificates that the supervisor before left cannot be read")
+                # Stored by another version: the files are read, as at a first start.
+                logger.exception("the previous supervisor's certificates cannot be read")
             finally:
                 os.close(fd)
 
@@ -95,7 +95,7 @@ class Certificates:
         return given
 
     def _leave_soon(self) -> None:
-        # Many servers that start together are left together.
+        # The certificates of servers that start together are stored together.
         if self._due is None:
             self._due = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._leave)
 

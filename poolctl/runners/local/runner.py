@@ -1,4 +1,4 @@
-"""Workers as processes of this machine: listeners and forks by way of the keeper."""
+"""Workers as processes of this machine, with listeners and forks through the keeper."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ logger = logging.getLogger("poolctl.supervisor")
 class LocalRunner:
     """The process runner. `keeper` is connected to a keeper, whose exit reports go to `exit_reported`.
 
-    `on_expired` is told of a worker that has served its `max_requests` and is to be replaced; without it such a worker
-    drains and ends. `on_idle` is told when a worker has had no traffic for its server's `scale.idle`, and when it has
-    some again. Workers that lose the keeper and this process can be found by the path of the directory `orphanage`;
-    without one they end.
+    `on_expired` gets a worker that has served its `max_requests` and is to be replaced; without it such a worker drains
+    and exits. `on_idle` is called when a worker has had no traffic for its server's `scale.idle`, and when it has some
+    again. Workers that lose the keeper and this process can be found by the path of the directory `orphanage`;
+    without one they exit.
     """
 
     def __init__(
@@ -93,22 +93,22 @@ class LocalRunner:
         """See Runner. A command that binds by itself has no listener; its port must be free."""
         await self.sockets.open(server)
         if server.scale.min:
-            # One that may sleep costs one descriptor asleep: its pair is made when there is something to put into it.
+            # A sleeping server costs one descriptor: its pair is made when a connection is to be put into it.
             self.adoptions.open(server)
         return Endpoints(server.key, tuple(self.endpoints(server.key)))
 
     async def close(self, key: str) -> None:
-        """See Runner. Connections that wait for a worker to take them are closed."""
+        """See Runner. Connections that are queued for a worker are closed."""
         self.app_zygotes.release(key)
         self.sleeping.close(key)
         await self.adoptions.close(key)
         await self.sockets.close(key)
 
     def give(self, key: str, sock: socket.socket) -> bool:
-        """Whether a worker of that address will have the connection, as if it had accepted it; False: try again later.
+        """Whether a worker of that address will get the connection, as if it had accepted it; False: try again later.
 
-        It may have been sent something already, but nothing was answered, and no handshake has begun on it. It stays
-        the caller's to close, which ends it nowhere else.
+        Bytes may have arrived on it, but nothing was answered, and no handshake has begun. It stays the caller's to
+        close, which does not close it for the worker.
         """
         return self.sleeping.hold(key, sock) or self.adoptions.give(key, sock)
 
@@ -151,7 +151,7 @@ class LocalRunner:
         return worker.placement
 
     def _follow(self, worker: LocalWorker) -> None:
-        """Know the worker from now on, also if it has ended already."""
+        """Register the worker, even if it has exited already."""
         placement = worker.placement
         assert placement.pid is not None
         self._workers[placement.id] = worker
@@ -181,7 +181,7 @@ class LocalRunner:
         self._ended(worker, Exit(message="was never started"))
 
     def _note(self, worker: LocalWorker) -> None:
-        """Tell the keeper, for a supervisor to come, that the worker is ready."""
+        """Record at the keeper, for a later supervisor, that the worker is ready."""
         if not worker.exited.done():
             self.keeper.send(
                 {"op": "note", "name": f"{store_keys.WORKER}{worker.placement.id}", "meta": worker.meta()}
@@ -190,9 +190,9 @@ class LocalRunner:
     async def adopt(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
     ) -> list[LocalWorker]:
-        """Take over what the keeper holds for these servers; the workers that are there, ready or not.
+        """Adopt the keeper's entries for these servers; returns the running workers, ready or not.
 
-        `placed` are the configurations, by worker id, of those that have another one than their server has now.
+        `placed` are the configurations, by worker id, of workers whose configuration differs from their server's.
         Listeners and pipes of other servers are dropped. Call it before anything else, and once.
         """
         await self.forker.certificates.recall(servers)
@@ -216,17 +216,17 @@ class LocalRunner:
             await asyncio.shield(worker.begun)
 
     async def ready(self, placement: Placement) -> None:
-        """See Runner. A job is ready when it has ended with 0."""
+        """See Runner. A job is ready when it has exited with 0."""
         worker = self._workers[placement.id]
         await worker.ready(self.sockets.of(worker.server))
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
-        """See Runner. A command knows of no rotation, and goes on as before."""
+        """See Runner. Without effect on a command."""
         if placement.id in self._workers:
             worker_commands.rotate(self._workers[placement.id], in_rotation)
 
     async def attend(self, placement: Placement, accepting: bool) -> None:
-        """See Runner. A command goes on as before."""
+        """See Runner. Without effect on a command."""
         if placement.id in self._workers:
             worker_commands.attend(self._workers[placement.id], accepting)
 
@@ -234,7 +234,7 @@ class LocalRunner:
         """See Runner. A command is reached by its port."""
         worker = self._workers.get(placement.id)
         if worker is None or worker.exited.done():
-            raise ConnectionRefusedError("it has ended")
+            raise ConnectionRefusedError("it has exited")
         if worker.control is None:
             return await connect(worker.server, next(iter(self.sockets.of(worker.server)), None))
         return worker_commands.connect(worker, kind, plain)
@@ -246,7 +246,7 @@ class LocalRunner:
             worker_commands.renew_tls(self._workers[placement.id], server, given.contents)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """See Runner. Of a command nobody knows whether it still accepts."""
+        """See Runner. A command may go on accepting."""
         await self._partings.leave(self._workers.get(placement.id), replaced=replaced)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -258,7 +258,7 @@ class LocalRunner:
         return await self._partings.stop(self._workers.get(placement.id), timeout_seconds, replaced=replaced)
 
     async def watch(self, placement: Placement) -> Exit:
-        """See Runner. What a worker that never answered has printed is in its file by then, as far as it can be."""
+        """See Runner. The output of a worker that never answered is in its file by then, as far as possible."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
@@ -269,7 +269,7 @@ class LocalRunner:
         return exit_
 
     def counts(self, placement: Placement) -> Counts | None:
-        """What the worker has counted so far; None of a command, and of one that has ended."""
+        """The worker's counts so far; None for a command, and for one that has exited."""
         worker = self._workers.get(placement.id)
         return worker.tally.counts() if worker is not None and worker.tally is not None else None
 

@@ -1,4 +1,4 @@
-"""After the death of a supervisor: what the keeper holds of a runner before, in the hands of its successor."""
+"""Adopts, after a supervisor's exit, the previous runner's workers and descriptors from the keeper's store."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _KINDS = (
 
 
 class Parts(NamedTuple):
-    """The parts of a runner into which the keeper's entries go."""
+    """The parts of a runner that take the keeper's entries."""
 
     keeper: KeeperLink
     zygotes: Zygotes
@@ -67,7 +67,7 @@ async def take_over(
     placed: Mapping[str, ServerConfig],
     follow: Callable[[LocalWorker], None],
 ) -> list[LocalWorker]:
-    """The workers that are there, each known to the runner by `follow`; with them all that they need.
+    """The running workers, each registered at the runner by `follow`, with their sockets, pipes and pages.
 
     `placed` as in `LocalRunner.adopt`.
     """
@@ -96,14 +96,14 @@ async def take_over(
             elif meta["server"] in servers:
                 server = placed.get(name.removeprefix(kind), servers[meta["server"]])
                 if meta.get("start") is not None:
-                    # Of no effect for a child of the keeper; one that is not may have come without being watched.
+                    # Without effect for a child of the keeper; another process may not be watched yet.
                     parts.keeper.send({"op": "watch", "pid": meta["pid"], "start": meta["start"]})
                 adopted.append(_worker(parts.keeper, name, server, meta, fds, follow))
             else:
                 _end_unknown(parts.keeper, name, meta, fds)
         if not reply["entries"]:
             if adopted and not warm:
-                # The zygotes went with their keeper.
+                # The zygotes exited with their keeper.
                 parts.forker.warm(adopted[0].server)
             _keep_app_zygotes(parts, servers)
             await _take_acceptor(parts, by_key)
@@ -111,7 +111,7 @@ async def take_over(
 
 
 def _end_unknown(keeper: Link, name: str, meta: wire.Message, fds: list[int]) -> None:
-    """End the worker of a server that is in no record: the supervisor died while it was being added."""
+    """Stop the worker of an unrecorded server: the supervisor exited while the server was being added."""
     logger.warning("pid %d belongs to no server of the pool: stopping it", meta["pid"])
     if meta["notify"] is None and fds:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:
@@ -130,7 +130,7 @@ def _take(
     fds: list[int],
     by_key: Mapping[str, ServerConfig],
 ) -> Sequence[HasDescriptor]:
-    """What owns the entry's descriptors from now on; nothing where it is of no further use."""
+    """The new owners of the entry's descriptors; none if it is not needed any more."""
     key = name.removeprefix(kind)
     if kind == store_keys.LISTENER:
         return parts.sockets.adopt(key, fds, meta)
@@ -146,7 +146,7 @@ def _take(
 
 
 async def _take_acceptor(parts: Parts, by_key: Mapping[str, ServerConfig]) -> None:
-    """Last of all: connections that it accepted for a dead supervisor go to the servers' pairs."""
+    """Adopt the accept helper, last of all: connections that it accepted earlier go to the servers' pairs."""
     reply, fds = await parts.keeper.call({"op": "get", "name": store_keys.ACCEPTOR})
     if fds:
         owners = parts.sleeping.adopt_acceptor(reply["meta"], fds[0], by_key)
@@ -173,7 +173,7 @@ def _worker(
     worker = LocalWorker(placement, server, str(meta["output"]), meta.get("protocol"))
     worker.start, worker.place = meta.get("start"), meta.get("place")
     sockets = [socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
-    # Before the worker turns out to have ended.
+    # Before the worker's exit can be reported.
     worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
     keeper.share(name, meta, [*sockets[:1], *([worker.tally] if worker.tally is not None else [])])
     follow(worker)
@@ -196,5 +196,5 @@ def _worker(
 def _user_id(server: ServerConfig) -> int:
     try:
         return user_id(server)
-    except ServerError:  # its user has been removed: only root is heard
+    except ServerError:  # its user has been removed: only root's messages count
         return 0

@@ -23,7 +23,7 @@ def one() -> tuple[AppZygote, socket.socket]:
     ours, theirs = wire.pair()
     theirs.setblocking(False)
     zygote = AppZygote("key", Process(os.getpid(), None), None, "web")
-    zygote.link = Link(ours, zygote.heard, zygote.ended, on_breach=lambda deed: None)
+    zygote.link = Link(ours, zygote.received, zygote.ended, on_breach=lambda deed: None)
     return zygote, theirs
 
 

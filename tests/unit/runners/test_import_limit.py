@@ -34,7 +34,7 @@ def test_a_worker_begins_when_another_has_its_application() -> None:
         for each in workers:
             turns.queue(each)
         assert begun(workers) == [True, True, False, False]
-        workers[1].heard({"event": "imported"}, [])
+        workers[1].received({"event": "imported"}, [])
         await a_moment()
         assert begun(workers) == [True, True, True, False]
         workers[1].answer()  # ready as well: its turn was over before
@@ -62,7 +62,7 @@ def test_a_process_that_imports_for_several_takes_a_turn_and_gives_it_back_when_
         turns, waiting = ImportLimit(at_once=1), worker(0)
         ours, theirs = wire.pair()
         zygote = AppZygote("key", Process(1, None), None, "web")
-        zygote.link = Link(ours, zygote.heard, zygote.ended)
+        zygote.link = Link(ours, zygote.received, zygote.ended)
         turns.queue(zygote)
         turns.queue(waiting)
         assert zygote.begun.done()

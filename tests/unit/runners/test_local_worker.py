@@ -33,15 +33,15 @@ def worker(**config: Any) -> LocalWorker:
 def test_value_of_another_type_is_malformed(message: wire.Message) -> None:
     async def scenario() -> None:
         with pytest.raises(Malformed):
-            worker().heard(message)
+            worker().received(message)
 
     asyncio.run(scenario())
 
 
 def test_what_another_version_may_say_is_ignored() -> None:
     async def scenario() -> None:
-        worker().heard({"event": "of tomorrow", "with": {"more": [1]}})
-        worker().heard({})
+        worker().received({"event": "of tomorrow", "with": {"more": [1]}})
+        worker().received({})
 
     asyncio.run(scenario())
 
@@ -49,7 +49,7 @@ def test_what_another_version_may_say_is_ignored() -> None:
 def test_text_is_shortened_and_drives_no_terminal() -> None:
     async def scenario() -> None:
         found = worker()
-        found.heard({"event": "failed", "message": "\x1b]0;title\x07 \ud800 déjà\n" + "x" * 10_000})
+        found.received({"event": "failed", "message": "\x1b]0;title\x07 \ud800 déjà\n" + "x" * 10_000})
         assert found.reason.startswith("\ufffd]0;title\ufffd \ufffd déjà\nxxx")
         assert len(found.reason) == 4000
 
@@ -61,8 +61,8 @@ def test_served_requests_are_believed_once_and_only_where_there_is_a_limit() -> 
         for limit, times in ((None, 0), (10, 1)):
             found, heard = worker(http={"max_requests": limit}), []
             found.on_expired = lambda heard=heard: heard.append(1)  # type: ignore[misc]
-            found.heard({"event": "expired"})
-            found.heard({"event": "expired"})
+            found.received({"event": "expired"})
+            found.received({"event": "expired"})
             assert len(heard) == times
 
     asyncio.run(scenario())

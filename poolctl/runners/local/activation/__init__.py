@@ -1,1 +1,1 @@
-"""Servers that sleep: who rings at their doors, what of it wakes them, and how the callers get to the next worker."""
+"""Sleeping servers: watches their listeners, wakes them on a request, and hands connections to the next worker."""

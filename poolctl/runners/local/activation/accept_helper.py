@@ -1,4 +1,4 @@
-"""The supervisor's side of the accept helper (see poolctl.acceptor): requests, answers, and what takes too long."""
+"""The supervisor's side of the accept helper (see poolctl.acceptor): requests, answers, and timeouts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ... import withheld
 from ...descriptor import HasDescriptor
 from ...link import Link, LinkLost
 
-# Longer than the helper gives itself: it can be stopped, or have no processor.
+# Longer than the helper's own limit: it can be stopped, or get no processor.
 _SILENT_SECONDS = 1.0
 _START_SECONDS = 10.0
 
@@ -28,10 +28,10 @@ ACCEPT, TAKE = "accept", "take"
 
 
 class Fetched(NamedTuple):
-    """What came of a request. `failed`: nothing more is known of the socket; `blocked`: because a call on it waits."""
+    """The result of a request. `failed`: the socket's state is unknown; `blocked`: because a call on it blocks."""
 
     empty: bool = False
-    junk: bool = False  # something that is no connection was in it
+    junk: bool = False  # it contained something that is not a connection
     full: bool = False  # no descriptor was left
     failed: bool = False
     blocked: bool = False
@@ -107,7 +107,7 @@ class AcceptHelper:
             try:
                 reply, _ = await self._keeper.call({**order, "without": withheld.present()}, [theirs])
             except LinkLost:
-                return  # its end is the link's as well
+                return  # its exit also closes the link
         if link is self._link:
             self._pid = int(reply["pid"])
             put = {"op": "put", "name": store_keys.ACCEPTOR, "meta": {"pid": self._pid}}
@@ -144,7 +144,7 @@ class AcceptHelper:
         link, pid = self._link, self._pid
         assert link is not None
         heard = link.heard
-        # What has arrived while we did not run ourselves.
+        # Answers that arrived while this process did not run.
         link.read_rest()
         if link is self._link and self._requests and link.heard == heard:
             link.close()
@@ -156,11 +156,11 @@ class AcceptHelper:
         self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
 
     def _lost(self) -> None:
-        # By its own deadline, most likely: the first request is what it was at.
+        # Most likely by its own deadline: it was working on the first request.
         self._give_up(blocked=self._up)
 
     def _give_up(self, *, blocked: bool) -> None:
-        """Start another helper, unless this one never came up; pending requests are not answered."""
+        """Start another helper, unless this one never started; pending requests are not answered."""
         requests, self._requests = self._requests, {}
         was_up = self._up
         self._forget()

@@ -2,10 +2,10 @@
 
 Each connection is accepted and inspected without reading (MSG_PEEK): one that is opened and closed, or that sends no
 request, wakes no server. The first request wakes it; every connection that is held by then, and all that its last
-worker had left behind, goes to its next worker by way of the adoption pair. New ones wait in the backlog.
+worker left, goes to its next worker through the adoption pair. New ones wait in the backlog.
 
-Connections from sockets that an application shares come by way of the accept helper (see AcceptHelper): accept(2) on
-such a listener can be made to wait for ever, and the application can put anything into such a pair.
+Connections from sockets that an application shares come through the accept helper (see AcceptHelper): an application
+can make accept(2) on such a listener block for ever, and put anything into such a pair.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _AGAIN_SECONDS = 0.1
 
 
 class Activator:
-    """All sleeping listeners of a pool over one epoll of their own: an armed one costs no callback object and no time.
+    """All sleeping listeners of a pool on one epoll instance: an armed one costs no callback object and no time.
 
     Belongs to the running loop.
     """
@@ -48,7 +48,7 @@ class Activator:
         """Watch for the first request; `on_request` is called once, from the loop, after it was disarmed."""
         self.disarm(sleeping.key)
         self._sleeping[sleeping.key] = sleeping
-        # Where a call has waited once, none is made again: any connection wakes that server.
+        # After a call has blocked once, none is made again: any connection wakes that server.
         sleeping.accepts = sleeping.accepts and sleeping.key not in self._blocking
         if sleeping.accepts and (sleeping.shared or sleeping.left is not None):
             self._accept_helper.warm()
@@ -63,7 +63,7 @@ class Activator:
         return key in self._sleeping
 
     def disarm(self, key: str) -> None:
-        """Watch no longer; what is held goes to the server's next worker, as soon as there is room."""
+        """Stop watching; held connections go to the server's next worker, as soon as there is room."""
         sleeping = self._sleeping.pop(key, None)
         if sleeping is None:
             return
@@ -76,7 +76,7 @@ class Activator:
         self._handoff.add(key, sleeping.connections)
 
     def hold(self, key: str, sock: socket.socket) -> bool:
-        """Whether the listener is armed, and holds a duplicate of this connection, which others have accepted."""
+        """Whether the listener is armed and now holds a duplicate of this connection, accepted by another process."""
         sleeping = self._sleeping.get(key)
         if sleeping is None:
             return False
@@ -88,13 +88,13 @@ class Activator:
         return True
 
     def clear(self, key: str, then: Callable[[], None]) -> None:
-        """Take all connections that gone workers left; call `then` if nothing more can come out of their pair."""
+        """Take all connections left by workers that have exited; call `then` once their pair is drained."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
             self._fetch(sleeping, sleeping.left, partial(self._cleared, sleeping, then))
 
     def dismiss(self, key: str) -> None:
-        """Close every connection that is held for the server, or is on its way here."""
+        """Close every connection that is held or being fetched for the server."""
         for fetch in self._fetches:
             fetch.wanted = fetch.wanted and fetch.key != key
         if sleeping := self._sleeping.get(key):
@@ -125,7 +125,7 @@ class Activator:
             self._pause(sleeping)
 
     def _pause(self, sleeping: SleepingListener) -> None:
-        # Out of descriptors, most likely: new connections wait in the backlog, those that workers left in the pair.
+        # Most likely out of descriptors: new connections wait in the backlog, those that workers left in the pair.
         self._unwatch(sleeping)
         sleeping.timer = asyncio.get_running_loop().call_later(
             _AGAIN_SECONDS, self._watch_listeners, sleeping
@@ -171,7 +171,7 @@ class Activator:
     def _fetch(
         self, sleeping: SleepingListener, shared: socket.socket, done: Callable[[Fetched], None]
     ) -> None:
-        """Have the accept helper take connections out of what an application shares."""
+        """Have the accept helper take connections from sockets that an application shares."""
         fetch = Fetch(sleeping.key, shared is not sleeping.left, sleeping.head_seconds)
         self._fetches.add(fetch)
 
@@ -253,7 +253,7 @@ class Activator:
     def _classify(
         self, sleeping: SleepingListener, held: HeldConnection, *, last: bool = False, late: bool = False
     ) -> None:
-        """Decide what to do with a connection; `last`: nothing more will come; `late`: its time is over."""
+        """Decide what to do with a connection; `last`: its client sends nothing more; `late`: its time is over."""
         on_late = partial(self._classify, sleeping, held, last=True, late=True)
         try:
             head = held.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -274,7 +274,7 @@ class Activator:
             self._close(sleeping, held, b"" if sleeping.tls or not head else refusal(late=late))
 
     def _close(self, sleeping: SleepingListener, held: HeldConnection, answer: bytes = b"") -> None:
-        """Close a connection that wakes no server, with an answer if there is one."""
+        """Close a connection that wakes no server, after `answer` if there is one."""
         sleeping.remove(held)
         self._limit.remove(held)
         self._watch.remove(held.sock.fileno())

@@ -14,7 +14,7 @@ _ENDS = select.EPOLLRDHUP | select.EPOLLHUP
 
 
 class EpollWatch:
-    """`ready` is called from the running loop when `events` has something."""
+    """`ready` is called from the running loop when `events` has something to return."""
 
     def __init__(self, ready: Callable[[], None]) -> None:
         self._ready = ready
@@ -22,7 +22,7 @@ class EpollWatch:
         self._epoll: select.epoll | None = None
 
     def add(self, fd: int, sleeping: SleepingListener, held: HeldConnection | None = None) -> None:
-        """EpollWatch a connection, or without one a listener or a pair. Raises OSError."""
+        """Watch a connection, or with no `held` a listener or a pair. Raises OSError."""
         if self._epoll is None:
             self._epoll = select.epoll()
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._ready)
@@ -30,14 +30,14 @@ class EpollWatch:
         self._epoll.register(fd, select.EPOLLIN if held is None else _HELD)
 
     def remove(self, fd: int) -> None:
-        """Stop watching it; does nothing if it is not watched."""
-        # By hand: what other processes hold duplicates of does not leave an epoll by being closed.
+        """Stop watching it, if it is watched."""
+        # Explicitly: closing a descriptor does not remove it from an epoll while other processes hold duplicates.
         if self._watched.pop(fd, None) is not None and self._epoll is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
 
     def events(self) -> Iterator[tuple[int, SleepingListener, HeldConnection | None, bool]]:
-        """What can be read now, as far as it is still watched when it is its turn; of a connection whether it ends."""
+        """The readable descriptors, without those removed during the iteration; for a connection whether it ends."""
         for fd, events in self._epoll.poll(0) if self._epoll is not None else ():
             if fd in self._watched:
                 sleeping, held = self._watched[fd]

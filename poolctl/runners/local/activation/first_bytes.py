@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from poolctl.http.serialize import response_head
 
-# A line that is longer is the application's to judge; httptools and h11 have limits of their own.
+# A longer line is left to the application; httptools and h11 have limits of their own.
 LONGEST_LINE_BYTES = 8192
 ENOUGH_BYTES = LONGEST_LINE_BYTES + 2
 
@@ -20,7 +20,7 @@ _HELLO_AT = 5
 
 
 class FirstBytes(StrEnum):
-    """What a connection has sent so far."""
+    """The kind of bytes that a connection has sent so far."""
 
     REQUEST = "request"
     BEGINNING = "beginning"  # it may become one: wait for more
@@ -28,12 +28,12 @@ class FirstBytes(StrEnum):
 
 
 def refusal(*, late: bool) -> bytes:
-    """The answer to what is no request, or to the beginning of one that does not go on."""
+    """The answer to bytes that are not a request or, when `late`, to an incomplete one."""
     return response_head(408 if late else 400, [("Connection", "close"), ("Content-Length", "0")])
 
 
 def classify_first_bytes(head: bytes, *, tls: bool) -> FirstBytes:
-    """What the first bytes of a connection are; ENOUGH_BYTES of them suffice."""
+    """The kind of a connection's first bytes; ENOUGH_BYTES of them suffice."""
     return _hello(head) if tls else _request_line(head)
 
 

@@ -1,4 +1,4 @@
-"""Connections on their way to a server's next worker, for as long as there is no room in its pair."""
+"""Queues connections for a server's next worker while its pair is full."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class HandoffQueue:
 
     @property
     def keys(self) -> list[str]:
-        """The servers for which connections wait."""
+        """The keys of the servers that have queued connections."""
         return list(self._waiting)
 
     def add(self, key: str, connections: Iterable[HeldConnection]) -> None:
-        """Give them to the server's next worker, now or as soon as there is room."""
+        """Send them to the server's next worker, now or as soon as there is room."""
         waiting = self._waiting.setdefault(key, [])
         waiting += connections
         self._send(key)
 
     def recall(self, key: str) -> list[HeldConnection]:
-        """Those that have not been sent; they are the caller's now."""
+        """Remove and return the connections that have not been sent; the caller owns them."""
         return self._waiting.pop(key, [])
 
     def close(self, held: HeldConnection) -> None:
-        """Close a connection and keep it no longer."""
+        """Close a connection, and drop it from the keeper's store."""
         held.cancel()
         close_promptly(held.sock.detach())
         self._forget(held)
@@ -44,7 +44,7 @@ class HandoffQueue:
         waiting = self._waiting.get(key, [])
         while waiting:
             held = waiting[-1]
-            # Sent while it is still kept, it would be served twice if this process ended here.
+            # If it were sent while it is still in the store, it would be served twice if this process exited here.
             self._forget(held)
             if not self._handoff.give(key, held.sock):
                 held.name = self._handoff.keep(key, held.sock)

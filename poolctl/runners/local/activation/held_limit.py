@@ -8,23 +8,23 @@ import time
 
 from .sleeping_listener import HeldConnection
 
-# Whatever the limit of open files: each costs memory.
+# Independent of the limit of open files: each costs memory.
 MOST = 8192
-# However many descriptors are in use: a client that is slow to send its request is not closed at once.
+# Even if most descriptors are in use: a client that is slow to send its request is not closed at once.
 LEAST = 16
 _MOST_AT_ONCE = 64
 _LOOK_SECONDS = 0.1
 
 
 class HeldLimit:
-    """Counts them: they leave a quarter of this process's descriptors to the rest of its work.
+    """Counts held connections, and leaves a quarter of this process's descriptors to the rest of its work.
 
     The keeper holds each as well, and has the same limit.
     """
 
     def __init__(self) -> None:
         self._limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # What arrives in one turn of the loop has to find room as well.
+        # The arrivals of one turn of the loop must fit as well.
         self.most_at_once = max(1, min(_MOST_AT_ONCE, self._limit // 16))
         self._connections: set[HeldConnection] = set()
         self._most = 0
@@ -35,7 +35,7 @@ class HeldLimit:
         self._connections.add(held)
 
     def remove(self, held: HeldConnection) -> None:
-        """Count one less."""
+        """Count one fewer."""
         self._connections.discard(held)
 
     @property
@@ -45,7 +45,7 @@ class HeldLimit:
         if count <= LEAST:
             return False
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
-            # What the rest of the work has now; to count it takes too long for doing it with each connection.
+            # The descriptors of the rest of the work; counting them takes too long to do it for each connection.
             others = len(os.listdir("/proc/self/fd")) - count
             self._most = min(MOST, max(LEAST, self._limit - self._limit // 4 - others))
             self._looked_at = time.monotonic()

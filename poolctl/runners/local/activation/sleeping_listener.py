@@ -1,4 +1,4 @@
-"""The listener of a sleeping server, and the connections that are held for it until a worker is there."""
+"""The listener of a sleeping server, and the connections held for it until a worker runs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from poolctl.keeper.handover import Connection
 
 
 class Handoff(Protocol):
-    """The way of held connections: to the server's next worker, and into the keeper's store meanwhile."""
+    """Where held connections go: to the server's next worker, and until then into the keeper's store."""
 
     def give(self, key: str, sock: Connection) -> bool:
-        """Send the connection to the server's next worker; False when there is no room at the moment."""
+        """Send the connection to the server's next worker; False while there is no room."""
         ...
 
     def keep(self, key: str, sock: Connection) -> str:
-        """Keep the connection so that it survives this process; the name under which it is kept, "" if it is not."""
+        """Keep the connection so that it survives this process; the name under which it is kept, "" on failure."""
         ...
 
     def forget(self, name: str) -> None:
-        """Keep it no longer."""
+        """Remove the kept connection."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class HeldConnection:
-    """A connection without a whole request yet. It is `unseen` while no worker has had it."""
+    """A connection without a whole request yet. It is `unseen` while no worker has held it."""
 
     sock: Connection
     unseen: bool = True
@@ -41,18 +41,18 @@ class HeldConnection:
 
     @classmethod
     def accepted(cls, sock: socket.socket, head_seconds: float) -> HeldConnection:
-        """A new connection, which is the caller's no more."""
+        """A new connection, which takes ownership of `sock`."""
         made = cls(Connection(fileno=sock.detach()))
         made.give_time(head_seconds, asked=False)
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Limit its time from now on, unless a limit for the same is set already."""
+        """Set a time limit from now on, unless one of the same kind is set already."""
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
 
     def wait(self, sleeping: SleepingListener, late: Callable[[], None], *, begun: bool) -> None:
-        """Call `late` when the time for the rest of its request is over, or for the first byte of it."""
+        """Call `late` when the time for the first byte, or for the rest of its request, is over."""
         self.begun = begun
         if begun:
             self.give_time(sleeping.head_seconds, asked=False)
@@ -66,7 +66,7 @@ class HeldConnection:
             self.timer = asyncio.get_running_loop().call_later(seconds, late)
 
     def cancel(self) -> None:
-        """Remove the limit."""
+        """Remove the time limit."""
         self.until = None
         if self.timer is not None:
             self.timer.cancel()
@@ -75,11 +75,11 @@ class HeldConnection:
 
 @dataclass(slots=True, eq=False)
 class SleepingListener:
-    """What the activator knows of a server. Without `accepts` any connection wakes it, and none is accepted for it.
+    """The activator's state of a server. Without `accepts` any connection wakes it, and none is accepted for it.
 
     Its listeners are `shared` when an application may have them as well. `left` is where its workers leave their idle
-    connections. One that has had an answer may stay idle for `quiet_seconds`; any other has `head_seconds` for the head
-    of its request, as at a worker, which goes on with the time that is left.
+    connections. One that was answered may stay idle for `quiet_seconds`; any other has `head_seconds` for its
+    request's head, as at a worker, which continues with the remaining time.
     """
 
     key: str
@@ -91,11 +91,13 @@ class SleepingListener:
     left: socket.socket | None = None
     quiet_seconds: float = 75.0
     head_seconds: float = 10.0
-    # In the order of arrival; and those among them that no worker has had.
+    # In the order of arrival; and those among them that no worker has held.
     connections: dict[HeldConnection, None] = field(default_factory=dict)
     unseen_connections: dict[HeldConnection, None] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
-    fetched: set[int] = field(default_factory=set)  # the descriptors that the accept helper is asked about
+    fetched: set[int] = field(
+        default_factory=set
+    )  # the descriptors with a pending request to the accept helper
     armed: bool = False
     paused: bool = True  # its listeners are not watched now
 
@@ -106,9 +108,9 @@ class SleepingListener:
         return {sock.fileno(): sock for sock in (*self.listeners, *left)}
 
     def expendable(self, newest: HeldConnection) -> HeldConnection | None:
-        """The connection that is closed first where there are too many: the oldest that has never sent anything.
+        """The connection to close first when there are too many: the oldest that has never sent anything.
 
-        After those, one that a worker has left. None when all others are in the middle of a request.
+        After those, one left by a worker. None if all others are in the middle of a request.
         """
         for group in (self.unseen_connections, self.connections):
             for each in group:
@@ -123,7 +125,7 @@ class SleepingListener:
             self.unseen_connections[held] = None
 
     def remove(self, held: HeldConnection) -> None:
-        """Hold it no longer."""
+        """Release the connection."""
         self.connections.pop(held, None)
         self.unseen_connections.pop(held, None)
 
@@ -138,7 +140,7 @@ class Fetch:
     wanted: bool = True
 
     def held(self, sock: Connection) -> HeldConnection:
-        """The connection that it brought."""
+        """The fetched connection."""
         if self.unseen:
             return HeldConnection.accepted(sock, self.head_seconds)
         return HeldConnection(sock, unseen=False)

@@ -24,21 +24,21 @@ from .sleeping_listener import SleepingListener
 
 
 class SleepingServers:
-    """One activator for all. What it holds is in the keeper's store too, until a worker has it (see Handoff)."""
+    """One activator for all. Its held connections are in the keeper's store too, until a worker gets them."""
 
     def __init__(self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, directory: str) -> None:
         self._keeper = keeper
         self._sockets = sockets
         self._adoptions = adoptions
         self._servers: dict[str, ServerConfig] = {}
-        self._numbers = itertools.count(os.getpid() << 32)  # a successor's must be others
+        self._numbers = itertools.count(os.getpid() << 32)  # different from a successor's
         self._accept_helper = AcceptHelper(keeper, directory, self._return)
         self._activator = Activator(self, self._accept_helper)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """Watch the server's listeners, and the connections that its workers have left, for the first request."""
+        """Watch the server's listeners, and the connections that its workers left, for the first request."""
         self._servers[server.key] = server
-        # A program takes its connections from the listener alone, and knows of no other way.
+        # A program takes connections from the listener only.
         accepts = not server.command
         left = self._adoptions.left(server.key) if accepts else None
         sleeping = SleepingListener(
@@ -55,25 +55,25 @@ class SleepingServers:
         self._activator.arm(sleeping)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """When none of these workers is the server's any more it needs, asleep, no more than its listener."""
+        """Drop the sleeping server's pair once it is empty and none of these workers is the server's."""
         if not self._activator.armed(key):
             return
         gone = all(worker.exited.done() for worker in workers if worker.server.key == key)
         if gone:
-            # Nothing comes through its pair any more once everything is out that is in it.
+            # Once its pair is empty nothing more will come through it.
             self._activator.clear(key, partial(self._adoptions.drop, key))
 
     def disarm(self, key: str) -> None:
-        """Leave all connections to the workers that come."""
+        """Stop watching; the server's next workers take all connections."""
         self._activator.disarm(key)
 
     def dismiss(self, key: str) -> None:
-        """Close the connections that wait for a worker, at every stage of their way."""
+        """Close the connections that wait for a worker, at every stage."""
         self._activator.dismiss(key)
         self._adoptions.empty(key)
 
     def hold(self, key: str, sock: socket.socket) -> bool:
-        """Whether the server sleeps, and has the connection (a duplicate of it) now."""
+        """Whether the server sleeps and now holds a duplicate of the connection."""
         return self._activator.hold(key, sock)
 
     def close(self, key: str) -> None:
@@ -82,12 +82,12 @@ class SleepingServers:
         self._servers.pop(key, None)
 
     def close_all(self) -> None:
-        """Forget all."""
+        """Forget all servers."""
         self._activator.close()
         self._accept_helper.close()
 
     def adopt(self, server: ServerConfig | None, name: str, meta: wire.Message, fd: int) -> None:
-        """Take over a connection that the supervisor before has held: to the pair, as all that wait."""
+        """Adopt a connection that the previous supervisor held: it goes to the pair, like all that wait."""
         sock = Connection(fileno=fd)
         try:
             sock.limit(meta)
@@ -101,7 +101,7 @@ class SleepingServers:
     def adopt_acceptor(
         self, meta: wire.Message, fd: int, servers: Mapping[str, ServerConfig]
     ) -> list[HasDescriptor]:
-        """Go on with the accept helper of the supervisor before; `servers` are those it may have accepted for."""
+        """Adopt the previous supervisor's accept helper; `servers` are those it may have accepted for."""
         self._servers.update(servers)
         return self._accept_helper.adopt(meta, fd)
 
@@ -123,7 +123,7 @@ class SleepingServers:
         try:
             self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **sock.limits()}}, [sock])
         except OSError:
-            return ""  # out of descriptors: better held without being kept than not at all
+            return ""  # out of descriptors: held, but it does not survive this process
         return name
 
     def forget(self, name: str) -> None:

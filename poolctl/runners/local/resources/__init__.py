@@ -1,1 +1,1 @@
-"""What outlives a runner: listeners and pipes, which the keeper holds as well, and the logger that reads those."""
+"""Resources that outlive a runner: listeners and pipes, which the keeper holds too, and the logger."""

@@ -1,4 +1,4 @@
-"""The link to the keeper that remembers everything the keeper has, so that another keeper can be given it."""
+"""The link to the keeper with a copy of everything the keeper holds, so that another keeper can be filled from it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from poolctl.keeper import store_keys, wire
 from ...descriptor import Duplicate, HasDescriptor, close_duplicates, owners_of
 from ...link import Link
 
-# What these fork would come to the parent of a keeper that is gone, and not to the new one.
+# Forks of these would become children of the old keeper's parent, not of the new keeper.
 _NOT_KEPT = store_keys.OF_THE_VERSION
 
 
 class KeeperLink(Link):
-    """A Link whose `put`, `note` and `drop` are recorded, with the descriptors. Its users need not know.
+    """A Link whose `put`, `note` and `drop` are recorded, with the descriptors, transparently to callers.
 
-    A descriptor that is given by its owner (a socket) is remembered as that object: one descriptor serves both, and is
-    left out once it is closed. A plain number is duplicated. `entries` are the names with their values and descriptors.
+    A descriptor given as its owner (a socket) is recorded as that object: one descriptor serves both, and is omitted
+    once it is closed. A plain number is duplicated. `entries` are the names with their values and descriptors.
     """
 
     def __init__(
@@ -30,8 +30,8 @@ class KeeperLink(Link):
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.entries: dict[str, tuple[Any, list[HasDescriptor]]] = {}
-        self.whole = False  # the entries are all that the keeper has
-        self._dropped: set[str] | None = None  # meanwhile, where somebody looks
+        self.whole = False  # `entries` is complete
+        self._dropped: set[str] | None = None  # while `complete` is running
         super().__init__(sock, on_message, on_end)
 
     def send(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
@@ -40,12 +40,12 @@ class KeeperLink(Link):
         super().send(message, fds)
 
     def share(self, name: str, meta: Any, owners: Sequence[HasDescriptor]) -> None:
-        """Remember an entry that the keeper has, and whose descriptors these objects own here."""
+        """Record an entry of the keeper whose descriptors these objects own here."""
         self._forget(name)
         self.entries[name] = (meta, list(owners))
 
     async def complete(self) -> None:
-        """Hold also what an earlier supervisor put: from now on the keeper can be replaced."""
+        """Fetch the entries that an earlier supervisor put, too: from now on the keeper can be replaced."""
         after = ""
         self._dropped = set()
         while True:
@@ -60,14 +60,14 @@ class KeeperLink(Link):
                 return
 
     def held(self) -> dict[str, tuple[Any, list[int]]]:
-        """The entries with those of their descriptors that are open."""
+        """The entries with their open descriptors."""
         return {
             name: (meta, [fd for owner in owners if (fd := owner.fileno()) >= 0])
             for name, (meta, owners) in self.entries.items()
         }
 
     def close(self) -> None:
-        """See Link; what was remembered is forgotten."""
+        """See Link; the records are dropped."""
         super().close()
         for name in list(self.entries):
             self._forget(name)

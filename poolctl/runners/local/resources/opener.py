@@ -1,4 +1,4 @@
-"""A server's listeners, opened from an event loop that nothing may block."""
+"""Opens a server's listeners without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Opener:
-    """Opens listeners. One search at a time finds the processes that have those that are in use, for all callers."""
+    """Opens listeners. One search at a time finds the processes that hold addresses in use, for all callers."""
 
     def __init__(self) -> None:
         self._search = holder.Search()
@@ -56,7 +56,7 @@ class Opener:
     async def _holders(self, place: holder.Place) -> list[holder.Holder]:
         loop, search = asyncio.get_running_loop(), self._searching
         if search is None or search.done() or search.get_loop() is not loop:
-            self._wanted.clear()  # of a loop that was closed meanwhile
+            self._wanted.clear()  # left by a closed loop
             self._searching = loop.create_task(self._find())
         future = self._wanted.setdefault(place, loop.create_future())
         await asyncio.wait({future}, timeout=_PATIENCE_SECONDS)
@@ -68,7 +68,7 @@ class Opener:
             try:
                 found = await in_daemon_thread(functools.partial(self._search.find, list(wanted)))
             except Exception:
-                logger.exception("cannot find out who has an address")
+                logger.exception("cannot find the process that holds an address")
                 found = {}
             for place, future in wanted.items():
                 future.set_result(found.get(place, []))

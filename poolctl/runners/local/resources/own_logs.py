@@ -1,4 +1,4 @@
-"""The logs of the pool's own processes: bounded while those processes run, whatever they print."""
+"""Bounds the logs of the pool's own processes while they run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _WITHOUT_INOTIFY_SECONDS = 1.0
 class OwnLogs:
     """Rotates the `*.log` files in `directory` when they become large. Belongs to the running loop.
 
-    inotify(7) reports every write, and many writes are one look: a process that prints without end is bounded to what
-    it can print in that time, and one that prints nothing costs nothing.
+    inotify(7) reports every write, and many writes cause one check: a process that prints without end is bounded to its
+    output in that time, and one that prints nothing costs nothing.
     """
 
     def __init__(self, directory: str) -> None:
@@ -25,29 +25,29 @@ class OwnLogs:
         self._loop = asyncio.get_running_loop()
         self._watch: DirectoryWatch | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._look()
+        self._check()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         try:
             if self._watch is None:
                 self._watch = DirectoryWatch()
             self._watch.changed()
-            self._watch.add(self._directory)  # again: it may have been removed, and made again, meanwhile
-            self._loop.add_reader(self._watch.fd, self._look_soon)
+            self._watch.add(self._directory)  # again: it may have been removed and created since
+            self._loop.add_reader(self._watch.fd, self._check_soon)
         except OSError:
-            self._timer = self._loop.call_later(_WITHOUT_INOTIFY_SECONDS, self._look)
+            self._timer = self._loop.call_later(_WITHOUT_INOTIFY_SECONDS, self._check)
         with contextlib.suppress(OSError):
             for name in os.listdir(self._directory):
                 if name.endswith(".log"):
                     rotate_if_large(os.path.join(self._directory, name))
 
-    def _look_soon(self) -> None:
+    def _check_soon(self) -> None:
         assert self._watch is not None
         self._loop.remove_reader(self._watch.fd)
-        self._timer = self._loop.call_later(_GATHER_SECONDS, self._look)
+        self._timer = self._loop.call_later(_GATHER_SECONDS, self._check)
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
         if self._watch is not None:

@@ -1,4 +1,4 @@
-"""The listeners of a pool's servers: opened here, kept by the keeper as well, closed at both."""
+"""The listeners of a pool's servers, held here and by the keeper, and closed at both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Sockets:
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
-        self.inherited: Inherited = {}  # the sockets that stand for `fd:` addresses
+        self.inherited: Inherited = {}  # the sockets of `fd:` addresses
         self._opener = Opener()
         self._open: dict[str, list[socket.socket]] = {}
         self._shared: set[str] = set()
@@ -33,7 +33,7 @@ class Sockets:
         return self._open.get(server.key, [])
 
     def lend(self, server: ServerConfig) -> list[socket.socket]:
-        """Likewise, for a worker: from now on its application has them too, and what it starts, for ever."""
+        """Likewise, for a worker: from now on its application, and any process it starts, may hold them too."""
         key = server.key
         if key in self._open and not self.shared(key):
             self._shared.add(key)
@@ -42,7 +42,7 @@ class Sockets:
         return self.of(server)
 
     def shared(self, key: str) -> bool:
-        """Whether an application may have the listeners of this address: then no call on them is sure to return."""
+        """Whether an application may hold the listeners of this address: then any call on them may block."""
         return key in self._shared or key.startswith("fd:")
 
     def keys(self) -> set[str]:
@@ -67,7 +67,7 @@ class Sockets:
         except ServerError as error:
             raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
         if server.command:
-            # As sd_listen_fds(3) has it: a program that wants no blocking says so itself, for all who share the socket.
+            # As in sd_listen_fds(3): a program that wants a non-blocking socket sets that itself, for all users.
             for sock in self._open[key]:
                 sock.setblocking(True)
         self._identities[key] = identity_of(key)
@@ -87,7 +87,7 @@ class Sockets:
         if not sockets:
             return
         if not key.startswith("fd:"):
-            # A worker that is about to end may hold one; systemd's own sockets go back as they were.
+            # A worker that is about to exit may hold one; systemd's own sockets are returned unchanged.
             refuse(sockets)
         close_listener(sockets, self._identities.pop(key, None))
         with contextlib.suppress(LinkLost):
@@ -98,10 +98,10 @@ class Sockets:
         await asyncio.gather(*(self.close(key) for key in list(self._open)))
 
     def adopt(self, key: str, fds: list[int], meta: wire.Message) -> list[socket.socket]:
-        """The listeners that the keeper held; the descriptors belong to us from now on."""
+        """Take ownership of the listeners that the keeper held."""
         if meta.get("shared", True):
             self._shared.add(key)
-        # Nothing is set anew: those who accept from it rely on how it is.
+        # No option is changed: processes that accept from it rely on its state.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
         self._identities[key] = identity_of(key)
         return self._open[key]

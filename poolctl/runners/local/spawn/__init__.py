@@ -1,1 +1,1 @@
-"""Where workers come from: zygotes, their imports and whose turn they are, and the fork with all it is born with."""
+"""Makes workers: zygotes, their imports, and forks with everything that a worker inherits."""

@@ -1,4 +1,4 @@
-"""One app zygote as the runner sees it: a process that imports an application and forks its workers on request."""
+"""The runner's side of one app zygote: a process that imports an application and forks its workers on request."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .zygotes import SILENT_SECONDS
 
 
 class AppZygote:
-    """`code_since` is a monotonic time in seconds: its code is that of then, or newer; infinite before it has begun.
+    """`code_since` is a monotonic time in seconds: its code is of that time or newer; infinite before the import.
 
-    `up` gives why the process is of no use, "" if it is of use, and raises LinkLost when it has ended instead.
+    `up` gives the reason why the process cannot be used, "" if it can, and raises LinkLost if it exits before that.
     """
 
     def __init__(
@@ -30,8 +30,8 @@ class AppZygote:
         self.key = key
         self.code_since = code_since
         self.process = process
-        self._uid = uid  # whom it runs as; None for the pool's own user
-        self.server = server  # whose log has taken what the import printed
+        self._uid = uid  # of its user; None for the pool's own
+        self.server = server  # its log has the import's output
         self.link: Link
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
@@ -39,12 +39,12 @@ class AppZygote:
         self.up.add_done_callback(self._is_over)
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.reason = ""
-        self._forks = 0  # under way
+        self._forks = 0  # in progress
         self._then: Callable[[], None] | None = None
 
     @property
     def name(self) -> str:
-        """Its entry in the keeper's store."""
+        """The name of its entry in the keeper's store."""
         return f"{store_keys.APP_ZYGOTE}{self.key}.{self.process.pid}"
 
     @property
@@ -53,12 +53,12 @@ class AppZygote:
         return self._forks > 0
 
     def begin(self) -> None:
-        """Tell it to import."""
+        """Have it import the application."""
         self.code_since = min(self.code_since, time.monotonic())
         self.link.send({"order": "go"})
         self._has_begun()
 
-    def heard(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
+    def received(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
         """A message from the process itself. Raises Malformed."""
         event = untrusted.text(message, "event")
         if event == "failed":
@@ -67,12 +67,12 @@ class AppZygote:
             self.up.set_result(untrusted.text(message, "problem"))
 
     def ended(self) -> None:
-        """Nothing more will be heard of it."""
+        """Its link is closed: no more messages follow."""
         if not self.up.done():
-            self.up.set_exception(LinkLost("the process has ended"))
+            self.up.set_exception(LinkLost("the process has exited"))
 
     async def fork(self, fds: Sequence[int], children: Children) -> Process:
-        """A new worker that was given `fds`. Raises WorkerFailed; LinkLost when the zygote has died."""
+        """A new worker that has inherited `fds`. Raises WorkerFailed; LinkLost if the zygote has exited."""
         self._forks += 1
         try:
             reply, _ = await self.link.call({"op": "worker"}, fds, patience_seconds=SILENT_SECONDS)
@@ -91,17 +91,17 @@ class AppZygote:
                 self._then()
 
     def forged(self, deed: str) -> None:
-        """It has named a process that it cannot have forked: do not use it again."""
+        """It has named a process that it cannot have forked: it is not used again."""
         self.link.cut_off(deed)
 
     def after_forks(self, then: Callable[[], None]) -> None:
-        """Call `then` when nobody waits for a fork any more."""
+        """Call `then` when no fork is in progress."""
         self._then = then
         if not self._forks:
             then()
 
     def _is_over(self, up: asyncio.Future[str]) -> None:
-        up.exception()  # nobody need be waiting for it
+        up.exception()  # possibly no caller awaits it
         self.imported.set_result(None)
         self._has_begun()
 

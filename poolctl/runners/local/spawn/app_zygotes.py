@@ -1,7 +1,7 @@
 """The app zygotes of a pool: processes that have imported an application and fork the workers of `preload` servers.
 
-One serves all servers that are equal in what an import can see. It belongs to one version of the code: whoever orders a
-newer one gets another zygote, the old one serves until then.
+One serves all servers whose settings that an import can see are equal. It belongs to one version of the code: a
+request for newer code gets another zygote, and the old one is used until then.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ADOPTION_SECONDS = 30.0
 
 
 class _Making:
-    """An import under way. One that has not begun yet reads the code of a later moment than any."""
+    """An import in progress. One that has not begun yet will read newer code than any other."""
 
     task: asyncio.Task[AppZygote | str]
 
@@ -44,7 +44,7 @@ class _Making:
 
 
 class AppZygotes:
-    """Makes them when they are needed, and ends them when no server needs them any more.
+    """Makes app zygotes when they are needed, and ends them when no server needs them any more.
 
     Each imports when `turns` lets it.
     """
@@ -60,9 +60,9 @@ class AppZygotes:
         self._users: defaultdict[str, set[str]] = defaultdict(set)
 
     async def get(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
-        """A zygote whose code is not older than `since` (monotonic, in seconds), or why there can be none.
+        """A zygote whose code is not older than `since` (monotonic, in seconds), or the reason why there can be none.
 
-        Raises WorkerFailed when the application cannot be imported.
+        Raises WorkerFailed if the application cannot be imported.
         """
         key = self.need(server, spec)
         present = self._present.get(key)
@@ -88,7 +88,7 @@ class AppZygotes:
             raise
 
     def need(self, server: ServerConfig, spec: Spec) -> str:
-        """Note what the server is forked from; the key of that."""
+        """Record which zygote the server needs; returns its key."""
         key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
         if self._key_of.get(server.key) != key:
             self.release(server.key)
@@ -104,11 +104,11 @@ class AppZygotes:
             self._end_unneeded(key)
 
     def exited(self, pid: int, exit_: Exit) -> bool:
-        """Note the end of a process; whether it was one of these."""
+        """Handle the exit of a process; whether it was one of these."""
         return self._imports.exited(pid, exit_)
 
     def adopt(self, meta: wire.Message, fd: int) -> None:
-        """Take over what another supervisor has made; `end_unneeded` follows."""
+        """Adopt another supervisor's zygote; `end_unneeded` follows."""
         process = Process(int(meta["pid"]), meta.get("start"))
         code_since, server = float(meta["asked_at"]), str(meta["server"])
         zygote = AppZygote(meta["key"], process, meta.get("uid"), server, code_since)
@@ -118,7 +118,7 @@ class AppZygotes:
             self._imports.end(zygote)
             return
         zygote.begin()
-        # It has said that it is up, perhaps, but to another supervisor.
+        # It may have reported to another supervisor that it is up.
         zygote.link.send({"op": "ping"})
         if before is not None:
             before.task.cancel()
@@ -130,7 +130,7 @@ class AppZygotes:
             self._end_unneeded(key)
 
     def close(self) -> None:
-        """End all of them; workers live on."""
+        """End all of them; workers keep running."""
         self._users.clear()
         self._key_of.clear()
         self.end_unneeded()
@@ -154,7 +154,7 @@ class AppZygotes:
         def done(made: asyncio.Task[AppZygote | str]) -> None:
             if self._making.get(key) is making:
                 del self._making[key]
-            # Those who wait for it see the exception; perhaps nobody does.
+            # Callers that await it get the exception; there may be none.
             if not made.cancelled():
                 made.exception()
 
@@ -174,7 +174,7 @@ class AppZygotes:
         if before is None:
             newest = zygote
         else:
-            # Two imports may be up in another order than they have begun.
+            # Two imports may end in another order than they began.
             older, newest = sorted((before, zygote), key=lambda each: each.code_since)
             self._imports.end(older)
         self._present[zygote.key] = newest

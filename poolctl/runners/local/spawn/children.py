@@ -22,24 +22,24 @@ from ...link import Link
 from ...protocol import Exit
 
 _MOST_PID = 1 << 22  # of any Linux (proc(5), pid_max)
-# The process in between, which forks for the zygote, is the parent for so long.
+# Until then the intermediate process, which forks for the zygote, is the parent.
 _FIRST_LOOK_SECONDS = 0.1
 _LAST_LOOK_SECONDS = 3.0
 
 
 class Process(NamedTuple):
-    """A process by its pid and its start time (see process_start), which is None when it has ended already."""
+    """A process by its pid and its start time (see process_start), which is None if it has exited already."""
 
     pid: int
     start: int | None
 
 
 class Forged(Exception):
-    """A zygote has named a process that it cannot have forked; the text says what it did ("named …")."""
+    """A zygote has named a process that it cannot have forked; the text describes that ("named …")."""
 
 
 class Children:
-    """The processes of this runner that were forked by zygotes. `keeper_pid` is their parent, 0 when that is unknown.
+    """The processes of this runner that were forked by zygotes. `keeper_pid` is their parent, 0 if unknown.
 
     `early` are exits that were reported before the reply to the request for the process.
     """
@@ -50,15 +50,15 @@ class Children:
         self._keeper = keeper
         self._known: set[int] = set()
         self._unconfirmed: dict[Process, tuple[float, Callable[[str], None]]] = {}
-        self._forks = 0  # under way
+        self._forks = 0  # in progress
         self._look: asyncio.TimerHandle | None = None
         self._sees_processes = process_start(os.getpid()) is not None
 
     @contextlib.contextmanager
     def forking(self) -> Iterator[None]:
-        """While a fork is under way, the exits of unknown processes are remembered."""
+        """While a fork is in progress, the exits of unknown processes are recorded."""
         if not self._forks:
-            self.early.clear()  # of others, whose pids may be used again
+            self.early.clear()  # of others, whose pids may be reused
         self._forks += 1
         try:
             yield
@@ -66,7 +66,7 @@ class Children:
             self._forks -= 1
 
     async def verify(self, reply: Message, uid: int | None, not_before: int | None) -> Process:
-        """The process that the reply names, if it is new and runs as `uid` (None: as anyone).
+        """The process that the reply names, if it is new and runs as `uid` (None: as any user).
 
         Raises Forged, LinkLost.
         """
@@ -78,7 +78,7 @@ class Children:
             raise Forged(f"named pid {pid} as a new process, but it is another process of the pool")
         start = process_start(pid) if self._sees_processes else None
         if start is None and self._sees_processes:
-            # Whatever has ended by now is reported before the answer to this.
+            # All earlier exits are reported before the answer to this.
             await self._keeper.call({"op": "list", "after": "\U0010ffff"})
             if pid not in self.early:
                 raise Forged(f"named pid {pid} as a new process, but there is no such process")
@@ -102,31 +102,31 @@ class Children:
         for process in [each for each in self._unconfirmed if each.pid == pid]:
             del self._unconfirmed[process]
 
-    def confirm(self, process: Process, on_stranger: Callable[[str], None]) -> None:
+    def confirm(self, process: Process, on_forged: Callable[[str], None]) -> None:
         """Check that the process becomes a child of the keeper; if not, report it once."""
         if process.start is None or not self.keeper_pid:
             return
         loop = asyncio.get_running_loop()
-        self._unconfirmed[process] = loop.time() + _LAST_LOOK_SECONDS, on_stranger
+        self._unconfirmed[process] = loop.time() + _LAST_LOOK_SECONDS, on_forged
         if self._look is None:
             self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
 
     def _confirm(self) -> None:
         loop = asyncio.get_running_loop()
         self._look = None
-        for process, (until, on_stranger) in list(self._unconfirmed.items()):
+        for process, (until, on_forged) in list(self._unconfirmed.items()):
             if process_parent(process.pid) == (self.keeper_pid, process.start):
                 del self._unconfirmed[process]
             elif loop.time() >= until:
                 del self._unconfirmed[process]
                 self._known.discard(process.pid)
-                on_stranger(f"named pid {process.pid} as a new process, but it is not a process of the pool")
+                on_forged(f"named pid {process.pid} as a new process, but it is not a process of the pool")
         if self._unconfirmed:
             self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
 
 
 def kill(keeper: Link, process: Process) -> None:
-    """Have the keeper end a child of its own with all of its group, if it is there and still the same process."""
+    """Have the keeper kill its child with its process group, if it is still the same process."""
     if process.start is not None:
         order = {"op": "signal", "signal": signal.SIGKILL, "group": True}
         keeper.send({**order, "pid": process.pid, "start": process.start})

@@ -1,4 +1,4 @@
-"""Whether there are descriptors for one more worker."""
+"""Delays new workers until there are descriptors for them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import resource
 from poolctl.config import RAISE_OPEN_FILES
 from poolctl.errors import ServerError
 
-# While one is being made, with its own sockets, pipe, page, and the files that it is given.
+# While one is being made: its own sockets, pipe, page, and the files that it is given.
 _OF_ONE = 16
 _PATIENCE_SECONDS = 10.0
 
 
 class DescriptorBudget:
-    """Lets so many workers be made at once as there are descriptors for in this process, and so in the keeper.
+    """Lets as many workers be made at once as there are free descriptors in this process, and so in the keeper.
 
-    In a restart of many servers the others wait until the first ones' old workers have ended.
+    In a restart of many servers the others wait until the first ones' old workers have exited.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class DescriptorBudget:
         self._ended = asyncio.Event()
 
     async def enter(self) -> None:
-        """Return when there is room. Raises ServerError when no worker ends that would make some."""
+        """Return when there is room. Raises ServerError if no worker exits in time to make room."""
         while not self._take():
             self._ended.clear()
             try:
@@ -38,7 +38,7 @@ class DescriptorBudget:
                 ) from None
 
     def ended(self) -> None:
-        """A worker has ended: its descriptors are free."""
+        """A worker has exited: its descriptors are free."""
         self._free = 0
         self._ended.set()
 

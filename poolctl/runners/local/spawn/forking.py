@@ -1,4 +1,4 @@
-"""From a server's configuration to a process: everything that a worker is born with."""
+"""Makes a worker process from a server's configuration, with everything that it inherits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .zygotes import Source, Zygotes
 
 
 class Forker:
-    """Makes workers. `open_files` are the limits that they get, the soft and the hard one."""
+    """Makes workers. `open_files` are their soft and hard limit."""
 
     def __init__(
         self,
@@ -58,16 +58,16 @@ class Forker:
         self.open_files = open_files
         self.certificates = Certificates(keeper)
         self.room = DescriptorBudget()
-        # What workers see instead of the pool's own environment, by server name (`restart --env`).
+        # Environments that replace the pool's own, by server name (`restart --env`).
         self.environments: dict[str, Mapping[str, str]] = {}
         self._code_since: dict[str, float] = {}
 
     async def fork(
         self, server: ServerConfig, generation: int, index: int, sockets: list[socket.socket]
     ) -> LocalWorker:
-        """A worker that exists: its control socket, its pipe, its place in the keeper's store.
+        """A new worker with its control socket, its pipe, and its entry in the keeper's store.
 
-        Raises ServerError for what the configuration names and the machine does not have, WorkerFailed.
+        Raises ServerError for anything in the configuration that the machine does not have, WorkerFailed.
         """
         await self.room.enter()
         forked_from = self._source(server)
@@ -76,7 +76,7 @@ class Forker:
         )
 
     async def check(self, server: ServerConfig) -> None:
-        """Return when a worker could be forked: its interpreter, user, files and program are there.
+        """Return if a worker could be forked: its interpreter, user, files and program exist.
 
         Raises ServerError, WorkerFailed.
         """
@@ -92,20 +92,20 @@ class Forker:
             raise ServerError(finding.message, name=server.name, bind=server.bind, hint=finding.hint)
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
-        """Import the server's application, in code no older than `since`, where its workers can be forked from.
+        """Import the server's application, in code no older than `since`, in a zygote for its workers.
 
-        Gives "" or why they cannot. Raises ServerError, WorkerFailed.
+        Returns "", or the reason why they cannot be forked from one. Raises ServerError, WorkerFailed.
         """
         self._code_since[server.key] = since
         found = await self._app_zygote(server)
         return found if isinstance(found, str) else ""
 
     def warm(self, server: ServerConfig) -> None:
-        """Let what its workers are forked from be there before one is needed."""
+        """Start the zygote of the server's workers before one is needed."""
         self._zygotes.adopt(self._source(server))
 
     def need(self, server: ServerConfig) -> None:
-        """Keep what the server's workers are forked from, if it is there."""
+        """Keep the zygote of the server's workers, if there is one."""
         with contextlib.suppress(ServerError):
             self._app_zygotes.need(server, self._app_spec(server))
 
@@ -172,7 +172,7 @@ class Forker:
             else:
                 process = await self._zygotes.fork(forked_from, fds)
             if_failed.pop_all()
-            # A program says nothing of itself: the logger knows it, if all the others die.
+            # A program reports nothing itself: the logger knows its pid, if all other processes exit.
             pid, start = process
             self._output.follow(output, pid, start if server.command else None)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
@@ -194,23 +194,23 @@ class Forker:
     def _confirm(self, worker: LocalWorker, process: Process, forged: Callable[[str], None]) -> None:
         """Check that a process named by an untrusted zygote is a child of the keeper."""
 
-        def on_stranger(deed: str) -> None:
+        def on_forged(deed: str) -> None:
             forged(deed)
             worker.disown(deed)
 
-        self._children.confirm(process, on_stranger)
+        self._children.confirm(process, on_forged)
 
     def _source(self, server: ServerConfig) -> Source:
-        """What its processes are forked from: an environment that others can change is entered as the server's user."""
+        """The zygote of the server's processes; it runs as the server's user if others can change its environment."""
         if server.command:
-            # A command needs nothing of the application's interpreter: any zygote can become it.
+            # A command does not need the application's interpreter: any zygote can execute it.
             return Source(sys.executable)
         return self._zygotes.source(_interpreter(server), user_ids(server))
 
     def _place(
         self, server: ServerConfig, generation: int, index: int, output: str
     ) -> dict[str, object] | None:
-        """What a worker says of itself where it waits when the pool has died; None where it is to end then."""
+        """The worker's answer while it waits as an orphan; None if it is to exit then."""
         if self._orphanage is None:
             return None
         return {
@@ -221,7 +221,7 @@ class Forker:
             "index": index,
             "output": output,
             "protocol": None if server.command else protocol(server),
-            # Another user's worker cannot enter the directory: it is given a socket that is bound there.
+            # Another user's worker cannot enter the directory: it gets a socket that is bound there.
             "bound": not server.command and user_ids(server) is not None,
         }
 
@@ -239,13 +239,13 @@ class Forker:
     def _enrol(self, worker: LocalWorker, control: socket.socket, notify: NotifySocket | None) -> None:
         if notify is not None:
             worker.listen(notify)
-        # Our end, which the keeper holds too: a worker must not see an end of file when its supervisor is replaced.
+        # Our end, which the keeper holds too: a worker must not get end of file when its supervisor is replaced.
         of_the_worker = (None, notify) if worker.server.command else (control, worker.tally)
         kept: list[HasDescriptor] = [each for each in of_the_worker if each is not None]
         self._keeper.send(
             {"op": "put", "name": f"{store_keys.WORKER}{worker.placement.id}", "meta": worker.meta()}, kept
         )
-        # Noted first, told to begin then: there is no moment in which a supervisor's death leaves it unknown.
+        # First recorded, then ordered to begin: at no moment does a supervisor's exit leave it unknown.
         if worker.server.command:
             with contextlib.suppress(OSError):
                 wire.send(control, {"order": "go"})

@@ -1,4 +1,4 @@
-"""Whose turn it is to import an application: a machine's processors are shared by a few at a time."""
+"""Limits how many applications are imported at the same time: they share the machine's processors."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ...protocol import IMPORTS_PER_CPU
 
 
 class Importer(Protocol):
-    """A process that exists and waits; `imported` is done when it has its application, or has ended."""
+    """A process that waits to import; `imported` is done when it has its application, or has exited."""
 
     imported: asyncio.Future[None]
 
     def begin(self) -> None:
-        """Tell it to begin."""
+        """Start the import."""
 
 
 class ImportLimit:
-    """Processes that exist and wait to be told to begin. The next begins when one has its application, or has ended.
+    """A queue of waiting processes. The next begins when one has its application, or has exited.
 
-    They are forked ahead: a fork costs one processor, and the imports of the others the rest.
+    They are forked ahead: forking uses one processor, while the imports use the rest.
     """
 
     def __init__(self, at_once: int = IMPORTS_PER_CPU * (os.cpu_count() or 1)) -> None:
@@ -30,14 +30,14 @@ class ImportLimit:
         self._waiting: deque[Importer] = deque()
 
     def queue(self, importer: Importer) -> None:
-        """Let it begin when it is its turn."""
+        """Call its `begin` when it is its turn."""
         self._waiting.append(importer)
         self._next()
 
     def _next(self) -> None:
         while self._free and self._waiting:
             importer = self._waiting.popleft()
-            # One that has ended while it waited takes no turn.
+            # One that has exited while it waited is skipped.
             if not importer.imported.done():
                 self._free -= 1
                 importer.imported.add_done_callback(self._over)

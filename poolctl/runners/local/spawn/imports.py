@@ -1,4 +1,4 @@
-"""Processes that import an application: started, seen through their import, ended."""
+"""Starts processes that import an application, follows their import, and ends them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ImportFailed(WorkerFailed):
-    """The application cannot be imported; `printed` is what it said, in the log of `server` already."""
+    """The application cannot be imported; `printed` is its output, which is in the log of `server` already."""
 
     def __init__(
         self, message: str, server: str, printed: list[str], *, hint: str = "", exit: Exit | None
@@ -44,7 +44,7 @@ class ImportFailed(WorkerFailed):
 
 
 class Imports:
-    """Each waits for its turn."""
+    """The importing processes; each waits for its turn."""
 
     def __init__(
         self, keeper: Link, children: Children, zygotes: Zygotes, output: Output, turns: ImportLimit
@@ -60,7 +60,7 @@ class Imports:
     async def start(
         self, key: str, server: ServerConfig, spec: Spec, on_end: Callable[[AppZygote], None]
     ) -> tuple[AppZygote, str]:
-        """A process that imports when it is its turn, and the key of the pipe that takes what it prints meanwhile."""
+        """A process that imports when it is its turn, and the key of the pipe for its output until then."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
             link, theirs = wire.pair()
             if_failed.enter_context(link)
@@ -70,7 +70,7 @@ class Imports:
             ours.callback(os.close, write)
             file = spec_file({**spec, "server": server.name})
             ours.callback(os.close, file)
-            # A base zygote that dies now takes no request with it that could not be made again.
+            # If the base zygote exits now, the request can be repeated.
             fds = [file, theirs.fileno(), write]
             source = self._zygotes.source(spec["python"], spec["user"])
             process = await self._zygotes.twice(source, lambda: self._zygotes.fork(source, fds, "app"))
@@ -81,11 +81,11 @@ class Imports:
             self.follow(zygote, link, on_end)
             if source.user is not None:
 
-                def on_stranger(deed: str) -> None:
+                def on_forged(deed: str) -> None:
                     self._zygotes.forged(source, deed)
                     zygote.forged(deed)
 
-                self._children.confirm(process, on_stranger)
+                self._children.confirm(process, on_forged)
             meta = {
                 "key": key,
                 "asked_at": time.monotonic(),
@@ -99,19 +99,19 @@ class Imports:
         return zygote, output
 
     def follow(self, zygote: AppZygote, sock: socket.socket, on_end: Callable[[AppZygote], None]) -> None:
-        """Hear from the process until it has ended."""
+        """Receive the process's messages until it has exited."""
 
         def ended() -> None:
             self._keeper.send({"op": "drop", "name": zygote.name})
             zygote.ended()
             on_end(zygote)
-            self._see_off(zygote, END_SECONDS)
+            self._kill_after_timeout(zygote, END_SECONDS)
 
         def breached(deed: str) -> None:
             logger.warning("the process that has imported %s %s: killing it", zygote.server, deed)
-            self._see_off(zygote, 0.0)
+            self._kill_after_timeout(zygote, 0.0)
 
-        zygote.link = Link(sock, zygote.heard, ended, on_breach=breached)
+        zygote.link = Link(sock, zygote.received, ended, on_breach=breached)
         pid = zygote.process.pid
         early = self._children.add(pid)
         if early is None:
@@ -120,14 +120,14 @@ class Imports:
             zygote.exited.set_result(early)
 
     def exited(self, pid: int, exit_: Exit) -> bool:
-        """Note the end of a process; whether it was one of these."""
+        """Handle the exit of a process; whether it was one of these."""
         zygote = self._by_pid.pop(pid, None)
         if zygote is not None:
             zygote.exited.set_result(exit_)
         return zygote is not None
 
     async def finish(self, zygote: AppZygote, timeout_seconds: float, output: str = "") -> str:
-        """Return when the application is imported: "", or why nothing can be forked from there.
+        """Return when the application is imported: "", or the reason why nothing can be forked from there.
 
         Raises ImportFailed. Cancelled, it ends the process.
         """
@@ -138,7 +138,7 @@ class Imports:
                 return await asyncio.shield(zygote.up)
         except TimeoutError:
             message = f"was not ready within {format_duration(timeout_seconds)}"
-            hint = f"poolctl logs {zygote.server}; start_timeout says how long it may take"
+            hint = f"poolctl logs {zygote.server}; start_timeout sets how long it may take"
             exit_ = None
         except LinkLost:
             message, hint, exit_ = await self._why(zygote)
@@ -152,7 +152,7 @@ class Imports:
         raise ImportFailed(message, zygote.server, printed, hint=hint, exit=exit_)
 
     async def _why(self, zygote: AppZygote) -> tuple[str, str, Exit]:
-        """What a worker that imports the application itself would be said to have died of."""
+        """Message, hint and exit as for a worker that imports the application itself and fails."""
         exit_ = Exit(message="ended")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_EXIT_SECONDS):
@@ -161,13 +161,13 @@ class Imports:
         return (f"{message}: {zygote.reason}" if zygote.reason else message), "", exit_
 
     async def repeat(self, failure: ImportFailed, server: ServerConfig) -> WorkerFailed:
-        """The failure as one of another server that shares the import, with what was printed in that one's log too."""
+        """The failure as that of another server that shares the import, with the output in that one's log too."""
         await self._output.say(server, failure.printed)
         hint = failure.hint.replace(f"poolctl logs {failure.server}", f"poolctl logs {server.name}")
         return WorkerFailed(failure.message, hint=hint, exit=failure.exit)
 
     def end(self, zygote: AppZygote) -> None:
-        """Let the process end when it has made the forks under way. While it imports it would not hear of it."""
+        """Let the process exit after the forks in progress. While it imports it would not receive the request."""
         importing, forking = not zygote.up.done(), zygote.forking
 
         def close() -> None:
@@ -177,10 +177,10 @@ class Imports:
 
         zygote.after_forks(close)
         zygote.ended()
-        self._see_off(zygote, 0.0 if importing else END_SECONDS + SILENT_SECONDS * forking)
+        self._kill_after_timeout(zygote, 0.0 if importing else END_SECONDS + SILENT_SECONDS * forking)
 
-    def _see_off(self, zygote: AppZygote, seconds: float) -> None:
-        """Kill the process unless it ends by itself within that time: it may be stopped, or not want to end."""
+    def _kill_after_timeout(self, zygote: AppZygote, seconds: float) -> None:
+        """Kill the process unless it exits by itself within that time: it may be stopped, or refuse to exit."""
         task = asyncio.ensure_future(self._kill_after(zygote, seconds))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

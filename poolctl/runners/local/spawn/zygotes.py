@@ -21,9 +21,9 @@ from ...protocol import WorkerFailed
 from .children import Children, Forged, Process, kill
 
 START_SECONDS = 30.0
-# A fork takes milliseconds. Who is silent for so long while it is asked for some is stopped, or stuck.
+# A fork takes milliseconds. A zygote that is silent for so long with requests pending is stopped, or hangs.
 SILENT_SECONDS = 10.0
-# A look at who can change an interpreter's files holds for so long.
+# For so long a check of which users can change an interpreter's files is valid.
 _OWNER_SECONDS = 10.0
 # Time for an unused one to exit.
 END_SECONDS = 2.0
@@ -34,7 +34,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Unfit(Refused):
-    """An interpreter that cannot run workers; `hint` is the mend."""
+    """An interpreter that cannot run workers; `hint` is the fix."""
 
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(reason)
@@ -42,25 +42,25 @@ class Unfit(Refused):
 
 
 class Source(NamedTuple):
-    """What is forked from: the zygote of an interpreter. It runs as `user`, (uid, gid), or as the pool does."""
+    """The zygote of an interpreter, to fork from. It runs as `user`, (uid, gid), or as the pool's user."""
 
     interpreter: str
     user: tuple[int, int] | None = None
 
     @property
     def key(self) -> str:
-        """Its name in the keeper's store."""
+        """The name of its entry in the keeper's store."""
         return self.interpreter if self.user is None else "{}:{}:{}".format(*self.user, self.interpreter)
 
     @classmethod
     def of(cls, key: str) -> Source:
-        """The one that has this key."""
+        """The source with this key."""
         found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
         return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
 
 
 class Zygotes:
-    """Forks workers by way of the keeper's zygotes; `directory` takes their own (seldom) output."""
+    """Forks workers through the keeper's zygotes; their own (rare) output goes to files in `directory`."""
 
     def __init__(self, keeper: Link, children: Children, directory: str) -> None:
         self._keeper = keeper
@@ -71,14 +71,14 @@ class Zygotes:
         self._entered_as: dict[tuple[str, tuple[int, int]], tuple[float, tuple[int, int] | None]] = {}
         self._without: dict[
             str, list[str]
-        ] = {}  # by interpreter: the variables that its zygote was not given
+        ] = {}  # by interpreter: the variables left out of its zygote's environment
 
     def adopt(self, source: Source) -> None:
-        """Listen to a zygote that the keeper holds: it may have answered a supervisor that is dead."""
+        """Adopt a zygote that the keeper holds: it may have answered a supervisor that has exited."""
         self._zygote(source)
 
     def source(self, interpreter: str, user: tuple[int, int] | None) -> Source:
-        """What to fork from for a server of that user: where others can change what is run, it runs as that user."""
+        """The zygote for a server of that user; it runs as that user if others can change the files that it runs."""
         if user is None:
             return Source(interpreter)
         now = asyncio.get_running_loop().time()
@@ -89,10 +89,10 @@ class Zygotes:
         return Source(interpreter, entered_as)
 
     async def fork(self, source: Source, fds: Sequence[int], role: str = "worker") -> Process:
-        """A new worker that was given `fds`, and that waits to be told to begin (or of another role).
+        """A new worker that has inherited `fds` and waits for the order to begin (or a process of another role).
 
-        Raises WorkerFailed; LinkLost when the zygote died or got stuck meanwhile, perhaps after the fork: asked again
-        with another control socket, the next one does it.
+        Raises WorkerFailed; LinkLost if the zygote exited or hung meanwhile, perhaps after the fork: repeat the
+        request with another control socket, and the next zygote serves it.
         """
         zygote = await self.up(source)
         try:
@@ -106,14 +106,14 @@ class Zygotes:
             raise self._failure(source, error) from error
 
     async def up(self, source: Source) -> Link:
-        """The zygote, once it can fork. Raises WorkerFailed; LinkLost when it has died meanwhile."""
+        """The zygote, once it can fork. Raises WorkerFailed; LinkLost if it has exited meanwhile."""
         try:
             return await asyncio.shield(self._zygote(source))
         except Unfit as error:
             raise WorkerFailed(f"{source.interpreter} {error}", hint=error.hint) from error
 
     async def twice(self, source: Source, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What the attempt to fork gives, made again if the zygote died meanwhile. Raises WorkerFailed."""
+        """The result of the attempt to fork, repeated if the zygote exited meanwhile. Raises WorkerFailed."""
         for last in (False, True):
             try:
                 return await attempt()
@@ -123,22 +123,22 @@ class Zygotes:
         raise AssertionError("unreachable")
 
     def _failure(self, source: Source, error: LinkLost | Forged) -> WorkerFailed:
-        """What to say of an interpreter in which nothing can be forked: why is in its zygote's output."""
+        """The error for an interpreter in which nothing can be forked; the cause is in its zygote's output."""
         hint = f"see {self._output}"
         if source.user is not None:
-            # What another user runs writes into no file of the pool's.
+            # Another user's process does not write into the pool's files.
             uid, gid = source.user
             hint = f"try: setpriv --reuid={uid} --regid={gid} --init-groups {source.interpreter} -c 'import uvicorn'"
         return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
 
     def forged(self, source: Source, deed: str) -> None:
-        """The zygote has named a process that it cannot have forked: do not use it again."""
+        """The zygote has named a process that it cannot have forked: it is not used again."""
         task = self._running.get(source.key)
         if task is not None and task.done() and not task.cancelled() and task.exception() is None:
             task.result().cut_off(deed)
 
     def close(self) -> None:
-        """End every zygote; workers live on."""
+        """End every zygote; workers keep running."""
         for key in list(self._running):
             self._end(key)
 
@@ -153,7 +153,7 @@ class Zygotes:
             task.cancel()
 
     def _let_go(self, link: Link) -> None:
-        """Let the process end that is at the other end of the link; kill it if it does not: it may be stopped."""
+        """Let the process at the other end of the link exit; kill it if it does not: it may be stopped."""
         link.close()
         process = self._processes.pop(link, None)
         if process is not None:
@@ -169,7 +169,7 @@ class Zygotes:
         task = self._running.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = asyncio.ensure_future(self._start(source))
-            # Those who wait for it see the exception; often nobody does.
+            # Callers that await it get the exception; often there are none.
             task.add_done_callback(lambda started: started.cancelled() or started.exception())
             self._running[key] = task
         return task
@@ -191,17 +191,17 @@ class Zygotes:
                 del self._running[key]
                 self._keeper.send({"op": "drop", "name": f"{store_keys.ZYGOTE}{key}"})
             if not up.done():
-                up.set_exception(LinkLost("the interpreter ended at its start"))
+                up.set_exception(LinkLost("the interpreter exited at its start"))
             self._let_go(link)
 
         kept = await self._kept(key)
-        # One that is kept has most likely been up for long.
+        # One from the keeper's store has most likely been up for long.
         limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
         sock, process = kept or await self._spawn(source)
         link = Link(sock, on_message, on_end, on_breach=lambda deed: self._breached(source, deed))
         self._processes[link] = process
         if kept is not None:
-            # Its first word may have been heard by another supervisor.
+            # Another supervisor may have received its first message.
             link.send({"op": "ping"})
         try:
             async with asyncio.timeout(limit_seconds):
@@ -209,7 +209,7 @@ class Zygotes:
         except BaseException as error:
             self._let_go(link)
             if isinstance(error, TimeoutError):
-                on_end()  # or it would be asked for again
+                on_end()  # otherwise it would be used again
                 raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
             raise
         return link
@@ -218,7 +218,7 @@ class Zygotes:
         logger.warning("the zygote of %s %s: replacing it", source.interpreter, deed)
 
     async def _kept(self, key: str) -> tuple[socket.socket, Process] | None:
-        """A zygote that the keeper has started or kept, if it has the right environment."""
+        """A zygote from the keeper's store, if it has the right environment."""
         reply, fds = await self._keeper.call({"op": "get", "name": f"{store_keys.ZYGOTE}{key}"})
         if not fds:
             return None

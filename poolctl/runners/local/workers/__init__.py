@@ -1,1 +1,1 @@
-"""A placed worker: what is heard of it, what it is told and handed, and how it is parted with."""
+"""A placed worker: its messages, the commands and descriptors that it gets, and how it is stopped."""

@@ -1,7 +1,7 @@
-"""Adoption pairs: through one, the workers of a server hand each other the connections that they have accepted.
+"""Adoption pairs: sockets through which the workers of a server hand accepted connections to each other.
 
-A draining worker gives, any other takes, whichever is awake first; what is queued waits as it would in a backlog. One
-pair a server, because a connection must not reach another server's application, nor plain one that speaks TLS.
+A draining worker gives, the first other one that is ready takes; queued connections wait as in a backlog. One pair a
+server, because a connection must not reach another server's application, nor a plain one a TLS server.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _MOST_IN_A_PAIR = 1024
 
 
 def protocol(server: ServerConfig) -> str:
-    """What is spoken on the server's connections, and whose workers have them: only those of one kind share a pair.
+    """The protocol of the server's connections and the user of its workers: only equal ones share a pair.
 
-    A process that had an end of a pair can read what is put into it, so workers of another user get a new pair.
+    A process that has held an end of a pair can read its connections, so workers of another user get a new pair.
     """
     spoken = TLS if server.tls else PLAIN
     return spoken if server.user is None else f"{spoken} {server.user}"
@@ -37,12 +37,12 @@ class AdoptionPairs:
         self._pairs: dict[str, tuple[str, socket.socket, socket.socket]] = {}
 
     def open(self, server: ServerConfig) -> None:
-        """Make the server's pair, if it has none of its protocol. A program, which knows nothing of it, has none."""
+        """Make the server's pair, if it has none of its protocol. A program, which cannot use one, has none."""
         if server.command or self.protocol(server.key) == protocol(server):
             return
         self._forget(server.key)
         give, take = wire.pair()
-        # Once, and before anybody else has it: all who share a socket share this too.
+        # Once, and before another process has it: all that share a socket share this too.
         give.setblocking(False)
         take.setblocking(False)
         self._pairs[server.key] = (protocol(server), give, take)
@@ -58,11 +58,11 @@ class AdoptionPairs:
         return self._pairs[server.key][1:]
 
     def protocol(self, key: str) -> str | None:
-        """What is spoken on the connections of that address' pair; None when it has none."""
+        """The protocol of that address's pair; None if it has none."""
         return self._pairs[key][0] if key in self._pairs else None
 
     def give(self, key: str, sock: socket.socket) -> bool:
-        """Whether the connection waits for a worker now; it stays the caller's to close. False: there is no room."""
+        """Whether the connection is queued for a worker now; it stays the caller's to close. False: no room."""
         if key not in self._pairs:
             return False
         try:
@@ -73,22 +73,22 @@ class AdoptionPairs:
         return True
 
     def adopt(self, key: str, fds: list[int], meta: wire.Message) -> list[socket.socket]:
-        """The pair that the keeper held; the descriptors belong to us from now on."""
+        """Take ownership of the pair that the keeper held."""
         give, take = (socket.socket(fileno=fd) for fd in fds)
         self._pairs[key] = (str(meta["protocol"]), give, take)
         return [give, take]
 
     def left(self, key: str) -> socket.socket | None:
-        """Where the connections come out; None when the address has no pair."""
+        """The end from which connections are taken; None if the address has no pair."""
         return self._pairs[key][2] if key in self._pairs else None
 
     def empty(self, key: str) -> None:
-        """Close every connection that waits in the pair."""
+        """Close every connection that is queued in the pair."""
         if key in self._pairs:
             _empty(self._pairs[key][2])
 
     async def close(self, key: str) -> None:
-        """Close the pair here and at the keeper, and every connection that waits in it."""
+        """Close the pair here and at the keeper, and every connection that is queued in it."""
         if key not in self._pairs:
             return
         self.empty(key)
@@ -111,7 +111,7 @@ class AdoptionPairs:
 
 
 def _empty(take: socket.socket) -> None:
-    # As much as it holds, and no more: an application that fills it all the time is not waited for.
+    # Bounded to the pair's capacity: an application may go on filling it.
     for _ in range(_MOST_IN_A_PAIR):
         try:
             received = wire.receive(take)

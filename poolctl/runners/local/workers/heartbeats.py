@@ -9,17 +9,17 @@ from .local_worker import LocalWorker
 
 
 class Heartbeats:
-    """Asks the workers, by their ids, and sees what they have answered. Nothing blocks."""
+    """Asks the workers, by their ids, and reads their answers. Nothing blocks."""
 
     def __init__(self, workers: Mapping[str, LocalWorker]) -> None:
         self._workers = workers
 
     def beat(self, placement: Placement, asked_ns: int) -> bool:
-        """Ask a worker; False when it cannot be asked now."""
+        """Ask a worker; False if it cannot be asked now."""
         worker = self._workers.get(placement.id)
         return worker is not None and worker.beat(asked_ns)
 
     def beaten_ns(self, placement: Placement) -> int:
-        """When the worker last answered, by the system's monotonic clock; 0 for one that knows of no heartbeat."""
+        """When the worker last answered, by the system's monotonic clock; 0 for one without heartbeats."""
         worker = self._workers.get(placement.id)
         return worker.tally.beaten_ns() if worker is not None and worker.tally is not None else 0

@@ -1,4 +1,4 @@
-"""One worker as its runner sees it: the process, its control socket, whether it is ready, how it ended."""
+"""The runner's side of one worker: the process, its control socket, its readiness and its exit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .notify_socket import NotifySocket
 from .programs import first_connection
 from .tallies import Tally
 
-# Between the end of its control socket and the report of its own.
+# Between the end of its control socket and the report of its exit.
 _END_SECONDS = 5.0
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -30,8 +30,7 @@ logger = logging.getLogger("poolctl.supervisor")
 class LocalWorker:
     """A process of this machine. `exited` and `answered` are futures; both may be awaited by several.
 
-    `output` is the key of the pipe that takes what it prints, `protocol` what is spoken on the connections of its
-    adoption pair, if it has one.
+    `output` is the key of the pipe for its output, `protocol` that of its adoption pair, if it has one.
     """
 
     def __init__(
@@ -47,11 +46,11 @@ class LocalWorker:
         self.tally: Tally | None = None
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
-        self.reported: asyncio.Future[None] = loop.create_future()  # it has said how it is, or has ended
+        self.reported: asyncio.Future[None] = loop.create_future()  # it has reported its state, or has exited
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
-        self.left: asyncio.Future[None] = loop.create_future()  # it accepts nothing any more
-        # Nobody need be waiting when a worker fails.
+        self.left: asyncio.Future[None] = loop.create_future()  # it does not accept any more
+        # Possibly no caller awaits it when a worker fails.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
         self.start: int | None = None  # of the process; with the pid its identity (see process_start)
@@ -60,20 +59,20 @@ class LocalWorker:
         self.on_idle: Callable[[bool], None] = lambda idle: None
         self.on_breach: Callable[[], None] = lambda: None
         self.expired = False  # it has served its `max_requests`
-        self.renewing = False  # it was given another certificate, and has not answered
+        self.renewing = False  # it has been sent another certificate, and has not answered
         self.on_disowned: Callable[[], None] = lambda: None
         self.breach = ""  # how it, or its zygote, broke the protocol
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
-        self.resting = ""  # it accepts nothing: "new", as it was never let, or "told" not to
+        self.resting = ""  # the reason why it does not accept: "new" (not allowed to yet) or an order not to
         self.idle = False  # without traffic for its server's scale.idle
         self.preloaded = False  # forked from a process that had its application already
 
     def control_by(self, sock: socket.socket) -> None:
-        """Give orders, and hear from the worker, by this socket."""
-        self.control = Link(sock, self.heard, self._silent, on_breach=self.breached)
+        """Control the worker by this socket, and receive its messages."""
+        self.control = Link(sock, self.received, self._silent, on_breach=self.breached)
 
-    def heard(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
+    def received(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
         """A message from the worker itself. Raises Malformed."""
         event = untrusted.text(message, "event")
         if event == "ready":
@@ -110,36 +109,36 @@ class LocalWorker:
             self.exited.add_done_callback(lambda _: limit.cancel())
 
     def breached(self, deed: str) -> None:
-        """It broke the protocol: read nothing more from it, and have it killed."""
+        """It broke the protocol: stop reading from it, and have it killed."""
         if not self.breach and not self.exited.done():
             self.breach = f"it {deed}"
             self.on_breach()
 
     def disown(self, deed: str) -> None:
-        """Its process does not belong to the pool, because its zygote lied: its exit will never be reported."""
+        """Its zygote named a process that is not of the pool: its exit will never be reported."""
         if not self.exited.done():
             self.breach = f"its zygote {deed}"
             self.on_disowned()
 
     def begin(self) -> None:
-        """Tell it to begin: until then it is no more than a process that waits."""
+        """Tell it to begin: until then its process only waits."""
         if self.control is not None:
             self.control.send({"order": "go"})
         _settle(self.begun)
 
     def beat(self, asked_ns: int) -> bool:
-        """Ask it for a heartbeat; False when it cannot be asked now."""
+        """Ask it for a heartbeat; False if it cannot be asked now."""
         if self.control is None or self.tally is None:
             return False
         self.tally.ask(asked_ns)
         return self.control.offer(BEAT)
 
     def leave(self) -> None:
-        """It accepts nothing any more."""
+        """It does not accept any more."""
         _settle(self.left)
 
     async def ready(self, listeners: Sequence[socket.socket]) -> None:
-        """Return when it has answered; a job, when it has ended with 0. Raises WorkerFailed."""
+        """Return when it has answered; a job, when it has exited with 0. Raises WorkerFailed."""
         server = self.server
         if server.job:
             exit_ = await asyncio.shield(self.exited)
@@ -155,14 +154,14 @@ class LocalWorker:
         await asyncio.shield(self.answered)
 
     def answer(self) -> None:
-        """It has answered; without effect once it has ended."""
+        """It has answered; without effect once it has exited."""
         _settle(self.imported)
         if not self.answered.done():
             self.ready_at = self.ready_at or time.monotonic()
             self.answered.set_result(None)
 
     def meta(self) -> dict[str, Any]:
-        """What another supervisor needs to know to take it over."""
+        """The facts that another supervisor needs to adopt it."""
         placement = self.placement
         if self.start is None and placement.pid is not None:
             self.start = process_start(placement.pid)
@@ -180,19 +179,19 @@ class LocalWorker:
         }
 
     def listen(self, notify: NotifySocket) -> None:
-        """Hear from the program itself when it is ready; until it ends."""
+        """Receive the program's own readiness message, until it exits."""
         self.notify = notify
         notify.start(self.answer)
         self.exited.add_done_callback(lambda _: notify.close())
 
     def ended(self, exit_: Exit) -> None:
-        """The process is gone."""
+        """The process has exited."""
         if self.exited.done():
             return
         if self.place is not None:
             rendezvous.forget(self.place)
         if self.control is not None:
-            # Its last words may be here later than the news of its death.
+            # Its last messages may arrive after the report of its exit.
             self.control.read_rest()
         _settle(self.reported)
         _settle(self.begun)
@@ -207,7 +206,7 @@ class LocalWorker:
         self.on_expired = self.on_idle = self.on_breach = self.on_disowned = _nothing
 
     def failure(self, exit_: Exit) -> WorkerFailed:
-        """Why it is not ready, now that it has ended."""
+        """The error of a worker that has exited before it was ready."""
         message = f"{exit_.message} before it was ready"
         if self.reason:
             message = f"{message}: {self.reason}"
@@ -215,7 +214,7 @@ class LocalWorker:
 
 
 def _nothing(*ignored: object) -> None:
-    """What is called of a worker that has ended."""
+    """The callback of a worker that has exited."""
 
 
 def _settle(future: asyncio.Future[None]) -> None:

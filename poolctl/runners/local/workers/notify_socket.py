@@ -1,4 +1,4 @@
-"""NOTIFY_SOCKET (sd_notify(3)): how a program that is no ASGI application says that it is ready."""
+"""NOTIFY_SOCKET (sd_notify(3)): how a program that is not an ASGI application reports that it is ready."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from poolctl.platform import CREDENTIALS_BYTES, ask_for_credentials, sender_cred
 
 from ...untrusted import allowance
 
-# A program that sends too much waits that long, and no other does.
+# A program that sends too much waits that long, without delaying others.
 _PAUSE_SECONDS = 0.5
 _MOST_BYTES = 4096
 
 
 class NotifySocket:
-    """The socket for one program, which runs as `uid` and is heard, and root; others that find the path are not.
+    """The socket for one program; messages count only from its user `uid` and from root, not from other users.
 
-    The keeper holds it too, so that a later supervisor hears what is said meanwhile.
+    The keeper holds it too, so that a later supervisor receives messages sent meanwhile.
     """
 
     def __init__(self, sock: socket.socket, path: str, uid: int) -> None:
@@ -63,7 +63,7 @@ class NotifySocket:
         space = socket.CMSG_SPACE(CREDENTIALS_BYTES)
         with contextlib.suppress(BlockingIOError):
             while self._allowance.take(1, loop.time()):
-                # Descriptors that come with it find no room, and the kernel drops them.
+                # No buffer for descriptors is given, so the kernel drops them.
                 data, ancillary, _, _ = self._sock.recvmsg(_MOST_BYTES, space, socket.MSG_DONTWAIT)
                 sender = sender_credentials(ancillary)
                 if sender is not None and sender[1] in self._uids and b"READY=1" in data.splitlines():

@@ -1,4 +1,4 @@
-"""Programs that are no ASGI application: their argument vector, and how one learns that they answer."""
+"""Programs that are not ASGI applications: their argument vector, and how to detect that they answer."""
 
 from __future__ import annotations
 

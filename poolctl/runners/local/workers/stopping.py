@@ -1,4 +1,4 @@
-"""How workers of this machine are told to leave, and what is done about those that do not."""
+"""Stops workers of this machine, and kills those that do not exit in time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KILL_SECONDS = 5.0
 
 
 class Stopping:
-    """Tells workers to leave, drain and stop (see Runner); None is a worker that has ended."""
+    """Tells workers to leave, drain and stop (see Runner); None is a worker that has exited."""
 
     def __init__(self, keeper: Link, adoptions: AdoptionPairs) -> None:
         self._keeper = keeper
@@ -23,7 +23,7 @@ class Stopping:
         self._killing: set[asyncio.Task[None]] = set()
 
     async def leave(self, worker: LocalWorker | None, *, replaced: bool = True) -> None:
-        """See Runner. Of a command nobody knows whether it still accepts."""
+        """See Runner. A command may go on accepting."""
         if worker is None or worker.left.done():
             return
         if worker.control is None:
@@ -52,7 +52,7 @@ class Stopping:
             worker, "stop", self._adoptions.protocol(worker.server.key) if replaced else None
         )
         if worker.control is None or not worker.answered.done():
-            # One that still imports its application reads no orders.
+            # One that is still importing its application does not read commands.
             await self._signal(worker, signal.SIGTERM)
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -63,7 +63,7 @@ class Stopping:
                 return await asyncio.shield(worker.exited)
 
     def kill_soon(self, worker: LocalWorker) -> None:
-        """End the worker, and what it has started in its session, without waiting for it."""
+        """Kill the worker and the processes of its session, without waiting for its exit."""
         task = asyncio.ensure_future(self._kill(worker))
         self._killing.add(task)
         task.add_done_callback(self._killing.discard)

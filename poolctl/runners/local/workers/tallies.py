@@ -1,4 +1,4 @@
-"""The pages on which workers count, from their first request until somebody has added up what they had counted."""
+"""The pages on which workers count requests, kept until their counts have been added up."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ class Tally:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._legible = False  # known to have our layout
+        self._legible = False  # its layout is known to be ours
 
     @classmethod
     def new(cls) -> Tally:
-        """A page on which nothing is counted yet."""
+        """A new page with zero counts."""
         return cls(new_page())
 
     def fileno(self) -> int:
-        """The page's descriptor; -1 once it has been let go of."""
+        """The page's descriptor; -1 once it is closed."""
         return self.fd
 
     def counts(self) -> Counts | None:
-        """What its worker has counted so far; None if it has another layout, or has been closed."""
+        """The worker's counts so far; None if the page has another layout, or is closed."""
         return read_page(self.fd) if self.fd >= 0 else None
 
     def ask(self, asked_ns: int) -> None:
-        """Note when its worker is asked for a heartbeat."""
+        """Record when its worker is asked for a heartbeat."""
         if self.fd >= 0:
             os.pwrite(self.fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), BEAT_ASKED_NS * _SLOT_BYTES)
 
     def beaten_ns(self) -> int:
-        """When its worker last answered a heartbeat; 0 if it knows of none."""
+        """When its worker last answered a heartbeat; 0 for a worker without heartbeats."""
         if not self._legible:
             self._legible = self.counts() is not None
             if not self._legible:
                 return 0
-        # That one slot only: it is looked at every few seconds, of every worker.
+        # That one slot only: it is read every few seconds for every worker.
         return int.from_bytes(os.pread(self.fd, _SLOT_BYTES, BEAT_AT_NS * _SLOT_BYTES), sys.byteorder)
 
     def close(self) -> None:
-        """Let go of the page."""
+        """Close the page."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -57,9 +57,9 @@ class Tally:
 
 
 class Tallies:
-    """What workers had counted that have ended. `add_up` is told of each, by a name that no other has, and its server.
+    """The counts of workers that have exited. `add_up` gets those of each, with a unique name and its server.
 
-    The keeper holds the page until `settled`: whoever comes after us adds up what we did not.
+    The keeper holds the page until `settled`: a successor adds up the rest.
     """
 
     def __init__(self, keeper: Link) -> None:
@@ -68,7 +68,7 @@ class Tallies:
         self._open: set[str] = set()
 
     def ended(self, server: str, name: str, tally: Tally) -> None:
-        """A worker has ended: its page says no more than now."""
+        """A worker has exited: its counts are final."""
         counts = tally.counts()
         if counts is not None and self.add_up is not None:
             left = completed(counts)
@@ -81,7 +81,7 @@ class Tallies:
         tally.close()
 
     def adopt(self, server: str, name: str, fd: int) -> None:
-        """Take over the page of a worker that ended before us."""
+        """Adopt the page of a worker that exited before this process started."""
         tally = Tally(fd)
         counts = tally.counts()
         tally.close()
@@ -90,12 +90,12 @@ class Tallies:
             self.add_up(name, server, completed(counts))
 
     def settled(self) -> None:
-        """What was told has been added up where it outlives us."""
+        """The reported counts have been added up where they outlive this process."""
         for name in self._open:
             self._keeper.send({"op": "drop", "name": f"{store_keys.TALLY}{name}"})
         self._open.clear()
 
     @property
     def unsettled(self) -> list[str]:
-        """The names of those that were told, and not settled."""
+        """The names of those reported and not settled yet."""
         return sorted(self._open)

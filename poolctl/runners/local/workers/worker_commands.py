@@ -1,4 +1,4 @@
-"""What a worker is told, apart from the end of its work: by its control socket, or by a signal of the keeper's."""
+"""The commands to a worker, other than to stop: by its control socket, or by a signal from the keeper."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ _KEEPER_SECONDS = 15.0
 
 
 def rotate(worker: LocalWorker, in_rotation: bool) -> None:
-    """Tell the worker to send its clients elsewhere, or not to any more; a command is told nothing."""
+    """Take the worker out of rotation (its clients reconnect elsewhere) or put it back; no effect on a command."""
     if worker.control is not None:
         worker.control.send({"order": "in" if in_rotation else "out"})
 
 
 def attend(worker: LocalWorker, accepting: bool) -> None:
-    """Tell the worker to accept connections, or to rest; a command is told nothing."""
+    """Tell the worker to accept connections, or not to; no effect on a command."""
     worker.resting = ""
     if worker.control is not None:
         worker.control.send({"order": "work" if accepting else "rest"})
 
 
 def connect(worker: LocalWorker, kind: str, plain: bool) -> socket.socket:
-    """Our end of a connection that the worker, which is no command, is to answer. Raises OSError."""
+    """Our end of a connection that the worker, which is not a command, is to answer. Raises OSError."""
     assert worker.control is not None
     if worker.control.waits:
-        raise BlockingIOError(errno.EAGAIN, "it has not read what it was told before")
+        raise BlockingIOError(errno.EAGAIN, "it has not read earlier commands")
     ours, theirs = socket.socketpair()
     with theirs:
         worker.control.send({"order": "conn", "kind": kind, "plain": plain}, [theirs.fileno()])
     return ours
 
 
-def part(worker: LocalWorker, order: str, heirs: str | None) -> None:
-    """Tell the worker to drain or to stop; `heirs` is what others of its server take from the pair, None for nobody.
+def part(worker: LocalWorker, order: str, receivers: str | None) -> None:
+    """Tell the worker to drain or to stop; `receivers` is the protocol of those that take from the pair, None for none.
 
-    They get its connections if they speak the same. A command is told nothing.
+    They get its connections if the protocol is the same. No effect on a command.
     """
     if worker.control is not None:
-        same = heirs is not None and heirs == worker.protocol
+        same = receivers is not None and receivers == worker.protocol
         worker.control.send({"order": order, "to": "pair" if same else "nobody"})
 
 
 def idle_after(worker: LocalWorker, seconds: float) -> None:
-    """Tell the worker after how long without traffic it is idle, 0 is never; a command is told nothing."""
+    """Tell the worker after how long without traffic it is idle, 0 is never; no effect on a command."""
     worker.idle = False
     if worker.control is not None:
         worker.control.send({"order": "idle", "seconds": seconds})
 
 
 def renew_tls(worker: LocalWorker, server: ServerConfig, contents: list[bytes]) -> None:
-    """Give the worker the certificate, the key and the clients' authorities that were read for its server."""
+    """Send the worker the certificate, the key and the client CAs that were read for its server."""
     if worker.control is None:
         return
     with contextlib.ExitStack() as ours:
@@ -84,10 +84,10 @@ async def signal(
     *,
     group: bool = False,
 ) -> None:
-    """Send a signal to a process of that start time, or to all of its session; nothing when it has `exited`.
+    """Send a signal to a process of that start time, or to its session; nothing once it has `exited`.
 
-    The keeper sends it: only the parent knows that the pid is still that process's. It becomes the parent a moment
-    after the fork.
+    The keeper sends it: only the parent can be sure that the pid is still that process's. It becomes the parent a
+    moment after the fork.
     """
     order = {"op": "signal", "pid": pid, "start": start, "signal": number, "group": group}
     with contextlib.suppress(LinkLost, TimeoutError):
