@@ -1,5 +1,5 @@
-"""Sockets are born here and nowhere else: opened, inherited, numbered, and closed without leaving a trace.
+"""The only place where listeners are made: opened, inherited, numbered, and closed without leaving files.
 
-`open` and `unix` make them, `inherit` takes those of systemd, `ports` chooses numbers, `holder` says who is
-in the way.
+`open` and `unix` make them, `inherit` takes those of systemd, `ports` chooses numbers, `holder` finds the
+process that uses an address.
 """

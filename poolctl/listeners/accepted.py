@@ -1,4 +1,4 @@
-"""Which descriptors of this process are listeners, or connections that they have accepted."""
+"""Finds the descriptors of this process that are listeners, or connections accepted from them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _EVERYWHERE = ("0.0.0.0", "::")
 
 
 def accepted_from(listeners: Sequence[socket.socket]) -> list[int]:
-    """The descriptors of these, of every connection that they have accepted, and of all duplicates, in no order.
+    """The descriptors of these listeners, of every connection accepted from them, and of all duplicates, unordered.
 
-    An event loop knows of a connection only some turns after it has accepted it. Who must not miss one, as a forked
-    child, asks the descriptors themselves: what was accepted has its listener's address for its own.
+    An event loop registers a connection only some turns after accepting it. A caller that must not miss one, such as a
+    forked child, checks the descriptors: an accepted connection has its listener's address as its own.
     """
     addresses = {_address(each) for each in listeners}
     found = []
     for name in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError):  # no socket, or the listing's own
+        with contextlib.suppress(OSError):  # not a socket, or the listing's own
             sock = socket.socket(fileno=int(name))
             try:
                 if _address(sock) in addresses or _address(sock, everywhere=True) in addresses:

@@ -1,4 +1,4 @@
-"""Why a listener could not be opened, in words that name the fix."""
+"""Errors of opening a listener, with the cause and the fix."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _DEFAULT_UNPRIVILEGED_PORT = 1024
 
 
 class ListenError(ServerError):
-    """A listener that could not be opened: what was wrong, and what to do about it.
+    """A listener could not be opened; with the cause and the fix.
 
-    `taken` is the place that another process has, if that is the reason; `naming` names that process.
+    `taken` is the place that another process uses, if that is the cause; `naming` names that process.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ListenError(ServerError):
 
 
 def explain_tcp(address: Address, host: str, error: OSError) -> ListenError:
-    """The ListenError for an OSError met while opening `host`, one of those that `address` stands for."""
+    """The ListenError for an OSError raised while opening `host`, one of the hosts of `address`."""
     port = address.port or 0
     if error.errno == errno.EADDRINUSE:
         return taken(address, (host, port))
@@ -58,14 +58,14 @@ def explain(address: Address, what: str, error: OSError) -> ListenError:
     hints = {
         errno.EMFILE: "raise the limit of open files: ulimit -n",
         errno.ENFILE: "raise the system's limit of open files: sysctl fs.file-max",
-        errno.EPERM: "look whether a security policy forbids it (seccomp, SELinux, AppArmor)",
+        errno.EPERM: "check whether a security policy forbids it (seccomp, SELinux, AppArmor)",
     }
     reason = os.strerror(error.errno) if error.errno else str(error)
     return ListenError(f"{what}: {reason}", bind=address.key, hint=hints.get(error.errno or 0, ""))
 
 
 def unresolved(address: Address, reason: str) -> ListenError:
-    """The ListenError for a host name that no address belongs to."""
+    """The ListenError for a host name without an address."""
     return ListenError(
         f"host name {address.host!r} cannot be resolved: {reason}",
         bind=address.key,
@@ -74,14 +74,14 @@ def unresolved(address: Address, reason: str) -> ListenError:
 
 
 def taken(address: Address, place: holder.Place) -> ListenError:
-    """The ListenError for a place that is in use. It does not name the process: finding that takes long."""
+    """The ListenError for a place that is in use. It does not name the process, because finding it takes long."""
     what, command, another = _named(place)
     hint = f"find the process (as root): {command}, or choose another {another}"
     return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
 
 
 def naming(error: ListenError, holders: Sequence[holder.Holder]) -> ListenError:
-    """The same error with the processes that have the place (see holder.Search), and what to do about them."""
+    """The same error with the processes that use the place (see holder.Search), and the fix."""
     if error.taken is None or not holders:
         return error
     what, command, another = _named(error.taken)
@@ -112,7 +112,7 @@ def _pool(holder_: holder.Holder, files: Sequence[str]) -> tuple[str, str]:
 
 
 def explained(errors: Sequence[ListenError]) -> list[ListenError]:
-    """The same errors with the processes that have the places, from one search; blocks for up to a second."""
+    """The same errors with the processes that use the places, from one search; blocks for up to a second."""
     found = holder.Search().find([each.taken for each in errors if each.taken is not None])
     return [naming(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors]
 

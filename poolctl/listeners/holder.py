@@ -1,4 +1,4 @@
-"""Which process holds a port or a Unix socket, as far as this user may see it (sock_diag(7), proc(5))."""
+"""Finds the process that holds a port or a Unix socket, if this user may see it (sock_diag(7), proc(5))."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 
 from .sock_diag import ANY_STATE, LISTEN, tcp_sockets, unix_listeners
 
-# A search may not take longer, however many processes, descriptors and connections there are.
+# The limit of a search, for any number of processes, descriptors and connections.
 MOST_SECONDS = 1.0
-_MOST_CONNECTIONS = 20  # of one port are looked at
+_MOST_CONNECTIONS = 20  # of one port are checked
 _MOST_CHARACTERS = 1 << 20  # of a table
 
 # Host and port, or the path of a Unix socket.
@@ -21,10 +21,10 @@ Place = tuple[str, int] | str
 
 
 class Holder:
-    """One process that holds a socket; `pid` is None when only its user is visible.
+    """One process that holds a socket; `pid` is None if only its user is visible.
 
-    It `listens`, or has a connection, which has ended if there is no `name` either. `pool` are the files of the pool
-    that it is part of; empty when that pool is part of another program, None when it is part of no pool.
+    It `listens`, or has a connection, which has ended if there is no `name` either. `pool` are the files of its pool;
+    empty if that pool is embedded in another program, None if it belongs to no pool.
     """
 
     __slots__ = ("listens", "name", "pid", "pool", "uid")
@@ -41,7 +41,7 @@ class Holder:
 
     @property
     def user(self) -> str:
-        """The name of its user, as far as there is one."""
+        """The name of its user, if there is one."""
         return _user_name(self.uid)
 
     def __repr__(self) -> str:
@@ -49,7 +49,7 @@ class Holder:
 
 
 class Search:
-    """Finds the processes that hold addresses. It remembers its last result, so that repeated searches are cheap.
+    """Finds the processes that hold addresses. It caches its last result, so that repeated searches are cheap.
 
     Not thread-safe.
     """
@@ -60,7 +60,7 @@ class Search:
     def find(self, places: Iterable[Place]) -> dict[Place, list[Holder]]:
         """For each place the processes that keep it from being bound; listeners win over connections.
 
-        Never raises. Blocks for about MOST_SECONDS at most, and leaves out what it has not found by then.
+        Never raises. Blocks for about MOST_SECONDS at most, and omits holders not found by then.
         """
         until = time.monotonic() + MOST_SECONDS
         sockets = _sockets(list(places), until)
@@ -72,7 +72,7 @@ class Search:
 
 
 def local_addresses() -> list[str]:
-    """The addresses of this machine, IPv4 first, without link-local ones; empty when /proc does not say."""
+    """The addresses of this machine, IPv4 first, without link-local ones; empty if /proc does not list them."""
     found = []
     previous = ""
     for fields in _table("/proc/net/fib_trie"):
@@ -87,7 +87,7 @@ def local_addresses() -> list[str]:
 
 
 def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]]:
-    """The inodes of the sockets that are in the way of each place, with all that the kernel says of their holders."""
+    """The inodes of the sockets that occupy each place, with the kernel's information about their holders."""
     found: dict[Place, dict[int, Holder]] = {place: {} for place in places}
     by_port: dict[int, list[tuple[Place, bytes]]] = {}
     for place in places:
@@ -152,7 +152,7 @@ def _of_user(uid: int, *, listens: bool = True) -> Holder:
 
 
 def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
-    """The oldest process that has a descriptor of each socket; of those that are not found, what was known."""
+    """The oldest process that has a descriptor of each socket; for those not found, the known facts."""
     missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
     found = dict(wanted)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
@@ -168,7 +168,7 @@ def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
 
 
 def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
-    """Those of the sockets that the process has, taken out of what is missing."""
+    """The missing sockets that the process has; removes them from `missing`."""
     found: set[int] = set()
     with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
         for entry in entries:
@@ -220,7 +220,7 @@ def _arguments(pid: int) -> list[str]:
 
 
 def _process_name(pid: int) -> str:
-    """What an operator would call the process: for an interpreter, the module or script that it runs."""
+    """The operator's name for the process: for an interpreter, the module or script that it runs."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             name = file.read().strip()

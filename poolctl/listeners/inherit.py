@@ -20,7 +20,7 @@ Inherited = Mapping[str, "list[int]"]
 def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dict[str, list[int]]:
     """The passed descriptors under their numbers and their names: `{"3": [3], "web": [3, 4], "4": [4]}`.
 
-    Empty when nothing was passed, or when it was passed to another process (`pid` is that of this one by
+    Empty if nothing was passed, or if it was passed to another process (`pid` is that of this one by
     default). The descriptors are made close-on-exec, as sd_listen_fds(3) does; their numbers stay valid in
     this process only.
     """
@@ -45,7 +45,7 @@ def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dic
 
 
 def take(address: Address, inherited: Inherited, backlog: int) -> list[socket.socket]:
-    """Listening duplicates of the sockets that `fd:3` or `fd:NAME` stands for. Raises ListenError."""
+    """Listening duplicates of the sockets of `fd:3` or `fd:NAME`. Raises ListenError."""
     descriptors = inherited.get(address.name)
     if not descriptors:
         have = ", ".join(f"fd:{name}" for name in inherited) or "none"
@@ -72,12 +72,10 @@ def _listener(address: Address, fd: int, backlog: int) -> socket.socket:
         sock = socket.socket(fileno=own)  # asks the kernel for family, type and protocol
     except OSError as error:
         os.close(own)
-        raise ListenError(f"descriptor {fd} is no socket", bind=address.key, hint=hint) from error
+        raise ListenError(f"descriptor {fd} is not a socket", bind=address.key, hint=hint) from error
     if sock.type != socket.SOCK_STREAM or _is_connected(sock):
         sock.close()
-        raise ListenError(
-            f"descriptor {fd} is a socket on which nothing can listen", bind=address.key, hint=hint
-        )
+        raise ListenError(f"descriptor {fd} is a socket that cannot listen", bind=address.key, hint=hint)
     sock.listen(backlog)
     return sock
 

@@ -1,4 +1,4 @@
-"""Leaving a listener from which an event loop accepts, without losing anybody who has been accepted already."""
+"""Closes a listener from which an event loop accepts, without losing a connection that is accepted already."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 def stop_reading(listeners: Sequence[socket.socket]) -> None:
-    """Accept nothing more from them from now on; what was accepted goes on."""
+    """Stop accepting from them; accepted connections continue."""
     loop = asyncio.get_running_loop()
     for listener in listeners:
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
@@ -17,7 +17,7 @@ def stop_reading(listeners: Sequence[socket.socket]) -> None:
 
 
 async def close(servers: Sequence[asyncio.base_events.Server]) -> None:
-    """Accept nothing more, and lose nothing of what was accepted."""
+    """Stop accepting, without losing an accepted connection."""
     # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the listener
     # first and close it some turns later, when those are attached.
     for server in servers:

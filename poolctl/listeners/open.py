@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKLOG", "ListenError", "close_listener", "describe", "from_descriptor", "open_listener"]
 
-# The accept queue belongs to the socket that all processes share, and whoever calls listen() last sets its
-# length: everyone who does so uses this number (the kernel caps it at net.core.somaxconn).
+# The accept queue belongs to the socket that all processes share, and the last listen() sets its
+# length: every caller of it uses this number (the kernel caps it at net.core.somaxconn).
 BACKLOG = 2048
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
@@ -27,9 +27,9 @@ _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 def open_listener(
     address: Address, *, backlog: int = BACKLOG, inherited: inherit.Inherited | None = None
 ) -> list[socket.socket]:
-    """The sockets that stand for `address`, bound, listening, non-blocking and close-on-exec; at least one.
+    """The sockets of `address`, bound, listening, non-blocking and close-on-exec; at least one.
 
-    `:8080` gives one for each IP version, `localhost` one for each loopback address that the name has,
+    `:8080` gives one for each IP version, `localhost` one for each loopback address of the name,
     `fd:NAME` those of `inherited` (see inherited_descriptors) under that name. A stale Unix socket file is
     replaced. Raises ListenError; resolving a host name may block.
     """
@@ -40,7 +40,7 @@ def open_listener(
     elif address.kind == "fd":
         sockets = inherit.take(address, inherited or {}, backlog)
     else:
-        raise ListenError(f"{address.key} is no address to listen on", bind=address.key)
+        raise ListenError(f"{address.key} is not an address to listen on", bind=address.key)
     for sock in sockets:
         prepare(sock)
     return sockets
@@ -68,7 +68,7 @@ def from_descriptor(fd: int) -> socket.socket:
 
 
 def refuse(sockets: Iterable[socket.socket]) -> None:
-    """Let nobody connect any more, whoever else has the same listeners: a closed duplicate would change nothing."""
+    """Refuse connections, even if other processes hold the same listeners: closing a duplicate would not do that."""
     for sock in sockets:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RD)
@@ -121,7 +121,7 @@ def _bound(target: Target, port: int, backlog: int, *, dual: bool) -> socket.soc
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if target.family == socket.AF_INET6:
-            # Said in both cases: the system's default (net.ipv6.bindv6only) is not to decide what `[::]`
+            # Set in both cases: the system's default (net.ipv6.bindv6only) is not to decide what `[::]`
             # means.
             only = 1 if dual or target.host != "::" else 0
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)

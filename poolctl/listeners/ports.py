@@ -1,4 +1,4 @@
-"""Chooses the ports of `:auto` addresses and remembers them, so that a server keeps its address."""
+"""Chooses the ports of `:auto` addresses and stores them, so that a server keeps its address."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 
 
 class PortLedger:
-    """Which port each server was given, kept in a JSON file; the range is `first` to `last`, inclusive.
+    """The port of each server, stored in a JSON file; the range is `first` to `last`, inclusive.
 
-    A port once chosen stays its server's, also while another program holds it: the address is the pool's key,
-    and clients know it. A file that is missing or damaged is an empty ledger. Not thread-safe; writing blocks
+    A port once chosen stays its server's, even while another program uses it: the address is the pool's key,
+    and clients use it. A missing or damaged file is an empty ledger. Not thread-safe; writing blocks
     briefly.
     """
 
@@ -39,11 +39,11 @@ class PortLedger:
     def port(
         self, name: str, address: Address, *, avoid: Container[int] = (), vacated: Iterable[int] = ()
     ) -> int:
-        """The port of server `name`: the one that it has, else the first that is free on `address`.
+        """The port of server `name`: its stored one, else the first that is free on `address`.
 
-        `avoid` are the ports that the configuration gives to other servers, `vacated` those of servers that leave:
-        still in use, and taken over where no other is left. Raises ServerError when there is none, OSError when the
-        choice cannot be written down.
+        `avoid` are the ports that the configuration gives to other servers, `vacated` those of servers to be removed:
+        still in use, and reused if no other is left. Raises ServerError if there is none, OSError if the choice
+        cannot be stored.
         """
         known = self._ports.get(name)
         if known is not None and self._first <= known <= self._last and known not in avoid:
@@ -62,11 +62,11 @@ class PortLedger:
         )
 
     def known(self, name: str) -> int | None:
-        """The port that server `name` was given, None if it has none yet. Chooses and writes nothing."""
+        """The stored port of server `name`, None if it has none yet. Chooses and writes nothing."""
         return self._ports.get(name)
 
     def keep_only(self, names: Iterable[str]) -> None:
-        """Forget the ports of servers that are not among `names`: they have left the file."""
+        """Forget the ports of servers that are not among `names`: they were removed from the file."""
         wanted = set(names)
         kept = {name: port for name, port in self._ports.items() if name in wanted}
         if kept != self._ports:
@@ -86,7 +86,7 @@ class PortLedger:
 
 
 def is_free(address: Address, port: int) -> bool:
-    """Whether nothing at all uses `port` on any address that `address` stands for."""
+    """Whether nothing at all uses `port` on any address of `address`."""
     return all(_is_unused(target, port) for target in targets(address))
 
 

@@ -1,4 +1,4 @@
-"""What an address stands for on this machine: one socket address for each socket that is to be opened."""
+"""Resolves an address on this machine: one socket address for each socket to be opened."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Target:
         return f"<Target {self.host}>"
 
     def sockaddr(self, port: int) -> tuple[object, ...]:
-        """What bind() takes."""
+        """The argument of bind()."""
         return (self.host, port, *self._rest)
 
 
 def targets(address: Address) -> list[Target]:
-    """The sockets that a TCP address stands for, IPv4 first, each once; at least one.
+    """The sockets of a TCP address, IPv4 first, each once; at least one.
 
-    `:8080` stands for both IP versions; `localhost` for the loopback addresses of the name, and for them
-    only. Raises ListenError; a host name may block until it is resolved.
+    `:8080` means both IP versions; `localhost` the loopback addresses of the name, and only them.
+     Raises ListenError; a host name may block until it is resolved.
     """
     found: dict[str, Target] = {}
     for host in ["0.0.0.0", "::"] if address.dual else [address.host]:
@@ -45,7 +45,7 @@ def targets(address: Address) -> list[Target]:
         raise ListenError(
             f"{address.host} has no loopback address on this machine",
             bind=address.key,
-            hint="write 127.0.0.1 instead, or mend /etc/hosts",
+            hint="write 127.0.0.1 instead, or fix /etc/hosts",
         )
     return sorted(found.values(), key=lambda target: target.family != socket.AF_INET)
 

@@ -1,7 +1,7 @@
 """Asks Linux about sockets of any process (sock_diag(7)): whether a connection was accepted, which sockets have a port.
 
 A netlink socket is opened for each question (10 µs), so that threads and forked children share nothing. The kernel may
-not answer: another system, no `inet_diag`, a seccomp filter, a user-space kernel like gVisor.
+not answer: another system, no `inet_diag`, a seccomp filter, a user-space kernel such as gVisor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LISTEN = 1 << 10
-_CONNECTED = 1 << 1 | 1 << 8  # ESTABLISHED, and CLOSE_WAIT: the client has ended its side
+_CONNECTED = 1 << 1 | 1 << 8  # ESTABLISHED, and CLOSE_WAIT: the client has shut down its side
 ANY_STATE = 0xFFFFFFFF
 
 _NETLINK_SOCK_DIAG = 4
@@ -53,8 +53,8 @@ _ATTRIBUTE = struct.Struct("=HH")
 def is_accepted(sock: socket.socket) -> bool | None:
     """Whether a process has accepted the other end of this connection to a listener of this machine.
 
-    A connection that waits in the accept queue belongs to no process yet: it has no inode. None when the kernel does
-    not say, or when the other end is closed.
+    A connection that waits in the accept queue belongs to no process yet: it has no inode. None if the kernel does
+    not answer, or if the other end is closed.
     """
     try:
         inode = _unix_peer(sock) if sock.family == socket.AF_UNIX else _tcp_peer(sock)
@@ -66,14 +66,14 @@ def is_accepted(sock: socket.socket) -> bool | None:
 def _tcp_peer(sock: socket.socket) -> int | None:
     near, far = sock.getsockname(), sock.getpeername()
     scope = near[3] if len(near) > 3 else 0
-    # As the other end sees it: what is far from here is its own address.
+    # From the other end's point of view: our remote address is its own.
     identity = struct.pack("!HH", far[1], near[1]) + _packed(sock.family, far) + _packed(sock.family, near)
     identity += struct.pack("=III", scope, *_ANY_COOKIE)
     answer = _ask(_INET_REQUEST.pack(sock.family, socket.IPPROTO_TCP, 0, ANY_STATE) + identity)
     if answer is None:
         return None
     _, state, _, _, _, _, _, _, inode = _INET_ANSWER.unpack_from(answer)
-    # Of a connection that is gone the kernel gives the listener.
+    # For a connection that no longer exists the kernel returns the listener.
     return None if state == _LISTEN_STATE else int(inode)
 
 
@@ -89,20 +89,20 @@ def _unix_peer(sock: socket.socket) -> int | None:
 
 
 class TcpSocket(NamedTuple):
-    """A TCP socket as the kernel knows it; an IPv4-mapped address has four bytes."""
+    """A TCP socket as the kernel lists it; an IPv4-mapped address has four bytes."""
 
     listens: bool
     address: bytes
     port: int
     inode: int  # 0: no process has it
     uid: int
-    cookie: int  # no other socket has it until the machine is started again
+    cookie: int  # unique until the next boot of the machine
 
 
 def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSocket]:
-    """All TCP sockets in one of these states, or those on that port; the kernel chooses them.
+    """All TCP sockets in one of these states, or those on that port; the kernel filters.
 
-    Ends early when `until`, on the monotonic clock, is over, or when the kernel does not answer. Blocks.
+    Ends early at `until`, on the monotonic clock, or if the kernel does not answer. Blocks.
     """
     identity = struct.pack("!H", port).ljust(_IDENTITY_BYTES, b"\0")
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -128,7 +128,7 @@ def accepted_connections(listener: socket.socket, until: float) -> Iterator[int]
     """The cookies of the connections that processes have accepted from this listener and not closed yet; likewise."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
-        # Those that wait in its queue are not among what the kernel gives.
+        # The kernel does not list those in the accept queue.
         for path, _, cookie in _unix_sockets(_CONNECTED, until):
             if path == name:
                 yield cookie
@@ -158,7 +158,7 @@ def _attributes(data: bytes) -> dict[int, bytes]:
 
 
 def _ask(question: bytes) -> bytes | None:
-    """The answer to a question about one socket, None when there is no such socket. Does not block; raises OSError."""
+    """The answer to a question about one socket, None if there is no such socket. Does not block; raises OSError."""
     with _netlink() as netlink:
         netlink.setblocking(False)
         netlink.send(_message(question, _REQUEST))
@@ -168,7 +168,7 @@ def _ask(question: bytes) -> bytes | None:
 
 
 def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
-    """Every answer to a question about many sockets that comes in time. Raises OSError."""
+    """The answers, received in time, to a question about many sockets. Raises OSError."""
     with _netlink() as netlink:
         netlink.send(_message(question, _REQUEST_ALL))
         while (left := until - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""Listeners on a path: a stale file is removed, a live one never, and at the end only what is ours."""
+"""Listeners on a path: a stale file is removed, a live one never, and at the end only our own."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def bind(address: Address) -> socket.socket:
         _check_path(address, directory)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # The file is born with the socket's own mode (less the umask). To change that of the path afterwards would
-            # follow a link that others have put there meanwhile.
+            # The file gets the socket's own mode (less the umask). To change that of the path afterwards would
+            # follow a link that another user has put there meanwhile.
             os.fchmod(sock.fileno(), _READ_AND_WRITE)
             sock.bind(path)
             if os.geteuid() == 0 and not _is_there(os.path.basename(path), directory):
@@ -57,7 +57,7 @@ def _directory(address: Address) -> Iterator[int]:
 
 
 def _is_there(name: str, directory: int) -> bool:
-    """Whether the socket was made in this directory, and not where another user's link led in the meantime."""
+    """Whether the socket was made in this directory, and not at the target of another user's link."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
@@ -67,7 +67,7 @@ def _is_there(name: str, directory: int) -> bool:
 
 
 def identity(path: str) -> Identity | None:
-    """What tells this socket file from another one of the same path; None when there is none."""
+    """A value that distinguishes this socket file from another one of the same path; None if there is none."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -76,7 +76,7 @@ def identity(path: str) -> Identity | None:
 
 
 def identity_of(key: str) -> Identity | None:
-    """Likewise for a canonical address; None also for one that is no path."""
+    """Likewise for a canonical address; None also for one that is not a path."""
     return identity(key.removeprefix("unix:")) if key.startswith("unix:") else None
 
 
@@ -86,7 +86,7 @@ def remove(path: str, only: Identity | None) -> bool:
         return False
     name = os.path.basename(path)
     try:
-        # Looked at and removed in one directory, whatever the path leads to by then.
+        # Checked and removed in the same directory, even if the path leads elsewhere by then.
         directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return False
@@ -103,9 +103,9 @@ def remove(path: str, only: Identity | None) -> bool:
 
 
 def is_live(path: str) -> bool:
-    """Whether somebody listens on the socket at `path`: it is stale only when a connection is refused."""
+    """Whether a process listens on the socket at `path`: it is stale only if a connection is refused."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full backlog is an EAGAIN, not a wait
+        probe.setblocking(False)  # a full backlog gives EAGAIN instead of blocking
         try:
             probe.connect(path)
         except OSError as error:
@@ -145,7 +145,7 @@ def _explain_path(address: Address, error: OSError) -> ListenError:
     directory = os.path.dirname(address.path)
     if error.errno == errno.ELOOP:
         return ListenError(
-            f"no socket is made in {directory}: {error.strerror}",
+            f"refusing to make a socket in {directory}: {error.strerror}",
             bind=address.key,
             hint="choose a directory that no other user can replace",
         )

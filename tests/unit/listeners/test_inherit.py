@@ -90,9 +90,9 @@ def test_what_is_no_listening_socket_is_refused(tmp_path: Path) -> None:
     one, other = socket.socketpair()
     with one, other, socket.socket(type=socket.SOCK_DGRAM) as datagrams, open(tmp_path / "f", "w") as file:
         for fd in (one.fileno(), datagrams.fileno()):
-            with pytest.raises(ListenError, match="on which nothing can listen"):
+            with pytest.raises(ListenError, match="that cannot listen"):
                 open_listener(parse("fd:x"), inherited={"x": [fd]})
-        with pytest.raises(ListenError, match="is no socket"):
+        with pytest.raises(ListenError, match="is not a socket"):
             open_listener(parse("fd:x"), inherited={"x": [file.fileno()]})
 
 
