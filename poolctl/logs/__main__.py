@@ -1,4 +1,4 @@
-"""`logs [DIRECTORY]`: be the logger, with its orders on descriptor 3 (see writer); found by DIRECTORY if all dies."""
+"""`logs [DIRECTORY]`: the logger, with orders on descriptor 3 (see writer); DIRECTORY lets a new pool find it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONTROL_DESCRIPTOR = 3
 def main() -> None:
     """Serve the socket on descriptor 3 until it ends.
 
-    Signals that end a group or a session are ignored: the servers' last words come after them.
+    Signals that end a group or a session are ignored: the servers' last output comes after them.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Several logs as they grow, merged."""
+"""Follows several logs, merged."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .read import OpenLog, carry_times, in_order
 from .tail_file import TailedFile
 
 _POLL_SECONDS = 0.1
-# Longer than it takes from a line's time to its being in the file, and than a reader's round through the files.
+# Longer than the delay from a line's time to its storage, and than a reader's pass over the files.
 SETTLE_SECONDS = 0.03
 
 
 class Follower:
-    """The lines of several logs (paths by server name) as they come, each batch in the order of time.
+    """The new lines of several logs (paths by server name), each batch in the order of time.
 
-    `first` holds the last `lines` lines of each that were there before, not older than `since`. Without
-    inotify the files are looked at ten times a second.
+    `first` holds the last `lines` lines of each from before, not older than `since`. Without inotify the
+    files are polled ten times a second.
     """
 
     def __init__(self, paths: Mapping[str, str], *, lines: int | None = 0, since: str = "") -> None:
@@ -35,13 +35,13 @@ class Follower:
         self.first = in_order(iter(self.first))
 
     def fileno(self) -> int:
-        """A descriptor that is readable when there may be new lines; -1 when there is none such."""
+        """A descriptor that is readable when there may be new lines; -1 without inotify."""
         return self._watch.fd if self._watch else -1
 
     def wait(self, timeout_seconds: float | None = None, *, reader: int = -1) -> bool:
-        """Whether there may be new lines, at the latest after that time.
+        """Whether there may be new lines; returns after `timeout_seconds` at the latest.
 
-        Raises BrokenPipeError when nobody reads any more what is written to the descriptor `reader`.
+        Raises BrokenPipeError when the pipe or socket `reader` has lost its reader.
         """
         if self._watch is not None and not self._missing:
             return await_readable(self._watch.fd, timeout_seconds, reader)
@@ -50,7 +50,7 @@ class Follower:
         return True
 
     def read(self) -> list[LogLine]:
-        """What is new. Does not block."""
+        """The new lines. Does not block."""
         polled = self._watch is None or bool(self._missing)
         for directory in list(self._missing):
             self._watch_directory(directory)
@@ -73,7 +73,7 @@ class Follower:
     def _add(self, name: str, path: str, lines: int | None, since: str) -> None:
         self._watch_directory(
             os.path.dirname(path)
-        )  # first, so that nothing comes between reading and watching
+        )  # first, so that no line is missed between reading and watching
         growing = TailedFile(path)
         log = OpenLog(path)
         try:
@@ -109,15 +109,15 @@ def follow(
     until: Callable[[], bool] | None = None,
     reader: int = -1,
 ) -> Iterator[LogLine]:
-    """The last `lines` lines of each log, then every new one as it comes; blocks in between.
+    """The last `lines` lines of each log, then every new one; blocks in between.
 
-    Ends when `until` is true (asked ten times a second) and what is there by then has been given; never
-    without it. Raises BrokenPipeError when nobody reads any more what is written to the descriptor `reader`.
+    Ends when `until` is true (called ten times a second) and the lines up to then have been returned; never
+    without it. Raises BrokenPipeError when the pipe or socket `reader` has lost its reader.
     """
     follower = Follower(paths, lines=lines, since=since)
     merge = Merge()
     try:
-        # While one file's last lines were read, an earlier line may have come to another, as at every later reading.
+        # While one file's last lines were read, an earlier line may have been added to another, as at every reading.
         yield from follower.first if len(paths) < 2 else merge.take(follower.first)
         over = False
         while not over:
@@ -141,18 +141,18 @@ def _new_watch() -> DirectoryWatch | None:
 
 
 class Merge:
-    """Holds each batch back until the next: while one file was read, an earlier line may have come to another."""
+    """Holds each batch back until the next: while one file was read, an earlier line may have been added to another."""
 
     def __init__(self) -> None:
         self._held: list[LogLine] = []
 
     @property
     def holds(self) -> bool:
-        """Whether there are lines to be asked for again, SETTLE_SECONDS later."""
+        """Whether lines are held back: call `take` again SETTLE_SECONDS later."""
         return bool(self._held)
 
     def take(self, lines: list[LogLine]) -> list[LogLine]:
-        """The lines that none can come before any more, in order; `lines` were read just now."""
+        """The lines that no earlier one can precede any more, in order; `lines` were read just now."""
         newest = max((line.time for line in self._held), default="")
         merged = in_order(iter([*self._held, *lines]))
         due = sum(line.time <= newest for line in merged) if self._held else 0
@@ -160,6 +160,6 @@ class Merge:
         return merged[:due]
 
     def rest(self) -> list[LogLine]:
-        """What is held."""
+        """The lines held back."""
         held, self._held = self._held, []
         return held

@@ -1,4 +1,4 @@
-"""Being told when files in a directory change (inotify(7)); Linux only."""
+"""Reports changes of files in a directory (inotify(7)); Linux only."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _READ_BYTES = 64 * 1024
 
 
 class DirectoryWatch:
-    """Tells which files in some directories were written or moved there. Raises OSError without inotify.
+    """Reports which files in some directories were written or moved there. Raises OSError without inotify.
 
-    With `departures` it also tells which were removed, moved away, or given other rights.
+    With `departures` also those that were removed, moved away, or given other rights.
     """
 
     __slots__ = ("_directories", "_libc", "_mask", "fd")
@@ -29,12 +29,12 @@ class DirectoryWatch:
         self.fd = _checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def add(self, directory: str) -> None:
-        """DirectoryWatch a directory, too. Raises OSError (FileNotFoundError when it is not there)."""
+        """Watch one more directory. Raises OSError (FileNotFoundError if it does not exist)."""
         number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), self._mask))
         self._directories[number] = directory
 
     def changed(self) -> set[str] | None:
-        """The paths that changed since the last call; None for too many to tell. Does not block."""
+        """The paths that changed since the last call; None if there were too many. Does not block."""
         found: set[str] = set()
         try:
             events = os.read(self.fd, _READ_BYTES)

@@ -62,7 +62,7 @@ class InternalLog(logging.Handler):
         self._write_if_allowed(f"{self.format(record)}\n".encode(errors="backslashreplace"), now)
 
     def close(self) -> None:
-        """Write what was counted."""
+        """Write the pending counts."""
         with contextlib.suppress(Exception):
             self._tell_repeated(self._clock())
         super().close()

@@ -1,4 +1,4 @@
-"""A line that is a JSON object, as many libraries log them: its level, time and message, and the rest."""
+"""Parses a line that is a JSON object, as many libraries log: its level, time and message, and the rest."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 _TIMES = ("time", "timestamp", "ts", "@timestamp", "datetime", "date", "t")
 _LEVELS = ("level", "severity", "levelname", "lvl", "log.level", "loglevel", "level_name")
 _MESSAGES = ("message", "msg", "event", "@message", "text", "short_message")
-# Numbers as pino and bunyan write them, and as Python's logging does: the same ones for the same words, nearly.
+# The numbers of pino and bunyan, and those of Python's logging, for nearly the same words.
 _NUMBERS = ((50, "CRITICAL"), (40, "ERROR"), (30, "WARNING"), (20, "INFO"), (10, "DEBUG"))
 _PINO = {10: "TRACE", 20: "DEBUG", 30: "INFO", 40: "WARN", 50: "ERROR", 60: "FATAL"}
 _PINO_SIGNS = ("pid", "hostname")
-# Seconds, milliseconds, microseconds or nanoseconds since the epoch: whichever is a year of ours.
+# Seconds, milliseconds, microseconds or nanoseconds since the epoch: the unit that gives a plausible year.
 _LARGEST_SECONDS = 1e11
 
 
 class JsonRecord:
-    """What a line in JSON says; `time` as HH:MM:SS.mmm in the reader's zone, or as it is written, "" without one.
+    """The content of a line in JSON; `time` is HH:MM:SS.mmm in the reader's zone, or as written, "" without one.
 
-    `rest` holds the other members in their order, those of several lines (tracebacks) under `long`.
+    `rest` holds the other members in their order, those with several lines (tracebacks) under `long`.
     """
 
     __slots__ = ("fields", "level", "long", "message", "rest", "time")
@@ -42,7 +42,7 @@ class JsonRecord:
 
 
 def parse_record(text: str) -> JsonRecord | None:
-    """The record that the line is; None for a line of any other kind, JSON without a message or a level too."""
+    """The parsed line; None for a line of any other kind, also for JSON without a message or a level."""
     if not (text.startswith("{") and text.rstrip().endswith("}")):
         return None
     try:
@@ -55,7 +55,7 @@ def parse_record(text: str) -> JsonRecord | None:
 
 
 def _take(fields: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """The first of these that is there, taken out."""
+    """Remove and return the first of these fields that exists."""
     for name in names:
         if name in fields:
             return fields.pop(name)

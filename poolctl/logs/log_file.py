@@ -1,4 +1,4 @@
-"""One log file: appended to in whole lines, rotated by size and age, never in the way of a full disk."""
+"""One log file: appended to in whole lines, rotated by size and age; a full disk only drops lines."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _HEAD_BYTES = 28  # the time that every line of the block begins with
 class LogFile:
     """Appends blocks of whole lines to `path`; the old ones are `path.1` (the newest) to `path.keep`.
 
-    `max_size_bytes` and `max_age_seconds` of 0 mean no limit. Nothing here raises OSError: what could not be
-    written is said by the return value, the reason by `error`, and every append tries again.
+    `max_size_bytes` and `max_age_seconds` of 0 mean no limit. Nothing here raises OSError: the return value
+    tells how much was written, `error` the reason, and every append tries again.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LogFile:
         self.path = path
         self.error = ""
         self.users = 0
-        self.lost_bytes = 0  # that were to be in it, since it last took something
+        self.lost_bytes = 0  # not stored since the last successful append
         self._clock = clock
         self._fd = -1
         self._size = 0
@@ -77,7 +77,7 @@ class LogFile:
         return done
 
     def rotate_when_old(self) -> float | None:
-        """Rotate it if it is old enough, though nothing is written; in how many seconds to look again, None: never."""
+        """Rotate it if it is old enough, without a write; the seconds until the next check, None: never."""
         if not self._max_age:
             return None
         if self._fd >= 0 or os.path.lexists(self.path):
@@ -87,12 +87,12 @@ class LogFile:
             return self._max_age
         try:
             born = seconds_of(self._born)
-        except ValueError:  # what only looks like a time
+        except ValueError:  # it only resembles a time
             return self._max_age
         return max(born + self._max_age, self._rotate_at) - now
 
     def resume(self, block: bytes) -> int:
-        """How many bytes of `block`, in whole lines, a writer has stored that was killed at it."""
+        """How many bytes of `block`, in whole lines, a writer stored before it was killed."""
         self._prepare()
         stored = stored_part(self.path, block)
         whole = block.rfind(b"\n", 0, stored) + 1
@@ -100,12 +100,12 @@ class LogFile:
             try:
                 os.ftruncate(self._fd, self._size - (stored - whole))
             except OSError:
-                pass  # its end is written before the next line
+                pass  # its rest is written before the next line
             self.reopen()
         return whole
 
     def reopen(self) -> None:
-        """Close the file, so that the next line opens what has its path then (say, after logrotate)."""
+        """Close the file, so that the next line opens its path again (for example after logrotate)."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -142,7 +142,7 @@ class LogFile:
         self.error = ""
 
     def _look_inside(self) -> tuple[bool, str]:
-        """Whether the last line lacks its end, and when the first was written."""
+        """Whether the last line is incomplete, and when the first was written."""
         now = stamp(self._clock())
         if not self._size:
             return False, now
@@ -167,7 +167,7 @@ class LogFile:
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def _fitting(self, block: bytes, start: int) -> int:
-        """Up to where the block goes into this file; `start` when it must be rotated first."""
+        """The end of the part of the block that fits into this file; `start` if it must be rotated first."""
         if not self._max_size or not self._regular or self._clock() < self._rotate_at:
             return len(block)
         room = self._max_size - self._size
@@ -179,7 +179,7 @@ class LogFile:
         return end
 
     def _write(self, block: bytes) -> int:
-        """How much of the block was written, in whole lines; sets `error` when that is not all."""
+        """How much of the block was written, in whole lines; sets `error` if not all of it."""
         self.error = ""
         missing_end = b"\n" if self._torn else b""
         block = missing_end + block
@@ -195,7 +195,7 @@ class LogFile:
         return max(0, done - len(missing_end))
 
     def _cut(self, block: bytes, done: int) -> int:
-        """Take back what was written of a line that did not fit; how much of the block stays."""
+        """Remove the written part of a line that did not fit; returns how much of the block stays."""
         whole = block.rfind(b"\n", 0, done) + 1
         self._torn = self._torn and not whole
         if whole == done:
@@ -215,7 +215,7 @@ class LogFile:
         try:
             self._shift()
         except OSError as error:
-            # The directory cannot be written to, say: a file that grows is better than lines that are lost.
+            # For example, the directory is not writable: a growing file is better than lost lines.
             self.error = f"cannot be rotated: {error.strerror}"
             self._rotate_at = self._clock() + _ROTATE_AGAIN_AFTER_SECONDS
             return
@@ -223,9 +223,9 @@ class LogFile:
         self._open()
 
     def _shift(self) -> None:
-        # A writer that was killed at this has left a gap: it is filled, and what is older stays where it is.
+        # A writer that was killed during a rotation has left a gap: it is filled, and older files stay.
         with directory_of(self.path) as (directory, name):
-            # Others may have made any number of such files, where the directory is theirs.
+            # Other users may have created any number of such files in a directory of theirs.
             free, most = 1, self._keep + _MOST_SURPLUS_FILES
             while free < most and _exists(f"{name}.{free}", directory):
                 free += 1

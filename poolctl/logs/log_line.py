@@ -13,7 +13,7 @@ _STAMP_WIDTH = len("2026-11-20T08:47:34.123456Z")
 
 
 class LogLine:
-    """One line of a server's output; `time` is empty when it has none (another program wrote it)."""
+    """One line of a server's output; `time` is empty if it has none (another program wrote it)."""
 
     __slots__ = ("name", "pid", "text", "time")
 
@@ -28,7 +28,7 @@ class LogLine:
 
 
 def stamp(seconds: float) -> str:
-    """A moment (seconds since the epoch) as it stands before a line."""
+    """The time stamp of a line for a moment (seconds since the epoch)."""
     whole = int(seconds)
     year, month, day, hour, minute, second = time.gmtime(whole)[:6]
     micros = int((seconds - whole) * 1_000_000)
@@ -36,8 +36,8 @@ def stamp(seconds: float) -> str:
 
 
 def seconds_of(stamp: str) -> float:
-    """The moment, in seconds since the epoch, of which this is the stamp."""
-    from datetime import datetime  # seldom needed
+    """The moment of a time stamp, in seconds since the epoch."""
+    from datetime import datetime  # rarely needed
 
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
@@ -49,14 +49,14 @@ def as_text(lines: bytes, now: str) -> bytes:
 
 
 def as_json(lines: bytes, now: str, name: str, pid: int) -> bytes:
-    """Whole lines, each as a JSON object on a line; what is not UTF-8 becomes an escape such as ``\\xff``."""
+    """Whole lines, each as a JSON object on a line; bytes that are not UTF-8 become escapes such as ``\\xff``."""
     head = json.dumps({"time": now, "name": name, "pid": pid})[:-1]
     texts = lines[:-1].decode("utf-8", "backslashreplace").split("\n")
     return "".join([f'{head}, "line": {json.dumps(text)}}}\n' for text in texts]).encode()
 
 
 def parse_line(raw: bytes, name: str = "") -> LogLine:
-    """The LogLine that stands in a log file in either form; `name` is that of the server whose file it is."""
+    """The LogLine of a line of a log file in either form; `name` is that of the file's server."""
     if raw.startswith(b'{"time": '):
         try:
             found = json.loads(raw)

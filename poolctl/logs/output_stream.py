@@ -1,4 +1,4 @@
-"""One server's output: the read end of its pipe, cut into lines, on its way into a file."""
+"""Moves one server's output from the read end of its pipe into a file, line by line."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .write_ahead_note import WriteAheadNote
 
 # One read a turn, so that a server that floods its output does not starve the others.
 READ_BYTES = MOST_BYTES
-# A longer line is broken into several: memory is bounded whatever a server prints.
+# A longer line is broken into several: memory is bounded for any output.
 MAX_LINE_BYTES = MOST_BYTES
 
 
 class OutputStream:
-    """Moves what arrives at `fd` into `file`, whole lines at a time; the beginning of a line waits in the pipe.
+    """Moves the output that arrives at `fd` into `file` in whole lines; an incomplete line waits in the pipe.
 
-    `dropped_bytes` counts what the file did not take, `id` is the supervisor's name for the stream. `ended` is set by
-    who knows that nobody can write any more.
+    `dropped_bytes` counts output that could not be stored, `id` is the supervisor's name for the stream. The caller
+    sets `ended` when no writer is left.
     """
 
     __slots__ = (
@@ -58,7 +58,7 @@ class OutputStream:
         self.pid = pid
         self.dropped_bytes = 0
         self.ended = False
-        self.order: dict[str, object] = {}  # by which it was made, for another logger
+        self.order: dict[str, object] = {}  # that created it, for another logger
         self._format = format
         self._measure()
         self._partial = b""
@@ -71,7 +71,7 @@ class OutputStream:
     def pump(self, now: float) -> int:
         """Move one read's worth; the number of bytes, 0 at the end of the pipe.
 
-        Raises BlockingIOError when nothing is there, or nothing but the beginning of a line.
+        Raises BlockingIOError when the pipe is empty, or holds only an incomplete line.
         """
         data = self._pipes.look(self.fd)
         if not data:
@@ -86,7 +86,7 @@ class OutputStream:
         return end or len(data)
 
     def recover(self) -> None:
-        """End what a logger that was killed had begun."""
+        """Complete a killed logger's move in progress."""
         move = self._underway.found(self.id)
         if move is None:
             return
@@ -95,7 +95,7 @@ class OutputStream:
         except BlockingIOError:
             data = b""
         if move.taken:
-            # It was stored before. Nearly always all of it is in there.
+            # It was stored before, nearly always all of it.
             self._pipes.take(self.fd, min(move.length - move.taken, len(data)))
         elif move.is_of(data):
             block = self._form(_whole(data[: move.length]), move.when)
@@ -106,17 +106,17 @@ class OutputStream:
         self._underway.end()
 
     def finish(self, now: float) -> None:
-        """End the line that has no end yet, if there is one; the pipe is left to nobody."""
+        """Store an incomplete last line, if there is one; the pipe has no other reader."""
         self.ended = True
         try:
-            for _ in range(2):  # whole lines, and then what is left of them
+            for _ in range(2):  # whole lines, and then the rest
                 self.pump(now)
         except OSError:
             pass
         self.break_off(now)
 
     def break_off(self, now: float) -> None:
-        """End the line of which a part is no longer in the pipe, if there is one."""
+        """Complete the line of which a part is no longer in the pipe, if there is one."""
         if self._partial:
             self._store(self._partial + b"\n", stamp(now))
             self._partial = b""
@@ -144,14 +144,14 @@ class OutputStream:
         return self._enlarged
 
     def _keep(self, data: bytes, now: float) -> None:
-        """Take the beginning of a line out of the pipe, which is too small for the rest, and cannot be enlarged."""
+        """Take an incomplete line out of the pipe, which is too small for the rest and cannot be enlarged."""
         self._pipes.take(self.fd, len(data))
         self._partial += data
         if len(self._partial) >= MAX_LINE_BYTES:
             self.break_off(now)
 
     def close(self) -> None:
-        """Close the pipe's end; the file is its owner's."""
+        """Close the pipe's end; the file stays open."""
         self._pipes.forget(self.fd)
         os.close(self.fd)
 
@@ -180,5 +180,5 @@ class OutputStream:
 
 
 def _whole(lines: bytes) -> bytes:
-    """The lines with the end that the last one may lack: it is too long, or the last of all."""
+    """The lines with a final line break, which the last one may lack: it is too long, or the last of all."""
     return lines if lines.endswith(b"\n") else lines + b"\n"

@@ -1,4 +1,4 @@
-"""A pipe whose content is looked at before it is taken: what a killed reader had not stored is still in it."""
+"""Peeks into a pipe before consuming: output that a killed reader had not stored is still in it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import termios
 from poolctl.platform import tee
 
 MOST_BYTES = 64 * 1024
-# So large a pipe holds what we look at in any case (see longest_line).
+# A pipe of this size always holds as much as we read at once (see longest_line).
 _LARGE_BYTES = 4 * MOST_BYTES
 _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 
 
 class PipeReader:
-    """Looks into other processes' pipes by way of one of its own; for one thread.
+    """Peeks into pipes through one of its own; not thread-safe.
 
-    Where that is not allowed (a sandbox without tee(2)) they are read, and what is not taken yet is kept here.
+    Where that is not allowed (a sandbox without tee(2)) they are read, and bytes not taken yet are kept here.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class PipeReader:
         self._read: dict[int, bytes] = {}
 
     def look(self, fd: int) -> bytes:
-        """What the pipe holds, at most 64 KiB; nothing at its end. Raises BlockingIOError when it is empty."""
+        """The pipe's content, at most 64 KiB; empty at its end. Raises BlockingIOError when there is none."""
         if not self._blind:
             try:
                 length = tee(fd, self._in, MOST_BYTES)
@@ -43,7 +43,7 @@ class PipeReader:
         return self._look_by_reading(fd)
 
     def take(self, fd: int, length: int, to: int = -1) -> None:
-        """Take away so many bytes, which are there, into the pipe `to` as far as that has room: all at once."""
+        """Remove `length` bytes, which it holds, in one step; into the pipe `to` as far as that has room."""
         if self._blind:
             self._read[fd] = self._read[fd][length:]
             return
@@ -54,15 +54,15 @@ class PipeReader:
             length -= os.splice(fd, self._nowhere, length)
 
     def enlarge(self, fd: int) -> bool:
-        """Have the pipe hold 64 KiB in any case, and look at as much; False where that is not allowed."""
+        """Have the pipe always hold 64 KiB, and read as much; False where that is not allowed."""
         return not self._blind and _resize(self._in, _LARGE_BYTES) and _resize(fd, _LARGE_BYTES)
 
     def restore(self, fd: int) -> None:
-        """Give the pipe its usual size again, unless it holds more just now: a user has a limit for all of them."""
+        """Give the pipe its usual size again, unless it holds more now: a user has a limit for all pipes."""
         _resize(fd, MOST_BYTES)
 
     def forget(self, fd: int) -> None:
-        """Keep nothing of a pipe that is closed."""
+        """Drop the bytes kept of a closed pipe."""
         self._read.pop(fd, None)
 
     def close(self) -> None:
@@ -95,9 +95,9 @@ def _resize(fd: int, size_bytes: int) -> bool:
 
 
 def longest_line(fd: int) -> int:
-    """How many bytes of a line the pipe holds in any case: a writer of a longer one may be waiting; 0: no pipe.
+    """The length of a line that the pipe always holds; the writer of a longer one may be blocked. 0: not a pipe.
 
-    A page holds one write that does not fit into what is left of the page before (pipe(7)): half of the pages may be
+    A write that does not fit into the rest of a page starts a new page (pipe(7)): half of the pages may be
     empty, and the first one nearly so.
     """
     try:

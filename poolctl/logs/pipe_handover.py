@@ -15,7 +15,7 @@ from .output_stream import OutputStream
 class PipeHandover:
     """A listener in the logger's loop. Each connection gets every stream with its pipe, and then `over`.
 
-    The one that answers `taken` has them all; then `taken` is true and the logger ends.
+    The one that answers `taken` owns them all; then `taken` is true and the logger exits.
     """
 
     def __init__(self, directory: str, epoll: select.epoll) -> None:
@@ -27,7 +27,7 @@ class PipeHandover:
         epoll.register(self._listener.fileno(), select.EPOLLIN)
 
     def has(self, fd: int) -> bool:
-        """Whether the descriptor is one of these."""
+        """Whether the descriptor is the listener or one of its connections."""
         return fd == self._listener.fileno() or fd in self._connections
 
     def serve(self, fd: int, streams: Sequence[OutputStream]) -> bool:

@@ -14,7 +14,7 @@ class RateLimit:
         self._at = 0.0
 
     def take(self, amount: float, now: float) -> bool:
-        """Whether so much is allowed now; if so, it is used up."""
+        """Whether `amount` is allowed now; if so, it is used up."""
         self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._per_second)
         self._at = now
         if amount > self._left:

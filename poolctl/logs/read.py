@@ -11,16 +11,16 @@ from poolctl.safe_open import Refused, open_file
 from .log_line import LogLine, parse_line
 
 _BLOCK_BYTES = 64 * 1024
-# The logger writes no longer ones. A file that other users can write may hold anything, and any number of it.
+# The logger does not write longer ones. Files that other users can write may hold anything, and be any number.
 LONGEST_LINE_BYTES = 1024 * 1024
 MOST_FILES = 1000
 
 
 class OpenLog:
-    """A log file and the old ones beside it, opened together, so that a rotation meanwhile changes nothing.
+    """A log file and its rotated predecessors, opened together, so that a rotation meanwhile has no effect.
 
-    `parts` are the descriptors with the size each had, newest first; `current` is the first of them, to be
-    read on from there, or None when there is no such file. The caller closes it.
+    `parts` are the descriptors with the size each had, newest first; `current` is the first of them, to
+    continue from, or None if there is no such file. The caller closes it.
     """
 
     __slots__ = ("parts",)
@@ -37,7 +37,7 @@ class OpenLog:
                 missing += number > 0
             except OSError as error:
                 if self.parts and error.errno in (errno.EMFILE, errno.ENFILE):
-                    break  # the newest ones are what matters
+                    break  # the newest ones matter
                 self.close()
                 raise
             else:
@@ -51,7 +51,7 @@ class OpenLog:
             number += 1
 
     def close(self) -> None:
-        """Close what is open of it."""
+        """Close its files."""
         for fd, _ in self.parts:
             os.close(fd)
         self.parts.clear()
@@ -59,7 +59,7 @@ class OpenLog:
     def tail(self, lines: int | None, *, since: str = "", name: str = "") -> list[LogLine]:
         """The last `lines` lines (None: all) not older than `since` (see line.stamp), oldest first.
 
-        A line without a time belongs to the one before it.
+        A line without a time belongs to the previous one.
         """
         found: list[LogLine] = []
         for raw in self.backwards():
@@ -74,7 +74,7 @@ class OpenLog:
         return found
 
     def backwards(self) -> Iterator[bytes]:
-        """Every line without its end, the newest first; a last one that is unfinished counts."""
+        """Every line without its end, the newest first; an incomplete last one counts."""
         for fd, size in self.parts:
             yield from _lines_backwards(fd, size)
 
@@ -82,7 +82,7 @@ class OpenLog:
 def tail(
     path: str, lines: int | None, *, since: str = "", name: str = "", most_files: int = MOST_FILES
 ) -> list[LogLine]:
-    """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty when there is none."""
+    """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty if there is none."""
     log = OpenLog(path, most_files)
     try:
         return log.tail(lines, since=since, name=name)
@@ -114,11 +114,11 @@ def _time(line: LogLine) -> str:
 
 
 def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
-    """The lines before `end`, last one first, without their ends; a last one that is unfinished counts.
+    """The lines before `end`, last one first, without their ends; an incomplete last one counts.
 
-    A line that is too long is cut, and nothing before it is looked at.
+    A line that is too long is cut, and nothing before it is read.
     """
-    pending: list[bytes] = []  # the pieces of a line whose beginning is not read yet, last one first
+    pending: list[bytes] = []  # the pieces of a line whose beginning has not been read yet, last one first
     position = end
     first = True
     while position > 0:

@@ -1,4 +1,4 @@
-"""One log file as it grows: whole lines, over rotation."""
+"""Follows one log file in whole lines, across rotations."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from poolctl.safe_open import Refused, open_file
 from .read import LONGEST_LINE_BYTES, MOST_FILES, OpenLog
 
 _READ_BYTES = 256 * 1024
-# What has come since the last look, at most: a file that others can write may grow by any amount.
+# The most to read at once: a file that other users can write may grow by any amount.
 _MOST_BYTES = 64 * 1024 * 1024
 
 Finished = tuple[int, int, int]
 
 
 class TailedFile:
-    """One log file that is read as it grows, also when it is rotated, emptied, or not there yet."""
+    """One log file that is read as it grows, also when it is rotated, emptied, or does not exist yet."""
 
     __slots__ = ("_fd", "_inode", "_offset", "_older", "_partial", "path")
 
@@ -30,7 +30,7 @@ class TailedFile:
         self._older: set[Finished] = set()
 
     def begin(self, log: OpenLog) -> None:
-        """Read on from where `log` ends; its unfinished last line counts as read."""
+        """Continue from the end of `log`; its incomplete last line counts as read."""
         self._older = {_finished(os.fstat(fd)) for fd, _ in log.parts[1:]}
         if log.parts:
             fd, self._offset = log.parts[0]
@@ -38,7 +38,7 @@ class TailedFile:
             self._inode = os.fstat(fd).st_ino
 
     def read(self) -> list[bytes]:
-        """The whole lines that came since the last call, without their ends."""
+        """The whole lines added since the last call, without their ends."""
         found = self._rest()
         while self._advance(found):
             found += self._rest()
@@ -71,7 +71,7 @@ class TailedFile:
         return found
 
     def _advance(self, found: list[bytes]) -> bool:
-        """Go on to the file after this one, if there is one; adds what was still written to this one."""
+        """Switch to the next newer file, if there is one; adds the rest of this one."""
         while True:
             place = self._place()
             if place == 0:
@@ -81,7 +81,7 @@ class TailedFile:
                 fd = open_file(self._name(following), os.O_RDONLY)
             except (FileNotFoundError, Refused):
                 return False
-            if self._place() != place:  # rotated once more in this moment
+            if self._place() != place:  # rotated once more in between
                 os.close(fd)
                 continue
             found += self._rest()
@@ -106,7 +106,7 @@ class TailedFile:
             self.close()
 
     def _files(self) -> Iterator[os.stat_result | None]:
-        """The file and its predecessors, newest first; None for one that is not there (one of them may be missing)."""
+        """The file and its predecessors, newest first; None for a missing one."""
         number = missing = 0
         while missing < 2 and number < MOST_FILES:
             try:
@@ -118,7 +118,7 @@ class TailedFile:
             number += 1
 
     def _place(self) -> int | None:
-        """Under which number the open file is found: 0 for the current one; None if it was removed."""
+        """The number of the open file: 0 for the current one; None if it was removed."""
         if self._fd < 0:
             return None
         for number, status in enumerate(self._files()):

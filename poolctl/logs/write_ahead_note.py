@@ -1,4 +1,4 @@
-"""A note of the lines that the logger is moving, for its successor: no line is stored twice, and none is lost."""
+"""A write-ahead record of the lines that the logger is moving: its successor neither repeats nor loses a line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _BYTES = 1024
 
 
 class Move:
-    """Some lines on the way from a pipe into a file: how many bytes of the pipe, and the time they are given.
+    """A move of lines from a pipe into a file: how many bytes of the pipe, and the lines' time stamp.
 
-    `taken` is how many of them are no longer in the pipe, for certain.
+    `taken` is how many of them are certainly no longer in the pipe.
     """
 
     __slots__ = ("checksum", "id", "length", "taken", "when")
@@ -28,16 +28,16 @@ class Move:
         self.taken = 0
 
     def is_of(self, data: bytes) -> bool:
-        """Whether this is what the pipe holds: if not, it was taken away."""
+        """Whether the pipe still holds the lines of this move: `data` is its content."""
         return len(data) >= self.length and crc32(data[: self.length]) == self.checksum
 
 
 class WriteAheadNote:
-    """The note, in a file in memory that outlives the logger, and beside it a pipe that does, too (see `take`).
+    """The note, in a file in memory that outlives the logger, and a pipe that does, too (see `take`).
 
-    Lines that are stored go from the server's pipe into `sink`, in one step: what is there has been taken away. The
-    content of the server's pipe alone does not show it, as the next lines may be the same. Without a file nothing is
-    noted, and `sink` is -1.
+    Stored lines go from the server's pipe into `sink`, in one step: bytes in it are no longer in the server's pipe.
+    That pipe's content alone does not show it, as the next lines may be the same. Without a file nothing is noted,
+    and `sink` is -1.
     """
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
@@ -46,13 +46,13 @@ class WriteAheadNote:
         self.take(fds)
 
     def take(self, fds: Sequence[int]) -> None:
-        """Write the note there from now on: a file, and the ends of the pipe (another version may have kept none)."""
+        """Use these descriptors from now on: a file, and the ends of the pipe (none from another version)."""
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
 
     def found(self, id: str) -> Move | None:
-        """The move of this stream that the logger before has begun and not ended."""
+        """The move of this stream that the previous logger began and did not complete."""
         return self._left if self._left is not None and self._left.id == id else None
 
     def _read(self) -> Move | None:
@@ -73,13 +73,13 @@ class WriteAheadNote:
             os.pwrite(self._fd, json.dumps((id, when, len(data), crc32(data))).encode() + b"\n", 0)
 
     def end(self) -> None:
-        """Note that they are stored, and taken away."""
+        """Note that they are stored, and removed from the pipe."""
         self._left = None
         if self._fd >= 0:
             os.pwrite(self._fd, b"\n", 0)
 
     def _empty(self) -> None:
-        # Not sooner: together with a note that is not over, what is in there says that it was taken away.
+        # Not earlier: with an open note, bytes in this pipe mean that they were taken from the server's.
         while self._taken >= 0 and (length := waiting(self._taken)):
             os.read(self._taken, length)
 

@@ -2,17 +2,17 @@
 
 Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object whose `t` names the order:
 
-- `underway`, with a file in memory and both ends of a pipe: where the logger notes what it is moving, so that its
-  successor neither loses nor repeats a line (see underway). Sent before any other order.
+- `underway`, with a file in memory and both ends of a pipe: where the logger notes its move in progress, so that its
+successor neither loses nor repeats a line (see write_ahead_note). Sent before any other order.
 - `add`, with the read end of a pipe: read it from now on. `id` names the stream; `name` and `pid` are those of the
   server's process; `path` is the file. Optional: `format` ("text" or "json"), `max_size` in bytes, `keep`, `max_age` in
   seconds; 0 means no limit. For a known `id` with the same pipe and path only the limits and the pid change; otherwise
   the new stream replaces the old one.
 - `pid`: `pid` is now the process that writes to the stream `id`.
 - `reopen`: close every file, so that the next line opens it by its path again (after logrotate).
-- `sync`: answer `synced`, with the same `token`, once the files hold everything that the pipes hold now.
+- `sync`: answer `synced`, with the same `token`, once everything that is in the pipes now has been stored.
 - `ping`: answer `pong` with the logger's pid.
-- `end`: store what the pipes hold, then exit.
+- `end`: store the pipes' content, then exit.
 
 The logger sends these reports:
 
@@ -20,9 +20,9 @@ The logger sends these reports:
 - `dropped` with `id`, `bytes` and `error`: a file did not take this much output. At most once a second.
 - `error` with `message`: an order that could not be carried out.
 
-When descriptor 3 ends, no supervisor or keeper is left to start another logger; this one goes on until every pipe has
-ended or a new pool takes the pipes over (see heirs). It can be killed at any time without losing output: what is not
-stored yet is still in the pipes, whose read ends the keeper holds as well.
+When descriptor 3 ends, no supervisor or keeper is left to start another logger; this one continues until every pipe
+has ended or a new pool takes the pipes over (see pipe_handover). It can be killed at any time without losing output:
+bytes not stored yet are still in the pipes, whose read ends the keeper holds as well.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _AGE_SECONDS, _LONGEST_AGE_SECONDS = 0.05, 3600.0
 
 
 class Logger:
-    """Serves one control socket until it ends; one thread, and no wake-up while nothing is printed."""
+    """Serves one control socket until it ends; one thread, and no wake-ups while nothing is printed."""
 
     def __init__(self, control: socket.socket, directory: str | None = None) -> None:
         self._directory = directory
-        self._heirs: PipeHandover | None = None
+        self._handover: PipeHandover | None = None
         self._control = control
         self._control.setblocking(False)
         self._epoll = select.epoll()
@@ -63,28 +63,28 @@ class Logger:
         self._reports: deque[wire.Message] = deque()
         self._report_at = 0.0
         self._dropping: set[OutputStream] = set()
-        self._age_at: float | None = None  # when to look for files that are old enough
+        self._age_at: float | None = None  # when to check for files that are old enough
         self._busy: dict[OutputStream, None] = {}  # those that may have more, in turn
         self._pipes = PipeReader()
         self._underway = WriteAheadNote()
         self._open = True  # the control socket
-        self._told_to_end = False
+        self._end_ordered = False
 
     def __repr__(self) -> str:
         return f"<Logger of {len(self._streams)} streams into {len(self._files)} files>"
 
     def run(self) -> None:
-        """Serve until told to end, or until nobody gives orders and nobody prints; then store what is left."""
-        while (self._open or self._streams) and not self._told_to_end:
-            # Orders first: what is printed after one is not to be moved before it is obeyed.
+        """Serve until the order to end, or until the socket and all pipes are closed; then store the rest."""
+        while (self._open or self._streams) and not self._end_ordered:
+            # Orders first: output that follows one must not be moved before it has been carried out.
             for fd, event in sorted(self._epoll.poll(self._timeout()), key=self._is_pipe):
                 if fd == self._control.fileno():
                     self._orders()
                     if not self._open:
                         self._epoll.unregister(fd)
-                        self._await_heirs()
-                elif self._heirs is not None and self._heirs.has(fd):
-                    self._told_to_end = self._heirs.serve(fd, list(self._streams.values()))
+                        self._await_takeover()
+                elif self._handover is not None and self._handover.has(fd):
+                    self._end_ordered = self._handover.serve(fd, list(self._streams.values()))
                 elif fd in self._streams:
                     self._streams[fd].ended = bool(event & select.EPOLLHUP)
                     self._busy[self._streams[fd]] = None
@@ -94,23 +94,23 @@ class Logger:
             self._rotate_old()
             self._report_dropped()
             self._send_reports()
-        taken = self._heirs is not None and self._heirs.taken
+        taken = self._handover is not None and self._handover.taken
         for stream in list(self._streams.values()):
             if not taken:
                 self._drain(stream)
             self._end(stream, taken=taken)
-        if self._heirs is not None:
-            self._heirs.close()
+        if self._handover is not None:
+            self._handover.close()
         self._epoll.close()
         self._control.close()
         self._pipes.close()
         self._underway.close()
 
-    def _await_heirs(self) -> None:
-        """Nobody is left who could start another logger: be found by whoever takes the servers over."""
+    def _await_takeover(self) -> None:
+        """No process is left that could start another logger: listen for a pool that takes the servers over."""
         if self._directory is not None and self._streams:
             with contextlib.suppress(OSError):
-                self._heirs = PipeHandover(self._directory, self._epoll)
+                self._handover = PipeHandover(self._directory, self._epoll)
 
     def _is_pipe(self, event: tuple[int, int]) -> bool:
         return event[0] != self._control.fileno()
@@ -123,16 +123,16 @@ class Logger:
         return max(0.0, min(times) - time.monotonic()) if times else -1
 
     def _rotate_old(self) -> None:
-        """Rotate what is too old by now. What is begun later than at this look is not old before the next one."""
+        """Rotate files that are too old. A file begun after this check is not too old before the next one."""
         if self._age_at is None or time.monotonic() < self._age_at:
             return
         found = [file.rotate_when_old() for file in self._files.values()]
         pauses = [max(_AGE_SECONDS, pause) for pause in found if pause is not None]
-        # At least once an hour, as clocks are set.
+        # At least once an hour, because clocks may be set.
         self._age_at = time.monotonic() + min([*pauses, _LONGEST_AGE_SECONDS]) if pauses else None
 
     def _orders(self) -> None:
-        """Read every order that is there."""
+        """Read every pending order."""
         while self._open:
             try:
                 order = wire.receive(self._control)
@@ -147,9 +147,9 @@ class Logger:
                 self._open = False
                 return
             message, fds = order
-            self._obey(message, fds)
+            self._carry_out(message, fds)
 
-    def _obey(self, message: wire.Message, fds: list[int]) -> None:
+    def _carry_out(self, message: wire.Message, fds: list[int]) -> None:
         kind = message.get("t")
         try:
             if kind == "add":
@@ -167,7 +167,7 @@ class Logger:
                 for file in self._files.values():
                     file.reopen()
             elif kind == "end":
-                self._told_to_end = True
+                self._end_ordered = True
             elif kind == "sync":
                 for stream in list(self._streams.values()):
                     self._drain(stream)
@@ -195,7 +195,7 @@ class Logger:
             self._drain(known)
             self._end(known)
         os.set_blocking(fd, False)
-        # Told of what comes, not of the beginning of a line that stays in the pipe.
+        # Edge-triggered: reports new bytes, not an incomplete line that stays in the pipe.
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         fds.remove(fd)
         file = self._files.setdefault(path, LogFile(path))
@@ -213,7 +213,7 @@ class Logger:
             self._age_at = time.monotonic()
 
     def _pump(self, stream: OutputStream) -> bool:
-        """Move what is there, one read's worth; whether there may be more."""
+        """Move one read's worth of output; whether there may be more."""
         try:
             moved = stream.pump(time.time())
         except BlockingIOError:
@@ -228,7 +228,7 @@ class Logger:
         return moved > 0
 
     def _drain(self, stream: OutputStream) -> None:
-        """Move what the pipe holds now; bounded, as the server may go on writing."""
+        """Move the pipe's present content; bounded, because the server may go on writing."""
         for _ in range(_SYNC_BYTES // READ_BYTES):
             if not self._pump(stream):
                 return
@@ -265,7 +265,7 @@ class Logger:
             self._reports.append({"t": "dropped", "id": stream.id, "bytes": lost, "error": stream.file.error})
 
     def _send_reports(self) -> None:
-        """Send what the socket takes; the rest when it takes more: a hanging supervisor holds nobody up."""
+        """Send as much as the socket takes now, and the rest later: a hung supervisor does not delay logging."""
         if not self._open:
             return
         try:
@@ -275,7 +275,7 @@ class Logger:
         except BlockingIOError:
             self._rotate_old()
         except OSError:
-            # What was said before the end is still to be read: the end is seen there.
+            # Orders sent before the end are still to be read; reading also finds the end.
             self._reports.clear()
         wanted = select.EPOLLIN | (select.EPOLLOUT if self._reports else 0)
         self._epoll.modify(self._control.fileno(), wanted)
