@@ -248,7 +248,7 @@ def test_an_address_without_a_chosen_port_is_not_opened() -> None:
 
 
 def test_a_job_has_nothing_to_listen_on() -> None:
-    with pytest.raises(ListenError, match="no address to listen on"):
+    with pytest.raises(ListenError, match="not an address to listen on"):
         open_listener(parse("job:migrate"))
 
 
