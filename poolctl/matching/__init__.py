@@ -1,1 +1,1 @@
-"""Regular expressions of users, matched in a process of its own that is ended when one takes too long."""
+"""Matches users' regular expressions in a separate process, which is killed when one takes too long."""

@@ -30,7 +30,7 @@ class _TooSlow(BaseException):
 
 
 def main() -> None:
-    """Answer until the other end is closed; what was asked together is answered together."""
+    """Answer until the other end is closed; questions that arrive together are answered together."""
     name_process("poolctl-match")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, _end)
@@ -49,7 +49,7 @@ def main() -> None:
                 if len(question) > _LONG_BYTES:
                     connection.sendall(
                         answers
-                    )  # if this process is killed, the first unanswered question is to blame
+                    )  # if this process is killed, the first unanswered question is the cause
                     answers = b""
                 answers += json.dumps(answer(*json.loads(question))).encode() + b"\n"
             connection.sendall(answers)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def answer(expressions: list[str], texts: list[str]) -> list[Any]:
-    """The positions of the texts in which an expression is found, and why there is no answer: the problem, the fix."""
+    """The positions of the texts in which an expression is found, or else the problem and the fix."""
     try:
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, 2 * LIMIT_SECONDS)

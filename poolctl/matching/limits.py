@@ -1,4 +1,4 @@
-"""How long matching may take, and what is said of an expression that takes longer."""
+"""The time limit of matching, and the error for an expression that exceeds it."""
 
 from __future__ import annotations
 

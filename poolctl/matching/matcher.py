@@ -27,14 +27,14 @@ _CHUNK_BYTES = 65536
 
 
 class Answer(NamedTuple):
-    """The positions of the texts that match; `problem` says why there is no answer, `hint` what to do about it."""
+    """The positions of the texts that match; `problem` is the reason for having none, `hint` the fix."""
 
     found: frozenset[int]
     problem: str = ""
     hint: str = ""
 
 
-Told = Callable[[Answer], None]
+OnAnswer = Callable[[Answer], None]
 
 _NOTHING: frozenset[int] = frozenset()
 TOO_SLOW = Answer(_NOTHING, SLOW, FASTER)
@@ -47,11 +47,11 @@ class Matcher:
         self._stuck_seconds = stuck_seconds
         self._idle_seconds = idle_seconds
         self._period_seconds = min(stuck_seconds, idle_seconds)
-        self._questions: deque[tuple[bytes, Told]] = deque()
+        self._questions: deque[tuple[bytes, OnAnswer]] = deque()
         self._socket = -1
         self._pid = 0
         self._unsent = bytearray()
-        self._sending = False  # soon, with what else is asked in this turn of the loop
+        self._sending = False  # soon, with the other questions of this turn of the loop
         self._received = b""
         self._active_at = 0.0
         self._watched = False  # not a timer's handle: it would keep the loop alive
@@ -59,15 +59,15 @@ class Matcher:
 
     @property
     def pid(self) -> int:
-        """The process; 0 while there is none."""
+        """The pid of the process; 0 while there is none."""
         return self._pid
 
-    def ask(self, expressions: Sequence[str], texts: Sequence[str], told: Told) -> None:
-        """Call `told` once, later, with the texts in which one of the expressions is found."""
+    def ask(self, expressions: Sequence[str], texts: Sequence[str], on_answer: OnAnswer) -> None:
+        """Call `on_answer` once, later, with the texts in which one of the expressions is found."""
         question = json.dumps([list(expressions), list(texts)]).encode() + b"\n"
         if not self._questions:
             self._active_at = asyncio.get_running_loop().time()
-        self._questions.append((question, told))
+        self._questions.append((question, on_answer))
         if self._socket < 0:
             self._start()
         else:
@@ -102,11 +102,11 @@ class Matcher:
 
     def _give_up(self, problem: str) -> None:
         questions, self._questions = self._questions, deque()
-        for _, told in questions:
-            told(Answer(_NOTHING, problem))
+        for _, on_answer in questions:
+            on_answer(Answer(_NOTHING, problem))
 
     def _send(self, data: bytes) -> None:
-        """Send it, with what else is asked in this turn of the loop."""
+        """Send it, with the other questions of this turn of the loop."""
         self._unsent += data
         if not self._sending:
             self._sending = True
@@ -123,7 +123,7 @@ class Matcher:
         except BlockingIOError:
             pass
         except OSError:
-            return  # it has ended, which is read
+            return  # it has exited, which reading detects
         if self._unsent:
             self._sending = True
             loop.add_writer(self._socket, self._writable)
@@ -142,18 +142,18 @@ class Matcher:
         *lines, self._received = (self._received + data).split(b"\n")
         for line in lines if self._questions else ():
             found, problem, hint = json.loads(line)
-            _, told = self._questions.popleft()
-            told(TOO_SLOW if problem == SLOW else Answer(frozenset(found), problem, hint))
+            _, on_answer = self._questions.popleft()
+            on_answer(TOO_SLOW if problem == SLOW else Answer(frozenset(found), problem, hint))
 
     def _lost(self, *, stuck: bool = False) -> None:
         """It exited or hung at the first question; the other questions are sent again."""
         slow = self._end() == -signal.SIGVTALRM or stuck
         if not self._questions:
             return
-        _, told = self._questions.popleft()
+        _, on_answer = self._questions.popleft()
         if self._questions:
             self._start()
-        told(TOO_SLOW if slow else Answer(_NOTHING, "the process that matches regexes has exited"))
+        on_answer(TOO_SLOW if slow else Answer(_NOTHING, "the process that matches regexes has exited"))
 
     def _look(self) -> None:
         quiet = asyncio.get_running_loop().time() - self._active_at
@@ -166,7 +166,7 @@ class Matcher:
             asyncio.get_running_loop().call_later(self._period_seconds, self._look)
 
     def _end(self) -> int:
-        """End the process, if there is one; how it has ended."""
+        """End the process, if there is one; returns its exit status."""
         if self._socket < 0 or self._finalizer is None:
             return 0
         loop = asyncio.get_running_loop()
@@ -190,7 +190,7 @@ def _spawn() -> tuple[int, subprocess.Popen[bytes]]:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=withheld.environment(),
-                process_group=0,  # Ctrl-C of a terminal is not meant for it
+                process_group=0,  # Ctrl-C of a terminal must not reach it
             )
         except BaseException:
             ours.close()
@@ -199,7 +199,7 @@ def _spawn() -> tuple[int, subprocess.Popen[bytes]]:
 
 
 def _finish(fd: int, process: subprocess.Popen[bytes], owner: int) -> int:
-    """End the process; how it has ended. In a fork of ours it is another's."""
+    """End the process; returns its exit status. In a forked child it belongs to the parent and is left alone."""
     if os.getpid() != owner:
         process.returncode = 0  # nothing to warn of
         return 0
@@ -212,7 +212,7 @@ _matchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Matcher] = weakr
 
 
 def matcher() -> Matcher:
-    """That of the running loop."""
+    """The running loop's matcher."""
     loop = asyncio.get_running_loop()
     found = _matchers.get(loop)
     if found is None:
@@ -221,7 +221,7 @@ def matcher() -> Matcher:
 
 
 def close_matcher() -> None:
-    """End the running loop's, if it has one."""
+    """Close the running loop's matcher, if it has one."""
     found = _matchers.pop(asyncio.get_running_loop(), None)
     if found is not None:
         found.close()
