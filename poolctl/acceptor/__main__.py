@@ -2,13 +2,13 @@
 
 An application that has its server's listener can make it blocking and take the connection that poll(2) has just
 announced: then accept(2) waits. It can also put a descriptor into the adoption pair that close(2) waits for (FUSE).
-Nothing of this may happen to the supervisor, and nothing here lasts: a call that takes too long ends this process
+None of this may block the supervisor, and nothing here lasts: a call that takes too long ends this process
 (setitimer(2)), and the supervisor starts another one. Standard library only.
 
-A request names what to do with the socket that comes with it, `accept` or `take` (see handover), how often at most, its
-number `n` and the server's `key`. Each connection is a message of its own; `done` says whether the socket is empty now,
-and whether something else was in it. The keeper holds the other end as well: what one supervisor has not read, and what
-comes of its requests, is read by the next.
+A request names the operation on the socket that comes with it, `accept` or `take` (see handover), how often at most,
+its number `n` and the server's `key`. Each connection is a message of its own; `done` says whether the socket is empty,
+and whether something else was in it. The keeper holds the other end as well: the next supervisor reads the answers that
+the previous one has not read, and those to its requests.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _accept(listener: socket.socket) -> socket.socket:
     poll.register(listener, select.POLLIN)
     if not poll.poll(0):
         raise BlockingIOError
-    # Workers need it to be so as well.
+    # Workers need it to be non-blocking as well.
     os.set_blocking(listener.fileno(), False)
     try:
         return listener.accept()[0]

@@ -1,1 +1,1 @@
-"""The dashboard: a page about the pool in a process of its own, which asks the supervisor as any other client does."""
+"""The dashboard: a page about the pool in a process of its own, which is a client of the supervisor like any other."""

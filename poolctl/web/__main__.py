@@ -1,4 +1,4 @@
-"""The process of a dashboard: descriptor 3 leads to the supervisor, which says what to serve, and where."""
+"""The process of a dashboard: descriptor 3 leads to the supervisor, which sends settings and listeners."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LINK_FD = 3
 
 
 def main() -> None:
-    """Serve until told to end."""
-    # Ctrl-C in a terminal is the pool's to answer.
+    """Serve until the order to end."""
+    # Ctrl-C in a terminal is handled by the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.run(Server(wire.over(LINK_FD)).run())
 

@@ -17,9 +17,9 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Acceptor:
-    """Connects what a listener accepts with protocols. asyncio's own server limits neither handshakes nor connections.
+    """Connects accepted connections with protocols. asyncio's own server limits neither handshakes nor connections.
 
-    `on_lost` is called when the listener was shut down by those who hold it too.
+    `on_lost` is called when another process that holds the listener has shut it down.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Acceptor:
         self._loop.add_reader(listener.fileno(), self._accept)
 
     def close(self) -> None:
-        """Accept nothing more; the listener stays open."""
+        """Stop accepting; the listener stays open."""
         if self._pause is not None:
             self._pause.cancel()
         if self._listener.fileno() >= 0:

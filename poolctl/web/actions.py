@@ -1,4 +1,4 @@
-"""What the page may do to servers, each by its name: never to the pool as a whole, which would end it."""
+"""The page's actions on servers, each by its name: never on the pool as a whole, which would end it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Document = dict[str, Any]
 
 
 class Actions:
-    """Has the supervisor do what was confirmed, in the name of the dashboard."""
+    """Has the supervisor perform confirmed actions, in the name of the dashboard."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
     async def perform(self, wish: Mapping[str, Any], address: str) -> tuple[int, Document]:
-        """HTTP status and answer of {"action": …, "servers": […]}; `address` is where it comes from."""
+        """HTTP status and answer of {"action": …, "servers": […]}; `address` is the client's."""
         action, servers = wish.get("action"), wish.get("servers")
         if action not in ACTIONS:
             return 400, {"error": f"an action is one of {', '.join(ACTIONS)}"}
@@ -42,7 +42,7 @@ class Actions:
 
 
 def _is_name(text: Any) -> bool:
-    """Whether it is a name that a server may have: an address or a wildcard is not."""
+    """Whether it is a valid server name: an address or a wildcard is not."""
     return (
         isinstance(text, str)
         and text != ""

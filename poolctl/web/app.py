@@ -1,4 +1,4 @@
-"""The page and what it asks for: login, a stream of what is, actions, logs."""
+"""The page and its requests: login, a stream of the pool's state, actions, logs."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(settings: Settings, over: asyncio.Event, clock: Clock | None = None) -> ASGIApp:
-    """The ASGI application of a dashboard. It asks the supervisor behind `settings.socket_path`.
+    """The ASGI application of a dashboard. It queries the supervisor at `settings.socket_path`.
 
-    Its streams end when it is `over`.
+    Its streams end when `over` is set.
     """
     time = clock or Clock()
     hub = Hub(settings.socket_path, time)
@@ -65,7 +65,7 @@ class _Page:
         self._tails = Tails(hub, settings.logs_directory)
 
     def routes(self) -> list[BaseRoute]:
-        """Where everything is. What is below COOKIE_PATH gets the cookie."""
+        """The routes of the page; those below COOKIE_PATH get the cookie."""
         own = {
             "session": (self._session, "GET"),
             "stream": (self._stream, "GET"),
@@ -86,10 +86,10 @@ class _Page:
             Mount("/static", StaticFiles(directory=STATIC)),
         ]
 
-    # Who is there.
+    # Login.
 
     def _known(self, endpoint: Endpoint, changes: bool) -> Endpoint:
-        """The endpoint for those who have logged in, or say the token; what changes something needs the CSRF token."""
+        """The endpoint for clients that are logged in, or send the token; `changes` needs the CSRF token too."""
 
         async def checked(request: Request) -> Response:
             if self._attempts.wait_seconds() == 0 and (token := _bearer(request)):
@@ -116,7 +116,7 @@ class _Page:
         token = (await _document(request)).get("token")
         if not isinstance(token, str) or not self._sessions.knows(token.strip()):
             self._attempts.failed()
-            return JSONResponse({"error": "this is not the token"}, 401)
+            return JSONResponse({"error": "wrong token"}, 401)
         session, cookie = self._sessions.open()
         response = self._about(session)
         response.set_cookie(
@@ -144,7 +144,7 @@ class _Page:
     def _about(self, session: Session | None) -> Response:
         return JSONResponse({"csrf": session.csrf if session else "", "pool": self._settings.name})
 
-    # What is.
+    # The pool's state.
 
     async def _stream(self, request: Request) -> Response:
         return self._streamed(self._hub.view())
@@ -178,7 +178,7 @@ class _Page:
         found = await self._asked("routes", [])
         if isinstance(found, Response):
             return found
-        # A pool without a gateway has none, and an older supervisor does not know the word.
+        # A pool without a gateway has none, and an older supervisor does not support the verb.
         return JSONResponse({"items": found["items"] if found["exit_code"] == 0 else []})
 
     async def _asked(self, verb: str, targets: list[str]) -> dict[str, Any] | Response:

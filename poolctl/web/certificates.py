@@ -1,4 +1,4 @@
-"""The page's certificate, and the one that takes its place on the disk."""
+"""The page's TLS certificate, reloaded when its files change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tls = Mapping[str, Any]
 
 
 def context_of(tls: Tls) -> ssl.SSLContext:
-    """What handshakes go by. Raises OSError for files that cannot be used."""
+    """The TLS context of the files. Raises OSError for files that cannot be used."""
     with _opened(tls) as fds:
         return ssl_context(dict(tls), fds)
 
@@ -25,9 +25,9 @@ def context_of(tls: Tls) -> ssl.SSLContext:
 async def keep_current(
     context: ssl.SSLContext | None, tls: Tls, *, every_seconds: float = RENEWAL_SECONDS
 ) -> None:
-    """Let the handshakes of the context use the files as they are; they are looked at every half minute.
+    """Reload changed files into the context for new handshakes; they are checked every half minute.
 
-    Files that do not fit each other, as while they are being exchanged, are looked at again.
+    Files that do not fit each other, as while they are being replaced, are checked again.
     """
     assert context is not None
     known = _stamps(tls)

@@ -20,7 +20,7 @@ class Connection(H11Protocol):
     """
 
     _deadline: asyncio.TimerHandle | None = None
-    _since = 0.0  # when it began to wait for the current or the last request
+    _since = 0.0  # when waiting for the current or last request began
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""

@@ -29,7 +29,7 @@ class Ended:
         return session in self._known
 
     def add(self, session: str, expires: int) -> None:
-        """Note that this session was logged out."""
+        """Record that this session was logged out."""
         self._read()
         now = self._clock.time()
         self._known = {each: end for each, end in self._known.items() if end > now} | {session: expires}

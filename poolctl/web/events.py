@@ -1,4 +1,4 @@
-"""Server-sent events (WHATWG HTML §9.2) that a proxy does not take for dead."""
+"""Server-sent events (WHATWG HTML §9.2) with a heartbeat, so that a proxy does not close the stream."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PULSE_SECONDS = 15.0
 async def with_pulse(
     messages: AsyncGenerator[str], over: asyncio.Event, *, pulse_seconds: float = PULSE_SECONDS
 ) -> AsyncGenerator[str]:
-    """The messages, and a comment whenever there was none for so long. Begins with how soon to come back.
+    """The messages, and a comment after `pulse_seconds` without one. Begins with the delay before a reconnect.
 
-    Ends when it is `over`, so that the server need not wait for those who look.
+    Ends when `over` is set, so that the server need not wait for viewers.
     """
     yield "retry: 1000\n\n"
     upcoming: asyncio.Future[str] | None = None

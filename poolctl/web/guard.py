@@ -1,4 +1,4 @@
-"""What every request has to satisfy, and what every answer says to the browser, before the page itself is asked."""
+"""Checks every request before the page handles it, and adds security headers to every answer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SAFE = ("GET", "HEAD")
 
 
 class Guard:
-    """Refuses requests for a host that is not ours, and changes that another site's page asks for.
+    """Refuses requests for an unknown host, and changes requested by another site's page.
 
-    A name that somebody else's DNS points to this machine arrives in `Host` (DNS rebinding). An address and
-    `localhost` cannot be pointed anywhere; other names are ours only when they are in `hosts`.
+    A foreign DNS name that points to this machine arrives in `Host` (DNS rebinding). An address and `localhost`
+    cannot be redirected; other names are accepted only if they are in `hosts`.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -53,10 +53,10 @@ class Guard:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            message = "this is no name of this page; see `hosts` in the file's [dashboard]\n"
+            message = "unknown host name; add it to `hosts` in the file's [dashboard]\n"
             return PlainTextResponse(message, status_code=421)
         if scope["method"] not in _SAFE and not _is_of_this_page(headers, hosts[0]):
-            return PlainTextResponse("another page asks for this\n", status_code=403)
+            return PlainTextResponse("the request comes from another site's page\n", status_code=403)
         return None
 
     def _is_ours(self, host: str) -> bool:
@@ -71,14 +71,14 @@ class Guard:
 
 
 def _is_of_this_page(headers: Headers, host: str) -> bool:
-    """Whether nothing says otherwise: a client that is no browser sends neither header."""
+    """Whether no header contradicts it: a client that is not a browser sends neither header."""
     site = headers.get("sec-fetch-site", "same-origin")
     origin = headers.get("origin")
     return site in ("same-origin", "none") and (origin is None or urlsplit(origin).netloc == host)
 
 
 def _name(host: str) -> str:
-    """The host without its port, in lower case; "" for what is none."""
+    """The host without its port, in lower case; "" for an invalid one."""
     try:
         split = urlsplit(f"//{host}")
         return (split.hostname or "") if split.netloc == host and not split.username else ""

@@ -1,4 +1,4 @@
-"""What the servers were like during the last hour: when each changed, and the figures of the last minutes."""
+"""The servers' history: changes of level during the last hour, and the figures of the last minutes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Changes = list[list[Any]]  # [seconds since 1970, level], oldest first
 
 
 class Levels:
-    """The changes of every server's level. Nothing is known of the time before the first one."""
+    """The changes of every server's level. The time before the first one is unknown."""
 
     def __init__(self) -> None:
         self._changes: dict[str, Changes] = {}
 
     def fill(self, event: Mapping[str, Any]) -> None:
-        """Know what an event of the journal tells of a server."""
+        """Add a server's change from an event of the journal."""
         kind, name, after = event.get("kind"), str(event.get("server") or ""), event.get("after")
         if not name or not isinstance(after, str):
             return
@@ -36,24 +36,24 @@ class Levels:
             self._note(name, after, _seconds(event.get("time")))
 
     def note(self, item: Mapping[str, Any], now: float) -> None:
-        """A server is like this now."""
+        """Add a server's present level, if it has changed."""
         self._note(str(item["name"]), level(item), now)
 
     def _note(self, name: str, word: str, now: float) -> None:
         changes = self._changes.setdefault(name, [])
-        # The journal may tell of what was after somebody has looked at what is.
+        # The journal's events may arrive after the present state has been queried.
         place = bisect.bisect_right(changes, now, key=lambda change: float(change[0]))
         if place == 0 or changes[place - 1][1] != word:
             changes.insert(place, [round(now, 1), word])
             del changes[:-_MOST_CHANGES]
 
     def forget(self, names: Iterable[str]) -> None:
-        """Servers that are no more."""
+        """Drop the history of removed servers."""
         for name in names:
             self._changes.pop(name, None)
 
     def since(self, now: float) -> dict[str, Changes]:
-        """By server what is to be known of the last hour: the last change before it, and those within."""
+        """The last hour's changes by server: the last one before it, and those within."""
         return {name: _recent(changes, now - SPAN_SECONDS) for name, changes in self._changes.items()}
 
 
@@ -66,7 +66,7 @@ class Figures:
         self._series: dict[str, dict[str, deque[Any]]] = {}
 
     def note(self, name: str, figures: Mapping[str, Any]) -> None:
-        """One more sample; the first one brings the supervisor's own history, if it has one."""
+        """Add a sample; the first one includes the supervisor's own history, if it has one."""
         series = self._series.get(name)
         if series is None:
             before = figures.get("history") or {}
@@ -76,12 +76,12 @@ class Figures:
             series[each].append(figures.get(each))
 
     def forget(self, names: Iterable[str]) -> None:
-        """Servers that are no more."""
+        """Drop the history of removed servers."""
         for name in names:
             self._series.pop(name, None)
 
     def all(self) -> dict[str, dict[str, list[Any]]]:
-        """Of every server."""
+        """The samples of every server."""
         return {
             name: {each: list(values) for each, values in series.items()}
             for name, series in self._series.items()

@@ -1,4 +1,4 @@
-"""What the pool is like now, asked once for everybody who looks, and not at all while nobody does."""
+"""The pool's state, queried once for all viewers, and not at all without any."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .history import SPAN_SECONDS, Figures, Levels
 from .snapshot import Snapshot
 
 INTERVAL_SECONDS = 2.0
-# A change that the journal tells of is looked at soon, together with what comes right after it.
+# After an event of the journal the state is queried soon, once for events in quick succession.
 _SOON_SECONDS = 0.1
 _AGAIN_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
@@ -35,7 +35,7 @@ logger = logging.getLogger("poolctl.web")
 
 
 class Hub:
-    """Everybody who looks has a queue of messages, each a name with a document; the first ones say everything."""
+    """Each viewer has a queue of messages, each a name with a document; the first ones hold the whole state."""
 
     def __init__(self, socket_path: str, clock: Clock) -> None:
         self._socket_path = socket_path
@@ -49,7 +49,7 @@ class Hub:
         self._levels, self._figures = Levels(), Figures()
         self._events: deque[Document] = deque(maxlen=_MOST_EVENTS)
         self._gone: str | None = "has not answered yet"
-        self._last = 0  # the number of the newest event that is known
+        self._last = 0  # the number of the newest known event
         self._look, self._again = asyncio.Event(), asyncio.Event()
 
     async def view(self) -> AsyncGenerator[str]:
@@ -82,7 +82,7 @@ class Hub:
         return await ask(self._socket_path, verb, body, timeout_seconds=timeout_seconds)
 
     async def _watch(self) -> None:
-        """Look for as long as somebody does, and a little longer: whoever reloads the page finds everything."""
+        """Query while there are viewers, and a little longer, so that a reloaded page finds everything."""
         following = asyncio.ensure_future(self._follow())
         unwatched = 0.0
         try:
@@ -108,7 +108,7 @@ class Hub:
                 self._gone = reason
                 self._tell("gone", {"message": reason, "now": self._clock.time()})
         except Exception:
-            logger.exception("the pool could not be looked at")
+            logger.exception("the pool could not be queried")
 
     async def _look_once(self) -> None:
         if self._gone is not None:
@@ -163,16 +163,16 @@ class Hub:
         }
         return _message("pool", pool)
 
-    # What happens.
+    # Events.
 
     async def _remember(self) -> None:
-        """Know what has happened within the last hour, as the journal has it."""
+        """Load the last hour's events from the journal."""
         since = stamp(self._clock.time() - SPAN_SECONDS)
         async with asyncio.timeout(_ANSWER_SECONDS):
             await self._read({"since": since, "after": self._last})
 
     async def _follow(self) -> None:
-        """Know of every event as it happens. Begins again when the supervisor does."""
+        """Follow the events. Starts again when the supervisor does."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_AGAIN_SECONDS):
@@ -194,14 +194,14 @@ class Hub:
     def _happened(self, event: Document) -> None:
         self._last = int(event.get("seq", 0))
         self._levels.fill(event)
-        # How bad it is, and what it is called: as `events` and notifications say it.
+        # Severity and title, as in `events` and notifications.
         event = {**event, "severity": severity(event), "text": sentence(event)}
         self._events.append(event)
         if self._gone is None:
             self._tell("event", event)
             self._look.set()
 
-    # Telling.
+    # Messages to viewers.
 
     def _tell(self, name: str, document: Document) -> None:
         self._spread(_message(name, document))
@@ -209,7 +209,7 @@ class Hub:
     def _spread(self, message: str) -> None:
         for queue in list(self._viewers):
             if queue.qsize() >= _MOST_WAITING - 1:
-                # It comes again, and then begins with everything.
+                # The page reconnects, and then gets the whole state first.
                 self._viewers.discard(queue)
                 queue.put_nowait(None)
             else:

@@ -1,4 +1,4 @@
-"""How well a server does, in one word for its history bar."""
+"""The level of a server, one word for its history bar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def level(item: Mapping[str, Any]) -> str:
     """`ok warn ko busy asleep off` for a server as `list` describes it (state, ready, health)."""
     state = str(item.get("state", ""))
     if state in _RESTING:
-        # A job that has ended with 0 has done what it should.
+        # A job that has exited with 0 has succeeded.
         return OK if state == "stopped" and item.get("ready") else _RESTING[state]
     if item.get("health") == "ko":
         return KO

@@ -1,4 +1,4 @@
-"""A dashboard that has lost keeper and supervisor: it serves on until somebody takes its listener over."""
+"""A dashboard that has lost keeper and supervisor: it keeps serving until a new pool takes its listener over."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Orphan:
         self._over = asyncio.Event()
 
     async def taken(self) -> None:
-        """Return when somebody has the listener, or when nothing of the pool has been left for half a minute."""
+        """Return when a new pool has the listener, or when nothing of the pool has been left for half a minute."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._listener.fileno(), self._asked)
         alone = 0

@@ -1,4 +1,4 @@
-"""A uvicorn server on sockets that somebody else holds, told by messages what to do."""
+"""A uvicorn server on listeners that the supervisor holds too, controlled by messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LAST_SECONDS = 1
 
 
 class Server:
-    """Serves from `begin` (with the listeners) to `end`, or to SIGTERM, or until nobody is left who could say so."""
+    """Serves from `begin` (with the listeners) to `end` or SIGTERM, or until no process is left to send these."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -37,14 +37,14 @@ class Server:
     async def run(self) -> None:
         """Return when it is over."""
         self._over = asyncio.Event()
-        self._told: asyncio.Future[tuple[dict[str, Any], list[int]]] = (
+        self._messages: asyncio.Future[tuple[dict[str, Any], list[int]]] = (
             asyncio.get_running_loop().create_future()
         )
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._over.set)
         self._lost = asyncio.Event()
         link = self._link = Link(self._sock, self._on_message, self._lost.set)
         if await self._begins():
-            message, fds = self._told.result()
+            message, fds = self._messages.result()
             sockets = [socket.socket(fileno=fd) for fd in fds]
             settings = Settings(**message["settings"])
             log = InternalLog(os.path.join(message["directory"], "dashboard.log"))
@@ -63,24 +63,24 @@ class Server:
         link.close()
 
     async def _begins(self) -> bool:
-        """Whether there is anything to serve before it is over."""
+        """Whether `begin` arrives before the end."""
         others = [asyncio.ensure_future(event.wait()) for event in (self._over, self._lost)]
-        waiting: set[asyncio.Future[Any]] = {self._told, *others}
+        waiting: set[asyncio.Future[Any]] = {self._messages, *others}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for other in others:
             other.cancel()
-        return self._told.done()
+        return self._messages.done()
 
     async def _outlive(self, message: dict[str, Any], sockets: list[socket.socket]) -> None:
-        """Serve on without keeper and supervisor, until somebody has taken the listener over."""
+        """Keep serving without keeper and supervisor, until a new pool has taken the listener over."""
         await self._lost.wait()
         if not self._over.is_set():
             await Orphan(message["directory"], message["bind"], sockets).taken()
             self._over.set()
 
     def _on_message(self, message: wire.Message, fds: list[int]) -> None:
-        if message.get("t") == "begin" and not self._told.done():
-            self._told.set_result((message, fds))
+        if message.get("t") == "begin" and not self._messages.done():
+            self._messages.set_result((message, fds))
         elif message == PING:
             self._link.send({"t": "pong", "pid": os.getpid()})
         elif message.get("t") == "end":
@@ -88,7 +88,7 @@ class Server:
 
 
 class Quiet(uvicorn.Server):
-    """Sleeps until it is over, where uvicorn looks ten times a second."""
+    """Waits for the end without waking up, where uvicorn polls ten times a second."""
 
     def __init__(self, config: uvicorn.Config, over: asyncio.Event) -> None:
         super().__init__(config)
@@ -109,12 +109,12 @@ class Quiet(uvicorn.Server):
         await self._over.wait()
 
     def capture_signals(self) -> Any:
-        """Nothing: whoever made this server listens to signals."""
+        """Nothing: the owner of this server handles signals."""
         return contextlib.nullcontext()
 
 
 def config(settings: Settings, over: asyncio.Event) -> uvicorn.Config:
-    """How the page is served, until it is `over`. Raises OSError for a certificate that cannot be used."""
+    """The page's uvicorn configuration; streams end when `over` is set. Raises OSError for an unusable certificate."""
     made = uvicorn.Config(
         make_app(settings, over),
         http=Connection,

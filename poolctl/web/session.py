@@ -1,7 +1,7 @@
-"""Who may see the page: whoever knows the token, and from then on whoever has the cookie that was given for it.
+"""Access to the page: by the token at login, and from then on by a session cookie.
 
-Cookie and CSRF token are made of the token by HMAC, so that they outlive this process, and end with the token. What is
-stored are the sessions that somebody has logged out of (see ended).
+Cookie and CSRF token are derived from the token by HMAC, so that they outlive this process, and end with the token.
+Only logged-out sessions are stored (see ended).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from poolctl.clock import Clock
 from .ended import Ended
 
 LIFE_SECONDS = 12 * 3600
-# A browser sends a cookie to every port of a host. The path keeps it from the applications beside us.
+# A browser sends a cookie to every port of a host. The path keeps it from the applications on other ports.
 COOKIE_PATH = "/poolctl"
 
 
 class Session(NamedTuple):
-    """One browser that has logged in; `csrf` is what it has to send with whatever changes something."""
+    """One browser that has logged in; it must send `csrf` with every change."""
 
     id: str
     expires: int
@@ -44,7 +44,7 @@ class Sessions:
 
     def knows(self, token: str) -> bool:
         """Whether this is the token. Takes the same time for every wrong one."""
-        # JSON can say half of a surrogate pair.
+        # JSON can contain half of a surrogate pair.
         return hmac.compare_digest(_digest(token.encode(errors="surrogatepass")), _digest(self._token))
 
     def open(self) -> tuple[Session, str]:
@@ -53,7 +53,7 @@ class Sessions:
         return session, f"{session.id}.{session.expires}.{self._mac('session', session.id, session.expires)}"
 
     def find(self, cookie: str) -> Session | None:
-        """The session that was given this cookie, unless it is over."""
+        """The session of this cookie, unless it has expired or was ended."""
         number, _, rest = cookie.partition(".")
         expires, _, mac = rest.partition(".")
         if not (expires.isascii() and expires.isdigit() and len(expires) < 16):

@@ -1,4 +1,4 @@
-"""What a dashboard is told at its start."""
+"""The settings that a dashboard gets at its start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 class Settings(NamedTuple):
     """`key` and `name` are the pool's; `tls` holds the paths cert and key, and the password of the key.
 
-    `ended_path` is the file that keeps the sessions that were ended.
+    `ended_path` is the file of the ended sessions.
     """
 
     socket_path: str

@@ -1,4 +1,4 @@
-"""The servers as they were when they were looked at last, and what is different now."""
+"""The servers' last queried state, and the differences of a new one."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Snapshot:
 
     @property
     def order(self) -> list[str]:
-        """The names as they are in the file."""
+        """The names in the order of the file."""
         return list(self.items)
 
     def update(self, items: Iterable[Document]) -> tuple[list[Document], list[str], Document]:
-        """What has changed (uptime aside, which changes always), what is gone, and the figures that have changed."""
+        """The changed servers (uptime, which always changes, aside), the names removed, and the changed figures."""
         before, self.items = self.items, {}
         latest, shown = {}, {}
         changed = []

@@ -1,4 +1,4 @@
-"""The last lines of servers' logs, and those that come."""
+"""The last lines of servers' logs, and new ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .hub import Hub
 
 FIRST_LINES = 300
 MOST_SERVERS = 50
-# For files that do not exist yet, and where there is no inotify.
+# For files that do not exist yet, and systems without inotify.
 _LOOK_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
 
 
 class Tails:
-    """Reads the files that the logger writes; `logs_directory` has those whose server names no other."""
+    """Reads the logger's files; `logs_directory` is that of servers without a path of their own."""
 
     def __init__(self, hub: Hub, logs_directory: str) -> None:
         self._hub = hub
@@ -42,9 +42,9 @@ class Tails:
         return dict(list(found.items())[:MOST_SERVERS])
 
     async def follow(self, paths: Mapping[str, str]) -> AsyncGenerator[str]:
-        """Server-sent events `lines`, each a list of [time, name, text, level]: what is there, then what comes.
+        """Server-sent events `lines`, each a list of [time, name, text, level]: the last lines, then new ones.
 
-        Lines in JSON are told as people read them; `level` is theirs, "" for others.
+        Lines in JSON are shown as readable text; `level` is theirs, "" for others.
         """
         each = max(20, FIRST_LINES // len(paths))
         follower = await asyncio.to_thread(lambda: Follower(paths, lines=each))
@@ -58,7 +58,7 @@ class Tails:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_SECONDS):
                         await news.wait()
-                # A server that prints a lot is told of in pieces, not in lines.
+                # The lines of a busy server are sent in batches, not one by one.
                 await asyncio.sleep(_GATHER_SECONDS)
                 lines = await asyncio.to_thread(follower.read)
                 news.clear()
@@ -71,13 +71,13 @@ class Tails:
 
 
 def _message(lines: Sequence[LogLine]) -> str:
-    rows = [[line.time, line.name, *_told(line.text)] for line in lines]
+    rows = [[line.time, line.name, *_readable(line.text)] for line in lines]
     return f"event: lines\ndata: {json.dumps(rows, separators=(',', ':'))}\n\n"
 
 
-def _told(text: str) -> tuple[str, str]:
+def _readable(text: str) -> tuple[str, str]:
     record = parse_record(text)
     if record is None:
         return text, ""
-    record.time = ""  # that of the line is said already
+    record.time = ""  # the line's own time is shown already
     return "\n".join(record_lines(record)), record.level

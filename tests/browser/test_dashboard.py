@@ -45,7 +45,7 @@ def test_the_token_opens_the_page_and_a_wrong_one_does_not(page: Page, stage: St
     page.goto(stage.url)
     page.get_by_label("Token").fill("wrong")
     page.keyboard.press("Enter")
-    page.get_by_text("this is not the token").wait_for()
+    page.get_by_text("wrong token").wait_for()
     page.get_by_label("Token").fill(TOKEN)
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Servers").wait_for()

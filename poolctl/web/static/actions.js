@@ -1,4 +1,4 @@
-// What can be done to servers: asked for, confirmed, done, told.
+// Actions on servers: requested, confirmed, performed, reported.
 
 import { post } from "./api.js";
 import { $, announce, el } from "./dom.js";

@@ -66,7 +66,7 @@ function state(now, message = "") {
     gone(`The pool does not answer: ${message}. What you see is how it was. This page goes on by itself when it is back.`);
   } else {
     link("lost", "reconnecting");
-    // Most often it is back before anybody has read that it was away; it is lost anew at every attempt.
+    // Usually it is back before the message could be read; every failed attempt loses it again.
     lostTimer ||= setTimeout(() => gone("The dashboard does not answer: the pool has been stopped, or cannot be reached. What you see is how it was. Trying again."), 2500);
   }
 }

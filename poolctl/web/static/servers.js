@@ -41,7 +41,7 @@ export function place(server) {
     : text;
 }
 
-// Of rows that nobody sees no pictures are drawn: there may be thousands.
+// No pictures are drawn for rows out of view: there may be thousands.
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     const row = entry.target.row;

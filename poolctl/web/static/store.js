@@ -1,4 +1,4 @@
-// What the page knows of the pool. Messages of the stream change it; whoever draws is told.
+// The page's state of the pool. Messages of the stream change it; listeners that draw are notified.
 
 const SERIES = ["requests_per_second", "latency_p99_seconds", "memory_bytes"];
 const SAMPLES = 60;
