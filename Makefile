@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PORTABLE := tests/unit tests/integration/runners tests/integration/test_inline.py tests/integration/test_embedding.py \
 	$(addprefix tests/integration/processes/test_,starting.py deaths.py) \
 	$(addprefix --ignore=tests/unit/,test_floors.py test_make_test.py test_benchmark_bytecode.py test_benchmark_report.py \
-	load cli/test_lanes.py cli/test_completions.py supervisor/test_reconcile_properties.py)
+	load cli/test_lanes.py cli/test_completions.py core/test_decide_properties.py)
 DEMO := examples/microservices/pool.toml
 
 # Without bytecode each of the thousands of processes would compile the package anew.
