@@ -185,8 +185,10 @@ def successors(faults: Faults, number: int) -> bool:
     keeper = pool.info()["keeper_pid"]
     with faults.asked("b"):
         faults.fuse.write_text(f"self {number} 2")
-        os.kill(pool.info()["supervisor_pid"], signal.SIGKILL)
+        killed = pool.info()["supervisor_pid"]
+        os.kill(killed, signal.SIGKILL)
         os.kill(before["a"]["pids"][0], signal.SIGKILL)
+        wait_until(lambda: not is_alive(killed))
         wait_until(lambda: not faults.fuse.exists() or _has_taken_over(pool, keeper))
         with contextlib.suppress(AssertionError):  # what it says when it has begun counts as well
             wait_until(lambda: not faults.fuse.exists(), timeout_seconds=_LAST_SECONDS)

@@ -43,6 +43,9 @@ PHRASES = {
     r"(?:^|[.:;] )(What|Who) (is|are|was|has|comes|stands|can|must)\b(?![^.]*\?)": "a noun as the subject",
 }
 
+# From Python 3.12 on, an f-string is several tokens.
+_PART_OF_F_STRING = getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)
+
 Said = tuple[str, int, str]  # file, line, text
 
 
@@ -79,7 +82,7 @@ def prose_in(path: Path, text: str) -> Iterator[tuple[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string.lstrip("# ")
-        elif token.type == tokenize.STRING and " " in token.string:
+        elif token.type in (tokenize.STRING, _PART_OF_F_STRING) and " " in token.string:
             yield from enumerate(token.string.strip("rbfRBF\"'").splitlines(), token.start[0])
 
 
