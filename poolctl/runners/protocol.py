@@ -85,7 +85,7 @@ class Exit:
             return cls.from_signal(number)
         if status is not None:
             return cls.from_status(status)
-        return cls(message="ended; how is unknown, because the keeper that had started it was killed before")
+        return cls(message="exit status unknown, because the keeper that had started it was killed")
 
     @classmethod
     def from_signal(cls, number: int) -> Exit:

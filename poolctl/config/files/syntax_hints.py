@@ -15,7 +15,7 @@ from poolctl.config.model.problems import SHOWN_CHARACTERS
 
 RULES = {
     "toml": "write key = value, [table] or # comment, each on a line of its own",
-    "yaml": "indent with blanks what belongs together alike, and close every quote and bracket",
+    "yaml": "indent entries of one level alike, with spaces only, and close every quote and bracket",
     "json": "JSON has double quotes, no comments, and no comma before a closing bracket",
 }
 CLOSE_STRING = ("the string is not closed", "put a quote at its end")

@@ -173,7 +173,9 @@ class LocalRunner:
 
     def _breached(self, worker: LocalWorker) -> None:
         """Kill a worker that breaks the protocol; this is then handled as an unexpected exit."""
-        logger.warning("killing %s: %s", worker.placement, worker.breach)
+        logger.warning(
+            "killing worker %s (pid %s): %s", worker.placement.id, worker.placement.pid, worker.breach
+        )
         self._partings.kill_soon(worker)
 
     def _disowned(self, worker: LocalWorker) -> None:

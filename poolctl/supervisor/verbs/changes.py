@@ -138,7 +138,7 @@ def _overridden(before: Running, server: ServerConfig) -> list[Change]:
     found: list[tuple[str, str]] = []
     live = before.overrides
     if live.workers is not None and live.workers != server.workers:
-        found.append(("workers", f"{live.workers} workers by scale, {server.workers} in the file"))
+        found.append(("workers", f"workers: {live.workers} by scale, {server.workers} in the file"))
     if live.disabled is not None and live.disabled != server.disabled:
         found.append(("disabled", "disabled live" if live.disabled else "enabled live"))
     if live.out:

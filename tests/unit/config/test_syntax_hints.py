@@ -89,7 +89,7 @@ def test_a_common_mistake_is_reported_with_its_place_and_its_fix(
     [
         ("pool.toml", '[pool]\nname = "x"\n[pool]\n', 3, "Cannot declare ('pool',) twice", "each on a line"),
         ("pool.toml", "// a pool\n", 1, "Invalid statement", "# comment"),
-        ("pool.yaml", "server:\n\t- name: a\n", 2, "\\t", "indent with blanks"),
+        ("pool.yaml", "server:\n\t- name: a\n", 2, "\\t", "with spaces only"),
         ("pool.yaml", "server:\n  - name: a\n   bind: ':8080'\n", 3, "block", "alike"),
         ("pool.json", '// x\n{"server": []}', 1, "Expecting value", "no comments"),
         ("pool.json", "{'server': []}", 1, "Expecting property name", "double quotes"),
