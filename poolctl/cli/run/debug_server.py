@@ -128,6 +128,8 @@ def _announcement(server: ServerConfig) -> str:
 def _become(server: ServerConfig, spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> NoReturn:
     if server.command:
         spec["argv"] = argument_vector(server)
+        for listener in listeners:
+            listener.setblocking(True)  # programs expect it so (sd_listen_fds(3))
         _move_descriptors([listener.fileno() for listener in listeners], _FIRST_INHERITED_FD)
         become_program(spec, len(listeners))
     fds = [spec_file(spec), *(listener.fileno() for listener in listeners), *tls_fds]

@@ -75,6 +75,7 @@ def test_a_program_becomes_the_process_itself_with_its_sockets_and_surroundings(
         import os, socket
         listener = socket.socket(fileno=3)
         assert os.environ["LISTEN_PID"] == str(os.getpid())
+        assert os.get_blocking(3), "as systemd hands it over, and as the pool does"
         while True:
             connection, _ = listener.accept()
             connection.recv(4096)
