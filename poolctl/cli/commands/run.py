@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import threading
@@ -91,7 +90,7 @@ def perform(request: CommandRequest) -> Outcome:
         try:
             with deferred_signals():  # what is half launched could not be waited for
                 lifeline = launch(pool.files, os.environ, lifeline=True)
-            code = _live(session, path, lifeline)
+            code = _live(session, path, lifeline, signals)
         except (ControlError, Failure) as failure:
             session.outcome = outcome_of(failure) or session.outcome
             code = session.outcome.exit_code
@@ -111,13 +110,13 @@ def perform(request: CommandRequest) -> Outcome:
     return session.outcome
 
 
-def _live(session: RunSession, path: str, lifeline: int) -> int:
+def _live(session: RunSession, path: str, lifeline: int, signals: StopSignals) -> int:
     if not session.start():
         code = session.outcome.exit_code
         session.report()
         return code
     session.watch()
-    return session.run_command(path, lifeline) if session.command else session.stay(lifeline)
+    return session.run_command(path, lifeline) if session.command else session.stay(lifeline, signals)
 
 
 def _refuse_running(client: Client) -> None:
@@ -217,7 +216,7 @@ class RunSession:
         outcome.quiet = self.request.quiet
         explain(outcome)
 
-    def stay(self, lifeline: int) -> int:
+    def stay(self, lifeline: int, signals: StopSignals) -> int:
         """Until the pool has ended, or a signal is raised; the exit code if it was the pool."""
         expected = [item for item in self.outcome.items if item.get("state") not in ("disabled", "sleeping")]
         ready = sum(bool(item.get("ready")) for item in expected)
@@ -226,9 +225,7 @@ class RunSession:
         self.report()  # failures are printed now, while the others serve
         if not self.outcome.exit_code:
             sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
-        poll = select.poll()
-        poll.register(lifeline, 0)  # the other end is the keeper's: an error here is its end
-        poll.poll()
+        signals.wait_for_end(lifeline)  # the other end is the keeper's
         return DONE
 
     def report(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class StopSignals:
         self._unasked = False  # it stops without a signal from the user
         self._before: dict[int, Any] = {}
         self.interrupted = False  # SIGINT was granted already
+        self._wakeup = self._waker = self._waker_before = -1
 
     def __enter__(self) -> StopSignals:
         self._before = {number: signal.getsignal(number) for number in (*_STOPPING, _OUTPUT_LOST)}
@@ -41,6 +43,9 @@ class StopSignals:
             if self._before[number] is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._asked)
         signal.signal(_OUTPUT_LOST, self._output_lost)
+        self._wakeup, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
+        self._waker_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         if sd_notify.enabled(os.environ):
             signal.signal(signal.SIGHUP, lambda number, frame: self._reload())
         return self
@@ -49,6 +54,20 @@ class StopSignals:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._waker_before)
+        os.close(self._wakeup)
+        os.close(self._waker)
+
+    def wait_for_end(self, fd: int) -> None:
+        """Return when the other end of the pipe is closed; signals raise meanwhile.
+
+        One that comes just before poll(2) is in the wake-up pipe: poll(2) alone would go on waiting.
+        """
+        poll = select.poll()
+        poll.register(fd, 0)  # errors are always reported
+        poll.register(self._wakeup, select.POLLIN)
+        while all(ready != fd for ready, _ in poll.poll()):
+            os.read(self._wakeup, 512)
 
     @staticmethod
     def output_lost() -> None:
