@@ -75,15 +75,18 @@ class WorkerProbe:
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._prober.start(lambda problem: None if result.done() else result.set_result(problem))
         left = self.probe.timeout
+        was_queued = False
         try:
             while left > 0:
                 pause = min(left, _QUEUE_PAUSE_SECONDS)
                 if (await asyncio.wait({result}, timeout=pause))[0]:
                     return result.result()
-                if self._prober.queued():
+                queued = self._prober.queued()
+                if queued:
                     self.message = "its connection is waiting to be accepted"
-                else:
+                elif not was_queued:  # else it may have been accepted just now
                     left -= pause
+                was_queued = queued
         except asyncio.CancelledError:
             self._prober.cancel()
             raise

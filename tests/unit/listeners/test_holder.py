@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,8 @@ def test_an_ipv6_listener_for_both_versions_is_in_the_way_of_ipv4() -> None:
         assert find(("127.0.0.1", listener.getsockname()[1]))
 
 
-def test_a_free_port_has_no_holder() -> None:
-    assert find(("127.0.0.1", 1)) == []
+def test_a_free_port_has_no_holder(free_port: Callable[[], int]) -> None:
+    assert find(("127.0.0.1", free_port())) == []
 
 
 def test_a_socket_of_no_visible_process_is_said_to_be_its_users() -> None:

@@ -355,6 +355,39 @@ def test_while_it_becomes_ready_the_time_in_the_accept_queue_does_not_count(list
     run(scenario)
 
 
+class QueuedProber:
+    """Is accepted at the very end of a pause, and gets its response at the end of the next one."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.on_result: Callable[[str], None] = print
+
+    def start(self, on_result: Callable[[str], None]) -> None:
+        self.on_result = on_result
+
+    def queued(self) -> bool:
+        self.asked += 1
+        if self.asked == 2:
+            asyncio.get_running_loop().call_later(0.02, self.on_result, "")
+        return self.asked < 2
+
+    def cancel(self) -> None:
+        self.on_result("cancelled")
+
+    close = cancel
+
+
+def test_pause_in_which_the_connection_was_accepted_does_not_count() -> None:
+    async def scenario() -> None:
+        prober = QueuedProber()
+        probe = Probe(http="/", timeout=0.1)
+        probing = WorkerProbe("readiness", probe, prober, Schedule(), lambda probe: None)
+        await asyncio.wait_for(probing.wait_until_ok(), 5)
+        assert prober.asked == 2
+
+    run(scenario)
+
+
 def test_worker_that_accepts_a_probe_and_does_not_respond_is_late(listener: socket.socket) -> None:
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
