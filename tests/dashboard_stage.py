@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from poolctl.web.serve import Quiet, config
-from poolctl.web.settings import Settings
+from poolctl.web.app import Settings, make_app
+from poolctl.web.web_server import WebServer
 from tests.ports import claim_port
 from tests.recorded_pool import RecordedPool
 from tests.stand_in import stand_in
@@ -58,7 +58,7 @@ class Stage:
         async def serve() -> None:
             self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
             listener = socket.create_server(("127.0.0.1", self.port))
-            server = Quiet(config(settings, self._over), self._over)
+            server = WebServer(make_app(settings, self._over), self._over, settings.tls)
             serving = asyncio.ensure_future(server.serve([listener]))
             begun.set()
             await serving

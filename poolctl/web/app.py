@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,20 +19,69 @@ from starlette.types import ASGIApp
 from poolctl.clock import Clock
 from poolctl.errors import ControlError
 
-from .actions import Actions
-from .attempts import Attempts
-from .ended import Ended
-from .events import with_pulse
-from .guard import Guard
+from .access import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, Session, Sessions
 from .hub import Hub
-from .session import COOKIE_PATH, LIFE_SECONDS, Session, Sessions
-from .settings import Settings
-from .tails import Tails
+from .streams import Tails, with_pulse
+
 
 STATIC = Path(__file__).with_name("static")
+ACTIONS = ("start", "stop", "restart", "drain", "undrain")
+_WAITS = ("start", "stop", "restart")
+_LONGEST_SECONDS = 300.0
 _MOST_BYTES = 256 * 1024
 
+Document = dict[str, Any]
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Settings(NamedTuple):
+    """`key` and `name` are the pool's; `tls` holds the paths cert and key, and the password of the key.
+
+    `ended_path` is the file of the ended sessions.
+    """
+
+    socket_path: str
+    logs_directory: str
+    key: str
+    name: str
+    token: str
+    hosts: tuple[str, ...] = ()
+    tls: Mapping[str, Any] | None = None
+    ended_path: str = ""
+
+
+class Actions:
+    """Has the supervisor perform confirmed actions, in the name of the dashboard."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def perform(self, wish: Mapping[str, Any], address: str) -> tuple[int, Document]:
+        """HTTP status and answer of {"action": …, "servers": […]}; `address` is the client's."""
+        action, servers = wish.get("action"), wish.get("servers")
+        if action not in ACTIONS:
+            return 400, {"error": f"an action is one of {', '.join(ACTIONS)}"}
+        if not isinstance(servers, list) or not servers or not all(map(_is_name, servers)):
+            return 400, {"error": "servers is a list of names"}
+        options: Document = {"progress": False}
+        if action in _WAITS:
+            options |= {"timeout": _LONGEST_SECONDS, "wait": True}
+        by = {"command": f"dashboard {action}", "address": address}
+        try:
+            result = await self._hub.ask(action, servers, options, by, timeout_seconds=_LONGEST_SECONDS + 10)
+        except (ControlError, TimeoutError) as error:
+            return 503, {"error": str(error) or "the supervisor does not answer"}
+        keys = ("items", "errors", "warnings", "exit_code")
+        return 200, {key: result.get(key) for key in keys}
+
+
+def _is_name(text: Any) -> bool:
+    """Whether it is a valid server name: an address or a wildcard is not."""
+    return (
+        isinstance(text, str)
+        and text != ""
+        and all(char.isascii() and (char.isalnum() or char in "._-") for char in text)
+    )
 
 
 def make_app(settings: Settings, over: asyncio.Event, clock: Clock | None = None) -> ASGIApp:
@@ -45,7 +94,7 @@ def make_app(settings: Settings, over: asyncio.Event, clock: Clock | None = None
     page = _Page(
         settings,
         hub,
-        Sessions(settings.token, settings.key, time, Ended(settings.ended_path, time)),
+        Sessions(settings.token, settings.key, time, EndedSessions(settings.ended_path, time)),
         Attempts(time),
         over,
     )

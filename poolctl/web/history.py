@@ -8,14 +8,41 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from .level import KO, OK, STATES, WARN, level
-
 SPAN_SECONDS = 3600.0
 SAMPLES = 60
 _MOST_CHANGES = 400
 
 Document = dict[str, Any]
 Changes = list[list[Any]]  # [seconds since 1970, level], oldest first
+
+OK, WARN, KO, BUSY, ASLEEP, OFF = "ok", "warn", "ko", "busy", "asleep", "off"
+
+_RESTING = {
+    "stopped": OFF,
+    "disabled": OFF,
+    "sleeping": ASLEEP,
+    "failed": KO,
+    "backoff": KO,
+    "starting": BUSY,
+    "draining": BUSY,
+    "stopping": BUSY,
+}
+
+
+STATES = frozenset({*_RESTING, "running"})
+
+
+def level(item: Mapping[str, Any]) -> str:
+    """`ok warn ko busy asleep off` for a server as `list` describes it (state, ready, health)."""
+    state = str(item.get("state", ""))
+    if state in _RESTING:
+        # A job that has exited with 0 has succeeded.
+        return OK if state == "stopped" and item.get("ready") else _RESTING[state]
+    if item.get("health") == "ko":
+        return KO
+    if item.get("health") == "warn":
+        return WARN
+    return OK if item.get("ready") else BUSY
 
 
 class Levels:

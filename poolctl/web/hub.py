@@ -7,10 +7,11 @@ import contextlib
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 from poolctl.clock import Clock
+from poolctl.config import masked_text
 from poolctl.control.aio_client import answers, ask
 from poolctl.errors import ControlError
 from poolctl.exit_codes import USAGE
@@ -18,7 +19,8 @@ from poolctl.logs.log_line import stamp
 from poolctl.monitor.describe import sentence, severity
 
 from .history import SPAN_SECONDS, Figures, Levels
-from .snapshot import Snapshot
+
+Document = dict[str, Any]
 
 INTERVAL_SECONDS = 2.0
 # After an event of the journal the state is queried soon, once for events in quick succession.
@@ -29,9 +31,59 @@ _LINGER_SECONDS = 5.0
 _MOST_EVENTS = 300
 _MOST_WAITING = 200
 
-Document = dict[str, Any]
-
 logger = logging.getLogger("poolctl.web")
+
+FIGURES = (
+    "requests_total",
+    "requests_per_second",
+    "errors_total",
+    "in_flight",
+    "connections",
+    "latency_p50_seconds",
+    "latency_p99_seconds",
+    "memory_bytes",
+    "cpu_percent",
+    "loop_lag_seconds",
+    "wakes_total",
+)
+
+
+class PoolSnapshot:
+    """`items` by name in the order of the file; `latest` are the figures with their history, `shown` without it."""
+
+    def __init__(self, about: Mapping[str, Any] | None = None) -> None:
+        keys = ("name", "version", "python", "supervisor_pid", "files")
+        self.about = {key: (about or {}).get(key) for key in keys}
+        self.items: dict[str, Document] = {}
+        self.latest: dict[str, Document] = {}
+        self.shown: dict[str, Document] = {}
+
+    @property
+    def order(self) -> list[str]:
+        """The names in the order of the file."""
+        return list(self.items)
+
+    def update(self, items: Iterable[Document]) -> tuple[list[Document], list[str], Document]:
+        """The changed servers (uptime, which always changes, aside), the names removed, and the changed figures."""
+        before, self.items = self.items, {}
+        latest, shown = {}, {}
+        changed = []
+        for item in items:
+            name = item["name"]
+            item["expose"] = masked_text(item.get("expose") or "") or None
+            figures = item.pop("stats", None) or {}
+            self.items[name] = item
+            latest[name] = figures
+            shown[name] = {key: figures[key] for key in FIGURES if key in figures}
+            if _without_uptime(before.get(name)) != _without_uptime(item):
+                changed.append(item)
+        news = {name: each for name, each in shown.items() if each != self.shown.get(name)}
+        self.latest, self.shown = latest, shown
+        return changed, [name for name in before if name not in self.items], news
+
+
+def _without_uptime(item: Document | None) -> Document | None:
+    return None if item is None else {key: value for key, value in item.items() if key != "uptime_seconds"}
 
 
 class Hub:
@@ -45,7 +97,7 @@ class Hub:
         self._forget()
 
     def _forget(self) -> None:
-        self._snapshot = Snapshot()
+        self._snapshot = PoolSnapshot()
         self._levels, self._figures = Levels(), Figures()
         self._events: deque[Document] = deque(maxlen=_MOST_EVENTS)
         self._gone: str | None = "has not answered yet"
@@ -115,7 +167,7 @@ class Hub:
             about = await self.ask("ping", [], {})
             result = await self._stats()
             await self._remember()
-            self._snapshot = Snapshot(about)
+            self._snapshot = PoolSnapshot(about)
             self._apply(result)
             self._gone = None
             self._spread(self._everything())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.web import accepting, connections
+from poolctl.web import web_server
 from tests.certificates import certificate
 from tests.dashboard_stage import TOKEN, Stage, dashboard_of
 from tests.deadline import wait_until
@@ -22,8 +22,8 @@ LIMIT_SECONDS = 0.3
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setattr(connections, "REQUEST_SECONDS", LIMIT_SECONDS)
-    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 8)
+    monkeypatch.setattr(web_server, "REQUEST_SECONDS", LIMIT_SECONDS)
+    monkeypatch.setattr(web_server, "MOST_CONNECTIONS", 8)
     with dashboard_of() as found:
         yield found
 
@@ -128,8 +128,8 @@ def test_a_logged_out_cookie_stays_invalid_in_the_next_process(stage: Stage) -> 
 def test_half_a_tls_handshake_is_given_up_and_so_many_at_most_are_awaited(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(accepting, "HANDSHAKE_SECONDS", LIMIT_SECONDS)
-    monkeypatch.setattr(accepting, "MOST_HANDSHAKES", 8)
+    monkeypatch.setattr(web_server, "HANDSHAKE_SECONDS", LIMIT_SECONDS)
+    monkeypatch.setattr(web_server, "MOST_HANDSHAKES", 8)
     stage.end()
     stage.tls = tls(*certificate(tmp_path))
     stage.begin()

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.clock import ManualClock
-from poolctl.web.attempts import MOST, WINDOW_SECONDS, Attempts
-from poolctl.web.ended import Ended
-from poolctl.web.session import LIFE_SECONDS, Sessions
+from poolctl.web.access import LIFE_SECONDS, MOST, WINDOW_SECONDS, Attempts, EndedSessions, Sessions
 
 
 @pytest.fixture
@@ -86,12 +84,12 @@ def test_a_session_that_was_ended_stays_so_in_a_process_that_comes_later(
     tmp_path: Path, clock: ManualClock
 ) -> None:
     path = str(tmp_path / "dashboard.ended")
-    here, beside = (Sessions("a-token", "key", clock, Ended(path, clock)) for _ in range(2))
+    here, beside = (Sessions("a-token", "key", clock, EndedSessions(path, clock)) for _ in range(2))
     (one, first), (_, second) = here.open(), here.open()
     assert beside.find(first) is not None
     here.end(one)
     assert beside.find(first) is None, "the old process while the new one begins"
-    later = Sessions("a-token", "key", clock, Ended(path, clock))
+    later = Sessions("a-token", "key", clock, EndedSessions(path, clock))
     assert later.find(first) is None
     assert later.find(second) is not None
     assert Path(path).stat().st_mode & 0o777 == 0o600
@@ -106,7 +104,7 @@ def test_a_damaged_file_of_ended_sessions_is_an_empty_one(
     tmp_path: Path, clock: ManualClock, content: str
 ) -> None:
     (tmp_path / "ended").write_text(content)
-    sessions = Sessions("a-token", "key", clock, Ended(str(tmp_path / "ended"), clock))
+    sessions = Sessions("a-token", "key", clock, EndedSessions(str(tmp_path / "ended"), clock))
     session, cookie = sessions.open()
     assert sessions.find(cookie) == session
     sessions.end(session)
@@ -114,7 +112,7 @@ def test_a_damaged_file_of_ended_sessions_is_an_empty_one(
 
 
 def test_a_session_is_ended_here_also_when_the_file_cannot_be_written(clock: ManualClock) -> None:
-    sessions = Sessions("a-token", "key", clock, Ended("/no/such/directory/ended", clock))
+    sessions = Sessions("a-token", "key", clock, EndedSessions("/no/such/directory/ended", clock))
     session, cookie = sessions.open()
     sessions.end(session)
     assert sessions.find(cookie) is None

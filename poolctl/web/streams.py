@@ -1,4 +1,4 @@
-"""The last lines of servers' logs, and new ones."""
+"""What a viewer receives: the lines of servers' logs, and the heartbeat of every stream."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
 
 from poolctl.cli.log_lines import record_lines
 from poolctl.logs.follow import Follower
@@ -16,6 +17,7 @@ from poolctl.logs.log_line import LogLine
 from .hub import Hub
 
 FIRST_LINES = 300
+PULSE_SECONDS = 15.0
 MOST_SERVERS = 50
 # For files that do not exist yet, and systems without inotify.
 _LOOK_SECONDS = 1.0
@@ -81,3 +83,38 @@ def _readable(text: str) -> tuple[str, str]:
         return text, ""
     record.time = ""  # the line's own time is shown already
     return "\n".join(record_lines(record)), record.level
+
+
+async def with_pulse(
+    messages: AsyncGenerator[str], over: asyncio.Event, *, pulse_seconds: float = PULSE_SECONDS
+) -> AsyncGenerator[str]:
+    """The messages, and a comment after `pulse_seconds` without one. Begins with the delay before a reconnect.
+
+    Ends when `over` is set, so that the server need not wait for viewers.
+    """
+    yield "retry: 1000\n\n"
+    upcoming: asyncio.Future[str] | None = None
+    ending = asyncio.ensure_future(over.wait())
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(anext(messages))
+            waiting: set[asyncio.Future[Any]] = {upcoming, ending}
+            done, _ = await asyncio.wait(waiting, timeout=pulse_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if ending in done:
+                return
+            if not done:
+                yield ": still here\n\n"
+                continue
+            try:
+                message = upcoming.result()
+            except StopAsyncIteration:
+                return
+            upcoming = None
+            yield message
+    finally:
+        ending.cancel()
+        if upcoming is not None:
+            upcoming.cancel()
+            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
+                await upcoming
+        await messages.aclose()

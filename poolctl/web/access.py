@@ -1,0 +1,244 @@
+"""Access to the page: by the token at login, then by a session cookie; every request is checked before it is handled.
+
+Cookie and CSRF token are derived from the token by HMAC, so that they outlive this process, and end with the token.
+Only logged-out sessions are stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import os
+import secrets
+from collections import deque
+from collections.abc import Collection
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from poolctl.clock import Clock
+
+LIFE_SECONDS = 12 * 3600
+# A browser sends a cookie to every port of a host. The path keeps it from the applications on other ports.
+COOKIE_PATH = "/poolctl"
+MOST = 10
+WINDOW_SECONDS = 60.0
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+_SAFE = ("GET", "HEAD")
+
+logger = logging.getLogger("poolctl.web")
+
+
+class Session(NamedTuple):
+    """One browser that has logged in; it must send `csrf` with every change."""
+
+    id: str
+    expires: int
+    csrf: str
+
+    def has(self, csrf: str) -> bool:
+        """Whether this is its CSRF token."""
+        return hmac.compare_digest(csrf.encode(), self.csrf.encode())
+
+
+class Sessions:
+    """Opens and recognises sessions. `key` is the pool's: two dashboards of one host must not share a cookie."""
+
+    def __init__(self, token: str, key: str, clock: Clock, ended: EndedSessions | None = None) -> None:
+        self._token = token.encode()
+        self._secret = hmac.digest(self._token, b"poolctl dashboard session", hashlib.sha256)
+        self._clock = clock
+        self._ended = ended or EndedSessions("", clock)
+        self.cookie_name = f"poolctl_{key}"
+
+    def knows(self, token: str) -> bool:
+        """Whether this is the token. Takes the same time for every wrong one."""
+        # JSON can contain half of a surrogate pair.
+        return hmac.compare_digest(_digest(token.encode(errors="surrogatepass")), _digest(self._token))
+
+    def open(self) -> tuple[Session, str]:
+        """A new session, and the value of its cookie."""
+        session = self._session(secrets.token_urlsafe(16), int(self._clock.time()) + LIFE_SECONDS)
+        return session, f"{session.id}.{session.expires}.{self._mac('session', session.id, session.expires)}"
+
+    def find(self, cookie: str) -> Session | None:
+        """The session of this cookie, unless it has expired or was ended."""
+        number, _, rest = cookie.partition(".")
+        expires, _, mac = rest.partition(".")
+        if not (expires.isascii() and expires.isdigit() and len(expires) < 16):
+            return None
+        if not hmac.compare_digest(mac.encode(), self._mac("session", number, int(expires)).encode()):
+            return None
+        if int(expires) <= self._clock.time() or number in self._ended:
+            return None
+        return self._session(number, int(expires))
+
+    def end(self, session: Session) -> None:
+        """Invalidate its cookie, also across restarts."""
+        self._ended.add(session.id, session.expires)
+
+    def _session(self, number: str, expires: int) -> Session:
+        return Session(number, expires, self._mac("csrf", number, expires))
+
+    def _mac(self, purpose: str, number: str, expires: int) -> str:
+        return hmac.new(self._secret, f"{purpose} {number} {expires}".encode(), hashlib.sha256).hexdigest()
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()
+
+
+class EndedSessions:
+    """Identifiers of sessions, each with the time at which it would have expired, in seconds since 1970.
+
+    They are kept in the file at `path` ("" for none), which another process may change meanwhile.
+    """
+
+    def __init__(self, path: str, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._known: dict[str, int] = {}
+        self._mark: tuple[int, int] | None = None
+
+    def __contains__(self, session: str) -> bool:
+        self._read()
+        return session in self._known
+
+    def add(self, session: str, expires: int) -> None:
+        """Record that this session was logged out."""
+        self._read()
+        now = self._clock.time()
+        self._known = {each: end for each, end in self._known.items() if end > now} | {session: expires}
+        try:
+            self._write()
+        except OSError as error:
+            logger.error("a logout could not be stored, and may be undone by a restart: %s", error)
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            status = os.stat(self._path)
+            mark = (status.st_ino, status.st_mtime_ns)
+            if mark == self._mark:
+                return
+            self._mark = mark
+            with open(self._path, encoding="utf-8") as file:
+                found = json.load(file)
+            if isinstance(found, dict):
+                self._known |= {str(each): end for each, end in found.items() if isinstance(end, int)}
+
+    def _write(self) -> None:
+        if not self._path:
+            return
+        fd = os.open(f"{self._path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(self._known, file)
+        os.replace(f"{self._path}.new", self._path)
+
+
+class Attempts:
+    """Counts wrong tokens of all clients together: behind a proxy they share one address."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._wrong: deque[float] = deque(maxlen=MOST)
+
+    def wait_seconds(self) -> float:
+        """Seconds until the next attempt is allowed; 0 if it is allowed now."""
+        if len(self._wrong) < MOST:
+            return 0.0
+        return max(0.0, self._wrong[0] + WINDOW_SECONDS - self._clock.monotonic())
+
+    def failed(self) -> None:
+        """Count a wrong token."""
+        self._wrong.append(self._clock.monotonic())
+
+
+class Guard:
+    """Refuses requests for an unknown host, and changes requested by another site's page.
+
+    A foreign DNS name that points to this machine arrives in `Host` (DNS rebinding). An address and `localhost`
+    cannot be redirected; other names are accepted only if they are in `hosts`.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self._app = app
+        self._hosts = {"localhost", *(host.lower() for host in hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        refusal = self._refusal(scope)
+        app = self._app if refusal is None else refusal
+        await app(scope, receive, _with_headers(send))
+
+    def _refusal(self, scope: Scope) -> PlainTextResponse | None:
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self._is_ours(hosts[0]):
+            message = "unknown host name; add it to `hosts` in the file's [dashboard]\n"
+            return PlainTextResponse(message, status_code=421)
+        if scope["method"] not in _SAFE and not _is_of_this_page(headers, hosts[0]):
+            return PlainTextResponse("the request comes from another site's page\n", status_code=403)
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        name = _name(host)
+        if name in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _is_of_this_page(headers: Headers, host: str) -> bool:
+    """Whether no header contradicts it: a client that is not a browser sends neither header."""
+    site = headers.get("sec-fetch-site", "same-origin")
+    origin = headers.get("origin")
+    return site in ("same-origin", "none") and (origin is None or urlsplit(origin).netloc == host)
+
+
+def _name(host: str) -> str:
+    """The host without its port, in lower case; "" for an invalid one."""
+    try:
+        split = urlsplit(f"//{host}")
+        return (split.hostname or "") if split.netloc == host and not split.username else ""
+    except ValueError:
+        return ""
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers[name] = value
+            headers.setdefault("cache-control", "no-store")
+        await send(message)
+
+    return sending

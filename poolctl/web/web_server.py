@@ -1,0 +1,247 @@
+"""The dashboard's HTTP server: uvicorn, with limits on connections and handshakes, and with renewed certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+
+from poolctl.worker.serving.secure import renew_context, ssl_context
+from poolctl.worker.serving.uvicorn_parts import H11Protocol
+
+# From the connection, or from a request's first byte, to the end of its body.
+REQUEST_SECONDS = 10.0
+MOST_CONNECTIONS = 256
+RENEWAL_SECONDS = 30.0
+HANDSHAKE_SECONDS = 10.0
+# Each costs a quarter of a megabyte until it is over.
+MOST_HANDSHAKES = 256
+_AT_ONCE = 100
+_PAUSE_SECONDS = 1.0
+# Streams never end by themselves.
+_LAST_SECONDS = 1
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+Tls = Mapping[str, Any]
+
+
+class WebServer(uvicorn.Server):
+    """Serves an ASGI application until `over` is set. Raises OSError for an unusable certificate.
+
+    It waits for the end without waking up, where uvicorn polls ten times a second.
+    """
+
+    def __init__(self, app: ASGIApp, over: asyncio.Event, tls: Tls | None = None) -> None:
+        config = uvicorn.Config(
+            app,
+            http=DashboardConnection,
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            date_header=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=_LAST_SECONDS,
+            h11_max_incomplete_event_size=32 * 1024,
+        )
+        config.load()
+        config.ssl = context_of(tls) if tls else None
+        super().__init__(config)
+        self.over = over
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn.Server, which bounds neither handshakes nor connections."""
+        self.servers = [ConnectionAcceptor(sock, self) for sock in sockets or ()]  # type: ignore[misc]
+        self.started = True
+
+    async def main_loop(self) -> None:
+        await self.over.wait()
+
+    def capture_signals(self) -> Any:
+        """Nothing: the owner of this server handles signals."""
+        return contextlib.nullcontext()
+
+
+class ConnectionAcceptor:
+    """Accepts a listener's connections. asyncio's own server limits neither handshakes nor connections."""
+
+    def __init__(self, listener: socket.socket, server: WebServer) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._server = server
+        self._beginning: set[asyncio.Task[None]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        listener.setblocking(False)
+        self._loop.add_reader(listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Stop accepting; the listener stays open."""
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener.fileno())
+
+    async def wait_closed(self) -> None:
+        """Return when every accepted connection has a protocol, or is closed."""
+        if self._beginning:
+            await asyncio.wait(self._beginning)
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self.close()
+                if error.errno in _EXHAUSTED:
+                    self._pause = self._loop.call_later(_PAUSE_SECONDS, self._again)
+                else:
+                    # Another process has shut the listener down: the order to stop follows.
+                    self._server.over.set()
+                return
+            if len(self._beginning) >= MOST_HANDSHAKES:
+                connection.close()
+                continue
+            connection.setblocking(False)
+            task = self._loop.create_task(self._begin(connection))
+            self._beginning.add(task)
+            task.add_done_callback(self._beginning.discard)
+
+    def _again(self) -> None:
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    async def _begin(self, connection: socket.socket) -> None:
+        context = self._server.config.ssl
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: DashboardConnection(self._server.config, self._server.server_state, {}),
+                connection,
+                ssl=context,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if context else None,
+            )
+        except OSError:
+            connection.close()
+
+
+class DashboardConnection(H11Protocol):
+    """Closed when a request takes too long to arrive, or when it has been idle longest and room is needed.
+
+    Parsed by h11, which limits the size of a request's head; uvicorn's other parser does not.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+    _since = 0.0  # when waiting for the current or last request began
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See asyncio.Protocol."""
+        if len(self.connections) >= MOST_CONNECTIONS and not self._make_room():
+            transport.abort()
+        super().connection_made(transport)
+        self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        if self._deadline is None and not self._is_answering():
+            self._await_request()
+        super().data_received(data)
+        if self._has_request():
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _make_room(self) -> bool:
+        """Close the connection that has waited longest without a request; whether there was one."""
+        waiting = [
+            each
+            for each in self.connections
+            if isinstance(each, DashboardConnection) and not each._has_request()
+        ]
+        oldest = min(waiting, key=lambda each: each._since, default=None)
+        if oldest is not None:
+            self.connections.discard(oldest)
+            oldest.transport.abort()
+        return oldest is not None
+
+    def _has_request(self) -> bool:
+        """Whether a request has arrived completely, answered or not."""
+        return self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
+
+    def _is_answering(self) -> bool:
+        return self.conn.our_state is h11.SEND_BODY
+
+    def _await_request(self) -> None:
+        self._stop_waiting()
+        self._since = self.loop.time()
+        self._deadline = self.loop.call_later(REQUEST_SECONDS, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        self._deadline = None
+        self.transport.abort()
+
+
+def context_of(tls: Tls) -> ssl.SSLContext:
+    """The TLS context of the files. Raises OSError for files that cannot be used."""
+    with _opened(tls) as fds:
+        return ssl_context(dict(tls), fds)
+
+
+async def keep_current(
+    context: ssl.SSLContext | None, tls: Tls, *, every_seconds: float = RENEWAL_SECONDS
+) -> None:
+    """Reload changed files into the context for new handshakes; they are checked every half minute.
+
+    Files that do not fit each other, as while they are being replaced, are checked again.
+    """
+    assert context is not None
+    known = _stamps(tls)
+    while True:
+        await asyncio.sleep(every_seconds)
+        now = _stamps(tls)
+        if now != known:
+            with contextlib.suppress(OSError), _opened(tls) as fds:
+                renew_context(context, dict(tls), fds)
+                known = now
+
+
+def _paths(tls: Tls) -> list[str]:
+    return [path for path in (tls["cert"], tls["key"] or tls["cert"], tls["ca"]) if path]
+
+
+def _stamps(tls: Tls) -> list[Any]:
+    found: list[Any] = []
+    for path in _paths(tls):
+        try:
+            status = os.stat(path)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+    return found
+
+
+@contextlib.contextmanager
+def _opened(tls: Tls) -> Iterator[list[int]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(open(path, "rb")).fileno() for path in _paths(tls)]
