@@ -23,7 +23,6 @@ from .access import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, S
 from .hub import Hub
 from .streams import Tails, with_pulse
 
-
 STATIC = Path(__file__).with_name("static")
 ACTIONS = ("start", "stop", "restart", "drain", "undrain")
 _WAITS = ("start", "stop", "restart")

@@ -257,7 +257,7 @@ def test_an_event_is_as_bad_and_is_called_as_everywhere_else(page: Page, stage: 
     recovered = page.locator("#events li").filter(has_text="web-2").first
     recovered.get_by_text("recovered: it was stuck: restarted").wait_for()
     assert "warn" in (recovered.locator(".badge").get_attribute("class") or "").split()
-    recovered.get_by_text("The last that it printed").click()
+    recovered.get_by_text("Last output").click()
     expect(recovered.locator("pre")).to_have_text("<i>last</i>\nwords")
     expect(recovered.locator("pre")).to_be_visible()
 

@@ -8,25 +8,25 @@ import { plural } from "./format.js";
 export const ACTIONS = {
   start: {
     label: "Start", done: "started",
-    one: "What it depends on is started first.", many: "What they depend on is started first.",
+    one: "Its dependencies are started first.", many: "Their dependencies are started first.",
   },
   restart: {
     label: "Restart", done: "restarted",
-    one: "It gets new processes; no connection is refused meanwhile.",
-    many: "Each gets new processes; no connection is refused meanwhile.",
+    one: "Its processes are replaced; no connection is refused meanwhile.",
+    many: "Their processes are replaced; no connection is refused meanwhile.",
   },
   drain: {
     label: "Drain", done: "drained",
-    one: "It leaves the rotation and goes on running.", many: "They leave the rotation and go on running.",
+    one: "It is taken out of rotation and keeps running.", many: "They are taken out of rotation and keep running.",
   },
   undrain: {
-    label: "Undrain", done: "back in rotation",
-    one: "It comes back into the rotation.", many: "They come back into the rotation.",
+    label: "Undrain", done: "put back into rotation",
+    one: "It is put back into rotation.", many: "They are put back into rotation.",
   },
   stop: {
     label: "Stop", done: "stopped", danger: true,
-    one: "Connections to it will be refused. What depends on it is stopped first.",
-    many: "Connections to them will be refused. What depends on them is stopped first.",
+    one: "Connections to it will be refused. Servers that depend on it are stopped first.",
+    many: "Connections to them will be refused. Servers that depend on them are stopped first.",
   },
 };
 

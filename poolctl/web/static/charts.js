@@ -1,4 +1,4 @@
-// Charts, sparklines and history bars as small SVG pictures with a sentence for those who cannot see them.
+// Charts, sparklines and history bars: small SVG images, each with a sentence for screen readers.
 
 import { el, setText, svg } from "./dom.js";
 
@@ -11,7 +11,7 @@ function points(values, most, width, height) {
     value === null || value === undefined ? null : [index * step, height - (value / most) * height]);
 }
 
-// A gap in the figures is a gap in the line.
+// Missing figures leave a gap in the line.
 function lines(found) {
   let path = "";
   let open = false;
@@ -50,7 +50,7 @@ export function sparkline() {
 }
 
 export class Chart {
-  // `show` turns a figure into text; `seconds` lie between two of them.
+  // `show` formats a figure; `seconds` is the interval between two figures.
   constructor(title, show, seconds = 2) {
     this.show = show;
     this.seconds = seconds;
@@ -107,12 +107,12 @@ export class Chart {
   }
 }
 
-// Of a start within a time of good service nothing is to be seen.
+// A short start within an interval of good service is not shown.
 const RANK = ["unknown", "off", "asleep", "busy", "ok", "warn", "ko"];
-// Not by colour alone: what is worse looks different as well.
+// Not by colour alone: worse levels have another shape too.
 const TALL = { unknown: 4, off: 6, asleep: 10, busy: 10, ok: 20, warn: 14, ko: 20 };
 
-// The worst level in each of `count` equal parts of the time before `now`.
+// The worst level in each of `count` equal parts of the time span before `now`.
 export function parts(changes, now, span, count) {
   const found = Array(count).fill("unknown");
   const begin = now - span;
@@ -152,13 +152,13 @@ export function historyBar(count = 30) {
       const drawn = Object.fromEntries(RANK.map((level) => [level, ""]));
       parts(changes, now, span, count).forEach((level, index) => {
         const tall = TALL[level];
-        // A notch marks what was down.
+        // A gap in the bar marks downtime.
         drawn[level] += level === "ko" ? `M${index * 5} 0h4v12h-4zM${index * 5} 15h4v5h-4z` : `M${index * 5} ${20 - tall}h4v${tall}h-4z`;
       });
       for (const [level, path] of Object.entries(paths)) {
         if (path.getAttribute("d") !== drawn[level]) path.setAttribute("d", drawn[level]);
       }
-      const say = `Last hour: ${shares(changes, now, span) || "nothing known"}`;
+      const say = `Last hour: ${shares(changes, now, span) || "no data"}`;
       if (title.textContent !== say) {
         title.textContent = say;
         picture.setAttribute("aria-label", say);

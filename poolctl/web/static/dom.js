@@ -23,7 +23,7 @@ export function svg(name, attributes = {}, ...children) {
   return node;
 }
 
-// What is as it should be is left alone: screen readers and selections stay undisturbed.
+// Unchanged text is not set again: that would disturb screen readers and selections.
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }

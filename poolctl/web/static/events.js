@@ -1,4 +1,4 @@
-// What has happened, newest first.
+// Events, newest first.
 
 import { $, el } from "./dom.js";
 import { clock, moment } from "./format.js";
@@ -17,7 +17,7 @@ export function who(event) {
 export function eventLine(event, named = true) {
   const said = [el("span", {}, event.text)];
   if (who(event)) said.push(el("span", { class: "who" }, ` · ${who(event)}`));
-  if (event.lines?.length) said.push(el("details", {}, el("summary", {}, "The last that it printed"), el("pre", {}, event.lines.join("\n"))));
+  if (event.lines?.length) said.push(el("details", {}, el("summary", {}, "Last output"), el("pre", {}, event.lines.join("\n"))));
   const server = event.server ? el("a", { href: `#server/${encodeURIComponent(event.server)}` }, event.server) : el("span");
   return el("li", { class: named ? "" : "own" },
     el("time", { dateTime: event.time, title: moment(event.time) }, clock(event.time)),

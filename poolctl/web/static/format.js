@@ -1,4 +1,4 @@
-// Figures for people.
+// Formats figures.
 
 export function rate(value) {
   if (value === null || value === undefined) return "–";

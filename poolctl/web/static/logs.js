@@ -1,4 +1,4 @@
-// Log lines as they are written.
+// Log lines, followed as they are written.
 
 import { $, el, setText } from "./dom.js";
 import { clock } from "./format.js";
@@ -31,7 +31,7 @@ export class LogTail {
       else this.add(lines);
       first = false;
     });
-    source.onerror = () => this.onNote("The log is not being followed: no connection. Trying again.");
+    source.onerror = () => this.onNote("No connection: new log lines do not arrive. Reconnecting.");
   }
 
   close() {

@@ -1,4 +1,4 @@
-// The page: who is there, what is shown, and whether it is still true.
+// The page: login, the current view, and the state of the connection.
 
 import { LoggedOut, login, post, session } from "./api.js";
 import { note } from "./actions.js";
@@ -62,12 +62,12 @@ function state(now, message = "") {
     link("live", "live");
     gone("");
   } else if (now === "gone") {
-    link("lost", "no pool");
-    gone(`The pool does not answer: ${message}. What you see is how it was. This page goes on by itself when it is back.`);
+    link("lost", "pool unreachable");
+    gone(`The pool does not answer: ${message}. The page shows its last known state, and updates again when the pool answers.`);
   } else {
     link("lost", "reconnecting");
-    // Usually it is back before the message could be read; every failed attempt loses it again.
-    lostTimer ||= setTimeout(() => gone("The dashboard does not answer: the pool has been stopped, or cannot be reached. What you see is how it was. Trying again."), 2500);
+    // Usually the connection is back before anyone could read the message; each failed attempt calls this again.
+    lostTimer ||= setTimeout(() => gone("The dashboard does not answer: the pool was stopped, or cannot be reached. The page shows its last known state. Reconnecting."), 2500);
   }
 }
 
@@ -112,8 +112,8 @@ function leave() {
   $("token").focus();
 }
 
-// A link may bring the token behind the "#", where no server and no log sees it.
-function broughtToken() {
+// A link may contain the token behind the "#", which browsers send to no server.
+function tokenOfLink() {
   const match = /^#token=([^&]+)$/.exec(location.hash);
   if (!match) return "";
   history.replaceState(null, "", location.pathname);
@@ -121,7 +121,7 @@ function broughtToken() {
 }
 
 async function begin() {
-  const token = broughtToken();
+  const token = tokenOfLink();
   try {
     await (token ? login(token) : session());
     enter();

@@ -1,4 +1,4 @@
-// The gateway's table.
+// The gateway's routes.
 
 import { get } from "./api.js";
 import { $, el } from "./dom.js";

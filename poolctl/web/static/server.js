@@ -1,4 +1,4 @@
-// One server: state, figures, workers, what happened, what it prints.
+// One server: state, figures, workers, events, log.
 
 import { get } from "./api.js";
 import { Chart, historyBar } from "./charts.js";
@@ -116,5 +116,5 @@ function drawEvents() {
   const key = `${name} ${found[0]?.seq ?? ""}`;
   if (list.dataset.shown === key) return;
   list.dataset.shown = key;
-  list.replaceChildren(...(found.length ? found.map((event) => eventLine(event, false)) : [el("li", {}, el("span", { class: "what" }, "Nothing in the last hour."))]));
+  list.replaceChildren(...(found.length ? found.map((event) => eventLine(event, false)) : [el("li", {}, el("span", { class: "what" }, "No events in the last hour."))]));
 }

@@ -41,7 +41,7 @@ export function place(server) {
     : text;
 }
 
-// No pictures are drawn for rows out of view: there may be thousands.
+// Charts are drawn for visible rows only: there may be thousands of rows.
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     const row = entry.target.row;
@@ -200,7 +200,7 @@ function drawOverview() {
   for (const [key, chart] of Object.entries(charts)) chart.draw(store.total[key], store.interval);
 }
 
-// Each state with how many are in it, a press away from being all that is shown.
+// Each state with its number of servers; pressing it shows only these.
 function drawTally(counts) {
   const chosen = $("state").value;
   const text = JSON.stringify([counts, chosen]);
@@ -213,7 +213,7 @@ function drawTally(counts) {
     return drawServers();
   };
   tallies.list.replaceChildren(...Object.entries(counts).map(([word, [count, mark]]) => el("li", {},
-    el("button", { type: "button", class: `badge ${mark}`, "data-word": word, "aria-pressed": String(chosen === word), title: `Show what is ${word}`, onclick: () => press(word) }, `${count} ${word}`))));
+    el("button", { type: "button", class: `badge ${mark}`, "data-word": word, "aria-pressed": String(chosen === word), title: `Show only servers that are ${word}`, onclick: () => press(word) }, `${count} ${word}`))));
   if (focused) [...tallies.list.querySelectorAll("button")].find((button) => button.dataset.word === focused)?.focus();
 }
 
@@ -235,7 +235,7 @@ let ticks = 0;
 
 export function tick() {
   ticks += 1;
-  // Rows that change places all the time can be neither read nor clicked.
+  // Rows that keep changing places can be neither read nor clicked.
   if (ticks % 5 === 0 && sort !== "file" && sort !== "name" && !$("rows").matches(":hover")) arrange(wanted());
   for (const row of rows.values()) row.draw();
   drawOverview();

@@ -25,7 +25,7 @@ class Store extends EventTarget {
     return Date.now() / 1000 + this.skew;
   }
 
-  tell(name, detail) {
+  notify(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
 
@@ -45,12 +45,12 @@ class Store extends EventTarget {
       server.levels = message.levels[item.name] || [];
     }
     this.refill();
-    this.tell("pool");
+    this.notify("pool");
   }
 
   take(item) {
     const server = this.servers.get(item.name) || { figures: {}, series: Object.fromEntries(SERIES.map((key) => [key, []])), levels: [] };
-    // Uptime goes on by itself.
+    // The page counts the uptime itself.
     this.servers.set(item.name, { ...server, ...item, since: item.uptime_seconds > 0 ? this.now - item.uptime_seconds : 0 });
   }
 
@@ -62,7 +62,7 @@ class Store extends EventTarget {
     }
     const all = this.servers;
     this.servers = new Map(message.order.filter((name) => all.has(name)).map((name) => [name, all.get(name)]));
-    this.tell("changed", message);
+    this.notify("changed", message);
   }
 
   stats(message) {
@@ -77,16 +77,16 @@ class Store extends EventTarget {
       }
     }
     this.sum();
-    this.tell("stats");
+    this.notify("stats");
   }
 
   event(event) {
     this.events.push(event);
     if (this.events.length > MOST_EVENTS) this.events.shift();
-    this.tell("event", event);
+    this.notify("event", event);
   }
 
-  // The figures of the pool as a whole.
+  // The totals of the pool.
   sum() {
     let rps = null;
     let memory = null;

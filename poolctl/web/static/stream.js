@@ -1,4 +1,4 @@
-// The live stream: reconnects by itself, and says how it is.
+// The live stream: reconnects automatically, and reports the state of the connection.
 
 import { store } from "./store.js";
 
@@ -6,7 +6,7 @@ const MESSAGES = ["pool", "changed", "stats", "event"];
 const AGAIN_MS = 2000;
 
 export class Stream {
-  // `onState` gets "live", "gone" (the dashboard lives, the pool does not answer) or "lost"; `onRefused` a closed door.
+  // `onState` gets "live", "gone" (the dashboard answers, the pool does not) or "lost"; `onRefused` is called when the login has expired.
   constructor(onState, onRefused) {
     this.onState = onState;
     this.onRefused = onRefused;

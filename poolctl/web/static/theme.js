@@ -1,4 +1,4 @@
-// Light, dark, or as the system is; remembered in this browser.
+// Light, dark, or the system's theme; stored in this browser.
 
 import { $ } from "./dom.js";
 
@@ -14,7 +14,7 @@ export function beginTheme() {
   try {
     kept = localStorage.getItem(KEY) || "auto";
   } catch {
-    // Without a memory the system decides.
+    // Without storage the system's theme applies.
   }
   select.value = kept;
   apply(kept);
@@ -23,7 +23,7 @@ export function beginTheme() {
     try {
       localStorage.setItem(KEY, select.value);
     } catch {
-      // It holds until the page is left.
+      // The choice lasts until the page is closed.
     }
   });
 }
