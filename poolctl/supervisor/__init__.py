@@ -1,6 +1,6 @@
 """The supervisor: desired state against actual state.
 
-`supervisor` is its life and `pool` the pool that it manages, `configuration` what is in force. `core` decides and
-does, `health` finds workers that are alive in name only, `succession` is how one supervisor follows another, `verbs` is
-what it can be asked, and `observers` looks at all of it and decides nothing. `launch` is how it is started.
+`supervisor` is its life and `managed_pool` the pool that it manages, `active_configuration` what is in force. `core`
+decides and acts, `health` finds hung workers, `takeover` is how one supervisor or keeper replaces another, `verbs`
+answers the control socket, and `observers` watches and decides nothing. `launch` starts a pool.
 """

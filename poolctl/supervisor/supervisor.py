@@ -16,7 +16,7 @@ from poolctl.keeper import store_keys, wire
 from poolctl.runners.link import LinkLost
 from poolctl.runners.local.resources.keeper_link import KeeperLink
 
-from .pool import ManagedPool
+from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles
 
 KEEPER_FD = 3
@@ -133,9 +133,9 @@ class Supervisor:
             self._pool.events.record("pool", "keeper lost", message="another one is started")
             self._pool.remember()
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
-            from .succession.rescue import rescue
+            from .takeover.replace_keeper import replace_keeper
 
-            rescue(self.directory, command, self._keeper.held(), terminate=self._told_to_end)
+            replace_keeper(self.directory, command, self._keeper.held(), terminate=self._told_to_end)
         else:
             logger.error("the keeper is gone, and not everything is known here that it held")
         logging.shutdown()

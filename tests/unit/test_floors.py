@@ -36,7 +36,7 @@ WITHIN = {
         "edit": 6,
     },
     "supervisor": {
-        "health": 2, "succession": 2, "configuration": 3, "verbs": 4, "observers": 5,
+        "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
         "debounced": 0, "deferred_imports": 0, "naming": 0, "admission": 0, "resolve_config": 0,
     },
     "runners": {

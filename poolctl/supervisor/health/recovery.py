@@ -47,7 +47,7 @@ class Case:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class Recovery:
+class WorkerRecovery:
     """Listens to the core's ailments and changes; `chance` gives random numbers from -1 to 1."""
 
     def __init__(

@@ -28,9 +28,9 @@ def set_up_health(core: Core, events: Events, beats: Beats, deferred: DeferredIm
 def _begin(core: Core, events: Events, beats: Beats) -> None:
     from .heartbeat import Heartbeat
     from .memory_limit import MemoryLimit
-    from .recovery import Recovery
+    from .recovery import WorkerRecovery
 
-    recovery = Recovery(core, events)
+    recovery = WorkerRecovery(core, events)
     recovery.resume(core.entries.values())
     heartbeat = Heartbeat(beats, core, events, recovery.notice)
     memory_limit = MemoryLimit(core.clock, recovery.notice)

@@ -21,14 +21,18 @@ _UP_SECONDS = 30.0
 _ENDS_SECONDS = 10.0
 
 
-class Process:
+class DashboardProcess:
     """The one at the other end of `sock`; `known` is its identity, `mark` what it was told.
 
     `on_end` is called when it has ended by itself.
     """
 
     def __init__(
-        self, sock: socket.socket, known: dict[str, Any], mark: str, on_end: Callable[[Process], None]
+        self,
+        sock: socket.socket,
+        known: dict[str, Any],
+        mark: str,
+        on_end: Callable[[DashboardProcess], None],
     ) -> None:
         self.mark = mark
         self.known = known
@@ -48,8 +52,8 @@ class Process:
         told: Told,
         mark: str,
         sockets: Sequence[socket.socket],
-        on_end: Callable[[Process], None],
-    ) -> Process:
+        on_end: Callable[[DashboardProcess], None],
+    ) -> DashboardProcess:
         """A new one that serves. Raises LinkLost, TimeoutError when it does not come up: then it is ended."""
         ours, theirs = wire.pair()
         argv = command(sys.executable, "web")

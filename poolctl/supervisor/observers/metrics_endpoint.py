@@ -18,7 +18,7 @@ from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 
-from ..configuration import Configuration
+from ..active_configuration import ActiveConfiguration
 from ..deferred_imports import DeferredImports
 from .statistics import Statistics
 
@@ -47,7 +47,7 @@ class MetricsEndpoint:
         self._events = events
         self._made: tuple[Metrics, MetricsAddress] | None = None
 
-    async def begin(self, configuration: Configuration, deferred: DeferredImports) -> None:
+    async def begin(self, configuration: ActiveConfiguration, deferred: DeferredImports) -> None:
         """Follow the configuration, beginning with what is in force."""
         configuration.followers.append(self._follow)
         if configuration.tables.metrics is not None:

@@ -16,7 +16,7 @@ from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 
-from ..configuration import Configuration
+from ..active_configuration import ActiveConfiguration
 
 if TYPE_CHECKING:
     from poolctl.monitor.notify.notifier import Notifier
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Notifications:
     """`path` is the file in which a successor finds what is not told yet."""
 
-    def __init__(self, core: Core, events: Events, configuration: Configuration, path: str) -> None:
+    def __init__(self, core: Core, events: Events, configuration: ActiveConfiguration, path: str) -> None:
         self._core = core
         self._events = events
         self._configuration = configuration

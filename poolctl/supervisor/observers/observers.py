@@ -15,9 +15,9 @@ from poolctl.monitor.journal import Journal
 from poolctl.runners.local.runner import LocalRunner
 
 from ..deferred_imports import DeferredImports
-from ..succession.memory import Memory
+from ..takeover.state_store import StateStore
 from ..verbs.verbs import Verbs
-from .dashboard_manager import DashboardManager, PoolEnvironment
+from .dashboard import DashboardManager, PoolEnvironment
 from .event_recorder import EventRecorder
 from .metrics_endpoint import MetricsEndpoint
 from .monitoring import Monitoring
@@ -47,7 +47,7 @@ class Observers:
         self._configuration.followers.append(self._keep_events)
         self._keep_events(self._configuration.tables)
 
-    async def count(self, core: Core, runner: LocalRunner, memory: Memory) -> None:
+    async def count(self, core: Core, runner: LocalRunner, memory: StateStore) -> None:
         """Go on counting where the supervisor before has stopped."""
         self._core = core
         self._statistics = await Statistics.begin(core, self.events, runner, memory)

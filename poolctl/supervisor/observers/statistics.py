@@ -19,7 +19,7 @@ from poolctl.runners.protocol import Placement
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ..succession.memory import Memory
+from ..takeover.state_store import StateStore
 from ..verbs.reports import Reports
 from ..verbs.selection import Selection
 from .totals import Totals
@@ -121,7 +121,7 @@ class Statistics:
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def begin(cls, core: Core, events: Events, runner: LocalRunner, memory: Memory) -> Statistics:
+    async def begin(cls, core: Core, events: Events, runner: LocalRunner, memory: StateStore) -> Statistics:
         """Go on from what the supervisor before had counted; before any worker is taken over."""
         totals = Totals(core, events, runner.tallies, memory)
         await totals.resume()

@@ -12,13 +12,13 @@ from poolctl.monitor.events import Events
 from poolctl.runners.local.workers.tallies import Tallies
 from poolctl.worker.tally import COUNTED, Counts, add
 
-from ..succession.memory import Memory
+from ..takeover.state_store import StateStore
 
 
 class Totals:
     """By the names of the servers; left to a successor whenever something was added."""
 
-    def __init__(self, core: Core, events: Events, tallies: Tallies, memory: Memory) -> None:
+    def __init__(self, core: Core, events: Events, tallies: Tallies, memory: StateStore) -> None:
         self._core = core
         self._tallies = tallies
         self._memory = memory

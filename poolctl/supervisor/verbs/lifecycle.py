@@ -13,19 +13,19 @@ from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, Serv
 from poolctl.pool.select import Selector
 from poolctl.states import Status
 
-from ..configuration import Configuration
+from ..active_configuration import ActiveConfiguration
 from .advice import advice
-from .certificates import expired
-from .order import Order
+from .certificate_expiry import expired
+from .open_file_limit import ensure_open_files, size
+from .operation import Operation
 from .reports import disabled, drained, unwell
-from .room import ensure_room, size
 from .selection import Selection
 
 
 class Lifecycle:
     """`shut_down` ends the supervisor."""
 
-    def __init__(self, core: Core, shut_down: Callable[[], int], configuration: Configuration) -> None:
+    def __init__(self, core: Core, shut_down: Callable[[], int], configuration: ActiveConfiguration) -> None:
         self._core = core
         self._shut_down = shut_down
         self._configuration = configuration
@@ -39,20 +39,20 @@ class Lifecycle:
         graph = self._core.graph
         needed = graph.closure(runnable, graph.dependencies) if deps else runnable
         all_of_them = [entry for entry in needed if not entry.is_disabled]
-        ensure_room(self._core, ((entry.config, size(entry)) for entry in all_of_them))
-        order = Order(self._core, PoolStartError, all_of_them, lambda entry: entry.settled)
+        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in all_of_them))
+        operation = Operation(self._core, PoolStartError, all_of_them, lambda entry: entry.settled)
         for entry in all_of_them:
             if not (entry.wanted and entry.ready):
                 self._core.start(entry, ignore_dependencies=not deps)
         if selector.targets:
-            order.problems += [disabled(entry) for entry in chosen if entry.is_disabled]
-            order.problems += [drained(entry) for entry in chosen if entry.out]
+            operation.problems += [disabled(entry) for entry in chosen if entry.is_disabled]
+            operation.problems += [drained(entry) for entry in chosen if entry.out]
         complaint = self._core.health.complaint
-        order.problems += [unwell(entry, complaint(entry)) for entry in chosen if _is_unwell(entry)]
+        operation.problems += [unwell(entry, complaint(entry)) for entry in chosen if _is_unwell(entry)]
         servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
         warnings = asyncio.ensure_future(advice(servers, names, self._configuration.tables))
-        document = await order.conclude(chosen, options, progress)
+        document = await operation.conclude(chosen, options, progress)
         document["warnings"] += await warnings
         return document
 
@@ -67,9 +67,9 @@ class Lifecycle:
             refused = [problem for problem in found if problem is not None]
             names = {problem.name for problem in refused}
             runnable = [entry for entry in runnable if entry.name not in names]
-        ensure_room(self._core, ((entry.config, size(entry)) for entry in runnable))
-        order = Order(self._core, PoolRestartError, runnable, lambda entry: entry.settled)
-        order.problems += refused
+        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in runnable))
+        operation = Operation(self._core, PoolRestartError, runnable, lambda entry: entry.settled)
+        operation.problems += refused
         environment = options.get("env")
         if environment:
             self._core.registry.revise()  # a successor has to know of it
@@ -79,8 +79,8 @@ class Lifecycle:
             self._core.restart(entry)
             if options.get("force"):
                 self._core.runner.force_certificate(entry.name, entry.generation)
-        order.problems += [disabled(entry) for entry in chosen if entry.is_disabled and selector.targets]
-        return await order.conclude(chosen, options, progress)
+        operation.problems += [disabled(entry) for entry in chosen if entry.is_disabled and selector.targets]
+        return await operation.conclude(chosen, options, progress)
 
     async def stop(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Stop the selected servers, what depends on them first; without a selection end the supervisor too.
@@ -91,10 +91,10 @@ class Lifecycle:
         if options.get("idle") and any(entry.wanted or entry.workers for entry in chosen):
             return result(self._selection.items(selector))
         all_of_them = self.with_dependents(chosen, progress) if options.get("deps", True) else chosen
-        order = Order(self._core, PoolStopError, all_of_them, lambda entry: entry.at_rest)
+        operation = Operation(self._core, PoolStopError, all_of_them, lambda entry: entry.at_rest)
         for entry in all_of_them:
             self._core.stop(entry, kill=bool(options.get("kill")))
-        document = await order.conclude(chosen, options, progress)
+        document = await operation.conclude(chosen, options, progress)
         if selector.selects_all and document["exit_code"] == 0 and options.get("wait", True):
             document["ended"] = True
             document["keeper_pid"] = self._shut_down()

@@ -14,7 +14,7 @@ from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 
-from .certificates import expiring
+from .certificate_expiry import expiring
 from .reports import Reports, details, reporter, unwell
 from .reports import late as late_as
 from .selection import Selection

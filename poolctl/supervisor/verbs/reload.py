@@ -19,13 +19,13 @@ from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector
 from poolctl.runners import withheld
 
-from ..configuration import Configuration
+from ..active_configuration import ActiveConfiguration
 from ..resolve_config import ResolvedConfig
-from .certificates import expired
-from .changes import Change, Kind, Running, Written, plan
-from .order import Order
+from .certificate_expiry import expired
+from .diff import Kind, PlannedChange, Running, Written, plan
+from .open_file_limit import ensure_open_files_for_all
+from .operation import Operation
 from .reports import Reports, as_kind
-from .room import ensure_room_for_all
 
 # The pool itself, which no server can be named.
 POOL = "[pool]"
@@ -34,7 +34,7 @@ POOL = "[pool]"
 class Reload:
     """One at a time: a second one reads the files when the first has applied them."""
 
-    def __init__(self, core: Core, events: Events, configuration: Configuration) -> None:
+    def __init__(self, core: Core, events: Events, configuration: ActiveConfiguration) -> None:
         self._core = core
         self._events = events
         self._configuration = configuration
@@ -62,7 +62,7 @@ class Reload:
             if options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
                 return result(self._items(), exit_code=code, warnings=resolved.warnings, changes=lines)
-            ensure_room_for_all(self._core, resolved.servers)
+            ensure_open_files_for_all(self._core, resolved.servers)
             applied = _Application(self._core, changes, resolved.servers)
             applied.begin()
             if options.get("force"):
@@ -87,7 +87,7 @@ class Reload:
             changes=lines,
         )
 
-    def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[Change]) -> list[Document]:
+    def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]) -> list[Document]:
         """Expired certificates that would replace valid ones."""
         reading = {
             each.name
@@ -119,15 +119,15 @@ class Reload:
                 **where,
             )
 
-    def _of_the_pool(self, resolved: ResolvedConfig) -> Iterable[Change]:
+    def _of_the_pool(self, resolved: ResolvedConfig) -> Iterable[PlannedChange]:
         if resolved.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {resolved.name}"
-            yield Change(Kind.UPDATE, POOL, "", ("pool.name",), message)
+            yield PlannedChange(Kind.UPDATE, POOL, "", ("pool.name",), message)
         now, then = self._configuration.tables.to_dict(), resolved.tables.to_dict()
         for name in TABLE_NAMES:
             if getattr(resolved.tables, name) != getattr(self._configuration.tables, name):
                 keys = _changed(name, now.get(name), then.get(name))
-                yield Change(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {', '.join(keys)}")
+                yield PlannedChange(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {', '.join(keys)}")
 
     def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:
         """Notes about running servers whose environment has variables that are now withheld."""
@@ -150,7 +150,7 @@ class Reload:
 class _Application:
     """The changes of one reload on their way."""
 
-    def __init__(self, core: Core, changes: Iterable[Change], servers: Iterable[ServerConfig]) -> None:
+    def __init__(self, core: Core, changes: Iterable[PlannedChange], servers: Iterable[ServerConfig]) -> None:
         self._core = core
         self._servers = {server.name: server for server in servers}
         self._kinds: dict[str, set[Kind]] = {}
@@ -179,14 +179,14 @@ class _Application:
         coming = [self._configured(server) for server in self._servers.values()]
         core.registry.arrange(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
-        self._coming = Order(
+        self._coming = Operation(
             core,
             PoolRestartError,
             awaited,
             lambda entry: entry.settled and not (entry.former or entry.releasing),
         )
         stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
-        self._going = Order(core, PoolStopError, [*gone, *stopping], lambda entry: entry.at_rest)
+        self._going = Operation(core, PoolStopError, [*gone, *stopping], lambda entry: entry.at_rest)
 
     def _configured(self, server: ServerConfig) -> Entry:
         entry = self._core.entries.get(server.name)

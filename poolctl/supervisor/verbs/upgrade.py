@@ -16,7 +16,7 @@ from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector
 
-from .changes import Kind
+from .diff import Kind
 
 # What a server runs with is read anew by the version that follows; how many workers it has, and the like, is handed on.
 _HANDED_ON = Kind.OVERRIDE.value

@@ -12,17 +12,17 @@ from poolctl.exit_codes import USAGE
 from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector, SelectorError
 
-from ..configuration import Configuration
+from ..active_configuration import ActiveConfiguration
 from .audit import Audit
+from .event_stream import EventStream
 from .gateway import nothing
 from .lifecycle import Lifecycle
+from .open_file_limit import TooManyOpenFiles
 from .reading import Reading
-from .room import NoRoom
 from .selection import NothingMatched, Selection
-from .telling import Telling
 
 # The modules of the verbs that no start needs.
-CHANGING = ("verbs.changes", "verbs.live", "verbs.reload", "verbs.upgrade")
+CHANGING = ("verbs.diff", "verbs.overrides", "verbs.reload", "verbs.upgrade")
 _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,)}
 
@@ -41,7 +41,7 @@ class Verbs:
         events: Events,
         about: Callable[[], Document],
         shut_down: Callable[[], None],
-        configuration: Configuration,
+        configuration: ActiveConfiguration,
         succeed: Callable[[list[str], list[str]], None] = lambda keeper, supervisor: None,
     ) -> None:
         self._about = about
@@ -53,7 +53,7 @@ class Verbs:
         self._rest: Callable[[], dict[str, Verb]] | None = lambda: _changing(
             core, events, configuration, lifecycle, succeed
         )
-        self.telling = Telling(core, events)
+        self.event_stream = EventStream(core, events)
         self._audit = Audit(events)
         self._selection = Selection(core)
         self._verbs: dict[str, Verb] = {
@@ -65,7 +65,7 @@ class Verbs:
             "start": lifecycle.start,
             "stop": lifecycle.stop,
             "restart": lifecycle.restart,
-            "events": self.telling.events,
+            "events": self.event_stream.events,
             "routes": nothing,
             "hosts": nothing,
         }
@@ -98,7 +98,7 @@ class Verbs:
             return result([], [error(USAGE, "ErrorUsage", wrong.message, wrong.hint)], exit_code=USAGE)
         except NothingMatched as nothing:
             return nothing.document
-        except NoRoom as refused:
+        except TooManyOpenFiles as refused:
             # A supervisor that runs nothing would keep the limit that it was started with.
             ended = {"ended": True, "keeper_pid": self._end()} if self._registry.unused else {}
             return {**refused.document, **ended}
@@ -134,16 +134,16 @@ def _options(body: Document) -> Document:
 def _changing(
     core: Core,
     events: Events,
-    configuration: Configuration,
+    configuration: ActiveConfiguration,
     lifecycle: Lifecycle,
     succeed: Callable[[list[str], list[str]], None],
 ) -> dict[str, Verb]:
-    from .live import Live
+    from .overrides import OverrideVerbs
     from .reload import Reload
     from .upgrade import Upgrade
 
     reload = Reload(core, events, configuration).reload
-    live = Live(core, configuration, lifecycle.with_dependents)
+    live = OverrideVerbs(core, configuration, lifecycle.with_dependents)
     return {
         "reload": reload,
         "scale": live.scale,

@@ -13,19 +13,19 @@ from poolctl.core.core import Core
 from poolctl.core.trace import Trace
 from poolctl.monitor.events import Events
 from poolctl.pool.select import Selector
-from poolctl.supervisor.configuration import Configuration
+from poolctl.supervisor.active_configuration import ActiveConfiguration
 from poolctl.supervisor.resolve_config import ResolvedConfig
-from poolctl.supervisor.succession.memory import Memory
+from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.unit.supervisor.slow_runner import SlowRunner
 
 
-class Files(Configuration):
+class Files(ActiveConfiguration):
     """A configuration whose files are a list: `written`, or `wrong` with what is wrong in it."""
 
     def __init__(self, servers: Iterable[ServerConfig]) -> None:
         nobody: Any = None
-        super().__init__(["/nowhere/pool.toml"], "/nowhere", Memory(nobody, ""), {})
+        super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(nobody, ""), {})
         self.written = list(servers)
         self.wrong: list[dict[str, Any]] = []
         self.told = Tables()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 
 from poolctl.keeper import wire
-from poolctl.supervisor.observers.dashboard_process import Process
+from poolctl.supervisor.observers.dashboard_process import DashboardProcess
 
 
 def test_adopting_a_dead_dashboard_reports_its_exit() -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
         theirs.close()
-        ended: list[Process] = []
-        adopted = Process(ours, {"pid": 1, "start": 1}, "mark", ended.append)
+        ended: list[DashboardProcess] = []
+        adopted = DashboardProcess(ours, {"pid": 1, "start": 1}, "mark", ended.append)
         assert ended == [], "the caller does not have it yet"
         await asyncio.wait_for(adopted.up.wait(), 5)
         assert ended == [adopted]

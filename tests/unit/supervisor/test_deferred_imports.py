@@ -40,7 +40,7 @@ def test_steps_are_taken_in_order_with_other_work_between_them() -> None:
 
 
 def test_a_start_imports_none_of_it_and_afterwards_all_of_it_is_there() -> None:
-    names = [*setup._MODULES, *metrics_endpoint._MODULES, *verbs.CHANGING, "succession.rescue"]
+    names = [*setup._MODULES, *metrics_endpoint._MODULES, *verbs.CHANGING, "takeover.replace_keeper"]
     whole = [name if name.startswith("poolctl.") else f"poolctl.supervisor.{name}" for name in names]
     look = f"""
 import sys
@@ -51,8 +51,8 @@ assert not early, early
 for name in names:
     __import__(name)
 there = set(sys.modules)
-from poolctl.supervisor.verbs import live, reload, upgrade
-from poolctl.supervisor.succession import rescue
+from poolctl.supervisor.verbs import overrides, reload, upgrade
+from poolctl.supervisor.takeover import replace_keeper
 from poolctl.supervisor.health import recovery, memory_limit, heartbeat
 from poolctl.supervisor.observers import metrics, metrics_address
 late = set(sys.modules) - there

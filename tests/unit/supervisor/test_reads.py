@@ -16,10 +16,10 @@ from poolctl.runners.protocol import Exit
 from poolctl.supervisor.observers.monitoring import Monitoring
 from poolctl.supervisor.observers.statistics import Statistics
 from poolctl.supervisor.observers.totals import Totals
-from poolctl.supervisor.succession import memory as memory_module
-from poolctl.supervisor.succession.memory import Memory
+from poolctl.supervisor.takeover import state_store
+from poolctl.supervisor.takeover.state_store import StateStore
 from tests.unit.supervisor.desk import Desk, run, turns, web
-from tests.unit.supervisor.test_memory import StoreLink
+from tests.unit.supervisor.test_state_store import StoreLink
 
 
 class Recorded(Desk):
@@ -28,9 +28,9 @@ class Recorded(Desk):
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(*(web(f"s{number}") for number in range(3)))
         self.link = StoreLink(Store())
-        self.memory = Memory(self.link, str(directory))
+        self.memory = StateStore(self.link, str(directory))
         self.serialised: list[str] = []
-        monkeypatch.setattr(memory_module, "record_of", self._counted)
+        monkeypatch.setattr(state_store, "record_of", self._counted)
         tallies: Any = SimpleNamespace(add_up=None, unsettled=[])
         totals = Totals(self.core, self.events, tallies, self.memory)
         self.verbs.add("stats", Statistics(self.core, totals, lambda placement: None).stats)

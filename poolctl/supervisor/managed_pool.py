@@ -28,23 +28,23 @@ from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.protocol import Placement
 from poolctl.units import format_duration
 
-from .configuration import Configuration
+from .active_configuration import ActiveConfiguration
 from .debounced import Debounced
 from .deferred_imports import DeferredImports
 from .health.setup import set_up_health
 from .identity import identity
 from .mandatory import Mandatory
-from .observers.dashboard_manager import PoolEnvironment
+from .observers.dashboard import PoolEnvironment
 from .observers.lost_output import LostOutput
 from .observers.observers import Observers
 from .runtime_files import RuntimeFiles
 from .runtime_watch import RuntimeWatch
-from .succession.adopt import adopt
-from .succession.inherited import inherited
-from .succession.keeper_watch import watch_keeper
-from .succession.memory import Memory
-from .succession.orphans import take_in
-from .succession.stragglers import await_stragglers
+from .takeover.adopt_workers import adopt
+from .takeover.keeper_watch import watch_keeper
+from .takeover.late_orphans import adopt_late_orphans
+from .takeover.orphans import take_in
+from .takeover.state_store import StateStore
+from .takeover.systemd_sockets import inherited
 from .verbs.verbs import CHANGING, Verbs
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ class ManagedPool:
             orphanage=directory,
         )
         self._clock = SystemClock()
-        self._memory = Memory(keeper, directory)
-        self._configuration = Configuration(
+        self._memory = StateStore(keeper, directory)
+        self._configuration = ActiveConfiguration(
             files, state_directory, self._memory, self.runner.forker.environments
         )
         pool_environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
@@ -146,7 +146,7 @@ class ManagedPool:
         self._verbs = Verbs(self.core, self.events, self._about, *ours)
         await self._observers.answer(self._verbs, deferred)
         deferred.add(CHANGING, self._verbs.complete)
-        deferred.add(("succession.rescue",))
+        deferred.add(("takeover.replace_keeper",))
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             from .systemd import Service
@@ -170,8 +170,8 @@ class ManagedPool:
         self.core.listeners.add(Mandatory(self._end_with).look)
         self._observers.show()
         if not self._configuration.problems:
-            work = await_stragglers(self.core, self.runner, self.directory, self._give_way)
-            self._stragglers = asyncio.ensure_future(work)
+            work = adopt_late_orphans(self.core, self.runner, self.directory, self._give_way)
+            self._late_orphans = asyncio.ensure_future(work)
 
     async def _handle(self, request: Request, progress: Progress) -> Document:
         if self._configuration.problems:
@@ -224,7 +224,7 @@ class ManagedPool:
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""
         self._watching_runtime.cancel()
-        self._verbs.telling.end()
+        self._verbs.event_stream.end()
         await self._control.close()
         await self._observers.hide()
         await self.runner.aclose()

@@ -20,7 +20,7 @@ from poolctl.keeper.requests import answer
 from poolctl.keeper.store import Store
 from poolctl.platform import sealed_file
 from poolctl.runners.link import Link
-from poolctl.supervisor.succession.memory import Memory
+from poolctl.supervisor.takeover.state_store import StateStore
 
 NAMES = ("a", "b", "c", "d")
 CHANGES: dict[str, Any] = {
@@ -60,10 +60,10 @@ class History:
         self.store = Store()
         self.wanted: dict[str, dict[str, Any]] = {name: {} for name in NAMES}  # what was ordered last of each
 
-    async def begin(self) -> tuple[Memory, dict[str, Entry], StoreLink]:
+    async def begin(self) -> tuple[StateStore, dict[str, Entry], StoreLink]:
         """A supervisor that has all of it back."""
         link = StoreLink(self.store)
-        memory = Memory(link, self.directory)
+        memory = StateStore(link, self.directory)
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
         await memory.recall(entries)
         for name, values in self.wanted.items():
@@ -110,7 +110,7 @@ def test_what_an_older_supervisor_has_left_is_taken_over() -> None:
         link.send({"op": "put", "name": store_keys.WANTED}, [fd])
         os.close(fd)
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
-        assert await Memory(link, "/nowhere").recall(entries) == {"a", "b", "gone"}
+        assert await StateStore(link, "/nowhere").recall(entries) == {"a", "b", "gone"}
         link.end()
         assert (entries["a"].desired, entries["a"].size) == (Desired.RUN, 2)
         assert [entries[name].desired for name in "bcd"] == [Desired.STOPPED, Desired.IDLE, Desired.IDLE]

@@ -60,7 +60,7 @@ class Left:
         return {name: source for name, source in found.items() if source}
 
 
-class Memory:
+class StateStore:
     """Entries of the keeper's store, as files in memory that only this pool's processes can reach.
 
     In `directory` is what has to outlive the keeper too; it is no longer written once it has been forgotten.

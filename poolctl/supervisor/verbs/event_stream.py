@@ -18,7 +18,7 @@ from .selection import Selection
 _SHAPE = f"since as in the journal, lines and after as numbers, kind as a list of {', '.join(KINDS)}"
 
 
-class Telling:
+class EventStream:
     """Answers with events, each a line of progress."""
 
     def __init__(self, core: Core, events: Events) -> None:

@@ -15,7 +15,7 @@ from poolctl.exit_codes import FAILED
 _Servers = Mapping[str, tuple[ServerConfig, int]]
 
 
-class NoRoom(Exception):
+class TooManyOpenFiles(Exception):
     """The servers need more open files than the limit allows; carries the response."""
 
     def __init__(self, document: Document) -> None:
@@ -23,13 +23,13 @@ class NoRoom(Exception):
         self.document = document
 
 
-def ensure_room(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
-    """Raise NoRoom unless these servers, each with so many workers, can run with all that are to run already."""
+def ensure_open_files(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
+    """Raise TooManyOpenFiles unless these servers, each with so many workers, fit beside those that are to run."""
     wanted = {entry.name: (entry.config, size(entry)) for entry in core.entries.values() if _runs(entry)}
     _ensure(wanted, wanted | {server.name: (server, count) for server, count in coming})
 
 
-def ensure_room_for_all(core: Core, servers: Iterable[ServerConfig]) -> None:
+def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> None:
     """Likewise, when the pool is to have these servers and no others."""
     entries = core.entries
     before = {entry.name: (entry.config, size(entry)) for entry in entries.values() if _runs(entry)}
@@ -57,7 +57,7 @@ def _ensure(before: _Servers, after: _Servers) -> None:
     message = f"{servers} {need} open files, but this pool may have only {limit}: nothing was changed"
     hint = f"{RAISE_OPEN_FILES}; then poolctl stop, and poolctl start" if before else RAISE_OPEN_FILES
     problem = failure(PoolStartError, message, hint)
-    raise NoRoom(result([], [problem], exit_code=FAILED))
+    raise TooManyOpenFiles(result([], [problem], exit_code=FAILED))
 
 
 def _runs(entry: Entry) -> bool:

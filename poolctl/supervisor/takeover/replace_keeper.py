@@ -34,7 +34,7 @@ class _Refused(Exception):
     """There is another keeper."""
 
 
-def rescue(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
+def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
     """Return when another keeper, and a supervisor of its own, have everything; then this process is not needed.
 
     Blocks: nothing else is to happen here meanwhile, as what we know is what the successor is to know. Tries again for

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig
 from poolctl.core.desired import Overrides
-from poolctl.supervisor.verbs.changes import Change, Kind, Running, Written, differences, is_live, plan
+from poolctl.supervisor.verbs.diff import Kind, PlannedChange, Running, Written, differences, is_live, plan
 from tests.unit.supervisor.desk import web
 
 # By key, two values of it, and whether a change takes effect without a new process.
@@ -132,7 +132,7 @@ def test_the_plan_is_exactly_the_difference(
     before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]
 ) -> None:
     changes = plan([Running(config) for config in made(before)], Written(made(after)))
-    found: dict[str, Change] = {change.name: change for change in changes}
+    found: dict[str, PlannedChange] = {change.name: change for change in changes}
     assert len(found) == len(changes)
     for name in before.keys() | after.keys():
         if name not in after:

@@ -16,7 +16,7 @@ from .reports import Reports, as_kind, late, reporter
 from .waiting import until
 
 
-class Order:
+class Operation:
     """Made before the core is told what is wanted, so that failures since then are the command's own.
 
     `problems` takes what is wrong from the beginning.
@@ -107,8 +107,8 @@ class Order:
         if self._reached(entry):
             return None
         if self._overtaken(entry):
-            order = "started" if self._kind is PoolStopError else "stopped"
-            reason = self._core.reason or f"was {order} by another command meanwhile"
+            opposite = "started" if self._kind is PoolStopError else "stopped"
+            reason = self._core.reason or f"was {opposite} by another command meanwhile"
             return late(entry, self._kind, reason)
         if entry.name in self._stuck:
             blocker = self._stuck[entry.name]

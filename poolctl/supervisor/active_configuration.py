@@ -17,12 +17,12 @@ from poolctl.runners import withheld
 from .admission import obstacles
 from .naming import default_name
 from .resolve_config import ConfigResolver, ResolvedConfig
-from .succession.memory import Kept, Left, Memory
+from .takeover.state_store import Kept, Left, StateStore
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Configuration:
+class ActiveConfiguration:
     """The pool's files and what came of them; `environments` are those that servers were given by command.
 
     `followers` are called with what is configured beside the servers, whenever that has changed.
@@ -32,7 +32,7 @@ class Configuration:
         self,
         files: Sequence[str],
         state_directory: str,
-        memory: Memory,
+        memory: StateStore,
         environments: dict[str, Mapping[str, str]],
     ) -> None:
         self.files = list(files)

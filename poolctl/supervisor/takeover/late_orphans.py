@@ -17,7 +17,7 @@ logger = logging.getLogger("poolctl.supervisor")
 _PAUSES_SECONDS = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
-async def await_stragglers(
+async def adopt_late_orphans(
     core: Core, runner: LocalRunner, directory: str, give_way: Callable[[], None]
 ) -> None:
     """Look for them now and then. What is found goes to the keeper, and `give_way` lets a successor adopt it.

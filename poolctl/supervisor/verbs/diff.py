@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class PlannedChange:
     """One line of the plan."""
 
     kind: Kind
@@ -72,7 +72,7 @@ class Written:
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def plan(running: Iterable[Running], written: Written, missing: Iterable[str] = ()) -> list[Change]:
+def plan(running: Iterable[Running], written: Written, missing: Iterable[str] = ()) -> list[PlannedChange]:
     """The changes in the order of the files, those of servers that are not in them first.
 
     `missing` are the names of servers that were removed live.
@@ -90,23 +90,23 @@ def plan(running: Iterable[Running], written: Written, missing: Iterable[str] = 
     return found
 
 
-def _gone(before: Running) -> Change:
+def _gone(before: Running) -> PlannedChange:
     config = before.config
     if before.added:
         message = "added live, not in the file: removed"
-        return Change(Kind.OVERRIDE, config.name, config.key, ("name",), message)
-    return Change(Kind.REMOVE, config.name, config.key, message="is not in the file any more")
+        return PlannedChange(Kind.OVERRIDE, config.name, config.key, ("name",), message)
+    return PlannedChange(Kind.REMOVE, config.name, config.key, message="is not in the file any more")
 
 
-def _new(server: ServerConfig, *, live: bool) -> Change:
+def _new(server: ServerConfig, *, live: bool) -> PlannedChange:
     if live:
-        return Change(
+        return PlannedChange(
             Kind.OVERRIDE, server.name, server.key, ("name",), "removed live, in the file: added again"
         )
-    return Change(Kind.ADD, server.name, server.key, message="is new")
+    return PlannedChange(Kind.ADD, server.name, server.key, message="is new")
 
 
-def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
+def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[PlannedChange]:
     agreed = _agreed(before, server)
     keys = [key for key in differences(before.config, server) if key not in agreed]
     for what, digest in files.items():
@@ -114,11 +114,15 @@ def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) ->
         if before.files.get(what, digest) != digest and not named:
             keys.append(what)
     fresh = [key for key in keys if not is_live(key, before.config, server)]
-    found: list[Change] = []
+    found: list[PlannedChange] = []
     if fresh:
-        found.append(Change(Kind.RESTART, server.name, server.key, tuple(keys), f"{_listed(fresh)} changed"))
+        found.append(
+            PlannedChange(Kind.RESTART, server.name, server.key, tuple(keys), f"{_listed(fresh)} changed")
+        )
     elif keys:
-        found.append(Change(Kind.UPDATE, server.name, server.key, tuple(keys), f"{_listed(keys)} changed"))
+        found.append(
+            PlannedChange(Kind.UPDATE, server.name, server.key, tuple(keys), f"{_listed(keys)} changed")
+        )
     return found + _overridden(before, server)
 
 
@@ -134,7 +138,7 @@ def _agreed(before: Running, server: ServerConfig) -> set[str]:
     }
 
 
-def _overridden(before: Running, server: ServerConfig) -> list[Change]:
+def _overridden(before: Running, server: ServerConfig) -> list[PlannedChange]:
     found: list[tuple[str, str]] = []
     live = before.overrides
     if live.workers is not None and live.workers != server.workers:
@@ -143,7 +147,7 @@ def _overridden(before: Running, server: ServerConfig) -> list[Change]:
         found.append(("disabled", "disabled live" if live.disabled else "enabled live"))
     if live.out:
         found.append(("drained", "drained"))
-    return [Change(Kind.OVERRIDE, server.name, server.key, (key,), text) for key, text in found]
+    return [PlannedChange(Kind.OVERRIDE, server.name, server.key, (key,), text) for key, text in found]
 
 
 def differences(before: ServerConfig, after: ServerConfig) -> list[str]:

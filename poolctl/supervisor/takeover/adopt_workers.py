@@ -15,7 +15,7 @@ from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.local.workers.local_worker import LocalWorker
 from poolctl.states import Status
 
-from .memory import Memory
+from .state_store import StateStore
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -25,7 +25,7 @@ _REPORT_SECONDS = 0.2
 async def adopt(
     core: Core,
     runner: LocalRunner,
-    memory: Memory,
+    memory: StateStore,
     placed: Mapping[str, ServerConfig],
     orphaned: Mapping[str, bool] = MappingProxyType({}),
 ) -> int:

@@ -14,11 +14,11 @@ from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidat
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector, SelectorError, selection_needed
 
+from ..active_configuration import ActiveConfiguration
 from ..admission import obstacles
-from ..configuration import Configuration
-from .order import Order
+from .open_file_limit import ensure_open_files, size
+from .operation import Operation
 from .reports import Reports, late
-from .room import ensure_room, size
 from .selection import Selection
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
@@ -27,13 +27,13 @@ _STAYS = _RUNS | {"starting", "backoff"}
 _LATER, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
 
 
-class Live:
+class OverrideVerbs:
     """Overrides; `with_dependents` adds those that have to stop before, and says so."""
 
     def __init__(
         self,
         core: Core,
-        configuration: Configuration,
+        configuration: ActiveConfiguration,
         with_dependents: Callable[[list[Entry], Progress], list[Entry]],
     ) -> None:
         self._core = core
@@ -54,19 +54,19 @@ class Live:
         refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
         running = [entry for entry in able if not entry.rests]
-        ensure_room(self._core, ((entry.config, workers) for entry in running))
-        order = Order(self._core, PoolStartError, running, lambda entry: entry.settled)
-        order.problems += refused.values()
+        ensure_open_files(self._core, ((entry.config, workers) for entry in running))
+        operation = Operation(self._core, PoolStartError, running, lambda entry: entry.settled)
+        operation.problems += refused.values()
         for entry in able:
             count = None if workers == entry.config.workers else workers
             self._core.override(entry, replace(entry.overrides, workers=count))
-        code = await order.settle(options, progress)
-        order.problems += [
+        code = await operation.settle(options, progress)
+        operation.problems += [
             late(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
             for entry in able
             if entry.size != workers
         ]
-        return order.result(chosen, code or (FAILED if order.problems else 0))
+        return operation.result(chosen, code or (FAILED if operation.problems else 0))
 
     async def drain(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Take the selected servers out of rotation; they answer those who ask them directly."""
@@ -92,22 +92,22 @@ class Live:
         """Let the selected servers be started, and start those that were disabled; return when each is ready."""
         chosen = self._chosen("enable", selector, options)
         enabled = [entry for entry in chosen if entry.is_disabled]
-        ensure_room(self._core, ((entry.config, size(entry)) for entry in enabled))
-        order = Order(self._core, PoolStartError, enabled, lambda entry: entry.settled)
+        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in enabled))
+        operation = Operation(self._core, PoolStartError, enabled, lambda entry: entry.settled)
         for entry in enabled:
             self._core.enable(entry)
-        return await order.conclude(chosen, options, progress)
+        return await operation.conclude(chosen, options, progress)
 
     async def disable(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Stop the selected servers, what depends on them first, and let nothing start them; return when they have."""
         chosen = self._chosen("disable", selector, options)
         also = [entry for entry in self._with_dependents(chosen, progress) if entry not in chosen]
-        order = Order(self._core, PoolStopError, [*also, *chosen], lambda entry: entry.at_rest)
+        operation = Operation(self._core, PoolStopError, [*also, *chosen], lambda entry: entry.at_rest)
         for entry in also:
             self._core.stop(entry)
         for entry in chosen:
             self._core.disable(entry)
-        return await order.conclude(chosen, options, progress)
+        return await operation.conclude(chosen, options, progress)
 
     async def add(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """A server that is in no file, started; return when it is ready. 8 when its name or address is taken."""
@@ -125,21 +125,21 @@ class Live:
             code, problems = code_and_problems
             raised = PoolValidateError("the server cannot be added", problems)
             return result([], raised.to_list(), exit_code=code)
-        ensure_room(self._core, [(config, config.scale.min)])
+        ensure_open_files(self._core, [(config, config.scale.min)])
         entry = self._core.add(config, (table, base_dir))
         self._core.override(entry)
         self._core.start(entry)
-        order = Order(
+        operation = Operation(
             self._core, PoolStartError, [entry] if entry.wanted else [], lambda entry: entry.settled
         )
-        return await order.conclude([entry], options, progress)
+        return await operation.conclude([entry], options, progress)
 
     async def remove(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Stop the selected servers, what depends on them first, and forget them; the result lists what is gone."""
         chosen = self._chosen("remove", selector, options)
         deps = options.get("deps", True)
         also = self._with_dependents(chosen, progress) if deps else chosen
-        order = Order(self._core, PoolStopError, also, lambda entry: entry.at_rest)
+        operation = Operation(self._core, PoolStopError, also, lambda entry: entry.at_rest)
         for entry in also:
             if entry not in chosen:
                 self._core.stop(entry)
@@ -148,7 +148,7 @@ class Live:
                 self._configuration.missing.add(entry.name)
             self._core.remove(entry)
         self._core.registry.revise()  # a successor has to know of those that are missing
-        return await order.conclude(chosen, options, progress)
+        return await operation.conclude(chosen, options, progress)
 
     def _chosen(self, verb: str, selector: Selector, options: Document) -> list[Entry]:
         """The selected entries. Raises SelectorError for no selection, unless the option `all` asks for every one."""

@@ -1,0 +1,198 @@
+"""The dashboard's process: started, started again, moved and ended; its listener is held by the pool meanwhile.
+
+The keeper has the listener and the way to the process as well, so that both outlive this supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from poolctl import __version__
+from poolctl.address import parse
+from poolctl.errors import ServerError
+from poolctl.keeper import store_keys, wire
+from poolctl.listeners.open import close_listener, refuse
+from poolctl.listeners.unix import identity_of
+from poolctl.monitor.events import Events
+from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.local.resources.opener import Opener
+
+from .dashboard_process import DashboardProcess
+from .dashboard_settings import Told
+from .dashboard_takeover import take_over
+
+if TYPE_CHECKING:
+    from poolctl.config import Dashboard as Table
+
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 30.0
+_CALM_SECONDS = 60.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class DashboardPage:
+    """Keeps the dashboard as `want` says. `told` gives what its process is to be told; `problem` is why it is not up.
+
+    Nothing here raises: the pool does not depend on its page.
+    """
+
+    def __init__(self, keeper: Link, directory: str, events: Events, told: Callable[[Table], Told]) -> None:
+        self.problem = ""
+        self.table: Table | None = None
+        self._keeper = keeper
+        self._directory = directory
+        self._events = events
+        self._told = told
+        self._opener = Opener()
+        self._sockets: list[socket.socket] = []
+        self._bind = ""
+        self._process: DashboardProcess | None = None
+        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._turn = asyncio.Lock()
+        self._work: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._tried = asyncio.Event()  # whether it can listen is known
+        self._adopted = self._over = False
+
+    def want(self, table: Table | None) -> None:
+        """Have it as this table says, as soon as may be; None: not at all."""
+        self.table = table
+        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._tried.clear()
+        self._soon(0.0)
+
+    async def attempted(self) -> None:
+        """Return once its address has been opened, or could not be: then `problem` says why."""
+        await self._tried.wait()
+
+    async def where(self) -> Told | None:
+        """What its process was told, once it serves; None when it cannot: `problem` says why."""
+        while self._process is None and not self.problem and self.table is not None:
+            self._changed = asyncio.Event()
+            await self._changed.wait()
+        if self.problem or self.table is None:
+            return None
+        return await asyncio.to_thread(self._told, self.table)
+
+    async def aclose(self) -> None:
+        """End the process, and refuse connections from now on."""
+        self._over = True
+        for task in list(self._work):
+            task.cancel()
+        async with self._turn:
+            await self._off()
+
+    def _soon(self, seconds: float) -> None:
+        task = asyncio.ensure_future(self._settle_after(seconds))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _settle_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        async with self._turn:
+            try:
+                await self._settle()
+            except (ServerError, LinkLost, OSError, TimeoutError) as error:
+                self._failed(getattr(error, "message", "") or str(error) or "its process does not come up")
+            except Exception as error:
+                logger.exception("the dashboard could not be started")
+                self._failed(repr(error))
+        self._changed.set()
+        self._tried.set()
+
+    def _failed(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            logger.error("the dashboard: %s", problem)
+            self._events.record("pool", "dashboard failed", message=f"the dashboard: {problem}")
+        self._again()
+
+    def _again(self) -> None:
+        if not self._over:
+            self._soon(self._pause_seconds)
+            self._pause_seconds = min(self._pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
+
+    async def _settle(self) -> None:
+        if not self._adopted:
+            await self._adopt()
+        table = self.table
+        if table is None:
+            await self._off()
+            self.problem = ""
+            return
+        told = await asyncio.to_thread(self._told, table)
+        mark = f"{__version__} {told.mark}"
+        before = self._process
+        if before is not None and (self._bind, before.mark) == (told.bind, mark):
+            return
+        if self._bind != told.bind:
+            await self._off()
+            await self._open(told.bind)
+            before = None
+        self._tried.set()
+        process = await DashboardProcess.start(
+            self._keeper, self._directory, told, mark, self._sockets, self._ended
+        )
+        self._keeper.send(
+            {"op": "put", "name": store_keys.DASHBOARD_LINK, "meta": {**process.known, "mark": mark}},
+            [process.link.sock.fileno()],
+        )
+        self._process = process
+        if before is not None:
+            before.end()
+        self.problem = ""
+        self._events.record(
+            "pool", "dashboard started", message=f"the dashboard serves {told.url}", url=told.url
+        )
+
+    async def _adopt(self) -> None:
+        """Take over what a supervisor before has left to the keeper, or a process that has lost both."""
+        self._adopted = True
+        reply, fds = await self._keeper.call({"op": "get", "name": store_keys.DASHBOARD})
+        if not fds:
+            left = await asyncio.to_thread(take_over, self._directory)
+            if left is not None:
+                self._hold(*left)
+            return
+        self._bind = str(reply["meta"]["bind"])
+        self._sockets = [socket.socket(fileno=fd) for fd in fds]
+        reply, fds = await self._keeper.call({"op": "get", "name": store_keys.DASHBOARD_LINK})
+        if fds:
+            meta = reply["meta"]
+            self._process = DashboardProcess(wire.over(fds[0]), meta, str(meta["mark"]), self._ended)
+
+    async def _open(self, bind: str) -> None:
+        self._hold(bind, await self._opener.listen(parse(bind)))
+
+    def _hold(self, bind: str, sockets: list[socket.socket]) -> None:
+        self._bind, self._sockets = bind, sockets
+        fds = [sock.fileno() for sock in sockets]
+        self._keeper.send({"op": "put", "name": store_keys.DASHBOARD, "meta": {"bind": bind}}, fds)
+
+    def _ended(self, process: DashboardProcess) -> None:
+        if self._process is not process:
+            return
+        self._process = None
+        self._keeper.send({"op": "drop", "name": store_keys.DASHBOARD_LINK})
+        logger.error("the dashboard's process has ended; another one is started")
+        if asyncio.get_running_loop().time() - process.began > _CALM_SECONDS:
+            self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._again()
+
+    async def _off(self) -> None:
+        if self._process is not None:
+            process, self._process = self._process, None
+            self._keeper.send({"op": "drop", "name": store_keys.DASHBOARD_LINK})
+            process.end()
+        if self._sockets:
+            refuse(self._sockets)  # the process that is about to end has them too
+            close_listener(self._sockets, identity_of(self._bind))
+            self._sockets, self._bind = [], ""
+            with contextlib.suppress(LinkLost):
+                await self._keeper.call({"op": "drop", "name": store_keys.DASHBOARD})
