@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterable
 
+from poolctl.config import Configuration, ServerConfig, Tables, changed_by
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
@@ -14,12 +17,13 @@ from poolctl.pool.select import Selector
 from poolctl.states import Status
 
 from ..active_configuration import ActiveConfiguration
-from .advice import advice
 from .certificate_expiry import expired
 from .open_file_limit import ensure_open_files, size
 from .operation import Operation
 from .reports import disabled, drained, unwell
 from .selection import Selection
+
+_NAMES_SHOWN = 3
 
 
 class Lifecycle:
@@ -51,7 +55,7 @@ class Lifecycle:
         operation.problems += [unwell(entry, complaint(entry)) for entry in chosen if _is_unwell(entry)]
         servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
-        warnings = asyncio.ensure_future(advice(servers, names, self._configuration.tables))
+        warnings = asyncio.ensure_future(startup_warnings(servers, names, self._configuration.tables))
         document = await operation.conclude(chosen, options, progress)
         document["warnings"] += await warnings
         return document
@@ -115,3 +119,47 @@ class Lifecycle:
 def _is_unwell(entry: Entry) -> bool:
     """It runs, so that there is nothing to start, and is not ready all the same."""
     return entry.wanted and entry.complete and entry.health is Status.KO
+
+
+async def startup_warnings(servers: Iterable[ServerConfig], names: set[str], tables: Tables) -> list[str]:
+    """What `poolctl validate` warns of about the servers with these names, and about the pool's tables."""
+    there = list(servers)
+    chosen = [server for server in there if server.name in names]
+    journal = tables.events is not None and tables.events.path
+    beside = journal or tables.notify or (tables.dashboard is not None and tables.dashboard.tls)
+    pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
+    if beside or any(map(_may_be_warned_of, chosen)):
+        return await asyncio.to_thread(_look, there, names, tables)
+    # Most pools have neither, and a check of everything takes time.
+    return await asyncio.to_thread(_look_if_changed, pythons, there, names, tables) if pythons else []
+
+
+def _may_be_warned_of(server: ServerConfig) -> bool:
+    named = server.tls or server.depends_on or server.log.path
+    return bool(named or server.binds_itself or (server.user and os.geteuid()))
+
+
+def _runs_python_as_root(server: ServerConfig) -> bool:
+    return not (os.geteuid() or server.user or server.command)
+
+
+def _look_if_changed(
+    pythons: set[str], servers: list[ServerConfig], names: set[str], tables: Tables
+) -> list[str]:
+    return _look(servers, names, tables) if any(changed_by(each, os.environ) for each in pythons) else []
+
+
+def _look(servers: list[ServerConfig], names: set[str], tables: Tables) -> list[str]:
+    config = Configuration(servers, tables=tables)
+    config.outside(names=())
+    found: dict[str, list[str]] = {}
+    for warning in config.warnings:
+        if not warning.name or warning.name in names:
+            text = str(warning).removeprefix(f"{warning.name}: ")
+            found.setdefault(text, []).append(warning.name)
+    return [f"{who}: {text}" if (who := _listed(whose)) else text for text, whose in found.items()]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

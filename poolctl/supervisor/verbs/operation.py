@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 
 from poolctl.control.messages import Document, result
@@ -13,7 +14,6 @@ from poolctl.errors import PoolError, PoolStopError, ServerError
 from poolctl.exit_codes import FAILED, TIMED_OUT
 
 from .reports import Reports, as_kind, late, reporter
-from .waiting import until
 
 
 class Operation:
@@ -123,3 +123,45 @@ def _why(blocker: Entry) -> str:
     if blocker.is_disabled:
         return "is disabled"
     return "has ended" if blocker.completed else "did not become ready"
+
+
+async def until(
+    core: Core,
+    entries: Iterable[Entry],
+    finished: Callable[[Entry], bool],
+    timeout_seconds: float | None,
+    report: Callable[[Entry], None],
+) -> list[Entry]:
+    """Return when `finished` has been true of each entry, or the time is over; the entries still missing.
+
+    `report` gets an entry whenever something about it has changed. One callback serves all of them.
+    """
+    waiting = {entry.name: entry for entry in entries}
+    everything = asyncio.get_running_loop().create_future()
+
+    def look(changed: Entry) -> None:
+        ahead = [changed]
+        while ahead:
+            entry = ahead.pop()
+            if entry.name not in waiting:
+                continue
+            report(entry)
+            if finished(entry):
+                del waiting[entry.name]
+                # Its dependents may be finished by this, although nothing about them has changed.
+                ahead += core.graph.dependents(entry)
+        if not waiting and not everything.done():
+            everything.set_result(None)
+
+    for entry in list(waiting.values()):
+        look(entry)
+    if waiting:
+        core.listeners.add(look)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await everything
+        except TimeoutError:
+            pass
+        finally:
+            core.listeners.discard(look)
+    return list(waiting.values())

@@ -15,10 +15,10 @@ from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 
 from .certificate_expiry import expiring
+from .operation import until
 from .reports import Reports, details, reporter, unwell
 from .reports import late as late_as
 from .selection import Selection
-from .waiting import until
 
 _GOALS = ("ready", "healthy", *(state.value for state in State))
 

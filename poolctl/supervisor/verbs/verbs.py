@@ -15,7 +15,6 @@ from poolctl.pool.select import Selector, SelectorError
 from ..active_configuration import ActiveConfiguration
 from .audit import Audit
 from .event_stream import EventStream
-from .gateway import nothing
 from .lifecycle import Lifecycle
 from .open_file_limit import TooManyOpenFiles
 from .reading import Reading
@@ -66,8 +65,8 @@ class Verbs:
             "stop": lifecycle.stop,
             "restart": lifecycle.restart,
             "events": self.event_stream.events,
-            "routes": nothing,
-            "hosts": nothing,
+            "routes": _no_gateway,
+            "hosts": _no_gateway,
         }
 
     def complete(self) -> None:
@@ -155,3 +154,8 @@ def _changing(
         "remove": live.remove,
         "upgrade": Upgrade(configuration.files, reload, succeed).upgrade,
     }
+
+
+async def _no_gateway(selector: Selector, options: Document, progress: Progress) -> Document:
+    """No route and no host: this version has no gateway."""
+    return result([])
