@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from poolctl.address.address import Address, AddressError
-from poolctl.address.overlap import LOOPBACKS, overlaps
+from poolctl.address.overlap import LOOPBACKS, UsedPorts, overlapping, overlaps
 from poolctl.address.parse import canonical, parse
 
-__all__ = ["LOOPBACKS", "Address", "AddressError", "canonical", "overlaps", "parse"]
+__all__ = [
+    "LOOPBACKS",
+    "Address",
+    "AddressError",
+    "UsedPorts",
+    "canonical",
+    "overlapping",
+    "overlaps",
+    "parse",
+]

@@ -1,10 +1,33 @@
-"""Whether two addresses get in each other's way."""
+"""Whether two addresses get in each other's way, and which one of many does."""
 
 from __future__ import annotations
 
 from poolctl.address.address import Address
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterator, Mapping
+    from typing import Protocol, TypeVar
+
+    class Addressed(Protocol):
+        """Something with an address."""
+
+        @property
+        def address(self) -> Address:
+            """Where it listens."""
+            ...
+
+    Item = TypeVar("Item", bound=Addressed)
+
 LOOPBACKS = frozenset({"127.0.0.1", "::1"})
+
+_LOCALHOST = "localhost"
+# The hosts, as they are spelt in keys, that any address of the port may overlap with; and those of localhost.
+_WIDE = ("0.0.0.0", "[::]", _LOCALHOST)
+_WIDE_AND_LOOPBACKS = (*_WIDE, "127.0.0.1", "[::1]")
+# With fewer addresses it is cheaper to look at each than to count ports.
+_FEW = 64
 
 
 def overlaps(a: Address, b: Address) -> bool:
@@ -27,10 +50,68 @@ def _covers(a: Address, b: Address) -> bool:
         return True
     if a.host == "0.0.0.0":
         return not b.is_ipv6 or b.host == "::"
-    if a.host == "localhost":
+    if a.host == _LOCALHOST:
         return b.host in LOOPBACKS
     if a.is_ipv6 and b.is_ipv6:
         a_bare, _, a_zone = a.host.partition("%")
         b_bare, _, b_zone = b.host.partition("%")
         return a_bare == b_bare and not (a_zone and b_zone)
     return False
+
+
+class UsedPorts:
+    """How many of the addresses are on each TCP port. Counted from the first wildcard on, which alone needs it."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: array[int] | None = None
+
+    def has(self, port: int, items: Mapping[str, Item]) -> bool:
+        """Whether any of the items is on that port."""
+        if self._counts is None:
+            from array import array
+
+            self._counts = array("I", bytes(4 * 65536))
+            for item in items.values():
+                self.count(item.address, 1)
+        return self._counts[port] > 0
+
+    def count(self, address: Address, step: int) -> None:
+        """An item with that address comes (1) or goes (-1)."""
+        if self._counts is not None and address.port is not None:
+            self._counts[address.port] += step
+
+    def reset(self) -> None:
+        """Count again when it is needed: all items have gone."""
+        self._counts = None
+
+
+def overlapping(address: Address, items: Mapping[str, Item], ports: UsedPorts) -> Item | None:
+    """An item whose address overlaps with this one without having its key; `items` are by their addresses' keys.
+
+    Costs the same among ten items as among ten thousand.
+    """
+    if address.kind != "tcp" or address.port is None or address.auto:
+        return None
+    if address.is_wildcard and len(items) > _FEW and not ports.has(address.port, items):
+        return None
+    for item in _candidates(address, items):
+        other = item.address
+        if other.key != address.key and overlaps(address, other):
+            return item
+    return None
+
+
+def _candidates(address: Address, items: Mapping[str, Item]) -> Iterator[Item]:
+    if address.is_wildcard:
+        yield from items.values()
+        return
+    for host in _WIDE_AND_LOOPBACKS if address.host == _LOCALHOST else _WIDE:
+        item = items.get(f"{host}:{address.port}")
+        if item is not None:
+            yield item
+    if "%" in address.host or address.host.startswith("fe80"):
+        # With and without a zone one address has several spellings.
+        bare = address.host.partition("%")[0]
+        yield from (each for each in items.values() if each.address.host.partition("%")[0] == bare)

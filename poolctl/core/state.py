@@ -132,6 +132,13 @@ class Entry:
         return self.config.workers if self.overrides.workers is None else self.overrides.workers
 
     @property
+    def may_overlap(self) -> bool:
+        """Whether two generations may run at once: neither what is wanted nor what runs may forbid it."""
+        return self.config.may_overlap and all(
+            worker.config is self.config or worker.config.may_overlap for worker in self.workers.values()
+        )
+
+    @property
     def is_disabled(self) -> bool:
         """Nothing may start it: so says a live change, or else its configuration."""
         return self.config.disabled if self.overrides.disabled is None else self.overrides.disabled
@@ -179,7 +186,7 @@ class Entry:
             desired=self.desired,
             generation=self.generation,
             count=self.size,
-            overlap=self.config.may_overlap,
+            overlap=self.may_overlap,
             feasible=self.feasible == self.generation,
             checking=self.checking,
             may_start=may_start,

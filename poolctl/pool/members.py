@@ -7,7 +7,7 @@ import concurrent.futures
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, TypeVar
 
-from poolctl.address import AddressError, canonical
+from poolctl.address import AddressError, UsedPorts, canonical, overlapping
 from poolctl.config import ServerConfig
 from poolctl.errors import PoolAddError, PoolParamError, PoolStopError, ServerError
 
@@ -15,7 +15,6 @@ from . import engine
 from .home import Home
 from .life import Life
 from .lock import LOCK
-from .overlap import Ports, in_the_way
 from .server import Server
 
 T = TypeVar("T")
@@ -30,7 +29,7 @@ class Members(Mapping[str, Server]):
         self._is_view = seen_of is not None
         self._whole = self if seen_of is None else seen_of  # the pool itself, where this is a view
         self._servers: dict[str, Server] = {}
-        self._ports = Ports()
+        self._ports = UsedPorts()
         self._departed: set[Life] = set()
         self._changes = 0
 
@@ -91,7 +90,7 @@ class Members(Mapping[str, Server]):
             if old is server:
                 return
             if old is None:
-                obstacle = in_the_way(config.address, self._servers, self._ports)
+                obstacle = overlapping(config.address, self._servers, self._ports)
                 if obstacle is not None:
                     raise _overlapping(config, obstacle)
                 self._ports.count(config.address, 1)
@@ -137,7 +136,7 @@ class Members(Mapping[str, Server]):
             self._changes += 1
             servers = list(self._servers.values())
             self._servers.clear()
-            self._ports.forget()
+            self._ports.reset()
             if not self._is_view:
                 self._see_off(servers)
 

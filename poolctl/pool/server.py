@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from poolctl.address import Address
 from poolctl.config import ServerConfig
 from poolctl.errors import PoolMonitorError, PoolParamError, ServerError
 from poolctl.states import State, Status
@@ -52,6 +53,11 @@ class Server:
     def bind(self) -> str:
         """The canonical bind address: its key in the pool."""
         return self._config.bind
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        return self._config.address
 
     @property
     def expose(self) -> str:

@@ -114,7 +114,7 @@ class WorkerRecovery:
                 histories=[_history(entry, each.worker) for each in ailing],
                 ready=sum(each.phase is Phase.READY for each in entry.workers.values()),
                 size=entry.size,
-                overlaps=entry.config.may_overlap,
+                overlaps=entry.may_overlap,
                 under_way=bool(entry.recovering),
                 now=self._core.clock.monotonic(),
                 jitter=case.jitter,

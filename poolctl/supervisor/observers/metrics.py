@@ -10,10 +10,10 @@ from poolctl import __version__
 from poolctl.config import masked_text
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
+from poolctl.core.availability import KO, OK, UNKNOWN, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.state import Worker
 from poolctl.core.view import LEAVING
-from poolctl.monitor.availability import KO, OK, UNKNOWN, WARN, Availability
 from poolctl.monitor.exposition import Family, render
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.pool.select import Selector

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.control.messages import Document
+from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
-from poolctl.monitor.availability import KO, OK, WARN, Availability
 from poolctl.monitor.events import Events
 from poolctl.runners.local.workers.tallies import Tallies
 from poolctl.worker.tally import COUNTED, Counts, add

@@ -43,6 +43,18 @@ def test_a_changed_server_whose_replacement_fails_goes_back_to_the_configuration
     run(scenario())
 
 
+def test_a_worker_that_must_not_run_twice_ends_before_one_of_a_configuration_that_may() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(overlap=False))
+        await desk.ask("start")
+        desk.core.change(desk.core.entries["web"], web(overlap=True), live=False)
+        await turns()
+        assert desk.runner.most_at_once == {"web": 1}
+        assert set(desk.runner.running) == {"web.2.0"}
+
+    run(scenario())
+
+
 def test_an_ordered_restart_counts_when_its_replacement_is_ready() -> None:
     async def scenario() -> None:
         desk = Desk(web(), **{"web.2.0": FAILS})

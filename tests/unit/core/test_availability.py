@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from poolctl.monitor.availability import Availability
+from poolctl.core.availability import Availability
 
 
 def test_a_server_that_starts_runs_fails_and_comes_back() -> None:
