@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from poolctl.config.edit.toml_text import table_text, value_text
     from poolctl.config.files.document import Document
     from poolctl.config.files.find import FILE_NAMES, PYPROJECT, ConfigNotFound, candidate_files, find_config
-    from poolctl.config.files.regular_file import read_regular, variables_named_in
-    from poolctl.config.files.source import missing_file
+    from poolctl.config.files.read_file import missing_file, read_regular, variables_named_in
     from poolctl.config.loader import load
     from poolctl.config.model import MOST_WORKERS
     from poolctl.config.model.conflicts import conflicts
@@ -79,8 +78,7 @@ _MODULES = {
     "edit.toml_text": "table_text value_text",
     "files.document": "Document",
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
-    "files.regular_file": "read_regular variables_named_in",
-    "files.source": "missing_file",
+    "files.read_file": "missing_file read_regular variables_named_in",
     "loader": "load",
     "model": "MOST_WORKERS",
     "model.conflicts": "conflicts",

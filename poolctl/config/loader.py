@@ -12,10 +12,9 @@ from pydantic import ValidationError
 from poolctl.address import Address
 from poolctl.config.checks.interpreter import default_interpreter
 from poolctl.config.configuration import Configuration
-from poolctl.config.files.assemble import Assembly, located
+from poolctl.config.files.assemble import Assembly, ServerTable, located
 from poolctl.config.files.document import read_documents
 from poolctl.config.files.origins import Origins
-from poolctl.config.files.server_table import ServerTable
 from poolctl.config.model.conflicts import conflicts
 from poolctl.config.model.defaults import Defaults
 from poolctl.config.model.dependencies import dependency_findings

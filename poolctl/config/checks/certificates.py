@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from poolctl.config.checks.validity import BEGIN, certificate_validity
-from poolctl.config.files.source import read_text
+from poolctl.config.files.read_file import read_text
 from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.sections import TLSConfig
 

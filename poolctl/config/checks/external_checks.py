@@ -14,7 +14,7 @@ from poolctl.config.checks.interpreter_owner import ids_of, trusted_by_root
 from poolctl.config.checks.log_files import unwritable
 from poolctl.config.checks.program import missing_program
 from poolctl.config.files.env_file import EnvFileError, read_env_file, variables_of
-from poolctl.config.files.source import read_text
+from poolctl.config.files.read_file import read_text
 from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.sections import TLSConfig
 from poolctl.config.model.server import ServerKeys

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from poolctl.config.edit.parts import Change, added_in, removed_in
 from poolctl.config.files.document import Document
-from poolctl.config.files.parse import parse
-from poolctl.config.files.parse_error import ParseError
+from poolctl.config.files.parsers import parse
+from poolctl.config.files.positions import ParseError
 from poolctl.config.model.problems import Path, Problem
 from poolctl.errors import PoolValidateError
 

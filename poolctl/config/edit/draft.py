@@ -13,9 +13,8 @@ from poolctl.config.configuration import Configuration
 from poolctl.config.edit.changed_text import edited
 from poolctl.config.edit.parts import Change
 from poolctl.config.edit.replace_file import replace
-from poolctl.config.files.assemble import Assembly
+from poolctl.config.files.assemble import Assembly, ServerTable
 from poolctl.config.files.document import Document, read_documents
-from poolctl.config.files.server_table import ServerTable
 from poolctl.config.loader import load
 from poolctl.config.model.problems import Path
 from poolctl.config.model.secrets import masked_file

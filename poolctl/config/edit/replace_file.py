@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 
-from poolctl.config.files.source import read_text
+from poolctl.config.files.read_file import read_text
 from poolctl.config.model.problems import Problem
 
 MARK = b"\xef\xbb\xbf"

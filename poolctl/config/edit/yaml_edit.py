@@ -25,7 +25,7 @@ from poolctl.config.edit.parts import (
     removed_in,
 )
 from poolctl.config.files.document import Document
-from poolctl.config.files.parse_error import ParseError
+from poolctl.config.files.positions import ParseError
 from poolctl.config.files.yaml_file import parse_yaml, plain
 from poolctl.config.model.problems import Path
 

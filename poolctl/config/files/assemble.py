@@ -1,4 +1,4 @@
-"""Several files become one: settings, defaults and servers, later files over earlier ones."""
+"""Several files become one: settings, defaults, tables and servers, later files over earlier ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from poolctl.config.files.document import Document
-from poolctl.config.files.server_table import ServerTable
 from poolctl.config.model.explain import nearest
 from poolctl.config.model.interpolate import interpolate
 from poolctl.config.model.normalise import merged, normalise, refuse_internal
@@ -14,6 +13,23 @@ from poolctl.config.model.problems import Finding, Path, Place, Problem, problem
 from poolctl.config.model.tables import NOT_IMPLEMENTED, TABLE_NAMES
 
 KNOWN = ("pool", "defaults", "server", *TABLE_NAMES)
+
+
+class ServerTable:
+    """The merged table of one server, before it is validated, and the tables of the files that it was merged from."""
+
+    __slots__ = ("base_dir", "name", "parts", "table")
+
+    def __init__(self, name: str, table: dict[str, Any], document: Document, path: Path) -> None:
+        self.name = name
+        self.table = table
+        self.base_dir = document.base_dir
+        self.parts: list[tuple[Document, Path]] = [(document, path)]
+
+    def override(self, table: dict[str, Any], document: Document, path: Path) -> None:
+        """Let a later file's table win, key by key."""
+        self.table = merged(self.table, table)
+        self.parts.append((document, path))
 
 
 class Assembly:

@@ -1,4 +1,4 @@
-"""One configuration file: its text, what it says, and where each of its keys stands."""
+"""One configuration file: its text, its value, and the place of each of its keys."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from poolctl.config.files.find import PYPROJECT
-from poolctl.config.files.parse import parse, positions
-from poolctl.config.files.parse_error import ParseError
-from poolctl.config.files.source import kind_of, read_text
+from poolctl.config.files.find import PYPROJECT, has_section
+from poolctl.config.files.parsers import parse, positions
+from poolctl.config.files.positions import ParseError
+from poolctl.config.files.read_file import files_of, kind_of, read_text
 from poolctl.config.model.problems import Path, Place, Problem, dotted
 from poolctl.config.model.secrets import masked_quotes
 
 SECTION = ("tool", "poolctl")
 
-# Keys that stand in the file under another name, by the name that they have after normalising.
+# Other names of keys in a file, by the name that they have after normalising.
 SYNONYMS = {"bind": "listen", "scale": "workers"}
 
 
@@ -23,7 +23,7 @@ class Document:
     """A parsed file. `data` is the value of [tool.poolctl] in a pyproject.toml, else of the whole file."""
 
     def __init__(self, path: str, text: str | None = None) -> None:
-        """Read and parse, or parse the text that it is to get. Raises Problem."""
+        """Read and parse the file, or parse `text` in its place. Raises Problem."""
         self.path = path
         self.base_dir = os.path.dirname(path)
         self.kind = kind_of(path)
@@ -33,8 +33,8 @@ class Document:
         except ParseError as error:
             place = Place(path, error.line, error.column)
             line = "".join(self.text.splitlines()[error.line - 1 : error.line])
-            said, hint = masked_quotes(error.message, line), masked_quotes(error.hint, line)
-            raise Problem(said, place=place, hint=hint) from None
+            message, hint = masked_quotes(error.message, line), masked_quotes(error.hint, line)
+            raise Problem(message, place=place, hint=hint) from None
         self.prefix: Path = ()
         if os.path.basename(path) == PYPROJECT:
             self.prefix = SECTION
@@ -61,7 +61,7 @@ class Document:
         for index, part in enumerate(whole):
             other = SYNONYMS.get(part) if isinstance(part, str) else None
             if other and (*whole[:index], other) in known:
-                # What follows is what the short form was made into: it has no place of its own.
+                # The rest of the path belongs to the long form: it has no place of its own.
                 return (*whole[:index], other)
         return None
 
@@ -80,11 +80,8 @@ def read_documents(
 ) -> tuple[list[Document], list[Problem]]:
     """The files (and those of directories) in order, and the problems of those that cannot be read or parsed.
 
-    `texts` are by path what some of them are to say instead of what they do.
+    `texts` replace the contents of some files, by path.
     """
-    from poolctl.config.files.find import has_section
-    from poolctl.config.files.source import files_of
-
     documents: list[Document] = []
     problems: list[Problem] = []
     for path in paths:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from poolctl.config.files.source import read_text
+from poolctl.config.files.read_file import read_text
 from poolctl.config.model.problems import Problem
 from poolctl.config.model.server import ServerKeys
 from poolctl.errors import ServerError

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from poolctl.config.files.document import Document
-from poolctl.config.files.server_table import ServerTable
+from poolctl.config.files.assemble import ServerTable
+from poolctl.config.files.document import SYNONYMS, Document
 from poolctl.config.model.problems import Path, Place
+
+LONG_FORMS = {written: key for key, written in SYNONYMS.items()}
 
 
 class Origins:
-    """Finds the places of the values of a pool's servers. Two of them are equal: they say nothing of a server."""
+    """Finds the places of the values of a pool's servers. All are equal, so that servers with equal keys are."""
 
     def __init__(self, documents: list[Document], entries: list[ServerTable]) -> None:
         self.documents = documents
@@ -21,7 +23,7 @@ class Origins:
     __hash__ = None  # type: ignore[assignment]
 
     def place(self, entry: ServerTable | str, path: Path) -> Place:
-        """The place of a key of a server; of what is not written anywhere, the server's own table."""
+        """The place of a key of a server; its table's for a key that is not written anywhere."""
         entry = self._entries[entry] if isinstance(entry, str) else entry
         for length in range(len(path), 0, -1):
             found = self._written(entry, path[:length])
@@ -49,19 +51,15 @@ class Origins:
         sources: list[tuple[Document, Path]] = [(document, ("defaults",)) for document in self.documents]
         for document, table in [*sources, *entry.parts]:
             for path, line in self._keys(document).get(table, ()):
-                key = self._key(path)
-                if table == ("defaults",) and (key[0] == "tls" and not asks):
+                key = (LONG_FORMS.get(str(path[0]), path[0]), *path[1:])
+                if table == ("defaults",) and key[0] == "tls" and not asks:
                     continue
                 found[".".join(str(part) for part in key)] = f"{document.path}:{line}"
         return found
 
     def _default_asks(self) -> bool:
-        return any(
-            isinstance(document.data, dict)
-            and isinstance(document.data.get("defaults"), dict)
-            and document.data["defaults"].get("tls") is True
-            for document in self.documents
-        )
+        tables = [each.data.get("defaults") for each in self.documents if isinstance(each.data, dict)]
+        return any(isinstance(table, dict) and table.get("tls") is True for table in tables)
 
     def _keys(self, document: Document) -> dict[Path, list[tuple[Path, int]]]:
         """The keys of each server's table of a file, with their lines; made once for all servers."""
@@ -76,9 +74,6 @@ class Origins:
                 if rest and all(isinstance(part, str) for part in rest):
                     known.setdefault(own[:size], []).append((rest, line))
         return known
-
-    def _key(self, path: Path) -> Path:
-        return ({"listen": "bind", "workers": "scale"}.get(str(path[0]), path[0]), *path[1:])
 
     def _written(self, entry: ServerTable, path: Path) -> tuple[Document, Path] | None:
         for document, table in reversed(entry.parts):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from poolctl.config.files.parse_error import Lines, ParseError
+from poolctl.config.files.positions import Lines, ParseError, Scanner
 from poolctl.config.model.problems import SHOWN_CHARACTERS
 
 RULES = {
@@ -20,20 +20,19 @@ RULES = {
 }
 CLOSE_STRING = ("the string is not closed", "put a quote at its end")
 COMMA = ("a comma is missing", "put one before it")
+UNCLOSED_STRING = (
+    *("Unterminated string", "Illegal character '\\n'", "Found invalid character '\\n'"),
+    *("Expected '\"", "Expected \"'"),
+)
 TRUTHS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
 NOTHING = ("none", "null", "nil", "undefined")
 
-# The beginning of an unclosed list is looked for at most so many lines up.
-_LINES_UP = 1000
 _statement = re.compile(r"""\s*(?:\[|(?:[\w.-]|"[^"\n]*"|'[^'\n]*')+\s*=)""")
-_opening = re.compile(r"""\s*(?:[\w.-]|"[^"\n]*"|'[^'\n]*')+\s*=\s*[\[{]""")
 _key = re.compile(r"""\s*((?:[\w.-]|"[^"\n]*"|'[^'\n]*')+)""")
 _word = re.compile(rf"[^\s,\]}}#\"']{{1,{SHOWN_CHARACTERS}}}")
-# Nothing here tries a text in more than one way: what is not closed reaches to the end.
-_tokens = re.compile(
-    r"""\"{3}.*?(?:\"{3}|\Z)|'{3}.*?(?:'{3}|\Z)|"(?:[^"\\\n]|\\.)*+"?|'[^'\n]*+'?|\#[^\n]*+|[\[\]{}]""",
-    re.DOTALL,
-)
+
+
+Found = tuple[int, str, str] | None
 
 
 def explained(text: str, kind: str, error: ParseError) -> ParseError:
@@ -49,21 +48,10 @@ def explained(text: str, kind: str, error: ParseError) -> ParseError:
     return ParseError(message, *Lines(text).place(at), hint)
 
 
-Found = tuple[int, str, str] | None
-
-
 def _toml(text: str, message: str, start: int) -> Found:
     begin = text.rfind("\n", 0, start) + 1
     before, rest = text[begin:start], text[start:].partition("\n")[0]
-    if message.startswith(
-        (
-            "Unterminated string",
-            "Illegal character '\\n'",
-            "Found invalid character '\\n'",
-            "Expected '\"",
-            "Expected \"'",
-        )
-    ):
+    if message.startswith(UNCLOSED_STRING):
         return start, *CLOSE_STRING
     if message.startswith("Expected '=' after a key") and rest.lstrip().startswith(":"):
         value = rest.lstrip()[1:].strip()[:SHOWN_CHARACTERS] or "value"
@@ -119,7 +107,9 @@ def _json(text: str, message: str, start: int) -> Found:
     if not text.strip():
         return 0, "the file is empty", 'write { "server": [ … ] }'
     if not text[start:].strip():
-        closing = _closing(text)
+        closing = "".join(
+            "]" if text[at] == "[" else "}" for at in reversed(_open_brackets(text, "json")[-20:])
+        )
         return len(before), "the file ends before all is closed", f"write {closing} at its end"
     if message.startswith(("Expecting value", "Expecting property name", "Illegal trailing comma")):
         comma = len(before) - 1 if before.endswith(",") else start
@@ -179,31 +169,12 @@ def _not_closed(text: str, bracket: int) -> Found:
 
 
 def _opened(text: str, start: int) -> int | None:
-    """The innermost bracket of a TOML value that is open at `start`."""
-    begin = start
-    for _ in range(_LINES_UP):
-        begin = text.rfind("\n", 0, begin) + 1
-        value = _opening.match(text, begin)
-        if value is not None and value.end() <= start + 1:
-            stack: list[int] = []
-            for token in _tokens.finditer(text, value.end() - 1, start):
-                if token[0] in "[{":
-                    stack.append(token.start())
-                elif token[0] in "]}" and stack:
-                    stack.pop()
-            return stack[-1] if stack else None
-        if begin == 0:
-            return None
-        begin -= 1
-    return None
+    """The innermost bracket of a TOML text that is open at `start`."""
+    return next(reversed(_open_brackets(text[:start], "toml")), None)
 
 
-def _closing(text: str) -> str:
-    """The brackets that are missing at the end of a JSON text."""
-    stack: list[str] = []
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', text, re.DOTALL):
-        if token[0] in "[{":
-            stack.append({"[": "]", "{": "}"}[token[0]])
-        elif token[0] in "]}" and stack:
-            stack.pop()
-    return "".join(reversed(stack[-20:]))
+def _open_brackets(text: str, kind: str) -> list[int]:
+    """The offsets of the brackets that are not closed in this beginning of a text."""
+    scanner = Scanner(text)
+    scanner.scan(kind)
+    return scanner.open

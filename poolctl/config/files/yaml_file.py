@@ -1,7 +1,7 @@
 """YAML text into plain values, and where each of its keys and elements is.
 
-The events of libyaml are put together here, not by PyYAML's composer and constructors: those recurse in C as
-deep as the file wants them to, take the last of two equal keys without a word, and read `1:30` as 90.
+The events of libyaml are put together here, not by PyYAML's composer and constructors: those recurse in C as deep as
+the file is nested, take the last of two equal keys without an error, and read `1:30` as 90.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from poolctl.config.files.parse_error import DEEPEST, MOST_VALUES, ParseError
+from poolctl.config.files.positions import DEEPEST, MOST_VALUES, ParseError
 from poolctl.config.model.problems import Path
 
 _BOOLEANS = {
@@ -33,12 +33,13 @@ MERGE = "<<"
 class Frame:
     """A collection that is being read."""
 
-    __slots__ = ("anchor", "key", "merges", "merging", "size", "start", "values", "waiting")
+    __slots__ = ("anchor", "key", "merges", "merging", "path", "start", "values", "waiting")
 
-    def __init__(self, values: Any, anchor: str | None, start: int) -> None:
+    def __init__(self, values: Any, anchor: str | None, start: int, path: Path) -> None:
         self.values = values
         self.anchor = anchor
         self.start = start
+        self.path = path
         self.key: Any = None
         self.waiting = self.merging = False
         self.merges: list[Any] | None = None
@@ -56,8 +57,18 @@ def parse_yaml(text: str) -> Any:
         raise ParseError(str(error).partition("\n")[0]) from error
 
 
+def yaml_positions(text: str) -> dict[Path, tuple[int, int]]:
+    """Line and column of every key and element of a valid text; what an alias repeats is where the alias is."""
+    found: dict[Path, tuple[int, int]] = {}
+    _Builder(found).build(yaml.parse(text, Loader=_LOADER))
+    return found
+
+
 class _Builder:
-    def __init__(self) -> None:
+    """Builds the value of a document, and notes the positions in it if it is given a table for them."""
+
+    def __init__(self, positions: dict[Path, tuple[int, int]] | None = None) -> None:
+        self.positions = positions
         self.stack: list[Frame] = []
         self.anchors: dict[str, tuple[Any, int]] = {}
         self.count = 0
@@ -92,9 +103,8 @@ class _Builder:
             elif kind is yaml.DocumentStartEvent:
                 self.documents += 1
                 if self.documents > 1:
-                    raise _refused(
-                        event, "a second document", "keep one document in a file: take out the ---"
-                    )
+                    fix = "keep one document in a file: take out the ---"
+                    raise _refused(event, "a second document", fix)
         return self.root
 
     def open(self, values: Any, event: Any) -> None:
@@ -104,7 +114,8 @@ class _Builder:
             raise _refused(event, f"nested more than {DEEPEST} levels deep", "a configuration needs five")
         if event.anchor:
             self.anchors.pop(event.anchor, None)
-        self.stack.append(Frame(values, event.anchor, self.count))
+        path = () if self.positions is None else self.note(event)
+        self.stack.append(Frame(values, event.anchor, self.count, path))
 
     def close(self, event: Any) -> None:
         frame = self.stack.pop()
@@ -120,19 +131,20 @@ class _Builder:
             message = f"the alias *{event.anchor} has no anchor before it, or is within what it names"
             raise _refused(event, message, f"put &{event.anchor} where its value is")
         value, size = self.anchors[event.anchor]
-        # What the alias stands for counts as often as it is repeated: that is what a bomb is made of.
+        # The value of an alias counts each time that it is repeated: aliases of aliases grow exponentially.
         self.count += size
         self.put(value, event)
 
     def put(self, value: Any, event: Any) -> None:
         self.count += 1
         if self.count > MOST_VALUES:
-            raise _refused(
-                event, f"more than {MOST_VALUES:,} values, aliases counted as what they repeat", "split it"
-            )
+            message = f"more than {MOST_VALUES:,} values, aliases counted as what they repeat"
+            raise _refused(event, message, "split it")
         if not self.stack:
             self.root = value
             return
+        if self.positions is not None and not isinstance(event, yaml.CollectionEndEvent):
+            self.note(event, value)
         frame = self.stack[-1]
         if type(frame.values) is list:
             frame.values.append(value)
@@ -142,7 +154,7 @@ class _Builder:
             if value in frame.values:
                 raise _refused(event, f"the key {value!r} is there twice", "keep one of them")
             frame.key, frame.waiting = value, True
-            frame.merging = merges(event)
+            frame.merging = _merges(event)
         else:
             frame.waiting = False
             if frame.merging:
@@ -156,9 +168,22 @@ class _Builder:
             raise _refused(event, "<< merges tables, and this is none", "write << : *NAME")
         frame.merges = (frame.merges or []) + tables
 
+    def note(self, event: Any, value: Any = None) -> Path:
+        """Note the position of a key or element; the path of the value. What is merged in has its table's path."""
+        if self.positions is None or not self.stack:
+            return ()
+        frame = self.stack[-1]
+        if frame.waiting:
+            return frame.path if frame.merging else (*frame.path, frame.key)
+        key = len(frame.values) if type(frame.values) is list else value
+        path = (*frame.path, key)
+        if type(key) is int or not _merges(event):
+            self.positions.setdefault(path, (event.start_mark.line + 1, event.start_mark.column + 1))
+        return path
 
-def merges(event: Any) -> bool:
-    """Whether the event of a key says that a table is merged in here; in quotes it is a word like any other."""
+
+def _merges(event: Any) -> bool:
+    """Whether a key's event says that a table is merged in here; in quotes it is a word like any other."""
     return getattr(event, "value", None) == MERGE and not event.style
 
 
@@ -180,49 +205,3 @@ def plain(text: str, event: Any = None) -> Any:
 def _refused(event: Any, message: str, hint: str) -> ParseError:
     mark = event.start_mark
     return ParseError(message, mark.line + 1, mark.column + 1, hint)
-
-
-def positions(text: str) -> dict[Path, tuple[int, int]]:
-    """Line and column of every key and element of a valid text; what an alias repeats is where the alias is."""
-    found: dict[Path, tuple[int, int]] = {}
-    # Open collections: the path to each, a list's next index, and a table's key that waits for its value.
-    stack: list[list[Any]] = []
-    events: Any = yaml.parse(text, Loader=_LOADER)
-    for event in events:
-        if isinstance(event, yaml.CollectionEndEvent):
-            stack.pop()
-            continue
-        if not isinstance(event, yaml.NodeEvent):
-            continue
-        path: Path = ()
-        if stack:
-            frame = stack[-1]
-            if frame[1] is None and frame[2] is None:
-                key = _key(event)
-                frame[2] = (key, merges(event))
-                if not merges(event):
-                    found.setdefault((*frame[0], key), _place(event))
-                continue
-            path = _next(frame)
-            if frame[1] is not None:
-                found.setdefault(path, _place(event))
-        if isinstance(event, yaml.CollectionStartEvent):
-            stack.append([path, 0 if isinstance(event, yaml.SequenceStartEvent) else None, None])
-    return found
-
-
-def _place(event: Any) -> tuple[int, int]:
-    return event.start_mark.line + 1, event.start_mark.column + 1
-
-
-def _key(event: Any) -> str:
-    return str(getattr(event, "value", ""))
-
-
-def _next(frame: list[Any]) -> Path:
-    """The path of the value that comes now; of what is merged in, the table itself."""
-    if frame[1] is not None:
-        frame[1] += 1
-        return (*frame[0], frame[1] - 1)
-    (key, merged), frame[2] = frame[2], None
-    return tuple(frame[0]) if merged else (*frame[0], key)

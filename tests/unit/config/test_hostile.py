@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config.files.source import LARGEST_BYTES
+from poolctl.config.files.read_file import LARGEST_BYTES
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, told
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from poolctl.config.files.parse import parse, positions
+from poolctl.config.files.parsers import parse, positions
 
 TOML = '''# a comment
 [pool]

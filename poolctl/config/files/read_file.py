@@ -1,0 +1,164 @@
+"""Reads configuration files: bounded in size, regular files only, as UTF-8. Each failure is a problem with its fix."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+
+from poolctl.safe_open import open_to_read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from poolctl.config.model.problems import Problem
+
+LARGEST_BYTES = 8 * 1024 * 1024
+SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
+_TYPES = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+# The longer marks first.
+_OTHER_ENCODINGS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+# A variable that is named by a key that ends in _env; compiled when it is used.
+_NAMED = rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)"""
+_CHUNK_BYTES = 1024 * 1024
+
+
+class NotRegular(OSError):
+    """The path is not a regular file."""
+
+
+def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user: bool = False) -> bytes:
+    """The first `most_bytes` of a file. Raises NotRegular, other OSErrors, and ValueError for a NUL in the path.
+
+    `for_another_user`: the content goes to a server of another user, whose links are to lead to none of our files.
+    BlockingIOError is a file of the kernel's that has nothing to say now, such as /proc/kmsg.
+    """
+    # A FIFO would wait for its writer, a terminal become the controlling one.
+    if for_another_user:
+        descriptor = open_to_read(path)
+    else:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            what = next((name for test, name in _TYPES if test(mode)), "something else")
+            raise NotRegular(f"this is {what}, not a file")
+        content = b""
+        # Until the end: the size of a file in /proc is 0.
+        while len(content) < most_bytes:
+            chunk = os.read(descriptor, min(_CHUNK_BYTES, most_bytes - len(content)))
+            if not chunk:
+                break
+            content += chunk
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def read_text(path: str, *, for_another_user: bool = False) -> str:
+    """The whole file as text, without its byte order mark. Blocks on no special file. Raises Problem.
+
+    `for_another_user` as in `read_regular`.
+    """
+    try:
+        content = read_regular(path, LARGEST_BYTES + 1, for_another_user=for_another_user)
+    except NotRegular as special:
+        raise _problem(path, str(special), "name a regular file") from special
+    except BlockingIOError as error:
+        message = "nothing can be read from it: it is not a regular file"
+        raise _problem(path, message, "name a file") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise missing_file(path) from error
+    except PermissionError as error:
+        raise _problem(path, "not permitted to read it", f"chmod u+r {path}, or run as its owner") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise _problem(path, f"cannot be read: {why}", "check the path and the disk") from error
+    if len(content) > LARGEST_BYTES:
+        fix = "split it: a directory of files is one configuration"
+        raise _problem(path, f"larger than {LARGEST_BYTES // 1024 // 1024} MiB", fix)
+    return _decoded(path, content)
+
+
+def _decoded(path: str, content: bytes) -> str:
+    for mark, encoding in _OTHER_ENCODINGS:
+        if content.startswith(mark):
+            raise _problem(path, f"the file is {encoding}, not UTF-8", "save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode("utf-8", "replace")
+        message = f"byte 0x{content[error.start]:02x} is not UTF-8"
+        raise _problem(path, message, "save the file as UTF-8", before) from error
+    before, nul, _ = text.partition("\0")
+    if nul:
+        raise _problem(path, "a NUL byte", "take it out; is this a text file?", before)
+    return text
+
+
+def kind_of(path: str) -> str:
+    """`toml`, `yaml` or `json`, by the end of the name. Raises Problem."""
+    kind = SUFFIXES.get(os.path.splitext(path)[1].lower())
+    if kind is None:
+        raise _problem(path, "not a configuration file by its name", "end it in .toml, .yaml, .yml or .json")
+    return kind
+
+
+def files_of(path: str) -> list[str]:
+    """The path itself, or the configuration files in that directory by name. Raises Problem."""
+    if not os.path.isdir(path):
+        return [path]
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise _problem(path, f"cannot be listed: {error.strerror}", "fix its permissions") from error
+    found = [
+        os.path.join(path, name)
+        for name in names
+        if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    ]
+    if not found:
+        raise _problem(path, "no configuration file in this directory", "put a pool.toml there")
+    return found
+
+
+def missing_file(path: str) -> Problem:
+    """The problem of a file that was named and does not exist."""
+    return _problem(path, "there is no such file", "check the path, or write one with `poolctl init`")
+
+
+def variables_named_in(paths: Iterable[str]) -> set[str]:
+    """The variables that `*_env` keys seem to name, found without parsing: for processes that start before that."""
+    found: set[str] = set()
+    for path in paths:
+        names = [path]
+        if os.path.isdir(path):
+            with contextlib.suppress(OSError):
+                names = [os.path.join(path, name) for name in os.listdir(path)]
+        for name in names:
+            if name == path or os.path.splitext(name)[1].lower() in SUFFIXES:
+                with contextlib.suppress(OSError, ValueError):
+                    found.update(match.decode() for match in re.findall(_NAMED, read_regular(name)))
+    return found
+
+
+def _problem(path: str, message: str, hint: str, before: str | None = None) -> Problem:
+    """A problem of a file, or of the character in it that follows the text `before`."""
+    # Processes that only read bytes do without it.
+    from poolctl.config.model.problems import Place, Problem
+
+    line, column = (0, 0) if before is None else (before.count("\n") + 1, len(before) - before.rfind("\n"))
+    return Problem(message, place=Place(path, line, column), hint=hint)
