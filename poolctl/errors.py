@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 TYPE_CHECKING = False  # typing itself would take the fast lane two milliseconds
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from typing import Any, Self
 
 SHOWN_CHILDREN = 3

@@ -9,6 +9,7 @@ import os
 import sys
 
 from poolctl.cli.outcome import SCHEMA, Outcome
+from poolctl.json_text import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,9 +73,7 @@ def show(outcome: Outcome) -> int:
 
 def write_json(document: object) -> None:
     """One JSON document on standard output."""
-    import json
-
-    sys.stdout.write(json.dumps(document, default=str) + "\n")
+    sys.stdout.write(dumps(document, default=str) + "\n")
 
 
 def _width(stream: TextIO) -> int:
@@ -101,9 +100,7 @@ def text_of(items: Sequence[Item], output: str, colours: bool = False, width: in
     A table that would not fit into `width` columns does without those that say least; a wide one never does.
     """
     if output == "jsonl":
-        import json
-
-        return "".join(json.dumps({"schema": SCHEMA, **item}, default=str) + "\n" for item in items)
+        return "".join(dumps({"schema": SCHEMA, **item}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
         return table(items, WIDE, colours) if output == "wide" else _fitting(items, colours, width)
     fields = output.split(",")

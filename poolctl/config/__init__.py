@@ -100,7 +100,7 @@ def __getattr__(name: str) -> Any:
     # Each is imported when it is first used: finding the file must not import pydantic.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    # importlib.import_module would import `warnings` too.
+    module = __import__(f"{__name__}.{_HOMES[name]}", fromlist=[name])
+    found = globals()[name] = getattr(module, name)
     return found

@@ -5,7 +5,6 @@ Standard library only, and little of it: the command line's fast lane is made of
 
 from __future__ import annotations
 
-import json
 import os
 
 # Not socket, which would import selectors and enum tables: two milliseconds that a Unix socket does not need.
@@ -18,6 +17,7 @@ from poolctl.exit_codes import CONFLICT, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
 from poolctl.http.head import BadMessage
 from poolctl.http.response_reader import ResponseReader
 from poolctl.http.serialize import request_head
+from poolctl.json_text import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class LineSplitter:
 
 
 def _send(connection: socket, verb: str, body: Mapping[str, Any]) -> None:
-    payload = json.dumps(body).encode()
+    payload = dumps(body).encode()
     fields = [*FIELDS, ("Content-Length", str(len(payload)))]
     try:
         # HTTP/1.0, so that the lines come as they are and not in chunks.
@@ -256,7 +256,7 @@ def _decode(line: bytes) -> dict[str, Any]:
     if not line.strip():
         return {}
     try:
-        message = json.loads(line)
+        message = loads(line)
     except ValueError:
         message = None
     if not isinstance(message, dict):

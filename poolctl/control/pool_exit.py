@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 LIMIT_SECONDS = 10.0
@@ -46,6 +45,8 @@ class PoolExit:
 
 def write_exit(directory: str, end: PoolExit) -> None:
     """Record why the pool ends without a command, for a `poolctl run` that waits for it."""
+    import json  # not for the many commands that only wait for a process, or for none
+
     try:
         with open(f"{directory}/{STATUS}", "w", encoding="utf-8") as file:
             json.dump({"status": end.status, "reason": end.reason, "keeper_pid": end.keeper_pid}, file)
@@ -55,6 +56,8 @@ def write_exit(directory: str, end: PoolExit) -> None:
 
 def read_exit(directory: str) -> PoolExit | None:
     """The exit of a pool that ended without a command; None when a command ended it, or it still runs."""
+    import json
+
     try:
         with open(f"{directory}/{STATUS}", encoding="utf-8") as file:
             document = json.load(file)

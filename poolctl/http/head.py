@@ -5,8 +5,10 @@ Strict: a head that two recipients could read in two ways is refused. Request sm
 
 from __future__ import annotations
 
-import re
-from functools import cache
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from re import Pattern
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # RFC 9110 §5.6.2
 # A field's value: no CR, LF, NUL or other control (RFC 9110 §5.5). No space stands before the colon (RFC 9112 §5.1).
@@ -16,13 +18,37 @@ FIELD_LINE = TOKEN + rb":" + TEXT + rb"\r\n"
 # Neither part of a line nor its end: a control, a bare CR, a bare LF. A CR may be the last byte that has come yet.
 UNFIT = rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)"
 FIELD_LINES = rb"(?:" + FIELD_LINE + rb")*+"
+TOKEN_CHARACTERS = "!#$%&'*+.^_`|~-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_TOKEN_BYTES = TOKEN_CHARACTERS.encode()
+_CONTROLS = bytes(byte for byte in range(32) if byte != ord("\t")) + b"\x7f"
 _MAX_LENGTH_DIGITS = 15
 
 
-@cache
-def compiled(expression: bytes) -> re.Pattern[bytes]:
+_compiled: dict[bytes, Pattern[bytes]] = {}
+
+
+def compiled(expression: bytes) -> Pattern[bytes]:
     """The pattern of a regular expression, when it is needed first: a command should not wait for all of them."""
-    return re.compile(expression)
+    pattern = _compiled.get(expression)
+    if pattern is None:
+        import re  # three milliseconds, which a short command need not spend
+
+        pattern = _compiled[expression] = re.compile(expression)
+    return pattern
+
+
+def are_fields(lines: Iterable[bytes]) -> bool:
+    """Whether each line, without its end, is a FIELD_LINE; found out without a regular expression."""
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or not name or name.strip(_TOKEN_BYTES) or has_control(value):
+            return False
+    return True
+
+
+def has_control(text: bytes) -> bool:
+    """Whether there is a control character in it that TEXT does not allow."""
+    return text.translate(None, _CONTROLS) != text
 
 
 class BadMessage(Exception):

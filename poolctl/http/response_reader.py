@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-from .head import FIELD_LINE, TEXT, TOKEN, BadMessage, MessageHead, compiled
+from .head import TEXT, TOKEN, BadMessage, MessageHead, are_fields, compiled, has_control
 from .message_reader import MAX_HEAD_BYTES, MessageReader
 
 # The space after the status is left out by many when there is no reason phrase (RFC 9112 §4).
 _START_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?+\r\n"
-_RESPONSE_HEAD = _START_LINE + rb"(?:" + FIELD_LINE + rb")*+\r\n"
 # A user agent reads a folded line as one (RFC 9112 §5.2); a server refuses it.
 _FIELD_LINES = rb"(?:(?:" + TOKEN + rb":|[\t ])" + TEXT + rb"\r\n)*+"
 _FOLD = rb"[\t ]*+\r\n[\t ]++"
 _BEGINNING = b"HTTP/1."
 _MAX_INTERIM = 20
 _SHARED_HEAD_BYTES = 1024
+_MOST_HEADS = 128
+_END = b"\r\n\r\n"
+_VERSIONS = (b"HTTP/1.0 ", b"HTTP/1.1 ")
+_ONE = ord("1")
+_SHORTEST = len("HTTP/1.1 200")
 _BODILESS = (204, 304)  # RFC 9112 §6.3
 
 
@@ -23,20 +25,40 @@ class ResponseHead(MessageHead):
     """The head of a response: its status and its fields."""
 
     def __init__(self, raw: bytes) -> None:
-        found = compiled(_RESPONSE_HEAD).fullmatch(raw)
-        if found is None:
+        if not _is_head(raw):
             raw = compiled(_FOLD).sub(b" ", raw)
-            found = compiled(_RESPONSE_HEAD).fullmatch(raw)
-        if found is None:
-            raise reason(raw)
-        self.status = int(found[2])
-        super().__init__(raw, http_1_1=found[1] == b"1")
+            if not _is_head(raw):
+                raise reason(raw)
+        self.status = int(raw[9:12])
+        super().__init__(raw, http_1_1=raw[7] == _ONE)
 
 
-@lru_cache(maxsize=128)
+def _is_head(raw: bytes) -> bool:
+    """Whether these are a start line, as _START_LINE has it, fields, and an empty line."""
+    start, *fields = raw.removesuffix(_END).split(b"\r\n")
+    return (
+        raw.endswith(_END)
+        and start[:9] in _VERSIONS
+        and start[9:12].isdigit()
+        and start[9:10] != b"0"
+        and start[12:13] in (b"", b" ")
+        and len(start) >= _SHORTEST
+        and not has_control(start)
+        and are_fields(fields)
+    )
+
+
+_heads: dict[bytes, ResponseHead] = {}
+
+
 def _parsed(raw: bytes) -> ResponseHead:
     """The head, parsed once for all workers that send the same one: those of one application do, for a second."""
-    return ResponseHead(raw)
+    head = _heads.get(raw)
+    if head is None:
+        if len(_heads) >= _MOST_HEADS:
+            _heads.clear()
+        head = _heads[raw] = ResponseHead(raw)
+    return head
 
 
 class ResponseReader(MessageReader):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .head import TOKEN_CHARACTERS, has_control
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,9 +22,6 @@ _PHRASES = {
     503: "Service Unavailable",
     505: "HTTP Version Not Supported",
 }
-_TOKEN = "!#$%&'*+.^_`|~-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_CONTROLS = bytes(byte for byte in range(32) if byte != ord("\t")) + b"\x7f"
-
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -31,7 +30,7 @@ def request_head(
     method: str, target: str, fields: Iterable[tuple[str, str]], *, version: str = "1.1"
 ) -> bytes:
     """The head of a request. Raises ValueError for what cannot stand in one; the message does not repeat it."""
-    if not method or method.strip(_TOKEN):
+    if not method or method.strip(TOKEN_CHARACTERS):
         raise ValueError("the method of a request is not a word")
     if not target or not target.isascii() or not target.isprintable() or " " in target:
         raise ValueError("the target of a request has a character that must be percent-encoded")
@@ -51,10 +50,10 @@ def chunk(data: bytes) -> bytes:
 def _head(start_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
     lines = [start_line.encode()]
     for name, value in fields:
-        if not name or name.strip(_TOKEN):
+        if not name or name.strip(TOKEN_CHARACTERS):
             raise ValueError(f"{name!r} is not the name of a header")
         line = f"{name}: {value}".encode(errors="surrogateescape")
-        if line.translate(None, _CONTROLS) != line:
+        if has_control(line):
             raise ValueError(f"the header {name!r} has a control character in its value")
         lines.append(line)
     return b"\r\n".join([*lines, b"", b""])

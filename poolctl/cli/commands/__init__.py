@@ -5,8 +5,6 @@ A module here is a command; nothing else lists them.
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from poolctl.cli import interrupts
 
 TYPE_CHECKING = False
@@ -47,7 +45,7 @@ def _module(verb: str) -> Any:
         return None
     name = f"{__name__}.{verb}"
     try:
-        return import_module(name)
+        return __import__(name, fromlist=["COMMAND"])  # importlib.import_module would import `warnings` too
     except ModuleNotFoundError as missing:
         if missing.name != name:
             raise

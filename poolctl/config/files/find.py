@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 FILE_NAMES = ("pool.toml", "pool.yaml", "pool.yml", "pool.json")
 PYPROJECT = "pyproject.toml"
 PYPROJECT_LIMIT_BYTES = 4 * 1024 * 1024
 
-_section = re.compile(
-    rb"^[ \t]*\[{1,2}[ \t]*tool[ \t]*\.[ \t]*(?:\"poolctl\"|'poolctl'|poolctl)[ \t]*[.\]]", re.MULTILINE
-)
+_SECTION = rb"(?m)^[ \t]*\[{1,2}[ \t]*tool[ \t]*\.[ \t]*(?:\"poolctl\"|'poolctl'|poolctl)[ \t]*[.\]]"
 
 
 class ConfigNotFound(Exception):
@@ -61,9 +61,11 @@ def has_section(path: str) -> bool:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
+    import re  # not for the many commands whose file is a pool.toml
+
     try:
         with open(descriptor, "rb", closefd=False) as file:
-            return _section.search(file.read(PYPROJECT_LIMIT_BYTES)) is not None
+            return re.search(_SECTION, file.read(PYPROJECT_LIMIT_BYTES)) is not None
     except OSError:
         return False
     finally:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.http.head import FIELD_LINE
 from poolctl.http.message_reader import MAX_CHUNKS
-from poolctl.http.response_reader import ResponseReader
+from poolctl.http.response_reader import _START_LINE, ResponseReader, _is_head
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
@@ -55,3 +60,17 @@ def test_fields_are_found_by_name_as_they_were_sent() -> None:
         b"two",
         b"",
     )
+
+
+_SOME_HEADS = st.lists(
+    st.sampled_from(
+        [b"HTTP/1.1 ", b"HTTP/1.0 ", b"HTTP/2 ", b"200", b"099", b"20", b" OK", b" ", b"\r\n", b"\n", b"\r", b"A: b",
+         b":", b"\t", b"\0", b"\x80", b"a b: c", b"X-Y:", b"200 OK\r\nA: b\r\n"]
+    )
+).map(b"".join)  # fmt: skip
+
+
+@given(_SOME_HEADS)
+def test_a_head_is_one_exactly_when_the_grammar_says_so(raw: bytes) -> None:
+    grammar = _START_LINE + rb"(?:" + FIELD_LINE + rb")*+\r\n"
+    assert _is_head(raw + b"\r\n\r\n") == bool(re.fullmatch(grammar, raw + b"\r\n\r\n"))

@@ -1,0 +1,38 @@
+"""JSON without the module `json`: the same values and the same text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl import json_text
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+def test_a_value_is_written_and_read_as_json_does_it(value: object) -> None:
+    text = json_text.dumps(value)
+    assert text == json.dumps(value)
+    assert json_text.loads(text) == json_text.loads(f" {text}\n".encode()) == value
+
+
+@pytest.mark.parametrize("text", ["", " ", "{", '{"a": }', "[1] 2", "nul", '"\n"', b"\xff", b'"\xff"'])
+def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        json.loads(text)
+    with pytest.raises(ValueError, match=r"."):
+        json_text.loads(text)
+
+
+def test_what_has_no_form_in_json_takes_that_of_the_default() -> None:
+    assert json_text.dumps([{1}], default=sorted) == "[[1]]"
+    with pytest.raises(TypeError, match="a set has no form in JSON"):
+        json_text.dumps({1})
