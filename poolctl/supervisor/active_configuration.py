@@ -8,15 +8,22 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from poolctl.config import ServerConfig, Surroundings, Tables, pool_variables
+from poolctl.config import (
+    Finding,
+    ServerConfig,
+    Surroundings,
+    Tables,
+    conflicts,
+    dependency_findings,
+    pool_variables,
+)
 from poolctl.control.messages import Document
 from poolctl.core.core import Core
 from poolctl.errors import PoolError, ServerError
+from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.runners import withheld
 
-from .admission import obstacles
-from .naming import default_name
-from .resolve_config import ConfigResolver, ResolvedConfig
+from .resolve_config import ConfigResolver, ResolvedConfig, default_name
 from .takeover.state_store import Kept, Left, StateStore
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -161,3 +168,14 @@ class ActiveConfiguration:
             dict(self.environments),
             self.tables,
         )
+
+
+def obstacles(added: ServerConfig, there: Iterable[ServerConfig]) -> tuple[int, list[Finding]] | None:
+    """Why it cannot be added to those `there`, with the exit code; None when it can."""
+    together = [*there, added]
+    names = [(each.name, each.address) for each in together]
+    found = [finding for later, _, finding in conflicts(names) if later == len(together) - 1]
+    if found:
+        return CONFLICT, found
+    found = [finding for server, finding in dependency_findings(together) if server is added]
+    return (INVALID_CONFIGURATION, found) if found else None

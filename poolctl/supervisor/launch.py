@@ -1,4 +1,7 @@
-"""Starting a pool's keeper, and with it its supervisor, in the background. Standard library only, and little of it."""
+"""Starts a pool's keeper and supervisor in the background, and removes the files that a killed pool left behind.
+
+Standard library only, and little of it.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from poolctl.control import directory
 from poolctl.control.pool_exit import clear_exit
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import desired_state_file, store_keys, wire
 from poolctl.keeper.background import Companion, in_company
 from poolctl.platform import proc_problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from poolctl.keeper.background import Limits
 
@@ -198,3 +201,50 @@ def _unusable(pool_directory: str, error: OSError) -> ControlError:
         exit_code=NOT_PERMITTED,
         hint=f"free some space there, or set {directory.RUNTIME_VARIABLE} to another directory",
     )
+
+
+def remove_stale_files(pool_directory: str) -> None:
+    """Remove the dead socket, `info.json` and the name, unless the pool runs or is being started. Never fails."""
+    if os.path.lexists(f"{pool_directory}/{directory.SOCKET_NAME}"):
+        _unless_it_runs(pool_directory, _remove)
+
+
+def forget_desired_state(pool_directory: str, names: Collection[str] | None = None) -> None:
+    """Record these servers, or all, as deliberately stopped, for the next start. Never fails."""
+    left = desired_state_file.read(pool_directory)
+    if not left:
+        return
+    if names is None:
+        _unless_it_runs(pool_directory, desired_state_file.remove)
+        return
+    from poolctl.core.desired import Desired
+
+    for name, wanted in left.get("servers", {}).items():
+        if name in names:
+            wanted["desired"] = Desired.STOPPED.value
+    content = json.dumps(left).encode()
+    _unless_it_runs(pool_directory, lambda place: desired_state_file.write(place, content))
+
+
+def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
+    with contextlib.suppress(OSError):
+        lock = os.open(f"{pool_directory}/lock", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not listens(f"{pool_directory}/{directory.SOCKET_NAME}"):
+                act(pool_directory)
+        finally:
+            os.close(lock)
+
+
+def _remove(pool_directory: str) -> None:
+    from poolctl.keeper import rendezvous  # a start does not pay for it
+
+    root, key = os.path.split(pool_directory)
+    names = [
+        entry.path for entry in os.scandir(root) if entry.is_symlink() and os.readlink(entry.path) == key
+    ]
+    for path in (f"{pool_directory}/{directory.SOCKET_NAME}", f"{pool_directory}/info.json", *names):
+        if os.path.lexists(path):
+            os.unlink(path)
+    rendezvous.sweep(pool_directory)

@@ -35,16 +35,13 @@ from .health.setup import set_up_health
 from .identity import identity
 from .mandatory import Mandatory
 from .observers.dashboard import PoolEnvironment
-from .observers.lost_output import LostOutput
+from .observers.event_recorder import LostOutput
 from .observers.observers import Observers
-from .runtime_files import RuntimeFiles
-from .runtime_watch import RuntimeWatch
-from .takeover.adopt_workers import adopt
+from .runtime_files import RuntimeFiles, RuntimeWatch
+from .takeover.adopt_workers import adopt, inherited
 from .takeover.keeper_watch import watch_keeper
-from .takeover.late_orphans import adopt_late_orphans
-from .takeover.orphans import take_in
+from .takeover.orphans import adopt_late_orphans, take_in
 from .takeover.state_store import StateStore
-from .takeover.systemd_sockets import inherited
 from .verbs.verbs import CHANGING, Verbs
 
 if TYPE_CHECKING:

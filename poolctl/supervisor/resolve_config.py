@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -97,3 +98,13 @@ class ConfigResolver:
                 server = server.at(server.address.with_port(port))
             settled.append(server)
         return settled
+
+
+_USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
+
+
+def default_name(file: str) -> str:
+    """The directory's name for a file of the usual name, else the file's own without its ending."""
+    directory, base = os.path.split(file)
+    name = os.path.basename(directory) if base in _USUAL else os.path.splitext(base)[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pool"

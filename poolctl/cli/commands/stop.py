@@ -76,7 +76,7 @@ def _stop_survivors(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     """End the selected servers that still serve; None when there are none."""
     from poolctl.cli.offline import find_survivors
     from poolctl.runners.survivors import are_there
-    from poolctl.supervisor.stale_files import forget_desired_state, remove_stale_files
+    from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
     everything = request.selector().selects_all
     if not are_there(pool.directory):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from poolctl.config import Dashboard as Table
 
     from .dashboard_page import DashboardPage
-    from .dashboard_settings import Told
+    from .dashboard_process import Told
 
 _HINT = "add [dashboard] to the pool's file, then poolctl reload"
 
@@ -82,7 +82,7 @@ class DashboardManager:
         self._dashboard.want(tables.dashboard)
 
     def _settings(self, table: Table) -> Told:
-        from .dashboard_settings import settings_of
+        from .dashboard_process import settings_of
 
         return settings_of(
             table,

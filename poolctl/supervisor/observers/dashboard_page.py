@@ -22,12 +22,14 @@ from poolctl.monitor.events import Events
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.local.resources.opener import Opener
 
-from .dashboard_process import DashboardProcess
-from .dashboard_settings import Told
-from .dashboard_takeover import take_over
+from .dashboard_process import DashboardProcess, Told
 
 if TYPE_CHECKING:
     from poolctl.config import Dashboard as Table
+import os
+
+from poolctl.keeper import rendezvous
+from poolctl.platform import peer_credentials
 
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -196,3 +198,28 @@ class DashboardPage:
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": store_keys.DASHBOARD})
+
+
+_ANSWER_SECONDS = 2.0
+
+
+def take_over(directory: str) -> tuple[str, list[socket.socket]] | None:
+    """Its address and its sockets, when there is such a process, which ends then. Blocks for at most two seconds."""
+    for sock, answer in rendezvous.ask(directory, rendezvous.DASHBOARD, _ANSWER_SECONDS):
+        with sock:
+            if answer is None:
+                continue
+            message, fds = answer
+            bind = message.get("bind")
+            if (
+                message.get("t") != "dashboard"
+                or not isinstance(bind, str)
+                or peer_credentials(sock)[1] not in (0, os.geteuid())
+            ):
+                for fd in fds:
+                    os.close(fd)
+                continue
+            with contextlib.suppress(OSError):
+                wire.send(sock, {"t": "taken"})
+            return bind, [socket.socket(fileno=fd) for fd in fds]
+    return None

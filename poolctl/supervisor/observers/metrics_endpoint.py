@@ -24,13 +24,12 @@ from .statistics import Statistics
 
 if TYPE_CHECKING:
     from .metrics import Metrics
-    from .metrics_address import MetricsAddress
+    from .metrics_server import MetricsAddress
 
 _MODULES = (
     "poolctl.monitor.exposition",
     "observers.metrics",
     "observers.metrics_server",
-    "observers.metrics_address",
 )
 
 
@@ -76,7 +75,7 @@ class MetricsEndpoint:
     def _load(self) -> tuple[Metrics, MetricsAddress]:
         if self._made is None:
             from .metrics import Metrics
-            from .metrics_address import MetricsAddress
+            from .metrics_server import MetricsAddress
 
             metrics = Metrics(self._core, self._statistics, self._about)
             self._made = metrics, MetricsAddress(self._keeper, self._events, metrics.text)

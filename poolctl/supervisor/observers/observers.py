@@ -20,9 +20,9 @@ from ..verbs.verbs import Verbs
 from .dashboard import DashboardManager, PoolEnvironment
 from .event_recorder import EventRecorder
 from .metrics_endpoint import MetricsEndpoint
-from .monitoring import Monitoring
 from .notifications import Notifications
 from .statistics import Statistics
+from .totals import Monitoring
 
 _NOTIFIED = "notify.json"
 

@@ -11,6 +11,8 @@ from poolctl.config import ServerConfig
 from poolctl.core.core import Core
 from poolctl.core.state import Worker
 from poolctl.core.view import Phase
+from poolctl.keeper import store_keys
+from poolctl.runners.link import Link
 from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.local.workers.local_worker import LocalWorker
 from poolctl.states import Status
@@ -94,3 +96,13 @@ def _listeners(core: Core, runner: LocalRunner) -> None:
             if without or runner.endpoints(config.key):
                 core.adopt_listener(entry, config)
         core.resume(entry)
+
+
+async def inherited(keeper: Link) -> dict[str, list[int]]:
+    """Their descriptors by number and by name."""
+    reply, fds = await keeper.call({"op": "get", "name": store_keys.INHERITED})
+    found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
+    for name, fd in zip(reply["meta"] or (), fds, strict=True):
+        if name:
+            found.setdefault(name, []).append(fd)
+    return found

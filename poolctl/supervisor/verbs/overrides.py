@@ -14,8 +14,7 @@ from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidat
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector, SelectorError, selection_needed
 
-from ..active_configuration import ActiveConfiguration
-from ..admission import obstacles
+from ..active_configuration import ActiveConfiguration, obstacles
 from .open_file_limit import ensure_open_files, size
 from .operation import Operation
 from .reports import Reports, late

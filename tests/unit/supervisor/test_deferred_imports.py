@@ -54,7 +54,7 @@ there = set(sys.modules)
 from poolctl.supervisor.verbs import overrides, reload, upgrade
 from poolctl.supervisor.takeover import replace_keeper
 from poolctl.supervisor.health import recovery, memory_limit, heartbeat
-from poolctl.supervisor.observers import metrics, metrics_address
+from poolctl.supervisor.observers import metrics, metrics_server
 late = set(sys.modules) - there
 assert not late, late
 """

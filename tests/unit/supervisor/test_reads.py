@@ -13,9 +13,8 @@ import pytest
 from poolctl.core.record import record_of
 from poolctl.keeper.store import Store
 from poolctl.runners.protocol import Exit
-from poolctl.supervisor.observers.monitoring import Monitoring
 from poolctl.supervisor.observers.statistics import Statistics
-from poolctl.supervisor.observers.totals import Totals
+from poolctl.supervisor.observers.totals import Monitoring, Totals
 from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import StateStore
 from tests.unit.supervisor.desk import Desk, run, turns, web
