@@ -13,6 +13,7 @@ import pytest
 from poolctl.core.record import record_of
 from poolctl.keeper.store import Store
 from poolctl.runners.protocol import Exit
+from poolctl.supervisor.observers import statistics as statistics_module
 from poolctl.supervisor.observers.statistics import Statistics
 from poolctl.supervisor.observers.totals import Monitoring, Totals
 from poolctl.supervisor.takeover import state_store
@@ -32,7 +33,8 @@ class Recorded(Desk):
         monkeypatch.setattr(state_store, "record_of", self._counted)
         tallies: Any = SimpleNamespace(add_up=None, unsettled=[])
         totals = Totals(self.core, self.events, tallies, self.memory)
-        self.verbs.add("stats", Statistics(self.core, totals, lambda placement: None).stats)
+        self.statistics = Statistics(self.core, totals, lambda placement: None)
+        self.verbs.add("stats", self.statistics.stats)
         self.verbs.add("monitor", Monitoring(self.core, totals).monitor)
 
     def _counted(self, entry: Any) -> dict[str, Any]:
@@ -71,6 +73,30 @@ def test_a_read_changes_and_serialises_nothing(scenario: Callable[..., None], ve
             await asyncio.sleep(0)
         assert desk.serialised == []
         assert desk.core.take_changed() == []
+
+    scenario(work)
+
+
+def test_the_samples_for_a_dashboard_change_and_serialise_nothing(
+    scenario: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics_module, "INTERVAL_SECONDS", 0.001)
+
+    async def work(desk: Recorded) -> None:
+        before = {name: record_of(entry) for name, entry in desk.core.entries.items()}
+        kept: list[Any] = []
+        monkeypatch.setattr(desk.link, "send", lambda message, fds=(): kept.append(message))
+        desk.statistics.always = True
+        desk.statistics.watch()
+        samples: list[float] = []
+        while len(samples) < 10:
+            await asyncio.sleep(0.001)
+            document = (await desk.ask("stats", "s1"))["items"][0]
+            samples = document["stats"]["history"]["memory_bytes"]
+        assert desk.serialised == []
+        assert desk.core.take_changed() == []
+        assert {name: record_of(entry) for name, entry in desk.core.entries.items()} == before
+        assert kept == [], "nothing is left to a successor"
 
     scenario(work)
 
