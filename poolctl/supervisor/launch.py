@@ -17,7 +17,7 @@ from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, default_interpreter, variables_named_in
 from poolctl.control import directory
 from poolctl.control.pool_exit import clear_exit
-from poolctl.errors import ControlError
+from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
 from poolctl.keeper import desired_state_file, store_keys, wire
 from poolctl.keeper.background import Companion, in_company
@@ -42,7 +42,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
     problem, fix = proc_problem()
     if problem:
         raise ControlError(f"the pool cannot be started: {problem}", exit_code=FAILED, hint=fix)
-    _check_open_files()
+    _check_open_files(files, env)
     pool_directory = directory.make_pool_dir(env, directory.pool_key(files[0]))
     path = directory.control_socket(pool_directory)
     try:
@@ -68,15 +68,26 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
         os.close(lock)
 
 
-def _check_open_files() -> None:
+def _check_open_files(files: Sequence[str], env: Mapping[str, str]) -> None:
     """Raise ControlError where the pool could not even start far enough to report what it lacks."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= limit < OPEN_FILES_OF_POOL:
         raise ControlError(
-            f"a pool needs at least {OPEN_FILES_OF_POOL} open files, but may have only {limit} here",
+            f"the pool needs {_open_files_needed(files, env)} open files, but may have only {limit} here",
             exit_code=NOT_PERMITTED,
             hint=RAISE_OPEN_FILES,
         )
+
+
+def _open_files_needed(files: Sequence[str], env: Mapping[str, str]) -> str:
+    from poolctl.config import open_files_needed
+    from poolctl.config.loader import load
+
+    try:
+        servers = [server for server in load(files, env) if not server.disabled]
+    except PoolError:
+        return f"at least {OPEN_FILES_OF_POOL}"
+    return str(open_files_needed((server, server.scale.min) for server in servers))
 
 
 def _launch(

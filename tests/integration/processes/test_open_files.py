@@ -44,16 +44,21 @@ def need(pool: RealPool) -> int:
     return open_files_needed((server, server.scale.min) for server in servers)  # type: ignore[misc]
 
 
-def test_start_with_too_few_open_files_for_any_pool_says_how_many_it_needs(pool: RealPool) -> None:
-    pool.write_hello()
+def test_start_with_too_few_open_files_for_any_pool_says_how_many_this_one_needs(pool: RealPool) -> None:
+    pool.write_hello("a", "b")
     for command in ("start", "run"):
         done = limited(pool, 32, command)
         assert done.code == 7
         assert done.stderr.startswith(
-            f"error: a pool needs at least {OPEN_FILES_OF_POOL} open files, but may have only 32 here\n"
+            f"error: the pool needs {need(pool)} open files, but may have only 32 here\n"
         )
         assert "ulimit -Hn" in done.stderr
     assert limited(pool, 32, "validate").code == 0
+    assert limited(pool, need(pool), "start").stdout == "2 servers ready\n"
+    pool.ok("stop")
+    pool.directory.joinpath("pool.toml").write_text("[[server]\n")
+    done = limited(pool, 32, "start")
+    assert f"the pool needs at least {OPEN_FILES_OF_POOL} open files" in done.stderr
 
 
 def test_start_of_more_servers_than_the_limit_allows_is_refused_with_the_number(pool: RealPool) -> None:
