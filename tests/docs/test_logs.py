@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from poolctl.cli.top.figures import seconds
 from poolctl.cli.top.frames import _ALWAYS, _HINTS
+from poolctl.cli.top.table import format_seconds
 from tests.real_pool import RealPool
 
 TEXT = (Path(__file__).parents[2] / "docs" / "logs.md").read_text()
@@ -46,4 +46,4 @@ def test_its_last_line_has_the_keys_of_the_view() -> None:
     (line,) = (line for line in TEXT.splitlines() if line.startswith(" / filter"))
     hints = [" ".join(hint) for hint in (*_HINTS[:6], *_ALWAYS)]
     assert line.strip() == "  ".join(hints)
-    assert seconds(0.000674) in TEXT
+    assert format_seconds(0.000674) in TEXT

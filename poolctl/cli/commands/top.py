@@ -11,9 +11,8 @@ from typing import Any
 from poolctl.cli.command import INSPECT, SELECTION, Command, Option, flag, output
 from poolctl.cli.command_request import CommandRequest, one_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.top.board import SORTS
-from poolctl.control.client import Client
 from poolctl.exit_codes import INTERRUPTED
 
 INTERVAL_SECONDS = 2.0
@@ -40,11 +39,11 @@ def perform(request: CommandRequest) -> Outcome:
         raise UsageError(f"top has no form {request.output!r}", hint="poolctl list prints tables")
     frames, interval = _frames(request), _interval(request)
     from poolctl.cli.top.board import SORTS, ServerBoard
-    from poolctl.cli.top.stats_source import StatsSource
+    from poolctl.cli.top.supervisor_requests import StatsSource
 
     sort = one_of("--sort", request.get("sort") or "file", tuple(SORTS))
     ref = find_pool(request)
-    source = StatsSource(Client(ref.socket), request.selector().to_dict())
+    source = StatsSource(ref, request.selector().to_dict())
     result = source.read()
     if result.get("exit_code"):
         raise Failure(Outcome.from_result(result))
@@ -54,26 +53,18 @@ def perform(request: CommandRequest) -> Outcome:
     board.update(result.get("items") or [])
     pool = str(source.client.ping().get("name") or "pool")
     if _is_terminal() and frames != 1:
-        return _live(board, source, ref, pool, interval, frames)
+        return _live(board, source, pool, interval, frames)
     if frames is None and not request.quiet:
         sys.stderr.write("not a terminal: printing one snapshot (use `poolctl list -o json` in scripts)\n")
     return _print(board, source, pool, interval, frames or 1)
 
 
-def _live(board: Any, source: Any, ref: PoolRef, pool: str, interval: float, frames: int | None) -> Outcome:
+def _live(board: Any, source: Any, pool: str, interval: float, frames: int | None) -> Outcome:
     from poolctl.cli.top.live_view import LiveView
     from poolctl.cli.top.terminal import Screen, SignalReceived, TerminalSignals
     from poolctl.clock import SystemClock
 
-    def log_path(name: str) -> str:
-        from poolctl.cli.log_lines import log_paths
-
-        items = source.client.call("show", {"selector": {"targets": [name]}}).get("items") or [{"name": name}]
-        return log_paths(items, ref)[name]
-
-    session = LiveView(
-        board, source, log_path, SystemClock(), pool=pool, interval_seconds=interval, frames=frames
-    )
+    session = LiveView(board, source, SystemClock(), pool=pool, interval_seconds=interval, frames=frames)
     try:
         with TerminalSignals() as signals, Screen() as screen:
             session.run(screen, signals)

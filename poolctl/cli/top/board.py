@@ -14,7 +14,8 @@ class ServerBoard:
     """
 
     def __init__(self, *, sort: str = "file") -> None:
-        self.rows = ServerRows()
+        self.rows: dict[str, ServerRow] = {}  # in the order of the file
+        self.measured = False  # whether there are any statistics
         self.shown: list[ServerRow] = []
         self.height = 1
         self.top = 0
@@ -40,8 +41,15 @@ class ServerBoard:
         return self._at + 1 if self.shown else 0
 
     def update(self, items: list[dict[str, Any]]) -> None:
-        """Take what the supervisor says now."""
-        self.rows.update(items)
+        """Take the newest result; servers that it does not name are gone."""
+        rows: dict[str, ServerRow] = {}
+        for at, item in enumerate(items):
+            name = str(item.get("name", ""))
+            row = rows[name] = self.rows.get(name) or ServerRow(at)
+            row.at = at
+            row.update(item)
+        self.rows = rows
+        self.measured = any(row.stats for row in rows.values())
         self._arrange()
 
     def move(self, rows: int) -> None:
@@ -75,7 +83,7 @@ class ServerBoard:
 
     def _arrange(self) -> None:
         before = self.selected
-        self.shown = in_order(matching(self.rows.all(), self.filter), self.sort, self.reverse)
+        self.shown = in_order(matching(self.rows.values(), self.filter), self.sort, self.reverse)
         names = [row.name for row in self.shown]
         at = names.index(before.name) if before is not None and before.name in names else self._at
         self._select(at)
@@ -151,32 +159,6 @@ class ServerRow:
                 if not isinstance(seen, deque):
                     seen = self.history[key] = deque(seen, maxlen=_KEPT)
                 seen.append(self.number(key))
-
-
-class ServerRows:
-    """All rows by name."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, ServerRow] = {}
-        self.measured = False  # whether there are any statistics
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def all(self) -> list[ServerRow]:
-        """Every row, in the order of the file."""
-        return list(self._rows.values())
-
-    def update(self, items: Iterable[dict[str, Any]]) -> None:
-        """Take what the supervisor says now; servers that it does not name any more are gone."""
-        rows: dict[str, ServerRow] = {}
-        for at, item in enumerate(items):
-            name = str(item.get("name", ""))
-            row = rows[name] = self._rows.get(name) or ServerRow(at)
-            row.at = at
-            row.update(item)
-        self._rows = rows
-        self.measured = any(row.stats for row in rows.values())
 
 
 def matching(rows: Iterable[ServerRow], words: str) -> list[ServerRow]:

@@ -7,16 +7,104 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 
-from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from poolctl.cli.render import coloured
+from poolctl.cli.render import coloured, duration
 
-from .board import SORTS, ServerBoard, ServerRow
-from .columns import GAP, Placed, place
+from .board import ServerBoard, ServerRow
 from .log_pane import LogPane
-from .summary_lines import head_lines
+from .table import STATES, format_count, format_percent, format_seconds, format_size, sparkline, table_lines
+
+_NARROW = 100
+
+
+def head_lines(board: ServerBoard, pool: str, width: int) -> list[Text]:
+    """One line of the servers' states, and one of their figures if there are any."""
+    rows = list(board.rows.values())
+    lines = [_states(rows, pool, width)]
+    if board.measured:
+        lines.append(_totals(rows, width))
+    return lines
+
+
+def _states(rows: Sequence[ServerRow], pool: str, width: int) -> Text:
+    for words in (True, False):
+        line = _counts(rows, pool, words)
+        if line.cell_len <= width:
+            break
+    longest = max((float(row.item.get("uptime_seconds") or 0) for row in rows), default=0.0)
+    if longest:
+        _at_right(line, Text(f"up {duration(longest)} ", _FAINT), width)
+    return line
+
+
+def _counts(rows: Sequence[ServerRow], pool: str, words: bool) -> Text:
+    """How many servers are in each state, in words or only by its sign."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        state = str(row.item.get("state"))
+        counts[state] = counts.get(state, 0) + 1
+    line = Text(no_wrap=True, end="").append(f" {pool} ", "bold reverse")
+    line.append(f"  {len(rows)} server{'s' if len(rows) != 1 else ''}", "bold")
+    for state, (sign, style) in STATES.items():
+        if counts.get(state):
+            line.append(f"  {sign} {counts[state]}{f' {state}' if words else ''}", style)
+    unhealthy = sum(row.item.get("health") in ("warn", "ko") for row in rows)
+    if unhealthy:
+        line.append(f"  ! {unhealthy}{' unhealthy' if words else ''}", "bold red")
+    return line
+
+
+def _totals(rows: Sequence[ServerRow], width: int) -> Text:
+    wide = width >= _NARROW
+    chart = 24 if width >= 140 else 12 if wide else 8
+    line = Text(" ", no_wrap=True, end="")
+    rates = _summed(row.history.get("requests_per_second") or () for row in rows)
+    _figure(line, "req/s", format_count(_total(rows, "requests_per_second")))
+    line.append(" " + sparkline(rates, chart), "green")
+    slowest = max((row.number("latency_p99_seconds") or 0.0 for row in rows), default=0.0) or None
+    _figure(line, "p99", format_seconds(slowest))
+    memory = _summed(row.history.get("memory_bytes") or () for row in rows)
+    _figure(line, "mem", format_size(_total(rows, "memory_bytes")))
+    if wide:
+        line.append(" " + sparkline(memory, chart, from_zero=False), "blue")
+    _figure(line, "cpu", format_percent(_total(rows, "cpu_percent")))
+    _figure(line, "busy", format_count(_total(rows, "in_flight")))
+    if wide:
+        _figure(line, "conn", format_count(_total(rows, "connections")))
+    errors = _total(rows, "errors_total")
+    _figure(line, "errors", format_count(errors), "bold red" if errors else "bold")
+    return line
+
+
+def _figure(line: Text, title: str, value: str, style: str = "bold") -> None:
+    line.append(f"{'  ' if len(line) > 1 else ''}{title} ", _FAINT)
+    line.append(value, style)
+
+
+def _at_right(line: Text, more: Text, width: int) -> None:
+    room = width - line.cell_len - more.cell_len
+    if room > 1:
+        line.append(" " * room)
+        line.append_text(more)
+
+
+def _total(rows: Iterable[ServerRow], key: str) -> float:
+    return sum(row.number(key) or 0.0 for row in rows)
+
+
+def _summed(series: Iterable[Sequence[float | None]]) -> list[float | None]:
+    """The sum of several histories, of which the last values belong together."""
+    total: list[float | None] = []
+    for values in series:
+        newest_first = list(values)[::-1]
+        total += [None] * (len(newest_first) - len(total))
+        for at, value in enumerate(newest_first):
+            if value is not None:
+                total[at] = (total[at] or 0.0) + value
+    return total[::-1]
+
 
 Hints = Sequence[tuple[str, str]]
 
@@ -154,57 +242,6 @@ def help_lines() -> list[Text]:
         else:
             lines.append(Text.assemble("  ", (keys.ljust(_WIDTH), "bold"), meaning))
     return lines
-
-
-_SELECTED = "reverse"
-
-
-def table_lines(board: ServerBoard, width: int, *, cursor: bool = True, all_rows: bool = False) -> list[Text]:
-    """The head and the visible rows; with `cursor` the selected one stands out."""
-    rows = board.shown if all_rows else board.visible
-    longest = max((cell_len(row.name) for row in board.rows.all()), default=0)
-    columns = place(width, longest, measured=board.rows.measured)
-    selected = board.selected if cursor else None
-    return [_head(columns, board), *(_line(columns, row, row is selected, width) for row in rows)]
-
-
-def _head(columns: Iterable[Placed], board: ServerBoard) -> Text:
-    line = Text(no_wrap=True, end="", overflow="crop")
-    for column, width in columns:
-        _gap(line)
-        title = column.title
-        sorted_by = bool(column.sort) and column.sort == board.sort and column.sort != "file"
-        if sorted_by:
-            title += "▾" if SORTS[board.sort] is not board.reverse else "▴"
-        line.append(_fitted(title, width, column.right), "bold cyan" if sorted_by else "bold bright_black")
-    return line
-
-
-def _line(columns: Iterable[Placed], row: ServerRow, selected: bool, screen: int) -> Text:
-    line = Text(no_wrap=True, end="", overflow="crop")
-    for column, width in columns:
-        _gap(line)
-        text, style = column.cell(row, width)
-        # Colours of their own would make patches of the selected row.
-        line.append(_fitted(text, width, column.right), "" if selected else style)
-    if selected:
-        line.append(" " * (screen - line.cell_len))
-        line.stylize(_SELECTED)
-    return line
-
-
-def _gap(line: Text) -> None:
-    if line:
-        line.append(" " * GAP)
-
-
-def _fitted(text: str, width: int, right: bool) -> str:
-    """The text in exactly so many cells; what does not fit ends with "…"."""
-    cells = cell_len(text)
-    if cells > width:
-        return set_cell_size(text, width - 1) + "…" if width > 1 else set_cell_size(text, width)
-    room = " " * (width - cells)
-    return room + text if right else text + room
 
 
 _TEXT_WIDTH = 120

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
 
 from rich.text import Text
 
@@ -14,10 +13,9 @@ from poolctl.errors import ControlError
 
 from .board import SORTS, ServerBoard
 from .frames import Notice, help_frame, log_frame, servers_frame
-from .keys import Action, Keys, action_of
 from .log_pane import LogPane
-from .stats_source import BackgroundRequests, Result, StatsSource
-from .terminal import Screen, TerminalSignals
+from .supervisor_requests import Action, BackgroundRequests, Result, StatsSource, action_of
+from .terminal import Keys, Screen, TerminalSignals
 
 _ESCAPE_SECONDS = 0.05
 _NOTICE_SECONDS = 4.0
@@ -25,13 +23,12 @@ _SORT_KEYS = dict(zip("NSHRLMCUXF", SORTS, strict=True))
 
 
 class LiveView:
-    """One view of one pool until it is left. `log_path` returns the path of a server's log."""
+    """One view of one pool until it is left."""
 
     def __init__(
         self,
         board: ServerBoard,
         source: StatsSource,
-        log_path: Callable[[str], str],
         clock: Clock,
         *,
         pool: str,
@@ -40,7 +37,6 @@ class LiveView:
     ) -> None:
         self._board = board
         self._source = source
-        self._log_path = log_path
         self._clock = clock
         self._pool = pool
         self._interval = interval_seconds
@@ -94,8 +90,9 @@ class LiveView:
         sources = [screen.fileno(), self._asking.fileno(), signals.fileno()]
         if self._pane is not None and self._pane.fileno() >= 0:
             sources.append(self._pane.fileno())
-        ready, _, _ = select.select(sources, [], [], self._timeout())
+        ready, _, _ = select.select(sources, screen.writers(), [], self._timeout())
         signals.clear()
+        screen.flush()
         if screen.fileno() in ready:
             data = screen.read()
             self._over = not data
@@ -236,7 +233,7 @@ class LiveView:
         row = self._board.selected
         if key in ("enter", "l"):
             try:
-                self._pane = LogPane(name, self._log_path(name))
+                self._pane = LogPane(name, self._source.log_path(name))
             except (ControlError, OSError) as error:
                 self._say(f"{name}: {error}", "bold red")
         elif row is not None and (action := action_of(key, row.item)) is not None:

@@ -1,11 +1,14 @@
-"""The terminal while the view runs: its modes, drawing only what changed, and signals."""
+"""The terminal while the view runs: its modes, drawing only what changed, key presses, and signals."""
 
 from __future__ import annotations
 
+import codecs
 import os
+import select
 import signal
 import sys
 import termios
+import time
 import tty
 from collections.abc import Sequence
 from types import FrameType, TracebackType
@@ -18,16 +21,21 @@ _ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
 _LEAVE = "\x1b[?25h\x1b[?1049l"
 # Terminals that know it show a frame when it is whole; the others ignore it.
 _BEGIN_FRAME, _END_FRAME = "\x1b[?2026h", "\x1b[?2026l"
+_LEAVE_SECONDS = 1.0
 _ASCII = str.maketrans("●◐◑◒↻✗◌○⊘▁▂▃▄▅▆▇…▾▴µ↑↓←→", "*oooo" + "x.o-" + "_.-:=+#" + "~v^u^v<>")
 
 
 class Screen:
-    """`with Screen() as screen`: keys come at once and unseen, and whatever happens all is as before afterwards."""
+    """`with Screen() as screen`: keys come at once and unseen, and whatever happens all is as before afterwards.
+
+    A terminal that takes no output (Ctrl-S, a hung connection) holds up frames, but neither keys nor the end.
+    """
 
     def __init__(self) -> None:
-        self._in, self._out = sys.stdin.fileno(), sys.stdout.fileno()
+        self._in, self._out = sys.stdin.fileno(), _non_blocking(sys.stdout.fileno())
         self._before: list[object] | None = None
         self._drawn: list[str] = []
+        self._unsent = b""
         self.width, self.height = self._measure()
         self._plain = "utf" not in (sys.stdout.encoding or "").lower()
         self._console = Console(
@@ -49,18 +57,27 @@ class Screen:
     def take(self) -> None:
         """Have the terminal, from the start or again. Signals of keys (Ctrl-C, Ctrl-Z) stay signals."""
         self._before = termios.tcgetattr(self._in)
-        tty.setcbreak(self._in, termios.TCSADRAIN)
+        tty.setcbreak(self._in, termios.TCSANOW)
         self._write(_ENTER)
         self.resize()
 
     def give_back(self) -> None:
-        """Put everything back. Never fails: the terminal may be gone."""
+        """Put everything back. Never fails, and takes a second at most: the terminal may be gone."""
         if self._before is None:
             return
         before, self._before = self._before, None
         try:
+            # Linux undoes a Ctrl-S only where tcflow(3) itself has stopped the output.
+            termios.tcflow(self._out, termios.TCOOFF)
+            termios.tcflow(self._out, termios.TCOON)
             self._write(_LEAVE)
-            termios.tcsetattr(self._in, termios.TCSADRAIN, before)  # type: ignore[arg-type]
+            deadline = time.monotonic() + _LEAVE_SECONDS
+            while (
+                self._unsent and select.select([], [self._out], [], max(0.0, deadline - time.monotonic()))[1]
+            ):
+                self.flush()
+            self._unsent = b""
+            termios.tcsetattr(self._in, termios.TCSANOW, before)  # type: ignore[arg-type]
         except (OSError, termios.error):
             pass
 
@@ -70,7 +87,9 @@ class Screen:
         self._drawn = []
 
     def draw(self, lines: Sequence[Text]) -> None:
-        """Show these lines; those that the screen shows already are not sent again."""
+        """Show these lines, unless the frame before has not been taken; lines that are shown already are not sent."""
+        if self._unsent:
+            return
         texts = self._rendered(list(lines[: self.height]))
         texts += [""] * (self.height - len(texts))
         changed = [
@@ -82,6 +101,18 @@ class Screen:
             everything = "" if self._drawn else "\x1b[2J"
             self._write(_BEGIN_FRAME + everything + "".join(changed) + _END_FRAME)
         self._drawn = texts
+
+    def writers(self) -> list[int]:
+        """The descriptor to wait for until it takes the rest of a frame; empty when there is none."""
+        return [self._out] if self._unsent else []
+
+    def flush(self) -> None:
+        """Send more of what the terminal has not taken yet."""
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[os.write(self._out, self._unsent) :]
+        except BlockingIOError:
+            pass
 
     def read(self) -> bytes:
         """The typed bytes; empty when the terminal is gone."""
@@ -111,9 +142,16 @@ class Screen:
         return max(size.columns, 20), max(size.lines, 5)
 
     def _write(self, text: str) -> None:
-        data = text.encode(sys.stdout.encoding or "utf-8", "replace")
-        while data:
-            data = data[os.write(self._out, data) :]
+        self._unsent += text.encode(sys.stdout.encoding or "utf-8", "replace")
+        self.flush()
+
+
+def _non_blocking(fd: int) -> int:
+    """The terminal, opened again: the mode of `fd` is shared with the shell. `fd` itself where that is not allowed."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return fd
 
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
@@ -193,3 +231,70 @@ class TerminalSignals:
         found = number in self._noted
         self._noted.discard(number)
         return found
+
+
+_SEQUENCES = {
+    "[A": "up", "[B": "down", "[C": "right", "[D": "left", "OA": "up", "OB": "down", "OC": "right", "OD": "left",
+    "[H": "home", "[F": "end", "OH": "home", "OF": "end", "[1~": "home", "[4~": "end", "[7~": "home", "[8~": "end",
+    "[5~": "page up", "[6~": "page down", "[3~": "delete", "[Z": "back tab",
+}  # fmt: skip
+_SINGLE = {
+    "\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace", "\x08": "backspace", "\x0c": "redraw",
+    "\x15": "clear", "\x01": "home", "\x05": "end", "\x02": "page up", "\x06": "page down", "\x0e": "down",
+    "\x10": "up",
+}  # fmt: skip
+
+
+class Keys:
+    """Takes bytes, gives names of keys ("up", "enter") and characters; an escape sequence may come in pieces."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text = ""
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is the beginning of a sequence, which after a moment is nothing but the Escape key."""
+        return bool(self._text)
+
+    def feed(self, data: bytes) -> list[str]:
+        """The keys that are complete now."""
+        self._text += self._decoder.decode(data)
+        found: list[str] = []
+        while self._text:
+            if self._text[0] != "\x1b":
+                found += _named(self._text[0])
+                self._text = self._text[1:]
+                continue
+            length = _sequence_length(self._text)
+            if not length:
+                break
+            name = _SEQUENCES.get(self._text[1:length]) if length > 1 else "escape"
+            found += [name] if name else []
+            self._text = self._text[length:]
+        return found
+
+    def flush(self) -> list[str]:
+        """The keys that are left when nothing follows: Escape, and what was typed after it."""
+        text, self._text = self._text, ""
+        return [key for char in text for key in (["escape"] if char == "\x1b" else _named(char))]
+
+
+def _named(char: str) -> list[str]:
+    if char in _SINGLE:
+        return [_SINGLE[char]]
+    return [char] if char.isprintable() else []
+
+
+def _sequence_length(text: str) -> int:
+    """How many characters belong to the sequence that the text begins with (ECMA-48 §5.4); 0: not all are there."""
+    if len(text) < 2:
+        return 0
+    if text[1] not in "[O":
+        return 1
+    for at in range(2, len(text)):
+        if "\x40" <= text[at] <= "\x7e":
+            return at + 1
+        if not "\x20" <= text[at] <= "\x3f":
+            return 1
+    return 0

@@ -13,6 +13,7 @@ import pyte
 import pytest
 
 from poolctl.control.directory import pool_key
+from tests.deadline import wait_until
 from tests.integration.cli.terminal import Terminal
 from tests.real_pool import RealPool
 from tests.stand_in import Send, item, result, stand_in
@@ -169,6 +170,27 @@ def test_the_terminal_is_as_before_whatever_ends_the_view(
         before = view.terminal.modes()
         view.until_shown("web-002")
         assert view.terminal.modes() != before
+        if isinstance(ending, str):
+            view.terminal.press(ending)
+        else:
+            os.kill(view.terminal.process.pid, ending)
+        assert view.terminal.end() == status
+        assert view.terminal.modes() == before
+        assert view.terminal.shown.endswith("\x1b[?25h\x1b[?1049l")
+
+
+@pytest.mark.parametrize(("ending", "status"), [("q", 0), (signal.SIGTERM, -15)])
+def test_a_terminal_that_takes_no_output_holds_up_neither_keys_nor_the_end(
+    pool: RealPool, ending: str | signal.Signals, status: int
+) -> None:
+    with answering(pool, many(50)) as requests, top(pool, "--interval", "0.1s", size=(200, 50)) as view:
+        before = view.terminal.modes()
+        view.until_shown("web-002")
+        view.terminal.press("\x13")  # Ctrl-S
+        for columns in range(100, 200):  # each is a whole frame: more than a terminal's buffer holds
+            view.terminal.resize(columns, 50)
+        view.terminal.press("r")
+        wait_until(lambda: "restart" in [verb for verb, _ in requests])
         if isinstance(ending, str):
             view.terminal.press(ending)
         else:

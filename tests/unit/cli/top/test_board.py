@@ -102,7 +102,7 @@ def test_no_sequence_of_keys_loses_the_selection(steps: list[tuple[str, Any]]) -
 def test_without_a_history_what_was_seen_is_the_history() -> None:
     board = board_of(measured("a", requests_per_second=1.0))
     board.update([measured("a", requests_per_second=3.0)])
-    (row,) = board.rows.all()
+    (row,) = board.rows.values()
     assert list(row.history["requests_per_second"]) == [1.0, 3.0]
     board.update([measured("a", history={"requests_per_second": [5, 6]})])
     assert row.history["requests_per_second"] == [5, 6]

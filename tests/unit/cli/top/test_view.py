@@ -10,8 +10,8 @@ from rich.text import Text
 
 from poolctl.cli.top.board import ServerBoard
 from poolctl.cli.top.frames import Notice, help_frame, log_frame, servers_frame
-from poolctl.cli.top.keys import action_of
 from poolctl.cli.top.log_pane import LogPane
+from poolctl.cli.top.supervisor_requests import action_of
 from tests.stand_in import item
 
 STATES = [

@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.cli.top import figures
-from poolctl.cli.top.figures import BARS, sparkline
+from poolctl.cli.top.table import (
+    BARS,
+    format_count,
+    format_percent,
+    format_seconds,
+    format_size,
+    sparkline,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,7 +22,7 @@ from poolctl.cli.top.figures import BARS, sparkline
      (1_200_000, "1.2M"), (0.25, "0.25"), (31.0, "31")],
 )  # fmt: skip
 def test_counts(number: float | None, text: str) -> None:
-    assert figures.count(number) == text
+    assert format_count(number) == text
 
 
 @pytest.mark.parametrize(
@@ -32,7 +38,7 @@ def test_counts(number: float | None, text: str) -> None:
     ],
 )
 def test_times(number: float | None, text: str) -> None:
-    assert figures.seconds(number) == text
+    assert format_seconds(number) == text
 
 
 @pytest.mark.parametrize(
@@ -40,11 +46,11 @@ def test_times(number: float | None, text: str) -> None:
     [(None, "-"), (0, "0K"), (640 * 1024, "640K"), (23.4 * 2**20, "23.4M"), (2**30, "1G")],
 )
 def test_sizes(number: float | None, text: str) -> None:
-    assert figures.size(number) == text
+    assert format_size(number) == text
 
 
 def test_shares() -> None:
-    assert [figures.percent(number) for number in (None, 0, 0.42, 12.3, 143)] == [
+    assert [format_percent(number) for number in (None, 0, 0.42, 12.3, 143)] == [
         "-",
         "0%",
         "0.4%",
@@ -55,11 +61,11 @@ def test_shares() -> None:
 
 @given(st.floats(0, 9e8))
 def test_every_number_fits_its_column(number: float) -> None:
-    for form in (figures.count, figures.percent, figures.size):
-        if form is not figures.percent or number < 9999:
+    for form in (format_count, format_percent, format_size):
+        if form is not format_percent or number < 9999:
             assert len(form(number)) <= 5
     if number < 9999:
-        assert len(figures.seconds(number)) <= 6
+        assert len(format_seconds(number)) <= 6
 
 
 def test_the_newest_value_is_at_the_right_and_the_unknown_is_empty() -> None:
