@@ -11,16 +11,22 @@ if TYPE_CHECKING:
     from typing import Any
 
     from poolctl.config.added_server import Surroundings
-    from poolctl.config.checks.interpreter import default_interpreter, interpreter
-    from poolctl.config.checks.interpreter_owner import changed_by, enter_as, ids_of, start_options
+    from poolctl.config.checks.certificates import certificate_validity
+    from poolctl.config.checks.interpreter import (
+        changed_by,
+        default_interpreter,
+        enter_as,
+        ids_of,
+        interpreter,
+        start_options,
+    )
     from poolctl.config.checks.open_files import (
         OPEN_FILES_OF_POOL,
         OPEN_FILES_RESERVE,
         RAISE_OPEN_FILES,
         open_files_needed,
     )
-    from poolctl.config.checks.program import missing_program
-    from poolctl.config.checks.validity import certificate_validity
+    from poolctl.config.checks.requirements import missing_program
     from poolctl.config.configuration import Configuration, no_certificate
     from poolctl.config.edit.draft import Draft
     from poolctl.config.edit.replace_file import FileChanged
@@ -67,11 +73,10 @@ __all__ = [
 # fmt: on
 _MODULES = {
     "added_server": "Surroundings",
-    "checks.interpreter": "default_interpreter interpreter",
-    "checks.interpreter_owner": "changed_by enter_as ids_of start_options",
+    "checks.certificates": "certificate_validity",
+    "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter start_options",
     "checks.open_files": "OPEN_FILES_OF_POOL OPEN_FILES_RESERVE RAISE_OPEN_FILES open_files_needed",
-    "checks.program": "missing_program",
-    "checks.validity": "certificate_validity",
+    "checks.requirements": "missing_program",
     "configuration": "Configuration no_certificate",
     "edit.draft": "Draft",
     "edit.replace_file": "FileChanged",

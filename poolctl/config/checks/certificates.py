@@ -1,16 +1,20 @@
-"""Whether the certificates of a server can be used: readable, belonging together, not out of date."""
+"""Whether the certificates of a server can be used: readable, belonging together, not out of date.
+
+OpenSSL is loaded only to check them: the supervisor, which reads when they expire, does without it.
+"""
 
 from __future__ import annotations
 
+import base64
 import os
-import ssl
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 
-from poolctl.config.checks.validity import BEGIN, certificate_validity
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.sections import TLSConfig
+
+BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
 def check_certificates(
@@ -33,70 +37,65 @@ def check_certificates(
         problems.append(Finding(("tls", "password_env"), message, hint))
     if problems:
         return problems, []
-    problems += _pair(tls, texts, password) + _authorities(tls) + _ciphers(tls)
-    return problems, [] if problems else _validity(tls, texts["cert"], now)
+    problems += [*_pair(tls, texts, password), *_options(tls)]
+    return problems, [] if problems else _expiry(tls, texts["cert"], now)
 
 
 def _pair(tls: TLSConfig, texts: dict[str, str], password: str | None) -> list[Finding]:
+    import ssl
+
     if BEGIN not in texts["cert"]:
         return [Finding(("tls", "cert"), f"{tls.cert}: no certificate in it", "name a PEM file", tls.cert)]
-    key_field, key_path = ("key", tls.key) if tls.key else ("cert", tls.cert)
-    key_text = texts[key_field]
-    if "PRIVATE KEY-----" not in key_text:
+    field, path = ("key", tls.key) if tls.key else ("cert", tls.cert)
+    if "PRIVATE KEY-----" not in texts[field]:
         hint = "name the PEM file of the key: tls.key" if tls.key is None else "name a PEM file"
-        return [Finding(("tls", key_field), f"{key_path}: no private key in it", hint, key_path or "")]
-    encrypted = "ENCRYPTED" in key_text
+        return [Finding(("tls", field), f"{path}: no private key in it", hint, path)]
+    encrypted = "ENCRYPTED" in texts[field]
     if encrypted and password is None:
         hint = "add password_env, the variable that holds the password"
-        return [Finding(("tls", key_field), f"{key_path}: the key is encrypted", hint, key_path or "")]
+        return [Finding(("tls", field), f"{path}: the key is encrypted", hint, path)]
     try:
         # Without a password given, OpenSSL would ask the terminal for one.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls.cert, tls.key, password=lambda: password or "")
     except (ssl.SSLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error)
-        if "MISMATCH" in reason:
-            message = f"{tls.cert} and {key_path} do not belong together"
-            return [Finding(("tls", key_field), message, "name the key that the certificate was made for")]
+        reason = _reason(error)
+        if "mismatch" in reason:
+            message = f"{tls.cert} and {path} do not belong together"
+            return [Finding(("tls", field), message, "name the key that the certificate was made for")]
         if encrypted:
-            message = f"{key_path}: the password in {tls.password_env} does not open the key"
-            return [
-                Finding(("tls", "password_env"), message, f"set {tls.password_env} to the key's password")
-            ]
-        words = reason.lower().replace("_", " ")
-        return [
-            Finding(
-                ("tls", "cert"), f"{tls.cert}: cannot be used: {words}", "name PEM files that openssl reads"
-            )
-        ]
+            message = f"{path}: the password in {tls.password_env} does not open the key"
+            hint = f"set {tls.password_env} to the key's password"
+            return [Finding(("tls", "password_env"), message, hint)]
+        message = f"{tls.cert}: cannot be used: {reason}"
+        return [Finding(("tls", "cert"), message, "name PEM files that openssl reads")]
     return []
 
 
-def _authorities(tls: TLSConfig) -> list[Finding]:
-    if tls.ca is None:
-        return []
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(tls.ca)
-    except (ssl.SSLError, OSError) as error:
-        reason = (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
-        return [
-            Finding(("tls", "ca"), f"{tls.ca}: no certificates that can be used: {reason}", "name a PEM file")
-        ]
-    return []
+def _options(tls: TLSConfig) -> Iterator[Finding]:
+    """Problems of the certificates of clients and of the ciphers."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if tls.ca is not None:
+        try:
+            context.load_verify_locations(tls.ca)
+        except (ssl.SSLError, OSError) as error:
+            message = f"{tls.ca}: no certificates that can be used: {_reason(error)}"
+            yield Finding(("tls", "ca"), message, "name a PEM file")
+    if tls.ciphers is not None:
+        try:
+            context.set_ciphers(tls.ciphers)
+        except ssl.SSLError:
+            hint = "`openssl ciphers` lists those that this machine knows"
+            yield Finding(("tls", "ciphers"), f"{tls.ciphers!r} selects no cipher", hint, tls.ciphers)
 
 
-def _ciphers(tls: TLSConfig) -> list[Finding]:
-    if tls.ciphers is None:
-        return []
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers(tls.ciphers)
-    except ssl.SSLError:
-        hint = "`openssl ciphers` lists those that this machine knows"
-        return [Finding(("tls", "ciphers"), f"{tls.ciphers!r} selects no cipher", hint, tls.ciphers)]
-    return []
+def _reason(error: Exception) -> str:
+    return (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
 
 
-def _validity(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
+def _expiry(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
     """An expired certificate is no reason not to start: a pool must come up after a night's power cut."""
     times = certificate_validity(text)
     if times is None:
@@ -111,3 +110,42 @@ def _validity(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
     else:
         return []
     return [Finding(("tls", "cert"), f"{os.path.basename(tls.cert)}: {message}", "renew it", tls.cert)]
+
+
+def certificate_validity(text: str) -> tuple[datetime, datetime] | None:
+    """The times of the first certificate in a PEM file, which is the server's own; None if they cannot be read."""
+    try:
+        return _validity(base64.b64decode(text.partition(BEGIN)[2].partition(END)[0]))
+    except (ValueError, IndexError):
+        return None
+
+
+def _validity(der: bytes) -> tuple[datetime, datetime]:
+    # RFC 5280 §4.1:
+    # Certificate → tbsCertificate → [version], serial, algorithm, issuer, validity → two times.
+    _, certificate, _ = _element(der, 0)
+    _, inner, _ = _element(certificate, 0)
+    tag, _, after = _element(inner, 0)
+    position = after if tag == 0xA0 else 0
+    for _ in range(3):
+        _, _, position = _element(inner, position)
+    _, times, _ = _element(inner, position)
+    tag, begins, after = _element(times, 0)
+    end_tag, ends, _ = _element(times, after)
+    return _time(tag, begins), _time(end_tag, ends)
+
+
+def _element(data: bytes, start: int) -> tuple[int, bytes, int]:
+    """Tag, content and the position after it, of a DER element (X.690 §8.1)."""
+    length = data[start + 1]
+    begin = start + 2
+    if length & 0x80:
+        count = length & 0x7F
+        length = int.from_bytes(data[begin : begin + count], "big")
+        begin += count
+    return data[start], data[begin : begin + length], begin + length
+
+
+def _time(tag: int, content: bytes) -> datetime:
+    pattern = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(content.decode("ascii"), pattern).replace(tzinfo=UTC)

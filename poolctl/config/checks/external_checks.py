@@ -10,9 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from poolctl.config.checks.import_check import Import, check_imports, check_interpreters, check_zttp
-from poolctl.config.checks.interpreter_owner import ids_of, trusted_by_root
-from poolctl.config.checks.log_files import unwritable
-from poolctl.config.checks.program import missing_program
+from poolctl.config.checks.interpreter import ids_of, trusted_by_root
+from poolctl.config.checks.requirements import missing_program, unwritable
 from poolctl.config.files.env_file import EnvFileError, read_env_file, variables_of
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.problems import Finding, Problem
@@ -132,7 +131,6 @@ class ExternalChecks:
                 cwd=server.cwd,
                 env=tuple(sorted(variables_of(server).items())),
                 user=server.user if os.geteuid() == 0 else None,
-                factory=server.factory or server.app is None,
                 timeout_seconds=server.start_timeout,
             )
             jobs.setdefault(job, []).append(server)

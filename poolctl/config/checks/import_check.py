@@ -1,37 +1,44 @@
-"""Whether apps can be imported, each in its own interpreter and environment, never in this process."""
+"""Whether interpreters can run servers and apps can be imported: asked of the interpreters, never in this process."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
+import signal
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
-from poolctl.config.checks.interpreter_owner import start_options
+from poolctl.config.checks.interpreter import start_options, user_options
 from poolctl.config.model.problems import Finding
 
-DRIVER = os.path.join(os.path.dirname(__file__), "import_driver.py")
+IMPORT_APP = os.path.join(os.path.dirname(__file__), "import_app.py")
 PROBE_SECONDS = 10.0
-# Says what the interpreter is without running anything of it: no site customisation matters to the answer.
+# Finds out about the interpreter without importing any package of it.
 PROBE = (
     "import sys, importlib.util as u, importlib.metadata as m; sys.path[:1] = [];"
     "v = u.find_spec('uvicorn') and ([d.version for d in m.distributions(name='uvicorn')] or ['unknown'])[0];"
     "print('poolctl', sys.version_info[0], sys.version_info[1], v)"
 )
-# Likewise, of the parser zttp, and of uvicorn's protocol classes for it.
+# Likewise about the parser zttp, and uvicorn's protocol classes for it.
 ZTTP_PROBE = (
     "import sys, os, importlib.util as u; sys.path[:1] = []; s = u.find_spec('uvicorn');"
     "d = s.submodule_search_locations[0] if s else ''; z = u.find_spec('zttp') is not None;"
     "print('poolctl', z, os.path.exists(os.path.join(d, 'protocols', 'http', 'zttp_h2_impl.py')))"
 )
+# Variables that act on an interpreter's start, so before it takes on the rights of its server.
+READ_AT_START = ("PYTHON", "LD_", "MALLOC_")
+LARGEST_ANSWER_BYTES = 65536
 LONGEST_MESSAGE = 300
 
 
 class Import(NamedTuple):
-    """One thing to import. `factory`: it is a function that makes the app (or the handlers)."""
+    """One thing to import."""
 
     python: str
     target: str
@@ -39,7 +46,6 @@ class Import(NamedTuple):
     cwd: str
     env: tuple[tuple[str, str], ...]
     user: str | None
-    factory: bool
     timeout_seconds: float
 
 
@@ -48,12 +54,23 @@ def check_interpreters(pythons: Mapping[str, str | None]) -> list[tuple[str, Fin
 
     Blocks; they are asked in parallel.
     """
+    return _answers(_unusable, pythons)
+
+
+def check_zttp(pythons: Mapping[str, str | None]) -> list[tuple[str, Finding]]:
+    """The interpreters, each with the user of its server, that cannot serve with zttp, with the reason. Blocks."""
+    return _answers(_without_zttp, pythons)
+
+
+def _answers(
+    ask: Callable[[str, str | None], Finding | None], pythons: Mapping[str, str | None]
+) -> list[tuple[str, Finding]]:
     with ThreadPoolExecutor(max_workers=max(1, min(len(pythons), os.cpu_count() or 1))) as threads:
-        answers = list(threads.map(_probe, pythons, pythons.values()))
+        answers = list(threads.map(ask, pythons, pythons.values()))
     return [(python, finding) for python, finding in zip(pythons, answers, strict=True) if finding]
 
 
-def _ask(python: str, user: str | None, probe: str) -> list[str]:
+def _output(python: str, user: str | None, probe: str) -> list[str]:
     """The words that the interpreter prints."""
     done: subprocess.CompletedProcess[str] = subprocess.run(
         [python, "-c", probe],
@@ -69,128 +86,130 @@ def _ask(python: str, user: str | None, probe: str) -> list[str]:
     return done.stdout.split()
 
 
-def _probe(python: str, user: str | None) -> Finding | None:
-    def bad(message: str, hint: str) -> Finding:
-        return Finding(("python",), f"{python} {message}", hint, python)
-
+def _unusable(python: str, user: str | None) -> Finding | None:
+    words: list[str] = []
+    problem: tuple[str, str] | None
+    other = "name an interpreter or a virtual environment"
     try:
-        words = _ask(python, user, PROBE)
+        words = _output(python, user, PROBE)
     except FileNotFoundError:
-        return bad("is not there", "name an interpreter or a virtual environment")
+        problem = "is not there", other
     except PermissionError:
-        return bad("is not executable", "name an interpreter or a virtual environment")
+        problem = "is not executable", other
     except subprocess.TimeoutExpired:
-        return bad(f"did not answer within {PROBE_SECONDS:.0f} s", "is it a Python interpreter?")
+        problem = f"did not answer within {PROBE_SECONDS:.0f} s", "is it a Python interpreter?"
     except OSError as error:
-        return bad(f"cannot be run: {error.strerror}", "name an interpreter or a virtual environment")
-    if len(words) != 4 or words[0] != "poolctl":
-        return bad("is no Python interpreter", "name an interpreter or a virtual environment")
-    if (int(words[1]), int(words[2])) < OLDEST_PYTHON:
-        return bad(f"is Python {words[1]}.{words[2]}", "servers need Python 3.11 or newer")
-    found = uvicorn_problem(python, None if words[3] == "None" else words[3])
-    return None if found is None else bad(*found)
+        problem = f"cannot be run: {error.strerror}", other
+    else:
+        if len(words) != 4 or words[0] != "poolctl":
+            problem = "is no Python interpreter", other
+        elif (int(words[1]), int(words[2])) < OLDEST_PYTHON:
+            problem = f"is Python {words[1]}.{words[2]}", "servers need Python 3.11 or newer"
+        else:
+            problem = uvicorn_problem(python, None if words[3] == "None" else words[3])
+    return Finding(("python",), f"{python} {problem[0]}", problem[1], python) if problem else None
 
 
-def check_zttp(pythons: Mapping[str, str | None]) -> list[tuple[str, Finding]]:
-    """The interpreters, each with the user of its server, that cannot serve with zttp, with the reason. Blocks."""
-    found = []
-    for python, user in pythons.items():
-        try:
-            words = _ask(python, user, ZTTP_PROBE)
-        except (OSError, subprocess.TimeoutExpired):
-            continue  # what is wrong with it is said elsewhere
-        if words[:1] != ["poolctl"] or words == ["poolctl", "True", "True"]:
-            continue
-        missing, package = (
-            ("uvicorn that knows zttp", '"uvicorn>=0.53"') if words[1] == "True" else ("zttp", "zttp")
-        )
-        message = f'{python} has no {missing}, which http.implementation = "zttp" needs'
-        fix = f"install it there: {python} -m pip install --upgrade {package}"
-        found.append((python, Finding(("http", "implementation"), message, fix, "zttp")))
-    return found
+def _without_zttp(python: str, user: str | None) -> Finding | None:
+    try:
+        words = _output(python, user, ZTTP_PROBE)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # check_interpreters reports it
+    if words[:1] != ["poolctl"] or words == ["poolctl", "True", "True"]:
+        return None
+    missing, package = (
+        ("uvicorn that knows zttp", '"uvicorn>=0.53"') if words[1] == "True" else ("zttp", "zttp")
+    )
+    message = f'{python} has no {missing}, which http.implementation = "zttp" needs'
+    fix = f"install it there: {python} -m pip install --upgrade {package}"
+    return Finding(("http", "implementation"), message, fix, "zttp")
 
 
 def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tuple[Import, Finding]]:
-    """The imports that fail, with the reason. Blocks until the last one is done or out of time.
+    """The imports that fail, with the reason; as many at once as there are CPUs.
 
-    One process for each interpreter, in which every import gets a child of its own; as many at once as there
-    are CPUs.
+    Blocks until the last one is done or out of time.
     """
-    by_python: dict[tuple[str, str | None], list[Import]] = {}
-    for job in jobs:
-        # What another user can change runs as the server's user from its start on.
-        user = job.user if start_options(job.python, job.user, env) else None
-        by_python.setdefault((job.python, user), []).append(job)
-    if not by_python:
-        return
-    with ThreadPoolExecutor(max_workers=len(by_python)) as threads:
-        results = threads.map(lambda key: _run(key[0], key[1], by_python[key], env), by_python)
-        for key, answers in zip(by_python, results, strict=True):
-            for job, answer in zip(by_python[key], answers, strict=True):
-                if answer:
-                    yield job, Finding(("app",), *_words(job, answer), found=job.target)
+    with ThreadPoolExecutor(max_workers=max(1, min(len(jobs), os.cpu_count() or 1))) as threads:
+        for job, answer in zip(jobs, threads.map(lambda job: _import(job, env), jobs), strict=True):
+            if answer:
+                yield job, Finding(("app",), *_message_and_fix(job, answer), found=job.target)
 
 
-def _run(
-    python: str, user: str | None, jobs: Sequence[Import], env: Mapping[str, str]
-) -> Iterable[dict[str, Any]]:
-    request = {
-        "jobs": [job._asdict() | {"env": dict(job.env)} for job in jobs],
-        "at_once": os.cpu_count() or 1,
-    }
-    process = subprocess.Popen(
-        [python, "-I", DRIVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        **{"env": dict(env), **start_options(python, user, env)},
-    )
+def _import(job: Import, env: Mapping[str, str]) -> dict[str, Any]:
+    """The answer of the process in which it is imported."""
+    whole = {**env, **dict(job.env)}
+    options = start_options(job.python, job.user, whole)
+    if job.user is not None and any(name.startswith(READ_AT_START) for name, _ in job.env):
+        options = user_options(job.user, whole)
+    # Its environment, which may hold secrets, is no argument: every user can read those.
+    request = {key: getattr(job, key) for key in ("target", "app_dir", "cwd", "user")}
     try:
-        # Every child of the driver has its own time; this is for a driver that is lost itself.
-        limit = sum(job.timeout_seconds for job in jobs) + PROBE_SECONDS
-        output, _ = process.communicate(json.dumps(request).encode(), timeout=limit)
-        answers: list[dict[str, Any]] = json.loads(output)
-    except (ValueError, subprocess.TimeoutExpired):
-        answers = []
+        process = subprocess.Popen(
+            [job.python, "-P", IMPORT_APP, json.dumps(request)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            **{"env": whole, **options},
+        )
+    except OSError as error:
+        return {"kind": "raised", "message": f"{job.python} cannot be run: {error.strerror}"}
+    assert process.stdout
+    try:
+        written = _read(process.stdout.fileno(), job.timeout_seconds)
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    lost = {"kind": "lost", "message": f"{python} did not answer"}
-    return [*answers, *[lost] * (len(jobs) - len(answers))]
+        process.stdout.close()
+        # Before it is reaped, so that its group is still its own: what the import started ends with it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        status = process.wait()
+    if written is None:
+        return {"kind": "timeout"}
+    try:
+        answer: dict[str, Any] = json.loads(written)
+    except ValueError:
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        return {"kind": "ended", "message": how}
+    return answer
 
 
-def _words(job: Import, answer: dict[str, Any]) -> tuple[str, str]:
-    """Message and fix of a failed import."""
+def _read(descriptor: int, timeout_seconds: float) -> bytes | None:
+    """All that is written to a pipe, up to the largest answer; None if that takes longer."""
+    deadline = time.monotonic() + timeout_seconds
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    written = b""
+    while len(written) <= LARGEST_ANSWER_BYTES:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            return None
+        data = os.read(descriptor, LARGEST_ANSWER_BYTES)
+        if not data:
+            break
+        written += data
+    return written
+
+
+def _message_and_fix(job: Import, answer: dict[str, Any]) -> tuple[str, str]:
     module, _, attribute = job.target.partition(":")
-    message = _one_line(str(answer.get("message", "")))
+    message = " ".join(str(answer.get("message", "")).split())
+    message = message[:LONGEST_MESSAGE] + ("…" if len(message) > LONGEST_MESSAGE else "")
     where = f" ({answer['where']})" if answer.get("where") else ""
-    kind = answer["kind"]
-    if kind == "no module" and answer.get("missing", "").partition(".")[0] == module.partition(".")[0]:
+    kind, missing, near = answer["kind"], str(answer.get("missing")), answer.get("near")
+    if kind == "no module" and missing.partition(".")[0] == module.partition(".")[0]:
         return f"there is no module {module!r} in {job.app_dir}{where}", "check app and app_dir"
     if kind == "no module":
-        missing = answer["missing"]
         hint = f"install it there: {job.python} -m pip install {missing.partition('.')[0]}"
         return f"{module} imports {missing!r}, which is not installed{where}", hint
     if kind == "no attribute":
-        near = answer.get("near") or ""
         return f"{module} has no {attribute!r}", f"did you mean {near!r}?" if near else "check app"
     if kind == "not callable":
-        return (
-            f"{job.target} is {message}, not an ASGI application",
-            "name the application, or set factory = true",
-        )
+        hint = "name the application, or set factory = true"
+        return f"{job.target} is {message}, not an ASGI application", hint
     if kind == "timeout":
-        return (
-            f"{module} was not imported within {job.timeout_seconds:g} s",
-            "start nothing at import, or raise start_timeout",
-        )
+        hint = "start nothing at import, or raise start_timeout"
+        return f"{module} was not imported within {job.timeout_seconds:g} s", hint
     if kind == "ended":
-        return f"the process ended while it imported {module}: {message}", "a module must not end its process"
+        message = f"the process ended while it imported {module}: {message}"
+        return message, "a module must not end its process"
     return f"{module} cannot be imported: {message}{where}", f"fix it: {job.python} -c 'import {module}'"
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line[:LONGEST_MESSAGE] + ("…" if len(line) > LONGEST_MESSAGE else "")

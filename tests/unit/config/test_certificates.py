@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from poolctl.config.checks.certificates import check_certificates
-from poolctl.config.checks.validity import BEGIN, END, certificate_validity
+from poolctl.config.checks.certificates import BEGIN, END, certificate_validity, check_certificates
 from poolctl.config.model.sections import TLSConfig
 from tests.certificates import certificate
 

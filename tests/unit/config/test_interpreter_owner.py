@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config.checks.interpreter_owner import changed_by, enter_as, start_options
+from poolctl.config.checks.interpreter import changed_by, enter_as, start_options
 from tests.config_files import load_text
 
 NOBODY = 65534

@@ -1,0 +1,91 @@
+"""Imports one app and writes how that went: run by the app's own interpreter, in which poolctl need not be installed.
+
+Its argument is a job, its answer a table, `{}` for an app that can be imported. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def main() -> None:
+    """Answer on standard output, to which the app then cannot write."""
+    job = json.loads(sys.argv[1])
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        answer = import_app(job)
+    except BaseException as error:
+        answer = _failure(error, job["app_dir"])
+    os.write(answers, json.dumps(answer).encode())
+    # Neither threads nor exit handlers of the app are waited for.
+    os._exit(0)
+
+
+def import_app(job: dict[str, Any]) -> dict[str, Any]:
+    """What is wrong with the app, if it can be imported at all."""
+    import importlib
+
+    if job["user"]:
+        _become(job["user"])
+    os.chdir(job["cwd"])
+    sys.path.insert(0, job["app_dir"])
+    sys.argv = [""]
+    name, _, attributes = job["target"].partition(":")
+    found: Any = importlib.import_module(name)
+    for attribute in attributes.split("."):
+        try:
+            found = getattr(found, attribute)
+        except AttributeError:
+            import difflib
+
+            names = [known for known in dir(found) if not known.startswith("_")]
+            near = difflib.get_close_matches(attribute, names, n=1)
+            return {"kind": "no attribute", "near": near[0] if near else ""}
+    if not callable(found):
+        return {"kind": "not callable", "message": f"of type {type(found).__name__}"}
+    return {}
+
+
+def _become(user: str) -> None:
+    import grp
+    import pwd
+
+    name, _, group = user.partition(":")
+    account = pwd.getpwnam(name)
+    gid = grp.getgrnam(group).gr_gid if group else account.pw_gid
+    if os.getuid() != account.pw_uid:  # the interpreter may have been started as that user
+        os.initgroups(name, gid)
+        os.setgid(gid)
+        os.setuid(account.pw_uid)
+    os.environ["HOME"] = account.pw_dir
+
+
+def _failure(error: BaseException, app_dir: str) -> dict[str, Any]:
+    place = _place(error, app_dir)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return {"kind": "no module", "missing": error.name, "where": place}
+    if isinstance(error, SystemExit):
+        return {"kind": "ended", "message": f"exited with status {error.code}"}
+    return {"kind": "raised", "message": f"{type(error).__name__}: {error}"[:1000], "where": place}
+
+
+def _place(error: BaseException, app_dir: str) -> str:
+    """The innermost line that is the app's own."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if file.startswith(app_dir.rstrip("/") + "/") and "/site-packages/" not in file:
+            place = f"{file}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+if __name__ == "__main__":
+    main()
