@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.secrets import MASK, masked, masked_text, values_of
     from poolctl.config.model.sections import (
         Backoff,
+        Dependency,
         Health,
         Patience,
         Probe,
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FILE_NAMES", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL", "OPEN_FILES_RESERVE", "PYPROJECT",
     "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound", "Configuration", "Dashboard",
-    "Document", "Draft", "EventsTable", "FileChanged", "Finding", "Health", "Notify", "Patience", "Place",
+    "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding", "Health", "Notify", "Patience", "Place",
     "Probe", "Problem", "Recovery", "Restart", "Section", "ServerConfig", "Surroundings", "TLSConfig",
     "Tables", "candidate_files", "certificate_validity", "changed_by", "conflicts", "default_interpreter",
     "dependency_findings", "enter_as", "escaped", "find_config", "ids_of", "interpreter", "json_schema",
@@ -93,7 +94,7 @@ _MODULES = {
     "model.problems": "Finding Place Problem problem_of shown",
     "model.schema": "json_schema",
     "model.secrets": "MASK masked masked_text values_of",
-    "model.sections": "Backoff Health Patience Probe Recovery Restart Section TLSConfig",
+    "model.sections": "Backoff Dependency Health Patience Probe Recovery Restart Section TLSConfig",
     "model.table_models": "Dashboard EventsTable Notify",
     "model.tables": "TABLE_NAMES Tables pool_variables",
     "server_config": "ServerConfig",

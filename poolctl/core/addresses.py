@@ -160,7 +160,7 @@ class Addresses:
         )
 
     def _holds_more(self, entry: Entry) -> bool:
-        if entry.former or entry.releasing or entry.vacates or (entry.removed and entry.bound is not None):
+        if entry.former or entry.releasing or entry.vacates or (entry.rests and entry.bound is not None):
             return True
         return any(not same_listener(worker.config, entry.config) for worker in entry.workers.values())
 

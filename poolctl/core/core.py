@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from poolctl.clock import Clock
-from poolctl.config import ServerConfig
+from poolctl.config import Dependency, ServerConfig
+from poolctl.errors import ServerError
 from poolctl.runners.protocol import Runner
 
 from .addresses import Addresses, same_listener
@@ -70,8 +71,11 @@ class Core:
 
     # Changes of what is wanted.
 
-    def start(self, entry: Entry, *, ignore_dependencies: bool = False) -> None:
-        """Want the server to run; forget that it had failed or waits to be tried again."""
+    def start(self, entry: Entry, *, ignore_dependencies: bool = False, retries: bool = True) -> None:
+        """Want the server to run; forget that it had failed or waits to be tried again.
+
+        Without `retries` the first failure before it is ready is final.
+        """
         if entry.is_disabled or entry.removed:
             return
         if entry.failed or entry.completed:
@@ -87,11 +91,17 @@ class Core:
             entry.next_generation()
         entry.become(Desired.RUN)
         entry.ignore_dependencies = ignore_dependencies
+        entry.retries = retries
         self.touch(entry)
 
-    def stop(self, entry: Entry, *, kill: bool = False) -> None:
-        """Want the server not to run; with `kill` its workers are given no time."""
+    def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
+        """Want the server not to run; with `kill` its workers are given no time, with a limit no more than that."""
         self._halt(entry, Desired.STOPPED)
+        for worker in entry.workers.values():
+            if limit_seconds is not None:
+                worker.stop_seconds = min(limit_seconds, worker.config.stop_timeout)
+            if worker.unstoppable:
+                self._executor.perform(entry, Stop(worker.id))
         if kill:
             for worker in entry.workers.values():
                 self._executor.kill(entry, worker)
@@ -104,7 +114,21 @@ class Core:
         entry.called = False
         entry.overrides = replace(entry.overrides, out=False)
 
-    def restart(self, entry: Entry) -> None:
+    def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
+        """Kill the workers that are not ready yet, and want no others: an older generation goes on serving.
+
+        Without one the server is stopped, or has failed if a failure is given.
+        """
+        for worker in entry.workers.values():
+            if worker.phase in (Phase.PLACING, Phase.STARTING):
+                self._executor.kill(entry, worker)
+        if entry.wanted and not self._executor.go_back(entry):
+            entry.become(Desired.STOPPED if failure is None else Desired.FAILED)
+        if failure is not None:
+            entry.failure = failure
+        self.touch(entry)
+
+    def restart(self, entry: Entry, *, retries: bool = True) -> None:
         """Want a new generation of the server; one that does not run is started."""
         running = any(worker.generation == entry.generation for worker in entry.workers.values())
         entry.code_since = self.clock.monotonic()
@@ -112,7 +136,7 @@ class Core:
             entry.order_restart()
         elif entry.armed is not None:
             self._executor.preload(entry)
-        self.start(entry, ignore_dependencies=True)
+        self.start(entry, ignore_dependencies=True, retries=retries)
 
     def renew(self, entry: Entry, generation: int) -> None:
         """Replace the workers of this generation, which have served long enough; no failure and no restart."""
@@ -162,6 +186,27 @@ class Core:
         entry.source = source
         self.touch(entry)
         return entry
+
+    def holder(self, entry: Entry) -> Entry | None:
+        """Another server that has the entry's address and keeps it; one that is stopping is waited for instead."""
+        others = [each for each in self._addresses.neighbours(entry) if each.config.key == entry.config.key]
+        for other in others:
+            if other.rests and not other.at_rest:
+                self._addresses.leave(other)
+        return next((each for each in others if not each.rests), None)
+
+    def forget(self, entry: Entry) -> None:
+        """Drop a server that is at rest."""
+        self._reconciler.forget(entry)
+
+    def relate(self, entry: Entry, dependencies: tuple[Dependency, ...]) -> None:
+        """Let the server depend on these, whatever its configuration says."""
+        if entry.config.depends_on != dependencies:
+            self.change(entry, entry.config.model_copy(update={"depends_on": dependencies}), live=True)
+
+    def give_state(self, entry: Entry, values: Mapping[str, Any]) -> None:
+        """Let the applications of workers to come find these values in their state."""
+        entry.app_state = values
 
     def remove(self, entry: Entry) -> None:
         """Stop the server, whose workers finish what they have; it is forgotten when nothing of it is left."""

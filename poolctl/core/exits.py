@@ -24,6 +24,8 @@ from .state import Entry, Worker
 from .view import LEAVING, Phase
 from .workqueue import Workqueue
 
+# How much longer than its limit a stop may take a runner before it counts as failed.
+_BEYOND_SECONDS = 10.0
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
 _FIXES = {
     errno.EMFILE: _MORE_FILES,
@@ -66,18 +68,18 @@ class Exits:
         if worker.id in entry.workers:
             await self.stop(entry, worker, replaced=replaced)
 
-    async def stop(
-        self, entry: Entry, worker: Worker, limit_seconds: float | None = None, *, replaced: bool = False
-    ) -> None:
-        """End the worker, killed after the limit; without one after its server's `stop_timeout`."""
+    async def stop(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
+        """End the worker, killed after its `stop_seconds`; without them after its server's `stop_timeout`."""
         assert worker.placement is not None
-        limit = worker.config.stop_timeout if limit_seconds is None else limit_seconds
+        limit = worker.config.stop_timeout if worker.stop_seconds is None else worker.stop_seconds
+        worker.unstoppable = False
         try:
-            exit_ = await self._runner.stop(worker.placement, limit, replaced=replaced)
+            async with asyncio.timeout(limit + _BEYOND_SECONDS):
+                exit_ = await self._runner.stop(worker.placement, limit, replaced=replaced)
         except TimeoutError:
-            self.note(
-                entry, "could not be ended, not even by SIGKILL", "see what it waits for", PoolStopError
-            )
+            worker.unstoppable = True
+            message = f"could not be ended, not even by SIGKILL ({worker.placement.where})"
+            self.note(entry, message, "see what it waits for", PoolStopError)
             self._queue.touch(entry, progressed=True)
             return
         if exit_.signal == signal.SIGKILL:
@@ -119,6 +121,7 @@ class Exits:
             return False
         staying = max(serving, key=lambda each: each.generation)
         entry.generation = staying.generation
+        entry.retries = True
         # Replacements of its workers are forked from the import that is there, whatever was ordered since.
         entry.code_since = 0.0
         self._registry.configure(entry, staying.config)
@@ -140,6 +143,7 @@ class Exits:
             restarts=entry.restart_times,
             now=now,
             jitter=self._random.uniform(-1, 1),
+            retries=entry.retries,
         )
         if entry.completed and verdict.next is not Next.FAILED:
             return
@@ -180,13 +184,20 @@ class Exits:
         self._queue.touch(entry, progressed=True)
 
     def note(
-        self, entry: Entry, message: str, hint: str, kind: type[PoolError], *, of_a_worker: bool = True
+        self,
+        entry: Entry,
+        message: str,
+        hint: str,
+        kind: type[PoolError],
+        *,
+        of_a_worker: bool = True,
+        cause: Exception | None = None,
     ) -> None:
         """An attempt has failed; what workers have printed before explains it only if it was one of theirs."""
         if not of_a_worker:
             entry.failed_since = self._clock.time()
         entry.failures += 1
-        entry.failure = failure_of(entry, message, hint, kind)
+        entry.failure = failure_of(entry, message, hint, kind, cause=cause)
 
 
 class Next(StrEnum):
@@ -207,13 +218,23 @@ class Verdict:
 
 
 def judge(
-    policy: Restart, exit_: Exit, *, was_ready: bool, restarts: Sequence[float], now: float, jitter: float
+    policy: Restart,
+    exit_: Exit,
+    *,
+    was_ready: bool,
+    restarts: Sequence[float],
+    now: float,
+    jitter: float,
+    retries: bool = True,
 ) -> Verdict:
     """What follows an end that nobody ordered.
 
     `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a random number
-    from -1 to 1. The first restart within the window is at once, if the worker had ever been ready.
+    from -1 to 1. The first restart within the window is at once, if the worker had ever been ready. Without `retries`
+    a worker that was never ready is the end.
     """
+    if not (retries or was_ready):
+        return Verdict(Next.FAILED, reason=exit_.message)
     if exit_.ok and policy.policy != "always":
         return Verdict(Next.DONE)
     if policy.policy == "no":
@@ -235,11 +256,17 @@ def _serves(entry: Entry) -> bool:
     return any(each.phase is Phase.READY for each in entry.workers.values())
 
 
-def failure_of(entry: Entry, message: str, hint: str, kind: type[PoolError]) -> ServerError:
+def failure_of(
+    entry: Entry, message: str, hint: str, kind: type[PoolError], *, cause: Exception | None = None
+) -> ServerError:
     """The failure of a server, with the code of what was tried."""
-    return ServerError(
+    failure = ServerError(
         message, name=entry.name, bind=entry.config.bind, hint=hint, code=kind.code, error=kind.error
     )
+    # A runner's own ServerError is only reworded. Without the frames, which would live as long as the failure.
+    original = cause.__cause__ if isinstance(cause, ServerError) else cause
+    failure.__cause__ = None if original is None else original.with_traceback(None)
+    return failure
 
 
 def explained(error: Exception) -> tuple[str, str]:

@@ -69,7 +69,7 @@ class HealthChecks:
 
     def complaint(self, entry: Entry) -> str:
         """What is wrong with the first of its workers with which something is; empty when nothing is known."""
-        found = (self.message(entry, worker) for worker in entry.workers.values())
+        found = (self.message(entry, worker) for worker in list(entry.workers.values()))
         return next((message for message in found if message), "")
 
     def probes(self, entry: Entry, worker: Worker) -> WorkerProbes | None:
@@ -78,7 +78,7 @@ class HealthChecks:
 
     def latency_seconds(self, entry: Entry) -> float | None:
         """How long the last answers of its workers took, the slowest of them; None without probes."""
-        probes = [self.probes(entry, worker) for worker in entry.workers.values()]
+        probes = [self.probes(entry, worker) for worker in list(entry.workers.values())]
         found = [each.latency_seconds for each in probes if each is not None]
         return max((each for each in found if each is not None), default=None)
 

@@ -118,12 +118,17 @@ class Executor:
         worker.task = self._queue.run(self._startup.go_on(entry, worker))
 
     def kill(self, entry: Entry, worker: Worker) -> None:
-        """End the worker at once, whatever it was told before."""
+        """End the worker at once, although it may be leaving already."""
         worker.phase = Phase.STOPPING
+        worker.stop_seconds = 0
         if worker.placement is not None:
-            self._queue.run(self._exits.stop(entry, worker, 0))
+            self._queue.run(self._exits.stop(entry, worker))
         else:
             cancel(worker)
+
+    def go_back(self, entry: Entry) -> bool:
+        """Whether an older generation serves, which is then the one that is wanted."""
+        return self._exits.go_back(entry)
 
     def close(self, held: ServerConfig) -> None:
         """Close a listener that is no server's any more."""
@@ -196,7 +201,7 @@ class Executor:
             entry.listener, entry.bound = Listener.CLOSED, None
             if entry.wanted:  # else it was stopped meanwhile, and nothing has failed
                 message, hint = explained(error)
-                self._exits.note(entry, message, hint, PoolStartError, of_a_worker=False)
+                self._exits.note(entry, message, hint, PoolStartError, of_a_worker=False, cause=error)
                 if not self._exits.go_back(entry):
                     self._exits.died(entry, Exit(message=message), was_ready=False)
         else:

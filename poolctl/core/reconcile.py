@@ -51,12 +51,9 @@ class Reconciler:
             for held in self._addresses.tidy(entry):
                 self._executor.close(held)
             if entry.removed and entry.at_rest and self._registry.entries.get(name) is entry:
-                self._registry.forget(entry)
+                self.forget(entry)
                 # They wait for it no longer.
                 self._queue.update(self._graph.dependents(entry))
-                self._summaries.pop(name, None)
-                if self._trace is not None:
-                    self._trace.forget(name)
             elif not entry.removed:
                 # What leaves may wait for the last worker that needed it.
                 self._queue.update(self._registry.removed.values())
@@ -65,6 +62,13 @@ class Reconciler:
         for entry in touched.values():
             for listener in list(self.listeners):
                 listener(entry)
+
+    def forget(self, entry: Entry) -> None:
+        """Drop an entry of which nothing is left."""
+        self._registry.forget(entry)
+        self._summaries.pop(entry.name, None)
+        if self._trace is not None:
+            self._trace.forget(entry.name)
 
     def _decide(self, entry: Entry) -> list[Action]:
         view = self._view(entry)

@@ -6,7 +6,7 @@ import asyncio
 
 from poolctl.clock import Clock
 from poolctl.errors import PoolStartError
-from poolctl.runners.protocol import Exit, Runner, WorkerFailed
+from poolctl.runners.protocol import Exit, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 
 from .certificates import report_expired
@@ -65,10 +65,11 @@ class Startup:
                     entry, worker, Exit(message="was stopped before its application was imported")
                 )
                 return None
+            app_state.set(entry.app_state)  # in the context of this worker's task
             placement = await self._runner.place(worker.config, worker.generation, worker.index)
         except Exception as error:
-            message, hint = explained(error)
-            worker.failure = failure_of(entry, message, hint, PoolStartError)
+            worker.failure = failure_of(entry, *explained(error), PoolStartError, cause=error)
+            message = worker.failure.message
             self._ended(entry, worker, Exit(message=message))
             return None
         worker.placement = placement
@@ -116,18 +117,19 @@ class Startup:
                 if config.health.gated:
                     await self._health.admit(entry, worker, ending)
         except WorkerFailed as error:
-            worker.failure = failure_of(entry, error.message, error.hint, PoolStartError)
-        except TimeoutError:
+            worker.failure = failure_of(entry, error.message, error.hint, PoolStartError, cause=error)
+        except TimeoutError as error:
             limit = format_duration(config.start_timeout)
             hint = f"poolctl logs {entry.name}; start_timeout says how long it may take"
             why = self._health.message(entry, worker)
             message = f"was not ready within {limit}{f': {why}' if why else ''}"
-            worker.failure = failure_of(entry, message, hint, PoolStartError)
+            worker.failure = failure_of(entry, message, hint, PoolStartError, cause=error)
             worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         except Exception as error:
             message, hint = explained(error)
-            worker.failure = failure_of(entry, message, hint or f"poolctl logs {entry.name}", PoolStartError)
+            hint = hint or f"poolctl logs {entry.name}"
+            worker.failure = failure_of(entry, message, hint, PoolStartError, cause=error)
             worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         else:
@@ -136,6 +138,7 @@ class Startup:
                 worker.ready_at = self._clock.monotonic()
                 entry.count_restart(worker)
                 entry.called = True
+                entry.retries = entry.retries or entry.complete
                 if worker.generation == entry.generation:
                     entry.certificate_ends = worker.certificate_ends
                 self._queue.touch(entry, progressed=True)

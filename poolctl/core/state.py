@@ -42,6 +42,8 @@ class Worker:
     idle: bool = False  # ready, and without traffic for its server's scale.idle
     stuck: bool = False  # its event loop has left a heartbeat unanswered
     relieved: bool = False  # stopped because it is unhealthy: another takes its place
+    stop_seconds: float | None = None  # it is killed after these; None after its server's `stop_timeout`
+    unstoppable: bool = False  # not even SIGKILL has ended it
     task: asyncio.Task[None] | None = None
     preparing: asyncio.Future[str] | None = None
     exit: Exit | None = None
@@ -76,6 +78,9 @@ class Entry:
     # Of one that was added live: its table, and the directory that its paths are relative to.
     source: tuple[Mapping[str, Any], str] | None = persisted(None)
     ignore_dependencies: bool = persisted(False)
+    retries: bool = transient(True)  # a start that fails is tried again, as the restart policy says
+    # What a pool of Python gives to its applications.
+    app_state: Mapping[str, Any] = transient(factory=dict)
     cause: Cause | None = transient(None)  # the command or decision behind what happens to it
 
     # Its code and its workers.

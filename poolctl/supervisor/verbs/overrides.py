@@ -9,6 +9,7 @@ from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
+from poolctl.core.rollout import not_arrived
 from poolctl.core.state import Entry
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
@@ -17,7 +18,7 @@ from poolctl.pool.select import Selector, SelectorError, selection_needed
 from ..active_configuration import ActiveConfiguration, obstacles
 from .open_file_limit import ensure_open_files, size
 from .operation import Operation
-from .reports import Reports, late
+from .reports import Reports
 from .selection import Selection
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
@@ -61,7 +62,7 @@ class OverrideVerbs:
             self._core.override(entry, replace(entry.overrides, workers=count))
         code = await operation.settle(options, progress)
         operation.problems += [
-            late(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
+            not_arrived(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
             for entry in able
             if entry.size != workers
         ]

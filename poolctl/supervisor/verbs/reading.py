@@ -8,6 +8,7 @@ from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.desired import Desired
+from poolctl.core.rollout import not_arrived, until
 from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
@@ -15,9 +16,7 @@ from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 
 from .certificate_expiry import expiring
-from .operation import until
 from .reports import Reports, details, reporter, unwell
-from .reports import late as late_as
 from .selection import Selection
 
 _GOALS = ("ready", "healthy", *(state.value for state in State))
@@ -91,7 +90,9 @@ class Reading:
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
         late = await until(self._core, entries, test, options.get("timeout"), reporter(progress, options))
-        errors = [late_as(entry, PoolMonitorError, self._why_not(entry, goal)).to_dict() for entry in late]
+        errors = [
+            not_arrived(entry, PoolMonitorError, self._why_not(entry, goal)).to_dict() for entry in late
+        ]
         return result(self._selection.items(selector), errors, exit_code=TIMED_OUT if late else 0)
 
     def _problem(self, entry: Entry) -> ServerError | None:

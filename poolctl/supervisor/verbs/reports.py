@@ -113,18 +113,6 @@ def drained(entry: Entry) -> ServerError:
     )
 
 
-def late(entry: Entry, kind: type[PoolError], message: str) -> ServerError:
-    """Why a server is not where a command of this kind was to bring it."""
-    return ServerError(
-        message,
-        name=entry.name,
-        bind=entry.config.key,
-        hint=entry.failure.message if entry.failure else f"poolctl logs {entry.name}",
-        code=kind.code,
-        error=kind.error,
-    )
-
-
 def as_kind(kind: type[PoolError], failure: ServerError) -> Document:
     """The error with the code of the command that failed."""
     document = failure.to_dict()

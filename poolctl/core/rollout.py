@@ -1,0 +1,153 @@
+"""Servers on their way to what was ordered: when each has arrived, or cannot, and why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from poolctl.errors import PoolError, PoolStopError, ServerError
+
+from .core import Core
+from .state import Entry
+from .view import Listener
+
+
+class Rollout:
+    """Made before the core is asked for anything, so that failures since then belong to this order.
+
+    `kind` is the error of the order, by which a stop is recognised; `reached` says whether a server has arrived.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        kind: type[PoolError],
+        entries: Iterable[Entry],
+        reached: Callable[[Entry], bool],
+    ) -> None:
+        self.missing: list[Entry] = []  # which neither had arrived nor failed when the time was over
+        self._core = core
+        self._kind = kind
+        self._entries = list(entries)
+        self._reached = reached
+        self._failures = {entry.name: entry.failures for entry in self._entries}
+        # Which server waits for which in vain; noted in this order: the failed ones first, then what waits for them.
+        self._stuck: dict[str, Entry] = {}
+
+    async def wait(
+        self, timeout_seconds: float | None, report: Callable[[Entry], None] = lambda entry: None
+    ) -> None:
+        """Return when each has arrived or failed since, or the time is over; `report` gets those that change."""
+        self.missing = await until(self._core, self._entries, self._settled, timeout_seconds, report)
+
+    def has_failed(self, entry: Entry) -> bool:
+        """Whether an attempt of the server has failed since: `Entry.failure` says why."""
+        return entry.failures > self._failures[entry.name] and entry.failure is not None
+
+    def is_overtaken(self, entry: Entry) -> bool:
+        """Whether the opposite has been ordered since."""
+        return entry.wanted is (self._kind is PoolStopError)
+
+    def problem(self, entry: Entry) -> ServerError | None:
+        """Why the server has not arrived; None when it has."""
+        if self.has_failed(entry):
+            return entry.failure
+        if self._reached(entry):
+            return None
+        if self.is_overtaken(entry):
+            opposite = "started" if self._kind is PoolStopError else "stopped"
+            reason = self._core.reason or f"was {opposite} by another command meanwhile"
+            return not_arrived(entry, self._kind, reason)
+        if entry.name in self._stuck:
+            blocker = self._stuck[entry.name]
+            return not_arrived(entry, self._kind, f"waits for {blocker.name}, which {_why(blocker)}")
+        if entry.failed:
+            return not_arrived(entry, self._kind, "has failed before")
+        return not_arrived(entry, self._kind, f"is still {entry.state}") if entry in self.missing else None
+
+    def _settled(self, entry: Entry) -> bool:
+        if entry.failed and entry.listener is not Listener.CLOSED:
+            return False  # connections are to be refused from the moment in which the failure is reported
+        over = entry.failed or entry.completed
+        return over or self._failed(entry) or self._reached(entry) or self.is_overtaken(entry)
+
+    def _failed(self, entry: Entry) -> bool:
+        if entry.failures > self._failures[entry.name]:
+            return True
+        blocker = self._blocker(entry)
+        if blocker is not None:
+            self._stuck[entry.name] = blocker
+        return blocker is not None
+
+    def _blocker(self, entry: Entry) -> Entry | None:
+        """A dependency that has failed since, or is stuck itself, and without which the entry cannot start."""
+        begun = any(worker.generation == entry.generation for worker in entry.workers.values())
+        if entry.ignore_dependencies or begun or not entry.wanted:
+            return None
+        for dependency in self._core.graph.dependencies(entry):
+            since = self._failures.get(dependency.name, dependency.failures)
+            idle = dependency.rests or dependency.failures > since or dependency.name in self._stuck
+            if idle and not dependency.ready:
+                return dependency
+        return None
+
+
+def not_arrived(entry: Entry, kind: type[PoolError], message: str) -> ServerError:
+    """Why a server is not where an order of this kind was to bring it."""
+    return ServerError(
+        message,
+        name=entry.name,
+        bind=entry.config.key,
+        hint=entry.failure.message if entry.failure else f"poolctl logs {entry.name}",
+        code=kind.code,
+        error=kind.error,
+    )
+
+
+def _why(blocker: Entry) -> str:
+    """The state of a dependency in which others wait for it in vain."""
+    if blocker.is_disabled:
+        return "is disabled"
+    return "has ended" if blocker.completed else "did not become ready"
+
+
+async def until(
+    core: Core,
+    entries: Iterable[Entry],
+    finished: Callable[[Entry], bool],
+    timeout_seconds: float | None,
+    report: Callable[[Entry], None],
+) -> list[Entry]:
+    """Return when `finished` has been true of each entry, or the time is over; the entries still missing.
+
+    `report` gets an entry whenever something about it has changed. One callback serves all of them.
+    """
+    waiting = {entry.name: entry for entry in entries}
+    everything = asyncio.get_running_loop().create_future()
+
+    def look(changed: Entry) -> None:
+        ahead = [changed]
+        while ahead:
+            entry = ahead.pop()
+            if entry.name not in waiting:
+                continue
+            report(entry)
+            if finished(entry):
+                del waiting[entry.name]
+                # Its dependents may be finished by this, although nothing about them has changed.
+                ahead += core.graph.dependents(entry)
+        if not waiting and not everything.done():
+            everything.set_result(None)
+
+    for entry in list(waiting.values()):
+        look(entry)
+    if waiting:
+        core.listeners.add(look)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await everything
+        except TimeoutError:
+            pass
+        finally:
+            core.listeners.discard(look)
+    return list(waiting.values())
