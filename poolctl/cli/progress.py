@@ -19,8 +19,8 @@ _DONE = frozenset({"running", "stopped", "failed", "disabled", "sleeping"})
 class Progress:
     """Takes the supervisor's messages; shows how many servers are done and which are awaited.
 
-    Calls come from the command's thread, drawing from rich's: what they share is one dictionary that is only
-    added to.
+    Calls come from the command's thread. rich's thread draws the line several times a second; both use
+    one dictionary.
     """
 
     def __init__(self, verb: str, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -74,14 +74,13 @@ class Progress:
             sys.stderr.write(f"{name}: {state}{', ready' if ready else ''}\n")
             sys.stderr.flush()
         self._states[name] = (state, ready)
-        if self._status is not None:
-            self._status.update(self.line())
 
     def line(self) -> str:
         """One line: how many are done, which are awaited."""
-        waiting = [name for name, (state, _) in self._states.items() if state not in _DONE]
-        done = len(self._states) - len(waiting)
-        line = f"{self.verb}: {done} of {len(self._states)}" if self._states else f"{self.verb} …"
+        states = self._states.copy()
+        waiting = [name for name, (state, _) in states.items() if state not in _DONE]
+        done = len(states) - len(waiting)
+        line = f"{self.verb}: {done} of {len(states)}" if states else f"{self.verb} …"
         if waiting:
             more = f" and {len(waiting) - NAMES_SHOWN} more" if len(waiting) > NAMES_SHOWN else ""
             line += f", waiting for {', '.join(waiting[:NAMES_SHOWN])}{more}"
@@ -91,5 +90,8 @@ class Progress:
         from rich.console import Console
 
         console = Console(stderr=True, highlight=False, markup=False)
-        self._status = console.status(self.line())
+        self._status = console.status(self)
         self._status.start()
+
+    def __rich__(self) -> str:
+        return self.line()

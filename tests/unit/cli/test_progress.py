@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from poolctl.cli import progress
 from poolctl.cli.progress import Progress
@@ -57,6 +60,27 @@ def test_a_terminal_sees_it_after_a_while(monkeypatch: pytest.MonkeyPatch) -> No
         shown(step("slow", "running"))
         wait_until(lambda: "1 of 1" in terminal.getvalue())
     assert terminal.getvalue().endswith("\x1b[2K") or "\x1b[?25h" in terminal.getvalue()
+
+
+def test_step_that_comes_while_the_display_is_made_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "DELAY_SECONDS", 0)
+    making, stepped = threading.Event(), threading.Event()
+    status = Console.status
+
+    def slow_status(console: Console, *args: Any, **keys: Any) -> Any:
+        making.set()
+        stepped.wait(10)
+        return status(console, *args, **keys)
+
+    monkeypatch.setattr(Console, "status", slow_status)
+    with Progress("start") as shown:
+        assert making.wait(10)
+        shown(step("slow", "starting"))
+        stepped.set()
+        wait_until(lambda: "waiting for slow" in terminal.getvalue())
 
 
 def test_a_quick_command_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
