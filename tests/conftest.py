@@ -24,9 +24,10 @@ SECOND_TRY = Path(__file__).with_name("second_try.txt")
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C and SIGQUIT reach what tests start: a shell's background job ignores both, and all that it starts."""
+    """Let signals reach what tests start: a shell's background job and all that it starts ignore two, nohup's one."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

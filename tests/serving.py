@@ -83,8 +83,8 @@ class App:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Return when it is true; fails the test when it is not within five seconds."""
-    async with asyncio.timeout(5):
+    """Return when it is true; fails the test when it is not within ten seconds."""
+    async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -63,12 +63,12 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 )
 def test_hostile_files_end_soon(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.env").write_text(text)
-    began = time.monotonic()
+    began = time.process_time()
     try:
         read_env_file(str(tmp_path / "x.env"))
     except EnvFileError:
         pass
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20))

@@ -141,9 +141,9 @@ def test_problems_quote_no_secrets(tmp_path: Path, kind: str) -> None:
 
 def test_long_values_take_no_time() -> None:
     text = f'certificate = "{"x" * 200_000}"\n{"y" * 200_000}'
-    begun = time.monotonic()
+    begun = time.process_time()
     assert masked_file(text) == text
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 def test_a_difference_of_files_masks_values_and_keeps_references() -> None:

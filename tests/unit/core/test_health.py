@@ -56,7 +56,7 @@ class Ward:
         writer.close()
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             while not condition():
                 await asyncio.sleep(0.005)
 

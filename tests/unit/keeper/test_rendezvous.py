@@ -81,7 +81,7 @@ def test_all_are_asked_at_once_and_those_that_say_nothing_cost_one_deadline(tmp_
         connections.append(ours)
     began = time.monotonic()
     asked = rendezvous.ask(str(tmp_path), rendezvous.WORKER, 0.2)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 20 * 0.2
     assert [answer for _, answer in asked] == [None] * 24
     connections += [sock for sock, _ in asked]
     assert [rendezvous.receive(client) for client in connections[:8:2]] == [

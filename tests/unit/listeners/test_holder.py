@@ -76,7 +76,10 @@ def test_a_connection_that_goes_out_from_the_port_is_found() -> None:
         assert (found.pid, found.listens, found.name) == (None, False, "")
 
 
-def test_many_places_are_looked_for_at_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_places_are_looked_for_at_once_and_remembered(
+    monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
+) -> None:
+    free = ("127.0.0.1", free_port())
     scans = []
     owners = holder._owners
     monkeypatch.setattr(
@@ -87,11 +90,11 @@ def test_many_places_are_looked_for_at_once_and_remembered(monkeypatch: pytest.M
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(20)]
         places = [each.getsockname() for each in listeners]
         for _ in range(2):
-            found = search.find([*places, ("127.0.0.1", 1), "/no/such/path"])
+            found = search.find([*places, free, "/no/such/path"])
             assert {place: [each.pid for each in found[place]] for place in places} == {
                 place: [os.getpid()] for place in places
             }
-            assert found["127.0.0.1", 1] == found["/no/such/path"] == []
+            assert found[free] == found["/no/such/path"] == []
     assert scans == [20, 0]
 
 
@@ -101,7 +104,7 @@ def test_a_search_ends_in_time_with_what_is_known_by_then(monkeypatch: pytest.Mo
         monkeypatch.setattr(holder, "MOST_SECONDS", 0.05)
         began = time.monotonic()
         (found,) = find(listener.getsockname())
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
     assert (found.pid, repr(found)) == (None, f"a process of user {pwd.getpwuid(os.getuid()).pw_name}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -344,8 +345,8 @@ def _quietly(order: Any) -> Any:
     return run
 
 
-def test_a_running_server_that_does_not_accept_is_ko() -> None:
-    pool = made(ScriptedRunner(), config("a", bind="127.0.0.1:1"))
+def test_a_running_server_that_does_not_accept_is_ko(free_port: Callable[[], int]) -> None:
+    pool = made(ScriptedRunner(), config("a", bind=f"127.0.0.1:{free_port()}"))
     pool.start_sync()
     monitor = only(pool).monitor()
     assert (monitor.status, monitor.latency) == (Status.KO, None)

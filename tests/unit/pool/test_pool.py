@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -268,16 +269,19 @@ def test_a_handler_must_be_callable(pool: Pool) -> None:
 # Automatic ports.
 
 
-def test_a_range_without_a_free_port_is_an_error_with_a_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_range_without_a_free_port_is_an_error_with_a_fix(
+    monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
     monkeypatch.setattr(ports, "DEFAULT_RANGE", "1-1")
     made = PoolConfig([config("a", "127.0.0.1:auto"), config("b", "127.0.0.1:auto")])
-    made.settings = type(made.settings)(port_range="29990-29990")
+    made.settings = type(made.settings)(port_range=f"{port}-{port}")
     with pytest.raises(PoolAddError) as caught:
         made.pool()
     (error,) = caught.value.exceptions
-    assert (error.name, error.message) == ("b", "no port is free in 29990-29990")
+    assert (error.name, error.message) == ("b", f"no port is free in {port}-{port}")
     assert "port_range" in error.hint
-    assert list(caught.value.pool) == ["127.0.0.1:29990"]
+    assert list(caught.value.pool) == [f"127.0.0.1:{port}"]
 
 
 def test_the_derived_expose_follows_the_chosen_port() -> None:

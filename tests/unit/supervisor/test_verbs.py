@@ -68,7 +68,7 @@ def test_a_stop_while_the_server_starts_ends_both_commands() -> None:
         await turns()
         answer = await desk.ask("stop", "web")
         assert answer["exit_code"] == 0
-        started = await asyncio.wait_for(starting, 1)
+        started = await asyncio.wait_for(starting, 10)
         assert started["exit_code"] == 1
         (error,) = started["errors"]
         assert error["name"] == "web"
@@ -85,7 +85,7 @@ def test_a_stop_of_everything_while_it_starts_ends_both_commands() -> None:
         await turns()
         stopped = await desk.ask("stop")
         assert stopped["ended"]
-        assert (await asyncio.wait_for(starting, 1))["exit_code"] == 1
+        assert (await asyncio.wait_for(starting, 10))["exit_code"] == 1
 
     run(scenario())
 
@@ -284,7 +284,7 @@ def test_a_long_chain_of_dependencies_and_a_dense_one_fail_at_once() -> None:
         for number in range(1500):
             before = chain[-1].name
             chain.append(web(f"c{number}", bind=f"127.0.0.1:{20_000 + number}", depends_on=[before]))
-        answer = await asyncio.wait_for(Desk(*reversed(chain), bad=FAILS).ask("start"), 4)
+        answer = await asyncio.wait_for(Desk(*reversed(chain), bad=FAILS).ask("start"), 30)
         assert len(answer["errors"]) == len(chain)
 
     async def dense() -> None:
@@ -298,7 +298,7 @@ def test_a_long_chain_of_dependencies_and_a_dense_one_fail_at_once() -> None:
                 ]
             )
         servers = [each for level in reversed(levels) for each in level]
-        answer = await asyncio.wait_for(Desk(*servers, bad=FAILS, worse=FAILS).ask("start"), 4)
+        answer = await asyncio.wait_for(Desk(*servers, bad=FAILS, worse=FAILS).ask("start"), 30)
         assert len(answer["errors"]) == len(servers)
 
     run(scenario())

@@ -29,7 +29,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 
 def connect(stage: Stage, sent: bytes = b"") -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", stage.port), timeout=5)
+    sock = socket.create_connection(("127.0.0.1", stage.port), timeout=20)
     sock.sendall(sent)
     return sock
 
@@ -63,12 +63,12 @@ def test_a_request_that_never_arrives_as_a_whole_is_given_up(stage: Stage, sent:
 def test_sending_byte_by_byte_does_not_extend_the_deadline(stage: Stage) -> None:
     begun = time.monotonic()
     with connect(stage) as sock:
-        for byte in b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 1000:
+        for byte in b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 2000:
             try:
                 sock.sendall(bytes([byte]))
             except OSError:
                 break
-            if time.monotonic() - begun > 10 * LIMIT_SECONDS:
+            if time.monotonic() - begun > 30 * LIMIT_SECONDS:
                 raise AssertionError("it is still open")
             time.sleep(0.01)
 
@@ -133,11 +133,11 @@ def test_half_a_tls_handshake_is_given_up_and_so_many_at_most_are_awaited(
     stage.end()
     stage.tls = tls(*certificate(tmp_path))
     stage.begin()
-    waiting = [connect(stage, b"\x16\x03\x01") for _ in range(9)]
-    begun = time.monotonic()
-    assert is_closed(waiting[8])
-    assert time.monotonic() - begun < LIMIT_SECONDS / 2, "refused at once"
-    assert all(map(is_closed, waiting[:8]))
+    waiting = [connect(stage, b"\x16\x03\x01") for _ in range(8)]
+    assert all(map(is_closed, waiting))
+    monkeypatch.setattr(web_server, "HANDSHAKE_SECONDS", 60)
+    waiting += [connect(stage, b"\x16\x03\x01") for _ in range(9)]
+    assert is_closed(waiting[-1]), "while the others still wait"
     for sock in waiting:
         sock.close()
     wait_until(lambda: secure_answer(stage).startswith(b"HTTP/1.1 200"))

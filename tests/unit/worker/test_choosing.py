@@ -52,7 +52,7 @@ def test_an_unknown_class_serves_and_is_closed_by_a_drain(loop: str, capsys: Any
             assert (await client.get())[0] == 200
             server.drain()
             assert await client.at_end()
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
 
     Engine(loop, "h11").run(scenario())
     assert "Unheard is not known to this version of poolctl" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_after_an_answer_that_had_begun_before_the_drain_there_is_time_for_one_m
             assert "connection" not in (await client.answer())[1]
             assert await client.stays_open(0.05)
             assert (await client.get())[1]["connection"] == "close"
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
 
     engine.run(scenario())
 
@@ -120,7 +120,7 @@ def test_a_stop_after_the_drain_does_not_shorten_what_requests_under_way_have(en
             await turns()
             app.release.set()
             assert (await client.answer())[0] == 200
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
             assert "cancelled" not in app.events
 
     engine.run(scenario())
@@ -146,7 +146,7 @@ def test_a_silent_connection_does_not_hold_up_a_drain_for_longer_than_it_is_quie
             silent = await Client.connect(port)
             await until(lambda: server.accounts.connections)
             server.drain()
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
             assert await silent.at_end()
 
     engine.run(scenario())
@@ -159,7 +159,7 @@ def test_a_drain_takes_no_longer_than_it_may(engine: Engine) -> None:
             await client.send("/slow")
             await app.under_way.wait()
             server.drain()
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
             assert "cancelled" in app.events
 
     engine.run(scenario())
@@ -176,7 +176,7 @@ def test_a_stop_cuts_a_drain_short(engine: Engine, monkeypatch: pytest.MonkeyPat
             await leaving(server)
             assert not running.done()
             server.stop()
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
             assert await client.at_end()
 
     engine.run(scenario())
@@ -232,7 +232,7 @@ def test_a_websocket_is_closed_when_its_client_has_replied_and_may_talk_until_th
             client.writer.write(frame(CLOSE, (1012).to_bytes(2, "big")))
             await client.reader.read()  # pongs, perhaps, and then the end
             client.close()
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
             assert app.events[1] == "disconnect 1012"
 
     engine.run(scenario())
@@ -273,7 +273,7 @@ def test_a_stream_of_events_ends_whole_and_any_other_does_not(engine: Engine, ac
             rest = await client.reader.read()
             assert rest.endswith(b"0\r\n\r\n") == (accept == "text/event-stream")
             assert over.is_set() == (accept == "text/event-stream")
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
 
     engine.run(scenario())
 
@@ -288,9 +288,9 @@ def test_a_stop_during_the_drain_ends_a_stream_of_events_as_the_end_of_the_drain
             server.drain()
             assert await client.stays_open(0.05)
             server.stop()
-            rest = await asyncio.wait_for(client.reader.read(), 2)
+            rest = await asyncio.wait_for(client.reader.read(), 10)
             assert rest.endswith(b"0\r\n\r\n")
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
 
     engine.run(scenario())
 

@@ -96,14 +96,13 @@ def test_a_client_that_sends_byte_after_byte_gets_no_more_time(
             client = await Client.connect(port)
             if asked_before:
                 await client.get()
-            began = time.monotonic()
             sending = asyncio.ensure_future(dribble(client, data))
             said = await client.reader.read()
             # h11 takes empty lines for a bad request.
             assert said.startswith(
                 (b"HTTP/1.1 408", b"HTTP/1.1 400" if data[:1] == b"\r" else b"HTTP/1.1 408")
             )
-            assert time.monotonic() - began < 5 * SECONDS
+            assert not sending.done()
             await sending
 
     engine.run(scenario())
@@ -338,10 +337,10 @@ def test_a_connection_that_moves_to_another_worker_takes_its_time_along(
                 await client.get()
             await until(lambda: old.accounts.connections)
             await asyncio.sleep(SECONDS)
-            async with served(engine, adoption=pair.worker(), head_seconds=5.0):
+            async with served(engine, adoption=pair.worker(), head_seconds=60.0):
                 old.drain(heirs=True)
                 await running
                 assert await client.at_end()
-                assert 2.5 * SECONDS < time.monotonic() - began < 10 * SECONDS
+                assert 2.5 * SECONDS < time.monotonic() - began < 30
 
     engine.run(scenario())

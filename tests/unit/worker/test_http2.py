@@ -129,7 +129,7 @@ def test_a_drain_answers_all_that_was_asked_before_the_client_knew(engine: Engin
             while await client.read():
                 continue
             assert client.goaways == [(HIGHEST, 0), (late, 0)]
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
 
     engine.run(scenario())
 
@@ -150,7 +150,7 @@ def test_a_stop_refuses_new_requests_so_that_they_can_be_sent_again(engine: Engi
             assert client.goaways == [(slow, 0)]
             app.release.set()
             assert await client.answer(slow) == (200, b"ok")
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
             assert len(app.scopes) == 1
 
     engine.run(scenario())
@@ -167,7 +167,7 @@ def test_an_answer_that_waits_for_its_client_is_sent_whole_in_a_drain(engine: En
             assert not running.done()
             status, body = await client.answer(stream)
             assert (status, len(body)) == (200, BIG)
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
 
     engine.run(scenario())
 

@@ -90,7 +90,7 @@ def test_an_idle_connection_goes_on_in_the_other_worker(engine: Engine, pair: Pa
         async with two(engine, pair) as (old, new):
             client = await connected(old)
             old.server.drain(heirs=True)
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             for _ in range(3):
                 status, headers, _body = await client.get()
                 assert (status, "connection" in headers) == (200, False)
@@ -107,7 +107,7 @@ def test_a_connection_on_which_nothing_was_sent_yet_goes_too(engine: Engine, pai
             client = await Client.connect(old.port)
             await until(lambda: old.server.accounts.connections)
             old.server.drain(heirs=True)
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             assert (await client.get())[0] == 200
             assert answered(new) == 1
 
@@ -125,7 +125,7 @@ def test_the_answer_under_way_is_given_here_and_the_next_one_there(engine: Engin
             old.app.release.set()
             status, headers, _ = await client.answer()
             assert (status, "connection" in headers) == (200, False)
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             assert (await client.get())[0] == 200
             assert answered(new) == 1
 
@@ -146,7 +146,7 @@ def test_a_client_that_never_pauses_does_not_hold_the_worker(engine: Engine, pai
             asking = [asyncio.ensure_future(ask(client)) for client in clients]
             await until(lambda: answered(old) > 20)
             old.server.drain(heirs=True)
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             before = answered(new)
             await until(lambda: answered(new) >= before + 20)
             over.set()
@@ -172,7 +172,7 @@ def test_pipelined_requests_are_all_answered_in_order(engine: Engine, pair: Pair
             bodies = [(await client.answer())[2] for _ in range(7)]
             expected = [b"%s %d" % (word, number) for word in (b"before", b"after") for number in range(3)]
             assert bodies == [b"ok", *expected]
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             await client.get()
             assert answered(new) >= 1
 
@@ -198,7 +198,7 @@ def test_a_request_that_has_begun_to_arrive_is_answered_here(engine: Engine, pai
             assert not old.running.done()
             client.writer.write(request[cut:])
             assert (await client.answer())[2] == b"a body"
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             assert (answered(old), answered(new)) == (2, 0)
             assert (await client.get())[0] == 200
 
@@ -215,7 +215,7 @@ def test_a_body_that_nobody_reads_is_no_part_of_the_next_request(engine: Engine,
             await leaving(old.server)
             assert not old.running.done()
             client.writer.write(b"67890")
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             assert (await client.get())[0] == 200
             assert answered(new) == 1
 
@@ -235,7 +235,7 @@ def test_an_answer_that_is_not_read_yet_is_written_here_to_its_end(engine: Engin
                 assert not old.running.done()
                 client = Client(*await asyncio.open_connection(sock=slow.dup()))
                 assert (await client.answer())[2] == BIG
-                await asyncio.wait_for(old.running, 2)
+                await asyncio.wait_for(old.running, 10)
                 assert (await client.get())[0] == 200
                 assert answered(new) == 1
 
@@ -257,7 +257,7 @@ def test_with_a_full_pair_a_connection_is_served_on_and_goes_later(engine: Engin
                 status, headers, _body = await client.get()
                 assert (status, "connection" in headers) == (200, False)
             async with served(engine, adoption=pair.worker()) as new:
-                await asyncio.wait_for(old.running, 2)
+                await asyncio.wait_for(old.running, 10)
                 assert (await client.get())[0] == 200
                 assert answered(new) == 1
         other.close()
@@ -277,7 +277,7 @@ def test_an_answer_that_takes_longer_than_the_drain_is_finished_and_its_connecti
             await asyncio.sleep(0.15)
             old.app.release.set()
             assert "connection" not in (await client.answer())[1]
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             assert (await client.get())[0] == 200
             assert answered(new) == 1
 
@@ -299,7 +299,7 @@ def test_a_stop_during_the_drain_closes_what_is_busy_only_if_nobody_inherits(
             await turns()
             old.app.release.set()
             assert ("connection" in (await client.answer())[1]) is not heirs
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             if heirs:
                 assert (await client.get())[0] == 200
             assert answered(new) == heirs
@@ -320,7 +320,7 @@ def test_a_stop_with_heirs_leaves_connections_to_a_worker_that_comes_later(
             await idle.send()
             old.app.release.set()
             assert "connection" not in (await busy.answer())[1]
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             await busy.send()
             async with served(engine, adoption=pair.worker()) as new:
                 for client in (idle, busy):
@@ -336,7 +336,7 @@ def test_a_connection_that_its_client_has_closed_holds_nothing_up(engine: Engine
             client = await connected(old)
             old.server.drain(heirs=True)
             client.close()
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             await until(lambda: not new.server.accounts.connections)
 
     engine.run(scenario())
@@ -353,7 +353,7 @@ def test_without_heirs_connections_linger(
             old.server.drain()
             await leaving(old.server)
             assert (await client.get())[1]["connection"] == "close"
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
 
     engine.run(scenario())
 
@@ -365,7 +365,7 @@ def test_on_a_unix_socket_connections_go_on_as_well(engine: Engine, pair: Pair, 
             client = Client(*await asyncio.open_unix_connection(path))
             await client.get()
             old.server.drain(heirs=True)
-            await asyncio.wait_for(old.running, 2)
+            await asyncio.wait_for(old.running, 10)
             assert (await client.get())[0] == 200
             assert answered(new) == 1
 

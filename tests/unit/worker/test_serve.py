@@ -110,7 +110,7 @@ def test_a_connection_that_never_says_anything_does_not_hold_up_a_stop(engine: E
             talking = await Client.connect(port)
             await talking.get()
             server.stop()
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
             silent.close()
             talking.close()
 
