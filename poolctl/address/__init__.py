@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from poolctl.address.address import Address, AddressError
+from poolctl.address.address import Address, AddressError, canonical, parse
 from poolctl.address.overlap import LOOPBACKS, UsedPorts, overlapping, overlaps
-from poolctl.address.parse import canonical, parse
 
 __all__ = [
     "LOOPBACKS",

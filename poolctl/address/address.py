@@ -1,7 +1,10 @@
-"""The value: a canonical bind address, and the error of a text that is none."""
+"""Addresses: what a server is bound to, read from text and written in one canonical form."""
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 from collections import namedtuple
 
 TYPE_CHECKING = False
@@ -11,6 +14,19 @@ if TYPE_CHECKING:
 EXAMPLES = (
     '"127.0.0.1:8080", ":8080", "[::1]:8080", "localhost:8080", "127.0.0.1:auto", "unix:/run/a.sock", "fd:3"'
 )
+_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_Fields = namedtuple("_Fields", ("kind", "host", "port", "path", "name", "key", "auto", "dual"))
+OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_ipv4 = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})", re.ASCII)
+_numeric_tail = re.compile(r"(?:.*\.)?(?:\d+|0[xX][0-9a-fA-F]*)", re.ASCII)
+_label = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+_zone = re.compile(r"[A-Za-z0-9._~-]+", re.ASCII)
+SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp"})
+# What nearly all addresses look like.
+_common = re.compile(rf"((?:{OCTET}\.){{3}}{OCTET}):([1-9]\d{{0,4}})", re.ASCII)
+_scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
+_name = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+_blank = re.compile(r"[\x00-\x20\x7f]")
 
 
 class AddressError(ValueError):
@@ -20,11 +36,6 @@ class AddressError(ValueError):
         self.message = message
         self.hint = hint or f"an address looks like {EXAMPLES}"
         super().__init__(f"{message}; {self.hint}")
-
-
-_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-
-_Fields = namedtuple("_Fields", ("kind", "host", "port", "path", "name", "key", "auto", "dual"))
 
 
 class Address(_Fields):
@@ -109,3 +120,190 @@ class Address(_Fields):
         if self.kind != "tcp":
             raise AddressError(f"{self.key} has no port")
         return Address("tcp", host=self.host, port=port, dual=self.dual)
+
+
+def canonical_host(text: str) -> str:
+    """Lower case, `*` and nothing as 0.0.0.0; names are not resolved. Raises AddressError."""
+    if text in ("", "*"):
+        return "0.0.0.0"
+    match = _ipv4.fullmatch(text)
+    if match:
+        parts = match.groups()
+        if any(int(part) > 255 or (len(part) > 1 and part[0] == "0") for part in parts):
+            raise AddressError(
+                f"{text!r} is not an IPv4 address", "four numbers from 0 to 255, without leading zeros"
+            )
+        return text
+    if _numeric_tail.fullmatch(text):
+        raise AddressError(f"{text[:80]!r} is not an IPv4 address", "four numbers from 0 to 255")
+    return _host_name(text)
+
+
+def _host_name(text: str) -> str:
+    host = text
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode("ascii")
+        except UnicodeError as problem:
+            raise AddressError(f"{text[:80]!r} is not a host name: {problem}") from problem
+    host = host.lower().removesuffix(".")
+    if len(host) > 253 or not all(_label.fullmatch(label) for label in host.split(".")):
+        raise AddressError(f"{text[:80]!r} is not a host name")
+    return host
+
+
+def canonical_ipv6(text: str) -> str:
+    """Compressed, a zone kept; an IPv4-mapped one as IPv4. Raises AddressError."""
+    bare, percent, zone = text.partition("%")
+    if percent and not _zone.fullmatch(zone):
+        raise AddressError(f"{text[:80]!r} has no usable zone", 'write "[fe80::1%eth0]:8080"')
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, bare)
+    except (OSError, ValueError, UnicodeError):
+        raise AddressError(f"{text[:80]!r} is not an IPv6 address", 'write "[::1]:8080"') from None
+    if packed[:12] == b"\0" * 10 + b"\xff\xff":
+        return ".".join(str(byte) for byte in packed[12:])
+    return _compressed(packed) + percent + zone
+
+
+def _compressed(packed: bytes) -> str:
+    """RFC 5952: lower case, no leading zeros, the first longest run of zeros as `::`."""
+    groups = [int.from_bytes(packed[i : i + 2], "big") for i in range(0, 16, 2)]
+    best_start, best_length = 0, 1
+    start = 0
+    while start < 8:
+        length = 0
+        while start + length < 8 and groups[start + length] == 0:
+            length += 1
+        if length > best_length:
+            best_start, best_length = start, length
+        start += max(length, 1)
+    text = [f"{group:x}" for group in groups]
+    if best_length == 1:
+        return ":".join(text)
+    return ":".join(text[:best_start]) + "::" + ":".join(text[best_start + best_length :])
+
+
+def canonical(text: str, *, base_dir: str | None = None) -> str:
+    """The one spelling of an address that keys the pool. Raises AddressError."""
+    return parse(text, base_dir=base_dir).key
+
+
+def parse(text: str, *, base_dir: str | None = None) -> Address:
+    """The address that `text` means; a relative socket path is relative to `base_dir`.
+
+    `base_dir` None is the working directory. Service names are looked up in the machine's list; host names
+    are not resolved. Raises AddressError.
+    """
+    if not isinstance(text, str):
+        raise AddressError(f"an address is a string, and this is {text!r}")
+    common = _common.fullmatch(text)
+    if common is not None:
+        port = int(common[2])
+        if port <= 65535:
+            return tuple.__new__(Address, ("tcp", common[1], port, "", "", text, False, False))
+    text = text.strip(" \t\r\n")
+    if not text:
+        raise AddressError("the address is empty")
+    kind, _, rest = text.partition(":")
+    kind = kind.lower()
+    if kind == "unix":
+        return _unix(rest, base_dir)
+    if _blank.search(text):
+        raise AddressError(f"{text[:80]!r} holds a blank or a control character")
+    # A host may be called "fd" or "job" only with a scheme in front of it.
+    if kind == "fd":
+        return _fd(rest)
+    if kind == "job":
+        if not _name.fullmatch(rest):
+            raise AddressError(f"{text[:80]!r} names no job", "write job:NAME")
+        return Address("job", name=rest)
+    return _tcp(text)
+
+
+def _unix(path: str, base_dir: str | None) -> Address:
+    if path.startswith("//"):
+        path = "/" + path.lstrip("/") if path.startswith("///") else path[2:]
+    if not path:
+        raise AddressError("the path of the unix socket is missing", 'write "unix:/run/a.sock"')
+    if "\0" in path:
+        raise AddressError("the path of the unix socket holds a NUL")
+    if path.startswith("@"):
+        raise AddressError(
+            "abstract unix sockets have no owner and no permissions, and are not supported",
+            f'write a path: "unix:/run/{path[1:]}.sock", or "unix:./{path}" for a file of that name',
+        )
+    whole = os.path.normpath(os.path.join(base_dir if base_dir is not None else os.getcwd(), path))
+    return Address("unix", path="/" + whole.lstrip("/"))
+
+
+def _fd(name: str) -> Address:
+    if name.isascii() and name.isdigit():
+        number = int(name[:10])
+        if not 3 <= number <= 65535:
+            raise AddressError(f"fd:{name[:20]} is no inherited socket", "they are numbered from fd:3")
+        return Address("fd", name=str(number))
+    if not name or ":" in name or "/" in name:
+        raise AddressError(f'"fd:{name[:80]}" names no inherited socket', 'write "fd:3" or "fd:NAME"')
+    return Address("fd", name=name)
+
+
+def _tcp(text: str) -> Address:
+    text = _without_scheme(text)
+    if text.startswith("["):
+        host_text, closing, port_text = text[1:].partition("]")
+        if not closing or not port_text.startswith(":"):
+            raise AddressError(f"{text[:80]!r} has no port", 'write "[::1]:8080"')
+        return Address("tcp", host=canonical_ipv6(host_text), port=_port(port_text[1:], text))
+    host_text, colon, port_text = text.rpartition(":")
+    if not colon:
+        mend = f'write ":{text}"' if text.isdigit() else f'write "{text[:80]}:8080"'
+        raise AddressError(f"{text[:80]!r} has no port", mend)
+    if ":" in host_text:
+        raise AddressError(f"{text[:80]!r} is ambiguous", 'write an IPv6 address in brackets: "[::1]:8080"')
+    return Address("tcp", host=canonical_host(host_text), port=_port(port_text, text), dual=not host_text)
+
+
+def _without_scheme(text: str) -> str:
+    match = _scheme.match(text)
+    if match:
+        if match[1].lower() not in SCHEMES:
+            raise AddressError(
+                f"{match[1]!r} is not a scheme of a server's address", "write http:// or leave it out"
+            )
+        text = text[match.end() :].removesuffix("/").replace("%25", "%")
+    for sign, what in (("/", "a path"), ("?", "a query"), ("#", "a fragment"), ("@", "a user")):
+        if sign in text:
+            mend = (
+                f'write "unix:{text[:80]}" for a unix socket'
+                if text[0] in "/."
+                else "write only host and port"
+            )
+            raise AddressError(f"{text[:80]!r} has {what}, and an address has none", mend)
+    return text
+
+
+def _port(text: str, whole: str) -> int | None:
+    if text.lower() == "auto":
+        return None
+    if text.isascii() and text.isdigit():
+        number = int(text[:20])
+        if number > 65535:
+            raise AddressError(
+                f"port {text[:20]} of {whole[:80]!r} is out of range", "ports are 1 to 65535, or auto"
+            )
+        return number or None
+    if not text:
+        raise AddressError(f"{whole[:80]!r} has no port", "ports are 1 to 65535, or auto")
+    if (
+        text.isascii()
+        and re.fullmatch(r"[A-Za-z0-9_.+-]{1,64}", text)
+        and not re.fullmatch(r"[-+.0-9_]+", text)
+    ):
+        for name in (text, text.lower()):
+            try:
+                return socket.getservbyname(name, "tcp")
+            except OSError:
+                continue
+        raise AddressError(f"{text!r} is not a service that this machine knows", "write the port's number")
+    raise AddressError(f"{text[:80]!r} is not a port", "ports are 1 to 65535, or auto")

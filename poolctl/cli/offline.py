@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from poolctl.cli.command_request import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
     from poolctl.config import Configuration, ServerConfig
-    from poolctl.listeners.ports import PortLedger
+    from poolctl.listeners.port_ledger import PortLedger
     from poolctl.runners.survivors import Survivor
 
 
@@ -82,7 +82,7 @@ def servers_of(config: Configuration, ref: PoolRef) -> list[ServerConfig]:
     servers = list(config)
     if not any(server.address.auto for server in servers):
         return servers
-    from poolctl.listeners.ports import PortLedger
+    from poolctl.listeners.port_ledger import PortLedger
 
     ledger = PortLedger(f"{state_dir(os.environ, ref.key)}/ports.json", *config.settings.port_range)
     return [_with_known_port(server, ledger) for server in servers]

@@ -1,16 +1,16 @@
-"""Opens the listening sockets of an address."""
+"""Opens the listening sockets of an address: resolved, bound, or inherited from systemd."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from . import inherit, unix
-from .failure import ListenError, explain, explain_tcp
-from .resolve import Target, targets
+from . import unix
+from .failure import ListenError, explain, explain_tcp, unresolved
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -22,10 +22,12 @@ __all__ = ["BACKLOG", "ListenError", "close_listener", "describe", "from_descrip
 BACKLOG = 2048
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
+FIRST_DESCRIPTOR = 3
+Inherited = Mapping[str, "list[int]"]
 
 
 def open_listener(
-    address: Address, *, backlog: int = BACKLOG, inherited: inherit.Inherited | None = None
+    address: Address, *, backlog: int = BACKLOG, inherited: Inherited | None = None
 ) -> list[socket.socket]:
     """The sockets of `address`, bound, listening, non-blocking and close-on-exec; at least one.
 
@@ -38,7 +40,7 @@ def open_listener(
     elif address.kind == "unix":
         sockets = [_listening(address, unix.bind(address), backlog)]
     elif address.kind == "fd":
-        sockets = inherit.take(address, inherited or {}, backlog)
+        sockets = take_inherited(address, inherited or {}, backlog)
     else:
         raise ListenError(f"{address.key} is not an address to listen on", bind=address.key)
     for sock in sockets:
@@ -140,3 +142,126 @@ def _listening(address: Address, sock: socket.socket, backlog: int) -> socket.so
         sock.close()
         raise explain(address, f"{address.key} cannot be opened", error) from error
     return sock
+
+
+class Target:
+    """One socket to open: its family and address, for any port."""
+
+    __slots__ = ("_rest", "family", "host")
+
+    def __init__(self, family: int, host: str, rest: tuple[object, ...]) -> None:
+        self.family = family
+        self.host = host
+        self._rest = rest  # flow and zone of an IPv6 address
+
+    def __repr__(self) -> str:
+        return f"<Target {self.host}>"
+
+    def sockaddr(self, port: int) -> tuple[object, ...]:
+        """The argument of bind()."""
+        return (self.host, port, *self._rest)
+
+
+def targets(address: Address) -> list[Target]:
+    """The sockets of a TCP address, IPv4 first, each once; at least one.
+
+    `:8080` means both IP versions; `localhost` the loopback addresses of the name, and only them.
+     Raises ListenError; a host name may block until it is resolved.
+    """
+    found: dict[str, Target] = {}
+    for host in ["0.0.0.0", "::"] if address.dual else [address.host]:
+        for family, _, _, _, sockaddr in _answers(address, host):
+            text = str(sockaddr[0])
+            if address.host != "localhost" or _is_loopback(text):
+                found.setdefault(text, Target(family, text, sockaddr[2:]))
+    if not found:
+        raise ListenError(
+            f"{address.host} has no loopback address on this machine",
+            bind=address.key,
+            hint="write 127.0.0.1 instead, or fix /etc/hosts",
+        )
+    return sorted(found.values(), key=lambda target: target.family != socket.AF_INET)
+
+
+def _answers(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+    try:
+        return [*socket.getaddrinfo(host, 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
+    except socket.gaierror as error:
+        raise unresolved(address, str(error.strerror)) from error
+    except UnicodeError as error:
+        raise unresolved(address, str(error)) from error
+
+
+def _is_loopback(text: str) -> bool:
+    return text == "::1" or text.startswith("127.")
+
+
+def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dict[str, list[int]]:
+    """The passed descriptors under their numbers and their names: `{"3": [3], "web": [3, 4], "4": [4]}`.
+
+    Empty if nothing was passed, or if it was passed to another process (`pid` is that of this one by
+    default). The descriptors are made close-on-exec, as sd_listen_fds(3) does; their numbers stay valid in
+    this process only.
+    """
+    try:
+        count = int(env.get("LISTEN_FDS", "0"))
+        addressee = int(env.get("LISTEN_PID", "-1"))
+    except ValueError:
+        return {}
+    if addressee != (os.getpid() if pid is None else pid):
+        return {}
+    names = env.get("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[int]] = {}
+    for at, fd in enumerate(range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + count)):
+        try:
+            os.set_inheritable(fd, False)
+        except OSError:
+            continue
+        found[str(fd)] = [fd]
+        if at < len(names) and names[at]:
+            found.setdefault(names[at], []).append(fd)
+    return found
+
+
+def take_inherited(address: Address, inherited: Inherited, backlog: int) -> list[socket.socket]:
+    """Listening duplicates of the sockets of `fd:3` or `fd:NAME`. Raises ListenError."""
+    descriptors = inherited.get(address.name)
+    if not descriptors:
+        have = ", ".join(f"fd:{name}" for name in inherited) or "none"
+        raise ListenError(
+            f"no socket fd:{address.name} was inherited (inherited: {have})",
+            bind=address.key,
+            hint="start it from a systemd .socket unit with that FileDescriptorName=, or bind an address",
+        )
+    taken: list[socket.socket] = []
+    try:
+        for fd in descriptors:
+            taken.append(_inherited_listener(address, fd, backlog))
+    except BaseException:
+        for sock in taken:
+            sock.close()
+        raise
+    return taken
+
+
+def _inherited_listener(address: Address, fd: int, backlog: int) -> socket.socket:
+    hint = "pass a stream socket: ListenStream= in the .socket unit, with Accept=no"
+    own = os.dup(fd)
+    try:
+        sock = socket.socket(fileno=own)  # asks the kernel for family, type and protocol
+    except OSError as error:
+        os.close(own)
+        raise ListenError(f"descriptor {fd} is not a socket", bind=address.key, hint=hint) from error
+    if sock.type != socket.SOCK_STREAM or _is_connected(sock):
+        sock.close()
+        raise ListenError(f"descriptor {fd} is a socket that cannot listen", bind=address.key, hint=hint)
+    sock.listen(backlog)
+    return sock
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.listeners.ports import is_free
+from poolctl.listeners.port_ledger import is_free
 
 from .lock import LOCK
 

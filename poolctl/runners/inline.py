@@ -17,10 +17,8 @@ from typing import Any
 
 from poolctl.config import ServerConfig, default_interpreter
 from poolctl.errors import ServerError
-from poolctl.listeners.accepted import accepted_from
-from poolctl.listeners.inherit import inherited_descriptors
-from poolctl.listeners.leaving import stop_reading
-from poolctl.listeners.open import close_listener, describe, refuse
+from poolctl.listeners.open import close_listener, describe, inherited_descriptors, refuse
+from poolctl.listeners.stop_accepting import accepted_from, stop_reading
 from poolctl.listeners.unix import Identity, identity_of
 
 from .inline_worker import InlineWorker

@@ -17,7 +17,7 @@ import uvicorn
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.listeners.leaving import stop_reading
+from poolctl.listeners.stop_accepting import stop_reading
 from poolctl.worker.load import LoadFailed, load_app
 from poolctl.worker.serving.access import Access
 from poolctl.worker.serving.secure import renew_context, ssl_context

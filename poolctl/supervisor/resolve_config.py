@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from poolctl.config import Configuration, ServerConfig, Surroundings, Tables, load
 from poolctl.control.messages import Document
 from poolctl.errors import PoolError, ServerError
-from poolctl.listeners.ports import PortLedger
+from poolctl.listeners.port_ledger import PortLedger
 
 
 @dataclass

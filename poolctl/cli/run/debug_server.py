@@ -22,8 +22,7 @@ from poolctl.control.messages import item
 from poolctl.errors import ControlError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.listeners.failure import ListenError, explained
-from poolctl.listeners.inherit import inherited_descriptors
-from poolctl.listeners.open import open_listener
+from poolctl.listeners.open import inherited_descriptors, open_listener
 from poolctl.platform import sealed_file
 from poolctl.runners import withheld
 from poolctl.runners.local.workers.programs import argument_vector
@@ -86,7 +85,7 @@ def _server(request: CommandRequest, pool: PoolRef) -> ServerConfig:
         raise PoolValidateError("the server cannot run", problems)
     (server,) = [each for each in servers if each.name == names[0]]
     if server.address.auto:
-        from poolctl.listeners.ports import PortLedger
+        from poolctl.listeners.port_ledger import PortLedger
 
         path = f"{state_dir(os.environ, pool.key, create=True)}/ports.json"
         ledger = PortLedger(path, *config.settings.port_range)

@@ -6,6 +6,33 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+_KEPT = 120
+_SERIES = ("requests_per_second", "latency_p99_seconds", "memory_bytes")
+# States that need attention come first.
+_STATES = (
+    "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "stopped", "disabled",
+)  # fmt: skip
+_HEALTH = ("ko", "warn", "unknown", "ok")
+# Key of the column that is sorted by → whether the largest comes first.
+SORTS = {
+    "name": False,
+    "state": False,
+    "health": False,
+    "requests": True,
+    "latency": True,
+    "memory": True,
+    "cpu": True,
+    "uptime": True,
+    "restarts": True,
+    "file": False,
+}
+_NUMBERS = {
+    "requests": "requests_per_second",
+    "latency": "latency_p99_seconds",
+    "memory": "memory_bytes",
+    "cpu": "cpu_percent",
+}
+
 
 class ServerBoard:
     """The rows as they are sorted and filtered, which of them is selected, and which part is on the screen.
@@ -92,35 +119,6 @@ class ServerBoard:
         self._at = max(0, min(at, len(self.shown) - 1))
         last_top = max(0, len(self.shown) - self.height)
         self.top = min(max(self.top, self._at - self.height + 1), self._at, last_top)
-
-
-_KEPT = 120
-_SERIES = ("requests_per_second", "latency_p99_seconds", "memory_bytes")
-# States that need attention come first.
-_STATES = (
-    "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "stopped", "disabled",
-)  # fmt: skip
-_HEALTH = ("ko", "warn", "unknown", "ok")
-
-# Key of the column that is sorted by → whether the largest comes first.
-SORTS = {
-    "name": False,
-    "state": False,
-    "health": False,
-    "requests": True,
-    "latency": True,
-    "memory": True,
-    "cpu": True,
-    "uptime": True,
-    "restarts": True,
-    "file": False,
-}
-_NUMBERS = {
-    "requests": "requests_per_second",
-    "latency": "latency_p99_seconds",
-    "memory": "memory_bytes",
-    "cpu": "cpu_percent",
-}
 
 
 class ServerRow:

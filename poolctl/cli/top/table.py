@@ -13,6 +13,26 @@ from poolctl.cli.render import duration, printable
 from .board import SORTS, ServerBoard, ServerRow
 
 _UNKNOWN = "-"
+BARS = "▁▂▃▄▅▆▇"  # without the full one, so that rows do not grow together
+# Of a value that hardly changes (memory) the change is shown, but a ripple is not to look like a wave.
+_LEAST_SPAN = 0.2
+GAP = 1
+LONGEST_CHART = 30
+_SHORTEST_NAME, _LONGEST_NAME = 8, 32
+STATES = {
+    "running": ("●", "green"),
+    "starting": ("◐", "yellow"),
+    "stopping": ("◑", "yellow"),
+    "draining": ("◒", "yellow"),
+    "backoff": ("↻", "yellow"),
+    "failed": ("✗", "bold red"),
+    "sleeping": ("◌", "cyan"),
+    "stopped": ("○", "bright_black"),
+    "disabled": ("⊘", "bright_black"),
+}
+HEALTH = {"ok": "green", "warn": "yellow", "ko": "bold red"}
+_FAINT = "bright_black"
+_STYLES = {"requests_per_second": "green", "latency_p99_seconds": "yellow", "memory_bytes": "blue"}
 
 
 def format_count(number: float | None) -> str:
@@ -60,11 +80,6 @@ def _digits(number: float, most: int = 3) -> str:
     return f"{number:.1f}" if number >= 0.995 or most < 3 else f"{number:.2f}"
 
 
-BARS = "▁▂▃▄▅▆▇"  # without the full one, so that rows do not grow together
-# Of a value that hardly changes (memory) the change is shown, but a ripple is not to look like a wave.
-_LEAST_SPAN = 0.2
-
-
 def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = True) -> str:
     """The newest values, right-aligned, one a column; a space where none is known.
 
@@ -84,25 +99,6 @@ def _bar(value: float, span: float) -> str:
     if span <= 0 or value <= 0:
         return BARS[0]
     return BARS[min(len(BARS) - 1, int(value / span * (len(BARS) - 1) + 0.5))]
-
-
-GAP = 1
-LONGEST_CHART = 30
-_SHORTEST_NAME, _LONGEST_NAME = 8, 32
-
-STATES = {
-    "running": ("●", "green"),
-    "starting": ("◐", "yellow"),
-    "stopping": ("◑", "yellow"),
-    "draining": ("◒", "yellow"),
-    "backoff": ("↻", "yellow"),
-    "failed": ("✗", "bold red"),
-    "sleeping": ("◌", "cyan"),
-    "stopped": ("○", "bright_black"),
-    "disabled": ("⊘", "bright_black"),
-}
-HEALTH = {"ok": "green", "warn": "yellow", "ko": "bold red"}
-_FAINT = "bright_black"
 
 
 class Column(NamedTuple):
@@ -186,7 +182,6 @@ _FORMATS = {
     "requests_per_second": format_count, "latency_p99_seconds": format_seconds, "memory_bytes": format_size,
     "cpu_percent": format_percent, "in_flight": format_count, "connections": format_count,
 }  # fmt: skip
-_STYLES = {"requests_per_second": "green", "latency_p99_seconds": "yellow", "memory_bytes": "blue"}
 
 COLUMNS = (
     Column("NAME", "name", 0, 0, "text", "name"),

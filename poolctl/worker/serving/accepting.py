@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from poolctl.keeper import handover
-from poolctl.listeners.leaving import close, stop_reading
+from poolctl.listeners.stop_accepting import close, stop_reading
 
 from .accounts import Accounts
 from .adopt import Adoption

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.listeners.accepted import accepted_from
+from poolctl.listeners.stop_accepting import accepted_from
 
 
 @pytest.mark.parametrize(

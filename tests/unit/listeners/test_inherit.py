@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 
 from poolctl.address import parse
-from poolctl.listeners.inherit import inherited_descriptors, take
-from poolctl.listeners.open import ListenError, close_listener, open_listener
+from poolctl.listeners.open import (
+    ListenError,
+    close_listener,
+    inherited_descriptors,
+    open_listener,
+    take_inherited,
+)
 
 PROGRAM = """
 import os, socket, sys
 from poolctl.address import parse
-from poolctl.listeners.inherit import inherited_descriptors
+from poolctl.listeners.open import inherited_descriptors
 from poolctl.listeners.open import describe, open_listener
 os.environ["LISTEN_PID"] = str(os.getpid())
 inherited = inherited_descriptors(os.environ)
@@ -71,7 +76,7 @@ def test_the_accept_queue_is_the_one_of_the_inherited_socket() -> None:
 def test_a_bound_socket_that_does_not_listen_yet_is_made_to() -> None:
     with socket.socket() as passed:
         passed.bind(("127.0.0.1", 0))
-        sockets = take(parse("fd:3"), {"3": [passed.fileno()]}, 16)
+        sockets = take_inherited(parse("fd:3"), {"3": [passed.fileno()]}, 16)
         socket.create_connection(passed.getsockname(), timeout=5).close()
         close_listener(sockets)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.address import parse
-from poolctl.listeners import resolve, unix
+from poolctl.listeners import unix
 from poolctl.listeners.failure import explain, explain_tcp, explained, naming, taken
 from poolctl.listeners.holder import Holder, Place
 from poolctl.listeners.open import (
@@ -26,6 +26,7 @@ from poolctl.listeners.open import (
     describe,
     from_descriptor,
     open_listener,
+    targets,
 )
 from tests.programs import program
 
@@ -253,7 +254,7 @@ def test_a_job_has_nothing_to_listen_on() -> None:
 
 
 def test_targets_read_as_what_they_are() -> None:
-    (target,) = resolve.targets(parse("127.0.0.1:80"))
+    (target,) = targets(parse("127.0.0.1:80"))
     assert repr(target) == "<Target 127.0.0.1>"
     assert target.sockaddr(81) == ("127.0.0.1", 81)
 
@@ -372,7 +373,6 @@ def test_what_an_ordinary_user_may_not_do_is_explained(tmp_path: Path) -> None:
     program = f"""
 import encodings.idna, os, socket, sys
 from poolctl.address import parse
-from poolctl.listeners import resolve
 from poolctl.listeners.failure import explained
 from poolctl.listeners.open import ListenError, open_listener
 other = socket.create_server(("127.0.0.1", 0))

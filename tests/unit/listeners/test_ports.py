@@ -10,7 +10,7 @@ import pytest
 
 from poolctl.address import parse
 from poolctl.errors import ServerError
-from poolctl.listeners.ports import PortLedger, is_free
+from poolctl.listeners.port_ledger import PortLedger, is_free
 
 AUTO = parse("127.0.0.1:auto")
 

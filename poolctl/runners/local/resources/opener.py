@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from poolctl.listeners import holder
 from poolctl.listeners.failure import ListenError, naming
 from poolctl.listeners.open import close_listener, open_listener
-from poolctl.listeners.ports import is_free
+from poolctl.listeners.port_ledger import is_free
 
 from ...daemon_thread import in_daemon_thread
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from poolctl.address import Address
-    from poolctl.listeners.inherit import Inherited
+    from poolctl.listeners.open import Inherited
 
 # The search ends earlier by itself, unless reading a file of another process hangs.
 _PATIENCE_SECONDS = 2 * holder.MOST_SECONDS

@@ -9,8 +9,7 @@ import socket
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import store_keys, wire
-from poolctl.listeners.inherit import Inherited
-from poolctl.listeners.open import close_listener, describe, refuse
+from poolctl.listeners.open import Inherited, close_listener, describe, refuse
 from poolctl.listeners.unix import identity_of
 
 from ...link import Link, LinkLost

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.errors import ServerError
 
-from .resolve import Target, targets
+from .open import Target, targets
 
 if TYPE_CHECKING:
     from poolctl.address import Address
