@@ -26,6 +26,12 @@ _ELSEWHERE = {
 }
 
 
+# CPU time of one match, so that load on the machine does not count; a usual expression takes microseconds.
+LIMIT_SECONDS = 0.25
+SLOW = f"the regular expression takes more than {LIMIT_SECONDS:g} s"
+FASTER = "avoid repeats within repeats, such as (a+)+, and alternatives that begin alike"
+
+
 class BadExpression(ValueError):
     """An expression that cannot be used; `hint` shows the place, `fix` the replacement if one is known."""
 

@@ -18,7 +18,7 @@ from poolctl.config import masked, values_of
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.errors import PoolError
-from poolctl.matching.limits import FASTER
+from poolctl.expressions import FASTER
 from poolctl.pool.select import select
 
 if TYPE_CHECKING:

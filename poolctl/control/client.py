@@ -14,9 +14,8 @@ from time import monotonic
 from poolctl.control import directory
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
-from poolctl.http.head import BadMessage
+from poolctl.http.head import BadMessage, request_head
 from poolctl.http.response_reader import ResponseReader
-from poolctl.http.serialize import request_head
 from poolctl.json_text import dumps, loads
 
 TYPE_CHECKING = False

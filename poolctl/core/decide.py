@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from poolctl.probes.rotation import RotationState, rotation_changes
+from poolctl.probes.hysteresis import RotationState, rotation_changes
 
 from .desired import IN_BACKOFF, Desired
 from .view import LEAVING, Listener, Phase, View, WorkerView

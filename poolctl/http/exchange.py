@@ -7,8 +7,8 @@ import contextlib
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
+from .head import request_head
 from .response_reader import ResponseHead, ResponseReader
-from .serialize import request_head
 
 _READ_BYTES = 256 * 1024
 

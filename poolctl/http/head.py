@@ -1,7 +1,4 @@
-"""The grammar that requests and responses share, and how a message is framed (RFC 9112 §5 and §6).
-
-Strict: a head that two recipients could read in two ways is refused. Request smuggling lives on such heads.
-"""
+"""Heads of messages: the grammar that requests and responses share, framing (RFC 9112 §5 and §6), and writing."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from re import Pattern
+
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # RFC 9110 §5.6.2
 # A field's value: no CR, LF, NUL or other control (RFC 9110 §5.5). No space stands before the colon (RFC 9112 §5.1).
@@ -25,6 +23,22 @@ _MAX_LENGTH_DIGITS = 15
 
 
 _compiled: dict[bytes, Pattern[bytes]] = {}
+# What a client or a person needs to recognise a status; the phrase means nothing (RFC 9112 §4).
+_PHRASES = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
 
 
 def compiled(expression: bytes) -> Pattern[bytes]:
@@ -117,3 +131,36 @@ def _is_chunked(values: list[bytes]) -> bool:
     if values[0].lower() != b"chunked":
         raise BadMessage("transfer-encoding is not chunked", 501)  # RFC 9112 §6.1
     return True
+
+
+def request_head(
+    method: str, target: str, fields: Iterable[tuple[str, str]], *, version: str = "1.1"
+) -> bytes:
+    """The head of a request. Raises ValueError for what cannot stand in one; the message does not repeat it."""
+    if not method or method.strip(TOKEN_CHARACTERS):
+        raise ValueError("the method of a request is not a word")
+    if not target or not target.isascii() or not target.isprintable() or " " in target:
+        raise ValueError("the target of a request has a character that must be percent-encoded")
+    return _head(f"{method} {target} HTTP/{version}", fields)
+
+
+def response_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
+    """The head of a response of HTTP/1.1. Raises ValueError as `request_head` does."""
+    return _head(f"HTTP/1.1 {status} {_PHRASES.get(status, '')}", fields)
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a body (RFC 9112 §7.1); no data is no chunk, as that would be the last one."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+def _head(start_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    lines = [start_line.encode()]
+    for name, value in fields:
+        if not name or name.strip(TOKEN_CHARACTERS):
+            raise ValueError(f"{name!r} is not the name of a header")
+        line = f"{name}: {value}".encode(errors="surrogateescape")
+        if has_control(line):
+            raise ValueError(f"the header {name!r} has a control character in its value")
+        lines.append(line)
+    return b"\r\n".join([*lines, b"", b""])

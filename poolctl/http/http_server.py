@@ -12,10 +12,9 @@ import logging
 import socket
 from typing import Protocol
 
-from .head import BadMessage
+from .head import CONTINUE, BadMessage
 from .request_reader import RequestHead, RequestReader
 from .responder import ClientGone, Received, Responder, ServerLimits
-from .serialize import CONTINUE
 
 _READ_BYTES = 64 * 1024
 _ACCEPT_AGAIN_SECONDS = 0.1

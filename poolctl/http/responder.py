@@ -7,9 +7,9 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .head import LAST_CHUNK, chunk, response_head
 from .message_reader import MAX_HEAD_BYTES
 from .request_reader import RequestHead
-from .serialize import LAST_CHUNK, chunk, response_head
 
 Fields = Iterable[tuple[str, str]]
 

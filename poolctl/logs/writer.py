@@ -37,9 +37,8 @@ from collections import deque
 from poolctl.keeper import wire
 
 from .log_file import LogFile
-from .output_stream import READ_BYTES, OutputStream
+from .output_stream import READ_BYTES, OutputStream, PipeHandover
 from .pipe import PipeReader
-from .pipe_handover import PipeHandover
 from .write_ahead_note import WriteAheadNote
 
 _REPORT_EVERY_SECONDS = 1.0

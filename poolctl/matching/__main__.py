@@ -12,8 +12,7 @@ import signal
 import socket
 import warnings
 
-from poolctl.expressions import BadExpression, compiled
-from poolctl.matching.limits import FASTER, LIMIT_SECONDS, SLOW
+from poolctl.expressions import FASTER, LIMIT_SECONDS, SLOW, BadExpression, compiled
 from poolctl.platform import name_process
 
 TYPE_CHECKING = False

@@ -1,16 +1,18 @@
-"""The journal of a pool's events: one JSON object a line, appended to, rotated, kept over every restart."""
+"""The journal of a pool's events: one JSON object a line, appended to, rotated, and searched."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.read import OpenLog
 
 if TYPE_CHECKING:
     from poolctl.config import EventsTable
+
 
 NAME = "events.jsonl"
 MAX_SIZE_BYTES = 10 * 1024 * 1024
@@ -19,6 +21,10 @@ KEEP = 5
 _encoded = json.JSONEncoder(default=str, check_circular=False, ensure_ascii=False).encode
 
 Document = dict[str, Any]
+KINDS = ("lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool")
+# The most that one answer of the control socket holds; the journal has the rest.
+MOST_LINES = 10_000
+_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 class Journal:
@@ -102,3 +108,64 @@ def parsed(line: bytes) -> Document | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) and isinstance(event.get("seq"), int) else None
+
+
+class EventFilter(NamedTuple):
+    """Which events: of these servers, of these kinds, not older than `since` (as in the journal), numbered `after`.
+
+    Left out, each lets everything pass. `until` is the number of the last one.
+    """
+
+    servers: Collection[str] | None = None
+    kinds: Collection[str] = ()
+    since: str = ""
+    after: int = 0
+    until: int = 0
+
+    def matches(self, event: Document) -> bool:
+        """Whether the event passes."""
+        return (
+            (self.servers is None or self._concerns(event))
+            and (not self.kinds or event.get("kind") in self.kinds)
+            and (not self.since or str(event.get("time", "")) >= self.since)
+            and event["seq"] > self.after
+            and (not self.until or event["seq"] <= self.until)
+        )
+
+    def _concerns(self, event: Document) -> bool:
+        assert self.servers is not None
+        # The event of a command names all servers that the command was for.
+        return event.get("server") in self.servers or any(
+            name in self.servers for name in event.get("servers") or ()
+        )
+
+
+def recent(path: str, wanted: EventFilter, lines: int | None) -> list[Document]:
+    """The last `lines` events (None: all) of the journal that pass the filter, in the order in which they happened."""
+    found: list[Document] = []
+    if lines == 0:
+        return found
+    for event in newest_first(path):
+        # Numbers grow; the time of a machine may be set back.
+        if event["seq"] <= wanted.after:
+            break
+        if wanted.matches(event):
+            found.append(event)
+            if len(found) == lines:
+                break
+    found.reverse()
+    return found
+
+
+def parse_filter(
+    *, servers: Collection[str] | None, kinds: object, since: object, after: object
+) -> EventFilter | None:
+    """The filter of a request; None when its values are not valid."""
+    kinds, since, after = kinds or [], since or "", after or 0
+    if not isinstance(kinds, list) or not all(kind in KINDS for kind in kinds):
+        return None
+    if not isinstance(since, str) or (since and not _STAMP.fullmatch(since)):
+        return None
+    if not isinstance(after, int) or isinstance(after, bool):
+        return None
+    return EventFilter(servers, kinds, since, after)

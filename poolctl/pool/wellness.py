@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from poolctl.config import ServerConfig
+from poolctl.probes.hysteresis import RotationState, rotation_changes
 from poolctl.probes.probe import WorkerProbe
-from poolctl.probes.rotation import RotationState, rotation_changes
 from poolctl.probes.worker_probes import WorkerProbes
 from poolctl.runners.protocol import Placement, Runner
 from poolctl.states import State, Status

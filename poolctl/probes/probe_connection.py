@@ -11,7 +11,7 @@ from typing import Protocol
 from poolctl.http.head import BadMessage
 from poolctl.listeners.sock_diag import is_accepted
 
-from .multiplexer import Multiplexer
+from .schedule import Multiplexer
 
 _CHUNK_BYTES = 65536
 

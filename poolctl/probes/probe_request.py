@@ -7,8 +7,8 @@ from urllib.parse import quote, urlsplit
 
 from poolctl.config import Probe, ServerConfig
 from poolctl.expressions import is_plain
+from poolctl.http.head import request_head
 from poolctl.http.response_reader import ResponseReader
-from poolctl.http.serialize import request_head
 from poolctl.matching.matcher import TOO_SLOW, matcher
 from poolctl.matching.matcher import Answer as Matched
 

@@ -11,10 +11,10 @@ from poolctl.config import Probe, ServerConfig
 from poolctl.listeners.acceptance import accepted
 from poolctl.listeners.sock_diag import is_accepted
 
-from .multiplexer import Multiplexer
 from .probe_connection import OnResult, ProbeConnection, ProbeRequest, unverified_context
 from .probe_request import EchoRequest, HttpProbeRequest, speaks_tls
 from .program_prober import ProgramProber
+from .schedule import Multiplexer
 
 # A new connection to the worker, for `http` or `echo`; plain: no TLS is spoken on it. Raises OSError.
 Connect = Callable[[str, bool], Awaitable[socket.socket]]

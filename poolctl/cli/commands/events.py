@@ -21,8 +21,7 @@ from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, receiv
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
 from poolctl.monitor.describe import sentence, severity, who
-from poolctl.monitor.event_query import KINDS, MOST_LINES, EventFilter, recent
-from poolctl.monitor.journal import NAME
+from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, recent
 
 if TYPE_CHECKING:
     from _socket import socket

@@ -19,11 +19,15 @@ from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
 from poolctl.cli.progress import Progress
 from poolctl.cli.render import explain
-from poolctl.cli.run import pid_one
-from poolctl.cli.run.background_stream import BackgroundStream
-from poolctl.cli.run.log_printer import LogPrinter
+from poolctl.cli.run.child_process import (
+    STOP_SECONDS,
+    UserCommand,
+    continue_in_child,
+    is_first_process,
+    program,
+)
+from poolctl.cli.run.run_output import BackgroundStream, LogPrinter
 from poolctl.cli.run.stop_signals import StopSignals, Terminated, deferred_signals
-from poolctl.cli.run.user_command import UserCommand, program
 from poolctl.control import sd_notify
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.pool_exit import await_end, read_exit
@@ -72,9 +76,9 @@ def perform(request: CommandRequest) -> Outcome:
     from poolctl.supervisor.launch import launch
 
     limit_seconds = request.seconds("stop_timeout")
-    if pid_one.is_first():
-        limit_seconds = pid_one.STOP_SECONDS if limit_seconds is None else limit_seconds
-        pid_one.stand_apart(limit_seconds)
+    if is_first_process():
+        limit_seconds = STOP_SECONDS if limit_seconds is None else limit_seconds
+        continue_in_child(limit_seconds)
     command = request.get("command") or []
     path = program(command, os.environ) if command else ""
     pool = find_pool(request)

@@ -21,8 +21,7 @@ from poolctl.http.response_reader import ResponseHead
 from poolctl.platform import bounded_file
 from poolctl.runners import withheld
 
-from .formats import document, post
-from .message import Message
+from .message import Message, document, post
 
 if TYPE_CHECKING:
     from poolctl.config import Notify

@@ -9,8 +9,8 @@ from functools import partial
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
-from poolctl.monitor.event_query import KINDS, MOST_LINES, EventFilter, parse_filter, recent
 from poolctl.monitor.events import Events
+from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, parse_filter, recent
 from poolctl.pool.select import Selector, SelectorError
 
 from .selection import Selection

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolctl.cli.run.background_stream import END_SECONDS, BackgroundStream, stream_of_its_own
+from poolctl.cli.run.run_output import END_SECONDS, BackgroundStream, stream_of_its_own
 
 LINE = "x" * 99 + "\n"
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from poolctl.http.head import chunk, request_head, response_head
 from poolctl.http.request_reader import RequestReader
-from poolctl.http.serialize import chunk, request_head, response_head
 
 
 def test_request_head_is_one_that_the_reader_understands() -> None:

@@ -12,11 +12,10 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Probe
-from poolctl.probes.multiplexer import Multiplexer
 from poolctl.probes.probe import WorkerProbe
 from poolctl.probes.probe_request import HttpProbeRequest, statuses
 from poolctl.probes.prober import Prober, make_prober
-from poolctl.probes.schedule import Schedule
+from poolctl.probes.schedule import Multiplexer, Schedule
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-from poolctl.http.serialize import response_head
+from poolctl.http.head import response_head
 
 # A longer line is left to the application; httptools and h11 have limits of their own.
 LONGEST_LINE_BYTES = 8192

@@ -1,8 +1,4 @@
-"""Running the user's command: the terminal and the standard streams are its own while it runs.
-
-It stays in our process group, as `env` or `nice` would leave it, so that pagers behind a pipe and Ctrl-Z work as
-always. A Ctrl-C of the terminal therefore reaches it without us.
-"""
+"""The command that `run` stays for, and the duties of a container's first process."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ import os
 import select
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from poolctl.cli.outcome import Failure, Outcome
@@ -22,6 +19,11 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 FROM_KERNEL = 0x80
 # Signals that Python ignores, and a program expects at their default.
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
+# Docker kills what has not ended after ten.
+STOP_SECONDS = 8.0
+_KILLED = 128 + signal.SIGKILL
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_WATCHED = (signal.SIGCHLD, *PASSED_ON)
 
 
 def program(command: Sequence[str], env: Mapping[str, str]) -> str:
@@ -101,3 +103,64 @@ def _stop_sigio(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) & ~os.O_ASYNC)
     while signal.sigtimedwait((signal.SIGIO,), 0):
         continue
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first one of a container."""
+    return os.getpid() == 1
+
+
+def continue_in_child(limit_seconds: float) -> None:
+    """Return in a child. This process does not: it passes signals on, reaps orphans, and ends with the child's status.
+
+    `limit_seconds` after a signal that ends the pool it ends in any case, and the kernel everything else with it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    child = os.fork()
+    if child:
+        os._exit(_Init(child, limit_seconds).run())
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Init:
+    def __init__(self, child: int, limit_seconds: float) -> None:
+        self._child = child
+        self._limit_seconds = limit_seconds
+        self._due: float | None = None
+        self._status: int | None = None
+
+    def run(self) -> int:
+        """Until the child has ended; if it was killed, until its pool has ended too, which it does by itself."""
+        while True:
+            patience = 3600.0 if self._due is None else self._due - time.monotonic()
+            came = signal.sigtimedwait(_WATCHED, max(0.0, patience))
+            if self._due is not None and time.monotonic() >= self._due:
+                return _KILLED if self._status is None else self._status
+            if came is not None and came.si_signo != signal.SIGCHLD:
+                self._pass_on(came)
+            alone = self._reap()
+            if self._status is not None and (alone or self._status <= 128):
+                return self._status
+
+    def _pass_on(self, came: signal.struct_siginfo) -> None:
+        # The terminal's own signals have reached the child as well.
+        if came.si_code != FROM_KERNEL and self._status is None:
+            os.kill(self._child, came.si_signo)
+        if came.si_signo in _ENDING:
+            self._end_soon()
+
+    def _end_soon(self) -> None:
+        if self._due is None:
+            self._due = time.monotonic() + self._limit_seconds
+
+    def _reap(self) -> bool:
+        """Whether nothing is left to reap."""
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == self._child:
+                    code = os.waitstatus_to_exitcode(ended[1])
+                    self._status = code if code >= 0 else 128 - code
+                    self._end_soon()
+        except ChildProcessError:
+            return True
+        return False
