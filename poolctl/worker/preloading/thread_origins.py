@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 _TASKS = "/proc/self/task"
-_OWN_LINKS = 2  # of a directory; each one below adds another
 
 # Libraries that compute on threads of their own, by a part of their file's name, and the variable that limits them.
 _LIBRARIES = {
@@ -29,18 +28,16 @@ class ThreadOrigins:
     """While entered, looks at each import of a module for threads that have come since the one before.
 
     `main` is the module that is imported first. This is a finder that finds nothing (sys.meta_path): unlike a wrapper
-    around each import it leaves no frame in the traceback of one that fails. A microsecond for each module.
+    around each import it leaves no frame in the traceback of one that fails. A few microseconds for each module.
     """
 
     def __init__(self, main: str = "") -> None:
         self._main = main
         self._modules: dict[int, str] = {}
-        self._count = 0
         self._last = ""
 
     def __enter__(self) -> ThreadOrigins:
         self._modules = dict.fromkeys(_threads(), "")
-        self._count = len(self._modules)
         sys.meta_path.insert(0, self)
         return self
 
@@ -68,11 +65,8 @@ class ThreadOrigins:
         return f"{known} in {module}" if module else f"{known} ({thread})"
 
     def _look(self, importing: str = "") -> None:
-        if os.stat(_TASKS).st_nlink - _OWN_LINKS != self._count:
-            threads = _threads()
-            module = _either(self._last, importing or _importing())
-            self._modules |= dict.fromkeys(threads - self._modules.keys(), module)
-            self._count = len(threads)
+        if found := _threads() - self._modules.keys():
+            self._modules |= dict.fromkeys(found, _either(self._last, importing or _importing()))
 
 
 def advice() -> str:

@@ -72,6 +72,21 @@ def test_a_thread_that_comes_after_an_import_may_be_of_either_module(modules: Pa
     assert said_of("shop") == "started a thread in shop_small or shop"
 
 
+def test_a_thread_that_comes_as_another_one_ends_is_noticed(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_native\n")
+    ends = (
+        "import os\nbefore = len(os.listdir('/proc/self/task'))\nearlier = ctypes.c_ulong()\n"
+        "libc.pthread_create(ctypes.byref(earlier), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)\n"
+        "import shop_between\nlibc.pthread_cancel(earlier)\nlibc.pthread_join(earlier, None)\n"
+        "while len(os.listdir('/proc/self/task')) > before: pass\n"
+    )
+    head, create = NATIVE.split("thread =", 1)
+    (modules / "shop_native.py").write_text(head + ends + "thread =" + create + "import shop_last\n")
+    for name in ("shop_between", "shop_last"):
+        (modules / f"{name}.py").write_text("")
+    assert said_of("shop") == "started a thread in shop_between or shop_native"
+
+
 def test_a_python_thread_is_said_to_be_of_the_module_of_what_it_runs(modules: Path) -> None:
     (modules / "shop.py").write_text("import shop_jobs\n")
     (modules / "shop_jobs.py").write_text(PYTHON)
