@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.keeper import rendezvous
 from tests.http_get import get
 from tests.integration.processes.test_both_killed import kill_both
 from tests.processes import descriptors, is_alive
@@ -207,7 +208,10 @@ def test_stop_ends_orphans_that_say_nothing_or_lie(hostile: RealPool, until: Any
     hostile.write("hostile.py", LIAR.replace("SAID", "{}, []"))
     hostile.ok("start")
     (good,) = hostile.items()["good"]["pids"]
+    directory = str(next(hostile.runtime.glob("*/supervisor.log")).parent.resolve())
     kill_both(hostile, until)
+    # One that is stopped before it has noticed cannot be found.
+    until(lambda: len(rendezvous.find(directory, rendezvous.WORKER)) == 2, what="both are orphans")
     os.kill(good, signal.SIGSTOP)
     hostile.ok("stop", "--timeout", "1s", timeout_seconds=20)
     until(lambda: not hostile.processes())
