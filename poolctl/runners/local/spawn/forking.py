@@ -20,7 +20,7 @@ from ...descriptor import HasDescriptor
 from ...link import Link
 from ...protocol import Placement
 from ...spec import Spec, app_spec, spec_file, tls_contents, user_id, user_ids, worker_spec
-from ..certificates_in_use import Certificates
+from ..certificates_in_use import Certificates, Given
 from ..resources.output import Output
 from ..workers.adoption_pairs import AdoptionPairs, protocol
 from ..workers.local_worker import LocalWorker
@@ -32,6 +32,20 @@ from .app_zygotes import AppZygotes
 from .children import Children, Process
 from .descriptor_budget import DescriptorBudget
 from .zygotes import Source, Zygotes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Inheritance:
+    """The descriptors that a new worker inherits, in order, and our ends of them.
+
+    `place` is the path of the socket on which it will listen as an orphan, if that was bound here.
+    """
+
+    fds: list[int]
+    control: socket.socket
+    tally: Tally | None
+    notify: NotifySocket | None
+    place: str | None
 
 
 class Forker:
@@ -134,62 +148,74 @@ class Forker:
     ) -> LocalWorker:
         app_zygote = await self._app_zygote(server)
         given = self.certificates.for_worker(server, generation)
-        contents = given.contents
         spec = worker_spec(
             server,
             interpreter=forked_from.interpreter,
             listeners=len(sockets),
-            tls_files=len(contents),
+            tls_files=len(given.contents),
             open_files=self.open_files,
             env_base=self.environments.get(server.name),
         )
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
-            notify = self._prepare_command(server, spec, if_failed) if server.command else None
-            control, theirs = wire.pair()
-            if_failed.enter_context(control)
-            ours.enter_context(theirs)
+        with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as if_failed:
             output, write = self._output.attach(server)
             if_failed.callback(self._output.discard, output)
-            ours.callback(os.close, write)
+            afterwards.callback(os.close, write)
             spec["orphanage"] = self._place(server, generation, index, output)
-            files = [spec_file(spec), *(sealed_file("poolctl", content) for content in contents)]
-            for fd in files:
-                ours.callback(os.close, fd)
-            listeners = [sock.fileno() for sock in sockets]
-            adoption = [sock.fileno() for sock in self._adoptions.of(server)]
-            fds = [files[0], theirs.fileno(), write, *listeners, *files[1:], *adoption]
-            tally = None if server.command else Tally.new()
-            if tally is not None:
-                if_failed.callback(tally.close)
-                fds.append(tally.fd)
-            place = None
-            if spec["orphanage"] is not None and spec["orphanage"]["bound"]:
-                bound, place = rendezvous.bind(spec["orphanage"]["directory"], rendezvous.WORKER)
-                fds.append(ours.enter_context(bound).fileno())
-                if_failed.callback(rendezvous.forget, place)
+            inheritance = self._inheritance(
+                server, spec, [write, *(sock.fileno() for sock in sockets)], given, afterwards, if_failed
+            )
             if isinstance(app_zygote, AppZygote):
-                process = await app_zygote.fork(fds, self._children)
+                process = await app_zygote.fork(inheritance.fds, self._children)
             else:
-                process = await self._zygotes.fork(forked_from, fds)
+                process = await self._zygotes.fork(forked_from, inheritance.fds)
             if_failed.pop_all()
-            # A program reports nothing itself: the logger knows its pid, if all other processes exit.
             pid, start = process
+            # A program reports nothing itself: the logger knows its pid, if all other processes exit.
             self._output.follow(output, pid, start if server.command else None)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             placement = dataclasses.replace(placement, certificate_ends=given.ends)
             worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
-            worker.start, worker.place = start, place
+            worker.start, worker.place, worker.tally = start, inheritance.place, inheritance.tally
+            worker.preloaded = isinstance(app_zygote, AppZygote)
             worker.answered.add_done_callback(
                 functools.partial(self.certificates.keep_if_ready, server, generation, given)
             )
-            worker.preloaded = isinstance(app_zygote, AppZygote)
-            worker.tally = tally
-            self._enrol(worker, control, notify)
-            if isinstance(app_zygote, AppZygote):
-                self._confirm(worker, process, app_zygote.forged)
-            elif forked_from.user is not None:
-                self._confirm(worker, process, functools.partial(self._zygotes.forged, forked_from))
-            return worker
+            self._enrol(worker, inheritance)
+        if isinstance(app_zygote, AppZygote):
+            self._confirm(worker, process, app_zygote.forged)
+        elif forked_from.user is not None:
+            self._confirm(worker, process, functools.partial(self._zygotes.forged, forked_from))
+        return worker
+
+    def _inheritance(
+        self,
+        server: ServerConfig,
+        spec: Spec,
+        output_and_listeners: list[int],
+        given: Given,
+        afterwards: contextlib.ExitStack,
+        if_failed: contextlib.ExitStack,
+    ) -> _Inheritance:
+        """Make what the worker inherits. `afterwards` closes its ends here, `if_failed` ours."""
+        notify = self._prepare_command(server, spec, if_failed) if server.command else None
+        control, theirs = wire.pair()
+        if_failed.enter_context(control)
+        afterwards.enter_context(theirs)
+        files = [spec_file(spec), *(sealed_file("poolctl", content) for content in given.contents)]
+        for fd in files:
+            afterwards.callback(os.close, fd)
+        adoption = [sock.fileno() for sock in self._adoptions.of(server)]
+        fds = [files[0], theirs.fileno(), *output_and_listeners, *files[1:], *adoption]
+        tally = place = None
+        if not server.command:
+            tally = Tally.new()
+            if_failed.callback(tally.close)
+            fds.append(tally.fd)
+        if spec["orphanage"] is not None and spec["orphanage"]["bound"]:
+            bound, place = rendezvous.bind(spec["orphanage"]["directory"], rendezvous.WORKER)
+            fds.append(afterwards.enter_context(bound).fileno())
+            if_failed.callback(rendezvous.forget, place)
+        return _Inheritance(fds, control, tally, notify, place)
 
     def _confirm(self, worker: LocalWorker, process: Process, forged: Callable[[str], None]) -> None:
         """Check that a process named by an untrusted zygote is a child of the keeper."""
@@ -236,7 +262,8 @@ class Forker:
         spec["env"]["NOTIFY_SOCKET"] = notify.path
         return notify
 
-    def _enrol(self, worker: LocalWorker, control: socket.socket, notify: NotifySocket | None) -> None:
+    def _enrol(self, worker: LocalWorker, inheritance: _Inheritance) -> None:
+        control, notify = inheritance.control, inheritance.notify
         if notify is not None:
             worker.listen(notify)
         # Our end, which the keeper holds too: a worker must not get end of file when its supervisor is replaced.
