@@ -1,4 +1,4 @@
-"""The keeper's loop: signals, the lifeline, the client."""
+"""The keeper's loop: signals, the lifeline, the client and its requests; none of those needs a decision."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from . import store_keys, wire
 from .channel import Channel, Donor
 from .reap import Reaper
 from .reexec import Reexec, restore
-from .requests import answer
-from .shutdown import LAST_OUTPUT_SECONDS, Shutdown, kill_children
-from .signals import Signals
+from .shutdown import LAST_OUTPUT_SECONDS, Shutdown, Signals, kill_children
+from .spawn import spawn
 from .store import Store, fill
 from .supervisor_process import SupervisorProcess
 from .watchdog import Watchdog
@@ -219,31 +218,94 @@ class Keeper:
             return
         message, fds = received
         (channel if isinstance(channel, Donor) else self._watchdog).received(time.monotonic())
-        self._handle(message)
-        reply, found = answer(message, fds, self.store, self.reaper)
+        reply, found = self.answer(message, fds)
         if message.get("id") is not None:
             channel.send(reply, found)
         if reply.get("report") is not None:
             self._report([reply["report"]])
 
+    def answer(self, message: wire.Message, fds: list[int]) -> tuple[wire.Message, list[int]]:
+        """Perform one request; the reply and the descriptors that go with it, which stay the store's.
+
+        The request's own descriptors are closed, unless they are put into the store. A failure is reported in the
+        reply.
+        """
+        reply: wire.Message = {"id": message.get("id")}
+        kept = False
+        try:
+            if message["op"] == "put":
+                self.store.put(message["name"], message.get("meta"), fds)
+                kept = True
+                return reply, []
+            return reply, self._perform(message, fds, reply)
+        except Exception as error:
+            # Any exception: if the keeper failed, everything else would end.
+            reply["error"] = str(error) or repr(error)
+            reply["errno"] = getattr(error, "errno", None)
+            return reply, []
+        finally:
+            if not kept:
+                for fd in fds:
+                    os.close(fd)
+
+    def _perform(self, message: wire.Message, fds: list[int], reply: wire.Message) -> list[int]:
+        """Handle a request about the store or a child."""
+        operation = message["op"]
+        if operation == "get":
+            reply["meta"], found = self.store.get(message["name"]) or (None, [])
+            return found
+        if operation == "drop":
+            self.store.drop(message["name"])
+        elif operation == "note":
+            self.store.note(message["name"], message.get("meta"))
+        elif operation == "list":
+            reply["entries"] = self.store.page(message.get("after", ""))
+        elif operation == "spawn":
+            reply["pid"] = spawn(
+                message["argv"],
+                message.get("env"),
+                fds,
+                message["output"],
+                session=message["session"],
+                without=message.get("without", ()),
+            )
+        elif operation == "signal":
+            reply["sent"] = self.reaper.signal(
+                message["pid"],
+                message["signal"],
+                group=message.get("group", False),
+                start=message.get("start"),
+            )
+        elif operation == "heard":
+            self.reaper.acknowledge(message["sequence"])
+        elif operation == "watch":
+            reply["report"] = self.reaper.watch(message["pid"], message["start"])
+        else:
+            self._handle(message)
+        return []
+
     def _handle(self, message: wire.Message) -> None:
-        """Handle requests about this process itself, not its store or its children."""
-        operation = message.get("op")
+        """Handle a request about this process itself."""
+        operation = message["op"]
         if operation == "end":
             self._shutdown.over = True
         elif operation == "last":
             self._shutdown.last = True
-        elif operation == "renew" and not self._shutdown.begun:
-            # When the supervisor has exited, which it does now by itself.
-            self._reexec = Reexec(message["argv"], message["supervisor"])
+        elif operation == "renew":
+            if not self._shutdown.begun:
+                # When the supervisor has exited, which it does now by itself.
+                self._reexec = Reexec(message["argv"], message["supervisor"])
         elif operation == "terminating":
             self._shutdown.answered(float(message.get("seconds", 0.0)))
         elif operation == "terminate":
             self._terminate()
         elif operation == "whole":
             self._whole()
-        elif operation == "adopted" and self._donor is not None:
-            self._donor.send({"event": "adopted"})
+        elif operation == "adopted":
+            if self._donor is not None:
+                self._donor.send({"event": "adopted"})
+        elif operation not in ("ping", "pong"):
+            raise ValueError(f"unknown operation {operation!r}")
 
     def _whole(self) -> None:
         """The store is complete: the supervisor can be started."""

@@ -13,7 +13,7 @@ import signal
 from ..platform import read_file
 from . import store_keys
 from .reap import Reaper
-from .signals import ENDING
+from .shutdown import ENDING
 from .store import Store
 
 TYPE_CHECKING = False

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 
 from . import desired_state_file, store_keys
 from .reap import Reaper, is_child
 from .store import Store
+
+# Each of these requests the end of the pool.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 STOP_SECONDS = 30.0
 # The time for a supervisor to confirm that it stops the pool; then the keeper stops the workers, and then kills them.
@@ -17,6 +21,31 @@ ANSWER_SECONDS = 5.0
 ALONE_SECONDS = 3.0
 LAST_OUTPUT_SECONDS = 1.0
 _KILLED_SECONDS = 5.0
+
+
+class Signals:
+    """The signals of this process: children that have exited, and requests to end the pool.
+
+    Readable when one has been received: no work is done in a handler.
+    """
+
+    def __init__(self) -> None:
+        self._wake, self._waker = socket.socketpair()
+        for end in (self._wake, self._waker):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, *ENDING):
+            signal.signal(number, lambda *_: None)
+        # Blocked while one version replaced another.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+    def fileno(self) -> int:
+        """Readable when `taken` has something to report."""
+        return self._wake.fileno()
+
+    def taken(self) -> bool:
+        """Whether one of the received signals requests the end."""
+        return any(number in ENDING for number in self._wake.recv(4096))
 
 
 class Shutdown:

@@ -8,9 +8,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from poolctl.keeper import wire
-from poolctl.keeper.reap import Reaper
-from poolctl.keeper.requests import answer
-from poolctl.keeper.store import Store
+from poolctl.keeper.keeper import Keeper
 from poolctl.runners.local.resources.keeper_link import KeeperLink
 
 
@@ -20,14 +18,15 @@ class Peer:
     def __init__(self) -> None:
         ours, self.sock = wire.pair()
         self.sock.setblocking(False)
-        self.store, self.reaper = Store(), Reaper()
+        self.keeper = Keeper("/nowhere", [], (0, 0))
+        self.store = self.keeper.store
         asyncio.get_running_loop().add_reader(self.sock, self._serve)
         self.kept = KeeperLink(ours, lambda message, fds: None)
 
     def _serve(self) -> None:
         received = wire.receive(self.sock)
         if received is not None:
-            reply, fds = answer(*received, self.store, self.reaper)
+            reply, fds = self.keeper.answer(*received)
             wire.send(self.sock, reply, fds)
 
     def close(self) -> None:
@@ -69,7 +68,7 @@ def test_what_is_put_noted_and_dropped_is_taken_down() -> None:
         assert peer.store.page("") == []
         os.close(write)
         os.close(read)
-        peer.reaper.watcher.close()
+        peer.keeper.reaper.watcher.close()
         peer.close()
 
     run(work())
@@ -89,7 +88,7 @@ def test_what_an_earlier_supervisor_put_is_fetched_and_zygotes_are_not() -> None
         assert all(same(fds[0], read) for _, fds in peer.kept.held().values())
         os.close(read)
         os.close(write)
-        peer.reaper.watcher.close()
+        peer.keeper.reaper.watcher.close()
         peer.close()
 
     run(work())
@@ -101,7 +100,7 @@ def test_on_a_lost_link_it_is_still_taken_down() -> None:
         peer.kept.close()
         peer.kept.send({"op": "put", "name": "wanted", "meta": 1})
         assert peer.kept.entries == {"wanted": (1, [])}
-        peer.reaper.watcher.close()
+        peer.keeper.reaper.watcher.close()
         peer.close()
 
     run(work())
@@ -119,7 +118,7 @@ def test_a_socket_is_shared_with_its_owner_and_left_out_once_it_is_closed() -> N
         theirs.close()
         assert peer.kept.held() == {"worker:a": (1, [])}
         await peer.kept.call({"op": "list"})
-        peer.reaper.watcher.close()
+        peer.keeper.reaper.watcher.close()
         peer.close()
 
     run(work())

@@ -15,8 +15,7 @@ from poolctl.config import ServerConfig
 from poolctl.core.desired import Desired, Overrides
 from poolctl.core.state import Entry
 from poolctl.keeper import desired_state_file, store_keys
-from poolctl.keeper.reap import Reaper
-from poolctl.keeper.requests import answer
+from poolctl.keeper.keeper import Keeper
 from poolctl.keeper.store import Store
 from poolctl.platform import sealed_file
 from poolctl.runners.link import Link
@@ -38,17 +37,18 @@ class StoreLink(Link):
     """The link to a keeper whose store is in this process, and that may be another one's by the next supervisor."""
 
     def __init__(self, store: Store) -> None:
-        self._store, self._reaper = store, Reaper()
+        self._keeper = Keeper("/nowhere", [], (0, 0))
+        self._keeper.store = store
 
     def send(self, message: dict[str, Any], fds: Any = ()) -> None:
-        answer(message, [os.dup(fd) for fd in fds], self._store, self._reaper)
+        self._keeper.answer(message, [os.dup(fd) for fd in fds])
 
     async def call(self, message: dict[str, Any], fds: Any = (), **more: Any) -> Any:
-        reply, found = answer(message, [*fds], self._store, self._reaper)
+        reply, found = self._keeper.answer(message, [*fds])
         return reply, [os.dup(fd) for fd in found]
 
     def end(self) -> None:
-        self._reaper.watcher.close()
+        self._keeper.reaper.watcher.close()
 
 
 class History:
