@@ -6,9 +6,8 @@ import contextlib
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable
 
+from poolctl.clock import Clock
 from poolctl.keeper.output_file import rotate_if_large
 
 from .rate_limit import RateLimit
@@ -26,11 +25,11 @@ class InternalLog(logging.Handler):
     rate limit are dropped, and counted too. Tracebacks of the interpreter itself go to the same file.
     """
 
-    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: str, clock: Clock | None = None) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._path = path
-        self._clock = clock
+        self._clock = clock or Clock()
         self._allowance = RateLimit(_BURST_BYTES, _BYTES_PER_SECOND)
         self._last: object = None
         self._repeated = self._left_out = 0
@@ -47,7 +46,7 @@ class InternalLog(logging.Handler):
         message = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
         said = (record.levelno, message, type(error), str(error))
-        now = self._clock()
+        now = self._clock.monotonic()
         if said == self._last:
             self._repeated += 1
             if now - self._counted_at >= _REPEATED_EVERY_SECONDS:
@@ -64,7 +63,7 @@ class InternalLog(logging.Handler):
     def close(self) -> None:
         """Write the pending counts."""
         with contextlib.suppress(Exception):
-            self._tell_repeated(self._clock())
+            self._tell_repeated(self._clock.monotonic())
         super().close()
 
     def _tell_repeated(self, now: float) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
-from collections.abc import Callable
 from itertools import pairwise
 
+from poolctl.clock import Clock
 from poolctl.safe_open import directory_of, open_file
 
 from .log_line import parse_line, seconds_of, stamp
@@ -36,13 +35,13 @@ class LogFile:
         max_size_bytes: int = 0,
         keep: int = 0,
         max_age_seconds: float = 0,
-        clock: Callable[[], float] = time.time,
+        clock: Clock | None = None,
     ) -> None:
         self.path = path
         self.error = ""
         self.users = 0
         self.lost_bytes = 0  # not stored since the last successful append
-        self._clock = clock
+        self._clock = clock or Clock()
         self._fd = -1
         self._size = 0
         self._regular = True
@@ -82,7 +81,7 @@ class LogFile:
             return None
         if self._fd >= 0 or os.path.lexists(self.path):
             self._prepare()
-        now = self._clock()
+        now = self._clock.time()
         if self._fd < 0 or not self._size or not self._regular:
             return self._max_age
         try:
@@ -113,7 +112,7 @@ class LogFile:
     close = reopen
 
     def _prepare(self) -> None:
-        now = self._clock()
+        now = self._clock.time()
         if self._fd >= 0 and self._regular and not self._look_at - _LOOK_EVERY_SECONDS <= now < self._look_at:
             self._look_at = now + _LOOK_EVERY_SECONDS
             if not self._is_ours():
@@ -138,12 +137,12 @@ class LogFile:
         self._regular = stat.S_ISREG(status.st_mode)
         self._size = status.st_size if self._regular else 0
         self._torn, self._born = self._look_inside()
-        self._look_at = self._clock() + _LOOK_EVERY_SECONDS
+        self._look_at = self._clock.time() + _LOOK_EVERY_SECONDS
         self.error = ""
 
     def _look_inside(self) -> tuple[bool, str]:
         """Whether the last line is incomplete, and when the first was written."""
-        now = stamp(self._clock())
+        now = stamp(self._clock.time())
         if not self._size:
             return False, now
         try:
@@ -168,7 +167,7 @@ class LogFile:
 
     def _fitting(self, block: bytes, start: int) -> int:
         """The end of the part of the block that fits into this file; `start` if it must be rotated first."""
-        if not self._max_size or not self._regular or self._clock() < self._rotate_at:
+        if not self._max_size or not self._regular or self._clock.time() < self._rotate_at:
             return len(block)
         room = self._max_size - self._size
         if len(block) - start <= room:
@@ -217,7 +216,7 @@ class LogFile:
         except OSError as error:
             # For example, the directory is not writable: a growing file is better than lost lines.
             self.error = f"cannot be rotated: {error.strerror}"
-            self._rotate_at = self._clock() + _ROTATE_AGAIN_AFTER_SECONDS
+            self._rotate_at = self._clock.time() + _ROTATE_AGAIN_AFTER_SECONDS
             return
         self.reopen()
         self._open()

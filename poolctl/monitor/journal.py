@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from poolctl.clock import Clock
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.read import OpenLog
 
@@ -40,13 +41,12 @@ class Journal:
         max_size_bytes: int = MAX_SIZE_BYTES,
         keep: int = KEEP,
         max_age_seconds: float = 0,
-        clock: Callable[[], float] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.path = path
         self.lost = 0
-        own_time = {} if clock is None else {"clock": clock}
         self._file = LogFile(
-            path, max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds, **own_time
+            path, max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds, clock=clock
         )
 
     @classmethod

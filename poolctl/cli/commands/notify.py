@@ -49,7 +49,7 @@ def _alone(pool: PoolRef, names: list[str]) -> Outcome:
     import asyncio
 
     from poolctl.cli.offline import load
-    from poolctl.monitor.notify.notifier import send_test
+    from poolctl.monitor.notify.notifier import FixedFacts, send_test
 
     config = load(pool, allow_empty=True)
     configured = config.tables.notify
@@ -61,7 +61,7 @@ def _alone(pool: PoolRef, names: list[str]) -> Outcome:
         raise Failure(Outcome.failed(NOTHING_MATCHED, what, hint))
     chosen = [each for each in configured if not names or each.label in names]
     name = config.settings.name or os.path.basename(os.path.dirname(pool.files[0]))
-    found = asyncio.run(send_test(chosen, name, os.environ, os.path.dirname(pool.files[0])))
+    found = asyncio.run(send_test(chosen, FixedFacts(name, os.environ, os.path.dirname(pool.files[0]))))
     receivers = [Delivery(label, not problem, problem) for label, problem in found.items()]
     return Outcome(
         errors=[error(FAILED, f"{each.name}: {each.message}") for each in receivers if not each.ok],

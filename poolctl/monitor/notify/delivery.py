@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from poolctl.clock import Clock
 from poolctl.monitor.events import Events
 
-from .message import PROBLEM, RESOLVED, Message
+from .message import PROBLEM, RESOLVED, Message, PoolFacts
 from .problem_tracker import ProblemTracker
 from .send import Sender, Unsent
+
+if TYPE_CHECKING:
+    from poolctl.config import Notify
 
 INITIAL_SECONDS = 1.0
 MAX_DELAY_SECONDS = 300.0
@@ -23,11 +25,10 @@ Document = dict[str, Any]
 
 
 class Outbox:
-    """Messages in their order. `jitter` gives random numbers from -1 to 1; `retry_for` and times are in seconds."""
+    """Messages in their order; `retry_for` and times are in seconds."""
 
-    def __init__(self, retry_for: float, jitter: Callable[[], float]) -> None:
+    def __init__(self, retry_for: float) -> None:
         self._retry_for = retry_for
-        self._jitter = jitter
         self._waiting: deque[tuple[Message, float]] = deque()
         self._attempts = 0
         self._not_before = 0.0
@@ -56,11 +57,16 @@ class Outbox:
         self._waiting.popleft()
         self._attempts, self._not_before = 0, 0.0
 
-    def failed(self, now: float, *, again: bool = True, after_seconds: float = 0.0) -> bool:
-        """The attempt failed; whether there is another, not before `after_seconds`. If not, the message is dropped."""
+    def failed(
+        self, now: float, *, again: bool = True, after_seconds: float = 0.0, jitter: float = 0.0
+    ) -> bool:
+        """The attempt failed; whether there is another, not before `after_seconds`. If not, the message is dropped.
+
+        `jitter` is a random number from -1 to 1.
+        """
         since = self._waiting[0][1]
         delay = min(INITIAL_SECONDS * 2.0 ** min(self._attempts, 30), MAX_DELAY_SECONDS)
-        delay = max(delay * (1 + JITTER * self._jitter()), min(after_seconds, 3600.0))
+        delay = max(delay * (1 + JITTER * jitter), min(after_seconds, 3600.0))
         if not again or now + delay - since > self._retry_for:
             self.sent()
             return False
@@ -79,26 +85,32 @@ class Outbox:
             self._waiting.append((message, since))
 
 
+class DeliveryKeeper(Protocol):
+    """Keeps the state of deliveries for a successor."""
+
+    def save(self) -> None:
+        """The state of a delivery has changed."""
+        ...
+
+
 class DeliveryTask:
-    """`changed` is called when the state for a successor has changed."""
+    """The delivery to one receiver; `keeper` is notified when its state for a successor has changed."""
 
     def __init__(
         self,
-        label: str,
-        problems: ProblemTracker,
-        sender: Sender,
+        notify: Notify,
+        facts: PoolFacts,
         clock: Clock,
         events: Events,
-        changed: Callable[[], None],
-        retry_for: float,
+        keeper: DeliveryKeeper,
     ) -> None:
-        self.label = label
-        self._problems = problems
-        self._sender = sender
+        self.label = notify.label
+        self._problems = ProblemTracker(notify, facts)
+        self._sender = Sender(notify, facts)
         self._clock = clock
         self._events = events
-        self._changed = changed
-        self._outbox = Outbox(retry_for, lambda: random.uniform(-1, 1))
+        self._keeper = keeper
+        self._outbox = Outbox(notify.retry_for)
         self._news = asyncio.Event()
         self._delayed = False
         self._task: asyncio.Task[None] | None = None
@@ -169,14 +181,17 @@ class DeliveryTask:
         given_up = self._outbox.put(message, self._clock.time())
         if given_up is not None:
             self._report("given up", given_up, "too many are waiting")
-        self._changed()
+        self._keeper.save()
 
     async def _attempt(self, message: Message) -> None:
         try:
             await self._sender.send(message)
         except Unsent as problem:
             again = self._outbox.failed(
-                self._clock.time(), again=problem.again, after_seconds=problem.after_seconds
+                self._clock.time(),
+                again=problem.again,
+                after_seconds=problem.after_seconds,
+                jitter=random.uniform(-1, 1),
             )
             if not again or not self._delayed:
                 self._report("delayed" if again else "given up", message, str(problem))
@@ -185,7 +200,7 @@ class DeliveryTask:
             self._outbox.sent()
             self._delayed = False
             self._report("sent", message)
-        self._changed()
+        self._keeper.save()
 
     def _report(self, event: str, message: Message, cause: str = "") -> None:
         severity = "info" if event == "sent" else "warning"

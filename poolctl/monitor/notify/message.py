@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from poolctl.logs.log_line import stamp
 from poolctl.monitor.describe import INFO, SEVERITIES
@@ -18,6 +18,29 @@ _NTFY_TAGS = {"error": "rotating_light", "warning": "warning", "info": "informat
 # Gotify's apps make a sound from priority 4 on, a loud one from 8 on.
 _GOTIFY_PRIORITIES = {"error": 8, "warning": 5, "info": 2}
 _COLOURS = {"error": "#d00000", "warning": "#e8a317", "info": "#2eb886"}
+
+
+class PoolFacts(Protocol):
+    """The facts of a pool that its receivers need."""
+
+    @property
+    def name(self) -> str:
+        """The name of the pool."""
+        ...
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that hold secrets."""
+        ...
+
+    @property
+    def directory(self) -> str:
+        """Where commands run."""
+        ...
+
+    def tags(self, server: str) -> Collection[str]:
+        """The tags of the server of this name."""
+        ...
 
 
 class Message(NamedTuple):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.clock import Clock
 from poolctl.monitor.events import Events
 
 from .delivery import DeliveryTask
-from .message import TEST, Message
-from .problem_tracker import ProblemTracker, Tags
+from .message import TEST, Message, PoolFacts
 from .send import Sender, Unsent
 
 if TYPE_CHECKING:
@@ -24,13 +23,16 @@ _LAST_SECONDS = 2.0
 Document = dict[str, Any]
 
 
-class PoolFacts(NamedTuple):
-    """What receivers need to know about their pool."""
+class FixedFacts(NamedTuple):
+    """A pool without a supervisor, for test notifications."""
 
-    pool: Callable[[], str]
-    env: Callable[[], Mapping[str, str]]
-    directory: str  # where commands run
-    tags: Tags
+    name: str
+    environment: Mapping[str, str]
+    directory: str
+
+    def tags(self, server: str) -> Collection[str]:
+        """None: a test notification is about no server."""
+        return ()
 
 
 class Notifier:
@@ -61,19 +63,10 @@ class Notifier:
                 self._deliveries[label] = self._delivery(each)
         self._left = {}
         self._receivers = wanted
-        self._save()
+        self.save()
 
     def _delivery(self, notify: Notify) -> DeliveryTask:
-        facts = self._facts
-        delivery = DeliveryTask(
-            notify.label,
-            ProblemTracker(notify, facts.pool(), facts.tags),
-            Sender(notify, facts.pool(), facts.env, facts.directory),
-            self._clock,
-            self._events,
-            self._save,
-            notify.retry_for,
-        )
+        delivery = DeliveryTask(notify, self._facts, self._clock, self._events, self)
         delivery.restore(self._left.get(notify.label, {}))
         delivery.start()
         return delivery
@@ -89,8 +82,7 @@ class Notifier:
     async def test(self, labels: Collection[str] = ()) -> dict[str, str]:
         """Send a test notification to these receivers (default: all); the error of each, "" for success."""
         chosen = [each for label, each in self._receivers.items() if not labels or label in labels]
-        facts = self._facts
-        return await send_test(chosen, facts.pool(), facts.env(), facts.directory)
+        return await send_test(chosen, self._facts)
 
     @property
     def open_problems(self) -> set[tuple[str, str]]:
@@ -112,7 +104,7 @@ class Notifier:
         self._unsubscribe()
         self.remember()
         await asyncio.gather(*[delivery.close(_LAST_SECONDS) for delivery in self._deliveries.values()])
-        self._save()
+        self.save()
 
     def _read(self) -> Document:
         try:
@@ -122,7 +114,8 @@ class Notifier:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write what deliveries leave to a successor."""
         found = {label: left for label, delivery in self._deliveries.items() if (left := delivery.to_dict())}
         try:
             if not found:
@@ -138,18 +131,16 @@ class Notifier:
             return
 
 
-async def send_test(
-    receivers: Sequence[Notify], pool: str, env: Mapping[str, str], directory: str
-) -> dict[str, str]:
+async def send_test(receivers: Sequence[Notify], facts: PoolFacts) -> dict[str, str]:
     """Send a test notification to these receivers; the error of each by its name, "" for success."""
-    title = f"{pool}: this is a test"
+    title = f"{facts.name}: this is a test"
     message = Message(
         TEST, "info", title, ("If you can read this, problems will be reported here.",), Clock().time()
     )
 
     async def attempt(notify: Notify) -> str:
         try:
-            await Sender(notify, pool, lambda: env, directory).send(message)
+            await Sender(notify, facts).send(message)
         except Unsent as problem:
             return str(problem)
         return ""

@@ -5,20 +5,18 @@ Pure: the time is an argument, in seconds since the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from poolctl.monitor.describe import INFO, SEVERITIES, sentence, severity
 from poolctl.units import format_duration
 
-from .message import NEWS, PROBLEM, RESOLVED, Message, MessageLine, compose
+from .message import NEWS, PROBLEM, RESOLVED, Message, MessageLine, PoolFacts, compose
 
 if TYPE_CHECKING:
     from poolctl.config import Notify
 
 Document = dict[str, Any]
-Tags = Callable[[str], Sequence[str]]
 
 # A problem of a server is resolved in these states, and when another worker of it is ready.
 _RESOLVED_STATES = frozenset({"running", "stopped", "disabled", "sleeping", "draining"})
@@ -59,12 +57,11 @@ class TrackedProblem:
 
 
 class ProblemTracker:
-    """The problems and news for one receiver; `tags` gives the tags of a server by its name."""
+    """The problems and news for one receiver."""
 
-    def __init__(self, notify: Notify, pool: str, tags: Tags) -> None:
-        self.pool = pool
+    def __init__(self, notify: Notify, facts: PoolFacts) -> None:
         self._notify = notify
-        self._tags = tags
+        self._facts = facts
         self._open: dict[str, TrackedProblem] = {}
         self._over: dict[str, tuple[TrackedProblem, Document, float]] = {}
         self._news: list[MessageLine] = []
@@ -107,7 +104,7 @@ class ProblemTracker:
         server, wanted = str(event.get("server") or ""), self._notify.servers
         if not wanted or not server:
             return True
-        tags = self._tags(server)
+        tags = self._facts.tags(server)
         return any(
             each[4:] in tags if each.startswith("tag:") else fnmatchcase(server.lower(), each.lower())
             for each in wanted
@@ -147,7 +144,7 @@ class ProblemTracker:
         lines = [*self._problems(now), *self._resolved(), *self._news]
         self._over.clear()
         self._news.clear()
-        return compose(self.pool, lines, now) if lines else None
+        return compose(self._facts.name, lines, now) if lines else None
 
     def _problems(self, now: float) -> list[MessageLine]:
         lines = []

@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -21,7 +21,7 @@ from poolctl.http.response_reader import ResponseHead
 from poolctl.platform import bounded_file
 from poolctl.runners import withheld
 
-from .message import Message, document, post
+from .message import Message, PoolFacts, document, post
 
 if TYPE_CHECKING:
     from poolctl.config import Notify
@@ -41,15 +41,11 @@ class Unsent(Exception):
 
 
 class Sender:
-    """Sends to one receiver. `env` gives the variables that hold its secrets, `directory` is where its command runs."""
+    """Sends to one receiver."""
 
-    def __init__(
-        self, notify: Notify, pool: str, env: Callable[[], Mapping[str, str]], directory: str
-    ) -> None:
+    def __init__(self, notify: Notify, facts: PoolFacts) -> None:
         self._notify = notify
-        self._pool = pool
-        self._env = env
-        self._directory = directory
+        self._facts = facts
         self._tls: ssl.SSLContext | None = None
 
     async def send(self, message: Message) -> None:
@@ -71,7 +67,7 @@ class Sender:
         found = post(
             notify.type,
             message,
-            pool=self._pool,
+            pool=self._facts.name,
             host=socket.gethostname(),
             topic=notify.topic or "",
             token=self._secret("token"),
@@ -116,9 +112,9 @@ class Sender:
         """The url or the token, from the environment or a file; "" when neither is configured."""
         name, path = getattr(self._notify, f"{what}_env"), getattr(self._notify, f"{what}_file")
         if name:
-            if not self._env().get(name):
+            if not self._facts.environment.get(name):
                 raise Unsent(f"the environment variable {name} is not set", again=False)
-            return self._env()[name].strip()
+            return self._facts.environment[name].strip()
         if not path:
             return ""
         try:
@@ -137,13 +133,13 @@ class Sender:
             "severity": message.severity,
         }
         named = {self._notify.token_env, self._notify.url_env}
-        secrets = {name: value for name, value in self._env().items() if name in named}
+        secrets = {name: value for name, value in self._facts.environment.items() if name in named}
         env = (
-            withheld.environment(self._env())
+            withheld.environment(self._facts.environment)
             | secrets
             | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
         )
-        argv = [_filled(each, {**words, "pool": self._pool}) for each in self._notify.command or ()]
+        argv = [_filled(each, {**words, "pool": self._facts.name}) for each in self._notify.command or ()]
         # Not a pipe: what the command leaves running may keep it open.
         output = bounded_file("poolctl-notify", _MAX_OUTPUT_BYTES)
         try:
@@ -158,14 +154,14 @@ class Sender:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=output,
-                cwd=self._directory,
+                cwd=self._facts.directory,
                 env=env,
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
             raise Unsent(f"{argv[0]}: {_reason(error)}") from None
         try:
-            body = json.dumps(document(message, self._pool, socket.gethostname()), default=str).encode()
+            body = json.dumps(document(message, self._facts.name, socket.gethostname()), default=str).encode()
             await process.communicate(body + b"\n")
         finally:
             if process.returncode is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
@@ -47,16 +48,31 @@ class Notifications:
             self._notifier.apply(tables.notify)
 
     def _made(self) -> Notifier:
-        from poolctl.monitor.notify.notifier import Notifier, PoolFacts
+        from poolctl.monitor.notify.notifier import Notifier
 
-        configuration, entries = self._configuration, self._core.entries
-        facts = PoolFacts(
-            lambda: configuration.name,
-            lambda: configuration.environment,
-            os.path.dirname(configuration.files[0]),
-            lambda name: entries[name].config.tags if name in entries else (),
-        )
-        return Notifier(self._events, self._core.clock, facts, self._path)
+        return Notifier(self._events, self._core.clock, self, self._path)
+
+    # The facts of the pool that receivers need (PoolFacts).
+
+    @property
+    def name(self) -> str:
+        """The name of the pool."""
+        return self._configuration.name
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that hold secrets."""
+        return self._configuration.environment
+
+    @property
+    def directory(self) -> str:
+        """Where commands run."""
+        return os.path.dirname(self._configuration.files[0])
+
+    def tags(self, server: str) -> Sequence[str]:
+        """The tags of the server; none for one that is gone."""
+        entry = self._core.entries.get(server)
+        return entry.config.tags if entry is not None else ()
 
     def _catch_up(self) -> None:
         """What was told as a problem may have ended while there was no supervisor."""

@@ -25,7 +25,7 @@ def clock() -> ManualClock:
 def log(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, list[str]]:
     """A logger, and the lines that it writes, without their time."""
     lines: list[str] = []
-    handler = InternalLog("/nowhere", clock.monotonic)
+    handler = InternalLog("/nowhere", clock)
     monkeypatch.setattr(
         handler, "_write", lambda line: lines.append(line.decode().split(" ", 3)[3].rstrip("\n"))
     )
@@ -77,9 +77,12 @@ def test_the_file_is_put_aside_while_the_process_runs(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.log"
     program = (
         "import itertools, logging, sys\n"
+        "from poolctl.clock import Clock\n"
         "from poolctl.logs.internal import InternalLog\n"
-        "times = itertools.count(step=1000)\n"
-        "logging.basicConfig(handlers=[InternalLog(sys.argv[1], lambda: float(next(times)))])\n"
+        "class FastClock(Clock):\n"
+        "    times = itertools.count(step=1000)\n"
+        "    def monotonic(self): return float(next(self.times))\n"
+        "logging.basicConfig(handlers=[InternalLog(sys.argv[1], FastClock())])\n"
         "for number in range(1000): logging.error('%d %s', number, 'x' * 4000)\n"
         "print('printed')\n"
     )

@@ -9,17 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.clock import ManualClock
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp
 from poolctl.logs.read import tail
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now = 1_790_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def contents(path: Path) -> dict[str, str]:
@@ -76,13 +69,13 @@ def test_with_nothing_to_keep_the_file_begins_anew(path: Path) -> None:
 
 @pytest.mark.parametrize("first", ["{time} x\n", '{{"time": "{time}", "line": "x"}}\n'])
 def test_a_file_is_rotated_when_its_first_line_is_old_enough(path: Path, first: str) -> None:
-    clock = Time()
+    clock = ManualClock()
     path.parent.mkdir()
-    path.write_text(first.format(time=stamp(clock.now - 50)))
+    path.write_text(first.format(time=stamp(clock.time() - 50)))
     file = LogFile(str(path), max_age_seconds=60, keep=1, clock=clock)
     file.append(b"young\n")
     assert list(contents(path)) == ["web.log"]
-    clock.now += 20
+    clock.advance(20)
     file.append(b"old\n")
     file.append(b"new again\n")
     file.close()
@@ -91,22 +84,22 @@ def test_a_file_is_rotated_when_its_first_line_is_old_enough(path: Path, first: 
 
 
 def test_a_file_that_is_old_enough_is_rotated_also_when_nothing_more_is_printed(path: Path) -> None:
-    clock = Time()
+    clock = ManualClock()
     file = LogFile(str(path), keep=1, clock=clock)
     assert file.rotate_when_old() is None, "nobody has said how old it may be"
     file.limit(max_size_bytes=0, keep=1, max_age_seconds=60)
     assert file.rotate_when_old() == 60
     assert not path.exists()
-    file.append(b"%s young\n" % stamp(clock.now).encode())
-    clock.now += 20
+    file.append(b"%s young\n" % stamp(clock.time()).encode())
+    clock.advance(20)
     assert file.rotate_when_old() == 40
     file.close()
     assert file.rotate_when_old() == pytest.approx(40), "whoever wrote it"
-    clock.now += 41
+    clock.advance(41)
     assert file.rotate_when_old() == 60
     assert contents(path).keys() == {"web.log", "web.log.1"}
     assert contents(path)["web.log"] == ""
-    clock.now += 100
+    clock.advance(100)
     assert file.rotate_when_old() == 60, "an empty one has no age"
     assert contents(path).keys() == {"web.log", "web.log.1"}
     file.close()
@@ -114,7 +107,7 @@ def test_a_file_that_is_old_enough_is_rotated_also_when_nothing_more_is_printed(
 
 @pytest.mark.parametrize("first", ["2026-99-99T99:99:99.000000Z x\n", "no time\n"])
 def test_a_first_line_without_a_time_is_of_now(path: Path, first: str) -> None:
-    clock = Time()
+    clock = ManualClock()
     path.parent.mkdir()
     path.write_text(first)
     file = LogFile(str(path), max_age_seconds=60, clock=clock)
@@ -132,12 +125,12 @@ def test_an_unfinished_line_of_an_earlier_writer_is_ended_first(path: Path) -> N
 
 
 def test_a_file_that_another_program_moved_away_is_opened_anew(path: Path) -> None:
-    clock = Time()
+    clock = ManualClock()
     file = LogFile(str(path), clock=clock)
     file.append(b"one\n")
     path.rename(path.with_name("moved"))
     file.append(b"two\n")  # within the second in which nobody looks
-    clock.now += 1
+    clock.advance(1)
     file.append(b"three\n")
     path.rename(path.with_name("again"))
     file.reopen()
@@ -151,11 +144,11 @@ def test_a_file_that_another_program_moved_away_is_opened_anew(path: Path) -> No
 
 
 def test_a_file_that_was_emptied_counts_as_empty(path: Path) -> None:
-    clock = Time()
+    clock = ManualClock()
     file = LogFile(str(path), max_size_bytes=10, keep=1, clock=clock)
     file.append(b"123456789\n")
     os.truncate(path, 0)
-    clock.now += 1
+    clock.advance(1)
     file.append(b"123456789\n")
     file.close()
     assert list(contents(path)) == ["web.log"]
@@ -207,7 +200,7 @@ def test_a_link_of_another_user_leads_nowhere(tmp_path: Path) -> None:
 
 
 def test_when_it_cannot_be_rotated_the_file_grows_instead_of_losing_lines(path: Path) -> None:
-    clock = Time()
+    clock = ManualClock()
     file = LogFile(str(path), max_size_bytes=4, keep=1, clock=clock)
     file.append(b"one\n")
     (path.parent / "web.log.1").mkdir()  # neither removed nor renamed over
@@ -215,7 +208,7 @@ def test_when_it_cannot_be_rotated_the_file_grows_instead_of_losing_lines(path: 
     assert file.append(b"three\n") == 6
     assert path.read_text() == "one\ntwo\nthree\n"
     (path.parent / "web.log.1").rmdir()
-    clock.now += 60
+    clock.advance(60)
     file.append(b"four\n")
     file.close()
     assert contents(path) == {"web.log": "four\n", "web.log.1": "one\ntwo\nthree\n"}

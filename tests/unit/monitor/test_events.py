@@ -86,7 +86,7 @@ def test_numbers_go_on_over_rotation(path: Path) -> None:
 
 def test_an_old_journal_is_put_aside(path: Path) -> None:
     clock = ManualClock()
-    events = Events(clock, Journal(str(path), max_age_seconds=3600, clock=clock.time))
+    events = Events(clock, Journal(str(path), max_age_seconds=3600, clock=clock))
     events.record("pool", "old")
     clock.advance(3601)
     events.record("pool", "new")

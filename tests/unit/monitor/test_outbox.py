@@ -13,7 +13,7 @@ def message(title: str = "a") -> Message:
 
 
 def test_attempts_are_spaced_by_twice_the_time_up_to_five_minutes() -> None:
-    box = Outbox(10_000, lambda: 0)
+    box = Outbox(10_000)
     box.put(message(), 0)
     now, waits = 0.0, []
     for _ in range(11):
@@ -29,22 +29,22 @@ def test_attempts_are_spaced_by_twice_the_time_up_to_five_minutes() -> None:
 
 def test_chance_spreads_them() -> None:
     for jitter, wait in ((-1, 0.8), (1, 1.2)):
-        box = Outbox(100, lambda jitter=jitter: jitter)  # type: ignore[misc]
+        box = Outbox(100)
         box.put(message(), 0)
-        box.failed(0)
+        box.failed(0, jitter=jitter)
         assert box.next_at() == wait
 
 
 def test_the_receiver_may_ask_for_patience_but_not_for_ever() -> None:
     for asked, wait in ((30.0, 30), (1e9, 3600)):
-        box = Outbox(10_000, lambda: 0)
+        box = Outbox(10_000)
         box.put(message(), 0)
         assert box.failed(0, after_seconds=asked)
         assert box.next_at() == wait
 
 
 def test_what_cannot_be_sent_in_time_is_given_up_and_the_next_begins_anew() -> None:
-    box = Outbox(2.5, lambda: 0)
+    box = Outbox(2.5)
     box.put(message("a"), 0)
     box.put(message("b"), 0)
     assert box.failed(0)
@@ -55,7 +55,7 @@ def test_what_cannot_be_sent_in_time_is_given_up_and_the_next_begins_anew() -> N
 
 
 def test_no_more_than_a_hundred_wait() -> None:
-    box = Outbox(100, lambda: 0)
+    box = Outbox(100)
     for number in range(MAX_WAITING):
         assert box.put(message(str(number)), 0) is None
     assert box.put(message("last"), 0) == message("0")
@@ -63,7 +63,7 @@ def test_no_more_than_a_hundred_wait() -> None:
 
 
 def test_what_waits_is_left_to_a_successor() -> None:
-    first, second = Outbox(100, lambda: 0), Outbox(100, lambda: 0)
+    first, second = Outbox(100), Outbox(100)
     first.put(message(), 7)
     second.restore(json.loads(json.dumps(first.to_list())))
     assert second.due(7) == message()

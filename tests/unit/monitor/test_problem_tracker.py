@@ -8,6 +8,7 @@ import pytest
 
 from poolctl.config import Notify
 from poolctl.monitor.notify.message import Message
+from poolctl.monitor.notify.notifier import FixedFacts
 from poolctl.monitor.notify.problem_tracker import ProblemTracker
 
 
@@ -16,9 +17,12 @@ def event(after: str, server: str = "web", kind: str = "lifecycle", **more: Any)
 
 
 def problems(**keys: Any) -> ProblemTracker:
-    return ProblemTracker(
-        Notify(type="slack", url_env="A", **keys), "shop", lambda name: ["api"] if name == "web" else []
-    )
+    return ProblemTracker(Notify(type="slack", url_env="A", **keys), Shop("shop", {}, "/"))
+
+
+class Shop(FixedFacts):
+    def tags(self, server: str) -> list[str]:
+        return ["api"] if server == "web" else []
 
 
 def lines(message: Message | None) -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 
 from poolctl.config import Notify
 from poolctl.monitor.notify.message import Message
+from poolctl.monitor.notify.notifier import FixedFacts
 from poolctl.monitor.notify.send import Sender, Unsent
 from tests.certificates import certificate
 from tests.receivers import TOKEN, Receiver, receiver
@@ -40,7 +41,7 @@ def send(directory: Path = Path("/"), env: dict[str, str] | None = None, **keys:
     """What came of one attempt; None when it arrived."""
 
     async def attempt() -> None:
-        await Sender(Notify(**keys), "shop", lambda: env or ENV, str(directory)).send(MESSAGE)
+        await Sender(Notify(**keys), FixedFacts("shop", env or ENV, str(directory))).send(MESSAGE)
 
     try:
         asyncio.run(attempt())
