@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.runners.protocol import Exit, Runner
 from poolctl.states import Status
@@ -105,9 +104,8 @@ class HealthChecks:
         from poolctl.probes.worker_probes import WorkerProbes
 
         self._schedule = self._schedule or Schedule()
-        connect = partial(self._runner.connect, worker.placement)
-        told = partial(self._heard, entry, worker)
-        probes = WorkerProbes(worker.config, worker.placement, connect, self._schedule, told)
+        listener = _WorkerListener(self, entry, worker)
+        probes = WorkerProbes(worker.config, worker.placement, self._runner, self._schedule, listener)
         self._probes.setdefault(entry.name, {})[worker.id] = probes
         return probes
 
@@ -117,7 +115,8 @@ class HealthChecks:
         if not probes:
             self._probes.pop(entry.name, None)
 
-    def _heard(self, entry: Entry, worker: Worker, probes: WorkerProbes, probe: WorkerProbe) -> None:
+    def probed(self, entry: Entry, worker: Worker, probes: WorkerProbes, probe: WorkerProbe) -> None:
+        """A probe of the worker has a new result."""
         if worker.health is not probes.status:
             worker.health = probes.status
             self._note(entry, worker, probe)
@@ -151,6 +150,17 @@ class HealthChecks:
                 pid=placement.pid if placement is not None else None,
             )
         )
+
+
+class _WorkerListener(NamedTuple):
+    """Notifies the checks of the results of one worker (a ProbeListener)."""
+
+    checks: HealthChecks
+    entry: Entry
+    worker: Worker
+
+    def probed(self, probes: WorkerProbes, probe: WorkerProbe) -> None:
+        self.checks.probed(self.entry, self.worker, probes, probe)
 
 
 def _stuck(entry: Entry) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from functools import partial
 
 from poolctl.config import ServerConfig
 from poolctl.probes.hysteresis import RotationState, rotation_changes
@@ -31,8 +30,7 @@ class Wellness:
         if config.job or not (health.gated or health.probed):
             return
         self._runner = runner
-        connect = partial(runner.connect, placement)
-        probes = WorkerProbes(config, placement, connect, engine.engine().schedule, self._heard)
+        probes = WorkerProbes(config, placement, runner, engine.engine().schedule, self)
         self._probes[placement] = probes
         ending = asyncio.ensure_future(runner.watch(placement))
         try:
@@ -86,7 +84,8 @@ class Wellness:
     def _followed(self) -> list[WorkerProbes]:
         return [probes for probes in list(self._probes.values()) if probes.started]
 
-    def _heard(self, probes: WorkerProbes, probe: WorkerProbe) -> None:
+    def probed(self, probes: WorkerProbes, probe: WorkerProbe) -> None:
+        """See ProbeListener."""
         workers = [
             (placement, RotationState(each.status is Status.KO, placement in self._resting))
             for placement, each in self._probes.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from typing import Protocol
 
 from poolctl.config import Probe
 from poolctl.states import Status
@@ -21,11 +21,19 @@ _UNKNOWN_SECONDS = 0.5
 _QUEUE_PAUSE_SECONDS = 0.2
 
 
+class ProbeOwner(Protocol):
+    """Is notified of results."""
+
+    def on_result(self, probe: WorkerProbe) -> None:
+        """The probe has a new result."""
+        ...
+
+
 class WorkerProbe:
-    """`on_result` is called after every result; `message` says what was wrong with the last one, "" if nothing was."""
+    """`owner` is notified of every result; `message` says what was wrong with the last one, "" if nothing was."""
 
     __slots__ = (
-        "_on_result", "_prober", "_schedule", "_started_at", "due", "hysteresis", "kind", "latency_seconds",
+        "_owner", "_prober", "_schedule", "_started_at", "due", "hysteresis", "kind", "latency_seconds",
         "message", "probe",
     )  # fmt: skip
 
@@ -35,7 +43,7 @@ class WorkerProbe:
         probe: Probe,
         prober: Prober,
         schedule: Schedule,
-        on_result: Callable[[WorkerProbe], None],
+        owner: ProbeOwner,
     ) -> None:
         self.kind = kind
         self.probe = probe
@@ -45,7 +53,7 @@ class WorkerProbe:
         self.due: float | None = None
         self._prober = prober
         self._schedule = schedule
-        self._on_result = on_result
+        self._owner = owner
         self._started_at: float | None = None
 
     def __repr__(self) -> str:
@@ -125,7 +133,7 @@ class WorkerProbe:
         probe = self.probe
         interval = self.hysteresis.interval_seconds * (1 + probe.jitter * random.uniform(-1, 1))
         self._schedule.put(self, max(started_at + interval, self._schedule.now()))
-        self._on_result(self)
+        self._owner.on_result(self)
 
     def _record(self, problem: str, started_at: float) -> None:
         self.message = problem

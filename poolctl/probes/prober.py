@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from poolctl.config import Probe, ServerConfig
 from poolctl.listeners.acceptance import accepted
 from poolctl.listeners.sock_diag import is_accepted
+from poolctl.runners.protocol import Placement, Runner
 
 from .probe_connection import OnResult, ProbeConnection, ProbeRequest, unverified_context
 from .probe_request import EchoRequest, HttpProbeRequest, speaks_tls
 from .program_prober import ProgramProber
 from .schedule import Multiplexer
-
-# A new connection to the worker, for `http` or `echo`; plain: no TLS is spoken on it. Raises OSError.
-Connect = Callable[[str, bool], Awaitable[socket.socket]]
 
 # As many probes may be unanswered, each on a connection of its own; then the last one is waited for.
 _MAX_UNANSWERED = 3
@@ -43,20 +40,33 @@ class Prober(Protocol):
         ...
 
 
+class WorkerConnector(NamedTuple):
+    """Makes connections to one worker, for `http` or `echo`; plain: without TLS."""
+
+    runner: Runner
+    placement: Placement
+    kind: str = "echo"
+    plain: bool = True
+
+    async def connect(self) -> socket.socket:
+        """A new connection. Raises OSError."""
+        return await self.runner.connect(self.placement, self.kind, self.plain)
+
+
 class RequestProber:
     """Probes by a request over a connection, which is kept where the worker keeps it."""
 
     def __init__(
         self,
         request: ProbeRequest,
-        connect: Callable[[], Awaitable[socket.socket]],
+        connector: WorkerConnector,
         multiplexer: Multiplexer,
         *,
         tls: bool,
     ) -> None:
         self._multiplexer = multiplexer
         self._request = request
-        self._connect = connect
+        self._connector = connector
         self._tls = tls
         self._connection: ProbeConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -107,7 +117,7 @@ class RequestProber:
 
     async def _open_and_send(self) -> None:
         try:
-            sock = await self._connect()
+            sock = await self._connector.connect()
         except OSError as error:
             self._connecting = None
             self._report(f"no connection: {error.strerror or error}")
@@ -147,8 +157,8 @@ class AcceptProber:
     One that was not accepted in time is waited for again: a program that accepts nothing gets no more of them.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[socket.socket]]) -> None:
-        self._connect = connect
+    def __init__(self, connector: WorkerConnector) -> None:
+        self._connector = connector
         self._task: asyncio.Task[None] | None = None
         self._sock: socket.socket | None = None
 
@@ -177,7 +187,7 @@ class AcceptProber:
     async def _wait(self, on_result: OnResult) -> None:
         try:
             if self._sock is None:
-                self._sock = await self._connect()
+                self._sock = await self._connector.connect()
             await accepted(self._sock)
         except OSError as error:
             self._close_socket()
@@ -193,7 +203,11 @@ class AcceptProber:
 
 
 def make_prober(
-    probe: Probe, server: ServerConfig, connect: Connect, multiplexer: Multiplexer, env: dict[str, str]
+    probe: Probe,
+    server: ServerConfig,
+    connector: WorkerConnector,
+    multiplexer: Multiplexer,
+    env: dict[str, str],
 ) -> Prober:
     """The prober for a probe of one worker of the server; `env` is added to the environment of a program."""
     if probe.exec is not None:
@@ -201,10 +215,10 @@ def make_prober(
     if probe.http is not None:
         tls = speaks_tls(server) and not _requires_certificates(server)
         request = HttpProbeRequest(probe, server)
-        return RequestProber(request, lambda: connect("http", not tls), multiplexer, tls=tls)
+        return RequestProber(request, connector._replace(kind="http", plain=not tls), multiplexer, tls=tls)
     if server.command:
-        return AcceptProber(lambda: connect("echo", True))
-    return RequestProber(EchoRequest(), lambda: connect("echo", True), multiplexer, tls=False)
+        return AcceptProber(connector)
+    return RequestProber(EchoRequest(), connector, multiplexer, tls=False)
 
 
 def _requires_certificates(server: ServerConfig) -> bool:

@@ -95,16 +95,26 @@ class Timer(Protocol):
         ...
 
 
-class Schedule:
-    """Runs each when it is due, at most 20 ms late. A later `put` of the same item replaces the earlier one."""
+class TimerLoop(Protocol):
+    """The part of an event loop that has the time."""
 
-    def __init__(
-        self,
-        time: Callable[[], float] | None = None,
-        call_at: Callable[[float, Callable[[], None]], Timer] | None = None,
-    ) -> None:
-        self._time = time
-        self._call_at = call_at
+    def time(self) -> float:
+        """Seconds on the loop's clock."""
+        ...
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer:
+        """Call it at that time."""
+        ...
+
+
+class Schedule:
+    """Runs each when it is due, at most 20 ms late. A later `put` of the same item replaces the earlier one.
+
+    Without a `loop` it is the running one.
+    """
+
+    def __init__(self, loop: TimerLoop | None = None) -> None:
+        self._loop = loop
         self._heap: list[tuple[float, int, Scheduled]] = []
         self._numbers = itertools.count()
         self._timer: Timer | None = None
@@ -120,7 +130,7 @@ class Schedule:
 
     def now(self) -> float:
         """Seconds on the schedule's clock."""
-        return self._time() if self._time is not None else asyncio.get_running_loop().time()
+        return (self._loop or asyncio.get_running_loop()).time()
 
     def put(self, item: Scheduled, when: float) -> None:
         """Run it at that time, and not before."""
@@ -144,8 +154,7 @@ class Schedule:
         if self._timer is not None:
             self._timer.cancel()
         self._at = when
-        call_at = self._call_at or asyncio.get_running_loop().call_at
-        self._timer = call_at(when, self._run_due)
+        self._timer = (self._loop or asyncio.get_running_loop()).call_at(when, self._run_due)
 
     def _run_due(self) -> None:
         self._timer = None

@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from poolctl.config import Health, Probe, ServerConfig
-from poolctl.runners.protocol import Exit, Placement, WorkerFailed
+from poolctl.runners.protocol import Exit, Placement, Runner, WorkerFailed
 from poolctl.states import Status
 
 from .probe import WorkerProbe
-from .prober import Connect, make_prober
+from .prober import WorkerConnector, make_prober
 from .schedule import Schedule
 
 KINDS = ("readiness", "liveness")
 _WORST_FIRST = (Status.KO, Status.WARN, Status.UNKNOWN)
 
 
+class ProbeListener(Protocol):
+    """Is notified of the results of a worker's probes."""
+
+    def probed(self, probes: WorkerProbes, probe: WorkerProbe) -> None:
+        """The probe, one of these, has a new result."""
+        ...
+
+
 class WorkerProbes:
-    """The probes of one worker. `on_result` is called after every result that comes once `start` was called."""
+    """The probes of one worker. `listener` is notified of every result that comes once `start` was called."""
 
     def __init__(
         self,
         server: ServerConfig,
         placement: Placement,
-        connect: Connect,
+        runner: Runner,
         schedule: Schedule,
-        on_result: Callable[[WorkerProbes, WorkerProbe], None],
+        listener: ProbeListener,
     ) -> None:
         self.health: Health = server.health
         self._server = server
         self._placement = placement
-        self._connect = connect
+        self._runner = runner
         self._schedule = schedule
-        self._on_result = on_result
+        self._listener = listener
         self.probes = [
             self._make(kind, probe)
             for kind in KINDS
@@ -105,9 +112,14 @@ class WorkerProbes:
         for probe in self.probes:
             probe.stop()
 
+    def on_result(self, probe: WorkerProbe) -> None:
+        """See ProbeOwner."""
+        self._listener.probed(self, probe)
+
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
-        prober = make_prober(probe, self._server, self._connect, self._schedule.multiplexer, self._env())
-        return WorkerProbe(kind, probe, prober, self._schedule, lambda made: self._on_result(self, made))
+        connector = WorkerConnector(self._runner, self._placement)
+        prober = make_prober(probe, self._server, connector, self._schedule.multiplexer, self._env())
+        return WorkerProbe(kind, probe, prober, self._schedule, self)
 
     def _env(self) -> dict[str, str]:
         server, placement = self._server, self._placement

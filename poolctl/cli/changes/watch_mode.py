@@ -1,4 +1,4 @@
-"""DirectoryWatch mode: changed files are applied once they are complete; a broken configuration is only reported."""
+"""Watch mode: changed files are applied once they are complete; a broken configuration is only reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import select
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Failure, Item, Outcome, outcome_of
@@ -25,17 +25,23 @@ LONGEST_SECONDS = 3.0
 # Of these a change of code makes new processes; the others meet it when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 
-Report = Callable[[str, Outcome], None]
+
+class ChangeReporter(Protocol):
+    """Shows the outcome of changes."""
+
+    def changed(self, verb: str, outcome: Outcome) -> None:
+        """The verb has applied a change, or failed to."""
+        ...
 
 
 class PoolWatcher:
-    """Applies what changes to the running pool; `report` is called with the verb and the outcome of each."""
+    """Applies what changes to the running pool; `reporter` shows the outcome of each."""
 
-    def __init__(self, request: CommandRequest, pool: PoolRef, report: Report) -> None:
+    def __init__(self, request: CommandRequest, pool: PoolRef, reporter: ChangeReporter) -> None:
         """Begin to watch. Failure where that is not possible, NoSupervisor without one."""
         self._request = request
         self._pool = pool
-        self._report = report
+        self._reporter = reporter
         self._files = [str(file) for file in Client(pool.socket).ping().get("files") or pool.files]
         try:
             self._watch = DirectoryWatch(departures=True)
@@ -87,7 +93,7 @@ class PoolWatcher:
     def _reload(self) -> set[str]:
         """The servers that have new processes by it."""
         outcome = self._ask("reload", {"dry_run": False})
-        self._report("reload", outcome)
+        self._reporter.changed("reload", outcome)
         self._look_around()
         changes = outcome.extra.get("changes") or ()
         return {str(each["name"]) for each in changes if each.get("change") in ("add", "restart")}
@@ -97,10 +103,10 @@ class PoolWatcher:
         listed = self._ask("list", {}, names)
         running = [str(item["name"]) for item in listed.items if item.get("state") in _ALIVE]
         if running:
-            self._report("restart", self._ask("restart", {"wait": True}, running))
+            self._reporter.changed("restart", self._ask("restart", {"wait": True}, running))
 
     def _look_around(self) -> None:
-        """DirectoryWatch what the pool is made of now."""
+        """Watch the files and directories of the pool as it is now."""
         self._sources = WatchSet(self._files, self._ask("show", {}).items, self._sources)
         for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
             try:

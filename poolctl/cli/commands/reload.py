@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 from poolctl.cli.changes.reload_plan import change_lines, plan_text
 from poolctl.cli.command import (
@@ -72,19 +73,25 @@ def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
     ]
 
 
-def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
-    """Reload now, and whenever something changes, until Ctrl-C or the end of the pool."""
-    from poolctl.cli.changes.watch_mode import PoolWatcher
+class _Printer(NamedTuple):
+    """Prints each change that was applied (a ChangeReporter)."""
 
-    def report(verb: str, outcome: Outcome) -> None:
-        outcome.form, outcome.quiet = request.output, request.quiet
+    request: CommandRequest
+
+    def changed(self, verb: str, outcome: Outcome) -> None:
+        outcome.form, outcome.quiet = self.request.output, self.request.quiet
         outcome.message = "\n".join(change_lines(verb, outcome))
         show(outcome)
         sys.stdout.flush()
 
+
+def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
+    """Reload now, and whenever something changes, until Ctrl-C or the end of the pool."""
+    from poolctl.cli.changes.watch_mode import PoolWatcher
+
     ended = Outcome(message="the pool has been stopped")
     try:
-        watcher = PoolWatcher(request, pool, report)
+        watcher = PoolWatcher(request, pool, _Printer(request))
         watcher.apply_now()
         watcher.run()
     except KeyboardInterrupt:

@@ -88,7 +88,7 @@ def perform(request: CommandRequest) -> Outcome:
     with (
         BackgroundStream(sys.stderr) as stderr,
         redirect_stderr(stderr),
-        StopSignals(session.reload) as signals,
+        StopSignals(session) as signals,
     ):
         lifeline = -1
         try:
@@ -188,7 +188,7 @@ class RunSession:
         if self.request.get("watch"):
             from poolctl.cli.changes.watch_mode import PoolWatcher
 
-            watcher = PoolWatcher(self.request, self.pool, self._changed)
+            watcher = PoolWatcher(self.request, self.pool, self)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
             start_unsignalled(thread)
 
@@ -202,16 +202,16 @@ class RunSession:
             outcome = Outcome.from_result(self.client.call("reload", {}))
         except ControlError as error:
             outcome = Outcome.failed(error.exit_code, error.message, error.hint)
-        self._changed("reload", outcome)
+        self.changed("reload", outcome)
         sd_notify.notify(os.environ, sd_notify.READY)
 
     def _watch(self, watcher: PoolWatcher) -> None:
         try:
             watcher.run(self._ending.is_set)
         except Failure as failure:  # what more there is to watch cannot be; the pool runs on
-            self._changed("watch", failure.outcome)
+            self.changed("watch", failure.outcome)
 
-    def _changed(self, verb: str, outcome: Outcome) -> None:
+    def changed(self, verb: str, outcome: Outcome) -> None:
         """Print the outcome of a change of the files, between the servers' output."""
         from poolctl.cli.changes.reload_plan import change_lines
 

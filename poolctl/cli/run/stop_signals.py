@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from poolctl.control import sd_notify
 
@@ -21,6 +21,14 @@ class Terminated(BaseException):
     """SIGTERM, SIGHUP, or output without a reader: stop cleanly. `except Exception` must not catch it."""
 
 
+class Reloadable(Protocol):
+    """Has a configuration that SIGHUP reloads."""
+
+    def reload(self) -> None:
+        """Apply the changed file; returns at once."""
+        ...
+
+
 class StopSignals:
     """Raises in the main thread what ends a `run`: KeyboardInterrupt for SIGINT, Terminated for SIGTERM and SIGHUP.
 
@@ -29,8 +37,8 @@ class StopSignals:
     systemd, where no terminal hangs up, SIGHUP is the order to reload (systemd.service(5), notify-reload).
     """
 
-    def __init__(self, reload: Callable[[], None]) -> None:
-        self._reload = reload
+    def __init__(self, session: Reloadable) -> None:
+        self._session = session
         self._stopping = False
         self._unasked = False  # it stops without a signal from the user
         self._before: dict[int, Any] = {}
@@ -47,7 +55,7 @@ class StopSignals:
         os.set_blocking(self._waker, False)
         self._waker_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         if sd_notify.enabled(os.environ):
-            signal.signal(signal.SIGHUP, lambda number, frame: self._reload())
+            signal.signal(signal.SIGHUP, lambda number, frame: self._session.reload())
         return self
 
     def __exit__(self, *raised: object) -> None:

@@ -34,6 +34,9 @@ class Watched:
         self.requests = requests
         self.reports: list[tuple[str, int]] = []
 
+    def changed(self, verb: str, outcome: Outcome) -> None:
+        self.reports.append((verb, outcome.exit_code))
+
     @property
     def orders(self) -> list[tuple[str, Any]]:
         """The reloads and restarts so far, each with its targets."""
@@ -59,11 +62,8 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
             request = CommandRequest("reload", {})
             watched = Watched(directory, requests)
 
-            def report(verb: str, outcome: Outcome) -> None:
-                watched.reports.append((verb, outcome.exit_code))
-
             place = find_pool(request)
-            watcher = PoolWatcher(request, place, report)
+            watcher = PoolWatcher(request, place, watched)
             thread = threading.Thread(target=watcher.run)
             thread.start()
             try:

@@ -14,7 +14,7 @@ from poolctl import ServerConfig
 from poolctl.config import Probe
 from poolctl.probes.probe import WorkerProbe
 from poolctl.probes.probe_request import HttpProbeRequest, statuses
-from poolctl.probes.prober import Prober, make_prober
+from poolctl.probes.prober import Prober, WorkerConnector, make_prober
 from poolctl.probes.schedule import Multiplexer, Schedule
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -31,12 +31,16 @@ class Probed:
         readiness = self.server.health.readiness
         assert readiness is not None
         self.prober: Prober = make_prober(
-            readiness, self.server, self._connect, Multiplexer(), {"WHO": "web"}
+            readiness,
+            self.server,
+            WorkerConnector(self, None),
+            Multiplexer(),
+            {"WHO": "web"},  # type: ignore[arg-type]
         )
         self.told: list[str] = []
         _probed.append(self)
 
-    async def _connect(self, kind: str, plain: bool) -> socket.socket:
+    async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
         if self.refuses:
             raise ConnectionRefusedError(111, "Connection refused")
         ours, theirs = socket.socketpair()
@@ -224,16 +228,17 @@ def listener() -> Iterator[socket.socket]:
 def prober_of_command(listener: socket.socket, **readiness: Any) -> Prober:
     """A prober of a program that was given this listener."""
 
-    async def connect(kind: str, plain: bool) -> socket.socket:
-        ours = socket.create_connection(listener.getsockname())
-        ours.setblocking(False)
-        return ours
+    class Runner:
+        async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+            ours = socket.create_connection(listener.getsockname())
+            ours.setblocking(False)
+            return ours
 
     server = ServerConfig(
         name="web", bind="127.0.0.1:8080", command=["prog"], health={"readiness": readiness}
     )
     assert server.health.readiness is not None
-    return make_prober(server.health.readiness, server, connect, Multiplexer(), {})
+    return make_prober(server.health.readiness, server, WorkerConnector(Runner(), None), Multiplexer(), {})  # type: ignore[arg-type]
 
 
 def test_program_is_probed_by_whether_it_accepts_and_gets_few_connections(
@@ -338,7 +343,7 @@ def test_while_it_becomes_ready_the_time_in_the_accept_queue_does_not_count(list
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
         probing = WorkerProbe(
-            "readiness", probe, prober_of_command(listener, http="/"), Schedule(), lambda probe: None
+            "readiness", probe, prober_of_command(listener, http="/"), Schedule(), Unheard()
         )
         passing = asyncio.ensure_future(probing.wait_until_ok())
         await asyncio.sleep(0.5)
@@ -352,6 +357,11 @@ def test_while_it_becomes_ready_the_time_in_the_accept_queue_does_not_count(list
         probing.stop()
 
     run(scenario)
+
+
+class Unheard:
+    def on_result(self, probe: WorkerProbe) -> None:
+        pass
 
 
 class QueuedProber:
@@ -380,7 +390,7 @@ def test_pause_in_which_the_connection_was_accepted_does_not_count() -> None:
     async def scenario() -> None:
         prober = QueuedProber()
         probe = Probe(http="/", timeout=0.1)
-        probing = WorkerProbe("readiness", probe, prober, Schedule(), lambda probe: None)
+        probing = WorkerProbe("readiness", probe, prober, Schedule(), Unheard())
         await asyncio.wait_for(probing.wait_until_ok(), 5)
         assert prober.asked == 2
 
@@ -391,7 +401,7 @@ def test_worker_that_accepts_a_probe_and_does_not_respond_is_late(listener: sock
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
         probing = WorkerProbe(
-            "readiness", probe, prober_of_command(listener, http="/"), Schedule(), lambda probe: None
+            "readiness", probe, prober_of_command(listener, http="/"), Schedule(), Unheard()
         )
         passing = asyncio.ensure_future(probing.wait_until_ok())
         with (await asyncio.to_thread(listener.accept))[0]:

@@ -66,13 +66,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 def schedule(clock: Clock) -> Schedule:
-    return Schedule(clock.time, clock.call_at)
+    return Schedule(clock)
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=30))
 def test_everybody_has_a_turn_when_it_is_due_or_a_little_later(wishes: list[float]) -> None:
     clock = Clock()
-    schedule = Schedule(clock.time, clock.call_at)
+    schedule = Schedule(clock)
     guests = [Guest(schedule, 0) for _ in wishes]
     for guest, wish in zip(guests, wishes, strict=True):
         schedule.put(guest, wish)
