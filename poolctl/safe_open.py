@@ -19,7 +19,7 @@ _TO_DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOL
 _WRITABLE_BY_OTHERS = 0o022
 
 
-class Refused(OSError):
+class UnsafePath(OSError):
     """A path that another user may have prepared; `strerror` names the place.
 
     `owner` is the uid of the owner if a symbolic link is the reason, else -1.
@@ -35,7 +35,7 @@ def directory_of(path: str, *, make: bool = False, follow_last: bool = False) ->
     """The descriptor of the directory that a path leads to, and the name of the file in it.
 
     With `make` missing directories are created; with `follow_last` a link at the end of the path is followed.
-    Raises OSError, Refused for a link of another user.
+    Raises OSError, UnsafePath for a link of another user.
     """
     fd, name = _walk(path, make=make, follow_last=follow_last)
     try:
@@ -47,7 +47,7 @@ def directory_of(path: str, *, make: bool = False, follow_last: bool = False) ->
 def open_file(path: str, flags: int, mode: int = 0o640) -> int:
     """The descriptor of the file at a path; with O_CREAT missing directories are created as well.
 
-    Raises OSError; Refused for a file, or a link on the way to it, that another user may have put there.
+    Raises OSError; UnsafePath for a file, or a link on the way to it, that another user may have put there.
     """
     return _open(path, flags, mode, any_owner=False)
 
@@ -102,31 +102,31 @@ def _check_access(name: str, directory: int, mode: int) -> None:
 def open_to_read(path: str) -> int:
     """The descriptor of a file to be read for a server of another user, not reached through that user's links.
 
-    A link may lead to a file of the link's own owner, which that user can read anyway. Raises OSError, Refused.
+    A link may lead to a file of the link's own owner, which that user can read anyway. Raises OSError, UnsafePath.
     """
     flags = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         return _open(path, flags, 0, any_owner=True)
-    except Refused as refused:
+    except UnsafePath as refused:
         return _open_of_link_owner(path, flags, refused)
 
 
 def open_directory(path: str) -> int:
     """The descriptor of a directory; as root, not through another user's link unless it leads to that user's own.
 
-    Raises OSError, Refused.
+    Raises OSError, UnsafePath.
     """
     anywhere = _TO_DIRECTORY & ~os.O_NOFOLLOW
     if os.geteuid() != 0:
         return os.open(path, anywhere)
     try:
         return _walk(f"{path}/.d", make=False, follow_last=False)[0]
-    except Refused as refused:
+    except UnsafePath as refused:
         return _open_of_link_owner(path, anywhere, refused)
 
 
-def _open_of_link_owner(path: str, flags: int, refused: Refused) -> int:
-    """Open the target of a refused link if the link's owner owns it too. Raises OSError, Refused."""
+def _open_of_link_owner(path: str, flags: int, refused: UnsafePath) -> int:
+    """Open the target of a refused link if the link's owner owns it too. Raises OSError, UnsafePath."""
     if refused.owner < 0:
         raise refused
     fd = os.open(path, flags)
@@ -188,7 +188,7 @@ def _link(directory: int, name: str) -> str | None:
         return None
     ours = (0, os.geteuid())
     if status.st_uid not in ours or (os.geteuid() == 0 and not is_trusted(os.fstat(directory))):
-        raise Refused(
+        raise UnsafePath(
             f"{name} on its path is a link that another user can make; write the path that it leads to",
             status.st_uid if status.st_uid not in ours else -1,
         )
@@ -204,8 +204,8 @@ def _check(file: os.stat_result, directory: os.stat_result, path: str, *, any_ow
     if os.geteuid() != 0 or is_trusted(directory):
         return
     if not stat.S_ISREG(file.st_mode):
-        raise Refused(f"{path} is not a regular file, in a directory that another user can write")
+        raise UnsafePath(f"{path} is not a regular file, in a directory that another user can write")
     if file.st_nlink > 1:
-        raise Refused(f"{path} has a second hard link, in a directory that another user can write")
+        raise UnsafePath(f"{path} has a second hard link, in a directory that another user can write")
     if not any_owner and file.st_uid not in (0, os.geteuid(), directory.st_uid):
-        raise Refused(f"{path} belongs to a third user, in a directory that another user can write")
+        raise UnsafePath(f"{path} belongs to a third user, in a directory that another user can write")

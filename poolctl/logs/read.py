@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 
-from poolctl.safe_open import Refused, open_file
+from poolctl.safe_open import UnsafePath, open_file
 
 from .log_line import LogLine, parse_line
 
@@ -33,7 +33,7 @@ class OpenLog:
         while missing < 2 and number < most_files:
             try:
                 fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
-            except (FileNotFoundError, NotADirectoryError, Refused):
+            except (FileNotFoundError, NotADirectoryError, UnsafePath):
                 missing += number > 0
             except OSError as error:
                 if self.parts and error.errno in (errno.EMFILE, errno.ENFILE):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from poolctl.safe_open import Refused, open_file
+from poolctl.safe_open import UnsafePath, open_file
 
 from .read import LONGEST_LINE_BYTES, MOST_FILES, OpenLog
 
@@ -79,7 +79,7 @@ class TailedFile:
             following = self._oldest_unread() if place is None else self._newer(place)
             try:
                 fd = open_file(self._name(following), os.O_RDONLY)
-            except (FileNotFoundError, Refused):
+            except (FileNotFoundError, UnsafePath):
                 return False
             if self._place() != place:  # rotated once more in between
                 os.close(fd)

@@ -24,7 +24,7 @@ _LOOK_SECONDS = 5.0
 _LOOKS = 6
 
 
-class DashboardProcess:
+class DashboardServer:
     """Serves from `begin` (with the listeners) to `end` or SIGTERM, or until no process is left to send these."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     """Serve until the order to end."""
     # Ctrl-C in a terminal is handled by the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(DashboardProcess(wire.over(LINK_FD)).run())
+    asyncio.run(DashboardServer(wire.over(LINK_FD)).run())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from poolctl.clock import Clock
 from poolctl.errors import ControlError
 
-from .access import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, Session, Sessions
+from .authentication import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, Session, Sessions
 from .hub import Hub
 from .streams import Tails, with_pulse
 

@@ -11,7 +11,7 @@ import pytest
 
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.read import tail
-from poolctl.safe_open import Refused, check_appendable, open_file, open_to_read
+from poolctl.safe_open import UnsafePath, check_appendable, open_file, open_to_read
 
 NOBODY = 65534
 LINE = b"2026-01-01T00:00:00.000000Z web[1] one\n"
@@ -80,7 +80,7 @@ def test_paths_prepared_by_another_user_are_neither_written_nor_read(
     log = LogFile(str(path), max_size_bytes=1, keep=1, max_age_seconds=1)
     assert log.append(LINE) == 0
     assert log.error
-    with pytest.raises(Refused):
+    with pytest.raises(UnsafePath):
         check_appendable(str(path))
     log.rotate_when_old()
     log.resume(LINE)
@@ -138,7 +138,7 @@ def open_to_all() -> Iterator[Path]:
 
 def test_a_link_in_a_world_writable_directory_is_never_followed(ours: Path, open_to_all: Path) -> None:
     (open_to_all / "logs").symlink_to(ours.parent)
-    with pytest.raises(Refused, match="logs on its path is a link that another user can make"):
+    with pytest.raises(UnsafePath, match="logs on its path is a link that another user can make"):
         open_file(str(open_to_all / "logs" / "web.log"), os.O_RDONLY)
 
 
@@ -191,7 +191,7 @@ def test_a_users_link_to_a_file_of_root_is_not_followed(
     ours: Path, theirs: Path, laid_out: Callable[[Path, Path], Path]
 ) -> None:
     path = laid_out(ours, theirs)
-    with pytest.raises(Refused):
+    with pytest.raises(UnsafePath):
         open_to_read(str(path))
 
 
@@ -217,5 +217,5 @@ def test_links_to_files_of_their_own_owner_are_followed_and_so_are_roots(
         assert os.read(fd, 8) == content
         os.close(fd)
     os.chown(env, 0, 0)
-    with pytest.raises(Refused, match="current on its path is a link that another user can make"):
+    with pytest.raises(UnsafePath, match="current on its path is a link that another user can make"):
         open_to_read(str(theirs / "current" / ".env"))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from poolctl.config.model.problems import Finding
 from poolctl.config.model.server import ServerKeys
-from poolctl.safe_open import Refused, check_appendable
+from poolctl.safe_open import UnsafePath, check_appendable
 
 
 def missing_program(server: ServerKeys, env: Mapping[str, str]) -> Finding | None:
@@ -34,7 +34,7 @@ def unwritable(key: tuple[str | int, ...], path: str) -> list[Finding]:
     """The problem of a file that this user cannot append to; an empty list for a good one. Changes nothing."""
     try:
         check_appendable(path)
-    except Refused as refused:
+    except UnsafePath as refused:
         reason, _, fix = str(refused.strerror).partition("; ")
         return [Finding(key, f"{path} cannot be written: {reason}", fix or "name another file", path)]
     except IsADirectoryError:

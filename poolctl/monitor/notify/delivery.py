@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from poolctl.clock import Clock
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 
 from .message import PROBLEM, RESOLVED, Message, PoolFacts
 from .problem_tracker import ProblemTracker

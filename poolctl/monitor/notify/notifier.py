@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.clock import Clock
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 
 from .delivery import DeliveryTask
 from .message import TEST, Message, PoolFacts

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Phase
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Placement
 from poolctl.units import format_duration
 

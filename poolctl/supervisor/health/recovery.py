@@ -12,7 +12,7 @@ from poolctl.core.core import Core
 from poolctl.core.events import caused_by
 from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Phase
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.monitor.recovery_policy import Situation, Step, decide, within
 from poolctl.states import Status
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from poolctl.core.core import Core
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 
 from ..deferred_imports import DeferredImports
 

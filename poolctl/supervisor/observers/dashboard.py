@@ -10,7 +10,7 @@ from poolctl.control.messages import Document, failure, result
 from poolctl.control.server import Progress
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import NOT_AS_DESIRED
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 

@@ -18,7 +18,7 @@ from poolctl.errors import ServerError
 from poolctl.keeper import store_keys, wire
 from poolctl.listeners.open import close_listener, refuse
 from poolctl.listeners.unix import identity_of
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.local.resources.opener import Opener
 

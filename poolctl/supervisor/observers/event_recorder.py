@@ -9,7 +9,7 @@ from poolctl.core.core import Core
 from poolctl.core.events import Cause
 from poolctl.core.state import Entry, Worker
 from poolctl.core.view import LEAVING, Phase
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Exit
 from poolctl.states import State
 

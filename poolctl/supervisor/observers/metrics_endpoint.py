@@ -14,7 +14,7 @@ from poolctl.config import Tables
 from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector
 from poolctl.runners.link import Link
 

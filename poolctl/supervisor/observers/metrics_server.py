@@ -17,7 +17,7 @@ from poolctl.http.responder import Received, Responder, ServerLimits
 from poolctl.keeper import store_keys
 from poolctl.listeners.open import BACKLOG
 from poolctl.listeners.unix import Identity, identity_of, remove
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.local.resources.opener import Opener

@@ -13,7 +13,7 @@ from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 

@@ -9,7 +9,7 @@ from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.control.messages import Document
 from poolctl.core.core import Core
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.runners.local.runner import LocalRunner

@@ -11,7 +11,7 @@ from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.pool.select import Selector
 from poolctl.runners.local.runner import LocalRunner

@@ -9,7 +9,7 @@ from poolctl.control.server import Progress
 from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector
 from poolctl.runners.local.workers.tallies import Tallies
 from poolctl.worker.tally import COUNTED, Counts, add

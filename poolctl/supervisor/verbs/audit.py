@@ -12,7 +12,7 @@ from poolctl.control.messages import Document
 from poolctl.control.server import Request
 from poolctl.core.events import caused_by
 from poolctl.exit_codes import USAGE
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector, SelectorError
 
 from .selection import NothingMatched

@@ -9,7 +9,7 @@ from functools import partial
 from poolctl.control.messages import Document, result
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, parse_filter, recent
 from poolctl.pool.select import Selector, SelectorError
 

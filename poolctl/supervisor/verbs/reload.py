@@ -15,7 +15,7 @@ from poolctl.core.file_digests import digests
 from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector
 from poolctl.runners import withheld
 

@@ -9,7 +9,7 @@ from poolctl.control.messages import PROTOCOL, Document, error, result
 from poolctl.control.server import Progress, Request
 from poolctl.core.core import Core
 from poolctl.exit_codes import USAGE
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector, SelectorError
 
 from ..active_configuration import ActiveConfiguration

@@ -22,7 +22,7 @@ from poolctl.core.desired import Overrides
 from poolctl.core.record import record_of, restore
 from poolctl.core.state import Entry
 from poolctl.core.view import LEAVING, Listener, Phase, View
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Exit
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 from tests.unit.core.test_decide_properties import applied, check_step, check_words

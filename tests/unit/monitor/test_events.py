@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl.clock import ManualClock
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import Journal, newest_first
 
 TIME = "2023-11-14T22:13:20.000000Z"

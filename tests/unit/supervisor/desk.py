@@ -11,7 +11,7 @@ from poolctl.clock import ManualClock
 from poolctl.config import Tables
 from poolctl.core.core import Core
 from poolctl.core.trace import Trace
-from poolctl.monitor.events import Events
+from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector
 from poolctl.supervisor.active_configuration import ActiveConfiguration
 from poolctl.supervisor.resolve_config import ResolvedConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.web.access import MOST
+from poolctl.web.authentication import MOST
 from tests.dashboard_stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
 

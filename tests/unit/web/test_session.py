@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.clock import ManualClock
-from poolctl.web.access import LIFE_SECONDS, MOST, WINDOW_SECONDS, Attempts, EndedSessions, Sessions
+from poolctl.web.authentication import LIFE_SECONDS, MOST, WINDOW_SECONDS, Attempts, EndedSessions, Sessions
 
 
 @pytest.fixture
