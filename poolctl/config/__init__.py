@@ -10,7 +10,6 @@ TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for t
 if TYPE_CHECKING:
     from typing import Any
 
-    from poolctl.config.added_server import Surroundings
     from poolctl.config.checks.certificates import certificate_validity
     from poolctl.config.checks.interpreter import (
         changed_by,
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
         open_files_needed,
     )
     from poolctl.config.checks.requirements import missing_program
-    from poolctl.config.configuration import Configuration, no_certificate
+    from poolctl.config.configuration import Configuration, ServerConfig, no_certificate
     from poolctl.config.edit.draft import Draft
     from poolctl.config.edit.replace_file import FileChanged
     from poolctl.config.edit.toml_text import table_text, value_text
     from poolctl.config.files.document import Document
     from poolctl.config.files.find import FILE_NAMES, PYPROJECT, ConfigNotFound, candidate_files, find_config
     from poolctl.config.files.read_file import missing_file, read_regular, variables_named_in
-    from poolctl.config.loader import load
+    from poolctl.config.loader import Surroundings, load
     from poolctl.config.model import MOST_WORKERS
     from poolctl.config.model.conflicts import conflicts
     from poolctl.config.model.dependencies import dependency_findings, longest_stop_seconds
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
     )
     from poolctl.config.model.table_models import Dashboard, EventsTable, Notify
     from poolctl.config.model.tables import TABLE_NAMES, Tables, pool_variables
-    from poolctl.config.server_config import ServerConfig
 
 # fmt: off
 __all__ = [
@@ -73,19 +71,18 @@ __all__ = [
 ]
 # fmt: on
 _MODULES = {
-    "added_server": "Surroundings",
     "checks.certificates": "certificate_validity",
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter start_options",
     "checks.open_files": "OPEN_FILES_OF_POOL OPEN_FILES_RESERVE RAISE_OPEN_FILES open_files_needed",
     "checks.requirements": "missing_program",
-    "configuration": "Configuration no_certificate",
+    "configuration": "Configuration ServerConfig no_certificate",
     "edit.draft": "Draft",
     "edit.replace_file": "FileChanged",
     "edit.toml_text": "table_text value_text",
     "files.document": "Document",
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
     "files.read_file": "missing_file read_regular variables_named_in",
-    "loader": "load",
+    "loader": "Surroundings load",
     "model": "MOST_WORKERS",
     "model.conflicts": "conflicts",
     "model.dependencies": "dependency_findings longest_stop_seconds",
@@ -97,7 +94,6 @@ _MODULES = {
     "model.sections": "Backoff Dependency Health Patience Probe Recovery Restart Section TLSConfig",
     "model.table_models": "Dashboard EventsTable Notify",
     "model.tables": "TABLE_NAMES Tables pool_variables",
-    "server_config": "ServerConfig",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

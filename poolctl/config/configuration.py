@@ -1,30 +1,66 @@
-"""What configuration files say: the servers of a pool, and what is wrong with those that are not among them."""
+"""The content of configuration files: the servers of a pool, and the problems of those that are not among them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, overload
 
+from pydantic import ConfigDict
+
+from poolctl.config.files.env_file import variables_of
 from poolctl.config.files.origins import Origins
 from poolctl.config.model.conflicts import shared_users
 from poolctl.config.model.problems import Finding, Problem, problem_of
 from poolctl.config.model.secrets import MASK
-from poolctl.config.model.sections import TLSConfig
+from poolctl.config.model.sections import TLSConfig, refuse
 from poolctl.config.model.server import ServerKeys
 from poolctl.config.model.settings import PoolSettings
 from poolctl.config.model.tables import Tables, pool_variables
-from poolctl.config.server_config import ServerConfig
 from poolctl.errors import ServerError
 
 
+class ServerConfig(ServerKeys):
+    """One server of the pool.
+
+    Made with a bad value, or an unknown keyword, it raises PoolValidateError with every problem.
+    Durations are seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
+    """
+
+    model_config = ConfigDict(defer_build=False)
+
+    def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
+        """Check what is outside the file: other files, certificates, interpreter, importable app.
+
+        Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
+        """
+        # Loading files does without it.
+        from poolctl.config.checks.external_checks import ExternalChecks
+
+        checks = ExternalChecks(os.environ, withheld=pool_variables([self], Tables()))
+        checks.check([self], import_apps=import_app)
+        if checks.problems:
+            refuse(self.name, [finding for _, finding in checks.problems], self.name, self.bind)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that it adds to the pool's own: of its env_file, then of its env. Blocks on the disk.
+
+        Raises ServerError for a file that cannot be read.
+        """
+        return variables_of(self)
+
+
 class Configuration(Sequence[ServerConfig]):
-    """The valid servers in their order; `problems` are those of the other servers and of the pool."""
+    """The valid servers in their order; `problems` are those of the other servers and of the pool.
+
+    `excluded` are servers that are valid but for others: their address is taken, or they depend on each other.
+    """
 
     def __init__(
         self,
         servers: Iterable[ServerConfig] = (),
         *,
+        excluded: Iterable[ServerConfig] = (),
         problems: Iterable[ServerError] = (),
         settings: PoolSettings | None = None,
         tables: Tables | None = None,
@@ -37,10 +73,11 @@ class Configuration(Sequence[ServerConfig]):
         self.defaults = defaults or {}  # as the files have them
         self.files = list(files)
         self._servers = list(servers)
+        self._excluded = list(excluded)
         self._problems = list(problems)
         self._origins = origins
         self._outside_warnings: list[Problem] = []
-        # What only Python can give to a pool.
+        # Only Python can give these to a pool.
         self._handler: Any = None
         self._tls: TLSConfig | None = None
 
@@ -61,42 +98,21 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def problems(self) -> list[ServerError]:
-        """What is wrong with what was given, in the files' order.
+        """The problems of the servers and tables, in the files' order.
 
-        A file has to say what each of its servers serves; a list made in Python may still get its handler, so
+        In a file each server has to have something to serve; a list made in Python may still get its handler, so
         that only `validate` asks for it.
         """
         return self._problems + (self._unserved() if self.files else [])
 
     @property
     def warnings(self) -> list[ServerError]:
-        """What works, but perhaps not as expected; after `outside` or `validate` also what those saw."""
-        found: list[ServerError] = [
-            self._located(server, finding) for server, finding in shared_users(self._servers)
-        ]
+        """Findings that keep no server from running; after `outside` or `validate` also those of the outside."""
+        found = list(shared_users(self._servers))
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
-            for index, wanted in enumerate(server.depends_on):
-                if wanted.name in disabled and not server.disabled:
-                    message = f"{wanted.name!r} is disabled, and it is waited for"
-                    path = ("depends_on", index)
-                    found.append(self._located(server, Finding(path, message, "enable it, or take it out")))
-            if server.binds_itself and not server.job:
-                message = (
-                    "the program binds its address itself, so a restart cannot overlap: it refuses meanwhile"
-                )
-                hint = "let it take the socket ({fd}, LISTEN_FDS) if it can"
-                found.append(self._located(server, Finding(("command",), message, hint)))
-            for name, value in server.env.items():
-                if value == MASK:
-                    message = f"{MASK} is a secret that `poolctl config` has masked, not its value"
-                    hint = "write the value or a reference to a variable; poolctl config --reveal shows the value"
-                    found.append(self._located(server, Finding(("env", name), message, hint)))
-            words = list(map(os.path.basename, server.command or ()))
-            if "gunicorn" in words and any("{fd}" in word for word in words):
-                message = "gunicorn takes the socket from LISTEN_FDS; {fd} would pass it a second time"
-                found.append(self._located(server, Finding(("command",), message, "leave out its --bind")))
-        return [*found, *self._outside_warnings]
+            found += [(server, finding) for finding in _warnings_of(server, disabled)]
+        return [*(self._located(*each) for each in found), *self._outside_warnings]
 
     @property
     def pool_variables(self) -> frozenset[str]:
@@ -104,15 +120,17 @@ class Configuration(Sequence[ServerConfig]):
         return pool_variables(self._servers, self.tables, self.defaults)
 
     def outside(self, *, import_apps: bool = False, names: Container[str] | None = None) -> list[ServerError]:
-        """What is wrong with what the servers refer to: files, certificates, interpreters; on request their apps.
+        """Problems of what the servers refer to: files, certificates, interpreters; on request their apps.
 
-        Only of the servers with these names, if any are given; what there is to warn of is found for all of them.
+        Only of the servers with these names, if any are given; warnings are found for all of them.
         """
         from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 
         checks = ExternalChecks(os.environ, self._tls, self.pool_variables)
-        checks.check([each for each in self if names is None or each.name in names], import_apps=import_apps)
-        if names is not None:
+        if names is None:
+            checks.check([*self._servers, *self._excluded], import_apps=import_apps)
+        else:
+            checks.check([each for each in self if each.name in names], import_apps=import_apps)
             checks.look([each for each in self if each.name not in names])
         of_tables, warnings = check_tables(self.tables, os.environ)
         if names is not None:
@@ -125,15 +143,9 @@ class Configuration(Sequence[ServerConfig]):
         return [*found, *map(self._of_table, of_tables)]
 
     def _unserved(self) -> list[ServerError]:
-        found: list[ServerError] = []
-        for server in self._servers:
-            if server.app is None and not server.command and not server.handlers and self._handler is None:
-                hint = 'add app = "module:attribute", command = […], or [pool] handlers = "module:function"'
-                message = "nothing to serve: neither 'app' nor 'command' nor handlers"
-                found.append(self._located(server, Finding(("app",), message, hint)))
-            if server.tls is True and self._tls is None:
-                found.append(self._located(server, no_certificate()))
-        return found
+        handler, tls = self._handler is not None, self._tls is not None
+        servers = [*self._servers, *self._excluded]
+        return [self._located(each, finding) for each in servers for finding in unserved(each, handler, tls)]
 
     def _located(self, server: ServerKeys, finding: Finding) -> Problem:
         place = self._origins.place(server.name, finding.path) if self._origins else None
@@ -143,12 +155,43 @@ class Configuration(Sequence[ServerConfig]):
         return problem_of(finding, self._origins.of_table(finding.path) if self._origins else None)
 
 
-def _distinct(problems: Iterable[Problem]) -> list[Problem]:
-    """One missing certificate of [defaults] is one problem, however many servers use it."""
-    found = {(each.place if each.file else id(each), each.message): each for each in problems}
-    return list(found.values())
+def unserved(server: ServerKeys, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
+    """What a server lacks to be served: an app, command or handlers, and its certificate.
+
+    `handler` and `tls`: Python has given the pool a handler, a default certificate.
+    """
+    if not (handler or server.app is not None or server.command or server.handlers):
+        hint = 'add app = "module:attribute", command = […], or [pool] handlers = "module:function"'
+        yield Finding(("app",), "nothing to serve: neither 'app' nor 'command' nor handlers", hint)
+    if server.tls is True and not tls:
+        yield no_certificate()
 
 
 def no_certificate() -> Finding:
     hint = "add [defaults.tls] with cert and key, or call set_default_tls"
     return Finding(("tls",), "tls = true, and there is no default certificate", hint)
+
+
+def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Finding]:
+    for index, wanted in enumerate(server.depends_on):
+        if wanted.name in disabled and not server.disabled:
+            message = f"{wanted.name!r} is disabled, and this server waits for it"
+            yield Finding(("depends_on", index), message, "enable it, or take it out")
+    if server.binds_itself and not server.job:
+        message = "the program binds its address itself, so a restart cannot overlap: it refuses meanwhile"
+        yield Finding(("command",), message, "let it take the socket ({fd}, LISTEN_FDS) if it can")
+    for name, value in server.env.items():
+        if value == MASK:
+            message = f"{MASK} is a secret that `poolctl config` has masked, not its value"
+            hint = "write the value or a reference to a variable; poolctl config --reveal shows the value"
+            yield Finding(("env", name), message, hint)
+    words = list(map(os.path.basename, server.command or ()))
+    if "gunicorn" in words and any("{fd}" in word for word in words):
+        message = "gunicorn takes the socket from LISTEN_FDS; {fd} would pass it a second time"
+        yield Finding(("command",), message, "leave out its --bind")
+
+
+def _distinct(problems: Iterable[Problem]) -> list[Problem]:
+    """One missing certificate of [defaults] is one problem, however many servers use it."""
+    found = {(each.place if each.file else id(each), each.message): each for each in problems}
+    return list(found.values())

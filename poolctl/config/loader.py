@@ -1,17 +1,17 @@
-"""Configuration files become servers, or problems with their places."""
+"""Configuration files become servers, or problems with their places; so does the table of a server that is added."""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
-
-from pydantic import ValidationError
 
 from poolctl.address import Address
 from poolctl.config.checks.interpreter import default_interpreter
-from poolctl.config.configuration import Configuration
+from poolctl.config.configuration import Configuration, ServerConfig, unserved
 from poolctl.config.files.assemble import Assembly, ServerTable, located
 from poolctl.config.files.document import read_documents
 from poolctl.config.files.origins import Origins
@@ -19,16 +19,18 @@ from poolctl.config.model.conflicts import conflicts
 from poolctl.config.model.defaults import Defaults
 from poolctl.config.model.dependencies import dependency_findings
 from poolctl.config.model.derive import derive
-from poolctl.config.model.explain import findings_of, suggest_afresh
-from poolctl.config.model.problems import Finding, Problem, untold
+from poolctl.config.model.explain import reset_suggestions, validated
+from poolctl.config.model.interpolate import interpolate
+from poolctl.config.model.normalise import normalise, refuse_internal
+from poolctl.config.model.problems import Finding, Problem
+from poolctl.config.model.sections import refuse
 from poolctl.config.model.settings import PoolSettings
 from poolctl.config.model.tables import TABLE_NAMES, Tables
-from poolctl.config.server_config import ServerConfig
 from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-# Problems of a server that another file, which could not be read, might have fixed.
+# Problems of a server that a file which could not be read may solve.
 PERHAPS_ELSEWHERE = (" is missing", "there is no server")
 
 
@@ -37,11 +39,11 @@ def load(
 ) -> Configuration:
     """The configuration of these files and directories, later ones over earlier ones. Blocks on the disk.
 
-    `texts` are by path what some of the files are to say instead of what they do.
+    `texts` replace the contents of some files, by path.
 
-    What is wrong with servers is in `.problems`. Raises PoolValidateError when a file cannot be read or parsed.
+    Problems of servers are in `.problems`. Raises PoolValidateError when a file cannot be read or parsed.
     """
-    # Nothing in here becomes garbage in circles, and looking for it takes a fifth of the time.
+    # No garbage in circles is made here, and looking for it takes a fifth of the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -52,7 +54,7 @@ def load(
 
 
 def _load(paths: Paths, env: Mapping[str, str], texts: Mapping[str, str] | None) -> Configuration:
-    suggest_afresh()
+    reset_suggestions()
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files = [os.path.normpath(os.path.join(os.getcwd(), os.fspath(path))) for path in named]
     documents, unreadable = read_documents(files, texts)
@@ -61,47 +63,112 @@ def _load(paths: Paths, env: Mapping[str, str], texts: Mapping[str, str] | None)
         assembly.add(document)
     config = _Loader(assembly, env).load(files)
     if unreadable:
-        others = [p for p in config.problems if isinstance(p, Problem) and not _perhaps_mended(p)]
+        others = [
+            problem
+            for problem in config.problems
+            if isinstance(problem, Problem)
+            and not any(words in problem.message for words in PERHAPS_ELSEWHERE)
+        ]
         count = len(unreadable)
         message = f"{count} configuration file{'s' * (count > 1)} cannot be read"
         raise PoolValidateError(message, [*unreadable, *others])
     return config
 
 
-def _perhaps_mended(problem: Problem) -> bool:
-    return any(words in problem.message for words in PERHAPS_ELSEWHERE)
+def _server_of(
+    own: dict[str, Any],
+    base_dir: str,
+    defaults: Defaults,
+    handlers: str | None,
+    interpreter: Callable[[str], str],
+    findings: list[Finding],
+    origins: Origins | None = None,
+) -> tuple[ServerConfig | None, Address | None]:
+    """The server of a normalised table under the defaults, None if there are findings, and its address."""
+    table = defaults.under(own)
+    address = derive(table, base_dir, findings, from_file=True)
+    table["origins"] = origins
+    if "command" not in table:
+        if "python" not in table:
+            table["python"] = interpreter(base_dir)
+        if "app" not in table and handlers:
+            table["handlers"] = handlers
+    server = validated(ServerConfig, table, findings)
+    return None if findings else server, address
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the files of a pool say to every server: [defaults], as read, and the handlers of [pool]."""
+
+    defaults: dict[str, Any] = field(default_factory=dict)
+    base_dir: str = ""
+    handlers: str | None = None
+
+    def server(self, table: Mapping[str, Any], base_dir: str, env: Mapping[str, str]) -> ServerConfig:
+        """The server of this table, whose relative paths begin in `base_dir`.
+
+        `env` is what `${VAR}` sees. Raises PoolValidateError with every problem.
+        """
+        reset_suggestions()
+        findings: list[Finding] = []
+        own = normalise(interpolate(dict(table), env, findings), base_dir, findings)
+        refuse_internal(own, findings)
+        under = Defaults(self.defaults, self.base_dir, ServerConfig)
+        interpreter = default_interpreter(base_dir, env)
+        server, _ = _server_of(own, base_dir, under, self.handlers, lambda _: interpreter, findings)
+        findings += unserved(server) if server else ()
+        if findings or server is None:
+            name, bind = own.get("name"), own.get("bind")
+            name = name if isinstance(name, str) else ""
+            refuse(name[:60] or "the server", findings, name, bind if isinstance(bind, str) else "")
+        return server
 
 
 class _Loader:
     def __init__(self, assembly: Assembly, env: Mapping[str, str]) -> None:
         self.assembly = assembly
-        self.env = env
         self.origins = Origins(assembly.documents, assembly.entries)
         self.problems: list[Problem] = list(assembly.problems)
-        # What a reference would have said is not known: nothing more is to be told of it.
+        # The value of a bad reference is not known: nothing more is reported of it.
         self.unresolved = {problem.place for problem in assembly.problems}
-        self.interpreters: dict[str, str] = {}
+        self.interpreter = cache(lambda base_dir: default_interpreter(base_dir, env))
         base_dir = assembly.documents[0].base_dir if assembly.documents else os.getcwd()
         self.defaults = Defaults(assembly.defaults, base_dir, ServerConfig)
         self.settings = self._settings()
-        # Side by side with the entries: what they became, and the addresses that could be read.
-        self.made: list[ServerConfig | None] = []
-        self.addresses: list[Address | None] = []
+        # By the index of the entry: its server if it is valid, and its address if it could be read.
+        self.servers: list[ServerConfig | None] = []
+        self.addresses: list[tuple[str, Address | None]] = []
 
     def load(self, files: list[str]) -> Configuration:
         for finding in self.defaults.findings:
-            self._tell(None, finding)
+            self._report(None, finding)
         for entry in self.assembly.entries:
-            self._server(entry)
-        servers = self._cross_check()
+            findings: list[Finding] = []
+            server, address = _server_of(
+                entry.table,
+                entry.base_dir,
+                self.defaults,
+                self.settings.handlers,
+                self.interpreter,
+                findings,
+                self.origins,
+            )
+            for finding in findings:
+                self._report(entry, finding)
+            self.servers.append(server)
+            self.addresses.append((entry.name, address))
+        excluded = self._cross_check()
         tables = self._tables() if self.assembly.tables else Tables()
-        # What a default does to every server is told once.
+        # The problem of a default is one, however many servers have it.
         distinct: dict[object, Problem] = {}
         for problem in self.problems:
             distinct.setdefault((problem.place, problem.message), problem)
         problems = sorted(distinct.values(), key=self._order)
+        servers = [(index, each) for index, each in enumerate(self.servers) if each is not None]
         return Configuration(
-            servers,
+            [each for index, each in servers if index not in excluded],
+            excluded=[each for index, each in servers if index in excluded],
             problems=problems,
             settings=self.settings,
             tables=tables,
@@ -113,12 +180,12 @@ class _Loader:
     def _settings(self) -> PoolSettings:
         table = self.assembly.settings
         while True:
-            try:
-                return PoolSettings.__pydantic_validator__.validate_python(table)  # type: ignore[no-any-return]
-            except ValidationError as error:
-                findings = findings_of(error, PoolSettings)
+            findings: list[Finding] = []
+            settings = validated(PoolSettings, table, findings)
+            if settings is not None:
+                return settings
             for finding in findings:
-                self._tell(None, finding._replace(path=("pool", *finding.path)))
+                self._report(None, finding._replace(path=("pool", *finding.path)))
             bad = {finding.path[0] for finding in findings}
             table = {key: value for key, value in table.items() if key not in bad}
 
@@ -127,58 +194,32 @@ class _Loader:
 
         findings: list[Finding] = []
         tables = made(self.assembly.tables, findings)
-        names = [entry.name for entry in self.assembly.entries]
-        for path, other, finding in overlapping(tables, list(zip(names, self.addresses, strict=True))):
+        for path, other, finding in overlapping(tables, self.addresses):
             server = next((entry for entry in self.assembly.entries if entry.name == other), None)
             where = f", {self.origins.place(server, ('bind',))}" if server else ""
             findings.append(finding._replace(path=path, message=f"{finding.message}{where}"))
         for finding in findings:
-            self._tell(None, finding)
+            self._report(None, finding)
         return tables
 
-    def _server(self, entry: ServerTable) -> None:
-        findings: list[Finding] = []
-        table = self.defaults.under(entry.table)
-        address = derive(table, entry.base_dir, findings, from_file=True)
-        table["origins"] = self.origins
-        if "command" not in table:
-            if "python" not in table:
-                table["python"] = self._python(entry.base_dir)
-            if "app" not in table and self.settings.handlers:
-                table["handlers"] = self.settings.handlers
-        try:
-            server = ServerConfig.__pydantic_validator__.validate_python(table)
-        except ValidationError as error:
-            findings += untold(findings_of(error, ServerConfig), findings)
-        for finding in findings:
-            self._tell(entry, finding)
-        self.made.append(None if findings else server)
-        self.addresses.append(address)
-
-    def _python(self, base_dir: str) -> str:
-        if base_dir not in self.interpreters:
-            self.interpreters[base_dir] = default_interpreter(base_dir, self.env)
-        return self.interpreters[base_dir]
-
-    def _cross_check(self) -> list[ServerConfig]:
-        """The servers that get along with each other."""
+    def _cross_check(self) -> set[int]:
+        """Report servers that are in the way of others, or wait for each other; their indexes."""
         entries = self.assembly.entries
-        out: set[int] = set()
-        names = [entry.name for entry in entries]
-        for later, earlier, finding in conflicts(list(zip(names, self.addresses, strict=True))):
+        excluded: set[int] = set()
+        for later, earlier, finding in conflicts(self.addresses):
             other = self.origins.place(entries[earlier], finding.path)
-            self._tell(entries[later], finding._replace(message=f"{finding.message}, {other}"))
-            out.add(later)
-        passed = {server.name: i for i, server in enumerate(self.made) if server is not None and i not in out}
-        servers = [self.made[index] for index in passed.values()]
-        good = [server for server in servers if server is not None]
-        failed = [name for name in names if name not in passed]
-        for server, finding in dependency_findings(good, failed):
-            self._tell(entries[passed[server.name]], finding)
-            out.add(passed[server.name])
-        return [server for i, server in enumerate(self.made) if server is not None and i not in out]
+            self._report(entries[later], finding._replace(message=f"{finding.message}, {other}"))
+            excluded.add(later)
+        # Of two with one name, the first: the other one cannot be meant.
+        indexes = {each.name: index for index, each in reversed(list(enumerate(self.servers))) if each}
+        servers = [each for index, each in enumerate(self.servers) if each and indexes[each.name] == index]
+        broken = [name for name, _ in self.addresses if name not in indexes]
+        for server, finding in dependency_findings(servers, broken):
+            self._report(entries[indexes[server.name]], finding)
+            excluded.add(indexes[server.name])
+        return excluded
 
-    def _tell(self, entry: ServerTable | None, finding: Finding) -> None:
+    def _report(self, entry: ServerTable | None, finding: Finding) -> None:
         if entry is not None:
             place = self.origins.place(entry, finding.path)
             if place not in self.unresolved:
@@ -187,7 +228,7 @@ class _Loader:
         path = finding.path if finding.path[0] in ("pool", *TABLE_NAMES) else ("defaults", *finding.path)
         self.problems.append(located(finding, self.origins.of_table(path)))
 
-    def _order(self, problem: Problem) -> Any:
+    def _order(self, problem: Problem) -> tuple[int, int, int]:
         files = [document.path for document in self.assembly.documents]
         index = files.index(problem.file) if problem.file in files else len(files)
         return index, problem.line, problem.column

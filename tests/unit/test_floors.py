@@ -32,8 +32,7 @@ FLOORS = {
 # The largest houses have floors of their own; what is not named here stands above all of them.
 WITHIN = {
     "config": {
-        "model": 0, "files": 1, "checks": 2, "server_config": 3, "configuration": 4, "loader": 5, "added_server": 5,
-        "edit": 6,
+        "model": 0, "files": 1, "checks": 2, "configuration": 3, "loader": 4, "edit": 5,
     },
     "supervisor": {
         "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from poolctl.config.model.derive import derive
-from poolctl.config.model.explain import findings_of
+from poolctl.config.model.explain import validated
 from poolctl.config.model.normalise import merged
-from poolctl.config.model.problems import Finding, untold
+from poolctl.config.model.problems import Finding
 from poolctl.config.model.sections import Section
 from poolctl.config.model.server import ServerKeys
 
-# A server's own way of being served displaces the default one instead of contradicting it.
+# An app of a server displaces a command of the defaults instead of contradicting it, and the other way round.
 OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})
 OF_A_COMMAND = frozenset({"command", "notify", "job"})
 
@@ -30,24 +28,20 @@ class Defaults:
             return
         bad = self._check(table, base_dir, model)
         for key in bad:
-            # Told once, here, and not again for each server.
+            # Reported here, and not again for each server.
             self.raw.pop(key, None)
         self.raw_tables = {key: value for key, value in self.raw.items() if isinstance(value, dict)}
 
     def _check(self, table: dict[str, Any], base_dir: str, server: type[ServerKeys]) -> set[Any]:
-        told: list[Finding] = []
+        findings: list[Finding] = []
         trial = {"app": "a:b", **table, "name": "defaults"}
         if "command" in trial:
             trial.pop("app")
         trial.setdefault("bind", "127.0.0.1:1")
         trial.pop("job", None)
-        derive(trial, base_dir, told)
-        model = None
-        try:
-            model = server.__pydantic_validator__.validate_python(trial)
-        except ValidationError as error:
-            told += untold(findings_of(error, server), told)
-        self.findings = [finding for finding in told if finding.path[0] in table]
+        derive(trial, base_dir, findings)
+        model = validated(server, trial, findings)
+        self.findings = [finding for finding in findings if finding.path[0] in table]
         bad = {finding.path[0] for finding in self.findings}
         if model is not None:
             for key in self.raw.keys() - bad:

@@ -1,15 +1,15 @@
-"""What pydantic found, in the words of the person who wrote the file."""
+"""Errors of pydantic as findings: the value that was found, the values that are allowed, and a fix."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from poolctl.config.model.other_tools import fix_of
-from poolctl.config.model.problems import Finding, printable, shown
+from poolctl.config.model.problems import Finding, Path, printable, shown, unreported
 from poolctl.config.model.values import (
     METHOD_PATTERN,
     NAME_PATTERN,
@@ -18,29 +18,28 @@ from poolctl.config.model.values import (
     WORD_PATTERN,
 )
 
-# What a value has to be, by pydantic's name for the complaint.
+Model = TypeVar("Model", bound=BaseModel)
+
+# By pydantic's names of errors, to the first underscore; of those with several meanings, the whole name.
 EXPECTED = {
-    "string_type": "a string",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "tuple_type": "a list",
-    "dict_type": "a table",
-    "mapping_type": "a table",
-    "model_type": "a table",
-    "model_attributes_type": "a table",
+    "string": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "tuple": "a list",
+    "dict": "a table",
+    "mapping": "a table",
+    "model": "a table",
+    "too": "what is not empty",
+    "string_too_short": "what is not empty",
 }
 FIX_BY_TYPE = {
     "a string": 'put it in quotes: "…"',
     "a list": 'put it in brackets: ["…"]',
     "true or false": "write true or false, without quotes",
 }
-MOST_SUGGESTIONS = 2000
+BOUNDS = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}
 PATTERNS = {
     NAME_PATTERN: "letters, digits, dots, underscores and hyphens, at most 200 of them",
     WORD_PATTERN: "a word without blanks and commas",
@@ -55,20 +54,31 @@ SHORT_FORMS = {
     "health": 'a path such as "/ready", or a table',
 }
 PROBES = ("startup", "readiness", "liveness")
+MOST_SUGGESTIONS = 2000
+
+
+def validated(model: type[Model], table: dict[str, Any], findings: list[Finding]) -> Model | None:
+    """The model of a table; None if it is invalid: the reasons are added to the findings, one for each value."""
+    try:
+        made: Model = model.__pydantic_validator__.validate_python(table)
+    except ValidationError as error:
+        findings += unreported(findings_of(error, model), findings)
+        return None
+    return made
 
 
 def findings_of(error: ValidationError, model: type[BaseModel]) -> list[Finding]:
-    """Every complaint as a finding, in the order of the file's keys."""
+    """Every error as a finding, in the order of the file's keys."""
     return [_finding(details, model) for details in error.errors(include_url=False)]
 
 
 def _finding(details: Any, model: type[BaseModel]) -> Finding:
     kind: str = details["type"]
-    path: tuple[str | int, ...] = tuple(details["loc"])
+    path: Path = tuple(details["loc"])
     context = details.get("ctx", {})
     value = details.get("input")
     if kind == "extra_forbidden":
-        return unknown_key(path, table_at(model, path[:-1]))
+        return unknown_key(path, keys_at(model, path[:-1]))
     if kind == "missing":
         return Finding(path, f"{path[-1]!r} is missing", f"add {path[-1]} = …")
     if kind == "value_error":
@@ -76,14 +86,12 @@ def _finding(details: Any, model: type[BaseModel]) -> Finding:
         allowed = getattr(cause, "allowed", "")
         hint = f"allowed is {allowed}" if allowed and allowed not in str(cause) else ""
         return Finding(path, str(cause), hint, shown(value), allowed)
-    allowed, message = _allowed(kind, context), ""
+    found, allowed = shown(value), _allowed(kind, context)
     if allowed == "a table":
         allowed = SHORT_FORMS.get(str(path[-1]) if path else "", allowed)
-    found = shown(value)
+    message, hint = f"{found} is not allowed here", f"allowed is {allowed}"
     if not allowed:
-        message = f"{found}: {details['msg'][:1].lower()}{details['msg'][1:]}"
-    message = message or f"{found} is not allowed here"
-    hint = f"allowed is {allowed}" if allowed else ""
+        message, hint = f"{found}: {details['msg'][:1].lower()}{details['msg'][1:]}", ""
     if kind == "literal_error" and isinstance(value, str):
         near = nearest(value, tuple(re.findall(r"'([^']*)'", context["expected"])))
         hint = f'did you mean "{near}"? {hint}' if near else hint
@@ -97,27 +105,24 @@ def _finding(details: Any, model: type[BaseModel]) -> Finding:
 def _allowed(kind: str, context: dict[str, Any]) -> str:
     if kind == "literal_error":
         return str(context["expected"]).replace("'", '"')
-    bounds = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}
-    if kind in bounds:
-        key, words = bounds[kind]
+    if kind in BOUNDS:
+        key, words = BOUNDS[kind]
         return f"{words} {context[key]}"
-    if kind in ("too_short", "string_too_short"):
-        return "what is not empty"
     if kind == "string_pattern_mismatch":
         return PATTERNS.get(context["pattern"], f"what matches {context['pattern']}")
-    return EXPECTED.get(kind, "")
+    return EXPECTED.get(kind) or EXPECTED.get(kind.partition("_")[0], "")
 
 
-def unknown_key(path: tuple[str | int, ...], known: tuple[str, ...]) -> Finding:
+def unknown_key(path: Path, known: tuple[str, ...]) -> Finding:
     """The finding of a key that the model does not have."""
-    key = path[-1]
+    key = str(path[-1])
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
-    fix = fix_of(str(key), parent)
+    fix = fix_of(key, parent)
     if fix:
-        return Finding(path, f"{str(key)[:60]!r} is a key of another tool", fix, str(key)[:60])
-    near = nearest(str(key), known)
+        return Finding(path, f"{key[:60]!r} is a key of another tool", fix, key[:60])
+    near = nearest(key, known)
     hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}"
-    return Finding(path, f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(known))
+    return Finding(path, f"unknown key {key[:60]!r}", hint, key[:60], ", ".join(known))
 
 
 @lru_cache(maxsize=MOST_SUGGESTIONS)
@@ -133,26 +138,25 @@ def nearest(word: str, known: tuple[str, ...]) -> str:
     """The known word that was probably meant, or "".
 
     A file of nothing but unknown keys must not take minutes: after many suggestions there are no more, until
-    `suggest_afresh`.
+    `reset_suggestions`.
     """
     if len(word) > 60 or _nearest.cache_info().currsize >= MOST_SUGGESTIONS:
         return ""
     return _nearest(word, known)
 
 
-def suggest_afresh() -> None:
+def reset_suggestions() -> None:
     """Begin with another file, or another server that was made in Python."""
     _nearest.cache_clear()
 
 
-def table_at(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[str, ...]:
+def keys_at(model: type[BaseModel], path: Path) -> tuple[str, ...]:
     """The keys that the model knows at a path, internal ones left out."""
     here: type[BaseModel] | None = model
     for part in path:
-        if isinstance(part, int) or here is None:
-            continue
-        field = here.model_fields.get(part)
-        here = _model_in(field.annotation) if field else None
+        if isinstance(part, str) and here is not None:
+            field = here.model_fields.get(part)
+            here = _model_in(field.annotation) if field else None
     if here is None:
         return ()
     names = [name for name, field in here.model_fields.items() if not field.exclude]
@@ -166,8 +170,4 @@ def table_at(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[str, 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for inner in get_args(annotation):
-        found = _model_in(inner)
-        if found:
-            return found
-    return None
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-_TLS = 'write tls = { cert = "FILE", key = "FILE" }, or tls = true for what [defaults.tls] says'
-_NO_HTTP2 = "it has no equal here: take it out"
+_CERTIFICATE = 'write tls = { cert = "FILE", key = "FILE" }, or tls = true for what [defaults.tls] says'
+_CA = 'write tls = { ca = "FILE" }'
+_CLIENT_CA = 'write tls = { ca = "FILE", client_auth = "required" }'
+_NONE = "it has no equal here: take it out"
 
-# Keyed by the last key, within its table where that matters.
+# By key, within its table where that matters. Capitals and underscores do not count: golib mixes two spellings.
 FIXES = {
-    # golib's httpserver.Config
+    # golib
     "monitor": 'write health = "/path", or health = { readiness = { http = "/path" } }',
     "tls_mandatory": "take it out: a server with tls never starts without it",
     "read_timeout": "poolctl has no equivalent: remove it; http.head_timeout limits slow clients",
@@ -17,44 +19,32 @@ FIXES = {
     "disable_keep_alive": 'write http = { keep_alive = "0s" }',
     "max_header_bytes": 'write http = { max_head_size = "64KiB" }',
     "max_handlers": "write http = { max_concurrency = N }",
-    "max_concurrent_streams": _NO_HTTP2,
-    "max_read_frame_size": _NO_HTTP2,
-    "permit_prohibited_cipher_suites": _NO_HTTP2,
-    "max_upload_buffer_per_connection": _NO_HTTP2,
-    "max_upload_buffer_per_stream": _NO_HTTP2,
     "logger": 'write log = { path = "FILE" }',
-    "tls.certs": _TLS,
+    **dict.fromkeys(
+        ("max_concurrent_streams", "max_read_frame_size", "permit_prohibited_cipher_suites"), _NONE
+    ),
+    **dict.fromkeys(("max_upload_buffer_per_connection", "max_upload_buffer_per_stream"), _NONE),
+    **dict.fromkeys(("tls.version_max", "tls.curve_list"), _NONE),
+    **dict.fromkeys(("tls.dynamic_sizing_disable", "tls.session_ticket_disable"), _NONE),
+    **dict.fromkeys(("tls.root_ca", "tls.root_ca_file"), _CA),
+    **dict.fromkeys(("tls.client_ca", "tls.client_ca_file"), _CLIENT_CA),
     "tls.inherit_default": "write tls = true",
-    "tls.root_ca": 'write tls = { ca = "FILE" }',
-    "tls.root_ca_file": 'write tls = { ca = "FILE" }',
-    "tls.client_ca": 'write tls = { ca = "FILE", client_auth = "required" }',
-    "tls.client_ca_file": 'write tls = { ca = "FILE", client_auth = "required" }',
     "tls.auth_client": 'write tls = { client_auth = "none", "optional" or "required" }',
     "tls.version_min": 'write tls = { min_version = "1.2" }',
-    "tls.version_max": "it has no equal here: take it out",
     "tls.cipher_list": 'write tls = { ciphers = "…" }, in OpenSSL\'s notation',
-    "tls.curve_list": "it has no equal here: take it out",
-    "tls.dynamic_sizing_disable": "it has no equal here: take it out",
-    "tls.session_ticket_disable": "it has no equal here: take it out",
-    # uvicorn, gunicorn, supervisord, docker compose
-    "host": 'write bind = "HOST:PORT"',
-    "port": 'write bind = "HOST:PORT"',
+    # uvicorn, gunicorn, supervisord, docker compose, pm2
+    **dict.fromkeys(("tls.certs", "ssl_certfile", "ssl_keyfile"), _CERTIFICATE),
+    **dict.fromkeys(("host", "port"), 'write bind = "HOST:PORT"'),
+    **dict.fromkeys(("directory", "working_dir"), 'write cwd = "PATH"'),
+    **dict.fromkeys(("numprocs", "instances", "replicas"), "write workers = N"),
+    **dict.fromkeys(("stopasgroup", "killasgroup"), "take it out: a server's whole process group is ended"),
     "environment": 'write env = { NAME = "value" }',
-    "directory": 'write cwd = "PATH"',
-    "working_dir": 'write cwd = "PATH"',
     "autostart": "write disabled = true for a server that is not started",
     "autorestart": 'write restart = "always"',
-    "ssl_certfile": _TLS,
-    "ssl_keyfile": _TLS,
     "healthcheck": 'write health = "/path"',
-    "numprocs": "write workers = N",
-    "instances": "write workers = N",
-    "replicas": "write workers = N",
-    "startsecs": 'take it out: started is what has answered; start_timeout = "30s" says how long it may take',
+    "startsecs": "take it out: a server is started when it answers; start_timeout limits the time until then",
     "startretries": "write restart = { limit = N }",
     "stopwaitsecs": 'write stop_timeout = "10s"',
-    "stopasgroup": "take it out: a server's whole process group is ended",
-    "killasgroup": "take it out: a server's whole process group is ended",
     "priority": 'write depends_on = ["NAME"]',
     "stdout_logfile": 'write log = { path = "FILE" }',
     "stderr_logfile": 'write log = { path = "FILE" }, which takes both streams',
@@ -68,16 +58,13 @@ FIXES = {
     "limit_concurrency": "write http = { max_concurrency = N }",
     "limit_max_requests": "write http = { max_requests = N }",
 }
+_BY_TABLE = {
+    (table, key.replace("_", "")): fix
+    for name, fix in FIXES.items()
+    for table, _, key in [name.rpartition(".")]
+}
 
 
 def fix_of(key: str, table: str) -> str | None:
     """What to write instead of another tool's key in a table of a server ("": in the server's own)."""
-    # golib's certificates are spelt in camel case, its servers in snake case.
-    squashed = key.replace("_", "").lower()
-    return _SQUASHED.get((table, squashed)) if len(key) < 60 else None
-
-
-_SQUASHED = {
-    (key.rpartition(".")[0], key.rpartition(".")[2].replace("_", "").lower()): fix
-    for key, fix in FIXES.items()
-}
+    return _BY_TABLE.get((table, key.replace("_", "").lower())) if len(key) < 60 else None

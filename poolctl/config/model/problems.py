@@ -137,9 +137,9 @@ def printable(text: str) -> str:
     return cut if cut.isprintable() else repr(cut)
 
 
-def untold(more: list[Finding], told: list[Finding]) -> list[Finding]:
-    """Those of `more` about whose value nothing was said yet."""
-    paths = {finding.path for finding in told}
+def unreported(more: list[Finding], reported: list[Finding]) -> list[Finding]:
+    """Those of `more` about whose value there is no finding yet."""
+    paths = {finding.path for finding in reported}
     return [finding for finding in more if finding.path not in paths]
 
 

@@ -75,22 +75,10 @@ def _parts(model: Any, hidden: frozenset[str] = frozenset()) -> tuple[Schema, di
             key.setdefault("title", name.replace("_", " ").capitalize())
             if "$ref" in key:
                 key.setdefault("description", definitions[key["$ref"].rpartition("/")[2]]["description"])
-            for part in (key, *key.get("anyOf", ())):
-                _standard_words(part)
             _hoist_unit(key)
             _readable_default(key)
             _allow_interpolation(key)
     return schema, definitions
-
-
-def _standard_words(key: Schema) -> None:
-    """Bounds of what a function converts first come out in pydantic's own words."""
-    for own, standard in (("ge", "minimum"), ("le", "maximum")):
-        if own in key:
-            key[standard] = key.pop(own)
-    if key.get("type") == "array" and "minLength" in key:
-        key["minItems"] = key.pop("minLength")
-    key.pop("allow_inf_nan", None)
 
 
 def _hoist_unit(key: Schema) -> None:

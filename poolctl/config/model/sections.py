@@ -1,30 +1,37 @@
-"""What every table of the configuration has in common, and the tables within a server's table."""
+"""The base of every table of the configuration, and the tables within a server's table."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from poolctl.config.model.explain import findings_of, suggest_afresh
+from poolctl.config.model.explain import findings_of, reset_suggestions
 from poolctl.config.model.problems import Finding, problem_of
 from poolctl.config.model.values import (
     EMPTY,
-    METHOD_PATTERN,
-    PATH_PATTERN,
-    STATUS_PATTERN,
     Argument,
+    AtLeastOne,
+    Count,
     Duration,
+    Factor,
+    FileCount,
     Headers,
     HeadSize,
-    Integer,
-    Number,
+    LeastWorkers,
+    Method,
+    MostWorkers,
+    OpenFiles,
     Path,
     Positive,
     Proxies,
+    Restarts,
+    Share,
     Size,
+    Statuses,
     Text,
     Truth,
+    UrlPath,
 )
 from poolctl.errors import PoolValidateError
 
@@ -38,18 +45,17 @@ class Section(BaseModel):
         try:
             self.__pydantic_validator__.validate_python(data, self_instance=self)
         except ValidationError as error:
-            suggest_afresh()
+            reset_suggestions()
             refuse(type(self).__name__, findings_of(error, type(self)))
 
-    # pydantic calls the __init__ of nested models only when it is not marked so; what it then builds from a
-    # file needs no second look.
+    # pydantic then does not call it for the tables of a file, which need no second validation.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} does not change: make another one with other values")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"{type(self).__name__} does not change: make another one with other values")
+        self.__setattr__(name, None)
 
 
 def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -> NoReturn:
@@ -63,21 +69,17 @@ def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -
 class Scale(Section):
     """How many workers."""
 
-    min: Annotated[Integer, Field(ge=0, le=10_000)] = Field(
-        default=1, description="Workers at least; 0 lets it sleep."
-    )
-    max: Annotated[Integer, Field(ge=1, le=10_000)] = Field(
-        default=1, description="Workers at most; left out: the same as min, at least 1."
-    )
+    min: LeastWorkers = Field(default=1, description="Workers at least; 0 lets it sleep.")
+    max: MostWorkers = Field(default=1, description="Workers at most; left out: the same as min, at least 1.")
     idle: Duration = Field(default=0.0, description="How long without traffic until it sleeps; 0 is never.")
 
 
 class Dependency(Section):
-    """Another server that has to be there first."""
+    """Another server that this one waits for."""
 
     name: Text = Field(description="The name of the other server.")
     condition: Literal["started", "ready", "completed"] = Field(
-        default="ready", description="What it has to be: started, ready, or (a job) completed."
+        default="ready", description="The state to wait for: started, ready, or (a job) completed."
     )
 
 
@@ -89,16 +91,16 @@ class TLSConfig(Section):
         default=None, description="The private key, a PEM file; left out: it is in cert."
     )
     password_env: Text | None = Field(
-        default=None, description="The environment variable that holds the password of the key."
+        default=None, description="The environment variable with the key's password."
     )
     ca: Path | None = Field(
-        default=None, description="The certificates that clients' certificates are checked against."
+        default=None, description="The CA certificates that clients' are checked against."
     )
     client_auth: Literal["none", "optional", "required"] = Field(
-        default="none", description="Whether clients show a certificate of their own."
+        default="none", description="Whether clients present a certificate of their own."
     )
     min_version: Literal["1.2", "1.3"] = Field(
-        default="1.2", description="The oldest TLS version that is spoken."
+        default="1.2", description="The oldest TLS version that is accepted."
     )
     ciphers: Text | None = Field(default=None, description="Cipher suites in OpenSSL's notation (TLS 1.2).")
     warn_before: Duration = Field(
@@ -128,19 +130,18 @@ class Http(Section):
         default=False, description="A log line for each request, with its X-Request-ID."
     )
     request_id: Truth | None = Field(
-        default=None,
-        description="Give each request an X-Request-ID, if it has none, and its response too. Left out: no.",
+        default=None, description="Give each request and its response an X-Request-ID. Left out: no."
     )
-    max_concurrency: Annotated[Integer, Field(ge=1)] | None = Field(
+    max_concurrency: AtLeastOne | None = Field(
         default=None,
         description="Connections and requests at once; above it the answer is 503. Left out: no limit.",
     )
-    max_requests: Annotated[Integer, Field(ge=1)] | None = Field(
+    max_requests: AtLeastOne | None = Field(
         default=None, description="A worker is replaced after so many requests. Left out: never."
     )
-    max_connections: Annotated[Integer, Field(ge=1)] | None = Field(
+    max_connections: AtLeastOne | None = Field(
         default=None,
-        description="Open connections of a worker; above it new ones wait in the backlog. Default: what its"
+        description="Open connections of a worker; above it new ones wait in the backlog. Left out: as many as its"
         " descriptors allow, less a reserve.",
     )
     head_timeout: Positive = Field(
@@ -157,16 +158,12 @@ class Http(Section):
 
 
 class Backoff(Section):
-    """The delays between restarts that follow each other."""
+    """The delays between consecutive restarts."""
 
     initial: Duration = Field(default=0.2, description="The delay before the second restart.")
     max: Duration = Field(default=30.0, description="The longest delay.")
-    factor: Annotated[Number, Field(ge=1, le=100, allow_inf_nan=False)] = Field(
-        default=2.0, description="What a delay is multiplied with for the next one."
-    )
-    jitter: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
-        default=0.1, description="The part of a delay that is left to chance."
-    )
+    factor: Factor = Field(default=2.0, description="Each delay is so many times the one before.")
+    jitter: Share = Field(default=0.1, description="The random part of a delay.")
 
 
 class Restart(Section):
@@ -176,60 +173,44 @@ class Restart(Section):
         default="on-failure", description="After which ends."
     )
     backoff: Backoff = Field(default=Backoff(), description="The delays of the restarts within the window.")
-    limit: Annotated[Integer, Field(ge=0, le=1_000_000)] = Field(
-        default=10, description="After so many restarts within the window the next end is a failure."
+    limit: Restarts = Field(
+        default=10, description="After so many restarts in the window the next end is a failure."
     )
     window: Positive = Field(default=60.0, description="The time in which restarts are counted together.")
 
 
 class Probe(Section):
-    """One question to a server: exactly one of http, tcp and exec."""
+    """A check of a server: exactly one of http, tcp and exec."""
 
-    http: Annotated[str, Field(pattern=PATH_PATTERN)] | None = Field(
-        default=None, description="A path; the answer's status decides."
-    )
+    http: UrlPath | None = Field(default=None, description="A path; the status of the response decides.")
     tcp: Truth = Field(default=False, description="A connection decides.")
     exec: Argument | None = Field(default=None, description="A command; its exit status decides.")
-    interval: Positive = Field(default=5.0, description="The time between two questions.")
-    timeout: Positive = Field(default=2.0, description="How long an answer may take.")
+    interval: Positive = Field(default=5.0, description="The time between two probes.")
+    timeout: Positive = Field(default=2.0, description="How long a response may take.")
     interval_fall: Positive | None = Field(
         default=None, description="The interval while it falls; default: interval."
     )
     interval_rise: Positive | None = Field(
         default=None, description="The interval while it rises; default: interval."
     )
-    fall_count_warn: Annotated[Integer, Field(ge=1, le=1000)] = Field(
-        default=1, description="Failures in a row from ok to warn."
-    )
-    fall_count_ko: Annotated[Integer, Field(ge=1, le=1000)] = Field(
-        default=3, description="Failures in a row from warn to ko."
-    )
-    rise_count_warn: Annotated[Integer, Field(ge=1, le=1000)] = Field(
-        default=1, description="Successes in a row from warn to ok."
-    )
-    rise_count_ko: Annotated[Integer, Field(ge=1, le=1000)] = Field(
-        default=1, description="Successes in a row from ko to warn."
-    )
-    jitter: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
-        default=0.1, description="The part of an interval that is left to chance."
-    )
-    method: Annotated[str, Field(pattern=METHOD_PATTERN)] = Field(
-        default="GET", description="How the path is asked for."
-    )
+    fall_count_warn: Count = Field(default=1, description="Failures in a row from ok to warn.")
+    fall_count_ko: Count = Field(default=3, description="Failures in a row from warn to ko.")
+    rise_count_warn: Count = Field(default=1, description="Successes in a row from warn to ok.")
+    rise_count_ko: Count = Field(default=1, description="Successes in a row from ko to warn.")
+    jitter: Share = Field(default=0.1, description="The random part of an interval.")
+    method: Method = Field(default="GET", description="The method of the request.")
     headers: Headers = Field(
-        default=EMPTY, description="What is sent beside the path; Host is the server's expose."
+        default=EMPTY, description="Headers of the request; Host is the server's expose."
     )
-    status: Annotated[str, Field(pattern=STATUS_PATTERN)] = Field(
-        default="200-399", description="The statuses that are a success."
-    )
+    status: Statuses = Field(default="200-399", description="The statuses that are a success.")
     body: str | None = Field(default=None, description="A regular expression that the body has to contain.")
 
 
 class Health(Section):
-    """What is asked of a server, and when."""
+    """The probes of a server."""
 
     startup: Probe | None = Field(
-        default=None, description="Asked until it succeeds once; the others wait for it."
+        default=None, description="Sent until it succeeds once; the others wait for it."
     )
     readiness: Probe | None = Field(default=None, description="Whether it takes part in the traffic.")
     liveness: Probe | None = Field(default=None, description="Whether it is alive; ko sets off the recovery.")
@@ -241,32 +222,31 @@ class Health(Section):
 
     @property
     def probed(self) -> bool:
-        """Whether anything is asked of a worker that is ready."""
+        """Whether a worker that is ready is probed."""
         return self.readiness is not None or self.liveness is not None
 
 
 class Patience(Backoff):
-    """The delays between recoveries that follow each other."""
+    """The delays between consecutive recoveries."""
 
     initial: Duration = Field(default=5.0, description="The delay before the second recovery.")
     max: Duration = Field(default=300.0, description="The longest delay.")
 
 
 class Recovery(Section):
-    """What is done about a server that is alive in name only."""
+    """The action on a hung server."""
 
     strategy: Literal["restart", "replace", "disable", "notify", "none"] = Field(
-        default="restart", description="Stop and start, swap, disable, only tell, or nothing."
+        default="restart", description="Stop and start, swap, disable, only notify, or nothing."
     )
     heartbeat: Duration = Field(
         default=5.0, description="The time between two heartbeats of an app's worker; 0 is never."
     )
     stuck_after: Positive = Field(
-        default=15.0,
-        description="A worker whose event loop leaves a heartbeat unanswered for so long is stuck.",
+        default=15.0, description="A worker whose event loop answers no heartbeat for so long is stuck."
     )
-    limit: Annotated[Integer, Field(ge=0, le=1_000_000)] = Field(
-        default=5, description="After so many recoveries within the window it is left as it is."
+    limit: Restarts = Field(
+        default=5, description="After so many recoveries within the window it is left alone."
     )
     window: Positive = Field(default=600.0, description="The time in which recoveries are counted together.")
     backoff: Patience = Field(
@@ -275,11 +255,11 @@ class Recovery(Section):
 
 
 class Limits(Section):
-    """What a worker may use."""
+    """Resources that a worker may use."""
 
     memory: Size | None = Field(default=None, description="PSS of a worker; exceeded means a swap.")
-    open_files: Annotated[Integer, Field(ge=16, le=2**30)] | None = Field(
-        default=None, description="Open descriptors (RLIMIT_NOFILE). Left out: what the launching shell had."
+    open_files: OpenFiles | None = Field(
+        default=None, description="Open descriptors (RLIMIT_NOFILE). Left out: the launching shell's limit."
     )
 
 
@@ -292,10 +272,8 @@ class Log(Section):
     format: Literal["text", "json"] = Field(
         default="text", description="A time before each line, or JSON lines."
     )
-    max_size: Size = Field(default=10 * 1024 * 1024, description="The file is put aside when it is larger.")
-    keep: Annotated[Integer, Field(ge=0, le=10_000)] = Field(
-        default=5, description="Old files beside the current one."
-    )
+    max_size: Size = Field(default=10 * 1024 * 1024, description="The file is rotated when it is larger.")
+    keep: FileCount = Field(default=5, description="Number of rotated files.")
     max_age: Positive | None = Field(
-        default=None, description="The file is put aside when it is older. Left out: never."
+        default=None, description="The file is rotated when it is older. Left out: never."
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, InstanceOf, StringConstraints, ValidationError, WrapValidator
+from pydantic import ConfigDict, Field, InstanceOf, ValidationError, WrapValidator
 
 from poolctl.address import Address
 from poolctl.config.model.derive import derive, exposed
-from poolctl.config.model.explain import findings_of, suggest_afresh
+from poolctl.config.model.explain import findings_of, reset_suggestions
 from poolctl.config.model.normalise import INTERNAL, normalise, nul_findings, refuse_internal
-from poolctl.config.model.problems import Finding, shown, untold
+from poolctl.config.model.problems import Finding, shown, unreported
 from poolctl.config.model.rules import binds_itself
 from poolctl.config.model.secrets import masked_arguments
 from poolctl.config.model.sections import (
@@ -29,12 +29,12 @@ from poolctl.config.model.sections import (
 )
 from poolctl.config.model.values import (
     EMPTY,
-    NAME_PATTERN,
     Argument,
     BadValue,
     Duration,
     Environment,
     Labels,
+    Name,
     Path,
     Positive,
     Text,
@@ -49,16 +49,15 @@ def _tls(value: Any, validate: Any) -> Any:
     if isinstance(value, bool):
         return value
     if not isinstance(value, (dict, TLSConfig)):
-        raise BadValue(
-            f"{shown(value)} is not allowed here", 'true, false, or { cert = "FILE", key = "FILE" }'
-        )
+        allowed = 'true, false, or { cert = "FILE", key = "FILE" }'
+        raise BadValue(f"{shown(value)} is not allowed here", allowed)
     return validate(value)
 
 
 if TYPE_CHECKING:
     Tls = TLSConfig | bool
 else:
-    # A union would tell of both its sides when one is meant.
+    # A union would report problems of both its sides.
     Tls = Annotated[TLSConfig, WrapValidator(_tls)]
 
 
@@ -72,9 +71,7 @@ class ServerKeys(Section):
     # Its validator is not built: every server is a ServerConfig, which adds no key.
     model_config = ConfigDict(defer_build=True)
 
-    name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] = Field(
-        description="Unique in the pool; letters, digits, dots, underscores and hyphens."
-    )
+    name: Name = Field(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
     bind: str = Field(description="The address it listens on; unique in the pool. A job has none.")
     expose: str = Field(description="The address that clients use. Left out: derived from bind and tls.")
     app: Any = Field(default=None, description='The ASGI application: "module:attribute".')
@@ -107,9 +104,7 @@ class ServerKeys(Section):
     labels: Labels = Field(default=EMPTY, description="Names and values for other tools.")
     disabled: Truth = Field(default=False, description="Known and listed, never started.")
     mandatory: Truth = Field(default=False, description="When it has failed, the whole pool is stopped.")
-    depends_on: tuple[Dependency, ...] = Field(
-        default=(), description="The servers that have to be there first."
-    )
+    depends_on: tuple[Dependency, ...] = Field(default=(), description="The servers that it waits for.")
     tls: Tls = Field(
         default=False,
         description="false, true (what [defaults.tls] or set_default_tls says), or its own table.",
@@ -128,9 +123,9 @@ class ServerKeys(Section):
     )
     recovery: Recovery = Field(
         default=Recovery(),
-        description='What is done when liveness is ko or its loop is stuck; a string is the strategy: "replace".',
+        description='The action when liveness is ko or its loop is stuck; a string is the strategy: "replace".',
     )
-    limits: Limits = Field(default=Limits(), description="What a worker may use.")
+    limits: Limits = Field(default=Limits(), description="Resources that a worker may use.")
     log: Log = Field(default=Log(), description="Where its output goes.")
 
     address: InstanceOf[Address] = Field(exclude=True, repr=False)
@@ -150,8 +145,8 @@ class ServerKeys(Section):
         try:
             self.__pydantic_validator__.validate_python(table, self_instance=self)
         except ValidationError as error:
-            suggest_afresh()
-            findings += untold(findings_of(error, ServerKeys), findings)
+            reset_suggestions()
+            findings += unreported(findings_of(error, ServerKeys), findings)
         if findings:
             name, bind = data.get("name"), data.get("bind", data.get("listen"))
             who = name if isinstance(name, str) else "the server"
@@ -176,7 +171,7 @@ class ServerKeys(Section):
 
     @property
     def binds_itself(self) -> bool:
-        """Whether its command is told the address and binds it."""
+        """Whether its command gets the address and binds it itself."""
         return binds_itself(self.command)
 
     @property
@@ -196,11 +191,8 @@ class ServerKeys(Section):
         """The whole configuration as a file could have it: seconds, bytes, absolute paths, no None."""
         found = self.model_dump(exclude_none=True, exclude={"app"}, warnings=False)
         if self.app is not None:
-            found = {
-                "name": self.name,
-                "app": self.app if isinstance(self.app, str) else repr(self.app),
-                **found,
-            }
+            app = self.app if isinstance(self.app, str) else repr(self.app)
+            found = {"name": self.name, "app": app, **found}
         if self.job:
             del found["bind"], found["expose"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
@@ -215,25 +207,17 @@ class ServerKeys(Section):
         if "workers" in changes:
             given.pop("scale", None)
         made = type(self)(**(given | changes))
-        kept = {
-            "base_dir": self.base_dir,
-            "from_file": self.from_file,
-            "handlers": self.handlers,
-            "origins": self.origins,
-        }
+        kept = {key: getattr(self, key) for key in ("base_dir", "from_file", "handlers", "origins")}
         if not changes.keys() & {"bind", "listen"}:
-            # The key does not tell `:8080` from `0.0.0.0:8080`.
+            # `:8080` and `0.0.0.0:8080` have one key.
             kept["address"] = self.address
-        return made._with(**kept)
+        return made.model_copy(update=kept)
 
     def at(self, address: Address) -> Self:
         """The same server on another address, such as the port that was chosen for `auto`."""
         changes: dict[str, Any] = {"address": address, "bind": address.key}
         if self.derived_expose:
             changes["expose"] = exposed(address, bool(self.tls))
-        return self._with(**changes)
-
-    def _with(self, **changes: Any) -> Self:
         return self.model_copy(update=changes)
 
     def __getstate__(self) -> dict[Any, Any]:

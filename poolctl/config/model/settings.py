@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from poolctl.config.model.rules import app_findings
 from poolctl.config.model.sections import Section
-from poolctl.config.model.values import NAME_PATTERN, BadValue
+from poolctl.config.model.values import BadValue, Name
 
 PORT_RANGE_ALLOWED = '"FIRST-LAST", ports from 1 to 65535'
 
@@ -35,7 +35,7 @@ def _handlers(value: Any) -> Any:
 class PoolSettings(Section):
     """The table [pool]."""
 
-    name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] | None = Field(
+    name: Name | None = Field(
         default=None, description="Names the pool; left out: derived from the path of the file."
     )
     port_range: Annotated[
@@ -50,9 +50,4 @@ class PoolSettings(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a file would have them, what is not set left out."""
-        found = {
-            "name": self.name,
-            "port_range": "-".join(map(str, self.port_range)),
-            "handlers": self.handlers,
-        }
-        return {key: value for key, value in found.items() if value is not None}
+        return self.model_dump(exclude_none=True) | {"port_range": "-".join(map(str, self.port_range))}

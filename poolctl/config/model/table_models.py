@@ -1,4 +1,4 @@
-"""The models of the tables beside the servers: who may look at the pool, who is told, and what is written down."""
+"""The models of the tables besides the servers: metrics, dashboard, notifications, journal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import AfterValidator, Field
 from poolctl.address import AddressError, parse
 from poolctl.config.model.sections import Section, TLSConfig
 from poolctl.config.model.values import (
-    NAME_PATTERN,
     Argument,
     BadValue,
     Duration,
-    Integer,
+    FileCount,
+    Name,
     Path,
     Positive,
     Size,
@@ -46,10 +46,13 @@ def _url(text: str) -> str:
 
 Bind = Annotated[str, AfterValidator(_bind)]
 Url = Annotated[str, AfterValidator(_url)]
+MetricsPath = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]
+Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Kinds = Annotated[tuple[KINDS, ...], Field(strict=False)]
 
 
 class Table(Section):
-    """What they have in common."""
+    """The base of these tables."""
 
     def to_dict(self) -> dict[str, Any]:
         """The table as a file could have it, defaults filled in, what is not set left out."""
@@ -57,12 +60,10 @@ class Table(Section):
 
 
 class Metrics(Table):
-    """[metrics]: what a Prometheus server reads."""
+    """[metrics]: the endpoint for a Prometheus server."""
 
-    bind: Bind = Field(default="127.0.0.1:9464", description="The address on which metrics are answered.")
-    path: Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")] = Field(
-        default="/metrics", description="The path below which they are found."
-    )
+    bind: Bind = Field(default="127.0.0.1:9464", description="The address of the endpoint.")
+    path: MetricsPath = Field(default="/metrics", description="The path of the metrics.")
 
 
 class Dashboard(Table):
@@ -76,55 +77,55 @@ class Dashboard(Table):
     token_env: Text | None = Field(default=None, description="The environment variable that holds the token.")
     hosts: Words = Field(
         default=(),
-        description="Names by which browsers may ask for the page, besides addresses and localhost.",
+        description="Names by which browsers may request the page, besides addresses and localhost.",
     )
     tls: TLSConfig | Literal[False] = Field(default=False, description="The certificate of the page.")
-    insecure: Truth = Field(
-        default=False, description="Whether others than this machine may reach it without tls."
-    )
+    insecure: Truth = Field(default=False, description="Whether other machines may reach it without tls.")
 
 
 class Notify(Table):
-    """[[notify]]: somebody who is told of problems, and of their end."""
+    """[[notify]]: a receiver of notifications about problems and their end."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = Field(
+    name: Name | None = Field(
         default=None, description="Names it in events and in `poolctl notify`; left out: its type."
     )
-    type: Literal["webhook", "ntfy", "gotify", "slack", "command"] = Field(description="How they are told.")
-    url: Url | None = Field(default=None, description="Where it is sent to; of ntfy and gotify the server.")
+    type: Literal["webhook", "ntfy", "gotify", "slack", "command"] = Field(
+        description="How notifications are sent."
+    )
+    url: Url | None = Field(
+        default=None, description="The receiver's address; of ntfy and gotify the server."
+    )
     url_env: Text | None = Field(default=None, description="The environment variable that holds the url.")
     url_file: Path | None = Field(default=None, description="A file that holds the url.")
     token_env: Text | None = Field(default=None, description="The environment variable that holds the token.")
     token_file: Path | None = Field(default=None, description="A file that holds the token.")
-    topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = Field(
-        default=None, description="The topic of ntfy."
-    )
+    topic: Topic | None = Field(default=None, description="The topic of ntfy.")
     command: Argument | None = Field(
-        default=None, description="A program that reads the message from its standard input."
+        default=None, description="A program that reads the message from standard input."
     )
-    events: Annotated[tuple[KINDS, ...], Field(strict=False)] = Field(
-        default=("lifecycle", "health", "recovery", "pool"), description="The kinds of events that are told."
+    events: Kinds = Field(
+        default=("lifecycle", "health", "recovery", "pool"), description="The kinds of events that are sent."
     )
     servers: Words = Field(
         default=(), description='Names or wildcards of servers, "tag:T" for their tags; left out: all.'
     )
     min_severity: Literal["info", "warning", "error"] = Field(
-        default="warning", description="What is less severe is not told."
+        default="warning", description="The lowest severity that is sent."
     )
-    resolved: Truth = Field(default=True, description="Whether the end of a problem is told as well.")
+    resolved: Truth = Field(default=True, description="Whether the end of a problem is sent too.")
     delay: Duration = Field(
-        default=1.0, description="How long events are gathered; a problem that ends meanwhile is not told."
+        default=1.0, description="How long events are gathered; a problem that ends meanwhile is not sent."
     )
     repeat: Duration = Field(
-        default=4 * 3600.0, description="After what time a problem that lasts is told again; 0 is never."
+        default=4 * 3600.0, description="When a problem that lasts is sent again; 0 is never."
     )
     timeout: Positive = Field(default=10.0, description="How long one attempt may take.")
     retry_for: Duration = Field(
-        default=3600.0, description="How long it is attempted again, less and less often."
+        default=3600.0, description="How long failed attempts are repeated, with backoff."
     )
     ca: Path | None = Field(
         default=None,
-        description="The certificates that the receiver's is checked against; left out: the system's.",
+        description="The CA certificates that the receiver's is checked against; left out: the system's.",
     )
 
     written: str | None = Field(default=None, exclude=True, repr=False)
@@ -135,7 +136,7 @@ class Notify(Table):
         return self.name or self.type
 
     def to_dict(self) -> dict[str, Any]:
-        """The table as a file could have it; a url with references as it was written, for what they hold is secret."""
+        """The table as a file could have it; a url with references as it was written, as their values are secret."""
         found = super().to_dict()
         return found | {"url": self.written} if self.written else found
 
@@ -146,12 +147,10 @@ class EventsTable(Table):
     path: Path | None = Field(
         default=None, description="The file. Left out: events.jsonl in the state directory."
     )
-    max_size: Size = Field(default=10 * 1024 * 1024, description="The file is put aside when it is larger.")
-    keep: Annotated[Integer, Field(ge=0, le=10_000)] = Field(
-        default=5, description="Old files beside the current one."
-    )
+    max_size: Size = Field(default=10 * 1024 * 1024, description="The file is rotated when it is larger.")
+    keep: FileCount = Field(default=5, description="Number of rotated files.")
     max_age: Positive | None = Field(
-        default=None, description="The file is put aside when it is older. Left out: never."
+        default=None, description="The file is rotated when it is older. Left out: never."
     )
 
 

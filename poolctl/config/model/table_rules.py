@@ -1,4 +1,4 @@
-"""What the tables beside the servers must fulfil besides having the right shapes; their paths made absolute."""
+"""The rules between the keys of the tables besides the servers, and their paths made absolute."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from poolctl.address import Address, parse
 from poolctl.config.model.conflicts import conflicts
-from poolctl.config.model.explain import findings_of
+from poolctl.config.model.explain import validated
 from poolctl.config.model.normalise import STEPS, absolute
-from poolctl.config.model.problems import Finding
+from poolctl.config.model.problems import Finding, Path
 from poolctl.config.model.table_models import MODELS, Dashboard, Notify, Table
 from poolctl.config.model.tables import Tables
 
@@ -21,7 +21,7 @@ _PLACES = {"metrics": ("metrics", "bind"), "dashboard": ("dashboard", "bind")}
 
 
 def with_absolute_paths(name: str, table: dict[str, Any], base_dir: str) -> dict[str, Any]:
-    """The table with its files named from the directory of the file that it stands in."""
+    """The table with its paths made absolute, from the directory of its file."""
     found = dict(table)
     for key, value in table.items():
         if key in _PATHS and not (name == "metrics" and key == "path"):
@@ -32,53 +32,43 @@ def with_absolute_paths(name: str, table: dict[str, Any], base_dir: str) -> dict
 
 
 def made(raw: Mapping[str, Any], findings: list[Finding]) -> Tables:
-    """The tables of the merged files; what is wrong with them is added to the findings."""
+    """The valid tables of the merged files; problems of the others are added to the findings."""
     values: dict[str, Any] = {}
     for name, given in raw.items():
         if name != "notify":
             values[name] = _model(name, given, (name,), findings)
             continue
-        told = [_model(name, each, (name, index), findings) for index, each in enumerate(given)]
-        values[name] = tuple(each for each in told if each is not None)
-        findings += _names_taken(told)
+        receivers = [_model(name, each, (name, index), findings) for index, each in enumerate(given)]
+        values[name] = tuple(each for each in receivers if each is not None)
+        findings += _names_taken(receivers)
     return Tables(**values)
 
 
-def _model(
-    name: str, given: dict[str, Any], path: tuple[str | int, ...], findings: list[Finding]
-) -> Table | None:
-    from pydantic import ValidationError
-
-    model = MODELS[name]
+def _model(name: str, given: dict[str, Any], path: Path, findings: list[Finding]) -> Table | None:
     table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    try:
-        found: Table = model.__pydantic_validator__.validate_python(table)
-    except ValidationError as error:
-        told = findings_of(error, model)
-        # An address that is no good may be a secret all the same.
-        told = [each._replace(found="") if each.path[:1] == ("url",) else each for each in told]
-        findings += [each._replace(path=(*path, *each.path)) for each in told]
-        return None
-    wrong: list[Finding] = []
+    own: list[Finding] = []
+    found = validated(MODELS[name], table, own)
+    # An address that is not accepted may still be a secret.
+    own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
     if isinstance(found, Notify):
-        wrong = list(_notify_findings(found))
+        own += _notify_findings(found)
     elif isinstance(found, Dashboard):
-        wrong = list(_dashboard_findings(found))
-    findings += [each._replace(path=(*path, *each.path)) for each in wrong]
-    return None if wrong else found
+        own += _dashboard_findings(found)
+    findings += [each._replace(path=(*path, *each.path)) for each in own]
+    return None if own else found
 
 
 def _dashboard_findings(page: Dashboard) -> Iterator[Finding]:
     if page.token_env and page.token_file:
         yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
-    if not (page.tls or page.insecure or _stays_here(parse(page.bind))):
+    if not (page.tls or page.insecure or _is_local(parse(page.bind))):
         message = f"{page.bind} can be reached from other machines, and without tls they send the token in the clear"
         yield Finding(("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 behind a proxy")
     if find_spec("starlette") is None:
         yield Finding((), "starlette is not installed, which serves the page", "pip install starlette")
 
 
-def _stays_here(address: Address) -> bool:
+def _is_local(address: Address) -> bool:
     """Whether only this machine can reach it."""
     if address.kind == "unix" or address.host == "localhost":
         return True
@@ -111,9 +101,9 @@ def _notify_findings(notify: Notify) -> Iterator[Finding]:
         yield Finding((), "ntfy sends to a topic", 'add topic = "…"')
 
 
-def _names_taken(told: Iterable[Table | None]) -> Iterator[Finding]:
+def _names_taken(receivers: Iterable[Table | None]) -> Iterator[Finding]:
     labels: set[str] = set()
-    for index, each in enumerate(told):
+    for index, each in enumerate(receivers):
         if not isinstance(each, Notify):
             continue
         if each.label in labels:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
 
+from poolctl.config.model import MOST_WORKERS
 from poolctl.config.model.interpolate import Interpolated
 from poolctl.units import (
     DURATION_ALLOWED,
@@ -49,7 +49,9 @@ def truth_from_environment(value: Any) -> Any:
     return value
 
 
-def _duration(minimum: float, maximum: float) -> Callable[[Any], float]:
+def _duration(minimum: float, maximum: float = YEAR_SECONDS) -> Any:
+    """The type of seconds, or a text such as "1m30s", in a range."""
+
     def seconds(value: Any) -> float:
         try:
             found = parse_duration(value)
@@ -60,22 +62,13 @@ def _duration(minimum: float, maximum: float) -> Callable[[Any], float]:
             raise BadValue(f"{format_duration(found)} is out of range; allowed is {allowed}", allowed)
         return found
 
-    return seconds
+    number = {"type": "number", "minimum": minimum, "maximum": maximum}
+    return Annotated[float, BeforeValidator(seconds), _schema(number, DURATION_PATTERN, "seconds")]
 
 
-def _duration_schema(minimum: float, maximum: float) -> WithJsonSchema:
-    return WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "minimum": minimum, "maximum": maximum},
-                {"type": "string", "pattern": f"^(?:{DURATION_PATTERN}|.*\\$\\{{.*)$"},
-            ],
-            "unit": "seconds",
-        }
-    )
+def _size(minimum: int, maximum: int, allowed: str) -> Any:
+    """The type of bytes, or a text such as "64KiB", in a range."""
 
-
-def _size(minimum: int, maximum: int, allowed: str) -> Callable[[Any], int]:
     def size_bytes(value: Any) -> int:
         try:
             found = parse_size(number_from_environment(value))
@@ -85,19 +78,13 @@ def _size(minimum: int, maximum: int, allowed: str) -> Callable[[Any], int]:
             raise BadValue(f"{found} bytes is out of range", allowed)
         return found
 
-    return size_bytes
+    number = {"type": "integer", "minimum": minimum}
+    return Annotated[int, BeforeValidator(size_bytes), _schema(number, SIZE_PATTERN, "bytes")]
 
 
-def _size_schema(minimum: int) -> WithJsonSchema:
-    return WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": minimum},
-                {"type": "string", "pattern": f"^(?:{SIZE_PATTERN}|.*\\$\\{{.*)$"},
-            ],
-            "unit": "bytes",
-        }
-    )
+def _schema(number: dict[str, Any], pattern: str, unit: str) -> WithJsonSchema:
+    text = {"type": "string", "pattern": f"^(?:{pattern}|.*\\$\\{{.*)$"}
+    return WithJsonSchema({"anyOf": [number, text], "unit": unit})
 
 
 def _proxies(value: Any) -> Any:
@@ -119,29 +106,41 @@ def _list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-# 0 is "none" or "at once" wherever a duration may be 0.
-Duration = Annotated[
-    float, BeforeValidator(_duration(0.0, YEAR_SECONDS)), _duration_schema(0.0, YEAR_SECONDS)
-]
-# Where 0 makes no sense: a timeout of nothing, an interval of nothing.
-Positive = Annotated[
-    float, BeforeValidator(_duration(0.001, YEAR_SECONDS)), _duration_schema(0.001, YEAR_SECONDS)
-]
-Size = Annotated[int, BeforeValidator(_size(1, LARGEST_BYTES, "1 byte to 1 EiB")), _size_schema(1)]
-# What uvicorn's parsers are given in one piece is not less; and no client needs more.
-HeadSize = Annotated[int, BeforeValidator(_size(4096, 2**30, "4KiB to 1GiB")), _size_schema(4096)]
-Number = Annotated[float, BeforeValidator(number_from_environment)]
-Integer = Annotated[int, BeforeValidator(number_from_environment)]
+_from_text = BeforeValidator(number_from_environment)
+if TYPE_CHECKING:
+    Duration = float
+    Positive = float
+    Size = int
+    HeadSize = int
+else:
+    Duration = _duration(0.0)  # 0 is "none" or "at once"
+    Positive = _duration(0.001)  # where 0 makes no sense: a timeout, an interval
+    Size = _size(1, LARGEST_BYTES, "1 byte to 1 EiB")
+    # uvicorn's parsers are given at least as much in one piece; and no client needs more.
+    HeadSize = _size(4096, 2**30, "4KiB to 1GiB")
+AtLeastOne = Annotated[int, Field(ge=1), _from_text]
+Count = Annotated[int, Field(ge=1, le=1000), _from_text]
+FileCount = Annotated[int, Field(ge=0, le=10_000), _from_text]
+OpenFiles = Annotated[int, Field(ge=16, le=2**30), _from_text]
+Restarts = Annotated[int, Field(ge=0, le=1_000_000), _from_text]
+LeastWorkers = Annotated[int, Field(ge=0, le=MOST_WORKERS), _from_text]
+MostWorkers = Annotated[int, Field(ge=1, le=MOST_WORKERS), _from_text]
+Factor = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False), _from_text]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _from_text]
 Truth = Annotated[bool, BeforeValidator(truth_from_environment)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Path = Annotated[str, StringConstraints(min_length=1), Field(json_schema_extra={"format": "path"})]
 Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
-Argument = Annotated[tuple[str, ...], BeforeValidator(_list), Field(min_length=1)]
+Argument = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_list)]
 
 PATH_PATTERN = r"^/[^\x00-\x20\x7f]*$"
 METHOD_PATTERN = r"^[A-Z]+$"
 STATUS_PATTERN = r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$"
 WORD_PATTERN = r"^[^\s,\x00-\x1f\x7f]+$"
+UrlPath = Annotated[str, Field(pattern=PATH_PATTERN)]
+Method = Annotated[str, Field(pattern=METHOD_PATTERN)]
+Statuses = Annotated[str, Field(pattern=STATUS_PATTERN)]
 Word = Annotated[str, StringConstraints(pattern=WORD_PATTERN)]
 # A list becomes a tuple; nothing else does, and it needs no Python to run.
 Words = Annotated[tuple[Word, ...], Strict(False)]

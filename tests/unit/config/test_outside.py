@@ -264,3 +264,29 @@ def test_the_outside_of_a_list_made_in_python_has_no_places() -> None:
     assert isinstance(problem, Problem)
     assert (problem.file, problem.name, problem.key) == ("", "a", "command[0]")
     assert str(problem).startswith("a: command[0]: ")
+
+
+@pytest.mark.parametrize(
+    ("lines", "first"),
+    [
+        ('bind = "127.0.0.1:1"', "the address 127.0.0.1:1 is taken by 'one'"),
+        ('bind = "127.0.0.1:2"\ndepends_on = ["two"]', "depends on itself"),
+        ('bind = "127.0.0.1:2"\ndepends_on = ["nine"]', "there is no server 'nine'"),
+    ],
+)
+def test_problem_between_servers_hides_none_of_what_they_refer_to(
+    tmp_path: Path, lines: str, first: str
+) -> None:
+    text = '[[server]]\nname = "one"\nbind = "127.0.0.1:1"\napp = "a:b"\n'
+    text += f'[[server]]\nname = "two"\n{lines}\ncommand = ["./gone"]\n'
+    text += '[[server]]\nname = "own"\nbind = "127.0.0.1:3"\ntls = true\ndepends_on = ["own"]\n'
+    config = load_text(tmp_path, text)
+    assert [server.name for server in config] == ["one"]
+    problems = [str(problem) for problem in config.problems]
+    assert len(problems) == 4
+    assert first in problems[0]
+    assert any("nothing to serve" in problem for problem in problems)
+    assert any("no default certificate" in problem for problem in problems)
+    (outside,) = config.outside()
+    assert "server[1].command[0]: './gone' is not there" in str(outside)
+    assert config.outside(names=["one"]) == []

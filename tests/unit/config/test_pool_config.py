@@ -195,5 +195,6 @@ def test_waiting_for_a_disabled_server_is_worth_a_warning() -> None:
     assert config.problems == []
     (warning,) = config.warnings
     assert (
-        str(warning) == "a: depends_on[0]: 'b' is disabled, and it is waited for; enable it, or take it out"
+        str(warning)
+        == "a: depends_on[0]: 'b' is disabled, and this server waits for it; enable it, or take it out"
     )

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from poolctl.config import ServerConfig
 from poolctl.config.files.read_file import variables_named_in
 from poolctl.config.loader import load
 from poolctl.config.model.secrets import MASK, is_secret, masked, masked_file
 from poolctl.config.model.table_models import MODELS
-from poolctl.config.server_config import ServerConfig
 from poolctl.errors import PoolValidateError
 
 FILE = """
