@@ -24,15 +24,15 @@ def main() -> None:
 
         sys.exit(check(sys.argv[2:]) if sys.argv[1] == CHECK else try_takeover_by(*sys.argv[2:]))
     make_room_for_descriptors()
-    # Nothing that an import makes is garbage: looking for it is a tenth of the time.
+    # Imports make no garbage: collections take a tenth of their time.
     gc.disable()
-    # It would look through everything that is installed here for plugins of pydantic's.
+    # Pydantic would search all installed distributions for plugins.
     os.environ.setdefault(_NO_PLUGINS, "__all__")
     from .supervisor import Supervisor
 
     if os.environ[_NO_PLUGINS] == "__all__":
         del os.environ[_NO_PLUGINS]
-    # A look at everything stops the loop for 10 ms, and hardly anything here is garbage: seldom, then.
+    # A full collection blocks the loop for 10 ms, and there is hardly any garbage: rarely.
     gc.set_threshold(*_GARBAGE)
     gc.enable()
     gc.freeze()

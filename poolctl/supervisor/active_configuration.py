@@ -1,4 +1,4 @@
-"""The configuration in force: from the supervisor before, or from the files; left to the supervisor that follows."""
+"""The configuration in force: from the previous supervisor or from the files, and saved for the next one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from poolctl.config import (
     Finding,
@@ -22,24 +22,26 @@ from poolctl.core.core import Core
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.runners import withheld
+from poolctl.runners.link import Link
 
 from .resolve_config import ConfigResolver, ResolvedConfig, default_name
-from .takeover.state_store import Kept, Left, StateStore
+from .takeover.state_store import SavedState, StateStore, StoredConfiguration
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
 class ActiveConfiguration:
-    """The pool's files and what came of them; `environments` are those that servers were given by command.
+    """The pool's configuration: the servers are entries of the core, everything else is here.
 
-    `followers` are called with what is configured beside the servers, whenever that has changed.
+    `environments` holds the variables that servers were given by command. `followers` are called with the tables other
+    than [[server]] whenever those have changed.
     """
 
     def __init__(
         self,
         files: Sequence[str],
         state_directory: str,
-        memory: StateStore,
+        store: StateStore,
         environments: dict[str, Mapping[str, str]],
     ) -> None:
         self.files = list(files)
@@ -51,49 +53,51 @@ class ActiveConfiguration:
         self.tables = Tables()
         self.followers: list[Callable[[Tables], None]] = []
         self._resolver = ConfigResolver(files, state_directory, self.name)
-        self._memory = memory
+        self._store = store
         self._environment: Mapping[str, str] | None = None
         self._surroundings = Surroundings()
         self._port_range = (0, 0)
-        self._written = -1
+        self._saved_revision = -1
 
     async def begin(self) -> list[ServerConfig]:
         """The servers with which a supervisor begins; none when there are `problems`."""
-        kept = await self._memory.configuration()
-        if kept is None:
-            left = self._memory.left()
-            resolved = await self.read(keep=left.sources)
+        stored = await self._store.configuration()
+        if stored is None:
+            saved = self._store.saved_state()
+            resolved = await self.read(keep=saved.sources)
             self.problems = resolved.problems
             self.accept(resolved)
-            servers = resolved.servers if self.problems else await self._as_left(resolved.servers, left)
-            self._memory.keep(self._kept(servers))
-            self._written = 0
+            servers = (
+                resolved.servers if self.problems else await self._with_live_changes(resolved.servers, saved)
+            )
+            self._store.save_configuration(self._stored(servers))
+            self._saved_revision = 0
             return servers
-        self.name, self.placed, self.missing = kept.name, kept.placed, set(kept.missing)
-        self._surroundings, self._port_range = kept.surroundings, kept.port_range
-        self._environment = kept.environment
-        self.tables = kept.tables
-        self._withhold(kept.servers)
-        self.environments.update(kept.environments)
-        return kept.servers
+        self.name, self.placed, self.missing = stored.name, stored.placed, set(stored.missing)
+        self._surroundings, self._port_range = stored.surroundings, stored.port_range
+        self._environment = stored.environment
+        self.tables = stored.tables
+        self._withhold(stored.servers)
+        self.environments.update(stored.environments)
+        return stored.servers
 
     async def read(
         self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
     ) -> ResolvedConfig:
-        """What the files say now; `environment` is what `${VAR}` sees instead of the pool's own.
+        """Read the files; `environment` replaces the pool's own for `${VAR}`.
 
-        The ports of `auto` addresses are kept for the servers that are named, be they in the files or not.
+        The ports of `auto` addresses stay reserved for the servers that `keep` names, in the files or not.
         """
         env = environment or self.environment
         return await asyncio.to_thread(self._resolver.resolve, env, keep=keep)
 
     def accept(self, resolved: ResolvedConfig, environment: Mapping[str, str] | None = None) -> None:
-        """Let what was read be in force, with the environment that it was read with."""
+        """Put in force what was read, with the environment that it was read with."""
         self.name = resolved.name
         self._surroundings, self._port_range = resolved.surroundings, resolved.port_range
         self._environment = environment or self._environment
         self.missing.clear()
-        self._written = -1
+        self._saved_revision = -1
         self._withhold(resolved.servers, resolved.tables)
         if resolved.tables != self.tables:
             self.tables = resolved.tables
@@ -107,23 +111,23 @@ class ActiveConfiguration:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What `${VAR}` sees."""
+        """The variables that `${VAR}` refers to."""
         return os.environ if self._environment is None else self._environment
 
-    async def _as_left(self, servers: list[ServerConfig], left: Left) -> list[ServerConfig]:
-        """The servers with the live changes of a pool whose keeper was killed with its supervisor."""
-        there = {server.name: server for server in servers if server.name not in left.missing}
+    async def _with_live_changes(self, servers: list[ServerConfig], saved: SavedState) -> list[ServerConfig]:
+        """The servers with those added, and without those removed, before keeper and supervisor were killed."""
+        there = {server.name: server for server in servers if server.name not in saved.missing}
         self.missing = {server.name for server in servers} - there.keys()
-        for name, (table, base_dir) in left.sources.items():
+        for name, (table, base_dir) in saved.sources.items():
             try:
                 server = await self.single(
                     table, base_dir, {each.address.port or 0 for each in there.values()}
                 )
             except (PoolError, ServerError) as error:
-                logger.warning("%s, which was added live, is not there any more: %s", name, error)
+                logger.warning("%s, which was added live, is dropped: %s", name, error)
                 continue
             if obstacles(server, there.values()):
-                logger.warning("%s, which was added live, gives way to the files", name)
+                logger.warning("%s, which was added live, is dropped: it conflicts with the files", name)
             else:
                 there[name] = server
         return list(there.values())
@@ -142,11 +146,11 @@ class ActiveConfiguration:
         withheld.withhold(pool_variables([server], Tables()))
         return server
 
-    def keep(self, core: Core) -> None:
-        """Leave what is in force to a successor, if it has changed."""
-        if self._written == core.registry.revision:
+    def save(self, core: Core) -> None:
+        """Save what is in force for a successor, if it has changed."""
+        if self._saved_revision == core.registry.revision:
             return
-        self._written = core.registry.revision
+        self._saved_revision = core.registry.revision
         entries = core.entries.values()
         placed = {
             worker.id: worker.config
@@ -154,10 +158,12 @@ class ActiveConfiguration:
             for worker in entry.workers.values()
             if worker.config is not entry.config
         }
-        self._memory.keep(self._kept([entry.config for entry in entries], placed))
+        self._store.save_configuration(self._stored([entry.config for entry in entries], placed))
 
-    def _kept(self, servers: list[ServerConfig], placed: Mapping[str, ServerConfig] | None = None) -> Kept:
-        return Kept(
+    def _stored(
+        self, servers: list[ServerConfig], placed: Mapping[str, ServerConfig] | None = None
+    ) -> StoredConfiguration:
+        return StoredConfiguration(
             self.name,
             servers,
             dict(placed or {}),
@@ -170,8 +176,17 @@ class ActiveConfiguration:
         )
 
 
+class PoolEnvironment(NamedTuple):
+    """The configuration, the link to the keeper, and the directories for runtime files and state."""
+
+    configuration: ActiveConfiguration
+    keeper: Link
+    directory: str
+    state_directory: str
+
+
 def obstacles(added: ServerConfig, there: Iterable[ServerConfig]) -> tuple[int, list[Finding]] | None:
-    """Why it cannot be added to those `there`, with the exit code; None when it can."""
+    """Why the server cannot be added to those `there`, with the exit code; None when it can."""
     together = [*there, added]
     names = [(each.name, each.address) for each in together]
     found = [finding for later, _, finding in conflicts(names) if later == len(together) - 1]

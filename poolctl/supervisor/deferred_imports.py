@@ -1,6 +1,6 @@
-"""Modules that no start needs are imported soon after it, one at a time.
+"""Imports modules that no start needs soon after it, one at a time.
 
-Soon, because a package's files may be replaced under a running process. One at a time, because an import stops the
+Soon, because a package's files may be replaced under a running process. One at a time, because an import blocks the
 loop: all at once took 15 ms, in which no sleeping server could be woken.
 """
 
@@ -18,13 +18,13 @@ _BETWEEN_SECONDS = 0.02
 
 
 class DeferredImports:
-    """Imports and calls, one at a time with the loop's other work between them, from a second after `start` on."""
+    """Imports and calls, one at a time, from a second after `start`; the loop does other work between them."""
 
     def __init__(self) -> None:
         self._steps: deque[Callable[[], Any]] = deque()
 
     def add(self, modules: Iterable[str], then: Callable[[], Any] | None = None) -> None:
-        """Import these modules of the supervisor's, or `poolctl.` ones by their whole names; call `then` after it."""
+        """Import these modules of the supervisor, or `poolctl.` ones by their full names; then call `then`."""
         for name in modules:
             whole = name if name.startswith("poolctl.") else f"{__package__}.{name}"
             self._steps.append(partial(import_module, whole))
@@ -37,6 +37,6 @@ class DeferredImports:
 
     def _step(self) -> None:
         if self._steps:
-            # First: one that fails, of a package that is being replaced, keeps none of the others from being taken.
+            # Scheduled first: a failing import, of a package that is being replaced, must not stop the others.
             asyncio.get_running_loop().call_later(_BETWEEN_SECONDS, self._step)
             self._steps.popleft()()

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from poolctl.clock import SystemClock
-from poolctl.config import longest_stop_seconds
+from poolctl.config import ServerConfig, longest_stop_seconds
 from poolctl.control.messages import Document, result
 from poolctl.control.pool_exit import PoolExit, write_exit
 from poolctl.control.reserve import DescriptorReserve
@@ -19,28 +19,25 @@ from poolctl.core.core import Core
 from poolctl.core.events import caused_by
 from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
-from poolctl.exit_codes import INVALID_CONFIGURATION
-from poolctl.keeper import wire
+from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
+from poolctl.keeper import store_keys, wire
 from poolctl.matching.matcher import close_matcher
 from poolctl.pool.select import Selector
 from poolctl.runners.local.resources.keeper_link import KeeperLink
 from poolctl.runners.local.runner import LocalRunner
-from poolctl.runners.protocol import Placement
+from poolctl.runners.protocol import Exit, Placement
 from poolctl.units import format_duration
 
-from .active_configuration import ActiveConfiguration
-from .debounced import Debounced
+from .active_configuration import ActiveConfiguration, PoolEnvironment
+from .daemon import versions
 from .deferred_imports import DeferredImports
-from .health.setup import set_up_health
-from .identity import identity
-from .mandatory import Mandatory
-from .observers.dashboard import PoolEnvironment
+from .health import watch_health
 from .observers.event_recorder import LostOutput
 from .observers.observers import Observers
-from .runtime_files import RuntimeFiles, RuntimeWatch
+from .runtime_files import RuntimeFiles
 from .takeover.adopt_workers import adopt, inherited
-from .takeover.keeper_watch import watch_keeper
-from .takeover.orphans import adopt_late_orphans, take_in
+from .takeover.keeper_watch import KeeperWatch
+from .takeover.orphans import take_in, take_in_late
 from .takeover.state_store import StateStore
 from .verbs.verbs import CHANGING, Verbs
 
@@ -50,34 +47,49 @@ if TYPE_CHECKING:
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
-# So long a supervisor that is to do nothing by itself waits until another may try.
+_SAVE_SECONDS = 0.05
+# A calm supervisor takes no action by itself for this long; then another one may try.
 _CALM_SECONDS = 300.0
+_SIGNALLED = 128
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
+class Process(Protocol):
+    """The process that the pool is managed in."""
+
+    def end(self) -> None:
+        """End it: nothing is left to do, and the runtime files are withdrawn. The next command starts another."""
+        ...
+
+    def replace(self, keeper: list[str], supervisor: list[str]) -> None:
+        """Let the keeper and a supervisor that these commands start take over."""
+        ...
+
+
 class ManagedPool:
-    """`over` is called when nothing is left to do, the runtime files withdrawn: the next command starts another."""
+    """The daemon: a core over a runner, with what answers, watches and records around it."""
 
     def __init__(
         self,
+        process: Process,
         directory: str,
         files: Sequence[str],
         state_directory: str,
         keeper: KeeperLink,
         hello: wire.Message,
         runtime_files: RuntimeFiles,
-        over: Callable[[], None],
-        succeed: Callable[[list[str], list[str]], None],
+        *,
+        calm: bool,
     ) -> None:
         self.directory = directory
         self.files = list(files)
+        self._process = process
         self._keeper = keeper
         self._keeper_pid = int(hello["pid"])
         self._runtime_files = runtime_files
-        self._over = over
-        self._succeed = succeed
-        self._ending = False
+        self._calm = calm
+        self._ending = self._terminated = self._mandatory_failed = False
         logs = os.path.join(state_directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
         self.runner = LocalRunner(
@@ -92,16 +104,15 @@ class ManagedPool:
             orphanage=directory,
         )
         self._clock = SystemClock()
-        self._memory = StateStore(keeper, directory)
+        self._store = StateStore(keeper, directory)
+        self._save_timer: asyncio.TimerHandle | None = None
         self._configuration = ActiveConfiguration(
-            files, state_directory, self._memory, self.runner.forker.environments
+            files, state_directory, self._store, self.runner.forker.environments
         )
-        pool_environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
-        self._observers = Observers(pool_environment, self._clock, self._about)
+        environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
+        self._observers = Observers(environment, self._clock, self)
         self.events = self._observers.events
-        self._watch = watch_keeper(keeper, self._keeper_pid, self.events)
-        self._terminated = False
-        self.calm = False
+        self._watch = KeeperWatch(keeper, self._keeper_pid, self.events)
         self._service: Service | None = None
 
     @property
@@ -116,32 +127,50 @@ class ManagedPool:
 
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
+        servers = await self._make_core()
+        await self._adopt(servers)
+        deferred = DeferredImports()
+        if not self._calm:
+            watch_health(self.core, self.events, self.runner.beats, deferred)
+        await self.runner.output.start()
+        self.core.listeners.add(self._changed)
+        for entry in self.core.entries.values():
+            # What was adopted may differ from the record, and the core may have reported it before this.
+            self._changed(entry)
+        await self._answer(listener, deferred)
+        asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
+        self._restoring = asyncio.ensure_future(self._restore_runtime_files())
+        deferred.start()
+        if self._calm:
+            self._serve_commands_only()
+            return
+        self.core.listeners.add(self._end_if_mandatory_failed)
+        self._observers.start_dashboard()
+        if not self._configuration.problems:
+            self._late_orphans = asyncio.ensure_future(self._adopt_late_orphans())
+
+    async def _make_core(self) -> list[ServerConfig]:
         self.runner.sockets.inherited = await inherited(self._keeper)
         servers = await self._configuration.begin()
-        self._observers.record()
+        self._observers.keep_journal()
         trace = Trace.configured(os.environ)
-        self.core = Core(servers, self.runner, self._clock, self.events, calm=self.calm, trace=trace)
+        self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutput(self.core, self.events)
-        deferred = DeferredImports()
-        await self._observers.count(self.core, self.runner, self._memory)
+        await self._observers.resume_counting(self.core, self.runner, self._store)
+        return servers
+
+    async def _adopt(self, servers: list[ServerConfig]) -> None:
         orphaned: dict[str, bool] = {}
         if not self._configuration.problems:
             orphaned = await take_in(self.runner, self.directory, {each.name: each for each in servers})
-        placed = self._configuration.placed
-        if adopted := await adopt(self.core, self.runner, self._memory, placed, orphaned):
-            logger.info("took over %d workers", adopted)
-        self._observers.tell(adopted)
-        if not self.calm:
-            set_up_health(self.core, self.events, self.runner.beats, deferred)
-        await self.runner.output.start()
-        self._remember = Debounced(self._leave_behind)
-        self.core.listeners.add(self._changed)
-        for entry in self.core.entries.values():
-            # What was taken over may differ from the record, and the core may have told before anybody listened.
-            self._changed(entry)
-        ours = self._end_soon, self._configuration, self._make_way
-        self._verbs = Verbs(self.core, self.events, self._about, *ours)
-        await self._observers.answer(self._verbs, deferred)
+        adopted = await adopt(self.core, self.runner, self._store, self._configuration.placed, orphaned)
+        if adopted:
+            logger.info("adopted %d workers", adopted)
+        self._observers.record_events(adopted)
+
+    async def _answer(self, listener: socket.socket, deferred: DeferredImports) -> None:
+        self._verbs = Verbs(self.core, self.events, self, self._configuration)
+        await self._observers.add_verbs(self._verbs, deferred)
         deferred.add(CHANGING, self._verbs.complete)
         deferred.add(("takeover.replace_keeper",))
         self._perform: Handler = self._verbs.handle
@@ -152,27 +181,18 @@ class ManagedPool:
             self._perform = self._service.around(self._verbs.handle)
         self._control = ControlServer(self._handle, DescriptorReserve())
         self._control.listen(listener)
-        asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
-        self._runtime_watch = RuntimeWatch(
-            self.directory, self._runtime_files, self._listen, self._leave_again
+
+    def _serve_commands_only(self) -> None:
+        logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
+        what = (
+            f"the supervisor has died too often: for {format_duration(_CALM_SECONDS)} it serves commands only"
         )
-        self._watching_runtime = asyncio.ensure_future(self._runtime_watch.watch())
-        deferred.start()
-        if self.calm:
-            logger.error("doing nothing by itself for %d s: it has died too often", _CALM_SECONDS)
-            what = f"the supervisor has died too often: for {format_duration(_CALM_SECONDS)} it serves commands only"
-            self.events.record("pool", "calm", message=what, severity="error")
-            asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
-            return
-        self.core.listeners.add(Mandatory(self._end_with).look)
-        self._observers.show()
-        if not self._configuration.problems:
-            work = adopt_late_orphans(self.core, self.runner, self.directory, self._give_way)
-            self._late_orphans = asyncio.ensure_future(work)
+        self.events.record("pool", "calm", message=what, severity="error")
+        asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
 
     async def _handle(self, request: Request, progress: Progress) -> Document:
         if self._configuration.problems:
-            self._end_soon()
+            self.shut_down()
             return result(
                 [],
                 self._configuration.problems,
@@ -181,49 +201,57 @@ class ManagedPool:
                 keeper_pid=self._keeper_pid,
             )
         if self._ending:
-            # It came between the last answer and the end: without an answer its client asks the next supervisor.
+            # A request between the last answer and the end: without an answer its client asks the next supervisor.
             raise ConnectionAbortedError
         with self._watch.reporting(lambda problem: progress({"notice": problem})):
             document = await self._perform(request, progress)
         if request.verb == "start":
-            await self._observers.attempted()
+            await self._observers.addresses_tried()
             document["warnings"] = [*(document.get("warnings") or ()), *self._observers.problems]
         self._runtime_files.rename(self.name)
-        # What is answered is also what a successor will know. Where nothing has changed, nothing is written.
-        self._memory.note(*self.core.take_changed())
-        self._remember.now()
+        # A successor knows whatever a client was told. Where nothing has changed, nothing is written.
+        self._store.note_changed(*self.core.take_changed())
+        self._save()
         return document
 
-    async def _listen(self, listener: socket.socket) -> None:
-        self._keeper.send({"op": "put", "name": "control"}, [listener.fileno()])
-        self._control.listen(listener)
+    async def _restore_runtime_files(self) -> None:
+        async for listener in self._runtime_files.restored():
+            if listener is not None:
+                self._keeper.send({"op": "put", "name": store_keys.CONTROL}, [listener.fileno()])
+                self._control.listen(listener)
+            self._store.rewrite_file()
+            self._save()
 
-    def _leave_again(self) -> None:
-        self._memory.leave_again()
-        self._remember.now()
+    async def _adopt_late_orphans(self) -> None:
+        if await take_in_late(self.core, self.runner, self.directory):
+            self._give_way()
 
     def _give_way(self) -> None:
         """End as if killed: the keeper starts a successor, which adopts everything."""
-        self.remember()
+        self.save()
         logging.shutdown()
         os._exit(0)
 
     def _changed(self, entry: Entry) -> None:
-        self._memory.note(entry)
-        self._remember.soon()
+        self._store.note_changed(entry)
+        if self._save_timer is None:
+            self._save_timer = asyncio.get_running_loop().call_later(_SAVE_SECONDS, self._save)
 
-    def _leave_behind(self) -> None:
-        """The configuration first: what is wanted of a server means little without it."""
-        self._configuration.keep(self.core)
-        self._memory.remember(self.core.entries)
-        self._observers.leave_behind()
+    def _save(self) -> None:
+        """Save for a successor: the configuration first, because the desired state means little without it."""
+        if self._save_timer is not None:
+            self._save_timer.cancel()
+            self._save_timer = None
+        self._configuration.save(self.core)
+        self._store.save(self.core.entries)
+        self._observers.save_totals()
 
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""
-        self._watching_runtime.cancel()
+        self._restoring.cancel()
         self._verbs.event_stream.end()
         await self._control.close()
-        await self._observers.hide()
+        await self._observers.stop_serving()
         await self.runner.aclose()
         await self._observers.close()
         close_matcher()
@@ -236,40 +264,46 @@ class ManagedPool:
                 self._service.stop()
             self._stopping = asyncio.ensure_future(self._stop_all())
 
-    def remember(self) -> None:
-        """Leave to a successor what is wanted now, and write what has happened."""
+    def save(self) -> None:
+        """Save everything for a successor, events and notifications included."""
         # The caller may be ahead of the core, which has not reported yet what it has changed.
-        self._memory.note(*self.core.entries.values())
-        self._remember.now()
-        self._observers.remember()
+        self._store.note_changed(*self.core.entries.values())
+        self._save()
+        self._observers.flush()
 
     def exit_reported(self, report: wire.Message) -> None:
         """The keeper reaped a child."""
         self.runner.exit_reported(report)
 
-    def _end_with(self, status: int, reason: str) -> None:
-        """Stop every server and end; whoever runs the pool in the foreground is left the status."""
+    def _end_if_mandatory_failed(self, entry: Entry) -> None:
+        """Stop every server and end, with the failed server's status for `poolctl run`."""
+        if self._mandatory_failed or not (entry.failed and entry.config.mandatory) or entry.removed:
+            return
+        self._mandatory_failed = True
+        why = f": {entry.failure.message}" if entry.failure else ""
+        reason = f"{entry.name} has failed, and it is mandatory{why}"
         logger.error("the pool ends: %s", reason)
-        write_exit(self.directory, PoolExit(status, reason, self._keeper_pid))
+        write_exit(self.directory, PoolExit(_status(entry.last_exit), reason, self._keeper_pid))
         self.core.reason = f"was stopped: {reason}"
         self.terminate()
 
     async def _stop_all(self) -> None:
         if not self._configuration.problems:
             cause = self.core.reason.removeprefix("was stopped: ") or "told to terminate"
-            # Without a reason of its own it is somebody's wish.
+            # Without a reason of its own somebody asked for it.
             severity = "error" if self.core.reason else "info"
             self.events.record("pool", "stopping", cause=cause, severity=severity)
             with caused_by(cause):
                 await self._verbs.perform("stop", Selector(), {}, lambda document: None)
-        self._end_soon()
+        self.shut_down()
 
-    def _make_way(self, keeper: list[str], supervisor: list[str]) -> None:
-        """Take no more commands, and give the place to others: the answer that says so has to get out first."""
+    def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
+        """See Daemon."""
         self._ending = True
-        asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._succeed, keeper, supervisor)
+        asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._process.replace, keeper, supervisor)
 
-    def _end_soon(self) -> None:
+    def shut_down(self) -> int:
+        """See Daemon."""
         if not self._ending:
             self._ending = True
             if self._service is not None:
@@ -277,15 +311,16 @@ class ManagedPool:
             # A successor would find nothing to do, and would not be found.
             self._keeper.send({"op": "last"})
             if not self._configuration.problems:
-                # With problems nothing was begun: what an earlier pool left waits until its files are valid again.
-                self._memory.forget()
+                # With problems nothing was begun: the state of an earlier pool waits until its files are valid again.
+                self._store.delete_file()
             self._runtime_files.withdraw()
             # The answer that says so has to get out first.
-            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over)
+            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._process.end)
+        return self._keeper_pid
 
     def _end_if_unused(self) -> None:
         if self.core.registry.unused and not self._verbs.used:
-            self._end_soon()
+            self.shut_down()
 
     def _expired(self, placement: Placement) -> None:
         if entry := self.core.entries.get(placement.server):
@@ -295,13 +330,28 @@ class ManagedPool:
         if entry := self.core.entries.get(placement.server):
             self.core.idle(entry, placement.id, idle)
 
-    def _about(self) -> Document:
-        problem = self._watch.problem
-        return identity(
-            self.name,
-            self.files,
-            self._keeper_pid,
-            calm=self.calm,
-            keeper_problem=problem,
-            not_served=self._observers.problems,
-        )
+    def identity(self) -> Document:
+        """See Daemon; with `calm`, `keeper_problem` and `not_served` where they are true of it."""
+        document = {
+            "name": self.name,
+            "files": list(self.files),
+            **versions(),
+            "supervisor_pid": os.getpid(),
+            "keeper_pid": self._keeper_pid,
+        }
+        if self._calm:
+            document["calm"] = True
+        if problem := self._watch.problem:
+            document["keeper_problem"] = problem
+        if problems := self._observers.problems:
+            document["not_served"] = problems
+        return document
+
+
+def _status(exit_: Exit | None) -> int:
+    """The exit status that a shell reports for such an end; never 0, because it is a failure."""
+    if exit_ is None:
+        return FAILED
+    if exit_.signal is not None:
+        return _SIGNALLED + exit_.signal
+    return exit_.status or FAILED

@@ -12,6 +12,8 @@ from poolctl.control.messages import Document
 from poolctl.errors import PoolError, ServerError
 from poolctl.listeners.port_ledger import PortLedger
 
+_USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
+
 
 @dataclass
 class ResolvedConfig:
@@ -100,11 +102,8 @@ class ConfigResolver:
         return settled
 
 
-_USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
-
-
 def default_name(file: str) -> str:
-    """The directory's name for a file of the usual name, else the file's own without its ending."""
+    """The name of a pool that has none: its directory's for a file of a usual name, else the file's own."""
     directory, base = os.path.split(file)
     name = os.path.basename(directory) if base in _USUAL else os.path.splitext(base)[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pool"

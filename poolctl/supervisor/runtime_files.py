@@ -1,4 +1,7 @@
-"""The files by which a running pool is found: `info.json`, and a link of the pool's name."""
+"""The files by which a running pool is found: its control socket, `info.json`, and a link of the pool's name.
+
+A cleaner of /tmp or a logout may remove them while the pool runs; then they are written again.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,19 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from poolctl import __version__
 from poolctl.control.directory import SOCKET_NAME, make_private
 from poolctl.keeper import rendezvous
 
+_CHECK_SECONDS = 1.0
+
 logger = logging.getLogger("poolctl.supervisor")
 
 
 class RuntimeFiles:
-    """Writes them into the pool's runtime directory, until they are withdrawn."""
+    """Written into the pool's runtime directory, until they are withdrawn."""
 
     def __init__(self, directory: str, files: Sequence[str]) -> None:
         self._directory = directory
@@ -27,18 +32,19 @@ class RuntimeFiles:
         self._started = time.time()
         self._keeper_pid = 0
         self._name = ""
+        self._failure = ""
+        self._complete = True
         self.withdrawn = False
-        self.complete = True
 
     def publish(self, name: str, keeper_pid: int) -> None:
-        """Make the pool known by this name, and no longer by the one before; if that fails, `complete` is False."""
+        """Make the pool known by this name, and no longer by the one before; a failure is logged."""
         if self.withdrawn:
             return
-        before = self.complete
+        before = self._complete
         try:
             self._write(name, keeper_pid)
         except OSError as error:
-            self.complete = False
+            self._complete = False
             if before:
                 logger.warning("cannot write the pool's runtime files: %s", error)
 
@@ -59,7 +65,7 @@ class RuntimeFiles:
             json.dump(info, file)
         # A reader finds the old or the new content whole.
         os.replace(f"{path}.new", path)
-        self.complete = True
+        self._complete = True
         self._link_name()
 
     def rename(self, name: str) -> None:
@@ -67,10 +73,53 @@ class RuntimeFiles:
         if self._name and name != self._name:
             self.publish(name, self._keeper_pid)
 
-    def republish(self) -> None:
-        """Write the files again, if they have vanished."""
+    async def restored(self) -> AsyncIterator[socket.socket | None]:
+        """Check once a second until the files are withdrawn; yields each time that they had vanished and are back.
+
+        The value is another control socket to listen on, None where the old one is still there.
+        """
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            if self.withdrawn:
+                return
+            if self._are_there():
+                if not self._complete:
+                    self._republish()
+                continue
+            try:
+                make_private(self._directory)
+                listener = self._missing_listener()
+                self._republish()
+            except OSError as error:
+                if str(error) != self._failure:
+                    self._failure = str(error)
+                    logger.error(
+                        "the pool's runtime directory has vanished and cannot be restored: %s", error
+                    )
+                continue
+            yield listener
+            self._failure = ""
+            if self._complete:
+                logger.warning("%s had vanished, at least in part, and was restored", self._directory)
+
+    def _are_there(self) -> bool:
+        return all(os.path.lexists(f"{self._directory}/{name}") for name in (SOCKET_NAME, "info.json"))
+
+    def _republish(self) -> None:
         if self._name:
             self.publish(self._name, self._keeper_pid)
+
+    def _missing_listener(self) -> socket.socket | None:
+        from .launch import listen
+
+        lock = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Another process that holds it is starting a pool here: then there is a socket at the next check.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path = f"{self._directory}/{SOCKET_NAME}"
+            return None if os.path.lexists(path) else listen(path)
+        finally:
+            os.close(lock)
 
     def withdraw(self) -> None:
         """Remove the files; only once, because later they may be those of another supervisor."""
@@ -105,70 +154,4 @@ class RuntimeFiles:
         return os.path.join(os.path.dirname(self._directory), f"@{self._name}")
 
 
-_CHECK_SECONDS = 1.0
-
 logger = logging.getLogger("poolctl.supervisor")
-
-
-class RuntimeWatch:
-    """Checks that the pool can be found, until its runtime files are withdrawn.
-
-    `listen` gets another control socket when there is none at its path any more; `again` writes what else belongs into
-    the directory.
-    """
-
-    def __init__(
-        self,
-        directory: str,
-        runtime_files: RuntimeFiles,
-        listen: Callable[[socket.socket], Awaitable[None]],
-        again: Callable[[], None],
-    ) -> None:
-        self._directory = directory
-        self._runtime_files = runtime_files
-        self._listen = listen
-        self._again = again
-        self._failure = ""
-
-    async def watch(self) -> None:
-        """Check once a second."""
-        while True:
-            await asyncio.sleep(_CHECK_SECONDS)
-            if self._runtime_files.withdrawn:
-                return
-            if not self._is_found():
-                await self._restore()
-            elif not self._runtime_files.complete:
-                self._runtime_files.republish()
-
-    def _is_found(self) -> bool:
-        return all(os.path.lexists(f"{self._directory}/{name}") for name in (SOCKET_NAME, "info.json"))
-
-    async def _restore(self) -> None:
-        try:
-            make_private(self._directory)
-            listener = self._listener()
-            if listener is not None:
-                await self._listen(listener)
-            self._runtime_files.republish()
-            self._again()
-        except OSError as error:
-            if str(error) != self._failure:
-                self._failure = str(error)
-                logger.error("the pool's runtime directory has vanished and cannot be restored: %s", error)
-            return
-        self._failure = ""
-        if self._runtime_files.complete:
-            logger.warning("%s had vanished, at least in part, and was restored", self._directory)
-
-    def _listener(self) -> socket.socket | None:
-        from .launch import listen
-
-        lock = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            # Who holds it is about to start a pool here: then there is a socket when we look again.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path = f"{self._directory}/{SOCKET_NAME}"
-            return None if os.path.lexists(path) else listen(path)
-        finally:
-            os.close(lock)

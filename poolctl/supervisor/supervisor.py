@@ -1,4 +1,4 @@
-"""The supervisor's own life: link to the keeper, configuration, core, control socket, end."""
+"""The supervisor's process: its link to the keeper, the pool that it manages, and its end."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Supervisor:
-    """One pool. `run` returns its exit status. A calm one adopts what runs and serves commands, no more."""
+    """Runs one pool. A calm one adopts the workers that run and serves commands, no more."""
 
     def __init__(self, directory: str, files: Sequence[str], *, calm: bool = False) -> None:
         self._calm = calm
         self.directory = directory
         self.files = list(files)
         self._runtime_files = RuntimeFiles(directory, files)
-        self._begun = self._told_to_end = False
+        self._begun = self._terminating = False
 
     async def run(self) -> int:
-        """Serve the pool until it is stopped, or until its files turn out to be invalid."""
+        """Manage the pool until it is stopped, or until its files turn out to be invalid; the exit status."""
         self._over = asyncio.Event()
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._early_exits: list[wire.Message] = []
@@ -47,16 +47,15 @@ class Supervisor:
         with contextlib.suppress(OSError):
             make_private(self.directory)
         self._pool = ManagedPool(
+            self,
             self.directory,
             self.files,
             self._state_dir(),
             keeper,
             hello,
             self._runtime_files,
-            self._over.set,
-            self._make_way,
+            calm=self._calm,
         )
-        self._pool.calm = self._calm
         _, fds = await keeper.call({"op": "get", "name": store_keys.CONTROL})
         listener = socket.socket(fileno=fds[0])
         await self._pool.begin(listener)
@@ -64,20 +63,20 @@ class Supervisor:
         for report in self._early_exits:
             self._pool.exit_reported(report)
         self._begun = True
-        if self._told_to_end:
+        if self._terminating:
             self._terminate()
         await self._adopted(keeper)
         await self._over.wait()
         self._runtime_files.withdraw()
         await self._pool.end()
-        # Waited for: a keeper that has not heard it starts the next supervisor.
+        # Awaited: a keeper that has not received it starts the next supervisor.
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 await keeper.call({"op": "end"})
         return 0
 
     async def _adopted(self, keeper: KeeperLink) -> None:
-        """From now on another keeper can be made of what is known here."""
+        """From now on the keeper can be replaced from what is known here."""
         with contextlib.suppress(LinkLost):
             await keeper.complete()
             keeper.send({"op": "adopted"})
@@ -94,7 +93,7 @@ class Supervisor:
         elif event == "ping":
             self._keeper.send({"op": "pong"})
         elif event == "terminate":
-            self._told_to_end = True
+            self._terminating = True
             if self._begun:
                 self._terminate()
             else:
@@ -105,13 +104,17 @@ class Supervisor:
         self._keeper.send({"op": "terminating", "seconds": self._pool.stop_seconds})
         self._pool.terminate()
 
-    def _make_way(self, keeper: list[str], supervisor: list[str]) -> None:
-        """Have the keeper become another version of itself, which starts a supervisor of its own."""
-        self._renewing = asyncio.ensure_future(self._renew(keeper, supervisor))
+    def end(self) -> None:
+        """See Process."""
+        self._over.set()
 
-    async def _renew(self, keeper: list[str], supervisor: list[str]) -> None:
+    def replace(self, keeper: list[str], supervisor: list[str]) -> None:
+        """See Process: the keeper executes another version of itself, which starts a supervisor of its own."""
+        self._replacing = asyncio.ensure_future(self._replace(keeper, supervisor))
+
+    async def _replace(self, keeper: list[str], supervisor: list[str]) -> None:
         logger.info("another version takes over: %s", supervisor)
-        self._pool.remember()
+        self._pool.save()
         order = {
             "op": "renew",
             "argv": [*keeper, self.directory],
@@ -119,7 +122,7 @@ class Supervisor:
         }
         with contextlib.suppress(LinkLost):
             await self._keeper.call(order)
-        # From here on there is nothing that a successor would not do as well.
+        # The successor does everything from here on.
         logging.shutdown()
         os._exit(0)
 
@@ -127,15 +130,15 @@ class Supervisor:
         if self._runtime_files.withdrawn or self._over.is_set():
             self._over.set()
             return
-        # Nothing else happens in this process from here on: what it does not do, its successor will.
+        # Nothing else happens in this process from here on: the successor does the rest.
         if self._keeper.whole:
             logger.error("the keeper is gone; another one is started")
             self._pool.events.record("pool", "keeper lost", message="another one is started")
-            self._pool.remember()
+            self._pool.save()
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
             from .takeover.replace_keeper import replace_keeper
 
-            replace_keeper(self.directory, command, self._keeper.held(), terminate=self._told_to_end)
+            replace_keeper(self.directory, command, self._keeper.held(), terminate=self._terminating)
         else:
             logger.error("the keeper is gone, and not everything is known here that it held")
         logging.shutdown()

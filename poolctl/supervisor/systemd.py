@@ -1,4 +1,4 @@
-"""What systemd is told about the pool: ready, its state in a line, reloading, stopping, alive (sd_notify(3))."""
+"""Notifies systemd of the pool: ready, a line of status, reloading, stopping, watchdog (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from poolctl.core.desired import Desired
 from poolctl.core.state import Entry
 
 _SOON_SECONDS = 0.05
-# To look at one takes up to thirty microseconds: while a large pool starts, no more than a twentieth of the time.
+# A look at one server takes up to 30 µs: at most a twentieth of the time, while a large pool starts.
 _SOON_SECONDS_OF_SERVER = 0.0006
 _PINGS_PER_PERIOD = 2  # as sd_watchdog_enabled(3) recommends
 
 
 class Service:
-    """The pool as a service, told of from the moment of its making, on the running event loop.
+    """Notifies systemd from its construction on, on the running event loop.
 
-    It lives in the supervisor: when that is dead its successor, which the keeper starts at once, says all of it anew;
-    and when it hangs nobody says that it is alive, unless the keeper has put another in its place before.
+    It lives in the supervisor. When that is dead its successor, which the keeper starts at once, repeats everything;
+    when it hangs the watchdog is not fed, unless the keeper replaces it in time.
     """
 
     def __init__(self, env: Mapping[str, str], core: Core) -> None:
@@ -31,7 +31,7 @@ class Service:
         self._core = core
         self._ready = self._stopping = False
         self._reloads = 0
-        self._said = ""
+        self._status = ""
         self._timer: asyncio.TimerHandle | None = None
         self._period_seconds = sd_notify.watchdog_seconds(env) / _PINGS_PER_PERIOD
         core.listeners.add(lambda entry: self._soon())
@@ -40,21 +40,21 @@ class Service:
         self._soon()
 
     def around(self, handle: Handler) -> Handler:
-        """The same handler of requests, with systemd told of reloads."""
+        """The same request handler, with systemd notified of reloads."""
 
-        async def told(request: Request, progress: Progress) -> Document:
+        async def notified(request: Request, progress: Progress) -> Document:
             dry_run = (request.body.get("options") or {}).get("dry_run")
             if request.verb != "reload" or dry_run:
                 return await handle(request, progress)
             async with self._reloading():
                 return await handle(request, progress)
 
-        return told
+        return notified
 
     def _soon(self) -> None:
         if self._timer is None and not self._stopping:
             delay = _SOON_SECONDS + _SOON_SECONDS_OF_SERVER * len(self._core.entries)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._tell)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._notify)
 
     def stop(self) -> None:
         """The pool ends."""
@@ -76,7 +76,7 @@ class Service:
                 sd_notify.notify(self._env, sd_notify.READY)
             self._soon()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._timer = None
         if self._stopping:
             return
@@ -86,8 +86,8 @@ class Service:
             self._ready = True
             lines.append(sd_notify.READY)
         line = sd_notify.status(_sentence(wanted or 0, missing))
-        if line != self._said:
-            self._said = line
+        if line != self._status:
+            self._status = line
             lines.append(line)
         if lines:
             sd_notify.notify(self._env, *lines)
@@ -98,7 +98,7 @@ class Service:
 
 
 def _count(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
-    """How many servers are to run, and those of them that have not answered; None before anybody has said so."""
+    """How many servers should run, and those that are not ready; None before any was asked to run."""
     known = list(entries)
     able = [
         entry

@@ -1,7 +1,7 @@
 """A takeover by another version of poolctl, tried on a small pool before the real one is touched.
 
-The small pool lies in a directory of its own. Its servers have the interpreters, users and protocols of the real ones,
-and an application that answers every request: what fails here would fail there.
+The small pool has its own directory. Its servers have the interpreters, users and protocols of the real ones, and an
+application that answers every request: a failure here predicts a failure there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SHOWN = 500  # characters of what went wrong
 _ANSWER_SECONDS = 10.0
 _END_SECONDS = 5.0
 _LONGEST = 60  # a socket's path holds 107 bytes
-# Of the environment an interpreter and its libraries need these; nothing secret gets into these processes.
+# The variables that an interpreter and its libraries need; no secret gets into these processes.
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
 _PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
 _FILE = "pool.json"
@@ -61,17 +61,17 @@ async def app(scope, receive, send):
 
 
 class TrialFailed(Exception):
-    """What failed in the small pool."""
+    """The small pool has failed."""
 
 
 def check(files: list[str]) -> str | None:
-    """Whether this version can run this pool here: an error to end with, or the problems of the files on stdout.
+    """Check that this version can run this pool here: an error to end with, or the problems of the files on stdout.
 
-    Every module is imported, and a small pool is taken over, unless the version before sees to that. Raises what an
+    Imports every module, and tries a takeover of a small pool unless the previous version does that. Raises what an
     import raises.
     """
     for module in pkgutil.walk_packages(poolctl.__path__, "poolctl."):
-        # What workers import is for their own interpreters: some of it needs packages that may be missing here.
+        # Workers' modules are for their own interpreters: some need packages that may be missing here.
         if not module.name.endswith(".__main__") and not module.name.startswith("poolctl.worker."):
             importlib.import_module(module.name)
     try:
@@ -97,13 +97,13 @@ def try_takeover_by(options: str, *files: str) -> str | None:
 
 
 def try_takeover(servers: Iterable[ServerConfig], options: Mapping[str, Any], logs: str) -> None:
-    """Let another version take over a small pool of this one, and renew all of its processes.
+    """Let another version take over a small pool of this one, and replace all of its processes.
 
-    The options are those of the verb `upgrade`. The small pool's logs are kept in the directory `logs` when it fails.
+    `options` are those of the verb `upgrade`. If it fails, the small pool's logs are kept in the directory `logs`.
     Blocks. Raises TrialFailed.
     """
     with _pool(servers, logs) as pool:
-        # What does not even start under this version may do so under the other one.
+        # No error yet: servers that do not start under this version may start under the other one.
         pool.call("start")
         before, helpers = pool.pids(), pool.helpers()
         result = pool.call("upgrade", {**options, "tried": True})
@@ -118,9 +118,9 @@ def try_takeover(servers: Iterable[ServerConfig], options: Mapping[str, Any], lo
         pool.replace_helpers(helpers)
         for verb in ("restart", "dashboard"):
             pool.order(verb)
-        pool.see_answers()
+        pool.check_answers()
         pool.order("stop")
-        pool.see_logs()
+        pool.check_logs()
 
 
 class _Pool:
@@ -137,16 +137,16 @@ class _Pool:
             raise TrialFailed(f"no supervisor answers {verb!r}: {self.last_words()}") from error
 
     def order(self, verb: str) -> None:
-        """Have it done. Raises TrialFailed when it is not."""
+        """Send a command. Raises TrialFailed when it fails."""
         if (result := self.call(verb)).get("errors"):
             raise TrialFailed(_first(result))
 
     def pids(self) -> dict[str, list[int]]:
-        """Those of the workers, by their servers' names."""
+        """The pids of the workers, by their servers' names."""
         return {item["name"]: item["pids"] for item in self.call("list")["items"]}
 
-    def see_answers(self) -> None:
-        """Ask each application. Raises TrialFailed."""
+    def check_answers(self) -> None:
+        """Send a request to each application. Raises TrialFailed."""
         for name, path in self._sockets.items():
             try:
                 status = asyncio.run(_status(path))
@@ -166,15 +166,15 @@ class _Pool:
         return found
 
     def replace_helpers(self, before: set[int]) -> None:
-        """End those of the version before, and forget what they logged. One that begins just now is left alone."""
+        """Kill those of the previous version and empty their logs; one that starts just now is left alone."""
         for pid in self.helpers() & before:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for path in self._logs():
             os.truncate(path, 0)
 
-    def see_logs(self) -> None:
-        """Look whether what the workers print is logged. Raises TrialFailed."""
+    def check_logs(self) -> None:
+        """Check that the workers' output is logged. Raises TrialFailed."""
         if not any(map(os.path.getsize, self._logs())) and self._sockets:
             raise TrialFailed("the output of workers is not logged")
 
@@ -190,8 +190,8 @@ class _Pool:
 
 @contextlib.contextmanager
 def _pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_Pool]:
-    """The small pool, launched; at the end none of its processes is left. Raises TrialFailed."""
-    # Whatever becomes of its keeper, each of its processes becomes a child of ours.
+    """Launch the small pool; at the end none of its processes is left. Raises TrialFailed."""
+    # If its keeper dies, its processes become our children.
     become_subreaper()
     signal.signal(signal.SIGALRM, _too_late)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -223,7 +223,7 @@ def _pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_Pool]:
 
 
 def _logs_of(files: Sequence[str]) -> str:
-    """The directory, beside the real pool's own logs, that explains a trial that failed."""
+    """The directory, next to the real pool's logs, for the logs of a failed trial."""
     return f"{directory.state_dir(os.environ, directory.pool_key(files[0]), create=True)}/upgrade-trial"
 
 
@@ -242,7 +242,7 @@ def _roots() -> list[str]:
 
 
 def _make_place() -> tuple[str, int]:
-    """A directory with a short path, for sockets, which the servers' users can enter where there is one.
+    """Make a directory with a short path, for sockets, which the servers' users can enter.
 
     The descriptor locks it for as long as this process lives.
     """
@@ -273,7 +273,7 @@ def _too_late(number: int, frame: object) -> None:
 
 
 def _table(place: str, servers: Iterable[ServerConfig]) -> dict[str, Any]:
-    """The configuration: one server for each combination of what may make a difference, and a program."""
+    """The configuration: one server for each combination of settings that matter, and a program."""
     found: dict[str, dict[str, Any]] = {}
     for server in servers:
         if server.command:
@@ -303,7 +303,7 @@ def _write(path: str, text: str, mode: int) -> None:
 def _first(result: Mapping[str, Any]) -> str:
     error = result["errors"][0]
     where = f"{error['name']}: " if error.get("name") else ""
-    # What refers to the small pool itself is of no use.
+    # A hint that refers to the small pool itself is of no use.
     hint = "" if error["hint"].startswith(("poolctl ", "see ")) else f"; {error['hint']}"
     return f"{where}{error['message']}{hint}"
 

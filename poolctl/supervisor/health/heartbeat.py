@@ -1,15 +1,14 @@
-"""Finds workers whose event loop answers nobody although their port still accepts: one timer asks all of them in turn.
+"""Finds hung workers: those whose event loop does not run although their port still accepts.
 
-A worker that is asked writes the time into the page of memory that it shares with us; no message comes back. One that
-has not answered is not asked again, so that nothing piles up before it.
+One timer asks all of them in turn. A worker answers by writing the time into the page of memory that it shares with
+us; no message comes back. One that has not answered is not asked again, so that no requests pile up.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable
 from heapq import heappop, heappush
+from random import Random
 from typing import Any, Protocol
 
 from poolctl.core.core import Core
@@ -19,12 +18,12 @@ from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Placement
 from poolctl.units import format_duration
 
-from .recovery import HEARTBEAT
+from .recovery import HEARTBEAT, Recovers
 
-# Those whose time comes within this are asked together: each waking costs more than a question.
+# Workers due within this are asked together: each wake-up costs more than a question.
 TOGETHER_SECONDS = 0.5
-# A timer that is later than this says that we ourselves, or the machine, stood still.
-_STOOD_STILL_SECONDS = 1.0
+# A timer that fires later than this shows that this process, or the machine, was paused.
+_PAUSED_SECONDS = 1.0
 _NS = 1_000_000_000
 
 
@@ -36,11 +35,11 @@ class Beats(Protocol):
         ...
 
     def beaten_ns(self, placement: Placement) -> int:
-        """When the worker last answered, by the system's monotonic clock; 0 for one that knows of no heartbeat."""
+        """When the worker last answered, by the system's monotonic clock; 0 for one without heartbeats."""
         ...
 
 
-class Pulse:
+class HeartbeatState:
     """One worker that is asked."""
 
     __slots__ = ("asked_at", "entry", "worker")
@@ -52,27 +51,24 @@ class Pulse:
 
 
 class Heartbeat:
-    """`look` is told of each server that may have changed, `ail(entry, worker, kind, seen)` of each stuck worker.
-
-    `chance` gives random numbers from 0 to 1.
-    """
+    """Asks the ready workers of every server that `look` has seen, and reports stuck ones to `recovery`."""
 
     def __init__(
         self,
         beats: Beats,
         core: Core,
         events: Events,
-        ail: Callable[[Entry, Worker, str, str], None],
-        chance: Callable[[], float] = random.random,
+        recovery: Recovers,
+        chance: Random | None = None,
     ) -> None:
         self._beats = beats
         self._core = core
         self._events = events
         self._clock = core.clock
-        self._ail = ail
-        self._chance = chance
-        self._pulses: dict[str, Pulse] = {}  # by worker id
-        self._due: list[tuple[float, int, Pulse]] = []
+        self._recovery = recovery
+        self._chance = chance or Random()
+        self._states: dict[str, HeartbeatState] = {}  # by worker id
+        self._due: list[tuple[float, int, HeartbeatState]] = []
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -85,15 +81,15 @@ class Heartbeat:
             return
         for worker in entry.workers.values():
             if worker.phase is Phase.READY and worker.placement is not None:
-                known = self._pulses.get(worker.id)
+                known = self._states.get(worker.id)
                 if known is None or known.worker is not worker:
-                    pulse = self._pulses[worker.id] = Pulse(entry, worker)
-                    # Spread: a thousand that have become ready together are not asked together for ever.
-                    self._later(pulse, self._clock.monotonic() + interval * self._chance())
+                    state = self._states[worker.id] = HeartbeatState(entry, worker)
+                    # Spread, so that a thousand that became ready together are not always asked together.
+                    self._later(state, self._clock.monotonic() + interval * self._chance.random())
 
-    def _later(self, pulse: Pulse, when: float) -> None:
+    def _later(self, state: HeartbeatState, when: float) -> None:
         self._number += 1
-        heappush(self._due, (when, self._number, pulse))
+        heappush(self._due, (when, self._number, state))
         if self._timer is None or when < self._timer_at:
             self._set_timer()
 
@@ -107,61 +103,61 @@ class Heartbeat:
             self._timer = asyncio.get_running_loop().call_later(delay, self.tick)
 
     def tick(self) -> None:
-        """Ask all whose time has come."""
+        """Ask all that are due."""
         now = self._clock.monotonic()
-        if now - self._timer_at > _STOOD_STILL_SECONDS:
-            # Who was asked before has had no more time than we had.
+        if now - self._timer_at > _PAUSED_SECONDS:
+            # Workers that were asked before it had no more time than we had.
             self._awake_since = now
         again = []
         while self._due and self._due[0][0] <= now + TOGETHER_SECONDS:
-            pulse = heappop(self._due)[2]
-            when = self._ask(pulse, now)
+            state = heappop(self._due)[2]
+            when = self._ask(state, now)
             if when is not None:
-                again.append((pulse, when))
-        # One timer for all of them, set when all are in.
-        for pulse, when in again:
+                again.append((state, when))
+        # One timer for all of them, set once.
+        for state, when in again:
             self._number += 1
-            heappush(self._due, (when, self._number, pulse))
+            heappush(self._due, (when, self._number, state))
         self._set_timer()
 
-    def _ask(self, pulse: Pulse, now: float) -> float | None:
-        """Ask one worker, or see what became of the last question; when to do so again, None: never."""
-        entry, worker = pulse.entry, pulse.worker
+    def _ask(self, state: HeartbeatState, now: float) -> float | None:
+        """Ask one worker, or check its answer; when to do so again, None: never."""
+        entry, worker = state.entry, state.worker
         policy = entry.config.recovery
         placement = worker.placement
         there = entry.workers.get(worker.id) is worker and worker.phase is Phase.READY
         if not there or not policy.heartbeat or placement is None:
-            if self._pulses.get(worker.id) is pulse:
-                del self._pulses[worker.id]
+            if self._states.get(worker.id) is state:
+                del self._states[worker.id]
             if worker.stuck and not (there and policy.heartbeat):
                 self._core.mark_stuck(entry, worker, False)
             return None
         beaten_ns = self._beats.beaten_ns(placement)
         if not beaten_ns:
-            # Of a version that knows of no heartbeat. Nothing is known of it, and nothing is held against it.
+            # Of a version without heartbeats: nothing is known of it, so it is not counted as stuck.
             return now + policy.heartbeat
-        if pulse.asked_at is not None and beaten_ns >= int(pulse.asked_at * _NS):
-            pulse.asked_at = None
+        if state.asked_at is not None and beaten_ns >= int(state.asked_at * _NS):
+            state.asked_at = None
             if worker.stuck:
-                self._is_back(entry, worker)
-        if pulse.asked_at is None and self._beats.beat(placement, int(now * _NS)):
-            pulse.asked_at = now
-        if pulse.asked_at is None:
+                self._report_back(entry, worker)
+        if state.asked_at is None and self._beats.beat(placement, int(now * _NS)):
+            state.asked_at = now
+        if state.asked_at is None:
             return now + policy.heartbeat
-        due = max(pulse.asked_at, self._awake_since) + policy.stuck_after
+        due = max(state.asked_at, self._awake_since) + policy.stuck_after
         if now >= due and not worker.stuck:
-            self._is_lost(entry, worker, policy.stuck_after)
+            self._report_lost(entry, worker, policy.stuck_after)
         return now + policy.heartbeat if worker.stuck else min(now + policy.heartbeat, due)
 
-    def _is_lost(self, entry: Entry, worker: Worker, seconds: float) -> None:
+    def _report_lost(self, entry: Entry, worker: Worker, seconds: float) -> None:
         self._core.mark_stuck(entry, worker, True)
         seen = f"the event loop of worker {_called(worker)} has been stuck for {format_duration(seconds)}"
         self._record(entry, worker, "heartbeat lost", seen, severity="error")
-        # Before anything is done about it: a worker that is being stopped says nothing about its server's health.
+        # Before the recovery: a worker that is being stopped no longer counts for its server's health.
         self._core.health.look(entry)
-        self._ail(entry, worker, HEARTBEAT, seen)
+        self._recovery.notice(entry, worker, HEARTBEAT, seen)
 
-    def _is_back(self, entry: Entry, worker: Worker) -> None:
+    def _report_back(self, entry: Entry, worker: Worker) -> None:
         self._core.mark_stuck(entry, worker, False)
         self._record(entry, worker, "heartbeat back", f"worker {_called(worker)} answers its heartbeat again")
 

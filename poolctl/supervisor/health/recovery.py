@@ -1,12 +1,12 @@
-"""Workers that are alive in name only: recovered as their server's strategy says, each time with a report."""
+"""Recovers hung, unhealthy and grown workers by the strategy of their server, each time with a report."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from random import Random
+from typing import Any, NamedTuple, Protocol
 
 from poolctl.core.core import Core
 from poolctl.core.events import caused_by
@@ -28,8 +28,8 @@ _DONE = {
 }
 
 
-class Ailment(NamedTuple):
-    """What was seen of a worker, and when, in seconds since the epoch."""
+class Problem(NamedTuple):
+    """A problem of one worker, and since when, in seconds since the epoch."""
 
     worker: Worker
     kind: str
@@ -38,38 +38,44 @@ class Ailment(NamedTuple):
 
 
 class Case:
-    """A server with workers that ail."""
+    """A server with unhealthy workers."""
 
     def __init__(self, jitter: float) -> None:
-        self.ailing: dict[str, Ailment] = {}
-        self.told: set[str] = set()
+        self.problems: dict[str, Problem] = {}
+        self.notified: set[str] = set()
         self.jitter = jitter
         self.timer: asyncio.TimerHandle | None = None
 
 
-class WorkerRecovery:
-    """Listens to the core's ailments and changes; `chance` gives random numbers from -1 to 1."""
+class Recovers(Protocol):
+    """What heartbeats and memory limits report to."""
 
-    def __init__(
-        self, core: Core, events: Events, chance: Callable[[], float] = lambda: random.uniform(-1, 1)
-    ) -> None:
+    def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
+        """A worker has a problem; the same one again has no effect."""
+        ...
+
+
+class WorkerRecovery:
+    """Listens to the core's health checks and changes, and to `notice`."""
+
+    def __init__(self, core: Core, events: Events, chance: Random | None = None) -> None:
         self._core = core
         self._events = events
-        self._chance = chance
+        self._chance = chance or Random()
         self._cases: dict[str, Case] = {}
         core.health.unhealthy.add(lambda entry, worker, reason: self.notice(entry, worker, LIVENESS, reason))
         core.listeners.add(self.look)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
-        """A worker ails; told again of the same one nothing happens."""
-        case = self._cases.setdefault(entry.name, Case(self._chance()))
-        known = case.ailing.get(worker.id)
+        """See Recovers."""
+        case = self._cases.setdefault(entry.name, Case(self._chance.uniform(-1, 1)))
+        known = case.problems.get(worker.id)
         if known is None or known.worker is not worker:
-            case.ailing[worker.id] = Ailment(worker, kind, seen, self._core.clock.time())
+            case.problems[worker.id] = Problem(worker, kind, seen, self._core.clock.time())
         self.look(entry)
 
     def resume(self, entries: Iterable[Entry]) -> None:
-        """Go on with the recoveries that the supervisor before had begun."""
+        """Continue the recoveries that the previous supervisor had begun."""
         for entry in entries:
             for name, pid in entry.recovering.get("workers", {}).items():
                 worker = entry.workers.get(name)
@@ -81,7 +87,7 @@ class WorkerRecovery:
                     self._core.relieve(entry, worker)
 
     def look(self, entry: Entry) -> None:
-        """Something about the server has changed: a recovery may be over, another may be due."""
+        """The server has changed: a recovery may be over, another may be due."""
         case = self._cases.get(entry.name)
         if case is None and not entry.recovering:
             return
@@ -92,26 +98,26 @@ class WorkerRecovery:
             self._consider(entry, case)
 
     def _prune(self, entry: Entry, case: Case) -> None:
-        """Forget those that have gone, or are well again."""
-        case.ailing = {name: each for name, each in case.ailing.items() if _ails(entry, each)}
-        case.told &= case.ailing.keys()
-        if not case.ailing:
+        """Forget workers that have gone or are healthy again."""
+        case.problems = {name: each for name, each in case.problems.items() if _persists(entry, each)}
+        case.notified &= case.problems.keys()
+        if not case.problems:
             _cancel(case)
             del self._cases[entry.name]
 
     def _consider(self, entry: Entry, case: Case) -> None:
-        current = [each for each in case.ailing.values() if each.worker.generation == entry.generation]
+        current = [each for each in case.problems.values() if each.worker.generation == entry.generation]
         if not entry.wanted or entry.removed:
             return
         policy = entry.config.recovery
         pauses: list[float] = []
-        for strategy, ailing in (
+        for strategy, problems in (
             (policy.strategy, [each for each in current if each.kind != MEMORY]),
             ("replace", [each for each in current if each.kind == MEMORY]),
         ):
             situation = Situation(
                 strategy,
-                histories=[_history(entry, each.worker) for each in ailing],
+                histories=[_history(entry, each.worker) for each in problems],
                 ready=sum(each.phase is Phase.READY for each in entry.workers.values()),
                 size=entry.size,
                 overlaps=entry.may_overlap,
@@ -121,35 +127,33 @@ class WorkerRecovery:
             )
             step, chosen, again = decide(policy, situation)
             if step in (Step.TELL, Step.GIVE_UP):
-                self._tell(entry, case, step, ailing)
+                self._notify(entry, case, step, problems)
             elif step in (Step.RESTART, Step.REPLACE, Step.DISABLE):
-                self._begin(entry, step, [ailing[place] for place in chosen])
+                self._begin(entry, step, [problems[place] for place in chosen])
             pauses.append(again)
         _cancel(case)
         if again := min(filter(None, pauses), default=0.0):
             case.timer = asyncio.get_running_loop().call_later(again, self.look, entry)
 
-    def _tell(self, entry: Entry, case: Case, step: Step, ailing: list[Ailment]) -> None:
-        news = [each for each in ailing if each.worker.id not in case.told]
+    def _notify(self, entry: Entry, case: Case, step: Step, problems: list[Problem]) -> None:
+        news = [each for each in problems if each.worker.id not in case.notified]
         if news:
-            case.told |= {each.worker.id for each in news}
+            case.notified |= {each.worker.id for each in news}
             report = self._report(entry, step, news)
             self._record(entry, report, "notified" if step is Step.TELL else "given up")
 
-    # A recovery.
-
-    def _begin(self, entry: Entry, step: Step, ailing: list[Ailment]) -> None:
+    def _begin(self, entry: Entry, step: Step, problems: list[Problem]) -> None:
         acts = step is not Step.DISABLE
-        times = _times(entry, step, ailing, self._core.clock.monotonic()) if acts else entry.recoveries
-        counts = acts and any(each.kind != MEMORY for each in ailing)
-        self._core.begin_recovery(entry, self._report(entry, step, ailing), times, counts=counts)
-        with caused_by("recovery: " + "; ".join(each.seen for each in ailing)):
-            self._act(entry, step, ailing)
+        times = _times(entry, step, problems, self._core.clock.monotonic()) if acts else entry.recoveries
+        counts = acts and any(each.kind != MEMORY for each in problems)
+        self._core.begin_recovery(entry, self._report(entry, step, problems), times, counts=counts)
+        with caused_by("recovery: " + "; ".join(each.seen for each in problems)):
+            self._act(entry, step, problems)
 
-    def _act(self, entry: Entry, step: Step, ailing: list[Ailment]) -> None:
+    def _act(self, entry: Entry, step: Step, problems: list[Problem]) -> None:
         core = self._core
         if step is Step.RESTART:
-            for each in ailing:
+            for each in problems:
                 core.relieve(entry, each.worker)
         elif step is Step.REPLACE:
             core.renew(entry, entry.generation)
@@ -159,15 +163,15 @@ class WorkerRecovery:
                     core.stop(dependent)
             core.override(entry, replace(entry.overrides, disabled=True))
 
-    def _report(self, entry: Entry, step: Step, ailing: list[Ailment]) -> dict[str, Any]:
-        """What is known when a recovery begins, as a successor can read it."""
-        workers = [each.worker for each in ailing]
+    def _report(self, entry: Entry, step: Step, problems: list[Problem]) -> dict[str, Any]:
+        """The facts when a recovery begins, in a form that a successor can read."""
+        workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
         return {
             "step": step.value,
-            "seen": [each.seen for each in ailing],
-            "kinds": sorted({each.kind for each in ailing}),
-            "since": min(each.since for each in ailing),
+            "seen": [each.seen for each in problems],
+            "kinds": sorted({each.kind for each in problems}),
+            "since": min(each.since for each in problems),
             "workers": {each.id: each.placement.pid for each in workers if each.placement is not None},
             "stuck": any(worker.stuck for worker in workers),
             "generation": entry.generation,
@@ -209,9 +213,9 @@ def _history(entry: Entry, worker: Worker) -> list[float]:
     return sorted([*entry.recoveries.get(_ALL, ()), *entry.recoveries.get(str(worker.index), ())])
 
 
-def _times(entry: Entry, step: Step, ailing: list[Ailment], now: float) -> dict[str, list[float]]:
-    """When there were recoveries, this one included, by the workers that they were about."""
-    whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in ailing}
+def _times(entry: Entry, step: Step, problems: list[Problem], now: float) -> dict[str, list[float]]:
+    """The times of the recoveries, this one included, by the index of the worker or for all of them."""
+    whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
     known = {key: within(times, entry.config.recovery.window, now) for key, times in entry.recoveries.items()}
     known |= {key: [*known.get(key, ()), now] for key in whose}
     return {key: times for key, times in known.items() if times}
@@ -250,13 +254,13 @@ def _took(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
-def _ails(entry: Entry, ailment: Ailment) -> bool:
-    worker = ailment.worker
+def _persists(entry: Entry, problem: Problem) -> bool:
+    worker = problem.worker
     if entry.workers.get(worker.id) is not worker or worker.phase is not Phase.READY:
         return False
-    if ailment.kind == HEARTBEAT:
+    if problem.kind == HEARTBEAT:
         return worker.stuck
-    return ailment.kind == MEMORY or worker.health not in (Status.OK, Status.WARN)
+    return problem.kind == MEMORY or worker.health not in (Status.OK, Status.WARN)
 
 
 def _cancel(case: Case) -> None:

@@ -1,9 +1,9 @@
-"""Runs the dashboard if the configuration has one. Nothing of it is loaded before."""
+"""Serves the dashboard if the configuration has one, and answers the verb. It is loaded when it is needed."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
 from poolctl.control.messages import Document, failure, result
@@ -12,27 +12,14 @@ from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector
-from poolctl.runners.link import Link
 
-from ..active_configuration import ActiveConfiguration
+from ..active_configuration import PoolEnvironment
 from .statistics import Statistics
 
 if TYPE_CHECKING:
-    from poolctl.config import Dashboard as Table
-
     from .dashboard_page import DashboardPage
-    from .dashboard_process import Told
 
 _HINT = "add [dashboard] to the pool's file, then poolctl reload"
-
-
-class PoolEnvironment(NamedTuple):
-    """The configuration, the link to the keeper, and the directories for runtime files and state."""
-
-    configuration: ActiveConfiguration
-    keeper: Link
-    directory: str
-    state_directory: str
 
 
 class DashboardManager:
@@ -67,7 +54,7 @@ class DashboardManager:
             await self._dashboard.aclose()
 
     def _follow(self, tables: Tables) -> None:
-        # Whoever opens the page wants to see what has just been.
+        # A page that is opened shows the last two minutes at once.
         self._statistics.always = tables.dashboard is not None
         if self._statistics.always:
             self._statistics.watch()
@@ -76,32 +63,24 @@ class DashboardManager:
                 return
             from .dashboard_page import DashboardPage
 
-            self._dashboard = DashboardPage(
-                self._environment.keeper, self._environment.directory, self._events, self._settings
-            )
+            self._dashboard = DashboardPage(self._environment, self._events)
         self._dashboard.want(tables.dashboard)
 
-    def _settings(self, table: Table) -> Told:
-        from .dashboard_process import settings_of
-
-        return settings_of(
-            table,
-            directory=self._environment.directory,
-            state_directory=self._environment.state_directory,
-            name=self._configuration.name,
-            env=self._configuration.environment,
-        )
-
     async def dashboard(self, selector: Selector, options: Document, progress: Progress) -> Document:
-        """The verb `dashboard`: where the page is, and its token, for those who may use the control socket anyway."""
+        """The verb `dashboard`: the page's URL and its token, for clients that may use the control socket anyway."""
         page, table = self._dashboard, self._configuration.tables.dashboard
         if table is None:
             problem = failure(PoolMonitorError, "this pool has no dashboard", _HINT)
             return result([], [problem], exit_code=NOT_AS_DESIRED)
-        # A supervisor that serves commands only leaves the page's process to itself.
-        found = await (page.where() if page is not None else asyncio.to_thread(self._settings, table))
+        from .dashboard_process import settings_of
+
+        # A supervisor that serves commands only leaves the page's process alone.
+        work = (
+            page.settings() if page is not None else asyncio.to_thread(settings_of, table, self._environment)
+        )
+        found = await work
         if found is None:
             why = page.problem if page is not None else ""
             problem = failure(PoolMonitorError, f"the dashboard: {why}", "poolctl events")
             return result([], [problem], exit_code=NOT_AS_DESIRED)
-        return result([], dashboard={"url": found.url, "token": found.settings["token"]})
+        return result([], dashboard={"url": found.url, "token": found.values["token"]})

@@ -1,6 +1,6 @@
-"""The dashboard's process: started, started again, moved and ended; its listener is held by the pool meanwhile.
+"""The dashboard's listener, and the process that serves it: started, restarted, moved and ended.
 
-The keeper has the listener and the way to the process as well, so that both outlive this supervisor.
+The keeper holds the listener and the link to the process as well, so that both outlive this supervisor.
 """
 
 from __future__ import annotations
@@ -8,49 +8,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from poolctl import __version__
 from poolctl.address import parse
 from poolctl.errors import ServerError
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import rendezvous, store_keys, wire
 from poolctl.listeners.open import close_listener, refuse
 from poolctl.listeners.unix import identity_of
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.link import Link, LinkLost
+from poolctl.platform import peer_credentials
+from poolctl.runners.link import LinkLost
 from poolctl.runners.local.resources.opener import Opener
 
-from .dashboard_process import DashboardProcess, Told
+from ..active_configuration import PoolEnvironment
+from .dashboard_process import DashboardProcess, Settings, settings_of
 
 if TYPE_CHECKING:
     from poolctl.config import Dashboard as Table
-import os
-
-from poolctl.keeper import rendezvous
-from poolctl.platform import peer_credentials
 
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
 _CALM_SECONDS = 60.0
+_ANSWER_SECONDS = 2.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
 class DashboardPage:
-    """Keeps the dashboard as `want` says. `told` gives what its process is to be told; `problem` is why it is not up.
+    """Keeps the dashboard as `want` says; `problem` is why it is not served.
 
     Nothing here raises: the pool does not depend on its page.
     """
 
-    def __init__(self, keeper: Link, directory: str, events: Events, told: Callable[[Table], Told]) -> None:
+    def __init__(self, environment: PoolEnvironment, events: Events) -> None:
         self.problem = ""
         self.table: Table | None = None
-        self._keeper = keeper
-        self._directory = directory
+        self._environment = environment
+        self._keeper = environment.keeper
+        self._directory = environment.directory
         self._events = events
-        self._told = told
         self._opener = Opener()
         self._sockets: list[socket.socket] = []
         self._bind = ""
@@ -63,24 +62,24 @@ class DashboardPage:
         self._adopted = self._over = False
 
     def want(self, table: Table | None) -> None:
-        """Have it as this table says, as soon as may be; None: not at all."""
+        """Serve it as this table says, soon; None: not at all."""
         self.table = table
         self._pause_seconds = _FIRST_PAUSE_SECONDS
         self._tried.clear()
         self._soon(0.0)
 
     async def attempted(self) -> None:
-        """Return once its address has been opened, or could not be: then `problem` says why."""
+        """Return once its address has been opened, or could not be; then `problem` says why."""
         await self._tried.wait()
 
-    async def where(self) -> Told | None:
-        """What its process was told, once it serves; None when it cannot: `problem` says why."""
+    async def settings(self) -> Settings | None:
+        """The settings of its process, once it serves; None when it cannot, and `problem` says why."""
         while self._process is None and not self.problem and self.table is not None:
             self._changed = asyncio.Event()
             await self._changed.wait()
         if self.problem or self.table is None:
             return None
-        return await asyncio.to_thread(self._told, self.table)
+        return await asyncio.to_thread(settings_of, self.table, self._environment)
 
     async def aclose(self) -> None:
         """End the process, and refuse connections from now on."""
@@ -128,33 +127,31 @@ class DashboardPage:
             await self._off()
             self.problem = ""
             return
-        told = await asyncio.to_thread(self._told, table)
-        mark = f"{__version__} {told.mark}"
+        settings = await asyncio.to_thread(settings_of, table, self._environment)
+        mark = f"{__version__} {settings.mark}"
         before = self._process
-        if before is not None and (self._bind, before.mark) == (told.bind, mark):
+        if before is not None and (self._bind, before.mark) == (settings.bind, mark):
             return
-        if self._bind != told.bind:
+        if self._bind != settings.bind:
             await self._off()
-            await self._open(told.bind)
+            await self._open(settings.bind)
             before = None
         self._tried.set()
-        process = await DashboardProcess.start(
-            self._keeper, self._directory, told, mark, self._sockets, self._ended
-        )
+        process = await DashboardProcess.start(self._keeper, self._directory, settings, mark, self._sockets)
         self._keeper.send(
             {"op": "put", "name": store_keys.DASHBOARD_LINK, "meta": {**process.known, "mark": mark}},
             [process.link.sock.fileno()],
         )
-        self._process = process
+        self._watch(process)
         if before is not None:
             before.end()
         self.problem = ""
         self._events.record(
-            "pool", "dashboard started", message=f"the dashboard serves {told.url}", url=told.url
+            "pool", "dashboard started", message=f"the dashboard serves {settings.url}", url=settings.url
         )
 
     async def _adopt(self) -> None:
-        """Take over what a supervisor before has left to the keeper, or a process that has lost both."""
+        """Adopt what the keeper holds, or the listener of a process whose keeper and supervisor are both dead."""
         self._adopted = True
         reply, fds = await self._keeper.call({"op": "get", "name": store_keys.DASHBOARD})
         if not fds:
@@ -167,7 +164,7 @@ class DashboardPage:
         reply, fds = await self._keeper.call({"op": "get", "name": store_keys.DASHBOARD_LINK})
         if fds:
             meta = reply["meta"]
-            self._process = DashboardProcess(wire.over(fds[0]), meta, str(meta["mark"]), self._ended)
+            self._watch(DashboardProcess(wire.over(fds[0]), meta, str(meta["mark"])))
 
     async def _open(self, bind: str) -> None:
         self._hold(bind, await self._opener.listen(parse(bind)))
@@ -176,6 +173,10 @@ class DashboardPage:
         self._bind, self._sockets = bind, sockets
         fds = [sock.fileno() for sock in sockets]
         self._keeper.send({"op": "put", "name": store_keys.DASHBOARD, "meta": {"bind": bind}}, fds)
+
+    def _watch(self, process: DashboardProcess) -> None:
+        self._process = process
+        process.exited.add_done_callback(lambda _: self._ended(process))
 
     def _ended(self, process: DashboardProcess) -> None:
         if self._process is not process:
@@ -200,11 +201,8 @@ class DashboardPage:
                 await self._keeper.call({"op": "drop", "name": store_keys.DASHBOARD})
 
 
-_ANSWER_SECONDS = 2.0
-
-
 def take_over(directory: str) -> tuple[str, list[socket.socket]] | None:
-    """Its address and its sockets, when there is such a process, which ends then. Blocks for at most two seconds."""
+    """The address and sockets of such a process, which ends then; None without one. Blocks for at most two seconds."""
     for sock, answer in rendezvous.ask(directory, rendezvous.DASHBOARD, _ANSWER_SECONDS):
         with sock:
             if answer is None:

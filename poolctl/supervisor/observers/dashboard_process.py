@@ -1,4 +1,4 @@
-"""The process that serves the dashboard: spawned by the keeper, told what to serve, watched, ended."""
+"""The process that serves the dashboard, and the settings that it gets, with the token that opens the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.address import parse
@@ -24,31 +24,42 @@ from poolctl.runners.local.resources.process_watchdog import ProcessWatchdog, id
 if TYPE_CHECKING:
     from poolctl.config import Dashboard
 
+    from ..active_configuration import PoolEnvironment
+
 
 TOKEN_FILE = "dashboard.token"
 ENDED_FILE = "dashboard.ended"
 _TOKEN_BYTES = 32
+_UP_SECONDS = 30.0
+_ENDS_SECONDS = 10.0
 
 
-class Told(NamedTuple):
-    """`bind` is canonical; `mark` changes with whatever needs another process; `url` is where a browser finds it."""
+class Settings(NamedTuple):
+    """`bind` is canonical; `mark` changes with any setting, which needs another process; `url` is for a browser."""
 
     bind: str
-    settings: dict[str, Any]
+    values: dict[str, Any]
     mark: str
     url: str
 
 
-def settings_of(
-    table: Dashboard, *, directory: str, state_directory: str, name: str, env: Mapping[str, str]
-) -> Told:
-    """What a process of this pool's dashboard is told. Blocks on the disk; ServerError when there is no token."""
+def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
+    """The settings of the process that serves this pool's dashboard.
+
+    Blocks on the disk; raises ServerError when there is no token.
+    """
+    configuration, directory, state_directory = (
+        environment.configuration,
+        environment.directory,
+        environment.state_directory,
+    )
+    env = configuration.environment
     address = parse(table.bind)
-    settings: dict[str, Any] = {
+    values: dict[str, Any] = {
         "socket_path": os.path.join(directory, SOCKET_NAME),
         "logs_directory": os.path.join(state_directory, "logs"),
         "key": os.path.basename(directory),
-        "name": name,
+        "name": configuration.name,
         "token": _token(table, state_directory, env),
         "hosts": list(table.hosts) + ([] if address.kind == "unix" else [address.host.strip("[]")]),
         "tls": None,
@@ -58,9 +69,9 @@ def settings_of(
         tls = table.tls
         # Never None: OpenSSL would ask a terminal.
         password = env.get(tls.password_env, "") if tls.password_env else ""
-        settings["tls"] = {**tls.model_dump(exclude={"password_env"}), "password": password}
-    mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return Told(address.key, settings, mark, url_of(table))
+        values["tls"] = {**tls.model_dump(exclude={"password_env"}), "password": password}
+    mark = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return Settings(address.key, values, mark, url_of(table))
 
 
 def url_of(table: Dashboard) -> str:
@@ -92,7 +103,7 @@ def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> st
 
 
 def _make(path: str) -> None:
-    """A token of our own, once; whoever reads it may do what the page does."""
+    """Make a token, once; anyone who can read the file may do what the page does."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n")
@@ -102,30 +113,20 @@ def _make(path: str) -> None:
         raise ServerError(f"its token cannot be written: {error}", hint="name one: token_file") from None
 
 
-_UP_SECONDS = 30.0
-_ENDS_SECONDS = 10.0
-
-
 class DashboardProcess:
-    """The one at the other end of `sock`; `known` is its identity, `mark` what it was told.
+    """The process at the other end of `sock`; `known` identifies it, `mark` identifies its settings.
 
-    `on_end` is called when it has ended by itself.
+    `exited` is done when it has ended by itself.
     """
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        known: dict[str, Any],
-        mark: str,
-        on_end: Callable[[DashboardProcess], None],
-    ) -> None:
+    def __init__(self, sock: socket.socket, known: dict[str, Any], mark: str) -> None:
         self.mark = mark
         self.known = known
         self.up = asyncio.Event()
         self.began = asyncio.get_running_loop().time()
-        self._on_end = on_end
+        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watched: ProcessWatchdog | None = None
-        # Soon: the first message may find the link lost, before this object is ready to report that.
+        # The exit is reported soon, not at once: the first message may find the link lost already.
         self.link = Link(sock, self._heard, self._ends)
         self._watched = ProcessWatchdog(self.link, known, "the dashboard's process")
 
@@ -134,12 +135,11 @@ class DashboardProcess:
         cls,
         keeper: Link,
         directory: str,
-        told: Told,
+        settings: Settings,
         mark: str,
         sockets: Sequence[socket.socket],
-        on_end: Callable[[DashboardProcess], None],
     ) -> DashboardProcess:
-        """A new one that serves. Raises LinkLost, TimeoutError when it does not come up: then it is ended."""
+        """Start a process and wait until it serves. Raises LinkLost or TimeoutError, and ends it, when it does not."""
         ours, theirs = wire.pair()
         argv = command(sys.executable, "web")
         output = os.path.join(directory, "dashboard.log")
@@ -154,8 +154,8 @@ class DashboardProcess:
                 },
                 [theirs.fileno()],
             )
-        process = cls(ours, identity(int(reply["pid"])), mark, on_end)
-        begin = {"t": "begin", "bind": told.bind, "directory": directory, "settings": told.settings}
+        process = cls(ours, identity(int(reply["pid"])), mark)
+        begin = {"t": "begin", "bind": settings.bind, "directory": directory, "settings": settings.values}
         process.link.send(begin, [sock.fileno() for sock in sockets])
         try:
             async with asyncio.timeout(_UP_SECONDS):
@@ -168,8 +168,8 @@ class DashboardProcess:
         return process
 
     def end(self) -> None:
-        """Have it end, whatever it does: one that hangs does not hear it, and would hold its listener for ever."""
-        self._watch_no_more()
+        """Ask it to end, and kill it later: one that hangs would hold its listener for ever."""
+        self._stop_watching()
         self.link.send({"t": "end"})
         self.link.close()
         asyncio.get_running_loop().call_later(_ENDS_SECONDS, kill, self.known)
@@ -180,7 +180,7 @@ class DashboardProcess:
         if message.get("t") == "up":
             self.up.set()
 
-    def _watch_no_more(self) -> None:
+    def _stop_watching(self) -> None:
         if self._watched is not None:
             self._watched.close()
             self._watched = None
@@ -189,6 +189,7 @@ class DashboardProcess:
         asyncio.get_running_loop().call_soon(self._ended)
 
     def _ended(self) -> None:
-        self._watch_no_more()
+        self._stop_watching()
         self.up.set()
-        self._on_end(self)
+        if not self.exited.done():
+            self.exited.set_result(None)

@@ -1,8 +1,8 @@
-"""Records what the core does as events: states of servers, ends of workers, how many there are to be."""
+"""Records changes in the core as events: states of servers, exits of workers, their number, lost output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from poolctl.control.messages import Document
 from poolctl.core.core import Core
@@ -15,11 +15,13 @@ from poolctl.states import State
 
 _WRONG = (State.BACKOFF.value, State.FAILED.value)
 _RESTING = (State.STOPPED.value, State.DISABLED.value, State.SLEEPING.value, *_WRONG)
-_NOBODY = Cause("")
+_NO_CAUSE = Cause("")
+# A disk may stay full for days; one event a minute is enough.
+_AGAIN_SECONDS = 60.0
 
 
 class _Seen:
-    """How a server was when it was last looked at."""
+    """A server as it was last seen."""
 
     __slots__ = ("known", "last_end", "mark", "size", "state")
 
@@ -31,25 +33,28 @@ class _Seen:
         self.last_end = ""
 
 
-class EventRecorder:
-    """`look` is called for each entry that may have changed; where nothing has, that costs two microseconds.
+class StateObserver(Protocol):
+    """What is called for each change of a server's state."""
 
-    `moved` is told at once of an entry that went from one state to another.
+    def moved(self, entry: Entry, before: str, after: str) -> None:
+        """The server went from one state to another."""
+        ...
+
+
+class EventRecorder:
+    """`look` is called for each entry that may have changed; an unchanged one costs two microseconds.
+
+    `observer` is called at once when an entry goes from one state to another.
     """
 
-    def __init__(
-        self,
-        core: Core,
-        events: Events,
-        moved: Callable[[Entry, str, str], None] = lambda entry, before, after: None,
-    ) -> None:
+    def __init__(self, core: Core, events: Events, observer: StateObserver | None = None) -> None:
         self._core = core
         self._events = events
-        self._moved = moved
+        self._observer = observer
         self._seen: dict[str, _Seen] = {}
 
     def begin(self, adopted: int, about: Document) -> None:
-        """Take what there is for known, and look from now on: a supervisor that adopts has not started anything."""
+        """Record changes from now on; what is there already was started, and recorded, by the previous supervisor."""
         self._events.record(
             "pool",
             "supervisor started",
@@ -93,18 +98,19 @@ class EventRecorder:
             before = seen.known.get(worker.id, (worker, None))[1]
             seen.known[worker.id] = (worker, worker.phase)
             if worker.phase is Phase.READY and before is not Phase.READY and state == seen.state:
-                # The first one is told with the state of its server.
+                # The event of its server's state reports the first one.
                 self._worker("worker ready", entry, worker, cause=seen.last_end)
         if state != seen.state:
             self._changed(entry, seen, state)
         if state in _RESTING or (state == State.RUNNING.value and _is_quiet(entry)):
-            # What happens from here on, nobody has ordered.
+            # The command is complete: it does not cause later events.
             seen.last_end = ""
             self._core.forget_cause(entry)
 
     def _changed(self, entry: Entry, seen: _Seen, state: str) -> None:
         before, seen.state = seen.state, state
-        self._moved(entry, before, state)
+        if self._observer is not None:
+            self._observer.moved(entry, before, state)
         slept = State.SLEEPING.value in (before, state)
         kind = "wake" if slept else "lifecycle"
         failure = entry.failure.message if entry.failure and state in _WRONG else ""
@@ -156,7 +162,7 @@ class EventRecorder:
     def _record(
         self, kind: str, event: str, entry: Entry, message: str = "", cause: str = "", **more: object
     ) -> None:
-        who = _NOBODY if cause else entry.cause or _NOBODY
+        who = _NO_CAUSE if cause else entry.cause or _NO_CAUSE
         self._events.record(
             kind,
             event,
@@ -170,14 +176,14 @@ class EventRecorder:
 
 
 def _state_before(entry: Entry) -> str:
-    """What a server did until its supervisor was another: one that sleeps is watched again in a moment only."""
+    """The server's state under the previous supervisor: a sleeping one is not armed again yet."""
     view = entry.view(may_start=True, may_stop=True)
     sleeps = entry.state == State.STARTING.value and not entry.workers and view.asleep
     return State.SLEEPING.value if sleeps else entry.state
 
 
 def _mark(entry: Entry) -> object:
-    """What the state, the workers and their number depend on."""
+    """Changes whenever the state, the workers or their number may have changed."""
     return (
         entry.desired, entry.is_disabled, entry.out,
         entry.called, entry.needed, entry.armed is None, entry.size,
@@ -192,32 +198,28 @@ def _is_quiet(entry: Entry) -> bool:
     )
 
 
-# A disk may stay full for days; once a minute is often enough to hear of it.
-_AGAIN_SECONDS = 60.0
-
-
 class LostOutput:
-    """Adds up what is reported. The server itself goes on: serving is worth more than its log."""
+    """Reports output that could not be written. The server goes on: it matters more than its log."""
 
     def __init__(self, core: Core, events: Events) -> None:
         self._core = core
         self._events = events
         self._warnings: dict[str, tuple[str, int]] = {}
-        self._untold: dict[str, int] = {}
+        self._unreported: dict[str, int] = {}
         self._next: dict[str, float] = {}
 
     def report(self, name: str, count: int, path: str, reason: str) -> None:
-        """So many bytes that the server printed were not stored at `path`."""
+        """`count` bytes that the server printed were not written to `path`."""
         entry = self._core.entries.get(name)
         if entry is None:
             return
         because = f" to {path}: {reason}" if reason else f" to {path}"
         self._warn(entry, count, because)
-        self._untold[name] = self._untold.get(name, 0) + count
+        self._unreported[name] = self._unreported.get(name, 0) + count
         now = self._core.clock.monotonic()
         if now >= self._next.get(name, 0.0):
             self._next[name] = now + _AGAIN_SECONDS
-            lost = self._untold.pop(name)
+            lost = self._unreported.pop(name)
             message = f"{lost} bytes of output could not be written{because}"
             bind = entry.config.key
             self._events.record(
@@ -225,7 +227,7 @@ class LostOutput:
             )
 
     def _warn(self, entry: Entry, count: int, because: str) -> None:
-        """One warning for a server, which the next command takes away, however much is lost till then."""
+        """One warning for each server, which the next command clears; it counts everything lost until then."""
         before, lost = self._warnings.get(entry.name, ("", 0))
         lost = lost + count if before in entry.warnings else count
         text = f"{entry.name}: {lost} bytes of output could not be written{because}"

@@ -1,4 +1,4 @@
-"""The pool as metrics: what each figure is called, and where it comes from."""
+"""The metrics of a pool: their names, and where each comes from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from poolctl.states import State
 from poolctl.worker import tally
 
 from ..verbs.selection import Selection
-from .statistics import BOUNDS_SECONDS, Snapshot, Statistics, Usage, loop_lag_seconds
+from .statistics import BOUNDS_SECONDS, ServerSnapshot, Statistics, Usage, loop_lag_seconds
 
 _TIMES = {
     "uptime": "How long the server has answered.",
@@ -35,33 +35,33 @@ _TURNS = {
 }
 
 
-class Metrics:
-    """All servers of one core; `about` is what is said of the pool as a whole."""
+class PoolMetrics:
+    """The metrics of one core; `identity` is that of its daemon."""
 
-    def __init__(self, core: Core, statistics: Statistics, about: Document) -> None:
+    def __init__(self, core: Core, statistics: Statistics, identity: Document) -> None:
         self._core = core
         self._selection = Selection(core)
         self._statistics = statistics
-        self._about = about
+        self._identity = identity
 
     async def verb(self, selector: Selector, options: Document, progress: Progress) -> Document:
-        """The verb: the metrics as text, as OpenMetrics if that is asked for."""
+        """The verb: the metrics as text, in the OpenMetrics format on request."""
         return result([], text=await self.text(bool(options.get("openmetrics")), selector))
 
     async def text(self, openmetrics: bool = False, selector: Selector | None = None) -> str:
-        """How the pool is now, and its servers, or those that are meant."""
+        """The pool and its servers as they are now, or the selected ones."""
         entries = list(self._core.entries.values()) if selector is None else self._selection.of(selector)
         seen = await self._statistics.look(entries)
         families: list[Family] = []
         for part in (self._pool, _states, self._monitor, _requests, _workers):
             families += part(seen)
             await asyncio.sleep(0)
-        # Of a thousand servers that is a text of four megabytes: everything else goes on meanwhile.
+        # For a thousand servers this makes four megabytes of text: in a thread, so that the loop goes on.
         return await asyncio.to_thread(render, families, openmetrics=openmetrics)
 
-    def _pool(self, seen: list[Snapshot]) -> Iterable[Family]:
+    def _pool(self, seen: list[ServerSnapshot]) -> Iterable[Family]:
         info = Family("poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it.")
-        info.add(1, pool=self._about["name"], version=__version__, python=self._about["python"])
+        info.add(1, pool=self._identity["name"], version=__version__, python=self._identity["python"])
         yield info
         servers = Family("poolctl_servers", "gauge", "Servers of the pool by their state.")
         states = [each.entry.state for each in seen]
@@ -74,13 +74,13 @@ class Metrics:
         spent = Family(
             "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes.", "seconds"
         )
-        for process, pid in (("supervisor", os.getpid()), ("keeper", int(self._about["keeper_pid"]))):
+        for process, pid in (("supervisor", os.getpid()), ("keeper", int(self._identity["keeper_pid"]))):
             memory.add(memory_bytes(pid), process=process)
             spent.add(cpu_seconds(pid), process=process)
         yield from (memory, spent)
 
-    def _monitor(self, seen: list[Snapshot]) -> Iterable[Family]:
-        """What a monitor says of each server: its status, and what part of its time that was good."""
+    def _monitor(self, seen: list[ServerSnapshot]) -> Iterable[Family]:
+        """The status of each server, and its availability."""
         known = [(each.entry.name, self._statistics.totals.availability(each.entry)) for each in seen]
         status = Family(
             "poolctl_monitor_status",
@@ -118,7 +118,7 @@ class Metrics:
 
 
 def _availability(known: list[tuple[str, Availability]]) -> Iterable[Family]:
-    """How much of their time servers have answered, and how often that has changed."""
+    """For how long servers have answered, and how often that has changed."""
     for what, said in _TIMES.items():
         times = Family(f"poolctl_monitor_{what}_seconds", "counter", said, "seconds")
         for name, found in known:
@@ -140,7 +140,7 @@ def _availability(known: list[tuple[str, Availability]]) -> Iterable[Family]:
     yield sli
 
 
-def _states(seen: list[Snapshot]) -> Iterable[Family]:
+def _states(seen: list[ServerSnapshot]) -> Iterable[Family]:
     info = Family("poolctl_server", "info", "What the server is: its addresses and tags.")
     state = Family("poolctl_server_state", "gauge", "1 for the state that the server is in.")
     ready = Family("poolctl_server_ready", "gauge", "Whether the server answers.")
@@ -174,7 +174,7 @@ def _states(seen: list[Snapshot]) -> Iterable[Family]:
     yield from (info, state, ready, wanted, workers, restarts, failures, memory)
 
 
-def _requests(seen: list[Snapshot]) -> Iterable[Family]:
+def _requests(seen: list[ServerSnapshot]) -> Iterable[Family]:
     started = Family("poolctl_requests", "counter", "Requests that have come.")
     responses = Family(
         "poolctl_responses", "counter", "Responses that have begun, by the class of their status."
@@ -200,7 +200,7 @@ def _requests(seen: list[Snapshot]) -> Iterable[Family]:
     upgraded = Family("poolctl_websockets", "counter", "Connections that became WebSockets.")
     for each in seen:
         if each.entry.config.command:
-            continue  # nobody counts in another's program
+            continue  # requests to a program are not counted
         name, counts = each.entry.name, each.total
         started.add(counts[tally.STARTED], server=name)
         for digit in range(1, 6):
@@ -225,7 +225,7 @@ _REASONS = {
 }
 
 
-def _workers(seen: list[Snapshot]) -> Iterable[Family]:
+def _workers(seen: list[ServerSnapshot]) -> Iterable[Family]:
     info = Family("poolctl_worker", "info", "The process of the worker.")
     memory = Family("poolctl_worker_memory_bytes", "gauge", "Memory (PSS) of the worker.", "bytes")
     spent = Family("poolctl_worker_cpu_seconds", "counter", "Processor time of the worker.", "seconds")
@@ -254,8 +254,8 @@ def _workers(seen: list[Snapshot]) -> Iterable[Family]:
     yield from (info, memory, spent, lag, requests, in_flight, open_)
 
 
-def _staying(seen: Snapshot) -> Iterable[tuple[Worker, tally.Counts | None, Usage]]:
-    """One worker for each place: while it is replaced, the one that stays."""
+def _staying(seen: ServerSnapshot) -> Iterable[tuple[Worker, tally.Counts | None, Usage]]:
+    """One worker for each index: while it is being replaced, the one that stays."""
     places: dict[int, tuple[Worker, tally.Counts | None, Usage]] = {}
     for found in sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation)):
         places[found[0].index] = found

@@ -1,4 +1,7 @@
-"""Where the metrics are served: opened as the configuration says, kept by the keeper, taken over by a successor."""
+"""Serves the metrics over HTTP on the configured address; the keeper holds its listener for a successor.
+
+No slow or hostile client can hold up the answers.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable
 
 from poolctl.address import parse
 from poolctl.config import Tables
@@ -22,22 +24,24 @@ from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.local.resources.opener import Opener
 
+from .metrics import PoolMetrics
+
 _AGAIN_SECONDS = 5.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
 class MetricsAddress:
-    """`follow` is told what is configured; an address that another process has is tried again.
+    """The address of `[metrics]`. One that another process has is tried again.
 
     `problem` is why the metrics are not served.
     """
 
-    def __init__(self, keeper: Link, events: Events, text: Text) -> None:
+    def __init__(self, keeper: Link, events: Events, metrics: PoolMetrics) -> None:
         self.problem = ""
         self._keeper = keeper
         self._events = events
-        self._text = text
+        self._metrics = metrics
         self._opener = Opener()
         self._wanted: tuple[str, str] | None = None
         self._open: str | None = None
@@ -48,7 +52,7 @@ class MetricsAddress:
         self._tried = asyncio.Event()
 
     async def begin(self, tables: Tables) -> None:
-        """Take over what the supervisor before had opened; return when it has been tried to serve there."""
+        """Take over the listener of the previous supervisor; return when serving has been tried."""
         reply, fds = await self._keeper.call({"op": "get", "name": store_keys.METRICS})
         if fds:
             self._open = str(reply["meta"])
@@ -58,7 +62,7 @@ class MetricsAddress:
         await self._tried.wait()
 
     def follow(self, tables: Tables) -> None:
-        """Serve them there from now on, or nowhere."""
+        """Serve as `[metrics]` says from now on, or nowhere."""
         table = tables.metrics
         self._wanted = None if table is None else (parse(table.bind).key, table.path)
         before, self._work = self._work, asyncio.ensure_future(self._settle(self._work))
@@ -66,7 +70,7 @@ class MetricsAddress:
             before.cancel()
 
     async def close(self) -> None:
-        """Serve them nowhere any more."""
+        """Stop serving."""
         self.follow(Tables())
         assert self._work is not None
         await self._work
@@ -117,7 +121,7 @@ class MetricsAddress:
         if self._server is not None:
             self._server.path = path
             return
-        server = MetricsServer(self._text, path)
+        server = MetricsServer(self._metrics, path)
         try:
             server.serve(self._listeners, BACKLOG)
         except BaseException:
@@ -146,18 +150,15 @@ LIMITS = ServerLimits(
     keep_alive_seconds=120.0,  # Prometheus scrapes every minute, by default, and keeps its connection
     connections=32,
 )
-_FRESH_SECONDS = 0.5  # as long the same text is good for every client
-
-# The text in the one format or in the other.
-Text = Callable[[bool], Awaitable[str]]
+_FRESH_SECONDS = 0.5  # for this long every client gets the same text
 
 
 class MetricsServer:
-    """Answers `GET path` with what `text` returns."""
+    """Answers `GET path` with the metrics."""
 
-    def __init__(self, text: Text, path: str) -> None:
+    def __init__(self, metrics: PoolMetrics, path: str) -> None:
         self.path = path
-        self._text = text
+        self._metrics = metrics
         self._server = HttpServer(self, LIMITS, what="scrapes of the metrics")
         self._latest: dict[bool, tuple[float, str]] = {}
         self._rendering = asyncio.Lock()
@@ -172,7 +173,7 @@ class MetricsServer:
         self._server.abort()
 
     def admit(self, sock: socket.socket) -> None:
-        """See HttpHandler: everyone who reaches the address may read the metrics."""
+        """See HttpHandler: every client that reaches the address may read the metrics."""
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         """See HttpHandler."""
@@ -197,6 +198,6 @@ class MetricsServer:
             loop = asyncio.get_running_loop()
             at, text = self._latest.get(openmetrics, (float("-inf"), ""))
             if loop.time() - at >= _FRESH_SECONDS:
-                text = await self._text(openmetrics)
+                text = await self._metrics.text(openmetrics)
                 self._latest[openmetrics] = loop.time(), text
             return text

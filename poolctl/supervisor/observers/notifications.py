@@ -1,4 +1,4 @@
-"""Notifications of a managed pool; nothing of them is loaded while no receiver is configured."""
+"""Notifications of a pool; the notifier is loaded when a receiver is configured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Notifications:
-    """`path` is the file in which a successor finds what is not told yet."""
+    """`path` is the file in which a successor finds pending notifications."""
 
     def __init__(self, core: Core, events: Events, configuration: ActiveConfiguration, path: str) -> None:
         self._core = core
@@ -32,12 +32,12 @@ class Notifications:
         self._configuration = configuration
         self._path = path
         self._notifier: Notifier | None = None
-        self._unwell: set[str] = set()  # servers whose health the supervisor before has told of
+        self._unhealthy: set[str] = set()  # servers that the previous supervisor reported as unhealthy
         configuration.followers.append(self.apply)
         self.apply(configuration.tables)
 
     def apply(self, tables: Tables) -> None:
-        """Tell whoever is configured from now on."""
+        """Notify the receivers of these tables from now on."""
         if self._notifier is None:
             if not tables.notify:
                 return
@@ -75,23 +75,23 @@ class Notifications:
         return entry.config.tags if entry is not None else ()
 
     def _catch_up(self) -> None:
-        """What was told as a problem may have ended while there was no supervisor."""
+        """Report the end of problems that ended while there was no supervisor."""
         assert self._notifier is not None
         for kind, name in self._notifier.open_problems:
             entry = self._core.entries.get(name)
             if kind == "health" and entry is not None:
-                # That has to be asked for first.
-                self._unwell.add(name)
+                # Its health has to be probed first.
+                self._unhealthy.add(name)
                 self._core.listeners.add(self._look)
             state = entry.state if entry is not None else State.STOPPED.value
             if state not in (State.FAILED.value, State.BACKOFF.value):
                 self._missed("lifecycle", name, state)
 
     def _look(self, entry: Entry) -> None:
-        if entry.name in self._unwell and entry.health is Status.OK:
-            self._unwell.remove(entry.name)
+        if entry.name in self._unhealthy and entry.health is Status.OK:
+            self._unhealthy.remove(entry.name)
             self._missed("health", entry.name, Status.OK.value)
-        if not self._unwell:
+        if not self._unhealthy:
             self._core.listeners.discard(self._look)
 
     def _missed(self, kind: str, name: str, after: str) -> None:
@@ -99,14 +99,18 @@ class Notifications:
         self._notifier.missed({"kind": kind, "event": after, "server": name, "after": after, "seq": 0})
 
     async def notify(self, selector: Selector, options: Document, progress: Progress) -> Document:
-        """Send a test message to each receiver, or to those in `receivers`; the answer says what came of it."""
+        """Send a test message to each receiver, or to those in `receivers`; the answer holds each result."""
         names = options.get("receivers") or []
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-            raise SelectorError("notify: whom?", hint="receivers is a list of names")
+            raise SelectorError("notify: no such receivers", hint="receivers is a list of names")
         known = self._notifier.labels if self._notifier is not None else []
         unknown = [each for each in names if each not in known]
         if unknown or self._notifier is None or not known:
-            what = f"nobody is called {unknown[0]!r}" if unknown else "nobody is told of anything"
+            what = (
+                f"no receiver is named {unknown[0]!r}"
+                if unknown
+                else "no [[notify]] receivers are configured"
+            )
             hint = f"there are: {', '.join(known)}" if known else "add a [[notify]] to the file"
             return result([], [failure(PoolMonitorError, what, hint)], exit_code=NOTHING_MATCHED)
         found = await self._notifier.test(names)
@@ -118,12 +122,12 @@ class Notifications:
         ]
         return result([], errors, exit_code=FAILED if errors else 0, receivers=receivers)
 
-    def remember(self) -> None:
-        """Leave to a successor what is not told yet."""
+    def save(self) -> None:
+        """Save pending notifications for a successor."""
         if self._notifier is not None:
             self._notifier.remember()
 
     async def close(self) -> None:
-        """Get out what is not told yet, for two seconds at most."""
+        """Send pending notifications, for two seconds at most."""
         if self._notifier is not None:
             await self._notifier.close()

@@ -1,4 +1,4 @@
-"""The figures of each server: what its workers have counted, what they use, and how that was a moment ago."""
+"""Statistics of each server: what its workers have counted, what they use, and their recent history."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ INTERVAL_SECONDS = 2.0
 KEPT = 60
 SETTLED_SECONDS = 0.015
 WATCHED_SECONDS = 60.0
-_WINDOW = 5  # intervals over which a rate and a latency of now are taken
-_MEMORY_SECONDS = 8.0  # the kernel walks a process's memory for it
-_SAMPLE_SECONDS = 0.02  # of each sample that may go into that; the others have their turn at the next one
+_WINDOW = 5  # intervals over which current rates and latencies are taken
+_MEMORY_SECONDS = 8.0  # rarely: the kernel walks through the memory of the process
+_SAMPLE_SECONDS = (
+    0.02  # the time that one sample may spend on memory; the other processes follow in the next one
+)
 BOUNDS_SECONDS = tuple(bound / 1e9 for bound in tally.BOUNDS_NS)
 
 Figure = float | None
 
 
 class Usage:
-    """What one process uses."""
+    """CPU and memory that one process uses."""
 
     __slots__ = ("_memory_at", "_seen_at", "_spent", "cpu_percent", "memory_bytes")
 
@@ -49,7 +51,7 @@ class Usage:
         self._spent = 0.0
 
     def look(self, pid: int, now: float, *, memory: bool = True) -> None:
-        """Look again, unless that was a moment ago; `memory` costs more."""
+        """Measure again, unless that was a moment ago; `memory` costs more."""
         if now - self._seen_at >= INTERVAL_SECONDS / 2:
             spent = cpu_seconds(pid) or 0.0
             self.cpu_percent = max(0.0, 100 * (spent - self._spent) / (now - self._seen_at))
@@ -58,8 +60,8 @@ class Usage:
             self.memory_bytes, self._memory_at = memory_bytes(pid) or 0, now
 
 
-class Snapshot:
-    """A server's counts over all its workers, and those of each worker that is there."""
+class ServerSnapshot:
+    """A server's counts over all its workers, and those of each worker that runs."""
 
     def __init__(
         self, entry: Entry, total: Counts, workers: list[tuple[Worker, Counts | None, Usage]]
@@ -75,7 +77,7 @@ class Snapshot:
 
 
 class History:
-    """How it was at each interval, and the counts at the last few of them."""
+    """The figures of each interval, and the counts at the last few of them."""
 
     def __init__(self) -> None:
         self.counts: deque[tuple[float, Counts]] = deque(maxlen=_WINDOW + 1)
@@ -83,8 +85,8 @@ class History:
         self.latency_p99_seconds: deque[Figure] = deque(maxlen=KEPT)
         self.memory_bytes: deque[int] = deque(maxlen=KEPT)
 
-    def take(self, now: float, seen: Snapshot) -> None:
-        """Note how it is now."""
+    def take(self, now: float, seen: ServerSnapshot) -> None:
+        """Add the figures of this interval."""
         if self.counts:
             at, before = self.counts[-1]
             self.requests_per_second.append(_rate(before, seen.total, now - at))
@@ -103,9 +105,9 @@ class History:
 
 
 class Statistics:
-    """Read when somebody asks; sampled while somebody has asked in the last minute, or `always`.
+    """Read on request; sampled for a minute after a request, or `always`.
 
-    `counts` gives what a worker has counted.
+    `counts` returns what a worker has counted.
     """
 
     def __init__(self, core: Core, totals: Totals, counts: Callable[[Placement], Counts | None]) -> None:
@@ -121,9 +123,9 @@ class Statistics:
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def begin(cls, core: Core, events: Events, runner: LocalRunner, memory: StateStore) -> Statistics:
-        """Go on from what the supervisor before had counted; before any worker is taken over."""
-        totals = Totals(core, events, runner.tallies, memory)
+    async def begin(cls, core: Core, events: Events, runner: LocalRunner, store: StateStore) -> Statistics:
+        """Continue the counts of the previous supervisor; before any worker is adopted."""
+        totals = Totals(core, events, runner.tallies, store)
         await totals.resume()
         return cls(core, totals, runner.counts)
 
@@ -143,8 +145,8 @@ class Statistics:
         if self._timer is None:
             self._sample()
 
-    def of(self, entry: Entry, *, memory: bool = True) -> Snapshot:
-        """How the server is now; without `memory` that of a moment ago may do."""
+    def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
+        """The server's figures now; without `memory` its memory may be some seconds old."""
         now = self._core.clock.monotonic()
         total = self.totals.of_the_ended(entry)
         workers = []
@@ -160,13 +162,13 @@ class Statistics:
                 usage = self._usage.setdefault(placement.pid, usage)
                 usage.look(placement.pid, now, memory=memory)
             workers.append((worker, counts, usage))
-        return Snapshot(entry, total, workers)
+        return ServerSnapshot(entry, total, workers)
 
-    def figures(self, seen: Snapshot) -> Document:
-        """The document of a server's figures."""
+    def figures(self, seen: ServerSnapshot) -> Document:
+        """The server's figures as `stats -o json` prints them."""
         entry = seen.entry
         history = self._histories.setdefault(entry.name, History())
-        # Asked for the first time there is no moment before, and its latencies are those of all time.
+        # On the first request there is no earlier sample: latencies are those since the start.
         watched = len(history.counts) > 1
         at, before = history.counts[0] if watched else (0.0, [0] * tally.COUNTED)
         seconds = self._core.clock.monotonic() - at
@@ -193,9 +195,9 @@ class Statistics:
             "workers": [_worker(worker, counts, usage) for worker, counts, usage in seen.workers],
         }
 
-    async def look(self, entries: Iterable[Entry]) -> list[Snapshot]:
-        """How the servers are now. Other work has its turns meanwhile: of many processes that takes its time."""
-        # What came before this moment is to be among it, and workers write a moment later.
+    async def look(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
+        """The servers' figures now, one by one, so that the loop goes on: many processes take long."""
+        # Requests up to this moment are to be included, and workers write their counts a moment later.
         await asyncio.sleep(SETTLED_SECONDS)
         found = []
         for entry in entries:
@@ -210,7 +212,7 @@ class Statistics:
             self._usage.clear()
             self._histories.clear()
             return
-        # Now, and not after the work: the intervals stay what they are said to be.
+        # Set before the work, so that the intervals stay exact.
         self._timer = asyncio.get_running_loop().call_later(INTERVAL_SECONDS, self._sample)
         pids = set()
         clock = self._core.clock
@@ -225,7 +227,7 @@ class Statistics:
 
 
 def errors(counts: Counts) -> int:
-    """Answers of 5xx, and those that the application has broken off."""
+    """Responses with a 5xx status, and those that the application has broken off."""
     return counts[tally.STATUS + 5] + counts[tally.BROKEN]
 
 

@@ -1,4 +1,4 @@
-"""What is counted of each server over all its workers, those that have ended among them: no number ever falls."""
+"""Totals of each server over all its workers, ended ones included: no counter ever falls. The verb `monitor`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..verbs.selection import Selection
 
 
 class Totals:
-    """By the names of the servers; left to a successor whenever something was added."""
+    """By the names of the servers; saved for a successor whenever something was added."""
 
-    def __init__(self, core: Core, events: Events, tallies: Tallies, memory: StateStore) -> None:
+    def __init__(self, core: Core, events: Events, tallies: Tallies, store: StateStore) -> None:
         self._core = core
         self._tallies = tallies
-        self._memory = memory
+        self._store = store
         self._counts: dict[str, Counts] = {}
         self._wakes: dict[str, int] = {}
         self._added: set[str] = set()
@@ -34,8 +34,8 @@ class Totals:
         events.subscribe(self._heard)
 
     async def resume(self) -> None:
-        """Go on from what the supervisor before had counted; before any worker is taken over."""
-        kept = await self._memory.totals()
+        """Continue the counts of the previous supervisor; before any worker is adopted."""
+        kept = await self._store.totals()
         self._counts = {
             name: (counts + [0] * COUNTED)[:COUNTED] for name, counts in kept.get("counts", {}).items()
         }
@@ -46,7 +46,7 @@ class Totals:
         self._added = set(kept.get("added", ()))
 
     def of_the_ended(self, entry: Entry) -> Counts:
-        """What the server's workers had counted that have ended."""
+        """The counts of the server's workers that have ended."""
         return list(self._counts.get(entry.name) or [0] * COUNTED)
 
     def wakes(self, entry: Entry) -> int:
@@ -56,7 +56,7 @@ class Totals:
     def availability(self, entry: Entry) -> Availability:
         """How long the server has been up and down, until now."""
         found = self._availability.setdefault(entry.name, Availability())
-        # What changed while there was no supervisor has been seen by nobody.
+        # Changes while there was no supervisor were not noted.
         found.note(self._core.clock.monotonic(), state=entry.state, health=entry.health.value)
         return found
 
@@ -68,8 +68,8 @@ class Totals:
             self._wakes[entry.name] = self.wakes(entry) + 1
         self._changed = True
 
-    def leave_behind(self) -> None:
-        """Leave it to a successor, if it has changed."""
+    def save(self) -> None:
+        """Save the totals for a successor, if they have changed."""
         if not self._changed:
             return
         self._changed = False
@@ -78,10 +78,10 @@ class Totals:
             "counts": self._counts,
             "wakes": self._wakes,
             "availability": {name: each.to_dict() for name, each in self._availability.items()},
-            # Their pages are there until this is: whoever dies in between adds nothing twice.
+            # Their pages are kept until this is stored, so that a crash in between adds nothing twice.
             "added": self._tallies.unsettled,
         }
-        self._memory.keep_totals(document)
+        self._store.save_totals(document)
         self._tallies.settled()
         self._added.clear()
 
@@ -105,7 +105,7 @@ class Totals:
 
 
 class Monitoring:
-    """Changes nothing, and asks nobody: it is what probes have said, and what was counted."""
+    """Reads the last results of probes and the totals; sends no probe."""
 
     def __init__(self, core: Core, totals: Totals) -> None:
         self._core = core

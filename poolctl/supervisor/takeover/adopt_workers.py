@@ -1,4 +1,4 @@
-"""After the death of a supervisor: what it knew, from the keeper's store and the workers themselves."""
+"""Adopting running workers after the death of a supervisor: from the keeper's store and from the workers themselves."""
 
 from __future__ import annotations
 
@@ -24,19 +24,29 @@ logger = logging.getLogger("poolctl.supervisor")
 _REPORT_SECONDS = 0.2
 
 
+async def inherited(keeper: Link) -> dict[str, list[int]]:
+    """The descriptors of the sockets that systemd passed when the pool was started, by number and by name."""
+    reply, fds = await keeper.call({"op": "get", "name": store_keys.INHERITED})
+    found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
+    for name, fd in zip(reply["meta"] or (), fds, strict=True):
+        if name:
+            found.setdefault(name, []).append(fd)
+    return found
+
+
 async def adopt(
     core: Core,
     runner: LocalRunner,
-    memory: StateStore,
+    store: StateStore,
     placed: Mapping[str, ServerConfig],
     orphaned: Mapping[str, bool] = MappingProxyType({}),
 ) -> int:
-    """Give the core what was wanted and what is there; how many workers were taken over.
+    """Give the core the recorded desired state and the workers that run; how many workers were adopted.
 
-    Of a server that runs perhaps nothing is recorded: then it is wanted. The `orphaned` ones for which the value is
-    true have another configuration by now, and are replaced.
+    A server that runs without a record is wanted. `orphaned` servers whose value is true are configured differently
+    now, and are replaced.
     """
-    recalled = await memory.recall(core.entries)
+    recorded = await store.restore(core.entries)
     found = await runner.adopt({name: entry.config for name, entry in core.entries.items()}, placed)
     waiting = [
         worker.answered if worker.control is None else worker.reported
@@ -44,12 +54,12 @@ async def adopt(
         if not (worker.exited.done() or (worker.control is None and worker.answered.done()))
     ]
     if waiting:
-        # How they are they say themselves: ready though nobody has noted it, or about to leave as they were told.
+        # They report their own state: ready although that was not recorded, or about to stop as ordered.
         await asyncio.wait(waiting, timeout=_REPORT_SECONDS)
-    unknown = ({each.placement.server for each in found if not each.leaving} | set(orphaned)) - recalled
+    unknown = ({each.placement.server for each in found if not each.leaving} | set(orphaned)) - recorded
     for name in unknown:
         core.expect_running(core.entries[name])
-    # Before anybody looks for an address that one of them may keep.
+    # Before any server looks for an address that one of these may occupy.
     ours = {entry.config.key for entry in core.entries.values()} | {each.server.key for each in found}
     for key in runner.sockets.keys() - ours:
         await runner.close(key)
@@ -60,13 +70,13 @@ async def adopt(
     _listeners(core, runner)
     for name, outdated in orphaned.items():
         if outdated and core.entries[name].wanted:
-            logger.info("%s has another configuration by now: it is replaced", name)
+            logger.info("%s is configured differently now: it is replaced", name)
             core.restart(core.entries[name])
     return len(found)
 
 
 def _worker(found: LocalWorker) -> Worker:
-    """How the worker is, as it says itself."""
+    """The worker in the state that it reports."""
     placement = found.placement
     phase = Phase.READY if found.ready_at is not None else Phase.STARTING
     if found.resting == "new" and found.server.health.gated:
@@ -83,7 +93,7 @@ def _worker(found: LocalWorker) -> Worker:
         found.ready_at,
         idle=found.idle,
         resting=bool(found.resting),
-        # The supervisor before told it to rest because its probes failed.
+        # The previous supervisor told it to rest because its probes failed.
         health=Status.KO if found.resting == "told" else Status.UNKNOWN,
     )
 
@@ -91,18 +101,8 @@ def _worker(found: LocalWorker) -> Worker:
 def _listeners(core: Core, runner: LocalRunner) -> None:
     for entry in core.entries.values():
         for config in (entry.config, *(worker.config for worker in entry.workers.values())):
-            # What has no listener of ours is as good as open once it has a worker.
+            # A server without a listener of ours counts as open once it has a worker.
             without = (config.job or config.binds_itself) and entry.workers
             if without or runner.endpoints(config.key):
                 core.adopt_listener(entry, config)
         core.resume(entry)
-
-
-async def inherited(keeper: Link) -> dict[str, list[int]]:
-    """Their descriptors by number and by name."""
-    reply, fds = await keeper.call({"op": "get", "name": store_keys.INHERITED})
-    found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
-    for name, fd in zip(reply["meta"] or (), fds, strict=True):
-        if name:
-            found.setdefault(name, []).append(fd)
-    return found

@@ -1,7 +1,7 @@
-"""The keeper is watched as it watches its supervisor: one that does not answer is continued, then killed and replaced.
+"""Watches the keeper, as the keeper watches its supervisor: a silent one gets SIGCONT, then is killed and replaced.
 
-Without it no death of a worker is reported and nothing can be signalled. What it answers, and what it says by itself
-(it pings, too), is counted by the link to it: a pool at rest needs one look in several seconds.
+Without a keeper no exit of a worker is reported and nothing can be signalled. The link counts the keeper's messages
+(it pings, too), so that an idle pool needs one check in several seconds.
 """
 
 from __future__ import annotations
@@ -16,39 +16,29 @@ from collections.abc import Callable, Iterator, Mapping
 from poolctl.keeper import store_keys
 from poolctl.keeper.watchdog import PING_SECONDS, SILENT_SECONDS, Watchdog
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.link import Link
 from poolctl.runners.local.resources.keeper_link import KeeperLink
 from poolctl.runners.local.resources.process_watchdog import identity, kill
 
 logger = logging.getLogger("poolctl.supervisor")
 
-# Longer than its own ping interval: a keeper that pings is not asked.
+# Longer than its own ping interval: a keeper that pings is not pinged.
 _PING_SECONDS = 1.5 * PING_SECONDS
 _PING = {"op": "ping", "id": 0}
 
 
 class KeeperWatch:
-    """Watches on the running loop. `irreplaceable` says why this keeper cannot be replaced; empty: it can.
-
-    `record(event, message, severity)` takes what is worth an event.
-    """
+    """Watches on the running loop, and records what happens among the pool's events."""
 
     def __init__(
-        self,
-        link: Link,
-        pid: int,
-        irreplaceable: Callable[[], str],
-        record: Callable[[str, str, str], object],
-        watchdog: Watchdog | None = None,
+        self, keeper: KeeperLink, pid: int, events: Events, watchdog: Watchdog | None = None
     ) -> None:
-        self._link = link
-        self._known = identity(pid)
-        self._irreplaceable = irreplaceable
-        self._record = record
+        self._keeper = keeper
+        self._process = identity(pid)
+        self._events = events
         self._loop = asyncio.get_running_loop()
         self._watchdog = watchdog or Watchdog(self._loop.time(), _PING_SECONDS, SILENT_SECONDS)
         self._watchdog.received(self._loop.time())
-        self._heard = link.heard
+        self._heard = keeper.heard
         self._late = self._given_up = False
         self._followers: list[Callable[[str], object]] = []
         self._timer = self._loop.call_at(self._watchdog.due, self._look)
@@ -58,10 +48,10 @@ class KeeperWatch:
         """The keeper's problem and what is being done about it; empty while it answers."""
         if not self._late:
             return ""
-        silent = f"the keeper (pid {self._known['pid']}) does not answer"
+        silent = f"the keeper (pid {self._process['pid']}) does not answer"
         if not self._given_up:
             return f"{silent}: SIGCONT was sent; it will be replaced if that does not help"
-        if not (reason := self._irreplaceable()):
+        if not (reason := self.irreplaceable()):
             return f"{silent}: it was killed, but has not exited yet"
         return (
             f"{silent} and cannot be replaced, because {reason}: exits of workers are not noticed; "
@@ -70,7 +60,7 @@ class KeeperWatch:
 
     @contextlib.contextmanager
     def reporting(self, follow: Callable[[str], object]) -> Iterator[None]:
-        """Ping the keeper now, because a client waits; `follow` gets its current problem, and later ones."""
+        """Ping the keeper now, because a client is waiting; `follow` gets its current problem and later ones."""
         self._ask()
         if self.problem:
             follow(self.problem)
@@ -83,8 +73,8 @@ class KeeperWatch:
     def _ask(self) -> None:
         now = self._loop.time()
         self._has_answered(now)
-        if self._link.sock.fileno() >= 0 and self._watchdog.should_ping(now, early=True):
-            self._link.send(_PING)
+        if self._keeper.sock.fileno() >= 0 and self._watchdog.should_ping(now, early=True):
+            self._keeper.send(_PING)
             self._set_timer()
 
     def _set_timer(self) -> None:
@@ -92,7 +82,7 @@ class KeeperWatch:
         self._timer = self._loop.call_at(self._watchdog.due, self._look)
 
     def _look(self) -> None:
-        if self._link.sock.fileno() < 0:
+        if self._keeper.sock.fileno() < 0:
             return
         now = self._loop.time()
         if self._has_answered(now):
@@ -100,54 +90,49 @@ class KeeperWatch:
         elif self._watchdog.is_silent(now):
             self._give_up(now)
         elif self._watchdog.is_late and not self._late:
-            self._is_late()
+            self._continue()
         elif self._watchdog.should_ping(now):
-            self._link.send(_PING)
+            self._keeper.send(_PING)
         self._set_timer()
 
-    def _is_late(self) -> None:
+    def _continue(self) -> None:
         self._late = True
         # It may have been stopped.
-        kill(self._known, signal.SIGCONT)
+        kill(self._process, signal.SIGCONT)
         self._report("keeper silent", "warning")
 
     def _give_up(self, now: float) -> None:
         # The ping stays in its socket: it answers as soon as it runs.
         self._watchdog = Watchdog(now, _PING_SECONDS, SILENT_SECONDS)
         self._late = True
-        kill(self._known, signal.SIGCONT if self._irreplaceable() else signal.SIGKILL)
+        kill(self._process, signal.SIGCONT if self.irreplaceable() else signal.SIGKILL)
         if not self._given_up:
             self._given_up = True
             self._report("keeper silent", "error")
 
     def _has_answered(self, now: float) -> bool:
         """Whether it has sent anything since the last call."""
-        if self._link.heard == self._heard:
+        if self._keeper.heard == self._heard:
             return False
-        self._heard = self._link.heard
+        self._heard = self._keeper.heard
         self._watchdog.received(now)
         if self._late:
             self._late = self._given_up = False
-            message = f"the keeper (pid {self._known['pid']}) answers again"
+            message = f"the keeper (pid {self._process['pid']}) answers again"
             logger.warning(message)
-            self._record("keeper back", message, "info")
+            self._events.record("pool", "keeper back", message=message, severity="info")
         return True
 
     def _report(self, event: str, severity: str) -> None:
         problem = self.problem
         logger.error(problem)
-        self._record(event, problem, severity)
+        self._events.record("pool", event, message=problem, severity=severity)
         for follow in list(self._followers):
             follow(problem)
 
-
-def watch_keeper(keeper: KeeperLink, pid: int, events: Events) -> KeeperWatch:
-    """The watch of a supervisor over its keeper, with what happens among the pool's events."""
-
-    def record(event: str, message: str, severity: str) -> None:
-        events.record("pool", event, message=message, severity=severity)
-
-    return KeeperWatch(keeper, pid, lambda: irreplaceable(keeper, pid, os.environ), record)
+    def irreplaceable(self) -> str:
+        """Why this keeper cannot be replaced; empty if it can."""
+        return irreplaceable(self._keeper, self._process["pid"], os.environ)
 
 
 def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:

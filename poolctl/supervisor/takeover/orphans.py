@@ -1,4 +1,7 @@
-"""After the death of keeper and supervisor: what still serves becomes what the keeper holds, as if it always had."""
+"""Adopting the orphans of a pool whose keeper and supervisor both died: the new keeper gets what it would have held.
+
+`survivors` finds them. What belongs to none of the configured servers, or to one with another address, is stopped.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from poolctl.config import ServerConfig
@@ -27,17 +30,16 @@ from poolctl.worker.spec_digest import spec_digest
 logger = logging.getLogger("poolctl.supervisor")
 
 _LISTENER_FD = 3  # of a program (sd_listen_fds(3))
+_LATE_PAUSES_SECONDS = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
 async def take_in(
     runner: LocalRunner, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
 ) -> dict[str, bool]:
-    """The servers of which something was found, which the keeper holds and watches by now.
+    """Put the orphans of these servers into the keeper's store; it watches them from then on.
 
-    By their names, whether what was found is not as they are configured by now.
-
-    What belongs to none of these servers, or to one that has another address, is told to end. `late`: nobody adopts
-    what the keeper gets unless there is a worker among it.
+    Returns the servers of which something was found, by their names: whether it differs from their configuration.
+    `late`: the pipes of the output are taken only if there is a worker, because otherwise no successor adopts them.
     """
     if not are_there(directory):
         return {}
@@ -48,7 +50,7 @@ async def take_in(
             await intake.take(survivor)
         if intake.found or not late:
             intake.take_pipes()
-            # What was put has arrived: if we die now, another supervisor finds it at the keeper.
+            # The answer says that everything has arrived: if we die now, another supervisor finds it at the keeper.
             await runner.keeper.call({"op": "list", "after": "\U0010ffff"})
             pipes.take()
     finally:
@@ -58,8 +60,33 @@ async def take_in(
     return intake.found
 
 
+async def take_in_late(core: Core, runner: LocalRunner, directory: str) -> bool:
+    """Look again for orphans that could not be found at once: they were importing their application, or were busy.
+
+    Returns True when the keeper holds some that a successor of this supervisor should adopt. An orphan whose server
+    serves again without it is stopped.
+    """
+    for pause in _LATE_PAUSES_SECONDS:
+        await asyncio.sleep(pause)
+        if not are_there(directory):
+            continue
+        waiting = {
+            name: entry.config
+            for name, entry in core.entries.items()
+            if not entry.workers and not runner.endpoints(entry.config.key)
+        }
+        names = await take_in(runner, directory, waiting, late=True)
+        for name in names:
+            # It may have failed because they had its address.
+            core.expect_running(core.entries[name])
+        if names:
+            logger.info("found late: %s", ", ".join(sorted(names)))
+            return True
+    return False
+
+
 class _Intake:
-    """Puts what was found into the keeper's store, each listener and each pair once."""
+    """Puts orphans into the keeper's store, each listener and each adoption pair once."""
 
     def __init__(
         self, directory: str, keeper: Link, output: Output, servers: Mapping[str, ServerConfig], pipes: Pipes
@@ -79,9 +106,7 @@ class _Intake:
             return
         server = self._servers.get(str(survivor.said.get("server")))
         if server is None or not _is_its(survivor, server):
-            logger.warning(
-                "pid %d belongs to no server of the configuration: it is told to end", survivor.pid
-            )
+            logger.warning("pid %d belongs to no server of the configuration: it is stopped", survivor.pid)
             survivor.ask_to_end()
             return
         if survivor.sock is None:
@@ -100,7 +125,7 @@ class _Intake:
         ours = survivor.uid in {_uid(server) for server in self._servers.values()}
         killed = ours and SILENCE not in survivor.fault
         logger.warning(
-            "pid %d (uid %d), which serves on without its pool, %s%s",
+            "pid %d (uid %d), which still serves without its pool, %s%s",
             survivor.pid, survivor.uid, survivor.fault, ": it is killed" if killed else "",
         )  # fmt: skip
         if killed:
@@ -131,7 +156,7 @@ class _Intake:
         return True
 
     def _is_its_pipe(self, output: str, server: ServerConfig) -> bool:
-        """Whether the server's output comes through this pipe, as its logger knows it, and no other worker's."""
+        """Whether the logger knows this pipe as the server's, and no other worker writes to it."""
         known = self._pipes.streams.get(output)
         if known is None or known[0].get("name") != server.name or output in self._outputs:
             return False
@@ -142,18 +167,18 @@ class _Intake:
         index = sum(name.startswith(f"{store_keys.WORKER}{server.name}.") for name in self._put)
         survivor.said.update(generation=1, index=index, protocol=None)
         if server.job:
-            # It is ready when it has ended well, and not because it runs.
+            # A job is ready once it has ended with success, not while it runs.
             survivor.said["ready_at"] = None
         if not server.job and not server.binds_itself:
             try:
                 with contextlib.closing(Descriptor(copy_descriptor(survivor.pid, _LISTENER_FD))) as listener:
                     fd = listener.fileno()
                     if not is_socket(fd, socket.SOCK_STREAM, listens=True) or not _is_at(fd, server):
-                        raise OSError(errno.EINVAL, "it is another one by now")
+                        raise OSError(errno.EINVAL, "it is another socket now")
                     self._put_once(f"{store_keys.LISTENER}{server.key}", {"server": server.name}, [fd])
             except OSError as error:
                 logger.warning(
-                    "%s: pid %d serves on, but its socket cannot be taken over (%s); end it by hand",
+                    "%s: pid %d still serves, but its socket cannot be taken over (%s); stop it by hand",
                     server.name, survivor.pid, error.strerror,
                 )  # fmt: skip
                 return False
@@ -177,7 +202,7 @@ class _Intake:
             self._keeper.send({"op": "put", "name": name, "meta": meta}, fds)
 
     def _new_pipe(self, key: str, server: ServerConfig, pid: int) -> int:
-        """The write end of another pipe for one whose logger has been killed too."""
+        """The write end of another pipe, for an orphan whose logger was killed too."""
         read, write = os.pipe()
         os.set_blocking(read, False)
         self._pipes.streams[key] = self._output.order(key, server, pid), read
@@ -189,7 +214,7 @@ class _Intake:
 
 
 def _is_as_configured(survivor: Survivor, server: ServerConfig) -> bool:
-    """Whether it would be placed today as it was; of what cannot be known it is believed."""
+    """Whether a worker started now would be like it; assumed where that cannot be known."""
     said = survivor.said.get("likeness")
     if said is None:
         return True
@@ -201,7 +226,7 @@ def _is_as_configured(survivor: Survivor, server: ServerConfig) -> bool:
 
 
 def _is_its(survivor: Survivor, server: ServerConfig) -> bool:
-    """Whether this process may stand for the server: its user, and its address."""
+    """Whether this process may serve for the server: its user and its address are the server's."""
     return (
         survivor.uid == _uid(server)
         and survivor.said.get("key", server.key) == server.key
@@ -210,7 +235,7 @@ def _is_its(survivor: Survivor, server: ServerConfig) -> bool:
 
 
 def _uid(server: ServerConfig) -> int | None:
-    """Whom its processes run as; None when there is no such user."""
+    """The user that its processes run as; None when there is no such user."""
     try:
         return user_id(server)
     except ServerError:
@@ -225,35 +250,3 @@ def _is_at(fd: int, server: ServerConfig) -> bool:
     if address.kind == "unix":
         return bool(name == address.path)
     return address.kind != "tcp" or (isinstance(name, tuple) and name[1] == address.port)
-
-
-logger = logging.getLogger("poolctl.supervisor")
-
-_PAUSES_SECONDS = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
-
-
-async def adopt_late_orphans(
-    core: Core, runner: LocalRunner, directory: str, give_way: Callable[[], None]
-) -> None:
-    """Look for them now and then. What is found goes to the keeper, and `give_way` lets a successor adopt it.
-
-    A server that serves again without them needs them no more: then they are told to end.
-    """
-    for pause in _PAUSES_SECONDS:
-        await asyncio.sleep(pause)
-        if not are_there(directory):
-            continue
-        waiting = {
-            name: entry.config
-            for name, entry in core.entries.items()
-            if not entry.workers and not runner.endpoints(entry.config.key)
-        }
-        names = await take_in(runner, directory, waiting, late=True)
-        for name in names:
-            entry = core.entries[name]
-            # What it may have failed at is that they had its address.
-            core.expect_running(entry)
-        if names:
-            logger.info("found what was not to be found before: %s", ", ".join(sorted(names)))
-            give_way()
-            return

@@ -1,4 +1,4 @@
-"""After the death of the keeper: another one is started, and given everything that the first one held."""
+"""After the death of the keeper: another one is started, and gets everything that the first one held."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FULL_SECONDS = 0.002
 # A keeper that is silent, or whose socket is full, for this long gets SIGCONT.
 _LATE_SECONDS = 2.0
 _FIRST = (store_keys.CONTROL, store_keys.WANTED, store_keys.CONFIGURATION)
-# Somebody else may be at it, with all that we have; or a keeper is about to end.
+# Another process may be doing the same with the same descriptors, or a keeper is about to end.
 _REFUSALS = 5
 
 # Names with their values and descriptors.
@@ -35,10 +35,10 @@ class _Refused(Exception):
 
 
 def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
-    """Return when another keeper, and a supervisor of its own, have everything; then this process is not needed.
+    """Return when another keeper, and a supervisor that it starts, have everything; this process is not needed then.
 
-    Blocks: nothing else is to happen here meanwhile, as what we know is what the successor is to know. Tries again for
-    as long as it takes. With `terminate` the new keeper is to stop the pool.
+    Blocks on purpose: the state must not change while it is handed over. Retries without limit. With `terminate` the
+    new keeper stops the pool.
     """
     refusals = 0
     for pause in _pauses():
@@ -64,7 +64,7 @@ def _pauses() -> Iterator[float]:
 
 @contextlib.contextmanager
 def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, dict[str, Any]]]:
-    """A link to a new keeper, which has said that it is there, and the identity of its process."""
+    """The link to a new keeper that has greeted, and the identity of its process."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     plan = json.dumps({"supervisor": supervisor, "donor": 3, "donor_process": identity(os.getpid())})
     argv = bootstrap.command(sys.executable, "keeper", directory, plan, isolated=True)
@@ -79,8 +79,8 @@ def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.sock
 
 
 def _fill(link: socket.socket, keeper: dict[str, Any], entries: Entries, *, terminate: bool) -> None:
-    # If we die here, a keeper can go on that has the socket by which the pool is known; its supervisor must not take
-    # a worker for one that nobody wants.
+    # In this order: if we die here, a keeper that has the control socket continues, and its supervisor must not take a
+    # worker for one that is not wanted.
     for name in sorted(entries, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
         meta, fds = entries[name]
         _send(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)
@@ -102,7 +102,7 @@ def _send(
         try:
             wire.send(link, message, fds)
             return
-        except (BlockingIOError, TimeoutError):  # too many descriptors, or messages, are in flight
+        except (BlockingIOError, TimeoutError):  # too many descriptors or messages are in flight
             kill(keeper, signal.SIGCONT)
             time.sleep(_FULL_SECONDS)
 
@@ -110,7 +110,7 @@ def _send(
 def _await(link: socket.socket, event: str, keeper: dict[str, Any] | None = None) -> wire.Message:
     """The keeper's message of that event. Raises OSError when it ends before, _Refused when there is another.
 
-    A keeper that is known is waited for as long as it lives, and continued meanwhile, as it may have been stopped.
+    A known keeper is awaited for as long as it lives; it may have been stopped, so it gets SIGCONT meanwhile.
     """
     while True:
         try:

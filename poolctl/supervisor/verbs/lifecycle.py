@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from poolctl.config import Configuration, ServerConfig, Tables, changed_by
 from poolctl.control.messages import Document, result
@@ -17,9 +17,10 @@ from poolctl.pool.select import Selector
 from poolctl.states import Status
 
 from ..active_configuration import ActiveConfiguration
+from ..daemon import Daemon
 from .certificate_expiry import expired
 from .open_file_limit import ensure_open_files, size
-from .operation import Operation
+from .operation import Operation, with_dependents
 from .reports import disabled, drained, unwell
 from .selection import Selection
 
@@ -27,11 +28,11 @@ _NAMES_SHOWN = 3
 
 
 class Lifecycle:
-    """`shut_down` ends the supervisor."""
+    """Tells the core which servers are wanted."""
 
-    def __init__(self, core: Core, shut_down: Callable[[], int], configuration: ActiveConfiguration) -> None:
+    def __init__(self, core: Core, daemon: Daemon, configuration: ActiveConfiguration) -> None:
         self._core = core
-        self._shut_down = shut_down
+        self._daemon = daemon
         self._configuration = configuration
         self._selection = Selection(core)
 
@@ -94,26 +95,15 @@ class Lifecycle:
         chosen = self._selection.of(selector)
         if options.get("idle") and any(entry.wanted or entry.workers for entry in chosen):
             return result(self._selection.items(selector))
-        all_of_them = self.with_dependents(chosen, progress) if options.get("deps", True) else chosen
+        all_of_them = with_dependents(self._core, chosen, progress) if options.get("deps", True) else chosen
         operation = Operation(self._core, PoolStopError, all_of_them, lambda entry: entry.at_rest)
         for entry in all_of_them:
             self._core.stop(entry, kill=bool(options.get("kill")))
         document = await operation.conclude(chosen, options, progress)
         if selector.selects_all and document["exit_code"] == 0 and options.get("wait", True):
             document["ended"] = True
-            document["keeper_pid"] = self._shut_down()
+            document["keeper_pid"] = self._daemon.shut_down()
         return document
-
-    def with_dependents(self, chosen: list[Entry], progress: Progress) -> list[Entry]:
-        """The entries and all that depend on them; says which those are."""
-        graph = self._core.graph
-        all_of_them = graph.closure(chosen, graph.dependents)
-        names = {entry.name for entry in chosen}
-        for entry in all_of_them:
-            if entry.name not in names and entry.wanted:
-                on = ", ".join(each.name for each in graph.dependencies(entry) if each in all_of_them)
-                progress({"warning": f"stopping {entry.name} as well, which depends on {on}"})
-        return all_of_them
 
 
 def _is_unwell(entry: Entry) -> bool:

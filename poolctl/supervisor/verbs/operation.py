@@ -61,3 +61,15 @@ class Operation(Rollout):
     def warnings(self) -> list[str]:
         """What happened to the servers on the way."""
         return [warning for entry in self._entries for warning in entry.warnings]
+
+
+def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
+    """The entries and all that depend on them; the client is warned of those that it did not select."""
+    graph = core.graph
+    all_of_them = graph.closure(chosen, graph.dependents)
+    names = {entry.name for entry in chosen}
+    for entry in all_of_them:
+        if entry.name not in names and entry.wanted:
+            on = ", ".join(each.name for each in graph.dependencies(entry) if each in all_of_them)
+            progress({"warning": f"stopping {entry.name} as well, which depends on {on}"})
+    return all_of_them

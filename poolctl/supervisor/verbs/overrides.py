@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
@@ -17,7 +17,7 @@ from poolctl.pool.select import Selector, SelectorError, selection_needed
 
 from ..active_configuration import ActiveConfiguration, obstacles
 from .open_file_limit import ensure_open_files, size
-from .operation import Operation
+from .operation import Operation, with_dependents
 from .reports import Reports
 from .selection import Selection
 
@@ -28,17 +28,11 @@ _LATER, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
 
 
 class OverrideVerbs:
-    """Overrides; `with_dependents` adds those that have to stop before, and says so."""
+    """Overrides of the configuration, and servers added or removed live."""
 
-    def __init__(
-        self,
-        core: Core,
-        configuration: ActiveConfiguration,
-        with_dependents: Callable[[list[Entry], Progress], list[Entry]],
-    ) -> None:
+    def __init__(self, core: Core, configuration: ActiveConfiguration) -> None:
         self._core = core
         self._configuration = configuration
-        self._with_dependents = with_dependents
         self._selection = Selection(core)
         self._reports = Reports(core)
 
@@ -101,7 +95,7 @@ class OverrideVerbs:
     async def disable(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Stop the selected servers, what depends on them first, and let nothing start them; return when they have."""
         chosen = self._chosen("disable", selector, options)
-        also = [entry for entry in self._with_dependents(chosen, progress) if entry not in chosen]
+        also = [entry for entry in with_dependents(self._core, chosen, progress) if entry not in chosen]
         operation = Operation(self._core, PoolStopError, [*also, *chosen], lambda entry: entry.at_rest)
         for entry in also:
             self._core.stop(entry)
@@ -138,7 +132,7 @@ class OverrideVerbs:
         """Stop the selected servers, what depends on them first, and forget them; the result lists what is gone."""
         chosen = self._chosen("remove", selector, options)
         deps = options.get("deps", True)
-        also = self._with_dependents(chosen, progress) if deps else chosen
+        also = with_dependents(self._core, chosen, progress) if deps else chosen
         operation = Operation(self._core, PoolStopError, also, lambda entry: entry.at_rest)
         for entry in also:
             if entry not in chosen:

@@ -15,6 +15,7 @@ from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.pool.select import Selector, SelectorError
 from poolctl.states import State, Status
 
+from ..daemon import Daemon
 from .certificate_expiry import expiring
 from .reports import Reports, details, reporter, unwell
 from .selection import Selection
@@ -23,11 +24,11 @@ _GOALS = ("ready", "healthy", *(state.value for state in State))
 
 
 class Reading:
-    """Changes nothing. `about` is what is said of the pool as a whole."""
+    """Changes nothing."""
 
-    def __init__(self, core: Core, about: Callable[[], Document]) -> None:
+    def __init__(self, core: Core, daemon: Daemon) -> None:
         self._core = core
-        self._about = about
+        self._daemon = daemon
         self._selection = Selection(core)
         self._reports = Reports(core)
 
@@ -58,7 +59,7 @@ class Reading:
             healths[entry.health.value] = healths.get(entry.health.value, 0) + 1
         missing = [entry for entry in should_run if not (entry.ready or entry.asleep)]
         summary = {
-            **self._about(),
+            **self._daemon.identity(),
             "servers": len(entries),
             "should_run": len(should_run),
             "ready": sum(entry.ready for entry in should_run),

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import Awaitable, Callable
 
 from poolctl import __version__, bootstrap
 from poolctl.control.messages import CHECK, TRIED, TRY, Document, failure, result
@@ -16,28 +15,23 @@ from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector
 
+from ..daemon import Daemon
 from .diff import Kind
+from .reload import Reload
 
 # What a server runs with is read anew by the version that follows; how many workers it has, and the like, is handed on.
 _HANDED_ON = Kind.OVERRIDE.value
 # The trials have their own time limits; this one is for a trial that hangs before they apply.
 _TRIAL_SECONDS = 90.0
 
-Verb = Callable[[Selector, Document, Progress], Awaitable[Document]]
-
 
 class Upgrade:
-    """`reload` says what differs from the files, `succeed` gives the place away once the answer has gone out.
+    """`reload` says what differs from the files: the next version would read those."""
 
-    It is called with the commands of the next keeper and of the next supervisor.
-    """
-
-    def __init__(
-        self, files: list[str], reload: Verb, succeed: Callable[[list[str], list[str]], None]
-    ) -> None:
+    def __init__(self, files: list[str], reload: Reload, daemon: Daemon) -> None:
         self._files = files
         self._reload = reload
-        self._succeed = succeed
+        self._daemon = daemon
 
     async def upgrade(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """Refuse, with the reason, or answer and make way. The options are those of the client's `upgrade`."""
@@ -53,12 +47,12 @@ class Upgrade:
             difference = await self._differs(selector, options, progress)
         if difference["errors"]:
             return difference
-        self._succeed(options["keeper"], options["supervisor"])
+        self._daemon.hand_over(options["keeper"], options["supervisor"])
         return result(difference["items"], upgraded_from=os.getpid())
 
     async def _differs(self, selector: Selector, options: Document, progress: Progress) -> Document:
         """What `reload --dry-run` says; with an error when the next version would not find what runs."""
-        difference = await self._reload(selector, {**options, "dry_run": True}, progress)
+        difference = await self._reload.reload(selector, {**options, "dry_run": True}, progress)
         if difference["errors"] or not any(_is_lost(change) for change in difference["changes"]):
             return difference
         return _refused(

@@ -13,6 +13,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector, SelectorError
 
 from ..active_configuration import ActiveConfiguration
+from ..daemon import Daemon
 from .audit import Audit
 from .event_stream import EventStream
 from .lifecycle import Lifecycle
@@ -29,28 +30,22 @@ Verb = Callable[[Selector, Document, Progress], Awaitable[Document]]
 
 
 class Verbs:
-    """The pool as the control socket sees it.
-
-    `about` is what `ping` says, `shut_down` ends the supervisor, `succeed` gives its place and the keeper's to others.
-    """
+    """The pool as the control socket sees it."""
 
     def __init__(
         self,
         core: Core,
         events: Events,
-        about: Callable[[], Document],
-        shut_down: Callable[[], None],
+        daemon: Daemon,
         configuration: ActiveConfiguration,
-        succeed: Callable[[list[str], list[str]], None] = lambda keeper, supervisor: None,
     ) -> None:
-        self._about = about
+        self._daemon = daemon
         self._registry = core.registry
-        self._shut_down = shut_down
         self.used = False
-        reading = Reading(core, about)
-        lifecycle = Lifecycle(core, self._end, configuration)
-        self._rest: Callable[[], dict[str, Verb]] | None = lambda: _changing(
-            core, events, configuration, lifecycle, succeed
+        reading = Reading(core, daemon)
+        lifecycle = Lifecycle(core, daemon, configuration)
+        self._rest: Callable[[], dict[str, Verb]] | None = partial(
+            _changing, core, events, daemon, configuration
         )
         self.event_stream = EventStream(core, events)
         self._audit = Audit(events)
@@ -83,7 +78,7 @@ class Verbs:
         """The result document of one request."""
         self.used = True
         if request.verb == "ping":
-            return result([], **self._about())
+            return result([], **self._daemon.identity())
         if not self._knows(request.verb):
             known = ", ".join(sorted([*self._verbs, "ping"]))
             message = f"this supervisor does not know {request.verb!r} (protocol {PROTOCOL})"
@@ -99,7 +94,7 @@ class Verbs:
             return nothing.document
         except TooManyOpenFiles as refused:
             # A supervisor that runs nothing would keep the limit that it was started with.
-            ended = {"ended": True, "keeper_pid": self._end()} if self._registry.unused else {}
+            ended = {"ended": True, "keeper_pid": self._daemon.shut_down()} if self._registry.unused else {}
             return {**refused.document, **ended}
 
     async def perform(self, verb: str, selector: Selector, options: Document, progress: Progress) -> Document:
@@ -112,11 +107,6 @@ class Verbs:
         if verb not in self._verbs:
             self.complete()
         return verb in self._verbs
-
-    def _end(self) -> int:
-        """End the supervisor; the pid of the keeper, which ends after it."""
-        self._shut_down()
-        return int(self._about()["keeper_pid"])
 
 
 def _options(body: Document) -> Document:
@@ -133,18 +123,17 @@ def _options(body: Document) -> Document:
 def _changing(
     core: Core,
     events: Events,
+    daemon: Daemon,
     configuration: ActiveConfiguration,
-    lifecycle: Lifecycle,
-    succeed: Callable[[list[str], list[str]], None],
 ) -> dict[str, Verb]:
     from .overrides import OverrideVerbs
     from .reload import Reload
     from .upgrade import Upgrade
 
-    reload = Reload(core, events, configuration).reload
-    live = OverrideVerbs(core, configuration, lifecycle.with_dependents)
+    reload = Reload(core, events, configuration)
+    live = OverrideVerbs(core, configuration)
     return {
-        "reload": reload,
+        "reload": reload.reload,
         "scale": live.scale,
         "drain": live.drain,
         "undrain": live.undrain,
@@ -152,7 +141,7 @@ def _changing(
         "disable": live.disable,
         "add": live.add,
         "remove": live.remove,
-        "upgrade": Upgrade(configuration.files, reload, succeed).upgrade,
+        "upgrade": Upgrade(configuration.files, reload, daemon).upgrade,
     }
 
 

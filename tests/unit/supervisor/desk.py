@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Coroutine, Iterable, Mapping
+from random import Random
 from typing import Any
 
 from poolctl import ServerConfig
@@ -41,6 +42,13 @@ class Files(ActiveConfiguration):
         )
 
 
+class Fixed(Random):
+    """Chance that is always in the middle."""
+
+    def random(self) -> float:
+        return 0.5
+
+
 class Desk:
     """Everything that a supervisor decides, without its processes."""
 
@@ -51,10 +59,17 @@ class Desk:
         self.core = Core(servers, self.runner, self.clock, self.events, trace=trace)
         self.over = False
         self.files = Files(servers)
-        self.verbs = Verbs(self.core, self.events, lambda: {"keeper_pid": 1}, self._end, self.files)
+        self.verbs = Verbs(self.core, self.events, self, self.files)
 
-    def _end(self) -> None:
+    def identity(self) -> dict[str, Any]:
+        return {"keeper_pid": 1}
+
+    def shut_down(self) -> int:
         self.over = True
+        return 1
+
+    def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
+        raise AssertionError("no test upgrades it")
 
     async def ask(self, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
         selector = Selector.from_dict({"targets": list(targets)})

@@ -12,10 +12,9 @@ def test_adopting_a_dead_dashboard_reports_its_exit() -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
         theirs.close()
-        ended: list[DashboardProcess] = []
-        adopted = DashboardProcess(ours, {"pid": 1, "start": 1}, "mark", ended.append)
-        assert ended == [], "the caller does not have it yet"
-        await asyncio.wait_for(adopted.up.wait(), 5)
-        assert ended == [adopted]
+        adopted = DashboardProcess(ours, {"pid": 1, "start": 1}, "mark")
+        assert not adopted.exited.done(), "the caller does not have it yet"
+        await asyncio.wait_for(adopted.exited, 5)
+        assert adopted.up.is_set()
 
     asyncio.run(scenario())

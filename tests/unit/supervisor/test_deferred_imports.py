@@ -6,10 +6,9 @@ import asyncio
 import subprocess
 import sys
 
-from poolctl.supervisor import deferred_imports
+from poolctl.supervisor import deferred_imports, health
 from poolctl.supervisor.deferred_imports import DeferredImports
-from poolctl.supervisor.health import setup
-from poolctl.supervisor.observers import metrics_endpoint
+from poolctl.supervisor.observers import observers
 from poolctl.supervisor.verbs import verbs
 
 
@@ -40,7 +39,7 @@ def test_steps_are_taken_in_order_with_other_work_between_them() -> None:
 
 
 def test_a_start_imports_none_of_it_and_afterwards_all_of_it_is_there() -> None:
-    names = [*setup._MODULES, *metrics_endpoint._MODULES, *verbs.CHANGING, "takeover.replace_keeper"]
+    names = [*health.MODULES, *observers.METRICS_MODULES, *verbs.CHANGING, "takeover.replace_keeper"]
     whole = [name if name.startswith("poolctl.") else f"poolctl.supervisor.{name}" for name in names]
     look = f"""
 import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 from poolctl import ServerConfig
@@ -9,7 +10,7 @@ from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Phase
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.supervisor.health.heartbeat import Heartbeat
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web
 
 
 class Bodies:
@@ -43,13 +44,13 @@ class Clinic:
         self.stuck: list[str] = []
         self.events: list[str] = []
         core = self.desk.core
-        self.heartbeat = Heartbeat(self.bodies, core, self.desk.events, self.ails, lambda: 0.5)
+        self.heartbeat = Heartbeat(self.bodies, core, self.desk.events, self, Fixed())
         core.listeners.add(self.heartbeat.look)
         self.desk.events.subscribe(
             lambda event: self.events.append(event["event"]) if event["kind"] == "health" else None
         )
 
-    def ails(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
+    def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         self.stuck.append(f"{worker.id}: {seen}")
 
     async def pass_by(self, seconds: float, *, step: float = 0.25) -> None:
@@ -223,8 +224,7 @@ def test_one_that_has_come_in_the_place_of_another_is_asked_as_well() -> None:
 def test_a_thousand_are_asked_in_a_few_wakings_a_second() -> None:
     async def scenario() -> None:
         it = Clinic()
-        chances = iter(n / 1000 for n in range(1000))
-        it.heartbeat._chance = lambda: next(chances)
+        it.heartbeat._chance = Random(1)
         entry = Entry(web(workers=1000))
         for n in range(1000):
             placement = Placement.of("web", 1, n)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from poolctl.clock import SystemClock
 from poolctl.keeper import store_keys, wire
 from poolctl.keeper.watchdog import Watchdog
-from poolctl.runners.link import Link
+from poolctl.monitor.event_queue import Events
 from poolctl.runners.local.resources.keeper_link import KeeperLink
 from poolctl.supervisor.takeover.keeper_watch import KeeperWatch, irreplaceable
 from tests.deadline import wait_until
@@ -32,21 +33,33 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
         found.kill()
 
 
+class ReplaceableOrNot(KeeperWatch):
+    """Cannot replace its keeper if there is a `reason`."""
+
+    reason = ""
+
+    def irreplaceable(self) -> str:
+        return self.reason
+
+
 class Scene:
     """A watch over that process, whose answers the test gives."""
 
     def __init__(self, process: subprocess.Popen[bytes], reason: str = "") -> None:
         ours, self.theirs = wire.pair()
         self.theirs.setblocking(False)
-        self.link = Link(ours, lambda message, fds: None)
-        self.events: list[tuple[str, str]] = []
-        self.watch = KeeperWatch(
-            self.link,
-            process.pid,
-            lambda: reason,
-            lambda event, message, severity: self.events.append((event, severity)),
-            Watchdog(asyncio.get_running_loop().time(), ASK, SILENT),
-        )
+        self.link = KeeperLink(ours, lambda message, fds: None)
+        self._recorded = Events(SystemClock())
+        self._seen: list[tuple[str, str]] = []
+        self._recorded.subscribe(lambda event: self._seen.append((event["event"], event["severity"])))
+        watchdog = Watchdog(asyncio.get_running_loop().time(), ASK, SILENT)
+        self.watch = ReplaceableOrNot(self.link, process.pid, self._recorded, watchdog)
+        self.watch.reason = reason
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        self._recorded.flush()
+        return self._seen
 
     def answer(self) -> int:
         """Answer what was asked; how much that is."""

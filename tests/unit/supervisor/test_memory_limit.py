@@ -6,12 +6,22 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from poolctl.clock import Clock
 from poolctl.core.state import Entry, Worker
 from poolctl.platform import memory_bytes
 from poolctl.supervisor.health.memory_limit import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, MemoryLimit
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 MIB = 1024 * 1024
+
+
+class Measured(MemoryLimit):
+    def __init__(self, clock: Clock, scales: Scales) -> None:
+        super().__init__(clock, scales)
+        self._scales = scales
+
+    def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
+        return self._scales.measure(pids)
 
 
 class Scales:
@@ -22,10 +32,10 @@ class Scales:
         self.size: int | None = 10 * MIB
         self.weighed: list[list[int]] = []
         self.told: list[str] = []
-        self.footprint = MemoryLimit(self.desk.clock, self.ails, self.measure)
-        self.desk.core.listeners.add(self.footprint.look)
+        self.limit = Measured(self.desk.clock, self)
+        self.desk.core.listeners.add(self.limit.look)
 
-    def ails(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
+    def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         self.told.append(f"{kind}: {seen}")
 
     def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
@@ -36,7 +46,7 @@ class Scales:
         """How many were weighed when so much time had passed."""
         self.weighed.clear()
         self.desk.clock.advance(seconds)
-        await self.footprint.weigh()
+        await self.limit.measure_due()
         return sum(map(len, self.weighed))
 
 
@@ -51,7 +61,7 @@ def test_what_has_no_limit_is_not_weighed() -> None:
     async def scenario() -> None:
         it = await begun()
         assert await it.pass_by(1000) == 0
-        assert it.footprint._timer is None, "nothing ticks"
+        assert it.limit._timer is None, "nothing ticks"
 
     run(scenario())
 

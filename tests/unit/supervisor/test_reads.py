@@ -28,11 +28,11 @@ class Recorded(Desk):
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(*(web(f"s{number}") for number in range(3)))
         self.link = StoreLink(Store())
-        self.memory = StateStore(self.link, str(directory))
+        self.store = StateStore(self.link, str(directory))
         self.serialised: list[str] = []
         monkeypatch.setattr(state_store, "record_of", self._counted)
         tallies: Any = SimpleNamespace(add_up=None, unsettled=[])
-        totals = Totals(self.core, self.events, tallies, self.memory)
+        totals = Totals(self.core, self.events, tallies, self.store)
         self.statistics = Statistics(self.core, totals, lambda placement: None)
         self.verbs.add("stats", self.statistics.stats)
         self.verbs.add("monitor", Monitoring(self.core, totals).monitor)
@@ -43,8 +43,8 @@ class Recorded(Desk):
 
     async def ask(self, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
         document = await super().ask(verb, *targets, **options)
-        self.memory.note(*self.core.take_changed())
-        self.memory.remember(self.core.entries)
+        self.store.note_changed(*self.core.take_changed())
+        self.store.save(self.core.entries)
         return document
 
 
@@ -117,6 +117,6 @@ def test_what_has_changed_by_itself_is_written_with_the_next_answer(scenario: Ca
         await turns()
         assert (await desk.ask("list", "s2"))["items"][0]["state"] == "failed"
         assert set(desk.serialised) == {"s2"}
-        assert desk.memory.left().servers["s2"]["desired"] == "failed"
+        assert desk.store.saved_state().servers["s2"]["desired"] == "failed"
 
     scenario(work)

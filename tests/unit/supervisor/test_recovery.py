@@ -11,7 +11,7 @@ from poolctl.core.state import Entry, Worker
 from poolctl.runners.protocol import Exit
 from poolctl.supervisor.health.recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery
 from tests.unit.pool.scripted_runner import FAILS, NEVER
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web
 
 QUICK: dict[str, Any] = {"backoff": {"initial": 10, "max": 10, "jitter": 0}, "limit": 2, "window": 100}
 
@@ -22,7 +22,7 @@ class Ward:
     def __init__(self, *servers: ServerConfig, **script: str) -> None:
         self.desk = Desk(*servers, **script)
         self.core = self.desk.core
-        self.recovery = WorkerRecovery(self.core, self.desk.events, lambda: 0.0)
+        self.recovery = WorkerRecovery(self.core, self.desk.events, Fixed())
         self.reports: list[dict[str, Any]] = []
         self.desk.events.subscribe(
             lambda event: self.reports.append(event) if event["kind"] == "recovery" else None

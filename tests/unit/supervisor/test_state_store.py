@@ -63,17 +63,17 @@ class History:
     async def begin(self) -> tuple[StateStore, dict[str, Entry], StoreLink]:
         """A supervisor that has all of it back."""
         link = StoreLink(self.store)
-        memory = StateStore(link, self.directory)
+        store = StateStore(link, self.directory)
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
-        await memory.recall(entries)
+        await store.restore(entries)
         for name, values in self.wanted.items():
             for key, value in values.items():
                 assert getattr(entries[name], key) == value, (name, key)
-        return memory, entries, link
+        return store, entries, link
 
     async def live(self) -> None:
         """Change some of it, one write each, and die; perhaps with the keeper, so that only the file is left."""
-        memory, entries, link = await self.begin()
+        store, entries, link = await self.begin()
         for _ in range(self.chance.randrange(4)):
             changed = self.chance.sample(NAMES, self.chance.randint(1, 2))
             for name in changed:
@@ -81,8 +81,8 @@ class History:
                 value = self.chance.choice(CHANGES[key])
                 setattr(entries[name], key, value)
                 self.wanted[name][key] = value
-            memory.note(*(entries[name] for name in changed))
-            memory.remember(entries)
+            store.note_changed(*(entries[name] for name in changed))
+            store.save(entries)
             assert set(desired_state_file.read(self.directory)["servers"]) >= set(changed)
         link.end()
         if self.chance.random() < 0.3:
@@ -110,7 +110,7 @@ def test_what_an_older_supervisor_has_left_is_taken_over() -> None:
         link.send({"op": "put", "name": store_keys.WANTED}, [fd])
         os.close(fd)
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
-        assert await StateStore(link, "/nowhere").recall(entries) == {"a", "b", "gone"}
+        assert await StateStore(link, "/nowhere").restore(entries) == {"a", "b", "gone"}
         link.end()
         assert (entries["a"].desired, entries["a"].size) == (Desired.RUN, 2)
         assert [entries[name].desired for name in "bcd"] == [Desired.STOPPED, Desired.IDLE, Desired.IDLE]
