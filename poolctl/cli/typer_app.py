@@ -202,13 +202,12 @@ def _usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
     if verb in _NOT_YET:
         return UsageError(f"{verb} is not available in this version of poolctl", hint="poolctl -h")
     hint = f"poolctl {verb} -h" if verb and "command" not in message else "poolctl -h"
-    if near:
-        hint = f"did you mean {_nearest(str(getattr(error, 'option_name', '')), near)}?"
-    if "Did you mean" in message:
-        message, _, guess = message.partition(" Did you mean")
-        hint = f"did you mean{guess}".rstrip("?") + "?"
-    message = message.partition(" (Possible options")[0]
-    message = message.rstrip(".")
+    message, _, guess = message.partition("Did you mean")
+    if near and hasattr(error, "option_name"):
+        hint = f"did you mean {_nearest(str(error.option_name), near)}?"
+    elif guess:
+        hint = f"did you mean{guess.rstrip(' ?)')}?"
+    message = message.partition(" (Possible options")[0].rstrip(" (.")
     return UsageError(message[:1].lower() + message[1:], hint=hint)
 
 

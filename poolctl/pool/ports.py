@@ -14,11 +14,12 @@ DEFAULT_RANGE = "20000-29999"
 _given: set[int] = set()
 
 
-def with_port(config: ServerConfig, port_range: str = DEFAULT_RANGE) -> ServerConfig:
+def with_port(config: ServerConfig, port_range: str = "") -> ServerConfig:
     """The configuration itself, or with a free port of the range in place of `auto`. Raises ServerError."""
     address = config.address
     if not address.auto:
         return config
+    port_range = port_range or DEFAULT_RANGE
     first, _, last = port_range.partition("-")
     with LOCK:
         for port in range(int(first), int(last or first) + 1):

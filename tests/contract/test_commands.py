@@ -148,7 +148,7 @@ def test_add_takes_keys_and_files(real_pool: RealPool, free_port: Callable[[], i
     assert again.code == 8
     assert {error["name"] for error in again.json["errors"]} == {"m1", "m2"}
     keys = ["--set", "env.A=1", "--set", "workers=2", "--set", 'tags=["x"]', "--set", "restart.limit=3"]
-    real_pool.ok("add", "z", "--bind", "127.0.0.1:auto", "--app", "hello:app", *keys)
+    real_pool.ok("add", "z", "--bind", f"127.0.0.1:{free_port()}", "--app", "hello:app", *keys)
     (shown,) = real_pool.ok("show", "z", "-o", "json").json["items"]
     assert (shown["workers"], len(shown["pids"]), shown["tags"]) == (2, 2, ["x"])
     assert (shown["config"]["env"], shown["config"]["restart"]["limit"]) == ({"A": "1"}, 3)
@@ -196,9 +196,11 @@ def test_a_job_is_keyed_by_its_name_and_done_when_it_has_ended(real_pool: RealPo
     assert "1 server ready" in real_pool.ok("status").stdout
 
 
-def test_an_interrupted_command_is_130_and_the_pool_goes_on(real_pool: RealPool, until: Any) -> None:
+def test_an_interrupted_command_is_130_and_the_pool_goes_on(
+    real_pool: RealPool, until: Any, free_port: Any
+) -> None:
     real_pool.write("hello.py", "import time\ntime.sleep(60)\n")
-    real_pool.write("pool.toml", server("web", "127.0.0.1:auto"))
+    real_pool.write("pool.toml", server("web", free_port()))
     starting = real_pool.spawn("start", "-o", "json")
     until(lambda: real_pool.run("list", "-o", "state").stdout == "starting\n", timeout_seconds=20)
     starting.send_signal(signal.SIGINT)
@@ -211,11 +213,11 @@ def test_an_interrupted_command_is_130_and_the_pool_goes_on(real_pool: RealPool,
 
 
 def test_the_client_of_a_running_pool_does_what_the_commands_do(
-    real_pool: RealPool, monkeypatch: pytest.MonkeyPatch
+    real_pool: RealPool, monkeypatch: pytest.MonkeyPatch, free_port: Any
 ) -> None:
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(real_pool.runtime))
     ports = real_pool.write_hello("a", "b")
-    bad = server("bad", "127.0.0.1:auto", 'restart = "no"\ndisabled = true', app="none:app")
+    bad = server("bad", free_port(), 'restart = "no"\ndisabled = true', app="none:app")
     text = '[pool]\nname = "shop"\n' + server("a", ports["a"], 'tags = ["x"]') + server("b", ports["b"]) + bad
     real_pool.write("pool.toml", text)
     with pytest.raises(ControlError) as nobody:

@@ -193,7 +193,11 @@ def test_one_server_alone(make: Make, free_port: Callable[[], int]) -> None:
     off.stop_sync()
 
 
-def test_an_automatic_port_is_chosen_once_and_is_the_key(make: Make) -> None:
+def test_an_automatic_port_is_chosen_once_and_is_the_key(
+    make: Make, monkeypatch: pytest.MonkeyPatch, free_port: Any
+) -> None:
+    port = free_port(2)
+    monkeypatch.setattr("poolctl.pool.ports.DEFAULT_RANGE", f"{port}-{port + 1}")
     pool = Pool([make("a", bind="127.0.0.1:auto"), make("b", bind="127.0.0.1:0")])
     binds = list(pool)
     assert len(set(binds)) == 2
@@ -295,7 +299,7 @@ def test_any_method_of_a_running_pool_from_any_thread(pool: Pool, make: Make) ->
     assert all(refused(bind) for bind in pool)
 
 
-def test_what_leaves_the_pool_during_a_start_is_not_started_by_it(make: Make, until: Any) -> None:
+def test_what_leaves_the_pool_during_a_start_is_not_started_by_it(make: Make) -> None:
     go = threading.Event()
 
     async def waiting(scope: Any, receive: Any, send: Any) -> None:
@@ -309,15 +313,18 @@ def test_what_leaves_the_pool_during_a_start_is_not_started_by_it(make: Make, un
     )
     first, later, last = pool
     view = pool.filter(Field.NAME, regex="^(first|last)$")
-    with ThreadPoolExecutor(2) as threads:
-        starting = threads.submit(pool.start_sync)
-        until(lambda: pool[first].state is State.STARTING)
-        seen = threads.submit(view.start_sync)
+
+    async def start_and_remove() -> Server | None:
+        starting = [asyncio.ensure_future(each.start()) for each in (pool, view)]
+        await asyncio.sleep(0)
+        await Pool().start()  # in turn: both have begun
         server = pool.load_and_delete(later)
         pool.delete(last)
         go.set()
-        starting.result(timeout=20)
-        seen.result(timeout=20)
+        await asyncio.wait_for(asyncio.gather(*starting), 20)
+        return server
+
+    server = asyncio.run(start_and_remove())
     pool.join_sync()
     assert refused(later)
     assert refused(last)

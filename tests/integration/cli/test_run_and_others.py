@@ -10,6 +10,7 @@ import signal
 import pytest
 
 from tests.deadline import wait_until
+from tests.ports import claim_port
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.unmeasured
@@ -149,7 +150,9 @@ def test_a_name_of_two_running_pools_is_a_conflict_and_the_start_of_the_second_w
 
 
 def test_a_chosen_port_is_still_shown_when_nothing_runs(pool: RealPool) -> None:
-    pool.write("pool.toml", '[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\napp = "hello:app"\n')
+    port = claim_port()
+    settings = f'[pool]\nport_range = "{port}-{port}"\n'
+    pool.write("pool.toml", settings + '[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\napp = "hello:app"\n')
     assert pool.ok("list", "--field", "bind").stdout == "127.0.0.1:auto\n"
     pool.ok("start")
     chosen = pool.ok("list", "--field", "bind").stdout

@@ -123,8 +123,8 @@ def test_a_stop_is_over_before_the_container_is_killed(pool: RealPool, contain: 
     until(lambda: pool.items()["web"]["state"] == "running", timeout_seconds=20)
     began = time.monotonic()
     os.kill(container.first, signal.SIGTERM)
-    code, _, stderr = container.end(10)
-    assert time.monotonic() - began < 4.5
+    code, _, stderr = container.end(30)
+    assert time.monotonic() - began < 10
     assert code == 0
     assert "killing the remaining processes" in stderr
 
@@ -138,8 +138,8 @@ def test_it_ends_in_time_even_if_its_own_stop_hangs(pool: RealPool, contain: Any
             os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     os.kill(container.first, signal.SIGTERM)
-    assert container.end(10)[0] == 128 + signal.SIGKILL
-    assert time.monotonic() - began < 5
+    assert container.end(30)[0] == 128 + signal.SIGKILL
+    assert time.monotonic() - began < 10
 
 
 def test_a_read_only_root_and_a_user_without_a_name_are_no_hindrance(pool: RealPool, contain: Any) -> None:

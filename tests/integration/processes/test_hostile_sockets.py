@@ -137,7 +137,7 @@ def test_application_that_shares_its_sockets_with_the_pool_holds_up_nothing(
     hostile.ok("restart", "bad")
     hostile.ok("stop", "bad")
     hostile.ok("stop")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 40
     log = Path(next(hostile.runtime.glob("*/supervisor.log"))).read_text()
     assert not any(word in log for word in ("does not answer", "Traceback", "Exception")), log
     assert not is_alive(supervisor)

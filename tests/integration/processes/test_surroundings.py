@@ -87,18 +87,17 @@ def test_cwd_and_app_dir(report: Any, pool: RealPool) -> None:
     assert found["path"][0] == str(pool.directory / "src")
 
 
-def test_variables_of_the_interpreter_are_honoured(report: Any, pool: RealPool) -> None:
+def test_variables_of_the_interpreter_are_honoured(report: Any, pool: RealPool, free_port: Any) -> None:
     (pool.directory / "more").mkdir()
     pool.write(
         "fresh.py",
         REPORT.replace('"umask"', '"hash": hash("x"), "dev": sys.flags.dev_mode, "umask"'),
     )
-    port = None
     values = []
     for _ in range(2):
         pool.write("report.py", REPORT)
         text = server(
-            "web", bind=f"127.0.0.1:{port or 0}".replace(":0", ":auto"), app="fresh:app",
+            "web", bind=f"127.0.0.1:{free_port()}", app="fresh:app",
             env={"PYTHONHASHSEED": "7", "PYTHONDEVMODE": "1", "PYTHONPATH": str(pool.directory / "more")},
         )  # fmt: skip
         pool.write("pool.toml", text)

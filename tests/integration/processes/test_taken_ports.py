@@ -33,7 +33,7 @@ def test_many_taken_ports_are_explained_and_stopped_as_quickly_as_one(pool: Real
         began = time.monotonic()
         pool.ok("stop", f"s{ports[0]}")
         pool.ok("stop")
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
 
 
 def test_metrics_and_a_dashboard_on_taken_ports_are_reported_by_start_and_doctor(pool: RealPool) -> None:

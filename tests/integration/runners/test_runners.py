@@ -372,7 +372,9 @@ def test_a_unix_socket_is_served_and_removed_at_the_end(pool: Pool, tmp_path: Pa
     assert not path.exists()
 
 
-def test_an_auto_port_is_chosen_once_and_kept(pool: Pool) -> None:
+def test_an_auto_port_is_chosen_once_and_kept(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = claim_port(2)
+    monkeypatch.setattr("poolctl.pool.ports.DEFAULT_RANGE", f"{port}-{port + 1}")
     one = pool.store_new(config("one", bind="127.0.0.1:auto"))
     two = pool.store_new(config("two", bind="127.0.0.1:0"))
     assert one.bind != two.bind

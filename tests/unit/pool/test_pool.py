@@ -23,7 +23,6 @@ from poolctl import (
     State,
     Status,
 )
-from poolctl.pool import ports
 from poolctl.pool.monitor import Monitor
 
 
@@ -269,11 +268,8 @@ def test_a_handler_must_be_callable(pool: Pool) -> None:
 # Automatic ports.
 
 
-def test_range_without_a_free_port_is_an_error_with_a_fix(
-    monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
-) -> None:
+def test_range_without_a_free_port_is_an_error_with_a_fix(free_port: Callable[[], int]) -> None:
     port = free_port()
-    monkeypatch.setattr(ports, "DEFAULT_RANGE", "1-1")
     made = PoolConfig([config("a", "127.0.0.1:auto"), config("b", "127.0.0.1:auto")])
     made.settings = type(made.settings)(port_range=f"{port}-{port}")
     with pytest.raises(PoolAddError) as caught:
