@@ -23,15 +23,16 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "QUIET_SECONDS", 0.15)
 
 
-def test_an_idle_connection_is_not_closed_early_and_its_next_answer_says_close(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
-
+def test_an_idle_connection_is_not_closed_early_and_its_next_answer_says_close(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)
@@ -46,6 +47,7 @@ def test_an_idle_connection_is_not_closed_early_and_its_next_answer_says_close(
     engine.run(scenario())
 
 
+@pytest.mark.usefixtures("quick")
 def test_an_idle_connection_is_closed_once_it_has_been_quiet(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
@@ -76,10 +78,7 @@ def test_the_answer_under_way_is_the_last_one(engine: Engine) -> None:
     engine.run(scenario())
 
 
-def test_after_an_answer_that_had_begun_before_the_drain_there_is_time_for_one_more(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
+def test_after_an_answer_that_had_begun_before_the_drain_there_is_time_for_one_more(engine: Engine) -> None:
     begun, release = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -140,6 +139,7 @@ def test_a_connection_on_which_nothing_was_sent_yet_gets_its_answer(engine: Engi
     engine.run(scenario())
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_silent_connection_does_not_hold_up_a_drain_for_longer_than_it_is_quiet(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
@@ -165,9 +165,7 @@ def test_a_drain_takes_no_longer_than_it_may(engine: Engine) -> None:
     engine.run(scenario())
 
 
-def test_a_stop_cuts_a_drain_short(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
-
+def test_a_stop_cuts_a_drain_short(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)
@@ -204,10 +202,10 @@ def test_a_websocket_is_closed_with_1012_after_the_drain(engine: Engine, websock
             async with connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
                 await app.under_way.wait()
                 server.drain()
-                await leaving(server)
-                assert client.close_code is None
+                began = asyncio.get_running_loop().time()
                 await client.wait_closed()
                 assert client.close_code == 1012
+                assert asyncio.get_running_loop().time() - began >= 0.15
             await running
 
     engine.run(scenario())
