@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from poolctl.cli.command_request import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
 
-SUBJECTS = (
-    "check_pool", "check_versions", "check_resources", "check_network", "check_paths", "check_leftovers",
-    "check_system",
-)  # fmt: skip
+SUBJECTS = ("check_pool", "check_machine", "check_addresses", "check_paths")
 _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 
 Check = Callable[[CheckContext], Iterable[CheckResult]]

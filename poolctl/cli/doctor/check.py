@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _ANSWER_SECONDS = 3.0
 # Keeper, supervisor, logger and zygote.
 _OWN_PROCESSES = 4
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 
 class CheckContext:
@@ -110,9 +111,6 @@ def number(path: str) -> int | None:
     """The number in such a file; None for anything else, such as `max`."""
     text = read(path)
     return int(text) if text.isdecimal() else None
-
-
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 
 class CheckResult(NamedTuple):

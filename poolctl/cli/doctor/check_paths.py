@@ -1,4 +1,4 @@
-"""The pool's directories and files: whose they are, who may write there, on what they lie, how much room is left."""
+"""The pool's directories and files: owners, permissions, file systems, free space; leftovers of dead pools."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from poolctl.control import directory
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
+from poolctl.runners.survivors import are_there
 
 from .check import CheckContext, CheckResult, ok, problem, read, warning
+from .check_addresses import answers
 
 _ON_THE_NETWORK = frozenset(
     (
@@ -178,4 +180,56 @@ def _network(path: str) -> str:
     return found if found in _ON_THE_NETWORK else ""
 
 
-CHECKS = (runtime, state, disks, files)
+def leftovers(context: CheckContext) -> Iterator[CheckResult]:
+    """Everything in the runtime directories that is no running pool's."""
+    count = 0
+    for root in directory.candidates(context.env):
+        for name in sorted(_names(root)):
+            path = f"{root}/{name}"
+            if name.startswith("@"):
+                if not os.path.exists(f"{path}/{directory.SOCKET_NAME}"):
+                    count += 1
+                    yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
+                continue
+            if not os.path.isdir(path):
+                continue
+            served = are_there(path)
+            if os.path.lexists(f"{path}/{directory.SOCKET_NAME}") and not answers(
+                f"{path}/{directory.SOCKET_NAME}"
+            ):
+                count += 1
+                fix = (
+                    "poolctl start adopts them, poolctl stop stops them"
+                    if served
+                    else " ".join(["rm -r", path, *_links(root, name)])
+                )
+                yield (problem if served else warning)("leftovers", _said(path, served), fix)
+            elif served and not os.path.lexists(f"{path}/{directory.SOCKET_NAME}"):
+                count += 1
+                yield problem(
+                    "leftovers", _said(path, served), "poolctl start adopts them, poolctl stop stops them"
+                )
+    if not count:
+        yield ok("leftovers", "none")
+
+
+def _links(root: str, key: str) -> list[str]:
+    """The names under which the pool is found as well."""
+    links = (f"{root}/{name}" for name in _names(root) if name.startswith("@"))
+    return [link for link in links if os.path.islink(link) and os.readlink(link) == key]
+
+
+def _said(path: str, served: bool) -> str:
+    return f"{path}: its supervisor is gone, " + (
+        "servers still run" if served else "its socket is left over"
+    )
+
+
+def _names(root: str) -> list[str]:
+    try:
+        return os.listdir(root)
+    except OSError:
+        return []
+
+
+CHECKS = (runtime, state, disks, files, leftovers)

@@ -1,17 +1,131 @@
-"""Limits of this user and its control group: open files, processes, memory and swap."""
+"""The machine: the kernel, /proc, logind, and the limits of this user and its control group."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import os
+import pwd
+import re
 import resource
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 
 from poolctl.config import RAISE_OPEN_FILES, open_files_needed
+from poolctl.platform import LINUX, copy_descriptor, proc_problem
 
 from .check import CheckContext, CheckResult, number, ok, problem, read, warning
 
+_PR_GET_CHILD_SUBREAPER = 37
+_FILES = (
+    "/etc/systemd/logind.conf",
+    "/etc/systemd/logind.conf.d/*.conf",
+    "/run/systemd/logind.conf.d/*.conf",
+)
+_LINGER = "/var/lib/systemd/linger"
 _FEW_FOR_A_WORKER = 256
+# A forked worker with a small application; the memory of a real one is unknown.
+_WORKER_BYTES = 8 << 20
+_OWN_BYTES = 96 << 20
+
+
+def features(context: CheckContext) -> Iterator[CheckResult]:
+    """Each call with what is lost without it."""
+    if not LINUX:
+        yield problem(
+            "kernel", "this is not Linux", "only `run`, the library and commands that read files work"
+        )
+        return
+    missing = [(name, loss, needed) for name, loss, needed, attempt in _FEATURES if not _works(attempt)]
+    for name, loss, needed in missing:
+        fix = "allow it in the sandbox (--security-opt seccomp=…), or use a newer kernel"
+        yield (problem if needed else warning)("kernel", f"{name} does not work: {loss}", fix)
+    if not missing:
+        yield ok("kernel", f"Linux {os.uname().release} has what the pool needs")
+
+
+def proc(context: CheckContext) -> Iterator[CheckResult]:
+    """Whether /proc lists processes: a pool cannot start without it."""
+    found, fix = proc_problem()
+    yield problem("proc", found, fix) if found else ok("proc", "/proc shows this process")
+
+
+def _works(attempt: Callable[[], None]) -> bool:
+    try:
+        attempt()
+    except OSError:
+        return False
+    return True
+
+
+def _pidfd() -> None:
+    fd = os.pidfd_open(os.getpid())
+    try:
+        signal.pidfd_send_signal(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def _getfd() -> None:
+    read, write = os.pipe()
+    try:
+        os.close(copy_descriptor(os.getpid(), read))
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def _subreaper() -> None:
+    found = ctypes.c_int()
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _memfd() -> None:
+    os.close(os.memfd_create("poolctl-doctor"))
+
+
+_FEATURES = (
+    ("PR_SET_CHILD_SUBREAPER", "the keeper does not learn how servers exited", True, _subreaper),
+    ("memfd_create", "TLS keys cannot be passed on, and upgrades are impossible", True, _memfd),
+    ("pidfd_open", "workers are not adopted after their keeper was killed", False, _pidfd),
+    (
+        "pidfd_getfd",
+        "a command's socket is not adopted after keeper and supervisor were killed",
+        False,
+        _getfd,
+    ),
+)
+
+
+def logout(context: CheckContext) -> Iterator[CheckResult]:
+    """Whether logind ends it (logind.conf(5), KillUserProcesses)."""
+    if not os.path.exists("/run/systemd/system"):
+        yield ok("logout", "no logind that would stop the pool")
+        return
+    user = _user()
+    if os.geteuid() == 0 or os.path.exists(f"{_LINGER}/{user}"):
+        yield ok("logout", "the pool keeps running")
+        return
+    said = [
+        found[1].lower()
+        for pattern in _FILES
+        for path in sorted(glob.glob(pattern))
+        for found in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", read(path), re.MULTILINE)
+    ]
+    if said and said[-1] in ("yes", "1", "true", "on"):
+        what = "logind stops the pool when its user logs out (KillUserProcesses)"
+        yield warning("logout", what, f"loginctl enable-linger {user}, or poolctl export systemd")
+    else:
+        yield ok("logout", "the pool keeps running")
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def open_files(context: CheckContext) -> Iterator[CheckResult]:
@@ -94,12 +208,6 @@ def _threads_of_user() -> int:
     return count
 
 
-# A forked worker with a small application; the memory of a real one is unknown.
-_WORKER_BYTES = 8 << 20
-_OWN_BYTES = 96 << 20
-_NEARLY_FULL = 0.9
-
-
 def memory(context: CheckContext) -> Iterator[CheckResult]:
     """The memory available to the pool, if it does not run yet."""
     table = _table()
@@ -119,20 +227,6 @@ def memory(context: CheckContext) -> Iterator[CheckResult]:
         yield warning("memory", f"{_mib(left)} {where}", fix)
     else:
         yield ok("memory", said)
-    if read("/proc/sys/vm/overcommit_memory") == "2":
-        said = "overcommit is off, so that each forked worker counts with all its shared memory"
-        yield warning("memory", said, "sysctl -w vm.overcommit_memory=0")
-
-
-def swap(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether the machine lives on its swap."""
-    table = _table()
-    total, free = table.get("SwapTotal", 0), table.get("SwapFree", 0)
-    if total and total - free > total * _NEARLY_FULL:
-        said = f"{_mib(total - free)} of {_mib(total)} are in use: idle servers will answer slowly"
-        yield warning("swap", said, "stop other programs, or add memory")
-    else:
-        yield ok("swap", f"{_mib(total - free)} of {_mib(total)} in use" if total else "no swap")
 
 
 def _table() -> dict[str, int]:
@@ -149,4 +243,4 @@ def _mib(count: int) -> str:
     return f"{count / (1 << 20):.0f} MiB"
 
 
-CHECKS = (open_files, processes, memory, swap)
+CHECKS = (features, proc, logout, open_files, processes, memory)

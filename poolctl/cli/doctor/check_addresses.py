@@ -1,9 +1,10 @@
-"""Addresses and what the kernel has to say about them."""
+"""The servers' addresses: whether they can be opened, and the kernel's settings that concern them."""
 
 from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 
 from poolctl.listeners.failure import explained
@@ -81,20 +82,36 @@ def _ranges(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def localhost(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether `localhost` is this machine's loopback, and IPv4 too."""
-    fix = 'add "127.0.0.1 localhost" to /etc/hosts'
-    try:
-        found = {str(each[4][0]) for each in socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)}
-    except OSError as error:
-        yield problem("localhost", f"the name does not resolve: {error.strerror or error}", fix)
-        return
-    if foreign := {each for each in found if not (each.startswith("127.") or each == "::1")}:
-        yield problem("localhost", f"the name resolves to {', '.join(sorted(foreign))}", fix)
-    elif not any(each.startswith("127.") for each in found):
-        yield warning("localhost", f"the name resolves to {', '.join(found)} only", fix)
-    else:
-        yield ok("localhost", ", ".join(sorted(found)))
+def sockets(context: CheckContext) -> Iterator[CheckResult]:
+    """Files of Unix sockets at the addresses of servers that do not run."""
+    for name, address in context.addresses.items():
+        if address.kind != "unix" or name in context.served or not os.path.lexists(address.path):
+            continue
+        if not os.path.exists(address.path) or not _is_socket(address.path):
+            yield problem(
+                "sockets", f"{name}: {address.path} exists and is not a socket", f"move {address.path} away"
+            )
+        elif answers(address.path):
+            said = f"{name}: another process listens on {address.path}"
+            yield problem("sockets", said, f"fuser {address.path} shows the process")
+        else:
+            yield ok("sockets", f"{name}: {address.path} is stale and will be replaced")
 
 
-CHECKS = (ports, backlog, ephemeral, localhost)
+def _is_socket(path: str) -> bool:
+    return stat.S_ISSOCK(os.stat(path).st_mode)
+
+
+def answers(path: str) -> bool:
+    """Whether a process listens on that Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
+CHECKS = (ports, sockets, backlog, ephemeral)
