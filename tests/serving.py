@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import uvicorn
 
 from poolctl.keeper import handover, wire
-from poolctl.worker.serving.adopt import Adoption
-from poolctl.worker.serving.serve import PoolServer
+from poolctl.worker.serving.adoption import Adoption
+from poolctl.worker.serving.pool_server import PoolServer
 from tests.asgi_apps import lifespan
 
 

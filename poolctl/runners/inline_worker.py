@@ -18,11 +18,11 @@ import uvicorn
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.stop_accepting import stop_reading
-from poolctl.worker.load import LoadFailed, load_app
-from poolctl.worker.serving.access import Access
-from poolctl.worker.serving.secure import renew_context, ssl_context
-from poolctl.worker.serving.serve import STARTUP_FAILURE, PoolServer, StartupFailed
-from poolctl.worker.serving.settings import drainable
+from poolctl.worker.load_app import LoadFailed, load_app
+from poolctl.worker.serving.access_log import Access
+from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
+from poolctl.worker.serving.tls_context import renew_context, ssl_context
+from poolctl.worker.serving.uvicorn_config import drainable
 from poolctl.worker.serving.uvicorn_parts import LifespanOn
 
 from .daemon_thread import in_daemon_thread

@@ -34,7 +34,7 @@ from poolctl.http.exchange import exchange
 from poolctl.http.head import BadMessage
 from poolctl.keeper.shutdown import children, kill_children
 from poolctl.platform import become_subreaper
-from poolctl.worker.child import START_VARIABLES
+from poolctl.worker.process_setup import START_VARIABLES
 
 from .launch import launch
 

@@ -27,11 +27,11 @@ def main() -> None:
             sys.exit(_say_why(error))
         serve_requests()
     elif role == "app":
-        from .app_zygote import resume as resume_app
+        from .zygote import resume as resume_app
 
         resume_app()
     elif role == "as":
-        from .child import drop_rights
+        from .process_setup import drop_rights
 
         uid, gid, *argv = sys.argv[1:]
         drop_rights(int(uid), int(gid))
@@ -44,8 +44,8 @@ def main() -> None:
             sys.exit(_why(error)[0])
         run()
     else:
-        from .child import resume
-        from .life import live
+        from .process_setup import resume
+        from .worker_process import live
 
         resume(live)
 

@@ -17,14 +17,23 @@ from typing import Any, NoReturn
 
 import uvicorn
 
-from .app_environment import exit_status, set_app_environment
-from .child import SPEC_FD, Refused, Spec, needs_exec, resumed, start_anew, take_on
-from .load import LoadFailed, explain, load_app
-from .preloading.preload import preload
-from .serving.access import watch_requests
-from .serving.secure import ssl_context
-from .serving.serve import PoolServer, StartupFailed
-from .serving.settings import drainable
+from .load_app import LoadFailed, explain, load_app
+from .preload import preload
+from .process_setup import (
+    SPEC_FD,
+    Refused,
+    Spec,
+    exit_status,
+    needs_exec,
+    resumed,
+    set_app_environment,
+    start_anew,
+    take_on,
+)
+from .serving.access_log import watch_requests
+from .serving.pool_server import PoolServer, StartupFailed
+from .serving.tls_context import ssl_context
+from .serving.uvicorn_config import drainable
 
 _FAILED = 1
 _INTERRUPTED = 130

@@ -1,21 +1,52 @@
-"""The base zygote: a process that has imported the server and forks workers, each with its listeners."""
+"""Zygotes: processes that have imported what workers need, and fork them on request.
+
+The base zygote has imported uvicorn. An app zygote has also switched to a server's user and environment, and imported
+its application. An import may do what does not survive a fork: start threads or processes, open connections. Then the
+app zygote reports that and exits, and each worker imports the application itself.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
+import os
+import signal
 import socket
+import sys
+from typing import NoReturn
 
 from ..keeper import wire
 from ..platform import name_process
-from .app_zygote import become_app_zygote
-from .child import become, forget_what_the_pool_was_told, reset_signals
-from .life import live
-from .preloading.forks import serve_forks
-from .preloading.prefork_run import prefork_run
-from .preloading.preload import preload, settle
+from .fork_safety import ProcessSnapshot, ThreadOrigins
+from .forks import serve_forks
+from .kept_fds import close_others, occupy_others
+from .load_app import MOST_CHARACTERS, LoadFailed, explain, import_app, module_of
+from .prefork_run import prefork_run, prefork_run_again
+from .preload import collecting_seldom, keep, preload, settle, warm_up
+from .process_setup import (
+    SPEC_FD,
+    Spec,
+    become,
+    exit_status,
+    forget_what_the_pool_was_told,
+    needs_exec,
+    place,
+    read_spec,
+    reset_signals,
+    resumed,
+    set_app_environment,
+    start_anew,
+    take_on,
+    to_the_end,
+    wait_for_go,
+)
+from .serving.pool_server import STARTUP_FAILURE
+from .worker_process import live
 
 REQUESTS_FD = 3
+_APP_REQUESTS_FD = SPEC_FD + 1
+_EXIT_FUNCTIONS_SECONDS = 1
 
 
 def serve_requests() -> None:
@@ -37,3 +68,100 @@ def serve_requests() -> None:
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         wire.send(requests, {"event": "up"}, wait=True)
         serve_forks(requests, {"worker": lambda fds: become(fds, live), "app": become_app_zygote})
+
+
+def become_app_zygote(fds: list[int]) -> NoReturn:
+    """Turn this fresh fork into the app zygote that `fds` describe: its specification, requests' socket, output."""
+    to_the_end(lambda: _become(fds))
+
+
+def _become(fds: list[int]) -> int:
+    spec_fd, requests, output = fds
+    spec = read_spec(spec_fd)
+    name_process("poolctl-app")
+    reset_signals()
+    wait_for_go(requests)
+    place([spec_fd, requests], output)
+    take_on(spec)
+    if needs_exec(spec):
+        start_anew(spec, 2, "app")
+    return _live(spec)
+
+
+def resume() -> NoReturn:
+    """Go on as an app zygote after the exec that its environment asked for."""
+    spec = resumed(2)
+    name_process("poolctl-app")
+    preload()
+    prefork_run()
+    settle()
+    to_the_end(lambda: _live(spec))
+
+
+def _live(spec: Spec) -> int:
+    requests = socket.socket(fileno=_APP_REQUESTS_FD)
+    os.close(SPEC_FD)
+    close_others()
+    occupy_others()
+    set_app_environment(spec)
+    before, origins = ProcessSnapshot.of_this_process(), ThreadOrigins(module_of(spec))
+    with collecting_seldom():
+        try:
+            with origins:
+                warm_up(import_app(spec))
+        except SystemExit as leaving:
+            return _leave(exit_status(leaving.code))
+        except LoadFailed as error:
+            print(explain(error), file=sys.stderr, end="")
+            _tell(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
+            return _leave(STARTUP_FAILURE)
+        found = before.left_since(origins)
+        if not found:
+            gc.freeze()  # so that only what the prefork run leaves is collected
+            prefork_run_again()
+            found = before.left_since(origins)
+        if found:
+            return _give_up(requests, found, before.fix())
+        keep()
+    _close_output()
+    if _tell(requests, {"event": "up"}):
+        serve_forks(requests, {"worker": lambda fds: become(fds, live, preloaded=True)})
+    # Not the application's exit functions: its workers run them.
+    return 0
+
+
+def _give_up(requests: socket.socket, found: str, fix: str) -> int:
+    problem = f"its import {found}, which no fork can share: each worker imports it instead"
+    problem += f" ({fix})" if fix else ""
+    print(f"preload = true has no effect: {problem}", file=sys.stderr)
+    _leave(0)
+    _tell(requests, {"event": "unusable", "problem": problem[:MOST_CHARACTERS]})
+    return 0
+
+
+def _leave(status: int) -> int:
+    """End as a program does that has imported the application and goes no further."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_EXIT_FUNCTIONS_SECONDS)
+    atexit._run_exitfuncs()
+    signal.alarm(0)
+    return status
+
+
+def _close_output() -> None:
+    # What comes from now on is said by workers, into pipes of their own; the end of this one tells that all was read.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def _tell(requests: socket.socket, message: wire.Message) -> bool:
+    with contextlib.suppress(OSError):
+        wire.send(requests, message, wait=True)
+        return True
+    return False

@@ -27,7 +27,7 @@ from poolctl.platform import sealed_file
 from poolctl.runners import withheld
 from poolctl.runners.local.workers.programs import argument_vector
 from poolctl.runners.spec import Spec, spec_file, tls_contents, worker_spec
-from poolctl.worker.child import SPEC_FD, Refused, become_program
+from poolctl.worker.process_setup import SPEC_FD, Refused, become_program
 
 # They are about a pool, or about waiting for one.
 _NOT_WITH = {

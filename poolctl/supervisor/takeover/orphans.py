@@ -25,7 +25,7 @@ from poolctl.runners.local.resources.output import Output
 from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.spec import user_id, user_ids, worker_spec
 from poolctl.runners.survivors import SILENCE, Pipes, Survivor, are_there, find, is_socket
-from poolctl.worker.spec_digest import spec_digest
+from poolctl.worker.orphaned_worker import spec_digest
 
 logger = logging.getLogger("poolctl.supervisor")
 

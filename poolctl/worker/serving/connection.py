@@ -15,7 +15,7 @@ from typing import Any
 
 from ..tally import MALFORMED
 from .counting import MANY, Count
-from .heads import FIRST, LimitedHead
+from .request_heads import FIRST, LimitedHead
 
 QUIET_SECONDS = 2.0
 CLOSE = (b"connection", b"close")

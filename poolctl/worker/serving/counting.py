@@ -21,7 +21,7 @@ from ..tally import (
     STATUS,
     WEBSOCKETS,
 )
-from .accounts import Watched
+from .server_state import Watched
 from .uvicorn_parts import STATUS_TABLES
 
 SOON_SECONDS = 0.01

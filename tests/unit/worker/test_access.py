@@ -10,8 +10,8 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
-from poolctl.worker.serving import access
-from poolctl.worker.serving.access import Access, unwatched, watch_requests
+from poolctl.worker.serving import access_log
+from poolctl.worker.serving.access_log import Access, unwatched, watch_requests
 from tests.asgi_apps import lifespan
 from tests.serving import ENGINES, Client, Engine, served, until
 
@@ -81,7 +81,7 @@ def test_a_name_is_honoured_or_made_and_found_by_the_application_and_the_client(
 def test_a_line_says_how_it_ended_also_when_nothing_was_answered(engine: Engine) -> None:
     async def scenario() -> None:
         lines: list[str] = []
-        inner = Access(Told(), write=lines.append, line=access.as_json)
+        inner = Access(Told(), write=lines.append, line=access_log.as_json)
         async with served(engine, inner) as (_, _app, port, _running):
             client = await Client.connect(port)
             status, headers, _ = await client.get("/fails")

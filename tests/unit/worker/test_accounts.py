@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from poolctl.worker.serving.accounts import Accounts, Watched
+from poolctl.worker.serving.server_state import Accounts, Watched
 
 
 def test_the_date_changes_with_the_second_and_not_within_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.worker.serving import adopt
 from tests.serving import ENGINES, Client, Engine, Pair, accepted, served, turns, until
 
 
@@ -139,7 +138,7 @@ def test_a_worker_that_has_no_descriptor_left_takes_nothing(
             raise OSError(24, "Too many open files")
 
         with monkeypatch.context() as patched:
-            patched.setattr(adopt.os, "dup", full)
+            patched.setattr(os, "dup", full)
             client, sock = socket.socketpair()
             with client, sock:
                 wire.send(pair.give, {"t": "conn"}, [sock.fileno()])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from poolctl.worker.serving import settings
-from poolctl.worker.serving.choosing import able_to_leave
+from poolctl.worker.serving import uvicorn_config
 from poolctl.worker.serving.connection import Closing
+from poolctl.worker.serving.draining import able_to_leave
 from poolctl.worker.tally import blank_page
 from tests.serving import ENGINES, Client, Engine, served
 
@@ -60,10 +60,10 @@ def test_an_unknown_class_serves_and_is_closed_by_a_drain(loop: str, capsys: Any
 
 @pytest.mark.parametrize("there", [True, False])
 def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
-    monkeypatch.setattr(settings, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setattr(uvicorn_config, "find_spec", lambda name: object() if there else None)
     expected = "httptools" if there else "h11"
-    assert settings.drainable({"http": "auto", "loop": "auto"}) == {"http": expected, "loop": "auto"}
-    assert settings.drainable({"http": "zttp"}) == {"http": "zttp"}
+    assert uvicorn_config.drainable({"http": "auto", "loop": "auto"}) == {"http": expected, "loop": "auto"}
+    assert uvicorn_config.drainable({"http": "zttp"}) == {"http": "zttp"}
 
 
 def test_a_known_class_that_has_changed_is_an_unknown_one() -> None:

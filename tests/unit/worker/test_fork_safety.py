@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 
-from poolctl.worker.preloading.fork_safety import ProcessSnapshot
+from poolctl.worker.fork_safety import ProcessSnapshot
 
 
 def test_nothing_is_nothing() -> None:

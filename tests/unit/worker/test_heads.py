@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.worker.serving import accounts, heads
+from poolctl.worker.serving import request_heads, server_state
 from tests.asgi_apps import answer, lifespan
 from tests.certificates import certificate
 from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, accepted, served, turns, until
@@ -61,9 +61,9 @@ def test_a_connection_without_data_is_closed_without_an_answer(engine: Engine) -
     async def scenario() -> None:
         async with served(engine, head_seconds=SECONDS) as (server, _, port, _running):
             client = await Client.connect(port)
-            await until(lambda: server.accounts.connections)
+            await until(lambda: server.server_state.connections)
             assert await client.at_end()
-            assert not server.accounts.heads
+            assert not server.server_state.heads
 
     engine.run(scenario())
 
@@ -167,7 +167,7 @@ def test_a_head_that_has_come_while_the_loop_was_busy_is_answered(engine: Engine
         async with served(engine, head_seconds=SECONDS) as (server, _, port, _running):
             client = await Client.connect(port)
             client.writer.write(HALF)
-            await until(lambda: any(each.head and each.head.size for each in server.accounts.connections))
+            await until(lambda: any(each.head and each.head.size for each in server.server_state.connections))
             client.writer.write(b"st\r\n\r\n")
             time.sleep(1.5 * SECONDS)  # noqa: ASYNC251
             assert (await client.answer())[0] == 200
@@ -252,14 +252,14 @@ def test_a_client_that_sends_on_can_read_why_it_was_refused(engine: Engine) -> N
 
 
 def test_a_refused_client_that_stays_is_closed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "_READ_ON_SECONDS", SECONDS)
+    monkeypatch.setattr(request_heads, "_READ_ON_SECONDS", SECONDS)
 
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)
             client.writer.write(LARGE["a target"])
             await client.answer()
-            await until(lambda: not server.accounts.connections)
+            await until(lambda: not server.server_state.connections)
             server.drain()
             await asyncio.wait_for(running, 5)
 
@@ -271,7 +271,7 @@ def test_a_drain_waits_for_a_head_no_longer_than_it_may_take(engine: Engine) -> 
         async with served(engine, head_seconds=SECONDS) as (server, _, port, running):
             client = await Client.connect(port)
             client.writer.write(HALF)
-            await until(lambda: any(each.head and each.head.size for each in server.accounts.connections))
+            await until(lambda: any(each.head and each.head.size for each in server.server_state.connections))
             server.drain()
             assert (await client.answer())[0] == 408
             client.close()
@@ -284,7 +284,7 @@ def test_a_drain_waits_for_a_head_no_longer_than_it_may_take(engine: Engine) -> 
 def test_the_time_of_a_tls_handshake_is_a_part_of_it(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    monkeypatch.setattr(accounts, "_MARGIN_SECONDS", 0.0)
+    monkeypatch.setattr(server_state, "_MARGIN_SECONDS", 0.0)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
     trusting = ssl._create_unverified_context()
@@ -294,7 +294,7 @@ def test_the_time_of_a_tls_handshake_is_a_part_of_it(
             client = await Client.connect(port)
             client.writer.write(begun)
             assert await client.at_end()
-            await until(lambda: not server.accounts.expects)
+            await until(lambda: not server.server_state.expects)
             whole = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusting))
             assert (await whole.get())[0] == 200
             assert await whole.stays_open(2 * SECONDS)
@@ -335,7 +335,7 @@ def test_a_connection_that_moves_to_another_worker_takes_its_time_along(
             began = time.monotonic()
             if asked:
                 await client.get()
-            await until(lambda: old.accounts.connections)
+            await until(lambda: old.server_state.connections)
             await asyncio.sleep(SECONDS)
             async with served(engine, adoption=pair.worker(), head_seconds=60.0):
                 old.drain(heirs=True)

@@ -6,7 +6,7 @@ import os
 import time
 
 from poolctl.keeper import wire
-from poolctl.worker.heartbeat import BEAT, answer, begin
+from poolctl.worker.control_socket import BEAT, answer, begin
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS, blank_page
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.asyncio.client import connect
 
-from poolctl.worker.serving.idle import Idleness
+from poolctl.worker.serving.server_state import Idleness
 from tests.serving import ENGINES, Client, Engine, Served, served
 
 SECONDS = 0.15

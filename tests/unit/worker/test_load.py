@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.worker.load import LoadFailed, load_app
+from poolctl.worker.load_app import LoadFailed, load_app
 
 MODULE = """
 class App(str):

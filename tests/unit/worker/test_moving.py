@@ -13,7 +13,7 @@ import pytest
 
 from poolctl.keeper import wire
 from poolctl.worker.serving import connection
-from poolctl.worker.serving.adopt import Adoption
+from poolctl.worker.serving.adoption import Adoption
 from tests.serving import ENGINES, App, Client, Engine, Pair, Served, leaving, served, turns, until
 
 BIG = b"x" * 4_000_000

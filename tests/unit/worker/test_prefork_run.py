@@ -7,8 +7,8 @@ import logging
 import pytest
 import uvicorn
 
-from poolctl.worker.preloading.fork_safety import ProcessSnapshot
-from poolctl.worker.preloading.prefork_run import prefork_run_again
+from poolctl.worker.fork_safety import ProcessSnapshot
+from poolctl.worker.prefork_run import prefork_run_again
 
 
 class Lines(logging.Handler):

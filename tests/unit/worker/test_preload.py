@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolctl.worker.preloading.preload import collecting_seldom
+from poolctl.worker.preload import collecting_seldom
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.worker.serving.idle import Idleness
+from poolctl.worker.serving.server_state import Idleness
 from tests.certificates import certificate
 from tests.serving import ENGINES, Client, Engine, Served, served
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from poolctl.worker.serving.serve import PoolServer, StartupFailed
+from poolctl.worker.serving.pool_server import PoolServer, StartupFailed
 from tests.serving import ENGINES, App, Client, Engine, listener, served, turns, until
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolctl.config import ServerConfig
 from poolctl.runners.spec import uvicorn_settings
-from poolctl.worker.serving import settings
+from poolctl.worker.serving import uvicorn_config
 from tests.asgi_apps import saying
 
 
@@ -13,20 +13,20 @@ def plain(**keys: object) -> ServerConfig:
 
 
 def test_a_server_without_an_http_table_asks_for_the_usual_settings() -> None:
-    assert uvicorn_settings(plain()) == settings.USUAL
+    assert uvicorn_settings(plain()) == uvicorn_config.USUAL
 
 
 def test_a_prepared_configuration_serves_the_application_that_it_is_given() -> None:
-    settings.prepare()
+    uvicorn_config.prepare()
     first, second = saying("first"), saying("second")
-    configs = [settings.configure(app, dict(settings.USUAL)) for app in (first, second)]
+    configs = [uvicorn_config.configure(app, dict(uvicorn_config.USUAL)) for app in (first, second)]
     for config in configs:
         config.load()
     assert [config.loaded_app for config in configs] == [first, second]
 
 
 def test_other_settings_make_a_configuration_of_their_own() -> None:
-    settings.prepare()
+    uvicorn_config.prepare()
     wanted = uvicorn_settings(plain(http={"keep_alive": "5s", "root_path": "/api"}))
-    config = settings.configure(saying("hello"), wanted)
+    config = uvicorn_config.configure(saying("hello"), wanted)
     assert (config.timeout_keep_alive, config.root_path) == (5.0, "/api")

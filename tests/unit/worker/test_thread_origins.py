@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.worker.preloading import thread_origins
-from poolctl.worker.preloading.fork_safety import ProcessSnapshot
-from poolctl.worker.preloading.thread_origins import ThreadOrigins
+from poolctl.worker import fork_safety
+from poolctl.worker.fork_safety import ProcessSnapshot, ThreadOrigins
 
 # A thread that no Python code runs in, as a library starts it, until it is cancelled.
 NATIVE = """
@@ -118,7 +117,7 @@ def test_a_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: p
     (modules / "shop.py").write_text(NATIVE)
     importlib.import_module("shop")
     assert before.fix() == ""
-    monkeypatch.setitem(thread_origins._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
+    monkeypatch.setitem(fork_safety._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
     assert before.fix() == 'env = { SO_MANY = "1" } may prevent it'
 
 

@@ -19,7 +19,7 @@ from poolctl.worker.serving import uvicorn_parts as parts
 from poolctl.worker.serving.uvicorn_parts import Parts
 from tests.serving import Client, Engine, served
 
-MIXINS = ("heads", "connection", "moving", "http2")
+MIXINS = ("request_heads", "connection", "draining", "http2")
 PACKAGE = Path(poolctl.__file__).parent
 SERVING = PACKAGE / "worker" / "serving"
 HTTP = {
@@ -135,7 +135,7 @@ def test_every_name_that_is_used_of_uvicorns_objects_is_listed() -> None:
 
 
 def test_every_name_that_is_used_of_a_websocket_is_listed() -> None:
-    tree = ast.parse((SERVING / "websocket_close.py").read_text())
+    tree = ast.parse((SERVING / "draining.py").read_text())
     listed = {name for each in parts.WEBSOCKETS.values() for name in (*each.methods, *each.attributes)}
     assert {name for holder, name in uses(tree) if holder == "connection"} <= listed
 

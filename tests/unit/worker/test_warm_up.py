@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 
-from poolctl.worker.preloading.warm_up import warm_up
+from poolctl.worker.preload import warm_up
 
 
 class Lazy(BaseRoute):

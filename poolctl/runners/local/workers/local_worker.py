@@ -12,7 +12,7 @@ from typing import Any
 from poolctl.config import ServerConfig, masked_text
 from poolctl.keeper import rendezvous, wire
 from poolctl.platform import process_start
-from poolctl.worker.heartbeat import BEAT
+from poolctl.worker.control_socket import BEAT
 
 from ... import untrusted
 from ...link import Link

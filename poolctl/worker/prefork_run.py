@@ -17,11 +17,11 @@ from typing import Any, TextIO
 
 import uvicorn
 
-from ...keeper import wire
-from ..heartbeat import BEAT, answer
-from ..serving.serve import PoolServer
-from ..tally import blank_page
+from ..keeper import wire
+from .control_socket import BEAT, answer
 from .kept_fds import descriptors, keep_fds
+from .serving.pool_server import PoolServer
+from .tally import blank_page
 
 _REQUEST = b"GET / HTTP/1.1\r\nhost: prefork\r\nconnection: close\r\n\r\n"
 # So often that the interpreter has specialised what it runs, and writes into it no more.

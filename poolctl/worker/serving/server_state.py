@@ -1,7 +1,7 @@
-"""What the connections of one worker share, without a clock that ticks.
+"""What the connections of one worker share, without a periodic timer.
 
-uvicorn wakes every worker ten times a second to refresh its date header and to look at counters: 100 idle workers
-cost 6 % of a core that way and nothing this way, because here each value is made when it is asked for.
+uvicorn wakes every worker ten times a second to refresh its date header and to check counters: 100 idle workers
+cost 6 % of a core that way and nothing this way, because here each value is computed when it is needed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-from .adopt import Adoption
+from .adoption import Adoption
 from .uvicorn_parts import ServerState
 
 if TYPE_CHECKING:
     from .counting import Batch
-    from .heads import Heads
+    from .request_heads import Heads
+import asyncio
 
 Header = tuple[bytes, bytes]
 
@@ -189,3 +190,43 @@ def _http_date(seconds: int) -> bytes:
     year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds)
     date = _DAYS[weekday], day, _MONTHS[month - 1], year, hour, minute, second
     return b"%b, %02d %b %04d %02d:%02d:%02d GMT" % date
+
+
+class Idleness:
+    """Tells when no request, WebSocket or stream has been under way, and no connection has come, for so many seconds.
+
+    `tell(True)` once when that is so, `tell(False)` once when it ends; and so on until `end`.
+    """
+
+    def __init__(self, accounts: Accounts, seconds: float, tell: Callable[[bool], None]) -> None:
+        self._accounts = accounts
+        self._seconds = seconds
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self.idle = False
+        accounts.on_activity = self._active
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def end(self) -> None:
+        """Tell nothing more."""
+        self._accounts.on_activity = None
+        self._timer.cancel()
+
+    def _active(self) -> None:
+        self._since = self._loop.time()
+        if self.idle:
+            self.idle = False
+            self._timer = self._loop.call_at(self._since + self._seconds, self._look)
+            self._tell(False)
+
+    def _look(self) -> None:
+        due = self._since + self._seconds
+        if self._accounts.tasks:
+            # The end of what is under way is activity too.
+            due = self._loop.time() + self._seconds
+        elif self._loop.time() >= due:
+            self.idle = True
+            self._tell(True)
+            return
+        self._timer = self._loop.call_at(due, self._look)

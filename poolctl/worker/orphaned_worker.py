@@ -1,11 +1,17 @@
-"""A worker whose keeper and supervisor are both gone: it serves on, and can be found and taken over."""
+"""A worker whose keeper and supervisor have both exited: it serves on, and a later supervisor can adopt it.
+
+A digest of its specification tells whether it still matches its server's configuration. The digest leaves out whatever
+comes from the machine, or from the command that started the pool: interpreter, limits, base environment.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import socket
+from binascii import crc32
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +19,10 @@ from ..keeper import rendezvous, wire
 
 VERSION = 2
 _HEARING_SECONDS = 0.2
+_KEYS = (
+    "app", "app_dir", "cwd", "drain_seconds", "env", "factory", "handler_key", "handlers", "requests", "stop_seconds",
+    "user", "uvicorn",
+)  # fmt: skip
 
 Greeting = tuple[wire.Message, list[int]]
 
@@ -129,3 +139,8 @@ def _is_null(fd: int) -> bool:
 def who_may_ask(spec: dict[str, Any]) -> set[int]:
     """Root, and the user who started the pool: one for whom root started it is not to reach others' sockets."""
     return {0} if spec["user"] is not None else {0, os.geteuid()}
+
+
+def spec_digest(spec: dict[str, Any]) -> int:
+    """The digest of a specification; equal digests mean that the server's configuration has not changed."""
+    return crc32(json.dumps({key: spec[key] for key in _KEYS}, sort_keys=True).encode())

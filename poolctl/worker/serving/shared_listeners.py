@@ -17,8 +17,8 @@ import uvicorn
 from poolctl.keeper import handover
 from poolctl.listeners.stop_accepting import close, stop_reading
 
-from .accounts import Accounts
-from .adopt import Adoption
+from .adoption import Adoption
+from .server_state import Accounts
 
 # A full worker accepts again when this part of its connections has closed, or a moment after the first one: opening
 # and closing a listener costs as much as several requests.

@@ -11,13 +11,14 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .accepted import AcceptedConnections
-from .access import unwatched
-from .accounts import Accounts
+from .access_log import unwatched
+from .adoption import AcceptedConnections
 from .counting import Counted, uncounted
+from .server_state import Accounts
 
 if TYPE_CHECKING:
-    from .serve import PoolServer
+    from .pool_server import PoolServer
+
 
 _KEPT_SECONDS = 86400.0  # who asks also ends it
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}

@@ -1,5 +1,7 @@
-"""From a fresh fork to a process of its own: descriptors, signals, limits, rights, environment; nothing of the user's
-code runs before its server's rights are in force."""
+"""Turns a fresh fork into a process of its own: descriptors, signals, limits, rights, environment.
+
+None of the user's code runs before the rights of its server are in force.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from typing import Any, NoReturn
 
 from ..bootstrap import command
 from ..platform import name_process, prefer_for_oom_kill, read_file
-from .preloading.kept_fds import FIRST_FD, close_others
+from .kept_fds import FIRST_FD, close_others
 
 SPEC_FD = FIRST_FD
 CONTROL_FD = FIRST_FD + 1
@@ -110,7 +112,7 @@ def start_anew(spec: Spec, descriptors: int, *arguments: str) -> NoReturn:
 
 def resume(live: Callable[[Spec], int]) -> NoReturn:
     """Go on as a worker after the exec that its environment asked for."""
-    from .preloading.preload import preload, settle
+    from .preload import preload, settle
 
     spec = resumed(2 + int(sys.argv[1]))
     preload()
@@ -229,3 +231,18 @@ def drop_rights(uid: int, gid: int) -> None:
     if not done:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+
+
+def set_app_environment(spec: Spec) -> None:
+    """Set sys.argv and the import path for the application. Repeated after a preload, it changes nothing."""
+    sys.argv = [spec["app"] or spec["server"]]
+    if sys.path[0] != spec["app_dir"]:
+        sys.path.insert(0, spec["app_dir"])
+
+
+def exit_status(code: object) -> int:
+    """What sys.exit(code) means (its documentation): an integer is the status, None is 0, a text is printed."""
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF
+    print(code, file=sys.stderr)
+    return 1

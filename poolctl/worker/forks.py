@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from ...keeper import wire
+from ..keeper import wire
 
 _FORKER_SECONDS = 0.05
 _CLOSE_BEHIND_MILLISECONDS = 4

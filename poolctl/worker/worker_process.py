@@ -1,4 +1,5 @@
-"""The life of a worker that serves an application: load, become ready, obey the control socket, end."""
+"""A worker that serves an application: it loads the application, becomes ready, follows the orders of its control
+socket, and exits. Processes that the application forks are separated from it."""
 
 from __future__ import annotations
 
@@ -12,25 +13,22 @@ import ssl
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
 from ..keeper import wire
-from .app_environment import exit_status, set_app_environment
-from .child import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec
-from .control import Control
-from .forked import ForkedChildren
-from .heartbeat import begin
-from .load import MOST_CHARACTERS, LoadFailed, explain, load_app
-from .orphan import Orphan, who_may_ask
-from .serving.access import watch_requests
-from .serving.adopt import Adoption
-from .serving.idle import Idleness
-from .serving.secure import ssl_context
-from .serving.serve import STARTUP_FAILURE, PoolServer, StartupFailed
-from .serving.settings import configure
-from .spec_digest import spec_digest
+from .control_socket import Control, begin
+from .load_app import MOST_CHARACTERS, LoadFailed, explain, load_app
+from .orphaned_worker import Orphan, spec_digest, who_may_ask
+from .process_setup import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec, exit_status, set_app_environment
+from .serving.access_log import watch_requests
+from .serving.adoption import Adoption
+from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
+from .serving.server_state import Idleness
+from .serving.tls_context import ssl_context
+from .serving.uvicorn_config import configure
 from .tally import map_page
 
 # What every worker says, as the wire writes it.
@@ -281,3 +279,45 @@ def live(spec: Spec) -> int:
         signal.signal(worker.signalled, signal.SIG_DFL)
         os.kill(os.getpid(), worker.signalled)
     return status
+
+
+class ForkedChildren:
+    """Separates each child that the application forks from its worker; `close_descriptors` is called in it.
+
+    The loop learns of a signal by a byte in a socket pair, which a forked child shares: a SIGTERM to the child, as
+    multiprocessing sends it, would stop the worker and leave the child running.
+    """
+
+    def __init__(self, close_descriptors: Callable[[], None]) -> None:
+        self._close_descriptors = close_descriptors
+        self._loop_handlers: list[object] = []
+        self._masks: dict[int, set[signal.Signals | int]] = {}  # by thread: several may fork at once
+        self._separate = False
+        os.register_at_fork(
+            before=self._hold_signals, after_in_parent=self._release_signals, after_in_child=self._in_child
+        )
+
+    def loop_handles(self, number: int) -> None:
+        """Note that the event loop handles this signal: its handler is the one that the loop uses for every signal."""
+        self._loop_handlers.append(signal.getsignal(number))
+
+    def _hold_signals(self) -> None:
+        # Until the child has its own handlers, a signal to it would go to the worker's loop.
+        self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    def _release_signals(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.pop(threading.get_ident()))
+
+    def _in_child(self) -> None:
+        if not self._separate:  # a grandchild's descriptors of these numbers are its own
+            self._separate = True
+            self._reset_signals()
+            self._close_descriptors()
+        self._release_signals()
+
+    def _reset_signals(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals():
+            # The loop's own, whichever signals the application lets it handle; other handlers are the application's.
+            if signal.getsignal(number) in self._loop_handlers:
+                signal.signal(number, signal.SIG_DFL)

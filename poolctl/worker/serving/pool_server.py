@@ -16,16 +16,13 @@ import uvicorn
 
 from poolctl.keeper import handover
 
-from .accepted import AcceptedConnections
-from .accepting import Acceptor
-from .accounts import Accounts
-from .adopt import Adoption
-from .choosing import able_to_leave, http_classes
+from .adoption import AcceptedConnections, Adoption
 from .counting import Batch, Connections, Counted, count_statuses
-from .heads import HEAD_BYTES, HEAD_SECONDS, Heads
-from .moving import Moving
-from .probed import Probed
-from .websocket_close import close_websocket
+from .draining import Moving, able_to_leave, close_websocket, http_classes
+from .probe_connections import Probed
+from .request_heads import HEAD_BYTES, HEAD_SECONDS, Heads
+from .server_state import Accounts
+from .shared_listeners import Acceptor
 
 logger = logging.getLogger("uvicorn.error")
 

@@ -1,0 +1,236 @@
+"""Finds what an import leaves in its process that forks cannot share: threads, with the module whose import started
+them, child processes, and descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
+from types import TracebackType
+from typing import Any, NamedTuple
+
+# A thread that was joined, or a child, may still be there for a moment.
+_ENDING_SECONDS = 0.2
+_PAUSE_SECONDS = 0.005
+_MOST_NAMED = 3
+
+# Threads whose library works without them after a fork, by the name that it gives them. jemalloc holds its locks over
+# a fork (pthread_atfork(3)), and the child does without (pyarrow, pandas, scikit-learn: 300 forks computed, none hung).
+_SPARED = frozenset({"jemalloc_bg_thd"})
+_TASKS = "/proc/self/task"
+
+# Libraries that compute on threads of their own, by a part of their file's name, and the variable that limits them.
+_LIBRARIES = {
+    "openblas": "OPENBLAS_NUM_THREADS",
+    "mkl_": "MKL_NUM_THREADS",
+    "blis": "BLIS_NUM_THREADS",
+    "libgomp": "OMP_NUM_THREADS",
+    "libomp": "OMP_NUM_THREADS",
+    "libiomp": "OMP_NUM_THREADS",
+}
+
+
+class ProcessSnapshot(NamedTuple):
+    """The threads and children of this process by id, and its descriptors with what each of them is."""
+
+    threads: frozenset[int]
+    children: frozenset[int]
+    descriptors: dict[int, str]
+
+    @classmethod
+    def of_this_process(cls) -> ProcessSnapshot:
+        """As they are now."""
+        threads = frozenset(map(int, os.listdir("/proc/self/task")))
+        kept = frozenset(each for each in threads if thread_name(each) not in _SPARED)
+        return cls(kept, frozenset(_children(threads)), _descriptors())
+
+    def left_since(self, origins: ThreadOrigins | None = None) -> str:
+        """What has come since, as the end of a sentence that begins with "its import"; "" for nothing.
+
+        `origins` know which modules have started threads. A fork may be made to find it out.
+        """
+        if self._native_threads(ProcessSnapshot.of_this_process()):
+            _fork()
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while found := self._compared_with(ProcessSnapshot.of_this_process(), origins or ThreadOrigins()):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(_PAUSE_SECONDS)
+        return found
+
+    def fix(self) -> str:
+        """The setting that may prevent the current threads; empty when unknown."""
+        return advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
+
+    def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
+        python = {each.native_id for each in threading.enumerate()}
+        return now.threads - self.threads - python
+
+    def _compared_with(self, now: ProcessSnapshot, origins: ThreadOrigins) -> str:
+        # Several threads of one library are one thing that was started.
+        words = list(
+            dict.fromkeys(f"started {origins.named(each)}" for each in sorted(now.threads - self.threads))
+        )
+        words += [f"started the process {each}" for each in sorted(now.children - self.children)]
+        words += [
+            f"opened {_what(fd, target)}"
+            for fd, target in sorted(now.descriptors.items())
+            if self.descriptors.get(fd) != target
+        ]
+        more = len(words) - _MOST_NAMED
+        return ", ".join(words[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _children(threads: frozenset[int]) -> list[int]:
+    found: list[int] = []
+    for thread in threads:
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
+            found += map(int, file.read().split())
+    return found
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        # The one that the listing itself is read from is gone by now.
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def _fork() -> None:
+    """Fork once, only so that libraries stop the native threads that they stop before every fork.
+
+    So does OpenBLAS (pthread_atfork(3)), which starts its threads when it is loaded, with numpy: after the fork there
+    are none in this process, and each that computes starts its own again (500 forks: all correct, none hung).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork with threads
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+    with contextlib.suppress(ChildProcessError):  # an application may have its children reaped by the kernel
+        os.waitpid(child, 0)
+
+
+def _what(fd: int, target: str) -> str:
+    if target.startswith("socket:"):
+        return _socket(fd)
+    if target == "anon_inode:[eventpoll]":
+        return "an event loop"
+    if target.startswith("pipe:"):
+        return "a pipe"
+    return target.removeprefix("anon_inode:")
+
+
+def _socket(fd: int) -> str:
+    with contextlib.suppress(OSError):
+        sock = socket.socket(fileno=os.dup(fd))
+        with sock, contextlib.suppress(OSError):
+            peer = sock.getpeername()
+            if isinstance(peer, tuple):
+                return f"a connection to {peer[0]}:{peer[1]}"
+            return f"a connection to {peer!r}" if peer else "a connection"
+    return "a socket"
+
+
+class ThreadOrigins:
+    """While entered, looks at each import of a module for threads that have come since the one before.
+
+    `main` is the module that is imported first. This is a finder that finds nothing (sys.meta_path): unlike a wrapper
+    around each import it leaves no frame in the traceback of one that fails. A few microseconds for each module.
+    """
+
+    def __init__(self, main: str = "") -> None:
+        self._main = main
+        self._modules: dict[int, str] = {}
+        self._last = ""
+
+    def __enter__(self) -> ThreadOrigins:
+        self._modules = dict.fromkeys(_threads(), "")
+        sys.meta_path.insert(0, self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ValueError):  # the application may have put its own finders there
+            sys.meta_path.remove(self)
+        self._look(self._main)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Called when the import of `name` begins (importlib.abc.MetaPathFinder)."""
+        self._look()
+        self._last = name
+
+    def named(self, thread: int) -> str:
+        """What is known of a thread, such as `the thread 'ticker' of shop.jobs`."""
+        module = self._modules.get(thread, "")
+        for each in threading.enumerate():
+            if each.native_id == thread:
+                module = _module_of(each) or module
+                return f"the thread {each.name!r}" + (f" of {module}" if module else "")
+        name = thread_name(thread)
+        known = f"a thread {name!r}" if name and name != thread_name(os.getpid()) else "a thread"
+        return f"{known} in {module}" if module else f"{known} ({thread})"
+
+    def _look(self, importing: str = "") -> None:
+        if found := _threads() - self._modules.keys():
+            self._modules |= dict.fromkeys(found, _either(self._last, importing or _importing()))
+
+
+def advice() -> str:
+    """The setting that may prevent native threads, by the loaded libraries; empty when none of them is known."""
+    with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
+        files = {os.path.basename(row.split(None, 5)[-1].strip()) for row in maps if "/" in row}
+        for part, variable in _LIBRARIES.items():
+            if any(part in file for file in files):
+                return f'env = {{ {variable} = "1" }} may prevent it'
+    return ""
+
+
+def thread_name(thread: int) -> str:
+    """The name of a thread of this process, which is the process's own unless its library gave it one."""
+    with contextlib.suppress(OSError), open(f"{_TASKS}/{thread}/comm", errors="replace") as file:
+        return file.read().strip()
+    return ""
+
+
+def _threads() -> set[int]:
+    return set(map(int, os.listdir(_TASKS)))
+
+
+def _either(last: str, importing: str) -> str:
+    """The module that has started a thread: the one whose import began last, or the one that is being imported."""
+    spec = getattr(sys.modules.get(last), "__spec__", None)
+    if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
+        return last  # its libraries were loaded
+    if getattr(spec, "_initializing", False) or last == importing:
+        return last
+    if importing and last.partition(".")[0] in sys.stdlib_module_names:
+        return importing  # a module of the standard library that is imported starts none by itself
+    return f"{last} or {importing}" if spec is not None and importing else importing or last
+
+
+def _importing() -> str:
+    """The module whose code makes the import that is under way."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file not in (__file__, importlib.__file__) and not file.startswith("<frozen importlib"):
+            return str(frame.f_globals.get("__name__", ""))
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def _module_of(thread: threading.Thread) -> str:
+    """The module of what a thread runs, unless it is the standard library's."""
+    target = getattr(thread, "_target", None)
+    module = str(getattr(target, "__module__", None) or type(thread).__module__)
+    return "" if module.partition(".")[0] in sys.stdlib_module_names else module

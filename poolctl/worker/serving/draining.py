@@ -1,0 +1,282 @@
+"""How connections leave a worker that drains: they move to another worker, linger, or are closed.
+
+A connection of HTTP/1.1 can move while it is between two requests. It is sent through the adoption pair with its unread
+bytes; the copy here is then dropped silently, since the connection itself lives on. A WebSocket is closed: the client
+gets a close frame and time to reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import h11
+
+from .connection import Closing, Lingering, LingeringZttp
+from .uvicorn_parts import DIRECT, H11, HTTP1, HTTP2, HTTPTOOLS, WEBSOCKETS, ZTTP, H11Protocol, http2_protocol
+
+logger = logging.getLogger("uvicorn.error")
+
+_FIRST_PAUSE_SECONDS = 0.003
+_LAST_PAUSE_SECONDS = 0.05
+REPLY_SECONDS = 2.0
+SERVICE_RESTART = 1012  # of the registry that RFC 6455 §11.7 set up
+
+
+class Moving(Lingering):
+    """Mixed in before a protocol class of uvicorn's that can say whether it is between two requests."""
+
+    _pause_seconds = 0.0
+    _trying: asyncio.TimerHandle | None = None
+
+    @property
+    def between_requests(self) -> bool:
+        """Every byte that was read belongs to a request that has its whole response."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Go on in another worker as soon as possible; linger, if there is none."""
+        if self.server_state.heirs is None:
+            self.linger()
+        else:
+            self._move()
+
+    def shutdown(self) -> None:
+        """Close, unless it can still go on elsewhere."""
+        if self.server_state.heirs is None:
+            super().shutdown()
+
+    def _move_if_draining(self) -> None:
+        if self.server_state.heirs is not None:
+            self._move()
+
+    def _move(self) -> None:
+        transport, state = self.transport, self.server_state
+        if state.heirs is None or transport is None or transport.is_closing():
+            return
+        protocol: Any = transport.get_protocol()
+        if self not in state.connections or protocol is not self:
+            return  # a WebSocket by now, or refused
+        if not self.between_requests:
+            return  # busy: its next response is the next occasion
+        transport.pause_reading()
+        if transport.get_write_buffer_size():
+            self._try_again()
+        elif self._give():
+            transport.abort()
+        else:
+            # No room: whoever takes from it is busy. Serve on meanwhile.
+            transport.resume_reading()
+            self._try_again()
+
+    def _give(self) -> bool:
+        # One that lingered was to be closed sooner than others.
+        limits = {} if self.lingering else self.time_left()
+        given: bool = self.server_state.heirs.give(self.transport.get_extra_info("socket").fileno(), limits)
+        return given
+
+    def _try_again(self) -> None:
+        if self._trying is not None and not self._trying.cancelled():
+            self._trying.cancel()
+        # The first time it is only the end of this turn that is missing: uvloop writes then.
+        self._trying = self.loop.call_later(self._pause_seconds, self._move)
+        self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
+
+
+class MovingHttptools(Moving):
+    """For the protocol on httptools, which reads ahead as far as the client has sent."""
+
+    pipeline: Any
+    scope: Any
+
+    @property
+    def between_requests(self) -> bool:
+        """See Moving. A request that has begun has a scope, and no method there before its headers are complete."""
+        if not self.idle or self.pipeline or (self.scope is not None and "method" not in self.scope):
+            return False
+        return self.cycle is None or not self.cycle.more_body
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()  # type: ignore[misc]
+        if self.cycle is not None and self.cycle.response_complete:
+            # Answered before its body had been read: uvicorn does not note the end of such a body.
+            self.cycle.more_body = False
+            if self.server_state.heirs is not None:
+                self.loop.call_soon(self._move)
+
+    def last_chunk(self) -> bytes:
+        """See Lingering."""
+        return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
+
+
+class MovingH11(Moving):
+    """For the protocol on h11, which keeps what follows a request in its buffer."""
+
+    conn: Any
+
+    @property
+    def between_requests(self) -> bool:
+        """See Moving."""
+        conn = self.conn
+        waiting, _ = conn.trailing_data
+        return self.idle and not waiting and conn.our_state is conn.their_state is h11.IDLE
+
+    @property
+    def body_follows(self) -> bool:
+        """See LimitedHead. uvicorn does not note the end of a body that follows its answer."""
+        return self.conn.their_state is h11.SEND_BODY
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._move_if_draining()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.idle and self.head is None and (begun := self.conn.trailing_data[0]):
+            # A part of the next head was sent ahead of this answer.
+            self._unset_keepalive_if_required()  # type: ignore[attr-defined]
+            self.wait_for_head(begun, len(begun))
+
+    def send_400_response(self, msg: str) -> None:
+        heads = self.server_state.heads
+        if heads is not None and len(self.conn.trailing_data[0]) > heads.most_bytes:
+            self.refuse(431)
+        else:
+            super().send_400_response(msg)
+
+    def last_chunk(self) -> bytes:
+        """See Lingering."""
+        try:
+            return self.conn.send(h11.EndOfMessage()) or b""
+        except h11.LocalProtocolError:  # it said how long it would be
+            return b""
+
+
+@functools.cache
+def able_to_leave(protocol: type[asyncio.Protocol], *, http2: bool = False) -> type[asyncio.Protocol]:
+    """The given HTTP protocol class, able to leave: it moves if it can, lingers if it cannot, and closes otherwise.
+
+    With `http2` a connection may turn out to be one of uvicorn's for HTTP/2.
+    """
+    http1 = _with(Closing if HTTP1.missing(protocol) else _mixin(protocol), protocol)
+    if not http2:
+        return http1
+    from .http2 import Http1Or2, LingeringHttp2
+
+    http2_class = http2_protocol()
+    mixin = Closing if HTTP2.missing(http2_class) else LingeringHttp2
+    classes = {"http1": http1, "http2": _with(mixin, http2_class)}
+    return type("Http1Or2", (Http1Or2,), classes)
+
+
+def http_classes(made: Any) -> tuple[type[Any], ...]:
+    """All classes that a connection of one that `able_to_leave` made can have before it is a WebSocket."""
+    return tuple(each for each in (made, getattr(made, "http1", None), getattr(made, "http2", None)) if each)
+
+
+def _with(mixin: type[Any], protocol: type[Any]) -> type[Any]:
+    if mixin is Closing:
+        logger.warning(
+            "uvicorn's %s is not known to this version of poolctl: a restart closes its connections, and may lose "
+            'requests that are on their way; set http.implementation to "h11" or "httptools"',
+            protocol.__name__,
+        )
+    names: dict[str, Any] = {name: getattr(protocol, method, None) for name, method in DIRECT.items()}
+    if issubclass(mixin, Lingering):
+        # With thirty attributes of their own, objects of a class share their names no more: each takes 1.3 KB more, and
+        # more time for each attribute. uvicorn's have twenty-eight.
+        names["__slots__"] = ("count", "head")
+    return type(f"{mixin.__name__}{protocol.__name__}", (mixin, protocol), names)
+
+
+def _mixin(protocol: type[Any]) -> type[Any]:
+    if not HTTPTOOLS.missing(protocol):
+        return MovingHttptools
+    events = getattr(protocol, "handle_events", None)
+    arguments = -1 if events is None else len(inspect.signature(events).parameters) - 1
+    if issubclass(protocol, H11Protocol) and arguments == 0 and not H11.missing(protocol):
+        return MovingH11
+    if arguments == 1 and _is_zttp(protocol) and not ZTTP.missing(protocol):
+        return LingeringZttp
+    return Closing
+
+
+def _is_zttp(protocol: type[Any]) -> bool:
+    return any(each.__name__ == "ZttpProtocol" for each in protocol.__mro__)
+
+
+def close_websocket(connection: Any) -> None:
+    """Close an open WebSocket of uvicorn's with 1012; anything else is shut down in its own way.
+
+    uvicorn's own way closes the socket behind the close frame. With anything of the client's unread in the receive
+    buffer that is a reset, which takes the frame with it.
+    """
+    kind: Any = type(connection)
+    closed = _way(kind)
+    try:
+        if closed is None or connection.transport.is_closing() or not closed(connection):
+            connection.shutdown()
+    except Exception:
+        # An error of one connection must not keep the others from closing, nor the application's shutdown.
+        logger.warning("aborting a connection of class %s", type(connection).__name__, exc_info=True)
+        connection.transport.abort()
+
+
+@functools.cache
+def _way(protocol: Any) -> Callable[[Any], bool] | None:
+    """How connections of this class are closed; None for a class without what that takes, as in uvicorn before 0.53."""
+    parts = WEBSOCKETS.get(protocol.__name__)
+    return None if parts is None or parts.missing(protocol) else _WAYS[protocol.__name__]
+
+
+def _sansio(connection: Any) -> bool:
+    if not connection.handshake_complete or connection.close_sent:
+        return False
+    # Discard what the client sends before its close frame.
+    connection.send_receive_event_to_app = connection.frames.clear
+    connection.conn.send_close(SERVICE_RESTART)
+    _await_reply(connection, b"".join(connection.conn.data_to_send()))
+    return True
+
+
+def _wsproto(connection: Any) -> bool:
+    from wsproto.events import CloseConnection
+
+    if not connection.handshake_complete or connection.close_sent or connection.response_started:
+        return False
+    # Likewise; and pings and pongs, to which no answer can be sent after this.
+    connection.handle_message = connection.handle_ping = connection.handle_pong = lambda event: None
+    _await_reply(connection, connection.conn.send(CloseConnection(code=SERVICE_RESTART)))
+    return True
+
+
+def _await_reply(connection: Any, close_frame: bytes) -> None:
+    connection.stop_keepalive()
+    connection.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
+    connection.transport.write(close_frame)
+    connection.transport.resume_reading()
+    # Set, it keeps the connection open beyond the end of the application's task; uvicorn clears it.
+    connection.close_timer = connection.loop.call_later(REPLY_SECONDS, connection.transport.close)
+
+
+def _legacy(connection: Any) -> bool:
+    if not connection.handshake_completed_event.is_set() or not connection.open:
+        return False
+    connection.ws_server.closing = True  # so the application gets this code, too
+    connection.close_timeout = REPLY_SECONDS
+    task = connection.loop.create_task(connection.close(SERVICE_RESTART))
+    connection.tasks.add(task)
+    task.add_done_callback(connection.tasks.discard)
+    return True
+
+
+# By the names of uvicorn_parts.WEBSOCKETS.
+_WAYS: dict[str, Callable[[Any], bool]] = {
+    "WebSocketsSansIOProtocol": _sansio,
+    "WSProtocol": _wsproto,
+    "WebSocketProtocol": _legacy,
+}
