@@ -10,7 +10,7 @@ TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for t
 if TYPE_CHECKING:
     from typing import Any
 
-    from poolctl.config.checks.certificates import certificate_validity
+    from poolctl.config.checks.certificate_checks import certificate_validity
     from poolctl.config.checks.interpreter import (
         changed_by,
         default_interpreter,
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from poolctl.config.loader import Surroundings, load
     from poolctl.config.model import MOST_WORKERS
     from poolctl.config.model.conflicts import conflicts
-    from poolctl.config.model.dependencies import dependency_findings, longest_stop_seconds
+    from poolctl.config.model.dependency_rules import dependency_findings, longest_stop_seconds
     from poolctl.config.model.interpolate import escaped, referenced_variables
+    from poolctl.config.model.json_schema import json_schema
     from poolctl.config.model.normalise import merged, relocated
     from poolctl.config.model.problems import Finding, Place, Problem, problem_of, shown
-    from poolctl.config.model.schema import json_schema
     from poolctl.config.model.secrets import MASK, masked, masked_text, values_of
     from poolctl.config.model.sections import (
         Backoff,
@@ -71,7 +71,7 @@ __all__ = [
 ]
 # fmt: on
 _MODULES = {
-    "checks.certificates": "certificate_validity",
+    "checks.certificate_checks": "certificate_validity",
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter start_options",
     "checks.open_files": "OPEN_FILES_OF_POOL OPEN_FILES_RESERVE RAISE_OPEN_FILES open_files_needed",
     "checks.requirements": "missing_program",
@@ -85,11 +85,11 @@ _MODULES = {
     "loader": "Surroundings load",
     "model": "MOST_WORKERS",
     "model.conflicts": "conflicts",
-    "model.dependencies": "dependency_findings longest_stop_seconds",
+    "model.dependency_rules": "dependency_findings longest_stop_seconds",
     "model.interpolate": "escaped referenced_variables",
     "model.normalise": "merged relocated",
     "model.problems": "Finding Place Problem problem_of shown",
-    "model.schema": "json_schema",
+    "model.json_schema": "json_schema",
     "model.secrets": "MASK masked masked_text values_of",
     "model.sections": "Backoff Dependency Health Patience Probe Recovery Restart Section TLSConfig",
     "model.table_models": "Dashboard EventsTable Notify",

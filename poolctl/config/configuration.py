@@ -11,11 +11,11 @@ from pydantic import ConfigDict
 from poolctl.config.files.env_file import variables_of
 from poolctl.config.files.origins import Origins
 from poolctl.config.model.conflicts import shared_users
+from poolctl.config.model.pool_table import PoolSettings
 from poolctl.config.model.problems import Finding, Problem, problem_of
 from poolctl.config.model.secrets import MASK
 from poolctl.config.model.sections import TLSConfig, refuse
-from poolctl.config.model.server import ServerKeys
-from poolctl.config.model.settings import PoolSettings
+from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.tables import Tables, pool_variables
 from poolctl.errors import ServerError
 

@@ -17,14 +17,14 @@ from poolctl.config.files.document import read_documents
 from poolctl.config.files.origins import Origins
 from poolctl.config.model.conflicts import conflicts
 from poolctl.config.model.defaults import Defaults
-from poolctl.config.model.dependencies import dependency_findings
+from poolctl.config.model.dependency_rules import dependency_findings
 from poolctl.config.model.derive import derive
 from poolctl.config.model.explain import reset_suggestions, validated
 from poolctl.config.model.interpolate import interpolate
 from poolctl.config.model.normalise import normalise, refuse_internal
+from poolctl.config.model.pool_table import PoolSettings
 from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.sections import refuse
-from poolctl.config.model.settings import PoolSettings
 from poolctl.config.model.tables import TABLE_NAMES, Tables
 from poolctl.errors import PoolValidateError
 

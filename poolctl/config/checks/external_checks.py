@@ -16,7 +16,7 @@ from poolctl.config.files.env_file import EnvFileError, read_env_file, variables
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.sections import TLSConfig
-from poolctl.config.model.server import ServerKeys
+from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.tables import Tables
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _user(user: str) -> tuple[Findings, Findings]:
 
 
 def _certificates(tls: TLSConfig, env: Mapping[str, str], now: datetime) -> tuple[Findings, Findings]:
-    from poolctl.config.checks.certificates import check_certificates
+    from poolctl.config.checks.certificate_checks import check_certificates
 
     return check_certificates(tls, env, now)
 

@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from poolctl.config.model.server import ServerKeys
+    from poolctl.config.model.server_keys import ServerKeys
 
 # Kept free by the supervisor so that commands are answered whatever else has used up its descriptors.
 OPEN_FILES_RESERVE = 16

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 
 from poolctl.config.model.problems import Finding
-from poolctl.config.model.server import ServerKeys
+from poolctl.config.model.server_keys import ServerKeys
 from poolctl.safe_open import UnsafePath, check_appendable
 
 

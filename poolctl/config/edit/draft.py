@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from poolctl.config.configuration import Configuration
-from poolctl.config.edit.changed_text import edited
-from poolctl.config.edit.parts import Change
+from poolctl.config.edit.changes import Changes
+from poolctl.config.edit.proof import edited
 from poolctl.config.edit.replace_file import replace
 from poolctl.config.files.assemble import Assembly, ServerTable
 from poolctl.config.files.document import Document, read_documents
@@ -37,7 +37,7 @@ class Draft:
         for document in self.documents:
             assembly.add(document)
         self._entries = {entry.name.casefold(): entry for entry in reversed(assembly.entries)}
-        self._changes: dict[str, list[Change]] = {}
+        self._changes: dict[str, Changes] = {}
         self._texts: dict[str, str] | None = None
         self.written: list[str] = []
         self._asked: list[tuple[str, tuple[Any, ...]]] = []
@@ -51,30 +51,34 @@ class Draft:
         self._asked.append(("set", (name, path, value)))
         document, table = self._home(self._known(name), path)
         own = _own_path(document, table, path) or path
-        self._change(document, Change(_index(table), own, value))
+        self._of(document).set(_index(table), own, value)
 
     def scale(self, name: str, workers: int) -> None:
         """Give a server a number of workers; one that may sleep, or grow, keeps that."""
         self._asked.append(("scale", (name, workers)))
         document, table = self._home(self._known(name), ("scale",))
         own = _own_path(document, table, ("scale",))
-        written = None if own is None else _get(document.data, (*table, *own))
+        written = document.data
+        for key in () if own is None else (*table, *own):
+            written = written[key]
+        changes, index = self._of(document), _index(table)
         if own is None or not isinstance(written, dict):
-            return self._change(document, Change(_index(table), own or ("workers",), workers))
+            changes.set(index, own or ("workers",), workers)
+            return
         if written.get("min") != 0:
-            self._change(document, Change(_index(table), (*own, "min"), workers))
-        return self._change(document, Change(_index(table), (*own, "max"), workers))
+            changes.set(index, (*own, "min"), workers)
+        changes.set(index, (*own, "max"), workers)
 
     def remove(self, name: str) -> None:
         """Remove a server from every file that has it."""
         self._asked.append(("remove", (name,)))
         for document, table in self._known(name).parts:
-            self._change(document, Change(_index(table)))
+            self._of(document).removed.add(_index(table))
 
     def add(self, table: dict[str, Any]) -> None:
         """Put a server behind the others, in the last file that has some."""
         self._asked.append(("add", (table,)))
-        self._change(self.home_of_new(), Change(None, value=table))
+        self._of(self.home_of_new()).added.append(table)
 
     def home_of_new(self) -> Document:
         """The file that add() writes to."""
@@ -146,9 +150,10 @@ class Draft:
                     return document, table
         return entry.parts[-1]
 
-    def _change(self, document: Document, change: Change) -> None:
-        self._changes.setdefault(document.path, []).append(change)
+    def _of(self, document: Document) -> Changes:
+        """The changes of a file, to which one is added."""
         self._texts = None
+        return self._changes.setdefault(document.path, Changes())
 
 
 def _own_path(document: Document, table: Path, path: Path) -> Path | None:
@@ -160,12 +165,6 @@ def _own_path(document: Document, table: Path, path: Path) -> Path | None:
 def _index(table: Path) -> int:
     """Which server of its file a table is."""
     return int(table[-1])
-
-
-def _get(data: Any, path: Path) -> Any:
-    for key in path:
-        data = data[key]
-    return data
 
 
 def _servers_path(document: Document) -> Path | None:

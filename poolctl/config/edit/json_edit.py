@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from poolctl.config.edit.parts import Change, added_in, in_layout_of, lines_of, pairs_of, removed_in
+from poolctl.config.edit.changes import Changes, assign, list_at
+from poolctl.config.edit.sheet import in_layout_of, lines_of
 from poolctl.config.files.document import Document
 from poolctl.config.model.problems import Path
 
 _indent = re.compile(r"[ \t]*")
 
 
-def edited_in_parts(document: Document, text: str, servers: Path, changes: Sequence[Change]) -> str | None:
+def edited_in_parts(document: Document, text: str, servers: Path, changes: Changes) -> str | None:
     """The text with the changes made; None if it has no servers yet."""
     starts, positions = [0], document.positions()
     for line in lines_of(text):
@@ -29,15 +29,15 @@ def edited_in_parts(document: Document, text: str, servers: Path, changes: Seque
     written = [text[begin:end] for begin, end in zip(begins, ends, strict=True)]
     margin = _indent.match(text, text.rfind("\n", 0, begins[-1]) + 1)
     last, around = written[-1], margin[0] if margin else ""
-    for index, pairs in pairs_of(changes).items():
+    for index, pairs in changes.pairs.items():
         table = json.loads(written[index])
         before = _written(table, written[index], around)
-        _set(table, pairs)
+        assign(table, pairs)
         written[index] = in_layout_of(written[index], before, _written(table, written[index], around))
     gap = gaps[-1] if gaps else f",\n{around}" if text[: begins[0]].endswith(f"\n{around}") else ", "
-    for index in removed_in(changes):
+    for index in sorted(changes.removed, reverse=True):
         del written[index], gaps[max(index - 1, 0) : max(index, 1)]
-    for table in added_in(changes):
+    for table in changes.added:
         gaps += [gap] if written else []
         written.append(_written(table, last, around))
     if not written:
@@ -46,26 +46,11 @@ def edited_in_parts(document: Document, text: str, servers: Path, changes: Seque
     return text[: begins[0]] + inner + text[ends[-1] :]
 
 
-def rewritten(document: Document, text: str, servers: Path, changes: Sequence[Change]) -> str:
+def rewritten(text: str, servers: Path, changes: Changes) -> str:
     """The whole text written again, with the changes made."""
     data = json.loads(text)
-    found = data
-    for key in servers:
-        found = found.setdefault(key, []) if key == servers[-1] else found[key]
-    for index, pairs in pairs_of(changes).items():
-        _set(found[index], pairs)
-    for index in removed_in(changes):
-        del found[index]
-    found += added_in(changes)
+    changes.apply(list_at(data, servers))
     return _written(data, text, "") + "\n" * text.endswith("\n")
-
-
-def _set(table: dict[str, Any], pairs: Sequence[tuple[Path, Any]]) -> None:
-    for path, value in pairs:
-        at: Any = table
-        for key in path[:-1]:
-            at = at.setdefault(key, {})
-        at[path[-1]] = value
 
 
 def _written(value: Any, like: str, around: str) -> str:

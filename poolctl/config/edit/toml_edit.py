@@ -2,93 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import tomlkit
 
-from poolctl.config.edit.parts import (
-    Change,
-    Part,
-    Sheet,
-    added_in,
-    extents,
-    in_layout_of,
-    lines_of,
-    pairs_of,
-    part_of,
-    removed_in,
-)
+from poolctl.config.edit.changes import Changes, assign, list_at
+from poolctl.config.edit.sheet import Sheet, in_layout_of
 from poolctl.config.edit.toml_text import key_text, table_text, value_text
 from poolctl.config.files.document import Document
 from poolctl.config.model.problems import Path
 
 
-def edited_in_parts(document: Document, text: str, servers: Path, changes: Sequence[Change]) -> str | None:
+def edited_in_parts(document: Document, text: str, servers: Path, changes: Changes) -> str | None:
     """The text with the changes made; None if the servers are in one list in brackets."""
-    sheet = Sheet(lines_of(text))
-    parts = _parts(document, sheet.lines, servers)
-    if parts is None:
+    sheet, positions = Sheet(text), document.positions()
+    parts = sheet.parts(positions, servers)
+    if not parts and servers in positions:
         return None
-    for index, pairs in pairs_of(changes).items():
+    if not all(sheet.lines[part.first].lstrip().startswith("[[") for part in parts):
+        return None
+    for index, pairs in changes.pairs.items():
         own = sheet.text_of(parts[index])
         one = tomlkit.parse(own)
-        _set(one, (*servers, 0), pairs)
+        assign(list_at(one, servers)[0], pairs, _value)
         sheet.replace(parts[index], in_layout_of(own, own, one.as_string()))
-    for index in removed_in(changes):
+    for index in changes.removed:
         sheet.remove(parts[index])
     at = parts[-1].below if parts else len(sheet.lines)
     gap = "\n" if at else ""
-    for table in added_in(changes):
+    for table in changes.added:
         head = f"[[{'.'.join(key_text(str(key)) for key in servers)}]]"
         sheet.append(at, gap + table_text(head, table))
         gap = "\n"
-    if added_in(changes) and at < len(sheet.lines) and not sheet.is_blank(at):
+    if changes.added and at < len(sheet.lines) and not sheet.is_blank(at):
         sheet.append(at, "\n")
     return sheet.text()
 
 
-def rewritten(document: Document, text: str, servers: Path, changes: Sequence[Change]) -> str:
+def rewritten(text: str, servers: Path, changes: Changes) -> str:
     """The text with the changes made in the list of its servers."""
     whole = tomlkit.parse(text)
     if whole.as_string() != text:
         raise ValueError("the tables of its servers are not together")
-    for index, pairs in pairs_of(changes).items():
-        _set(whole, (*servers, index), pairs)
-    found: Any = whole
-    for key in servers:
-        found = found[key]
-    for index in removed_in(changes):
-        del found[index]
-    for table in added_in(changes):
-        found.append(tomlkit.value(value_text(table)))
+    changes.apply(list_at(whole, servers), _value)
     return whole.as_string()
 
 
-def _parts(document: Document, lines: list[str], servers: Path) -> list[Part] | None:
-    positions = document.positions()
-    found = extents(positions, servers)
-    if not found:
-        return None if servers in positions else []
-    if not all(lines[first].lstrip().startswith("[[") for first, _, _ in found):
-        return None
-    return [part_of(lines, first, limit) for first, _, limit in found]
-
-
-def _set(whole: Any, server: Path, pairs: Sequence[tuple[Path, Any]]) -> None:
-    for path, value in pairs:
-        at = whole
-        for key in server:
-            at = at[key]
-        for number, key in enumerate(path[:-1]):
-            if key not in at:
-                path, value = path[: number + 1], _nested(path[number + 1 :], value)
-                break
-            at = at[key]
-        at[path[-1]] = tomlkit.value(value_text(value))
-
-
-def _nested(path: Path, value: Any) -> Any:
-    for key in reversed(path):
-        value = {key: value}
-    return value
+def _value(value: Any) -> Any:
+    return tomlkit.value(value_text(value))

@@ -6,7 +6,7 @@ import re
 
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.problems import Problem
-from poolctl.config.model.server import ServerKeys
+from poolctl.config.model.server_keys import ServerKeys
 from poolctl.errors import ServerError
 
 # All possessive: a file of one long line must not be tried in many ways.

@@ -9,7 +9,7 @@ from poolctl.address import Address, UsedPorts, overlapping
 from poolctl.config.model.problems import Finding, printable
 
 if TYPE_CHECKING:
-    from poolctl.config.model.server import ServerKeys
+    from poolctl.config.model.server_keys import ServerKeys
 
 Conflict = tuple[int, int, Finding]
 

@@ -9,7 +9,7 @@ from poolctl.config.model.explain import validated
 from poolctl.config.model.normalise import merged
 from poolctl.config.model.problems import Finding
 from poolctl.config.model.sections import Section
-from poolctl.config.model.server import ServerKeys
+from poolctl.config.model.server_keys import ServerKeys
 
 # An app of a server displaces a command of the defaults instead of contradicting it, and the other way round.
 OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})

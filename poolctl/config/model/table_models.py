@@ -59,7 +59,7 @@ class Table(Section):
         return self.model_dump(mode="json", exclude_none=True, warnings=False)
 
 
-class Metrics(Table):
+class MetricsTable(Table):
     """[metrics]: the endpoint for a Prometheus server."""
 
     bind: Bind = Field(default="127.0.0.1:9464", description="The address of the endpoint.")
@@ -155,7 +155,7 @@ class EventsTable(Table):
 
 
 MODELS: dict[str, type[Table]] = {
-    "metrics": Metrics,
+    "metrics": MetricsTable,
     "dashboard": Dashboard,
     "notify": Notify,
     "events": EventsTable,

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from poolctl.config.model.server import ServerKeys
-    from poolctl.config.model.table_models import Dashboard, EventsTable, Metrics, Notify
+    from poolctl.config.model.server_keys import ServerKeys
+    from poolctl.config.model.table_models import Dashboard, EventsTable, MetricsTable, Notify
 
 TABLE_NAMES = ("metrics", "dashboard", "notify", "events")
 # Tables of later versions: using one is a problem, never silently ignored.
@@ -23,7 +23,7 @@ NOT_IMPLEMENTED = {
 class Tables(NamedTuple):
     """What is in force of them; None and () where the files say nothing."""
 
-    metrics: Metrics | None = None
+    metrics: MetricsTable | None = None
     dashboard: Dashboard | None = None
     notify: tuple[Notify, ...] = ()
     events: EventsTable | None = None

@@ -158,7 +158,7 @@ def _environment(value: Any) -> Any:
     return {k: str(v) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in value.items()}
 
 
-class Table(dict[str, str]):
+class FrozenDict(dict[str, str]):
     """A table of strings that does not change, and can be hashed."""
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
@@ -170,12 +170,12 @@ class Table(dict[str, str]):
         return hash(frozenset(self.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Table, (dict(self),)
+        return FrozenDict, (dict(self),)
 
 
-EMPTY = Table()
+EMPTY = FrozenDict()
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 HeaderValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
-Headers = Annotated[dict[HeaderName, HeaderValue], AfterValidator(Table)]
-Labels = Annotated[dict[str, str], AfterValidator(Table)]
-Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterValidator(Table)]
+Headers = Annotated[dict[HeaderName, HeaderValue], AfterValidator(FrozenDict)]
+Labels = Annotated[dict[str, str], AfterValidator(FrozenDict)]
+Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterValidator(FrozenDict)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from poolctl.config.checks.certificates import BEGIN, END, certificate_validity, check_certificates
+from poolctl.config.checks.certificate_checks import BEGIN, END, certificate_validity, check_certificates
 from poolctl.config.model.sections import TLSConfig
 from tests.certificates import certificate
 

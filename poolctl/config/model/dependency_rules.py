@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from poolctl.config.model.explain import nearest
 from poolctl.config.model.problems import Finding
-from poolctl.config.model.server import ServerKeys
+from poolctl.config.model.server_keys import ServerKeys
 
 Server = TypeVar("Server", bound=ServerKeys)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl.config.model.normalise import INTERNAL
-from poolctl.config.model.server import ServerKeys
-from poolctl.config.model.settings import PoolSettings
+from poolctl.config.model.pool_table import PoolSettings
+from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.table_models import MODELS
 from poolctl.config.model.tables import NOT_IMPLEMENTED
 from poolctl.units import format_duration, format_size

@@ -1,4 +1,4 @@
-"""The text of one file with changes made to it, and the proof that it says what was meant and nothing else.
+"""The new text of a changed file, and the proof that it says what was meant and nothing else.
 
 A file is cut into its servers, and only the text of a server that changes is given to the library of its format: the
 rest stays as it is, byte by byte. A file that cannot be cut, such as one list in brackets, is given to it as a whole.
@@ -6,10 +6,10 @@ rest stays as it is, byte by byte. A file that cannot be cut, such as one list i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
-from poolctl.config.edit.parts import Change, added_in, removed_in
+from poolctl.config.edit.changes import Changes, list_at
 from poolctl.config.files.document import Document
 from poolctl.config.files.parsers import parse
 from poolctl.config.files.positions import ParseError
@@ -20,16 +20,14 @@ from poolctl.errors import PoolValidateError
 class Editor(Protocol):
     """How the files of one format are edited. Raises ValueError or LookupError if that cannot be done."""
 
-    def edited_in_parts(
-        self, document: Document, text: str, servers: Path, changes: Sequence[Change]
-    ) -> str | None:
+    def edited_in_parts(self, document: Document, text: str, servers: Path, changes: Changes) -> str | None:
         """The text with the changes made; None if the text cannot be cut into servers."""
 
-    def rewritten(self, document: Document, text: str, servers: Path, changes: Sequence[Change]) -> str:
+    def rewritten(self, text: str, servers: Path, changes: Changes) -> str:
         """The text with the changes made, as the library of the format writes it."""
 
 
-def edited(document: Document, servers: Path, changes: Sequence[Change]) -> str:
+def edited(document: Document, servers: Path, changes: Changes) -> str:
     """The text of a file, whose list of servers is at the path `servers`, with the changes made.
 
     Raises PoolValidateError if that cannot be done without changing something else.
@@ -37,18 +35,21 @@ def edited(document: Document, servers: Path, changes: Sequence[Change]) -> str:
     text, editor = document.text, _editor(document.kind)
     crlf = 0 < text.count("\r\n") == text.count("\n")
     text = text.replace("\r\n", "\n") if crlf else text
-    meant = _without_empty(_meant(parse(text, document.kind), servers, changes))
-    failure: Exception = ValueError("something else would change as well")
-    for edit in (editor.edited_in_parts, editor.rewritten):
+    meant = _tree(parse(text, document.kind) or {})
+    changes.apply(list_at(meant, servers))
+    reason = "something else would change as well"
+    in_parts = partial(editor.edited_in_parts, document, text, servers, changes)
+    for edit in (in_parts, partial(editor.rewritten, text, servers, changes)):
         try:
-            found = edit(document, text, servers, changes)
-            if found is not None and _without_empty(parse(found, document.kind)) == meant:
+            found = edit()
+            if found is not None and _without_empty(parse(found, document.kind)) == _without_empty(meant):
                 return found.replace("\n", "\r\n") if crlf else found
         except (ValueError, LookupError, ParseError) as error:
-            failure = error
-    raise PoolValidateError(
-        "the file cannot be changed", [_unchangeable(document, servers, changes, failure)]
-    )
+            reason = str(error)
+    place = document.place((*servers[len(document.prefix) :], *changes.first()))
+    message = f"this cannot be changed without touching more: {reason}"
+    problem = Problem(message, place=place, hint="change it by hand, then poolctl reload")
+    raise PoolValidateError("the file cannot be changed", [problem])
 
 
 def _editor(kind: str) -> Editor:
@@ -66,30 +67,8 @@ def _editor(kind: str) -> Editor:
     return json_edit
 
 
-def _meant(data: Any, servers: Path, changes: Sequence[Change]) -> Any:
-    """What the parsed file says after the changes; what YAML's aliases repeat is changed in one place only."""
-    data = _tree({} if data is None else data)
-    at = data
-    for number, key in enumerate(servers, 1):
-        if at.get(key) is None:
-            at[key] = [] if number == len(servers) else {}
-        at = at[key]
-    for index, path, value in changes:
-        if index is not None and path:
-            table = at[index]
-            for key in path[:-1]:
-                if table.get(key) is None:
-                    table[key] = {}
-                table = table[key]
-            table[path[-1]] = value
-    for index in removed_in(changes):
-        del at[index]
-    at += added_in(changes)
-    return data
-
-
 def _tree(data: Any) -> Any:
-    """A copy in which nothing is there twice."""
+    """A copy in which nothing is shared: a table that YAML's aliases repeat is changed in one place only."""
     if isinstance(data, dict):
         return {key: _tree(value) for key, value in data.items()}
     return [_tree(value) for value in data] if isinstance(data, list) else data
@@ -101,10 +80,3 @@ def _without_empty(data: Any) -> Any:
         kept = {key: _without_empty(value) for key, value in data.items()}
         return {key: value for key, value in kept.items() if value not in ({}, [])}
     return [_without_empty(value) for value in data] if isinstance(data, list) else data
-
-
-def _unchangeable(document: Document, servers: Path, changes: Sequence[Change], error: Exception) -> Problem:
-    index, path, _ = changes[0]
-    place = document.place((*servers[len(document.prefix) :], *(() if index is None else (index,)), *path))
-    why = f"this cannot be changed without touching more: {error}"
-    return Problem(why, place=place, hint="change it by hand, then poolctl reload")
