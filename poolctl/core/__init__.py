@@ -1,1 +1,1 @@
-"""What decides and does: each server as it is wanted and as it is, the actions that lead from one to the other."""
+"""One lifecycle for all pools: desired state and actual state of each server, and the actions between the two."""

@@ -15,7 +15,7 @@ from .workqueue import Workqueue
 
 
 class Activation:
-    """Shows in the entry that a request has come for it."""
+    """Notes in the entry that a request has come for it."""
 
     def __init__(self, runner: Runner, queue: Workqueue) -> None:
         self._runner = runner
@@ -28,13 +28,13 @@ class Activation:
         self.preload(entry)
 
     def disarm(self, entry: Entry) -> None:
-        """Watch for no request any more; the connections that wait are left to the workers that come."""
+        """Stop watching; the workers that come take the waiting connections."""
         if entry.armed is not None:
             self._runner.disarm(entry.armed.key)
             entry.armed = None
 
     def preload(self, entry: Entry) -> None:
-        """Import the application of a server that sleeps, in the code of now, so that it wakes by a fork."""
+        """Import the current application of a sleeping server, so that waking it takes only a fork."""
         if entry.config.preload:
             self._queue.run(self._preload(entry))
 
@@ -60,7 +60,7 @@ class Activation:
             return
         coming = [each for each in entry.workers.values() if each.phase in (Phase.PLACING, Phase.STARTING)]
         for worker in coming[:1]:
-            # It has begun: no connection is closed before it has had its time.
+            # It has begun: no connection is closed before that attempt is over.
             assert worker.task is not None
             worker.task.add_done_callback(partial(self._came_to_nothing, entry, worker, newest))
             return

@@ -1,4 +1,4 @@
-"""Which server has which listener while addresses change: the new one opens before the old one closes where it can.
+"""Listeners while addresses change: where possible the new one opens before the old one closes.
 
 An address may also go from one server to another, in a reload that renames a server or exchanges two. Its listener
 then stays open: connections wait for its new server, and none is refused.
@@ -26,29 +26,29 @@ def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
 
 
 class Addresses:
-    """Keeps the entries' `bound`, `former` and `vacates` right, and has those decided on that may go on."""
+    """Maintains the entries' `bound`, `former` and `vacates`, and queues entries that can continue."""
 
     def __init__(self, queue: Workqueue) -> None:
         self._queue = queue
         # By key: the entries that have it in their configuration.
         self._claims: dict[str, dict[str, Entry]] = defaultdict(dict)
-        self._leaving: dict[str, Entry] = {}  # which have, or had, another address than they are to have
+        self._leaving: dict[str, Entry] = {}  # which have, or had, another address than the configured one
         self._waiting: dict[str, Entry] = {}
         self._kept: dict[str, ServerConfig] = {}  # open for a server that has not taken it over yet
 
     def claim(self, entry: Entry) -> None:
-        """Note the address that the entry is to have."""
+        """Note the configured address of the entry."""
         self._claims[entry.config.key][entry.name] = entry
 
     def waive(self, entry: Entry) -> None:
-        """Forget the address that the entry was to have."""
+        """Forget the configured address of the entry."""
         claims = self._claims[entry.config.key]
         claims.pop(entry.name, None)
         if not claims:
             del self._claims[entry.config.key]
 
     def adopt(self, entry: Entry, config: ServerConfig) -> None:
-        """Take over an open listener that the supervisor before had opened for the entry, under this configuration."""
+        """Take over a listener that the previous supervisor opened for the entry, under this configuration."""
         if same_listener(config, entry.config):
             entry.listener, entry.bound = Listener.OPEN, entry.config
         elif overlaps(config.address, entry.config.address):
@@ -65,12 +65,12 @@ class Addresses:
         self._leaving[entry.name] = entry
 
     def review(self, entry: Entry) -> None:
-        """See whether the listener that the entry has is still the one that it is to have."""
+        """Check whether the entry's listener is still the configured one."""
         if entry.listener in (Listener.OPENING, Listener.CLOSING) or entry.config.job:
             return
         for held in entry.former:
             if same_listener(held, entry.config):
-                # Back to where it was: its replacement has failed.
+                # Back to the old address: the replacement has failed.
                 entry.former.remove(held)
                 if entry.bound is not None:
                     entry.former.append(entry.bound)
@@ -89,7 +89,7 @@ class Addresses:
             entry.bound, entry.listener = None, Listener.CLOSED
 
     def may_open(self, entry: Entry) -> bool:
-        """Whether nothing of another server, or of an older address of its own, is in the way."""
+        """Whether no other server, and no older address of its own, blocks its listener."""
         if not self._leaving or entry.listener is not Listener.CLOSED:
             return True
         free = not any(self._in_the_way(entry, other) for other in self._leaving.values())
@@ -106,26 +106,26 @@ class Addresses:
         return all(other.ready or other.failed for other in self._wanted_by(entry, entry.bound))
 
     def neighbours(self, entry: Entry) -> list[Entry]:
-        """The others that are to have its address, or wait for one."""
+        """The other entries that are configured with its address, or wait for one."""
         others = self._claims.get(entry.config.key, {}).values()
         return [other for other in (*others, *self._waiting.values()) if other is not entry]
 
     def give_up(self, entry: Entry, held: ServerConfig) -> bool:
-        """Whether the listener is to be closed now that the entry has done with it; else another server has it."""
-        heirs = self._wanted_by(entry, held)
-        if any(heir.bound is not None and same_listener(heir.bound, held) for heir in heirs):
+        """Whether the listener should be closed now that the entry no longer needs it; else another server has it."""
+        claimants = self._wanted_by(entry, held)
+        if any(claimant.bound is not None and same_listener(claimant.bound, held) for claimant in claimants):
             return False
-        for heir in heirs:
+        for claimant in claimants:
             self._kept[held.key] = held
-            self._queue.touch(heir)
-        return not heirs
+            self._queue.touch(claimant)
+        return not claimants
 
     def opened(self, entry: Entry) -> None:
-        """The entry has the listener that it is to have."""
+        """The entry has its configured listener."""
         self._kept.pop(entry.config.key, None)
 
     def tidy(self, entry: Entry) -> list[ServerConfig]:
-        """What was kept open for the entry and has to be closed, because it rests. Forgets what is over."""
+        """The listeners kept open for the entry that must be closed because it rests; forgets finished moves."""
         if entry.name in self._leaving and not self._holds_more(entry):
             del self._leaving[entry.name]
             for waiting in self._waiting.values():
@@ -153,7 +153,7 @@ class Addresses:
         for each in held:
             if overlaps(each.address, mine.address) and not (other.removed and same_listener(each, mine)):
                 return True
-        # A worker that is seen off may keep the port bound until it ends, which matters to a new listener only.
+        # A draining worker may keep the port bound until it ends, which matters to a new listener only.
         return any(
             overlaps(worker.config.address, mine.address) and not same_listener(worker.config, mine)
             for worker in other.workers.values()

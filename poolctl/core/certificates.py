@@ -1,4 +1,4 @@
-"""What is said of a worker that starts while the certificate in its server's file has expired."""
+"""Reports on workers that start while the certificate in their server's file has expired."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 def passed_over(entry: Entry, expired: float) -> str:
-    """That the server goes on with the certificate that it had."""
+    """The message that the server keeps using its previous certificate."""
     return (
         f"{_file(entry)}: the certificate expired on {day(expired)}; the one before stays in use: renew the file, "
         "then poolctl reload (--force uses the expired one)"
@@ -21,7 +21,7 @@ def passed_over(entry: Entry, expired: float) -> str:
 
 
 def report_expired(recorder: Recorder, entry: Entry, worker: Worker, expired: float) -> None:
-    """Record, and log, what the worker does about the expired certificate of its server's file."""
+    """Record and log which certificate the worker uses, because the one in the file has expired."""
     if worker.passed_over is not None:
         event, message = "expired certificate not used", passed_over(entry, expired)
     else:
@@ -44,7 +44,7 @@ def report_expired(recorder: Recorder, entry: Entry, worker: Worker, expired: fl
 
 
 def restore_certificate(entry: Entry, worker: Worker, now: float) -> None:
-    """Know again that the worker, which is taken over, uses another certificate than its file's expired one."""
+    """Restore that an adopted worker uses another certificate than the expired one of the file."""
     used = entry.certificate_ends
     if used is not None and used > now:
         ends = certificate_ends(entry.config)

@@ -1,4 +1,4 @@
-"""All servers of a pool: what commands and observers may change, and what is taken over from another supervisor."""
+"""All servers of a pool: the changes that commands and observers may make, and takeover from another supervisor."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from .workqueue import Workqueue
 
 
 class Core:
-    """The servers in the order of the file. A change is decided on before the loop sleeps again.
+    """The servers in the order of the file. A decision follows each change before the loop sleeps again.
 
-    `calm`: nothing is done that was not ordered. `listeners` get each entry that may have changed.
+    `calm`: it only does what commands ask for. `listeners` get each entry that may have changed.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class Core:
         self.listeners.add(self.health.look)
 
     def touch(self, entry: Entry) -> None:
-        """Something about the entry has changed: decide on it before the loop sleeps again."""
+        """The entry has changed: decide on it before the loop sleeps again."""
         self._queue.touch(entry)
 
     def take_changed(self) -> list[Entry]:
         """The entries that have changed since the last call: reads change none."""
         return self._queue.take_changed()
 
-    # Changes of what is wanted.
+    # Changes of the desired state.
 
     def start(self, entry: Entry, *, ignore_dependencies: bool = False, retries: bool = True) -> None:
-        """Want the server to run; forget that it had failed or waits to be tried again.
+        """Want the server to run; clears a failure or a backoff.
 
         Without `retries` the first failure before it is ready is final.
         """
@@ -83,19 +83,14 @@ class Core:
             entry.called = False
         if entry.rests:
             entry.code_since = self.clock.monotonic()
-        if any(
-            worker.generation == entry.generation and worker.phase in LEAVING
-            for worker in entry.workers.values()
-        ):
-            # What leaves keeps its name until it has gone; what comes gets another.
-            entry.next_generation()
+        entry.skip_leaving_generation()
         entry.become(Desired.RUN)
         entry.ignore_dependencies = ignore_dependencies
         entry.retries = retries
         self.touch(entry)
 
     def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
-        """Want the server not to run; with `kill` its workers are given no time, with a limit no more than that."""
+        """Want the server not to run; its workers get no time with `kill`, and at most `limit_seconds`."""
         self._halt(entry, Desired.STOPPED)
         for worker in entry.workers.values():
             if limit_seconds is not None:
@@ -108,16 +103,16 @@ class Core:
         self.touch(entry)
 
     def _halt(self, entry: Entry, desired: Desired) -> None:
-        """Want nothing of it to run; one that is removed stays so."""
+        """Want no worker of it; a removed one stays removed."""
         if not entry.removed:
             entry.become(desired)
         entry.called = False
         entry.overrides = replace(entry.overrides, out=False)
 
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
-        """Kill the workers that are not ready yet, and want no others: an older generation goes on serving.
+        """Kill the workers that are not ready yet, and start no others: an older generation continues to serve.
 
-        Without one the server is stopped, or has failed if a failure is given.
+        Without one the server is stopped, or failed if a failure is given.
         """
         for worker in entry.workers.values():
             if worker.phase in (Phase.PLACING, Phase.STARTING):
@@ -129,7 +124,7 @@ class Core:
         self.touch(entry)
 
     def restart(self, entry: Entry, *, retries: bool = True) -> None:
-        """Want a new generation of the server; one that does not run is started."""
+        """Replace the server by a new generation; one that does not run is started."""
         running = any(worker.generation == entry.generation for worker in entry.workers.values())
         entry.code_since = self.clock.monotonic()
         if entry.wanted and running:
@@ -139,13 +134,13 @@ class Core:
         self.start(entry, ignore_dependencies=True, retries=retries)
 
     def renew(self, entry: Entry, generation: int) -> None:
-        """Replace the workers of this generation, which have served long enough; no failure and no restart."""
+        """Replace the workers of this generation, whose time is over; counts neither as a failure nor as a restart."""
         if entry.wanted and entry.generation == generation:
             entry.next_generation()
             self.touch(entry)
 
     def relieve(self, entry: Entry, worker: Worker) -> None:
-        """Stop this one worker; when it has gone, another takes its place."""
+        """Stop this one worker; another one replaces it when it has ended."""
         worker.relieved = True
         self._executor.perform(entry, Stop(worker.id))
         self.touch(entry)
@@ -153,7 +148,7 @@ class Core:
     def begin_recovery(
         self, entry: Entry, report: dict[str, Any], times: dict[str, list[float]], *, counts: bool
     ) -> None:
-        """Note the recovery that begins, and when there were any; with `counts` it is a restart."""
+        """Note the recovery that begins, and the times of all of them; with `counts` it is a restart."""
         entry.recovering, entry.recoveries = report, times
         entry.restarts += counts
         self.touch(entry)
@@ -169,18 +164,18 @@ class Core:
         self.touch(entry)
 
     def idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
-        """A worker has been without traffic for long enough to sleep, or is so no longer."""
+        """A worker has had no traffic for long enough to sleep, or has traffic again."""
         worker = entry.workers.get(worker_id)
         if worker is not None and worker.idle is not idle:
             worker.idle = idle
             self.touch(entry)
 
-    # Changes of what there is.
+    # Changes of the servers.
 
     def add(self, config: ServerConfig, source: tuple[Mapping[str, Any], str] | None = None) -> Entry:
-        """A server that was not there, not started; one that is leaving under the same name comes back as this one.
+        """Add a server without starting it; one that is leaving under the same name comes back as this one.
 
-        `source` is the table and the directory of one that is not of the files.
+        `source` is the table and the directory of one that was added live.
         """
         entry = self.registry.add(config)
         entry.source = source
@@ -188,7 +183,7 @@ class Core:
         return entry
 
     def holder(self, entry: Entry) -> Entry | None:
-        """Another server that has the entry's address and keeps it; one that is stopping is waited for instead."""
+        """Another server that has the entry's address and keeps it; a stopping one does not count."""
         others = [each for each in self._addresses.neighbours(entry) if each.config.key == entry.config.key]
         for other in others:
             if other.rests and not other.at_rest:
@@ -200,31 +195,31 @@ class Core:
         self._reconciler.forget(entry)
 
     def relate(self, entry: Entry, dependencies: tuple[Dependency, ...]) -> None:
-        """Let the server depend on these, whatever its configuration says."""
+        """Make the server depend on these, whatever its configuration says."""
         if entry.config.depends_on != dependencies:
             self.change(entry, entry.config.model_copy(update={"depends_on": dependencies}), live=True)
 
     def give_state(self, entry: Entry, values: Mapping[str, Any]) -> None:
-        """Let the applications of workers to come find these values in their state."""
+        """Give the applications of future workers these values in their state."""
         entry.app_state = values
 
     def remove(self, entry: Entry) -> None:
-        """Stop the server, whose workers finish what they have; it is forgotten when nothing of it is left."""
+        """Drain and stop the server; it is forgotten when its last worker has ended."""
         self.registry.remove(entry)
         self._halt(entry, Desired.REMOVED)
         self.touch(entry)
 
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
-        """Give the server another configuration of the same name, which is of the files.
+        """Give the server another configuration of the same name, from the files.
 
-        With `live` its workers go on under it; without, what runs is replaced by a generation that has it, what has
-        failed or waits is tried again, and what was stopped stays so.
+        With `live` its workers continue under it. Without, running workers are replaced by a new generation, a failed
+        or waiting server is tried again, and a stopped one stays stopped.
         """
         before, was_disabled = entry.config, entry.is_disabled
         entry.source = None
         self.registry.configure(entry, config)
         if not same_listener(before, config):
-            # At once: whoever wants that address may be looked at before this one.
+            # At once: a server that needs that address may be decided on before this one.
             self._addresses.leave(entry)
         if live:
             for worker in entry.workers.values():
@@ -236,35 +231,35 @@ class Core:
             if any(each.generation == entry.generation for each in entry.workers.values()):
                 entry.order_restart()
             entry.code_since = self.clock.monotonic()
-            # What it depends on now may be new as well.
+            # Its dependencies may be new as well.
             entry.ignore_dependencies = False
             if entry.failed or entry.desired in IN_BACKOFF or (entry.completed and not config.job):
-                # It may well be what was wrong with it.
+                # The configuration may have been the cause of the failure.
                 self.start(entry)
         self._heed(entry, was_disabled)
         self.touch(entry)
 
     def override(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
-        """Let these live changes win over the configuration, and only these."""
+        """Let these live changes, and only these, override the configuration."""
         was_disabled = entry.is_disabled
         entry.overrides = overrides
         self._heed(entry, was_disabled)
         self.touch(entry)
 
     def enable(self, entry: Entry) -> None:
-        """Let the server be started, and start it, although it was stopped by a command before it was disabled."""
+        """Enable and start the server, even if a command stopped it before it was disabled."""
         if entry.desired is Desired.STOPPED:
             entry.become(Desired.IDLE)
         disabled = False if entry.config.disabled else None
         self.override(entry, replace(entry.overrides, disabled=disabled, out=False))
 
     def disable(self, entry: Entry) -> None:
-        """Stop the server, and let nothing start it."""
+        """Stop the server; nothing starts it until it is enabled."""
         disabled = None if entry.config.disabled else True
         self.override(entry, replace(entry.overrides, disabled=disabled, out=False))
 
     def _heed(self, entry: Entry, was_disabled: bool) -> None:
-        """Stop a server that is disabled by now, start one that was; one that a command has stopped stays so."""
+        """Stop a server that is now disabled, start one that no longer is; one stopped by a command stays stopped."""
         stopped = entry.desired is Desired.STOPPED
         if entry.is_disabled and not was_disabled:
             self._halt(entry, Desired.STOPPED if stopped else Desired.IDLE)
@@ -272,17 +267,17 @@ class Core:
             self.start(entry)
 
     async def renew_tls(self, entry: Entry) -> None:
-        """Let the server use its certificates as they are now, in the processes that run. Raises ServerError."""
+        """Load the server's current certificates into its running workers. Raises ServerError."""
         await self._executor.renew_tls(entry)
 
-    # What commands and events are told.
+    # Causes and warnings.
 
     def forget_cause(self, entry: Entry) -> None:
-        """What happens to the server from here on was not ordered."""
+        """Later changes of the server have no cause of their own yet: the command is complete."""
         entry.cause = None
 
     def warn(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
-        """Have the command under way, or else the next one, report this warning instead of the other one."""
+        """Let the command under way, or the next one, report this warning instead of the other one."""
         if instead_of in entry.warnings:
             entry.warnings.remove(instead_of)
         entry.warnings.append(warning)
@@ -291,20 +286,20 @@ class Core:
         """Forget the warnings of earlier commands."""
         entry.warnings.clear()
 
-    # What a supervisor takes over from the one before.
+    # Takeover from the previous supervisor.
 
     def expect_running(self, entry: Entry) -> None:
-        """Want a server to run of which something was found running, unless a command has stopped it."""
+        """Want a server to run because it was found running, unless a command stopped it."""
         if entry.desired not in (Desired.STOPPED, Desired.REMOVED):
             entry.become(Desired.RUN)
             self._queue.note(entry)
 
     def adopt_listener(self, entry: Entry, config: ServerConfig) -> None:
-        """Take over an open listener that the supervisor before had opened for the entry, under this configuration."""
+        """Take over a listener that the previous supervisor opened for the entry, under this configuration."""
         self._addresses.adopt(entry, config)
 
     def adopt_worker(self, entry: Entry, worker: Worker, *, recorded: bool = True) -> None:
-        """Take over a worker of the supervisor before; unless that was `recorded`, its generation is to serve."""
+        """Adopt a running worker; unless the entry's state was `recorded`, its generation is the one that serves."""
         if not recorded and worker.phase is not Phase.DRAINING:
             entry.generation = max(entry.generation, worker.generation)
         if entry.removed:
@@ -319,16 +314,15 @@ class Core:
         self.touch(entry)
 
     def resume(self, entry: Entry) -> None:
-        """Go on from what was taken over: the generation that serves may be newer than was noted, or all be leaving."""
+        """Continue after adoption: the serving generation may be newer than recorded, or leaving altogether."""
         self._queue.note(entry)
         staying = {worker.generation for worker in entry.workers.values() if worker.phase not in LEAVING}
         if entry.workers and entry.generation not in staying:
             newer = [generation for generation in staying if generation > entry.generation]
             if newer:
                 entry.generation = max(newer)
-            elif any(worker.generation == entry.generation for worker in entry.workers.values()):
-                # What leaves keeps its name until it has gone; what comes gets another.
-                entry.next_generation()
+            else:
+                entry.skip_leaving_generation()
         if entry.wanted or entry.removed or not entry.at_rest:
-            # Nothing is to be done about the others, and the first command's servers would be sorted in behind them.
+            # The others need no decision, and would delay the servers of the first command.
             self.touch(entry)

@@ -1,7 +1,7 @@
-"""What to do next for one server: a pure function from what is wanted and what is there to a list of actions.
+"""The next actions for one server: a pure function of its desired and its actual state.
 
-No clock, no I/O, no memory: time reaches it as facts (a backoff), and the executor reports back what came of
-the actions as new facts. It is called again after every change until it asks for nothing.
+No clock, no I/O, no memory: time comes as facts (a backoff), and the executor reports the outcome of the actions as
+new facts. It is called again after every change until it returns no action.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Make a worker."""
+    """Start a worker."""
 
     generation: int
     index: int
@@ -34,12 +34,12 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Find out whether workers of the generation that should serve can be placed."""
+    """Check whether workers of the generation that should serve can be started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Let a worker finish what it has and end."""
+    """Let a worker finish its requests and end."""
 
     worker: str
 
@@ -81,19 +81,19 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Disarm:
-    """Leave the listener, and the connections that wait, to the workers that come."""
+    """Leave the listener and its waiting connections to the workers that come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Drain every worker, and want none until the next request; what comes then is another generation."""
+    """Drain every worker, and start none until the next request; that one starts another generation."""
 
 
 Action = Open | Close | Spawn | Check | Drain | Stop | Rotate | Attend | Release | Arm | Disarm | Sleep
 
 
 def decide(view: View) -> list[Action]:
-    """The actions that bring the server nearer to what is wanted; empty when nothing is to be done now."""
+    """The actions that bring the server nearer to its desired state; empty when there is nothing to do now."""
     return [Release(key) for key in view.abandoned] + _proceed(view)
 
 
@@ -139,7 +139,7 @@ def _leave(view: View) -> list[Action]:
     staying = [worker for worker in view.workers if worker.phase not in LEAVING]
     if staying:
         return [_retire(worker) for worker in staying]
-    # No worker accepts any more: new connections need not wait for those that drain.
+    # No worker accepts any more: new connections need not wait for draining ones.
     return _close(view)
 
 
@@ -161,7 +161,7 @@ def _attend(view: View) -> list[Action]:
 
 
 def _hold(view: View) -> list[Action]:
-    # A worker that still serves goes on; connections to a server without one wait until it refuses them.
+    # A worker that still serves continues; connections to a server without one wait until it refuses them.
     return _close(view) if view.desired is Desired.REFUSING and not view.workers else []
 
 
@@ -169,7 +169,7 @@ def _serve(view: View) -> list[Action]:
     current = [worker for worker in view.staying if worker.generation == view.generation]
     old = [worker for worker in view.staying if worker.generation != view.generation]
     if not view.overlap and len(current) < len(view.workers):
-        # The old ones must be gone before the new one begins; meanwhile connections wait. One that falls asleep has
+        # The old workers must end before the new one starts; connections wait meanwhile. One that falls asleep has
         # hardly anything to finish, and is not interrupted.
         ending = LEAVING if view.sleepy else {Phase.STOPPING}
         going = [worker for worker in view.workers if worker not in current and worker.phase not in ending]
@@ -179,19 +179,19 @@ def _serve(view: View) -> list[Action]:
         return [Stop(worker.id) for worker in going]
     actions: list[Action] = []
     if view.may_start:
-        # What leaves keeps its name until it has gone.
+        # A leaving worker keeps its name until it has ended.
         present = {worker.index for worker in view.workers if worker.generation == view.generation}
         actions += [Spawn(view.generation, index) for index in range(view.count) if index not in present]
     surplus = [worker for worker in current if worker.index >= view.count]
     ready = {worker.index for worker in current if worker.phase is Phase.READY}
     if ready.issuperset(range(view.count)):
         return actions + [_retire(worker) for worker in surplus + old]
-    # One too many, or superseded, may be the only one that answers: until the others do, it goes only if it does not
-    # serve. A job that runs is not interrupted for its being run again.
+    # A surplus or superseded worker may be the only one that answers: until the others do, it is stopped only if it
+    # does not serve. A running job is not interrupted in order to run it again.
     leaving = surplus if view.job else surplus + old
     return actions + [_retire(worker) for worker in leaving if worker.phase is not Phase.READY]
 
 
 def _retire(worker: WorkerView) -> Action:
-    # A worker that is stuck can finish nothing.
+    # A stuck worker cannot finish anything.
     return Drain(worker.id) if worker.phase is Phase.READY and not worker.stuck else Stop(worker.id)

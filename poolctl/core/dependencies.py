@@ -1,4 +1,4 @@
-"""What depends on what among the servers of the pool, kept right while servers come, change and go."""
+"""The dependency graph of the pool's servers, maintained while servers are added, changed and removed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class DependencyGraph:
 
     def __init__(self, entries: dict[str, Entry]) -> None:
         self._entries = entries
-        # Names, so that a server may be depended on before it is there and after it has gone.
+        # Names, because a dependency may be missing: not added yet, or removed.
         self._dependents: dict[str, dict[str, None]] = defaultdict(dict)
         for entry in entries.values():
             self.add(entry)
 
     def add(self, entry: Entry) -> None:
-        """Note what the entry depends on."""
+        """Note the dependencies of the entry."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name][entry.name] = None
 
     def remove(self, entry: Entry) -> None:
-        """Forget what the entry depends on; what depends on it still does."""
+        """Forget the dependencies of the entry; its dependents keep theirs."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name].pop(entry.name, None)
 
@@ -50,10 +50,10 @@ class DependencyGraph:
         return [entry for name, entry in self._entries.items() if name in seen]
 
     def may_start(self, entry: Entry) -> bool:
-        """Whether everything that it depends on is as far as it has to be."""
+        """Whether each of its dependencies fulfils its condition."""
         awaited = entry.config.depends_on
         if entry.ignore_dependencies:
-            # A server that was started or restarted alone, and sleeps, still wakes after those of them that are to run.
+            # A sleeping server that was started without its dependencies still wakes after those that are wanted.
             awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
         return all(self._satisfied(each.name, each.condition) for each in awaited)
 
@@ -69,11 +69,11 @@ class DependencyGraph:
             return entry.ready or entry.started
         if condition == "completed":
             return entry.completed
-        # One that is out of rotation is not ready to be sent to, and still answers.
+        # One that is out of rotation is not ready, but still answers.
         return entry.ready or (entry.out and entry.complete)
 
     def may_stop(self, entry: Entry) -> bool:
-        """Whether nothing that depends on it still has to go first, or to be replaced by what does not."""
+        """Whether no dependent has to stop, or to be replaced, before it."""
         if entry.removed and any(
             dependency.name == entry.name
             for other in self._entries.values()

@@ -1,4 +1,4 @@
-"""What is wanted of a server: one value, and the table of those that may follow it."""
+"""The desired state of a server: one value, and the table of allowed changes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from types import MappingProxyType
 
 
 class Desired(StrEnum):
-    """`wanted`: commands want it to run, whether it does or not. `rests`: nothing of it should run now."""
+    """`wanted`: commands want it to run, whether it does or not. `rests`: no worker of it should run now."""
 
     wanted: bool
     rests: bool
 
     def __new__(cls, word: str, wanted: bool = False, rests: bool = True) -> Desired:
-        """A case, with what follows from it; the case itself for its word alone."""
+        """The case with its properties; or the case for its value."""
         case = str.__new__(cls, word)
         case._value_, case.wanted, case.rests = word, wanted, rests
         return case
@@ -24,14 +24,14 @@ class Desired(StrEnum):
     # By a command, and stays so when it is enabled.
     STOPPED = "stopped", False, True
     RUN = "run", True, False
-    # To be started again after a pause; with REFUSING the pause is so long that the listener is closed.
+    # It is started again after a pause; with REFUSING the pause is so long that the listener is closed.
     BACKOFF = "backoff", True, False
     REFUSING = "refusing", True, False
-    # It ended by itself with 0, and is not to be started again.
+    # It ended by itself with 0, and is not started again.
     COMPLETED = "completed", True, True
     # Given up until a command starts it.
     FAILED = "failed", True, True
-    # It leaves the pool, and is forgotten when nothing of it is left.
+    # It leaves the pool, and is forgotten when its last worker has ended.
     REMOVED = "removed", False, True
 
 
@@ -61,12 +61,12 @@ FOLLOWS = MappingProxyType(
 
 
 class ImpossibleChange(Exception):
-    """What is wanted of a server cannot become this after what was wanted before."""
+    """The desired state cannot change in this way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """Live changes, which win over the configuration until a reload returns to it."""
+    """Live changes, which override the configuration until a reload returns to it."""
 
     workers: int | None = None
     disabled: bool | None = None

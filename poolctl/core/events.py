@@ -1,4 +1,4 @@
-"""What the core reports of servers, and what has caused it: a command, or a decision of the pool's own."""
+"""Events that the core reports about servers, and their cause: a command, or a decision of the pool's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a server: its health is another one, its certificate has expired."""
+    """A change of a server: of its health, or its certificate has expired."""
 
     kind: str
     event: str
@@ -35,14 +35,14 @@ class Recorder(Protocol):
 
 
 class Cause(NamedTuple):
-    """A command or a decision, and who gave it: {"uid", "pid", "user", "command"}, None for the pool itself."""
+    """A command or a decision, and its author: {"uid", "pid", "user", "command"}, None for the pool itself."""
 
     cause: str
     by: Mapping[str, Any] | None = None
 
 
 CURRENT_CAUSE: ContextVar[Cause | None] = ContextVar("cause", default=None)
-# The core decides in this context: what it begins there outlasts the command that has set it off.
+# The core decides in this context: work that begins there outlasts the command that caused it.
 NO_CAUSE = Context()
 
 

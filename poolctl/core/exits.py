@@ -1,4 +1,4 @@
-"""How workers end: drained and stopped when they are told to, and what follows when they end by themselves."""
+"""Exits of workers: draining and stopping them, and the consequences when they end by themselves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .state import Entry, Worker
 from .view import LEAVING, Phase
 from .workqueue import Workqueue
 
-# How much longer than its limit a stop may take a runner before it counts as failed.
+# A stop counts as failed when the runner takes this much longer than the limit.
 _BEYOND_SECONDS = 10.0
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
 _FIXES = {
@@ -39,7 +39,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Exits:
-    """Shows in the entry what came of an end."""
+    """Notes in the entry the consequences of an exit."""
 
     def __init__(
         self, runner: Runner, clock: Clock, queue: Workqueue, registry: Registry, rng: random.Random
@@ -50,15 +50,15 @@ class Exits:
         self._registry = registry
         self._random = rng
 
-    # Workers that are told to end.
+    # Workers that are stopped.
 
     def leave(self, entry: Entry, worker: Worker) -> None:
-        """Drain or stop a worker that was told so before there was a process."""
+        """Drain or stop a worker for which that was decided before it had a process."""
         leave = self.drain if worker.phase is Phase.DRAINING else self.stop
         self._queue.run(leave(entry, worker))
 
     async def drain(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
-        """Let the worker finish what it has, then end it; `replaced`: another takes over its connections."""
+        """Let the worker finish its requests, then end it; `replaced`: another one takes over its connections."""
         assert worker.placement is not None
         replaced = replaced or _is_replaced(entry, worker)
         await self._runner.leave(worker.placement, replaced=replaced)
@@ -88,7 +88,7 @@ class Exits:
     # Workers that have ended.
 
     def ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """The worker is gone, told to or not."""
+        """The worker has ended, stopped or by itself."""
         entry.workers.pop(worker.id, None)
         worker.exit = exit_
         if worker.phase not in LEAVING:
@@ -106,7 +106,7 @@ class Exits:
         if not was_ready and worker.generation == entry.generation and self.go_back(entry):
             return
         if worker.given_up and exit_.ok:
-            exit_ = Exit(message=exit_.message)  # it did as it was told, and has failed nevertheless
+            exit_ = Exit(message=exit_.message)  # it was stopped, and failed at its end
         if worker.generation == entry.generation and entry.wanted:
             self.died(entry, exit_, was_ready=was_ready)
 
@@ -122,13 +122,13 @@ class Exits:
         staying = max(serving, key=lambda each: each.generation)
         entry.generation = staying.generation
         entry.retries = True
-        # Replacements of its workers are forked from the import that is there, whatever was ordered since.
+        # Its workers are replaced by forks of the existing import, whatever was requested since.
         entry.code_since = 0.0
         self._registry.configure(entry, staying.config)
         return True
 
     def died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
-        """The server ended, or could not start, without an order: it is done, failed, or to be tried again."""
+        """The server ended by itself or could not start: it is completed, failed, or in backoff."""
         now = self._clock.monotonic()
         entry.last_exit = exit_
         if entry.failed:
@@ -148,13 +148,13 @@ class Exits:
         if entry.completed and verdict.next is not Next.FAILED:
             return
         if verdict.next is Next.DONE and was_ready and entry.sleepy and not entry.needed:
-            # It has had enough for now, as programs do that are started by a socket; or the supervisor before had told
-            # it to sleep. The next request wakes it.
+            # It ended while idle, as socket-activated programs do, or because the previous supervisor had put it to
+            # sleep. The next request wakes it.
             entry.called = False
         elif verdict.next is Next.DONE:
             entry.become(Desired.COMPLETED)
         elif verdict.next is Next.FAILED and entry.recovering and not was_ready and _serves(entry):
-            # Those that serve are not taken away because one that was to take an ailing one's place does not start.
+            # Serving workers stay although the replacement of an unhealthy one does not start.
             self._hold(entry, entry.config.restart.backoff.max)
         elif verdict.next is Next.FAILED:
             entry.become(Desired.FAILED)
@@ -193,7 +193,7 @@ class Exits:
         of_a_worker: bool = True,
         cause: Exception | None = None,
     ) -> None:
-        """An attempt has failed; what workers have printed before explains it only if it was one of theirs."""
+        """An attempt has failed; earlier output explains it only if it is of the workers of this attempt."""
         if not of_a_worker:
             entry.failed_since = self._clock.time()
         entry.failures += 1
@@ -201,7 +201,7 @@ class Exits:
 
 
 class Next(StrEnum):
-    """What becomes of the server."""
+    """The consequences for the server."""
 
     RESTART = "restart"
     DONE = "done"
@@ -227,11 +227,11 @@ def judge(
     jitter: float,
     retries: bool = True,
 ) -> Verdict:
-    """What follows an end that nobody ordered.
+    """The consequence of an exit without a command.
 
     `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a random number
     from -1 to 1. The first restart within the window is at once, if the worker had ever been ready. Without `retries`
-    a worker that was never ready is the end.
+    the exit of a worker that was never ready is final.
     """
     if not (retries or was_ready):
         return Verdict(Next.FAILED, reason=exit_.message)
@@ -259,7 +259,7 @@ def _serves(entry: Entry) -> bool:
 def failure_of(
     entry: Entry, message: str, hint: str, kind: type[PoolError], *, cause: Exception | None = None
 ) -> ServerError:
-    """The failure of a server, with the code of what was tried."""
+    """The failure of a server, with the code of the attempt."""
     failure = ServerError(
         message, name=entry.name, bind=entry.config.bind, hint=hint, code=kind.code, error=kind.error
     )
@@ -270,9 +270,9 @@ def failure_of(
 
 
 def explained(error: Exception) -> tuple[str, str]:
-    """The message and the hint of what a runner has raised.
+    """The message and the hint for an exception of a runner.
 
-    What none should raise is logged: the server has failed in any case, and no task may end unseen.
+    An unexpected one is logged: the server has failed in any case, and no exception may be lost.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return f"the machine refuses a worker: {os.strerror(error.errno)}", _FIXES.get(error.errno, "")

@@ -1,4 +1,4 @@
-"""The files that servers read at their start: their contents, and when their certificates expire."""
+"""The files that servers read at their start: digests of their contents, and expiry of their certificates."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def _digest(paths: Iterable[str]) -> str:
         try:
             digest.update(b"\1" + read_regular(path))
         except OSError:
-            digest.update(b"\0")  # whoever needs it says what is wrong with it
+            digest.update(b"\0")  # the worker that reads it reports what is wrong with it
     return digest.hexdigest()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class HealthChecks:
-    """Keeps `Worker.health` right. Workers are probed from the moment in which they are ready.
+    """Maintains `Worker.health`. Workers are probed from the moment in which they are ready.
 
     `unhealthy` get each worker whose liveness probe fails, with the reason.
     """
@@ -36,14 +36,14 @@ class HealthChecks:
         self._known: dict[str, Status] = {}  # what was last reported of a server, if that was not ok
 
     async def admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
-        """Return when the worker has passed its startup and its readiness probe; to be cancelled when it is late.
+        """Return when the worker has passed its startup and readiness probes; the caller cancels it after a timeout.
 
         Raises WorkerFailed when it has ended before.
         """
         await self._make(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
     def look(self, entry: Entry) -> None:
-        """Something about the entry has changed: ask those of its workers that are to be asked, and no others."""
+        """The entry has changed: probe the workers that need it, and no others."""
         probed = self._probes.get(entry.name, {})
         if not probed and not entry.config.health.probed:
             if entry.name in self._known or any(worker.stuck for worker in entry.workers.values()):
@@ -60,19 +60,19 @@ class HealthChecks:
         self._note(entry)
 
     def message(self, entry: Entry, worker: Worker) -> str:
-        """What is wrong with the worker, as far as heartbeat and probes know; empty when nothing is."""
+        """The problem of the worker that heartbeat or probes have found; empty without one."""
         if worker.stuck:
             return _is_stuck(worker)
         probes = self.probes(entry, worker)
         return probes.message if probes is not None else ""
 
     def complaint(self, entry: Entry) -> str:
-        """What is wrong with the first of its workers with which something is; empty when nothing is known."""
+        """The first problem of any of its workers; empty without one."""
         found = (self.message(entry, worker) for worker in list(entry.workers.values()))
         return next((message for message in found if message), "")
 
     def probes(self, entry: Entry, worker: Worker) -> WorkerProbes | None:
-        """The probes of the worker; None while it is not asked."""
+        """The probes of the worker; None while it is not probed."""
         return self._probes.get(entry.name, {}).get(worker.id)
 
     def latency_seconds(self, entry: Entry) -> float | None:
@@ -99,7 +99,7 @@ class HealthChecks:
 
     def _make(self, entry: Entry, worker: Worker) -> WorkerProbes:
         assert worker.placement is not None
-        # Most pools have no probes, and need not import what asks them.
+        # Most pools have no probes, and need not import their modules.
         from poolctl.probes.schedule import Schedule
         from poolctl.probes.worker_probes import WorkerProbes
 
@@ -126,7 +126,7 @@ class HealthChecks:
                 listener(entry, worker, f"liveness ko: {probe.message}")
 
     def _note(self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None) -> None:
-        """Record that the server's health is another one than was last reported."""
+        """Record the server's health if it differs from the last one reported."""
         after = entry.health
         before = self._known.get(entry.name, Status.OK)
         if after in (Status.UNKNOWN, before):

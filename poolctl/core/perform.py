@@ -1,4 +1,4 @@
-"""Performs what was decided, and shows in the entries what came of it."""
+"""Performs the decided actions, and notes their outcome in the entries."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _CHECK_SECONDS = 40.0
 
 
 class Executor:
-    """One task for each worker's life and for each order to one."""
+    """One task for the life of each worker, and one for each action on it."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Executor:
                 worker = entry.workers[name]
                 worker.phase = Phase.STOPPING
                 if worker.placement is not None:
-                    # One that its successor waits for leaves its connections to it.
+                    # A worker whose successor waits for its end leaves its connections to that.
                     successor = entry.wanted and (worker.relieved or not worker.config.overlap)
                     self._queue.run(self._exits.stop(entry, worker, replaced=successor))
                 else:
@@ -114,7 +114,7 @@ class Executor:
                 self._sleep(entry)
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
-        """Go on with a worker that another supervisor has placed."""
+        """Continue with a worker that another supervisor has placed."""
         worker.task = self._queue.run(self._startup.go_on(entry, worker))
 
     def kill(self, entry: Entry, worker: Worker) -> None:
@@ -127,30 +127,30 @@ class Executor:
             cancel(worker)
 
     def go_back(self, entry: Entry) -> bool:
-        """Whether an older generation serves, which is then the one that is wanted."""
+        """Whether an older generation serves; it stays the wanted one then."""
         return self._exits.go_back(entry)
 
     def close(self, held: ServerConfig) -> None:
-        """Close a listener that is no server's any more."""
+        """Close a listener that belongs to no server any more."""
         self._queue.run(self._runner.close(held.key))
 
     def idle_after(self, entry: Entry, seconds: float) -> None:
-        """Let the entry's workers report when they have been without traffic for so long."""
+        """Have the entry's workers report when they have had no traffic for its `scale.idle`."""
         for worker in entry.workers.values():
             worker.idle = False
             if worker.placement is not None:
                 self._runner.idle_after(worker.placement, seconds)
 
     def disarm(self, entry: Entry) -> None:
-        """Watch for no request any more."""
+        """Stop watching for a request."""
         self._activation.disarm(entry)
 
     def preload(self, entry: Entry) -> None:
-        """Import the application of a server that sleeps, in the code of now."""
+        """Import the current application of a sleeping server."""
         self._activation.preload(entry)
 
     async def renew_tls(self, entry: Entry) -> None:
-        """Give the workers of the server its certificates as they are now. Raises ServerError."""
+        """Load the server's current certificates into its workers. Raises ServerError."""
         entry.files, ends = digests(entry.config), certificate_ends(entry.config)
         self._queue.note(entry)
         for worker in list(entry.workers.values()):
@@ -199,7 +199,7 @@ class Executor:
             await self._runner.open(entry.bound)
         except Exception as error:
             entry.listener, entry.bound = Listener.CLOSED, None
-            if entry.wanted:  # else it was stopped meanwhile, and nothing has failed
+            if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
                 message, hint = explained(error)
                 self._exits.note(entry, message, hint, PoolStartError, of_a_worker=False, cause=error)
                 if not self._exits.go_back(entry):
@@ -210,14 +210,14 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     async def _close(self, entry: Entry) -> None:
-        """Close the listener of the entry, unless another server is to have it."""
+        """Close the listener of the entry, unless another server takes it over."""
         assert entry.bound is not None
         await self._release(entry, entry.bound)
         entry.listener, entry.bound, entry.vacates = Listener.CLOSED, None, False
         self._queue.touch(entry, progressed=True)
 
     async def _release(self, entry: Entry, held: ServerConfig) -> None:
-        """Close a listener that the entry had before, unless another server is to have it."""
+        """Close a listener that the entry had before, unless another server takes it over."""
         if self._addresses.give_up(entry, held):
             await self._runner.close(held.key)
         if held in entry.releasing:

@@ -1,4 +1,4 @@
-"""The loop: a change puts an entry into the queue; each is decided on in its turn, and the actions are performed."""
+"""The control loop: changed entries are queued, each is decided on in turn, and its actions are performed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .workqueue import Workqueue
 
 
 class Reconciler:
-    """Decides and has performed. `listeners` get each entry that was decided on."""
+    """Decides, and has the actions performed. `listeners` get each entry that was decided on."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class Reconciler:
                 self._executor.close(held)
             if entry.removed and entry.at_rest and self._registry.entries.get(name) is entry:
                 self.forget(entry)
-                # They wait for it no longer.
+                # Its dependencies need not wait for it any more.
                 self._queue.update(self._graph.dependents(entry))
             elif not entry.removed:
-                # What leaves may wait for the last worker that needed it.
+                # A dependency that stops may have waited for the last worker that needed it.
                 self._queue.update(self._registry.removed.values())
         if self._queue:
             self._queue.schedule()
@@ -64,7 +64,7 @@ class Reconciler:
                 listener(entry)
 
     def forget(self, entry: Entry) -> None:
-        """Drop an entry of which nothing is left."""
+        """Drop an entry without workers and listeners."""
         self._registry.forget(entry)
         self._summaries.pop(entry.name, None)
         if self._trace is not None:
@@ -74,7 +74,7 @@ class Reconciler:
         view = self._view(entry)
         decided = actions = decide(view)
         if self._calm and entry.name not in self._queue.commanded:
-            # To watch for a request starts nothing, and the request that comes is an order.
+            # Watching starts no worker, and the request that comes counts as a command.
             actions = [action for action in decided if isinstance(action, Arm)]
         if self._trace is not None:
             self._trace.decision(entry.name, view, actions, withheld=bool(decided) and not actions)
@@ -85,7 +85,7 @@ class Reconciler:
         if entry.armed is not None and (
             entry.armed is not entry.config or entry.listener is not Listener.OPEN
         ):
-            # What is watched is no longer how the server is to be, or where.
+            # The server's configuration or address has changed since it is watched.
             self._executor.disarm(entry)
 
     def _view(self, entry: Entry) -> View:

@@ -1,6 +1,6 @@
-"""What the next supervisor must know of a server, as values that JSON can hold. Every field of an entry says whether.
+"""The state of a server that the next supervisor needs, as JSON values. Every field of an entry declares whether it is.
 
-A field that has the value of a new entry is left out: most records hold hardly more than what is desired.
+A field with the value of a new entry is left out: most records hold little more than the desired state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def record_of(entry: Entry) -> dict[str, Any]:
 
 
 def restore(entry: Entry, record: Mapping[str, Any]) -> None:
-    """Let the entry be as recorded, be it by a version that noted what was wanted in single flags."""
+    """Restore the entry from its record, also from one of a version that stored single flags."""
     for name, _ in _PLAIN:
         if name in record:
             setattr(entry, name, record[name])

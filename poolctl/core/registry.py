@@ -13,7 +13,7 @@ from .state import Entry
 
 
 class Registry:
-    """Which servers there are, those that are leaving included. Starts and stops nothing."""
+    """The servers, including those that are leaving. Starts and stops nothing."""
 
     def __init__(self, servers: Iterable[ServerConfig], addresses: Addresses) -> None:
         self._addresses = addresses
@@ -25,7 +25,7 @@ class Registry:
         self.revision = 0  # how many times the configuration of a server has changed
 
     def add(self, config: ServerConfig) -> Entry:
-        """A server that was not there; one that is leaving under the same name comes back as this one."""
+        """Add a server; one that is leaving under the same name comes back as this one."""
         entry = self.entries.get(config.name)
         if entry is not None:
             entry.become(Desired.IDLE)
@@ -39,7 +39,7 @@ class Registry:
         return entry
 
     def remove(self, entry: Entry) -> None:
-        """Let the server leave: it is forgotten when nothing of it is left."""
+        """Let the server leave; it is forgotten when its last worker has ended."""
         entry.become(Desired.REMOVED)
         self.removed[entry.name] = entry
         self._addresses.leave(entry)
@@ -54,7 +54,7 @@ class Registry:
         self._addresses.claim(entry)
 
     def forget(self, entry: Entry) -> None:
-        """Nothing of the server is left."""
+        """Forget a server that has left."""
         self.revision += 1
         self.graph.remove(entry)
         self._addresses.waive(entry)
@@ -62,7 +62,7 @@ class Registry:
         self.removed.pop(entry.name, None)
 
     def revise(self) -> None:
-        """Note that something of the configuration has changed which no entry shows, for a successor."""
+        """Note that the configuration has changed without a change of an entry, so that it is saved for a successor."""
         self.revision += 1
 
     def arrange(self, names: Iterable[str]) -> None:
@@ -74,7 +74,7 @@ class Registry:
 
     @property
     def unused(self) -> bool:
-        """Nothing runs, nothing is to, and nothing ever did."""
+        """No server runs, is wanted, or has ever run."""
         return not any(
             entry.wanted or entry.workers or entry.generation > 1 or entry.failures
             for entry in self.entries.values()

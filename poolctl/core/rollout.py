@@ -1,4 +1,4 @@
-"""Servers on their way to what was ordered: when each has arrived, or cannot, and why."""
+"""Waiting for the servers of a command: when each has reached its goal, or cannot, and why."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .view import Listener
 
 
 class Rollout:
-    """Made before the core is asked for anything, so that failures since then belong to this order.
+    """Made before the command changes the core, so that later failures are its own.
 
-    `kind` is the error of the order, by which a stop is recognised; `reached` says whether a server has arrived.
+    `kind` is the error of the command, by which a stop is recognised; `reached` says whether a server has its goal.
     """
 
     def __init__(
@@ -25,19 +25,19 @@ class Rollout:
         entries: Iterable[Entry],
         reached: Callable[[Entry], bool],
     ) -> None:
-        self.missing: list[Entry] = []  # which neither had arrived nor failed when the time was over
+        self.missing: list[Entry] = []  # which had neither reached it nor failed at the timeout
         self._core = core
         self._kind = kind
         self._entries = list(entries)
         self._reached = reached
         self._failures = {entry.name: entry.failures for entry in self._entries}
-        # Which server waits for which in vain; noted in this order: the failed ones first, then what waits for them.
+        # The servers that wait for one that cannot become ready, with that one.
         self._stuck: dict[str, Entry] = {}
 
     async def wait(
         self, timeout_seconds: float | None, report: Callable[[Entry], None] = lambda entry: None
     ) -> None:
-        """Return when each has arrived or failed since, or the time is over; `report` gets those that change."""
+        """Return when each has reached its goal or failed, or after the timeout; `report` gets those that change."""
         self.missing = await until(self._core, self._entries, self._settled, timeout_seconds, report)
 
     def has_failed(self, entry: Entry) -> bool:
@@ -45,11 +45,11 @@ class Rollout:
         return entry.failures > self._failures[entry.name] and entry.failure is not None
 
     def is_overtaken(self, entry: Entry) -> bool:
-        """Whether the opposite has been ordered since."""
+        """Whether another command wants the opposite."""
         return entry.wanted is (self._kind is PoolStopError)
 
     def problem(self, entry: Entry) -> ServerError | None:
-        """Why the server has not arrived; None when it has."""
+        """Why the server has not reached its goal; None when it has."""
         if self.has_failed(entry):
             return entry.failure
         if self._reached(entry):
@@ -67,7 +67,7 @@ class Rollout:
 
     def _settled(self, entry: Entry) -> bool:
         if entry.failed and entry.listener is not Listener.CLOSED:
-            return False  # connections are to be refused from the moment in which the failure is reported
+            return False  # once the failure is reported, connections must be refused
         over = entry.failed or entry.completed
         return over or self._failed(entry) or self._reached(entry) or self.is_overtaken(entry)
 
@@ -80,7 +80,7 @@ class Rollout:
         return blocker is not None
 
     def _blocker(self, entry: Entry) -> Entry | None:
-        """A dependency that has failed since, or is stuck itself, and without which the entry cannot start."""
+        """A dependency without which the entry cannot start, and which has failed or is stuck itself."""
         begun = any(worker.generation == entry.generation for worker in entry.workers.values())
         if entry.ignore_dependencies or begun or not entry.wanted:
             return None
@@ -93,7 +93,7 @@ class Rollout:
 
 
 def not_arrived(entry: Entry, kind: type[PoolError], message: str) -> ServerError:
-    """Why a server is not where an order of this kind was to bring it."""
+    """The error of a server that has not reached the goal of a command of this kind."""
     return ServerError(
         message,
         name=entry.name,
@@ -105,7 +105,7 @@ def not_arrived(entry: Entry, kind: type[PoolError], message: str) -> ServerErro
 
 
 def _why(blocker: Entry) -> str:
-    """The state of a dependency in which others wait for it in vain."""
+    """Why waiting for this dependency is in vain."""
     if blocker.is_disabled:
         return "is disabled"
     return "has ended" if blocker.completed else "did not become ready"

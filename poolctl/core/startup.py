@@ -1,4 +1,4 @@
-"""From the order for a worker to its end: placed, seen to become ready, watched for as long as it lives."""
+"""The life of a worker: started, awaited until it is ready, watched until it ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .workqueue import Workqueue
 
 
 class Startup:
-    """Shows in the entry how far its workers are."""
+    """Notes in the entry the progress of its workers."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Startup:
         self._recorder = recorder
 
     async def live(self, entry: Entry, worker: Worker) -> None:
-        """Place the worker and accompany it to its end."""
+        """Place the worker and watch it until it ends."""
         if worker.phase is not Phase.PLACING:
             self._exits.ended(entry, worker, Exit(message="was stopped before it was placed"))
             return
@@ -48,11 +48,11 @@ class Startup:
             self._ended(entry, worker, await ending)
 
     async def go_on(self, entry: Entry, worker: Worker) -> None:
-        """Accompany a worker that another supervisor has placed."""
+        """Watch a worker that another supervisor has placed until it ends."""
         self._exits.ended(entry, worker, await (await self._see_ready(entry, worker)))
 
     async def _begin(self, entry: Entry, worker: Worker) -> asyncio.Future[Exit] | None:
-        """Place the worker and see it become ready; a future of its end, None when it could not be placed."""
+        """Place the worker and wait until it is ready; a future of its exit, None when it could not be placed."""
         worker.placed_at = self._clock.time()
         worker.certificate_ends = certificate_ends(worker.config)
         worker.files_before, worker.files = entry.files, digests(worker.config)
@@ -80,7 +80,7 @@ class Startup:
         return await self._see_ready(entry, worker)
 
     def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """Report the end; what a worker has read that failed before it was ready is not in use."""
+        """Report the exit; files read by a worker that failed before it was ready are not in use."""
         if worker.ready_at is None and worker.phase not in LEAVING and entry.files == worker.files:
             entry.files = worker.files_before or entry.files
         self._exits.ended(entry, worker, exit_)
@@ -93,7 +93,7 @@ class Startup:
             return
         if used is not None and used > expired:
             worker.certificate_ends, worker.passed_over = used, expired
-            # For the next reload the file still differs from what is in use.
+            # For the next reload, the file still differs from the one in use.
             if worker.generation == entry.generation and "tls" in worker.files_before:
                 entry.files = {**entry.files, "tls": worker.files_before["tls"]}
         report_expired(self._recorder, entry, worker, expired)
@@ -144,7 +144,7 @@ class Startup:
                 self._queue.touch(entry, progressed=True)
 
     async def _prepare(self, entry: Entry, worker: Worker) -> bool:
-        """Have the application imported before the worker is placed; False if the worker is not wanted any more.
+        """Import the application before the worker is placed; False if the worker is not wanted any more.
 
         Raises ServerError or WorkerFailed, as the runner does.
         """
@@ -160,6 +160,6 @@ class Startup:
 
 
 def cancel(worker: Worker) -> None:
-    """The worker, which has no process yet, is not wanted any more."""
+    """Give up a worker without a process that is not wanted any more."""
     if worker.preparing is not None:
         worker.preparing.cancel()

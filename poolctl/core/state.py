@@ -1,4 +1,4 @@
-"""What is known about one server: what is wanted of it and what was observed."""
+"""The state of one server: the desired one, and the observed one."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class Worker:
     placement: Placement | None = None
     ready_at: float | None = None
     failure: ServerError | None = None
-    given_up: bool = False  # told to end because it was not ready in its time
+    given_up: bool = False  # stopped because it was not ready in time
     placed_at: float = 0.0  # in seconds since the epoch
-    out: bool = False  # told to be out of rotation
-    resting: bool = False  # it leaves the accepting to others
-    health: Status = Status.UNKNOWN  # what its probes say
-    left: bool = False  # it accepts nothing any more
-    files: dict[str, str] = field(default_factory=dict)  # digests of what it has read
-    files_before: dict[str, str] = field(default_factory=dict)  # of what its server had in use
-    certificate_ends: float | None = None  # of the one that it has read, in seconds since the epoch
-    passed_over: float | None = None  # when the file's certificate expired that it did not get
+    out: bool = False  # taken out of rotation
+    resting: bool = False  # it leaves accepting to others
+    health: Status = Status.UNKNOWN  # the result of its probes
+    left: bool = False  # it does not accept any more
+    files: dict[str, str] = field(default_factory=dict)  # digests of the files that it has read
+    files_before: dict[str, str] = field(default_factory=dict)  # of the files that its server had in use
+    certificate_ends: float | None = None  # of the certificate that it has read, in seconds since the epoch
+    passed_over: float | None = None  # when the certificate in the file expired, which it did not load
     idle: bool = False  # ready, and without traffic for its server's scale.idle
     stuck: bool = False  # its event loop has left a heartbeat unanswered
-    relieved: bool = False  # stopped because it is unhealthy: another takes its place
-    stop_seconds: float | None = None  # it is killed after these; None after its server's `stop_timeout`
+    relieved: bool = False  # stopped because it is unhealthy; another one replaces it
+    stop_seconds: float | None = None  # it is killed after these; None: after its server's `stop_timeout`
     unstoppable: bool = False  # not even SIGKILL has ended it
     task: asyncio.Task[None] | None = None
     preparing: asyncio.Future[str] | None = None
@@ -50,19 +50,19 @@ class Worker:
 
     @property
     def status(self) -> Status:
-        """How it is: what its probes say, or, without any, that nothing is known against it."""
+        """Its health: the result of its probes, ok without any."""
         if self.stuck:
             return Status.KO
         return self.health if self.config.health.probed else Status.OK
 
 
 def persisted(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
-    """A field that the next supervisor must know: it is part of the record (see `record`)."""
+    """A field that the next supervisor needs: part of the record (see `record`)."""
     return field(default=default, default_factory=factory, metadata={"persisted": True})
 
 
 def transient(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
-    """A field that the next supervisor finds out by itself, or does without."""
+    """A field that the next supervisor derives, or does without."""
     return field(default=default, default_factory=factory, metadata={"persisted": False})
 
 
@@ -70,82 +70,80 @@ def transient(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
 class Entry:
     """One server. Only the core assigns its attributes, on its loop."""
 
-    config: ServerConfig = transient()  # it is handed on with the configuration of the pool
+    config: ServerConfig = transient()  # saved with the configuration of the pool
 
-    # What is wanted.
+    # The desired state.
     desired: Desired = persisted(Desired.IDLE)
     overrides: Overrides = persisted(NO_OVERRIDES)
-    # Of one that was added live: its table, and the directory that its paths are relative to.
+    # Of a server that was added live: its table, and the directory that its paths are relative to.
     source: tuple[Mapping[str, Any], str] | None = persisted(None)
     ignore_dependencies: bool = persisted(False)
-    retries: bool = transient(True)  # a start that fails is tried again, as the restart policy says
-    # What a pool of Python gives to its applications.
+    retries: bool = transient(True)  # a failed start is retried, as the restart policy says
+    # The values that a Python pool gives to its applications.
     app_state: Mapping[str, Any] = transient(factory=dict)
-    cause: Cause | None = transient(None)  # the command or decision behind what happens to it
+    cause: Cause | None = transient(None)  # the command or decision that causes its changes
 
     # Its code and its workers.
-    generation: int = persisted(1)  # that should serve
+    generation: int = persisted(1)  # the one that should serve
     newest: int = persisted(1)
     code_since: float = persisted(
         0.0
-    )  # when the last order came that may bring new code, in monotonic seconds
+    )  # when the last command came that may bring new code, in monotonic seconds
     preload_problem: str = persisted("")  # why its workers import the application themselves
-    feasible: int = transient(0)  # the generation whose workers can be placed, as was found out last
-    checking: bool = transient(False)  # that is being found out
-    files: dict[str, str] = persisted(factory=dict)  # digests of what its newest worker has read
-    certificate_ends: float | None = persisted(None)  # of the one in use, in seconds since the epoch
+    feasible: int = transient(0)  # the last generation whose workers were found to start
+    checking: bool = transient(False)  # that is being checked
+    files: dict[str, str] = persisted(factory=dict)  # digests of the files that its newest worker has read
+    certificate_ends: float | None = persisted(None)  # of the certificate in use, in seconds since the epoch
     workers: dict[str, Worker] = transient(factory=dict)
 
     # Its listener.
     listener: Listener = transient(Listener.CLOSED)
-    bound: ServerConfig | None = transient(None)  # with which the listener was opened
-    # Open as well, for workers that are to be replaced; and of those, what is being closed.
+    bound: ServerConfig | None = transient(None)  # the configuration that the listener was opened with
+    # Open as well, for workers that are being replaced; and those of them that are being closed.
     former: list[ServerConfig] = transient(factory=list)
     releasing: list[ServerConfig] = transient(factory=list)
-    vacates: bool = transient(False)  # its workers go before its listener can be opened again
+    vacates: bool = transient(False)  # its workers must end before its listener can be opened again
 
     # Its sleep.
     called: bool = persisted(False)  # a request has come since it slept
-    needed: bool = transient(False)  # something that depends on it is up
-    armed: ServerConfig | None = transient(None)  # with which its listener is watched for the first request
+    needed: bool = transient(False)  # a dependent of it is up
+    armed: ServerConfig | None = transient(None)  # the configuration with which its listener is watched
 
-    # How it ended, and when it is tried again.
+    # Exits, failures and retries.
     timers: list[asyncio.TimerHandle] = transient(factory=list)  # of the backoff
-    restart_times: list[float] = persisted(factory=list)  # of those that were not ordered, monotonic
-    restarts: int = persisted(0)  # ordered or not; an ordered one counts when its replacement is ready
-    restarting: int = persisted(0)  # the generation of an ordered restart that does not count yet
-    failures: int = transient(0)  # how many attempts to become ready, or to stop, have failed
+    restart_times: list[float] = persisted(factory=list)  # of automatic restarts, monotonic
+    restarts: int = persisted(0)  # all of them; one by command counts when its replacement is ready
+    restarting: int = persisted(0)  # the generation of a restart by command that does not count yet
+    failures: int = transient(0)  # how many starts and stops have failed
     failure: ServerError | None = transient(None)  # the newest of them
-    failed_since: float = transient(
-        0.0
-    )  # when the worker was placed that it is about, in seconds since the epoch
-    last_exit: Exit | None = transient(None)  # of the newest worker that ended without having been told to
+    failed_since: float = transient(0.0)  # when the failed worker was placed, in seconds since the epoch
+    last_exit: Exit | None = transient(None)  # of the newest worker that ended by itself
     warnings: list[str] = transient(factory=list)  # for the command under way
 
-    # Its recoveries: when there were any, monotonic, by the workers' indexes or all of them; and the one under way.
+    # The times of its recoveries, monotonic, by the workers' indexes or "all"; and the one under way.
     recoveries: dict[str, list[float]] = persisted(factory=dict)
     recovering: dict[str, Any] = persisted(factory=dict)
 
     @property
     def name(self) -> str:
-        """The server's."""
+        """The name of the server."""
         return self.config.name
 
     @property
     def size(self) -> int:
-        """How many workers it is to have."""
+        """How many workers it should have."""
         return self.config.workers if self.overrides.workers is None else self.overrides.workers
 
     @property
     def may_overlap(self) -> bool:
-        """Whether two generations may run at once: neither what is wanted nor what runs may forbid it."""
+        """Whether two generations may run at once: neither the configuration nor a running worker forbids it."""
         return self.config.may_overlap and all(
             worker.config is self.config or worker.config.may_overlap for worker in self.workers.values()
         )
 
     @property
     def is_disabled(self) -> bool:
-        """Nothing may start it: so says a live change, or else its configuration."""
+        """Nothing may start it, by a live change or by its configuration."""
         return self.config.disabled if self.overrides.disabled is None else self.overrides.disabled
 
     @property
@@ -155,7 +153,7 @@ class Entry:
 
     @property
     def added(self) -> bool:
-        """It is not of the files."""
+        """It was added live, and is not in the files."""
         return self.source is not None
 
     @property
@@ -165,17 +163,17 @@ class Entry:
 
     @property
     def rests(self) -> bool:
-        """Nothing of it should run now."""
+        """No worker of it should run now."""
         return self.desired.rests
 
     @property
     def completed(self) -> bool:
-        """It ended by itself with 0, and is not to be started again."""
+        """It ended by itself with 0, and is not started again."""
         return self.desired is Desired.COMPLETED
 
     @property
     def failed(self) -> bool:
-        """It was given up."""
+        """It has failed, and is not retried."""
         return self.desired is Desired.FAILED
 
     @property
@@ -235,29 +233,29 @@ class Entry:
 
     @property
     def settled(self) -> bool:
-        """It is as it should be: complete, or asleep."""
+        """It has reached its desired state: complete, or asleep."""
         return self.complete or self.asleep
 
     @property
     def up(self) -> bool:
-        """It runs, or is to: what it depends on must not sleep."""
+        """It runs or should run: its dependencies must not sleep."""
         return bool(self.workers) or not (self.rests or (self.sleepy and not self.called and not self.needed))
 
     @property
     def state(self) -> str:
-        """What it does, in one word."""
+        """Its state in one word."""
         return self.view(may_start=True, may_stop=True).state.value
 
     @property
     def ready(self) -> bool:
         """It answers, and is not ko; a job has ended with 0."""
-        # Asked of every server, often: the view is for those of which it may be true.
+        # Called often, for every server: a view is made only where the answer may be true.
         may_be = self.completed or any(worker.phase is Phase.READY for worker in self.workers.values())
         return may_be and self.view(may_start=True, may_stop=True).ready
 
     @property
     def health(self) -> Status:
-        """How its ready workers are: all of them alike, or warn when they differ."""
+        """The health of its ready workers; warn when they differ."""
         ready = [worker for worker in self.workers.values() if worker.phase is Phase.READY]
         if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
@@ -265,7 +263,7 @@ class Entry:
 
     @property
     def at_rest(self) -> bool:
-        """Nothing of it runs, nothing accepts, and nothing is to."""
+        """No worker runs, nothing accepts, and none of that is wanted."""
         closed = self.listener is Listener.CLOSED and not (self.former or self.releasing)
         return self.rests and not self.workers and closed
 
@@ -285,7 +283,7 @@ class Entry:
 
     @property
     def pids(self) -> list[int]:
-        """The pids of its workers: of those that stay, or, when it ends, of those that leave."""
+        """The pids of its workers: of those that stay, or, when it stops, of those that leave."""
         staying = [worker for worker in self.workers.values() if worker.phase not in LEAVING]
         found = sorted(staying or self.workers.values(), key=lambda worker: (worker.generation, worker.index))
         return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
@@ -300,31 +298,38 @@ class Entry:
         return now - min(since) if since else 0.0
 
     def summary(self) -> tuple[object, ...]:
-        """What its neighbours in the dependency graph look at."""
+        """The properties that its neighbours in the dependency graph depend on."""
         return self.desired, self.ready, bool(self.workers), self.started, self.up, self.complete
 
     @property
     def started(self) -> bool:
-        """There is a process, ready or not."""
+        """It has a process, ready or not."""
         return any(worker.placement is not None for worker in self.workers.values())
 
     def next_generation(self) -> None:
-        """Let what is placed from now on be of a generation that there has never been."""
+        """Place further workers in a new generation."""
         self.newest += 1
         self.generation = self.newest
 
     def order_restart(self) -> None:
-        """Let another generation replace what runs."""
+        """Replace the running workers by a new generation."""
         self.next_generation()
         self.restarting = self.generation
 
+    def skip_leaving_generation(self) -> None:
+        """Place further workers in a new generation if one of this generation is leaving: it keeps its name."""
+        if any(
+            each.generation == self.generation and each.phase in LEAVING for each in self.workers.values()
+        ):
+            self.next_generation()
+
     def count_restart(self, worker: Worker) -> None:
-        """Count an ordered restart, whose first worker this may be that is ready."""
+        """Count a restart by command if this is its first ready worker."""
         if worker.generation == self.restarting:
             self.restarts, self.restarting = self.restarts + 1, 0
 
     def become(self, desired: Desired) -> None:
-        """Let this be wanted of it, and end a backoff. Raises ImpossibleChange."""
+        """Change the desired state, and end a backoff. Raises ImpossibleChange."""
         if desired not in FOLLOWS[self.desired]:
             raise ImpossibleChange(f"{self.name}: {self.desired} does not become {desired}")
         if desired is not Desired.REFUSING:

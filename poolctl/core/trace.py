@@ -1,4 +1,4 @@
-"""Each decision as a line of the log, for those who look for the reason of one: `POOLCTL_TRACE=decisions`."""
+"""Logs each decision with its reasons: `POOLCTL_TRACE=decisions`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Trace:
-    """What was decided of each server, and from what: its view, compared with that of the decision before."""
+    """Logs the actions for each server, and the facts that have changed since the previous decision."""
 
     def __init__(self) -> None:
         self._views: dict[str, View] = {}
@@ -41,7 +41,7 @@ class Trace:
         logger.info("decision: %s: %s => %s", name, changed or "nothing has changed", outcome)
 
     def forget(self, name: str) -> None:
-        """The server is gone."""
+        """Forget a server that has left."""
         self._views.pop(name, None)
 
 

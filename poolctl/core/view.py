@@ -1,4 +1,4 @@
-"""The facts about one server on which its next actions depend, and what they say of it. No clock, no I/O."""
+"""The facts about one server on which its next actions depend, and its state as derived from them. No clock, no I/O."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .desired import IN_BACKOFF, Desired
 
 
 class Phase(StrEnum):
-    """What a worker is doing."""
+    """The phase of a worker's life."""
 
     PLACING = "placing"  # asked for, no process yet
     STARTING = "starting"  # a process that has not answered
     READY = "ready"
     DRAINING = "draining"  # accepts nothing more, finishes what it has
-    STOPPING = "stopping"  # told to end
+    STOPPING = "stopping"  # ends within its time limit
 
 
 LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
 
 
 class Listener(StrEnum):
-    """What the server's listening sockets are doing."""
+    """The state of the server's listening sockets."""
 
     CLOSED = "closed"
     OPENING = "opening"
@@ -32,60 +32,60 @@ class Listener(StrEnum):
     CLOSING = "closing"
 
 
-# These two never change; frozen, they would take three times as long to make, and each event makes several.
+# Never changed after construction. Frozen, they would take three times as long to make, and each event makes several.
 
 
 @dataclass(slots=True)
 class WorkerView:
-    """One worker as the decision sees it."""
+    """The facts about one worker."""
 
     id: str
     generation: int
     index: int
     phase: Phase
-    out: bool = False  # told to be out of rotation
-    idle: bool = False  # ready, and without traffic for as long as its server wants it to be before it sleeps
+    out: bool = False  # taken out of rotation
+    idle: bool = False  # ready, and without traffic for its server's `scale.idle`
     stuck: bool = False  # its event loop does not answer
-    resting: bool = False  # ready, and it leaves the accepting to others
+    resting: bool = False  # ready, and it leaves accepting to others
     ko: bool = False  # its probes fail, or it is stuck
 
 
 @dataclass(slots=True)
 class View:
-    """Everything that the decision about one server depends on."""
+    """All facts that the decision about one server depends on."""
 
     desired: Desired
     generation: int  # the generation that should serve
     count: int = 1  # how many workers
     overlap: bool = True  # may two generations run at once
-    feasible: bool = True  # workers of the generation that should serve can be placed, as far as is known
-    checking: bool = False  # that is being found out
-    may_start: bool = True  # its dependencies are as far as they have to be
-    may_stop: bool = True  # nothing that depends on it still runs and has to go first
+    feasible: bool = True  # workers of the generation that should serve are known to start
+    checking: bool = False  # that is being checked
+    may_start: bool = True  # its dependencies fulfil their conditions
+    may_stop: bool = True  # no dependent has to stop before it
     may_open: bool = True  # no other server has its address
-    vacates: bool = False  # its listener has to be opened again, and its workers have to go before
-    abandoned: tuple[str, ...] = ()  # addresses that it had, and from which no worker accepts any more
+    vacates: bool = False  # its listener must be opened again, after its workers have ended
+    abandoned: tuple[str, ...] = ()  # its former addresses from which no worker accepts any more
     job: bool = False  # runs to its end once
     disabled: bool = False
-    out: bool = False  # out of rotation: it answers, and is to get no more traffic
+    out: bool = False  # out of rotation: it answers, but gets no more traffic
     sleepy: bool = False  # may be without a worker while there are no requests for it
     called: bool = False  # a request has come since it slept
-    needed: bool = False  # something that depends on it is up
+    needed: bool = False  # a dependent of it is up
     armed: bool = False  # its listener is watched for the first request
     listener: Listener = Listener.CLOSED
     workers: tuple[WorkerView, ...] = ()
 
     @property
     def staying(self) -> list[WorkerView]:
-        """The workers that have not been told to leave."""
+        """The workers that are not leaving."""
         return [worker for worker in self.workers if worker.phase not in LEAVING]
 
-    # A server that may sleep is, asleep, its listener and what watches it. It is woken by a request (`called`), or by
-    # what depends on it and is up (`needed`).
+    # A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
+    # that is up (`needed`).
 
     @property
     def asleep(self) -> bool:
-        """No worker is to be there: none is asked for, and none stays."""
+        """It should have no worker: none is started, and none stays."""
         return self.sleepy and not self.called and not self.needed and not self.staying
 
     @property
@@ -118,7 +118,7 @@ class View:
 
     @property
     def ready(self) -> bool:
-        """It has answered, serves, and is not ko; a job is ready when it has ended with 0."""
+        """It has answered, serves, and is not ko; a job is ready once it has ended with 0."""
         if self.state is not State.RUNNING:
             return self.job and self.desired is Desired.COMPLETED
         return any(worker.phase is Phase.READY and not worker.ko for worker in self.staying)

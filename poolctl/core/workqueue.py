@@ -1,4 +1,4 @@
-"""Which servers are to be decided on, in which order, and the work under way for them."""
+"""The queue of servers to decide on, and the tasks under way for them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ BATCH = 8
 
 
 class Workqueue:
-    """Entries that may have changed, each once, in the order in which they did.
+    """Entries that may have changed, each once, in the order of the changes.
 
-    Those of which an action has finished go before those of which nothing has begun: the first of a hundred servers are
-    being forked while the sockets of the last ones are opened.
+    Entries with a finished action go before those without: the first of a hundred servers are being forked while the
+    sockets of the last ones are opened.
     """
 
     def __init__(self) -> None:
-        self.commanded: set[str] = set()  # the names of servers that a command or a request was about
+        self.commanded: set[str] = set()  # the names of servers that a command or a request has selected
         self._changed: dict[str, Entry] = {}
         self._progressed: dict[str, Entry] = {}
         self._others: dict[str, Entry] = {}
@@ -31,7 +31,7 @@ class Workqueue:
         return bool(self._progressed or self._others)
 
     def feed(self, settle: Callable[[], None]) -> None:
-        """Call `settle` before the loop sleeps, whenever there is something to decide on."""
+        """Call `settle` before the loop sleeps, whenever an entry is queued."""
         self._settle = settle
 
     def touch(self, entry: Entry, *, progressed: bool = False) -> None:
@@ -47,7 +47,7 @@ class Workqueue:
         self.schedule()
 
     def note(self, entry: Entry) -> None:
-        """Something of the entry has changed on which no decision depends."""
+        """The entry has changed in a way that affects no decision."""
         self._changed[entry.name] = entry
 
     def take_changed(self) -> list[Entry]:
@@ -77,9 +77,9 @@ class Workqueue:
             self.add(entry)
 
     def batch(self) -> Iterator[Entry]:
-        """The entries to decide on before the loop turns; what is added meanwhile may be among them.
+        """The entries to decide on before the loop turns, including those added meanwhile.
 
-        The first is one of which nothing has finished, so that none is passed over for ever.
+        The first is one without a finished action, so that none starves.
         """
         for place in range(BATCH):
             if not self:
