@@ -174,7 +174,7 @@ def _is_stuck(worker: Worker) -> str:
 
 def _words(before: Status, after: Status) -> str:
     if after is Status.OK:
-        return "is well again"
+        return "is healthy again"
     if after is Status.WARN:
-        return "is getting better" if before is Status.KO else "not all of its workers are well"
-    return "none of its workers is well"
+        return "is recovering" if before is Status.KO else "some of its workers are unhealthy"
+    return "all of its workers are unhealthy"

@@ -189,7 +189,7 @@ def obstacles(added: ServerConfig, there: Iterable[ServerConfig]) -> tuple[int, 
     """Why the server cannot be added to those `there`, with the exit code; None when it can."""
     together = [*there, added]
     names = [(each.name, each.address) for each in together]
-    found = [finding for later, _, finding in conflicts(names) if later == len(together) - 1]
+    found = [finding for position, _, finding in conflicts(names) if position == len(together) - 1]
     if found:
         return CONFLICT, found
     found = [finding for server, finding in dependency_findings(together) if server is added]

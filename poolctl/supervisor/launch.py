@@ -93,7 +93,7 @@ def _open_files_needed(files: Sequence[str], env: Mapping[str, str]) -> str:
 def _launch(
     files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
 ) -> int:
-    # The supervisor, which parses the files, replaces a zygote from whose environment the wrong ones were left out.
+    # Guessed: the supervisor, which parses the files, replaces a zygote that lacks the wrong variables.
     without = sorted(variables_named_in(files) & env.keys())
     programs = _programs(files, pool_directory, env, without)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
@@ -137,7 +137,7 @@ def _launch(
 def _programs(
     files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, Companion]:
-    """What is needed in any case, and loads while the keeper does, by the name under which its link is kept."""
+    """The programs that every pool needs, loading while the keeper does; by the names of their links in its store."""
     interpreter = default_interpreter(os.path.dirname(files[0]), env)
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     zygote = bootstrap.command(interpreter, "worker", "zygote")
@@ -154,7 +154,7 @@ def _programs(
 
 
 def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
-    """Whether we are root, and others can change what it runs: it is started as its server's user, not known yet."""
+    """Whether root runs this and others can change the interpreter: it runs as its server's user, not known yet."""
     if os.geteuid() != 0:
         return False
     from poolctl.config import changed_by
@@ -172,7 +172,7 @@ def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
 
 
 def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what systemd said to this process alone, or to another one."""
+    """The environment without the variables of systemd that are for one process only."""
     watched = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     unsaid = _LISTEN if watched else (*_LISTEN, "WATCHDOG_USEC")
     return {name: value for name, value in env.items() if name not in (*unsaid, "WATCHDOG_PID")}
@@ -194,7 +194,7 @@ def listen(path: str) -> socket.socket:
 
 
 def listens(path: str) -> bool:
-    """Whether somebody listens on that socket."""
+    """Whether a process listens on that socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(5.0)
         try:

@@ -68,7 +68,7 @@ class Process(Protocol):
 
 
 class ManagedPool:
-    """The daemon: a core over a runner, with what answers, watches and records around it."""
+    """The daemon: a core over a runner, with verbs, health checks and observers around it."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class ManagedPool:
 
     @property
     def name(self) -> str:
-        """The pool's, by which it is found from anywhere."""
+        """The name of the pool, by which it is found from any directory."""
         return self._configuration.name
 
     @property
@@ -135,7 +135,7 @@ class ManagedPool:
         await self.runner.output.start()
         self.core.listeners.add(self._changed)
         for entry in self.core.entries.values():
-            # What was adopted may differ from the record, and the core may have reported it before this.
+            # Adopted workers may differ from the record, and the core may have reported that before this.
             self._changed(entry)
         await self._answer(listener, deferred)
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
@@ -209,7 +209,7 @@ class ManagedPool:
             await self._observers.addresses_tried()
             document["warnings"] = [*(document.get("warnings") or ()), *self._observers.problems]
         self._runtime_files.rename(self.name)
-        # A successor knows whatever a client was told. Where nothing has changed, nothing is written.
+        # A successor knows everything that a client has received. Nothing is written where nothing has changed.
         self._store.note_changed(*self.core.take_changed())
         self._save()
         return document
@@ -257,7 +257,7 @@ class ManagedPool:
         close_matcher()
 
     def terminate(self) -> None:
-        """Stop every server in order, then end (the keeper was told to terminate)."""
+        """Stop every server in order, then end: the keeper was asked to terminate."""
         if not self._terminated:
             self._terminated = True
             if self._service is not None:
@@ -289,7 +289,7 @@ class ManagedPool:
 
     async def _stop_all(self) -> None:
         if not self._configuration.problems:
-            cause = self.core.reason.removeprefix("was stopped: ") or "told to terminate"
+            cause = self.core.reason.removeprefix("was stopped: ") or "asked to terminate"
             # Without a reason of its own somebody asked for it.
             severity = "error" if self.core.reason else "info"
             self.events.record("pool", "stopping", cause=cause, severity=severity)

@@ -17,7 +17,7 @@ _USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyprojec
 
 @dataclass
 class ResolvedConfig:
-    """What the files define: the servers in their order and the pool's name, or every problem and no servers."""
+    """The result of reading the files: the servers in their order and the pool's name, or the problems."""
 
     name: str
     servers: list[ServerConfig] = field(default_factory=list)
@@ -28,9 +28,9 @@ class ResolvedConfig:
     tables: Tables = field(default_factory=Tables)
 
     def outside(self, names: Collection[str]) -> list[Document]:
-        """What is wrong with the files, users and programs that these servers name; blocks on the disk.
+        """The problems of the files, users and programs that these servers name; blocks on the disk.
 
-        What there is to warn of is found for all servers.
+        Warnings are found for all servers.
         """
         if self.config is None:
             return []
@@ -44,7 +44,7 @@ class ResolvedConfig:
 
 
 class ConfigResolver:
-    """Reads the files of one pool; `name` is the pool's where they name none."""
+    """Reads the files of one pool; `name` is used where they name none."""
 
     def __init__(self, files: Sequence[str], state_directory: str, name: str) -> None:
         self._files = list(files)
@@ -52,9 +52,9 @@ class ConfigResolver:
         self._name = name
 
     def resolve(self, env: Mapping[str, str], *, keep: Collection[str] | None = None) -> ResolvedConfig:
-        """What the files say, with `env` for `${VAR}`. Blocks on the disk.
+        """Read the files, with `env` for `${VAR}`. Blocks on the disk.
 
-        Ports are remembered for the servers of the files and those named in `keep`; with None for nobody more.
+        Ports stay reserved for the servers of the files, and for those that `keep` names.
         """
         try:
             config = load(self._files, env)
@@ -76,7 +76,7 @@ class ConfigResolver:
             return ResolvedConfig(self._name, problems=[error.to_dict()])
 
     def port(self, server: ServerConfig, port_range: tuple[int, int], avoid: Collection[int]) -> ServerConfig:
-        """The server on the port that was chosen for it, if it asks for one. Raises ServerError; blocks."""
+        """The server with its chosen port, if its address is `auto`. Raises ServerError; blocks."""
         if not server.address.auto:
             return server
         ledger = PortLedger(self._ledger, *port_range)

@@ -85,9 +85,9 @@ class Heartbeat:
                 if known is None or known.worker is not worker:
                     state = self._states[worker.id] = HeartbeatState(entry, worker)
                     # Spread, so that a thousand that became ready together are not always asked together.
-                    self._later(state, self._clock.monotonic() + interval * self._chance.random())
+                    self._schedule(state, self._clock.monotonic() + interval * self._chance.random())
 
-    def _later(self, state: HeartbeatState, when: float) -> None:
+    def _schedule(self, state: HeartbeatState, when: float) -> None:
         self._number += 1
         heappush(self._due, (when, self._number, state))
         if self._timer is None or when < self._timer_at:

@@ -48,7 +48,7 @@ class Case:
 
 
 class Recovers(Protocol):
-    """What heartbeats and memory limits report to."""
+    """Receives the problems that heartbeats and memory limits find."""
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         """A worker has a problem; the same one again has no effect."""

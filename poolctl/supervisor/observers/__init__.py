@@ -1,1 +1,1 @@
-"""What looks at a pool and decides nothing: events, figures, notifications, the dashboard."""
+"""Observers of a pool, which decide nothing: events, statistics, metrics, notifications, the dashboard."""

@@ -34,7 +34,7 @@ class _Seen:
 
 
 class StateObserver(Protocol):
-    """What is called for each change of a server's state."""
+    """Receives each change of a server's state."""
 
     def moved(self, entry: Entry, before: str, after: str) -> None:
         """The server went from one state to another."""

@@ -93,7 +93,7 @@ def _worker(found: LocalWorker) -> Worker:
         found.ready_at,
         idle=found.idle,
         resting=bool(found.resting),
-        # The previous supervisor told it to rest because its probes failed.
+        # The previous supervisor took it out of rotation because its probes failed.
         health=Status.KO if found.resting == "told" else Status.UNKNOWN,
     )
 

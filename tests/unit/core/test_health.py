@@ -118,8 +118,8 @@ def test_each_change_of_a_server_s_health_is_recorded_and_the_first_ok_is_none()
             assert it.recorded() == [
                 "ok warn: GET /: status 500",
                 "warn ko: GET /: status 500",
-                "ko warn: is getting better",
-                "warn ok: is well again",
+                "ko warn: is recovering",
+                "warn ok: is healthy again",
             ]
             assert it.events[0]["cause"] == "readiness probe"
             assert it.events[0]["worker"] == "web.1.0"
