@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from poolctl.web.app import Settings, make_app
+from poolctl.web.app import PageSettings, make_app
 from poolctl.web.web_server import WebServer
 from tests.ports import claim_port
 from tests.recorded_pool import RecordedPool
@@ -49,7 +49,7 @@ class Stage:
             self._socket.unlink(missing_ok=True)
 
     def begin(self) -> None:
-        settings = Settings(
+        settings = PageSettings(
             str(self._socket), str(self.logs), "0123456789ab", self.pool.name, TOKEN,
             tls=self.tls, ended_path=str(self.logs / "dashboard.ended"),
         )  # fmt: skip

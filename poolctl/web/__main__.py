@@ -15,7 +15,7 @@ from poolctl.logs.internal import InternalLog
 from poolctl.runners.link import Link
 from poolctl.runners.local.resources.process_watchdog import PING
 
-from .app import Settings, make_app
+from .app import PageSettings, make_app
 from .web_server import WebServer, keep_current
 
 LINK_FD = 3
@@ -42,7 +42,7 @@ class DashboardServer:
         if await self._begins():
             message, fds = self._messages.result()
             sockets = [socket.socket(fileno=fd) for fd in fds]
-            settings = Settings(**message["settings"])
+            settings = PageSettings(**message["settings"])
             log = InternalLog(os.path.join(message["directory"], "dashboard.log"))
             logging.basicConfig(handlers=[log], level=logging.WARNING)
             server = WebServer(make_app(settings, self._over), self._over, settings.tls)

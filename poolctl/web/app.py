@@ -33,7 +33,7 @@ Document = dict[str, Any]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class Settings(NamedTuple):
+class PageSettings(NamedTuple):
     """`key` and `name` are the pool's; `tls` holds the paths cert and key, and the password of the key.
 
     `ended_path` is the file of the ended sessions.
@@ -83,7 +83,7 @@ def _is_name(text: Any) -> bool:
     )
 
 
-def make_app(settings: Settings, over: asyncio.Event, clock: Clock | None = None) -> ASGIApp:
+def make_app(settings: PageSettings, over: asyncio.Event, clock: Clock | None = None) -> ASGIApp:
     """The ASGI application of a dashboard. It queries the supervisor at `settings.socket_path`.
 
     Its streams end when `over` is set.
@@ -102,7 +102,7 @@ def make_app(settings: Settings, over: asyncio.Event, clock: Clock | None = None
 
 class _Page:
     def __init__(
-        self, settings: Settings, hub: Hub, sessions: Sessions, attempts: Attempts, over: asyncio.Event
+        self, settings: PageSettings, hub: Hub, sessions: Sessions, attempts: Attempts, over: asyncio.Event
     ) -> None:
         self._settings = settings
         self._hub = hub

@@ -1,18 +1,15 @@
-"""The servers' history: changes of level during the last hour, and the figures of the last minutes."""
+"""The servers' levels, one word for each moment of a history bar, and their changes during the last hour."""
 
 from __future__ import annotations
 
 import bisect
-from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 SPAN_SECONDS = 3600.0
-SAMPLES = 60
 _MOST_CHANGES = 400
 
-Document = dict[str, Any]
 Changes = list[list[Any]]  # [seconds since 1970, level], oldest first
 
 OK, WARN, KO, BUSY, ASLEEP, OFF = "ok", "warn", "ko", "busy", "asleep", "off"
@@ -82,37 +79,6 @@ class Levels:
     def since(self, now: float) -> dict[str, Changes]:
         """The last hour's changes by server: the last one before it, and those within."""
         return {name: _recent(changes, now - SPAN_SECONDS) for name, changes in self._changes.items()}
-
-
-class Figures:
-    """The last samples of every server's figures, for charts: `{figure: [oldest … newest]}`."""
-
-    NAMES = ("requests_per_second", "latency_p99_seconds", "memory_bytes")
-
-    def __init__(self) -> None:
-        self._series: dict[str, dict[str, deque[Any]]] = {}
-
-    def note(self, name: str, figures: Mapping[str, Any]) -> None:
-        """Add a sample; the first one includes the supervisor's own history, if it has one."""
-        series = self._series.get(name)
-        if series is None:
-            before = figures.get("history") or {}
-            series = {each: deque(before.get(each) or (), maxlen=SAMPLES) for each in self.NAMES}
-            self._series[name] = series
-        for each in self.NAMES:
-            series[each].append(figures.get(each))
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Drop the history of removed servers."""
-        for name in names:
-            self._series.pop(name, None)
-
-    def all(self) -> dict[str, dict[str, list[Any]]]:
-        """The samples of every server."""
-        return {
-            name: {each: list(values) for each, values in series.items()}
-            for name, series in self._series.items()
-        }
 
 
 def _recent(changes: Changes, begin: float) -> Changes:

@@ -14,11 +14,10 @@ from poolctl.clock import Clock
 from poolctl.config import masked_text
 from poolctl.control.aio_client import answers, ask
 from poolctl.errors import ControlError
-from poolctl.exit_codes import USAGE
 from poolctl.logs.log_line import stamp
 from poolctl.monitor.describe import sentence, severity
 
-from .history import SPAN_SECONDS, Figures, Levels
+from .history import SPAN_SECONDS, Levels
 
 Document = dict[str, Any]
 
@@ -33,6 +32,7 @@ _MOST_WAITING = 200
 
 logger = logging.getLogger("poolctl.web")
 
+SERIES = ("requests_per_second", "latency_p99_seconds", "memory_bytes")
 FIGURES = (
     "requests_total",
     "requests_per_second",
@@ -49,14 +49,14 @@ FIGURES = (
 
 
 class PoolSnapshot:
-    """`items` by name in the order of the file; `latest` are the figures with their history, `shown` without it."""
+    """The servers, their figures, and series of figures for charts (oldest first), by name in the order of the file."""
 
     def __init__(self, about: Mapping[str, Any] | None = None) -> None:
         keys = ("name", "version", "python", "supervisor_pid", "files")
         self.about = {key: (about or {}).get(key) for key in keys}
         self.items: dict[str, Document] = {}
-        self.latest: dict[str, Document] = {}
-        self.shown: dict[str, Document] = {}
+        self.figures: dict[str, Document] = {}
+        self.series: dict[str, Document] = {}
 
     @property
     def order(self) -> list[str]:
@@ -66,19 +66,19 @@ class PoolSnapshot:
     def update(self, items: Iterable[Document]) -> tuple[list[Document], list[str], Document]:
         """The changed servers (uptime, which always changes, aside), the names removed, and the changed figures."""
         before, self.items = self.items, {}
-        latest, shown = {}, {}
+        known, self.figures, self.series = self.figures, {}, {}
         changed = []
         for item in items:
             name = item["name"]
             item["expose"] = masked_text(item.get("expose") or "") or None
             figures = item.pop("stats", None) or {}
             self.items[name] = item
-            latest[name] = figures
-            shown[name] = {key: figures[key] for key in FIGURES if key in figures}
+            history = figures.get("history") or {}
+            self.series[name] = {key: history.get(key) or [] for key in SERIES}
+            self.figures[name] = {key: figures[key] for key in FIGURES if key in figures}
             if _without_uptime(before.get(name)) != _without_uptime(item):
                 changed.append(item)
-        news = {name: each for name, each in shown.items() if each != self.shown.get(name)}
-        self.latest, self.shown = latest, shown
+        news = {name: each for name, each in self.figures.items() if each != known.get(name)}
         return changed, [name for name in before if name not in self.items], news
 
 
@@ -98,7 +98,7 @@ class Hub:
 
     def _forget(self) -> None:
         self._snapshot = PoolSnapshot()
-        self._levels, self._figures = Levels(), Figures()
+        self._levels = Levels()
         self._events: deque[Document] = deque(maxlen=_MOST_EVENTS)
         self._gone: str | None = "has not answered yet"
         self._last = 0  # the number of the newest known event
@@ -165,7 +165,7 @@ class Hub:
     async def _look_once(self) -> None:
         if self._gone is not None:
             about = await self.ask("ping", [], {})
-            result = await self._stats()
+            result = await self.ask("stats", [], {})
             await self._remember()
             self._snapshot = PoolSnapshot(about)
             self._apply(result)
@@ -173,27 +173,18 @@ class Hub:
             self._spread(self._everything())
             self._again.set()
             return
-        changed, removed, figures = self._apply(await self._stats())
+        changed, removed, figures = self._apply(await self.ask("stats", [], {}))
         if changed or removed:
             document = {"items": changed, "removed": removed, "order": self._snapshot.order}
             self._tell("changed", {**document, "levels": self._levels_of(changed)})
         self._tell("stats", {"now": self._clock.time(), "servers": figures})
-
-    async def _stats(self) -> Document:
-        result = await self.ask("stats", [], {})
-        if result["exit_code"] == USAGE:  # a supervisor of an older version
-            result = await self.ask("list", [], {})
-        return result
 
     def _apply(self, result: Document) -> tuple[list[Document], list[str], Document]:
         changed, removed, figures = self._snapshot.update(result["items"])
         now = self._clock.time()
         for item in changed:
             self._levels.note(item, now)
-        for name, each in self._snapshot.latest.items():
-            self._figures.note(name, each)
         self._levels.forget(removed)
-        self._figures.forget(removed)
         return changed, removed, figures
 
     def _levels_of(self, items: list[Document]) -> Document:
@@ -208,8 +199,8 @@ class Hub:
             "interval_seconds": INTERVAL_SECONDS,
             "span_seconds": SPAN_SECONDS,
             "items": list(self._snapshot.items.values()),
-            "figures": self._snapshot.shown,
-            "series": self._figures.all(),
+            "figures": self._snapshot.figures,
+            "series": self._snapshot.series,
             "levels": self._levels.since(now),
             "events": list(self._events),
         }

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_KEPT = 120
-_SERIES = ("requests_per_second", "latency_p99_seconds", "memory_bytes")
 # States that need attention come first.
 _STATES = (
     "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "stopped", "disabled",
@@ -42,7 +39,6 @@ class ServerBoard:
 
     def __init__(self, *, sort: str = "file") -> None:
         self.rows: dict[str, ServerRow] = {}  # in the order of the file
-        self.measured = False  # whether there are any statistics
         self.shown: list[ServerRow] = []
         self.height = 1
         self.top = 0
@@ -76,7 +72,6 @@ class ServerBoard:
             row.at = at
             row.update(item)
         self.rows = rows
-        self.measured = any(row.stats for row in rows.values())
         self._arrange()
 
     def move(self, rows: int) -> None:
@@ -146,17 +141,9 @@ class ServerRow:
         return float(value) if isinstance(value, (int, float)) else None
 
     def update(self, item: dict[str, Any]) -> None:
-        """Take the newest item; the supervisor's own history if it keeps one, else what has been seen here."""
+        """Take the newest item."""
         self.item, self.stats = item, item.get("stats") or {}
-        given = self.stats.get("history") or {}
-        for key in _SERIES:
-            if isinstance(given.get(key), list):
-                self.history[key] = given[key]
-            else:
-                seen = self.history.setdefault(key, deque(maxlen=_KEPT))
-                if not isinstance(seen, deque):
-                    seen = self.history[key] = deque(seen, maxlen=_KEPT)
-                seen.append(self.number(key))
+        self.history = self.stats.get("history") or {}
 
 
 def matching(rows: Iterable[ServerRow], words: str) -> list[ServerRow]:

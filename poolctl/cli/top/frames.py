@@ -20,12 +20,9 @@ _NARROW = 100
 
 
 def head_lines(board: ServerBoard, pool: str, width: int) -> list[Text]:
-    """One line of the servers' states, and one of their figures if there are any."""
+    """One line of the servers' states, and one of their figures."""
     rows = list(board.rows.values())
-    lines = [_states(rows, pool, width)]
-    if board.measured:
-        lines.append(_totals(rows, width))
-    return lines
+    return [_states(rows, pool, width), _totals(rows, width)]
 
 
 def _states(rows: Sequence[ServerRow], pool: str, width: int) -> Text:

@@ -13,35 +13,26 @@ from poolctl.cli.log_lines import log_paths
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
-from poolctl.exit_codes import USAGE
 
 Result = dict[str, Any]
 
 
 class StatsSource:
-    """The servers' states and statistics, or only the states from a supervisor without statistics."""
+    """The servers' states and statistics."""
 
     def __init__(self, ref: PoolRef, selector: Mapping[str, Any]) -> None:
         self.client = Client(ref.socket)
         self._ref = ref
         self._selector = selector
-        self._verb = "stats"
 
     def read(self) -> Result:
         """The newest result. Raises ControlError."""
-        result = self._call()
-        if self._verb == "stats" and result.get("exit_code") == USAGE:
-            self._verb = "list"
-            result = self._call()
-        return result
+        return self.client.call("stats", {"selector": dict(self._selector), "options": {}})
 
     def log_path(self, name: str) -> str:
         """The path of the server's log. Raises ControlError."""
         found = self.client.call("show", {"selector": {"targets": [name]}}).get("items") or [{"name": name}]
         return log_paths(found, self._ref)[name]
-
-    def _call(self) -> Result:
-        return self.client.call(self._verb, {"selector": dict(self._selector), "options": {}})
 
 
 class BackgroundRequests:

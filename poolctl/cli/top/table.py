@@ -203,15 +203,14 @@ COLUMNS = (
 )
 
 
-def place(width: int, names: int, *, measured: bool) -> list[Placed]:
+def place(width: int, names: int) -> list[Placed]:
     """The columns for a screen so wide, on which the longest name takes `names` cells."""
     longest = min(max(names, _SHORTEST_NAME), _LONGEST_NAME)
     name = min(longest, max(_SHORTEST_NAME, width // 4))
-    offered = [column for column in COLUMNS if measured or column.kind == "text"]
-    widths = {column: column.width for column in offered}
+    widths = {column: column.width for column in COLUMNS}
     taken: set[Column] = set()
     left = width - name
-    for column in sorted(offered, key=lambda each: each.priority):
+    for column in sorted(COLUMNS, key=lambda each: each.priority):
         needed = column.width + GAP if column.width else 0
         if needed <= left:
             taken.add(column)
@@ -219,17 +218,17 @@ def place(width: int, names: int, *, measured: bool) -> list[Placed]:
     more = min(left, longest - name)
     widths[COLUMNS[0]] = name + more
     left -= more
-    charts = [column for column in offered if column in taken and column.kind == "chart"]
+    charts = [column for column in COLUMNS if column in taken and column.kind == "chart"]
     for column in charts:
         widths[column] += min(left // len(charts), LONGEST_CHART - column.width)
-    return [Placed(column, widths[column]) for column in offered if column in taken]
+    return [Placed(column, widths[column]) for column in COLUMNS if column in taken]
 
 
 def table_lines(board: ServerBoard, width: int, *, cursor: bool = True, all_rows: bool = False) -> list[Text]:
     """The head and the visible rows; with `cursor` the selected one stands out."""
     rows = board.shown if all_rows else board.visible
     longest = max((cell_len(name) for name in board.rows), default=0)
-    columns = place(width, longest, measured=board.measured)
+    columns = place(width, longest)
     selected = board.selected if cursor else None
     return [_head(columns, board), *(_line(columns, row, row is selected, width) for row in rows)]
 

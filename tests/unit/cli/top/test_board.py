@@ -99,15 +99,6 @@ def test_no_sequence_of_keys_loses_the_selection(steps: list[tuple[str, Any]]) -
         assert len(board.visible) == min(board.height, len(board.shown))
 
 
-def test_without_a_history_what_was_seen_is_the_history() -> None:
-    board = board_of(measured("a", requests_per_second=1.0))
-    board.update([measured("a", requests_per_second=3.0)])
-    (row,) = board.rows.values()
-    assert list(row.history["requests_per_second"]) == [1.0, 3.0]
-    board.update([measured("a", history={"requests_per_second": [5, 6]})])
-    assert row.history["requests_per_second"] == [5, 6]
-
-
 @pytest.mark.parametrize("sort", SORTS)
 def test_every_order_has_every_server(sort: str) -> None:
     items = [item("a"), measured("b", cpu_percent=1), item("c", uptime_seconds=None, health=None)]

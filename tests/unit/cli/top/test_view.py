@@ -90,12 +90,6 @@ def test_a_server_without_a_process_uses_nothing_and_one_with_one_next_to_nothin
     assert "0%" in awake
 
 
-def test_without_figures_their_columns_are_not_there() -> None:
-    text = "\n".join(line.plain for line in frame(board_of(3, measured=False), (80, 24)))
-    assert "REQ/S" not in text
-    assert "● running" in text
-
-
 def test_what_is_wrong_stands_above_and_a_question_below() -> None:
     lines = frame(board_of(1, measured=True), (80, 24), trouble="no supervisor", notice=Notice("Stop web?"))
     assert lines[1].plain == " ! no supervisor"
