@@ -110,15 +110,18 @@ def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
 
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     """The servers as they are: stopped, or still served by workers without a supervisor."""
+    from poolctl.keeper import desired_state_file
     from poolctl.runners.survivors import are_there
 
     if not are_there(ref.directory):
         return [item(server) for server in servers]
     found = find_survivors(ref)
+    records = desired_state_file.read(ref.directory).get("servers") or {}
     items = []
     for server in servers:
         its = [each for each in found if each.said["server"] == server.name and _runs_as(each, server)]
-        items.append(_running(server, its) if its else item(server))
+        restarts = records.get(server.name, {}).get("restarts", 0)
+        items.append(_running(server, its, restarts) if its else item(server))
     for survivor in found:
         survivor.close()
     return items
@@ -170,7 +173,7 @@ def _runs_as(survivor: Survivor, server: ServerConfig) -> bool:
         return False
 
 
-def _running(server: ServerConfig, its: list[Survivor]) -> Item:
+def _running(server: ServerConfig, its: list[Survivor], restarts: int) -> Item:
     ready = [each.said.get("ready_at") for each in its if not server.job]
     since = [float(at) for at in ready if at is not None]
     return item(
@@ -180,6 +183,7 @@ def _running(server: ServerConfig, its: list[Survivor]) -> Item:
         health="ok" if since else "unknown",
         pids=sorted(each.pid for each in its),
         uptime_seconds=time.monotonic() - min(since) if since else 0.0,
+        restarts=restarts,
     )
 
 

@@ -32,6 +32,7 @@ def kill_both(pool: RealPool, until: Any, first: str = "keeper") -> None:
 def test_the_next_start_takes_over_what_serves(pool: RealPool, until: Any) -> None:
     ports = pool.write_hello("a", "b", "c", extra="workers = 2")
     pool.ok("start", "a", "b")
+    pool.ok("restart", "a")
     before = pool.items()
     with asked_all_the_time(ports["a"]) as failures, asked_all_the_time(ports["b"]) as others:
         kill_both(pool, until)
@@ -42,6 +43,7 @@ def test_the_next_start_takes_over_what_serves(pool: RealPool, until: Any) -> No
             "b": "running",
             "c": "stopped",
         }
+        assert {name: item["restarts"] for name, item in seen.items()} == {"a": 1, "b": 0, "c": 0}
         assert pool.run("status").code == 3
         pool.ok("start")
         after = pool.items()
@@ -49,6 +51,7 @@ def test_the_next_start_takes_over_what_serves(pool: RealPool, until: Any) -> No
             name: set(item["pids"]) for name, item in before.items() if name != "c"
         }
         assert after["a"]["uptime_seconds"] > before["a"]["uptime_seconds"]
+        assert after["a"]["restarts"] == 1
         assert after["c"]["ready"]
         pool.ok("restart", "a")
     assert failures == others == []
