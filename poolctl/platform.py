@@ -21,6 +21,8 @@ _SPLICE_F_NONBLOCK = 2
 # Most files that are read whole are smaller, and a new fork pays for each page of a buffer.
 _READ_BYTES = 8 * 1024
 _READ_MORE_BYTES = 1 << 20
+_LAST_BYTES = 4096
+_LINE_CHARACTERS = 200
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 _libc: Any = None  # loaded by the first call that needs it
@@ -109,6 +111,14 @@ def bounded_file(name: str, size_bytes: int) -> int:
     os.ftruncate(fd, size_bytes)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
     return fd
+
+
+def last_line(fd: int) -> str:
+    """The last line that was written to such a file, cut to fit into a message."""
+    size = os.lseek(fd, 0, os.SEEK_CUR)
+    text = os.pread(fd, _LAST_BYTES, max(0, size - _LAST_BYTES)).rstrip(b"\0")
+    lines = text.decode(errors="replace").split("\n")
+    return next((line.strip()[:_LINE_CHARACTERS] for line in reversed(lines) if line.strip()), "")
 
 
 def read_file(fd: int) -> bytes:

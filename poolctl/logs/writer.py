@@ -21,7 +21,7 @@ The logger sends these reports:
 - `error` with `message`: an order that could not be carried out.
 
 When descriptor 3 ends, no supervisor or keeper is left to start another logger; this one continues until every pipe
-has ended or a new pool takes the pipes over (see pipe_handover). It can be killed at any time without losing output:
+has ended or a new pool takes the pipes over (see PipeHandover). It can be killed at any time without losing output:
 bytes not stored yet are still in the pipes, whose read ends the keeper holds as well.
 """
 

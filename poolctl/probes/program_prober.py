@@ -10,13 +10,12 @@ import subprocess
 
 from poolctl.config import ServerConfig, masked_text
 from poolctl.errors import ServerError
-from poolctl.platform import bounded_file
+from poolctl.platform import bounded_file, last_line
 from poolctl.runners import withheld
 from poolctl.runners.spec import environment, user_ids
 
 from .probe_connection import OnResult
 
-_MAX_MESSAGE_BYTES = 4096
 # The output stays in memory until the program ends.
 _MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
@@ -84,10 +83,7 @@ class ProgramProber:
         status = self._process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # what it left behind
-        output = _last_line(
-            os.pread(self._output, _MAX_MESSAGE_BYTES, _start_of_last(self._output)).rstrip(b"\0")
-        )
-        self._finish("" if not status else _problem(self._argv[0], status, output))
+        self._finish("" if not status else _problem(self._argv[0], status, last_line(self._output)))
 
     def _finish(self, problem: str) -> None:
         if self._watched >= 0:
@@ -103,15 +99,6 @@ class ProgramProber:
 def _problem(program: str, status: int, output: str) -> str:
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
     return f"{program}: {how}{f': {masked_text(output)}' if output else ''}"
-
-
-def _start_of_last(fd: int) -> int:
-    return max(0, os.lseek(fd, 0, os.SEEK_CUR) - _MAX_MESSAGE_BYTES)
-
-
-def _last_line(output: bytes) -> str:
-    lines = output.decode(errors="replace").split("\n")
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
 
 
 def _groups(server: ServerConfig, gid: int) -> list[int]:

@@ -18,7 +18,7 @@ from poolctl import __version__
 from poolctl.http.exchange import exchange
 from poolctl.http.head import BadMessage
 from poolctl.http.response_reader import ResponseHead
-from poolctl.platform import bounded_file
+from poolctl.platform import bounded_file, last_line
 from poolctl.runners import withheld
 
 from .message import Message, PoolFacts, document, post
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from poolctl.config import Notify
 
 _MAX_READ_BYTES = 64 * 1024
-_MAX_LINE_CHARACTERS = 200
 _MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
 
@@ -169,7 +168,7 @@ class Sender:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         if process.returncode:
-            why = _last_line(output)
+            why = last_line(output)
             raise Unsent(f"{argv[0]} {_ended(process.returncode)}{f': {why}' if why else ''}")
 
 
@@ -200,11 +199,3 @@ def _reason(error: Exception) -> str:
 
 def _ended(returncode: int) -> str:
     return f"exited with status {returncode}" if returncode > 0 else f"was killed by signal {-returncode}"
-
-
-def _last_line(fd: int) -> str:
-    """The last line of the file, cut to fit into an event."""
-    size = os.lseek(fd, 0, os.SEEK_CUR)
-    text = os.pread(fd, _MAX_READ_BYTES, max(0, size - _MAX_READ_BYTES)).rstrip(b"\0")
-    lines = text.decode(errors="replace").split("\n")
-    return next((line.strip()[:_MAX_LINE_CHARACTERS] for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,13 @@
+"""Settings for the tests of listeners."""
+
+from __future__ import annotations
+
+import pytest
+
+from poolctl.listeners import holder
+
+
+@pytest.fixture(autouse=True)
+def patient_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the search of all processes takes longer than a user should wait."""
+    monkeypatch.setattr(holder, "MOST_SECONDS", 60.0)
