@@ -1,7 +1,7 @@
 """A pool's configuration: files become servers, or a list of problems. These are the names for other packages.
 
-Four rooms: `model` (keys, ranges, rules), `files` (text into tables with places), `checks` (what the servers refer
-to outside), `edit` (changes written back).
+Four rooms: `model` (keys, ranges, rules), `files` (text into tables with places), `checks` (files, users and programs
+that the servers refer to), `edit` (changes written back).
 """
 
 from __future__ import annotations

@@ -206,10 +206,10 @@ class _Loader:
         """Report servers that are in the way of others, or wait for each other; their indexes."""
         entries = self.assembly.entries
         excluded: set[int] = set()
-        for later, earlier, finding in conflicts(self.addresses):
-            other = self.origins.place(entries[earlier], finding.path)
-            self._report(entries[later], finding._replace(message=f"{finding.message}, {other}"))
-            excluded.add(later)
+        for second, first, finding in conflicts(self.addresses):
+            other = self.origins.place(entries[first], finding.path)
+            self._report(entries[second], finding._replace(message=f"{finding.message}, {other}"))
+            excluded.add(second)
         # Of two with one name, the first: the other one cannot be meant.
         indexes = {each.name: index for index, each in reversed(list(enumerate(self.servers))) if each}
         servers = [each for index, each in enumerate(self.servers) if each and indexes[each.name] == index]

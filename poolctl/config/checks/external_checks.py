@@ -1,4 +1,4 @@
-"""What servers and tables refer to outside their files: files, directories, programs, users, certificates, apps."""
+"""Checks of what servers and tables refer to: files, directories, programs, users, certificates, apps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JOURNAL_PATH = ("events", "path")
 
 
 class ExternalChecks:
-    """Collects `(server, finding)` pairs. What many servers share is looked at once.
+    """Collects `(server, finding)` pairs. A path that many servers share is looked at once.
 
     Apps are imported without the variables `withheld`.
     """
@@ -61,7 +61,7 @@ class ExternalChecks:
         known = len(self.problems)
         for server in servers:
             self._server(server)
-        # Nothing of it keeps a server from running, but the loss of its log is not to come as a surprise.
+        # Every server still runs, but the loss of its log should not come as a surprise.
         self.warnings += [each for each in self.problems[known:] if each[1].path == _LOG_PATH]
         del self.problems[known:]
 
@@ -204,7 +204,7 @@ def _certificates(tls: TLSConfig, env: Mapping[str, str], now: datetime) -> tupl
 
 
 def check_tables(tables: Tables, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
-    """Problems and warnings of the tables beside the servers; paths begin with the table. Blocks on the disk."""
+    """Problems and warnings of the tables besides the servers; paths begin with the table. Blocks on the disk."""
     problems, warnings = _dashboard(tables.dashboard, env) if tables.dashboard else ([], [])
     if tables.events and tables.events.path:
         problems += unwritable(JOURNAL_PATH, tables.events.path)
@@ -237,7 +237,7 @@ def _token(page: Dashboard, env: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _unknown_secrets(tables: Tables, env: Mapping[str, str]) -> Iterator[Finding]:
-    """What keeps a message from being sent: a variable that is not set here, a file that cannot be read."""
+    """Reasons why no notification could be sent: a variable that is not set here, a file that cannot be read."""
     for index, notify in enumerate(tables.notify):
         for key in ("url_env", "token_env"):
             name = getattr(notify, key)

@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def import_app(job: dict[str, Any]) -> dict[str, Any]:
-    """What is wrong with the app, if it can be imported at all."""
+    """The problem of an app that can be imported; {} for none."""
     import importlib
 
     if job["user"]:

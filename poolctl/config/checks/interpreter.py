@@ -79,7 +79,7 @@ def ids_of(user: str) -> tuple[int, int]:
 
 
 def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
-    """The first path that others than root and this user may change, "" for none; what is not there is no path.
+    """The first path that others than root and this user may change, "" for none; missing paths do not count.
 
     Looked at are the interpreter, its library, the directories on its path and what lies directly in them. Reads a few
     hundred entries: 2 ms.

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
     from poolctl.config.model.server_keys import ServerKeys
 
-# Kept free by the supervisor so that commands are answered whatever else has used up its descriptors.
+# Kept free by the supervisor so that commands are answered even when all other descriptors are used up.
 OPEN_FILES_RESERVE = 16
 # An idle pool: its helpers, journal, log and clients.
 OPEN_FILES_OF_POOL = 48 + OPEN_FILES_RESERVE

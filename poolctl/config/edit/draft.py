@@ -1,6 +1,6 @@
-"""Changing the files of a pool: in memory, checked, then written; what a change is not about stays as it is.
+"""Changing the files of a pool: in memory, checked, then written; all other text stays as it is.
 
-Every change is made in the file that defines what it is about.
+Every change is made in the file that defines the key or server.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Draft:
         return (homes or self.documents)[-1]
 
     def again(self) -> Draft:
-        """The same changes of the files as they are by now. Raises KeyError for a server that is there no more."""
+        """The same changes, to the files as they are now. Raises KeyError for a server that is gone."""
         draft = Draft(self.files, self.env)
         draft.written = self.written
         for verb, arguments in self._asked:
@@ -128,7 +128,7 @@ class Draft:
         return masked_file("".join(lines))
 
     def write(self) -> list[str]:
-        """Write what has changed; the paths. FileChanged for a file that is not as it was read."""
+        """Write the changed files; their paths. FileChanged for a file that is not as it was read."""
         texts = self.texts()
         for document in self.documents:
             if document.path in texts:

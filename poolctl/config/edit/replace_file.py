@@ -1,4 +1,4 @@
-"""Putting a new text in a file's place: whole or not at all, and not over what somebody else has written meanwhile."""
+"""Replacing the text of a file: whole or not at all, and never over changes that another process has made meanwhile."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ MARK = b"\xef\xbb\xbf"
 
 
 class FileChanged(Exception):
-    """The file is not what was read."""
+    """The file has changed since it was read."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"{path} has been changed by somebody else meanwhile")
+        super().__init__(f"{path} has been changed by another process meanwhile")
         self.path = path
 
 
 def replace(path: str, before: str, after: str) -> None:
     """Make `after` the text of the file whose text was `before`; mode, owner and byte order mark stay.
 
-    A symbolic link stays one: what it leads to is replaced. Blocks until the disk has it. Raises FileChanged, and
-    OSError for what the system refuses.
+    A symbolic link stays one: its target is replaced. Blocks until the disk has it. Raises FileChanged, and
+    OSError where the system refuses.
     """
     target = os.path.realpath(path)
     held = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # Two of these take turns; the second then sees that it is late. Not every file system has locks.
+        # Two replacements take turns; the second one then finds the file changed. Not every file system has locks.
         with contextlib.suppress(OSError):
             fcntl.flock(held, fcntl.LOCK_EX)
         status = os.fstat(held)
@@ -61,7 +61,7 @@ def _take_over(descriptor: int, status: os.stat_result, target: str) -> None:
     if (mine.st_uid, mine.st_gid) != (status.st_uid, status.st_gid):
         os.fchown(descriptor, status.st_uid, status.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-    # Access lists and labels, where the file system has them and we may.
+    # Access lists and labels, where the file system has them and allows it.
     for attribute in _attributes(target):
         with contextlib.suppress(OSError):
             os.setxattr(descriptor, attribute, os.getxattr(target, attribute))
@@ -75,7 +75,7 @@ def _attributes(target: str) -> list[str]:
 
 
 def _same(target: str, held: int, before: str) -> bool:
-    """Whether the file of that name is still the one that is held, and says what it said."""
+    """Whether the file of that name is still the one that is held, with the text that was read."""
     try:
         return os.path.samestat(os.stat(target), os.fstat(held)) and read_text(target) == before
     except (OSError, Problem):

@@ -33,7 +33,7 @@ def key_text(key: str) -> str:
 
 
 def table_text(head: str, table: Mapping[str, Any]) -> str:
-    """A table under its head (`[pool]`, `[[server]]`), what is not set left out."""
+    """A table under its head (`[pool]`, `[[server]]`), unset keys left out."""
     lines = [head, *(f"{key_text(k)} = {value_text(v)}" for k, v in table.items() if v is not None)]
     return "\n".join(lines) + "\n"
 

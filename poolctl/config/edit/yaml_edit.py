@@ -87,7 +87,7 @@ def _dumped(text: str, layout: tuple[int, int, int], act: Callable[[Any], None] 
 
 
 def _element(table: dict[str, Any]) -> str:
-    """A table as an element of a list: one key a line, what is within it in brackets."""
+    """A table as an element of a list: one key a line, inner tables and lists in brackets."""
     stream = io.StringIO()
     _writer().dump([CommentedMap((_text(key), _value(value)) for key, value in table.items())], stream)
     return stream.getvalue()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from poolctl.config.files.document import Document
@@ -54,70 +54,64 @@ class Assembly:
         if "${" in document.text or "\\" in document.text:
             data = interpolate(data, self.env, findings)
         if isinstance(data, list):
-            self._servers(document, data, (), findings)
+            findings += self._servers(document, data, ())
         elif isinstance(data, dict):
-            self._tables(document, data, findings)
+            for key, value in data.items():
+                findings += self._table(document, key, value)
         else:
             message = f"the file holds {shown(data)}, not tables"
             findings.append(Finding((), message, "write [[server]] tables, or a list of servers"))
-        self.told(document, findings)
+        self._report(document, findings)
 
-    def told(
+    def _report(
         self, document: Document, findings: list[Finding], path: Path = (), entry: ServerTable | None = None
     ) -> None:
-        """Note findings at their places in a file."""
         for finding in findings:
             self.problems.append(located(finding, document.place((*path, *finding.path)), entry))
 
-    def _tables(self, document: Document, data: dict[str, Any], findings: list[Finding]) -> None:
-        for key, value in data.items():
-            if key in NOT_IMPLEMENTED:
-                what = f"{NOT_IMPLEMENTED[key]} is not available in this version of poolctl"
-                hint = "remove it, or install a version that has it"
-                findings.append(Finding((key,), what, hint))
-            elif key not in KNOWN:
-                near = nearest(str(key), (*KNOWN, *NOT_IMPLEMENTED))
-                hint = f"did you mean {near!r}?" if near else "a file has 'pool', 'defaults' and 'server'"
-                findings.append(
-                    Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(KNOWN))
+    def _table(self, document: Document, key: str, value: Any) -> Iterator[Finding]:
+        """Take over one key of a file."""
+        if key in NOT_IMPLEMENTED:
+            message = f"{NOT_IMPLEMENTED[key]} is not available in this version of poolctl"
+            yield Finding((key,), message, "remove it, or install a version that has it")
+        elif key not in KNOWN:
+            near = nearest(str(key), (*KNOWN, *NOT_IMPLEMENTED))
+            hint = f"did you mean {near!r}?" if near else "a file has 'pool', 'defaults' and 'server'"
+            yield Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(KNOWN))
+        elif key in ("server", "notify"):
+            if not isinstance(value, list) or (
+                key == "notify" and not all(isinstance(v, dict) for v in value)
+            ):
+                of_tables = " of tables" if key == "notify" else ""
+                hint = (
+                    f"write [[{key}]], with two brackets"
+                    if document.kind == "toml"
+                    else f"write a list{of_tables}"
                 )
+                yield Finding((key,), f"{key!r} is {shown(value)}, not a list of tables", hint)
             elif key == "server":
-                if isinstance(value, list):
-                    self._servers(document, value, ("server",), findings)
-                else:
-                    hint = (
-                        "write [[server]], with two brackets" if document.kind == "toml" else "write a list"
-                    )
-                    findings.append(
-                        Finding((key,), f"'server' is {shown(value)}, not a list of tables", hint)
-                    )
-            elif key == "notify":
-                self._notify(document, value, findings)
-            elif not isinstance(value, dict):
-                findings.append(Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]"))
-            elif key in TABLE_NAMES:
-                from poolctl.config.model.table_rules import with_absolute_paths
-
-                table = with_absolute_paths(key, value, document.base_dir)
-                self.tables[key] = merged(self.tables.get(key, {}), table)
-            elif key == "defaults":
-                self._defaults(document, value)
+                yield from self._servers(document, value, ("server",))
             else:
-                self.settings = merged(self.settings, value)
+                yield from self._notify(document, value)
+        elif not isinstance(value, dict):
+            yield Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]")
+        elif key in TABLE_NAMES:
+            from poolctl.config.model.table_rules import with_absolute_paths
 
-    def _notify(self, document: Document, value: Any, findings: list[Finding]) -> None:
+            table = with_absolute_paths(key, value, document.base_dir)
+            self.tables[key] = merged(self.tables.get(key, {}), table)
+        elif key == "defaults":
+            self._defaults(document, value)
+        else:
+            self.settings = merged(self.settings, value)
+
+    def _notify(self, document: Document, tables: list[dict[str, Any]]) -> Iterator[Finding]:
         from poolctl.config.model.table_rules import with_absolute_paths
 
-        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            hint = (
-                "write [[notify]], with two brackets" if document.kind == "toml" else "write a list of tables"
-            )
-            findings.append(Finding(("notify",), f"'notify' is {shown(value)}, not a list of tables", hint))
-            return
-        found = [with_absolute_paths("notify", each, document.base_dir) for each in value]
+        found = [with_absolute_paths("notify", each, document.base_dir) for each in tables]
         for index, table in enumerate(found):
             if "written" in table:
-                findings.append(Finding(("notify", index, "written"), "unknown key 'written'", "take it out"))
+                yield Finding(("notify", index, "written"), "unknown key 'written'", "take it out")
             written = document.data["notify"][index].get("url")
             if isinstance(written, str) and "${" in written:
                 table["written"] = written
@@ -130,44 +124,36 @@ class Assembly:
         if "name" in table:
             findings.append(Finding(("name",), "a name cannot be a default", "take it out: names are unique"))
             del table["name"]
-        self.told(document, findings, ("defaults",))
+        self._report(document, findings, ("defaults",))
         self.defaults = merged(self.defaults, table)
 
-    def _servers(self, document: Document, values: list[Any], at: Path, findings: list[Finding]) -> None:
-        here: dict[str, Path] = {}
+    def _servers(self, document: Document, values: list[Any], at: Path) -> Iterator[Finding]:
+        here: set[str] = set()
         for index, value in enumerate(values):
             path = (*at, index)
             if not isinstance(value, dict):
-                findings.append(
-                    Finding(path, f"a server is a table, and this is {shown(value)}", "write name = …")
-                )
+                yield Finding(path, f"a server is a table, and this is {shown(value)}", "write name = …")
                 continue
             own: list[Finding] = []
             table = normalise(value, document.base_dir, own)
             refuse_internal(table, own)
             name = table.get("name")
-            entry = self._entry(document, table, path, name if isinstance(name, str) else "", here)
+            name = name if isinstance(name, str) else ""
+            entry = self._by_name.get(name) if name else None
+            if entry is not None and name not in here:
+                entry.override(table, document, path)
+            else:  # a new one, or a second one of its name in this file, which is a problem
+                entry = ServerTable(name, table, document, path)
+                self.entries.append(entry)
+                if name:
+                    self._by_name.setdefault(name, entry)
+            here.add(name)
             if own:
-                self.told(document, own, path, entry)
-
-    def _entry(
-        self, document: Document, table: dict[str, Any], path: Path, name: str, here: dict[str, Path]
-    ) -> ServerTable:
-        before = self._by_name.get(name) if name else None
-        if before is not None and name not in here:
-            before.override(table, document, path)
-            here[name] = path
-            return before
-        entry = ServerTable(name, table, document, path)
-        self.entries.append(entry)
-        if name and before is None:
-            self._by_name[name] = entry
-        here.setdefault(name, path)
-        return entry
+                self._report(document, own, path, entry)
 
 
 def located(finding: Finding, place: Place, entry: ServerTable | None = None) -> Problem:
-    """A finding that has found its place."""
+    """A finding as a problem at its place."""
     bind = entry.table.get("bind") if entry else None
     return problem_of(
         finding, place, name=entry.name if entry else "", bind=bind if isinstance(bind, str) else ""

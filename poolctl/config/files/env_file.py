@@ -11,10 +11,12 @@ from poolctl.errors import ServerError
 
 # All possessive: a file of one long line must not be tried in many ways.
 _skipped = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
-_name = re.compile(r"(?:export[ \t]++)?([^\s=#'\"]++)[ \t]*+=[ \t]*+")
-_single = re.compile(r"'([^']*+)'[ \t\r]*+(?:#[^\n]*+)?(?=\n|\Z)")
-_double = re.compile(r'"((?:[^"\\]++|\\.)*+)"[ \t\r]*+(?:#[^\n]*+)?(?=\n|\Z)', re.DOTALL)
-_bare = re.compile(r"[^\n]*+")
+_NAME = r"(?:export[ \t]++)?([^\s=#'\"]++)[ \t]*+=[ \t]*+"
+_END = r"[ \t\r]*+(?:#[^\n]*+)?(?=\n|\Z)"
+_name = re.compile(_NAME)
+_pair = re.compile(
+    rf"""{_NAME}(?:'([^']*+)'{_END}|"((?:[^"\\]++|\\.)*+)"{_END}|(?!['"])([^\n]*+))""", re.DOTALL
+)
 _comment = re.compile(r"(?:^|[ \t])#")
 _escape = re.compile(r"\\(.)", re.DOTALL)
 _escapes = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`", "\n": ""}
@@ -35,43 +37,26 @@ def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str
     except Problem as problem:
         raise EnvFileError(f"{path}: {problem.message}") from problem
     found: dict[str, str] = {}
-    here = _end(_skipped, text, 0)
+    here = _after_blanks(text, 0)
     while here < len(text):
-        match = _name.match(text, here)
+        match = _pair.match(text, here)
         if match is None:
-            raise _refused(path, text, here, "no NAME=value; a comment starts with #")
-        value = _value(text, match.end())
-        if value is None:
-            raise _refused(path, text, here, f"the quote of {match[1]} is not closed, or text follows it")
-        found[match[1]], here = value
-        here = _end(_skipped, text, here)
+            begins = _name.match(text, here)
+            message = "no NAME=value; a comment starts with #"
+            if begins:
+                message = f"the quote of {begins[1]} is not closed, or text follows it"
+            raise EnvFileError(f"{path}:{text.count(chr(10), 0, here) + 1}: {message}")
+        name, single, double, bare = match.groups()
+        if double is not None:
+            single = _escape.sub(lambda escape: _escapes.get(escape[1], escape[0]), double)
+        found[name] = _comment.split(bare, 1)[0].rstrip() if single is None else single
+        here = _after_blanks(text, match.end())
     return found
 
 
-def _value(text: str, here: int) -> tuple[str, int] | None:
-    """The value and where it ends."""
-    sign = text[here : here + 1]
-    if sign == "'":
-        match = _single.match(text, here)
-        return (match[1], match.end()) if match else None
-    if sign == '"':
-        match = _double.match(text, here)
-        if match is None:
-            return None
-        return _escape.sub(lambda e: _escapes.get(e[1], "\\" + e[1]), match[1]), match.end()
-    end = _end(_bare, text, here)
-    value = text[here:end]
-    comment = _comment.search(value)
-    return (value[: comment.start()] if comment else value).rstrip(), end
-
-
-def _end(pattern: re.Pattern[str], text: str, here: int) -> int:
-    match = pattern.match(text, here)
+def _after_blanks(text: str, here: int) -> int:
+    match = _skipped.match(text, here)
     return match.end() if match else here
-
-
-def _refused(path: str, text: str, here: int, message: str) -> EnvFileError:
-    return EnvFileError(f"{path}:{text.count(chr(10), 0, here) + 1}: {message}")
 
 
 def variables_of(server: ServerKeys) -> dict[str, str]:

@@ -47,19 +47,18 @@ class Origins:
         entry = self._entries.get(name)
         if entry is None:
             return found
-        asks = "tls" in entry.table or self._default_asks()
+        tables = [each.data.get("defaults") for each in self.documents if isinstance(each.data, dict)]
+        # The table [defaults.tls] is for servers that ask for it.
+        asks = "tls" in entry.table or any(
+            isinstance(each, dict) and each.get("tls") is True for each in tables
+        )
         sources: list[tuple[Document, Path]] = [(document, ("defaults",)) for document in self.documents]
         for document, table in [*sources, *entry.parts]:
             for path, line in self._keys(document).get(table, ()):
-                key = (LONG_FORMS.get(str(path[0]), path[0]), *path[1:])
-                if table == ("defaults",) and key[0] == "tls" and not asks:
-                    continue
-                found[".".join(str(part) for part in key)] = f"{document.path}:{line}"
+                first = LONG_FORMS.get(str(path[0]), path[0])
+                if table != ("defaults",) or first != "tls" or asks:
+                    found[".".join(map(str, (first, *path[1:])))] = f"{document.path}:{line}"
         return found
-
-    def _default_asks(self) -> bool:
-        tables = [each.data.get("defaults") for each in self.documents if isinstance(each.data, dict)]
-        return any(isinstance(table, dict) and table.get("tls") is True for table in tables)
 
     def _keys(self, document: Document) -> dict[Path, list[tuple[Path, int]]]:
         """The keys of each server's table of a file, with their lines; made once for all servers."""
@@ -76,10 +75,8 @@ class Origins:
         return known
 
     def _written(self, entry: ServerTable, path: Path) -> tuple[Document, Path] | None:
-        for document, table in reversed(entry.parts):
+        defaults: list[tuple[Document, Path]] = [(document, ("defaults",)) for document in self.documents]
+        for document, table in reversed([*defaults, *entry.parts]):
             if document.exact((*table, *path)) is not None:
                 return document, (*table, *path)
-        for document in reversed(self.documents):
-            if document.exact(("defaults", *path)) is not None:
-                return document, ("defaults", *path)
         return None

@@ -58,7 +58,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def yaml_positions(text: str) -> dict[Path, tuple[int, int]]:
-    """Line and column of every key and element of a valid text; what an alias repeats is where the alias is."""
+    """Line and column of every key and element of a valid text; a repeated value has the position of its alias."""
     found: dict[Path, tuple[int, int]] = {}
     _Builder(found).build(yaml.parse(text, Loader=_LOADER))
     return found
@@ -169,7 +169,7 @@ class _Builder:
         frame.merges = (frame.merges or []) + tables
 
     def note(self, event: Any, value: Any = None) -> Path:
-        """Note the position of a key or element; the path of the value. What is merged in has its table's path."""
+        """Note the position of a key or element; the path of the value. A merged table has the path of its table."""
         if self.positions is None or not self.stack:
             return ()
         frame = self.stack[-1]

@@ -1,4 +1,4 @@
-"""What depends on what: names that are there, conditions that can come true, no circles."""
+"""Rules of dependencies: names that exist, conditions that can come true, no circles."""
 
 from __future__ import annotations
 
@@ -20,28 +20,20 @@ def dependency_findings(
     `others` are names of servers that have problems of their own: depending on one is not a second problem.
     """
     by_name = {server.name: server for server in servers}
-    known: tuple[str, ...] | None = None
+    known = tuple(by_name) if len(by_name) <= 1000 else ()
     depending = [server for server in servers if server.depends_on]
     for server in depending:
         for index, wanted in enumerate(server.depends_on):
-            other = by_name.get(wanted.name)
-            path = ("depends_on", index)
-            if other is None:
-                if wanted.name in others:
-                    continue
-                known = tuple(by_name) if known is None else known
-                near = nearest(wanted.name, known) if len(known) <= 1000 else ""
+            other, path, name = by_name.get(wanted.name), ("depends_on", index), wanted.name[:60]
+            if other is None and wanted.name not in others:
+                near = nearest(wanted.name, known)
                 hint = f"did you mean {near!r}?" if near else "name a server of this pool"
-                yield (
-                    server,
-                    Finding(path, f"there is no server {wanted.name[:60]!r}", hint, wanted.name[:60]),
-                )
-            elif wanted.condition == "completed" and not other.job:
+                yield server, Finding(path, f"there is no server {name!r}", hint, name)
+            elif other is not None and wanted.condition == "completed" and not other.job:
                 message = f"{wanted.name!r} is no job, so it never is completed"
                 yield server, Finding(path, message, 'write condition = "ready", or job = true for it')
     for circle in circles({s.name: [d.name for d in s.depends_on if d.name in by_name] for s in depending}):
-        path_text = " → ".join([*circle, circle[0]])
-        message = f"depends on itself: {path_text}" if len(circle) > 1 else "depends on itself"
+        message = "depends on itself" + (f": {' → '.join([*circle, circle[0]])}" if circle[1:] else "")
         yield by_name[circle[0]], Finding(("depends_on",), message, "take out one of these dependencies")
 
 
@@ -70,7 +62,7 @@ def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
 
 
 def longest_stop_seconds(servers: Iterable[ServerKeys]) -> float:
-    """That of a stop in the order of the dependencies: the longest chain, each to its very limit."""
+    """The time of a stop in the order of the dependencies: the longest chain, each server to its limit."""
     by_name = {server.name: server for server in servers}
     known: dict[str, float] = {}
 

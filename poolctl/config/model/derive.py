@@ -1,14 +1,15 @@
-"""What a server's own table leaves out and its other keys tell: address, expose, directories."""
+"""Keys that follow from others where a server's table leaves them out: address, expose, directories."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from poolctl.address import Address, AddressError, parse
 from poolctl.config.model.problems import Finding, shown
 from poolctl.config.model.rules import LONGEST_SOCKET_PATH_BYTES, RULED, app_findings, findings_of_rules
 
-# Stands where an address would, so that the model complains about the rest only.
+# In the place of an address that cannot be read, so that the model reports only its other keys.
 NOWHERE = Address("job", name="?")
 EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "unix://")
 
@@ -16,20 +17,20 @@ EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "uni
 def derive(
     table: dict[str, Any], base_dir: str, findings: list[Finding], *, from_file: bool = False
 ) -> Address | None:
-    """Add to a normalised table what follows from it; what does not go together is a finding.
+    """Add to a normalised table what follows from it; contradictions are findings.
 
-    Hands back the address, None where there is none to be read.
+    Returns the address, None where there is none to be read.
     """
-    address = _address(table, base_dir, findings)
+    found = _address(table, base_dir)
+    address = found if isinstance(found, Address) else None
+    findings += [found] if isinstance(found, Finding) else []
     table["address"] = address or NOWHERE
     table["bind"] = address.key if address else "?"
     table["base_dir"] = base_dir
     if from_file:
         table["from_file"] = True
-    if "cwd" not in table:
-        table["cwd"] = base_dir
-    if "app_dir" not in table:
-        table["app_dir"] = base_dir
+    table.setdefault("cwd", base_dir)
+    table.setdefault("app_dir", base_dir)
     if "app" in table:
         findings += app_findings(table["app"])
     if table.keys() & RULED:
@@ -37,53 +38,36 @@ def derive(
         scale = table.get("scale")
         if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
             table["scale"] = scale | {"max": max(scale["min"], 1)}
-    _expose(table, address, findings)
+    findings += _expose(table, address)
     return address
 
 
-def _address(table: dict[str, Any], base_dir: str, findings: list[Finding]) -> Address | None:
-    job = table.get("job") is True
+def _address(table: dict[str, Any], base_dir: str) -> Address | Finding | None:
+    job, name, text = table.get("job") is True, table.get("name"), table.get("bind")
     if "bind" not in table:
         if job:
-            name = table.get("name")
             return Address("job", name=name) if isinstance(name, str) else None
-        findings.append(
-            Finding(("bind",), "'bind' is missing", 'add bind = "127.0.0.1:8080", or another address')
-        )
-        return None
-    text = table["bind"]
+        return Finding(("bind",), "'bind' is missing", 'add bind = "127.0.0.1:8080", or another address')
     if not isinstance(text, str):
         port = isinstance(text, int) and not isinstance(text, bool) and 0 < text < 65536
         fix = f'write bind = ":{text}"' if port else 'write bind = "127.0.0.1:8080"'
-        findings.append(
-            Finding(("bind",), f"{shown(text)} is not an address", fix, shown(text), "an address")
-        )
-        return None
+        return Finding(("bind",), f"{shown(text)} is not an address", fix, shown(text), "an address")
     if job:
-        findings.append(Finding(("bind",), "a job has no address", "take out 'bind', or 'job'", shown(text)))
-        return None
+        return Finding(("bind",), "a job has no address", "take out 'bind', or 'job'", shown(text))
     try:
         address = parse(text, base_dir=base_dir)
     except AddressError as problem:
-        findings.append(Finding(("bind",), problem.message, problem.hint, shown(text), "an address"))
-        return None
+        return Finding(("bind",), problem.message, problem.hint, shown(text), "an address")
     if address.kind == "job":
-        findings.append(
-            Finding(("bind",), f"{shown(text)} is not an address", "write job = true instead of 'bind'")
-        )
-        return None
+        return Finding(("bind",), f"{shown(text)} is not an address", "write job = true instead of 'bind'")
     if address.path and len(address.path.encode("utf-8", "surrogateescape")) > LONGEST_SOCKET_PATH_BYTES:
-        message = (
-            f"the path of the unix socket is longer than {LONGEST_SOCKET_PATH_BYTES} bytes: {address.path}"
-        )
-        findings.append(
-            Finding(("bind",), message, "choose a shorter one: the system allows no more (unix(7))")
-        )
-        return None
+        limit = f"{LONGEST_SOCKET_PATH_BYTES} bytes"
+        message = f"the path of the unix socket is longer than {limit}: {address.path}"
+        return Finding(("bind",), message, "choose a shorter one: the system allows no more (unix(7))")
     return address
 
 
-def _expose(table: dict[str, Any], address: Address | None, findings: list[Finding]) -> None:
+def _expose(table: dict[str, Any], address: Address | None) -> Iterator[Finding]:
     expose = table.get("expose")
     if expose is None:
         table["expose"] = exposed(address, bool(table.get("tls"))) if address else "?"
@@ -92,36 +76,33 @@ def _expose(table: dict[str, Any], address: Address | None, findings: list[Findi
     if not isinstance(expose, str):
         return
     head, scheme, rest = expose.partition("://")
+    message, fix = "", 'write "http://HOST:PORT"'
     if not expose or not expose.isprintable() or " " in expose or (scheme and not rest):
-        bad = "is no address that clients could use"
+        message = f"{shown(expose)} is no address that clients could use"
     elif scheme and head.lower() + scheme not in EXPOSE_SCHEMES:
-        bad = f"has the scheme {head!r}"
-    else:
-        _exposed_port(expose, findings)
-        return
-    findings.append(
-        Finding(("expose",), f"{shown(expose)} {bad}", 'write "http://HOST:PORT"', shown(expose), "a URL")
-    )
+        message = f"{shown(expose)} has the scheme {head!r}"
+    elif port := _impossible_port(expose):
+        message, fix = f"port {port[:20]} of {shown(expose)} is not one", "ports are 1 to 65535"
+    if message:
+        yield Finding(("expose",), message, fix, shown(expose), "a URL")
 
 
-def _exposed_port(expose: str, findings: list[Finding]) -> None:
-    """Clients cannot use a port that does not exist; what has no port has its scheme's."""
+def _impossible_port(expose: str) -> str:
+    """A port that does not exist; "" for one that does, or for none, which is the scheme's."""
     scheme, _, rest = expose.rpartition("://")
     if "unix" in scheme.lower() or expose.lower().startswith(("unix:", "fd:")):
-        return
+        return ""
     authority = rest.partition("/")[0].rpartition("@")[2]
     host, colon, port = authority.rpartition(":")
-    if not colon or (host.count(":") and not host.endswith("]")):
-        return
-    if port and not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535) and port != "auto":
-        message = f"port {port[:20]} of {shown(expose)} is not one"
-        findings.append(Finding(("expose",), message, "ports are 1 to 65535", shown(expose), "a URL"))
+    if not colon or port == "auto" or (host.count(":") and not host.endswith("]")):
+        return ""
+    return "" if port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535 else port
 
 
 def exposed(address: Address, tls: bool) -> str:
-    """The address that clients use, as far as the bind address tells.
+    """The address that clients use, as far as the bind address determines it.
 
-    Wildcards become localhost; a unix or an inherited socket is told as it is bound; a job has none; a port
+    Wildcards become localhost; a unix or an inherited socket is shown as it is bound; a job has none; a port
     that is not chosen yet is `auto`.
     """
     if address.kind != "tcp":

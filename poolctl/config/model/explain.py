@@ -31,8 +31,8 @@ EXPECTED = {
     "dict": "a table",
     "mapping": "a table",
     "model": "a table",
-    "too": "what is not empty",
-    "string_too_short": "what is not empty",
+    "too": "a value that is not empty",
+    "string_too_short": "a value that is not empty",
 }
 FIX_BY_TYPE = {
     "a string": 'put it in quotes: "…"',

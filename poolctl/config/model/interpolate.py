@@ -36,7 +36,7 @@ def interpolate(
     """The value with its references replaced; a reference that cannot be is a finding.
 
     Defaults are taken where a variable is unset or empty, as in a shell. What a variable holds is not
-    interpolated again. A value without references is handed back itself.
+    interpolated again. A value without references is returned itself.
     """
     if isinstance(value, str):
         return _text(value, env, findings, path)
@@ -81,7 +81,9 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: tupl
 
     result = _reference.sub(replaced, text)
     if _unusable.search(result):
-        findings.append(Finding(path, "the environment variable holds what is no text", "set it to UTF-8"))
+        findings.append(
+            Finding(path, "the environment variable holds bytes that are no text", "set it to UTF-8")
+        )
         result = _unusable.sub("?", result)
     return Interpolated(result) if result != text else text
 

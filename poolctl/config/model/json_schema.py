@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from poolctl.config.model import MOST_WORKERS
 from poolctl.config.model.normalise import INTERNAL
 from poolctl.config.model.pool_table import PoolSettings
 from poolctl.config.model.server_keys import ServerKeys
@@ -15,13 +17,20 @@ Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 INTERPOLATED = {"type": "string", "pattern": r"\$\{", "description": "Replaced from the environment."}
 APP_PATTERN = r"^[^\s:]+:[^\s:]+$|\$\{"
+FORMATS: dict[str, Callable[[Any], str]] = {"seconds": format_duration, "bytes": format_size}
+SHORT_FORMS: Schema = {
+    "tls": {"type": "boolean"},
+    "health": {"type": "string", "pattern": "^/"},
+    "restart": {"enum": ["no", "on-failure", "always"]},
+    "recovery": {"enum": ["restart", "replace", "disable", "notify", "none"]},
+}
 
 
 def json_schema() -> Schema:
     """The schema of pool.toml: title, description, unit, default and range of every key."""
     server, definitions = _parts(ServerKeys, INTERNAL)
     settings, _ = _parts(PoolSettings)
-    _add_short_forms(server, definitions)
+    _add_short_forms(server["properties"])
     required = [key for key in server.pop("required", []) if key not in INTERNAL and key == "name"]
     definitions["Defaults"] = {
         "title": "Defaults",
@@ -54,7 +63,7 @@ def json_schema() -> Schema:
             {"type": "object", "properties": tables, "additionalProperties": False},
             _list_of_servers(),
         ],
-        # Editors complete what stands here and not within a choice.
+        # Editors complete these, and nothing within a choice.
         "properties": tables,
         "$defs": definitions,
     }
@@ -90,18 +99,15 @@ def _hoist_unit(key: Schema) -> None:
 
 def _readable_default(key: Schema) -> None:
     """Durations and sizes as people write them; no default where it means "not given"."""
-    default = key.get("default")
-    if default is None:
-        key.pop("default", None)
-    elif isinstance(default, dict):
-        # A table that is left out is a table without keys.
-        key["default"] = {}
-    elif key.get("unit") == "seconds":
-        key["default"] = format_duration(default)
-    elif key.get("unit") == "bytes":
-        key["default"] = format_size(default)
+    default = key.pop("default", None)
+    if isinstance(default, dict):
+        default = {}  # a table that is left out is a table without keys
+    elif key.get("unit") in FORMATS and default is not None:
+        default = FORMATS[key["unit"]](default)
     elif isinstance(default, list) and len(default) == 2 and "pattern" in key:
-        key["default"] = "-".join(map(str, default))
+        default = "-".join(map(str, default))
+    if default is not None:
+        key["default"] = default
 
 
 def _allow_interpolation(key: Schema) -> None:
@@ -115,17 +121,10 @@ def _allow_interpolation(key: Schema) -> None:
         key["anyOf"].append(INTERPOLATED)
 
 
-def _add_short_forms(server: Schema, definitions: dict[str, Schema]) -> None:
-    keys = server["properties"]
-    app = {"type": "string", "pattern": APP_PATTERN}
-    keys["app"].update(app)
+def _add_short_forms(keys: Schema) -> None:
+    keys["app"] |= {"type": "string", "pattern": APP_PATTERN}
     keys["bind"]["examples"] = [
-        "127.0.0.1:8080",
-        ":8080",
-        "[::1]:8080",
-        "127.0.0.1:auto",
-        "unix:/run/a.sock",
-        "fd:3",
+        *("127.0.0.1:8080", ":8080", "[::1]:8080", "127.0.0.1:auto", "unix:/run/a.sock", "fd:3"),
     ]
     keys["listen"] = {
         **keys["bind"],
@@ -137,24 +136,12 @@ def _add_short_forms(server: Schema, definitions: dict[str, Schema]) -> None:
         "title": "Workers",
         "description": "How many workers; short for scale.min = scale.max.",
         "default": 1,
-        "anyOf": [{"type": "integer", "minimum": 1, "maximum": 10_000}, INTERPOLATED],
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_WORKERS}, INTERPOLATED],
     }
-    _choice(keys, "tls", {"type": "boolean"})
-    _choice(keys, "health", {"type": "string", "pattern": "^/"})
-    _choice(keys, "restart", {"enum": ["no", "on-failure", "always"]})
-    _choice(keys, "recovery", {"enum": ["restart", "replace", "disable", "notify", "none"]})
-    keys["env_file"] = {
-        **keys["env_file"],
-        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-    }
-    for name in ("type", "items"):
-        keys["env_file"].pop(name, None)
+    for name, short in SHORT_FORMS.items():
+        reference = keys[name].pop("$ref", None) or keys[name].pop("allOf", [{}])[0].get("$ref")
+        keys[name]["anyOf"] = [short, {"$ref": reference}]
+    kept = {name: value for name, value in keys["env_file"].items() if name not in ("type", "items")}
+    keys["env_file"] = {**kept, "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     keys["depends_on"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Dependency"}]}
-    value = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
-    keys["env"]["additionalProperties"] = value
-
-
-def _choice(keys: Schema, name: str, short: Schema) -> None:
-    key = keys[name]
-    reference = key.pop("$ref", None) or key.pop("allOf", [{}])[0].get("$ref")
-    keys[name] = {**key, "anyOf": [short, {"$ref": reference}]}
+    keys["env"]["additionalProperties"] = {"anyOf": [{"type": "string"}, {"type": "integer"}]}

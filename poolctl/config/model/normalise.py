@@ -7,7 +7,7 @@ key by key only when both are tables.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from poolctl import address
@@ -15,7 +15,7 @@ from poolctl.config.model import MOST_WORKERS
 from poolctl.config.model.problems import Finding, shown
 from poolctl.config.model.values import number_from_environment
 
-# What ServerConfig carries beside the keys of the file; nobody writes them.
+# Fields of ServerConfig that are no keys of a file.
 INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose", "origins"})
 
 DEEPEST_LOOK = 5
@@ -29,48 +29,34 @@ Step = Callable[[Any, str], Any]
 
 def normalise(table: dict[str, Any], base_dir: str, findings: list[Finding]) -> dict[str, Any]:
     """The table of one server (or of the defaults) in its long form; the given one is left as it is."""
-    found = dict(table)
-    for key, value in table.items():
-        step = STEPS.get(key)
-        if step is not None:
-            found[key] = step(value, base_dir)
+    found = {key: STEPS[key](value, base_dir) if key in STEPS else value for key, value in table.items()}
     if "listen" in found:
-        _take_listen(found, findings)
+        bind = found.pop("listen")
+        if "bind" in found:
+            message = "both 'listen' and 'bind' are given"
+            findings.append(Finding(("listen",), message, "they mean the same: keep 'bind'"))
+        found.setdefault("bind", bind)
     if "workers" in found:
-        _take_workers(found, findings)
+        findings += _take_workers(found)
     return found
 
 
-def _take_listen(table: dict[str, Any], findings: list[Finding]) -> None:
-    listen = table.pop("listen")
-    if "bind" in table:
-        findings.append(
-            Finding(("listen",), "both 'listen' and 'bind' are given", "they mean the same: keep 'bind'")
-        )
-    else:
-        table["bind"] = listen
-
-
-def _take_workers(table: dict[str, Any], findings: list[Finding]) -> None:
+def _take_workers(table: dict[str, Any]) -> Iterator[Finding]:
     written = table.pop("workers")
     workers = number_from_environment(written)
+    number = isinstance(workers, int) and not isinstance(workers, bool)
     if "scale" in table:
-        findings.append(Finding(("workers",), "both 'workers' and 'scale' are given", "keep one of them"))
-    elif not isinstance(workers, int) or isinstance(workers, bool):
-        message = f"{shown(written)} is not allowed here"
-        findings.append(
-            Finding(("workers",), message, "expected a whole number", shown(written), WORKERS_ALLOWED)
-        )
-    elif not 1 <= workers <= MOST_WORKERS:
-        message = f"{shown(written)} is not allowed here"
-        hint = f"allowed is {WORKERS_ALLOWED}"
-        findings.append(Finding(("workers",), message, hint, shown(written), WORKERS_ALLOWED))
-    else:
+        yield Finding(("workers",), "both 'workers' and 'scale' are given", "keep one of them")
+    elif number and 1 <= workers <= MOST_WORKERS:
         table["scale"] = {"min": workers, "max": workers}
+    else:
+        hint = f"allowed is {WORKERS_ALLOWED}" if number else "expected a whole number"
+        message = f"{shown(written)} is not allowed here"
+        yield Finding(("workers",), message, hint, shown(written), WORKERS_ALLOWED)
 
 
 def absolute(value: Any, base_dir: str) -> Any:
-    """A path from where its file is; what is no path is left to the model."""
+    """An absolute path, from the directory of its file; values of other types are left to the model."""
     if not isinstance(value, str) or not value:
         return value
     if value == "~" or value.startswith("~/"):
@@ -151,7 +137,7 @@ STEPS: dict[str, Step] = {
 
 
 def refuse_internal(table: dict[str, Any], findings: list[Finding]) -> None:
-    """Take out what only ServerConfig itself may set."""
+    """Take out the fields that only ServerConfig itself may set."""
     for key in INTERNAL & table.keys():
         findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(table.pop(key))))
 
@@ -172,7 +158,7 @@ def relocated(table: dict[str, Any], base_dir: str, new_dir: str) -> dict[str, A
         return table
     found = dict(table)
     for key in PATHS:
-        # What a reference will be is not known yet.
+        # The value of a reference is not known yet.
         if key in found and "${" not in str(found[key]):
             value = STEPS[key](found[key], base_dir)
             found[key] = list(value) if isinstance(value, tuple) else value

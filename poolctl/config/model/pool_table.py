@@ -49,5 +49,5 @@ class PoolSettings(Section):
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as a file would have them, what is not set left out."""
+        """The settings as a file would have them, unset keys left out."""
         return self.model_dump(exclude_none=True) | {"port_range": "-".join(map(str, self.port_range))}

@@ -1,4 +1,4 @@
-"""One problem of a configuration: where it is, what was found, what is allowed, what fixes it."""
+"""One problem of a configuration: its place, the value that was found, the values that are allowed, the fix."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def unreported(more: list[Finding], reported: list[Finding]) -> list[Finding]:
 
 
 def shown(value: object) -> str:
-    """A value short enough for a line, whatever it is: deep, long or strange."""
+    """A value short enough for a line, even if it is deep, long or strange."""
     if isinstance(value, str):
         cut = value[:SHOWN_CHARACTERS]
         return repr(cut) + ("…" if len(value) > SHOWN_CHARACTERS else "")

@@ -1,42 +1,39 @@
-"""What the keys of one server have to do with each other. The values may be wrong still: do not trust."""
+"""Rules between the keys of one server. Its values are not validated yet, and may be of any type."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from poolctl.address import Address
-from poolctl.config.model.problems import Finding, shown
+from poolctl.config.model.problems import Finding, Path, shown
 from poolctl.expressions import BadExpression, compiled
 
 PLACEHOLDERS = ("{port}", "{host}", "{bind}")
-# Only servers with one of these have anything to check beyond app and bind.
-RULED = frozenset(
-    {
-        *("command", "factory", "health", "http", "job", "notify", "overlap", "scale", "tls", "log", "user"),
-        "depends_on",
-    }
-)
+# Only servers with one of these have rules to follow beyond those of app and bind.
+RULED = frozenset(("command", "factory", "health", "http", "job", "notify", "scale", "tls", "user"))
 LONGEST_SOCKET_PATH_BYTES = 107
+TAKE_THE_SOCKET = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
 
 _app = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _user = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_][A-Za-z0-9_.-]*\$?)?", re.ASCII)
 
 
 def app_findings(app: Any) -> list[Finding]:
-    """What is wrong with an app as it is written."""
-    if app is None or not isinstance(app, str):
-        if app is None or callable(app):
-            return []
+    """The problem of an app as it is written."""
+    if app is None or callable(app):
+        return []
+    if not isinstance(app, str):
         message = f"{shown(app)} is no app"
         return [Finding(("app",), message, 'write "module:attribute"', allowed='"module:attribute"')]
+    module, _, attribute = app.partition(":")
     # A module may be called "py"; a person who writes app.py means the file.
-    if _app.fullmatch(app) and not app.partition(":")[0].endswith(".py"):
+    if _app.fullmatch(app) and not module.endswith(".py"):
         return []
     if app.endswith(")"):
         fix = f'write app = "{app.partition("(")[0]}" and factory = true'
-    elif "/" in app or app.partition(":")[0].endswith(".py"):
-        module, _, attribute = app.partition(":")
+    elif "/" in app or module.endswith(".py"):
         module = module.removeprefix("./").removesuffix(".py").replace("/", ".")
         fix = f'write the module, not the file: "{module}:{attribute or "app"}"'
     elif ":" not in app:
@@ -47,43 +44,31 @@ def app_findings(app: Any) -> list[Finding]:
 
 
 def binds_itself(command: Any) -> bool:
-    """Whether a command is told the address instead of being handed the socket."""
-    if not isinstance(command, (list, tuple)):
-        return False
-    return any(isinstance(word, str) and any(mark in word for mark in PLACEHOLDERS) for word in command)
+    """Whether a command gets the address, and not the socket."""
+    words = command if isinstance(command, (list, tuple)) else ()
+    return any(isinstance(word, str) and any(mark in word for mark in PLACEHOLDERS) for word in words)
 
 
-def findings_of_rules(table: dict[str, Any], address: Address | None) -> list[Finding]:
+def findings_of_rules(table: dict[str, Any], address: Address | None) -> Iterator[Finding]:
     """Every contradiction between the keys of a server."""
-    found: list[Finding] = []
-    has_command = table.get("command") is not None
-    if has_command:
-        found += _command(table, address)
+    app, user = table.get("app"), table.get("user")
+    if table.get("command") is not None:
+        yield from _command(table, address)
     else:
         for key in ("notify", "job"):
             if table.get(key) is True:
-                found.append(Finding((key,), f"{key} = true needs a command", 'add command = ["prog", …]'))
-    if (
-        table.get("factory") is True
-        and not isinstance(table.get("app"), str)
-        and not callable(table.get("app"))
-    ):
-        found.append(Finding(("factory",), "factory = true needs an app", 'add app = "module:function"'))
-    found += _scale(table.get("scale"))
-    found += _tls(table.get("tls"))
-    found += _http(table.get("http"))
-    found += _health(table.get("health"))
-    user = table.get("user")
+                yield Finding((key,), f"{key} = true needs a command", 'add command = ["prog", …]')
+    if table.get("factory") is True and not isinstance(app, str) and not callable(app):
+        yield Finding(("factory",), "factory = true needs an app", 'add app = "module:function"')
+    for key, rules in (("scale", _scale), ("tls", _tls), ("http", _http), ("health", _health)):
+        if isinstance(table.get(key), dict):
+            yield from rules(table[key])
     if isinstance(user, str) and not _user.fullmatch(user):
-        found.append(
-            Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
-        )
-    return found
+        yield Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
 
 
-def _command(table: dict[str, Any], address: Address | None) -> list[Finding]:
-    found: list[Finding] = []
-    command = table["command"]
+def _command(table: dict[str, Any], address: Address | None) -> Iterator[Finding]:
+    command, job, scale = table["command"], table.get("job") is True, table.get("scale")
     if isinstance(command, str):
         import shlex
 
@@ -91,138 +76,93 @@ def _command(table: dict[str, Any], address: Address | None) -> list[Finding]:
             words = ", ".join(f'"{word}"' for word in shlex.split(command))
         except ValueError:
             words = '"prog", "argument"'
-        return [
-            Finding(("command",), "a command is a list of words, not a line for a shell", f"write [{words}]")
-        ]
+        message = "a command is a list of words, not a line for a shell"
+        yield Finding(("command",), message, f"write [{words}]")
+        return
     if table.get("app") is not None:
-        found.append(Finding(("command",), "both 'app' and 'command' are given", "keep one of them"))
+        yield Finding(("command",), "both 'app' and 'command' are given", "keep one of them")
     if table.get("handler_key"):
-        found.append(Finding(("handler_key",), "a command has no handler", "keep 'command' or 'handler_key'"))
+        yield Finding(("handler_key",), "a command has no handler", "keep 'command' or 'handler_key'")
     if isinstance(command, (list, tuple)) and command and command[0] == "":
-        found.append(Finding(("command", 0), "the program's name is empty", 'write ["prog", …]'))
+        yield Finding(("command", 0), "the program's name is empty", 'write ["prog", …]')
     if table.get("tls"):
         fix = "take tls out, and give the program its certificates in its own way"
-        found.append(Finding(("tls",), "a command speaks TLS itself, or does not", fix))
-    scale = table.get("scale")
+        yield Finding(("tls",), "a command speaks TLS itself, or does not", fix)
     least = scale.get("min", 1) if isinstance(scale, dict) else getattr(scale, "min", 1)
     many = isinstance(least, int) and least > 1
-    if many and table.get("job") is True:
-        found.append(
-            Finding(("scale",), f"a job runs once, and this is {least} workers", "write workers = 1")
-        )
     itself = binds_itself(command)
+    if many and job:
+        yield Finding(("scale",), f"a job runs once, and this is {least} workers", "write workers = 1")
     if least == 0:
-        found += _sleeping_command(scale, job=table.get("job") is True, itself=itself)
-    if not itself:
-        return found
-    if address is not None and address.kind != "tcp" and table.get("job") is not True:
+        yield from _sleeping_command(scale, job=job, itself=itself)
+    if itself and address is not None and address.kind != "tcp" and not job:
         message = f"{address.key} has no host and port for {{port}}, {{host}} and {{bind}}"
-        found.append(Finding(("command",), message, "let it take the socket: {fd}, or LISTEN_FDS"))
-    if many:
+        yield Finding(("command",), message, "let it take the socket: {fd}, or LISTEN_FDS")
+    if itself and many:
         message = f"{least} processes cannot all bind {address.key if address else 'one address'}"
-        fix = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
-        found.append(Finding(("scale",), message, fix))
-    return found
+        yield Finding(("scale",), message, TAKE_THE_SOCKET)
 
 
-def _sleeping_command(scale: Any, *, job: bool, itself: bool) -> list[Finding]:
-    if job:
-        return [Finding(("scale", "min"), "a job is not woken by a request", "write workers = 1")]
-    if itself:
-        message = "a program that binds by itself has nobody who listens while it sleeps"
-        fix = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
-        return [Finding(("scale", "min"), message, fix)]
+def _sleeping_command(scale: Any, *, job: bool, itself: bool) -> Iterator[Finding]:
     idle = scale.get("idle", 0) if isinstance(scale, dict) else scale.idle
-    if idle:
-        message = "the traffic of a command is not seen: it wakes, and cannot be told when to sleep"
-        return [Finding(("scale", "idle"), message, "write idle = 0, or leave it out")]
-    return []
+    if job:
+        yield Finding(("scale", "min"), "a job is not woken by a request", "write workers = 1")
+    elif itself:
+        message = "a program that binds by itself has no listener while it sleeps"
+        yield Finding(("scale", "min"), message, TAKE_THE_SOCKET)
+    elif idle:
+        message = "the traffic of a command is not seen, so that it can wake, but not go to sleep when idle"
+        yield Finding(("scale", "idle"), message, "write idle = 0, or leave it out")
 
 
-def _scale(scale: Any) -> list[Finding]:
-    if not isinstance(scale, dict):
-        return []
+def _scale(scale: dict[str, Any]) -> Iterator[Finding]:
     least, most = scale.get("min", 1), scale.get("max")
     if isinstance(least, int) and isinstance(most, int) and least > most:
-        return [
-            Finding(
-                ("scale", "max"),
-                f"scale.max = {most} is below scale.min = {least}",
-                "raise scale.max, or lower scale.min",
-            )
-        ]
-    return []
+        message = f"scale.max = {most} is below scale.min = {least}"
+        yield Finding(("scale", "max"), message, "raise scale.max, or lower scale.min")
 
 
-def _tls(tls: Any) -> list[Finding]:
-    if not isinstance(tls, dict):
-        return []
-    found: list[Finding] = []
+def _tls(tls: dict[str, Any]) -> Iterator[Finding]:
     if tls.get("client_auth") in ("optional", "required") and not tls.get("ca"):
         fix = 'add ca = "FILE", the certificates that clients\' are checked against'
-        found.append(Finding(("tls", "client_auth"), f"client_auth = {tls['client_auth']!r} needs ca", fix))
-    return found
+        yield Finding(("tls", "client_auth"), f"client_auth = {tls['client_auth']!r} needs ca", fix)
 
 
-def _http(http: Any) -> list[Finding]:
-    if not isinstance(http, dict):
-        return []
-    found: list[Finding] = []
-    implementation = http.get("implementation", "auto")
+def _http(http: dict[str, Any]) -> Iterator[Finding]:
+    implementation, root_path = http.get("implementation", "auto"), http.get("root_path")
     if http.get("http2") is True and implementation != "zttp":
         message = f"HTTP/2 needs the parser zttp, and http.implementation is {shown(implementation)}"
-        found.append(
-            Finding(("http", "http2"), message, 'write http = { implementation = "zttp", http2 = true }')
-        )
-    root_path = http.get("root_path")
-    if not isinstance(root_path, str) or not root_path:
-        return found
-    if root_path.startswith("/") and not root_path.endswith("/"):
-        return found
-    message = f"{shown(root_path)} does not begin with /, or ends with one"
-    fix = f'write "/{root_path.strip("/")}"' if root_path.strip("/") else 'write ""'
-    return [*found, Finding(("http", "root_path"), message, fix, shown(root_path))]
+        yield Finding(("http", "http2"), message, 'write http = { implementation = "zttp", http2 = true }')
+    if isinstance(root_path, str) and root_path and (root_path[0] != "/" or root_path[-1] == "/"):
+        message = f"{shown(root_path)} does not begin with /, or ends with one"
+        inner = root_path.strip("/")
+        fix = f'write "/{inner}"' if inner else 'write ""'
+        yield Finding(("http", "root_path"), message, fix, shown(root_path))
 
 
-def _health(health: Any) -> list[Finding]:
-    if not isinstance(health, dict):
-        return []
-    found: list[Finding] = []
+def _health(health: dict[str, Any]) -> Iterator[Finding]:
     for key in ("startup", "readiness", "liveness"):
-        probe = health.get(key)
-        if not isinstance(probe, dict):
-            continue
-        kinds = [kind for kind in ("http", "tcp", "exec") if probe.get(kind) not in (None, False)]
-        if len(kinds) != 1:
-            message = f"a probe is one of http, tcp and exec, and this is {' and '.join(kinds) or 'none'}"
-            found.append(
-                Finding(("health", key), message, "keep one of them" if kinds else 'add http = "/path"')
-            )
-        found += _of_http(("health", key), probe, kinds)
-        body = probe.get("body")
-        if isinstance(body, str):
-            try:
-                compiled(body)
-            except BadExpression as bad:
-                fix = bad.fix or "correct the regular expression"
-                found.append(Finding(("health", key, "body"), str(bad), fix))
-    return found
+        if isinstance(health.get(key), dict):
+            yield from _probe(("health", key), health[key])
 
 
-def _of_http(path: tuple[str, ...], probe: dict[str, Any], kinds: list[str]) -> list[Finding]:
-    """What only an HTTP probe looks at, and ranges of statuses that hold none."""
-    found: list[Finding] = []
+def _probe(path: Path, probe: dict[str, Any]) -> Iterator[Finding]:
+    kinds = [kind for kind in ("http", "tcp", "exec") if probe.get(kind) not in (None, False)]
+    if len(kinds) != 1:
+        message = f"a probe is one of http, tcp and exec, and this is {' and '.join(kinds) or 'none'}"
+        yield Finding(path, message, "keep one of them" if kinds else 'add http = "/path"')
     if kinds in (["tcp"], ["exec"]):
-        for key in ("status", "body", "method", "headers"):
-            if key in probe:
-                message = f"{key} is for a probe with http, and this is one with {kinds[0]}"
-                found.append(
-                    Finding((*path, key), message, f"take it out, or ask by http instead of {kinds[0]}")
-                )
-    status = probe.get("status")
+        for key in [key for key in ("status", "body", "method", "headers") if key in probe]:
+            message = f"{key} is for a probe with http, and this is one with {kinds[0]}"
+            yield Finding((*path, key), message, f"take it out, or probe with http instead of {kinds[0]}")
+    status, body = probe.get("status"), probe.get("body")
     for part in status.split(",") if isinstance(status, str) else ():
         least, dash, most = part.strip().partition("-")
         if dash and least.isdigit() and most.isdigit() and int(least) > int(most):
             message = f"the range {shown(part)} holds no status"
-            found.append(Finding((*path, "status"), message, f'write "{most}-{least}"', shown(status)))
-    return found
+            yield Finding((*path, "status"), message, f'write "{most}-{least}"', shown(status))
+    if isinstance(body, str):
+        try:
+            compiled(body)
+        except BadExpression as bad:
+            yield Finding((*path, "body"), str(bad), bad.fix or "correct the regular expression")

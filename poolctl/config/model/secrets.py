@@ -43,7 +43,7 @@ def is_secret_key(path: Sequence[str | int]) -> bool:
 
 
 def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[str] = ()) -> Any:
-    """The value, or table, as it may be shown: what is secret in it is replaced by MASK, `hidden` values everywhere."""
+    """The value, or table, as it may be shown: its secrets are replaced by MASK, `hidden` values everywhere."""
     if isinstance(value, dict):
         return {key: masked(each, (*path, key), hidden=hidden) for key, each in value.items()}
     if value is None or isinstance(value, bool):

@@ -55,7 +55,7 @@ class Table(Section):
     """The base of these tables."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The table as a file could have it, defaults filled in, what is not set left out."""
+        """The table as a file could have it, defaults filled in, unset keys left out."""
         return self.model_dump(mode="json", exclude_none=True, warnings=False)
 
 

@@ -122,7 +122,7 @@ def overlapping(
     if not own:
         return
     together = [*servers, *own]
-    for later, earlier, finding in conflicts(together):
-        name = together[later][0]
-        if later >= len(servers):
-            yield _PLACES[name.strip("[]")], together[earlier][0], finding
+    for second, first, finding in conflicts(together):
+        name = together[second][0]
+        if second >= len(servers):
+            yield _PLACES[name.strip("[]")], together[first][0], finding

@@ -1,4 +1,4 @@
-"""The tables of a file beside its servers: metrics, dashboard, notify, events. Their models are loaded when used."""
+"""The tables of a file besides its servers: metrics, dashboard, notify, events. Their models are loaded when used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_IMPLEMENTED = {
 
 
 class Tables(NamedTuple):
-    """What is in force of them; None and () where the files say nothing."""
+    """The tables in force; None and () where the files have none."""
 
     metrics: MetricsTable | None = None
     dashboard: Dashboard | None = None
@@ -29,7 +29,7 @@ class Tables(NamedTuple):
     events: EventsTable | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The tables as a file could have them; no secret is among them, as none stands in a file."""
+        """The tables as a file could have them; no secret is among them, as files hold none."""
         found: dict[str, Any] = {
             name: table.to_dict()
             for name in ("metrics", "dashboard", "events")

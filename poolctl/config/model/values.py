@@ -24,7 +24,7 @@ LARGEST_BYTES = 2**60
 
 
 class BadValue(ValueError):
-    """A value that is not allowed; `allowed` says what is."""
+    """A value that is not allowed; `allowed` names those that are."""
 
     def __init__(self, message: str, allowed: str) -> None:
         super().__init__(message)
