@@ -22,7 +22,7 @@ from poolctl.listeners.stop_accepting import accepted_from, stop_reading
 from poolctl.listeners.unix import Identity, identity_of
 
 from .inline_worker import InlineWorker
-from .local.resources.opener import Opener
+from .opener import Opener
 from .protocol import IMPORTS_PER_CPU, Endpoints, Exit, Placement, WorkerFailed, app_state
 
 _KILL_SIGNAL = 9

@@ -16,7 +16,7 @@ from poolctl.keeper import wire
 from poolctl.keeper.background import in_background
 
 from . import withheld
-from .local.resources.keeper_link import KeeperLink
+from .keeper_link import KeeperLink
 from .local.runner import LocalRunner
 from .protocol import Endpoints, Exit, Placement
 

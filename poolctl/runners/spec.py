@@ -116,6 +116,24 @@ def environment(server: ServerConfig) -> dict[str, str]:
     return env
 
 
+def argument_vector(server: ServerConfig) -> list[str]:
+    """The server's command with its placeholders filled in."""
+    address = server.address
+    values = {
+        "{fd}": "3",
+        "{name}": server.name,
+        "{bind}": server.bind,
+        "{host}": address.host if address.kind == "tcp" else "",
+        "{port}": str(address.port) if address.kind == "tcp" else "",
+    }
+    argv = []
+    for word in server.command or ():
+        for placeholder, value in values.items():
+            word = word.replace(placeholder, value)
+        argv.append(word)
+    return argv
+
+
 def user_ids(server: ServerConfig) -> tuple[int, int] | None:
     """The (uid, gid) that the worker takes on; None to stay who we are. Raises ServerError."""
     if server.user is None:

@@ -23,7 +23,7 @@ from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import store_keys, wire
 from poolctl.matching.matcher import close_matcher
 from poolctl.pool.select import Selector
-from poolctl.runners.local.resources.keeper_link import KeeperLink
+from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.units import format_duration

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from poolctl import bootstrap
 from poolctl.control.directory import make_private, state_dir
 from poolctl.keeper import store_keys, wire
+from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.link import LinkLost
-from poolctl.runners.local.resources.keeper_link import KeeperLink
 
 from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles

@@ -13,7 +13,7 @@ from typing import Any
 from poolctl.keeper import rendezvous, wire
 from poolctl.logs.internal import InternalLog
 from poolctl.runners.link import Link
-from poolctl.runners.local.resources.process_watchdog import PING
+from poolctl.runners.process_watchdog import PING
 
 from .app import PageSettings, make_app
 from .web_server import WebServer, keep_current

@@ -40,7 +40,7 @@ WITHIN = {
     },
     "runners": {
         "daemon_thread": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "descriptor": 0, "link": 1, "spec": 1,
-        "local": 2,
+        "opener": 1, "keeper_link": 2, "process_watchdog": 2, "local": 3,
     },
     "runners.local": {"certificates_in_use": 2, "resources": 2, "workers": 2, "spawn": 3, "activation": 3},
     "worker": {

@@ -25,8 +25,7 @@ from poolctl.listeners.failure import ListenError, explained
 from poolctl.listeners.open import inherited_descriptors, open_listener
 from poolctl.platform import sealed_file
 from poolctl.runners import withheld
-from poolctl.runners.local.workers.programs import argument_vector
-from poolctl.runners.spec import Spec, spec_file, tls_contents, worker_spec
+from poolctl.runners.spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
 from poolctl.worker.process_setup import SPEC_FD, Refused, become_program
 
 # They are about a pool, or about waiting for one.

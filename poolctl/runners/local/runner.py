@@ -13,9 +13,9 @@ from poolctl.config import ServerConfig
 from poolctl.keeper import store_keys, wire
 from poolctl.worker.tally import Counts
 
+from ..keeper_link import KeeperLink
 from ..protocol import Endpoints, Exit, Placement
 from .activation.sleeping_servers import SleepingServers
-from .resources.keeper_link import KeeperLink
 from .resources.output import Output, last_lines
 from .resources.sockets import Sockets
 from .spawn.app_zygotes import AppZygotes

@@ -16,10 +16,10 @@ from poolctl.errors import ServerError
 from poolctl.keeper import store_keys, wire
 
 from ..descriptor import HasDescriptor
+from ..keeper_link import KeeperLink
 from ..link import Link
 from ..protocol import Placement
 from ..spec import user_id
-from .resources.keeper_link import KeeperLink
 from .spawn.zygotes import Source
 from .workers.local_worker import LocalWorker
 from .workers.notify_socket import NotifySocket

@@ -21,7 +21,7 @@ from poolctl.listeners.unix import identity_of
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import peer_credentials
 from poolctl.runners.link import LinkLost
-from poolctl.runners.local.resources.opener import Opener
+from poolctl.runners.opener import Opener
 
 from ..active_configuration import PoolEnvironment
 from .dashboard_process import DashboardProcess, Settings, settings_of

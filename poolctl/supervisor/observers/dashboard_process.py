@@ -19,7 +19,7 @@ from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.runners import withheld
 from poolctl.runners.link import Link, LinkLost
-from poolctl.runners.local.resources.process_watchdog import ProcessWatchdog, identity, kill
+from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
 
 if TYPE_CHECKING:
     from poolctl.config import Dashboard

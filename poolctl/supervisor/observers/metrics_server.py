@@ -22,7 +22,7 @@ from poolctl.listeners.unix import Identity, identity_of, remove
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
 from poolctl.runners.link import Link, LinkLost
-from poolctl.runners.local.resources.opener import Opener
+from poolctl.runners.opener import Opener
 
 from .metrics import PoolMetrics
 

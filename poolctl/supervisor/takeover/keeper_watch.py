@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from poolctl.keeper import store_keys
 from poolctl.keeper.watchdog import PING_SECONDS, SILENT_SECONDS, Watchdog
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.local.resources.keeper_link import KeeperLink
-from poolctl.runners.local.resources.process_watchdog import identity, kill
+from poolctl.runners.keeper_link import KeeperLink
+from poolctl.runners.process_watchdog import identity, kill
 
 logger = logging.getLogger("poolctl.supervisor")
 

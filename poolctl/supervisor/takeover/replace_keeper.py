@@ -15,7 +15,7 @@ from typing import Any
 from poolctl import bootstrap
 from poolctl.keeper import store_keys, wire
 from poolctl.keeper.background import in_background
-from poolctl.runners.local.resources.process_watchdog import identity, kill
+from poolctl.runners.process_watchdog import identity, kill
 
 _PAUSES_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _HELLO_SECONDS = 20.0

@@ -9,7 +9,7 @@ from typing import Any
 
 from poolctl.keeper import wire
 from poolctl.keeper.keeper import Keeper
-from poolctl.runners.local.resources.keeper_link import KeeperLink
+from poolctl.runners.keeper_link import KeeperLink
 
 
 class Peer:

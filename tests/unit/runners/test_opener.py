@@ -15,8 +15,8 @@ import pytest
 from poolctl.address import parse
 from poolctl.listeners import holder
 from poolctl.listeners.failure import ListenError
-from poolctl.runners.local.resources import opener
-from poolctl.runners.local.resources.opener import Opener
+from poolctl.runners import opener
+from poolctl.runners.opener import Opener
 
 
 def messages(opener: Opener, listeners: Iterable[socket.socket]) -> list[str]:

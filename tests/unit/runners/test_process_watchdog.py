@@ -13,7 +13,7 @@ import pytest
 from poolctl.keeper import wire
 from poolctl.keeper.watchdog import Watchdog
 from poolctl.runners.link import Link
-from poolctl.runners.local.resources.process_watchdog import PING, ProcessWatchdog, identity, kill
+from poolctl.runners.process_watchdog import PING, ProcessWatchdog, identity, kill
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.runners.local.workers.notify_socket import NotifySocket
-from poolctl.runners.local.workers.programs import argument_vector, first_connection
+from poolctl.runners.local.workers.programs import first_connection
+from poolctl.runners.spec import argument_vector
 
 
 def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerConfig:

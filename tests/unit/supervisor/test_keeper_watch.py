@@ -15,7 +15,7 @@ from poolctl.clock import SystemClock
 from poolctl.keeper import store_keys, wire
 from poolctl.keeper.watchdog import Watchdog
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.local.resources.keeper_link import KeeperLink
+from poolctl.runners.keeper_link import KeeperLink
 from poolctl.supervisor.takeover.keeper_watch import KeeperWatch, irreplaceable
 from tests.deadline import wait_until
 from tests.processes import stat

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.runners.local.resources.process_watchdog import identity
+from poolctl.runners.process_watchdog import identity
 from poolctl.supervisor.takeover import replace_keeper
 from tests.deadline import wait_until
 from tests.processes import stat

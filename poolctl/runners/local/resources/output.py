@@ -21,8 +21,8 @@ from poolctl.logs.read import tail
 from ... import withheld
 from ...descriptor import Descriptor
 from ...link import Link, LinkLost
+from ...process_watchdog import ProcessWatchdog
 from .own_logs import OwnLogs
-from .process_watchdog import ProcessWatchdog
 
 _AGAIN_SECONDS = 0.2
 _SAY_SECONDS = 1.0

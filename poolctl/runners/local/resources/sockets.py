@@ -13,7 +13,7 @@ from poolctl.listeners.open import Inherited, close_listener, describe, refuse
 from poolctl.listeners.unix import identity_of
 
 from ...link import Link, LinkLost
-from .opener import Opener
+from ...opener import Opener
 
 
 class Sockets:

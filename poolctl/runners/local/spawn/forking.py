@@ -19,13 +19,12 @@ from poolctl.platform import sealed_file
 from ...descriptor import HasDescriptor
 from ...link import Link
 from ...protocol import Placement
-from ...spec import Spec, app_spec, spec_file, tls_contents, user_id, user_ids, worker_spec
+from ...spec import Spec, app_spec, argument_vector, spec_file, tls_contents, user_id, user_ids, worker_spec
 from ..certificates_in_use import Certificates, Given
 from ..resources.output import Output
 from ..workers.adoption_pairs import AdoptionPairs, protocol
 from ..workers.local_worker import LocalWorker
 from ..workers.notify_socket import NotifySocket
-from ..workers.programs import argument_vector
 from ..workers.tallies import Tally
 from .app_zygote import AppZygote
 from .app_zygotes import AppZygotes

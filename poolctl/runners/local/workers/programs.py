@@ -1,4 +1,4 @@
-"""Programs that are not ASGI applications: their argument vector, and how to detect that they answer."""
+"""Programs that are not ASGI applications: how to detect that they answer."""
 
 from __future__ import annotations
 
@@ -12,24 +12,6 @@ from poolctl.listeners.acceptance import accepted
 # Nothing announces that another program has called bind(): it has to be tried.
 _FIRST_PAUSE_SECONDS = 0.01
 _LAST_PAUSE_SECONDS = 0.2
-
-
-def argument_vector(server: ServerConfig) -> list[str]:
-    """The server's command with its placeholders filled in."""
-    address = server.address
-    values = {
-        "{fd}": "3",
-        "{name}": server.name,
-        "{bind}": server.bind,
-        "{host}": address.host if address.kind == "tcp" else "",
-        "{port}": str(address.port) if address.kind == "tcp" else "",
-    }
-    argv = []
-    for word in server.command or ():
-        for placeholder, value in values.items():
-            word = word.replace(placeholder, value)
-        argv.append(word)
-    return argv
 
 
 async def first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:

@@ -13,7 +13,7 @@ from poolctl.listeners.failure import ListenError, naming
 from poolctl.listeners.open import close_listener, open_listener
 from poolctl.listeners.port_ledger import is_free
 
-from ...daemon_thread import in_daemon_thread
+from .daemon_thread import in_daemon_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ from typing import Any
 
 from poolctl.keeper import store_keys, wire
 
-from ...descriptor import Duplicate, HasDescriptor, close_duplicates, owners_of
-from ...link import Link
+from .descriptor import Duplicate, HasDescriptor, close_duplicates, owners_of
+from .link import Link
 
 # Forks of these would become children of the old keeper's parent, not of the new keeper.
 _NOT_KEPT = store_keys.OF_THE_VERSION

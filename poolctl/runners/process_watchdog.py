@@ -16,7 +16,7 @@ from poolctl.keeper.pidfd_watch import signal_process
 from poolctl.keeper.watchdog import Watchdog
 from poolctl.platform import process_start
 
-from ...link import Link
+from .link import Link
 
 PING: wire.Message = {"t": "ping"}
 
