@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import poolctl
 
 PACKAGE = Path(poolctl.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
-IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 FLOORS = {
     "errors": 0, "exit_codes": 0, "states": 0, "clock": 0, "units": 0, "address": 0, "platform": 0, "bootstrap": 0,
@@ -72,8 +71,10 @@ MOST_LINES = 400
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", "base"}
 
 
-def imported_names(path: Path) -> Iterator[tuple[int, list[str]]]:
+@cache
+def imported_names(path: Path) -> list[tuple[int, list[str]]]:
     """Line and dotted name, in its parts, of every import in the file, wherever in it the import stands."""
+    found = []
     package = ["poolctl", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         names: list[str] = []
@@ -88,18 +89,20 @@ def imported_names(path: Path) -> Iterator[tuple[int, list[str]]]:
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in {"import_module", "__import__"}:
                 names = [str(node.args[0].value)]
-        for name in names:
-            yield node.lineno, name.split(".")
+        found += [(node.lineno, name.split(".")) for name in names]
+    return found
 
 
-def imported_units(path: Path) -> Iterator[tuple[int, str]]:
+def imported_units(path: Path) -> list[tuple[int, str]]:
     """Line and first part below `poolctl` of every import of its own modules.
 
     The package itself imports nothing and holds the version; every other name of it stands for a module above.
     """
-    for line, parts in imported_names(path):
-        if parts[0] == "poolctl" and parts[1:] not in ([], ["__version__"]):
-            yield line, parts[1] if parts[1] in FLOORS else "__init__"
+    return [
+        (line, parts[1] if parts[1] in FLOORS else "__init__")
+        for line, parts in imported_names(path)
+        if parts[0] == "poolctl" and parts[1:] not in ([], ["__version__"])
+    ]
 
 
 def unit_of(path: Path) -> str:
@@ -107,6 +110,7 @@ def unit_of(path: Path) -> str:
     return first.removesuffix(".py")
 
 
+@cache
 def modules_after_importing(name: str) -> set[str]:
     """What a fresh interpreter holds after it has imported the module, or every module of the package."""
     directory = PACKAGE / name
@@ -134,16 +138,15 @@ def test_every_module_stands_on_a_floor() -> None:
     assert {unit_of(path) for path in FILES} <= FLOORS.keys()
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_imports_point_down_only(path: Path) -> None:
-    unit = unit_of(path)
-    where = path.relative_to(PACKAGE).as_posix()
+def test_imports_point_down_only() -> None:
     upwards = [
-        f"{where}:{line} imports {target} (floor {FLOORS[target]}) from floor {FLOORS[unit]}"
+        f"{path.relative_to(PACKAGE)}:{line} imports {target} (floor {FLOORS[target]}) from floor {floor}"
+        for path in FILES
+        for floor in (FLOORS[unit_of(path)],)
         for line, target in imported_units(path)
-        if FLOORS[target] > FLOORS[unit]
+        if FLOORS[target] > floor
     ]
-    assert not upwards
+    assert upwards == []
 
 
 def houses_of(path: Path) -> list[tuple[str, str]]:
@@ -153,24 +156,19 @@ def houses_of(path: Path) -> list[tuple[str, str]]:
     return [(house, own) for house, own in houses if house in WITHIN]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in FILES if houses_of(path)],
-    ids=lambda path: f"{path.parts[-2]}/{path.stem}",
-)
-def test_imports_within_a_large_house_point_down_too(path: Path) -> None:
+def test_imports_within_a_large_package_point_down_too() -> None:
     upwards = []
-    for house, own in houses_of(path):
+    for path, (house, own) in [(path, each) for path in FILES for each in houses_of(path)]:
         floors, depth = WITHIN[house], house.count(".") + 2
         upwards += [
-            f"{path.name}:{line} imports {'.'.join(parts)}"
+            f"{path.relative_to(PACKAGE)}:{line} imports {'.'.join(parts)}"
             for line, parts in imported_names(path)
             if ".".join(parts[1:depth]) == house
             and len(parts) > depth
             and parts[depth] != own
             and floors.get(parts[depth], TOP) >= floors.get(own, TOP + 1)
         ]
-    assert not upwards
+    assert upwards == []
 
 
 def test_no_files_of_the_configuration_import_each_other_in_a_circle() -> None:
@@ -219,11 +217,9 @@ def test_the_standard_library_is_enough(name: str, bare_modules: set[str]) -> No
     assert foreign <= {"poolctl"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_no_file_is_longer_than_four_hundred_lines(path: Path) -> None:
-    with path.open() as file:
-        lines = sum(1 for _ in file)
-    assert lines <= MOST_LINES
+def test_no_file_is_longer_than_four_hundred_lines() -> None:
+    lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in FILES}
+    assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
 def test_every_file_has_a_name_of_its_own() -> None:
