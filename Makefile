@@ -2,7 +2,8 @@
 
 VENV ?= .venv
 # Processes that run the tests: they wait as much as they work. Every test has ports and a runtime directory of its own.
-JOBS ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 3 / 2 )))
+CPUS := $(shell nproc 2>/dev/null || echo 2)
+JOBS ?= $(shell echo $$(( $(CPUS) * 3 / 2 )))
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
@@ -45,12 +46,18 @@ dev:
 demo: venv
 	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
 
-# Both parts run, whatever the first one says.
+# Both parts run, side by side, whatever the other one says. The output of each is printed when it ends.
+test: JOBS := $(CPUS)
 test: dev
-	@failed=; \
-	$(MAKE) --no-print-directory test-measured || failed="$$failed, tests with coverage"; \
-	$(MAKE) --no-print-directory test-unmeasured || failed="$$failed, tests without coverage"; \
-	if [ -z "$$failed" ]; then echo "make test: all passed"; else echo "make test: FAILED: $${failed#, }"; exit 1; fi
+	@echo "make test: running the tests with and without coverage side by side; each part prints when it ends"
+	@failed=$$(mktemp); trap 'rm -f "$$failed"' EXIT; status=0; \
+	$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=recurse \
+		JOBS=$(JOBS) FAILED="$$failed" part-test-measured part-test-unmeasured || status=$$?; \
+	if [ $$status = 0 ]; then echo "make test: all passed"; \
+	else echo "make test: FAILED: $$(sort "$$failed" | paste -sd, | sed 's/,/, /g')"; exit 1; fi
+
+part-%:
+	@$(MAKE) --no-print-directory $* || { echo $* >>"$(FAILED)"; exit 1; }
 
 test-measured: dev
 	@# Other users write into it too; not directly below a directory of code that root runs, which a check warns of.
@@ -75,7 +82,7 @@ unit: dev
 	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)
 
 # More processes than elsewhere: unit tests wait for deadlines more than they compute.
-quick: JOBS := $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 2 )))
+quick: JOBS := $(shell echo $$(( $(CPUS) * 2 )))
 quick: dev
 	@$(BIN)/python $(PYTEST) -m "not slow" tests/unit $(ARGS)
 

@@ -158,7 +158,7 @@ def houses_of(path: Path) -> list[tuple[str, str]]:
 
 def test_imports_within_a_large_package_point_down_too() -> None:
     upwards = []
-    for path, (house, own) in [(path, each) for path in FILES for each in houses_of(path)]:
+    for path, (house, own) in [(file, each) for file in FILES for each in houses_of(file)]:
         floors, depth = WITHIN[house], house.count(".") + 2
         upwards += [
             f"{path.relative_to(PACKAGE)}:{line} imports {'.'.join(parts)}"

@@ -21,10 +21,10 @@ pytestmark = pytest.mark.skipif(
     ("failing", "last_line"),
     [
         ("nothing", "make test: all passed"),
-        ("not (slow", "make test: FAILED: tests with coverage"),
-        ("-m (slow or", "make test: FAILED: tests without coverage"),
-        ("report", "make test: FAILED: tests with coverage"),
-        ("m", "make test: FAILED: tests with coverage, tests without coverage"),
+        ("not (slow", "make test: FAILED: test-measured"),
+        ("-m (slow or", "make test: FAILED: test-unmeasured"),
+        ("report", "make test: FAILED: test-measured"),
+        ("m", "make test: FAILED: test-measured, test-unmeasured"),
     ],
 )
 def test_the_last_line_names_the_parts_that_failed(tmp_path: Path, failing: str, last_line: str) -> None:
