@@ -235,7 +235,7 @@ def test_a_socket_inherited_from_systemd_is_served(real_pool: RealPool, http_get
     assert str(port) in real_pool.ok("list").stdout + real_pool.ok("list", "-o", "wide").stdout
 
 
-def test_fd_without_an_inherited_socket_fails_with_the_mend(real_pool: RealPool) -> None:
+def test_fd_without_an_inherited_socket_fails_with_the_fix(real_pool: RealPool) -> None:
     write(real_pool, "fd:web")
     done = real_pool.run("start")
     assert done.code == 1, str(done)

@@ -179,7 +179,7 @@ def test_a_golib_list_loads_as_it_is(real_pool: RealPool, free_port: Any, http_g
         real_pool.ok(*files, "stop")
 
 
-def test_a_golib_table_without_an_equal_is_a_problem_with_the_mend(real_pool: RealPool) -> None:
+def test_golib_table_without_an_equivalent_is_a_problem_with_the_fix(real_pool: RealPool) -> None:
     server = {"name": "api", "listen": "127.0.0.1:8080", "app": "hello:app", "monitor": {"interval": "5s"}}
     real_pool.write("pool.json", json.dumps([server]))
     done = real_pool.run("validate")

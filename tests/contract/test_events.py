@@ -116,7 +116,7 @@ def test_following_goes_on_over_rotation(real_pool: RealPool) -> None:
     wait_until(following.seen("running", 5))
 
 
-def test_a_line_that_was_torn_by_a_kill_harms_nobody(real_pool: RealPool) -> None:
+def test_line_torn_by_a_kill_does_no_harm(real_pool: RealPool) -> None:
     real_pool.write_hello()
     real_pool.ok("start")
     before = real_pool.info()["supervisor_pid"]

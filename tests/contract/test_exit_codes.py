@@ -91,7 +91,7 @@ def test_with_a_supervisor_live_changes(real_pool: RealPool, free_port: Callable
     ])  # fmt: skip
 
 
-def test_one_failure_beside_others_is_1_and_all_are_listed_by_their_own_operation(
+def test_failure_among_others_is_1_and_all_are_listed_by_their_own_operation(
     real_pool: RealPool, free_port: Callable[[], int]
 ) -> None:
     ports = real_pool.write_hello(*TWO)

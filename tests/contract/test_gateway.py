@@ -29,7 +29,7 @@ def test_without_a_gateway_routes_and_hosts_are_empty_tables(
     assert client.routes()["items"] == client.hosts()["items"] == []
 
 
-def test_what_a_later_version_imports_is_said_to_come(real_pool: RealPool) -> None:
+def test_import_is_announced_for_a_later_version(real_pool: RealPool) -> None:
     done = real_pool.run("import", "docker-compose.yml")
     assert done.code == 2
     assert "import is not available in this version" in done.stderr

@@ -161,7 +161,7 @@ def test_a_taken_port_is_not_explained_by_what_earlier_workers_have_printed(real
     assert "printed by" not in str(done.json["errors"])
 
 
-def test_a_program_that_binds_unasked_is_told_how(real_pool: RealPool, free_port: Any) -> None:
+def test_program_that_binds_without_notice_gets_a_hint(real_pool: RealPool, free_port: Any) -> None:
     script = "import os, socket\nsocket.create_server((os.environ['HOST'], int(os.environ['PORT'])))\n"
     real_pool.write("binds.py", script)
     real_pool.write(
@@ -174,7 +174,7 @@ def test_a_program_that_binds_unasked_is_told_how(real_pool: RealPool, free_port
     assert "saying {port} in the command" in done.stderr
 
 
-def test_what_went_wrong_is_said_once(real_pool: RealPool) -> None:
+def test_error_is_reported_once(real_pool: RealPool) -> None:
     real_pool.write_hello(extra='restart = "no"')
     real_pool.write("hello.py", "application = None\n")
     done = real_pool.run("start")
@@ -255,7 +255,7 @@ def test_dependencies_start_first_and_stop_last(real_pool: RealPool, free_port: 
     assert real_pool.items()["web"]["state"] == "running"
 
 
-def test_what_was_stopped_on_purpose_is_no_reason_for_status_3(real_pool: RealPool) -> None:
+def test_server_stopped_on_purpose_is_no_reason_for_status_3(real_pool: RealPool) -> None:
     assert real_pool.run("status").code == 5, "no file, no pool"
     ports = real_pool.write_hello("a", "b")
     assert real_pool.run("status").code == 3

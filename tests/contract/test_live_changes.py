@@ -171,7 +171,7 @@ def test_a_taken_name_or_address_is_8_and_an_invalid_one_5(pool: RealPool) -> No
     assert pool.items().keys() == {"a", "b"}
 
 
-def test_what_matches_nothing_is_4_before_anything_is_done(pool: RealPool) -> None:
+def test_selection_without_a_match_is_4_before_anything_is_done(pool: RealPool) -> None:
     before = pids(pool)
     for command in ("scale {} 2", "drain {}", "undrain {}", "enable {}", "disable {}", "remove {}"):
         assert pool.run(*command.format("a nobody").split()).code == 4, command
@@ -254,7 +254,7 @@ def test_the_commands_own_timeout_is_124_and_a_servers_is_its_failure(
     assert [error["code"] for error in failed.json["errors"]] == [1323]
 
 
-def test_reload_takes_the_callers_environment_only_when_told(pool: RealPool) -> None:
+def test_reload_takes_the_callers_environment_only_with_env(pool: RealPool) -> None:
     pool.write("pool.toml", server("a", pool.ports["a"], 'env = { A = "${COLOUR:-none}" }'))
     pool.ok("reload")
     red = {"COLOUR": "red"}

@@ -71,7 +71,7 @@ def test_what_is_allowed_is_taken(real_pool: RealPool, line: str) -> None:
     assert real_pool.ok("validate").stdout.strip() == "1 server, ok"
 
 
-def test_a_file_that_cannot_be_parsed_is_told_with_the_mend(real_pool: RealPool) -> None:
+def test_file_that_cannot_be_parsed_is_reported_with_the_fix(real_pool: RealPool) -> None:
     real_pool.write("pool.toml", '[[server]]\nname = "web"\ntags = ["a", "b"\nbind = ":8080"\n')
     done = real_pool.run("validate")
     assert done.code == 5

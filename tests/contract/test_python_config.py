@@ -86,7 +86,7 @@ def test_validate_looks_at_the_outside_world(tmp_path: Any) -> None:
     assert "no.pem" in str([str(problem) for problem in caught.value.exceptions])
 
 
-def test_tls_that_nobody_defined_is_a_problem_until_the_default_is_set() -> None:
+def test_undefined_tls_is_a_problem_until_the_default_is_set() -> None:
     config = PoolConfig([{"name": "a", "bind": "127.0.0.1:1", "app": "hello:app", "tls": True}])
     with pytest.raises(PoolValidateError):
         config.validate()

@@ -267,7 +267,7 @@ def test_the_coroutines_work_on_any_loop(free_port: Any, http_get: Any) -> None:
     assert refused(port)
 
 
-def test_a_failure_keeps_nobody_from_being_attempted(free_port: Any, http_get: Any) -> None:
+def test_failure_of_one_does_not_prevent_the_attempt_for_others(free_port: Any, http_get: Any) -> None:
     good, bad, taken = free_port(), free_port(), free_port()
     pool = Pool([make("bad", bad, app=broken), make("taken", taken), make("good", good)])
     with socket.create_server(("127.0.0.1", taken)), pytest.raises(PoolStartError) as caught:
@@ -306,7 +306,7 @@ def test_a_single_servers_failure_is_a_group_of_one(free_port: Any) -> None:
     assert len(caught.value.exceptions) == 1
 
 
-def test_the_shared_handler_serves_who_has_no_app(free_port: Any, http_get: Any) -> None:
+def test_shared_handler_serves_servers_without_an_app(free_port: Any, http_get: Any) -> None:
     one, two = free_port(), free_port()
 
     async def admin(scope: Any, receive: Any, send: Any) -> None:
@@ -383,7 +383,7 @@ def test_any_method_from_any_thread(pool: Pool) -> None:
         lambda: PoolConfig.load("pool.toml", "production.toml"),  # type: ignore[arg-type]
     ],
 )
-def test_what_is_none_of_it_is_a_parameter_error(make: Any) -> None:
+def test_value_of_another_type_is_a_parameter_error(make: Any) -> None:
     with pytest.raises(PoolParamError) as caught:
         make()
     assert caught.value.code == 1320

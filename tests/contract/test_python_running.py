@@ -88,7 +88,7 @@ def test_lifecycle_methods_are_coroutines_with_blocking_twins() -> None:
     assert not inspect.iscoroutinefunction(Pool.join_sync)
 
 
-def test_what_is_replaced_or_removed_is_told_to_stop_and_join_awaits_it(pool: Pool, make: Make) -> None:
+def test_replaced_or_removed_server_is_stopped_and_join_awaits_it(pool: Pool, make: Make) -> None:
     a, b, c, d = binds = list(pool)
     before = [pool[bind] for bind in binds]
     stored = Server(make("a2", bind=a))

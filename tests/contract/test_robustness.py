@@ -51,7 +51,7 @@ def test_the_control_socket_is_the_users_alone(real_pool: RealPool) -> None:
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_broken_or_missing_file_keeps_nobody_from_stopping(real_pool: RealPool) -> None:
+def test_broken_or_missing_file_does_not_prevent_a_stop(real_pool: RealPool) -> None:
     real_pool.write_hello()
     real_pool.ok("start")
     real_pool.write("pool.toml", "this is [ not toml")

@@ -94,7 +94,7 @@ def test_a_selector_chooses_in_the_order_of_the_file(
      "--name ^nobody", "--state running", "--health ok", "--tag api --state disabled",
      "--name . --not"],
 )  # fmt: skip
-def test_what_matches_nothing_is_exit_4(pool: RealPool, arguments: str) -> None:
+def test_selection_without_a_match_is_exit_4(pool: RealPool, arguments: str) -> None:
     done = pool.run("list", *arguments.split())
     assert done.code == 4, str(done)
     assert done.stdout == ""

@@ -208,7 +208,7 @@ def test_a_failed_job_keeps_back_what_waits_for_it(real_pool: RealPool, serve: A
         ("always", signal.SIGKILL, "running"),
     ],
 )
-def test_what_happens_after_a_death_is_the_policys(
+def test_restart_policy_decides_after_a_death(
     real_pool: RealPool, serve: Any, until: Any, policy: str, number: int, state: str
 ) -> None:
     port = serve(command(), f'restart = "{policy}"')
