@@ -263,7 +263,7 @@ def test_an_app_that_is_not_there_is_named(pool: Pool) -> None:
     assert "SystemExit" in second, "an app that exits ends neither the loop nor this process"
 
 
-def test_what_needs_a_process_is_refused_by_name(pool: Pool) -> None:
+def test_keys_that_need_a_process_are_refused_by_name(pool: Pool) -> None:
     pool.store_new(ServerConfig(name="a", bind=f"127.0.0.1:{claim_port()}", command=["true"]))
     pool.store_new(config("b", env={"A": "1"}, limits={"open_files": 100}))
     pool.store_new(config("c", python="/usr/bin/other-python"))
@@ -306,7 +306,7 @@ def test_a_worker_that_ends_by_itself_leaves_a_stopped_server_that_says_so(pool:
     assert get_refused(server)
 
 
-def test_who_connects_after_a_restart_meets_the_new_instance(pool: Pool) -> None:
+def test_connection_after_a_restart_reaches_the_new_instance(pool: Pool) -> None:
     server = pool.store_new(config("web", saying("0")))
     pool.start_sync()
     for turn in range(1, 20):

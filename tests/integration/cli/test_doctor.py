@@ -160,7 +160,7 @@ def test_a_taken_port_with_its_holder(real_pool: RealPool) -> None:
     assert said["message"].endswith(f" (pid {os.getpid()})")
 
 
-def test_a_taken_port_of_what_is_beside_the_servers(real_pool: RealPool, free_port: Any) -> None:
+def test_taken_port_of_metrics_or_dashboard_is_reported(real_pool: RealPool, free_port: Any) -> None:
     real_pool.write_hello("web")
     text = (real_pool.directory / "pool.toml").read_text()
     port = free_port()
@@ -242,7 +242,7 @@ def test_a_runtime_directory_that_others_may_enter(real_pool: RealPool) -> None:
     assert only(found, "pool", "problem")["fix"] == f"chmod 700 {directory}"
 
 
-def test_a_file_that_everybody_may_change(real_pool: RealPool) -> None:
+def test_file_that_every_user_may_change(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     (real_pool.directory / "pool.toml").chmod(0o666)
     code, found = examined(real_pool)
@@ -250,7 +250,7 @@ def test_a_file_that_everybody_may_change(real_pool: RealPool) -> None:
     assert only(found, "files", "warning")["fix"].startswith("chmod o-w ")
 
 
-def test_what_a_killed_pool_has_left(real_pool: RealPool) -> None:
+def test_leftovers_of_a_killed_pool_are_found(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     real_pool.ok("start")
     info = real_pool.info()

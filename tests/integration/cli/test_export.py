@@ -105,7 +105,7 @@ def test_variables_that_a_service_does_not_have_are_named(real_pool: RealPool) -
     assert "hush" not in done.stdout
 
 
-def test_a_file_of_somebody_else_is_left_alone(real_pool: RealPool) -> None:
+def test_file_of_another_process_is_left_alone(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     real_pool.ok("export", "systemd", "-o", "units")
     real_pool.ok("export", "systemd", "-o", "units")

@@ -26,7 +26,7 @@ def ready(pool: RealPool) -> bool:
     return pool.run("status").code == 0
 
 
-def test_run_ends_when_somebody_else_stops_its_pool(pool: RealPool) -> None:
+def test_run_ends_when_another_command_stops_its_pool(pool: RealPool) -> None:
     running = pool.spawn("run")
     wait_until(lambda: ready(pool))
     pool.ok("stop")

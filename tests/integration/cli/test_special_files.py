@@ -45,7 +45,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_file_of_a_pool_is_5_with_the_reason(
+def test_path_that_is_no_pool_file_is_5_with_the_reason(
     real_pool: RealPool, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.chdir(real_pool.directory)

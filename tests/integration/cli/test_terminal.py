@@ -39,7 +39,7 @@ def pid_in(file: Path) -> str:
     return str(wait_until(lambda: file.exists() and file.read_text().strip()))
 
 
-def test_a_table_has_colours_unless_nobody_wants_them(pool: RealPool) -> None:
+def test_table_has_colours_unless_they_are_turned_off(pool: RealPool) -> None:
     with Terminal(pool, "list") as terminal:
         assert terminal.end() == 0
         assert "\x1b[1mNAME" in terminal.shown

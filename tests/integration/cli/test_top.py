@@ -200,7 +200,7 @@ def test_a_terminal_that_takes_no_output_holds_up_neither_keys_nor_the_end(
         assert view.terminal.shown.endswith("\x1b[?25h\x1b[?1049l")
 
 
-def test_an_answer_that_nobody_foresaw_leaves_no_broken_terminal(pool: RealPool) -> None:
+def test_unexpected_answer_leaves_no_broken_terminal(pool: RealPool) -> None:
     items: list[Any] = many(1)
     with answering(pool, items), top(pool, "--interval", "0.1s") as view:
         before = view.terminal.modes()
@@ -229,7 +229,7 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(pool: RealPool) ->
         terminal.until(lambda shown: "over-0" in shown)
 
 
-def test_who_wants_no_colours_gets_none(pool: RealPool) -> None:
+def test_colours_can_be_turned_off(pool: RealPool) -> None:
     with answering(pool, many(3)), top(pool, env={"NO_COLOR": "1", "TERM": "xterm-256color"}) as view:
         view.until_shown("web-002")
         assert view.selected().startswith("web-000")

@@ -26,7 +26,7 @@ def read_until(running: subprocess.Popen[str], words: str) -> str:
     return said
 
 
-def test_new_code_is_served_and_broken_code_is_told(
+def test_new_code_is_served_and_broken_code_is_reported(
     real_pool: RealPool, http_get: Callable[..., Any]
 ) -> None:
     port = real_pool.write_hello()["web"]

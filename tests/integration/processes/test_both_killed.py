@@ -77,7 +77,7 @@ def test_stop_ends_what_serves_whatever_became_of_the_file(pool: RealPool, until
     assert list(pool.runtime.glob("@*")) == []
 
 
-def test_what_was_ordered_live_is_in_force_afterwards(pool: RealPool, until: Any, free_port: Any) -> None:
+def test_live_changes_are_in_force_after_a_takeover(pool: RealPool, until: Any, free_port: Any) -> None:
     pool.write_hello("many", "out", "quiet", "off", "gone", "worn")
     pool.ok("start")
     pool.ok("add", "extra", "--bind", f"127.0.0.1:{free_port()}", "--app", "hello:app")

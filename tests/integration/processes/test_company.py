@@ -80,7 +80,7 @@ def test_companions_are_children_of_the_program_and_hold_their_link_only(tmp_pat
     assert last["held"] == [0, 1, 2, 3]
 
 
-def test_a_companion_that_cannot_be_started_keeps_nobody_from_it(tmp_path: Path) -> None:
+def test_companion_that_cannot_be_started_does_not_prevent_the_program(tmp_path: Path) -> None:
     program, last = company(tmp_path, ["/no/such/program"], say(tmp_path / "last"))
     assert program["pids"] == [0, last["pid"]]
     assert last["held"] == [0, 1, 2, 3]

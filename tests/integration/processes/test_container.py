@@ -83,7 +83,9 @@ def healthy(pool: RealPool) -> bool:
     return pool.run("status", "--healthcheck").code == 0
 
 
-def test_it_reaps_strangers_and_ends_as_it_was_told(pool: RealPool, contain: Any, until: Any) -> None:
+def test_container_reaps_orphans_and_ends_with_the_ordered_status(
+    pool: RealPool, contain: Any, until: Any
+) -> None:
     ports = pool.write_hello("web")
     assert pool.run("status", "--healthcheck").code == 1
     container = contain("--log-format", "json")

@@ -92,7 +92,7 @@ def test_the_page_is_there_after_a_start_is_no_server_and_ends_with_the_pool(pag
     assert not page.answers()
 
 
-def test_a_page_that_dies_is_started_again_and_refuses_nobody(page: Page) -> None:
+def test_dashboard_that_dies_is_restarted_and_refuses_no_connection(page: Page) -> None:
     page.start()
     token = page.token()
     first = page.process()
@@ -129,7 +129,9 @@ def test_the_page_goes_on_when_those_above_it_are_killed(page: Page, whom: str) 
     assert page.process() == process
 
 
-def test_a_page_that_has_lost_everybody_serves_on_and_hands_its_listener_to_the_next_pool(page: Page) -> None:
+def test_dashboard_without_supervisor_and_keeper_serves_on_and_hands_its_listener_to_the_next_pool(
+    page: Page,
+) -> None:
     page.start()
     token = page.token()
     process, before = page.process(), page.pool.info()

@@ -187,7 +187,7 @@ def test_a_server_that_dies_again_and_again_has_failed(pool: RealPool, free_port
     assert pool.items()["web"]["restarts"] == 3
 
 
-def test_a_signal_that_nobody_ordered_is_a_failure_sigterm_too(pool: RealPool, until: Any) -> None:
+def test_unrequested_signal_is_a_failure_sigterm_too(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.ok("start")
     for count, number in enumerate((signal.SIGTERM, signal.SIGINT), 1):

@@ -127,7 +127,7 @@ def test_there_are_no_zombies(pool: RealPool, until: Any) -> None:
     until(lambda: all(is_alive(pid) for pid in children(keeper)), what="no zombie")
 
 
-def test_what_a_worker_started_dies_with_it(pool: RealPool, until: Any) -> None:
+def test_processes_that_a_worker_started_end_with_it(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.write("forking.py", FORKING)
     pool.write(

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unmeasured
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "number"), [("self", 9), ("self", 23), ("parent", 9), ("parent", 23)])
-def test_whoever_is_killed_the_command_can_be_repeated_and_all_is_well(
+def test_command_succeeds_when_repeated_after_any_process_was_killed(
     tmp_path: Path, victim: str, number: int
 ) -> None:
     runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))

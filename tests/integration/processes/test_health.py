@@ -96,7 +96,7 @@ def test_a_server_is_ready_when_its_probe_says_so_and_the_command_says_why_it_is
     assert answerer(port) in item(pool)["pids"]
 
 
-def test_health_falls_and_rises_and_everybody_is_told(
+def test_health_falls_and_rises_and_every_observer_is_notified(
     pool: RealPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(pool.runtime))
@@ -160,7 +160,7 @@ def test_a_worker_that_is_ko_leaves_the_accepting_to_the_others_until_it_is_the_
     wait_until(lambda: {answerer(port) for _ in range(12)} == {one, other}, what="both accept")
 
 
-def test_probes_go_on_under_another_supervisor_and_who_rests_still_does(pool: RealPool) -> None:
+def test_probes_and_drains_go_on_under_the_next_supervisor(pool: RealPool) -> None:
     port = write(pool, READINESS, "workers = 2")
     pool.ok("start")
     one, other = item(pool)["pids"]
@@ -264,7 +264,7 @@ def test_a_startup_probe_comes_before_the_others_and_counts_into_start_timeout(p
     assert health(pool, "ok")["ready"]
 
 
-def test_a_tls_server_is_asked_in_tls_and_one_that_wants_certificates_all_the_same(pool: RealPool) -> None:
+def test_tls_server_is_probed_in_tls_even_if_it_wants_client_certificates(pool: RealPool) -> None:
     cert, key = certificate(pool.directory)
     secure = f'cert = "{cert}", key = "{key}"'
     probe = f'health = {{ readiness = {{ http = "/health", body = "^https$", {QUICK} }} }}\n'
@@ -325,7 +325,7 @@ def test_a_program_is_asked_over_its_port(pool: RealPool, probe: str, binds_itse
         os.kill(item(pool)["pids"][0], signal.SIGCONT)
 
 
-def test_what_a_program_that_probes_says_is_shown(pool: RealPool) -> None:
+def test_output_of_a_probe_command_is_shown(pool: RealPool) -> None:
     pool.write("probe.sh", 'echo "$POOLCTL_NAME $PORT"; echo "the disk is full" >&2; test ! -e bad\n')
     port = write(pool, f'health = {{ readiness = {{ exec = ["sh", "probe.sh"], {QUICK} }} }}')
     pool.ok("start")

@@ -61,7 +61,7 @@ def test_environment_of_a_servers_user_is_entered_as_that_user_only(
     assert set(notes.read_text().split()) == {"65534"}
 
 
-def test_environment_beside_the_file_is_not_entered_before_its_server_is_known(
+def test_environment_next_to_the_file_is_not_entered_before_its_server_is_known(
     pool: RealPool, notes: Path
 ) -> None:
     (pool.directory / "venv").rename(pool.directory / ".venv")

@@ -149,9 +149,7 @@ def test_sleeping_server_whose_listener_blocks_is_woken_by_a_request(hostile: Re
 
 
 @pytest.mark.parametrize("attack", ["blocks", "stuffs"])
-def test_keeper_that_is_told_to_end_does_so_in_spite_of_an_attack(
-    hostile: RealPool, until: Until, attack: str
-) -> None:
+def test_keeper_ends_when_ordered_in_spite_of_an_attack(hostile: RealPool, until: Until, attack: str) -> None:
     begin(hostile, attack, until)
     keeper = hostile.info()["keeper_pid"]
     os.kill(keeper, signal.SIGTERM)

@@ -72,7 +72,7 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
     wait_until(lambda: not is_alive(keeper.pid))
 
 
-def test_it_says_who_it_is_and_leads_a_session_that_is_nobodys_child(keeper: Keeper) -> None:
+def test_worker_names_itself_and_leads_a_session_of_its_own(keeper: Keeper) -> None:
     assert keeper.hello["event"] == "hello"
     assert keeper.hello["version"] == 2
     assert stat(keeper.pid).parent != os.getpid()
@@ -114,7 +114,7 @@ def test_a_program_gets_its_descriptors_and_nothing_of_the_keepers(keeper: Keepe
         assert (found.parent, found.session) == (keeper.pid, pid)
 
 
-def test_ends_are_told_in_order_and_again_until_they_are_heard(keeper: Keeper) -> None:
+def test_exits_are_sent_in_order_and_again_until_acknowledged(keeper: Keeper) -> None:
     first = keeper.spawn("/bin/sh", "-c", "exit 3")
     event = keeper.event()
     assert (event["event"], event["pid"], event["status"], event["signal"]) == ("exit", first, 3, None)

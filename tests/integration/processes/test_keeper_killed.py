@@ -81,7 +81,7 @@ def test_an_orphan_that_dies_is_replaced(pool: RealPool, until: Any) -> None:
     assert pool.items()["web"]["restarts"] == 1
 
 
-def test_what_an_orphan_left_in_its_group_ends_with_it(pool: RealPool, until: Any) -> None:
+def test_processes_left_in_an_orphans_group_end_with_it(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "parent:app"))
     pool.write(
@@ -100,7 +100,7 @@ def test_what_an_orphan_left_in_its_group_ends_with_it(pool: RealPool, until: An
     until(lambda: not is_alive(sleeper))
 
 
-def test_one_that_died_while_nobody_looked_is_replaced(pool: RealPool, until: Any) -> None:
+def test_worker_that_died_unobserved_is_replaced(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.ok("start")
     (worker,) = pool.items()["web"]["pids"]
@@ -166,7 +166,7 @@ def test_keepers_that_are_killed_one_after_the_other(pool: RealPool, until: Any)
     assert pool.items()["web"]["pids"] == before
 
 
-def test_run_ends_with_its_lifeline_all_the_same(pool: RealPool, until: Any) -> None:
+def test_run_still_ends_with_its_lifeline(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     running = pool.spawn("run", "--quiet")
     until(lambda: pool.run("status").code == 0)

@@ -43,7 +43,7 @@ def test_reopened_files_take_what_comes_and_the_moved_ones_nothing_more(
     assert moved.read_text() == before
 
 
-def test_a_full_disk_stops_nobody_and_is_reported(pool: RealPool, free_port: Any, until: Any) -> None:
+def test_full_disk_stops_no_server_and_is_reported(pool: RealPool, free_port: Any, until: Any) -> None:
     port = free_port()
     pool.write("app.py", PRINTS)
     keys = {"bind": f"127.0.0.1:{port}", "app": "app:app", "log": {"path": "/dev/full"}}
@@ -129,7 +129,7 @@ os.write(1, f"{me} end {number}\\n".encode())
 
 
 @pytest.mark.slow
-def test_no_line_is_lost_torn_or_doubled_whoever_is_killed_and_however_often_files_are_rotated(
+def test_no_line_is_lost_torn_or_doubled_by_any_kill_or_rotation(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
     pool.write("counts.py", COUNTS)

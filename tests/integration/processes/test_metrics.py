@@ -121,7 +121,7 @@ def answers(port: int, path: str) -> bool:
     return reply.status == 200
 
 
-def test_slow_and_hostile_clients_keep_nobody_waiting(pool: RealPool, exposed: int) -> None:
+def test_slow_and_hostile_clients_keep_no_other_client_waiting(pool: RealPool, exposed: int) -> None:
     idle = [socket.create_connection(("127.0.0.1", exposed), 5) for _ in range(40)]
     idle[-1].sendall(b"GET /metr")
     garbage = socket.create_connection(("127.0.0.1", exposed), 5)

@@ -51,7 +51,7 @@ def told(pool: RealPool) -> list[tuple[str, str]]:
     return [(event["event"], event["receiver"]) for event in map(json.loads, lines)]
 
 
-def test_everybody_is_told_of_a_problem_and_of_its_end_and_no_secret_is_shown(
+def test_every_receiver_is_notified_of_a_problem_and_its_end_and_no_secret_is_shown(
     real_pool: RealPool, there: Receiver
 ) -> None:
     script = "import sys; open('told.jsonl', 'a').write(sys.stdin.read())"
@@ -92,7 +92,7 @@ def test_everybody_is_told_of_a_problem_and_of_its_end_and_no_secret_is_shown(
     assert "/slack/${HOOK}" in shown[0]
 
 
-def test_what_cannot_be_told_is_told_later_by_the_supervisor_that_follows(
+def test_message_that_cannot_be_sent_is_sent_by_the_next_supervisor(
     real_pool: RealPool, there: Receiver
 ) -> None:
     configured(real_pool, f'type = "slack"\nurl = "{there.url("/slack/hook")}"\ndelay = 0')
@@ -109,7 +109,7 @@ def test_what_cannot_be_told_is_told_later_by_the_supervisor_that_follows(
     assert there.taken[1].text.startswith("web: running again after ")
 
 
-def test_health_that_came_back_while_there_was_no_supervisor_is_told(
+def test_health_that_came_back_while_there_was_no_supervisor_is_reported(
     real_pool: RealPool, there: Receiver
 ) -> None:
     configured(
@@ -134,7 +134,7 @@ def test_health_that_came_back_while_there_was_no_supervisor_is_told(
     assert "supervisor started: took over 1 worker" in [each.text for each in there.taken]
 
 
-def test_a_recovery_is_told_as_one(real_pool: RealPool, there: Receiver) -> None:
+def test_recovery_is_notified_as_one(real_pool: RealPool, there: Receiver) -> None:
     configured(
         real_pool,
         f'type = "slack"\nurl = "{there.url("/slack/hook")}"\ndelay = 0\nevents = ["recovery"]',
@@ -151,7 +151,7 @@ def test_a_recovery_is_told_as_one(real_pool: RealPool, there: Receiver) -> None
     assert ": restarted within " in there.taken[0].text
 
 
-def test_who_is_told_changes_with_a_reload_and_the_end_of_the_pool_waits_for_no_delay(
+def test_receivers_change_with_a_reload_and_the_end_of_the_pool_waits_for_no_delay(
     real_pool: RealPool, there: Receiver
 ) -> None:
     configured(real_pool)

@@ -145,7 +145,7 @@ def test_a_taken_port_names_its_holder_and_is_tried_again(
     until(lambda: pool.items()["web"]["ready"])
 
 
-def test_a_program_that_binds_by_itself_is_told_of_a_taken_port_too(pool: RealPool, free_port: Any) -> None:
+def test_program_that_binds_itself_has_a_taken_port_reported_too(pool: RealPool, free_port: Any) -> None:
     port = free_port()
     command = [sys.executable, "-m", "http.server", "{port}"]
     pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", command=command, restart="no"))
@@ -260,7 +260,7 @@ def test_tls_with_client_certificates_and_a_key_with_a_password(
     assert b"200 OK" in ask_tls(plain, pool.directory)
 
 
-def test_a_key_that_only_root_can_read_serves_a_worker_of_nobodys(
+def test_key_that_only_root_can_read_serves_a_worker_of_user_nobody(
     hello: Any, pool: RealPool, free_port: Any
 ) -> None:
     pool.open_to_all()

@@ -226,7 +226,7 @@ async def app(scope, receive, send):
     assert all(asked(port)["right"] for _ in range(6))
 
 
-def test_what_an_import_has_closed_again_is_no_obstacle(pool: RealPool, free_port: Any) -> None:
+def test_descriptor_that_an_import_has_closed_is_no_obstacle(pool: RealPool, free_port: Any) -> None:
     passing = (
         "import socket, subprocess, threading\nwith socket.socket(): pass\nsubprocess.run(['true'])\n"
         "T = threading.Thread(target=int)\nT.start()\nT.join()\n"

@@ -132,7 +132,7 @@ def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> No
     assert not is_alive(before)
 
 
-def test_a_stuck_worker_is_only_told_about_and_found_well_again(real_pool: RealPool) -> None:
+def test_hung_worker_is_only_reported_and_so_is_its_recovery(real_pool: RealPool) -> None:
     begin(real_pool, f'recovery = {{ strategy = "notify", {QUICK} }}')
     pid = pid_of(real_pool)
     os.kill(pid, signal.SIGSTOP)

@@ -120,7 +120,7 @@ def test_a_restart_under_load_loses_no_request(pool: RealPool, kind: Kind) -> No
         assert report.sent == report.complete > 0
 
 
-def test_what_comes_after_a_restart_is_answered_by_the_new_processes(pool: RealPool) -> None:
+def test_requests_after_a_restart_are_answered_by_the_new_processes(pool: RealPool) -> None:
     (port,) = pool.write_hello("web", extra="workers = 3").values()
     pid = HELLO_APP.replace('str(scope["server"][1])', "str(os.getpid())").replace("hello from ", "")
     pool.write("hello.py", f"import os\n{pid}")

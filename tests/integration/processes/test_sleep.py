@@ -71,7 +71,7 @@ def test_without_traffic_it_falls_asleep_again_and_costs_no_process(pool: RealPo
     assert pool.items()["web"]["restarts"] == 0
 
 
-def test_who_asks_for_nothing_wakes_nobody(pool: RealPool, until: Until) -> None:
+def test_connection_without_a_request_wakes_no_server(pool: RealPool, until: Until) -> None:
     port = pool.write_hello(extra=STAYS_UP)["web"]
     pool.ok("start")
     for first_bytes in (b"", b"GET / HT", b"\x16\x03\x01"):
@@ -85,7 +85,7 @@ def test_who_asks_for_nothing_wakes_nobody(pool: RealPool, until: Until) -> None
     assert state(pool) == "running"
 
 
-def test_everybody_who_came_while_it_slept_is_served(pool: RealPool) -> None:
+def test_every_connection_made_while_it_slept_is_served(pool: RealPool) -> None:
     port = pool.write_hello(extra=STAYS_UP)["web"]
     pool.ok("start")
     clients = [connect(port) for _ in range(30)]
@@ -131,7 +131,7 @@ def test_a_wake_does_not_use_an_expired_certificate_in_place_of_a_valid_one(pool
     assert "expired certificate not used" in pool.ok("events").stdout
 
 
-def test_a_program_is_woken_by_whoever_connects(pool: RealPool, until: Until) -> None:
+def test_program_is_woken_by_any_connection(pool: RealPool, until: Until) -> None:
     (port,) = pool.write_hello("web").values()
     server = """
         import http.server, socket
@@ -197,7 +197,7 @@ def test_commands_do_not_wake_it(pool: RealPool, command: str) -> None:
     assert get(port).status == 200
 
 
-def test_who_waits_for_a_wake_that_fails_is_sent_away_and_the_reason_is_told(pool: RealPool) -> None:
+def test_connection_that_waits_for_a_failed_wake_is_closed_and_the_reason_reported(pool: RealPool) -> None:
     port = pool.write_hello(extra=STAYS_UP + "\nrestart = { limit = 1, backoff = { initial = 0.05 } }")["web"]
     pool.ok("start")
     pool.write("hello.py", "raise RuntimeError('not today')\n")
@@ -210,7 +210,7 @@ def test_who_waits_for_a_wake_that_fails_is_sent_away_and_the_reason_is_told(poo
 
 
 @pytest.mark.parametrize("victim", ["supervisor_pid", "keeper_pid"])
-def test_another_supervisor_goes_on_watching_and_loses_nobody_who_is_connected(
+def test_next_supervisor_goes_on_watching_and_loses_no_connection(
     pool: RealPool, until: Until, victim: str
 ) -> None:
     port = pool.write_hello(extra=SLEEPS)["web"]
@@ -234,7 +234,7 @@ def test_another_supervisor_goes_on_watching_and_loses_nobody_who_is_connected(
     assert len(slept) == 1, "it slept on under the other supervisor"
 
 
-def test_a_reload_wakes_nobody_and_tells_those_who_run_when_to_sleep(pool: RealPool) -> None:
+def test_reload_wakes_no_server_and_changes_the_idle_time_of_running_ones(pool: RealPool) -> None:
     ports = pool.write_hello("awake", "asleep", extra=STAYS_UP)
     pool.ok("start")
     assert get(ports["awake"]).status == 200
@@ -276,7 +276,7 @@ def test_no_request_is_lost_at_whatever_moment_it_comes(pool: RealPool, mode: st
     assert slept() > 1, "it never came to it"
 
 
-def test_another_supervisor_learns_who_is_idle_already(pool: RealPool, until: Until) -> None:
+def test_next_supervisor_learns_which_workers_are_idle(pool: RealPool, until: Until) -> None:
     port = pool.write_hello(extra=SLEEPS)["web"]
     pool.ok("start")
     assert get(port).status == 200

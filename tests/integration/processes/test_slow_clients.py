@@ -85,7 +85,7 @@ def test_slow_and_silent_clients_are_sent_away_awake_asleep_and_across_a_restart
     pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
 
 
-def test_a_server_falls_asleep_beside_a_client_that_sends_half_a_head(pool: RealPool) -> None:
+def test_server_falls_asleep_despite_a_client_that_sends_half_a_head(pool: RealPool) -> None:
     http = 'http = { head_timeout = "1s" }'
     port = pool.write_hello(extra=f"{http}\nscale = {{ min = 0, idle = 0.2 }}")["web"]
     pool.ok("start")

@@ -97,7 +97,7 @@ def test_a_replacement_that_still_imports_ends_when_another_is_ordered(
     assert get(port).body == b"second"
 
 
-def test_one_whose_startup_has_begun_is_told_to_end(pool: RealPool, free_port: Any, until: Any) -> None:
+def test_worker_whose_startup_has_begun_is_ended(pool: RealPool, free_port: Any, until: Any) -> None:
     port = free_port()
     write(pool, port, "old")
     let(pool, "old")

@@ -12,7 +12,7 @@ from tests.real_pool import RealPool
 pytestmark = pytest.mark.unmeasured
 
 
-def test_an_environment_without_uvicorn_is_named_with_its_mend(pool: RealPool) -> None:
+def test_environment_without_uvicorn_is_named_with_its_fix(pool: RealPool) -> None:
     pool.write_hello("web", extra='python = "bare"')
     venv.create(pool.directory / "bare", with_pip=False)
     done = pool.run("start", "-o", "json")

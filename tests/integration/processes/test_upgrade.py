@@ -56,7 +56,7 @@ def facts(pool: RealPool) -> dict[str, Any]:
     return {name: (item["pids"], item["state"], item["restarts"]) for name, item in pool.items().items()}
 
 
-def test_the_pool_goes_on_under_the_new_version_and_nobody_notices(pool: RealPool, newer: Path) -> None:
+def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool, newer: Path) -> None:
     root = Path(__file__).parents[3]
     pool.write_hello("users", "orders", extra=f'app_dir = "{root}"\nenv = {{ LEVEL = "info" }}')
     text = (pool.directory / "pool.toml").read_text()

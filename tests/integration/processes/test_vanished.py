@@ -74,9 +74,7 @@ def test_a_directory_that_cannot_be_made_is_tried_again(pool: RealPool, until: A
     until(lambda: pool.run("status").code == 0)
 
 
-def test_a_supervisor_that_cannot_write_down_that_it_is_there_serves_all_the_same(
-    pool: RealPool, until: Any
-) -> None:
+def test_supervisor_that_cannot_write_its_info_file_still_serves(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.ok("start")
     before, info, directory = pool.items(), pool.info(), directory_of(pool)

@@ -68,7 +68,7 @@ def test_the_pair_is_kept_as_long_as_the_listener_is_open(runner: ProcessRunner)
     assert not [name for name in engine.run_sync(kept(runner)) if name.startswith("adoption:")]
 
 
-def test_what_waits_in_the_pair_of_a_server_that_stops_is_closed(runner: ProcessRunner) -> None:
+def test_connections_in_the_pair_of_a_stopping_server_are_closed(runner: ProcessRunner) -> None:
     server = config("web")
 
     async def scenario() -> None:

@@ -235,7 +235,7 @@ def test_without_overlap_a_failed_restart_leaves_it_failed_and_closed(pool: Pool
     assert refuses(server)
 
 
-def test_every_failure_of_a_start_is_told_and_the_others_run(pool: Pool) -> None:
+def test_every_failure_of_a_start_is_reported_and_the_others_run(pool: Pool) -> None:
     good = pool.store_new(config("good"))
     bad = pool.store_new(config("bad", "refusing"))
     missing = pool.store_new(config("missing", "no_such_attribute"))
@@ -267,7 +267,7 @@ def test_a_server_that_is_not_ready_in_its_own_time_has_failed(pool: Pool) -> No
     assert refuses(server)
 
 
-def test_the_callers_timeout_is_told_from_other_failures(pool: Pool) -> None:
+def test_callers_timeout_is_distinguished_from_other_failures(pool: Pool) -> None:
     pool.store_new(config("warm"))
     pool.start_sync()  # what the first process costs is not this test's matter
     pool.store_new(config("slow", "hanging"))
@@ -308,7 +308,7 @@ def test_a_server_that_does_not_end_is_ended_at_its_timeout(pool: Pool) -> None:
     assert refuses(server)
 
 
-def test_a_deleted_server_is_told_to_stop_and_join_awaits_it(pool: Pool) -> None:
+def test_deleted_server_is_stopped_and_join_awaits_it(pool: Pool) -> None:
     server = pool.store_new(config("web"))
     pool.start_sync()
     pool.delete(server.bind)
