@@ -65,7 +65,7 @@ def test_the_link_with_the_token_needs_no_login_and_leaves_none_behind(page: Pag
     page.locator("#link.live").wait_for()
 
 
-def test_an_action_is_asked_for_confirmed_done_and_told(page: Page, stage: Stage) -> None:
+def test_action_is_requested_confirmed_done_and_reported(page: Page, stage: Stage) -> None:
     enter(page, stage)
     stop = page.get_by_role("button", name="Stop web-2")
     stop.click()

@@ -25,7 +25,7 @@ def test_its_kinds_are_all_there_are() -> None:
     assert sorted(re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)) == sorted(KINDS)
 
 
-def test_its_event_has_what_every_event_has_and_is_told_so() -> None:
+def test_its_event_has_the_fields_of_every_event() -> None:
     (example,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     event = json.loads(example)
     assert sentence(event) == "starting → running (restart users)"

@@ -119,7 +119,7 @@ def test_a_wrong_address_says_why_and_what_to_write(written: str, cause: str | N
     assert caught.value.hint
 
 
-def test_what_is_no_text_is_no_address() -> None:
+def test_value_that_is_no_text_is_no_address() -> None:
     with pytest.raises(AddressError):
         parse(8080)  # type: ignore[arg-type]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.report import Row, table
 
 
-def test_a_figure_is_its_median_beside_that_of_what_it_is_compared_with() -> None:
+def test_figure_is_its_median_next_to_the_one_it_is_compared_with() -> None:
     row = Row("start", "s", [3.0, 1.0, 2.0], "loop", [20.0, 10.0], most_ratio=0.2)
     assert (row.median, row.ratio, row.reached) == (2.0, 2.0 / 15, True)
     assert row.as_json() | {"min": 1.0, "max": 3.0, "reached": True} == row.as_json()

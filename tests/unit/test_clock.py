@@ -13,7 +13,7 @@ def test_the_systems_time_goes_on() -> None:
     assert clock.time() > 1_700_000_000
 
 
-def test_a_manual_clock_moves_only_when_told() -> None:
+def test_manual_clock_moves_only_when_advanced() -> None:
     clock = ManualClock()
     began = clock.time()
     clock.advance(3600)

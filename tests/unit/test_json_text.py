@@ -25,7 +25,7 @@ def test_a_value_is_written_and_read_as_json_does_it(value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "{", '{"a": }', "[1] 2", "nul", '"\n"', b"\xff", b'"\xff"'])
-def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
+def test_invalid_json_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         json.loads(text)
     with pytest.raises(ValueError, match=r"."):

@@ -155,7 +155,7 @@ def test_a_link_in_a_world_writable_directory_is_never_followed(ours: Path, open
         ("theirs.log", None),
     ],
 )
-def test_what_a_user_cannot_append_to_is_known_beforehand(
+def test_file_that_a_user_cannot_append_to_is_known_beforehand(
     open_to_all: Path, name: str, error: type[OSError] | None
 ) -> None:
     open_to_all.chmod(0o755)

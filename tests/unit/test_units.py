@@ -38,7 +38,7 @@ def test_durations_are_seconds(written: Any, seconds: float) -> None:
     ["", "s", "5 parsecs", "-1s", "1s1s", "30s1m", "1e3", "٣s", "inf", "5S", "1" * 200, True, None, [1], -1, -0.5,
      float("nan"), float("inf"), 10**400, timedelta(seconds=-1)],
 )  # fmt: skip
-def test_what_is_no_duration_is_told(written: Any) -> None:
+def test_invalid_duration_is_reported(written: Any) -> None:
     with pytest.raises(ValueError, match="duration"):
         parse_duration(written)
 
@@ -61,7 +61,7 @@ def test_sizes_are_bytes(written: Any, size_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("written", ["", "huge", "-1", "1XB", "1" * 200, True, 1.5, None, -1])
-def test_what_is_no_size_is_told(written: Any) -> None:
+def test_invalid_size_is_reported(written: Any) -> None:
     with pytest.raises(ValueError, match="size"):
         parse_size(written)
 

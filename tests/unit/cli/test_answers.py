@@ -45,7 +45,7 @@ def test_pools_describes_each_running_pool(poolctl: Command, supervised: Supervi
     ("args", "fields"),
     [(["version"], ["version", "python", "platform", "supervisor"]), (["doctor", "-q"], [])],
 )
-def test_extra_fields_stand_beside_items_and_errors(
+def test_extra_fields_stand_next_to_items_and_errors(
     poolctl: Command, args: list[str], fields: list[str]
 ) -> None:
     document: dict[str, Any] = poolctl(*args, "-o", "json").json

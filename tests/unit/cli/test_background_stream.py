@@ -56,7 +56,7 @@ def test_a_stuck_reader_delays_once_and_gets_everything_in_the_end(
         assert len(os.read(read, 4096)) == 20 * len(LINE)
 
 
-def test_what_a_reader_that_is_gone_cannot_get_is_dropped(pipe: tuple[int, int]) -> None:
+def test_text_for_a_reader_that_is_gone_is_dropped(pipe: tuple[int, int]) -> None:
     read, write = pipe
     os.close(read)
     with open(write, "w", closefd=False) as stderr, BackgroundStream(stderr) as stream:

@@ -139,7 +139,7 @@ def test_pools_are_completed_by_name(poolctl: Command, directory: Path) -> None:
     "args",
     [[], ["nonsense"], ["servers", "-c", "gone.toml"], ["servers", "-c"], ["tags", "--pool", "nobody"]],
 )
-def test_where_nothing_is_known_nothing_is_said(poolctl: Command, args: list[str]) -> None:
+def test_completion_without_an_answer_is_silent(poolctl: Command, args: list[str]) -> None:
     said = poolctl("__complete", *args)
     assert (said.code, said.err) == (0, "")
     assert not said.out or args == ["servers", "-c"]

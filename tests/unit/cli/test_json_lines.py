@@ -46,7 +46,7 @@ def test_the_pid_is_there_when_the_log_has_it() -> None:
     assert shown("hello", 42) == {"message": "hello", "pid": 42}
 
 
-def test_an_object_keeps_its_members_and_its_time_beside_ours() -> None:
+def test_json_object_keeps_its_own_members_and_time() -> None:
     said = {"time": 1, "levelname": "WARN", "msg": "ü", "order": {"id": 7}, "server": "theirs"}
     assert shown(json.dumps(said)) == {
         "message": "ü", "level": "warning", "logged": 1, "levelname": "WARN", "msg": "ü", "order": {"id": 7},

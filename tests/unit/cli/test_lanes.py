@@ -108,7 +108,7 @@ def test_every_option_is_understood_in_the_fast_lane(verb: str) -> None:
      ["list", "--stat", "x"], ["list", "-o"], ["list", ""], ["list", "-o", "-x"], ["--version"], ["-o", "json", "list"],
      ["list", "--not=1"], ["-"], ["wait", "--timeout", "-1"]],
 )  # fmt: skip
-def test_what_is_not_plain_is_left_to_the_slow_lane(args: list[str]) -> None:
+def test_unusual_spelling_is_left_to_the_slow_lane(args: list[str]) -> None:
     assert parse(args) is None
 
 
@@ -156,7 +156,7 @@ def test_options_are_accepted_before_and_after_the_targets() -> None:
     assert slow(["-q", "show"]) == slow(["show", "--quiet"])
 
 
-def test_what_follows_two_hyphens_is_the_users_command() -> None:
+def test_words_after_two_hyphens_are_the_users_command() -> None:
     walk = slow(["walk", "web", "--jobs", "2", "--", "ls", "--color", "--", "x"])
     assert isinstance(walk, CommandRequest)
     assert (walk.get("targets"), walk.get("command")) == (["web"], ["ls", "--color", "--", "x"])

@@ -166,7 +166,7 @@ def test_the_number_of_scale_is_the_last_word(poolctl: Command, supervised: Supe
 
 @pytest.mark.parametrize("args", [["scale"], ["scale", "web"], ["scale", "web", "0"], ["scale", "web", "10001"],
                                   ["scale", "web", "-1"], ["scale", "web", "2.5"]])  # fmt: skip
-def test_what_is_no_number_of_workers_is_a_usage_error(poolctl: Command, args: list[str]) -> None:
+def test_invalid_number_of_workers_is_a_usage_error(poolctl: Command, args: list[str]) -> None:
     said = poolctl(*args)
     assert (said.code, said.out) == (2, "")
 
@@ -249,7 +249,7 @@ def test_add_takes_the_servers_of_a_file(poolctl: Command, supervised: Supervise
         (["-f", "pool.toml"], 5), (["-f", "empty.toml"], 5),
     ],
 )  # fmt: skip
-def test_what_cannot_be_added_is_said_before_anything_is_done(
+def test_invalid_addition_is_refused_before_anything_is_done(
     poolctl: Command, supervised: Supervised, directory: Path, args: list[str], code: int
 ) -> None:
     (directory / "empty.toml").write_text("")
@@ -279,7 +279,7 @@ def test_pools_lists_the_pools_of_this_user(
     assert (pool["name"], pool["pid"], pool["servers"], pool["ready"]) == ("shop", 41, 2, 1)
 
 
-def test_a_pool_that_does_not_answer_is_listed_all_the_same(
+def test_pool_that_does_not_answer_is_still_listed(
     poolctl: Command, supervised: Supervised, directory: Path
 ) -> None:
     async def hang_up(verb: str, body: dict[str, Any], send: Send) -> None:

@@ -65,7 +65,7 @@ def test_json_is_lines(poolctl: Command, logs: Path, form: str) -> None:
     "args",
     [["-n", "some"], ["-n", "-1"], ["--since", "yesterday"], ["--since", "2026-13-01"], ["-o", "table"]],
 )
-def test_what_is_not_understood_is_a_usage_error(poolctl: Command, logs: Path, args: list[str]) -> None:
+def test_unknown_words_are_a_usage_error(poolctl: Command, logs: Path, args: list[str]) -> None:
     assert poolctl("logs", *args).code == 2
 
 
@@ -98,7 +98,7 @@ def test_raw_lines_are_as_the_server_wrote_them(poolctl: Command, json_logs: Pat
     assert poolctl("logs", "users", "--raw", "-o", "json").code == 2
 
 
-def test_json_output_has_the_record_beside_the_line(poolctl: Command, json_logs: Path) -> None:
+def test_json_output_has_the_record_next_to_the_line(poolctl: Command, json_logs: Path) -> None:
     documents = [json.loads(line) for line in poolctl("logs", "users", "-o", "json").out.splitlines()]
     assert [document.get("record") for document in documents] == [RECORD, None]
     assert documents[0]["line"] == json.dumps(RECORD)

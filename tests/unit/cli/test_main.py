@@ -105,7 +105,7 @@ def test_streams_that_are_closed_are_no_matter(directory: Path) -> None:
     assert done.stdout == "0\n"
 
 
-def test_words_that_no_encoding_knows_are_printed_all_the_same(directory: Path) -> None:
+def test_words_that_no_encoding_knows_are_still_printed(directory: Path) -> None:
     done = subprocess.run(
         [*POOLCTL, "list", b"\xff\xc3\xa4"],
         capture_output=True,

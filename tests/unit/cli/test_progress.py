@@ -22,7 +22,7 @@ def step(name: str, state: str) -> dict[str, object]:
     return {"progress": {"name": name, "state": state, "ready": state == "running"}}
 
 
-def test_the_line_counts_and_names_who_is_awaited() -> None:
+def test_line_counts_and_names_the_awaited_servers() -> None:
     shown = Progress("start")
     assert shown.line() == "start …"
     for name in ("a", "b", "c", "d", "e"):
@@ -34,7 +34,7 @@ def test_the_line_counts_and_names_who_is_awaited() -> None:
     assert shown.line() == "start: 5 of 5"
 
 
-def test_warnings_are_kept_and_nonsense_is_not_minded() -> None:
+def test_warnings_are_kept_and_unknown_messages_ignored() -> None:
     shown = Progress("stop")
     shown({"warning": "slow"})
     shown({"progress": 3})
@@ -93,7 +93,7 @@ def test_a_quick_command_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("term", "quiet"), [("dumb", False), ("xterm", True)])
-def test_who_wants_none_sees_none(monkeypatch: pytest.MonkeyPatch, term: str, quiet: bool) -> None:
+def test_progress_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, term: str, quiet: bool) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", term)
     assert not Progress("start", quiet=quiet)._enabled

@@ -141,7 +141,7 @@ def test_a_broken_file_is_reported_and_the_next_change_is_seen(watching: Watchin
         wait_until(lambda: pool.reports == [("reload", 5)] * 2)
 
 
-def test_what_a_reload_has_replaced_is_not_replaced_again(watching: Watching, directory: Path) -> None:
+def test_worker_that_a_reload_has_replaced_is_not_replaced_again(watching: Watching, directory: Path) -> None:
     changes = [{"name": "a", "change": "restart"}, {"name": "b", "change": "update"}]
     with watching(shown("a", directory), shown("b", directory), changes=changes) as pool:
         (directory / "app.py").write_text("x")

@@ -63,7 +63,7 @@ def test_without_a_supervisor_only_the_file_changes(
 
 
 @pytest.mark.parametrize("args", [["scale", "users", "2"], ["drain", "users"], ["undrain", "--all"]])
-def test_what_is_about_processes_needs_a_supervisor_all_the_same(
+def test_command_about_processes_still_needs_a_supervisor(
     poolctl: Command, file: Path, args: list[str]
 ) -> None:
     assert poolctl(*args, "--save").code == 6
@@ -119,7 +119,7 @@ def test_a_change_that_failed_for_some_is_written(
         (["remove", "--all"], 5), (["add", "x", "--bind", ":9", "--app", "a:b", "--timeout", "soon"], 2),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_before_anything_is_done(
+def test_impossible_request_is_refused_before_anything_is_done(
     poolctl: Command, supervised: Supervised, file: Path, args: list[str], code: int
 ) -> None:
     assert poolctl(*args, "--save").code == code
@@ -197,7 +197,7 @@ def test_a_file_that_changes_meanwhile_is_not_overwritten(
     assert file.read_text() == ""
 
 
-def test_what_somebody_else_writes_meanwhile_stays(
+def test_concurrent_change_of_another_writer_stays(
     poolctl: Command, supervised: Supervised, file: Path
 ) -> None:
     other = COMMENTED.replace("who buys", "who bought")

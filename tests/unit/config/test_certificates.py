@@ -57,21 +57,21 @@ def test_one_file_may_hold_both(pair: tuple[str, str], tmp_path: Path) -> None:
     assert problems(TLSConfig(cert=str(both))) == []
 
 
-def test_every_missing_file_is_told(tmp_path: Path) -> None:
+def test_every_missing_file_is_reported(tmp_path: Path) -> None:
     tls = TLSConfig(
         cert="/no/cert", key=str(tmp_path), ca="/no/ca", client_auth="required", password_env="NOPE"
     )
     assert [field for field, _ in problems(tls)] == ["cert", "key", "ca", "password_env"]
 
 
-def test_a_key_of_another_certificate_is_told(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_key_of_another_certificate_is_reported(pair: tuple[str, str], tmp_path: Path) -> None:
     _, other = certificate(tmp_path, "other")
     ((field, message),) = problems(TLSConfig(cert=pair[0], key=str(other)))
     assert field == "key"
     assert "do not belong together" in message
 
 
-def test_what_holds_no_certificate_or_no_key_is_told(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_file_without_a_certificate_or_key_is_reported(pair: tuple[str, str], tmp_path: Path) -> None:
     cert, key = pair
     (tmp_path / "text").write_text("hello")
     (tmp_path / "broken").write_text("-----BEGIN CERTIFICATE-----\nxxxx\n-----END CERTIFICATE-----\n")

@@ -156,7 +156,7 @@ def test_the_library_of_a_format_is_imported_only_to_change_a_file_of_it(
     assert done.stdout.split() == ["set()", *([library] if library else [])]
 
 
-def test_scaling_keeps_what_the_scale_says_besides(tmp_path: Path) -> None:
+def test_scaling_keeps_the_other_keys_of_scale(tmp_path: Path) -> None:
     file = written(
         tmp_path,
         "pool.yaml",
@@ -255,7 +255,7 @@ def test_a_pyproject_and_a_directory_are_changed_too(tmp_path: Path) -> None:
         ("pool.toml", '[[server]]\nname = "a"\n[pool]\nname = "p"\n[server.env]\nX = "1"\n'),
     ],
 )
-def test_what_cannot_be_changed_alone_is_refused_with_its_place(tmp_path: Path, name: str, text: str) -> None:
+def test_change_of_a_shared_value_is_refused_with_its_place(tmp_path: Path, name: str, text: str) -> None:
     file = written(tmp_path, name, text)
     draft = drafted(file)
     draft.set("a", ("env", "Y"), "2")

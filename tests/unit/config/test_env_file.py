@@ -47,13 +47,13 @@ def test_variables_are_read(tmp_path: Path, text: str, variables: dict[str, str]
         ('A="\\', 1),
     ],
 )
-def test_what_is_no_variable_is_told_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+def test_invalid_variable_is_reported_with_its_line(tmp_path: Path, text: str, line: int) -> None:
     (tmp_path / "x.env").write_text(text)
     with pytest.raises(EnvFileError, match=f"x.env:{line}: "):
         read_env_file(str(tmp_path / "x.env"))
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(EnvFileError, match="no such file"):
         read_env_file(str(tmp_path / "x.env"))
 

@@ -64,6 +64,6 @@ def test_a_fifo_is_no_section_and_nothing_waits_for_it(tmp_path: Path) -> None:
     assert not has_section(str(tmp_path / "nowhere"))
 
 
-def test_an_empty_name_is_told() -> None:
+def test_empty_name_is_reported() -> None:
     with pytest.raises(ConfigNotFound, match="empty"):
         find_config([""], {}, "/")

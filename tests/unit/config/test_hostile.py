@@ -92,7 +92,7 @@ def test_a_hostile_file_is_one_clear_error_soon(tmp_path: Path, what: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["fifo", "socket", "device", "loop", "missing", "name", "long", "nul"])
-def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+def test_path_that_is_no_file_is_reported_and_not_waited_for(tmp_path: Path, kind: str) -> None:
     path = str(tmp_path / "pool.toml")
     named = {"fifo": "FIFO", "missing": "no such file", "name": ".toml", "device": "device"}.get(
         kind, "cannot be"

@@ -42,14 +42,14 @@ def test_references_are_replaced_once(tmp_path: Path, written: str, value: str) 
 @pytest.mark.parametrize(
     "written", ["${}", "${1A}", "${A-B}", "${WHO", "${A B}", "${NOPE:-${WHO}}", "${WHÖ}"]
 )
-def test_what_is_no_reference_is_told(tmp_path: Path, written: str) -> None:
+def test_invalid_reference_is_reported(tmp_path: Path, written: str) -> None:
     text = told(tmp_path, SERVER + f"env = {{ X = '{written}' }}\n", env=ENV)
     assert "server[0].env.X" in text
     assert "${VAR:-default}" in text
     assert ":5:9:" in text
 
 
-def test_an_unset_variable_is_told_once_with_the_mend(tmp_path: Path) -> None:
+def test_unset_variable_is_reported_once_with_the_fix(tmp_path: Path) -> None:
     text = told(tmp_path, SERVER.replace("hello:app", "${NOPE}"))
     assert len(text.splitlines()) == 1
     assert "pool.toml:4:1: server[0].app: the environment variable NOPE is not set" in text
@@ -78,7 +78,7 @@ def test_a_number_or_a_truth_value_may_come_from_the_environment(tmp_path: Path)
     assert (server.log.max_size, server.restart.backoff.factor, server.tls) == (8099, 1.5, False)
 
 
-def test_a_variable_that_holds_no_number_is_told(tmp_path: Path) -> None:
+def test_variable_that_holds_no_number_is_reported(tmp_path: Path) -> None:
     assert "server[0].workers: 'me'" in told(tmp_path, SERVER + 'workers = "${WHO}"\n', env=ENV)
     assert "disabled" in told(tmp_path, SERVER + 'disabled = "${WHO}"\n', env=ENV)
 
@@ -87,7 +87,7 @@ def test_a_string_that_looks_like_a_number_is_none(tmp_path: Path) -> None:
     assert "whole number" in told(tmp_path, SERVER + 'workers = "3"\n')
 
 
-def test_a_variable_of_broken_text_is_told(tmp_path: Path) -> None:
+def test_variable_of_broken_text_is_reported(tmp_path: Path) -> None:
     assert "UTF-8" in told(tmp_path, SERVER + "env.X = '${BAD}'\n", env={"BAD": "a\udcff"})
     broken = '[{"name": "a", "bind": ":1", "app": "a:b", "cwd": "\\ud800"}]'
     assert "surrogate" in told(tmp_path, broken, "pool.json")

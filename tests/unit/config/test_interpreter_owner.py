@@ -58,7 +58,7 @@ def test_environment_that_only_root_can_change_is_entered_as_root(python: Path) 
         "base/lib/python3.11/lib-dynload",
     ],
 )
-def test_what_another_user_owns_is_entered_as_the_servers_user(python: Path, name: str) -> None:
+def test_directory_that_another_user_owns_is_entered_as_the_servers_user(python: Path, name: str) -> None:
     root = python.parents[2]
     give(root / name)
     assert changed_by(str(python), {}).startswith(str(root / name))
@@ -69,7 +69,7 @@ def test_what_another_user_owns_is_entered_as_the_servers_user(python: Path, nam
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775])
-def test_what_others_can_write_is_entered_as_the_servers_user(python: Path, mode: int) -> None:
+def test_directory_that_others_can_write_is_entered_as_the_servers_user(python: Path, mode: int) -> None:
     site = python.parents[1] / "lib/python3.11/site-packages"
     site.chmod(mode)
     os.chown(site, 0, 50)

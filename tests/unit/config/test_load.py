@@ -79,7 +79,7 @@ def test_golibs_list_loads_as_it_is(tmp_path: Path) -> None:
         ("logger", {}, "log ="),
     ],
 )
-def test_golibs_other_tables_name_the_mend(tmp_path: Path, key: str, value: object, fix: str) -> None:
+def test_golibs_other_tables_name_the_fix(tmp_path: Path, key: str, value: object, fix: str) -> None:
     server = {"name": "api", "listen": ":8080", "app": "a:b", key: value}
     text = told(tmp_path, json.dumps([server]), "pool.json")
     assert key in text

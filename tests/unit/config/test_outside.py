@@ -92,7 +92,7 @@ def test_an_app_that_cannot_be_imported_says_why(apps: Path, app: str, told: str
     assert outside(apps, f'app = "{app}"') == []
 
 
-def test_the_line_of_the_app_that_failed_is_told(apps: Path) -> None:
+def test_line_of_the_app_that_failed_is_reported(apps: Path) -> None:
     (text,) = outside(apps, 'app = "boom:app"', import_apps=True)
     assert f"{apps}/boom.py:2" in text
 
@@ -125,7 +125,7 @@ def test_nothing_of_the_apps_runs_in_this_process(apps: Path) -> None:
     assert "good" not in sys.modules
 
 
-def test_an_interpreter_without_uvicorn_names_the_mend(tmp_path: Path) -> None:
+def test_interpreter_without_uvicorn_names_the_fix(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     (text,) = outside(tmp_path, 'app = "good:app"\npython = "bare"')
     python = tmp_path / "bare" / "bin" / "python"
@@ -144,7 +144,7 @@ def test_an_interpreter_with_an_old_uvicorn_names_the_oldest_that_works(tmp_path
     ("python", "told"),
     [("gone", "is not there"), ("plain.txt", "is not executable"), ("script", "is no Python interpreter")],
 )
-def test_what_is_no_interpreter_is_told(tmp_path: Path, python: str, told: str) -> None:
+def test_file_that_is_no_interpreter_is_reported(tmp_path: Path, python: str, told: str) -> None:
     (tmp_path / "plain.txt").touch()
     (tmp_path / "script").write_text("#!/bin/sh\necho hello\n")
     (tmp_path / "script").chmod(0o755)
@@ -175,7 +175,7 @@ def test_an_interpreter_without_what_zttp_needs_names_the_fix(
     assert fix in finding.hint
 
 
-def test_an_old_interpreter_is_told(tmp_path: Path) -> None:
+def test_old_interpreter_is_reported(tmp_path: Path) -> None:
     old = tmp_path / "python3.8"
     old.write_text("#!/bin/sh\necho poolctl 3 8 True\n")
     old.chmod(0o755)
@@ -204,7 +204,7 @@ def test_an_old_interpreter_is_told(tmp_path: Path) -> None:
         ('app = "a:b"\ntls = { cert = "gone.pem" }', "gone.pem: there is no such file"),
     ],
 )
-def test_what_is_named_and_not_there_is_told(tmp_path: Path, line: str, told: str) -> None:
+def test_named_file_that_does_not_exist_is_reported(tmp_path: Path, line: str, told: str) -> None:
     (tmp_path / "plain.txt").write_text("hello\n")
     (tmp_path / "src").mkdir()
     (text,) = outside(tmp_path, line)

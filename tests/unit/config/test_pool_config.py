@@ -95,12 +95,12 @@ def test_the_default_certificate_is_for_those_that_ask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [3, "handler", {}])
-def test_what_is_no_handler_is_refused(value: Any) -> None:
+def test_invalid_handler_is_refused(value: Any) -> None:
     with pytest.raises(PoolParamError):
         PoolConfig().set_handler(value)
 
 
-def test_what_is_no_certificate_is_refused() -> None:
+def test_file_that_is_no_certificate_is_refused() -> None:
     with pytest.raises(PoolParamError):
         PoolConfig().set_default_tls(3)  # type: ignore[arg-type]
     with pytest.raises(PoolValidateError):

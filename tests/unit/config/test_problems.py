@@ -14,7 +14,7 @@ from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
 
 
-def test_all_problems_of_all_files_are_told_in_the_files_order(tmp_path: Path) -> None:
+def test_all_problems_of_all_files_are_reported_in_the_files_order(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(
         '[pool]\nnme = "x"\n[[server]]\nname = "one two"\nbind = "127.0.0.1:99999"\napp = "h:a"\n'
         '[[server]]\nname = "typo"\nbinf = ":81"\napp = "h:a"\nhttp = { loop = "fast", lop = 1 }\n'
@@ -166,7 +166,7 @@ WRONG: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("line", "named", "fix"), WRONG)
-def test_a_wrong_value_is_named_with_its_mend(tmp_path: Path, line: str, named: str, fix: str) -> None:
+def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str, fix: str) -> None:
     text = told(tmp_path, SERVER + line + "\n")
     assert named in text
     assert fix in text
@@ -230,7 +230,7 @@ def test_an_app_that_is_none_says_what_to_write(tmp_path: Path, app: str, fix: s
         ("[proxmox]\n", "not available"),
     ],
 )
-def test_a_wrong_file_is_told(tmp_path: Path, text: str, named: str) -> None:
+def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
     assert named in told(tmp_path, text)
 
 
@@ -258,7 +258,7 @@ def test_a_table_that_says_what_is_so_anyway_is_no_problem(tmp_path: Path, line:
         'scale = { idle = "5m" }',
     ],
 )
-def test_workers_may_be_a_range_and_none_while_nobody_asks(tmp_path: Path, line: str) -> None:
+def test_workers_may_be_a_range_and_none_without_requests(tmp_path: Path, line: str) -> None:
     assert told(tmp_path, SERVER + line + "\n") == ""
 
 
@@ -270,7 +270,7 @@ def test_workers_may_be_a_range_and_none_while_nobody_asks(tmp_path: Path, line:
         ('command = ["x"]\njob = true\nscale = { min = 0 }', "scale.min", "workers = 1"),
     ],
 )
-def test_what_cannot_sleep_says_so(tmp_path: Path, lines: str, named: str, fix: str) -> None:
+def test_server_that_cannot_sleep_is_reported(tmp_path: Path, lines: str, named: str, fix: str) -> None:
     (found,) = told(tmp_path, f'[[server]]\nname = "web"\n{lines}\n').splitlines()
     assert named in found
     assert fix in found
@@ -317,7 +317,7 @@ def test_automatic_ports_do_not_collide(tmp_path: Path) -> None:
     assert told(tmp_path, server.format("a") + server.format("b")) == ""
 
 
-def test_each_circle_of_dependencies_is_told_once(tmp_path: Path) -> None:
+def test_each_circle_of_dependencies_is_reported_once(tmp_path: Path) -> None:
     server = "[[server]]\nname = '{0}'\napp = 'a:b'\nbind = ':{1}'\ndepends_on = [{2}]\n"
     text = told(
         tmp_path,
@@ -350,7 +350,7 @@ def test_depending_on_a_server_with_problems_is_no_second_problem(tmp_path: Path
     assert len(told(tmp_path, SERVER + 'depends_on = ["bad"]\n' + bad).splitlines()) == 1
 
 
-def test_a_bad_default_is_told_once_and_not_for_each_server(tmp_path: Path) -> None:
+def test_bad_default_is_reported_once_and_not_for_each_server(tmp_path: Path) -> None:
     others = "".join(SERVER.replace("web", f"s{n}").replace("8080", str(9000 + n)) for n in range(50))
     lines = told(tmp_path, '[defaults]\nrestart = "sometimes"\nhttp = { loop = "x" }\n' + others).splitlines()
     assert len(lines) == 2
@@ -367,7 +367,7 @@ def test_an_unreadable_file_does_not_hide_the_problems_of_another(tmp_path: Path
         assert part in text
 
 
-def test_the_valid_servers_are_there_beside_the_problems(tmp_path: Path) -> None:
+def test_valid_servers_are_there_next_to_the_problems(tmp_path: Path) -> None:
     config = load_text(tmp_path, SERVER + '[[server]]\nname = "bad"\nbind = "x"\napp = "a:b"\n')
     assert [server.name for server in config] == ["web"]
     assert len(config.problems) == 1

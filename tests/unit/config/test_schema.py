@@ -38,7 +38,7 @@ def test_it_has_the_models_keys_and_no_others() -> None:
     assert all(table["additionalProperties"] is False for table in TABLES.values())
 
 
-def test_units_defaults_and_ranges_are_told() -> None:
+def test_units_defaults_and_ranges_are_shown() -> None:
     server = TABLES["Server"]["properties"]
     assert (server["start_timeout"]["unit"], server["start_timeout"]["default"]) == ("seconds", "30s")
     assert (

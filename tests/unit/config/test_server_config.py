@@ -76,7 +76,7 @@ def test_an_own_expose_stays() -> None:
     assert server.at(parse(":2")).expose == "https://shop.example/"
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_every_problem_is_reported_at_once() -> None:
     with pytest.raises(PoolValidateError) as caught:
         ServerConfig(name="a b", bind="nowhere", ap=app, workers=0, tags="x", address=3)
     error = caught.value
@@ -89,13 +89,13 @@ def test_every_problem_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("made", [{}, {"name": "a"}, {"bind": ":1"}, {"name": None, "bind": None}])
-def test_what_is_missing_is_told(made: dict[str, Any]) -> None:
+def test_missing_keys_are_reported(made: dict[str, Any]) -> None:
     with pytest.raises(PoolValidateError):
         ServerConfig(**made)
 
 
 @pytest.mark.parametrize("value", [3, object(), [], "no app"])
-def test_what_is_no_app_is_told(value: object) -> None:
+def test_object_that_is_no_app_is_reported(value: object) -> None:
     with pytest.raises(PoolValidateError, match="problem"):
         ServerConfig(name="a", bind=":1", app=value)
 

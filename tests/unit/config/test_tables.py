@@ -105,7 +105,7 @@ def test_later_files_win_key_by_key_and_lists_are_taken_whole(tmp_path: Path) ->
         ("[metricks]\n", "did you mean 'metrics'?"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, text: str, words: str) -> None:
+def test_error_is_reported_with_its_place(tmp_path: Path, text: str, words: str) -> None:
     text = text + SERVER if text.startswith("events =") else SERVER + "\n" + text
     assert words in told(tmp_path, text)
 
@@ -131,11 +131,11 @@ def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, text: str, words: 
         ({"type": "command", "command": ["x"]}, ""),
     ],
 )
-def test_who_is_told_needs_an_address_or_a_command(keys: dict[str, Any], words: str) -> None:
+def test_receiver_needs_an_address_or_a_command(keys: dict[str, Any], words: str) -> None:
     assert notified(**keys) == words
 
 
-def test_two_that_are_told_have_two_names() -> None:
+def test_two_receivers_of_the_same_name_are_a_problem() -> None:
     findings: list[Finding] = []
     made({"notify": [{"type": "slack", "url_env": "A"}, {"type": "slack", "url_env": "B"}]}, findings)
     assert [(finding.path, finding.message) for finding in findings] == [
@@ -143,7 +143,7 @@ def test_two_that_are_told_have_two_names() -> None:
     ]
 
 
-def test_a_secret_address_is_shown_as_it_was_written_and_told_nowhere(tmp_path: Path) -> None:
+def test_secret_address_is_shown_as_written_and_in_no_problem(tmp_path: Path) -> None:
     text = SERVER + '[[notify]]\ntype = "slack"\nurl = "https://hooks.example/${HOOK}"\n'
     env = {"HOOK": "s3cret"}
     (notify,) = load_text(tmp_path, text, env=env).tables.notify

@@ -24,7 +24,7 @@ def test_what_is_written_is_read_back(table: dict[str, Any]) -> None:
     assert tomllib.loads(table_text("[t]", table))["t"] == table
 
 
-def test_what_is_not_set_is_left_out() -> None:
+def test_unset_values_are_left_out() -> None:
     assert table_text("[t]", {"a": None, "b": 1}) == "[t]\nb = 1\n"
     assert value_text({"a": None}) == "{}"
     assert value_text((1.0, 2.5)) == "[1, 2.5]"

@@ -55,7 +55,7 @@ def test_no_socket_and_a_stale_socket_both_mean_no_supervisor(path: Path) -> Non
         Client(str(path)).call("list")
 
 
-def test_where_no_socket_can_be_there_is_no_supervisor(tmp_path: Path) -> None:
+def test_unusable_socket_path_means_no_supervisor(tmp_path: Path) -> None:
     for path in (tmp_path / ("x" * 120), tmp_path / "missing" / "control.sock"):
         with pytest.raises(NoSupervisor):
             Client(str(path)).call("list")
@@ -78,7 +78,7 @@ def test_a_supervisor_that_hangs_up_without_an_answer_is_said_to_have_ended(path
         (b"HTTP/1.1 200 OK\r\n\r\n[1]\n", 8),
     ],
 )
-def test_a_refusal_is_told_with_its_reason(path: Path, sent: bytes, code: int) -> None:
+def test_refusal_is_reported_with_its_reason(path: Path, sent: bytes, code: int) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> bytes:
         return sent
 

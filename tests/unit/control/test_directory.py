@@ -43,7 +43,7 @@ def test_asking_for_a_directory_makes_none(env: dict[str, str], tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_that_others_can_enter_is_refused_with_the_mend(env: dict[str, str]) -> None:
+def test_directory_that_others_can_enter_is_refused_with_the_fix(env: dict[str, str]) -> None:
     made = directory.make_pool_dir(env, "abc")
     os.chmod(made, 0o755)
     with pytest.raises(ControlError, match="0755") as caught:
@@ -65,14 +65,14 @@ def test_a_link_or_a_file_in_its_place_is_refused(env: dict[str, str], tmp_path:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_somebody_elses_directory_is_refused(env: dict[str, str]) -> None:
+def test_directory_of_another_user_is_refused(env: dict[str, str]) -> None:
     made = directory.make_pool_dir(env, "abc")
     os.chown(made, 65534, 65534)
     with pytest.raises(ControlError, match="belongs to uid 65534"):
         directory.check_private(made)
 
 
-def test_a_runtime_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_runtime_directory_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
     for path in (blocked, blocked / "below"):
@@ -133,7 +133,7 @@ def test_a_socket_path_that_no_socket_can_have_is_refused() -> None:
         directory.control_socket("/run/" + "x" * 100)
 
 
-def test_state_lives_where_it_was_asked_for_else_beside_the_sockets(
+def test_state_lives_in_the_named_directory_or_next_to_the_sockets(
     env: dict[str, str], tmp_path: Path
 ) -> None:
     assert directory.state_dir(env, "abc", create=True) == f"{tmp_path}/run/abc/state"

@@ -307,7 +307,7 @@ def test_closing_lets_the_answers_under_way_be_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("turns", [2, 3, 4])
-def test_closing_loses_nobody_who_has_just_been_accepted(tmp_path: Path, turns: int) -> None:
+def test_closing_loses_no_connection_that_was_just_accepted(tmp_path: Path, turns: int) -> None:
     async def scenario() -> bytes:
         with socket.socket(socket.AF_UNIX) as client:
             async with serving(tmp_path) as path:

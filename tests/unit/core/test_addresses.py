@@ -151,7 +151,7 @@ def test_a_server_that_is_renamed_answers_under_its_new_name_before_the_old_one_
     run(scenario())
 
 
-def test_a_renamed_server_that_fails_keeps_nobody_from_leaving() -> None:
+def test_renamed_server_that_fails_does_not_keep_the_old_one() -> None:
     async def scenario() -> None:
         desk = Desk(web("old", bind=A), new=FAILS)
         await desk.ask("start")
@@ -193,7 +193,7 @@ def test_an_address_that_overlaps_the_one_of_a_server_that_moves_away_opens_afte
     run(scenario())
 
 
-def test_a_new_server_waits_for_an_address_whoever_is_looked_at_first() -> None:
+def test_new_server_waits_for_an_address_in_any_order_of_decision() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", bind=A), web("b", bind=B))
         await desk.ask("start")

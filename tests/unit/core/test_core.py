@@ -119,7 +119,7 @@ def test_an_added_server_waits_for_what_it_depends_on_and_is_waited_for() -> Non
     run(scenario())
 
 
-def test_a_server_that_comes_back_while_it_leaves_is_there_again_beside_what_leaves() -> None:
+def test_server_that_is_added_again_while_it_leaves_runs_next_to_the_leaving_one() -> None:
     async def scenario() -> None:
         desk = Desk(web())
         await desk.ask("start")
@@ -146,7 +146,7 @@ def test_the_order_of_the_servers_is_the_one_that_is_asked_for() -> None:
     run(scenario())
 
 
-def test_a_server_out_of_rotation_answers_is_not_ready_and_keeps_nobody_waiting() -> None:
+def test_server_out_of_rotation_answers_is_not_ready_and_keeps_no_command_waiting() -> None:
     async def scenario() -> None:
         desk = Desk(web("db", workers=2), web("api", depends_on=["db"]))
         await desk.ask("start", "db")
@@ -207,7 +207,7 @@ def test_what_was_taken_over_goes_on_with_the_generation_that_serves() -> None:
     run(scenario())
 
 
-def test_what_serves_is_not_ended_for_a_successor_that_cannot_be_started() -> None:
+def test_serving_worker_is_not_ended_for_a_successor_that_cannot_start() -> None:
     async def scenario() -> None:
         desk = Desk(web(overlap=False))
         await desk.ask("start")

@@ -18,7 +18,7 @@ async def die(desk: Desk) -> None:
     await turns()
 
 
-def test_the_limit_is_of_a_window_and_the_reason_is_told() -> None:
+def test_limit_is_of_a_window_and_the_reason_is_reported() -> None:
     async def scenario() -> None:
         desk = Desk(web(restart=AT_ONCE))
         await desk.ask("start")
@@ -39,7 +39,7 @@ def test_the_limit_is_of_a_window_and_the_reason_is_told() -> None:
     run(scenario())
 
 
-def test_a_start_counts_anew() -> None:
+def test_start_resets_the_count() -> None:
     async def scenario() -> None:
         desk = Desk(web(restart=AT_ONCE))
         await desk.ask("start")
@@ -113,7 +113,7 @@ def test_what_is_not_ready_in_its_time_has_failed_however_well_it_ends_then() ->
     run(scenario())
 
 
-def test_what_the_machine_refuses_is_said_in_words_with_its_mend() -> None:
+def test_refusal_by_the_system_is_explained_with_its_fix() -> None:
     async def scenario() -> None:
         desk = Desk(web())
 

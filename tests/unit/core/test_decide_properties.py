@@ -240,7 +240,7 @@ def test_a_decision_that_is_under_way_is_not_taken_again(view: View) -> None:
 
 
 @given(st.integers(1, MOST_WORKERS), seldom, seldom, seldom, seldom)
-def test_it_falls_asleep_when_it_is_complete_idle_and_nobody_needs_it(
+def test_server_falls_asleep_when_complete_idle_and_not_needed(
     count: int, needed: bool, out: bool, busy: bool, incomplete: bool
 ) -> None:
     workers = [WorkerView(f"1.{n}", 1, n, Phase.READY, out=out, idle=True) for n in range(count)]

@@ -55,7 +55,7 @@ def test_completed_waits_for_the_end_of_a_job_and_that_it_was_good() -> None:
     run(scenario())
 
 
-def test_what_waits_for_one_that_has_failed_before_is_told_so_and_waits_no_longer() -> None:
+def test_server_that_waits_for_one_that_has_failed_reports_it_and_waits_no_longer() -> None:
     async def scenario() -> None:
         desk = Desk(web("db"), db=FAILS)
         assert (await desk.ask("start"))["exit_code"] == 1
@@ -67,7 +67,7 @@ def test_what_waits_for_one_that_has_failed_before_is_told_so_and_waits_no_longe
     run(scenario())
 
 
-def test_a_job_that_ends_badly_in_other_hands_keeps_nobody_waiting() -> None:
+def test_job_that_fails_after_a_takeover_keeps_no_command_waiting() -> None:
     async def scenario() -> None:
         condition = {"name": "migrate", "condition": "completed"}
         desk = Desk(web("api", depends_on=[condition]), job("migrate"), migrate=NEVER)

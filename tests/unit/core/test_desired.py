@@ -33,7 +33,7 @@ def test_every_value_says_what_may_follow_it() -> None:
         (Desired.REMOVED, Desired.RUN),
     ],
 )
-def test_what_must_not_be_is_refused(before: Desired, after: Desired) -> None:
+def test_impossible_change_of_the_desired_state_is_refused(before: Desired, after: Desired) -> None:
     server = entry()
     server.desired = before
     with pytest.raises(ImpossibleChange, match=f"web: {before} does not become {after}"):

@@ -23,7 +23,7 @@ def test_the_end_of_a_certificate_is_that_in_its_file(tmp_path: Path) -> None:
     assert timedelta(days=29) < datetime.fromtimestamp(ends, UTC) - datetime.now(UTC) < timedelta(days=31)
 
 
-def test_a_fifo_in_the_place_of_a_certificate_blocks_nobody(tmp_path: Path) -> None:
+def test_fifo_in_place_of_a_certificate_blocks_no_process(tmp_path: Path) -> None:
     config = server(*certificate(tmp_path))
     assert config.tls
     assert config.tls is not True

@@ -127,7 +127,7 @@ def test_each_change_of_a_server_s_health_is_recorded_and_the_first_ok_is_none()
     run(scenario())
 
 
-def test_a_worker_that_is_not_alive_is_told_until_it_is_gone_and_is_not_asked_any_more_then() -> None:
+def test_worker_that_fails_its_liveness_is_reported_until_it_has_ended_and_not_probed_afterwards() -> None:
     async def scenario() -> None:
         async with ward({"liveness": {"http": "/", **QUICK}}) as it:
             await it.desk.ask("start")

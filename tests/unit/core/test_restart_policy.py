@@ -32,7 +32,7 @@ def verdict(exit_: Exit, policy: str = "on-failure", **more: Any) -> Verdict:
         ("always", GOOD, Next.RESTART), ("always", BAD, Next.RESTART), ("always", TERMINATED, Next.RESTART),
     ],
 )  # fmt: skip
-def test_the_policy_decides_and_a_signal_that_nobody_ordered_is_a_failure(
+def test_policy_decides_and_an_unrequested_signal_is_a_failure(
     policy: str, exit_: Exit, expected: Next
 ) -> None:
     assert verdict(exit_, policy).next is expected

@@ -46,7 +46,7 @@ def test_it_is_armed_by_a_start_woken_by_a_ring_and_drained_when_it_is_idle() ->
     run(scenario())
 
 
-def test_a_request_while_it_drains_makes_another_worker_beside_the_leaving_one() -> None:
+def test_request_while_it_drains_starts_another_worker_next_to_the_draining_one() -> None:
     async def scenario() -> None:
         desk = Desk(sleepy())
         await desk.ask("start")
@@ -114,7 +114,7 @@ def test_dependencies_wake_first_after_a_restart_too_if_they_are_to_run(deps: bo
     run(scenario())
 
 
-def test_what_always_runs_keeps_what_it_depends_on_awake() -> None:
+def test_server_that_always_runs_keeps_its_dependencies_awake() -> None:
     async def scenario() -> None:
         desk = Desk(sleepy("db"), web("web", depends_on=["db"]))
         await desk.ask("start")
@@ -186,7 +186,7 @@ def test_a_wake_that_fails_is_a_failure_and_a_start_puts_it_to_sleep_again() -> 
 
 
 @pytest.mark.parametrize("script", [NEVER, FAILS])
-def test_nobody_waits_for_a_wake_longer_than_a_start_may_take(script: str) -> None:
+def test_wait_for_a_wake_is_bounded_by_the_start_timeout(script: str) -> None:
     async def scenario() -> None:
         policy = {"policy": "on-failure", "backoff": {"initial": 60, "max": 60}, "limit": 100}
         desk = Desk(sleepy(start_timeout=0.02, restart=policy), web=script)
@@ -200,7 +200,7 @@ def test_nobody_waits_for_a_wake_longer_than_a_start_may_take(script: str) -> No
     run(scenario())
 
 
-def test_another_idle_time_is_told_to_those_who_run() -> None:
+def test_changed_idle_time_reaches_running_workers() -> None:
     async def scenario() -> None:
         desk = Desk(sleepy())
         await desk.ask("start")

@@ -117,7 +117,7 @@ def test_head_is_answered_without_a_body(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_client_that_waits_for_100_is_told_to_go_on(tmp_path: Path) -> None:
+def test_client_that_waits_for_100_gets_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path / "s"):
             head = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"

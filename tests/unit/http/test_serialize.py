@@ -35,7 +35,7 @@ def test_request_head_is_one_that_the_reader_understands() -> None:
         ("GET", "/", [("X ", "a")]),
     ],
 )
-def test_what_would_break_out_of_its_line_is_refused(
+def test_value_that_would_break_its_line_is_refused(
     method: str, target: str, fields: list[tuple[str, str]]
 ) -> None:
     with pytest.raises(ValueError, match=r"request|header"):

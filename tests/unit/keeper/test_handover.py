@@ -30,7 +30,7 @@ def pair() -> Iterator[Pair]:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_what_is_given_is_taken_with_its_unread_bytes(pair: Pair) -> None:
+def test_handed_over_connection_is_taken_with_its_unread_bytes(pair: Pair) -> None:
     client, accepted = socket.socketpair()
     with client, accepted:
         client.sendall(b"GET /")

@@ -21,7 +21,7 @@ def test_a_small_file_is_left_alone(path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_who_has_the_file_open_goes_on_in_the_same_one(path: Path) -> None:
+def test_reader_that_has_the_file_open_goes_on_in_the_same_one(path: Path) -> None:
     with path.open("ab", buffering=0) as before:
         for _ in range(3):
             before.write(b"".join(b"line %d\n" % number for number in range(150_000)))
@@ -57,5 +57,5 @@ def test_what_cannot_be_kept_is_dropped(path: Path) -> None:
     assert path.stat().st_size == 0
 
 
-def test_what_is_no_file_is_left_alone() -> None:
+def test_path_that_is_no_file_is_left_alone() -> None:
     rotate_if_large(os.devnull)

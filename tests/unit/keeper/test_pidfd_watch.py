@@ -75,7 +75,7 @@ def test_another_process_with_the_same_pid_is_not_taken_for_it(pid: int) -> None
     assert not watcher.signal(pid, signal.SIGKILL, group=True), "it is not watched"
 
 
-def test_what_it_leaves_in_its_group_dies_with_it() -> None:
+def test_processes_left_in_its_group_end_with_it() -> None:
     read, write = os.pipe()
     pid = orphan("sleep 60 & exec sleep 60", write)
     os.close(write)
@@ -97,7 +97,7 @@ def test_all_are_killed_at_once() -> None:
     assert not any(map(is_alive, pids))
 
 
-def test_an_end_that_nobody_saw_is_reported_as_unknown(pid: int) -> None:
+def test_unobserved_exit_is_reported_as_unknown(pid: int) -> None:
     reaper = Reaper()
     start = start_of(pid)
     assert reaper.watch(pid, start) is None
@@ -111,7 +111,7 @@ def test_an_end_that_nobody_saw_is_reported_as_unknown(pid: int) -> None:
     assert reaper.unacknowledged == [gone, report]
 
 
-def test_the_number_of_somebody_elses_thread_is_no_process_of_ours() -> None:
+def test_thread_id_is_not_taken_for_a_process() -> None:
     reaper, let_go = Reaper(), threading.Event()
     thread = threading.Thread(target=let_go.wait)
     thread.start()

@@ -41,7 +41,7 @@ def in_a_process_of_its_own(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_status_and_a_signal_are_told_apart() -> None:
+def test_exit_status_and_signal_are_distinguished() -> None:
     in_a_process_of_its_own("""
 one = child(lambda: os._exit(7))
 two = child(lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -65,7 +65,7 @@ assert reaper.unacknowledged == []
 """)
 
 
-def test_what_a_child_left_in_its_group_dies_with_it() -> None:
+def test_processes_left_in_a_childs_group_end_with_it() -> None:
     in_a_process_of_its_own("""
 read, write = os.pipe()
 def lead():
@@ -82,7 +82,7 @@ assert os.read(read, 1) == b""
 """)
 
 
-def test_a_signal_reaches_a_child_and_its_group_and_nobody_else() -> None:
+def test_signal_reaches_a_child_and_its_group_and_no_other_process() -> None:
     in_a_process_of_its_own("""
 def lead():
     os.setsid()
@@ -102,7 +102,7 @@ assert not reaper.signal(os.getppid(), 0, group=False)
 """)
 
 
-def test_a_child_that_leads_no_group_yet_is_hit_all_the_same() -> None:
+def test_child_that_leads_no_group_yet_is_still_signalled() -> None:
     in_a_process_of_its_own("""
 pid = child(lambda: time.sleep(5))
 assert reaper.signal(pid, signal.SIGKILL, group=True)

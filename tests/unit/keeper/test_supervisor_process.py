@@ -9,7 +9,7 @@ from pathlib import Path
 from poolctl.keeper.supervisor_process import CALM, SupervisorProcess
 
 
-def test_pauses_grow_up_to_half_a_minute_and_begin_anew_after_a_steady_one(tmp_path: Path) -> None:
+def test_pauses_grow_up_to_half_a_minute_and_start_over_after_a_steady_run(tmp_path: Path) -> None:
     process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
     pauses = []
     for _ in range(9):
@@ -34,7 +34,7 @@ def test_the_fifth_death_within_a_minute_asks_for_a_calm_one(tmp_path: Path) -> 
     assert not process.calm
 
 
-def test_a_calm_one_is_told_so(tmp_path: Path) -> None:
+def test_calm_supervisor_is_started_with_the_calm_flag(tmp_path: Path) -> None:
     show = f"import sys; open({str(tmp_path / 'said')!r}, 'w').write(' '.join(sys.argv[1:]))"
     process = SupervisorProcess([sys.executable, "-c", show, "file"], str(tmp_path), 0.0)
     for now in range(5):

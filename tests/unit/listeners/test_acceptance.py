@@ -100,7 +100,7 @@ def test_a_program_that_accepts_and_does_nothing_has_accepted(listener: socket.s
     asyncio.run(scenario())
 
 
-def test_where_many_wait_it_is_enough_that_one_of_them_is_accepted(listener: socket.socket) -> None:
+def test_one_accepted_connection_among_many_waiting_is_enough(listener: socket.socket) -> None:
     async def scenario() -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(5):

@@ -91,7 +91,7 @@ def test_an_unknown_name_is_answered_with_those_that_there_are() -> None:
         open_listener(parse("fd:web"))
 
 
-def test_what_is_no_listening_socket_is_refused(tmp_path: Path) -> None:
+def test_socket_that_does_not_listen_is_refused(tmp_path: Path) -> None:
     one, other = socket.socketpair()
     with one, other, socket.socket(type=socket.SOCK_DGRAM) as datagrams, open(tmp_path / "f", "w") as file:
         for fd in (one.fileno(), datagrams.fileno()):

@@ -83,7 +83,7 @@ def test_listeners_are_non_blocking_and_not_inherited_by_programs(free_port: Fre
         assert not listener.get_inheritable()
 
 
-def test_the_backlog_holds_connections_that_nobody_accepts(free_port: FreePort) -> None:
+def test_backlog_holds_connections_that_are_not_accepted(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"127.0.0.1:{port}"):
         clients = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(200)]
@@ -195,7 +195,7 @@ def test_a_wildcard_that_is_in_the_way_is_named_too(free_port: FreePort) -> None
         ),
     ],
 )  # fmt: skip
-def test_who_has_a_taken_port_decides_what_to_do(found: Holder, message: str, hint: str) -> None:
+def test_holder_of_a_taken_port_decides_the_hint(found: Holder, message: str, hint: str) -> None:
     error = naming(taken(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
     assert (error.message, error.hint) == (message, hint)
 
@@ -210,7 +210,7 @@ def test_a_failure_at_the_second_socket_closes_the_first(free_port: FreePort) ->
             pass
 
 
-def test_an_address_of_another_machine_is_told_from_those_of_this_one(free_port: FreePort) -> None:
+def test_address_of_another_machine_is_distinguished_from_local_ones(free_port: FreePort) -> None:
     with pytest.raises(ListenError, match=r"203\.0\.113\.9 is not an address of this machine") as caught:
         open_listener(parse(f"203.0.113.9:{free_port()}"))
     assert "127.0.0.1" in caught.value.hint
@@ -228,7 +228,7 @@ def test_a_privileged_port_is_explained_with_the_ways_around_it() -> None:
     assert "ip_unprivileged_port_start" in error.hint
 
 
-def test_a_machine_without_ipv6_is_told_to_use_ipv4() -> None:
+def test_machine_without_ipv6_gets_the_hint_to_use_ipv4() -> None:
     error = explain_tcp(parse("[::1]:8080"), "::1", OSError(errno.EAFNOSUPPORT, "no"))
     assert "IPv4" in error.hint
 
@@ -276,7 +276,7 @@ class TestUnixSockets:
         close_listener(sockets, unix.identity(str(path)))
         assert not path.exists()
 
-    def test_of_somebody_else_are_left_alone_at_the_end(self, tmp_path: Path) -> None:
+    def test_of_another_process_are_left_alone_at_the_end(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
         sockets = open_listener(parse(f"unix:{path}"))
         mine = unix.identity(str(path))
@@ -400,7 +400,7 @@ for text in ("127.0.0.1:" + str(port), "unix:{tmp_path}/a.sock"):
 
 
 @pytest.mark.parametrize("what", ["listener", "outgoing connection", "unix"])
-def test_the_command_that_a_hint_names_shows_who_has_the_address(what: str, tmp_path: Path) -> None:
+def test_command_that_a_hint_names_shows_the_holder_of_the_address(what: str, tmp_path: Path) -> None:
     program("ss")
     with ExitStack() as stack:
         place: Place

@@ -41,7 +41,7 @@ def test_ports_in_use_or_given_in_the_file_are_avoided(tmp_path: Path, free_port
     assert chosen > first + 1
 
 
-def test_a_port_that_left_the_range_or_is_given_to_another_is_chosen_anew(
+def test_port_that_left_the_range_or_is_taken_is_chosen_again(
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     first = free_port()

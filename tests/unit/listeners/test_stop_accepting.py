@@ -39,7 +39,7 @@ def test_what_was_accepted_is_found_and_nothing_else(family: int, host: str, cal
                 os.close(twin)
 
 
-def test_unix_sockets_are_told_by_their_paths(tmp_path: Path) -> None:
+def test_unix_sockets_are_identified_by_their_paths(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
         listener.bind(str(tmp_path / "a.sock"))
         listener.listen()

@@ -174,7 +174,7 @@ def test_silence_is_unanswered_once_its_time_is_over() -> None:
     assert report.unanswered == report.failed > 0
 
 
-def test_what_is_under_way_at_the_stop_is_waited_for() -> None:
+def test_requests_under_way_at_the_stop_are_waited_for() -> None:
     asked, release = threading.Event(), threading.Event()
 
     def act(peer: Peer) -> None:
@@ -265,7 +265,7 @@ def test_events_may_end_between_two_and_not_within_one() -> None:
     assert cut.truncated == cut.failed > 0
 
 
-def test_the_process_of_a_load_ends_with_whoever_started_it() -> None:
+def test_process_of_a_load_ends_with_its_parent() -> None:
     load = Load(["127.0.0.1:1"])
     load.start()
     process = load._process

@@ -60,7 +60,7 @@ def test_only_so_many_old_files_are_kept_also_when_that_was_more_before(path: Pa
     assert contents(path) == {"web.log": "7\n", "web.log.1": "6\n"}
 
 
-def test_with_nothing_to_keep_the_file_begins_anew(path: Path) -> None:
+def test_file_without_anything_to_keep_starts_empty(path: Path) -> None:
     file = LogFile(str(path), max_size_bytes=4, keep=0)
     file.append(b"a\nb\nc\n")
     file.close()
@@ -124,7 +124,7 @@ def test_an_unfinished_line_of_an_earlier_writer_is_ended_first(path: Path) -> N
     assert path.read_text() == "whole\ntorn\nnext\n"
 
 
-def test_a_file_that_another_program_moved_away_is_opened_anew(path: Path) -> None:
+def test_file_that_another_program_moved_away_is_opened_again(path: Path) -> None:
     clock = ManualClock()
     file = LogFile(str(path), clock=clock)
     file.append(b"one\n")
@@ -245,7 +245,7 @@ print(file.append(b"bb\\ncccccccc\\n"))
 """
 
 
-def test_what_another_program_wrote_meanwhile_is_never_cut_away(path: Path) -> None:
+def test_lines_of_another_program_are_never_cut_away(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SHARED, str(path)], capture_output=True, text=True, timeout=20, check=True
     )

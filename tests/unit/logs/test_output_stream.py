@@ -227,7 +227,7 @@ def test_a_note_that_makes_no_sense_is_none(interrupted: Interrupted) -> None:
     note.close()
 
 
-def test_where_looking_is_not_allowed_it_reads(interrupted: Interrupted) -> None:
+def test_pipe_that_cannot_be_inspected_is_read(interrupted: Interrupted) -> None:
     interrupted.pipes._blind = True
     os.write(interrupted.write, b"one\ntwo")
     interrupted.recover()
@@ -237,7 +237,7 @@ def test_where_looking_is_not_allowed_it_reads(interrupted: Interrupted) -> None
     assert len(interrupted.texts()) == 11
 
 
-def test_an_empty_pipe_and_an_ended_one_are_told_apart() -> None:
+def test_empty_pipe_and_ended_pipe_are_distinguished() -> None:
     pipes = PipeReader()
     read, write = os.pipe()
     os.set_blocking(read, False)

@@ -210,7 +210,7 @@ class TestFollower:
         assert texts(follower.read()) == ["a1", "b2", "a3", "  trace", "b4"]
 
 
-def test_a_quiet_log_wakes_nobody(path: Path) -> None:
+def test_quiet_log_wakes_no_process(path: Path) -> None:
     path.touch()
     follower = Follower({"web": str(path)})
     assert follower.fileno() >= 0
@@ -238,7 +238,7 @@ def test_too_many_changes_to_tell_are_all_changes(tmp_path: Path) -> None:
     watch.close()
 
 
-def test_following_gives_the_last_lines_then_new_ones_until_it_is_told_to_end(path: Path) -> None:
+def test_following_gives_the_last_lines_then_new_ones_until_it_is_ended(path: Path) -> None:
     path.write_bytes(at(1, "a", "b"))
     over = threading.Event()
     found = []
@@ -283,7 +283,7 @@ def test_several_logs_are_followed_in_the_order_of_time(tmp_path: Path) -> None:
     writer.join()
 
 
-def test_what_comes_to_one_log_while_the_next_is_opened_is_in_its_place(tmp_path: Path) -> None:
+def test_lines_that_come_while_the_next_log_is_opened_are_in_their_place(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
 
     class Paths(dict[str, str]):
@@ -328,7 +328,7 @@ class TestHostileFiles:
         assert len(found) == 1
         assert len(found[0].text) <= 2 * read_module.LONGEST_LINE_BYTES
 
-    def test_a_file_that_grows_by_more_than_anybody_wrote_is_followed_at_its_end(self, path: Path) -> None:
+    def test_file_that_grows_by_more_than_was_written_is_followed_at_its_end(self, path: Path) -> None:
         path.write_bytes(at(1, "before"))
         follower = Follower({"web": str(path)}, lines=0)
         try:

@@ -175,7 +175,7 @@ def test_a_full_disk_costs_lines_that_are_counted_and_nothing_else(session: Sess
     assert session.texts() == ["still here"] * 50
 
 
-def test_what_was_lost_is_said_in_the_file_once_it_takes_lines_again(session: Session) -> None:
+def test_lost_lines_are_counted_in_the_file_once_it_takes_lines_again(session: Session) -> None:
     (session.directory / "logs").write_text("a file where a directory should be")
     write = session.add("web.0", file="logs/web.log")
     os.write(write, b"lost\n")
@@ -189,7 +189,7 @@ def test_what_was_lost_is_said_in_the_file_once_it_takes_lines_again(session: Se
     assert stored == "stored"
 
 
-def test_what_one_worker_lost_is_said_when_its_successor_prints(session: Session) -> None:
+def test_lines_that_one_worker_lost_are_counted_when_its_successor_prints(session: Session) -> None:
     (session.directory / "logs").write_text("a file where a directory should be")
     os.write(session.add("web.0", file="logs/web.log"), b"lost\n")
     session.sync()
@@ -250,7 +250,7 @@ def test_a_packet_that_is_no_message_is_answered(session: Session) -> None:
     assert session.report()["t"] == "error"
 
 
-def test_a_supervisor_that_does_not_listen_holds_nobody_up(session: Session) -> None:
+def test_supervisor_that_does_not_read_holds_up_no_process(session: Session) -> None:
     session.control.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     for _ in range(2000):
         wire.send(session.control, {"t": "dance"})
@@ -267,7 +267,7 @@ def test_at_its_end_the_logger_stores_what_the_pipes_hold(tmp_path: Path) -> Non
     session.close()
 
 
-def test_with_nobody_left_to_give_orders_it_goes_on_for_those_who_print(tmp_path: Path) -> None:
+def test_logger_without_a_supervisor_goes_on_for_its_writers(tmp_path: Path) -> None:
     session = Session(tmp_path)
     write = session.add("web.0")
     session.control.close()

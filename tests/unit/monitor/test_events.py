@@ -117,7 +117,7 @@ def test_a_full_disk_loses_events_counts_them_and_says_so_when_there_is_room_aga
     assert written == [("three", None), ("events lost", 2)]
 
 
-def test_a_subscriber_that_fails_harms_nobody(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_subscriber_does_not_affect_the_others(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def fails(event: dict[str, Any]) -> None:
         raise RuntimeError("no")
 
@@ -134,7 +134,7 @@ def test_a_subscriber_that_fails_harms_nobody(path: Path, caplog: pytest.LogCapt
     assert "an event could not be delivered" in caplog.text
 
 
-def test_what_is_no_json_is_written_as_text(path: Path) -> None:
+def test_line_that_is_no_json_is_written_as_text(path: Path) -> None:
     events = Events(ManualClock(), Journal(str(path)))
     events.record("pool", "odd", after={1})
     assert read(path)[0]["after"] == "{1}"

@@ -43,7 +43,7 @@ def test_the_receiver_may_ask_for_patience_but_not_for_ever() -> None:
         assert box.next_at() == wait
 
 
-def test_what_cannot_be_sent_in_time_is_given_up_and_the_next_begins_anew() -> None:
+def test_message_that_cannot_be_sent_in_time_is_dropped_and_the_next_one_sent() -> None:
     box = Outbox(2.5)
     box.put(message("a"), 0)
     box.put(message("b"), 0)
@@ -62,7 +62,7 @@ def test_no_more_than_a_hundred_wait() -> None:
     assert box.due(0) == message("1")
 
 
-def test_what_waits_is_left_to_a_successor() -> None:
+def test_waiting_messages_are_left_to_a_successor() -> None:
     first, second = Outbox(100), Outbox(100)
     first.put(message(), 7)
     second.restore(json.loads(json.dumps(first.to_list())))

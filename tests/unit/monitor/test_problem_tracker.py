@@ -29,7 +29,7 @@ def lines(message: Message | None) -> list[str]:
     return [] if message is None else list(message.lines)
 
 
-def test_a_problem_is_told_once_after_the_delay_and_its_end_too() -> None:
+def test_problem_is_notified_once_after_the_delay_and_so_is_its_end() -> None:
     found = problems(delay=2)
     assert found.next_at() is None
     found.take(event("failed", cause="exited with status 3"), 100)
@@ -50,14 +50,14 @@ def test_a_problem_is_told_once_after_the_delay_and_its_end_too() -> None:
     assert found.next_at() is None
 
 
-def test_what_is_over_before_it_was_told_is_not_told_at_all() -> None:
+def test_problem_that_ends_before_it_was_notified_is_never_notified() -> None:
     found = problems(delay=1)
     found.take(event("worker ended", before="ready", status=1), 10)
     found.take(event("running"), 10.2)
     assert found.due(12) is None
 
 
-def test_what_comes_back_before_its_end_was_told_was_never_over() -> None:
+def test_problem_that_returns_before_its_end_was_notified_was_never_over() -> None:
     found = problems(delay=1)
     found.take(event("failed"), 10)
     assert lines(found.due(11)) == ["web: failed"]
@@ -68,7 +68,7 @@ def test_what_comes_back_before_its_end_was_told_was_never_over() -> None:
     assert lines(found.due(31)) == ["web: running again after 20s"]
 
 
-def test_what_gets_worse_is_told_again() -> None:
+def test_problem_that_gets_worse_is_notified_again() -> None:
     found = problems(delay=0)
     found.take(event("backoff"), 10)
     assert lines(found.due(10)) == ["web: backoff"]
@@ -78,7 +78,7 @@ def test_what_gets_worse_is_told_again() -> None:
     assert lines(found.due(30)) == ["web: warn"], "its health is another problem"
 
 
-def test_what_lasts_is_told_again_and_again() -> None:
+def test_lasting_problem_is_notified_repeatedly() -> None:
     found = problems(delay=0, repeat=100)
     found.take(event("failed"), 0)
     found.due(0)
@@ -130,13 +130,15 @@ def test_many_at_once_are_one_message() -> None:
         ({}, event("worker ended", before="ready", status=0), False),
     ],
 )
-def test_who_wants_to_hear_of_what(keys: dict[str, Any], event_: dict[str, Any], told: bool) -> None:
+def test_receiver_hears_of_the_problems_it_selects(
+    keys: dict[str, Any], event_: dict[str, Any], told: bool
+) -> None:
     found = problems(delay=0, **keys)
     found.take(event_, 5)
     assert (found.due(5) is not None) is told
 
 
-def test_who_does_not_want_to_hear_of_an_end_does_not() -> None:
+def test_receiver_without_resolved_gets_no_end() -> None:
     found = problems(delay=0, resolved=False)
     found.take(event("failed"), 0)
     found.due(0)
@@ -152,7 +154,7 @@ def test_one_that_fell_asleep_is_well() -> None:
     assert lines(found.due(5)) == ["web: sleeping after 5s"]
 
 
-def test_nobody_is_ill_who_was_stopped() -> None:
+def test_stopped_server_is_not_unhealthy() -> None:
     found = problems(delay=0, events=["health"])
     found.take(event("ko", kind="health"), 0)
     found.due(0)
@@ -162,7 +164,7 @@ def test_nobody_is_ill_who_was_stopped() -> None:
     assert lines(found.due(5)) == ["web: stopped after 5s"]
 
 
-def test_a_successor_knows_what_was_told() -> None:
+def test_successor_knows_which_problems_were_notified() -> None:
     first, second = problems(delay=0), problems(delay=0)
     first.take(event("failed"), 0)
     assert first.to_dict() == {}, "it was not told yet"

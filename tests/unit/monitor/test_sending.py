@@ -68,7 +68,7 @@ def test_each_kind_of_receiver_understands_its_message(there: Receiver) -> None:
     }  # fmt: skip
 
 
-def test_a_user_in_the_address_is_told_as_http_wants_it(there: Receiver) -> None:
+def test_user_in_the_address_is_sent_as_basic_authentication(there: Receiver) -> None:
     url = there.url("/hook?a=b").replace("://", "://me:a%20b@")
     assert send(type="webhook", url=url) is None
     assert there.taken[0].headers["authorization"] == "Basic bWU6YSBi"
@@ -105,7 +105,7 @@ def test_an_answer_says_whether_to_try_again(
     assert str(problem) == f"{there.url().partition('//')[2]} answered {status}{more}"
 
 
-def test_who_answers_something_else_is_no_receiver() -> None:
+def test_other_answer_is_a_failed_delivery() -> None:
     with socket.create_server(("127.0.0.1", 0)) as odd:
 
         def answer() -> None:
@@ -121,7 +121,7 @@ def test_who_answers_something_else_is_no_receiver() -> None:
     assert str(problem) == "127.0.0.1: what it answers is not HTTP"
 
 
-def test_what_is_wrong_is_told_without_the_address_and_the_token(there: Receiver, tmp_path: Path) -> None:
+def test_error_is_reported_without_the_address_and_the_token(there: Receiver, tmp_path: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]

@@ -100,7 +100,7 @@ def test_join_awaits_the_old_generation_and_a_stop_cuts_its_drain_short() -> Non
         {"app": None, "command": ["prog"]},
     ],
 )
-def test_what_must_not_run_twice_is_replaced_in_sequence(keys: dict[str, Any]) -> None:
+def test_server_without_overlap_is_replaced_in_sequence(keys: dict[str, Any]) -> None:
     runner = ScriptedRunner()
     pool = made(runner, config("a", **keys))
     pool.start_sync()
@@ -254,7 +254,7 @@ def test_a_server_that_was_disabled_while_it_ran_is_stopped_by_the_next_restart(
     assert runner.running == {}
 
 
-def test_dependencies_come_first_and_go_last_and_a_failed_one_keeps_nobody_from_trying() -> None:
+def test_dependencies_come_first_and_go_last_and_a_failed_one_does_not_prevent_the_attempt() -> None:
     runner = ScriptedRunner(db=FAILS)
     pool = made(
         runner, config("web", depends_on=["api"]), config("api", depends_on=["db", "cache"]),
@@ -502,7 +502,7 @@ async def _turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-def test_being_told_to_stop_again_does_not_cut_the_clearing_away_short() -> None:
+def test_second_stop_does_not_cut_the_cleanup_short() -> None:
     runner = ScriptedRunner(a=NEVER)
     runner.may_stop = asyncio.Event()
     pool = made(runner, config("a"))

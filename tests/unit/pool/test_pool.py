@@ -58,7 +58,7 @@ def test_every_spelling_of_an_address_finds_its_server(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("nonsense", [None, 3, [], object(), "", ":", "a b", "127.0.0.1", "x" * 9999, "\0:1"])
-def test_what_is_no_address_is_just_not_there(pool: Pool, nonsense: Any) -> None:
+def test_invalid_address_is_just_absent(pool: Pool, nonsense: Any) -> None:
     assert pool.load(nonsense) is None
     assert not pool.has(nonsense)
     assert nonsense not in pool
@@ -86,7 +86,7 @@ def test_replacing_keeps_the_place_and_removing_does_not(pool: Pool) -> None:
     assert [server.name for server in pool.values()] == ["b", "c", "x"]
 
 
-def test_what_is_stored_must_be_a_server_or_become_one(pool: Pool) -> None:
+def test_stored_value_must_be_a_server_or_become_one(pool: Pool) -> None:
     for thing in (None, "127.0.0.1:9", config("x", ":9"), {}):
         with pytest.raises(PoolParamError) as caught:
             pool.store(thing)  # type: ignore[arg-type]

@@ -88,7 +88,7 @@ def test_of_thousands_of_unknown_targets_few_are_shown_and_explained() -> None:
     assert len(tags.near) <= 10
 
 
-def test_near_names_are_told() -> None:
+def test_similar_names_are_suggested() -> None:
     reason = unmatched(Selector(["user", "ordes*"]))
     assert reason.near == {"user": ["users"], "ordes*": ["Orders"]}
     assert reason.message == "no server matches 'user', 'ordes*'"
@@ -166,7 +166,7 @@ def test_a_regular_expression_that_is_too_deep_is_an_error_too() -> None:
     assert "too complicated" in caught.value.message
 
 
-def test_an_unknown_state_or_health_is_told_with_what_is_near() -> None:
+def test_unknown_state_or_health_is_reported_with_the_nearest() -> None:
     with pytest.raises(SelectorError) as caught:
         Selector(state=["runing"])
     assert caught.value.message == "unknown state 'runing'"

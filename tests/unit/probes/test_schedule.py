@@ -70,7 +70,7 @@ def schedule(clock: Clock) -> Schedule:
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=30))
-def test_everybody_has_a_turn_when_it_is_due_or_a_little_later(wishes: list[float]) -> None:
+def test_every_probe_runs_when_it_is_due_or_a_little_later(wishes: list[float]) -> None:
     clock = Clock()
     schedule = Schedule(clock)
     guests = [Guest(schedule, 0) for _ in wishes]
@@ -103,7 +103,7 @@ def test_a_later_wish_replaces_an_earlier_one(clock: Clock, schedule: Schedule) 
     assert guest.turns == [2.0]
 
 
-def test_who_is_taken_out_has_no_turn(clock: Clock, schedule: Schedule) -> None:
+def test_removed_probe_does_not_run(clock: Clock, schedule: Schedule) -> None:
     guest, other = Guest(schedule, 0), Guest(schedule, 0)
     schedule.put(guest, 1.0)
     schedule.put(other, 2.0)
@@ -112,9 +112,7 @@ def test_who_is_taken_out_has_no_turn(clock: Clock, schedule: Schedule) -> None:
     assert (guest.turns, other.turns) == ([], [2.0])
 
 
-def test_one_that_fails_in_its_turn_does_not_keep_the_others_from_theirs(
-    clock: Clock, schedule: Schedule
-) -> None:
+def test_failing_callback_does_not_prevent_the_others(clock: Clock, schedule: Schedule) -> None:
     class Broken(Guest):
         def run(self, now: float) -> None:
             raise ValueError("broken")
@@ -128,7 +126,7 @@ def test_one_that_fails_in_its_turn_does_not_keep_the_others_from_theirs(
     assert len(other.turns) >= 2
 
 
-def test_closed_it_gives_nobody_a_turn(clock: Clock, schedule: Schedule) -> None:
+def test_closed_schedule_runs_no_probe(clock: Clock, schedule: Schedule) -> None:
     guest = Guest(schedule)
     schedule.put(guest, 1.0)
     schedule.close()

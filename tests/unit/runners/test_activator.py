@@ -184,7 +184,7 @@ def test_a_request_wakes_once_and_its_connection_goes_to_the_worker_unread() -> 
     run(scenario)
 
 
-def test_whoever_only_connects_wakes_nobody() -> None:
+def test_connection_alone_wakes_no_server() -> None:
     async def scenario(house: House) -> None:
         house.arm()
         silent = await house.connect()
@@ -215,7 +215,7 @@ def test_a_request_line_in_pieces_wakes_when_it_is_complete() -> None:
     run(scenario)
 
 
-def test_everybody_who_is_held_goes_to_the_worker_with_the_one_who_asks() -> None:
+def test_every_held_connection_goes_to_the_worker_with_the_one_that_sends() -> None:
     async def scenario(house: House) -> None:
         house.arm()
         await house.leave_behind()
@@ -244,7 +244,7 @@ def test_the_next_request_of_a_connection_that_a_worker_left_wakes() -> None:
     run(scenario)
 
 
-def test_when_nobody_can_be_left_behind_any_more_the_pair_is_of_no_use() -> None:
+def test_pair_is_cleared_once_when_no_connection_can_be_left() -> None:
     async def scenario(house: House) -> None:
         clients = [await house.leave_behind() for _ in range(100)]
         house.arm()
@@ -260,7 +260,7 @@ def test_when_nobody_can_be_left_behind_any_more_the_pair_is_of_no_use() -> None
     run(scenario)
 
 
-def test_one_who_was_left_behind_and_asks_wakes_before_anything_is_given_up() -> None:
+def test_left_connection_that_sends_a_request_wakes_before_any_is_closed() -> None:
     async def scenario(house: House) -> None:
         (await house.leave_behind()).send(REQUEST)
         house.arm()
@@ -375,7 +375,7 @@ def test_a_connection_that_arrives_after_its_server_was_stopped_is_closed() -> N
     run(scenario)
 
 
-def test_who_finds_no_room_in_the_pair_goes_there_later() -> None:
+def test_connection_without_room_in_the_pair_is_given_later() -> None:
     async def scenario(house: House) -> None:
         house.room = 2
         house.arm()
@@ -392,7 +392,7 @@ def test_who_finds_no_room_in_the_pair_goes_there_later() -> None:
     run(scenario)
 
 
-def test_who_found_no_room_before_the_server_slept_again_wakes_it_again() -> None:
+def test_connection_that_found_no_room_before_the_server_slept_wakes_it_again() -> None:
     async def scenario(house: House) -> None:
         house.room = 0
         house.arm()
@@ -421,7 +421,7 @@ def test_a_disarmed_listener_hands_over_and_a_dismissed_one_closes() -> None:
     run(scenario)
 
 
-def test_a_server_that_accepts_itself_is_woken_by_whoever_connects() -> None:
+def test_server_that_accepts_itself_is_woken_by_any_connection() -> None:
     async def scenario(house: House) -> None:
         house.arm(accepts=False)
         await house.connect()
@@ -432,7 +432,7 @@ def test_a_server_that_accepts_itself_is_woken_by_whoever_connects() -> None:
     run(scenario)
 
 
-def test_out_of_descriptors_nobody_is_lost_who_was_left_behind(monkeypatch: Any) -> None:
+def test_no_left_connection_is_lost_when_descriptors_run_out(monkeypatch: Any) -> None:
     async def scenario(house: House) -> None:
         monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.01)
         house.arm()

@@ -111,7 +111,7 @@ def test_of_two_imports_the_one_that_began_later_stays_whichever_is_up_first(new
     asyncio.run(run())
 
 
-def test_one_that_nobody_waits_for_is_let_go_at_once() -> None:
+def test_zygote_without_waiters_is_closed_at_once() -> None:
     async def run() -> None:
         zygote, theirs = one()
         with theirs:
@@ -121,7 +121,7 @@ def test_one_that_nobody_waits_for_is_let_go_at_once() -> None:
     asyncio.run(run())
 
 
-def test_a_fork_that_is_refused_or_that_nobody_answers_is_told_apart() -> None:
+def test_refused_fork_and_unanswered_fork_are_distinguished() -> None:
     async def run() -> None:
         zygote, theirs = one()
         refused, lost = (

@@ -53,7 +53,7 @@ def child() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("pid", [-1, 0, 1, 2**40, "word", None, True, 5.0, [], {}, "9" * 100])
-def test_what_is_no_pid_is_refused(pid: object) -> None:
+def test_invalid_pid_is_refused(pid: object) -> None:
     async def scenario() -> None:
         keeper = Keeper()
         with pytest.raises(Forged, match="an invalid 'pid'"):

@@ -54,7 +54,7 @@ def test_an_error_is_raised_where_it_is_awaited(
         asyncio.run(in_daemon_thread(work))
 
 
-def test_what_nobody_waits_for_any_more_is_undone() -> None:
+def test_operation_that_is_no_longer_awaited_is_undone() -> None:
     undone: list[str] = []
     gate = threading.Event()
 
@@ -81,7 +81,7 @@ def test_what_nobody_waits_for_any_more_is_undone() -> None:
     wait_until(lambda: undone == ["made", "made"])
 
 
-def test_a_failure_that_nobody_waits_for_is_dropped() -> None:
+def test_failure_without_a_waiter_is_dropped() -> None:
     async def give_up() -> None:
         task = asyncio.ensure_future(in_daemon_thread(_fail))
         await asyncio.sleep(0)

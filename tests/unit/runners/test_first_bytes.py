@@ -33,7 +33,7 @@ def test_a_complete_request_line_is_a_request_and_every_beginning_of_it_a_beginn
 @pytest.mark.parametrize(
     "head", [b"\x16\x03\x01", b"\x00", b"(", b"hello\r\n", b"GET /\r\n", b"GET  / HTTP/1.1\n"]
 )
-def test_what_no_request_begins_with_is_no_request(head: bytes) -> None:
+def test_bytes_that_begin_no_request_are_no_request(head: bytes) -> None:
     assert classify_first_bytes(head, tls=False) is FirstBytes.NO_REQUEST
 
 

@@ -102,7 +102,7 @@ def test_an_error_is_a_refusal_and_the_link_lives_on() -> None:
     run(scenario())
 
 
-def test_the_end_fails_the_calls_under_way_and_all_that_follow_and_is_told_once() -> None:
+def test_end_fails_the_calls_under_way_and_all_later_ones_and_is_reported_once() -> None:
     async def scenario() -> None:
         peer = Peer()
         calls = [asyncio.ensure_future(peer.link.call({})) for _ in range(3)]
@@ -168,7 +168,7 @@ def test_garbage_is_skipped() -> None:
     run(scenario())
 
 
-def test_who_says_nothing_at_all_while_it_is_asked_is_as_good_as_gone() -> None:
+def test_peer_that_does_not_answer_counts_as_gone() -> None:
     async def scenario() -> None:
         peer = Peer()
         slow = asyncio.ensure_future(peer.link.call({"n": 1}, patience_seconds=0.5))

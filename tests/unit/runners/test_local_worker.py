@@ -38,7 +38,7 @@ def test_value_of_another_type_is_malformed(message: wire.Message) -> None:
     asyncio.run(scenario())
 
 
-def test_what_another_version_may_say_is_ignored() -> None:
+def test_message_of_another_version_is_ignored() -> None:
     async def scenario() -> None:
         worker().received({"event": "of tomorrow", "with": {"more": [1]}})
         worker().received({})

@@ -76,7 +76,7 @@ def test_one_that_answers_lives_and_is_asked_again(process: subprocess.Popen[byt
     assert process.poll() is None
 
 
-def test_one_that_somebody_else_has_started_says_who_it_is(process: subprocess.Popen[bytes]) -> None:
+def test_process_that_another_supervisor_started_sends_its_pid(process: subprocess.Popen[bytes]) -> None:
     assert asyncio.run(asked({}, answers=2, pid=process.pid, until_end_of=process)) == 3
     assert process.wait(5) == -9
 

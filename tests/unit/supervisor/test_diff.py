@@ -43,7 +43,7 @@ def field(key: str) -> str:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_each_key_is_told_by_its_name_and_restarts_only_where_it_has_to(key: str) -> None:
+def test_each_changed_key_is_named_and_restarts_only_where_it_has_to(key: str) -> None:
     one, other, live = KEYS[key]
     before, after = web(**{field(key): one}), web(**{field(key): other})
     assert differences(before, after) == differences(after, before) == [key]
@@ -151,5 +151,5 @@ def test_the_plan_is_exactly_the_difference(
 
 
 @given(servers)
-def test_what_runs_as_it_is_written_needs_nothing(pool: dict[str, dict[str, bool]]) -> None:
+def test_server_that_runs_as_configured_needs_no_change(pool: dict[str, dict[str, bool]]) -> None:
     assert plan([Running(config) for config in made(pool)], Written(made(pool))) == []

@@ -44,7 +44,7 @@ async def ask(desk: Desk, verb: str, *targets: str, **options: Any) -> dict[str,
     return await desk.verbs.handle(Request(verb, body, os.getpid(), os.getuid()), lambda line: None)
 
 
-def test_a_start_and_a_stop_say_who_and_what_became_of_each_server() -> None:
+def test_start_and_stop_record_the_caller_and_the_outcome_of_each_server() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
         told = Told(desk)
@@ -72,7 +72,7 @@ def test_a_start_and_a_stop_say_who_and_what_became_of_each_server() -> None:
     run(scenario())
 
 
-def test_a_crash_is_its_own_cause_and_nobody_ordered_it() -> None:
+def test_crash_is_its_own_cause_and_follows_no_command() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", restart="always"))
         told = Told(desk)
@@ -93,7 +93,7 @@ def test_a_crash_is_its_own_cause_and_nobody_ordered_it() -> None:
     run(scenario())
 
 
-def test_a_replacement_is_told_worker_by_worker_under_the_order_that_made_it() -> None:
+def test_replacement_is_recorded_worker_by_worker_under_its_command() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", workers=2))
         told = Told(desk)

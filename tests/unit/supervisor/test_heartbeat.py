@@ -161,7 +161,7 @@ def test_a_full_socket_is_no_question() -> None:
     run(scenario())
 
 
-def test_who_stood_still_himself_blames_nobody() -> None:
+def test_pause_of_the_supervisor_is_no_silence_of_workers() -> None:
     async def scenario() -> None:
         it = await begun(slow())
         await it.pass_by(10)
@@ -175,7 +175,7 @@ def test_who_stood_still_himself_blames_nobody() -> None:
     run(scenario())
 
 
-def test_without_an_interval_nobody_is_asked_and_a_reload_changes_that() -> None:
+def test_without_an_interval_no_worker_is_probed_until_a_reload_sets_one() -> None:
     async def scenario() -> None:
         it = await begun(slow(heartbeat=0))
         await it.pass_by(60)
@@ -191,7 +191,7 @@ def test_without_an_interval_nobody_is_asked_and_a_reload_changes_that() -> None
     run(scenario())
 
 
-def test_what_has_gone_is_asked_no_more() -> None:
+def test_worker_that_has_ended_is_probed_no_more() -> None:
     async def scenario() -> None:
         it = await begun(web())
         await it.pass_by(10)

@@ -83,7 +83,7 @@ def test_it_is_weighed_soon_after_its_start_then_seldom_and_near_the_limit_often
     run(scenario())
 
 
-def test_one_that_is_gone_meanwhile_is_nobodys_fault() -> None:
+def test_worker_that_is_gone_when_measured_is_no_error() -> None:
     async def scenario() -> None:
         it = await begun(limits={"memory": 1})
         it.size = None

@@ -72,7 +72,7 @@ def test_of_two_that_scale_at_once_the_first_says_that_it_was_overtaken() -> Non
     run(scenario())
 
 
-def test_what_is_drained_before_it_runs_is_out_of_rotation_when_it_does() -> None:
+def test_server_drained_before_it_runs_starts_out_of_rotation() -> None:
     async def scenario() -> None:
         desk = Desk(web(), web=NEVER)
         starting = desk.begin("start")
@@ -109,7 +109,7 @@ def test_scale_of_a_server_that_is_stopped_counts_from_its_next_start() -> None:
         {"overlap": False},
     ],
 )
-def test_what_cannot_run_twice_is_refused_and_the_others_are_scaled(keys: dict[str, Any]) -> None:
+def test_server_that_cannot_run_twice_is_refused_and_the_others_are_scaled(keys: dict[str, Any]) -> None:
     async def scenario() -> None:
         given = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
         one = ServerConfig(**{key: value for key, value in given.items() if value is not None})
@@ -151,7 +151,7 @@ def test_a_drained_server_answers_is_not_ready_and_comes_back() -> None:
     run(scenario())
 
 
-def test_what_does_not_run_has_nothing_to_drain_and_a_stop_forgets_it() -> None:
+def test_stopped_server_has_nothing_to_drain_and_a_stop_forgets_the_drain() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
         answer = await desk.ask("drain", "a")
@@ -243,7 +243,7 @@ def test_a_server_that_cannot_be_added_is_refused_and_nothing_has_happened(
     run(scenario())
 
 
-def test_a_server_that_is_added_and_fails_is_there_and_its_failure_told() -> None:
+def test_server_that_is_added_and_fails_is_kept_with_its_failure() -> None:
     async def scenario() -> None:
         desk = Desk(new=FAILS)
         answer = await desk.ask("add", server=NEW | {"restart": "no"}, base_dir="/")

@@ -131,7 +131,7 @@ def test_a_stuck_worker_is_stopped_and_not_drained() -> None:
     run(scenario())
 
 
-def test_after_the_limit_it_is_left_as_it_is_and_told_once() -> None:
+def test_after_the_limit_it_is_left_alone_and_reported_once() -> None:
     async def scenario() -> None:
         it = await started(ward("restart"))
         for _ in range(2):
@@ -198,7 +198,7 @@ def test_each_worker_has_a_limit_of_its_own() -> None:
     run(scenario())
 
 
-def test_those_that_ail_meanwhile_are_taken_away_together_but_for_one() -> None:
+def test_failing_workers_are_taken_out_together_except_one() -> None:
     async def scenario() -> None:
         it = await started(ward("restart", workers=4))
         it.desk.runner.may_end.clear()
@@ -230,7 +230,7 @@ def test_disable_stops_it_and_what_depends_on_it() -> None:
 
 
 @pytest.mark.parametrize(("strategy", "outcomes"), [("notify", ["notified"]), ("none", [])])
-def test_it_is_only_told_or_nothing_at_all(strategy: str, outcomes: list[str]) -> None:
+def test_recovery_by_notification_or_none_replaces_no_worker(strategy: str, outcomes: list[str]) -> None:
     async def scenario() -> None:
         it = await started(ward(strategy))
         await it.ails("web.1.0")

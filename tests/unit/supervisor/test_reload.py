@@ -51,7 +51,7 @@ def test_a_dry_run_says_what_a_reload_would_do_and_does_nothing() -> None:
     run(scenario())
 
 
-def test_files_with_problems_change_nothing_and_all_of_them_are_told() -> None:
+def test_files_with_problems_change_nothing_and_all_problems_are_reported() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
         await desk.ask("start")
@@ -67,7 +67,7 @@ def test_files_with_problems_change_nothing_and_all_of_them_are_told() -> None:
     run(scenario())
 
 
-def test_what_is_applied_live_starts_no_process() -> None:
+def test_change_that_is_applied_live_starts_no_process() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", start_timeout=3))
         await desk.ask("start")
@@ -135,7 +135,7 @@ def test_live_changes_are_undone_and_named() -> None:
     run(scenario())
 
 
-def test_a_replacement_that_fails_is_told_and_the_next_reload_tries_again() -> None:
+def test_failed_replacement_is_reported_and_the_next_reload_tries_again() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), web("b"), **{"a.2.0": FAILS})
         await desk.ask("start")
@@ -291,7 +291,7 @@ def placements(desk: Desk) -> list[Placement]:
     return [worker.placement for worker in workers if worker.placement is not None]
 
 
-def test_what_has_failed_is_tried_again_with_its_new_configuration_and_not_waited_for_without() -> None:
+def test_failed_server_is_tried_again_only_with_a_new_configuration() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), web("b"), a=FAILS, b=FAILS)
         await desk.ask("start")

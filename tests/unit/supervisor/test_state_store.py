@@ -102,7 +102,7 @@ def test_a_successor_knows_what_was_ordered_last_of_every_server(seed: int) -> N
         asyncio.run(scenario(directory))
 
 
-def test_what_an_older_supervisor_has_left_is_taken_over() -> None:
+def test_workers_of_an_older_supervisor_are_taken_over() -> None:
     async def scenario() -> None:
         link = StoreLink(Store())
         left = {"a": {"wanted": True, "count": 2}, "b": {"dismissed": True}, "gone": {"wanted": True}}

@@ -38,7 +38,7 @@ def test_a_stop_of_everything_ends_the_supervisor_and_one_of_some_does_not() -> 
     run(scenario())
 
 
-def test_a_start_while_the_server_stops_makes_a_worker_beside_the_leaving_one() -> None:
+def test_start_while_the_server_stops_starts_a_worker_next_to_the_leaving_one() -> None:
     async def scenario() -> None:
         desk = Desk(web())
         await desk.ask("start")
@@ -108,7 +108,7 @@ def test_a_stop_while_the_worker_is_being_placed() -> None:
     run(scenario())
 
 
-def test_a_listener_that_cannot_be_opened_when_nobody_wants_it_any_more_is_no_failure() -> None:
+def test_listener_that_cannot_be_opened_and_is_no_longer_wanted_is_no_failure() -> None:
     async def scenario() -> None:
         desk = Desk(web())
         desk.runner.unopenable.add("web")
@@ -154,9 +154,7 @@ def test_a_start_says_that_a_server_has_failed_when_it_refuses_connections() -> 
 
 
 @pytest.mark.parametrize("step", ["open", "place", "ready"])
-def test_an_error_that_nobody_thought_of_is_a_failure_too(
-    step: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unexpected_error_is_a_failure_too(step: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         desk = Desk(web(), web("other"))
         as_it_was = getattr(desk.runner, step)
@@ -178,7 +176,7 @@ def test_an_error_that_nobody_thought_of_is_a_failure_too(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_dependency_that_is_disabled_or_failed_is_named_and_nobody_waits_for_ever() -> None:
+def test_disabled_or_failed_dependency_is_named_and_not_waited_for() -> None:
     async def scenario() -> None:
         desk = Desk(
             web("db", disabled=True), web("bad"), web("a", depends_on=["db"]), web("b", depends_on=["bad"]),
@@ -195,7 +193,7 @@ def test_a_dependency_that_is_disabled_or_failed_is_named_and_nobody_waits_for_e
     run(scenario())
 
 
-def test_a_restart_beside_a_crash_ends_with_one_worker() -> None:
+def test_restart_during_a_crash_ends_with_one_worker() -> None:
     async def scenario() -> None:
         desk = Desk(web(restart="always"))
         await desk.ask("start")
@@ -239,7 +237,7 @@ def test_a_replacement_that_fails_leaves_the_old_ones_all_of_them() -> None:
     run(scenario())
 
 
-def test_warnings_are_told_once() -> None:
+def test_warnings_are_reported_once() -> None:
     async def scenario() -> None:
         desk = Desk(web())
         await desk.ask("start")

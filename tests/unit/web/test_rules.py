@@ -56,7 +56,7 @@ GUARDED = ["session", "stream", "logs", "server?name=web-1", "routes"]
 
 
 @pytest.mark.parametrize("path", GUARDED)
-def test_nothing_is_told_without_a_login(client: Client, path: str) -> None:
+def test_page_reports_nothing_without_a_login(client: Client, path: str) -> None:
     assert client.send("GET", f"/poolctl/{path}").status == 401
     assert client.send("GET", f"/poolctl/{path}", Cookie="poolctl_0123456789ab=x.9999999999.y").status == 401
 
@@ -110,7 +110,7 @@ def test_an_action_of_another_page_is_refused_whatever_it_knows(
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:9465", "127.0.0.1.evil.example", "", "a@127.0.0.1", "[::1"]
 )
-def test_a_name_that_somebody_pointed_here_is_refused(client: Client, host: str) -> None:
+def test_foreign_host_name_is_refused(client: Client, host: str) -> None:
     assert client.send("GET", "/", Host=host).status == 421
     assert client.send("POST", "/poolctl/login", {"token": TOKEN}, Host=host).status == 421
 
@@ -136,7 +136,7 @@ def test_only_servers_by_their_names_are_acted_on(
     assert stage.pool.asked == []
 
 
-def test_a_failure_is_told_with_its_reason(client: Client, stage: Stage) -> None:
+def test_failure_is_reported_with_its_reason(client: Client, stage: Stage) -> None:
     client.login()
     stage.pool.refuses = "exited with status 3 before it was ready"
     reply = client.act("start", ["web-1"], X_CSRF_Token=client.csrf)
@@ -159,7 +159,7 @@ def test_after_a_logout_the_cookie_is_nothing(client: Client) -> None:
     assert client.send("GET", "/poolctl/session").status == 401
 
 
-def test_who_tries_many_tokens_has_to_wait(client: Client) -> None:
+def test_many_wrong_tokens_lead_to_a_wait(client: Client) -> None:
     for _ in range(MOST):
         assert client.send("POST", "/poolctl/login", {"token": "wrong"}).status == 401
     reply = client.send("POST", "/poolctl/login", {"token": TOKEN})

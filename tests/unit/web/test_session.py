@@ -50,7 +50,7 @@ def test_a_cookie_that_was_changed_anywhere_is_none(sessions: Sessions, part: in
 
 
 @pytest.mark.parametrize("cookie", ["", ".", "..", "a.b.c", "a.99999999999999999999.c", "a.٣.c", "é.1.é"])
-def test_what_is_no_cookie_is_none(sessions: Sessions, cookie: str) -> None:
+def test_invalid_cookie_is_ignored(sessions: Sessions, cookie: str) -> None:
     assert sessions.find(cookie) is None
 
 
@@ -68,7 +68,7 @@ def test_each_session_has_a_csrf_token_of_its_own(sessions: Sessions) -> None:
     assert not one.has("")
 
 
-def test_after_too_many_wrong_tokens_nobody_may_try_for_a_while(clock: ManualClock) -> None:
+def test_after_too_many_wrong_tokens_every_login_is_refused_for_a_while(clock: ManualClock) -> None:
     attempts = Attempts(clock)
     for _ in range(MOST):
         assert attempts.wait_seconds() == 0

@@ -65,7 +65,7 @@ def test_the_first_message_says_everything_and_then_what_is_new(stage: Stage) ->
         assert changed["levels"]["web-2"][-1][1] == "ko"
 
 
-def test_a_change_is_told_much_sooner_than_the_next_look(stage: Stage) -> None:
+def test_change_is_reported_long_before_the_next_poll(stage: Stage) -> None:
     with stream(stage) as messages:
         until(messages, "pool")
         stage.pool.become("web-1", state="draining", ready=False)
@@ -90,7 +90,7 @@ def test_an_hour_of_history_is_known_from_the_journal(stage: Stage) -> None:
     assert [word for _, word in levels["web-2"]] == ["ok", "busy", "ok"]
 
 
-def test_a_pool_that_goes_and_comes_back_is_told_of(stage: Stage) -> None:
+def test_pool_that_goes_and_comes_back_is_reported(stage: Stage) -> None:
     with stream(stage) as messages:
         until(messages, "pool")
         stage.gone()
@@ -112,7 +112,7 @@ def test_servers_come_and_go_while_one_looks(stage: Stage) -> None:
         assert changed["order"] == ["web-2", "web-3"]
 
 
-def test_the_pool_is_asked_nothing_while_nobody_looks(stage: Stage) -> None:
+def test_pool_is_asked_nothing_while_no_page_is_open(stage: Stage) -> None:
     with stream(stage) as messages:
         until(messages, "pool")
     first = [verb for verb, _ in stage.requests]
@@ -133,7 +133,7 @@ def test_a_log_is_followed(stage: Stage) -> None:
         assert until(messages, "lines")[0][2:] == ["ERROR no order=7", "ERROR"]
 
 
-def test_all_who_look_are_let_go_at_the_end(stage: Stage) -> None:
+def test_open_streams_are_closed_at_the_end(stage: Stage) -> None:
     with stream(stage) as messages:
         until(messages, "pool")
         stage.end()

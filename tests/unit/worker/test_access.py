@@ -105,7 +105,7 @@ def test_a_line_says_how_it_ended_also_when_nothing_was_answered(engine: Engine)
     engine.run(scenario())
 
 
-def test_nothing_is_done_for_who_does_not_ask() -> None:
+def test_app_without_an_access_log_is_not_wrapped() -> None:
     app = Told()
     config = uvicorn.Config(app, log_config=None)
     config.load()

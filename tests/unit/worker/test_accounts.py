@@ -30,7 +30,7 @@ def test_the_date_can_be_left_out() -> None:
     assert accounts.default_headers == [(b"server", b"pool")]
 
 
-def test_the_limit_is_told_of_when_it_is_reached_and_again_if_nothing_came_of_it() -> None:
+def test_reached_limit_is_reported_and_again_if_nothing_was_done() -> None:
     accounts = Accounts(lambda: None)
     told: list[int] = []
     accounts.on_limit = lambda: told.append(accounts.total_requests)

@@ -117,7 +117,7 @@ def test_requests_that_were_sent_ahead_are_counted_one_by_one(engine: Engine, pa
     engine.run(scenario())
 
 
-def test_a_client_that_goes_away_is_told_from_an_application_that_breaks(
+def test_client_that_goes_away_is_distinguished_from_an_application_that_fails(
     engine: Engine, page: memoryview
 ) -> None:
     async def scenario() -> None:
@@ -141,7 +141,7 @@ def test_a_client_that_goes_away_is_told_from_an_application_that_breaks(
     engine.run(scenario())
 
 
-def test_what_is_no_request_is_counted_as_that(engine: Engine, page: memoryview) -> None:
+def test_invalid_request_is_counted_as_such(engine: Engine, page: memoryview) -> None:
     async def scenario() -> None:
         async with served(engine, scripted, tally=page) as (_, _app, port, _running):
             client = await Client.connect(port)

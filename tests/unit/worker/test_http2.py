@@ -94,7 +94,7 @@ async def big(scope: Any, receive: Any, send: Any) -> None:
         await answer(send, "x" * BIG)
 
 
-def test_http2_and_http1_are_told_apart_by_their_first_bytes(engine: Engine) -> None:
+def test_http2_and_http1_are_distinguished_by_their_first_bytes(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, http2=True) as (_, app, port, _running):
             two = await Http2.connect(port)

@@ -96,7 +96,7 @@ def test_requests_put_it_off(engine: Engine) -> None:
     engine.run(scenario())
 
 
-def test_a_request_under_way_is_no_idleness_and_its_end_begins_the_time_anew(engine: Engine) -> None:
+def test_request_under_way_is_no_idleness_and_its_end_restarts_the_idle_time(engine: Engine) -> None:
     async def scenario() -> None:
         async with watched(engine) as (serving, told):
             client = await Client.connect(serving.port)
@@ -123,7 +123,7 @@ def test_an_open_websocket_is_no_idleness(engine: Engine) -> None:
     engine.run(scenario())
 
 
-def test_nothing_is_told_any_more_once_it_has_ended(engine: Engine) -> None:
+def test_idleness_reports_nothing_once_it_has_ended(engine: Engine) -> None:
     async def scenario() -> None:
         async with watched(engine) as (serving, _):
             told = Told()

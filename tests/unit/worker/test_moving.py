@@ -205,7 +205,7 @@ def test_a_request_that_has_begun_to_arrive_is_answered_here(engine: Engine, pai
     engine.run(scenario())
 
 
-def test_a_body_that_nobody_reads_is_no_part_of_the_next_request(engine: Engine, pair: Pair) -> None:
+def test_unread_body_is_no_part_of_the_next_request(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await connected(old)
@@ -285,7 +285,7 @@ def test_an_answer_that_takes_longer_than_the_drain_is_finished_and_its_connecti
 
 
 @pytest.mark.parametrize("heirs", [True, False])
-def test_a_stop_during_the_drain_closes_what_is_busy_only_if_nobody_inherits(
+def test_stop_during_the_drain_closes_busy_connections_only_without_a_successor(
     engine: Engine, pair: Pair, heirs: bool
 ) -> None:
     async def scenario() -> None:
@@ -307,9 +307,7 @@ def test_a_stop_during_the_drain_closes_what_is_busy_only_if_nobody_inherits(
     engine.run(scenario())
 
 
-def test_a_stop_with_heirs_leaves_connections_to_a_worker_that_comes_later(
-    engine: Engine, pair: Pair
-) -> None:
+def test_stop_with_a_successor_leaves_connections_to_a_later_worker(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker()) as old:
             idle, busy = await connected(old), await Client.connect(old.port)
@@ -342,7 +340,7 @@ def test_a_connection_that_its_client_has_closed_holds_nothing_up(engine: Engine
     engine.run(scenario())
 
 
-def test_without_heirs_connections_linger(
+def test_without_a_successor_connections_linger(
     engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)

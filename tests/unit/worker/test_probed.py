@@ -108,7 +108,7 @@ def test_an_echo_shows_that_the_loop_has_its_turns(
     engine.run(scenario())
 
 
-def test_a_worker_that_rests_from_the_beginning_accepts_when_it_is_told_to(
+def test_worker_that_starts_out_of_rotation_accepts_when_put_into_it(
     engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     async def scenario() -> None:
@@ -147,7 +147,7 @@ def test_a_worker_at_rest_sees_its_clients_off_and_leaves_new_ones_to_others(eng
     engine.run(scenario())
 
 
-def test_a_worker_that_is_told_to_stop_while_it_rests_ends(engine: Engine) -> None:
+def test_worker_that_is_stopped_while_out_of_rotation_ends(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, resting=True) as (server, _app, _port, running):
             server.attend(True)

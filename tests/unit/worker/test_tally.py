@@ -9,7 +9,7 @@ import pytest
 from poolctl.worker import tally
 
 
-def test_what_one_process_counts_another_one_reads() -> None:
+def test_count_of_one_process_is_read_by_another() -> None:
     fd = tally.new_page()
     page = tally.map_page(fd)
     page[tally.STARTED] += 3
