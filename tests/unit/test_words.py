@@ -107,6 +107,27 @@ def test_names_are_plain() -> None:
     assert [each for path in files() for each in metaphors(path.relative_to(ROOT), path.read_text())] == []
 
 
+def test_names_of_tests_are_plain() -> None:
+    names = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    unclear = {
+        "nobody",
+        "nobodys",
+        "whoever",
+        "told",
+        "anew",
+        "mend",
+        "everybody",
+        "anybody",
+        "somebody",
+        "ails",
+    }
+    assert [name for name in names if unclear & set(name.replace("_user_nobody", "").split("_"))] == []
+
+
 def test_sentences_are_plain() -> None:
     assert [each for path in files() for each in riddles(path.relative_to(ROOT), path.read_text())] == []
 
