@@ -1,4 +1,4 @@
-"""Time as a parameter, so that an hour of backoff tests in a millisecond."""
+"""Time as a parameter, so that an hour of backoff tests in a millisecond; a rate limit."""
 
 from __future__ import annotations
 
@@ -41,3 +41,23 @@ class ManualClock(Clock):
             raise ValueError(f"time does not go back: advance({seconds})")
         self._monotonic_seconds += seconds
         self._time_seconds += seconds
+
+
+class RateLimit:
+    """Lets `burst` through at once and `per_second` in the long run. Times are those of one monotonic clock."""
+
+    __slots__ = ("_at", "_burst", "_left", "_per_second")
+
+    def __init__(self, burst: float, per_second: float) -> None:
+        self._burst = self._left = burst
+        self._per_second = per_second
+        self._at = 0.0
+
+    def take(self, amount: float, now: float) -> bool:
+        """Whether `amount` is allowed now; if so, it is used up."""
+        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._per_second)
+        self._at = now
+        if amount > self._left:
+            return False
+        self._left -= amount
+        return True

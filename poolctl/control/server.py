@@ -15,9 +15,8 @@ from poolctl.control.messages import error, result
 from poolctl.control.reserve import DescriptorReserve
 from poolctl.exit_codes import FAILED
 from poolctl.http.head import BadMessage
-from poolctl.http.http_server import HttpServer
+from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
 from poolctl.http.request_reader import RequestHead
-from poolctl.http.responder import Received, Responder, ServerLimits
 from poolctl.platform import peer_credentials
 
 MAX_BODY_BYTES = 4 * 1024 * 1024

@@ -7,10 +7,8 @@ import logging
 import os
 import sys
 
-from poolctl.clock import Clock
+from poolctl.clock import Clock, RateLimit
 from poolctl.keeper.output_file import rotate_if_large
-
-from .rate_limit import RateLimit
 
 _LONGEST_MESSAGE = 4096
 _BURST_BYTES, _BYTES_PER_SECOND = 256 * 1024, 4096

@@ -11,8 +11,7 @@ from poolctl.keeper import rendezvous, wire
 
 from .log_file import LogFile
 from .log_line import as_json, as_text, stamp
-from .pipe import MOST_BYTES, PipeReader, longest_line
-from .write_ahead_note import WriteAheadNote
+from .pipe import MOST_BYTES, PipeReader, WriteAheadNote, longest_line
 
 # One read a turn, so that a server that floods its output does not starve the others.
 READ_BYTES = MOST_BYTES

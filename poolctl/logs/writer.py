@@ -3,7 +3,7 @@
 Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object whose `t` names the order:
 
 - `underway`, with a file in memory and both ends of a pipe: where the logger notes its move in progress, so that its
-successor neither loses nor repeats a line (see write_ahead_note). Sent before any other order.
+successor neither loses nor repeats a line (see WriteAheadNote). Sent before any other order.
 - `add`, with the read end of a pipe: read it from now on. `id` names the stream; `name` and `pid` are those of the
   server's process; `path` is the file. Optional: `format` ("text" or "json"), `max_size` in bytes, `keep`, `max_age` in
   seconds; 0 means no limit. For a known `id` with the same pipe and path only the limits and the pid change; otherwise
@@ -38,8 +38,7 @@ from poolctl.keeper import wire
 
 from .log_file import LogFile
 from .output_stream import READ_BYTES, OutputStream, PipeHandover
-from .pipe import PipeReader
-from .write_ahead_note import WriteAheadNote
+from .pipe import PipeReader, WriteAheadNote
 
 _REPORT_EVERY_SECONDS = 1.0
 _SYNC_BYTES = 4 * 1024 * 1024

@@ -8,11 +8,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from poolctl.clock import Clock
+from poolctl.clock import Clock, RateLimit
 from poolctl.config import masked_text
 from poolctl.core.events import Event
 from poolctl.logs.log_line import stamp
-from poolctl.logs.rate_limit import RateLimit
 
 from .journal import Document, Journal, newest_first
 

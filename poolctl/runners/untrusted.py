@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from poolctl.clock import RateLimit
 from poolctl.keeper.wire import Message
-from poolctl.logs.rate_limit import RateLimit
 
 # Valid messages are a few words; the longest carries the error of an import.
 MOST_BYTES = 16 * 1024

@@ -14,8 +14,7 @@ from poolctl.address import parse
 from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.http.head import BadMessage
-from poolctl.http.http_server import HttpServer
-from poolctl.http.responder import Received, Responder, ServerLimits
+from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
 from poolctl.keeper import store_keys
 from poolctl.listeners.open import BACKLOG
 from poolctl.listeners.unix import Identity, identity_of, remove

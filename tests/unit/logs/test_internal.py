@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.clock import ManualClock
+from poolctl.clock import ManualClock, RateLimit
 from poolctl.keeper.output_file import MAX_SIZE_BYTES
 from poolctl.logs.internal import InternalLog
-from poolctl.logs.rate_limit import RateLimit
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ import pytest
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import as_text, stamp
 from poolctl.logs.output_stream import OutputStream
-from poolctl.logs.pipe import PipeReader
+from poolctl.logs.pipe import Move, PipeReader, WriteAheadNote
 from poolctl.logs.read import tail
-from poolctl.logs.write_ahead_note import Move, WriteAheadNote
 
 NOW = 1_790_000_000.0
 LINES = b"".join(b"%d tick\n" % (number // 3) for number in range(9))  # some are the same
