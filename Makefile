@@ -46,18 +46,10 @@ dev:
 demo: venv
 	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
 
-# Both parts run, side by side, whatever the other one says. The output of each is printed when it ends.
-test: JOBS := $(CPUS)
+# Both parts run, whatever the other one says.
+test: export JOBS := $(CPUS)
 test: dev
-	@echo "make test: running the tests with and without coverage side by side; each part prints when it ends"
-	@failed=$$(mktemp); trap 'rm -f "$$failed"' EXIT; status=0; \
-	$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=recurse \
-		JOBS=$(JOBS) FAILED="$$failed" part-test-measured part-test-unmeasured || status=$$?; \
-	if [ $$status = 0 ]; then echo "make test: all passed"; \
-	else echo "make test: FAILED: $$(sort "$$failed" | paste -sd, | sed 's/,/, /g')"; exit 1; fi
-
-part-%:
-	@$(MAKE) --no-print-directory $* || { echo $* >>"$(FAILED)"; exit 1; }
+	@MAKE="$(MAKE)" bash .ci/side-by-side test-measured test-unmeasured
 
 test-measured: dev
 	@# Other users write into it too; not directly below a directory of code that root runs, which a check warns of.

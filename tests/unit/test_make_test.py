@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadline import wait_until
+from tests.processes import is_alive
+
 ROOT = Path(__file__).resolve().parents[2]
 MOST_WITH_A_SECOND_TRY = 21
 pytestmark = pytest.mark.skipif(
@@ -20,17 +23,18 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("failing", "last_line"),
     [
-        ("nothing", "make test: all passed"),
-        ("not (slow", "make test: FAILED: test-measured"),
-        ("-m (slow or", "make test: FAILED: test-unmeasured"),
-        ("report", "make test: FAILED: test-measured"),
-        ("m", "make test: FAILED: test-measured, test-unmeasured"),
+        ("nothing", "all passed"),
+        ("not (slow", "FAILED: test-measured"),
+        ("-m (slow or", "FAILED: test-unmeasured"),
+        ("report", "FAILED: test-measured"),
+        ("m", "FAILED: test-measured, test-unmeasured"),
     ],
 )
 def test_the_last_line_names_the_parts_that_failed(tmp_path: Path, failing: str, last_line: str) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".ci").mkdir()
     (tmp_path / ".ci" / "venv").touch()
+    shutil.copy(ROOT / ".ci" / "side-by-side", tmp_path / ".ci")
     # Stands for both programs of the virtual environment: fails when its arguments contain the word.
     program = tmp_path / "bin" / "coverage"
     program.parent.mkdir()
@@ -47,6 +51,23 @@ def test_the_last_line_names_the_parts_that_failed(tmp_path: Path, failing: str,
     )
     assert done.stdout.splitlines()[-1] == last_line, done
     assert (done.returncode == 0) == ("all passed" in last_line)
+
+
+def test_parts_that_are_interrupted_end_and_are_printed(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text("a b:\n\t@echo from $@; echo $$$$ >>pids; exec sleep 60\n")
+    with subprocess.Popen(
+        ["bash", ROOT / ".ci" / "side-by-side", "a", "b"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parts:
+        wait_until(lambda: (tmp_path / "pids").exists() and len((tmp_path / "pids").read_text().split()) == 2)
+        parts.terminate()
+        stdout, _ = parts.communicate(timeout=20)
+    assert parts.returncode == 1
+    assert {"from a", "from b", "a: stopped by SIGTERM", "b: stopped by SIGTERM"} <= set(stdout.splitlines())
+    for pid in (tmp_path / "pids").read_text().split():
+        wait_until(lambda pid=pid: not is_alive(int(pid)))  # type: ignore[misc]
 
 
 def test_coverage_of_processes_that_were_killed_while_they_wrote_it_is_left_out(tmp_path: Path) -> None:
