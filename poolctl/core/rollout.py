@@ -11,6 +11,12 @@ from .core import Core
 from .state import Entry
 from .view import Listener
 
+LAST_LINES = 5
+OWN_SOCKET = (
+    "the pool listens there for it: have it take that socket ({fd}, LISTEN_FDS), "
+    'or bind the port itself by saying {port} in the command: ["env", "PORT={port}", …]'
+)
+
 
 class Rollout:
     """Made before the command changes the core, so that later failures are its own.
@@ -40,18 +46,14 @@ class Rollout:
         """Return when each has reached its goal or failed, or after the timeout; `report` gets those that change."""
         self.missing = await until(self._core, self._entries, self._settled, timeout_seconds, report)
 
-    def has_failed(self, entry: Entry) -> bool:
-        """Whether an attempt of the server has failed since: `Entry.failure` says why."""
-        return entry.failures > self._failures[entry.name] and entry.failure is not None
-
     def is_overtaken(self, entry: Entry) -> bool:
         """Whether another command wants the opposite."""
         return entry.wanted is (self._kind is PoolStopError)
 
     def problem(self, entry: Entry) -> ServerError | None:
-        """Why the server has not reached its goal; None when it has."""
-        if self.has_failed(entry):
-            return entry.failure
+        """Why the server has not reached its goal, with the last lines that it printed; None when it has."""
+        if entry.failures > self._failures[entry.name] and entry.failure is not None:
+            return self._with_last_lines(entry, entry.failure)
         if self._reached(entry):
             return None
         if self.is_overtaken(entry):
@@ -64,6 +66,18 @@ class Rollout:
         if entry.failed:
             return not_arrived(entry, self._kind, "has failed before")
         return not_arrived(entry, self._kind, f"is still {entry.state}") if entry in self.missing else None
+
+    def _with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
+        lines = self._core.runner.logs(entry.name, LAST_LINES, entry.failed_since)
+        hint = failure.hint
+        if entry.config.command and not entry.config.binds_itself and _finds_address_taken(lines):
+            hint = f"{OWN_SOCKET}; {hint}"
+        if len(lines) == 1 and failure.message.endswith(lines[0].rpartition("Error: ")[2]):
+            lines = []  # the message says it already
+        message = "\n    ".join([failure.message, *lines])
+        described = ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
+        described.__cause__ = failure.__cause__
+        return described
 
     def _settled(self, entry: Entry) -> bool:
         if entry.failed and entry.listener is not Listener.CLOSED:
@@ -102,6 +116,10 @@ def not_arrived(entry: Entry, kind: type[PoolError], message: str) -> ServerErro
         code=kind.code,
         error=kind.error,
     )
+
+
+def _finds_address_taken(lines: Iterable[str]) -> bool:
+    return any("address already in use" in line.lower() or "EADDRINUSE" in line for line in lines)
 
 
 def _why(blocker: Entry) -> str:

@@ -44,12 +44,8 @@ class Operation(Rollout):
         if not options.get("wait", True):
             return 0
         await self.wait(options.get("timeout"), reporter(progress, options))
-        reports = Reports(self._core)
-        for entry in self._entries:
-            problem = self.problem(entry)
-            if problem is not None:
-                failed = self.has_failed(entry)
-                self.problems.append(reports.with_last_lines(entry, problem) if failed else problem)
+        found = (self.problem(entry) for entry in self._entries)
+        self.problems += [problem for problem in found if problem is not None]
         return TIMED_OUT if self.missing else FAILED if self.problems else 0
 
     @property

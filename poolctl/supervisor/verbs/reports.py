@@ -47,28 +47,6 @@ class Reports:
             document["address"] = ", ".join(self._core.runner.endpoints(entry.config.key))
         return document
 
-    def with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
-        """The failure with the last lines that the server printed."""
-        lines = self._core.runner.logs(entry.name, LAST_LINES, entry.failed_since)
-        hint = failure.hint
-        if entry.config.command and not entry.config.binds_itself and _finds_address_taken(lines):
-            hint = f"{OWN_SOCKET}; {hint}"
-        if len(lines) == 1 and failure.message.endswith(lines[0].rpartition("Error: ")[2]):
-            lines = []  # it has been said
-        message = "\n    ".join([failure.message, *lines])
-        return ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
-
-
-LAST_LINES = 5
-OWN_SOCKET = (
-    "the pool listens there for it: have it take that socket ({fd}, LISTEN_FDS), "
-    'or bind the port itself by saying {port} in the command: ["env", "PORT={port}", …]'
-)
-
-
-def _finds_address_taken(lines: Iterable[str]) -> bool:
-    return any("address already in use" in line.lower() or "EADDRINUSE" in line for line in lines)
-
 
 def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
     """A function that sends a line of progress for each change that it is told of, if the client wants to know."""
