@@ -132,8 +132,9 @@ class Addresses:
                 self._queue.touch(waiting)
         if entry.at_rest:
             self._waiting.pop(entry.name, None)
-            kept = self._kept.pop(entry.config.key, None) if self._kept else None
-            return [] if kept is None else [kept]
+            kept = self._kept.get(entry.config.key)
+            if kept is not None and not self._wanted_by(entry, kept):
+                return [self._kept.pop(kept.key)]
         return []
 
     def _wanted_by(self, entry: Entry, held: ServerConfig) -> list[Entry]:

@@ -158,7 +158,7 @@ class Exits:
             self._hold(entry, entry.config.restart.backoff.max)
         elif verdict.next is Next.FAILED:
             entry.become(Desired.FAILED)
-            if was_ready or entry.config.restart.policy != "no":
+            if was_ready or (entry.retries and entry.config.restart.policy != "no"):
                 self.note(entry, verdict.reason, f"poolctl logs {entry.name}", PoolStartError)
         else:
             window = entry.config.restart.window

@@ -16,7 +16,6 @@ _HOMES = {
     "Pool": "pool",
     "PoolContext": "context",
     "Server": "server",
-    "build": "build",
 }
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .lock import LOCK
+from .engine import LOCK
 
 # How long the watching of an event outlives the servers that it was for; setting the event wakes it at once.
 _LINGER_SECONDS = 5.0

@@ -1,4 +1,4 @@
-"""One thread with one event loop for the servers of this process: there while something runs, gone otherwise.
+"""The thread with the event loop on which the cores of this process run: there while a server runs, gone otherwise.
 
 Every lifecycle method does its work here, so that it may be called from any thread and any loop. The thread is a
 daemon, and what still runs when the main thread ends is stopped within EXIT_SECONDS: leaving never hangs.
@@ -16,9 +16,10 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from poolctl.probes.schedule import Schedule
-
-from .lock import LOCK
+# One lock for every pool of the process. It is held for a few dictionary operations, so that sharing it costs nothing;
+# two pools that are merged into each other cannot deadlock; and a fork holds it, so that a child never inherits it
+# locked by a thread that it lacks.
+LOCK = threading.RLock()
 
 T = TypeVar("T")
 Ending = Callable[[], Awaitable[object]]
@@ -31,15 +32,14 @@ _orphans: list[Engine] = []
 
 
 class Engine:
-    """The thread and its loop. Ends by itself when no task, no order and no guest is left."""
+    """The thread and its loop. Ends by itself when no task and no order is left, and nothing holds it."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop
         self.on_exit: dict[object, Ending] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._orders = 0
-        self._guests = 0
-        self._schedule: Schedule | None = None
+        self._holds = 0
         self._begun = threading.Event()
         self.thread = threading.Thread(target=self._live, name="poolctl-engine", daemon=True)
         self.thread.start()
@@ -79,13 +79,6 @@ class Engine:
         task.add_done_callback(lambda _: _hand_over(task, future))
         future.add_done_callback(given_up)
 
-    @property
-    def schedule(self) -> Schedule:
-        """When which probe is asked; used on the loop."""
-        if self._schedule is None:
-            self._schedule = Schedule()
-        return self._schedule
-
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task of this loop that keeps the engine alive; called on the loop."""
         task = self.loop.create_task(work)
@@ -97,22 +90,22 @@ class Engine:
         self._tasks.discard(task)
         self._end_if_idle()
 
-    def admit_guest(self) -> None:
-        """Stay alive for a runner that somebody else made: it may have tied itself to this loop."""
+    def hold(self) -> None:
+        """Stay alive until the matching `release`: for servers that run, and for runners that are tied to the loop."""
         with LOCK:
-            self._guests += 1
+            self._holds += 1
 
-    def dismiss_guest(self) -> None:
-        """The other half of `admit_guest`; called from any thread."""
+    def release(self) -> None:
+        """The other half of `hold`; called from any thread."""
         with LOCK:
-            self._guests -= 1
+            self._holds -= 1
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self._end_if_idle)
 
     def _end_if_idle(self) -> None:
         global _current
         with LOCK:
-            if self._tasks or self._orders or self._guests:
+            if self._tasks or self._orders or self._holds:
                 return
             if _current is self:
                 _current = None
@@ -204,6 +197,7 @@ def _forget_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
     os.register_at_fork(after_in_child=_forget_in_child)
 # Before threads are joined, not after: an application's own worker threads end only with the loop.
 getattr(threading, "_register_atexit", atexit.register)(_finish_current)

@@ -1,69 +1,315 @@
-"""What the servers on one runner share: who has which address, and how often each name was placed."""
+"""The servers of this process that run: their entries in the core of their runner, and what is known of each."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+from poolctl.clock import Clock
+from poolctl.config import ServerConfig
+from poolctl.core.availability import Availability
+from poolctl.core.core import Core
+from poolctl.core.events import Event
+from poolctl.core.rollout import until
+from poolctl.core.state import Entry
+from poolctl.core.trace import Trace
+from poolctl.core.view import LEAVING, Listener, Phase
+from poolctl.errors import ServerError
 from poolctl.runners.protocol import Runner
+from poolctl.states import State, Status
 
-from .lock import LOCK
+from . import engine
+from .context import PoolContext
+from .engine import LOCK
+from .shared import Shared
 
-if TYPE_CHECKING:
-    from .engine import Engine
-    from .life import Life
+Future = concurrent.futures.Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """How a server is at one moment, for any thread to read."""
+
+    state: State = State.STOPPED
+    ready: bool = False
+    probed: bool = False  # the health is that of its probes
+    health: Status = Status.UNKNOWN
+    message: str = ""
+    pids: tuple[int, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    ready_since: float | None = None  # monotonic
+    config: ServerConfig | None = None  # the server's own, under which it runs
+
+
+class Startable(Protocol):
+    """A server as its handle needs it."""
+
+    _shared: Shared
+    _handle: Handle | None
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bind(self) -> str: ...
+    @property
+    def config(self) -> ServerConfig: ...
+
+
+class Handle:
+    """What runs of one server; made at its first start. It has an entry in a core as long as it is not at rest.
+
+    Written on the engine's loop only, read from any thread.
+    """
+
+    def __init__(self, server: Startable) -> None:
+        self.server = server
+        self.epoch = engine.epoch
+        self.observed = Observed()
+        self.refusal: ServerError | None = None  # why the newest order to start it has failed
+        self.availability = Availability()
+        self.host: Host | None = None
+        self.entry: Entry | None = None
+        self.orders = 0  # under way
+        self.stops: set[Future] = set()  # those of them that stop it
+        self.ending: set[Future] = set()  # what `Pool.join` awaits besides
+        self.context: PoolContext | None = None  # which ends it
+        self.furnished: list[
+            tuple[ServerConfig, ServerConfig]
+        ] = []  # what the core has, and the server's own
+        self._clock = server._shared.clock
+
+    def __repr__(self) -> str:
+        return f"<Handle of {self.server.name} {self.observed.state}>"
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to stop."""
+        entry = self.entry
+        return bool(self.orders or self.stops) or (entry is not None and not entry.at_rest)
+
+    @property
+    def uptime_seconds(self) -> float:
+        """How long this instance has been ready; 0 while there is none."""
+        since = self.observed.ready_since
+        return 0.0 if since is None else self._clock.monotonic() - since
+
+    @property
+    def stale(self) -> bool:
+        """Whether what runs has an older configuration than the server."""
+        return self.observed.state is State.RUNNING and self.observed.config is not self.server.config
+
+    @property
+    def complaint(self) -> str:
+        """What its probes say is wrong with it."""
+        host, entry = self.host, self.entry
+        return host.core.health.complaint(entry) if host is not None and entry is not None else ""
+
+    @property
+    def latency_seconds(self) -> float | None:
+        """How long the last answer to a probe took."""
+        host, entry = self.host, self.entry
+        return host.core.health.latency_seconds(entry) if host is not None and entry is not None else None
+
+    def availability_now(self) -> Availability:
+        """How long it has been up and down until now."""
+        with LOCK:
+            found = Availability.restored(self.availability.to_dict())
+            found.settle(self._clock.monotonic())
+        return found
+
+    def observe(self, observed: Observed) -> None:
+        """Note how it is now."""
+        with LOCK:
+            self.observed = observed
+            health = observed.health.value
+            self.availability.note(self._clock.monotonic(), state=observed.state.value, health=health)
+
+    def refuse(self, error: ServerError | None) -> None:
+        """Let it count as failed, unless it runs; with None it is only stopped."""
+        self.refusal = error
+        if self.entry is None or self.entry.at_rest:
+            self.observe(Observed(State.FAILED, message=error.message) if error is not None else Observed())
+
+
+class _Silent:
+    """A recorder of events that nobody asks for."""
+
+    def emit(self, event: Event) -> None:
+        """See Recorder."""
 
 
 class Host:
-    """The books of one runner; used on the engine only."""
+    """A runner's core on one engine, and the handles of its servers. Used on the engine's loop."""
 
-    def __init__(self, *, guest: bool) -> None:
-        self.owners: dict[str, Life] = {}
-        self._generations: dict[str, int] = {}
-        self._guest = guest
-        self._engine: Engine | None = None
+    def __init__(self, runner: Runner, clock: Clock, on: engine.Engine) -> None:
+        self.core = Core((), runner, clock, _Silent(), trace=Trace.configured(os.environ))
+        self.engine = on
+        self._handles: dict[str, Handle] = {}  # by their names in the core
+        self.core.listeners.add(self._changed)
 
-    def next_generation(self, name: str) -> int:
-        """A number that no earlier worker of that name had."""
-        self._generations[name] = self._generations.get(name, 0) + 1
-        return self._generations[name]
+    def reserve(self, handle: Handle) -> str:
+        """The name of the server in the core: its own, unless another server of that name runs on this runner."""
+        if handle.entry is not None:
+            return handle.entry.name
+        if not self._handles:
+            self.engine.hold()
+            self.engine.on_exit[self] = self._stop_all
+        name = wanted = handle.server.name
+        number = 1
+        while name in self._handles:
+            number += 1
+            name = f"{wanted}~{number}"
+        self._handles[name] = handle
+        handle.host = self
+        return name
 
-    def settle(self, runner: Runner, engine: Engine) -> None:
-        """Get ready for that engine; kept alive for a runner that somebody gave us, which may be tied to its loop."""
-        if self._engine is engine:
-            return
-        self._engine = engine
-        if self._guest:
-            engine.admit_guest()
-            weakref.finalize(runner, engine.dismiss_guest).atexit = False
+    def admit(self, handle: Handle, config: ServerConfig) -> bool:
+        """Give the server an entry with this configuration, or its entry the configuration; whether that is another."""
+        source = handle.server.config
+        if handle.entry is None:
+            handle.entry = self.core.add(config)
+            handle.furnished = [(config, source)]
+            return True
+        in_use = [handle.entry.config, *(worker.config for worker in handle.entry.workers.values())]
+        handle.furnished = [pair for pair in handle.furnished if any(pair[0] is each for each in in_use)]
+        if self._source(handle, handle.entry.config) is source and handle.entry.config == config:
+            return False
+        handle.furnished.append((config, source))
+        self.core.change(handle.entry, config, live=False)
+        return True
+
+    async def wait_until(self, handles: Iterable[Handle], test: Any, timeout_seconds: float | None) -> None:
+        """Return when the test is true of each handle's entry, or the time is over."""
+        entries = [handle.entry for handle in handles if handle.entry is not None]
+        await until(self.core, entries, test, timeout_seconds, lambda entry: None)
+
+    async def _stop_all(self) -> None:
+        """The process is about to end."""
+        handles = list(self._handles.values())
+        for handle in handles:
+            if handle.entry is not None:
+                self.core.stop(handle.entry)
+        await self.wait_until(handles, lambda entry: entry.at_rest, None)
+
+    def _changed(self, entry: Entry) -> None:
+        handle = self._handles.get(entry.name)
+        if handle is not None and handle.entry is entry:
+            self.look(handle)
+
+    def look(self, handle: Handle) -> None:
+        """Note how the server is now; drop its entry if it is at rest, and no order or other server asks for it."""
+        ahead = [handle]
+        while ahead:
+            handle = ahead.pop()
+            entry = handle.entry
+            if entry is None:
+                continue
+            handle.observe(self._observed(handle, entry))
+            if handle.orders or not entry.at_rest or self.core.graph.dependents(entry):
+                continue
+            # Those that it depends on may have been kept for it.
+            dependencies = [self._handles.get(each.name) for each in self.core.graph.dependencies(entry)]
+            ahead += [each for each in dependencies if each is not None]
+            self.core.forget(entry)
+            del self._handles[entry.name]
+            handle.entry = handle.host = None
+            if handle.context is not None:
+                handle.context.detach(handle)
+                handle.context = None
+        if not self._handles and self.engine.on_exit.pop(self, None) is not None:
+            self.engine.release()
+
+    def _observed(self, handle: Handle, entry: Entry) -> Observed:
+        view = entry.view(may_start=True, may_stop=True)
+        if view.desired.rests and not view.workers and handle.refusal is not None:
+            return Observed(State.FAILED, message=handle.refusal.message)
+        ready = [worker for worker in entry.workers.values() if worker.phase is Phase.READY]
+        endpoints: tuple[str, ...] = ()
+        if entry.listener is Listener.OPEN and entry.bound is not None:
+            endpoints = tuple(self.core.runner.endpoints(entry.bound.key))
+        return Observed(
+            state=view.state,
+            ready=view.ready,
+            probed=any(worker.config.health.probed for worker in ready),
+            health=entry.health,
+            message=_message(entry, view.state),
+            pids=tuple(dict.fromkeys(entry.pids)),
+            endpoints=endpoints,
+            ready_since=min(
+                (worker.ready_at for worker in ready if worker.ready_at is not None), default=None
+            ),
+            config=self._source(handle, entry.config),
+        )
+
+    def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
+        """The server's own configuration, from which this one was made."""
+        return next((source for made, source in handle.furnished if made is config), None)
 
 
-# A host must not hold its runner, or neither would ever go.
-_hosts: weakref.WeakKeyDictionary[Runner, Host] = weakref.WeakKeyDictionary()
-_default: tuple[Runner, Host] | None = None
+def is_leaving(entry: Entry) -> bool:
+    """Whether workers that were replaced still finish what they have."""
+    return any(worker.phase in LEAVING for worker in entry.workers.values())
 
 
-def host_of(runner: Runner | None) -> tuple[Runner, Host]:
-    """The runner and its host; None is the runner of this process, which all pools share."""
-    global _default
-    with LOCK:
-        if runner is not None:
-            host = _hosts.get(runner)
-            if host is None:
-                host = _hosts[runner] = Host(guest=True)
-            return runner, host
-        if _default is None:
+def _message(entry: Entry, state: State) -> str:
+    if state is State.FAILED and entry.failure is not None:
+        return entry.failure.message
+    ended = state is State.BACKOFF or (entry.completed and not entry.config.job)
+    return entry.last_exit.message if ended and entry.last_exit is not None else ""
+
+
+# None of these may hold a runner, or it would never go: it is held by its host, which its servers hold while they run.
+_hosts: weakref.WeakValueDictionary[int, Host] = weakref.WeakValueDictionary()
+_tied: weakref.WeakKeyDictionary[Runner, engine.Engine] = weakref.WeakKeyDictionary()
+_own_runner: Runner | None = None
+
+
+def host_of(shared: Shared) -> Host:
+    """The host of a pool's runner on the engine of now; without a runner that of this process, which pools share."""
+    global _own_runner
+    current = engine.engine()
+    runner = shared.runner
+    if runner is None:
+        if _own_runner is None:
             from poolctl.runners.inline import InlineRunner
 
-            _default = InlineRunner(), Host(guest=False)
-        return _default
+            _own_runner = InlineRunner()
+        runner = _own_runner
+    elif _tied.get(runner) is not current:
+        # It may be tied to the loop, on which its user may call it as well.
+        _tied[runner] = current
+        current.hold()
+        weakref.finalize(runner, current.release).atexit = False
+    host = _hosts.get(id(runner))
+    if host is None or host.engine is not current or host.core.runner is not runner:
+        host = _hosts[id(runner)] = Host(runner, shared.clock, current)
+    return host
+
+
+def handle_of(server: Startable) -> Handle:
+    """The server's handle, made if it has none."""
+    with LOCK:
+        handle = living(server)
+        if handle is None:
+            handle = server._handle = Handle(server)
+        return handle
+
+
+def living(server: Startable) -> Handle | None:
+    """The server's handle; None before its first start, and in a forked child, where nothing of it is left."""
+    handle = server._handle
+    return handle if handle is not None and handle.epoch == engine.epoch else None
 
 
 def _forget_in_child() -> None:
-    global _default
-    _default = None
+    global _own_runner
+    _own_runner = None
     _hosts.clear()
+    _tied.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -12,10 +12,11 @@ from poolctl.config import ServerConfig
 from poolctl.errors import PoolAddError, PoolParamError, PoolStopError, ServerError
 
 from . import engine
-from .home import Home
-from .life import Life
-from .lock import LOCK
+from .engine import LOCK
+from .host import Handle, living
+from .lifecycle import Stays, order_stop
 from .server import Server
+from .shared import Shared
 
 T = TypeVar("T")
 Visit = Callable[[str, Server], object]
@@ -24,13 +25,13 @@ Visit = Callable[[str, Server], object]
 class Members(Mapping[str, Server]):
     """Servers keyed by canonical bind address, in the order in which they came. Thread-safe."""
 
-    def __init__(self, home: Home, *, seen_of: Members | None = None) -> None:
-        self._home = home
+    def __init__(self, shared: Shared, *, seen_of: Members | None = None) -> None:
+        self._shared = shared
         self._is_view = seen_of is not None
         self._whole = self if seen_of is None else seen_of  # the pool itself, where this is a view
         self._servers: dict[str, Server] = {}
         self._ports = UsedPorts()
-        self._departed: set[Life] = set()
+        self._departed: set[Handle] = set()
         self._changes = 0
 
     # A mapping. Iterations are over a snapshot, so that others may change the pool meanwhile.
@@ -76,7 +77,7 @@ class Members(Mapping[str, Server]):
     # Coming and going.
 
     def store(self, server: Server) -> None:
-        """Put the server in; one of the same address is replaced, and told to stop if it runs.
+        """Put the server in; one of the same address is replaced, and ordered to stop if it runs.
 
         Raises PoolAddError when the address overlaps with another one, PoolParamError for what is no Server.
         """
@@ -97,7 +98,7 @@ class Members(Mapping[str, Server]):
             self._changes += 1
             self._servers[config.bind] = server
             if not self._is_view:
-                server._move(self._home)
+                server._move(self._shared)
                 self._see_off([old])
 
     def store_new(self, config: ServerConfig | Mapping[str, Any]) -> Server:
@@ -115,7 +116,7 @@ class Members(Mapping[str, Server]):
         return server
 
     def delete(self, bind: str) -> None:
-        """Take the server of that address out, if there is one; told to stop if it runs, and `join` awaits it."""
+        """Take the server of that address out, if there is one; ordered to stop if it runs, and `join` awaits it."""
         self.load_and_delete(bind)
 
     def load_and_delete(self, bind: str) -> Server | None:
@@ -141,19 +142,19 @@ class Members(Mapping[str, Server]):
                 self._see_off(servers)
 
     def _see_off(self, servers: Iterable[Server | None]) -> None:
-        """Tell those that run to stop. Called under LOCK."""
-        for server in servers:
-            life = server._living() if server is not None else None
-            if life is not None and life.busy:
-                life.order_stop()
-                self._departed.add(life)
+        """Order those that run to stop. Called under LOCK."""
+        leaving = [server for server in servers if server is not None]
+        busy = [server for server in leaving if (handle := living(server)) is not None and handle.busy]
+        if busy:
+            order_stop(busy)
+            self._departed.update(handle for server in busy if (handle := living(server)) is not None)
 
     async def join(self) -> None:
-        """Return when all that was told to stop has stopped. Raises PoolStopError for what could not be ended."""
+        """Return when all that was ordered to stop has stopped. Raises PoolStopError for what could not be ended."""
         while futures := self._endings():
             done, _ = await asyncio.wait([asyncio.wrap_future(future) for future in futures])
             for each in done:
-                each.cancelled() or each.exception()  # seen; told by what follows
+                each.cancelled() or each.exception()  # seen; raised by what follows
             self._raise_failed(futures)
 
     def join_sync(self) -> None:
@@ -164,25 +165,22 @@ class Members(Mapping[str, Server]):
             self._raise_failed(futures)
 
     def _endings(self) -> set[concurrent.futures.Future[Any]]:
-        context = self._home.context
+        context = self._shared.context
         if context is not None and context.cancelled:
-            context.cancel()  # who has set its event has told them to stop, seen by its watcher or not yet
+            context.cancel()  # setting its event has ordered them to stop, whether its watcher has seen it or not
         with LOCK:
-            self._departed = {life for life in self._departed if life.orders.ending}
-            lives = [server._living() for server in self._servers.values()]
+            self._departed = {handle for handle in self._departed if handle.stops or handle.ending}
+            present = [handle for each in self._servers.values() if (handle := living(each)) is not None]
             return {
-                future
-                for life in (*self._departed, *lives)
-                if life is not None
-                for future in life.orders.ending
+                future for handle in (*self._departed, *present) for future in (*handle.stops, *handle.ending)
             }
 
     @staticmethod
     def _raise_failed(futures: Iterable[concurrent.futures.Future[Any]]) -> None:
         raised = [future.exception() for future in futures if future.done() and not future.cancelled()]
-        errors = [error for error in raised if isinstance(error, ServerError)]
+        errors = [child for error in raised if isinstance(error, PoolStopError) for child in error.exceptions]
         if errors:
-            raise PoolStopError(f"{len(errors)} servers did not stop", errors)
+            raise PoolStopError(f"{len(errors)} servers did not stop", errors)  # type: ignore[arg-type]
 
     # Looking.
 
@@ -204,8 +202,8 @@ class Members(Mapping[str, Server]):
             servers = [server for bind in binds if (server := self.load(bind)) is not None]
         return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
 
-    def _those_who_stay(self) -> Callable[[Server], bool]:
-        """Tells of a server of this moment whether it has not been taken out of the pool since."""
+    def _stays(self) -> Stays:
+        """A function that says of a server of this moment whether it has not been taken out of the pool since."""
         mine = self._whole._servers
         with LOCK:
             gone = {server for bind, server in self._servers.items() if mine.get(bind) is not server}

@@ -17,23 +17,23 @@ from poolctl.errors import (
 from poolctl.runners.protocol import Runner
 from poolctl.states import Field
 
-from . import engine, together
+from . import engine, lifecycle
 from .context import PoolContext
-from .home import Handler, Home
-from .lock import LOCK
+from .engine import LOCK
+from .lifecycle import Timeout, seconds
 from .match import checked, matching, values
 from .members import Members
 from .monitor import Monitor
 from .server import Server
-from .together import Timeout
+from .shared import Handler, Shared
 
 
 class Pool(Members):
     """Servers keyed by canonical bind address, in the order in which they came. Thread-safe.
 
     They live in this process unless a `runner` is given. Every function that takes an address takes any spelling.
-    Restart policies are the supervisor's: a server of a pool in Python that ends by itself stays `stopped` or
-    `failed`, and says why.
+    A server that was ready and ends by itself is restarted as its restart policy says; a start or a restart that fails
+    is raised, and not tried again.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Pool(Members):
             raise PoolParamError(
                 f"{runner!r} is no runner", hint="leave it out: the servers run in this process"
             )
-        super().__init__(Home(handler=handler, context=context, runner=runner))
+        super().__init__(Shared(handler=handler, context=context, runner=runner))
         errors: list[ServerError] = []
         for server in servers:
             try:
@@ -87,7 +87,7 @@ class Pool(Members):
         `regex` runs in the caller's thread without a time limit, and other threads' changes of the pool wait for it.
         """
         view = Pool.__new__(Pool)
-        Members.__init__(view, self._home, seen_of=self._whole)
+        Members.__init__(view, self._shared, seen_of=self._whole)
         view._servers = self._look(lambda servers: matching(servers, field, pattern, regex))
         return view
 
@@ -103,11 +103,11 @@ class Pool(Members):
 
         Its context has the same values and a `stop` of its own.
         """
-        home = self._home
-        context = PoolContext(home.context.values) if home.context is not None else None
-        twin = Pool(handler=home.handler, context=context, runner=home.runner)
-        twin._home.tls = home.tls
-        twin._home.clock = home.clock
+        shared = self._shared
+        context = PoolContext(shared.context.values) if shared.context is not None else None
+        twin = Pool(handler=shared.handler, context=context, runner=shared.runner)
+        twin._shared.tls = shared.tls
+        twin._shared.clock = shared.clock
         for server in self.values():
             twin.store(Server(server.config))
         return twin
@@ -136,7 +136,7 @@ class Pool(Members):
 
     def handler(self, fn: Handler) -> None:
         """Have ``fn() -> {key: app}`` serve those that have no app of their own, from their next start on."""
-        self._home.handler = _checked_handler(fn)
+        self._shared.handler = _checked_handler(fn)
 
     def _not_added(self, errors: builtins.list[ServerError]) -> PoolAddError:
         error = PoolAddError(f"{len(errors)} server{'s' * (len(errors) != 1)} cannot be added", errors)
@@ -150,30 +150,30 @@ class Pool(Members):
 
         `timeout` is in seconds (or a timedelta, or "5s"); those that it cuts short have a TimeoutError as cause.
         """
-        await engine.run(together.start(self._all(), timeout, self._those_who_stay()))
+        await engine.run(lifecycle.start(self._all(), seconds(timeout), self._stays()))
 
     async def stop(self, *, timeout: Timeout = None) -> None:
         """Return when all have ended; each is killed after its `stop_timeout`, or `timeout`. Raises PoolStopError."""
-        await engine.run(together.stop(self._all(), timeout))
+        await engine.run(lifecycle.stop(self._all(), seconds(timeout)))
 
     async def restart(self, *, timeout: Timeout = None) -> None:
         """Return when each has been replaced, or started. Where it failed the old one stays.
 
         Raises PoolRestartError.
         """
-        await engine.run(together.restart(self._all(), timeout, self._those_who_stay()))
+        await engine.run(lifecycle.restart(self._all(), seconds(timeout), self._stays()))
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
         """`start`, blocking."""
-        engine.run_sync(together.start(self._all(), timeout, self._those_who_stay()))
+        engine.run_sync(lifecycle.start(self._all(), seconds(timeout), self._stays()))
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
         """`stop`, blocking."""
-        engine.run_sync(together.stop(self._all(), timeout))
+        engine.run_sync(lifecycle.stop(self._all(), seconds(timeout)))
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """`restart`, blocking."""
-        engine.run_sync(together.restart(self._all(), timeout, self._those_who_stay()))
+        engine.run_sync(lifecycle.restart(self._all(), seconds(timeout), self._stays()))
 
     async def __aenter__(self) -> Pool:
         try:

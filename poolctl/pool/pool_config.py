@@ -20,12 +20,16 @@ from poolctl.config import (
     problem_of,
     shown,
 )  # fmt: skip
-from poolctl.errors import PoolParamError, PoolValidateError
+from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
 
-from .build import build
+from .pool import Pool
+from .server import DEFAULT_PORT_RANGE, with_port
 
 if TYPE_CHECKING:
-    from .pool import Pool
+    from poolctl.runners.protocol import Runner
+
+    from .context import PoolContext
+    from .shared import Handler
 
 Servers = Iterable[ServerConfig | Mapping[str, Any]]
 
@@ -148,3 +152,29 @@ class PoolConfig(Configuration):
 
 def _problem(server: ServerConfig, finding: Finding) -> Problem:
     return problem_of(finding, name=server.name, bind=server.bind)
+
+
+def build(
+    configs: Iterable[ServerConfig],
+    *,
+    problems: Iterable[ServerError] = (),
+    handler: Handler | None = None,
+    context: PoolContext | None = None,
+    runner: Runner | None = None,
+    tls: TLSConfig | None = None,
+    port_range: str = DEFAULT_PORT_RANGE,
+) -> Pool:
+    """The pool of these servers. Raises PoolAddError with every problem; its `.pool` holds the valid servers."""
+    pool = Pool(handler=handler, context=context, runner=runner)
+    pool._shared.tls = tls
+    errors = list(problems)
+    for config in configs:
+        try:
+            pool.store_new(with_port(config, port_range))
+        except PoolAddError as error:
+            errors += error.exceptions  # type: ignore[arg-type]
+        except ServerError as error:
+            errors.append(error)
+    if errors:
+        raise pool._not_added(errors)
+    return pool

@@ -8,17 +8,21 @@ from typing import Any
 from poolctl.address import Address
 from poolctl.config import ServerConfig
 from poolctl.errors import PoolMonitorError, PoolParamError, ServerError
+from poolctl.listeners.port_ledger import is_free
 from poolctl.states import State, Status
 
-from . import engine, together
-from .home import Home
-from .life import Life
-from .lock import LOCK
+from . import engine, lifecycle
+from .engine import LOCK
+from .host import Handle, living
+from .lifecycle import Timeout, seconds
 from .monitor import Monitor, observe
-from .ports import with_port
-from .together import Timeout
+from .shared import Shared
 
-_NO_POOL = Home()
+DEFAULT_PORT_RANGE = "20000-29999"
+
+_NO_POOL = Shared()
+# The ports that were chosen for `auto` and perhaps are not bound yet: two servers made one after the other differ.
+_chosen_ports: set[int] = set()
 
 
 class Server:
@@ -27,17 +31,17 @@ class Server:
     Alone it may be started too; what it lacks (a handler, default TLS) comes from the pool that stores it.
     """
 
-    # 100,000 of them are a use case: what runs is in `_life`, which only those have that were started. Name and
-    # expose are the configuration's, at hand for filters.
-    __slots__ = ("_config", "_expose", "_home", "_life", "_name")
+    # 100,000 of them are a use case: only those that were started have a handle. Name and expose are the
+    # configuration's, at hand for filters.
+    __slots__ = ("_config", "_expose", "_handle", "_name", "_shared")
 
     def __init__(self, config: ServerConfig) -> None:
         """Raises PoolParamError for what is no ServerConfig, ServerError when no port is free for `auto`."""
         if not isinstance(config, ServerConfig):
             raise PoolParamError(f"a Server is made from a ServerConfig, and this is {config!r}")
         self._put(with_port(config))
-        self._home = _NO_POOL
-        self._life: Life | None = None
+        self._shared = _NO_POOL
+        self._handle: Handle | None = None
 
     def __repr__(self) -> str:
         parts = [self.name, self.bind, str(self.state)]
@@ -72,93 +76,93 @@ class Server:
     @property
     def state(self) -> State:
         """What it does now; `disabled` when it is not to be started."""
-        life = self._living()
-        if life is None or (life.state is State.STOPPED and self._config.disabled):
-            return State.DISABLED if self._config.disabled else State.STOPPED
-        return life.state
+        handle = living(self)
+        state = handle.observed.state if handle is not None else State.STOPPED
+        return State.DISABLED if state is State.STOPPED and self._config.disabled else state
 
     @property
     def health(self) -> Status:
         """What its probes say; without any, ok while it answers, ko when it has failed, else unknown."""
-        life = self._living()
-        if life is not None and life.wellness.status is not None:
-            return life.wellness.status
-        if self.ready:
+        handle = living(self)
+        if handle is None:
+            return Status.UNKNOWN
+        if handle.observed.probed or handle.observed.health is Status.KO:
+            return handle.observed.health
+        if handle.observed.ready:
             return Status.OK
-        return Status.KO if self.state is State.FAILED else Status.UNKNOWN
+        return Status.KO if handle.observed.state is State.FAILED else Status.UNKNOWN
 
     @property
     def ready(self) -> bool:
         """Whether it has answered, takes requests and is not ko; a job is ready when it has ended with 0."""
-        life = self._living()
-        return life is not None and life.well
+        handle = living(self)
+        return handle is not None and handle.observed.ready
 
     @property
     def message(self) -> str:
         """Why it failed or ended; empty when there is nothing to say."""
-        life = self._living()
-        return life.message if life is not None else ""
+        handle = living(self)
+        return handle.observed.message if handle is not None else ""
 
     @property
     def pids(self) -> list[int]:
-        """The processes that serve it, none twice; this process's for servers that run inside it."""
-        life = self._living()
-        placements = life.placements if life is not None else ()
-        return list(dict.fromkeys(each.pid for each in placements if each.pid is not None))
+        """The processes that serve it, each once; this process's for servers that run inside it."""
+        handle = living(self)
+        return list(handle.observed.pids) if handle is not None else []
 
     @property
     def endpoints(self) -> list[str]:
         """The addresses on which its listener is open."""
-        life = self._living()
-        return list(life.berth.endpoints) if life is not None else []
+        handle = living(self)
+        return list(handle.observed.endpoints) if handle is not None else []
 
     @property
     def is_running(self) -> bool:
-        """Whether it runs, which nothing is called before it has answered."""
+        """Whether it runs; not before it has answered."""
         return self.state is State.RUNNING
 
     @property
     def uptime(self) -> timedelta:
         """How long this instance has been ready; zero while there is none."""
-        life = self._living()
-        running = life is not None and life.state is State.RUNNING
-        return timedelta(seconds=life.record.uptime_seconds if life is not None and running else 0.0)
+        handle = living(self)
+        running = handle is not None and handle.observed.state is State.RUNNING
+        return timedelta(seconds=handle.uptime_seconds if handle is not None and running else 0.0)
 
     @property
     def stale(self) -> bool:
-        """Whether it runs with an older configuration than its own: the next start or restart swaps it."""
-        life = self._living()
-        return life is not None and life.stale
+        """Whether it runs with an older configuration than its own: the next start or restart replaces it."""
+        handle = living(self)
+        return handle is not None and handle.stale
 
     async def start(self, *, timeout: Timeout = None) -> None:
         """Return when it answers; at once if it does already. Raises PoolStartError of one child.
 
         `timeout` is in seconds (or a timedelta, or "5s"); it passing is a child with a TimeoutError as cause.
         """
-        await engine.run(together.start([self], timeout))
+        await engine.run(lifecycle.start([self], seconds(timeout)))
 
     async def stop(self, *, timeout: Timeout = None) -> None:
         """Return when it has ended; killed after `stop_timeout` or `timeout`. Raises PoolStopError."""
-        await engine.run(together.stop([self], timeout))
+        await engine.run(lifecycle.stop([self], seconds(timeout)))
 
     async def restart(self, *, timeout: Timeout = None) -> None:
         """Return when a new instance answers on the same listener. Raises PoolRestartError; then the old one stays.
 
         A server that is stopped is started.
         """
-        await engine.run(together.restart([self], timeout))
+        await engine.run(lifecycle.restart([self], seconds(timeout)))
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
         """`start`, blocking."""
-        engine.run_sync(together.start([self], timeout))
+        engine.run_sync(lifecycle.start([self], seconds(timeout)))
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
         """`stop`, blocking."""
-        engine.run_sync(together.stop([self], timeout))
+        engine.run_sync(lifecycle.stop([self], seconds(timeout)))
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """`restart`, blocking."""
-        engine.run_sync(together.restart([self], timeout))
+        engine.run_sync(lifecycle.restart([self], seconds(timeout)))
 
     def monitor(self) -> Monitor:
         """A snapshot; of a server without probes one connection measures the latency: blocks for at most a second.
@@ -166,25 +170,13 @@ class Server:
         Raises PoolMonitorError.
         """
         try:
-            return observe(self, self._living())
+            return observe(self.name, self.bind, self.state, living(self))
         except ServerError as error:
             raise PoolMonitorError(f"{self.name} cannot be monitored", [error]) from error
 
-    def _living(self) -> Life | None:
-        """What runs; not in a forked child, where nothing of it is left."""
-        life = self._life
-        return life if life is not None and life.epoch == engine.epoch else None
-
-    def _alive(self) -> Life:
-        with LOCK:
-            life = self._living()
-            if life is None:
-                life = self._life = Life(self)
-            return life
-
-    def _move(self, home: Home) -> None:
+    def _move(self, shared: Shared) -> None:
         """Belong to that pool from the next start on."""
-        self._home = home
+        self._shared = shared
 
     def _reconfigure(self, config: ServerConfig) -> None:
         if config != self._config:
@@ -197,3 +189,23 @@ class Server:
 
     def __reduce__(self) -> Any:
         raise TypeError("a Server cannot be pickled; pickle its config")
+
+
+def with_port(config: ServerConfig, port_range: str = "") -> ServerConfig:
+    """The configuration, with a free port of the range in place of `auto`, kept from now on. Raises ServerError."""
+    address = config.address
+    if not address.auto:
+        return config
+    port_range = port_range or DEFAULT_PORT_RANGE
+    first, _, last = port_range.partition("-")
+    with LOCK:
+        for port in range(int(first), int(last or first) + 1):
+            if port not in _chosen_ports and is_free(address, port):
+                _chosen_ports.add(port)
+                return config.at(address.with_port(port))
+    raise ServerError(
+        f"no port is free in {port_range}",
+        name=config.name,
+        bind=config.bind,
+        hint='widen it: [pool] port_range = "FIRST-LAST"',
+    )

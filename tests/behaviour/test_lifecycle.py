@@ -53,7 +53,6 @@ def test_start_returns_when_every_server_answers_and_stop_when_none_does(make_po
     ]  # fmt: skip
 
 
-@pytest.mark.not_yet("in this process", "in processes")
 def test_a_server_whose_dependency_failed_is_not_started_and_says_so(make_pool: Any, site: Site) -> None:
     site.let("db", "fails")
     pool = make_pool(site.server("db"), site.server("web", depends_on=["db"]))
@@ -73,7 +72,6 @@ def test_a_dependency_that_is_to_be_ready_is_waited_for(make_pool: Any, site: Si
     assert site.history.index("db has started") < site.history.index("web starts")
 
 
-@pytest.mark.not_yet("in this process", "in processes")
 def test_a_dependency_that_is_to_be_started_is_not_waited_for(make_pool: Any, site: Site) -> None:
     site.let("db", "hangs")
     dependency = {"name": "db", "condition": "started"}
@@ -86,7 +84,6 @@ def test_a_dependency_that_is_to_be_started_is_not_waited_for(make_pool: Any, si
         assert ended() == {}
 
 
-@pytest.mark.not_yet("in processes")
 def test_server_that_waits_for_a_job_starts_when_the_job_has_ended_with_0(make_pool: Any, site: Site) -> None:
     pool = make_pool(*job_and_dependant(site, status=0), programs=True)
     assert pool.start() == {}
@@ -100,7 +97,6 @@ def test_a_job_that_ends_with_another_status_has_failed(make_pool: Any, site: Si
     assert (pool.item("migrate")["state"], pool.item("migrate")["ready"]) == ("failed", False)
 
 
-@pytest.mark.not_yet("in processes")
 def test_restart_keeps_the_old_worker_when_its_replacement_fails(make_pool: Any, site: Site) -> None:
     pool = make_pool(site.server("web"))
     assert pool.start() == {}

@@ -67,7 +67,7 @@ def test_a_server_starts_when_its_probe_passes_and_falls_and_rises_with_it(
     bad.touch()
     with pytest.raises(PoolStartError) as failed:
         server.start_sync()
-    assert "was not ready within 0.5 s: readiness: GET /health: status 503" in str(failed.value.exceptions[0])
+    assert "was not ready within 500ms: readiness: GET /health: status 503" in str(failed.value.exceptions[0])
     bad.unlink()
     server.start_sync()
     assert (server.health, server.ready, server.is_running) == (Status.OK, True, True)

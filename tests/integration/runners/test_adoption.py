@@ -20,10 +20,10 @@ from tests.ports import claim_port
 def runner() -> Iterator[ProcessRunner]:
     made = ProcessRunner()
     host = engine.engine()
-    host.admit_guest()  # also between two calls of a test's own, the runner keeps its loop
+    host.hold()  # also between two calls of a test's own, the runner keeps its loop
     yield made
     engine.run_sync(made.aclose())
-    host.dismiss_guest()
+    host.release()
 
 
 async def local(runner: ProcessRunner) -> LocalRunner:

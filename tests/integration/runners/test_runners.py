@@ -261,7 +261,7 @@ def test_a_server_that_is_not_ready_in_its_own_time_has_failed(pool: Pool) -> No
     server = pool.store_new(config("slow", "hanging", start_timeout=0.3))
     with pytest.raises(PoolStartError) as caught:
         server.start_sync()
-    assert "not ready within 0.3 s" in caught.value.exceptions[0].message
+    assert "not ready within 300ms" in caught.value.exceptions[0].message
     assert isinstance(caught.value.exceptions[0].__cause__, TimeoutError)
     assert server.state is State.FAILED
     assert refuses(server)
@@ -374,7 +374,7 @@ def test_a_unix_socket_is_served_and_removed_at_the_end(pool: Pool, tmp_path: Pa
 
 def test_an_auto_port_is_chosen_once_and_kept(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     port = claim_port(2)
-    monkeypatch.setattr("poolctl.pool.ports.DEFAULT_RANGE", f"{port}-{port + 1}")
+    monkeypatch.setattr("poolctl.pool.server.DEFAULT_PORT_RANGE", f"{port}-{port + 1}")
     one = pool.store_new(config("one", bind="127.0.0.1:auto"))
     two = pool.store_new(config("two", bind="127.0.0.1:0"))
     assert one.bind != two.bind

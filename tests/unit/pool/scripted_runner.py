@@ -75,7 +75,8 @@ class ScriptedRunner:
         if placement.id in self.jobs and behaviour == READY:
             self.end(placement.id, Exit.from_status(0))
         if behaviour == NEVER:
-            await asyncio.Event().wait()
+            exit_ = await self.watch(placement)
+            raise WorkerFailed(f"{exit_.message} before it was ready", exit=exit_)
         if behaviour == FAILS:
             self.end(placement.id, Exit.from_status(3))
             raise WorkerFailed("exited with status 3 before it was ready", hint="look", exit=Exit(3))

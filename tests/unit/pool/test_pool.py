@@ -236,9 +236,9 @@ def test_a_clone_shares_nothing_that_changes() -> None:
     context.cancel()
     twin.handler(lambda: {"": None})
     assert [server.name for server in twin.values()] == ["a"]
-    assert twin._home.context is not None
-    assert (twin._home.context.cancelled, twin._home.context.values) == (False, {"db": 1})
-    assert pool._home.handler is dict
+    assert twin._shared.context is not None
+    assert (twin._shared.context.cancelled, twin._shared.context.values) == (False, {"db": 1})
+    assert pool._shared.handler is dict
 
 
 def test_merging_adds_the_very_servers_and_tells_those_that_overlap(pool: Pool) -> None:

@@ -289,6 +289,7 @@ def test_a_selector_survives_the_wire(selector: Selector) -> None:
     assert Selector.from_dict(selector.to_dict()) == selector
 
 
+@pytest.mark.filterwarnings("ignore:Possible:FutureWarning")  # of regular expressions such as `[[`
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_any_text_is_a_target_or_an_error_and_never_a_crash(target: str, pattern: str) -> None:
     select(ITEMS, Selector([target]))

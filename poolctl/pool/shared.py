@@ -19,8 +19,8 @@ Handler = Callable[[], Mapping[str, Any]]
 _KEYLESS = ("", "default")
 
 
-class Home:
-    """The surroundings of the servers of one pool."""
+class Shared:
+    """One pool's, and the same for all of its servers."""
 
     __slots__ = ("clock", "context", "handler", "runner", "tls")
 
@@ -72,7 +72,7 @@ class Home:
         key = config.handler_key
         if self.handler is None:
             if config.handlers:
-                return None  # named in the file: whoever runs the server imports it
+                return None  # named in the file: the server's worker imports it
             raise _problem(
                 config, "has no app, no command and no handler", "give it an `app`, or the pool a handler"
             )
