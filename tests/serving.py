@@ -97,8 +97,8 @@ async def turns(count: int = 50) -> None:
 
 async def leaving(server: PoolServer) -> None:
     """Return when the connections have been told of a drain or a stop."""
-    accounts = server.accounts
-    await until(lambda: accounts.draining or accounts.heirs is not None)
+    server_state = server.server_state
+    await until(lambda: server_state.draining or server_state.moves_to is not None)
     await turns()
 
 
@@ -238,7 +238,7 @@ class Pair:
 
     def close(self) -> None:
         for made in self._made:
-            made.forget()
+            made.close_in_child()
         self.give.close()
         self.take.close()
 

@@ -19,7 +19,7 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.listeners.stop_accepting import stop_reading
 from poolctl.worker.load_app import LoadFailed, load_app
-from poolctl.worker.serving.access_log import Access
+from poolctl.worker.serving.access_log import AccessLog
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
 from poolctl.worker.serving.tls_context import renew_context, ssl_context
 from poolctl.worker.serving.uvicorn_config import drainable
@@ -82,14 +82,14 @@ class InlineWorker:
     def attend(self, accepting: bool) -> None:
         """Accept connections, or rest."""
         if self._uvicorn is not None:
-            self._uvicorn.attend(accepting)
+            self._uvicorn.set_accepting(accepting)
 
     def connect(self, kind: str, plain: bool) -> socket.socket:
         """Our end of a connection that it answers. Raises OSError."""
         if self._uvicorn is None or not self._uvicorn.started:
             raise ConnectionRefusedError("it has not started")
         ours, theirs = socket.socketpair()
-        self._uvicorn.probed.answer({"kind": kind, "plain": plain}, theirs)
+        self._uvicorn.answer_probe({"kind": kind, "plain": plain}, theirs)
         return ours
 
     def rotate(self, in_rotation: bool) -> None:
@@ -167,7 +167,7 @@ class InlineWorker:
         config.http_protocol_class = _without_access_log(protocol)
         if access_log or server.http.request_id:
             write = logging.getLogger("uvicorn.access").info if access_log else None
-            config.loaded_app = Access(config.loaded_app, write=write, answer=bool(server.http.request_id))
+            config.loaded_app = AccessLog(config.loaded_app, write=write, answer=bool(server.http.request_id))
         tls = tls_settings(server)
         if tls is not None:
             with _opened(server) as fds:
@@ -191,10 +191,10 @@ class InlineWorker:
             return
         for served in self._uvicorn.acceptor.servers:
             served.close()
-        for connection in list(self._uvicorn.accounts.connections):
+        for connection in list(self._uvicorn.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
-        for task in list(self._uvicorn.accounts.tasks):
+        for task in list(self._uvicorn.server_state.tasks):
             task.cancel()
 
 

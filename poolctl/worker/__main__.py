@@ -1,7 +1,7 @@
-"""What runs in the application's interpreter, by the first argument.
+"""Runs the role that the first argument names, in the application's interpreter.
 
-`worker zygote`: fork workers on request. `worker serve N`: be one, with N descriptors after the control socket.
-`worker app`: import an application and fork its workers on request. `worker as UID GID COMMAND…`: become that user
+`worker zygote`: fork workers on request. `worker serve N`: be a worker, with N descriptors after the control socket.
+`worker app`: import an application and fork its workers on request. `worker as UID GID COMMAND…`: switch to that user
 before another interpreter is started, in poolctl's own. `worker debug N`: serve in the terminal, with N
 descriptors after the specification.
 """
@@ -24,7 +24,7 @@ def main() -> None:
             _require_uvicorn()
             from .zygote import serve_requests
         except ImportError as error:
-            sys.exit(_say_why(error))
+            sys.exit(_report_unfit(error))
         serve_requests()
     elif role == "app":
         from .zygote import resume as resume_app
@@ -45,9 +45,9 @@ def main() -> None:
         run()
     else:
         from .process_setup import resume
-        from .worker_process import live
+        from .worker_process import run_worker
 
-        resume(live)
+        resume(run_worker)
 
 
 class _TooOld(ImportError):
@@ -61,17 +61,17 @@ def _require_uvicorn() -> None:
         raise _TooOld(*found)
 
 
-def _say_why(error: ImportError) -> str:
-    """Tell the supervisor why this interpreter runs no workers; the same for the log."""
+def _report_unfit(error: ImportError) -> str:
+    """Report to the supervisor why this interpreter cannot run workers; returns the same for the log."""
     from ..keeper import wire
 
-    said, reason, hint = _why(error)
+    line, reason, hint = _why(error)
     wire.send(wire.over(REQUESTS_FD), {"event": "unfit", "reason": reason, "hint": hint})
-    return said
+    return line
 
 
 def _why(error: ImportError) -> tuple[str, str, str]:
-    """Why this interpreter runs no workers: for a log, and apart from each other the reason and its fix."""
+    """Why this interpreter cannot run workers: the line for the log, the reason, the fix."""
     reason, hint = str(error), "see helpers.log beside the control socket"
     if isinstance(error, _TooOld):
         reason, hint = error.args

@@ -10,23 +10,30 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from typing import Protocol
 
 from ..keeper import wire
 from .tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
 
-# As the wire writes it, and compared as it is: parsing it would touch pages that a fork shares until then.
+# As `wire` encodes it. It is compared as bytes: parsing would touch pages that a fork shares until then.
 BEAT = b'{"order":"beat"}'
 
-Obey = Callable[[wire.Message, list[int]], None]
+
+class Controlled(Protocol):
+    """The worker that follows the orders."""
+
+    def perform(self, message: wire.Message, fds: list[int]) -> None:
+        """Follow an order; its descriptors are closed afterwards."""
+
+    def control_lost(self) -> None:
+        """No more orders can come: keeper and supervisor are both gone."""
 
 
-class Control:
-    """`obey` gets each order, with descriptors that are closed after it; `lost` is called when no more can come."""
+class ControlSocket:
+    """Receives the worker's orders and sends its events."""
 
-    def __init__(self, fd: int, obey: Obey, lost: Callable[[], None]) -> None:
-        self._obey = obey
-        self._lost = lost
+    def __init__(self, fd: int, worker: Controlled) -> None:
+        self._worker = worker
         self._tally: memoryview | None = None
         self._take(fd)
 
@@ -35,32 +42,32 @@ class Control:
         self._sock.setblocking(False)
 
     def listen(self, tally: memoryview | None) -> None:
-        """Take orders from now on; heartbeats are answered on the page."""
+        """Accept orders from now on; heartbeats are answered on the page."""
         self._tally = tally
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable)
 
     def ignore(self) -> None:
-        """Take no more orders."""
+        """Accept no more orders."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
     def move(self, fd: int) -> None:
-        """Take orders from this socket instead."""
+        """Accept orders from this socket instead."""
         self._sock.close()
         self._take(fd)
         self.listen(self._tally)
 
-    def tell(self, message: wire.Message) -> None:
-        """Say it, if there is room: nobody may be listening, and no request may pay for that."""
+    def send(self, message: wire.Message) -> None:
+        """Send it if there is room: a supervisor that does not read must not delay a request."""
         with contextlib.suppress(OSError):
             wire.send(self._sock, message)
 
-    def tell_as_it_is(self, message: bytes) -> None:
-        """Likewise, as the wire has it: a fork pays for every page that it touches, and JSON's are 75 KB."""
+    def send_raw(self, message: bytes) -> None:
+        """Send an encoded message: a fork pays for every page that it touches, and JSON's are 75 KB."""
         with contextlib.suppress(OSError):
             self._sock.send(message)
 
-    def forget(self) -> None:
-        """Close it, in a process that is no worker."""
+    def close_in_child(self) -> None:
+        """Close it in a process that the application has forked."""
         with contextlib.suppress(OSError):
             os.close(self._sock.detach())
 
@@ -76,30 +83,30 @@ class Control:
         if received is None:
             # An end of file is always readable.
             self.ignore()
-            self._lost()
+            self._worker.control_lost()
             return
         message, fds = received
         try:
-            self._obey(message, fds)
+            self._worker.perform(message, fds)
         finally:
             for fd in fds:
                 os.close(fd)
 
 
 def begin(tally: memoryview | None) -> None:
-    """Say that this worker knows of heartbeats."""
+    """Show on the page that this worker answers heartbeats."""
     if tally is not None:
         tally[BEAT_AT_NS] = time.monotonic_ns()
 
 
 def answer(control: socket.socket, tally: memoryview | None) -> bool:
-    """Whether the next message on the control socket was a heartbeat; it has been read and answered then."""
+    """Read and answer the next message on the control socket if it is a heartbeat; whether it was one."""
     try:
         if control.recv(len(BEAT) + 1, socket.MSG_PEEK) != BEAT:
             return False
         control.recv(len(BEAT))
     except OSError:
-        # Whoever reads next sees the same.
+        # The next read sees the same error.
         return False
     if tally is not None:
         now = time.monotonic_ns()

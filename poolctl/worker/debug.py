@@ -1,8 +1,8 @@
-"""A server that is debugged: the process that was started in the terminal serves it, on its first thread, unforked.
+"""Debugging a server: the process that was started in the terminal serves it, on its main thread, without a fork.
 
-So `breakpoint()` stops where it stands and reads from the terminal, Ctrl-C is an interrupt, and a profiler or a
-debugger that was told to begin with the interpreter sees the application and nothing else. Nobody controls this worker,
-nobody restarts it, and it hands no connection over.
+So `breakpoint()` works and reads from the terminal, Ctrl-C is an interrupt, and a profiler or a debugger that starts
+with the interpreter sees only the application. This worker has no supervisor: it is not restarted, and hands no
+connections over.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .load_app import LoadFailed, explain, load_app
 from .preload import preload
 from .process_setup import (
     SPEC_FD,
-    Refused,
+    SetupFailed,
     Spec,
+    apply_spec,
     exit_status,
     needs_exec,
-    resumed,
+    read_spec_after_exec,
     set_app_environment,
-    start_anew,
-    take_on,
+    start_interpreter_again,
 )
 from .serving.access_log import watch_requests
 from .serving.pool_server import PoolServer, StartupFailed
@@ -40,12 +40,12 @@ _INTERRUPTED = 130
 
 
 def run() -> NoReturn:
-    """Serve what the specification says until Ctrl-C or SIGTERM; so many descriptors follow it."""
-    count, *taken_on = sys.argv[1:]
-    spec = resumed(1 + int(count))
-    preload()  # the server's user may not be allowed to read it
-    if not taken_on:
-        _take_on(spec, count)
+    """Serve as specified until Ctrl-C or SIGTERM. The first argument is the number of descriptors after the spec."""
+    count, *applied = sys.argv[1:]
+    spec = read_spec_after_exec(1 + int(count))
+    preload()  # the server's user may not be allowed to read those modules
+    if not applied:
+        _apply_spec(spec, count)
     first = SPEC_FD + 1
     listeners = [socket.socket(fileno=fd) for fd in range(first, first + spec["listeners"])]
     first += spec["listeners"]
@@ -57,18 +57,18 @@ def run() -> NoReturn:
     sys.exit(status)
 
 
-def _take_on(spec: Spec, count: str) -> None:
-    """The server's rights, directory and environment: begun anew if that is for an interpreter's start."""
+def _apply_spec(spec: Spec, count: str) -> None:
+    """Apply the server's rights, directory and environment; execute the interpreter again if they require it."""
     try:
-        take_on(spec)
-    except Refused as refused:
-        sys.exit(str(refused))
+        apply_spec(spec)
+    except SetupFailed as failure:
+        sys.exit(str(failure))
     if needs_exec(spec):
-        start_anew(spec, 1 + int(count), "debug", count, "taken on")
+        start_interpreter_again(spec, 1 + int(count), "debug", count, "applied")
 
 
 def _stop_here() -> None:
-    # The debugger's own Ctrl-C would from then on be a prompt in the middle of the event loop, and never the end.
+    # pdb's own handler would turn Ctrl-C into a prompt inside the event loop instead of the end.
     import pdb
 
     pdb.Pdb(nosigint=True).set_trace(sys._getframe().f_back)
@@ -90,12 +90,12 @@ def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int
         print(explain(error), file=sys.stderr, end="")
         return _FAILED
     except StartupFailed:
-        return _FAILED  # uvicorn has said why
+        return _FAILED  # uvicorn has logged the reason
     return 0
 
 
 def _configure(spec: Spec, app: Any, tls_fds: list[int]) -> uvicorn.Config:
-    # Whoever debugs wants to see the requests, and in uvicorn's own words.
+    # The developer wants to see the requests, in uvicorn's own format.
     settings = {**spec["uvicorn"], "access_log": True, "limit_max_requests": None}
     config = uvicorn.Config(app, **drainable(settings))
     config.load()
@@ -115,7 +115,7 @@ async def _serve(spec: Spec, config: uvicorn.Config, listeners: list[socket.sock
         stop_seconds=spec["stop_seconds"],
         **spec["limits"],
     )
-    # SIGINT is left to the runner: it cancels this, and so it does where a debugger waits for a line.
+    # SIGINT is left to asyncio's runner, which cancels this, even while a debugger waits for a line.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
     await server.run(listeners, lambda: None)
 

@@ -15,13 +15,13 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from types import TracebackType
 from typing import Any, NamedTuple
 
-# A thread that was joined, or a child, may still be there for a moment.
+# A thread that was joined, or a child that exited, may still exist for a moment.
 _ENDING_SECONDS = 0.2
 _PAUSE_SECONDS = 0.005
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
-# Threads whose library works without them after a fork, by the name that it gives them. jemalloc holds its locks over
-# a fork (pthread_atfork(3)), and the child does without (pyarrow, pandas, scikit-learn: 300 forks computed, none hung).
+# Threads without which their library works after a fork, by the name that it gives them. jemalloc holds its locks
+# during a fork (pthread_atfork(3)), so the child is safe (pyarrow, pandas, scikit-learn: none of 300 forks hung).
 _SPARED = frozenset({"jemalloc_bg_thd"})
 _TASKS = "/proc/self/task"
 
@@ -37,7 +37,7 @@ _LIBRARIES = {
 
 
 class ProcessSnapshot(NamedTuple):
-    """The threads and children of this process by id, and its descriptors with what each of them is."""
+    """The threads and children of this process by id, and its descriptors with their targets."""
 
     threads: frozenset[int]
     children: frozenset[int]
@@ -45,15 +45,15 @@ class ProcessSnapshot(NamedTuple):
 
     @classmethod
     def of_this_process(cls) -> ProcessSnapshot:
-        """As they are now."""
+        """The current ones."""
         threads = frozenset(map(int, os.listdir("/proc/self/task")))
         kept = frozenset(each for each in threads if thread_name(each) not in _SPARED)
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def left_since(self, origins: ThreadOrigins | None = None) -> str:
-        """What has come since, as the end of a sentence that begins with "its import"; "" for nothing.
+        """Everything added since, as the end of a sentence that begins with "its import"; "" for nothing.
 
-        `origins` know which modules have started threads. A fork may be made to find it out.
+        `origins` knows which modules have started threads. This may fork once to find out.
         """
         if self._native_threads(ProcessSnapshot.of_this_process()):
             _fork()
@@ -73,7 +73,7 @@ class ProcessSnapshot(NamedTuple):
         return now.threads - self.threads - python
 
     def _compared_with(self, now: ProcessSnapshot, origins: ThreadOrigins) -> str:
-        # Several threads of one library are one thing that was started.
+        # Several threads of one library count as one.
         words = list(
             dict.fromkeys(f"started {origins.named(each)}" for each in sorted(now.threads - self.threads))
         )
@@ -83,8 +83,8 @@ class ProcessSnapshot(NamedTuple):
             for fd, target in sorted(now.descriptors.items())
             if self.descriptors.get(fd) != target
         ]
-        more = len(words) - _MOST_NAMED
-        return ", ".join(words[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+        more = len(words) - _MAX_NAMED
+        return ", ".join(words[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _children(threads: frozenset[int]) -> list[int]:
@@ -98,17 +98,17 @@ def _children(threads: frozenset[int]) -> list[int]:
 def _descriptors() -> dict[int, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):
-        # The one that the listing itself is read from is gone by now.
+        # The descriptor of the listing itself is closed by now.
         with contextlib.suppress(OSError):
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found
 
 
 def _fork() -> None:
-    """Fork once, only so that libraries stop the native threads that they stop before every fork.
+    """Fork once so that libraries stop those native threads that they stop before every fork.
 
-    So does OpenBLAS (pthread_atfork(3)), which starts its threads when it is loaded, with numpy: after the fork there
-    are none in this process, and each that computes starts its own again (500 forks: all correct, none hung).
+    OpenBLAS, which numpy loads, starts its threads when it is loaded and stops them before a fork (pthread_atfork(3)):
+    afterwards this process has none, and each fork that computes starts its own (500 forks: all correct, none hung).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork with threads
@@ -141,10 +141,10 @@ def _socket(fd: int) -> str:
 
 
 class ThreadOrigins:
-    """While entered, looks at each import of a module for threads that have come since the one before.
+    """While entered, checks at each import of a module for threads that have started since the previous one.
 
     `main` is the module that is imported first. This is a finder that finds nothing (sys.meta_path): unlike a wrapper
-    around each import it leaves no frame in the traceback of one that fails. A few microseconds for each module.
+    around each import it adds no frame to the traceback of a failing one. It costs a few microseconds a module.
     """
 
     def __init__(self, main: str = "") -> None:
@@ -160,17 +160,17 @@ class ThreadOrigins:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(ValueError):  # the application may have put its own finders there
+        with contextlib.suppress(ValueError):  # the application may have replaced the finders
             sys.meta_path.remove(self)
-        self._look(self._main)
+        self._check(self._main)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         """Called when the import of `name` begins (importlib.abc.MetaPathFinder)."""
-        self._look()
+        self._check()
         self._last = name
 
     def named(self, thread: int) -> str:
-        """What is known of a thread, such as `the thread 'ticker' of shop.jobs`."""
+        """A description of a thread, such as `the thread 'ticker' of shop.jobs`."""
         module = self._modules.get(thread, "")
         for each in threading.enumerate():
             if each.native_id == thread:
@@ -180,13 +180,13 @@ class ThreadOrigins:
         known = f"a thread {name!r}" if name and name != thread_name(os.getpid()) else "a thread"
         return f"{known} in {module}" if module else f"{known} ({thread})"
 
-    def _look(self, importing: str = "") -> None:
+    def _check(self, importing: str = "") -> None:
         if found := _threads() - self._modules.keys():
             self._modules |= dict.fromkeys(found, _either(self._last, importing or _importing()))
 
 
 def advice() -> str:
-    """The setting that may prevent native threads, by the loaded libraries; empty when none of them is known."""
+    """The setting that may prevent native threads, chosen by the loaded libraries; empty when none is known."""
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
         files = {os.path.basename(row.split(None, 5)[-1].strip()) for row in maps if "/" in row}
         for part, variable in _LIBRARIES.items():
@@ -196,7 +196,7 @@ def advice() -> str:
 
 
 def thread_name(thread: int) -> str:
-    """The name of a thread of this process, which is the process's own unless its library gave it one."""
+    """The name of a thread of this process; it is the name of the process unless its library has set another."""
     with contextlib.suppress(OSError), open(f"{_TASKS}/{thread}/comm", errors="replace") as file:
         return file.read().strip()
     return ""
@@ -207,7 +207,7 @@ def _threads() -> set[int]:
 
 
 def _either(last: str, importing: str) -> str:
-    """The module that has started a thread: the one whose import began last, or the one that is being imported."""
+    """The module that has started a thread: the one whose import began last, or the one being imported."""
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
         return last  # its libraries were loaded
@@ -219,7 +219,7 @@ def _either(last: str, importing: str) -> str:
 
 
 def _importing() -> str:
-    """The module whose code makes the import that is under way."""
+    """The module whose code makes the current import."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -230,7 +230,7 @@ def _importing() -> str:
 
 
 def _module_of(thread: threading.Thread) -> str:
-    """The module of what a thread runs, unless it is the standard library's."""
+    """The module of the function that a thread runs, unless it belongs to the standard library."""
     target = getattr(thread, "_target", None)
     module = str(getattr(target, "__module__", None) or type(thread).__module__)
     return "" if module.partition(".")[0] in sys.stdlib_module_names else module

@@ -1,4 +1,4 @@
-"""Forking on request: what a zygote does once it has imported what its children are to share.
+"""Forks on request: the loop of a zygote once it has imported everything that its children share.
 
 It is single-threaded and runs no event loop, because a lock held by another thread at the fork would stay locked.
 Children are forked twice, so that the keeper, the nearest subreaper above, is the parent of every one of them.
@@ -19,14 +19,14 @@ from ..keeper import wire
 _FORKER_SECONDS = 0.05
 _CLOSE_BEHIND_MILLISECONDS = 4
 
-# What a fork becomes, by the word that asks for it; it is given the descriptors that came with the request.
+# The function that a fork runs, by the operation of the request; it gets the descriptors that came with it.
 Roles = Mapping[str, Callable[[list[int]], NoReturn]]
 
 
 def serve_forks(requests: socket.socket, roles: Roles) -> None:
     """Fork for each request until the requests' socket ends.
 
-    A forker, forked before there is a request, waits for the next one: half of what a fork costs is over by then.
+    A forker is forked before there is a request and waits for it: by then half the cost of a fork has been paid.
     """
     failed = False
     while not _has_ended(requests):
@@ -70,10 +70,10 @@ def _refuse_next(requests: socket.socket, error: OSError) -> None:
 
 
 def _fork_some(requests: socket.socket, roles: Roles) -> NoReturn:
-    """Fork for the next request and for those that follow close behind it, then end: orphans are the keeper's.
+    """Fork for the next request and for those that follow closely, then exit: the keeper becomes the parent.
 
-    One such process for each worker would be a fifth of the cost of a start. It ends soon after the first one: a
-    worker cannot be waited for, or ended by its pid, while this process is its parent.
+    One such process for each worker would be a fifth of the cost of a start. It exits soon after the first fork: the
+    keeper cannot wait for a worker, or signal it by its pid, while this process is its parent.
     """
     more = select.poll()
     more.register(requests, select.POLLIN)
@@ -106,7 +106,7 @@ def _fork_one(requests: socket.socket, message: wire.Message, fds: list[int], ro
             _lead_session(group)
             roles[message["op"]](fds)
         with contextlib.suppress(PermissionError, ProcessLookupError):
-            # At once, and not when it is its turn: what becomes of the zygote's group is no longer its concern.
+            # Immediately, not when the child is scheduled: a signal to the zygote's group must not reach it.
             os.setpgid(child, child)
         wire.send(requests, {"id": message["id"], "pid": child}, wait=True)
     except OSError as error:
@@ -119,9 +119,9 @@ def _close(fds: list[int]) -> None:
 
 
 def _lead_session(group: int) -> None:
-    """Lead a session. A process that leads a group already, as this one may, returns to `group` first (setsid(2)).
+    """Become the leader of a session. A process that already leads a group returns to `group` first (setsid(2)).
 
-    It returns in any case: an error, even one that is caught, is a few pages more that are not shared.
+    It returns to it in any case: an error, even a caught one, makes a few more pages private.
     """
     for _ in range(2):
         try:

@@ -1,15 +1,15 @@
-"""Descriptors that a library has opened for good, and how forks live with them.
+"""Descriptors that a library keeps open for ever, and their numbers in forks.
 
-libuv opens a pipe with the first loop of a process, keeps it when the loop is gone, and at every later fork closes it
-in the child *by number* and opens another on the lowest free numbers. A child that has put something else there loses
-it, and aborts at its own first fork. So the numbers are made to stay the same over forks: nothing below is ever free.
+libuv opens a pipe with the first loop of a process and keeps it when the loop is closed. After every later fork the
+child closes it *by number* and opens another on the lowest free numbers. A child that has put another descriptor there
+loses it, and aborts at its own first fork. So no lower number is ever free: then the pipe keeps its numbers over forks.
 """
 
 from __future__ import annotations
 
 import os
 
-# What a process of ours is given stands from here on.
+# The descriptors that a process of the pool is given begin here.
 FIRST_FD = 16
 
 _kept: list[int] = []
@@ -28,14 +28,14 @@ def descriptors() -> set[int]:
 
 
 def keep_fds(fds: set[int]) -> None:
-    """Leave these alone from now on, here and in forks; no others may be open above them. Occupies the others below."""
+    """Keep these open from now on, here and in forks; no others may be open above them. Occupies all others below."""
     _kept[:] = sorted(fds)
     assert all(fd < FIRST_FD for fd in _kept), f"{_kept} are not low enough"
     occupy_others()
 
 
 def occupy_others() -> None:
-    """Occupy every number below those that are held: before the first fork of a process, and after it closed some."""
+    """Occupy every number below the kept ones: before the first fork of a process, and after it closed some."""
     while _kept:
         fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         if fd > _kept[-1]:
@@ -44,9 +44,9 @@ def occupy_others() -> None:
 
 
 def close_others() -> None:
-    """Close what stands below FIRST_FD and is not held. A process that forks for us occupies it again then."""
+    """Close every descriptor below FIRST_FD that is not kept. A process that forks for the pool occupies them again."""
     first = 3
-    # Not one by one: an error for each that is closed already is a few pages more that are not shared.
+    # By ranges: an error for each one that is closed already would make a few more pages private.
     for fd in (*_kept, FIRST_FD):
         os.closerange(first, fd)
         first = fd + 1

@@ -1,4 +1,4 @@
-"""The application of a server: imported, picked from a mapping of handlers, or made by a factory."""
+"""Loads the application of a server: imports it, picks it from a mapping of handlers, or calls its factory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import importlib
 import traceback
 from typing import Any
 
-# As much of an error goes to the supervisor; the log has all of it.
+# The limit for an error that goes to the supervisor; the log has all of it.
 MOST_CHARACTERS = 2000
 
 
 class LoadFailed(Exception):
-    """The application cannot be had; the message names it and the cause. The cause itself is chained."""
+    """The application cannot be loaded; the message names it and the cause. The cause itself is chained."""
 
 
 def explain(failure: LoadFailed) -> str:
-    """The cause as a traceback that begins in the user's own code; the message itself where there is none."""
+    """The cause as a traceback that begins in the user's own code; the message if there is no cause."""
     cause = failure.__cause__
     if cause is None:
         return f"{failure}\n"
@@ -30,7 +30,7 @@ def _is_machinery(filename: str) -> bool:
 
 
 def import_app(spec: dict[str, Any]) -> Any:
-    """What `load_app` will need, imported and not called: the application, or what makes it. Raises LoadFailed."""
+    """Import the application, or its factory or mapping, without calling it. Raises LoadFailed."""
     return _attribute(_path(spec))
 
 
@@ -53,7 +53,7 @@ def load_app(spec: dict[str, Any]) -> Any:
         app = spec["app"] if callable(spec["app"]) else _attribute(spec["app"])
         app = _call(app, spec["app"]) if spec["factory"] else app
     if not callable(app):
-        # uvicorn would serve it, and answer every request with 500.
+        # uvicorn would accept it and answer every request with 500.
         raise LoadFailed(f"{path} is no ASGI application but {app!r:.60}")
     return app
 

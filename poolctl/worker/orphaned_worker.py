@@ -12,42 +12,42 @@ import os
 import select
 import socket
 from binascii import crc32
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ..keeper import rendezvous, wire
+from .control_socket import Controlled
 
 VERSION = 2
-_HEARING_SECONDS = 0.2
+_OUTPUT_CHECK_SECONDS = 0.2
 _KEYS = (
     "app", "app_dir", "cwd", "drain_seconds", "env", "factory", "handler_key", "handlers", "requests", "stop_seconds",
     "user", "uvicorn",
 )  # fmt: skip
 
-Greeting = tuple[wire.Message, list[int]]
+
+class Adoptable(Controlled, Protocol):
+    """The worker that waits to be adopted."""
+
+    def greeting(self) -> tuple[wire.Message, list[int]]:
+        """Its state for a supervisor, and the descriptors that it holds."""
+
+    def adopted(self, control: int, bound: int | None) -> None:
+        """It has been adopted, and is controlled over this socket; it listens on `bound` if it is orphaned again."""
 
 
-class Orphan:
-    """Greets whoever comes with what `greeting` says and holds; what it is ordered goes to `obey`.
+class OrphanedWorker:
+    """Listens in the pool's directory, and answers each connection with the worker's state and descriptors.
 
-    The order `adopt` ends the waiting. It brings a new control socket, which is passed to `adopted`. If `bound` was
-    given it also brings a socket to listen on the next time, and a new output pipe if the current one has no reader.
-    `bound` is a socket that was bound for us beforehand; without it we can enter the directory ourselves.
+    The order `adopt` ends this: it brings a new control socket. If `bound` was given it also brings a socket to listen
+    on the next time, and a new output pipe if the current one has no reader. `bound` is a socket that was bound for
+    this worker before it started; without it the worker's user can enter the directory itself.
     """
 
     def __init__(
-        self,
-        directory: str,
-        bound: socket.socket | None,
-        uids: set[int],
-        greeting: Callable[[], Greeting],
-        adopted: Callable[[int, int | None], None],
-        obey: Callable[[wire.Message, list[int]], None],
+        self, directory: str, bound: socket.socket | None, uids: set[int], worker: Adoptable
     ) -> None:
         self._uids = uids
-        self._greeting = greeting
-        self._adopted = adopted
-        self._obey = obey
+        self._worker = worker
         self._loop = asyncio.get_running_loop()
         self._connections: list[socket.socket] = []
         self._path = ""
@@ -56,10 +56,10 @@ class Orphan:
         self._listener, self._needs_another = bound, not self._path
         self._listener.listen()
         self._loop.add_reader(self._listener.fileno(), self._accept)
-        self._check_hearing()
+        self._check_output()
 
     def close(self) -> None:
-        """Wait no more."""
+        """Stop listening."""
         self._checking.cancel()
         for sock in (self._listener, *self._connections):
             self._loop.remove_reader(sock.fileno())
@@ -68,23 +68,27 @@ class Orphan:
         if self._path:
             rendezvous.forget(self._path)
 
-    def forget(self) -> None:
-        """Close everything, in a process that is not this worker."""
+    def close_in_child(self) -> None:
+        """Close everything in a process that the application has forked."""
         for sock in (self._listener, *self._connections):
             os.close(sock.detach())
 
-    def _check_hearing(self) -> None:
-        # Again and again: those who have just died may not have closed all they had, and the logger may die as well.
-        _silence_if_deaf()
-        self._checking = self._loop.call_later(_HEARING_SECONDS, self._check_hearing)
+    def _check_output(self) -> None:
+        # Repeatedly: the logger may exit later, or may not have closed the pipe yet.
+        _discard_output_if_closed()
+        self._checking = self._loop.call_later(_OUTPUT_CHECK_SECONDS, self._check_output)
 
     def _accept(self) -> None:
         connection = rendezvous.accept(self._listener, self._uids)
         if connection is None:
             return
-        message, fds = self._greeting()
+        message, fds = self._worker.greeting()
         try:
-            wire.send(connection, {"event": "orphan", "version": VERSION, "deaf": is_deaf(), **message}, fds)
+            wire.send(
+                connection,
+                {"event": "orphan", "version": VERSION, "deaf": output_is_closed(), **message},
+                fds,
+            )
         except OSError:
             connection.close()
             return
@@ -107,25 +111,25 @@ class Orphan:
                 os.dup2(fd, 1)
                 os.dup2(fd, 2)
                 os.close(fd)
-            self._adopted(control, bound)
+            self._worker.adopted(control, bound)
             return
         try:
-            self._obey(message, fds)
+            self._worker.perform(message, fds)
         finally:
             for fd in fds:
                 os.close(fd)
 
 
-def is_deaf() -> bool:
-    """Whether nobody can read what is printed here: it would be an error to print."""
+def output_is_closed() -> bool:
+    """Whether no process reads the output any more: writing to it would be an error."""
     poll = select.poll()
     poll.register(1, select.POLLOUT)
     return any(events & select.POLLERR for _, events in poll.poll(0)) or _is_null(1)
 
 
-def _silence_if_deaf() -> None:
-    # An application that prints is not to fail because the logger has been killed too.
-    if is_deaf():
+def _discard_output_if_closed() -> None:
+    # An application that prints must not fail because the logger has been killed too.
+    if output_is_closed():
         null = os.open(os.devnull, os.O_WRONLY)
         for standard in (1, 2):
             os.dup2(null, standard)
@@ -136,8 +140,8 @@ def _is_null(fd: int) -> bool:
     return os.path.samestat(os.fstat(fd), os.stat(os.devnull))
 
 
-def who_may_ask(spec: dict[str, Any]) -> set[int]:
-    """Root, and the user who started the pool: one for whom root started it is not to reach others' sockets."""
+def permitted_uids(spec: dict[str, Any]) -> set[int]:
+    """The users who may connect: root, and the user who started the pool, but no other user of the pool's servers."""
     return {0} if spec["user"] is not None else {0, os.geteuid()}
 
 

@@ -1,8 +1,8 @@
-"""A worker's whole run in the zygote, before the first fork: it starts, serves a few requests and stops.
+"""Runs a whole worker in the zygote, before the first fork: it starts, serves a few requests and stops.
 
-The interpreter writes into the code it runs (specialised bytecode, caches, imports of the first request); written
-before the fork, those pages are shared by all workers. Measured: a third of the time and a seventh of the memory of
-each. No loop and no thread of it is left.
+The interpreter writes into the code that it runs (specialised bytecode, caches, imports of the first request). Pages
+that are written before the fork are shared by all workers. Measured: a third of the time and a seventh of the memory
+of each. No loop and no thread is left.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from .serving.pool_server import PoolServer
 from .tally import blank_page
 
 _REQUEST = b"GET / HTTP/1.1\r\nhost: prefork\r\nconnection: close\r\n\r\n"
-# So often that the interpreter has specialised what it runs, and writes into it no more.
+# Enough for the interpreter to have specialised the code, so that it writes into it no more.
 _ROUNDS = 8
-_SECONDS = 2.0  # in which it is over, unless an application has changed what it is made of
+_SECONDS = 2.0  # the limit, in case an application has changed parts of uvicorn
 
 
 def prefork_run() -> None:
-    """Serve a few requests of a blank application on a socket that nobody else can reach."""
+    """Serve a few requests with an empty application, on a socket that no other process can reach."""
     before = descriptors()
     with open(os.devnull, "w") as nowhere, _logging_to(nowhere):
         for _ in range(_ROUNDS):
-            _live_once()
+            _run_once()
     keep_fds(descriptors() - before)
 
 
 def prefork_run_again() -> None:
-    """Run once more, after an import, whose objects have taken the memory that the first run had warmed up.
+    """Run once more after an import, whose objects have taken the memory that the first run had warmed up.
 
-    Measured: a tenth of the pages that a worker copies until it is ready. Nothing is logged, nothing raised: what the
-    application has made of uvicorn is its workers' concern.
+    Measured: a tenth of the pages that a worker copies until it is ready. Nothing is logged or raised: if the
+    application has changed uvicorn, its workers show the effect.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with contextlib.suppress(Exception):
-            _live_once()
+            _run_once()
     finally:
         logging.disable(disabled)
 
 
-def _live_once() -> None:
+def _run_once() -> None:
     config = uvicorn.Config(_blank, log_config=None)
     config.load()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -95,9 +95,9 @@ async def _serve_one(config: uvicorn.Config) -> None:
             await loop.sock_sendall(client, _REQUEST)
             while await loop.sock_recv(client, 4096):
                 continue
-            # A few milliseconds early: what a worker runs after a request, it is to have run before.
-            if server.accounts.batch is not None:
-                server.accounts.batch.write()
+            # A few milliseconds early, so that this code has run before the fork as well.
+            if server.server_state.batch is not None:
+                server.server_state.batch.write()
             server.stop()
 
         asking: list[asyncio.Task[None]] = []

@@ -21,7 +21,7 @@ from typing import Any
 from .serving import uvicorn_parts
 from .serving.uvicorn_config import prepare
 
-# anyio's backend is imported by the first request otherwise, which cost that request 18 ms.
+# Otherwise the first request imports anyio's backend, which takes 18 ms.
 _MODULES = (
     "uvloop",
     "httptools",
@@ -35,100 +35,100 @@ _MODULES = (
 )
 
 _MANY_OBJECTS = 100_000
-# A path that no route has: each one says no, and has been made ready to say so.
+# A path that matches no route: each route prepares itself to find that out.
 _PATH = "/\0"
-_MOST_DEEP = 8
+_MAX_DEPTH = 8
 
 
 def preload() -> None:
-    """Import uvicorn and whatever of its company this interpreter has; set up its logging."""
+    """Import uvicorn and those of its optional libraries that are installed; set up its logging."""
     for name in _MODULES:
         try:
             importlib.import_module(name)
         except ImportError:
-            # Optional ones may be missing; a missing uvicorn is reported where it is needed.
+            # Optional libraries may be missing; a missing uvicorn is reported where it is needed.
             continue
     logging.config.dictConfig(uvicorn_parts.LOGGING_CONFIG)
-    # The output becomes a pipe in the worker: without this, lines would wait there for a full buffer.
+    # The output becomes a pipe in the worker, where lines would wait for a full buffer.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-def settle() -> None:
-    """The last thing before the first fork: what is there now is there for good."""
+def prepare_for_forks() -> None:
+    """Prepare the process for its first fork; nothing of poolctl is imported afterwards."""
     prepare()
-    # A directory is what an application is imported from. Tried last, it costs each worker an error and its traceback.
+    # Applications are imported from directories. With zip files tried first, each worker pays for an error.
     sys.path_hooks.sort(key=lambda hook: hook is zipimport.zipimporter)
-    # The application may have a poolctl of its own, in its own interpreter. From here on nothing of ours is imported.
+    # The application may have its own poolctl, in its own interpreter.
     for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
         del sys.modules[name]
-    keep()
+    freeze()
 
 
 @contextlib.contextmanager
-def collecting_seldom() -> Iterator[None]:
-    """Hardly anything that an import makes is garbage: looking for it is a tenth of the time."""
+def collecting_rarely() -> Iterator[None]:
+    """Collect garbage rarely during an import, which creates hardly any: collecting takes a tenth of the time."""
     before = gc.get_threshold()
     gc.set_threshold(_MANY_OBJECTS, *before[1:])
     try:
         yield
     finally:
-        # The application may have its own idea of it.
+        # The application may have set its own.
         if gc.get_threshold() == (_MANY_OBJECTS, *before[1:]):
             gc.set_threshold(*before)
 
 
-def keep() -> None:
-    """What is there now is shared by all forks from here on, and none of them looks through it for garbage."""
+def freeze() -> None:
+    """Freeze all current objects: forks share them, and never scan them for garbage."""
     gc.collect()
     gc.freeze()
 
 
 def warm_up(app: Any) -> None:
-    """Let a Starlette or FastAPI application's routes prepare themselves; with any other nothing happens.
+    """Let the routes of a Starlette or FastAPI application prepare themselves; other applications are left as they are.
 
-    FastAPI builds the routes of an included router when it is first looked at: 20 ms and 6 MB for thirty routes.
+    FastAPI builds the routes of an included router on its first use: 20 ms and 6 MB for thirty routes.
     """
     routing = sys.modules.get("starlette.routing")
     if routing is not None:
         if "fastapi" in sys.modules:
             _warm_up_fastapi()
-        _ask(getattr(app, "routes", None), routing.BaseRoute, _MOST_DEEP)
+        _match(getattr(app, "routes", None), routing.BaseRoute, _MAX_DEPTH)
         if "fastapi" in sys.modules:
-            # What the first request would have met, it will.
+            # The first request meets any error again.
             with contextlib.suppress(Exception):
                 _read_sources(app)
 
 
 def _read_sources(app: Any) -> None:
-    """Read the files in which endpoints are written: the first request of each looks for itself in its file."""
+    """Read the source files of the endpoints, which the first request of each looks up."""
     read = set()
-    for endpoint in _endpoints(app, _MOST_DEEP):
+    for endpoint in _endpoints(app, _MAX_DEPTH):
         code = getattr(endpoint, "__code__", None)
         if inspect.iscode(code) and code.co_filename not in read:
             read.add(code.co_filename)
             linecache.getlines(code.co_filename)
 
 
-def _endpoints(router: Any, deep: int) -> Iterator[Any]:
+def _endpoints(router: Any, depth: int) -> Iterator[Any]:
     routes = getattr(router, "routes", None)
-    if not isinstance(routes, Iterable) or not deep:
+    if not isinstance(routes, Iterable) or not depth:
         return
     for route in routes:
         yield getattr(route, "endpoint", None)
-        yield from _endpoints(getattr(route, "original_router", route), deep - 1)
+        yield from _endpoints(getattr(route, "original_router", route), depth - 1)
 
 
 def _warm_up_fastapi() -> None:
     with contextlib.suppress(Exception):  # it is imported when the application starts, if this version has it
         importlib.import_module("fastapi.telemetry._runtime")
-    # Where an endpoint is written is looked up by its first request; the expressions for that are compiled only then.
+    # The first request of an endpoint looks up its source, and compiles regular expressions for that.
     with contextlib.suppress(OSError):
         inspect.getsourcelines(tokenize.generate_tokens)
 
 
-def _ask(routes: Any, kind: type[Any], deep: int) -> None:
-    if not isinstance(routes, Iterable) or not deep:
+def _match(routes: Any, kind: type[Any], depth: int) -> None:
+    if not isinstance(routes, Iterable) or not depth:
         return
     for route in routes:
         if not isinstance(route, kind):
@@ -138,7 +138,7 @@ def _ask(routes: Any, kind: type[Any], deep: int) -> None:
             below = getattr(route, "routes", None)
         except Exception:
             continue
-        _ask(below, kind, deep - 1)
+        _match(below, kind, depth - 1)
 
 
 def _scope() -> dict[str, Any]:

@@ -24,14 +24,14 @@ from .kept_fds import FIRST_FD, close_others
 SPEC_FD = FIRST_FD
 CONTROL_FD = FIRST_FD + 1
 FIRST_LISTENER_FD = FIRST_FD + 2
-# The first order, as the wire writes it.
+# The first order, as `wire` encodes it.
 GO = b'{"order":"go"}'
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 # An interpreter reads these once, at its start: a fork cannot honour them.
 START_VARIABLES = ("PYTHON", "LD_", "MALLOC_")
 
-# What systemd, or a program like it, said to the pool and to nobody else (sd_listen_fds(3), sd_notify(3)).
-_OF_THE_POOL = (
+# Variables that systemd, or a similar program, set for the pool alone (sd_listen_fds(3), sd_notify(3)).
+_POOL_VARIABLES = (
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_FDNAMES",
@@ -43,20 +43,20 @@ _OF_THE_POOL = (
 Spec = dict[str, Any]
 
 
-class Refused(Exception):
-    """The machine does not give the worker what its specification says."""
+class SetupFailed(Exception):
+    """The machine does not allow what the specification of the worker requires."""
 
 
-def become(fds: list[int], live: Callable[[Spec], int], *, preloaded: bool = False) -> NoReturn:
+def become_worker(fds: list[int], run: Callable[[Spec], int], *, preloaded: bool = False) -> NoReturn:
     """Turn this process into the worker that `fds` describe: its specification, control socket, output, listeners.
 
-    `live` is its life from there on, and gives its exit status. With `preloaded` this is a fork of a process that has
-    taken on the server's rights, and imported its application.
+    `run` serves until the end and returns the exit status. With `preloaded` this is a fork of a process that has the
+    server's rights already and has imported its application.
     """
-    to_the_end(lambda: _become(fds, live, preloaded))
+    run_and_exit(lambda: _set_up(fds, run, preloaded))
 
 
-def _become(fds: list[int], live: Callable[[Spec], int], preloaded: bool) -> int:
+def _set_up(fds: list[int], run: Callable[[Spec], int], preloaded: bool) -> int:
     # Signals stay as they are: a preloaded application may have set handlers.
     spec_fd, control, output, *rest = fds
     spec = read_spec(spec_fd)
@@ -67,19 +67,19 @@ def _become(fds: list[int], live: Callable[[Spec], int], preloaded: bool) -> int
     place([spec_fd, control, *rest], output)
     close_others()
     if not preloaded:
-        take_on(spec)
+        apply_spec(spec)
         if needs_exec(spec):
-            start_anew(spec, 2 + len(rest), "serve", str(len(rest)))
-    return live(spec)
+            start_interpreter_again(spec, 2 + len(rest), "serve", str(len(rest)))
+    return run(spec)
 
 
-def to_the_end(life: Callable[[], int]) -> NoReturn:
-    """Live, and end with the exit status that it gives; what goes wrong is printed."""
+def run_and_exit(run: Callable[[], int]) -> NoReturn:
+    """Run to the end and exit with the status that `run` returns; an error is printed."""
     status = 70
     try:
-        status = life()
-    except Refused as refused:
-        print(refused, file=sys.stderr)
+        status = run()
+    except SetupFailed as failure:
+        print(failure, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -90,7 +90,7 @@ def to_the_end(life: Callable[[], int]) -> NoReturn:
 
 
 def reset_signals() -> None:
-    """Forget what this process's parents made of signals."""
+    """Undo what the parents of this process did to signals."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
@@ -98,30 +98,30 @@ def reset_signals() -> None:
 
 
 def needs_exec(spec: Spec) -> bool:
-    """Whether the environment holds what an interpreter reads at its start only."""
+    """Whether the environment contains variables that an interpreter reads only at its start."""
     return any(name.startswith(START_VARIABLES) for name in spec["env"]) or spec["env_base"] is not None
 
 
-def start_anew(spec: Spec, descriptors: int, *arguments: str) -> NoReturn:
-    """Go on in a fresh interpreter as `worker ARGUMENTS`, which gets the `descriptors` from the specification's on."""
+def start_interpreter_again(spec: Spec, descriptors: int, *arguments: str) -> NoReturn:
+    """Execute a new interpreter as `worker ARGUMENTS`; it inherits so many descriptors from the specification's on."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, True)
     argv = command(spec["python"], "worker", *arguments)
     os.execve(argv[0], argv, dict(os.environ))
 
 
-def resume(live: Callable[[Spec], int]) -> NoReturn:
-    """Go on as a worker after the exec that its environment asked for."""
-    from .preload import preload, settle
+def resume(run: Callable[[Spec], int]) -> NoReturn:
+    """Run the worker after the exec that its environment required."""
+    from .preload import preload, prepare_for_forks
 
-    spec = resumed(2 + int(sys.argv[1]))
+    spec = read_spec_after_exec(2 + int(sys.argv[1]))
     preload()
-    settle()
-    os._exit(live(spec))
+    prepare_for_forks()
+    os._exit(run(spec))
 
 
-def resumed(descriptors: int) -> Spec:
-    """The specification, after `start_anew` with so many descriptors."""
+def read_spec_after_exec(descriptors: int) -> Spec:
+    """The specification, after `start_interpreter_again` with so many descriptors, which are not inherited further."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, False)
     return read_spec(SPEC_FD)
@@ -134,8 +134,8 @@ def read_spec(fd: int) -> Spec:
 
 
 def wait_for_go(control: int) -> None:
-    """Begin when the supervisor has noted this worker, and not at all if it died before: nobody would know of it."""
-    # Byte for byte: a fork pays for every page that it touches.
+    """Wait until the supervisor has recorded this worker; exit if it dies before, since the worker would be unknown."""
+    # Compared as bytes, not parsed: a fork pays for every page that it touches.
     if os.read(control, len(GO) + 1) != GO:
         os._exit(0)
 
@@ -148,9 +148,9 @@ def _run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
 
 
 def become_program(spec: Spec, sockets: int) -> NoReturn:
-    """Be the server's program, for which so many listening sockets stand at 3, 4 …"""
+    """Execute the program of the server, with so many listening sockets at 3, 4 …"""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    take_on(spec)
+    apply_spec(spec)
     if sockets:
         os.environ["LISTEN_FDS"] = str(sockets)
         os.environ["LISTEN_PID"] = str(os.getpid())
@@ -176,31 +176,31 @@ def place(fds: list[int], output: int, first: int = FIRST_FD) -> None:
     os.closerange(first + len(lifted), os.sysconf("SC_OPEN_MAX"))
 
 
-def forget_what_the_pool_was_told() -> None:
-    """Take out of the environment what was meant for the pool and nobody else."""
-    for name in _OF_THE_POOL:
+def clear_pool_variables() -> None:
+    """Remove the variables from the environment that were set for the pool alone."""
+    for name in _POOL_VARIABLES:
         os.environ.pop(name, None)
 
 
-def take_on(spec: Spec) -> None:
-    """Limits first, then the rights of the server's user, then its environment and directory."""
+def apply_spec(spec: Spec) -> None:
+    """Apply the limits, then the rights of the server's user, then its environment and directory."""
     soft, hard = spec["open_files"]
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     except (OSError, ValueError) as error:
-        raise _refused(
+        raise _failed(
             f"cannot have {soft} open files: more than this machine allows; lower `limits.open_files`", error
         ) from error
     prefer_for_oom_kill()
     if spec["env_base"] is not None:
         os.environ.clear()
         os.environ.update(spec["env_base"])
-        forget_what_the_pool_was_told()
+        clear_pool_variables()
     if spec["user"] is not None:
         try:
             drop_rights(*spec["user"])
         except OSError as error:
-            raise _refused(
+            raise _failed(
                 f"cannot become user {spec['user'][0]} of group {spec['user'][1]}", error
             ) from error
     if spec["env"]:
@@ -208,16 +208,16 @@ def take_on(spec: Spec) -> None:
     try:
         os.chdir(spec["cwd"])
     except OSError as error:
-        raise _refused(f"cannot enter {spec['cwd']}", error) from error
+        raise _failed(f"cannot enter {spec['cwd']}", error) from error
 
 
-def _refused(message: str, error: Exception) -> Refused:
-    return Refused(f"{message}: {error.strerror}" if isinstance(error, OSError) else message)
+def _failed(message: str, error: Exception) -> SetupFailed:
+    return SetupFailed(f"{message}: {error.strerror}" if isinstance(error, OSError) else message)
 
 
 def drop_rights(uid: int, gid: int) -> None:
     """Switch to the user: its groups, HOME, USER and LOGNAME. Raises OSError."""
-    # A zygote that runs as the server's user has done so already.
+    # A zygote that runs as the server's user already has its rights.
     done = os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid)
     try:
         account = pwd.getpwuid(uid)
@@ -234,14 +234,14 @@ def drop_rights(uid: int, gid: int) -> None:
 
 
 def set_app_environment(spec: Spec) -> None:
-    """Set sys.argv and the import path for the application. Repeated after a preload, it changes nothing."""
+    """Set sys.argv and the import path for the application. A second call, after a preload, changes nothing."""
     sys.argv = [spec["app"] or spec["server"]]
     if sys.path[0] != spec["app_dir"]:
         sys.path.insert(0, spec["app_dir"])
 
 
 def exit_status(code: object) -> int:
-    """What sys.exit(code) means (its documentation): an integer is the status, None is 0, a text is printed."""
+    """The exit status for sys.exit(code), as documented: an integer itself, 0 for None; a text is printed, for 1."""
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF
     print(code, file=sys.stderr)

@@ -13,56 +13,57 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
 from ..keeper import wire
-from .control_socket import Control, begin
+from .control_socket import ControlSocket, begin
 from .load_app import MOST_CHARACTERS, LoadFailed, explain, load_app
-from .orphaned_worker import Orphan, spec_digest, who_may_ask
+from .orphaned_worker import OrphanedWorker, permitted_uids, spec_digest
 from .process_setup import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec, exit_status, set_app_environment
 from .serving.access_log import watch_requests
 from .serving.adoption import Adoption
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
-from .serving.server_state import Idleness
+from .serving.server_state import IdleTimer
 from .serving.tls_context import ssl_context
 from .serving.uvicorn_config import configure
 from .tally import map_page
 
-# What every worker says, as the wire writes it.
+# Events and log lines of every worker, encoded.
 _IMPORTED = b'{"event":"imported"}'
 _READY = b'{"event":"ready"}'
 _STARTED = b"INFO:     Application startup complete.\n"
 _ENDED = b"INFO:     Application shutdown complete.\n"
-UNCOUNTED = "POOLCTL_UNCOUNTED"  # for a benchmark that compares: in its environment nothing is counted
+UNCOUNTED = "POOLCTL_UNCOUNTED"  # for benchmarks: with this variable nothing is counted
 
 
-class Worker:
-    """The server, the socket it is controlled by, and why it ends."""
+class WorkerProcess:
+    """The server, the control socket, and the reason for the end."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.control = Control(CONTROL_FD, self._perform, self._lost)
+        self.control = ControlSocket(CONTROL_FD, self)
         count = spec["listeners"]
         self.listeners = [socket.socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
         self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
         self.adoption = _adoption(self.tls_fds.stop) if spec["adoption"] else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
         place = spec["orphanage"]
-        self.place = socket.socket(fileno=self.tally_fd + 1) if place is not None and place["bound"] else None
+        self.orphan_socket = (
+            socket.socket(fileno=self.tally_fd + 1) if place is not None and place["bound"] else None
+        )
         self.signalled: int | None = None
         self.expired = False
-        self.attended = False  # told to accept, or not to
-        self.idleness: Idleness | None = None
-        self.orphan: Orphan | None = None
+        self.accepting_ordered = False  # the supervisor has ordered it to accept, or not to
+        self.idleness: IdleTimer | None = None
+        self.orphan: OrphanedWorker | None = None
         self.ready_at: float | None = None
         os.close(SPEC_FD)
-        self.forked = ForkedChildren(self._forget_descriptors)
+        self.forked = ForkedChildren(self)
 
-    def live(self) -> int:
-        """Serve until told to stop; the exit status."""
+    def run(self) -> int:
+        """Serve until ordered to stop; returns the exit status."""
         try:
             config = self._configure()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -70,14 +71,14 @@ class Worker:
         except asyncio.CancelledError:
             return STARTUP_FAILURE
         except SystemExit as leaving:
-            # The application's own word, at its import or later.
+            # From the application, at its import or later.
             return exit_status(leaving.code)
         except LoadFailed as error:
             print(explain(error), file=sys.stderr, end="")
             return self._failed(str(error), STARTUP_FAILURE)
         except StartupFailed as error:
             return self._failed(str(error), error.status)
-        self._say(_ENDED)
+        self._log(_ENDED)
         return 0
 
     def _configure(self) -> uvicorn.Config:
@@ -89,7 +90,7 @@ class Worker:
         watch_requests(config, spec["requests"])
         if spec["tls"] is not None:
             config.ssl = _context(spec["tls"], list(self.tls_fds))
-            # What has been loaded needs no file any more that the application, or its children, could read.
+            # The application and its children must not be able to read them.
             for fd in self.tls_fds:
                 os.close(fd)
         return config
@@ -109,47 +110,42 @@ class Worker:
         serving = asyncio.current_task()
         assert serving is not None
         self.serving = serving
-        self.control.listen(self.server.accounts.tally)
+        self.control.listen(self.server.server_state.tally)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal, number)
         self.forked.loop_handles(signal.SIGTERM)
-        self.control.tell_as_it_is(_IMPORTED)
+        self.control.send_raw(_IMPORTED)
         await self.server.run(self.listeners, self._ready)
         self.control.ignore()
 
     def _ready(self) -> None:
         self.ready_at = time.monotonic()
-        begin(self.server.accounts.tally)
-        self.server.accounts.on_limit = self._limit_reached
-        self.server.on_left = lambda: self.control.tell({"event": "left"})
-        self._say(_STARTED)
-        self.control.tell_as_it_is(_READY)
+        begin(self.server.server_state.tally)
+        self.server.server_state.on_limit = self._limit_reached
+        self.server.on_left = lambda: self.control.send({"event": "left"})
+        self._log(_STARTED)
+        self.control.send_raw(_READY)
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
 
     def _limit_reached(self) -> None:
-        # The replacement comes first: this worker serves on until it is told to drain.
+        # The replacement starts first: this worker serves until it is ordered to drain.
         self.expired = True
-        self.control.tell({"event": "expired"})
+        self.control.send({"event": "expired"})
 
-    def _lost(self) -> None:
-        """Keeper and supervisor are gone, both: serve on until another pool comes; an embedded one's has ended."""
+    def control_lost(self) -> None:
+        """Keeper and supervisor have both exited: wait to be adopted; in an embedded pool, stop."""
         place = self.spec["orphanage"]
         if place is None:
             self._stop()
         else:
-            # Without a place where it can be found it serves on all the same.
+            # Without a socket it cannot be found, but still serves.
             with contextlib.suppress(OSError):
-                self.orphan = Orphan(
-                    place["directory"],
-                    self.place,
-                    who_may_ask(self.spec),
-                    self._greeting,
-                    self._adopted,
-                    self._perform,
+                self.orphan = OrphanedWorker(
+                    place["directory"], self.orphan_socket, permitted_uids(self.spec), self
                 )
 
-    def _greeting(self) -> tuple[wire.Message, list[int]]:
+    def greeting(self) -> tuple[wire.Message, list[int]]:
         held = [*self.listeners, *(self.adoption.ends if self.adoption is not None else ())]
         message = {
             **self.spec["orphanage"],
@@ -162,90 +158,90 @@ class Worker:
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
 
-    def _adopted(self, control: int, bound: int | None) -> None:
+    def adopted(self, control: int, bound: int | None) -> None:
         self.orphan = None
-        self.place = None if bound is None else socket.socket(fileno=bound)
+        self.orphan_socket = None if bound is None else socket.socket(fileno=bound)
         self.control.move(control)
 
-    def _perform(self, message: wire.Message, fds: list[int]) -> None:
+    def perform(self, message: wire.Message, fds: list[int]) -> None:
         match message.get("order"):
             case "stop":
-                self._stop(heirs=message.get("to") == "pair")
+                self._stop(migrate=message.get("to") == "pair")
             case "drain":
-                self.server.drain(heirs=message.get("to") == "pair")
+                self.server.drain(migrate=message.get("to") == "pair")
             case "out" | "in" as place:
                 self.server.rotate(place == "in")
             case "rest" | "work" as duty:
-                self.attended = True
-                self.server.attend(duty == "work")
+                self.accepting_ordered = True
+                self.server.set_accepting(duty == "work")
             case "conn" if self.server.started and len(fds) == 1:
-                self.server.probed.answer(message, socket.socket(fileno=os.dup(fds[0])))
+                self.server.answer_probe(message, socket.socket(fileno=os.dup(fds[0])))
             case "tls":
                 self._renew(message.get("tls") or self.spec["tls"], fds)
             case "idle":
                 self._watch_idleness(message.get("seconds"))
             case "report" if self.server.started:
-                self.control.tell(self._state())
+                self.control.send(self._state())
                 if self.expired:
-                    self.control.tell({"event": "expired"})
+                    self.control.send({"event": "expired"})
                 if self.idleness is not None and self.idleness.idle:
-                    self._tell_idle(True)
+                    self._report_idle(True)
 
     def _state(self) -> dict[str, Any]:
-        resting = {"resting": "told" if self.attended else "new"} if self.server.resting else {}
+        resting = {"resting": "told" if self.accepting_ordered else "new"} if self.server.resting else {}
         return {"event": "ready", "leaving": self.server.should_exit, **resting}
 
     def _renew(self, tls: dict[str, Any], fds: list[int]) -> None:
-        """Use another certificate from now on; one that cannot be used changes nothing."""
+        """Use another certificate from now on; an unusable one changes nothing."""
         try:
             context = ssl_context(tls, fds)
         except (OSError, ValueError) as error:
-            self.control.tell({"event": "tls", "error": str(error)[:MOST_CHARACTERS]})
+            self.control.send({"event": "tls", "error": str(error)[:MOST_CHARACTERS]})
             return
         self.renewing = asyncio.ensure_future(self.server.renew(context))
-        self.renewing.add_done_callback(lambda _: self.control.tell({"event": "tls", "error": None}))
+        self.renewing.add_done_callback(lambda _: self.control.send({"event": "tls", "error": None}))
 
     def _watch_idleness(self, seconds: float | None) -> None:
-        """Tell from now on when there was nothing to do for so long; without a time, no more."""
+        """Report from now on when the worker gets idle for so long; without a time, stop reporting."""
         if self.idleness is not None:
             self.idleness.end()
-        self.idleness = Idleness(self.server.accounts, seconds, self._tell_idle) if seconds else None
+        self.idleness = IdleTimer(self.server.server_state, seconds, self._report_idle) if seconds else None
 
-    def _tell_idle(self, idle: bool) -> None:
-        self.control.tell({"event": "idle" if idle else "busy"})
+    def _report_idle(self, idle: bool) -> None:
+        self.control.send({"event": "idle" if idle else "busy"})
 
     def _signal(self, number: int) -> None:
-        # Somebody means this process, not its server: no request need be lost. A second signal is in a hurry.
+        # Sent to this process, not to its server: no request need be lost. A second signal stops at once.
         if self.signalled is None and self.server.started:
             self.server.drain()
         else:
             self._stop()
         self.signalled = number
 
-    def _stop(self, *, heirs: bool = False) -> None:
+    def _stop(self, *, migrate: bool = False) -> None:
         if self.server.started:
-            self.server.stop(heirs=heirs)
+            self.server.stop(migrate=migrate)
         else:
-            # Nobody waits for the rest of a startup whose server is not wanted any more.
+            # The rest of the startup is not needed any more.
             self.serving.cancel()
 
-    def _say(self, line: bytes) -> None:
-        """Say in the log, in uvicorn's words, what uvicorn would say if it were asked to."""
+    def _log(self, line: bytes) -> None:
+        """Write a line to the log as uvicorn would, whose own logging starts at warnings."""
         with contextlib.suppress(OSError):
             os.write(2, line)
 
     def _failed(self, message: str, status: int) -> int:
-        self.control.tell({"event": "failed", "message": message[:MOST_CHARACTERS]})
+        self.control.send({"event": "failed", "message": message[:MOST_CHARACTERS]})
         return status
 
-    def _forget_descriptors(self) -> None:
-        # A process that the application forks must not keep the port bound, nor connections that were closed here.
-        self.control.forget()
+    def close_in_child(self) -> None:
+        # It must not keep the port bound, or connections open that were closed here.
+        self.control.close_in_child()
         if self.adoption is not None:
-            self.adoption.forget()
+            self.adoption.close_in_child()
         if self.orphan is not None:
-            self.orphan.forget()
-        places = () if self.place is None else (self.place.detach(),)
+            self.orphan.close_in_child()
+        places = () if self.orphan_socket is None else (self.orphan_socket.detach(),)
         for fd in (self.tally_fd, *places, *(each.detach() for each in self.listeners)):
             try:
                 os.close(fd)
@@ -266,30 +262,30 @@ def _adoption(first_fd: int) -> Adoption:
     return Adoption(socket.socket(fileno=first_fd), socket.socket(fileno=first_fd + 1))
 
 
-def live(spec: Spec) -> int:
-    """Run the worker to its end, exit handlers and all; the exit status."""
-    worker = Worker(spec)
-    status = worker.live()
+def run_worker(spec: Spec) -> int:
+    """Run the worker to its end, including exit handlers; returns the exit status."""
+    worker = WorkerProcess(spec)
+    status = worker.run()
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     if worker.signalled is not None:
-        # Whoever sent a signal is told that it worked, as by any other program.
+        # The exit status shows the signal, as with any other program.
         signal.signal(worker.signalled, signal.SIG_DFL)
         os.kill(os.getpid(), worker.signalled)
     return status
 
 
 class ForkedChildren:
-    """Separates each child that the application forks from its worker; `close_descriptors` is called in it.
+    """Separates each child that the application forks from its worker: descriptors, and the event loop's signals.
 
     The loop learns of a signal by a byte in a socket pair, which a forked child shares: a SIGTERM to the child, as
     multiprocessing sends it, would stop the worker and leave the child running.
     """
 
-    def __init__(self, close_descriptors: Callable[[], None]) -> None:
-        self._close_descriptors = close_descriptors
+    def __init__(self, worker: WorkerProcess) -> None:
+        self._worker = worker
         self._loop_handlers: list[object] = []
         self._masks: dict[int, set[signal.Signals | int]] = {}  # by thread: several may fork at once
         self._separate = False
@@ -312,7 +308,7 @@ class ForkedChildren:
         if not self._separate:  # a grandchild's descriptors of these numbers are its own
             self._separate = True
             self._reset_signals()
-            self._close_descriptors()
+            self._worker.close_in_child()
         self._release_signals()
 
     def _reset_signals(self) -> None:

@@ -23,26 +23,26 @@ from .forks import serve_forks
 from .kept_fds import close_others, occupy_others
 from .load_app import MOST_CHARACTERS, LoadFailed, explain, import_app, module_of
 from .prefork_run import prefork_run, prefork_run_again
-from .preload import collecting_seldom, keep, preload, settle, warm_up
+from .preload import collecting_rarely, freeze, preload, prepare_for_forks, warm_up
 from .process_setup import (
     SPEC_FD,
     Spec,
-    become,
+    apply_spec,
+    become_worker,
+    clear_pool_variables,
     exit_status,
-    forget_what_the_pool_was_told,
     needs_exec,
     place,
     read_spec,
+    read_spec_after_exec,
     reset_signals,
-    resumed,
+    run_and_exit,
     set_app_environment,
-    start_anew,
-    take_on,
-    to_the_end,
+    start_interpreter_again,
     wait_for_go,
 )
 from .serving.pool_server import STARTUP_FAILURE
-from .worker_process import live
+from .worker_process import run_worker
 
 REQUESTS_FD = 3
 _APP_REQUESTS_FD = SPEC_FD + 1
@@ -53,59 +53,61 @@ def serve_requests() -> None:
     """Fork a worker for each request until the requests' socket ends."""
     name_process("poolctl-zygote")
     requests = socket.socket(fileno=REQUESTS_FD)
-    # Here, and not in every worker: what Python does with signals at its start is for programs of one process.
+    # Here instead of in every worker: Python's signal handlers are meant for programs of one process.
     reset_signals()
-    forget_what_the_pool_was_told()
-    # Nothing that an import makes is garbage: looking for it is a tenth of the time.
+    clear_pool_variables()
+    # Imports create no garbage, and collecting would take a tenth of the time.
     gc.disable()
     preload()
-    # The prefork run's garbage is collected without looking through the imports: that took 8 ms.
+    # Frozen, the imports are not scanned when the prefork run's garbage is collected: that took 8 ms.
     gc.freeze()
     gc.enable()
     prefork_run()
-    settle()
-    # Whoever asked for a zygote may be gone before it is up: nobody is left to be told.
+    prepare_for_forks()
+    # The supervisor may have exited before this zygote is up.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         wire.send(requests, {"event": "up"}, wait=True)
-        serve_forks(requests, {"worker": lambda fds: become(fds, live), "app": become_app_zygote})
+        serve_forks(
+            requests, {"worker": lambda fds: become_worker(fds, run_worker), "app": become_app_zygote}
+        )
 
 
 def become_app_zygote(fds: list[int]) -> NoReturn:
     """Turn this fresh fork into the app zygote that `fds` describe: its specification, requests' socket, output."""
-    to_the_end(lambda: _become(fds))
+    run_and_exit(lambda: _set_up(fds))
 
 
-def _become(fds: list[int]) -> int:
+def _set_up(fds: list[int]) -> int:
     spec_fd, requests, output = fds
     spec = read_spec(spec_fd)
     name_process("poolctl-app")
     reset_signals()
     wait_for_go(requests)
     place([spec_fd, requests], output)
-    take_on(spec)
+    apply_spec(spec)
     if needs_exec(spec):
-        start_anew(spec, 2, "app")
-    return _live(spec)
+        start_interpreter_again(spec, 2, "app")
+    return _run(spec)
 
 
 def resume() -> NoReturn:
-    """Go on as an app zygote after the exec that its environment asked for."""
-    spec = resumed(2)
+    """Run the app zygote after the exec that its environment required."""
+    spec = read_spec_after_exec(2)
     name_process("poolctl-app")
     preload()
     prefork_run()
-    settle()
-    to_the_end(lambda: _live(spec))
+    prepare_for_forks()
+    run_and_exit(lambda: _run(spec))
 
 
-def _live(spec: Spec) -> int:
+def _run(spec: Spec) -> int:
     requests = socket.socket(fileno=_APP_REQUESTS_FD)
     os.close(SPEC_FD)
     close_others()
     occupy_others()
     set_app_environment(spec)
     before, origins = ProcessSnapshot.of_this_process(), ThreadOrigins(module_of(spec))
-    with collecting_seldom():
+    with collecting_rarely():
         try:
             with origins:
                 warm_up(import_app(spec))
@@ -113,34 +115,34 @@ def _live(spec: Spec) -> int:
             return _leave(exit_status(leaving.code))
         except LoadFailed as error:
             print(explain(error), file=sys.stderr, end="")
-            _tell(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
+            _send(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
             return _leave(STARTUP_FAILURE)
         found = before.left_since(origins)
         if not found:
-            gc.freeze()  # so that only what the prefork run leaves is collected
+            gc.freeze()  # so that only the garbage of the prefork run is collected
             prefork_run_again()
             found = before.left_since(origins)
         if found:
-            return _give_up(requests, found, before.fix())
-        keep()
+            return _report_unusable(requests, found, before.fix())
+        freeze()
     _close_output()
-    if _tell(requests, {"event": "up"}):
-        serve_forks(requests, {"worker": lambda fds: become(fds, live, preloaded=True)})
-    # Not the application's exit functions: its workers run them.
+    if _send(requests, {"event": "up"}):
+        serve_forks(requests, {"worker": lambda fds: become_worker(fds, run_worker, preloaded=True)})
+    # The application's exit functions are left to its workers.
     return 0
 
 
-def _give_up(requests: socket.socket, found: str, fix: str) -> int:
+def _report_unusable(requests: socket.socket, found: str, fix: str) -> int:
     problem = f"its import {found}, which no fork can share: each worker imports it instead"
     problem += f" ({fix})" if fix else ""
     print(f"preload = true has no effect: {problem}", file=sys.stderr)
     _leave(0)
-    _tell(requests, {"event": "unusable", "problem": problem[:MOST_CHARACTERS]})
+    _send(requests, {"event": "unusable", "problem": problem[:MOST_CHARACTERS]})
     return 0
 
 
 def _leave(status: int) -> int:
-    """End as a program does that has imported the application and goes no further."""
+    """End like a program that has imported the application and does nothing else."""
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -151,7 +153,7 @@ def _leave(status: int) -> int:
 
 
 def _close_output() -> None:
-    # What comes from now on is said by workers, into pipes of their own; the end of this one tells that all was read.
+    # From now on only workers print, to pipes of their own; the end of this one shows that all was read.
     sys.stdout.flush()
     sys.stderr.flush()
     null = os.open(os.devnull, os.O_WRONLY)
@@ -160,7 +162,7 @@ def _close_output() -> None:
     os.close(null)
 
 
-def _tell(requests: socket.socket, message: wire.Message) -> bool:
+def _send(requests: socket.socket, message: wire.Message) -> bool:
     with contextlib.suppress(OSError):
         wire.send(requests, message, wait=True)
         return True

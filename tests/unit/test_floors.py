@@ -43,8 +43,8 @@ WITHIN = {
     },
     "runners.local": {"certificates_in_use": 2, "resources": 2, "workers": 2, "spawn": 3, "activation": 3},
     "worker": {
-        "orphaned_worker": 0, "load_app": 0, "tally": 0, "kept_fds": 0, "forks": 0, "fork_safety": 0,
-        "control_socket": 1, "serving": 2, "preload": 3, "prefork_run": 4, "process_setup": 5,
+        "load_app": 0, "tally": 0, "kept_fds": 0, "forks": 0, "fork_safety": 0,
+        "control_socket": 1, "orphaned_worker": 2, "serving": 2, "preload": 3, "prefork_run": 4, "process_setup": 5,
     },
 }  # fmt: skip
 TOP = 6

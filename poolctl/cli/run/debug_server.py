@@ -26,7 +26,7 @@ from poolctl.listeners.open import inherited_descriptors, open_listener
 from poolctl.platform import sealed_file
 from poolctl.runners import withheld
 from poolctl.runners.spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
-from poolctl.worker.process_setup import SPEC_FD, Refused, become_program
+from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
 
 # They are about a pool, or about waiting for one.
 _NOT_WITH = {
@@ -66,7 +66,7 @@ def perform(request: CommandRequest) -> NoReturn:
         print(_announcement(server), file=sys.stderr, flush=True)
     try:
         _become(server, spec, listeners, [sealed_file("poolctl", content) for content in contents])
-    except (Refused, OSError) as error:
+    except (SetupFailed, OSError) as error:
         raise Failure(Outcome.failed(FAILED, f"{server.name}: {error}")) from None
 
 

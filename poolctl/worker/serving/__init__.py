@@ -1,1 +1,1 @@
-"""One uvicorn server and its connections: counted, watched, handed on; what it is made of and when it leaves."""
+"""One uvicorn server and its connections: accepting, limits, counts, access log, probes, drain and handover."""

@@ -1,4 +1,4 @@
-"""Requests with a name of their own, and a line in the log for each: for servers that ask for it, and no others."""
+"""Request IDs, and a line in the log for each request, for servers that configure it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 from .uvicorn_parts import BUSY_APP, get_client_addr, get_path_with_query_string
 
 _NAME = b"x-request-id"
-# What others send is printed, and sent on.
+# IDs from clients are logged, and sent on.
 _GOOD = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _SECRET_BYTES = 16
-_CLIENT_LEFT = 499  # as nginx has it: there was nobody to be answered
+_CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 
 Write = Callable[[str], None]
-Line = Callable[["Seen"], str]
+Line = Callable[["LoggedRequest"], str]
 
 
-class Access:
-    """An ASGI application that names each request of another one, and writes a line when it is answered.
+class AccessLog:
+    """An ASGI application that gives each request of another one an ID, and writes a line when it is complete.
 
-    The name is that of the header X-Request-ID, or a new one where that is missing or unprintable. The application
-    finds it there, and in `scope["state"]["request_id"]`. With `answer` the response has the header too.
+    The ID is that of the header X-Request-ID, or a new one if that is missing or unprintable. The application finds it
+    in the header, and in `scope["state"]["request_id"]`. With `answer` the response has the header too.
     """
 
     def __init__(
@@ -42,30 +42,30 @@ class Access:
         if scope["type"] not in ("http", "websocket"):
             await self.inner(scope, receive, send)
             return
-        seen = Seen(scope)
+        seen = LoggedRequest(scope)
         name = [(_NAME, seen.name.encode())]
 
-        async def told() -> Any:
+        async def received() -> Any:
             message = await receive()
             seen.left = seen.left or message["type"] == "http.disconnect"
             return message
 
-        async def answered(message: Any) -> None:
+        async def sent(message: Any) -> None:
             if self._answer and message["type"] in _HEADS:
                 headers = [each for each in message.get("headers", ()) if bytes(each[0]).lower() != _NAME]
                 message = {**message, "headers": headers + name}
             await send(message)
             if seen.answered(message):
-                self._tell(seen)
+                self._log(seen)
 
         try:
-            await self.inner(scope, told, answered)
+            await self.inner(scope, received, sent)
         finally:
-            self._tell(seen)
+            self._log(seen)
 
-    def _tell(self, seen: Seen) -> None:
-        if not seen.told:
-            seen.told = True
+    def _log(self, seen: LoggedRequest) -> None:
+        if not seen.logged:
+            seen.logged = True
             if self._write is not None:
                 self._write(self._line(seen))
 
@@ -73,20 +73,20 @@ class Access:
 _HEADS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 
 
-class Seen:
-    """One request, and what became of it."""
+class LoggedRequest:
+    """One request, and its outcome."""
 
-    __slots__ = ("begun", "left", "name", "scope", "status", "told")
+    __slots__ = ("begun", "left", "logged", "name", "scope", "status")
 
     def __init__(self, scope: Any) -> None:
         self.scope = scope
         self.begun = perf_counter()
         self.name = _named(scope)
         self.status = 0
-        self.left = self.told = False
+        self.left = self.logged = False
 
     def answered(self, message: Any) -> bool:
-        """Whether with this message the answer is complete."""
+        """Record a message of the response; whether the response is complete with it."""
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
@@ -103,22 +103,22 @@ class Seen:
 
     @property
     def seconds(self) -> float:
-        """How long it has taken."""
+        """The time since its begin."""
         return perf_counter() - self.begun
 
     @property
     def method(self) -> str:
-        """What was asked for."""
+        """The method; WebSocket for one."""
         return str(self.scope.get("method", "WebSocket"))
 
     @property
     def target(self) -> str:
-        """The path with its query, as it is printed."""
+        """The path with its query, as it is logged."""
         return get_path_with_query_string(self.scope)
 
 
-def as_text(seen: Seen) -> str:
-    """The line as uvicorn has it, with the time that the request took, and its name."""
+def as_text(seen: LoggedRequest) -> str:
+    """The line in uvicorn's format, followed by the time that the request took and its ID."""
     try:
         phrase = f" {HTTPStatus(seen.outcome).phrase}"
     except ValueError:
@@ -128,8 +128,8 @@ def as_text(seen: Seen) -> str:
     return f"{client} - {request} {int(seen.outcome)}{phrase} {1000 * seen.seconds:.1f}ms {seen.name}"
 
 
-def as_json(seen: Seen) -> str:
-    """The line as an object."""
+def as_json(seen: LoggedRequest) -> str:
+    """The line as a JSON object."""
     now = time()
     return json.dumps(
         {
@@ -148,25 +148,25 @@ def as_json(seen: Seen) -> str:
 
 
 def watch_requests(config: Any, wanted: dict[str, Any] | None) -> None:
-    """Let uvicorn's loaded configuration serve its application so; None: as it is."""
+    """Let uvicorn's loaded configuration serve its application with an access log; None changes nothing."""
     if wanted is None:
         return
     form = wanted["log"]
     line, write = (as_json, _print) if form == "json" else (_with_level, _print)
     options: dict[str, Any] = {"write": write if form else None, "line": line, "answer": wanted["answer"]}
-    config.loaded_app = Access(config.loaded_app, **options)
-    # What uvicorn answers itself, above max_concurrency.
+    config.loaded_app = AccessLog(config.loaded_app, **options)
+    # The application with which uvicorn responds above max_concurrency.
     module = sys.modules.get(config.http_protocol_class.__module__)
     if module is not None and hasattr(module, BUSY_APP):
-        vars(module)[BUSY_APP] = Access(unwatched(getattr(module, BUSY_APP)), **options)
+        vars(module)[BUSY_APP] = AccessLog(unwatched(getattr(module, BUSY_APP)), **options)
 
 
 def unwatched(app: Any) -> Any:
-    """The application without any of this."""
-    return app.inner if isinstance(app, Access) else app
+    """The application itself."""
+    return app.inner if isinstance(app, AccessLog) else app
 
 
-def _with_level(seen: Seen) -> str:
+def _with_level(seen: LoggedRequest) -> str:
     return f"INFO:     {as_text(seen)}"
 
 
@@ -174,7 +174,7 @@ def _print(line: str) -> None:
     try:
         os.write(1, line.encode() + b"\n")
     except OSError:
-        pass  # nobody reads: no request may fail for that
+        pass  # no process reads the output: no request may fail for that
 
 
 def _named(scope: Any) -> str:

@@ -16,7 +16,7 @@ _AGAIN_SECONDS = 0.1
 
 
 class Adoption:
-    """Accepted connections, handed from worker to worker: unread bytes and all, and nobody at the other end sees it."""
+    """The adoption pair, through which workers hand over connections with their unread bytes, unnoticed by clients."""
 
     def __init__(self, give: socket.socket, take: socket.socket) -> None:
         # Neither is made non-blocking here: that is a property of the open file, which all workers share.
@@ -27,24 +27,24 @@ class Adoption:
 
     @property
     def ends(self) -> tuple[socket.socket, socket.socket]:
-        """The pair itself: where it gives, and where it takes."""
+        """The pair itself: the end to give to, and the end to take from."""
         return self._give, self._take
 
     def open(self, on_connection: Callable[[handover.Connection], None]) -> None:
-        """Call `on_connection` with every connection that is taken from now on."""
+        """Take connections from now on, and call `on_connection` with each."""
         self._on_connection = on_connection
         asyncio.get_running_loop().add_reader(self._take.fileno(), self._take_one)
 
     def close(self) -> None:
-        """Take nothing more; what waits is for others."""
+        """Take no more connections; those that wait are left to other workers."""
         if self._resting is not None:
             self._resting.cancel()
         asyncio.get_running_loop().remove_reader(self._take.fileno())
 
     def give(self, fd: int, limits: dict[str, Any] | None = None) -> bool:
-        """Whether the connection waits for another worker now; False when there is no room.
+        """Queue the connection for another worker; False when there is no room.
 
-        `limits` say how much time its client has left, as those of a `handover.Connection` do.
+        `limits` are the remaining times of its client, as in a `handover.Connection`.
         """
         try:
             handover.give(self._give, fd, limits)
@@ -52,20 +52,20 @@ class Adoption:
             return False
         return True
 
-    def forget(self) -> None:
-        """Close both ends, in a process that is no worker."""
+    def close_in_child(self) -> None:
+        """Close both ends in a process that the application has forked."""
         for end in (self._give, self._take):
             os.close(end.detach())
 
     def _take_one(self) -> None:
-        # One a turn: it is the same for all who are awake, and the rest of the loop has its turn.
+        # One in each iteration of the loop, so that other work, and other workers, have their turn.
         try:
             taken = handover.take(self._take)
         except handover.NoRoom:
             self._rest()
             return
         except (BlockingIOError, InterruptedError, WireError):
-            return  # mostly: another worker was faster
+            return  # usually another worker was faster
         except OSError:
             taken = None
         if taken is None:
@@ -80,10 +80,10 @@ class Adoption:
 
 
 class AcceptedConnections:
-    """`on_done` is called when one has its protocol, or has failed, for example in its handshake."""
+    """Connections that have no protocol yet; `changed` is set when one has got it, or has failed."""
 
-    def __init__(self, on_done: Callable[[], None] = lambda: None) -> None:
-        self._on_done = on_done
+    def __init__(self, changed: asyncio.Event) -> None:
+        self._changed = changed
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __bool__(self) -> bool:
@@ -96,10 +96,10 @@ class AcceptedConnections:
         context: ssl.SSLContext | None,
         handshake_seconds: float | None = None,
     ) -> None:
-        """Give the connection a protocol; with a context TLS is spoken on it."""
+        """Give the connection a protocol; with a context it uses TLS."""
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        # No other timeout than a TLS handshake's is allowed without TLS.
+        # asyncio does not accept a handshake timeout without TLS.
         timeout = None if context is None else handshake_seconds
         work = loop.connect_accepted_socket(make, sock, ssl=context, ssl_handshake_timeout=timeout)
         task = loop.create_task(work)
@@ -107,12 +107,12 @@ class AcceptedConnections:
         task.add_done_callback(self._done)
 
     def cancel(self) -> None:
-        """Give up those that have no protocol yet."""
+        """Cancel those that have no protocol yet."""
         for task in list(self._tasks):
             task.cancel()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # asyncio complains of one that nothing has asked for
-        self._on_done()
+            task.exception()  # otherwise asyncio logs that it was never retrieved
+        self._changed.set()

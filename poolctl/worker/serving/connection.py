@@ -1,8 +1,8 @@
-"""Connections that know how to leave: uvicorn's HTTP protocols with a drain that loses no request.
+"""Connections that can be drained: uvicorn's HTTP protocols with a drain that loses no request.
 
 A keep-alive connection that is closed while the client's next request is on its way loses that request (measured:
-1–2 % of them). So a connection that cannot move to another worker lingers: each answer says `Connection: close`, and an
-idle one is closed only after it has been quiet for a while and nothing waits in its receive buffer (RFC 9112 §9.6).
+1–2 % of them). So a connection that cannot move to another worker lingers: each response says `Connection: close`, and
+an idle one is closed only after a quiet period with nothing in its receive buffer (RFC 9112 §9.6).
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class Closing:
         self.linger()
 
     def linger(self) -> None:
-        """Finish the answer under way, and close."""
+        """Finish the response in progress, and close."""
         self.shutdown()  # type: ignore[attr-defined]
 
     def stay(self) -> None:
-        """Nothing to undo: a connection that was asked to close still closes."""
+        """Do nothing: a connection that was asked to close still closes."""
 
     def end_events(self) -> None:
-        """Nothing: its responses are unknown."""
+        """Do nothing: its responses are unknown."""
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Nothing: it has only its own limits."""
+        """Do nothing: it has only its own limits."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.server_state.handshake_is_over(self)
@@ -61,7 +61,7 @@ class Lingering(LimitedHead):
     """Mixed in before one of uvicorn's HTTP protocol classes."""
 
     lingering = False
-    # Methods of that class: to look them up by super() costs as much as a tenth of what is done here.
+    # Methods of that class: looking them up by super() would cost a tenth of the work done here.
     made: Callable[[asyncio.Transport], None]
     lost: Callable[[Exception | None], None]
     headers_complete: Callable[[], None]
@@ -75,11 +75,11 @@ class Lingering(LimitedHead):
             self.server_state.expect(self)
 
     def leave(self) -> None:
-        """Leave this worker in the best way that there is."""
+        """Leave this worker in the best way that is possible."""
         self.linger()
 
     def linger(self) -> None:
-        """Begin to leave: an answer under way is the last one, an idle connection closes once it is quiet."""
+        """Start to leave: a response in progress is the last one, an idle connection closes once it is quiet."""
         if self.transport is None or self.transport.is_closing():
             return
         if self.idle:
@@ -89,15 +89,15 @@ class Lingering(LimitedHead):
             self._answer_and_close()
 
     def stay(self) -> None:
-        """Go on as before `linger`, unless the last answer has been promised already."""
+        """Undo `linger`, unless the last response has been announced already."""
         if self.transport is not None and not self.transport.is_closing() and self.idle:
             self.lingering = False
             self.close_when_quiet(self.timeout_keep_alive)
 
     def end_events(self) -> None:
-        """End a stream of events, which has no end of its own, between two of them; its client connects again.
+        """End a stream of events between two of them; its client connects again.
 
-        The application learns of it as of a client that went away.
+        For the application the client has disconnected.
         """
         cycle = self.cycle
         if self.idle or not cycle.response_started or not wants_events(cycle.scope):
@@ -108,16 +108,16 @@ class Lingering(LimitedHead):
         self.transport.close()
 
     def last_chunk(self) -> bytes:
-        """What ends the response under way, if it has no length of its own."""
+        """The bytes that end the response in progress if it has no length of its own."""
         return b""
 
     def shutdown(self) -> None:
-        """Close an idle connection; an answer under way is the last one, and says so."""
+        """Close an idle connection; a response in progress is the last one, and says so."""
         super().shutdown()  # type: ignore[misc]
         if not self.idle:
             self._answer_and_close()
 
-    # A request that arrives while the worker drains is answered, and is the last one of its connection.
+    # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
     def on_headers_complete(self) -> None:
         self.headers_complete()
@@ -140,7 +140,7 @@ class Lingering(LimitedHead):
             count.batch.started += 1
             if count.batch.timer is None:
                 count.batch.soon()
-            count.begun_ns = monotonic_ns()  # the one before has its response
+            count.begun_ns = monotonic_ns()  # the previous request has its response
         self._last_request_if_draining()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -151,7 +151,7 @@ class Lingering(LimitedHead):
             self.await_first_head(due)
         if state.draining:
             self.close_when_quiet(QUIET_SECONDS)
-        if state.heirs is not None:
+        if state.moves_to is not None:
             self.leave()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -172,18 +172,18 @@ class Lingering(LimitedHead):
             batch, begun_ns = count.batch, count.begun_ns
             batch.complete += 1
             if begun_ns:
-                # The request that waits begins now, if one has been sent ahead.
+                # A pipelined request begins now.
                 count.begun_ns = now_ns = monotonic_ns()
                 count.took(now_ns - begun_ns)
             if batch.timer is None:
                 batch.soon()
         self.response_complete()
         state = self.server_state
-        # It began before anybody knew that it is the last one: its client may ask once more.
+        # The response did not say that it is the last one: the client may send another request.
         if state.draining and self.idle and not self.transport.is_closing():
             self.close_when_quiet(QUIET_SECONDS)
-        if state.heirs is not None:
-            # Now, before anything is read: a client that never pauses would keep this worker alive for ever.
+        if state.moves_to is not None:
+            # Before anything else is read: a client that never pauses would keep this worker alive for ever.
             self.leave()
 
     def _last_request_if_draining(self) -> None:
@@ -193,13 +193,13 @@ class Lingering(LimitedHead):
     def _answer_and_close(self) -> None:
         cycle = self.cycle
         cycle.keep_alive = False
-        # With httptools uvicorn tells the client by itself, with h11 it just closes.
+        # With httptools uvicorn adds the header itself, with h11 it only closes.
         if not cycle.response_started and CLOSE not in cycle.default_headers:
             cycle.default_headers = [*cycle.default_headers, CLOSE]
 
 
 class LingeringZttp(Lingering):
-    """For the protocol on zttp: it lingers, as the parser does not say what it still holds."""
+    """For the protocol on zttp: it lingers, because the parser does not report its buffered data."""
 
     flow: Any
     _ahead = 0
@@ -209,14 +209,14 @@ class LingeringZttp(Lingering):
         ahead = not self.idle and not cycle.more_body
         super().data_received(data)
         if ahead and cycle is self.cycle:
-            # Requests that are sent ahead wait in the parser, which has room for all.
+            # Pipelined requests wait in the parser, which has no limit for them.
             self._ahead += len(data)
             heads = self.server_state.heads
             if heads is not None and self._ahead > heads.most_bytes:
                 self.flow.pause_reading()
 
     def handle_remote_protocol_error(self) -> None:
-        # zttp has limits of its own: 16 KiB and a hundred headers.
+        # zttp has its own limits: 16 KiB and a hundred headers.
         if "size limit" in str(sys.exception()) and self.idle:
             self.refuse(431)
         else:
@@ -233,5 +233,5 @@ class LingeringZttp(Lingering):
 
 def wants_events(scope: Any) -> bool:
     """Whether the client of this request reads a stream of events."""
-    # As every EventSource says (HTML, "Server-sent events"). Any other stream, so ended, could be taken for whole.
+    # As every EventSource sends (HTML, "Server-sent events"). Any other stream, ended so, could be taken for complete.
     return any(name == b"accept" and b"text/event-stream" in value for name, value in scope["headers"])

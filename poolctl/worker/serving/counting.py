@@ -1,27 +1,21 @@
-"""Requests and connections, counted where they begin and end; the price of it is measured (`--only counting`)."""
+"""Counts requests by latency and status; the cost is measured (`python -m benchmarks --only counting`)."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Hashable
 from typing import Any
 
 from ..tally import (
     BOUNDS_NS,
     BROKEN,
     BUCKETS,
-    CONNECTIONS,
     DISCONNECTED,
     LATENCY_NS,
-    OPEN_CONNECTIONS,
-    OPEN_WEBSOCKETS,
     STARTED,
     STATUS,
-    WEBSOCKETS,
 )
-from .server_state import Watched
 from .uvicorn_parts import STATUS_TABLES
 
 SOON_SECONDS = 0.01
@@ -30,11 +24,11 @@ _FOREVER_NS = 2**63
 
 
 class Batch:
-    """What was counted in the last few milliseconds, and is not on the page yet.
+    """The counts of the last few milliseconds, which are not on the page yet.
 
-    The page is written once for many requests: each look at it costs as much as three additions here. Nothing ticks:
-    there is a `timer` when there is something to be written. Two looks at the clock are half the price of a request's
-    count: after MANY requests in one batch (1,600 a second) one in four is timed, and stands for the others.
+    The page is written once for many requests: each access to it costs as much as three additions here. There is a
+    `timer` only while there is something to write. Reading the clock twice is half the cost of counting a request:
+    after MANY requests in one batch (1,600 a second) one in four is timed, and stands for the others.
     """
 
     __slots__ = ("_last", "complete", "latencies_ns", "slots", "started", "tally", "timer")
@@ -49,11 +43,11 @@ class Batch:
         self._last = [int(SOON_SECONDS * 1e9)]
 
     def soon(self) -> None:
-        """Write what is counted from now on, in a moment."""
+        """Start the timer that writes the counts."""
         self.timer = asyncio.get_running_loop().call_later(SOON_SECONDS, self.write)
 
     def write(self) -> None:
-        """Write it now."""
+        """Write the counts to the page now."""
         tally, latencies_ns, slots = self.tally, self.latencies_ns, self.slots
         if self.timer is not None:
             self.timer.cancel()
@@ -67,18 +61,18 @@ class Batch:
             self._last = sorted(latencies_ns)
             latencies_ns.clear()
         if self.complete:
-            # Those that were not timed may be complete after those that were: as they were, so were these.
+            # Requests that were not timed may complete after those that were, and get the same distribution.
             self._spread(self._last)
             self.complete = 0
 
     def _spread(self, latencies_ns: list[int]) -> None:
-        """Write the latencies of all that is complete, of which these were timed; they are sorted."""
+        """Write the latencies of all complete requests, in proportion to those that were timed, which are sorted."""
         tally, timed, complete = self.tally, len(latencies_ns), self.complete
         tally[LATENCY_NS] += sum(latencies_ns) * complete // timed
         below = written = 0
         for slot, bound in enumerate((*BOUNDS_NS, _FOREVER_NS), BUCKETS):
             below = bisect_right(latencies_ns, bound, below)
-            # Rounded, and whole in the end.
+            # Rounded; the sum is exact.
             up_to = below * complete // timed
             if up_to != written:
                 tally[slot] += up_to - written
@@ -86,10 +80,10 @@ class Batch:
 
 
 class Count:
-    """What is known of the requests of one connection.
+    """The requests of one connection.
 
-    It is counted in the protocol's own methods, because each call of a function is a part of a request's price; and the
-    numbers are not the protocol's own, because with more than thirty attributes all of an object's become slower.
+    They are counted in the protocol's own methods, because each function call adds to the cost of a request. The
+    numbers are not attributes of the protocol, because with more than thirty all of an object's attributes get slower.
     """
 
     __slots__ = ("batch", "begun_ns", "newest", "took")
@@ -97,15 +91,15 @@ class Count:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.took = batch.latencies_ns.append
-        self.newest: Any = None  # the request whose headers came last
-        self.begun_ns = 0  # when the oldest one that is being answered began; 0 if it is not timed
+        self.newest: Any = None  # the request whose headers arrived last
+        self.begun_ns = 0  # when the oldest request in progress began; 0 if it is not timed
 
     def lost(self, connection: Any) -> None:
-        """The connection is gone: what has no response will have none."""
+        """The connection is closed: requests without a response will have none."""
         newest, self.newest = self.newest, None
         if newest is None or newest.response_complete:
             return
-        # When the application has ended, uvicorn takes this back.
+        # uvicorn resets this when the application has returned.
         awaited = getattr(newest.on_response, "__self__", None) is connection
         kind = DISCONNECTED if awaited or newest.disconnected else BROKEN
         self.batch.write()
@@ -113,7 +107,7 @@ class Count:
 
 
 class Statuses:
-    """In the place of uvicorn's table of first lines: each look into it is a response that begins."""
+    """Replaces uvicorn's table of status lines: each lookup is a response that begins."""
 
     __slots__ = ("count", "rows", "table")
 
@@ -129,9 +123,9 @@ class Statuses:
 
 
 def count_statuses(protocol: Any, batch: Batch | None) -> bool:
-    """Count all responses of uvicorn's HTTP protocol class by their status; None: no more. Whether that is possible.
+    """Count all responses of uvicorn's HTTP protocol class by status, with None no more; False if that is impossible.
 
-    One batch for a process: the table is that of all servers in it.
+    There is one batch for a process, because all servers in it share the table.
     """
     module = sys.modules.get(getattr(protocol, "__module__", ""))
     able = False
@@ -151,7 +145,7 @@ def count_statuses(protocol: Any, batch: Batch | None) -> bool:
 
 
 class Counted:
-    """An application whose responses are counted by their status: for protocol classes without such a table."""
+    """An application whose responses are counted by status, for protocol classes without such a table."""
 
     def __init__(self, app: Any, batch: Batch) -> None:
         self.inner = app
@@ -174,13 +168,13 @@ class Counted:
             await self.inner(scope, receive, answer)
         finally:
             if not begun:
-                self._batch.slots.append(STATUS + 5)  # uvicorn's own answer
+                self._batch.slots.append(STATUS + 5)  # uvicorn's own response
 
 
 def uncounted(app: Any, batch: Batch) -> Any:
-    """The application, with responses that are taken back from those counted by their status."""
+    """The application, with its responses subtracted from the counts by status."""
 
-    def take_back(status: int) -> None:
+    def subtract(status: int) -> None:
         slot = STATUS + status // 100
         if slot in batch.slots:
             batch.slots.remove(slot)
@@ -195,49 +189,14 @@ def uncounted(app: Any, batch: Batch) -> Any:
             await send(message)
             if message["type"] == "http.response.start":
                 started = True
-                take_back(message["status"])
+                subtract(message["status"])
 
         try:
             await app(scope, receive, answer)
         except BaseException:
             if not started:
-                # uvicorn says so in its own words, at once.
-                asyncio.get_running_loop().call_soon(take_back, 500)
+                # uvicorn sends its own response now.
+                asyncio.get_running_loop().call_soon(subtract, 500)
             raise
 
     return ask
-
-
-class Connections(Watched):
-    """The connections of a worker, counted; those that are of no `http` class any more are WebSockets."""
-
-    def __init__(
-        self,
-        tally: memoryview,
-        http: tuple[type[Any], ...],
-        on_empty: Callable[[], None],
-        on_add: Callable[[], None],
-    ) -> None:
-        super().__init__(on_empty, on_add)
-        self._tally = tally
-        self._http = http
-
-    def add(self, element: Hashable) -> None:
-        super().add(element)
-        tally = self._tally
-        if isinstance(element, self._http):
-            tally[CONNECTIONS] += 1
-        else:
-            tally[WEBSOCKETS] += 1
-            tally[OPEN_WEBSOCKETS] += 1
-        tally[OPEN_CONNECTIONS] = len(self)
-
-    def discard(self, element: Hashable) -> None:
-        if element in self:
-            if not isinstance(element, self._http):
-                self._tally[OPEN_WEBSOCKETS] -= 1
-            super().discard(element)
-            self._tally[OPEN_CONNECTIONS] = len(self)
-
-    def remove(self, element: Hashable) -> None:
-        self.discard(element)

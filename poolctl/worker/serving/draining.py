@@ -28,74 +28,76 @@ SERVICE_RESTART = 1012  # of the registry that RFC 6455 §11.7 set up
 
 
 class Moving(Lingering):
-    """Mixed in before a protocol class of uvicorn's that can say whether it is between two requests."""
+    """Mixed in before a protocol class of uvicorn's that knows whether it is between two requests."""
 
     _pause_seconds = 0.0
     _trying: asyncio.TimerHandle | None = None
 
     @property
     def between_requests(self) -> bool:
-        """Every byte that was read belongs to a request that has its whole response."""
+        """Whether every byte that was read belongs to a request that has its complete response."""
         raise NotImplementedError
 
     def leave(self) -> None:
-        """Go on in another worker as soon as possible; linger, if there is none."""
-        if self.server_state.heirs is None:
+        """Move to another worker as soon as possible; linger if there is none."""
+        if self.server_state.moves_to is None:
             self.linger()
         else:
             self._move()
 
     def shutdown(self) -> None:
-        """Close, unless it can still go on elsewhere."""
-        if self.server_state.heirs is None:
+        """Close, unless the connection can still move."""
+        if self.server_state.moves_to is None:
             super().shutdown()
 
     def _move_if_draining(self) -> None:
-        if self.server_state.heirs is not None:
+        if self.server_state.moves_to is not None:
             self._move()
 
     def _move(self) -> None:
         transport, state = self.transport, self.server_state
-        if state.heirs is None or transport is None or transport.is_closing():
+        if state.moves_to is None or transport is None or transport.is_closing():
             return
         protocol: Any = transport.get_protocol()
         if self not in state.connections or protocol is not self:
-            return  # a WebSocket by now, or refused
+            return  # it has become a WebSocket, or was refused
         if not self.between_requests:
-            return  # busy: its next response is the next occasion
+            return  # busy: tried again after the next response
         transport.pause_reading()
         if transport.get_write_buffer_size():
             self._try_again()
         elif self._give():
             transport.abort()
         else:
-            # No room: whoever takes from it is busy. Serve on meanwhile.
+            # No room: the other workers are busy. Serve until there is.
             transport.resume_reading()
             self._try_again()
 
     def _give(self) -> bool:
-        # One that lingered was to be closed sooner than others.
+        # A lingering connection has a shorter limit, which does not apply any more.
         limits = {} if self.lingering else self.time_left()
-        given: bool = self.server_state.heirs.give(self.transport.get_extra_info("socket").fileno(), limits)
+        given: bool = self.server_state.moves_to.give(
+            self.transport.get_extra_info("socket").fileno(), limits
+        )
         return given
 
     def _try_again(self) -> None:
         if self._trying is not None and not self._trying.cancelled():
             self._trying.cancel()
-        # The first time it is only the end of this turn that is missing: uvloop writes then.
+        # The first time at the end of this iteration: uvloop writes then.
         self._trying = self.loop.call_later(self._pause_seconds, self._move)
         self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
 
 
 class MovingHttptools(Moving):
-    """For the protocol on httptools, which reads ahead as far as the client has sent."""
+    """For the protocol on httptools, which parses everything that the client has sent."""
 
     pipeline: Any
     scope: Any
 
     @property
     def between_requests(self) -> bool:
-        """See Moving. A request that has begun has a scope, and no method there before its headers are complete."""
+        """See Moving. A request has a scope from its begin, and a method there once its headers are complete."""
         if not self.idle or self.pipeline or (self.scope is not None and "method" not in self.scope):
             return False
         return self.cycle is None or not self.cycle.more_body
@@ -103,9 +105,9 @@ class MovingHttptools(Moving):
     def on_message_complete(self) -> None:
         super().on_message_complete()  # type: ignore[misc]
         if self.cycle is not None and self.cycle.response_complete:
-            # Answered before its body had been read: uvicorn does not note the end of such a body.
+            # The response came before the end of the body, which uvicorn then does not record.
             self.cycle.more_body = False
-            if self.server_state.heirs is not None:
+            if self.server_state.moves_to is not None:
                 self.loop.call_soon(self._move)
 
     def last_chunk(self) -> bytes:
@@ -114,7 +116,7 @@ class MovingHttptools(Moving):
 
 
 class MovingH11(Moving):
-    """For the protocol on h11, which keeps what follows a request in its buffer."""
+    """For the protocol on h11, which keeps pipelined data in its buffer."""
 
     conn: Any
 
@@ -127,7 +129,7 @@ class MovingH11(Moving):
 
     @property
     def body_follows(self) -> bool:
-        """See LimitedHead. uvicorn does not note the end of a body that follows its answer."""
+        """See LimitedHead. uvicorn does not record the end of a body that follows its response."""
         return self.conn.their_state is h11.SEND_BODY
 
     def handle_events(self) -> None:
@@ -137,7 +139,7 @@ class MovingH11(Moving):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.idle and self.head is None and (begun := self.conn.trailing_data[0]):
-            # A part of the next head was sent ahead of this answer.
+            # A part of the next head arrived before this response was complete.
             self._unset_keepalive_if_required()  # type: ignore[attr-defined]
             self.wait_for_head(begun, len(begun))
 
@@ -152,15 +154,15 @@ class MovingH11(Moving):
         """See Lingering."""
         try:
             return self.conn.send(h11.EndOfMessage()) or b""
-        except h11.LocalProtocolError:  # it said how long it would be
+        except h11.LocalProtocolError:  # the response has a length
             return b""
 
 
 @functools.cache
-def able_to_leave(protocol: type[asyncio.Protocol], *, http2: bool = False) -> type[asyncio.Protocol]:
-    """The given HTTP protocol class, able to leave: it moves if it can, lingers if it cannot, and closes otherwise.
+def drainable_protocol(protocol: type[asyncio.Protocol], *, http2: bool = False) -> type[asyncio.Protocol]:
+    """The given HTTP protocol class with a drain: it moves if it can, lingers if it cannot, and closes otherwise.
 
-    With `http2` a connection may turn out to be one of uvicorn's for HTTP/2.
+    With `http2` a connection may turn out to be HTTP/2.
     """
     http1 = _with(Closing if HTTP1.missing(protocol) else _mixin(protocol), protocol)
     if not http2:
@@ -174,7 +176,7 @@ def able_to_leave(protocol: type[asyncio.Protocol], *, http2: bool = False) -> t
 
 
 def http_classes(made: Any) -> tuple[type[Any], ...]:
-    """All classes that a connection of one that `able_to_leave` made can have before it is a WebSocket."""
+    """All classes that a connection of a drainable class can have before it is a WebSocket."""
     return tuple(each for each in (made, getattr(made, "http1", None), getattr(made, "http2", None)) if each)
 
 
@@ -187,8 +189,8 @@ def _with(mixin: type[Any], protocol: type[Any]) -> type[Any]:
         )
     names: dict[str, Any] = {name: getattr(protocol, method, None) for name, method in DIRECT.items()}
     if issubclass(mixin, Lingering):
-        # With thirty attributes of their own, objects of a class share their names no more: each takes 1.3 KB more, and
-        # more time for each attribute. uvicorn's have twenty-eight.
+        # With thirty attributes, objects of a class do not share the attributes' names any more: each takes 1.3 KB
+        # more, and more time for each access. uvicorn's have twenty-eight.
         names["__slots__"] = ("count", "head")
     return type(f"{mixin.__name__}{protocol.__name__}", (mixin, protocol), names)
 
@@ -210,13 +212,13 @@ def _is_zttp(protocol: type[Any]) -> bool:
 
 
 def close_websocket(connection: Any) -> None:
-    """Close an open WebSocket of uvicorn's with 1012; anything else is shut down in its own way.
+    """Close an open WebSocket of uvicorn's with 1012; shut down any other connection in uvicorn's own way.
 
-    uvicorn's own way closes the socket behind the close frame. With anything of the client's unread in the receive
-    buffer that is a reset, which takes the frame with it.
+    For a WebSocket uvicorn's own way closes the socket right after the close frame. With unread data in the receive
+    buffer that is a reset, which loses the frame.
     """
     kind: Any = type(connection)
-    closed = _way(kind)
+    closed = _closing_function(kind)
     try:
         if closed is None or connection.transport.is_closing() or not closed(connection):
             connection.shutdown()
@@ -227,10 +229,10 @@ def close_websocket(connection: Any) -> None:
 
 
 @functools.cache
-def _way(protocol: Any) -> Callable[[Any], bool] | None:
-    """How connections of this class are closed; None for a class without what that takes, as in uvicorn before 0.53."""
+def _closing_function(protocol: Any) -> Callable[[Any], bool] | None:
+    """The function that closes connections of this class; None if the class lacks parts, as before uvicorn 0.53."""
     parts = WEBSOCKETS.get(protocol.__name__)
-    return None if parts is None or parts.missing(protocol) else _WAYS[protocol.__name__]
+    return None if parts is None or parts.missing(protocol) else _CLOSING_FUNCTIONS[protocol.__name__]
 
 
 def _sansio(connection: Any) -> bool:
@@ -248,7 +250,7 @@ def _wsproto(connection: Any) -> bool:
 
     if not connection.handshake_complete or connection.close_sent or connection.response_started:
         return False
-    # Likewise; and pings and pongs, to which no answer can be sent after this.
+    # Likewise, with pings and pongs, which cannot be answered after the close frame.
     connection.handle_message = connection.handle_ping = connection.handle_pong = lambda event: None
     _await_reply(connection, connection.conn.send(CloseConnection(code=SERVICE_RESTART)))
     return True
@@ -259,7 +261,7 @@ def _await_reply(connection: Any, close_frame: bytes) -> None:
     connection.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
     connection.transport.write(close_frame)
     connection.transport.resume_reading()
-    # Set, it keeps the connection open beyond the end of the application's task; uvicorn clears it.
+    # A set timer keeps the connection open after the end of the application's task; uvicorn clears it.
     connection.close_timer = connection.loop.call_later(REPLY_SECONDS, connection.transport.close)
 
 
@@ -275,7 +277,7 @@ def _legacy(connection: Any) -> bool:
 
 
 # By the names of uvicorn_parts.WEBSOCKETS.
-_WAYS: dict[str, Callable[[Any], bool]] = {
+_CLOSING_FUNCTIONS: dict[str, Callable[[Any], bool]] = {
     "WebSocketsSansIOProtocol": _sansio,
     "WSProtocol": _wsproto,
     "WebSocketProtocol": _legacy,

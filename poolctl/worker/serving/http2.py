@@ -43,23 +43,23 @@ class LingeringHttp2:
         self.lingering = False
         self.batch = self.server_state.batch
         self._frames = Frames()
-        self._newest = 0  # the highest stream that was answered
-        self._final: int | None = None  # the highest one that will be
+        self._newest = 0  # the highest stream that got a response
+        self._final: int | None = None  # the highest one that will get one
         self._begun_ns: dict[int, int] = {}
         if kwargs["config"].ssl is not None:
             self.server_state.expect(self)
 
     @property
     def idle(self) -> bool:
-        """Every request has its whole answer, and that has been sent as far as the client takes it."""
+        """Every request has its complete response, and all of it has been sent."""
         return not self.cycles and not self.conn.has_pending_send()
 
     def leave(self) -> None:
-        """Leave this worker: what belongs to a connection is in this process."""
+        """Leave this worker: the state of the connection is in this process, so it cannot move."""
         self.linger()
 
     def linger(self) -> None:
-        """Answer the requests under way, and close when the client is idle."""
+        """Finish the requests in progress, and close when the client is idle."""
         if self.lingering or self.transport is None or self.transport.is_closing():
             return
         self.lingering = True
@@ -68,10 +68,10 @@ class LingeringHttp2:
         self._close_if_quiet()
 
     def stay(self) -> None:
-        """Nothing: a GOAWAY cannot be revoked."""
+        """Do nothing: a GOAWAY cannot be revoked."""
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Nothing: no connection of this kind is handed over."""
+        """Do nothing: no connection of this kind is handed over."""
 
     def end_events(self) -> None:
         """End the streams of events, whose clients connect again."""
@@ -83,7 +83,7 @@ class LingeringHttp2:
         self.flush()  # type: ignore[attr-defined]
 
     def shutdown(self) -> None:
-        """Close when the answers under way are complete; refuse new requests so that they can be sent again."""
+        """Close when the responses in progress are complete; refuse new requests so that clients can repeat them."""
         if self.transport.is_closing():
             return
         if self.idle:
@@ -100,7 +100,7 @@ class LingeringHttp2:
             return
         super().handle_request(event)  # type: ignore[misc]
         if event.end_stream and (cycle := self.cycles.get(event.stream_id)) is not None:
-            # uvicorn 0.54 waits for an event that zttp 0.0.35 does not give for a request without a body.
+            # uvicorn 0.54 waits for an event that zttp 0.0.35 does not send for a request without a body.
             cycle.more_body = False
             cycle.message_event.set()
         self._newest = max(self._newest, event.stream_id)
@@ -162,7 +162,7 @@ class LingeringHttp2:
             self.server_state.heads.end(self)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, but never one with a request in its receive buffer, or with a part of one."""
+        """Close an idle connection, but never one with a request in its receive buffer, or a part of one."""
         if self.transport.is_closing() or not self.idle:
             return
         if unread_bytes(self.transport) or self._frames.within:
@@ -180,7 +180,7 @@ class LingeringHttp2:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _close_connection(self) -> None:
-        # Called by uvicorn as soon as an answer is complete, when the client may not have taken all of it.
+        # uvicorn calls it as soon as a response is complete, when a part of it may not have been sent.
         if self.conn.has_pending_send():
             self._close_after(QUIET_SECONDS)
         else:
@@ -188,10 +188,10 @@ class LingeringHttp2:
 
 
 class Frames:
-    """How far what a client has sent, its preface included, has come within a frame or within the head of a request."""
+    """The position of the received data, including the preface, within a frame and within the head of a request."""
 
     def __init__(self) -> None:
-        self.head_bytes = 0  # of the head that is being sent, or has been sent last
+        self.head_bytes = 0  # of the current or last head
         self._left = len(PREFACE)  # of the preface, then of the frame
         self._header = b""
         self._head_goes_on = False
@@ -228,9 +228,9 @@ class Frames:
 
 
 class Http1Or2(asyncio.Protocol):
-    """A connection until it is known what is spoken on it; `http1` and `http2` are the classes for it then.
+    """A connection until its protocol is known; `http1` and `http2` are the classes that it can get then.
 
-    In the clear it is HTTP/2 if it begins with the client's preface (RFC 9113 §3.3).
+    Without TLS it is HTTP/2 if it begins with the client's preface (RFC 9113 §3.3).
     """
 
     http1: type[Any]
@@ -254,9 +254,9 @@ class Http1Or2(asyncio.Protocol):
         self.transport = transport
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
-            self._become(self.http2 if tls.selected_alpn_protocol() == "h2" else self.http1, due)
+            self._set_up(self.http2 if tls.selected_alpn_protocol() == "h2" else self.http1, due)
         elif self._until is not None and self._until[1]:
-            self._become(self.http1)  # it was handed over between two requests
+            self._set_up(self.http1)  # it was handed over between two requests
         else:
             self.server_state.connections.add(self)
             if self.head is not None:
@@ -268,14 +268,14 @@ class Http1Or2(asyncio.Protocol):
         self._data += data
         if len(self._data) >= len(PREFACE) or not PREFACE.startswith(self._data):
             self.server_state.connections.discard(self)
-            self._become(self.http2 if self._data.startswith(PREFACE) else self.http1, self._end())
+            self._set_up(self.http2 if self._data.startswith(PREFACE) else self.http1, self._end())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.connections.discard(self)
         self._end()
 
     def head_is_late(self) -> None:
-        """Nothing has come, or a part of what begins HTTP/2."""
+        """Nothing has arrived, or only a part of the preface of HTTP/2."""
         self._end()
         self.transport.close()
 
@@ -288,7 +288,7 @@ class Http1Or2(asyncio.Protocol):
         self.linger()
 
     def linger(self) -> None:
-        """Close if nothing comes for a moment; what comes is answered, and is the last."""
+        """Close if no data arrives for a moment; a request that arrives is the last one."""
         self._loop.call_later(QUIET_SECONDS, self._close_if_silent)
 
     def stay(self) -> None:
@@ -313,7 +313,7 @@ class Http1Or2(asyncio.Protocol):
         self.server_state.heads.end(self)
         return due
 
-    def _become(self, kind: type[Any], due: float | None = None) -> None:
+    def _set_up(self, kind: type[Any], due: float | None = None) -> None:
         protocol = kind(**self._made_with, _loop=self._loop)
         if self._until is not None:
             protocol.take_over(*self._until)

@@ -1,4 +1,4 @@
-"""One uvicorn server on listeners that somebody else owns: it becomes ready, drains and ends on request."""
+"""One uvicorn server on listeners that it does not own: it becomes ready, drains and stops on request."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import uvicorn
 from poolctl.keeper import handover
 
 from .adoption import AcceptedConnections, Adoption
-from .counting import Batch, Connections, Counted, count_statuses
-from .draining import Moving, able_to_leave, close_websocket, http_classes
-from .probe_connections import Probed
+from .counting import Batch, Counted, count_statuses
+from .draining import Moving, close_websocket, drainable_protocol, http_classes
+from .probe_connections import ProbeConnections
 from .request_heads import HEAD_BYTES, HEAD_SECONDS, Heads
-from .server_state import Accounts
-from .shared_listeners import Acceptor
+from .server_state import PoolServerState
+from .shared_listeners import SharedListeners
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -35,7 +35,7 @@ _H11_BYTES = 4096
 
 
 class StartupFailed(Exception):
-    """The application refused to start; the reason has been logged. `status` is the exit status for it."""
+    """The application did not start; the reason has been logged. `status` is the exit status for it."""
 
     def __init__(self, message: str, status: int = STARTUP_FAILURE) -> None:
         super().__init__(message)
@@ -43,15 +43,15 @@ class StartupFailed(Exception):
 
 
 class PoolServer(uvicorn.Server):
-    """uvicorn without its tick and its signal handlers, with a drain.
+    """uvicorn without its periodic timer and its signal handlers, with a drain.
 
-    The listeners' descriptors are duplicated: closing them is left to their owner. The loop is the caller's, so that
-    one process can run a single server or many. `state` reaches the application in `scope["state"]`; a drain takes at
-    most `drain_seconds`, requests under way get `stop_seconds` after that and are cancelled then. Connections that come
-    through `adoption` are served as if they had been accepted. `resting`, it accepts nothing before `attend`. What is
-    served is counted on the page `tally`; one process counts on one page. The head of a request may take `head_seconds`
-    and have `head_bytes`; with `max_connections` the server accepts no more until there is room again (None: as many as
-    the process has descriptors for). With `http2` it speaks that as well, by uvicorn's classes on zttp.
+    The listeners' descriptors are duplicated; their owner closes them. The loop is the caller's, so that one process
+    can run one server or many. `state` reaches the application in `scope["state"]`. A drain takes at most
+    `drain_seconds`; requests in progress get `stop_seconds` after that and are cancelled then. Connections that come
+    through `adoption` are served as if they had been accepted. With `resting` it accepts nothing before
+    `set_accepting`. Requests are counted on the page `tally`; there is one page for a process. The head of a request
+    may take `head_seconds` and have `head_bytes`. With `max_connections` the server accepts no more until there is room
+    again (None: as many as the process has descriptors for). With `http2` it also serves that, by uvicorn's classes.
     """
 
     def __init__(
@@ -72,34 +72,33 @@ class PoolServer(uvicorn.Server):
         super().__init__(config)
         self.resting = resting
         self._out = False
-        self._probed: Probed | None = None
+        self._probes: ProbeConnections | None = None
         self._http2 = http2
         self._head_seconds = head_seconds
         self._head_bytes = head_bytes
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
-        self._changed = asyncio.Event()
         self._adoption = adoption
-        self._accepted = AcceptedConnections(self._changed.set)
         self._extra_state = state or {}
-        self.accounts = Accounts(self._changed.set)
-        self.accounts.tally = tally
-        self.accounts.batch = None if tally is None else Batch(tally)
-        self.accounts.heads = Heads(head_seconds, head_bytes)
-        self.server_state = self.accounts
-        self.acceptor = Acceptor(
+        self.server_state: PoolServerState = PoolServerState()
+        self.server_state.tally = tally
+        self.server_state.batch = None if tally is None else Batch(tally)
+        self.server_state.heads = Heads(head_seconds, head_bytes)
+        self._changed = self.server_state.changed
+        self._accepted = AcceptedConnections(self._changed)
+        self.acceptor = SharedListeners(
             config,
-            self.accounts,
+            self.server_state,
             self._make_protocol,
             adoption=adoption,
             on_taken=self._adopt,
             most=max_connections,
         )
         self.lingers = self.migrates = False
-        self.on_left: Callable[[], None] = lambda: None  # called when it accepts nothing any more
+        self.on_left: Callable[[], None] = lambda: None  # called when it has stopped accepting
 
     async def run(self, listeners: Sequence[socket.socket], on_ready: Callable[[], None]) -> None:  # type: ignore[override]
-        """Serve until `stop` or `drain` is called and everything under way is done.
+        """Serve until `stop` or `drain` is called and every request is complete.
 
         `on_ready` is called when the lifespan startup has completed and the listeners are being accepted from.
         Raises StartupFailed when the application cannot be loaded or its startup fails.
@@ -115,24 +114,24 @@ class PoolServer(uvicorn.Server):
         finally:
             await self.shutdown()
 
-    def stop(self, *, heirs: bool = False) -> None:
-        """Stop accepting, finish the requests under way, close what is idle, end. Callable more than once.
+    def stop(self, *, migrate: bool = False) -> None:
+        """Stop accepting, finish the requests in progress, close idle connections, return. Callable more than once.
 
-        With `heirs` connections wait in the adoption pair for workers that come later, instead of being closed.
+        With `migrate` connections wait in the adoption pair for later workers instead of being closed.
         """
-        self.migrates = heirs and self._can_migrate and (self.migrates or not self.should_exit)
+        self.migrates = migrate and self._can_migrate and (self.migrates or not self.should_exit)
         self.should_exit = True
         self.lingers = False
         self._changed.set()
 
-    def drain(self, *, heirs: bool = False) -> None:
+    def drain(self, *, migrate: bool = False) -> None:
         """Like `stop`, but no request is lost: connections are kept until they are quiet.
 
-        With `heirs`, other workers that take from the same adoption pair, they go on there as soon as they can.
+        With `migrate` they move through the adoption pair to other workers as soon as they can.
         """
         if not self.should_exit:
             self.should_exit = self.lingers = True
-            self.migrates = heirs and self._can_migrate
+            self.migrates = migrate and self._can_migrate
             self._changed.set()
 
     @property
@@ -143,28 +142,32 @@ class PoolServer(uvicorn.Server):
         )
         return movable and self._adoption is not None and self.config.ssl is None
 
-    @property
-    def probed(self) -> Probed:
-        """What answers whoever asks how this worker is; most are never asked."""
-        if self._probed is None:
-            self._probed = Probed(self, self._listeners)
-        return self._probed
+    def answer_probe(self, question: dict[str, Any], sock: socket.socket) -> None:
+        """Answer a probe on this connection, in the way that it asks for."""
+        if self.should_exit:
+            sock.close()
+            return
+        if self._probes is None:  # most workers are never probed
+            self._probes = ProbeConnections(
+                self.config, self.lifespan.state, self.server_state.batch, self._listeners
+            )
+        self._probes.answer(question, sock)
 
     def rotate(self, in_rotation: bool) -> None:
-        """Out of rotation everything is answered, but every answer is the last one of its connection; in undoes it."""
+        """Out of rotation each response is the last one of its connection; back in rotation that ends."""
         self._out = not in_rotation
         self._keep_connections(in_rotation and not self.resting)
 
-    def attend(self, accepting: bool) -> None:
-        """Accept connections from now on; or rest: leave them to other workers, and see off those that there are."""
+    def set_accepting(self, accepting: bool) -> None:
+        """Accept connections from now on; or leave them to other workers, and drain the existing ones."""
         self.resting = not accepting
         self._keep_connections(accepting and not self._out)
         self.acceptor.want(accepting)
 
     def _keep_connections(self, kept: bool) -> None:
-        if self.should_exit or self.accounts.draining is not kept:
+        if self.should_exit or self.server_state.draining is not kept:
             return
-        self.accounts.draining = not kept
+        self.server_state.draining = not kept
         for connection in self._http_connections():
             connection.stay() if kept else connection.linger()
 
@@ -177,28 +180,28 @@ class PoolServer(uvicorn.Server):
         try:
             if not config.loaded:
                 config.load()
-            # h11's own limit comes after the worker's, which knows the right answer.
+            # h11's own limit is above the worker's, which sends the right response.
             config.h11_max_incomplete_event_size = self._head_bytes + _H11_BYTES
             self._prepare_protocol()
             self.lifespan = config.lifespan_class(config)
             self.lifespan.state.update(self._extra_state)
-            self.accounts.default_headers = config.encoded_headers
-            self.accounts.date_header = config.date_header
-            self.accounts.max_requests = self.limit_max_requests
-            self.accounts.on_limit = self._limit_reached
+            self.server_state.default_headers = config.encoded_headers
+            self.server_state.date_header = config.date_header
+            self.server_state.max_requests = self.limit_max_requests
+            self.server_state.on_limit = self._limit_reached
             await self.startup(sockets=[])
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else 1
             raise StartupFailed(_NOT_STARTED, status) from exit_
-        if self.lifespan.should_exit:  # all that older versions of uvicorn do
+        if self.lifespan.should_exit:  # older versions of uvicorn do no more
             raise StartupFailed(_NOT_STARTED)
 
     def _prepare_protocol(self) -> None:
         uvicorns: Any = self.config.http_protocol_class
-        ours = self.config.http_protocol_class = able_to_leave(uvicorns, http2=self._http2)
-        tally, batch = self.accounts.tally, self.accounts.batch
-        if tally is not None:
-            self.accounts.watch_connections(functools.partial(Connections, tally, http_classes(ours)))
+        ours = self.config.http_protocol_class = drainable_protocol(uvicorns, http2=self._http2)
+        batch = self.server_state.batch
+        if batch is not None:
+            self.server_state.connections.http = http_classes(ours)
         if not count_statuses(uvicorns, batch) and batch is not None:
             self.config.loaded_app = Counted(self.config.loaded_app, batch)
 
@@ -223,58 +226,60 @@ class PoolServer(uvicorn.Server):
         return made
 
     def _limit_reached(self) -> None:
-        logger.info("Maximum request limit of %d exceeded. Terminating process.", self.accounts.max_requests)
+        logger.info(
+            "Maximum request limit of %d exceeded. Terminating process.", self.server_state.max_requests
+        )
         self.drain()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting and see every connection off, each in its way; then the application's own shutdown."""
+        """Stop accepting, drain or close every connection, then run the application's own shutdown."""
         await self.acceptor.end()
-        if self._probed is not None:
-            self._probed.close()
+        if self._probes is not None:
+            self._probes.close()
         self.on_left()
         if self.lingers or self.migrates:
-            self.accounts.heirs = self._adoption if self.migrates else None
-            self.accounts.draining = not self.migrates
+            self.server_state.moves_to = self._adoption if self.migrates else None
+            self.server_state.draining = not self.migrates
             for connection in self._http_connections():
                 connection.leave()
         if self.lingers:
             await self._linger()
         elif self.migrates:
-            # A successor waits for the end of this one, and all who connect wait for it.
+            # The replacement waits for the end of this server, and new clients wait for the replacement.
             self._end_events()
-        self.accounts.draining = self.accounts.heirs is None
-        for connection in list(self.accounts.connections):
+        self.server_state.draining = self.server_state.moves_to is None
+        for connection in list(self.server_state.connections):
             close_websocket(connection)
         await self._emptied(self._stop_seconds)
         self._end_events()
-        for task in list(self.accounts.tasks):
+        for task in list(self.server_state.tasks):
             task.cancel(msg="the server stops")
         await self._emptied(_CANCELLED_TASKS_SECONDS)
-        if self.accounts.batch is not None:
-            self.accounts.batch.write()
+        if self.server_state.batch is not None:
+            self.server_state.batch.write()
         await self.lifespan.shutdown()
 
     async def _linger(self) -> None:
-        await self._wait(lambda: self.accounts.expects, _HANDSHAKE_SECONDS)
+        await self._wait(lambda: self.server_state.expects, _HANDSHAKE_SECONDS)
         await self._emptied(self._drain_seconds, or_stopped=True)
-        # The supervisor's order to stop comes when the drain is over, as often before this line as behind it.
+        # The supervisor orders the stop when the drain is over; the order may arrive before or after this line.
         self._end_events()
         if not self.lingers and not self.migrates:
-            self.accounts.heirs = None
+            self.server_state.moves_to = None
 
     def _end_events(self) -> None:
         for connection in self._http_connections():
             connection.end_events()
 
     def _http_connections(self) -> list[Any]:
-        return [each for each in self.accounts.connections if hasattr(each, "linger")]
+        return [each for each in self.server_state.connections if hasattr(each, "linger")]
 
     async def _emptied(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
-        """Wait until no connection and no task is left, or until `stop` is called as well."""
-        accounts = self.accounts
+        """Wait until no connection and no task is left, or with `or_stopped` until `stop` is called."""
+        server_state = self.server_state
 
         def something_left() -> bool:
-            left = bool(self._accepted or accounts.connections or accounts.tasks)
+            left = bool(self._accepted or server_state.connections or server_state.tasks)
             return left and not (or_stopped and not self.lingers)
 
         await self._wait(something_left, timeout_seconds)

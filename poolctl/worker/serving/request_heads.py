@@ -1,8 +1,8 @@
-"""Limits on the heads of requests: the time in which each must arrive, and its size.
+"""Limits the heads of requests: the time in which each must arrive, and its size.
 
-The time runs from the accept, a TLS handshake included, to the end of the first head, and later from a head's first
-byte to its end; between two requests it is the keep-alive timeout that counts. A request whose head comes in one piece
-costs a comparison: one timer serves all connections of a worker, and there is none while no head is waited for.
+The time runs from the accept, including a TLS handshake, to the end of the first head, and later from a head's first
+byte to its end; between two requests the keep-alive timeout applies. A request whose head arrives in one piece costs a
+comparison: one timer serves all connections of a worker, and runs only while a head is incomplete.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .uvicorn_parts import CLOSE_HEADER
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
-# A read of at most this size is a head that is small enough: `http.max_head_size` is not less.
+# A read of at most this size cannot exceed the limit: `http.max_head_size` is not smaller.
 SMALL_BYTES = 4096
-_COARSE = 20  # the timer fires at most so many times within the time that a head may take
+_COARSE = 20  # the timer fires at most this often within the time limit of a head
 _GRACE_SECONDS = 1.0
 _READ_ON_SECONDS = 2.0
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
@@ -32,20 +32,20 @@ _REFUSALS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
 class Head:
-    """One of which a part has come: `size` bytes, about."""
+    """An incomplete head, of which about `size` bytes have arrived."""
 
     __slots__ = ("last", "size")
 
     def __init__(self) -> None:
         self.size = 0
-        self.last = b""  # its last bytes: the end of a head may come in two pieces
+        self.last = b""  # the last bytes: the end of a head may arrive in two pieces
 
 
-FIRST = Head()  # one of which nothing has come yet
+FIRST = Head()  # a first head of which nothing has arrived yet
 
 
 class Heads:
-    """All connections of a worker that wait for a head; they share one timer. Times are of the monotonic clock."""
+    """All connections of a worker that wait for a head, with one timer. Times are those of the monotonic clock."""
 
     def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
         self.seconds = seconds
@@ -59,14 +59,14 @@ class Heads:
         return len(self.due)
 
     def wait(self, connection: LimitedHead, due: float | None = None) -> None:
-        """Close the connection, or answer that it is too slow, unless its head is complete when it is due."""
+        """Close the connection, or respond with 408, unless its head is complete when it is due."""
         now = monotonic()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
             self._set_timer(due - now)
 
     def end(self, connection: LimitedHead) -> None:
-        """Its head is complete, or is not waited for any more."""
+        """Its head is complete, or is not expected any more."""
         self.due.pop(connection, None)
         if self._spared:
             self._spared.discard(connection)
@@ -76,18 +76,18 @@ class Heads:
             self._timer.cancel()
         seconds = max(0.0, seconds)
         self._fires = monotonic() + seconds
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         now = monotonic()
         for connection, due in list(self.due.items()):
             if due > now:
                 continue
             if connection.transport is None:
-                self.end(connection)  # it was handed over, and lost on its way
+                self.end(connection)  # it was lost during a handover
             elif not connection.idle:
-                # Sent ahead of an answer: its time begins when there is nothing else to wait for.
+                # Pipelined: its time begins when the response before it is complete.
                 self.due[connection] = now + self.seconds
             elif connection not in self._spared and unread_bytes(connection.transport):
                 # The event loop was slow, not the client.
@@ -119,22 +119,22 @@ class LimitedHead:
 
     @property
     def idle(self) -> bool:
-        """No request is being answered."""
+        """No request is in progress."""
         return self.cycle is None or bool(self.cycle.response_complete)
 
     @property
     def body_follows(self) -> bool:
-        """A request that has its answer has not been read to its end."""
+        """The body of a request that has its response has not been read to its end."""
         return self.cycle is not None and bool(self.cycle.more_body)
 
     def data_received(self, data: bytes) -> None:
         if self.head is None and len(data) <= SMALL_BYTES:
             self.feed(data)
             cycle = self.cycle
-            # The usual case, and the cheapest: a request that came in one piece, after others.
+            # The usual case, and the cheapest: a request in one piece, after others.
             if cycle is not None and not cycle.response_complete and "method" in self.scope:
                 return
-            self.wait_for_head(data, 1)  # some of it may be the end of a body
+            self.wait_for_head(data, 1)  # a part of it may be the end of a body
             return
         size = len(data) if self.head is FIRST and len(data) <= SMALL_BYTES else self._measured(data)
         if size:
@@ -146,12 +146,12 @@ class LimitedHead:
                 self.head_is_over()
 
     def await_first_head(self, due: float | None = None) -> None:
-        """The connection is there, and its first head must be when it is due: after the usual time if not given."""
+        """The connection is made; its first head must be complete when it is due, by default after the usual time."""
         if self.head is FIRST and self not in self.server_state.heads.due:
             self.server_state.heads.wait(self, due)
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Go on, before the connection is there, with the time that another process has left to its client.
+        """Continue, before the connection is made, with the time that its client has left in another process.
 
         `until` and `asked` are as in `poolctl.keeper.handover.Connection`.
         """
@@ -165,7 +165,7 @@ class LimitedHead:
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
     def time_left(self) -> dict[str, Any]:
-        """What `take_over` needs in another process, on a connection that is between two requests."""
+        """The arguments for `take_over` in another process, for a connection that is between two requests."""
         timer = self.timeout_keep_alive_task
         if self.head is not None:
             due = self.server_state.heads.due.get(self)
@@ -175,13 +175,13 @@ class LimitedHead:
         return {"until": monotonic() + timer.when() - self.loop.time(), "asked": True}
 
     def head_is_over(self) -> None:
-        """No head is waited for."""
+        """No head is expected any more."""
         if self.head is not None:
             self.head = None
             self.server_state.heads.end(self)
 
     def head_is_late(self) -> None:
-        """Time is up: close a connection without data; answer an incomplete head with 408."""
+        """The time is over: close a connection without data; respond to an incomplete head with 408."""
         head = self.head
         if head is not None and head.size and not self.transport.is_closing():
             self.refuse(431 if head.size > self.server_state.heads.most_bytes else 408)
@@ -190,13 +190,13 @@ class LimitedHead:
             self.transport.close()
 
     def wait_for_head(self, data: bytes, size: int) -> None:
-        """The data that was read did not complete a request: `size` bytes of a head, unless it is the end of a body."""
+        """The data did not complete a request: `size` bytes of it are a head, unless it is the end of a body."""
         heads = self.server_state.heads
         if heads is None or self.transport.is_closing() or self not in self.connections:
-            self.head_is_over()  # with a WebSocket it is no connection of this protocol any more
+            self.head_is_over()  # a WebSocket is not a connection of this protocol any more
             return
         if self.idle and self.timeout_keep_alive_task is not None:
-            self.head_is_over()  # all of it was a request, which has its answer already
+            self.head_is_over()  # it was a whole request, which has its response already
             return
         if self.idle and self.body_follows:
             self.close_when_quiet(self.timeout_keep_alive)
@@ -210,10 +210,10 @@ class LimitedHead:
         head.last = (head.last + data[-_END_BYTES:])[-_END_BYTES:]
 
     def _measured(self, data: bytes) -> int:
-        """How much of this is known to be of a head; 0 when that is too large, and has been refused."""
+        """The number of bytes that belong to a head; 0 when the head is too large, and has been refused."""
         heads, head = self.server_state.heads, self.head
         if heads is None or (head is None and (not self.idle or self.body_follows)):
-            return 1  # a body, or what follows one
+            return 1  # a body, or data that follows one
         size = len(data)
         so_far, last = (0, b"") if head is None else (head.size, head.last)
         if so_far + size <= heads.most_bytes:
@@ -226,11 +226,11 @@ class LimitedHead:
         if self.idle:
             self.refuse(431)
         elif head is not None and head is not FIRST:
-            head.size += size  # refused as soon as the answer before it is complete
+            head.size += size  # refused as soon as the response before it is complete
         return 0
 
     def refuse(self, status: int) -> None:
-        """Answer an incomplete request, and close once the client has had time to read the answer."""
+        """Respond to an incomplete request, and close once the client has had time to read the response."""
         transport, phrase = self.transport, _REFUSALS[status]
         lines = [b"HTTP/1.1 %d %b" % (status, phrase)]
         length = (b"content-length", b"%d" % len(phrase))
@@ -242,21 +242,21 @@ class LimitedHead:
         if self.count is not None:
             self.count.batch.tally[MALFORMED] += 1
             self.count.batch.tally[STATUS + status // 100] += 1
-        # Closed with anything unread, the connection would be reset, and the answer with it.
+        # Closed with unread data, the connection would be reset, and the response lost.
         if transport.can_write_eof():
             transport.write_eof()
         transport.resume_reading()
-        transport.set_protocol(Refused(self))
+        transport.set_protocol(RefusedConnection(self))
         self.loop.call_later(_READ_ON_SECONDS, transport.close)
 
     def close_when_quiet(self, seconds: float) -> None:
-        """Close the connection after so long without a byte."""
+        """Close the connection after this time without a byte."""
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, but never one with a request in its receive buffer, or with a part of one."""
+        """Close an idle connection, but never one with a request in its receive buffer, or a part of one."""
         if self.transport is None or self.transport.is_closing():
             return
         if self.head is not None and self.head.size:
@@ -267,8 +267,8 @@ class LimitedHead:
             super().timeout_keep_alive_handler()  # type: ignore[misc]
 
 
-class Refused(asyncio.Protocol):
-    """A connection whose last answer has been written: further data from its client is read and discarded."""
+class RefusedConnection(asyncio.Protocol):
+    """A connection whose last response has been written: further data from its client is read and discarded."""
 
     def __init__(self, before: Any) -> None:
         self._before = before
@@ -278,7 +278,7 @@ class Refused(asyncio.Protocol):
 
 
 def unread_bytes(transport: asyncio.Transport) -> int:
-    """How many bytes are in the connection's receive buffer."""
+    """The number of bytes in the connection's receive buffer."""
     sock = transport.get_extra_info("socket")
     if sock is None:
         return 0

@@ -6,19 +6,18 @@ cost 6 % of a core that way and nothing this way, because here each value is com
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 import weakref
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from .adoption import Adoption
+from .counting import Batch
+from .request_heads import Heads
 from .uvicorn_parts import ServerState
-
-if TYPE_CHECKING:
-    from .counting import Batch
-    from .request_heads import Heads
-import asyncio
 
 Header = tuple[bytes, bytes]
 
@@ -30,90 +29,118 @@ _HANDSHAKE_SECONDS = 60.0  # of the event loops
 _MARGIN_SECONDS = 1.0
 
 
-class Watched(set[Any]):
-    """A set that calls `on_empty` when its last member leaves, `on_add` before each new one, `on_leave` after each."""
+class Tasks(set[Any]):
+    """The requests in progress; the state is notified before each new one and after the last one."""
 
-    def __init__(self, on_empty: Callable[[], None], on_add: Callable[[], None]) -> None:
+    def __init__(self, state: PoolServerState) -> None:
         super().__init__()
-        self._on_empty = on_empty
-        self._on_add = on_add
-        self.on_leave: Callable[[], None] | None = None
+        self._state = state
 
-    def add(self, element: Hashable) -> None:
-        self._on_add()
-        super().add(element)
+    def add(self, task: Hashable) -> None:
+        self._state.active()
+        super().add(task)
 
-    def discard(self, element: Hashable) -> None:
-        super().discard(element)
-        if self.on_leave is not None:
-            self.on_leave()
+    def discard(self, task: Hashable) -> None:
+        super().discard(task)
         if not self:
-            self._on_empty()
-
-    def remove(self, element: Hashable) -> None:
-        super().remove(element)
-        if self.on_leave is not None:
-            self.on_leave()
-        if not self:
-            self._on_empty()
+            self._state.tasks_ended()
 
 
-class Accounts(ServerState):
-    """uvicorn's shared state: connections, tasks, request count and default headers.
+class Connections(set[Any]):
+    """The connections of a worker; the state is notified before each new one and after each end.
 
-    `on_change` is called when connections or tasks run out, `on_limit` at each multiple of `max_requests`,
-    `on_activity` when a connection or a request comes, and when there is no request left.
+    With `http` they are counted on the tally: objects of other classes than these are WebSockets.
     """
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(self, state: PoolServerState) -> None:
+        super().__init__()
+        self._state = state
+        self.http: tuple[type[Any], ...] = ()
+        self.on_leave: Callable[[], None] | None = None  # called after each end
+
+    def add(self, connection: Hashable) -> None:
+        self._state.connected()
+        super().add(connection)
+        tally = self._state.tally
+        if self.http and tally is not None:
+            if isinstance(connection, self.http):
+                tally[CONNECTIONS] += 1
+            else:
+                tally[WEBSOCKETS] += 1
+                tally[OPEN_WEBSOCKETS] += 1
+            tally[OPEN_CONNECTIONS] = len(self)
+
+    def discard(self, connection: Hashable) -> None:
+        if connection not in self:
+            return
+        super().discard(connection)
+        tally = self._state.tally
+        if self.http and tally is not None:
+            if not isinstance(connection, self.http):
+                tally[OPEN_WEBSOCKETS] -= 1
+            tally[OPEN_CONNECTIONS] = len(self)
+        if self.on_leave is not None:
+            self.on_leave()
+        if not self:
+            self._state.changed.set()
+
+    def remove(self, connection: Hashable) -> None:
+        self.discard(connection)
+
+
+class PoolServerState(ServerState):
+    """uvicorn's shared state: connections, tasks, request count and default headers.
+
+    `changed` is set when connections or tasks run out. `on_limit` is called at each multiple of `max_requests`,
+    `on_activity` when a connection or a request comes, and when no request is left.
+    """
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
         self._headers: list[Header] = []
         self._static: list[Header] = []
         self._second = -1
         self._requests = 0
         self.date_header = True
-        self.tally: memoryview | None = None  # the page on which is counted
-        self.batch: Batch | None = None  # what is not on it yet
+        self.tally: memoryview | None = None  # the page of counts
+        self.batch: Batch | None = None  # counts that are not on the page yet
         self.heads: Heads | None = None  # None: no time limit for heads
         self.max_requests: int | None = None
         self.on_limit: Callable[[], None] = lambda: None
-        self.draining = False  # every answer is the last one of its connection
-        self.heirs: Adoption | None = None  # where connections go, while they are given away
+        self.draining = False  # each response is the last one of its connection
+        self.moves_to: Adoption | None = None  # connections are handed over through this pair
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
-        self._on_change = on_change
-        self.expected: dict[weakref.ref[Any], float] = {}  # the time by which it has succeeded or failed
+        self.expected: dict[
+            weakref.ref[Any], float
+        ] = {}  # the time by which the handshake has succeeded or failed
         self._most_connections = sys.maxsize
         self._on_full: Callable[[], None] = lambda: None
-        self.watch_connections(Watched)
-        self.tasks = Watched(self._no_tasks, self._active)
-
-    def watch_connections(self, made: Callable[[Callable[[], None], Callable[[], None]], Watched]) -> None:
-        """Keep the connections, of which there are none yet, in such a set."""
-        self.connections = made(self._on_change, self._connected)
+        self.connections: Connections = Connections(self)
+        self.tasks: Tasks = Tasks(self)
 
     def limit_connections(self, most: int, on_full: Callable[[], None]) -> None:
-        """Call `on_full` with the connection that is the last one for which there is room."""
+        """Call `on_full` when a connection takes the last free place."""
         self._most_connections = most
         self._on_full = on_full
 
     @property
     def open_connections(self) -> int:
-        """How many there are, those in their handshake included."""
+        """The number of connections, including those in their handshake."""
         return len(self.connections) + (len(self.expected) if self.expects else 0)
 
     def room(self) -> int:
-        """For how many more connections there is room."""
+        """The number of further connections for which there is room."""
         return self._most_connections - self.open_connections
 
     def watch_room(self, on_leave: Callable[[], None] | None) -> None:
         """Call `on_leave` whenever a connection has ended."""
-        connections: Any = self.connections
-        connections.on_leave = on_leave
+        self.connections.on_leave = on_leave
 
     def expect(self, connection: object) -> None:
         """Note an accepted connection whose handshake has not finished.
 
-        A failed one is noticed when its objects are freed, or when the time for a handshake is over.
+        A failure is noticed when its objects are freed, or when the time for a handshake is over.
         """
         seconds = _HANDSHAKE_SECONDS if self.heads is None else self.heads.seconds + _MARGIN_SECONDS
         ends = time.monotonic() + seconds
@@ -122,11 +149,11 @@ class Accounts(ServerState):
             self._on_full()
 
     def handshake_is_over(self, connection: object) -> float | None:
-        """The handshake is complete. Returns when its first head is due, if that was set at its accept."""
+        """The handshake is complete. Returns when the first head is due, if that was set at the accept."""
         if not self.expected:
             return None
         ends = self.expected.pop(weakref.ref(connection), None)
-        self._on_change()
+        self.changed.set()
         return None if ends is None or self.heads is None else ends - _MARGIN_SECONDS
 
     @property
@@ -142,21 +169,24 @@ class Accounts(ServerState):
     def _no_longer_expected(self, connection: weakref.ref[Any]) -> None:
         # The garbage collector calls it too: at any time, perhaps without a running loop.
         self.expected.pop(connection, None)
-        self._on_change()
+        self.changed.set()
 
-    def _active(self) -> None:
+    def active(self) -> None:
+        """A connection or a request comes, or the last request has ended."""
         if self.on_activity is not None:
             self.on_activity()
 
-    def _connected(self) -> None:
+    def connected(self) -> None:
+        """A connection is about to be added."""
         if len(self.connections) + len(self.expected) + 1 >= self._most_connections:
             self._on_full()
         if self.on_activity is not None:
             self.on_activity()
 
-    def _no_tasks(self) -> None:
-        self._active()
-        self._on_change()
+    def tasks_ended(self) -> None:
+        """No request is in progress."""
+        self.active()
+        self.changed.set()
 
     @property
     def default_headers(self) -> list[Header]:
@@ -192,41 +222,43 @@ def _http_date(seconds: int) -> bytes:
     return b"%b, %02d %b %04d %02d:%02d:%02d GMT" % date
 
 
-class Idleness:
-    """Tells when no request, WebSocket or stream has been under way, and no connection has come, for so many seconds.
+class IdleTimer:
+    """Notices when a server is idle: for so many seconds no request, WebSocket or stream and no new connection.
 
-    `tell(True)` once when that is so, `tell(False)` once when it ends; and so on until `end`.
+    `on_change(True)` is called once when it gets idle, and `on_change(False)` once when that ends, until `end`.
     """
 
-    def __init__(self, accounts: Accounts, seconds: float, tell: Callable[[bool], None]) -> None:
-        self._accounts = accounts
+    def __init__(
+        self, server_state: PoolServerState, seconds: float, on_change: Callable[[bool], None]
+    ) -> None:
+        self._server_state = server_state
         self._seconds = seconds
-        self._tell = tell
+        self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self.idle = False
-        accounts.on_activity = self._active
-        self._timer = self._loop.call_later(seconds, self._look)
+        server_state.on_activity = self._active
+        self._timer = self._loop.call_later(seconds, self._check)
 
     def end(self) -> None:
-        """Tell nothing more."""
-        self._accounts.on_activity = None
+        """Report nothing more."""
+        self._server_state.on_activity = None
         self._timer.cancel()
 
     def _active(self) -> None:
         self._since = self._loop.time()
         if self.idle:
             self.idle = False
-            self._timer = self._loop.call_at(self._since + self._seconds, self._look)
-            self._tell(False)
+            self._timer = self._loop.call_at(self._since + self._seconds, self._check)
+            self._on_change(False)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         due = self._since + self._seconds
-        if self._accounts.tasks:
-            # The end of what is under way is activity too.
+        if self._server_state.tasks:
+            # The end of a request is activity too.
             due = self._loop.time() + self._seconds
         elif self._loop.time() >= due:
             self.idle = True
-            self._tell(True)
+            self._on_change(True)
             return
-        self._timer = self._loop.call_at(due, self._look)
+        self._timer = self._loop.call_at(due, self._check)

@@ -1,4 +1,4 @@
-"""Accepts from shared listeners while there is room for more connections."""
+"""Accepts from the listeners that a server's workers share, while there is room for more connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from poolctl.keeper import handover
 from poolctl.listeners.stop_accepting import close, stop_reading
 
 from .adoption import Adoption
-from .server_state import Accounts
+from .server_state import PoolServerState
 
 # A full worker accepts again when this part of its connections has closed, or a moment after the first one: opening
 # and closing a listener costs as much as several requests.
@@ -35,17 +35,17 @@ _ROOM_PART = 4
 MakeProtocol = Callable[[], asyncio.Protocol]
 
 
-class Acceptor:
-    """The listeners and the adoption pair of one worker: open while it is to accept, and has room.
+class SharedListeners:
+    """The listeners and the adoption pair of one worker: open while it should accept, and has room.
 
-    A full worker refuses nothing: connections wait in the backlog, where other workers find them. `most` is how many it
-    may have; None: what its descriptors allow, less a reserve.
+    A full worker refuses nothing: connections wait in the backlog for other workers. `most` is how many it may have;
+    None for as many as its descriptors allow, minus a reserve.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
-        accounts: Accounts,
+        server_state: PoolServerState,
         make_protocol: MakeProtocol,
         *,
         adoption: Adoption | None,
@@ -54,7 +54,7 @@ class Acceptor:
     ) -> None:
         self.servers: list[asyncio.base_events.Server] = []
         self._config = config
-        self._accounts = accounts
+        self._server_state = server_state
         self._make_protocol = make_protocol
         self._adoption = adoption
         self._on_taken = on_taken
@@ -63,16 +63,16 @@ class Acceptor:
         self._wanted = self._full = self._ended = False
         self._lock = asyncio.Lock()  # held while `servers` is opened or closed
         self._tasks: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._later: asyncio.TimerHandle | None = None
+        self._room_timer: asyncio.TimerHandle | None = None
+        self._handshake_timer: asyncio.TimerHandle | None = None
 
     async def begin(self, listeners: Sequence[socket.socket], *, wanted: bool) -> None:
-        """Accept from the listeners now, or as soon as it is wanted."""
+        """Accept from the listeners now, or with `wanted` false once `want` is called."""
         self._listeners = listeners
         self._wanted = wanted
         if self._most is None:
             self._most = connections_by_descriptors()
-        self._accounts.limit_connections(self._most, self._fill)
+        self._server_state.limit_connections(self._most, self._fill)
         await self._settle()
 
     @property
@@ -92,7 +92,7 @@ class Acceptor:
                 return
             self._config.ssl = context
             if self.servers:
-                # The new ones accept before the old ones do not: both are on the same sockets.
+                # The new ones accept before the old ones stop: both use the same sockets.
                 before = self.servers
                 self.servers = await self._accept()
                 await close(before)
@@ -101,7 +101,7 @@ class Acceptor:
     async def end(self) -> None:
         """Stop accepting for good."""
         self._ended = True
-        for timer in (self._timer, self._later):
+        for timer in (self._room_timer, self._handshake_timer):
             if timer is not None:
                 timer.cancel()
         if self._adoption is not None:
@@ -114,16 +114,16 @@ class Acceptor:
         """Accept nothing more until there is room: this connection is the last one."""
         if self._full or self._ended:
             return
-        if self._accounts.expects:
-            gc.collect(1)  # handshakes that have failed are counted until their objects are gone
-            if self._accounts.room() > 0:
+        if self._server_state.expects:
+            gc.collect(1)  # failed handshakes are counted until their objects are freed
+            if self._server_state.room() > 0:
                 return
         self._full = True
-        self._look_later()
-        self._accounts.watch_room(self._room)
+        self._recheck_handshakes()
+        self._server_state.watch_room(self._room)
         if self._adoption is not None:
             self._adoption.close()
-        # At once: the next one is for another worker.
+        # Immediately: the next connection is for another worker.
         before, self.servers = self.servers, []
         for server in before:
             stop_reading(server.sockets)
@@ -132,28 +132,30 @@ class Acceptor:
     def _room(self) -> None:
         """A connection of a full worker has ended."""
         assert self._most is not None
-        if self._accounts.open_connections <= self._most - max(1, self._most // _PART):
-            self._empty()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._empty)
+        if self._server_state.open_connections <= self._most - max(1, self._most // _PART):
+            self._accept_again()
+        elif self._room_timer is None:
+            self._room_timer = asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._accept_again)
 
-    def _look_later(self) -> None:
-        # Nothing says that a handshake has failed.
-        if self._full and self._accounts.expects:
-            self._later = asyncio.get_running_loop().call_later(_HANDSHAKES_SECONDS, self._look)
+    def _recheck_handshakes(self) -> None:
+        # Failed handshakes are not reported.
+        if self._full and self._server_state.expects:
+            self._handshake_timer = asyncio.get_running_loop().call_later(
+                _HANDSHAKES_SECONDS, self._check_handshakes
+            )
 
-    def _look(self) -> None:
+    def _check_handshakes(self) -> None:
         gc.collect()
-        self._empty()
-        self._look_later()
+        self._accept_again()
+        self._recheck_handshakes()
 
-    def _empty(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._full and self._accounts.room() > 0:
+    def _accept_again(self) -> None:
+        if self._room_timer is not None:
+            self._room_timer.cancel()
+            self._room_timer = None
+        if self._full and self._server_state.room() > 0:
             self._full = False
-            self._accounts.watch_room(None)
+            self._server_state.watch_room(None)
             self._do(self._settle())
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
@@ -176,9 +178,9 @@ class Acceptor:
                         self._adoption.open(self._on_taken)
 
     async def _accept(self) -> list[asyncio.base_events.Server]:
-        heads, config = self._accounts.heads, self._config
+        heads, config = self._server_state.heads, self._config
         loop = asyncio.get_running_loop()
-        sockets = [Listener(listener, self._accounts.room) for listener in self._listeners]
+        sockets = [SharedListener(listener, self._server_state.room) for listener in self._listeners]
         try:
             return [
                 await loop.create_server(
@@ -198,7 +200,7 @@ class Acceptor:
             raise
 
 
-class Listener(socket.socket):
+class SharedListener(socket.socket):
     """A listener from which asyncio accepts a few connections at once, instead of as many as there are.
 
     Some iterations pass until they are counted: a worker accepts at once only a part of what it has room for.

@@ -1,4 +1,4 @@
-"""TLS from files in memory: keys are read by the supervisor, so that the worker's user need not be able to."""
+"""TLS contexts from files in memory: the supervisor reads the keys, so the worker's user needs no access to them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def ssl_context(tls: dict[str, Any], fds: list[int]) -> ssl.SSLContext:
 
 
 def renew_context(context: ssl.SSLContext, tls: dict[str, Any], fds: list[int]) -> None:
-    """Let the context's handshakes from now on use these files; those that have been are not touched.
+    """Use these files for the context's handshakes from now on; existing connections are not affected.
 
-    Raises OSError (ssl.SSLError is one) for files that do not fit; the context keeps what it had.
+    Raises OSError (ssl.SSLError is one) for files that do not match; the context then keeps its previous ones.
     """
     paths = [f"/proc/self/fd/{fd}" for fd in fds]
-    # Tried out on another one first: a key that does not fit its certificate would leave this one without either.
+    # First tried with another context: with a key that does not match, this one would be left without either.
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(paths[0], paths[1], tls["password"])
     context.load_cert_chain(paths[0], paths[1], tls["password"])
     if len(paths) > 2:

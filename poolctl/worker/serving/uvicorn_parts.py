@@ -1,8 +1,8 @@
-"""Everything of uvicorn's inner parts that workers rely on: uvicorn documents little of it, and may change it.
+"""The inner parts of uvicorn that workers rely on: uvicorn documents little of them, and may change them.
 
-What is imported from below `uvicorn` is imported here, and each name that the protocol mixins, the server and the
-drain of WebSockets use of uvicorn's objects is listed here. A test compares the lists with the code of this package
-and with the installed uvicorn; a protocol class that lacks a listed name is closed in a drain instead of moved.
+Every import from below `uvicorn` is made here, and each name of uvicorn's objects that the protocol mixins, the server
+and the closing of WebSockets use is listed here. A test compares the lists with the code of this package and with the
+installed uvicorn; in a drain, connections of a protocol class that lacks a listed name are closed instead of moved.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
     "get_path_with_query_string",
 ]  # fmt: skip
 
-# What workers are served by, imported before the first fork.
+# The modules that workers use, imported before the first fork.
 MODULES = (
     "uvicorn.protocols.http.httptools_impl",
     "uvicorn.protocols.http.h11_impl",
@@ -45,8 +45,8 @@ DIRECT = {
 }
 
 
-class Parts(NamedTuple):
-    """Names of a protocol class: methods that are called, extended or replaced, and attributes of its objects.
+class UvicornParts(NamedTuple):
+    """Names in a protocol class: methods that are called, extended or replaced, and attributes of its objects.
 
     `cycle` are the attributes of the object that answers one request.
     """
@@ -56,7 +56,7 @@ class Parts(NamedTuple):
     cycle: tuple[str, ...] = ()
 
     def missing(self, protocol: type[Any]) -> set[str]:
-        """What the class lacks. An attribute is the class's own, or set by some __init__ of it."""
+        """The names that the class lacks. An attribute is the class's own, or is set by one of its __init__ methods."""
         found: set[str] = set(dir(protocol))
         methods = {*self.methods} - found
         for each in protocol.__mro__:
@@ -79,12 +79,12 @@ _CYCLE = (
 )  # fmt: skip
 
 # Every class for HTTP/1.1.
-HTTP1 = Parts((*_METHODS, "send_400_response"), (*_ATTRIBUTES, "cycle", "scope"), _CYCLE)
+HTTP1 = UvicornParts((*_METHODS, "send_400_response"), (*_ATTRIBUTES, "cycle", "scope"), _CYCLE)
 # By the parser, in addition to those.
-HTTPTOOLS = Parts(("on_headers_complete", "on_message_complete"), ("pipeline",), ("chunked_encoding",))
-H11 = Parts(("handle_events",), ("conn",))
-ZTTP = Parts(("handle_events", "handle_remote_protocol_error"), ("flow",), ("chunked_encoding",))
-HTTP2 = Parts(
+HTTPTOOLS = UvicornParts(("on_headers_complete", "on_message_complete"), ("pipeline",), ("chunked_encoding",))
+H11 = UvicornParts(("handle_events",), ("conn",))
+ZTTP = UvicornParts(("handle_events", "handle_remote_protocol_error"), ("flow",), ("chunked_encoding",))
+HTTP2 = UvicornParts(
     (*_METHODS, "handle_request", "flush", "_close_connection"),
     (*_ATTRIBUTES, "conn", "cycles", "shutdown_requested"),
     (
@@ -100,15 +100,15 @@ HTTP2 = Parts(
 
 # The classes of WebSocket connections by their names: none is imported that is not used.
 WEBSOCKETS = {
-    "WebSocketsSansIOProtocol": Parts(
+    "WebSocketsSansIOProtocol": UvicornParts(
         ("shutdown", "stop_keepalive", "send_receive_event_to_app"),
         ("transport", "loop", "handshake_complete", "close_sent", "close_timer", "conn", "frames", "queue"),
     ),
-    "WSProtocol": Parts(
+    "WSProtocol": UvicornParts(
         ("shutdown", "stop_keepalive", "handle_message", "handle_ping", "handle_pong"),
         ("transport", "loop", "handshake_complete", "close_sent", "close_timer", "conn", "queue", "response_started"),
     ),
-    "WebSocketProtocol": Parts(
+    "WebSocketProtocol": UvicornParts(
         ("shutdown", "close"),
         ("transport", "loop", "handshake_completed_event", "close_timeout", "open", "tasks", "ws_server"),
     ),
@@ -127,7 +127,7 @@ CONFIG = (
 SERVER = (
     "config", "limit_max_requests", "run", "server_state", "should_exit", "shutdown", "started", "startup",
 )  # fmt: skip
-# What the server sets as it starts.
+# Attributes that the server sets at its start.
 STARTED_SERVER = ("lifespan", "servers")
 LIFESPAN = ("should_exit", "shutdown", "state")
 STATE = ("connections", "default_headers", "tasks", "total_requests")

@@ -165,14 +165,14 @@ def test_worker_of_another_user_that_has_lost_its_pool_is_adopted(hostile: RealP
 LIAR = """
 import sys
 frame = sys._getframe()
-while frame is not None and not hasattr(frame.f_locals.get("self"), "_greeting"):
+while frame is not None and not hasattr(frame.f_locals.get("self"), "greeting"):
     frame = frame.f_back
 worker = frame.f_locals["self"]
-honest = worker._greeting
+honest = worker.greeting
 def greeting():
     message, fds = honest()
     return SAID
-worker._greeting = greeting
+worker.greeting = greeting
 from hello import app
 """
 

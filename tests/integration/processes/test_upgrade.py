@@ -111,7 +111,11 @@ def test_a_version_that_does_not_run_takes_over_nothing(pool: RealPool, newer: P
 
 FLAWS = {
     "keeper": ("keeper/keeper.py", "        self._open_files = restore(", "        exit('a flaw') #"),
-    "worker": ("worker/worker_process.py", "    worker = Worker(spec)", "    raise RuntimeError('a flaw')"),
+    "worker": (
+        "worker/worker_process.py",
+        "    worker = WorkerProcess(spec)",
+        "    raise RuntimeError('a flaw')",
+    ),
     "logger": ("logs/__main__.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
     "dashboard": ("web/__main__.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
     "the application's interpreter": ("worker/zygote.py", "import gc", "import pydantic, gc"),

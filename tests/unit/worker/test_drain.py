@@ -129,7 +129,7 @@ def test_a_connection_on_which_nothing_was_sent_yet_gets_its_answer(engine: Engi
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)
-            await until(lambda: server.accounts.connections)
+            await until(lambda: server.server_state.connections)
             server.drain()
             await leaving(server)
             status, headers, _ = await client.get()
@@ -144,7 +144,7 @@ def test_a_silent_connection_does_not_hold_up_a_drain_for_longer_than_it_is_quie
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             silent = await Client.connect(port)
-            await until(lambda: server.accounts.connections)
+            await until(lambda: server.server_state.connections)
             server.drain()
             await asyncio.wait_for(running, 10)
             assert await silent.at_end()
@@ -299,7 +299,7 @@ def test_a_connection_with_a_request_in_its_buffer_is_not_closed_by_its_keep_ali
         async with served(Engine("asyncio", "h11")) as (server, _, port, _running):
             client = await Client.connect(port)
             await client.get()
-            (lingering,) = server.accounts.connections
+            (lingering,) = server.server_state.connections
             lingering.transport.pause_reading()
             await client.send("/")
             await turns()

@@ -161,7 +161,7 @@ def test_an_answer_that_waits_for_its_client_is_sent_whole_in_a_drain(engine: En
         async with served(engine, big, http2=True) as (server, _app, port, running):
             client = await Http2.connect(port)
             stream = client.ask()
-            await until(lambda: any(getattr(each, "_newest", 0) for each in server.accounts.connections))
+            await until(lambda: any(getattr(each, "_newest", 0) for each in server.server_state.connections))
             server.drain()
             await asyncio.sleep(0.3)  # longer than it takes to be quiet
             assert not running.done()

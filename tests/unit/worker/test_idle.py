@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.asyncio.client import connect
 
-from poolctl.worker.serving.server_state import Idleness
+from poolctl.worker.serving.server_state import IdleTimer
 from tests.serving import ENGINES, Client, Engine, Served, served
 
 SECONDS = 0.15
@@ -41,7 +41,7 @@ class Told:
 async def watched(engine: Engine) -> AsyncIterator[tuple[Served, Told]]:
     async with served(engine) as serving:
         told = Told()
-        idleness = Idleness(serving.server.accounts, SECONDS, told)
+        idleness = IdleTimer(serving.server.server_state, SECONDS, told)
         try:
             yield serving, told
         finally:
@@ -127,7 +127,7 @@ def test_idleness_reports_nothing_once_it_has_ended(engine: Engine) -> None:
     async def scenario() -> None:
         async with watched(engine) as (serving, _):
             told = Told()
-            idleness = Idleness(serving.server.accounts, SECONDS, told)
+            idleness = IdleTimer(serving.server.server_state, SECONDS, told)
             idleness.end()
             await Client.connect(serving.port)
             await asyncio.sleep(2 * SECONDS)

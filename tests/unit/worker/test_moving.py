@@ -89,7 +89,7 @@ def test_an_idle_connection_goes_on_in_the_other_worker(engine: Engine, pair: Pa
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await connected(old)
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             await asyncio.wait_for(old.running, 10)
             for _ in range(3):
                 status, headers, _body = await client.get()
@@ -105,8 +105,8 @@ def test_a_connection_on_which_nothing_was_sent_yet_goes_too(engine: Engine, pai
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await Client.connect(old.port)
-            await until(lambda: old.server.accounts.connections)
-            old.server.drain(heirs=True)
+            await until(lambda: old.server.server_state.connections)
+            old.server.drain(migrate=True)
             await asyncio.wait_for(old.running, 10)
             assert (await client.get())[0] == 200
             assert answered(new) == 1
@@ -120,7 +120,7 @@ def test_the_answer_under_way_is_given_here_and_the_next_one_there(engine: Engin
             client = await Client.connect(old.port)
             await client.send("/slow")
             await old.app.under_way.wait()
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             await leaving(old.server)
             old.app.release.set()
             status, headers, _ = await client.answer()
@@ -145,7 +145,7 @@ def test_a_client_that_never_pauses_does_not_hold_the_worker(engine: Engine, pai
 
             asking = [asyncio.ensure_future(ask(client)) for client in clients]
             await until(lambda: answered(old) > 20)
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             await asyncio.wait_for(old.running, 10)
             before = answered(new)
             await until(lambda: answered(new) >= before + 20)
@@ -164,7 +164,7 @@ def test_pipelined_requests_are_all_answered_in_order(engine: Engine, pair: Pair
             for number in range(3):
                 client.writer.write(echo(b"before %d" % number))
             await turns()
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             await leaving(old.server)
             for number in range(3):
                 client.writer.write(echo(b"after %d" % number))
@@ -193,7 +193,7 @@ def test_a_request_that_has_begun_to_arrive_is_answered_here(engine: Engine, pai
             request = echo(b"a body")
             client.writer.write(request[:cut])
             await turns()
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             await leaving(old.server)
             assert not old.running.done()
             client.writer.write(request[cut:])
@@ -211,7 +211,7 @@ def test_unread_body_is_no_part_of_the_next_request(engine: Engine, pair: Pair) 
             client = await connected(old)
             client.writer.write(b"POST /early HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n12345")
             assert (await client.answer())[0] == 200
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             await leaving(old.server)
             assert not old.running.done()
             client.writer.write(b"67890")
@@ -230,7 +230,7 @@ def test_an_answer_that_is_not_read_yet_is_written_here_to_its_end(engine: Engin
                 loop = asyncio.get_running_loop()
                 await loop.sock_sendall(slow, b"GET /big HTTP/1.1\r\nhost: test\r\n\r\n")
                 await until(lambda: answered(old))
-                old.server.drain(heirs=True)
+                old.server.drain(migrate=True)
                 await leaving(old.server)
                 assert not old.running.done()
                 client = Client(*await asyncio.open_connection(sock=slow.dup()))
@@ -251,7 +251,7 @@ def test_with_a_full_pair_a_connection_is_served_on_and_goes_later(engine: Engin
             with socket.socket() as filler, contextlib.suppress(BlockingIOError):
                 while True:
                     wire.send(pair.give, {"t": "filler"}, [filler.fileno()])
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             await leaving(old.server)
             for _ in range(3):
                 status, headers, _body = await client.get()
@@ -273,7 +273,7 @@ def test_an_answer_that_takes_longer_than_the_drain_is_finished_and_its_connecti
             client = await Client.connect(old.port)
             await client.send("/slow")
             await old.app.under_way.wait()
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             await asyncio.sleep(0.15)
             old.app.release.set()
             assert "connection" not in (await client.answer())[1]
@@ -284,25 +284,25 @@ def test_an_answer_that_takes_longer_than_the_drain_is_finished_and_its_connecti
     engine.run(scenario())
 
 
-@pytest.mark.parametrize("heirs", [True, False])
+@pytest.mark.parametrize("migrate", [True, False])
 def test_stop_during_the_drain_closes_busy_connections_only_without_a_successor(
-    engine: Engine, pair: Pair, heirs: bool
+    engine: Engine, pair: Pair, migrate: bool
 ) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await Client.connect(old.port)
             await client.send("/slow")
             await old.app.under_way.wait()
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             await leaving(old.server)
-            old.server.stop(heirs=heirs)
+            old.server.stop(migrate=migrate)
             await turns()
             old.app.release.set()
-            assert ("connection" in (await client.answer())[1]) is not heirs
+            assert ("connection" in (await client.answer())[1]) is not migrate
             await asyncio.wait_for(old.running, 10)
-            if heirs:
+            if migrate:
                 assert (await client.get())[0] == 200
-            assert answered(new) == heirs
+            assert answered(new) == migrate
 
     engine.run(scenario())
 
@@ -313,7 +313,7 @@ def test_stop_with_a_successor_leaves_connections_to_a_later_worker(engine: Engi
             idle, busy = await connected(old), await Client.connect(old.port)
             await busy.send("/slow")
             await old.app.under_way.wait()
-            old.server.stop(heirs=True)
+            old.server.stop(migrate=True)
             await leaving(old.server)
             await idle.send()
             old.app.release.set()
@@ -332,10 +332,10 @@ def test_a_connection_that_its_client_has_closed_holds_nothing_up(engine: Engine
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await connected(old)
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             client.close()
             await asyncio.wait_for(old.running, 10)
-            await until(lambda: not new.server.accounts.connections)
+            await until(lambda: not new.server.server_state.connections)
 
     engine.run(scenario())
 
@@ -362,7 +362,7 @@ def test_on_a_unix_socket_connections_go_on_as_well(engine: Engine, pair: Pair, 
         async with two(engine, pair, listening=path) as (old, new):
             client = Client(*await asyncio.open_unix_connection(path))
             await client.get()
-            old.server.drain(heirs=True)
+            old.server.drain(migrate=True)
             await asyncio.wait_for(old.running, 10)
             assert (await client.get())[0] == 200
             assert answered(new) == 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolctl.worker.preload import collecting_seldom
+from poolctl.worker.preload import collecting_rarely
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +23,12 @@ def fail() -> None:
 
 
 def test_garbage_is_looked_for_seldom_and_then_as_before(thresholds: tuple[int, int, int]) -> None:
-    with pytest.raises(ImportError), collecting_seldom():
+    with pytest.raises(ImportError), collecting_rarely():
         fail()
     assert gc.get_threshold() == thresholds
 
 
 def test_what_the_application_wants_of_the_collector_is_kept() -> None:
-    with collecting_seldom():
+    with collecting_rarely():
         gc.set_threshold(123, 4, 5)
     assert gc.get_threshold() == (123, 4, 5)

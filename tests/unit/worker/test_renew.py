@@ -72,7 +72,7 @@ def test_a_handshake_under_way_is_no_reason_to_end_and_lose_its_request(
     async def scenario() -> None:
         async with served(engine, secure=certified) as (server, _, port, running):
             client = await Client.connect(port)
-            await until(lambda: server.accounts.expects)  # accepted, and nothing was said
+            await until(lambda: server.server_state.expects)  # accepted, and nothing was said
             server.drain()
             await turns()
             assert not running.done()
@@ -128,7 +128,7 @@ def test_a_renewal_at_the_end_opens_nothing_again(engine: Engine, tmp_path: Path
             await asyncio.gather(renewing, running)
             waiting = await Client.connect(port)  # in the backlog, which is nobody's now
             assert await waiting.stays_open(0.05)
-            assert not server.accounts.expects
+            assert not server.server_state.expects
 
     engine.run(scenario())
 

@@ -16,7 +16,7 @@ import uvicorn
 import poolctl
 from poolctl.bootstrap import OLDEST_UVICORN
 from poolctl.worker.serving import uvicorn_parts as parts
-from poolctl.worker.serving.uvicorn_parts import Parts
+from poolctl.worker.serving.uvicorn_parts import UvicornParts
 from tests.serving import Client, Engine, served
 
 MIXINS = ("request_heads", "connection", "draining", "http2")
@@ -36,8 +36,8 @@ WEBSOCKETS = {
 }
 
 
-def both(first: Parts, second: Parts) -> Parts:
-    return Parts(*(one + other for one, other in zip(first, second, strict=True)))
+def both(first: UvicornParts, second: UvicornParts) -> UvicornParts:
+    return UvicornParts(*(one + other for one, other in zip(first, second, strict=True)))
 
 
 def protocol(module: str, name: str) -> Any:
@@ -57,14 +57,14 @@ def test_protocol_class_for_http1_has_every_part(path: str) -> None:
 def test_request_of_http1_has_every_part(path: str) -> None:
     module, name = path.split(".")
     cycle = vars(importlib.import_module(protocol(f"http.{module}", name).__module__))["RequestResponseCycle"]
-    assert Parts((), both(parts.HTTP1, HTTP[path]).cycle).missing(cycle) == set()
+    assert UvicornParts((), both(parts.HTTP1, HTTP[path]).cycle).missing(cycle) == set()
 
 
 def test_protocol_class_for_http2_has_every_part() -> None:
     http2 = protocol("http.zttp_h2_impl", "ZttpH2Protocol")
     assert parts.HTTP2.missing(http2) == set()
     cycle = vars(importlib.import_module(http2.__module__))["RequestResponseCycle"]
-    assert Parts((), parts.HTTP2.cycle).missing(cycle) == set()
+    assert UvicornParts((), parts.HTTP2.cycle).missing(cycle) == set()
 
 
 @pytest.mark.filterwarnings("ignore::Warning")  # one of them is deprecated

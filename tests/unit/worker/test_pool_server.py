@@ -155,7 +155,7 @@ def test_accepted_connections_do_not_wait_for_acknowledgements(engine: Engine) -
         async with served(engine) as (server, _, port, _running):
             client = await Client.connect(port)
             await client.get()
-            (connection,) = server.accounts.connections
+            (connection,) = server.server_state.connections
             sock = connection.transport.get_extra_info("socket")
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
             client.close()

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from poolctl.worker.serving import uvicorn_config
 from poolctl.worker.serving.connection import Closing
-from poolctl.worker.serving.draining import able_to_leave
+from poolctl.worker.serving.draining import drainable_protocol
 from poolctl.worker.tally import blank_page
 from tests.serving import ENGINES, Client, Engine, served
 
@@ -44,7 +44,7 @@ class Rewritten(H11Protocol):
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_an_unknown_class_serves_and_is_closed_by_a_drain(loop: str, capsys: Any) -> None:
-    able_to_leave.cache_clear()
+    drainable_protocol.cache_clear()
 
     async def scenario() -> None:
         async with served(Engine(loop, "h11"), config={"http": Unheard}) as (server, _, port, running):
@@ -67,8 +67,8 @@ def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, th
 
 
 def test_a_known_class_that_has_changed_is_an_unknown_one() -> None:
-    assert issubclass(able_to_leave(Rewritten), Closing)
-    assert not issubclass(able_to_leave(H11Protocol), Closing)
+    assert issubclass(drainable_protocol(Rewritten), Closing)
+    assert not issubclass(drainable_protocol(H11Protocol), Closing)
 
 
 @pytest.mark.parametrize("engine", ENGINES[2:], ids="-".join)
@@ -78,7 +78,7 @@ def test_connections_share_the_names_of_their_attributes(engine: Engine) -> None
         async with served(engine, tally=blank_page()) as (server, _, port, _running):
             client = await Client.connect(port)
             await client.get()
-            (connection,) = server.accounts.connections
+            (connection,) = server.server_state.connections
             assert len(vars(connection)) < 30
 
     engine.run(scenario())

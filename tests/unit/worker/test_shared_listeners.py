@@ -44,14 +44,14 @@ def test_a_full_worker_lets_others_wait_until_one_has_gone(engine: Engine) -> No
                 for client in waiting:
                     await client.send()
                 assert await waiting[0].stays_open(0.1)
-                assert len(server.accounts.connections) == 2
+                assert len(server.server_state.connections) == 2
                 for client in inside:
                     assert (await client.get())[0] == 200
                     client.close()
                 for client in waiting:
                     assert (await client.answer())[0] == 200
                     client.close()
-                await until(lambda: not server.accounts.connections)
+                await until(lambda: not server.server_state.connections)
 
     engine.run(scenario())
 
@@ -69,7 +69,7 @@ def test_a_full_worker_leaves_new_connections_to_another_one(engine: Engine, pai
                 client, sock = await accepted()
                 pair.hand_over(sock)
                 assert (await client.get())[0] == 200
-            assert (len(full.accounts.connections), len(other.accounts.connections)) == (1, 5)
+            assert (len(full.server_state.connections), len(other.server_state.connections)) == (1, 5)
             first.close()
             await until(lambda: full.acceptor.servers)
 
@@ -82,8 +82,8 @@ def test_a_full_worker_drains_and_rests_and_accepts_again(engine: Engine) -> Non
             client = await Client.connect(port)
             await client.get()
             await settled(server)
-            server.attend(False)
-            server.attend(True)
+            server.set_accepting(False)
+            server.set_accepting(True)
             await settled(server)
             assert not server.acceptor.servers
             client.close()
@@ -111,7 +111,7 @@ def test_failed_handshakes_do_not_fill_a_worker_for_long(engine: Engine, tmp_pat
                 noise.close()
             client = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusting))
             assert (await client.get())[0] == 200
-            assert server.accounts.open_connections <= 4
+            assert server.server_state.open_connections <= 4
 
     engine.run(scenario())
 

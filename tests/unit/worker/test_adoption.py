@@ -33,7 +33,7 @@ def test_a_given_connection_is_served_as_if_it_had_been_accepted(engine: Engine,
             pair.hand_over(sock)
             assert (await client.get())[0] == 200
             assert (await client.get())[0] == 200
-            assert len(server.accounts.connections) == 1
+            assert len(server.server_state.connections) == 1
             assert app.scopes[0]["client"] == client.writer.get_extra_info("sockname")
             assert app.scopes[0]["server"] == client.writer.get_extra_info("peername")
 

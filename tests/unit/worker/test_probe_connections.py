@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.worker.serving.server_state import Idleness
+from poolctl.worker.serving.server_state import IdleTimer
 from tests.certificates import certificate
 from tests.serving import ENGINES, Client, Engine, Served, served
 
@@ -50,15 +50,15 @@ def test_a_probe_is_answered_like_a_request_and_counts_for_nothing(
         config = {"limit_max_requests": 2, "timeout_keep_alive": 0}
         async with served(engine, config=config) as (server, app, port, running):
             told: list[bool] = []
-            idleness = Idleness(server.accounts, 0.1, told.append)
-            server.probed.answer({"kind": "http"}, pair[1])
+            idleness = IdleTimer(server.server_state, 0.1, told.append)
+            server.answer_probe({"kind": "http"}, pair[1])
             client = await asking(pair[0])
             for _ in range(5):
                 assert (await client.get())[0] == 200
             assert app.scopes[-1]["server"] == ("127.0.0.1", port)
             assert app.scopes[-1]["client"] == ("127.0.0.1", 0)
             assert app.scopes[-1]["scheme"] == "http"
-            assert server.accounts.total_requests == 0
+            assert server.server_state.total_requests == 0
             while not told:
                 await client.get()
                 await asyncio.sleep(0)
@@ -85,7 +85,7 @@ def test_a_probe_of_a_tls_server_speaks_tls_or_is_plain_and_looks_the_same_to_th
         async with served(engine, secure=context) as (server, app, _port, _running):
             for plain in (False, True):
                 ours, theirs = socket.socketpair()
-                server.probed.answer({"kind": "http", "plain": plain}, theirs)
+                server.answer_probe({"kind": "http", "plain": plain}, theirs)
                 client = await asking(ours, None if plain else trusting)
                 assert (await client.get())[0] == 200
                 assert app.scopes[-1]["scheme"] == "https"
@@ -99,7 +99,7 @@ def test_an_echo_shows_that_the_loop_has_its_turns(
 ) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, app, _port, _running):
-            server.probed.answer({"kind": "echo"}, pair[1])
+            server.answer_probe({"kind": "echo"}, pair[1])
             client = await asking(pair[0])
             client.writer.write(b"?")
             assert await client.reader.readexactly(1) == b"?"
@@ -113,15 +113,15 @@ def test_worker_that_starts_out_of_rotation_accepts_when_put_into_it(
 ) -> None:
     async def scenario() -> None:
         async with served(engine, resting=True) as it:
-            it.server.probed.answer({"kind": "http"}, pair[1])
+            it.server.answer_probe({"kind": "http"}, pair[1])
             assert (await (await asking(pair[0])).get())[0] == 200
             waiting = await Client.connect(it.port)
             await waiting.send()
             assert not await answers(it)
-            it.server.attend(True)
+            it.server.set_accepting(True)
             assert (await waiting.answer())[0] == 200
-            it.server.attend(False)
-            it.server.attend(True)
+            it.server.set_accepting(False)
+            it.server.set_accepting(True)
             assert await answers(it)
 
     engine.run(scenario())
@@ -132,13 +132,13 @@ def test_a_worker_at_rest_sees_its_clients_off_and_leaves_new_ones_to_others(eng
         async with served(engine) as it:
             client = await Client.connect(it.port)
             await client.get()
-            it.server.attend(False)
+            it.server.set_accepting(False)
             assert (await client.get())[1]["connection"] == "close"
             while not it.server.acceptor.settled:  # what connects meanwhile is still answered
                 await asyncio.sleep(0)
             assert not await answers(it)
             it.server.rotate(False)
-            it.server.attend(True)
+            it.server.set_accepting(True)
             other = await Client.connect(it.port)
             assert (await other.get())[1]["connection"] == "close"  # out of rotation all the same
             it.server.rotate(True)
@@ -150,7 +150,7 @@ def test_a_worker_at_rest_sees_its_clients_off_and_leaves_new_ones_to_others(eng
 def test_worker_that_is_stopped_while_out_of_rotation_ends(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, resting=True) as (server, _app, _port, running):
-            server.attend(True)
+            server.set_accepting(True)
             server.stop()
             await asyncio.wait_for(running, 5)
             assert server.servers == [] or not any(each.is_serving() for each in server.servers)

@@ -11,7 +11,7 @@ import uvicorn
 from websockets.asyncio.client import connect
 
 from poolctl.worker.serving import access_log
-from poolctl.worker.serving.access_log import Access, unwatched, watch_requests
+from poolctl.worker.serving.access_log import AccessLog, unwatched, watch_requests
 from tests.asgi_apps import lifespan
 from tests.serving import ENGINES, Client, Engine, served, until
 
@@ -54,7 +54,12 @@ class Told:
 def test_a_name_is_honoured_or_made_and_found_by_the_application_and_the_client(engine: Engine) -> None:
     async def scenario() -> None:
         app, lines = Told(), []
-        async with served(engine, Access(app, write=lines.append, answer=True)) as (_, _app, port, _running):
+        async with served(engine, AccessLog(app, write=lines.append, answer=True)) as (
+            _,
+            _app,
+            port,
+            _running,
+        ):
             client = await Client.connect(port)
             status, headers, _ = await client.get("/a?b=c", "X-Request-ID: theirs-1")
             assert (status, headers["x-request-id"]) == (202, "theirs-1")
@@ -81,7 +86,7 @@ def test_a_name_is_honoured_or_made_and_found_by_the_application_and_the_client(
 def test_a_line_says_how_it_ended_also_when_nothing_was_answered(engine: Engine) -> None:
     async def scenario() -> None:
         lines: list[str] = []
-        inner = Access(Told(), write=lines.append, line=access_log.as_json)
+        inner = AccessLog(Told(), write=lines.append, line=access_log.as_json)
         async with served(engine, inner) as (_, _app, port, _running):
             client = await Client.connect(port)
             status, headers, _ = await client.get("/fails")
@@ -113,4 +118,4 @@ def test_app_without_an_access_log_is_not_wrapped() -> None:
     watch_requests(config, None)
     assert config.loaded_app is before
     assert unwatched(before) is before
-    assert unwatched(Access(app, write=None)) is app
+    assert unwatched(AccessLog(app, write=None)) is app

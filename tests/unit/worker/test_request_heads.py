@@ -338,7 +338,7 @@ def test_a_connection_that_moves_to_another_worker_takes_its_time_along(
             await until(lambda: old.server_state.connections)
             await asyncio.sleep(SECONDS)
             async with served(engine, adoption=pair.worker(), head_seconds=60.0):
-                old.drain(heirs=True)
+                old.drain(migrate=True)
                 await running
                 assert await client.at_end()
                 assert 2.5 * SECONDS < time.monotonic() - began < 30
