@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from poolctl.control.answers import Item
+
 Send = Callable[[dict[str, Any]], None]
 Answer = Callable[[str, dict[str, Any], Send], Awaitable[dict[str, Any] | bytes | None]]
 
@@ -106,6 +108,11 @@ def item(name: str, port: int = 8081, **changes: Any) -> dict[str, Any]:
         "tags": ["api"],
         **changes,
     }
+
+
+def server(name: str, port: int = 8081, **changes: Any) -> Item:
+    """The same as a command has it."""
+    return Item.from_json(item(name, port, **changes))
 
 
 def result(*items: dict[str, Any], exit_code: int = 0, **more: Any) -> dict[str, Any]:

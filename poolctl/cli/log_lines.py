@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import unicodedata
-from typing import Any
 
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.control import directory
@@ -16,10 +15,11 @@ from poolctl.logs.log_line import LogLine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.cli.outcome import Item
+    from collections.abc import Sequence
+
     from poolctl.cli.pool_ref import PoolRef
-    from poolctl.logs.json_record import JsonRecord
-    from poolctl.logs.log_line import LogLine
+    from poolctl.control.answers import Described, Details
+    from poolctl.values import Table
 
 _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 
@@ -48,9 +48,6 @@ class PrefixedLines:
         when = f"{line.time} " if self._times and line.time else ""
         before = f"{self._prefixes.get(line.name, line.name + ' | ')}{when}"
         if self._records and line.text.startswith("{"):
-            from poolctl.cli.log_lines import record_lines
-            from poolctl.logs.json_record import parse_record
-
             record = parse_record(line.text)
             if record is not None:
                 texts = record_lines(record, colours=self._colours)
@@ -79,7 +76,7 @@ class JsonLines:
 
     def line(self, line: LogLine) -> str:
         """The object of the line, with its end."""
-        document: dict[str, Any] = {"time": line.time, "server": line.name}
+        document: Table = {"time": line.time, "server": line.name}
         if line.pid is not None:
             document["pid"] = line.pid
         record = parse_record(line.text)
@@ -92,7 +89,7 @@ class JsonLines:
         return json.dumps(document) + "\n"
 
 
-def _merge(document: dict[str, Any], record: JsonRecord) -> None:
+def _merge(document: Table, record: JsonRecord) -> None:
     document["message"] = record.message
     if record.level:
         document["level"] = _LEVELS.get(record.level.lower(), record.level.lower())
@@ -174,12 +171,10 @@ def _is_harmless(char: str) -> bool:
     return char.isprintable() or char == "\t" or char in _JOINERS or unicodedata.category(char) == "Zs"
 
 
-def log_paths(items: list[Item], pool: PoolRef) -> dict[str, str]:
+def log_paths(items: Sequence[Details | Described], pool: PoolRef) -> dict[str, str]:
     """The log file of each server by its name: the configured one, else the one in the state directory."""
     state = directory.state_dir(os.environ, pool.key)
-    return {item["name"]: _configured_log(item) or f"{state}/logs/{item['name']}.log" for item in items}
-
-
-def _configured_log(item: Item) -> str:
-    path = item.get("log_path") or ((item.get("config") or {}).get("log") or {}).get("path")
-    return str(path or "")
+    return {
+        item.name: (item.config.get("log") or {}).get("path") or f"{state}/logs/{item.name}.log"
+        for item in items
+    }

@@ -7,19 +7,21 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from poolctl import exit_codes
-from poolctl.cli.outcome import Failure, Item, Outcome, UsageError, error
+from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.config import masked, values_of
+from poolctl.control.answers import Described, ErrorEntry, Item
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.errors import PoolError
 from poolctl.expressions import FASTER
 from poolctl.pool.select import select
+from poolctl.values import Value
 
 if TYPE_CHECKING:
     from poolctl.cli.command_request import CommandRequest
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from poolctl.listeners.port_ledger import PortLedger
     from poolctl.runners.survivors import Survivor
 
+Server = TypeVar("Server", bound=Item)
 
 # Of processor time: a usual expression takes microseconds, whatever else the machine does.
 LIMIT_SECONDS = 0.5
@@ -48,20 +51,20 @@ def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
 def invalid(config: Configuration) -> Outcome:
     """The outcome of a configuration with problems."""
     return Outcome(
-        errors=[problem.to_dict() for problem in config.problems],
+        errors=list(map(ErrorEntry.of, config.problems)),
         warnings=[str(warning) for warning in config.warnings],
         exit_code=exit_codes.INVALID_CONFIGURATION,
     )
 
 
-def no_server(ref: PoolRef) -> Item:
+def no_server(ref: PoolRef) -> ErrorEntry:
     """The problem of files that together hold no server."""
     files = ", ".join(os.path.relpath(file) for file in ref.files)
     hint = "add a [[server]], or use --allow-empty"
     return error(exit_codes.INVALID_CONFIGURATION, f"{files}: no server is configured", hint)
 
 
-def choose(items: list[Item], request: CommandRequest) -> list[Item]:
+def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
     """The items that the request selects. Failure (4) when nothing matches."""
     selector = request.selector()
     with expressions_limited():
@@ -93,18 +96,18 @@ def _with_known_port(server: ServerConfig, ledger: PortLedger) -> ServerConfig:
     return server if port is None else server.at(server.address.with_port(port))
 
 
-def described(server: ServerConfig) -> Item:
+def described(server: ServerConfig) -> Described:
     """A server with its effective configuration and where each value comes from."""
-    return {**item(server), "config": server.to_dict(), "origin": server.origin}
+    return Described.extending(item(server), config=server.to_dict(), origin=server.origin)
 
 
-def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
+def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Described]:
     """The selected servers as the files have them, described; secrets masked unless `--reveal` is given."""
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
     items = [described(server) for server in servers_of(config, ref)]
     if not request.get("reveal"):
         hidden = values_of(config.pool_variables, os.environ)
-        items = [{**each, "config": masked(each["config"], hidden=hidden)} for each in items]
+        items = [each.but(config=masked(each.config, hidden=hidden)) for each in items]
     return choose(items, request)
 
 
@@ -127,10 +130,10 @@ def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     return items
 
 
-class OfflineSummary(NamedTuple):
+class OfflineSummary(Value):
     """The summary of a pool without a supervisor."""
 
-    files: list[str]
+    files: tuple[str, ...]
     supervisor_pid: int | None
     keeper_pid: int | None
     servers: int
@@ -143,14 +146,14 @@ class OfflineSummary(NamedTuple):
 def summary_of(items: list[Item], ref: PoolRef) -> OfflineSummary:
     """How many of the servers are in each state."""
     return OfflineSummary(
-        files=ref.files,
+        files=tuple(ref.files),
         supervisor_pid=None,
         keeper_pid=None,
         servers=len(items),
-        should_run=sum(item["state"] != "disabled" for item in items),
-        ready=sum(bool(item["ready"]) for item in items),
-        states=dict(Counter(str(item["state"]) for item in items)),
-        health=dict(Counter(str(item["health"]) for item in items)),
+        should_run=sum(item.state != "disabled" for item in items),
+        ready=sum(item.ready for item in items),
+        states=dict(Counter(item.state for item in items)),
+        health=dict(Counter(item.health for item in items)),
     )
 
 

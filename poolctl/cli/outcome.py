@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from poolctl import exit_codes
+from poolctl.control.answers import SCHEMA, ErrorEntry, Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
 
-    Item = dict[str, Any]
-else:
-    Item = dict
-
-SCHEMA = 1
-# Parts of a supervisor's answer besides the servers: summary, plan, dashboard, receivers.
-_FOR_USERS = ("summary", "changes", "dashboard", "receivers")
+    from poolctl.values import Table, Value
 
 
 class UsageError(Exception):
@@ -31,7 +25,7 @@ class Failure(Exception):
     """The command ends here, with this outcome."""
 
     def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.errors[0]["message"] if outcome.errors else "")
+        super().__init__(outcome.errors[0].message if outcome.errors else "")
         self.outcome = outcome
 
 
@@ -39,13 +33,12 @@ class Outcome:
     """Items, errors and warnings in the shape of the JSON contract, the exit code, and what people get to see.
 
     `message` is a line for people; `notes` are lines that ask for nothing to be done; `form` is how the items are
-    shown; `text`, when it is not None, is the whole of standard output (except for JSON). `errors_are_result`: they
-    are what was asked for, so they go to standard output too. `streamed`: what was to be printed has been.
-    `ended_pid` is the keeper that goes away with this answer, 0 if none does.
+    shown; `text`, when it is not None, is the whole of standard output (except for JSON). `extra` are parts of the JSON
+    document besides these. `errors_are_result`: they are what was asked for, so they go to standard output too.
+    `streamed`: what was to be printed has been.
     """
 
     __slots__ = (
-        "ended_pid",
         "errors",
         "errors_are_result",
         "exit_code",
@@ -62,16 +55,15 @@ class Outcome:
 
     def __init__(
         self,
-        items: Sequence[Item] = (),
+        items: Sequence[Value] = (),
         *,
-        errors: Sequence[Item] = (),
+        errors: Sequence[ErrorEntry] = (),
         warnings: Sequence[str] = (),
         exit_code: int = exit_codes.DONE,
         message: str = "",
         form: str = "",
         text: str | None = None,
-        extra: Mapping[str, Any] | None = None,
-        ended_pid: int = 0,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
         self.items = list(items)
         self.errors = list(errors)
@@ -80,7 +72,6 @@ class Outcome:
         self.exit_code = exit_code
         self.message = message
         self.form = form
-        self.ended_pid = ended_pid
         self.errors_are_result = False
         self.quiet = False
         self.streamed = False
@@ -91,16 +82,18 @@ class Outcome:
         return f"<Outcome {self.exit_code}: {len(self.items)} items, {len(self.errors)} errors>"
 
     @classmethod
-    def from_result(cls, result: Mapping[str, Any]) -> Outcome:
-        """From what a supervisor answers. Of the rest these are for users."""
+    def of(cls, result: Result, message: str = "", *, form: str = "", text: str | None = None) -> Outcome:
+        """What a supervisor has answered, and how to show it."""
+        printed = type(result).PRINTED
         return cls(
-            result.get("items") or (),
-            errors=result.get("errors") or (),
-            warnings=result.get("warnings") or (),
-            exit_code=int(result.get("exit_code") or 0),
-            extra={key: result[key] for key in _FOR_USERS if key in result},
-            text=result.get("text"),
-            ended_pid=int(result.get("keeper_pid") or 0) if result.get("ended") else 0,
+            result.items,
+            errors=result.errors,
+            warnings=result.warnings,
+            exit_code=result.exit_code,
+            message=message,
+            form=form,
+            text=text,
+            extra=result.to_json(*printed) if printed else None,
         )
 
     @classmethod
@@ -115,24 +108,26 @@ class Outcome:
         outcome.streamed = True
         return outcome
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Table:
         """The JSON document of this outcome."""
-        document = {"schema": SCHEMA, **self.extra, "items": self.items, "errors": self.errors}
+        items = [item.to_json() for item in self.items]
+        errors = [error.to_json() for error in self.errors]
+        document: Table = {"schema": SCHEMA, **self.extra, "items": items, "errors": errors}
         if self.warnings:
             document["warnings"] = self.warnings
         return document
 
 
-def error(exit_code: int, message: str, hint: str = "", *, name: str = "", bind: str = "") -> Item:
+def error(exit_code: int, message: str, hint: str = "", *, name: str = "", bind: str = "") -> ErrorEntry:
     """One entry of `errors` for a failure that is the command's, not a server's own."""
-    return {
-        "code": exit_codes.CODES.get(exit_code, exit_code),
-        "error": exit_codes.NAMES.get(exit_code, "ErrorUnexpected"),
-        "name": name,
-        "bind": bind,
-        "message": message,
-        "hint": hint,
-    }
+    return ErrorEntry(
+        code=exit_codes.CODES.get(exit_code, exit_code),
+        error=exit_codes.NAMES.get(exit_code, "ErrorUnexpected"),
+        name=name,
+        bind=bind,
+        message=message,
+        hint=hint,
+    )
 
 
 def outcome_of(failure: BaseException) -> Outcome | None:
@@ -154,9 +149,9 @@ def _outcome_of_ours(failure: BaseException) -> Outcome | None:
     if isinstance(failure, PoolError):
         invalid = isinstance(failure, PoolValidateError)
         code = exit_codes.INVALID_CONFIGURATION if invalid else exit_codes.FAILED
-        return Outcome(errors=failure.to_list(), exit_code=code)
+        return Outcome(errors=[ErrorEntry.from_json(each) for each in failure.to_list()], exit_code=code)
     if isinstance(failure, ServerError):
-        return Outcome(errors=[failure.to_dict()], exit_code=exit_codes.FAILED)
+        return Outcome(errors=[ErrorEntry.of(failure)], exit_code=exit_codes.FAILED)
     if (
         type(failure).__name__ == "ConfigNotFound"
     ):  # by name: the module that has it is imported only if needed

@@ -110,8 +110,11 @@ def _runs(pool: PoolRef) -> bool:
 def _missing(files: list[str]) -> Outcome:
     """The outcome of files that were named and do not exist."""
     from poolctl.config import missing_file
+    from poolctl.control.answers import ErrorEntry
 
-    return Outcome(errors=[missing_file(file).to_dict() for file in files], exit_code=INVALID_CONFIGURATION)
+    return Outcome(
+        errors=[ErrorEntry.of(missing_file(file)) for file in files], exit_code=INVALID_CONFIGURATION
+    )
 
 
 def _warn_of_missing(files: list[str], request: CommandRequest) -> None:

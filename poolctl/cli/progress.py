@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from poolctl.control.answers import ProgressLine
+
 DELAY_SECONDS = 0.5
 NAMES_SHOWN = 3
 _DONE = frozenset({"running", "stopped", "failed", "disabled", "sleeping"})
@@ -58,18 +60,18 @@ class Progress:
         if self._status is not None:
             self._status.stop()
 
-    def __call__(self, message: dict[str, Any]) -> None:
-        """One message of the supervisor."""
-        if "warning" in message:
-            self.warnings.append(str(message["warning"]))
-        if "notice" in message and not self._quiet and self.verb != "status":
+    def __call__(self, line: ProgressLine) -> None:
+        """What the supervisor says before its answer."""
+        if line.warning is not None:
+            self.warnings.append(line.warning)
+        if line.notice is not None and not self._quiet and self.verb != "status":
             # At once: it may be what the command waits for. Of `status` it is a part of the answer.
-            sys.stderr.write(f"waiting: {message['notice']}\n")
+            sys.stderr.write(f"waiting: {line.notice}\n")
             sys.stderr.flush()
-        step = message.get("progress")
-        if not isinstance(step, dict):
+        step = line.progress
+        if step is None:
             return
-        name, state, ready = str(step.get("name", "")), str(step.get("state", "")), bool(step.get("ready"))
+        name, state, ready = step.name, step.state, step.ready
         if self._verbose and self._states.get(name) != (state, ready):
             sys.stderr.write(f"{name}: {state}{', ready' if ready else ''}\n")
             sys.stderr.flush()

@@ -8,20 +8,20 @@ from poolctl.cli.plural import servers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.cli.outcome import Outcome
     from poolctl.cli.pool_ref import PoolRef
+    from poolctl.control.answers import Result
 
 # States that are as they should be without being ready.
 _ASIDE = ("sleeping", "draining", "disabled")
 
 
-def ready_line(outcome: Outcome, *, waited: bool) -> str:
+def ready_line(result: Result, *, waited: bool) -> str:
     """`3 servers ready`, with those in other intended states in brackets."""
-    if not outcome.items:
-        return "" if outcome.exit_code else "no server selected"
-    asides = {state: sum(item.get("state") == state for item in outcome.items) for state in _ASIDE}
-    ready = sum(bool(item.get("ready")) for item in outcome.items)
-    count = len(outcome.items) - sum(asides.values())
+    if not result.items:
+        return "" if result.exit_code else "no server selected"
+    asides = {state: sum(item.state == state for item in result.items) for state in _ASIDE}
+    ready = sum(item.ready for item in result.items)
+    count = len(result.items) - sum(asides.values())
     line = f"{servers(ready, count)} ready"
     if not waited:
         line = f"{servers(count)} starting, {ready} ready"
@@ -37,7 +37,7 @@ def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
 
     if os.environ.get("NOTIFY_SOCKET") and sd_notify.is_main(os.environ):
         try:
-            keeper = Client(pool.socket).ping().get("keeper_pid")
+            keeper = Client(pool.socket).ping().keeper_pid
         except ControlError:
             return  # it has ended already, and so does the service
         sd_notify.notify(os.environ, f"MAINPID={keeper}", *([sd_notify.READY] if ready else []))

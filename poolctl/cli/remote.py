@@ -7,6 +7,7 @@ import os
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
 from poolctl.cli.progress import Progress
+from poolctl.control.answers import Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_exit import await_end
 from poolctl.errors import ControlError
@@ -15,10 +16,12 @@ from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCH
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from typing import TypeVar
 
     from poolctl.cli.command_request import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
+
+    Answer = TypeVar("Answer", bound=Result)
 
 # Commands that the pool completes even if the caller stops waiting.
 _ORDERS = ("start", "stop", "restart", "reload", "scale", "enable", "disable", "add", "remove")
@@ -31,12 +34,20 @@ _LAUNCHES = 4  # so often at most is a pool launched that other commands stop at
 
 
 def ask(
-    request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, Any] | None = None
-) -> Outcome:
-    """The supervisor's answer; `more` goes to its options.
+    request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, object] | None = None
+) -> Result:
+    """The supervisor's answer; `more` goes to its options. Raises NoSupervisor, UsageError for a bad selector."""
+    return ask_for(Result, request, pool, verb, more)
 
-    Raises NoSupervisor when there is none, UsageError for a bad selector.
-    """
+
+def ask_for(
+    kind: type[Answer],
+    request: CommandRequest,
+    pool: PoolRef,
+    verb: str = "",
+    more: Mapping[str, object] | None = None,
+) -> Answer:
+    """As `ask`, for a verb whose answer is of this class."""
     options = {**request.options(), **(more or {})}
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
         body = {
@@ -44,26 +55,37 @@ def ask(
             "options": {**options, "progress": progress.wanted},
         }
         try:
-            result = _call(pool, verb or request.verb, body, progress, options["timeout"])
+            result = _call(kind, pool, verb or request.verb, body, progress, options["timeout"])
         except KeyboardInterrupt:
             if request.verb not in _ORDERS:
                 raise
             hint = f"the {request.verb} continues in the background: poolctl status"
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None
-    outcome = Outcome.from_result(result)
-    await_end(outcome.ended_pid)  # so that the next command meets nothing of this pool
-    outcome.warnings = list(dict.fromkeys([*progress.warnings, *outcome.warnings]))
-    return outcome
+    await_pool_end(result)  # so that the next command meets nothing of this pool
+    if progress.warnings:
+        result = result.but(warnings=tuple(dict.fromkeys([*progress.warnings, *result.warnings])))
+    return result
+
+
+def await_pool_end(result: Result) -> None:
+    """Return when the last process of the pool has exited, if the pool ends with this answer."""
+    if result.ended:
+        await_end(result.keeper_pid or 0)
 
 
 def _call(
-    pool: PoolRef, verb: str, body: dict[str, Any], progress: Progress, timeout: float | None
-) -> dict[str, Any]:
+    kind: type[Answer],
+    pool: PoolRef,
+    verb: str,
+    body: Mapping[str, object],
+    progress: Progress,
+    timeout: float | None,
+) -> Answer:
     """The answer of the supervisor that is there, or of its successor if it was about to end."""
     while True:
         before = _mark(pool.socket)
         try:
-            return Client(pool.socket).call(verb, body, progress, timeout)
+            return Client(pool.socket).ask(kind, verb, body, progress, timeout)
         except SupervisorEnded:
             # One that ends as it should takes its socket away before it hangs up; one that was killed does not.
             if _mark(pool.socket) == before:
@@ -79,7 +101,7 @@ def _mark(path: str) -> tuple[int, int] | None:
     return found.st_ino, found.st_ctime_ns
 
 
-def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Outcome:
+def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Result:
     """Like ask(), but a pool without a supervisor gets one. The supervisor itself judges the files."""
     try:
         return ask(request, pool, verb)
@@ -90,20 +112,20 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Out
     request.options()
     request.selector()
     try:
-        outcome = _launch_and_ask(request, pool)
+        result = _launch_and_ask(request, pool)
     except SupervisorEnded as ended:
         raise _with_last_words(ended, pool) from None
-    if outcome.exit_code == NOTHING_MATCHED:
+    if result.exit_code == NOTHING_MATCHED:
         # Nothing was done, and nothing is left behind.
-        outcome.ended_pid = _end_idle(pool)
-    elif not outcome.items and not outcome.exit_code and not request.get("allow_empty"):
+        return result.but(ended=_end_idle(pool))
+    if not result.items and not result.exit_code and not request.get("allow_empty"):
         raise Failure(_without_servers(pool))
-    elif warning := others_named_alike(pool):
-        outcome.warnings.append(warning)
-    return outcome
+    if warning := others_named_alike(pool):
+        return result.but(warnings=(*result.warnings, warning))
+    return result
 
 
-def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Outcome:
+def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:
     for _ in range(_LAUNCHES - 1):
         launch(pool)
         try:
@@ -134,15 +156,14 @@ def _without_servers(pool: PoolRef) -> Outcome:
     return Outcome(errors=[no_server(pool)], exit_code=INVALID_CONFIGURATION)
 
 
-def _end_idle(pool: PoolRef) -> int:
-    """End the supervisor that was launched for nothing, unless it has got something to do; the pid that ended last."""
+def _end_idle(pool: PoolRef) -> bool:
+    """End the supervisor that was launched for nothing, unless it has got something to do; whether it has ended."""
     try:
-        ended = Client(pool.socket).call("stop", {"options": {"idle": True}})
+        result = Client(pool.socket).ask(Result, "stop", {"options": {"idle": True}})
     except ControlError:
-        return 0  # another command has stopped it
-    pid = int(ended.get("keeper_pid") or 0)
-    await_end(pid)
-    return pid
+        return False  # another command has stopped it
+    await_pool_end(result)
+    return bool(result.ended)
 
 
 def launch(pool: PoolRef) -> None:
@@ -152,16 +173,16 @@ def launch(pool: PoolRef) -> None:
     launch_supervisor(pool.files, os.environ)
 
 
-def selected(request: CommandRequest, pool: PoolRef, verb: str = "list") -> Outcome:
+def selected(request: CommandRequest, pool: PoolRef) -> Result:
     """The servers as they are now. Failure for a selection that matches nothing and for invalid files."""
     try:
-        outcome = ask(request, pool, verb)
+        result = ask(request, pool, "list")
     except NoSupervisor:
         if not pool.files:
             raise
         from poolctl.cli.offline import select_from_files
 
-        return Outcome(select_from_files(request, pool))
-    if outcome.exit_code:
-        raise Failure(outcome)
-    return outcome
+        return Result(items=tuple(select_from_files(request, pool)))
+    if result.exit_code:
+        raise Failure(Outcome.of(result))
+    return result

@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import sys
 
-from poolctl.cli.outcome import SCHEMA, Outcome
+from poolctl.cli.outcome import Outcome
+from poolctl.control.answers import SCHEMA, Item
 from poolctl.json_text import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any, TextIO
+    from collections.abc import Iterable, Sequence
+    from typing import TextIO
 
-    Item = Mapping[str, Any]
+    from poolctl.control.answers import ErrorEntry
+    from poolctl.values import Value
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
 WIDE = ("name", "state", "ready", "health", "bind", "expose", "pids", "workers", "uptime", "restarts", "tags")
@@ -53,10 +55,13 @@ def paint(text: str, colour: str) -> str:
 
 def show(outcome: Outcome) -> int:
     """Print the outcome in its form ("" is a line for people); return its exit code."""
-    if any("@" in str(item.get("expose")) for item in outcome.items):
+    if any(isinstance(item, Item) and "@" in item.expose for item in outcome.items):
         from poolctl.config import masked_text
 
-        outcome.items = [{**item, "expose": masked_text(str(item.get("expose")))} for item in outcome.items]
+        outcome.items = [
+            item.but(expose=masked_text(item.expose)) if isinstance(item, Item) else item
+            for item in outcome.items
+        ]
     if outcome.streamed:
         pass
     elif outcome.form == "json":
@@ -94,20 +99,20 @@ def stdout_fd() -> int:
         return -1
 
 
-def text_of(items: Sequence[Item], output: str, colours: bool = False, width: int = 0) -> str:
+def text_of(items: Sequence[Value], output: str, colours: bool = False, width: int = 0) -> str:
     """The items as text in the form `output`: table, wide, jsonl, or fields separated by tabs.
 
     A table that would not fit into `width` columns does without those that say least; a wide one never does.
     """
     if output == "jsonl":
-        return "".join(dumps({"schema": SCHEMA, **item}, default=str) + "\n" for item in items)
+        return "".join(dumps({"schema": SCHEMA, **item.to_json()}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
         return table(items, WIDE, colours) if output == "wide" else _fitting(items, colours, width)
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
 
 
-def _fitting(items: Sequence[Item], colours: bool, width: int) -> str:
+def _fitting(items: Sequence[Value], colours: bool, width: int) -> str:
     columns = list(TABLE)
     for dispensable in DISPENSABLE if width else ():
         if max(map(len, table(items, columns).splitlines()), default=0) <= width:
@@ -116,7 +121,7 @@ def _fitting(items: Sequence[Item], colours: bool, width: int) -> str:
     return table(items, columns, colours)
 
 
-def table(items: Sequence[Item], columns: Sequence[str], colours: bool = False) -> str:
+def table(items: Sequence[Value], columns: Sequence[str], colours: bool = False) -> str:
     """A table with a header, as wide as its words. No items: nothing at all, so that scripts see nothing."""
     if not items:
         return ""
@@ -133,9 +138,9 @@ def table(items: Sequence[Item], columns: Sequence[str], colours: bool = False) 
     return "\n".join(lines) + "\n"
 
 
-def field_text(item: Item, field: str) -> str:
+def field_text(item: Value, field: str) -> str:
     """One field of an item as scripts want it: lists by commas, nothing for what is not known."""
-    value = item.get(field)
+    value = getattr(item, field, None)
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -165,29 +170,28 @@ def _say(stream: TextIO, lines: list[str]) -> None:
     stream.write("\n".join(lines) + "\n")
 
 
-def error_lines(each: Item, colours: bool = False) -> Iterable[str]:
+def error_lines(each: ErrorEntry, colours: bool = False) -> Iterable[str]:
     """One error: what it is about, what happened, and the fix."""
-    message = printable(str(each.get("message") or "failed"), keep_lines=True)
-    hint = str(each.get("hint") or "")
-    if each.get("file"):
+    message = printable(each.message or "failed", keep_lines=True)
+    if each.file:
         # FILE:LINE:COLUMN: as compilers write it, so that editors and greps find the place
         where = paint(_where(each), "1") if colours else _where(each)
-        key = f"{printable(str(each['key']))}: " if each.get("key") else ""
-        yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
+        key = f"{printable(each.key)}: " if each.key else ""
+        yield f"{where}: {key}{message}" + (f"; {printable(each.hint)}" if each.hint else "")
         return
-    who = str(each.get("name") or each.get("bind") or "")
+    who = each.name or each.bind
     if who and not message.startswith(who):
         message = f"{who}: {message}"
     yield f"{_label('error', '31', colours)} {message}"
     label = f"  {paint('hint:', '36') if colours else 'hint:'} "
-    for line in hint.split("\n") if hint else ():
+    for line in each.hint.split("\n") if each.hint else ():
         yield label + printable(line)
         label = " " * len("  hint: ")  # what follows is about the line above: the place in an expression
 
 
-def _where(each: Item) -> str:
-    numbers = [str(each[key]) for key in ("line", "column") if each.get(key)]
-    return printable(":".join([from_here(str(each["file"])), *numbers]))
+def _where(each: ErrorEntry) -> str:
+    numbers = [str(number) for number in (each.line, each.column) if number]
+    return printable(":".join([from_here(each.file or ""), *numbers]))
 
 
 def from_here(path: str) -> str:
@@ -225,18 +229,18 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
     )
 
 
-def _cell(item: Item, column: str) -> str:
-    if column == "uptime":
-        return duration(item.get("uptime_seconds") or None)
-    if column == "ready":
-        return "yes" if item.get("ready") else "no"
-    if column == "pids":
-        pids = item.get("pids") or ()
-        more = f"+{len(pids) - 1}" if len(pids) > 1 else ""
-        return f"{pids[0]}{more}" if pids else "-"
-    if column == "bind" and item.get("address"):
-        # an inherited socket: its key says nothing of where it listens
-        return f"{field_text(item, column)} ({field_text(item, 'address')})"
+def _cell(item: Value, column: str) -> str:
+    if isinstance(item, Item):
+        if column == "uptime":
+            return duration(item.uptime_seconds or None)
+        if column == "ready":
+            return "yes" if item.ready else "no"
+        if column == "pids" and item.pids:
+            more = f"+{len(item.pids) - 1}" if len(item.pids) > 1 else ""
+            return f"{item.pids[0]}{more}"
+        if column == "bind" and item.address:
+            # an inherited socket: its key says nothing of where it listens
+            return f"{field_text(item, column)} ({field_text(item, 'address')})"
     return field_text(item, column) or "-"
 
 

@@ -12,6 +12,7 @@ from _socket import AF_UNIX, SOCK_STREAM, socket
 from time import monotonic
 
 from poolctl.control import directory
+from poolctl.control.answers import PingResult, ProgressLine
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
 from poolctl.http.head import BadMessage, request_head
@@ -21,7 +22,11 @@ from poolctl.json_text import dumps, loads
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from typing import Any
+    from typing import TypeVar
+
+    from poolctl.values import Table, Value
+
+    Answer = TypeVar("Answer", bound=Value)
 
 OK = 200
 FIELDS = (("Host", "poolctl"), ("Content-Type", "application/json"))
@@ -75,10 +80,10 @@ class Client:
     def call(
         self,
         verb: str,
-        body: Mapping[str, Any] | None = None,
-        on_progress: Callable[[dict[str, Any]], None] | None = None,
+        body: Mapping[str, object] | None = None,
+        on_progress: Callable[[Table], None] | None = None,
         timeout: float | None = None,
-    ) -> dict[str, Any]:
+    ) -> Table:
         """Return the supervisor's result for `verb`. Blocks for at most `timeout` seconds and a short grace.
 
         `on_progress` gets every message that comes before the result. Raises NoSupervisor when nothing
@@ -86,15 +91,27 @@ class Client:
         """
         for message in self.messages(verb, body, timeout):
             if "result" in message:
-                result: dict[str, Any] = message["result"]
+                result: Table = message["result"]
                 return result
             if on_progress is not None:
                 on_progress(message)
         raise SupervisorEnded(self.socket_path)
 
+    def ask(
+        self,
+        kind: type[Answer],
+        verb: str,
+        body: Mapping[str, object] | None = None,
+        on_progress: Callable[[ProgressLine], None] | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """As `call`, with values of types instead of documents."""
+        given = None if on_progress is None else lambda line: on_progress(_value(ProgressLine, line))
+        return _value(kind, self.call(verb, body, given, timeout))
+
     def messages(
-        self, verb: str, body: Mapping[str, Any] | None = None, timeout: float | None = None
-    ) -> Iterator[dict[str, Any]]:
+        self, verb: str, body: Mapping[str, object] | None = None, timeout: float | None = None
+    ) -> Iterator[Table]:
         """Yield the messages as they come: progress, and last the result. Otherwise as `call`."""
         deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
         connection = self._connect()
@@ -111,7 +128,7 @@ class Client:
             connection.close()
         raise SupervisorEnded(self.socket_path)
 
-    def ping(self, timeout: float | None = None) -> dict[str, Any]:
+    def ping(self, timeout: float | None = None) -> PingResult:
         """Return the supervisor's version and process ids; ControlError (8) if it does not answer in time."""
         limit = self._silence_seconds if timeout is None else timeout
         connection = self._connect()
@@ -120,8 +137,7 @@ class Client:
             connection.settimeout(limit)
             for message in _messages(ResponseReader(), iter(lambda: connection.recv(65536), b"")):
                 if "result" in message:
-                    result: dict[str, Any] = message["result"]
-                    return result
+                    return _value(PingResult, message["result"])
         except OSError:
             pass  # a timeout is one too
         finally:
@@ -212,7 +228,7 @@ class LineSplitter:
         return b"".join(self._pieces)
 
 
-def _send(connection: socket, verb: str, body: Mapping[str, Any]) -> None:
+def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
     payload = dumps(body).encode()
     fields = [*FIELDS, ("Content-Length", str(len(payload)))]
     try:
@@ -224,7 +240,7 @@ def _send(connection: socket, verb: str, body: Mapping[str, Any]) -> None:
         raise ControlError("the supervisor takes no commands", exit_code=CONFLICT, hint="try again") from None
 
 
-def _messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+def _messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator[Table]:
     """The documents of the response as they come; its status is known by then."""
     lines = LineSplitter()
     for chunk in chunks:
@@ -238,7 +254,7 @@ def _messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator[dic
         yield _decode(rest)
 
 
-def _refused(status: int, verb: str, message: Mapping[str, Any]) -> ControlError:
+def _refused(status: int, verb: str, message: Table) -> ControlError:
     said = str(message.get("error") or f"HTTP status {status}")
     if status == FORBIDDEN:
         return ControlError(
@@ -251,7 +267,7 @@ def _refused(status: int, verb: str, message: Mapping[str, Any]) -> ControlError
     )
 
 
-def _decode(line: bytes) -> dict[str, Any]:
+def _decode(line: bytes) -> Table:
     if not line.strip():
         return {}
     try:
@@ -261,6 +277,15 @@ def _decode(line: bytes) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise _not_understood()
     return message
+
+
+def _value(kind: type[Answer], document: object) -> Answer:
+    try:
+        if isinstance(document, dict):
+            return kind.from_json(document)
+    except ValueError:
+        pass
+    raise _not_understood()
 
 
 def _not_understood() -> ControlError:

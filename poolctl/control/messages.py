@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from poolctl.control.answers import ErrorEntry, Item
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
 from poolctl.exit_codes import (
     FAILED,
@@ -20,7 +21,6 @@ from poolctl.units import parse_duration
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
 
-SCHEMA = 1
 PROTOCOL = 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool
@@ -44,52 +44,34 @@ def item(
     pids: Sequence[int] = (),
     uptime_seconds: float = 0.0,
     restarts: int = 0,
-) -> Document:
+    address: str | None = None,
+) -> Item:
     """One server as every command prints it; the defaults are those of a server without a supervisor."""
     disabled = config.disabled if disabled is None else disabled
-    return {
-        "name": config.name,
-        "bind": config.key,
-        "expose": config.expose,
-        "state": "disabled" if disabled and state == "stopped" else state,
-        "ready": ready,
-        "health": health,
-        "pids": list(pids),
-        "workers": config.workers if workers is None else workers,
-        "uptime_seconds": round(uptime_seconds, 3),
-        "restarts": restarts,
-        "tags": list(config.tags),
-    }
+    return Item(
+        name=config.name,
+        bind=config.key,
+        expose=config.expose,
+        state="disabled" if disabled and state == "stopped" else state,
+        ready=ready,
+        health=health,
+        pids=tuple(pids),
+        workers=config.workers if workers is None else workers,
+        uptime_seconds=round(uptime_seconds, 3),
+        restarts=restarts,
+        tags=tuple(config.tags),
+        address=address,
+    )
 
 
-def result(
-    items: Iterable[Document],
-    errors: Iterable[Document] = (),
-    *,
-    exit_code: int = 0,
-    warnings: Iterable[str] = (),
-    **more: Any,
-) -> Document:
-    """The last line of an answer."""
-    document: Document = {
-        "schema": SCHEMA,
-        "items": list(items),
-        "errors": list(errors),
-        "exit_code": exit_code,
-    }
-    document["warnings"] = list(warnings)
-    document.update(more)
-    return document
-
-
-def error(code: int, name: str, message: str, hint: str = "", **where: str) -> Document:
-    """An error that is no single server's, in the shape of the others."""
-    return {"code": code, "error": name, "name": "", "bind": "", "message": message, "hint": hint, **where}
-
-
-def failure(kind: type[PoolError], message: str, hint: str = "") -> Document:
+def failure(kind: type[PoolError], message: str, hint: str = "") -> ErrorEntry:
     """An error of the pool as a whole, with the code and the name of its kind."""
-    return error(kind.code, kind.error, message, hint)
+    return ErrorEntry(code=kind.code, error=kind.error, message=message, hint=hint)
+
+
+def entries(errors: PoolError) -> tuple[ErrorEntry, ...]:
+    """Every error of a group."""
+    return tuple(map(ErrorEntry.from_json, errors.to_list()))
 
 
 def error_of(verb: str, code: int, result: Mapping[str, Any], kind: type[PoolError]) -> Exception:

@@ -48,7 +48,7 @@ class PoolClient:
 
     def ping(self) -> Result:
         """Return the supervisor's version and process ids."""
-        return self._client.ping()
+        return self._client.ping().to_json()
 
     def list(self, *targets: str, selector: Mapping[str, Any] | None = None) -> Result:
         """Return the selected servers as they are now."""
@@ -370,7 +370,7 @@ class PoolClient:
         """
         from poolctl.control.upgrading import upgrade
 
-        result = upgrade(self._client)
+        result = upgrade(self._client).to_json()
         if result["exit_code"]:
             raise error_of("upgrade", result["exit_code"], result, PoolRestartError)
         return result

@@ -10,14 +10,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from poolctl.control.answers import ErrorEntry, ProgressLine, Result
 from poolctl.control.directory import BACKLOG
-from poolctl.control.messages import error, result
 from poolctl.control.reserve import DescriptorReserve
 from poolctl.exit_codes import FAILED
 from poolctl.http.head import BadMessage
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
 from poolctl.http.request_reader import RequestHead
 from poolctl.platform import peer_credentials
+from poolctl.values import Value
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 # A client that no longer reads, such as a suspended `events -f`, is disconnected.
@@ -28,7 +29,7 @@ _GRACE_SECONDS = 1.0
 logger = logging.getLogger("poolctl.supervisor")
 
 Document = dict[str, Any]
-Progress = Callable[[Document], None]
+Progress = Callable[[ProgressLine], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Request:
     uid: int
 
 
-Handler = Callable[[Request, Progress], Awaitable[Document]]
+Handler = Callable[[Request, Progress], Awaitable[Value]]
 
 
 class ControlServer:
@@ -97,10 +98,11 @@ class ControlServer:
         def line(document: Document) -> None:
             response.write(json.dumps(document, separators=(",", ":")).encode() + b"\n")
 
-        line({"result": await self._result(request, line)})
+        answer = await self._answer(request, lambda interim: line(interim.to_json()))
+        line({"result": answer.to_json()})
         await response.finish()
 
-    async def _result(self, request: Request, progress: Progress) -> Document:
+    async def _answer(self, request: Request, progress: Progress) -> Value:
         try:
             return await self._handle(request, progress)
         except ConnectionError:
@@ -108,9 +110,8 @@ class ControlServer:
         except Exception:
             logger.exception("a request could not be answered")
             message = "the supervisor failed at this command; its log says why"
-            return result(
-                [], [error(FAILED, "ErrorInternal", message, "see supervisor.log")], exit_code=FAILED
-            )
+            error = ErrorEntry(code=FAILED, error="ErrorInternal", message=message, hint="see supervisor.log")
+            return Result(errors=(error,), exit_code=FAILED)
 
 
 def _verb(head: RequestHead) -> str:

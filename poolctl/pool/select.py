@@ -1,7 +1,7 @@
 """Choosing servers: the one selector language of every command.
 
-Works on plain mappings (the items of ``-o json``), so that the command line's fast lane and the supervisor
-choose alike. Imports nothing that costs time: `re`, `difflib`, addresses only when a selection needs them.
+Works on whatever has the fields of an item, so that the command line's fast lane and the supervisor choose alike.
+Imports nothing that costs time: `re`, `difflib`, addresses only when a selection needs them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from typing import Any, TypeVar
 
-    from poolctl.pool.unmatched import Unmatched
+    from poolctl.pool.unmatched import Selectable, Unmatched
 
-    Item = TypeVar("Item", bound=Mapping[str, Any])
-    Test = Callable[[Mapping[str, Any]], bool]
+    Server = TypeVar("Server", bound=Selectable)
+    Test = Callable[[Selectable], bool]
 
 __all__ = ["Selector", "SelectorError", "select"]
 
@@ -115,7 +115,7 @@ def selection_needed(verb: str, count: int | None) -> SelectorError:
     )
 
 
-def select(items: Iterable[Item], selector: Selector) -> tuple[list[Item], Unmatched | None]:
+def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], Unmatched | None]:
     """The chosen items in their order, or nothing and the reason why (exit 4)."""
     everything = list(items)
     if selector.selects_all:
@@ -138,13 +138,13 @@ def select(items: Iterable[Item], selector: Selector) -> tuple[list[Item], Unmat
     return chosen, None
 
 
-def _by_targets(items: Sequence[Mapping[str, Any]], targets: list[str]) -> tuple[set[int] | None, list[str]]:
+def _by_targets(items: Sequence[Selectable], targets: list[str]) -> tuple[set[int] | None, list[str]]:
     """Positions that the targets name (None: no target, so all), and the targets that name nothing."""
     if not targets:
         return None, []
     places: dict[str, list[int]] = {}
     for at, item in enumerate(items):
-        for word in {str(item.get("name", "")).casefold(), str(item.get("bind", ""))}:
+        for word in {item.name.casefold(), item.bind}:
             places.setdefault(word, []).append(at)
     wanted: set[int] = set()
     unknown = []
@@ -184,7 +184,7 @@ def _tests(selector: Selector) -> list[Test]:
     tests = [_found(selector, field) for field in EXPRESSIONS if getattr(selector, field)]
     if selector.tag:
         tags = set(selector.tag)
-        tests.append(lambda item: not tags.isdisjoint(item.get("tags") or ()))
+        tests.append(lambda item: not tags.isdisjoint(item.tags))
     tests += [_is(field, words) for field in ("state", "health") if (words := set(getattr(selector, field)))]
     return tests
 
@@ -193,11 +193,11 @@ def _found(selector: Selector, field: str) -> Test:
     if selector.matched is not None:
         return _is(field, selector.matched.get(field, frozenset()))
     searches = _compiled(field, getattr(selector, field))
-    return lambda item: any(search(str(item.get(field, ""))) for search in searches)
+    return lambda item: any(search(getattr(item, field)) for search in searches)
 
 
 def _is(field: str, words: AbstractSet[str]) -> Test:
-    return lambda item: str(item.get(field, "")) in words
+    return lambda item: getattr(item, field) in words
 
 
 def _compiled(field: str, patterns: list[str]) -> list[Callable[[str], object]]:

@@ -5,7 +5,24 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any
+    from typing import Protocol
+
+    class Selectable(Protocol):
+        """What servers are selected by."""
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def bind(self) -> str: ...
+        @property
+        def expose(self) -> str: ...
+        @property
+        def state(self) -> str: ...
+        @property
+        def health(self) -> str: ...
+        @property
+        def tags(self) -> Sequence[str]: ...
+
 
 _NEAR_NAMES = 3
 # Near names of thousands of words, such as a shell's for `*`, would hold up the supervisor.
@@ -52,14 +69,14 @@ class Unmatched:
         return f"<Unmatched {self.targets or 'options'}>"
 
 
-def unmatched_targets(unknown: Sequence[str], items: Sequence[Mapping[str, Any]]) -> Unmatched:
+def unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
     """Targets that name no server, the first of them with what is near."""
     return Unmatched(unknown, {target: _near(target, items) for target in unknown[:_SHOWN_WORDS]})
 
 
-def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Mapping[str, Any]]) -> Unmatched:
+def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
     """Options that fit no server; for tags that none has, those that look like them: they are compared with case."""
-    known = dict.fromkeys(tag for item in items for tag in item.get("tags") or ())
+    known = dict.fromkeys(tag for item in items for tag in item.tags)
     unknown = [tag for tag in tags if tag not in known]
     return Unmatched(near={tag: close(tag, known) for tag in unknown[:_SHOWN_WORDS]}, options=options)
 
@@ -73,11 +90,11 @@ def close(word: str, words: Iterable[str]) -> list[str]:
     return [by_fold[fold] for fold in near]
 
 
-def _near(target: str, items: Sequence[Mapping[str, Any]]) -> list[str]:
+def _near(target: str, items: Sequence[Selectable]) -> list[str]:
     """Names, then addresses, that look like the target; wildcards in it are left out of the comparison."""
     bare = target.replace("*", "").replace("?", "")
-    names = [str(item.get("name", "")) for item in items]
-    binds = [str(item.get("bind", "")) for item in items]
+    names = [item.name for item in items]
+    binds = [item.bind for item in items]
     port = target.rpartition(":")[2]
     same_port = [bind for bind in binds if port.isdigit() and bind.endswith(f":{port}")]
     return close(bare, names) or same_port[:_NEAR_NAMES] or close(bare, binds)

@@ -17,7 +17,7 @@ from poolctl.config import (
     dependency_findings,
     pool_variables,
 )
-from poolctl.control.messages import Document
+from poolctl.control.answers import ErrorEntry
 from poolctl.core.core import Core
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
@@ -48,7 +48,7 @@ class ActiveConfiguration:
         self.name = default_name(files[0])
         self.missing: set[str] = set()  # names of servers of the files that were removed live
         self.placed: dict[str, ServerConfig] = {}
-        self.problems: list[Document] = []
+        self.problems: list[ErrorEntry] = []
         self.environments = environments
         self.tables = Tables()
         self.followers: list[Callable[[Tables], None]] = []

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Protocol
 
-from poolctl import __version__
-from poolctl.control.messages import PROTOCOL, Document
+from poolctl.control.answers import About
 
 
 class Daemon(Protocol):
     """The processes of one pool: supervisor and keeper."""
 
-    def identity(self) -> Document:
+    def identity(self) -> About:
         """The pool's name and files, the versions and the pids: the answer to a ping, and part of `status`."""
         ...
 
@@ -23,8 +21,3 @@ class Daemon(Protocol):
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
         """Let another version take over after the answer under way: the commands of its keeper and supervisor."""
         ...
-
-
-def versions() -> Document:
-    """The versions of poolctl, of its protocol, and of Python."""
-    return {"version": __version__, "protocol": PROTOCOL, "python": sys.version.split()[0]}

@@ -6,12 +6,15 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from poolctl import __version__
 from poolctl.clock import SystemClock
 from poolctl.config import ServerConfig, longest_stop_seconds
-from poolctl.control.messages import Document, result
+from poolctl.control.answers import About, ProgressLine, Result
+from poolctl.control.messages import PROTOCOL
 from poolctl.control.pool_exit import PoolExit, write_exit
 from poolctl.control.reserve import DescriptorReserve
 from poolctl.control.server import ControlServer, Handler, Progress, Request
@@ -27,9 +30,9 @@ from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.units import format_duration
+from poolctl.values import Value
 
 from .active_configuration import ActiveConfiguration, PoolEnvironment
-from .daemon import versions
 from .deferred_imports import DeferredImports
 from .health import watch_health
 from .observers.event_recorder import LostOutput
@@ -190,12 +193,11 @@ class ManagedPool:
         self.events.record("pool", "calm", message=what, severity="error")
         asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
 
-    async def _handle(self, request: Request, progress: Progress) -> Document:
+    async def _handle(self, request: Request, progress: Progress) -> Value:
         if self._configuration.problems:
             self.shut_down()
-            return result(
-                [],
-                self._configuration.problems,
+            return Result(
+                errors=tuple(self._configuration.problems),
                 exit_code=INVALID_CONFIGURATION,
                 ended=True,
                 keeper_pid=self._keeper_pid,
@@ -203,16 +205,16 @@ class ManagedPool:
         if self._ending:
             # A request between the last answer and the end: without an answer its client asks the next supervisor.
             raise ConnectionAbortedError
-        with self._watch.reporting(lambda problem: progress({"notice": problem})):
-            document = await self._perform(request, progress)
-        if request.verb == "start":
+        with self._watch.reporting(lambda problem: progress(ProgressLine(notice=problem))):
+            answer = await self._perform(request, progress)
+        if request.verb == "start" and isinstance(answer, Result):
             await self._observers.addresses_tried()
-            document["warnings"] = [*(document.get("warnings") or ()), *self._observers.problems]
+            answer = answer.but(warnings=(*answer.warnings, *self._observers.problems))
         self._runtime_files.rename(self.name)
         # A successor knows everything that a client has received. Nothing is written where nothing has changed.
         self._store.note_changed(*self.core.take_changed())
         self._save()
-        return document
+        return answer
 
     async def _restore_runtime_files(self) -> None:
         async for listener in self._runtime_files.restored():
@@ -294,7 +296,7 @@ class ManagedPool:
             severity = "error" if self.core.reason else "info"
             self.events.record("pool", "stopping", cause=cause, severity=severity)
             with caused_by(cause):
-                await self._verbs.perform("stop", Selector(), {}, lambda document: None)
+                await self._verbs.perform("stop", Selector(), {}, lambda line: None)
         self.shut_down()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
@@ -330,22 +332,20 @@ class ManagedPool:
         if entry := self.core.entries.get(placement.server):
             self.core.idle(entry, placement.id, idle)
 
-    def identity(self) -> Document:
+    def identity(self) -> About:
         """See Daemon; with `calm`, `keeper_problem` and `not_served` where they are true of it."""
-        document = {
-            "name": self.name,
-            "files": list(self.files),
-            **versions(),
-            "supervisor_pid": os.getpid(),
-            "keeper_pid": self._keeper_pid,
-        }
-        if self._calm:
-            document["calm"] = True
-        if problem := self._watch.problem:
-            document["keeper_problem"] = problem
-        if problems := self._observers.problems:
-            document["not_served"] = problems
-        return document
+        return About(
+            name=self.name,
+            files=tuple(self.files),
+            version=__version__,
+            protocol=PROTOCOL,
+            python=sys.version.split()[0],
+            supervisor_pid=os.getpid(),
+            keeper_pid=self._keeper_pid,
+            calm=self._calm or None,
+            keeper_problem=self._watch.problem or None,
+            not_served=tuple(self._observers.problems) or None,
+        )
 
 
 def _status(exit_: Exit | None) -> int:

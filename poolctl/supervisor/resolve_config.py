@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from poolctl.config import Configuration, ServerConfig, Surroundings, Tables, load
-from poolctl.control.messages import Document
+from poolctl.control.answers import ErrorEntry
+from poolctl.control.messages import entries
 from poolctl.errors import PoolError, ServerError
 from poolctl.listeners.port_ledger import PortLedger
 
@@ -21,13 +22,13 @@ class ResolvedConfig:
 
     name: str
     servers: list[ServerConfig] = field(default_factory=list)
-    problems: list[Document] = field(default_factory=list)
+    problems: list[ErrorEntry] = field(default_factory=list)
     surroundings: Surroundings = field(default_factory=Surroundings)
     port_range: tuple[int, int] = (0, 0)
     config: Configuration | None = None
     tables: Tables = field(default_factory=Tables)
 
-    def outside(self, names: Collection[str]) -> list[Document]:
+    def outside(self, names: Collection[str]) -> list[ErrorEntry]:
         """The problems of the files, users and programs that these servers name; blocks on the disk.
 
         Warnings are found for all servers.
@@ -35,7 +36,7 @@ class ResolvedConfig:
         if self.config is None:
             return []
         found = self.config.outside(names=names)
-        return [problem.to_dict() for problem in found] if names else []
+        return [ErrorEntry.of(problem) for problem in found] if names else []
 
     @property
     def warnings(self) -> list[str]:
@@ -59,7 +60,9 @@ class ConfigResolver:
         try:
             config = load(self._files, env)
             if config.problems:
-                return ResolvedConfig(self._name, problems=[problem.to_dict() for problem in config.problems])
+                return ResolvedConfig(
+                    self._name, problems=[ErrorEntry.of(problem) for problem in config.problems]
+                )
             settings = config.settings
             base_dir = os.path.dirname(self._files[0])
             return ResolvedConfig(
@@ -71,9 +74,9 @@ class ConfigResolver:
                 tables=config.tables,
             )
         except PoolError as error:
-            return ResolvedConfig(self._name, problems=error.to_list())
+            return ResolvedConfig(self._name, problems=[*entries(error)])
         except ServerError as error:
-            return ResolvedConfig(self._name, problems=[error.to_dict()])
+            return ResolvedConfig(self._name, problems=[ErrorEntry.of(error)])
 
     def port(self, server: ServerConfig, port_range: tuple[int, int], avoid: Collection[int]) -> ServerConfig:
         """The server with its chosen port, if its address is `auto`. Raises ServerError; blocks."""

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 from poolctl.control import sd_notify
-from poolctl.control.messages import Document
 from poolctl.control.server import Handler, Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.desired import Desired
 from poolctl.core.state import Entry
+from poolctl.values import Value
 
 _SOON_SECONDS = 0.05
 # A look at one server takes up to 30 µs: at most a twentieth of the time, while a large pool starts.
@@ -42,7 +42,7 @@ class Service:
     def around(self, handle: Handler) -> Handler:
         """The same request handler, with systemd notified of reloads."""
 
-        async def notified(request: Request, progress: Progress) -> Document:
+        async def notified(request: Request, progress: Progress) -> Value:
             dry_run = (request.body.get("options") or {}).get("dry_run")
             if request.verb != "reload" or dry_run:
                 return await handle(request, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl.cli.command_request import CommandRequest, saves
-from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
+from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask, selected
 from poolctl.control.client import NoSupervisor
@@ -13,19 +13,19 @@ from poolctl.pool.select import selection_needed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
+    from collections.abc import Callable, Mapping, Sequence
 
     from poolctl.cli.changes.write_back import WriteBack
     from poolctl.cli.pool_ref import PoolRef
+    from poolctl.control.answers import Item
 
 
 def change(
     request: CommandRequest,
-    report: Callable[[list[Item]], str],
+    report: Callable[[Sequence[Item]], str],
     write: Callable[[WriteBack, list[str]], None] | None = None,
     *,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     works_offline: bool = False,
     removes: bool = False,
 ) -> Outcome:
@@ -39,9 +39,8 @@ def change(
     _require_selection(request, pool)
 
     def live() -> Outcome:
-        outcome = ask(request, pool, more=options)
-        outcome.message = _line(outcome, report)
-        return outcome
+        result = ask(request, pool, more=options)
+        return Outcome.of(result, _line(result.items, report, failed=bool(result.exit_code)))
 
     if not save or write is None:
         outcome = live()
@@ -55,7 +54,7 @@ def change(
 
     files = WriteBack(pool, request)
     items, running = _selected(files, request, pool, works_offline=works_offline, removes=removes)
-    write(files, [str(item["name"]) for item in items])
+    write(files, [item.name for item in items])
     return files.finish(live if running else lambda: _changed_files(files, items, report, removes=removes))
 
 
@@ -82,7 +81,7 @@ def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
 
 def _selected(
     files: WriteBack, request: CommandRequest, pool: PoolRef, *, works_offline: bool, removes: bool
-) -> tuple[list[Item], bool]:
+) -> tuple[Sequence[Item], bool]:
     """The selected servers, and whether the change is one of a running pool. Failure for a bad selection."""
     from poolctl.cli.offline import select_from_files
 
@@ -95,25 +94,23 @@ def _selected(
         # A server that was removed from the running pool before can still be taken out of the files.
         return select_from_files(request, pool), False
     if chosen.exit_code:
-        raise Failure(chosen)
+        raise Failure(Outcome.of(chosen))
     return chosen.items, True
 
 
 def _changed_files(
-    files: WriteBack, items: list[Item], report: Callable[[list[Item]], str], *, removes: bool
+    files: WriteBack, items: Sequence[Item], report: Callable[[Sequence[Item]], str], *, removes: bool
 ) -> Outcome:
     """The outcome of a change of the files alone: the servers as they will be, none of them running."""
     if not removes:
         from poolctl.control.messages import item
 
-        names = {str(each["name"]) for each in items}
+        names = {each.name for each in items}
         items = [item(server) for server in files.draft.check() if server.name in names]
-    outcome = Outcome(items)
-    outcome.message = _line(outcome, report)
-    return outcome
+    return Outcome(items, message=_line(items, report))
 
 
-def _line(outcome: Outcome, report: Callable[[list[Item]], str]) -> str:
-    if outcome.items:
-        return report(outcome.items)
-    return "" if outcome.exit_code else "no server selected"
+def _line(items: Sequence[Item], report: Callable[[Sequence[Item]], str], *, failed: bool = False) -> str:
+    if items:
+        return report(items)
+    return "" if failed else "no server selected"

@@ -7,16 +7,18 @@ import os
 import select
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.outcome import Failure, Item, Outcome, outcome_of
+from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.cli.remote import ask
+from poolctl.cli.remote import ask_for
+from poolctl.control.answers import Details, ReloadResult, Result, ShowResult
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.logs.inotify import DirectoryWatch
+from poolctl.values import Table
 
 # An editor, a checkout or a deployment writes many files: they are one change when nothing more comes for so long.
 QUIET_SECONDS = 0.15
@@ -25,12 +27,14 @@ LONGEST_SECONDS = 3.0
 # Of these a change of code makes new processes; the others meet it when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 
+Answer = TypeVar("Answer", bound=Result)
+
 
 class ChangeReporter(Protocol):
     """Shows the outcome of changes."""
 
-    def changed(self, verb: str, outcome: Outcome) -> None:
-        """The verb has applied a change, or failed to."""
+    def changed(self, result: Result) -> None:
+        """A change was applied, or could not be."""
         ...
 
 
@@ -42,7 +46,7 @@ class PoolWatcher:
         self._request = request
         self._pool = pool
         self._reporter = reporter
-        self._files = [str(file) for file in Client(pool.socket).ping().get("files") or pool.files]
+        self._files = [*(Client(pool.socket).ping().files or pool.files)]
         try:
             self._watch = DirectoryWatch(departures=True)
         except (OSError, AttributeError) as error:
@@ -92,22 +96,21 @@ class PoolWatcher:
 
     def _reload(self) -> set[str]:
         """The servers that have new processes by it."""
-        outcome = self._ask("reload", {"dry_run": False})
-        self._reporter.changed("reload", outcome)
+        result = self._ask(ReloadResult, "reload", {"dry_run": False})
+        self._reporter.changed(result)
         self._look_around()
-        changes = outcome.extra.get("changes") or ()
-        return {str(each["name"]) for each in changes if each.get("change") in ("add", "restart")}
+        return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
     def _restart(self, names: list[str]) -> None:
         """Replace those of the servers that run."""
-        listed = self._ask("list", {}, names)
-        running = [str(item["name"]) for item in listed.items if item.get("state") in _ALIVE]
+        listed = self._ask(Result, "list", {}, names)
+        running = [item.name for item in listed.items if item.state in _ALIVE]
         if running:
-            self._reporter.changed("restart", self._ask("restart", {"wait": True}, running))
+            self._reporter.changed(self._ask(Result, "restart", {"wait": True}, running))
 
     def _look_around(self) -> None:
         """Watch the files and directories of the pool as it is now."""
-        self._sources = WatchSet(self._files, self._ask("show", {}).items, self._sources)
+        self._sources = WatchSet(self._files, self._ask(ShowResult, "show", {}).items, self._sources)
         for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
             try:
                 self._watch.add(directory)
@@ -117,15 +120,19 @@ class PoolWatcher:
                     message = f"too many directories to watch: {directory} and those after it"
                     raise Failure(Outcome.failed(FAILED, message, hint)) from None
 
-    def _ask(self, verb: str, options: dict[str, object], names: list[str] | None = None) -> Outcome:
-        """The supervisor's answer; its failure is an outcome, too."""
+    def _ask(
+        self, kind: type[Answer], verb: str, options: dict[str, object], names: list[str] | None = None
+    ) -> Answer:
+        """The supervisor's answer; its failure is one, too."""
         values = {key: self._request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
         if verb == "reload":
             values["env"] = self._request.get("env")
         try:
-            return ask(CommandRequest(verb, {**values, "targets": names or []}), self._pool, more=options)
+            request = CommandRequest(verb, {**values, "targets": names or []})
+            return ask_for(kind, request, self._pool, more=options)
         except ControlError as failure:
-            return outcome_of(failure) or Outcome(exit_code=failure.exit_code)
+            code = failure.exit_code
+            return kind(errors=(error(code, failure.message, failure.hint),), exit_code=code)
 
 
 # Directories that hold no code of the application's own.
@@ -140,16 +147,16 @@ class WatchSet:
     `before` are the sources that these take the place of: what has changed since those were asked still counts.
     """
 
-    def __init__(self, files: Sequence[str], items: Sequence[Item], before: WatchSet | None = None) -> None:
+    def __init__(
+        self, files: Sequence[str], items: Sequence[Details], before: WatchSet | None = None
+    ) -> None:
         self.app_dirs: dict[str, list[str]] = {}
         referred: list[str] = []
         for item in items:
-            config = item.get("config") or {}
+            config = item.config
             referred += _referred(config)
             if config.get("app_dir") and not config.get("command"):
-                self.app_dirs.setdefault(os.path.realpath(str(config["app_dir"])), []).append(
-                    str(item["name"])
-                )
+                self.app_dirs.setdefault(os.path.realpath(str(config["app_dir"])), []).append(item.name)
         self._named = list(dict.fromkeys([*files, *referred]))
         self._marks: dict[str, Mark] = self._looks()
         if before is not None:
@@ -197,7 +204,7 @@ class WatchSet:
         return found
 
 
-def _referred(config: dict[str, Any]) -> Iterator[str]:
+def _referred(config: Table) -> Iterator[str]:
     """The files of variables and the certificates of a server."""
     env_file = config.get("env_file")
     yield from [env_file] if isinstance(env_file, str) else env_file or ()

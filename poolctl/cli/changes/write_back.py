@@ -10,6 +10,7 @@ from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import from_here
 from poolctl.config import Configuration, Draft, FileChanged
+from poolctl.control.answers import About
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import PoolValidateError
 from poolctl.exit_codes import (
@@ -38,9 +39,8 @@ class WriteBack:
         self.request = request
         about = _about(pool)
         self.supervised = about is not None
-        named = (about or {}).get("files")
-        files = [str(file) for file in named] if isinstance(named, list) and named else pool.files
-        self.draft = Draft(files, os.environ)
+        files = about.files if about is not None and about.files else pool.files
+        self.draft = Draft([*files], os.environ)
         self.warnings: list[str] = []
         self.now = self._loaded()
 
@@ -152,7 +152,7 @@ class WriteBack:
         return outcome
 
 
-def _about(pool: PoolRef) -> dict[str, object] | None:
+def _about(pool: PoolRef) -> About | None:
     """The supervisor's description of itself; None when there is none."""
     try:
         return Client(pool.socket).ping()

@@ -27,11 +27,10 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
 from poolctl.exit_codes import CONFLICT, FAILED
+from poolctl.values import Table
 
 if TYPE_CHECKING:
     from poolctl.cli.changes.write_back import WriteBack
-
-Table = dict[str, Any]
 
 # Lists that can be written as on a command line.
 LISTS: dict[str, Callable[[str], list[str]]] = {
@@ -217,12 +216,9 @@ def _added(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str) 
     plain = CommandRequest(
         "add", {key: request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
     )
-    outcome = ask(plain, pool, more={"server": table, "base_dir": base_dir})
-    ready = sum(bool(item.get("ready")) for item in outcome.items)
-    if outcome.items:
-        name = outcome.items[0].get("name")
-        outcome.message = f"added {name}, {'ready' if ready else outcome.items[0].get('state')}"
-    return outcome
+    result = ask(plain, pool, more={"server": table, "base_dir": base_dir})
+    added = [f"added {item.name}, {'ready' if item.ready else item.state}" for item in result.items]
+    return Outcome.of(result, "".join(added[:1]))
 
 
 def _together(outcomes: list[Outcome]) -> Outcome:

@@ -8,11 +8,13 @@ from typing import Any
 from poolctl.cli.command import REVEAL, SELECTION, SETUP, Command, output
 from poolctl.cli.command_request import FORMATS, CommandRequest
 from poolctl.cli.offline import choose, described, load, servers_of
-from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
 from poolctl.config import MASK, escaped, masked, table_text, values_of
+from poolctl.control.answers import Described
 from poolctl.errors import ControlError
+from poolctl.values import Table
 
 # Fields that are not configured.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")
@@ -34,13 +36,13 @@ def perform(request: CommandRequest) -> Outcome:
     items = choose(
         _as_they_are([described(server) for server in servers_of(config, pool)], request, pool), request
     )
-    settings: dict[str, Any] = config.settings.to_dict()
+    settings: Table = config.settings.to_dict()
     tables = config.tables.to_dict()
     note = ""
     if not request.get("reveal"):
         known = (items, tables)
         hidden = values_of(config.pool_variables, os.environ)
-        items = [{**each, "config": masked(each["config"], hidden=hidden)} for each in items]
+        items = [each.but(config=masked(each.config, hidden=hidden)) for each in items]
         tables = masked(tables, hidden=hidden)
         note = "" if (items, tables) == known else f"# {MASK} stands for secrets, which --reveal shows\n"
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
@@ -49,7 +51,7 @@ def perform(request: CommandRequest) -> Outcome:
             [
                 table_text("[pool]", escaped(settings)),
                 *(_text(name, table) for name, table in tables.items()),
-                *(table_text("[[server]]", escaped(item["config"])) for item in items),
+                *(table_text("[[server]]", escaped(item.config)) for item in items),
             ]
         )
     elif request.output == "json":
@@ -64,19 +66,19 @@ def _text(name: str, table: Any) -> str:
     return table_text(f"[{name}]", escaped(table))
 
 
-def _as_written(table: dict[str, Any]) -> dict[str, Any]:
+def _as_written(table: Table) -> Table:
     return {"url": table["url"]} if "${" in str(table.get("url", "")) else {}
 
 
-def _as_they_are(items: list[Item], request: CommandRequest, pool: PoolRef) -> list[Item]:
+def _as_they_are(items: list[Described], request: CommandRequest, pool: PoolRef) -> list[Described]:
     """The same servers with the state of the running pool, if the selection or output needs it."""
     if request.output in ("", "toml") and not (request.get("state") or request.get("health")):
         return items
     try:
-        running = {item["name"]: item for item in ask(CommandRequest("list", {}), pool).items}
+        running = {item.name: item for item in ask(CommandRequest("list", {}), pool).items}
     except ControlError:
         return items
     return [
-        {**item, **{key: running[item["name"]][key] for key in STATE if item["name"] in running}}
+        item.but(**{key: getattr(running[item.name], key) for key in STATE}) if item.name in running else item
         for item in items
     ]

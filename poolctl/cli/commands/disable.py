@@ -14,8 +14,14 @@ from poolctl.cli.command import (
     Command,
 )
 from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from poolctl.control.answers import Item
 
 COMMAND = Command(
     "Stop servers, and keep them stopped until enabled.",
@@ -35,6 +41,6 @@ def perform(request: CommandRequest) -> Outcome:
     return change(request, _report, lambda files, names: files.disable(names, True), works_offline=True)
 
 
-def _report(items: list[Item]) -> str:
-    done = sum(item.get("state") == "disabled" for item in items)
+def _report(items: Sequence[Item]) -> str:
+    done = sum(item.state == "disabled" for item in items)
     return f"{servers(done, len(items))} disabled"

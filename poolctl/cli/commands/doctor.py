@@ -36,9 +36,7 @@ def perform(request: CommandRequest) -> Outcome:
     findings = [*found, *(finding for check in _checks() for finding in _looked(check, context))]
     problems = sum(finding.status == PROBLEM for finding in findings)
     shown = [finding for finding in findings if not (request.quiet and finding.status == OK)]
-    # `mend` is the former name of `fix` in the JSON document.
-    items = [{"name": finding.check, **finding._asdict(), "mend": finding.fix} for finding in shown]
-    outcome = Outcome(items, exit_code=FAILED if problems else DONE)
+    outcome = Outcome(shown, exit_code=FAILED if problems else DONE)
     if request.output in ("", "table", "wide"):
         outcome.text = _table(shown)
         outcome.message = ""

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli.command import LIST, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
 from poolctl.cli.command_request import CommandRequest, one_of
-from poolctl.cli.outcome import Item, Outcome, UsageError
+from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import selected
 from poolctl.cli.render import coloured, paint, printable, stdout_fd
 from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control import directory
+from poolctl.control.answers import EventsResult, ProgressLine
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, receive_within
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
@@ -25,6 +26,8 @@ from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, recent
 
 if TYPE_CHECKING:
     from _socket import socket
+
+    from poolctl.values import Table
 
 _AGAIN_SECONDS = 0.5
 _COLOURS = {"error": "31", "warning": "33"}
@@ -59,7 +62,7 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     names = None
     if not request.selector().selects_all:
-        names = [item["name"] for item in selected(request, pool).items]
+        names = [item.name for item in selected(request, pool).items]
     watched = _EventStream(pool, EventFilter(names, request.get("kind") or (), since))
     try:
         past = recent(watched.path, watched.wanted, lines)
@@ -84,9 +87,9 @@ class _EventStream:
         """Where the journal is and the number of its last event: the supervisor knows, else the files, else it is
         where it is by default."""
         try:
-            answer = self._client.call("events", {"options": {"lines": 0}}, timeout=5)
-            if answer.get("path"):
-                return str(answer["path"]), int(answer["seq"])
+            answer = self._client.ask(EventsResult, "events", {"options": {"lines": 0}}, timeout=5)
+            if answer.path:
+                return answer.path, answer.seq
         except ControlError:
             pass
         path = f"{directory.state_dir(os.environ, pool.key)}/{NAME}"
@@ -94,14 +97,14 @@ class _EventStream:
             path = _configured(pool) or path
         return path, next((event["seq"] for event in recent(path, EventFilter(), 1)), 0)
 
-    def show(self, events: Iterable[Item], write: Callable[[Item], None]) -> None:
+    def show(self, events: Iterable[Table], write: Callable[[Table], None]) -> None:
         for event in events:
             self._last = max(self._last, event["seq"])
             if self.wanted.matches(event):
                 write(event)
         sys.stdout.flush()
 
-    def follow(self, write: Callable[[Item], None]) -> None:
+    def follow(self, write: Callable[[Table], None]) -> None:
         """Every event that comes; without a supervisor those that another one writes down. Never returns.
 
         Raises BrokenPipeError when the output has lost its reader, even if there is nothing to print.
@@ -117,14 +120,14 @@ class _EventStream:
 
         client = Client(self._client.socket_path, receive=receive)
 
-        def received(line: Item) -> None:
-            if "event" in line:
-                self.show([line["event"]], write)
+        def received(line: ProgressLine) -> None:
+            if line.event is not None:
+                self.show([line.event], write)
 
         while True:
             options = {"follow": True, "after": self._last, "lines": MOST_LINES}
             try:
-                client.call("events", {"options": options}, received)
+                client.ask(EventsResult, "events", {"options": options}, received)
             except (NoSupervisor, SupervisorEnded, ControlError):
                 newest = next((event["seq"] for event in recent(self.path, EventFilter(), 1)), 0)
                 if newest < self._last:
@@ -144,13 +147,13 @@ def _configured(pool: PoolRef) -> str:
     return str(table.path or "") if table else ""
 
 
-def _writer(request: CommandRequest, names: Iterable[str]) -> Callable[[Item], None]:
+def _writer(request: CommandRequest, names: Iterable[str]) -> Callable[[Table], None]:
     if request.output in ("json", "jsonl"):
         return lambda event: print(json.dumps(event))
     colours, wide = coloured(sys.stdout), request.output == "wide" or request.verbose
     width = max([len(name) for name in names] or [0])
 
-    def write(event: Item) -> None:
+    def write(event: Table) -> None:
         nonlocal width
         name = printable(str(event.get("server") or "-"))
         width = max(width, len(name))

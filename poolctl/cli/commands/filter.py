@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from poolctl.cli.command import FILTERS, INSPECT, OUTPUT, Command, Option
 from poolctl.cli.command_request import CommandRequest, one_of
 from poolctl.cli.offline import expressions_limited
-from poolctl.cli.outcome import Item, Outcome, UsageError
+from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import selected
+from poolctl.cli.render import field_text
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.expressions import BadExpression, compiled
 from poolctl.pool.select import select
 
 if TYPE_CHECKING:
     import re
+    from collections.abc import Sequence
+
+    from poolctl.control.answers import Item
 
 _PLACE = ("config", "pool", "quiet", "verbose")
 
@@ -65,13 +69,13 @@ def perform(request: CommandRequest) -> Outcome:
     return Outcome(found, form=target or "table")
 
 
-def _without_selection(request: CommandRequest) -> dict[str, Any]:
+def _without_selection(request: CommandRequest) -> dict[str, object]:
     """The request's values for asking after every server."""
     return {key: request.get(key) for key in (*_PLACE, "allow_empty")}
 
 
 def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | None) -> bool:
-    value = str(item.get(field, ""))
+    value = field_text(item, field)
     if pattern and any(
         value.casefold() == spelling.casefold() for spelling in _spellings(field, pattern, value)
     ):
@@ -100,11 +104,11 @@ def _searcher(regex: str) -> re.Pattern[str] | None:
         raise UsageError(f"--regex: {bad}", hint=bad.hint) from None
 
 
-def _near(field: str, pattern: str, items: list[Item]) -> str:
+def _near(field: str, pattern: str, items: Sequence[Item]) -> str:
     import difflib
 
     near = (
-        difflib.get_close_matches(pattern, [str(item.get(field, "")) for item in items], n=1)
+        difflib.get_close_matches(pattern, [field_text(item, field) for item in items], n=1)
         if pattern
         else []
     )

@@ -14,7 +14,6 @@ COLUMNS = ("host", "state", "since", "until", "breaker", "why")
 
 def perform(request: CommandRequest) -> Outcome:
     """The supervisor's answer; an empty table has its header too. Raises NoSupervisor."""
-    outcome = ask(request, find_pool(request))
-    if request.output in ("", "table", "wide") and not outcome.exit_code:
-        outcome.text = "  ".join(COLUMNS).upper() + "\n"
-    return outcome
+    result = ask(request, find_pool(request))
+    as_table = request.output in ("", "table", "wide") and not result.exit_code
+    return Outcome.of(result, text="  ".join(COLUMNS).upper() + "\n" if as_table else None)

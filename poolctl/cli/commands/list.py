@@ -30,6 +30,4 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """The selected servers as they are now; without a supervisor all of them are stopped."""
-    outcome = selected(request, find_pool(request))
-    outcome.form = "table"
-    return outcome
+    return Outcome.of(selected(request, find_pool(request)), form="table")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from poolctl.cli.command import FOLLOW, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
 from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.log_lines import PrefixedLines, log_paths, terminal_text
-from poolctl.cli.outcome import Failure, Item, Outcome, UsageError
+from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.remote import ask
+from poolctl.cli.remote import ask, ask_for
 from poolctl.cli.render import coloured, stdout_fd
 from poolctl.cli.time_range import lines_of, since_of
+from poolctl.control.answers import Described, Details, ShowResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import INTERRUPTED
 from poolctl.logs.log_line import LogLine
+from poolctl.values import Table
 
 COMMAND = Command(
     "Show the servers' output.",
@@ -72,12 +73,10 @@ def _form(request: CommandRequest, names: list[str]) -> Callable[[LogLine], str]
 def _reopen(request: CommandRequest) -> Outcome:
     """Have every log file reopened after another program has moved them; return when that is done."""
     try:
-        outcome = ask(request, find_pool(request), "reopen")
+        result = ask(request, find_pool(request), "reopen")
     except NoSupervisor:
         return Outcome(message="nothing is running")
-    if not outcome.exit_code:
-        outcome.message = "log files reopened"
-    return outcome
+    return Outcome.of(result, "" if result.exit_code else "log files reopened")
 
 
 def _follow(
@@ -94,23 +93,23 @@ def _follow(
     return Outcome.of_stream()
 
 
-def _described(request: CommandRequest, pool: PoolRef) -> list[Item]:
+def _described(request: CommandRequest, pool: PoolRef) -> Sequence[Details | Described]:
     """The selected servers with their configuration. Failure for a selection that matches nothing."""
     try:
-        outcome = ask(request, pool, "show")
+        result = ask_for(ShowResult, request, pool, "show")
     except NoSupervisor:
         if not pool.files:
             raise
         from poolctl.cli.offline import described_from_files
 
         return described_from_files(request, pool)
-    if outcome.exit_code:
-        raise Failure(outcome)
-    return outcome.items
+    if result.exit_code:
+        raise Failure(Outcome.of(result))
+    return result.items
 
 
 def _document(line: LogLine) -> str:
-    document: dict[str, Any] = {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
+    document: Table = {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
     if line.text.startswith("{"):
         from poolctl.logs.json_record import parse_record
 

@@ -6,7 +6,8 @@ from poolctl.cli.command import OBSERVE, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import ask
+from poolctl.cli.remote import ask_for
+from poolctl.control.answers import MetricsResult, StatsResult
 
 COMMAND = Command(
     "Print the pool's metrics for Prometheus.",
@@ -21,7 +22,7 @@ def perform(request: CommandRequest) -> Outcome:
     """The text; as JSON, the selected servers with their figures. Raises NoSupervisor."""
     pool = find_pool(request)
     if request.output:
-        return ask(request, pool, "stats")
-    outcome = ask(request, pool, more={"openmetrics": bool(request.get("openmetrics"))})
-    outcome.items = []
-    return outcome
+        return Outcome.of(ask_for(StatsResult, request, pool, "stats"))
+    options = {"openmetrics": bool(request.get("openmetrics"))}
+    result = ask_for(MetricsResult, request, pool, more=options)
+    return Outcome.of(result, text=None if result.exit_code else result.text)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from poolctl.cli.command import LIST, OBSERVE, OUTPUT, Command, Option
 from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.remote import ask
+from poolctl.cli.remote import ask_for
+from poolctl.control.answers import NotifyResult, TestDelivery
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
 
@@ -21,14 +21,6 @@ COMMAND = Command(
 )
 
 
-class Delivery(NamedTuple):
-    """The result of a test notification to one receiver; `message` is the reason of a failure."""
-
-    name: str
-    ok: bool
-    message: str
-
-
 def perform(request: CommandRequest) -> Outcome:
     """Send it by the supervisor, with its environment; without one by this command, with its own."""
     action, *names = request.get("words") or [""]
@@ -36,16 +28,13 @@ def perform(request: CommandRequest) -> Outcome:
         raise UsageError(f"notify: {action!r} is not understood", hint="poolctl notify test [NAME…]")
     pool = find_pool(request)
     try:
-        outcome = ask(request, pool, more={"receivers": names})
+        result = ask_for(NotifyResult, request, pool, more={"receivers": names})
     except NoSupervisor:
-        outcome = _alone(pool, names)
-    receivers = outcome.extra.get("receivers") or []
-    if not outcome.errors or receivers:
-        outcome.message = "\n".join(f"{each['name']}: sent" for each in receivers if each["ok"])
-    return outcome
+        result = _alone(pool, names)
+    return Outcome.of(result, "\n".join(f"{each.name}: sent" for each in result.receivers or () if each.ok))
 
 
-def _alone(pool: PoolRef, names: list[str]) -> Outcome:
+def _alone(pool: PoolRef, names: list[str]) -> NotifyResult:
     import asyncio
 
     from poolctl.cli.offline import load
@@ -62,9 +51,11 @@ def _alone(pool: PoolRef, names: list[str]) -> Outcome:
     chosen = [each for each in configured if not names or each.label in names]
     name = config.settings.name or os.path.basename(os.path.dirname(pool.files[0]))
     found = asyncio.run(send_test(chosen, FixedFacts(name, os.environ, os.path.dirname(pool.files[0]))))
-    receivers = [Delivery(label, not problem, problem) for label, problem in found.items()]
-    return Outcome(
-        errors=[error(FAILED, f"{each.name}: {each.message}") for each in receivers if not each.ok],
+    receivers = [
+        TestDelivery(name=label, ok=not problem, message=problem) for label, problem in found.items()
+    ]
+    return NotifyResult(
+        errors=tuple(error(FAILED, f"{each.name}: {each.message}") for each in receivers if not each.ok),
         exit_code=DONE if all(each.ok for each in receivers) else FAILED,
-        extra={"receivers": [each._asdict() for each in receivers]},
+        receivers=tuple(receivers),
     )

@@ -3,61 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 from poolctl.cli.command import INSPECT, OUTPUT, Command
 from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import from_here, printable
 from poolctl.control import directory
+from poolctl.control.answers import StatusResult
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
+from poolctl.values import Value
 
 ANSWER_SECONDS = 2.0
 
 COMMAND = Command("List this user's running pools, wherever their files are.", OUTPUT, section=INSPECT)
 
 
-class RunningPool(NamedTuple):
+class RunningPool(Value):
     """One pool. `servers` and `ready` are None for a supervisor that does not answer, and `message` says why."""
 
     name: str
-    files: list[str]
+    files: tuple[str, ...]
     pid: int | None
     keeper_pid: int | None
     version: str
     directory: str
     servers: int | None
     ready: int | None
-    message: str = ""
-
-    @classmethod
-    def described(
-        cls, path: str, about: Mapping[str, Any], servers: int | None, ready: int | None, message: str = ""
-    ) -> RunningPool:
-        """The pool in this directory, as its supervisor or its info file describes it."""
-        return cls(
-            name=about.get("name") or "",
-            files=about.get("files") or [],
-            pid=about.get("supervisor_pid"),
-            keeper_pid=about.get("keeper_pid"),
-            version=about.get("version") or "",
-            directory=path,
-            servers=servers,
-            ready=ready,
-            message=message,
-        )
-
-    def to_dict(self) -> Item:
-        """Its entry in the JSON document."""
-        return {key: value for key, value in self._asdict().items() if key != "message" or value}
+    message: str | None = None
 
 
 def perform(request: CommandRequest) -> Outcome:
     """Every pool with its name, its files, its supervisor's pid, and how many of its servers are ready."""
     pools = [found for path in _directories() if (found := _pool(path)) is not None]
-    outcome = Outcome([pool.to_dict() for pool in pools])
+    outcome = Outcome(pools)
     if not request.output or request.output in ("table", "wide"):
         outcome.text = _table(pools)
     return outcome
@@ -79,17 +59,27 @@ def _directories() -> Iterator[str]:
 def _pool(path: str) -> RunningPool | None:
     """One pool; None without a listener. One that does not answer is described by its info file."""
     client = Client(f"{path}/{directory.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
-    about = directory.read_info(path)
+    info = directory.read_info(path)
+    servers = ready = message = None
     try:
-        result = client.call("status", timeout=0.0)
+        result = client.ask(StatusResult, "status", timeout=0.0)
+        servers, ready = len(result.items), sum(item.ready for item in result.items)
+        info |= result.to_json("summary").get("summary") or {}
     except NoSupervisor:
         return None
     except ControlError as silent:
-        return RunningPool.described(path, about, None, None, silent.message)
-    summary = result.get("summary") or {}
-    items = result.get("items") or []
-    ready = sum(bool(item.get("ready")) for item in items)
-    return RunningPool.described(path, {**about, **summary}, len(items), ready)
+        message = silent.message
+    return RunningPool(
+        name=info.get("name") or "",
+        files=tuple(info.get("files") or ()),
+        pid=info.get("supervisor_pid"),
+        keeper_pid=info.get("keeper_pid"),
+        version=info.get("version") or "",
+        directory=path,
+        servers=servers,
+        ready=ready,
+        message=message,
+    )
 
 
 def _table(pools: list[RunningPool]) -> str:

@@ -19,8 +19,9 @@ from poolctl.cli.command import (
 )
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import ask
+from poolctl.cli.remote import ask_for
 from poolctl.cli.render import from_here, show
+from poolctl.control.answers import ReloadResult
 from poolctl.control.client import Client
 from poolctl.exit_codes import INTERRUPTED
 
@@ -28,6 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.cli.command_request import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
+    from poolctl.control.answers import Result
 
 COMMAND = Command(
     "Apply the changed file: start, stop, restart what differs.",
@@ -54,8 +56,8 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     if request.get("watch"):
         return _watch(request, pool)
-    outcome = ask(request, pool, more={"dry_run": dry_run})
-    outcome.message = plan_text(outcome, dry_run=dry_run)
+    result = ask_for(ReloadResult, request, pool, more={"dry_run": dry_run})
+    outcome = Outcome.of(result, plan_text(result, dry_run=dry_run))
     outcome.warnings += _other_files(request, pool)
     return outcome
 
@@ -64,10 +66,10 @@ def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
     """A warning for files that were named and are not those that the pool was started with."""
     if len(request.get("config") or ()) < 2:
         return []
-    files = Client(pool.socket).ping().get("files") or pool.files
+    files = Client(pool.socket).ping().files or pool.files
     if list(files) == pool.files:
         return []
-    names = ", ".join(from_here(str(file)) for file in files)
+    names = ", ".join(from_here(file) for file in files)
     return [
         f"this pool was started with {names} and reloads those; to change its files, stop it and start it with others"
     ]
@@ -78,9 +80,9 @@ class _Printer(NamedTuple):
 
     request: CommandRequest
 
-    def changed(self, verb: str, outcome: Outcome) -> None:
-        outcome.form, outcome.quiet = self.request.output, self.request.quiet
-        outcome.message = "\n".join(change_lines(verb, outcome))
+    def changed(self, result: Result) -> None:
+        outcome = Outcome.of(result, "\n".join(change_lines(result)), form=self.request.output)
+        outcome.quiet = self.request.quiet
         show(outcome)
         sys.stdout.flush()
 

@@ -15,7 +15,13 @@ from poolctl.cli.command import (
     Command,
 )
 from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.outcome import Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from poolctl.control.answers import Item
 
 COMMAND = Command(
     "Stop servers, and take them out of the pool.",
@@ -38,5 +44,5 @@ def perform(request: CommandRequest) -> Outcome:
     )
 
 
-def _report(items: list[Item]) -> str:
-    return "\n".join(f"removed {item.get('name')} {item.get('bind')}" for item in items)
+def _report(items: Sequence[Item]) -> str:
+    return "\n".join(f"removed {item.name} {item.bind}" for item in items)

@@ -20,6 +20,10 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.readiness import hand_over_to_systemd, ready_line
 from poolctl.cli.remote import ask_or_launch
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.control.answers import Result
+
 COMMAND = Command(
     "Replace servers without refusing a connection.",
     SELECTION,
@@ -40,18 +44,16 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Restart the selected servers; returns when each is ready, or with the reason why it is not."""
     pool = find_pool(request)
-    outcome = ask_or_launch(request, pool)
-    if not outcome.ended_pid:
-        hand_over_to_systemd(pool, ready=not outcome.exit_code)
-    if outcome.errors:
-        outcome.message = _restarted_line(outcome)
-    else:
-        outcome.message = ready_line(outcome, waited=not request.get("no_wait"))
-    return outcome
+    result = ask_or_launch(request, pool)
+    if not result.ended:
+        hand_over_to_systemd(pool, ready=not result.exit_code)
+    if result.errors:
+        return Outcome.of(result, _restarted_line(result))
+    return Outcome.of(result, ready_line(result, waited=not request.get("no_wait")))
 
 
-def _restarted_line(outcome: Outcome) -> str:
+def _restarted_line(result: Result) -> str:
     """Counts only replaced servers: where the replacement failed the old process is still ready."""
-    failed = {error.get("name") for error in outcome.errors}
-    restarted = [item for item in outcome.items if item.get("ready") and item["name"] not in failed]
-    return f"{servers(len(restarted), len(outcome.items))} restarted" if outcome.items else ""
+    failed = {error.name for error in result.errors}
+    restarted = [item for item in result.items if item.ready and item.name not in failed]
+    return f"{servers(len(restarted), len(result.items))} restarted" if result.items else ""

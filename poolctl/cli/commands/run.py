@@ -14,10 +14,11 @@ from poolctl.cli.command import LIFECYCLE, NO_DEPS, OUTPUT, SELECTION, TIMEOUT, 
 from poolctl.cli.command_request import CommandRequest, one_of
 from poolctl.cli.interrupts import start_unsignalled
 from poolctl.cli.log_lines import JsonLines
-from poolctl.cli.outcome import Failure, Outcome, outcome_of
+from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
 from poolctl.cli.progress import Progress
+from poolctl.cli.remote import await_pool_end
 from poolctl.cli.render import explain
 from poolctl.cli.run.child_process import (
     STOP_SECONDS,
@@ -29,6 +30,7 @@ from poolctl.cli.run.child_process import (
 from poolctl.cli.run.run_output import BackgroundStream, LogPrinter
 from poolctl.cli.run.stop_signals import StopSignals, Terminated, deferred_signals
 from poolctl.control import sd_notify
+from poolctl.control.answers import Item, ReloadResult, Result
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.pool_exit import await_end, read_exit
 from poolctl.errors import ControlError
@@ -36,6 +38,8 @@ from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONF
 from poolctl.logs.log_line import LogLine, stamp
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from poolctl.cli.changes.watch_mode import PoolWatcher
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
@@ -153,6 +157,7 @@ class RunSession:
         self.command = command
         self.client = Client(pool.socket)
         self.outcome = Outcome()
+        self.servers: Sequence[Item] = ()
         self._printer: LogPrinter | None = None
         self._ending = threading.Event()
         self._objects = _as_objects(request)
@@ -168,9 +173,9 @@ class RunSession:
             self._printer.start()
         quiet = self.request.quiet or not self.command  # without a command the logs are the progress
         with Progress("start", quiet=quiet) as progress:
-            result = self.client.call("start", body, progress, self.request.seconds("timeout"))
-        self.outcome = Outcome.from_result(result)
-        await_end(self.outcome.ended_pid)
+            result = self.client.ask(Result, "start", body, progress, self.request.seconds("timeout"))
+        self.outcome, self.servers = Outcome.of(result), result.items
+        await_pool_end(result)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
         if warning := others_named_alike(self.pool):
             self.outcome.warnings.append(warning)
@@ -180,7 +185,7 @@ class RunSession:
 
                 self.outcome = Outcome(errors=[no_server(self.pool)], exit_code=INVALID_CONFIGURATION)
             return not self.outcome.exit_code
-        alive = any(item.get("state") in _ALIVE for item in self.outcome.items)
+        alive = any(item.state in _ALIVE for item in self.servers)
         return alive and self.outcome.exit_code == FAILED and not self.command
 
     def watch(self) -> None:
@@ -199,31 +204,35 @@ class RunSession:
     def _reload(self) -> None:
         sd_notify.notify(os.environ, *sd_notify.reloading())
         try:
-            outcome = Outcome.from_result(self.client.call("reload", {}))
-        except ControlError as error:
-            outcome = Outcome.failed(error.exit_code, error.message, error.hint)
-        self.changed("reload", outcome)
+            result = self.client.ask(ReloadResult, "reload")
+        except ControlError as wrong:
+            entry = error(wrong.exit_code, wrong.message, wrong.hint)
+            result = ReloadResult(errors=(entry,), exit_code=wrong.exit_code)
+        self.changed(result)
         sd_notify.notify(os.environ, sd_notify.READY)
 
     def _watch(self, watcher: PoolWatcher) -> None:
         try:
             watcher.run(self._ending.is_set)
         except Failure as failure:  # what more there is to watch cannot be; the pool runs on
-            self.changed("watch", failure.outcome)
+            self._explain(failure.outcome)
 
-    def changed(self, verb: str, outcome: Outcome) -> None:
-        """Print the outcome of a change of the files, between the servers' output."""
+    def changed(self, result: Result) -> None:
+        """Print what came of a change of the files, between the servers' output."""
         from poolctl.cli.changes.reload_plan import change_lines
 
-        for line in change_lines(verb, outcome):
+        for line in change_lines(result):
             self._say(line)
+        self._explain(Outcome.of(result))
+
+    def _explain(self, outcome: Outcome) -> None:
         outcome.quiet = self.request.quiet
         explain(outcome)
 
     def stay(self, lifeline: int, signals: StopSignals) -> int:
         """Until the pool has ended, or a signal is raised; the exit code if it was the pool."""
-        expected = [item for item in self.outcome.items if item.get("state") not in ("disabled", "sleeping")]
-        ready = sum(bool(item.get("ready")) for item in expected)
+        expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
+        ready = sum(item.ready for item in expected)
         line = f"{servers(ready, len(expected))} ready"
         self._say(f"{line}, Ctrl-C to stop")
         self.report()  # failures are printed now, while the others serve
@@ -279,13 +288,13 @@ class RunSession:
     def _stop(self, options: dict[str, object]) -> None:
         try:
             with Progress("stop", quiet=self.request.quiet) as progress:
-                result = self.client.call("stop", {"options": options}, progress)
+                result = self.client.ask(Result, "stop", {"options": options}, progress)
         except ControlError:
             return  # it has ended already
-        if self.outcome.items and result.get("items"):
-            names = {item["name"] for item in self.outcome.items}
-            self.outcome.items = [item for item in result["items"] if item["name"] in names]
-        await_end(Outcome.from_result(result).ended_pid)
+        if self.outcome.items and result.items:
+            names = {item.name for item in self.servers}
+            self.outcome.items = [item for item in result.items if item.name in names]
+        await_pool_end(result)
 
     def _say(self, text: str) -> None:
         if not self.request.quiet:

@@ -15,9 +15,15 @@ from poolctl.cli.command import (
     targets,
 )
 from poolctl.cli.command_request import CommandRequest, saves
-from poolctl.cli.outcome import Item, Outcome, UsageError
+from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.plural import servers
 from poolctl.config import MOST_WORKERS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from poolctl.control.answers import Item
 
 COMMAND = Command(
     "Change the number of workers: scale web 4.",
@@ -42,8 +48,8 @@ def perform(request: CommandRequest) -> Outcome:
     *words, last = request.get("targets") or [""]
     workers = _number(last)
 
-    def report(items: list[Item]) -> str:
-        done = sum(item.get("workers") == workers for item in items)
+    def report(items: Sequence[Item]) -> str:
+        done = sum(item.workers == workers for item in items)
         return f"{servers(done, len(items))} scaled to {workers} worker{'s' * (workers > 1)}"
 
     return change(

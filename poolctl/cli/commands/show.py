@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from poolctl.cli.command import INSPECT, OUTPUT, REVEAL, SELECTION, Command
 from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.outcome import Failure, Item, Outcome
+from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import ask
+from poolctl.cli.remote import ask_for
 from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
 from poolctl.config import masked, value_text
+from poolctl.control.answers import Details, ShowResult
 from poolctl.control.client import NoSupervisor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from poolctl.control.answers import Described, Item
+    from poolctl.values import Table
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
 _DEFAULT = "default"
@@ -29,54 +35,56 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """The servers with what runs of them and what is configured."""
     pool = find_pool(request)
+    items: Sequence[Details | Described]
+    warnings: Sequence[str] = ()
     try:
-        outcome = ask(request, pool)
-        if outcome.exit_code:
-            raise Failure(outcome)
+        result = ask_for(ShowResult, request, pool)
+        if result.exit_code:
+            raise Failure(Outcome.of(result))
+        items, warnings = result.items, result.warnings
     except NoSupervisor:
         if not pool.files:
             raise
         from poolctl.cli.offline import described_from_files
 
-        outcome = Outcome(described_from_files(request, pool))
+        items = described_from_files(request, pool)
     if not request.get("reveal"):
         # Also what an older supervisor says, or the files.
-        outcome.items = [{**item, "config": masked(item.get("config"))} for item in outcome.items]
+        items = [item.but(config=masked(item.config)) for item in items]
+    text = None
     if not request.output:
         import sys
 
-        outcome.text = "\n".join(_text(item, coloured(sys.stdout)) for item in outcome.items)
-    return outcome
+        text = "\n".join(_text(item, coloured(sys.stdout)) for item in items)
+    return Outcome(items, warnings=warnings, text=text)
 
 
-def _text(item: Item, colours: bool) -> str:
-    name = printable(str(item["name"]))
+def _text(item: Details | Described, colours: bool) -> str:
+    name = printable(item.name)
     lines = [paint(name, "1") if colours else name]
     rows = [(key, _fact(item, key)) for key in _RUNNING]
-    if item.get("endpoints"):
-        rows.append(("endpoints", field_text(item, "endpoints")))
-    if item.get("preload_problem"):
-        rows.append(("preload", f"has no effect: {printable(str(item['preload_problem']))}"))
-    if item.get("complaint"):
-        rows.append(("complaint", printable(str(item["complaint"]))))
-    failure = item.get("failure")
-    if isinstance(failure, dict):
-        message = printable(str(failure.get("message", "")), keep_lines=True)
-        rows.append(("failure", message.replace("\n", "\n" + " " * 13)))
+    if isinstance(item, Details):
+        if item.endpoints:
+            rows.append(("endpoints", field_text(item, "endpoints")))
+        if item.preload_problem:
+            rows.append(("preload", f"has no effect: {printable(item.preload_problem)}"))
+        if item.complaint:
+            rows.append(("complaint", printable(item.complaint)))
+        if item.failure is not None:
+            message = printable(item.failure.message, keep_lines=True)
+            rows.append(("failure", message.replace("\n", "\n" + " " * 13)))
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
-    config = item.get("config")
-    if isinstance(config, dict):
-        lines += ["  configuration", *_configuration(config, item.get("origin") or {})]
+    lines += ["  configuration", *_configuration(item.config, item.origin or {})]
     return "\n".join(lines) + "\n"
 
 
 def _fact(item: Item, key: str) -> str:
     if key == "uptime":
-        return duration(item.get("uptime_seconds") or None)
+        return duration(item.uptime_seconds or None)
     return field_text(item, key) or "-"
 
 
-def _configuration(config: dict[str, Any], origin: dict[str, str]) -> list[str]:
+def _configuration(config: Table, origin: dict[str, str]) -> list[str]:
     rows = [
         (printable(key), printable(value_text(value)), _origin(key, origin)) for key, value in _leaves(config)
     ]
@@ -84,8 +92,8 @@ def _configuration(config: dict[str, Any], origin: dict[str, str]) -> list[str]:
     return [f"    {f'{key} = {text}'.ljust(width)}  # {where}" for key, text, where in rows]
 
 
-def _leaves(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _leaves(table: Table, prefix: str = "") -> list[tuple[str, object]]:
+    found: list[tuple[str, object]] = []
     for key, value in table.items():
         if isinstance(value, dict) and value:
             found += _leaves(value, f"{prefix}{key}.")

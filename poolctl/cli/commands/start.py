@@ -28,8 +28,7 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Start the selected servers; returns when each is ready, or with the reason why it is not."""
     pool = find_pool(request)
-    outcome = ask_or_launch(request, pool)
-    if not outcome.ended_pid:
-        hand_over_to_systemd(pool, ready=not outcome.exit_code)
-    outcome.message = ready_line(outcome, waited=not request.get("no_wait"))
-    return outcome
+    result = ask_or_launch(request, pool)
+    if not result.ended:
+        hand_over_to_systemd(pool, ready=not result.exit_code)
+    return Outcome.of(result, ready_line(result, waited=not request.get("no_wait")))

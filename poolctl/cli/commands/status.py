@@ -6,16 +6,18 @@ from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import CRASH_LOOP, ask
+from poolctl.cli.remote import CRASH_LOOP, ask_for
 from poolctl.cli.render import duration
+from poolctl.control.answers import StatusResult
 from poolctl.control.client import NoSupervisor
-from poolctl.exit_codes import DONE, NOT_AS_DESIRED
+from poolctl.exit_codes import NOT_AS_DESIRED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Sequence
 
     from poolctl.cli.command_request import CommandRequest
+    from poolctl.control.answers import Item
 
 # Of Docker's HEALTHCHECK; it knows no other than this and 0.
 UNHEALTHY = 1
@@ -49,7 +51,7 @@ def perform(request: CommandRequest) -> Outcome:
 def _status(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     try:
-        outcome = ask(request, pool)
+        result = ask_for(StatusResult, request, pool)
     except NoSupervisor:
         from poolctl.cli.offline import select_from_files, summary_of
 
@@ -58,60 +60,38 @@ def _status(request: CommandRequest) -> Outcome:
             items,
             exit_code=NOT_AS_DESIRED,
             message=_without_supervisor(items),
-            extra={"summary": summary_of(items, pool)._asdict()},
+            extra={"summary": summary_of(items, pool).to_json()},
         )
-    outcome.extra["summary"] = _summary(outcome)
-    if outcome.exit_code not in (DONE, NOT_AS_DESIRED):
+    outcome = Outcome.of(result)
+    summary = result.summary
+    if summary is None:
+        outcome.extra["summary"] = {"servers": 0, "ready": 0, "states": {}}
         return outcome
-    outcome.message = "\n".join(_lines(outcome))
-    if outcome.extra["summary"].get("calm"):
+    outcome.message = "\n".join(_lines(result.items, summary.name))
+    if summary.calm:
         outcome.warnings.append(CRASH_LOOP)
-    if problem := outcome.extra["summary"].get("keeper_problem"):
-        outcome.warnings.append(str(problem))
+    if summary.keeper_problem:
+        outcome.warnings.append(summary.keeper_problem)
     return outcome
 
 
-def _without_supervisor(items: list[dict[str, Any]]) -> str:
-    serving = sum(item.get("state") != "stopped" and bool(item.get("pids")) for item in items)
+def _without_supervisor(items: Sequence[Item]) -> str:
+    serving = sum(item.state != "stopped" and bool(item.pids) for item in items)
     if serving:
         rest = f"{servers(serving)} are" if serving > 1 else "1 server is"
         return f"no supervisor is running, but {rest} still serving; `poolctl start` adopts them"
     return f"no supervisor is running, {servers(len(items))} stopped"
 
 
-def _summary(outcome: Outcome) -> dict[str, Any]:
-    given = outcome.extra.get("summary")
-    ready = sum(bool(item.get("ready")) for item in outcome.items)
-    ours = {"servers": len(outcome.items), "ready": ready, "states": _counts(outcome.items, "state")}
-    return {**ours, **given} if isinstance(given, dict) else ours
-
-
-def _counts(items: list[dict[str, Any]], key: str) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for item in items:
-        value = str(item.get(key, ""))
-        counts[value] = counts.get(value, 0) + 1
-    return counts
-
-
-def _lines(outcome: Outcome) -> list[str]:
-    items = outcome.items
-    summary = outcome.extra["summary"]
-    name = summary.get("name") or summary.get("pool")
-    resting = {
-        state: sum(item.get("state") == state and not item.get("ready") for item in items)
-        for state in _AT_REST
-    }
-    ready = sum(bool(item.get("ready")) for item in items)
-    active = sum(item.get("state") not in _AT_REST or bool(item.get("ready")) for item in items)
+def _lines(items: Sequence[Item], name: str) -> list[str]:
+    resting = {state: sum(item.state == state and not item.ready for item in items) for state in _AT_REST}
+    ready = sum(item.ready for item in items)
+    active = sum(item.state not in _AT_REST or item.ready for item in items)
     words = [f"{servers(ready, active)} ready", *(f"{n} {state}" for state, n in resting.items() if n)]
-    uptime = max((item.get("uptime_seconds") or 0 for item in items), default=0)
+    uptime = max((item.uptime_seconds for item in items), default=0)
     if uptime:
         words.append(f"up {duration(uptime)}")
     lines = [f"{name}: {', '.join(words)}" if name else ", ".join(words)]
-    late = [item for item in items if not item.get("ready") and item.get("state") not in _AT_REST]
-    width = max((len(str(item.get("name"))) for item in late), default=0)
-    for item in late:
-        why = item.get("message") or item.get("error") or ""
-        lines.append(f"  {str(item.get('name')).ljust(width)}  {item.get('state')}  {why}".rstrip())
-    return lines
+    late = [item for item in items if not item.ready and item.state not in _AT_REST]
+    width = max((len(item.name) for item in late), default=0)
+    return lines + [f"  {item.name.ljust(width)}  {item.state}" for item in late]

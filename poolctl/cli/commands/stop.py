@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
-from poolctl.cli.outcome import Failure, Item, Outcome
+from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
+from poolctl.control.answers import Item
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import PoolError
 
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
-_AT_REST = {"state": "stopped", "ready": False, "health": "unknown", "pids": [], "uptime_seconds": 0.0}
+_AT_REST: dict[str, object] = {
+    "state": "stopped",
+    "ready": False,
+    "health": "unknown",
+    "pids": (),
+    "uptime_seconds": 0.0,
+}
 
 COMMAND = Command(
     "Stop servers; without a selection the supervisor too.",
@@ -41,19 +48,17 @@ def perform(request: CommandRequest) -> Outcome:
     """Stop the selected servers; returns when each has stopped, or with why it has not."""
     pool = find_pool(request)
     try:
-        outcome = ask(request, pool)
+        result = ask(request, pool)
     except NoSupervisor:
         if ended := _stop_survivors(request, pool):
             return ended
         return Outcome(_at_rest(request, pool), message="nothing is running")
-    if outcome.exit_code and not outcome.items:
-        return outcome
-    stopped = [item for item in outcome.items if item.get("state") in ("stopped", "disabled", "failed")]
+    if result.exit_code and not result.items:
+        return Outcome.of(result)
     if request.get("no_wait"):
-        outcome.message = f"{servers(len(outcome.items))} stopping"
-    else:
-        outcome.message = f"{servers(len(stopped), len(outcome.items))} stopped"
-    return outcome
+        return Outcome.of(result, f"{servers(len(result.items))} stopping")
+    stopped = sum(item.state in ("stopped", "disabled", "failed") for item in result.items)
+    return Outcome.of(result, f"{servers(stopped, len(result.items))} stopped")
 
 
 def _at_rest(request: CommandRequest, pool: PoolRef) -> list[Item]:
@@ -85,7 +90,7 @@ def _stop_survivors(request: CommandRequest, pool: PoolRef) -> Outcome | None:
         return None
     found = find_survivors(pool)
     items = _items_before(request, pool, found, everything=everything)
-    names = {str(each["name"]) for each in items}
+    names = {each.name for each in items}
     forget_desired_state(pool.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
     warnings = _end(chosen, request.seconds("timeout") or _STOP_SECONDS)
@@ -94,7 +99,7 @@ def _stop_survivors(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     if everything:
         remove_stale_files(pool.directory)
     ended = {str(survivor.said["server"]) for survivor in chosen} - {""}
-    items = [{**each, **_AT_REST} if each["name"] in ended else each for each in items]
+    items = [each.but(**_AT_REST) if each.name in ended else each for each in items]
     message = f"{servers(len(ended))} stopped, left over from a pool whose keeper and supervisor were killed"
     return Outcome(items, warnings=warnings, message=message)
 
@@ -102,7 +107,7 @@ def _stop_survivors(request: CommandRequest, pool: PoolRef) -> Outcome | None:
 def _names(request: CommandRequest, pool: PoolRef) -> set[str]:
     from poolctl.cli.offline import select_from_files
 
-    return {str(each["name"]) for each in select_from_files(request, pool)}
+    return {each.name for each in select_from_files(request, pool)}
 
 
 def _items_before(
@@ -116,7 +121,11 @@ def _items_before(
         if not everything:
             raise
         # A file that is broken by now does not keep its servers from being stopped.
-        return [{"name": name} for name in dict.fromkeys(str(each.said["server"]) for each in found) if name]
+        return [
+            Item.from_json({"name": name})
+            for name in dict.fromkeys(str(each.said["server"]) for each in found)
+            if name
+        ]
 
 
 def _end(chosen: list[Survivor], limit_seconds: float) -> list[str]:

@@ -13,6 +13,7 @@ from poolctl.cli.command_request import CommandRequest, one_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.top.board import SORTS
+from poolctl.control.answers import Result, StatsResult
 from poolctl.exit_codes import INTERRUPTED
 
 INTERVAL_SECONDS = 2.0
@@ -46,12 +47,12 @@ def perform(request: CommandRequest) -> Outcome:
     source = StatsSource(ref, request.selector().to_dict())
     result = source.read()
     if result.get("exit_code"):
-        raise Failure(Outcome.from_result(result))
+        raise Failure(Outcome.of(Result.from_json(result)))
     if request.output:
-        return Outcome(result.get("items") or ())
+        return Outcome(StatsResult.from_json(result).items)
     board = ServerBoard(sort=sort)
     board.update(result.get("items") or [])
-    pool = str(source.client.ping().get("name") or "pool")
+    pool = source.client.ping().name or "pool"
     if _is_terminal() and frames != 1:
         return _live(board, source, pool, interval, frames)
     if frames is None and not request.quiet:

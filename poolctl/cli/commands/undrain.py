@@ -5,8 +5,14 @@ from __future__ import annotations
 from poolctl.cli.changes.live_change import change
 from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, OUTPUT, SAVE, TIMEOUT, Command
 from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.outcome import Item, Outcome
+from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from poolctl.control.answers import Item
 
 COMMAND = Command(
     "Put drained servers back into rotation.",
@@ -24,6 +30,6 @@ def perform(request: CommandRequest) -> Outcome:
     return change(request, _report)
 
 
-def _report(items: list[Item]) -> str:
-    done = sum(bool(item.get("ready")) for item in items)
+def _report(items: Sequence[Item]) -> str:
+    done = sum(item.ready for item in items)
     return f"{servers(done, len(items))} in rotation"

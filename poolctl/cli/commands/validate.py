@@ -10,7 +10,8 @@ from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_pool
-from poolctl.control.messages import item
+from poolctl.control.answers import ErrorEntry
+from poolctl.control.messages import entries, item
 from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
@@ -39,11 +40,11 @@ def perform(request: CommandRequest) -> Outcome:
     try:
         config = load(pool.files, os.environ)
     except PoolValidateError as unreadable:
-        return _judged(Outcome(errors=unreadable.to_list()))
+        return _judged(Outcome(errors=entries(unreadable)))
     outside = config.outside(import_apps=bool(request.get("import_apps")))
     items = [item(server) for server in servers_of(config, pool)] if request.output else []
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
-    outcome.errors = [problem.to_dict() for problem in (*config.problems, *outside)]
+    outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *outside)]
     if not outcome.errors and not len(config) and not request.get("allow_empty"):
         outcome.errors = [no_server(pool)]
     outcome.message = "" if outcome.errors else f"{servers(len(config))}, ok"

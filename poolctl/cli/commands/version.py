@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import sys
-from typing import NamedTuple
 
 from poolctl import __version__
 from poolctl.cli.command import OUTPUT, SETUP, Command
@@ -12,11 +11,12 @@ from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.errors import ControlError
+from poolctl.values import Value
 
 COMMAND = Command("Print the version.", OUTPUT, section=SETUP)
 
 
-class Versions(NamedTuple):
+class Versions(Value):
     """The version of this command, of its interpreter and platform, and of the running supervisor, "" for none."""
 
     version: str
@@ -30,11 +30,16 @@ def perform(request: CommandRequest) -> Outcome:
     if not (request.verbose or request.output):
         return Outcome(text=f"poolctl {__version__}\n", extra={"version": __version__})
     python = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"
-    versions = Versions(__version__, python, platform.platform(), _of_supervisor(request))
+    versions = Versions(
+        version=__version__,
+        python=python,
+        platform=platform.platform(),
+        supervisor=_of_supervisor(request),
+    ).to_json()
     lines = [f"poolctl {__version__}"]
     if request.verbose:
-        lines += [f"{key} {value}" for key, value in versions._asdict().items() if key != "version" and value]
-    return Outcome(text="\n".join(lines) + "\n", extra=versions._asdict())
+        lines += [f"{key} {value}" for key, value in versions.items() if key != "version" and value]
+    return Outcome(text="\n".join(lines) + "\n", extra=versions)
 
 
 def _of_supervisor(request: CommandRequest) -> str:
@@ -42,8 +47,6 @@ def _of_supervisor(request: CommandRequest) -> str:
     from poolctl.control.client import Client
 
     try:
-        return str(
-            Client(find_pool(request, missing_ok=True).socket, silence_seconds=1.0).ping().get("version", "")
-        )
+        return str(Client(find_pool(request, missing_ok=True).socket, silence_seconds=1.0).ping().version)
     except (ControlError, ConfigNotFound):
         return ""

@@ -16,6 +16,7 @@ from poolctl.exit_codes import TIMED_OUT
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.cli.pool_ref import PoolRef
+    from poolctl.control.answers import Item
 
 # A stat of one path twenty times a second: 0.1 % of a core, and a supervisor is noticed at once.
 LOOK_SECONDS = 0.05
@@ -39,11 +40,11 @@ def perform(request: CommandRequest) -> Outcome:
     deadline = None if seconds is None else monotonic() + seconds
     goal = str(request.options().get("for") or "ready")
     pool = find_pool(request)
-    selected: list[dict[str, object]] | None = None
+    selected: list[Item] | None = None
     while True:
         left = None if deadline is None else max(0.0, deadline - monotonic())
         try:
-            outcome = ask(_with_timeout(request, left), pool)
+            result = ask(_with_timeout(request, left), pool)
         except SupervisorEnded:
             continue  # another may be there already, or none: the next call shows
         except NoSupervisor:
@@ -54,11 +55,10 @@ def perform(request: CommandRequest) -> Outcome:
                 return _late(goal, selected)
             sleep(LOOK_SECONDS if left is None else min(LOOK_SECONDS, left))
             continue
-        outcome.message = "" if outcome.exit_code else f"{servers(len(outcome.items))} {goal}"
-        return outcome
+        return Outcome.of(result, "" if result.exit_code else f"{servers(len(result.items))} {goal}")
 
 
-def _from_files(request: CommandRequest, pool: PoolRef) -> list[dict[str, object]]:
+def _from_files(request: CommandRequest, pool: PoolRef) -> list[Item]:
     from poolctl.cli.offline import select_from_files
 
     return select_from_files(request, pool) if pool.files else []
@@ -68,9 +68,9 @@ def _with_timeout(request: CommandRequest, left: float | None) -> CommandRequest
     return CommandRequest("wait", {**request.values, "timeout": left})
 
 
-def _late(goal: str, selected: list[dict[str, object]]) -> Outcome:
+def _late(goal: str, selected: list[Item]) -> Outcome:
     outcome = Outcome.failed(
         TIMED_OUT, f"not {goal} in time: no supervisor is running for this pool", "poolctl start"
     )
-    outcome.items = selected
+    outcome.items = list(selected)
     return outcome

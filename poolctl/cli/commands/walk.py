@@ -7,15 +7,16 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option, flag
 from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.outcome import Failure, Item, Outcome, UsageError, error
+from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import selected
 from poolctl.cli.render import coloured, field_text, paint, printable
+from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 
 LINE = ("name", "bind", "state")
@@ -51,9 +52,17 @@ class Run(NamedTuple):
     stdout: str = ""
     stderr: str = ""
 
-    def to_dict(self) -> Item:
-        """Its entry in the JSON document: the server's, with three fields more."""
-        return {**self.item, "exit_code": self.exit_code, "stdout": self.stdout, "stderr": self.stderr}
+    def walked(self) -> Walked:
+        """Its entry in the JSON document."""
+        return Walked.extending(self.item, exit_code=self.exit_code, stdout=self.stdout, stderr=self.stderr)
+
+
+class Walked(Item):
+    """A server, and what the command has done for it."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
 
 
 class Walk:
@@ -70,7 +79,7 @@ class Walk:
         # thread is being started leaves one that the pool of threads does not know, and waits for no more.
         self.beginning = threading.Lock()
 
-    def runs(self, items: list[Item]) -> Iterator[Run]:
+    def runs(self, items: Sequence[Item]) -> Iterator[Run]:
         """The runs as they are done. Stops all children when interrupted."""
         from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -148,21 +157,26 @@ def perform(request: CommandRequest) -> Outcome:
         done.append(run)
         if as_text:
             _print_group(run, quiet=request.quiet)
-    order = {item["name"]: at for at, item in enumerate(items)}
-    done.sort(key=lambda run: order[run.item["name"]])
+    order = {item.name: at for at, item in enumerate(items)}
+    done.sort(key=lambda run: order[run.item.name])
     errors = [_failure(run) for run in done if run.exit_code]
-    documents = [run.to_dict() for run in done]
-    return Outcome(documents, errors=errors, exit_code=FAILED if errors else 0, text="" if as_text else None)
+    return Outcome(
+        [run.walked() for run in done],
+        errors=errors,
+        exit_code=FAILED if errors else 0,
+        text="" if as_text else None,
+    )
 
 
-def _selected(request: CommandRequest, pool: PoolRef) -> list[Item]:
+def _selected(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:
     try:
         return selected(request, pool).items
     except Failure as failure:
         outcome = failure.outcome
         many = len(request.get("targets") or ()) > 1
         if outcome.exit_code == NOTHING_MATCHED and many and not request.get("command"):
-            outcome.errors[0]["hint"] += "; the command goes after --: poolctl walk [SELECTOR] -- CMD…"
+            hint = outcome.errors[0].hint + "; the command goes after --: poolctl walk [SELECTOR] -- CMD…"
+            outcome.errors[0] = outcome.errors[0].but(hint=hint)
         raise
 
 
@@ -175,18 +189,18 @@ def _jobs(request: CommandRequest) -> int:
 
 def _print_group(run: Run, *, quiet: bool) -> None:
     if not quiet:
-        head = f"==> {printable(run.item['name'])} <=="
+        head = f"==> {printable(run.item.name)} <=="
         sys.stdout.write((paint(head, "1") if coloured(sys.stdout) else head) + "\n")
     body = run.stdout + run.stderr
     sys.stdout.write(body if not body or body.endswith("\n") else f"{body}\n")
     sys.stdout.flush()
 
 
-def _failure(run: Run) -> Item:
+def _failure(run: Run) -> ErrorEntry:
     last = (run.stderr or run.stdout).rstrip("\n").rpartition("\n")[2]
     message = f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
-    entry = error(FAILED, message, name=run.item["name"], bind=run.item["bind"])
-    return {**entry, "error": "ErrorCommand"}
+    entry = error(FAILED, message, name=run.item.name, bind=run.item.bind)
+    return entry.but(error="ErrorCommand")
 
 
 def _text(output: bytes) -> str:
@@ -199,20 +213,20 @@ WORDS = ("name", "bind", "host", "port", "expose", "state", "pid", "pids", "tags
 _placeholder = re.compile(r"\{(" + "|".join(WORDS) + r")\}")
 
 
-def facts(item: Mapping[str, Any]) -> dict[str, str]:
+def facts(item: Item) -> dict[str, str]:
     """Every word's value for one server; what does not apply (the port of a Unix socket) is empty."""
-    host, port = _host_and_port(str(item.get("bind", "")))
-    pids = item.get("pids") or []
+    host, port = _host_and_port(item.bind)
+    pids = item.pids
     known = {"host": host, "port": port, "pid": str(pids[0]) if pids else ""}
     return {word: known[word] if word in known else field_text(item, word) for word in WORDS}
 
 
-def environment(item: Mapping[str, Any], base: Mapping[str, str] = os.environ) -> dict[str, str]:
+def environment(item: Item, base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment for a command about this server: POOLCTL_NAME and the others, over `base`."""
     return {**base, **{PREFIX + word.upper(): value for word, value in facts(item).items()}}
 
 
-def arguments(command: list[str], item: Mapping[str, Any]) -> list[str]:
+def arguments(command: list[str], item: Item) -> list[str]:
     """The command with `{name}`, `{port}` … replaced; other braces stay, so that JSON can be written as it is."""
     known = facts(item)
     return [_placeholder.sub(lambda match: known[match[1]], word) for word in command]

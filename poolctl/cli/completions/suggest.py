@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from poolctl.cli.pool_ref import PoolRef
+    from poolctl.values import Table
 
 ANSWER_SECONDS = 1.0
 # Words that would have to be quoted are left to the fingers.
@@ -40,7 +41,7 @@ def complete(args: Sequence[str]) -> int:
 
 def _request(words: list[str]) -> CommandRequest:
     """-c and --pool as they stand in the unfinished command line; `~` is still as it was typed."""
-    values: dict[str, Any] = {"config": [], "pool": None}
+    values: Table = {"config": [], "pool": None}
     for option, value in pairwise(words):
         if option in ("-c", "--config"):
             values["config"].append(os.path.expanduser(value))
@@ -58,7 +59,7 @@ def _words(kind: str, request: CommandRequest) -> Iterable[str]:
     return [str(server["name"]) for server in servers if server.get("name")] if kind == "servers" else []
 
 
-def _servers(pool: PoolRef) -> list[dict[str, Any]]:
+def _servers(pool: PoolRef) -> list[Table]:
     from poolctl.control.client import Client
     from poolctl.errors import ControlError
 
@@ -69,7 +70,7 @@ def _servers(pool: PoolRef) -> list[dict[str, Any]]:
         return [server for file in pool.files for server in _from(file)]
 
 
-def _from(path: str) -> list[dict[str, Any]]:
+def _from(path: str) -> list[Table]:
     """The tables of servers in a file or a directory, as they stand there: nothing is validated."""
     if os.path.isdir(path):
         endings = (".toml", ".yaml", ".yml", ".json")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from poolctl.address import Address, parse
 from poolctl.config import ConfigNotFound
+from poolctl.control.answers import About, ErrorEntry, Item, Result
 from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.messages import entries
 from poolctl.errors import ControlError, PoolError
+from poolctl.values import Table, Value
 
 if TYPE_CHECKING:
     from poolctl.cli.pool_ref import PoolRef
@@ -32,9 +35,9 @@ class CheckContext:
         self.env = env
         self.pool = pool
         self.config: Configuration | None = None
-        self.problems: Sequence[Mapping[str, Any]] = []
-        self.about: Mapping[str, Any] = {}
-        self.items: list[Mapping[str, Any]] = []
+        self.problems: Sequence[ErrorEntry] = []
+        self.about: About | None = None
+        self.items: Sequence[Item] = ()
         self.orphaned: set[str] = set()
         self.silence = ""
         if pool is not None:
@@ -47,11 +50,11 @@ class CheckContext:
         try:
             self.config = load(pool.files, self.env)
             problems = [*self.config.problems, *self.config.outside()]
-            self.problems = [each.to_dict() for each in problems]
+            self.problems = [ErrorEntry.of(each) for each in problems]
         except PoolError as error:
-            self.problems = error.to_list()
+            self.problems = entries(error)
         except ConfigNotFound as error:
-            self.problems = [{"message": str(error), "hint": ""}]
+            self.problems = [ErrorEntry(code=0, error="", message=str(error))]
 
     def _ask(self, pool: PoolRef) -> None:
         self.orphaned = _orphaned(self.servers, pool)
@@ -60,7 +63,7 @@ class CheckContext:
         client = Client(pool.socket, silence_seconds=_ANSWER_SECONDS)
         try:
             self.about = client.ping()
-            self.items = list(client.call("list", {}).get("items") or [])
+            self.items = client.ask(Result, "list").items
         except NoSupervisor:
             return  # what a dead one has left is looked for elsewhere
         except ControlError as error:
@@ -80,13 +83,13 @@ class CheckContext:
     def served(self) -> set[str]:
         """The names of the servers whose sockets are held, by the supervisor or by what a killed pool has left."""
         at_rest = ("stopped", "disabled", "failed")
-        return self.orphaned | {str(item["name"]) for item in self.items if item.get("state") not in at_rest}
+        return self.orphaned | {item.name for item in self.items if item.state not in at_rest}
 
     @property
     def addresses(self) -> dict[str, Address]:
         """The addresses by name, without those that are chosen at the start; of a pool that runs the servers' only."""
         found = {server.name: server.address for server in self.servers if not server.address.auto}
-        if self.config is not None and not self.about:
+        if self.config is not None and self.about is None:
             tables = {"[metrics]": self.config.tables.metrics, "[dashboard]": self.config.tables.dashboard}
             found |= {name: parse(table.bind) for name, table in tables.items() if table is not None}
         return found
@@ -95,7 +98,7 @@ class CheckContext:
 def _orphaned(servers: Sequence[ServerConfig], pool: PoolRef) -> set[str]:
     from poolctl.cli.offline import items_of
 
-    return {str(item["name"]) for item in items_of(servers, pool) if item["pids"]}
+    return {item.name for item in items_of(servers, pool) if item.pids}
 
 
 def read(path: str) -> str:
@@ -113,13 +116,18 @@ def number(path: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-class CheckResult(NamedTuple):
-    """`check` is what was looked at, `fix` what to do if it is not ok."""
+class CheckResult(Value):
+    """`check` is what was looked at, `fix` what to do if it is not ok. Commands know items by `name`."""
 
+    name: str
     check: str
     status: str
     message: str
-    fix: str = ""
+    fix: str
+
+    def to_json(self, *names: str) -> Table:
+        """See Value; `fix` also has the name that it had before."""
+        return {**super().to_json(*names), "mend": self.fix}
 
     def __repr__(self) -> str:
         return f"{self.status} {self.check}: {self.message}" + (f" ({self.fix})" if self.fix else "")
@@ -127,14 +135,18 @@ class CheckResult(NamedTuple):
 
 def ok(check: str, message: str) -> CheckResult:
     """It is as it should be."""
-    return CheckResult(check, OK, message)
+    return _result(check, OK, message)
 
 
 def warning(check: str, message: str, fix: str) -> CheckResult:
     """It may become a problem."""
-    return CheckResult(check, WARNING, message, fix)
+    return _result(check, WARNING, message, fix)
 
 
 def problem(check: str, message: str, fix: str) -> CheckResult:
     """It keeps servers from starting, or from serving as they should."""
-    return CheckResult(check, PROBLEM, message, fix)
+    return _result(check, PROBLEM, message, fix)
+
+
+def _result(check: str, status: str, message: str, fix: str = "") -> CheckResult:
+    return CheckResult(name=check, check=check, status=status, message=message, fix=fix)

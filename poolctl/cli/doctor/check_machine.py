@@ -131,7 +131,8 @@ def _user() -> str:
 def open_files(context: CheckContext) -> Iterator[CheckResult]:
     """The limits of keeper and supervisor (the hard limit), and of the workers (the soft one)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if keeper := context.about.get("keeper_pid"):
+    if context.about is not None:
+        keeper = context.about.keeper_pid
         with contextlib.suppress(OSError):
             _, hard = resource.prlimit(int(keeper), resource.RLIMIT_NOFILE)
     enabled = [server for server in context.servers if not server.disabled]

@@ -32,11 +32,9 @@ print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn
 def configuration(context: CheckContext) -> Iterator[CheckResult]:
     """Every problem of the files and of what they refer to."""
     for each in context.problems:
-        about = each.get("name") or each.get("key")
+        about = each.name or each.key
         name = f"{about}: " if about else ""
-        yield problem(
-            "configuration", f"{name}{each['message']}", str(each.get("hint") or "poolctl validate")
-        )
+        yield problem("configuration", f"{name}{each.message}", each.hint or "poolctl validate")
     if context.pool is None:
         yield ok("configuration", "no pool is named and none found here: only the machine was checked")
     elif not context.problems:
@@ -71,27 +69,30 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
     """Whether it answers."""
     if context.silence:
         yield problem("supervisor", context.silence, "poolctl start; see supervisor.log next to its socket")
-    elif context.about.get("calm"):
+    elif context.about is not None and context.about.calm:
         from poolctl.cli.remote import CRASH_LOOP
 
         yield problem("supervisor", CRASH_LOOP, "poolctl upgrade to a version in which it is fixed")
-    elif context.about:
-        yield ok("supervisor", f"runs as pid {context.about.get('supervisor_pid')}")
+    elif context.about is not None:
+        yield ok("supervisor", f"runs as pid {context.about.supervisor_pid}")
     elif context.pool is not None:
         yield ok("supervisor", "none runs")
 
 
 def keeper(context: CheckContext) -> Iterator[CheckResult]:
     """Whether it answers its supervisor."""
-    if wrong := context.about.get("keeper_problem"):
-        pid = context.about.get("keeper_pid")
-        yield problem("keeper", str(wrong), f"ps -o stat,wchan,args {pid} shows its state")
+    about = context.about
+    if about is not None and about.keeper_problem:
+        yield problem(
+            "keeper", about.keeper_problem, f"ps -o stat,wchan,args {about.keeper_pid} shows its state"
+        )
 
 
 def endpoints(context: CheckContext) -> Iterator[CheckResult]:
     """The pool's own endpoints that are not served: metrics, dashboard."""
-    for each in context.about.get("not_served") or ():
-        table, _, why = str(each).partition(": ")
+    about = context.about
+    for each in (about.not_served if about is not None else None) or ():
+        table, _, why = each.partition(": ")
         yield problem(
             table,
             why,
@@ -103,19 +104,19 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
     """Those of a running pool that are not as they should be."""
     bad = 0
     for item in context.items:
-        name, state = item.get("name"), item.get("state")
+        name, state = item.name, item.state
         if state in ("failed", "backoff"):
             bad += 1
-            why = item.get("message") or f"restarted {item.get('restarts', 0)} times"
+            why = f"restarted {item.restarts} times"
             now = "is in backoff" if state == "backoff" else "has failed"
             yield problem("servers", f"{name} {now}: {why}", f"poolctl logs {name}")
-        elif item.get("health") in ("warn", "ko"):
+        elif item.health in ("warn", "ko"):
             bad += 1
-            said = f"{name} is {state} but its health is {item['health']}"
+            said = f"{name} is {state} but its health is {item.health}"
             yield warning("servers", said, f"poolctl show {name}, poolctl logs {name}")
     if context.items and not bad:
-        ready = sum(bool(item.get("ready")) for item in context.items)
-        others = Counter(str(item.get("state")) for item in context.items if not item.get("ready"))
+        ready = sum(item.ready for item in context.items)
+        others = Counter(item.state for item in context.items if not item.ready)
         counts = [
             f"{ready} of {len(context.items)} ready",
             *[f"{count} {state}" for state, count in others.items()],
@@ -126,12 +127,13 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
 def installed(context: CheckContext) -> Iterator[CheckResult]:
     """This poolctl against the supervisor that runs."""
     python = ".".join(map(str, sys.version_info[:3]))
-    running = str(context.about.get("version") or "")
+    about = context.about
+    running = about.version if about is not None else ""
     if running and running != __version__:
         said = f"{__version__} is installed, the supervisor runs {running}"
         yield warning("poolctl", said, "poolctl upgrade: the servers keep serving")
-    elif running and str(context.about.get("python")) != python:
-        said = f"the supervisor runs on Python {context.about.get('python')}, poolctl on {python}"
+    elif about is not None and about.python != python:
+        said = f"the supervisor runs on Python {about.python}, poolctl on {python}"
         yield warning("poolctl", said, "poolctl stop and poolctl start switch it")
     else:
         yield ok("poolctl", f"{__version__} on Python {python} ({sys.executable})")

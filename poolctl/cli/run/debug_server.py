@@ -16,6 +16,7 @@ from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import ServerConfig, enter_as, interpreter
+from poolctl.control.answers import Result
 from poolctl.control.client import Client
 from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
@@ -74,7 +75,7 @@ def _server(request: CommandRequest, pool: PoolRef) -> ServerConfig:
     config = load(pool)
     withheld.withhold(config.pool_variables, only=True)
     servers = servers_of(config, pool)
-    names = [each["name"] for each in choose([item(each) for each in servers], request)]
+    names = [each.name for each in choose([item(each) for each in servers], request)]
     if len(names) != 1:
         raise UsageError(
             f"--debug runs one server, and {len(names)} are selected", hint="poolctl run --debug NAME"
@@ -95,13 +96,13 @@ def _server(request: CommandRequest, pool: PoolRef) -> ServerConfig:
 
 def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
     try:
-        found = Client(pool.socket).call("list", {"selector": {"targets": [server.name]}})
+        found = Client(pool.socket).ask(Result, "list", {"selector": {"targets": [server.name]}})
     except ControlError:
         return
-    for each in found["items"]:
-        if each["state"] not in _AT_REST:
+    for each in found.items:
+        if each.state not in _AT_REST:
             raise ControlError(
-                f"{server.name} is {each['state']} in this pool",
+                f"{server.name} is {each.state} in this pool",
                 exit_code=CONFLICT,
                 hint=f"poolctl stop {server.name}",
             )

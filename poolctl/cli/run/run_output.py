@@ -13,6 +13,7 @@ from poolctl.cli.interrupts import start_unsignalled
 from poolctl.cli.log_lines import JsonLines, PrefixedLines
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.run.stop_signals import StopSignals
+from poolctl.control.answers import ShowResult
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.logs.follow import follow
@@ -128,7 +129,7 @@ class LogPrinter:
         from poolctl.cli.log_lines import log_paths
 
         try:
-            items = self._client.call("show", {}).get("items") or []
+            items = self._client.ask(ShowResult, "show").items
         except ControlError:
             return  # the command that waits for the start says why
         paths = log_paths(items, self._pool)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from poolctl.cli.interrupts import start_unsignalled
 from poolctl.cli.log_lines import log_paths
 from poolctl.cli.pool_ref import PoolRef
+from poolctl.control.answers import ShowResult
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 
@@ -31,7 +32,7 @@ class StatsSource:
 
     def log_path(self, name: str) -> str:
         """The path of the server's log. Raises ControlError."""
-        found = self.client.call("show", {"selector": {"targets": [name]}}).get("items") or [{"name": name}]
+        found = self.client.ask(ShowResult, "show", {"selector": {"targets": [name]}}).items
         return log_paths(found, self._ref)[name]
 
 

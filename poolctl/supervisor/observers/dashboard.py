@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
-from poolctl.control.messages import Document, failure, result
+from poolctl.control.answers import DashboardLink, DashboardResult
+from poolctl.control.messages import Document, failure
 from poolctl.control.server import Progress
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import NOT_AS_DESIRED
@@ -66,12 +67,12 @@ class DashboardManager:
             self._dashboard = DashboardPage(self._environment, self._events)
         self._dashboard.want(tables.dashboard)
 
-    async def dashboard(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def dashboard(self, selector: Selector, options: Document, progress: Progress) -> DashboardResult:
         """The verb `dashboard`: the page's URL and its token, for clients that may use the control socket anyway."""
         page, table = self._dashboard, self._configuration.tables.dashboard
         if table is None:
             problem = failure(PoolMonitorError, "this pool has no dashboard", _HINT)
-            return result([], [problem], exit_code=NOT_AS_DESIRED)
+            return DashboardResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
         from .dashboard_process import settings_of
 
         # A supervisor that serves commands only leaves the page's process alone.
@@ -82,5 +83,5 @@ class DashboardManager:
         if found is None:
             why = page.problem if page is not None else ""
             problem = failure(PoolMonitorError, f"the dashboard: {why}", "poolctl events")
-            return result([], [problem], exit_code=NOT_AS_DESIRED)
-        return result([], dashboard={"url": found.url, "token": found.values["token"]})
+            return DashboardResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
+        return DashboardResult(dashboard=DashboardLink(url=found.url, token=found.values["token"]))

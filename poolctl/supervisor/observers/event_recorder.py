@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from poolctl.control.messages import Document
+from poolctl.control.answers import About
 from poolctl.core.core import Core
 from poolctl.core.events import Cause
 from poolctl.core.state import Entry, Worker
@@ -53,15 +53,15 @@ class EventRecorder:
         self._observer = observer
         self._seen: dict[str, _Seen] = {}
 
-    def begin(self, adopted: int, about: Document) -> None:
+    def begin(self, adopted: int, about: About) -> None:
         """Record changes from now on; what is there already was started, and recorded, by the previous supervisor."""
         self._events.record(
             "pool",
             "supervisor started",
             message=f"took over {adopted} worker{'s' * (adopted != 1)}" if adopted else "",
-            pid=about["supervisor_pid"],
-            keeper_pid=about["keeper_pid"],
-            version=about["version"],
+            pid=about.supervisor_pid,
+            keeper_pid=about.keeper_pid,
+            version=about.version,
             adopted=adopted,
         )
         for entry in self._core.entries.values():

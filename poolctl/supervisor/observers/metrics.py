@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from poolctl import __version__
 from poolctl.config import masked_text
-from poolctl.control.messages import Document, result
+from poolctl.control.answers import About, MetricsResult
+from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.availability import KO, OK, UNKNOWN, WARN, Availability
 from poolctl.core.core import Core
@@ -38,15 +39,15 @@ _TURNS = {
 class PoolMetrics:
     """The metrics of one core; `identity` is that of its daemon."""
 
-    def __init__(self, core: Core, statistics: Statistics, identity: Document) -> None:
+    def __init__(self, core: Core, statistics: Statistics, identity: About) -> None:
         self._core = core
         self._selection = Selection(core)
         self._statistics = statistics
         self._identity = identity
 
-    async def verb(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def verb(self, selector: Selector, options: Document, progress: Progress) -> MetricsResult:
         """The verb: the metrics as text, in the OpenMetrics format on request."""
-        return result([], text=await self.text(bool(options.get("openmetrics")), selector))
+        return MetricsResult(text=await self.text(bool(options.get("openmetrics")), selector))
 
     async def text(self, openmetrics: bool = False, selector: Selector | None = None) -> str:
         """The pool and its servers as they are now, or the selected ones."""
@@ -61,7 +62,7 @@ class PoolMetrics:
 
     def _pool(self, seen: list[ServerSnapshot]) -> Iterable[Family]:
         info = Family("poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it.")
-        info.add(1, pool=self._identity["name"], version=__version__, python=self._identity["python"])
+        info.add(1, pool=self._identity.name, version=__version__, python=self._identity.python)
         yield info
         servers = Family("poolctl_servers", "gauge", "Servers of the pool by their state.")
         states = [each.entry.state for each in seen]
@@ -74,7 +75,7 @@ class PoolMetrics:
         spent = Family(
             "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes.", "seconds"
         )
-        for process, pid in (("supervisor", os.getpid()), ("keeper", int(self._identity["keeper_pid"]))):
+        for process, pid in (("supervisor", os.getpid()), ("keeper", self._identity.keeper_pid)):
             memory.add(memory_bytes(pid), process=process)
             spent.add(cpu_seconds(pid), process=process)
         yield from (memory, spent)

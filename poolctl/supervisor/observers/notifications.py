@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
-from poolctl.control.messages import Document, failure, result
+from poolctl.control.answers import NotifyResult, TestDelivery
+from poolctl.control.messages import Document, failure
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
@@ -98,7 +99,7 @@ class Notifications:
         assert self._notifier is not None
         self._notifier.missed({"kind": kind, "event": after, "server": name, "after": after, "seq": 0})
 
-    async def notify(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def notify(self, selector: Selector, options: Document, progress: Progress) -> NotifyResult:
         """Send a test message to each receiver, or to those in `receivers`; the answer holds each result."""
         names = options.get("receivers") or []
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
@@ -112,15 +113,15 @@ class Notifications:
                 else "no [[notify]] receivers are configured"
             )
             hint = f"there are: {', '.join(known)}" if known else "add a [[notify]] to the file"
-            return result([], [failure(PoolMonitorError, what, hint)], exit_code=NOTHING_MATCHED)
+            return NotifyResult(errors=(failure(PoolMonitorError, what, hint),), exit_code=NOTHING_MATCHED)
         found = await self._notifier.test(names)
-        errors = [
+        errors = tuple(
             failure(PoolMonitorError, f"{label}: {problem}") for label, problem in found.items() if problem
-        ]
-        receivers = [
-            {"name": label, "ok": not problem, "message": problem} for label, problem in found.items()
-        ]
-        return result([], errors, exit_code=FAILED if errors else 0, receivers=receivers)
+        )
+        receivers = tuple(
+            TestDelivery(name=label, ok=not problem, message=problem) for label, problem in found.items()
+        )
+        return NotifyResult(errors=errors, exit_code=FAILED if errors else 0, receivers=receivers)
 
     def save(self) -> None:
         """Save pending notifications for a successor."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
+from poolctl.control.answers import About, MetricsResult
 from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
@@ -131,7 +132,7 @@ class MetricsEndpoint:
         self,
         core: Core,
         statistics: Statistics,
-        identity: Document,
+        identity: About,
         environment: PoolEnvironment,
         events: Events,
     ) -> None:
@@ -156,7 +157,7 @@ class MetricsEndpoint:
         """Why they are not served on the configured address; "" when they are."""
         return "" if self._made is None else self._made[1].problem
 
-    async def verb(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def verb(self, selector: Selector, options: Document, progress: Progress) -> MetricsResult:
         """The verb: the metrics as text, in the OpenMetrics format on request."""
         return await self._load()[0].verb(selector, options, progress)
 

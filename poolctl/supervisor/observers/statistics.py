@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
-from poolctl.control.messages import Document, result
+from poolctl.control.answers import Measured, Stats, StatsHistory, StatsResult, WorkerStats
+from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
@@ -94,14 +94,14 @@ class History:
             self.memory_bytes.append(seen.memory_bytes)
         self.counts.append((now, seen.total))
 
-    def to_dict(self) -> Document:
+    def values(self) -> StatsHistory:
         """Oldest first."""
-        return {
-            "interval_seconds": INTERVAL_SECONDS,
-            "requests_per_second": [round(each, 3) for each in self.requests_per_second],
-            "latency_p99_seconds": list(self.latency_p99_seconds),
-            "memory_bytes": list(self.memory_bytes),
-        }
+        return StatsHistory(
+            interval_seconds=INTERVAL_SECONDS,
+            requests_per_second=tuple(round(each, 3) for each in self.requests_per_second),
+            latency_p99_seconds=tuple(self.latency_p99_seconds),
+            memory_bytes=tuple(self.memory_bytes),
+        )
 
 
 class Statistics:
@@ -129,15 +129,18 @@ class Statistics:
         await totals.resume()
         return cls(core, totals, runner.counts)
 
-    async def stats(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def stats(self, selector: Selector, options: Document, progress: Progress) -> StatsResult:
         """The verb: the selected servers with their figures."""
         entries = self._selection.of(selector)
         self.watch()
         snapshots = await self.look(entries)
         items = self._reports.items(entries)
-        for document, seen in zip(items, snapshots, strict=True):
-            document["stats"] = self.figures(seen)
-        return result(items)
+        return StatsResult(
+            items=tuple(
+                Measured.extending(item, stats=self.figures(seen))
+                for item, seen in zip(items, snapshots, strict=True)
+            )
+        )
 
     def watch(self) -> None:
         """Sample from now on, for a minute."""
@@ -164,8 +167,8 @@ class Statistics:
             workers.append((worker, counts, usage))
         return ServerSnapshot(entry, total, workers)
 
-    def figures(self, seen: ServerSnapshot) -> Document:
-        """The server's figures as `stats -o json` prints them."""
+    def figures(self, seen: ServerSnapshot) -> Stats:
+        """The server's figures."""
         entry = seen.entry
         history = self._histories.setdefault(entry.name, History())
         # On the first request there is no earlier sample: latencies are those since the start.
@@ -173,27 +176,27 @@ class Statistics:
         at, before = history.counts[0] if watched else (0.0, [0] * tally.COUNTED)
         seconds = self._core.clock.monotonic() - at
         total = seen.total
-        return {
-            "requests_total": total[tally.STARTED],
-            "requests_per_second": round(_rate(before, total, seconds), 3) if watched else 0.0,
-            "responses_total": {f"{digit}xx": total[tally.STATUS + digit] for digit in range(1, 6)},
-            "errors_total": errors(total),
-            "disconnects_total": total[tally.DISCONNECTED],
-            "in_flight": tally.in_flight(total),
-            "connections": total[tally.OPEN_CONNECTIONS],
-            "connections_total": total[tally.CONNECTIONS],
-            "websockets": total[tally.OPEN_WEBSOCKETS],
-            "latency_p50_seconds": latency_seconds(total, before, 0.5),
-            "latency_p99_seconds": latency_seconds(total, before, 0.99),
-            "memory_bytes": seen.memory_bytes,
-            "cpu_percent": round(seen.cpu_percent, 2),
-            "loop_lag_seconds": seen.loop_lag_seconds,
-            "wakes_total": self.totals.wakes(entry),
-            "restarts_total": entry.restarts,
-            "counted": not entry.config.command,
-            "history": history.to_dict(),
-            "workers": [_worker(worker, counts, usage) for worker, counts, usage in seen.workers],
-        }
+        return Stats(
+            requests_total=total[tally.STARTED],
+            requests_per_second=round(_rate(before, total, seconds), 3) if watched else 0.0,
+            responses_total={f"{digit}xx": total[tally.STATUS + digit] for digit in range(1, 6)},
+            errors_total=errors(total),
+            disconnects_total=total[tally.DISCONNECTED],
+            in_flight=tally.in_flight(total),
+            connections=total[tally.OPEN_CONNECTIONS],
+            connections_total=total[tally.CONNECTIONS],
+            websockets=total[tally.OPEN_WEBSOCKETS],
+            latency_p50_seconds=latency_seconds(total, before, 0.5),
+            latency_p99_seconds=latency_seconds(total, before, 0.99),
+            memory_bytes=seen.memory_bytes,
+            cpu_percent=round(seen.cpu_percent, 2),
+            loop_lag_seconds=seen.loop_lag_seconds,
+            wakes_total=self.totals.wakes(entry),
+            restarts_total=entry.restarts,
+            counted=not entry.config.command,
+            history=history.values(),
+            workers=tuple(_worker(worker, counts, usage) for worker, counts, usage in seen.workers),
+        )
 
     async def look(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
         """The servers' figures now, one by one, so that the loop goes on: many processes take long."""
@@ -249,23 +252,19 @@ def _rate(before: Counts, after: Counts, seconds: float) -> float:
     return (after[tally.STARTED] - before[tally.STARTED]) / seconds if seconds > 0 else 0.0
 
 
-def _worker(worker: Worker, counts: Counts | None, usage: Usage) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "id": worker.id,
-        "pid": worker.placement.pid if worker.placement is not None else None,
-        "phase": worker.phase.value,
-        "memory_bytes": usage.memory_bytes,
-        "cpu_percent": round(usage.cpu_percent, 2),
-        "loop_lag_seconds": loop_lag_seconds(counts),
-    }
-    if counts is not None:
-        document |= {
-            "requests_total": counts[tally.STARTED],
-            "errors_total": errors(counts),
-            "in_flight": tally.in_flight(counts),
-            "connections": counts[tally.OPEN_CONNECTIONS],
-        }
-    return document
+def _worker(worker: Worker, counts: Counts | None, usage: Usage) -> WorkerStats:
+    return WorkerStats(
+        id=worker.id,
+        pid=worker.placement.pid if worker.placement is not None else None,
+        phase=worker.phase.value,
+        memory_bytes=usage.memory_bytes,
+        cpu_percent=round(usage.cpu_percent, 2),
+        loop_lag_seconds=loop_lag_seconds(counts),
+        requests_total=None if counts is None else counts[tally.STARTED],
+        errors_total=None if counts is None else errors(counts),
+        in_flight=None if counts is None else tally.in_flight(counts),
+        connections=None if counts is None else counts[tally.OPEN_CONNECTIONS],
+    )
 
 
 def quantile(bounds: Sequence[float], buckets: Sequence[int], q: float) -> float | None:

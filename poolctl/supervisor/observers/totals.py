@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from poolctl.control.messages import Document, result
+from poolctl.control.answers import Monitored, MonitorResult, Observed
+from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
@@ -112,26 +113,29 @@ class Monitoring:
         self._totals = totals
         self._selection = Selection(core)
 
-    async def monitor(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def monitor(self, selector: Selector, options: Document, progress: Progress) -> MonitorResult:
         """The selected servers, each with its snapshot as `"monitor"`."""
         items = self._selection.items(selector)
         entries = self._selection.of(selector)
-        for document, entry in zip(items, entries, strict=True):
-            document["monitor"] = self._snapshot(entry)
-        return result(items)
+        return MonitorResult(
+            items=tuple(
+                Monitored.extending(item, monitor=self._snapshot(entry))
+                for item, entry in zip(items, entries, strict=True)
+            )
+        )
 
-    def _snapshot(self, entry: Entry) -> Document:
+    def _snapshot(self, entry: Entry) -> Observed:
         known = self._totals.availability(entry)
         failure = entry.failure.message if entry.failure is not None and not entry.ready else ""
-        return {
-            "status": known.status,
-            "latency_seconds": self._core.health.latency_seconds(entry),
-            "uptime_seconds": known.uptime,
-            "downtime_seconds": known.downtime,
-            "rise_seconds": known.risetime,
-            "fall_seconds": known.falltime,
-            "rises": known.rise,
-            "falls": known.fall,
-            "sli": known.sli,
-            "message": self._core.health.complaint(entry) or failure,
-        }
+        return Observed(
+            status=known.status,
+            latency_seconds=self._core.health.latency_seconds(entry),
+            uptime_seconds=known.uptime,
+            downtime_seconds=known.downtime,
+            rise_seconds=known.risetime,
+            fall_seconds=known.falltime,
+            rises=known.rise,
+            falls=known.fall,
+            sli=known.sli,
+            message=self._core.health.complaint(entry) or failure,
+        )

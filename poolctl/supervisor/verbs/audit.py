@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from poolctl.control.answers import Result
 from poolctl.control.messages import Document
 from poolctl.control.server import Request
 from poolctl.core.events import caused_by
@@ -26,7 +27,7 @@ AUDITED = frozenset(
 # Told as they are; the others may hold what is nobody's business, such as an environment.
 _TOLD = ("timeout", "wait", "deps", "kill", "workers", "all")
 
-Work = Callable[[], Awaitable[Document]]
+Work = Callable[[], Awaitable[Result]]
 
 
 class Audit:
@@ -35,7 +36,7 @@ class Audit:
     def __init__(self, events: Events) -> None:
         self._events = events
 
-    async def watched(self, request: Request, selector: Selector, options: Document, work: Work) -> Document:
+    async def watched(self, request: Request, selector: Selector, options: Document, work: Work) -> Result:
         """The result of the command, which is recorded as it begins and as it ends, however it ends."""
         if request.verb not in AUDITED or options.get("dry_run"):
             return await work()
@@ -45,11 +46,11 @@ class Audit:
         begun, outcome = time.monotonic(), _Outcome()
         try:
             with caused_by(message, by):
-                document = await work()
-            outcome.of(document)
-            return document
+                result = await work()
+            outcome.of(result)
+            return result
         except NothingMatched as nothing:
-            outcome.of(nothing.document)
+            outcome.of(nothing.result)
             raise
         except SelectorError as wrong:
             outcome.code, outcome.problem = USAGE, wrong.message
@@ -81,11 +82,10 @@ class _Outcome:
         self.problem = "the supervisor failed at it"
         self.servers: list[str] = []
 
-    def of(self, document: Document) -> None:
-        self.code = document.get("exit_code", 0)
-        errors = document.get("errors") or [{}]
-        self.problem = str(errors[0].get("message", "")).partition("\n")[0]
-        self.servers = [item["name"] for item in document.get("items", ())]
+    def of(self, result: Result) -> None:
+        self.code = result.exit_code
+        self.problem = result.errors[0].message.partition("\n")[0] if result.errors else ""
+        self.servers = [item.name for item in result.items]
 
 
 def peer(request: Request) -> Document:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from poolctl.config import Section, ServerConfig
+from poolctl.control.answers import PlannedChange
 from poolctl.core.desired import NO_OVERRIDES, Overrides
 
 # What the supervisor itself goes by, or what only describes a server: it takes effect without a new process.
@@ -31,27 +32,6 @@ class Kind(StrEnum):
     RESTART = "restart"  # its processes are replaced
     UPDATE = "update"  # applied to what runs
     OVERRIDE = "override"  # a live change is undone
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedChange:
-    """One line of the plan."""
-
-    kind: Kind
-    name: str
-    bind: str
-    keys: tuple[str, ...] = ()
-    message: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The line as `reload -o json` prints it."""
-        return {
-            "name": self.name,
-            "bind": self.bind,
-            "change": self.kind.value,
-            "keys": list(self.keys),
-            "message": self.message,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +70,24 @@ def plan(running: Iterable[Running], written: Written, missing: Iterable[str] = 
     return found
 
 
+def _change(kind: Kind, server: ServerConfig, keys: Sequence[str] = (), message: str = "") -> PlannedChange:
+    return PlannedChange(
+        change=kind.value, name=server.name, bind=server.key, keys=tuple(keys), message=message
+    )
+
+
 def _gone(before: Running) -> PlannedChange:
     config = before.config
     if before.added:
         message = "added live, not in the file: removed"
-        return PlannedChange(Kind.OVERRIDE, config.name, config.key, ("name",), message)
-    return PlannedChange(Kind.REMOVE, config.name, config.key, message="is not in the file any more")
+        return _change(Kind.OVERRIDE, config, ("name",), message)
+    return _change(Kind.REMOVE, config, message="is not in the file any more")
 
 
 def _new(server: ServerConfig, *, live: bool) -> PlannedChange:
     if live:
-        return PlannedChange(
-            Kind.OVERRIDE, server.name, server.key, ("name",), "removed live, in the file: added again"
-        )
-    return PlannedChange(Kind.ADD, server.name, server.key, message="is new")
+        return _change(Kind.OVERRIDE, server, ("name",), "removed live, in the file: added again")
+    return _change(Kind.ADD, server, message="is new")
 
 
 def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[PlannedChange]:
@@ -116,13 +100,9 @@ def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) ->
     fresh = [key for key in keys if not is_live(key, before.config, server)]
     found: list[PlannedChange] = []
     if fresh:
-        found.append(
-            PlannedChange(Kind.RESTART, server.name, server.key, tuple(keys), f"{_listed(fresh)} changed")
-        )
+        found.append(_change(Kind.RESTART, server, tuple(keys), f"{_listed(fresh)} changed"))
     elif keys:
-        found.append(
-            PlannedChange(Kind.UPDATE, server.name, server.key, tuple(keys), f"{_listed(keys)} changed")
-        )
+        found.append(_change(Kind.UPDATE, server, tuple(keys), f"{_listed(keys)} changed"))
     return found + _overridden(before, server)
 
 
@@ -147,7 +127,7 @@ def _overridden(before: Running, server: ServerConfig) -> list[PlannedChange]:
         found.append(("disabled", "disabled live" if live.disabled else "enabled live"))
     if live.out:
         found.append(("drained", "drained"))
-    return [PlannedChange(Kind.OVERRIDE, server.name, server.key, (key,), text) for key, text in found]
+    return [_change(Kind.OVERRIDE, server, (key,), text) for key, text in found]
 
 
 def differences(before: ServerConfig, after: ServerConfig) -> list[str]:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Collection
 from functools import partial
 
-from poolctl.control.messages import Document, result
+from poolctl.control.answers import EventsResult, ProgressLine
+from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
@@ -26,7 +27,7 @@ class EventStream:
         self._selection = Selection(core)
         self._over = asyncio.Event()
 
-    async def events(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def events(self, selector: Selector, options: Document, progress: Progress) -> EventsResult:
         """The last `lines` events that are wanted (10,000 at most); with `follow` each that comes as well.
 
         The result names the journal and the number of its last event.
@@ -46,12 +47,12 @@ class EventStream:
                 # Read aside: a journal may be large, and its disk slow. What comes meanwhile is in the queue.
                 past = wanted._replace(until=events.seq)
                 for event in await asyncio.to_thread(recent, path, past, lines) if events.seq else ():
-                    progress({"event": event})
+                    progress(ProgressLine(event=event))
             if options.get("follow"):
                 await self._follow(queue, progress)
         finally:
             end()
-        return result([], seq=events.seq, path=path)
+        return EventsResult(seq=events.seq, path=path)
 
     async def _follow(self, queue: asyncio.Queue[Document], progress: Progress) -> None:
         over = asyncio.ensure_future(self._over.wait())
@@ -60,7 +61,7 @@ class EventStream:
                 coming = asyncio.ensure_future(queue.get())
                 await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
                 if coming.done():
-                    progress({"event": coming.result()})
+                    progress(ProgressLine(event=coming.result()))
                 coming.cancel()
         finally:
             over.cancel()

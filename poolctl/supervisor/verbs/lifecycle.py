@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterable
 
 from poolctl.config import Configuration, ServerConfig, Tables, changed_by
-from poolctl.control.messages import Document, result
+from poolctl.control.answers import Result
+from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
@@ -36,7 +37,7 @@ class Lifecycle:
         self._configuration = configuration
         self._selection = Selection(core)
 
-    async def start(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def start(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Start the selected servers and what they depend on; return when each is ready or has failed."""
         chosen = self._selection.of(selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
@@ -57,11 +58,10 @@ class Lifecycle:
         servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
         warnings = asyncio.ensure_future(startup_warnings(servers, names, self._configuration.tables))
-        document = await operation.conclude(chosen, options, progress)
-        document["warnings"] += await warnings
-        return document
+        result = await operation.conclude(chosen, options, progress)
+        return result.but(warnings=(*result.warnings, *await warnings))
 
-    async def restart(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def restart(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Replace the selected servers, each when its replacement has answered; start those that do not run."""
         chosen = self._selection.of(selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
@@ -87,23 +87,22 @@ class Lifecycle:
         operation.problems += [disabled(entry) for entry in chosen if entry.is_disabled and selector.targets]
         return await operation.conclude(chosen, options, progress)
 
-    async def stop(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def stop(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Stop the selected servers, what depends on them first; without a selection end the supervisor too.
 
         With the option `idle` only if nobody wants any of them.
         """
         chosen = self._selection.of(selector)
         if options.get("idle") and any(entry.wanted or entry.workers for entry in chosen):
-            return result(self._selection.items(selector))
+            return Result(items=self._selection.items(selector))
         all_of_them = with_dependents(self._core, chosen, progress) if options.get("deps", True) else chosen
         operation = Operation(self._core, PoolStopError, all_of_them, lambda entry: entry.at_rest)
         for entry in all_of_them:
             self._core.stop(entry, kill=bool(options.get("kill")))
-        document = await operation.conclude(chosen, options, progress)
-        if selector.selects_all and document["exit_code"] == 0 and options.get("wait", True):
-            document["ended"] = True
-            document["keeper_pid"] = self._daemon.shut_down()
-        return document
+        result = await operation.conclude(chosen, options, progress)
+        if selector.selects_all and not result.exit_code and options.get("wait", True):
+            return result.but(ended=True, keeper_pid=self._daemon.shut_down())
+        return result
 
 
 def _is_unwell(entry: Entry) -> bool:

@@ -6,7 +6,8 @@ import resource
 from collections.abc import Iterable, Mapping
 
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, open_files_needed
-from poolctl.control.messages import Document, failure, result
+from poolctl.control.answers import Result
+from poolctl.control.messages import failure
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolStartError
@@ -18,9 +19,9 @@ _Servers = Mapping[str, tuple[ServerConfig, int]]
 class TooManyOpenFiles(Exception):
     """The servers need more open files than the limit allows; carries the response."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, result: Result) -> None:
         super().__init__("too many open files")
-        self.document = document
+        self.result = result
 
 
 def ensure_open_files(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
@@ -57,7 +58,7 @@ def _ensure(before: _Servers, after: _Servers) -> None:
     message = f"{servers} {need} open files, but this pool may have only {limit}: nothing was changed"
     hint = f"{RAISE_OPEN_FILES}; then poolctl stop, and poolctl start" if before else RAISE_OPEN_FILES
     problem = failure(PoolStartError, message, hint)
-    raise TooManyOpenFiles(result([], [problem], exit_code=FAILED))
+    raise TooManyOpenFiles(Result(errors=(problem,), exit_code=FAILED))
 
 
 def _runs(entry: Entry) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from poolctl.control.messages import Document, result
+from poolctl.control.answers import ErrorEntry, ProgressLine, Result
+from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.rollout import Rollout
@@ -30,14 +31,14 @@ class Operation(Rollout):
         for entry in self._entries:
             core.clear_warnings(entry)
 
-    async def conclude(self, chosen: list[Entry], options: Document, progress: Progress) -> Document:
+    async def conclude(self, chosen: list[Entry], options: Document, progress: Progress) -> Result:
         """Wait until each has reached its end or failed since; the result with every failure."""
         return self.result(chosen, await self.settle(options, progress))
 
-    def result(self, chosen: list[Entry], code: int) -> Document:
+    def result(self, chosen: list[Entry], code: int) -> Result:
         """What came of it, with every failure; `code` is that of `settle`."""
         items = Reports(self._core).items(chosen)
-        return result(items, self.errors, exit_code=code, warnings=self.warnings)
+        return Result(items=items, errors=tuple(self.errors), exit_code=code, warnings=tuple(self.warnings))
 
     async def settle(self, options: Document, progress: Progress) -> int:
         """Wait until each has reached its end or failed since; the exit code."""
@@ -49,7 +50,7 @@ class Operation(Rollout):
         return TIMED_OUT if self.missing else FAILED if self.problems else 0
 
     @property
-    def errors(self) -> list[Document]:
+    def errors(self) -> list[ErrorEntry]:
         """What has failed, with the code of the command."""
         return [as_kind(self._kind, problem) for problem in self.problems]
 
@@ -67,5 +68,5 @@ def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list
     for entry in all_of_them:
         if entry.name not in names and entry.wanted:
             on = ", ".join(each.name for each in graph.dependencies(entry) if each in all_of_them)
-            progress({"warning": f"stopping {entry.name} as well, which depends on {on}"})
+            progress(ProgressLine(warning=f"stopping {entry.name} as well, which depends on {on}"))
     return all_of_them

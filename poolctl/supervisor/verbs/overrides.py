@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
-from poolctl.control.messages import Document, result
+from poolctl.control.answers import ErrorEntry, Result
+from poolctl.control.messages import Document, entries
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.rollout import not_arrived
@@ -36,7 +37,7 @@ class OverrideVerbs:
         self._selection = Selection(core)
         self._reports = Reports(core)
 
-    async def scale(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def scale(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Give each selected server so many workers; return when they are there, those that are too many leaving."""
         workers = options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
@@ -62,27 +63,27 @@ class OverrideVerbs:
         ]
         return operation.result(chosen, code or (FAILED if operation.problems else 0))
 
-    async def drain(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def drain(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Take the selected servers out of rotation; they answer those who ask them directly."""
         chosen = self._chosen("drain", selector, options)
-        warnings = [
+        warnings = tuple(
             f"{entry.name}: is {entry.state}, {_LATER if entry.state in _STAYS else _NEVER}"
             for entry in chosen
             if entry.state not in _RUNS
-        ]
+        )
         for entry in chosen:
             if entry.state in _STAYS:
                 self._core.override(entry, replace(entry.overrides, out=True))
-        return result(self._reports.items(chosen), warnings=warnings)
+        return Result(items=self._reports.items(chosen), warnings=warnings)
 
-    async def undrain(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def undrain(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Take drained servers back into rotation."""
         chosen = self._chosen("undrain", selector, options)
         for entry in chosen:
             self._core.override(entry, replace(entry.overrides, out=False))
-        return result(self._reports.items(chosen))
+        return Result(items=self._reports.items(chosen))
 
-    async def enable(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def enable(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Let the selected servers be started, and start those that were disabled; return when each is ready."""
         chosen = self._chosen("enable", selector, options)
         enabled = [entry for entry in chosen if entry.is_disabled]
@@ -92,7 +93,7 @@ class OverrideVerbs:
             self._core.enable(entry)
         return await operation.conclude(chosen, options, progress)
 
-    async def disable(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def disable(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Stop the selected servers, what depends on them first, and let nothing start them; return when they have."""
         chosen = self._chosen("disable", selector, options)
         also = [entry for entry in with_dependents(self._core, chosen, progress) if entry not in chosen]
@@ -103,7 +104,7 @@ class OverrideVerbs:
             self._core.disable(entry)
         return await operation.conclude(chosen, options, progress)
 
-    async def add(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def add(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """A server that is in no file, started; return when it is ready. 8 when its name or address is taken."""
         table, base_dir = options.get("server"), options.get("base_dir")
         if not isinstance(table, dict) or not isinstance(base_dir, str):
@@ -112,13 +113,13 @@ class OverrideVerbs:
             taken = {entry.config.address.port or 0 for entry in self._core.entries.values()}
             config = await self._configuration.single(table, base_dir, taken)
         except PoolError as error:
-            return result([], error.to_list(), exit_code=INVALID_CONFIGURATION)
+            return Result(errors=entries(error), exit_code=INVALID_CONFIGURATION)
         except ServerError as problem:
-            return result([], [problem.to_dict()], exit_code=CONFLICT)
+            return Result(errors=(ErrorEntry.of(problem),), exit_code=CONFLICT)
         if code_and_problems := self._not_beside(config):
             code, problems = code_and_problems
             raised = PoolValidateError("the server cannot be added", problems)
-            return result([], raised.to_list(), exit_code=code)
+            return Result(errors=entries(raised), exit_code=code)
         ensure_open_files(self._core, [(config, config.scale.min)])
         entry = self._core.add(config, (table, base_dir))
         self._core.override(entry)
@@ -128,7 +129,7 @@ class OverrideVerbs:
         )
         return await operation.conclude([entry], options, progress)
 
-    async def remove(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def remove(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Stop the selected servers, what depends on them first, and forget them; the result lists what is gone."""
         chosen = self._chosen("remove", selector, options)
         deps = options.get("deps", True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from poolctl.control.messages import Document, result
+from poolctl.control.answers import ErrorEntry, Result, ShowResult, StatusResult, Summary
+from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.desired import Desired
@@ -17,7 +18,7 @@ from poolctl.states import State, Status
 
 from ..daemon import Daemon
 from .certificate_expiry import expiring
-from .reports import Reports, details, reporter, unwell
+from .reports import Reports, reporter, unwell
 from .selection import Selection
 
 _GOALS = ("ready", "healthy", *(state.value for state in State))
@@ -32,19 +33,17 @@ class Reading:
         self._selection = Selection(core)
         self._reports = Reports(core)
 
-    async def listing(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def listing(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """The selected servers as they are."""
-        return result(self._selection.items(selector))
+        return Result(items=self._selection.items(selector))
 
-    async def show(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def show(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """The selected servers with their configuration, its origins, and what happened last."""
         entries = self._selection.of(selector)
-        items = self._reports.items(entries)
-        for document, entry in zip(items, entries, strict=True):
-            document.update(details(entry, self._core, reveal=options.get("reveal") is True))
-        return result(items)
+        reveal = options.get("reveal") is True
+        return ShowResult(items=tuple(self._reports.details(entry, reveal=reveal) for entry in entries))
 
-    async def status(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def status(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Every selected server, and a summary; exit code 3 unless all that should run is ready."""
         entries = self._selection.of(selector)
         should_run = [
@@ -58,25 +57,25 @@ class Reading:
             counts[entry.state] = counts.get(entry.state, 0) + 1
             healths[entry.health.value] = healths.get(entry.health.value, 0) + 1
         missing = [entry for entry in should_run if not (entry.ready or entry.asleep)]
-        summary = {
-            **self._daemon.identity(),
-            "servers": len(entries),
-            "should_run": len(should_run),
-            "ready": sum(entry.ready for entry in should_run),
-            "states": counts,
-            "health": healths,
-        }
-        errors = [problem.to_dict() for entry in missing if (problem := self._problem(entry)) is not None]
+        summary = Summary.extending(
+            self._daemon.identity(),
+            servers=len(entries),
+            should_run=len(should_run),
+            ready=sum(entry.ready for entry in should_run),
+            states=counts,
+            health=healths,
+        )
+        problems = [problem for entry in missing if (problem := self._problem(entry)) is not None]
         now = self._core.clock.time()
-        return result(
-            self._reports.items(entries),
-            errors,
+        return StatusResult(
+            items=self._reports.items(entries),
+            errors=tuple(map(ErrorEntry.of, problems)),
             exit_code=NOT_AS_DESIRED if missing else 0,
-            warnings=filter(None, (expiring(entry, now) for entry in entries)),
+            warnings=tuple(filter(None, (expiring(entry, now) for entry in entries))),
             summary=summary,
         )
 
-    async def wait(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def wait(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Return when each selected server is what `for` says; exit code 124 when the time is over before."""
         entries = self._selection.of(selector)
         goal = str(options.get("for") or "ready")
@@ -91,10 +90,12 @@ class Reading:
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
         late = await until(self._core, entries, test, options.get("timeout"), reporter(progress, options))
-        errors = [
-            not_arrived(entry, PoolMonitorError, self._why_not(entry, goal)).to_dict() for entry in late
-        ]
-        return result(self._selection.items(selector), errors, exit_code=TIMED_OUT if late else 0)
+        problems = [not_arrived(entry, PoolMonitorError, self._why_not(entry, goal)) for entry in late]
+        return Result(
+            items=self._selection.items(selector),
+            errors=tuple(map(ErrorEntry.of, problems)),
+            exit_code=TIMED_OUT if late else 0,
+        )
 
     def _problem(self, entry: Entry) -> ServerError | None:
         complaint = self._core.health.complaint(entry)
@@ -106,8 +107,8 @@ class Reading:
         complaint = self._core.health.complaint(entry) if entry.state == State.RUNNING else ""
         return f"is {entry.state}, not {goal}{f': {complaint}' if complaint else ''}"
 
-    async def reopen(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def reopen(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """The selected servers, when every log file is opened anew."""
         items = self._selection.items(selector)
         await self._core.runner.reopen_logs()
-        return result(items)
+        return Result(items=items)

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from poolctl.config import TABLE_NAMES, ServerConfig
-from poolctl.control.messages import Document, failure, result
+from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult
+from poolctl.control.messages import Document, failure
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.events import CURRENT_CAUSE, Cause
@@ -22,7 +23,7 @@ from poolctl.runners import withheld
 from ..active_configuration import ActiveConfiguration
 from ..resolve_config import ResolvedConfig
 from .certificate_expiry import expired
-from .diff import Kind, PlannedChange, Running, Written, plan
+from .diff import Kind, Running, Written, plan
 from .open_file_limit import ensure_open_files_for_all
 from .operation import Operation
 from .reports import Reports, as_kind
@@ -41,7 +42,7 @@ class Reload:
         self._reports = Reports(core)
         self._turn = asyncio.Lock()
 
-    async def reload(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def reload(self, selector: Selector, options: Document, progress: Progress) -> ReloadResult:
         """Apply the difference between the files and what is in force, or say it; nothing if they have problems."""
         async with self._turn:
             environment = options.get("env")
@@ -58,10 +59,12 @@ class Reload:
                 problems += await asyncio.to_thread(self._expired, resolved.servers, changes)
             if problems:
                 return self._refused(problems)
-            lines = [each.to_dict() for each in [*self._of_the_pool(resolved), *changes]]
+            lines = (*self._of_the_pool(resolved), *changes)
             if options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
-                return result(self._items(), exit_code=code, warnings=resolved.warnings, changes=lines)
+                return ReloadResult(
+                    items=self._items(), exit_code=code, warnings=tuple(resolved.warnings), changes=lines
+                )
             ensure_open_files_for_all(self._core, resolved.servers)
             applied = _Application(self._core, changes, resolved.servers)
             applied.begin()
@@ -79,20 +82,20 @@ class Reload:
         code, errors, warnings = await applied.conclude(options, progress)
         errors += renewal
         warnings += [*self._exposed_to(exposed, applied.replaced), *resolved.warnings]
-        return result(
-            self._items(),
-            errors,
+        return ReloadResult(
+            items=self._items(),
+            errors=tuple(errors),
             exit_code=code or (FAILED if errors else 0),
-            warnings=warnings,
+            warnings=tuple(warnings),
             changes=lines,
         )
 
-    def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]) -> list[Document]:
+    def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]) -> list[ErrorEntry]:
         """Expired certificates that would replace valid ones."""
         reading = {
             each.name
             for each in changes
-            if each.kind is Kind.RESTART or any(key.partition(".")[0] == "tls" for key in each.keys)
+            if each.change == Kind.RESTART or any(key.partition(".")[0] == "tls" for key in each.keys)
         }
         now, entries = self._core.clock.time(), self._core.entries
         found = [
@@ -102,32 +105,30 @@ class Reload:
         ]
         return [as_kind(PoolValidateError, each) for each in found if each is not None]
 
-    def _record(self, lines: Iterable[Document]) -> None:
+    def _record(self, lines: Iterable[PlannedChange]) -> None:
         who = CURRENT_CAUSE.get() or Cause("reload")
         for line in lines:
-            server = "" if line["name"].startswith("[") else line["name"]
-            where = {"bind": line["bind"]} if line["bind"] else {}
-            keys, message = line["keys"], line["message"]
+            where = {"bind": line.bind} if line.bind else {}
             self._events.record(
                 "config",
-                line["change"],
-                server=server,
-                message=message,
+                line.change,
+                server="" if line.name.startswith("[") else line.name,
+                message=line.message,
                 cause=who.cause,
                 by=who.by,
-                keys=keys,
+                keys=list(line.keys),
                 **where,
             )
 
     def _of_the_pool(self, resolved: ResolvedConfig) -> Iterable[PlannedChange]:
         if resolved.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {resolved.name}"
-            yield PlannedChange(Kind.UPDATE, POOL, "", ("pool.name",), message)
+            yield _of_pool(POOL, ("pool.name",), message)
         now, then = self._configuration.tables.to_dict(), resolved.tables.to_dict()
         for name in TABLE_NAMES:
             if getattr(resolved.tables, name) != getattr(self._configuration.tables, name):
                 keys = _changed(name, now.get(name), then.get(name))
-                yield PlannedChange(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {', '.join(keys)}")
+                yield _of_pool(f"[{name}]", keys, f"[{name}]: {', '.join(keys)}")
 
     def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:
         """Notes about running servers whose environment has variables that are now withheld."""
@@ -140,10 +141,10 @@ class Reload:
             for variable in variables:
                 yield f"{variable} is still in the environment of {', '.join(names)}; poolctl restart removes it"
 
-    def _refused(self, problems: list[Document]) -> Document:
-        return result(self._items(), problems, exit_code=INVALID_CONFIGURATION)
+    def _refused(self, problems: list[ErrorEntry]) -> ReloadResult:
+        return ReloadResult(items=self._items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION)
 
-    def _items(self) -> list[Document]:
+    def _items(self) -> tuple[Item, ...]:
         return self._reports.items(self._core.entries.values())
 
 
@@ -156,7 +157,7 @@ class _Application:
         self._kinds: dict[str, set[Kind]] = {}
         self._keys: dict[str, set[str]] = {}
         for change in changes:
-            self._kinds.setdefault(change.name, set()).add(change.kind)
+            self._kinds.setdefault(change.name, set()).add(Kind(change.change))
             self._keys.setdefault(change.name, set()).update(change.keys)
 
     @property
@@ -204,9 +205,9 @@ class _Application:
         """What rests for another reason is not waited for."""
         return entry.name in self._kinds and not (entry.rests or entry.is_disabled)
 
-    async def renew(self) -> list[Document]:
+    async def renew(self) -> list[ErrorEntry]:
         """Give those whose certificates have changed the new ones; what went wrong."""
-        errors: list[Document] = []
+        errors: list[ErrorEntry] = []
         for name, keys in self._keys.items():
             entry = self._core.entries.get(name)
             certificates = any(key.partition(".")[0] == "tls" for key in keys)
@@ -218,13 +219,19 @@ class _Application:
                 errors.append(as_kind(PoolRestartError, problem))
         return errors
 
-    async def conclude(self, options: Document, progress: Progress) -> tuple[int, list[Document], list[str]]:
+    async def conclude(
+        self, options: Document, progress: Progress
+    ) -> tuple[int, list[ErrorEntry], list[str]]:
         """Exit code, errors and warnings, when everything is as it was to be or has failed."""
         codes = await asyncio.gather(
             self._coming.settle(options, progress), self._going.settle(options, progress)
         )
         code = TIMED_OUT if TIMED_OUT in codes else max(codes)
         return code, self._coming.errors + self._going.errors, self._coming.warnings + self._going.warnings
+
+
+def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
+    return PlannedChange(name=table, bind="", change=Kind.UPDATE.value, keys=keys, message=message)
 
 
 def running(entry: Entry) -> Running:

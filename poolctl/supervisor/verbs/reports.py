@@ -7,6 +7,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from poolctl.config import masked
+from poolctl.control.answers import (
+    Details,
+    ErrorEntry,
+    Item,
+    LiveChanges,
+    ProbeResult,
+    ProgressLine,
+    ServerStep,
+    WorkerDetails,
+)
 from poolctl.control.messages import Document, item
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
@@ -26,13 +36,14 @@ class Reports:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def items(self, entries: Iterable[Entry]) -> list[Document]:
+    def items(self, entries: Iterable[Entry]) -> tuple[Item, ...]:
         """The entries as every command prints them."""
         now = self._core.clock.monotonic()
-        return [self._item(entry, now) for entry in entries]
+        return tuple(self._item(entry, now) for entry in entries)
 
-    def _item(self, entry: Entry, now: float) -> Document:
-        document = item(
+    def _item(self, entry: Entry, now: float) -> Item:
+        inherited = entry.config.address.kind == "fd"
+        return item(
             entry.config,
             workers=entry.size,
             disabled=entry.is_disabled,
@@ -42,10 +53,36 @@ class Reports:
             pids=entry.pids,
             uptime_seconds=entry.uptime_seconds(now),
             restarts=entry.restarts,
+            address=", ".join(self._core.runner.endpoints(entry.config.key)) if inherited else None,
         )
-        if entry.config.address.kind == "fd":
-            document["address"] = ", ".join(self._core.runner.endpoints(entry.config.key))
-        return document
+
+    def details(self, entry: Entry, *, reveal: bool = False) -> Details:
+        """What `show` says of the entry; secrets as they are with `reveal` only."""
+        config, core = entry.config, self._core
+        return Details.extending(
+            self._item(entry, core.clock.monotonic()),
+            overrides=_live_changes(entry),
+            endpoints=tuple(core.runner.endpoints(config.key)),
+            generation=entry.generation,
+            worker_list=tuple(
+                WorkerDetails(
+                    id=worker.id,
+                    pid=worker.placement.pid if worker.placement else None,
+                    where=worker.placement.where if worker.placement else "",
+                    phase=worker.phase.value,
+                    health=worker.status.value if worker.phase is Phase.READY else Status.UNKNOWN.value,
+                    resting=worker.resting,
+                    probes=_probes(core.health.probes(entry, worker)),
+                )
+                for worker in entry.workers.values()
+            ),
+            complaint=core.health.complaint(entry),
+            preload_problem=entry.preload_problem,
+            certificate_expires=_iso(entry.certificate_ends),
+            failure=ErrorEntry.of(entry.failure) if entry.failure else None,
+            config=config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld.values()),
+            origin=config.origin,
+        )
 
 
 def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
@@ -59,14 +96,14 @@ def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
         if seen.get(entry.name) == now:
             return
         seen[entry.name] = now
-        line = {
-            "name": entry.name,
-            "bind": entry.config.key,
-            "state": now[0],
-            "ready": now[1],
-            "message": entry.failure.message if entry.failure else "",
-        }
-        progress({"progress": line})
+        step = ServerStep(
+            name=entry.name,
+            bind=entry.config.key,
+            state=now[0],
+            ready=now[1],
+            message=entry.failure.message if entry.failure else "",
+        )
+        progress(ProgressLine(progress=step))
 
     return told
 
@@ -91,26 +128,16 @@ def drained(entry: Entry) -> ServerError:
     )
 
 
-def as_kind(kind: type[PoolError], failure: ServerError) -> Document:
+def as_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
     """The error with the code of the command that failed."""
-    document = failure.to_dict()
-    document["code"], document["error"] = kind.code, kind.error
-    return document
+    return ErrorEntry.of(failure).but(code=kind.code, error=kind.error)
 
 
-def overrides(entry: Entry) -> Document:
-    """The live changes that win over the configuration."""
-    found: Document = {}
+def _live_changes(entry: Entry) -> LiveChanges:
     live = entry.overrides
-    if live.workers is not None:
-        found["workers"] = live.workers
-    if live.disabled is not None:
-        found["disabled"] = live.disabled
-    if live.out:
-        found["drained"] = True
-    if entry.added:
-        found["added"] = True
-    return found
+    return LiveChanges(
+        workers=live.workers, disabled=live.disabled, drained=live.out or None, added=entry.added or None
+    )
 
 
 def unwell(entry: Entry, complaint: str) -> ServerError:
@@ -127,42 +154,13 @@ def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _probes(probes: WorkerProbes | None) -> list[Document]:
-    return [
-        {
-            "kind": probe.kind,
-            "status": probe.status.value,
-            "message": probe.message,
-            "latency_seconds": probe.latency_seconds,
-        }
+def _probes(probes: WorkerProbes | None) -> tuple[ProbeResult, ...]:
+    return tuple(
+        ProbeResult(
+            kind=probe.kind,
+            status=probe.status.value,
+            message=probe.message,
+            latency_seconds=probe.latency_seconds,
+        )
         for probe in (probes.probes if probes is not None else ())
-    ]
-
-
-def details(entry: Entry, core: Core, *, reveal: bool = False) -> Document:
-    """What `show` says beyond what every command prints; secrets as they are with `reveal` only."""
-    config = entry.config
-    endpoints = core.runner.endpoints(config.key)
-    return {
-        "overrides": overrides(entry),
-        "endpoints": endpoints,
-        "generation": entry.generation,
-        "worker_list": [
-            {
-                "id": worker.id,
-                "pid": worker.placement.pid if worker.placement else None,
-                "where": worker.placement.where if worker.placement else "",
-                "phase": worker.phase.value,
-                "health": worker.status.value if worker.phase is Phase.READY else Status.UNKNOWN.value,
-                "resting": worker.resting,
-                "probes": _probes(core.health.probes(entry, worker)),
-            }
-            for worker in entry.workers.values()
-        ],
-        "complaint": core.health.complaint(entry),
-        "preload_problem": entry.preload_problem,
-        "certificate_expires": _iso(entry.certificate_ends),
-        "failure": entry.failure.to_dict() if entry.failure else None,
-        "config": config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld.values()),
-        "origin": config.origin,
-    }
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from poolctl.control.messages import Document, failure, result
+from poolctl.control.answers import Item, Result
+from poolctl.control.messages import failure
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolParamError
@@ -16,9 +17,9 @@ from .reports import Reports
 class NothingMatched(Exception):
     """The selection is empty or names what is not there; carries the answer."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, result: Result) -> None:
         super().__init__("nothing matched")
-        self.document = document
+        self.result = result
 
 
 class Selection:
@@ -35,7 +36,7 @@ class Selection:
             return
         items = self._reports.items(list(self._core.entries.values()))
         for field in given:
-            values = sorted({str(item[field]) for item in items})
+            values = sorted({str(getattr(item, field)) for item in items})
             answer = await matcher().answer(getattr(selector, field), values)
             if answer.problem:
                 raise SelectorError(f"{field}: {answer.problem}", hint=answer.hint)
@@ -49,10 +50,10 @@ class Selection:
         chosen, unmatched = select(self._reports.items(entries), selector)
         if unmatched is not None:
             nothing = failure(PoolParamError, unmatched.message, unmatched.hint)
-            raise NothingMatched(result([], [nothing], exit_code=NOTHING_MATCHED))
-        names = {each["name"] for each in chosen}
+            raise NothingMatched(Result(errors=(nothing,), exit_code=NOTHING_MATCHED))
+        names = {each.name for each in chosen}
         return [entry for entry in entries if entry.name in names]
 
-    def items(self, selector: Selector) -> list[Document]:
+    def items(self, selector: Selector) -> tuple[Item, ...]:
         """The entries that are meant now, as every command prints them. Raises NothingMatched."""
         return self._reports.items(self.of(selector))

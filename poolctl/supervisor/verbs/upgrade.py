@@ -9,7 +9,8 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE
 
 from poolctl import __version__, bootstrap
-from poolctl.control.messages import CHECK, TRIED, TRY, Document, failure, result
+from poolctl.control.answers import ErrorEntry, PlannedChange, Result, UpgradeResult
+from poolctl.control.messages import CHECK, TRIED, TRY, Document, failure
 from poolctl.control.server import Progress
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
@@ -33,34 +34,34 @@ class Upgrade:
         self._reload = reload
         self._daemon = daemon
 
-    async def upgrade(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def upgrade(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Refuse, with the reason, or answer and make way. The options are those of the client's `upgrade`."""
         version, python = str(options.get("version")), str(options.get("python"))
         if python.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
             message = f"the pool runs on Python {sys.version.split()[0]}, poolctl {version} on {python}"
             return _refused(message, "poolctl stop and poolctl start move it, and its servers pause")
         difference = await self._differs(selector, options, progress)
-        if not difference["errors"] and not options.get("tried"):
+        if not difference.errors and not options.get("tried"):
             if problem := await self._try(options):
                 return problem
             # That took a while.
             difference = await self._differs(selector, options, progress)
-        if difference["errors"]:
+        if difference.errors:
             return difference
         self._daemon.hand_over(options["keeper"], options["supervisor"])
-        return result(difference["items"], upgraded_from=os.getpid())
+        return UpgradeResult(items=difference.items, upgraded_from=os.getpid())
 
-    async def _differs(self, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def _differs(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """What `reload --dry-run` says; with an error when the next version would not find what runs."""
         difference = await self._reload.reload(selector, {**options, "dry_run": True}, progress)
-        if difference["errors"] or not any(_is_lost(change) for change in difference["changes"]):
+        if difference.errors or not any(_is_lost(change) for change in difference.changes or ()):
             return difference
         return _refused(
             "the running servers differ from the files, which the next version would use",
             "poolctl reload --dry-run shows the difference, poolctl reload applies the files",
         )
 
-    async def _try(self, options: Document) -> Document | None:
+    async def _try(self, options: Document) -> Result | None:
         """What is wrong with the next version, in our environment; None when it has taken over a small pool."""
         files, on_disk = self._files, _is_on_disk()
         env = {**os.environ, TRIED: "1"} if on_disk else None
@@ -72,7 +73,8 @@ class Upgrade:
         if failed:
             message = f"poolctl {options.get('version')} cannot take over: {failed}"
             return _refused(message, "nothing has changed; fix the problem and try again")
-        return result([], problems, exit_code=INVALID_CONFIGURATION) if problems else None
+        errors = tuple(map(ErrorEntry.from_json, problems))
+        return Result(errors=errors, exit_code=INVALID_CONFIGURATION) if errors else None
 
 
 async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[str, str]:
@@ -100,10 +102,10 @@ def _is_on_disk() -> bool:
         return False
 
 
-def _is_lost(change: Document) -> bool:
+def _is_lost(change: PlannedChange) -> bool:
     # Named by its name: it was added or removed live.
-    return change["change"] != _HANDED_ON or "name" in change["keys"]
+    return change.change != _HANDED_ON or "name" in change.keys
 
 
-def _refused(message: str, hint: str) -> Document:
-    return result([], [failure(PoolRestartError, message, hint)], exit_code=CONFLICT)
+def _refused(message: str, hint: str) -> Result:
+    return Result(errors=(failure(PoolRestartError, message, hint),), exit_code=CONFLICT)

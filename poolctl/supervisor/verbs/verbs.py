@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from poolctl.control.messages import PROTOCOL, Document, error, result
+from poolctl.control.answers import ErrorEntry, PingResult, Result
+from poolctl.control.messages import PROTOCOL, Document
 from poolctl.control.server import Progress, Request
 from poolctl.core.core import Core
 from poolctl.exit_codes import USAGE
 from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector, SelectorError
+from poolctl.values import Value
 
 from ..active_configuration import ActiveConfiguration
 from ..daemon import Daemon
@@ -26,7 +28,7 @@ CHANGING = ("verbs.diff", "verbs.overrides", "verbs.reload", "verbs.upgrade")
 _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,)}
 
-Verb = Callable[[Selector, Document, Progress], Awaitable[Document]]
+Verb = Callable[[Selector, Document, Progress], Awaitable[Result]]
 
 
 class Verbs:
@@ -74,30 +76,31 @@ class Verbs:
         """Answer another verb."""
         self._verbs[name] = verb
 
-    async def handle(self, request: Request, progress: Progress) -> Document:
-        """The result document of one request."""
+    async def handle(self, request: Request, progress: Progress) -> Value:
+        """The answer to one request."""
         self.used = True
         if request.verb == "ping":
-            return result([], **self._daemon.identity())
+            return PingResult.extending(self._daemon.identity())
         if not self._knows(request.verb):
             known = ", ".join(sorted([*self._verbs, "ping"]))
             message = f"this supervisor does not know {request.verb!r} (protocol {PROTOCOL})"
-            return result([], [error(USAGE, "ErrorUsage", message, f"it knows: {known}")], exit_code=USAGE)
+            return _usage_error(message, f"it knows: {known}")
         try:
             options = _options(request.body)
             selector = Selector.from_dict(request.body.get("selector") or {})
             work = partial(self.perform, request.verb, selector, options, progress)
             return await self._audit.watched(request, selector, options, work)
         except SelectorError as wrong:
-            return result([], [error(USAGE, "ErrorUsage", wrong.message, wrong.hint)], exit_code=USAGE)
+            return _usage_error(wrong.message, wrong.hint)
         except NothingMatched as nothing:
-            return nothing.document
+            return nothing.result
         except TooManyOpenFiles as refused:
             # A supervisor that runs nothing would keep the limit that it was started with.
-            ended = {"ended": True, "keeper_pid": self._daemon.shut_down()} if self._registry.unused else {}
-            return {**refused.document, **ended}
+            if not self._registry.unused:
+                return refused.result
+            return refused.result.but(ended=True, keeper_pid=self._daemon.shut_down())
 
-    async def perform(self, verb: str, selector: Selector, options: Document, progress: Progress) -> Document:
+    async def perform(self, verb: str, selector: Selector, options: Document, progress: Progress) -> Result:
         """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""
         assert self._knows(verb)
         await self._selection.match(selector)
@@ -107,6 +110,11 @@ class Verbs:
         if verb not in self._verbs:
             self.complete()
         return verb in self._verbs
+
+
+def _usage_error(message: str, hint: str) -> Result:
+    error = ErrorEntry(code=USAGE, error="ErrorUsage", message=message, hint=hint)
+    return Result(errors=(error,), exit_code=USAGE)
 
 
 def _options(body: Document) -> Document:
@@ -145,6 +153,6 @@ def _changing(
     }
 
 
-async def _no_gateway(selector: Selector, options: Document, progress: Progress) -> Document:
+async def _no_gateway(selector: Selector, options: Document, progress: Progress) -> Result:
     """No route and no host: this version has no gateway."""
-    return result([])
+    return Result()

@@ -390,5 +390,5 @@ def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
     monkeypatch.setattr(check_machine, "CHECKS", (explodes,))
     monkeypatch.chdir(real_pool.directory)
     found = doctor.perform(CommandRequest("doctor", {"output": "json"})).items
-    assert [each["status"] for each in found if each["check"] == "explodes"] == ["warning"]
-    assert found[-1]["check"] == "leftovers"
+    assert [each.status for each in found if each.check == "explodes"] == ["warning"]
+    assert found[-1].check == "leftovers"

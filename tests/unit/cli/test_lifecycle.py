@@ -167,12 +167,14 @@ def test_status_is_3_without_a_supervisor(poolctl: Command, directory: Path) -> 
 
 def test_status_says_what_is_not_as_it_should_be(poolctl: Command, supervised: Supervised) -> None:
     items = [item("a"), item("bb", ready=False, state="backoff"), item("c", ready=False, state="stopped")]
-    with supervised(always(*items, exit_code=3, summary={"name": "shop", "should_run": 2})):
+    states = {"running": 1, "backoff": 1, "stopped": 1}
+    summary = {"name": "shop", "should_run": 2, "states": states}
+    with supervised(always(*items, exit_code=3, summary=summary)):
         said = poolctl("status")
         document = poolctl("status", "-o", "json").json
     assert said == (3, "shop: 1 of 2 servers ready, 1 stopped, up 12s\n  bb  backoff\n", "")
     assert document["summary"]["should_run"] == 2
-    assert document["summary"]["states"] == {"running": 1, "backoff": 1, "stopped": 1}
+    assert document["summary"]["states"] == states
 
 
 def test_a_pool_is_not_named_twice(poolctl: Command) -> None:

@@ -222,7 +222,7 @@ def test_add_takes_the_servers_of_a_file(poolctl: Command, supervised: Supervise
     (directory / "more" / "two.yaml").write_text("- {name: a, listen: ':1'}\n- {name: b, bind: ':2'}\n")
     (directory / "one.json").write_text('{"name": "c", "bind": ":3"}')
     (directory / "full.toml").write_text('[[server]]\nname = "d"\nbind = ":4"\n')
-    failing = {"code": 1323, "error": "ErrorPoolStart", "name": "a", "message": "no"}
+    failing = {"code": 1323, "error": "ErrorPoolStart", "name": "a", "bind": "", "message": "no", "hint": ""}
 
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
         name = body["options"]["server"]["name"]

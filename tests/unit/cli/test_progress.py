@@ -10,6 +10,7 @@ from rich.console import Console
 
 from poolctl.cli import progress
 from poolctl.cli.progress import Progress
+from poolctl.control.answers import ProgressLine, ServerStep
 from tests.deadline import wait_until
 
 
@@ -18,8 +19,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def step(name: str, state: str) -> dict[str, object]:
-    return {"progress": {"name": name, "state": state, "ready": state == "running"}}
+def step(name: str, state: str) -> ProgressLine:
+    ready = state == "running"
+    return ProgressLine(progress=ServerStep(name=name, bind="", state=state, ready=ready, message=""))
 
 
 def test_line_counts_and_names_the_awaited_servers() -> None:
@@ -34,11 +36,10 @@ def test_line_counts_and_names_the_awaited_servers() -> None:
     assert shown.line() == "start: 5 of 5"
 
 
-def test_warnings_are_kept_and_unknown_messages_ignored() -> None:
+def test_warnings_are_kept_and_an_empty_line_is_none() -> None:
     shown = Progress("stop")
-    shown({"warning": "slow"})
-    shown({"progress": 3})
-    shown({})
+    shown(ProgressLine(warning="slow"))
+    shown(ProgressLine())
     assert shown.warnings == ["slow"]
 
 

@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 
 from poolctl.cli import render
 from poolctl.cli.outcome import Outcome
-from tests.stand_in import item
+from poolctl.control.answers import ErrorEntry
+from tests.stand_in import server
 
-USERS = item("users", 8081, pids=[7], tags=["api", "v1"])
-OFF = item("off", 80, state="disabled", ready=False, health="unknown", pids=[], uptime_seconds=0.0, tags=[])
+USERS = server("users", 8081, pids=[7], tags=["api", "v1"])
+OFF = server("off", 80, state="disabled", ready=False, health="unknown", pids=[], uptime_seconds=0.0, tags=[])
+
+
+def failure(message: str, **where: Any) -> ErrorEntry:
+    return ErrorEntry.from_json({"code": 1, "error": "ErrorUnexpected", "message": message, **where})
 
 
 class Terminal(io.StringIO):
@@ -57,7 +62,7 @@ def test_a_wide_table_shows_the_rest_too() -> None:
 
 
 def test_many_processes_are_counted_in_a_table() -> None:
-    assert " 7+2 " in render.text_of([item("users", pids=[7, 8, 9])], "table")
+    assert " 7+2 " in render.text_of([server("users", pids=[7, 8, 9])], "table")
 
 
 def test_no_servers_are_no_lines() -> None:
@@ -79,7 +84,7 @@ def test_fields_are_separated_by_tabs(form: str, line: str) -> None:
 
 def test_json_lines_carry_their_schema() -> None:
     (line,) = render.text_of([USERS], "jsonl").splitlines()
-    assert json.loads(line) == {"schema": 1, **USERS}
+    assert json.loads(line) == {"schema": 1, **USERS.to_json()}
 
 
 def test_colours_are_for_terminals_of_people_who_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +111,7 @@ def test_colours_change_nothing_but_colours() -> None:
 
 
 def test_an_outcome_prints_results_and_errors_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    error = {"name": "web", "message": "exited with status 3", "hint": "poolctl logs web"}
+    error = failure("exited with status 3", name="web", hint="poolctl logs web")
     code = render.show(
         Outcome([USERS], errors=[error], warnings=["slow"], exit_code=1, message="0 of 1 server ready")
     )
@@ -117,7 +122,7 @@ def test_an_outcome_prints_results_and_errors_apart(capsys: pytest.CaptureFixtur
 
 
 def test_quiet_leaves_results_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = Outcome(errors=[{"message": "no"}], warnings=["slow"], message="done")
+    outcome = Outcome(errors=[failure("no")], warnings=["slow"], message="done")
     outcome.quiet = True
     render.show(outcome)
     out, err = capsys.readouterr()
@@ -125,16 +130,19 @@ def test_quiet_leaves_results_and_errors(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_json_is_one_document_whatever_else_there_is_to_say(capsys: pytest.CaptureFixture[str]) -> None:
-    render.show(Outcome([USERS], errors=[{"message": "no"}], warnings=["slow"], text="text", form="json"))
+    render.show(Outcome([USERS], errors=[failure("no")], warnings=["slow"], text="text", form="json"))
     document = json.loads(capsys.readouterr().out)
-    assert document == {"schema": 1, "items": [USERS], "errors": [{"message": "no"}], "warnings": ["slow"]}
+    assert document == {
+        "schema": 1,
+        "items": [USERS.to_json()],
+        "errors": [failure("no").to_json()],
+        "warnings": ["slow"],
+    }
 
 
 def test_a_problem_of_a_file_begins_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
-    problem = {
-        "file": "/etc/pool.toml", "line": 7, "column": 1, "key": "server[1].binf",
-        "message": "unknown key 'binf'", "hint": "did you mean 'bind'?",
-    }  # fmt: skip
+    place = {"file": "/etc/pool.toml", "line": 7, "column": 1, "key": "server[1].binf"}
+    problem = failure("unknown key 'binf'", hint="did you mean 'bind'?", **place)
     outcome = Outcome(errors=[problem])
     outcome.errors_are_result = True
     render.show(outcome)
@@ -147,12 +155,12 @@ def test_a_problem_in_the_working_directory_is_named_from_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (line,) = render.error_lines({"file": f"{tmp_path}/pool.toml", "message": "is empty"})
+    (line,) = render.error_lines(failure("is empty", file=f"{tmp_path}/pool.toml"))
     assert line == "pool.toml: is empty"
 
 
 def test_hints_of_several_lines_keep_their_shape() -> None:
-    lines = list(render.error_lines({"message": "invalid expression", "hint": "us(ers\n  ^"}))
+    lines = list(render.error_lines(failure("invalid expression", hint="us(ers\n  ^")))
     assert lines[1:] == ["  hint: us(ers", "          ^"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from poolctl.cli.commands.walk import arguments, environment, facts
 from tests.deadline import wait_until
-from tests.stand_in import item
+from tests.stand_in import server
 
 from .conftest import Command
 
@@ -29,12 +29,12 @@ from .conftest import Command
     ],
 )
 def test_walk_passes_host_and_port(bind: str, host: str, port: str) -> None:
-    passed = facts(item("web", bind=bind))
+    passed = facts(server("web", bind=bind))
     assert (passed["host"], passed["port"]) == (host, port)
 
 
 def test_walk_passes_every_fact_of_a_server() -> None:
-    passed = environment(item("web", pids=[7, 8], tags=["a", "b"]), {"HOME": "/"})
+    passed = environment(server("web", pids=[7, 8], tags=["a", "b"]), {"HOME": "/"})
     assert passed == {
         "HOME": "/",
         "POOLCTL_NAME": "web",
@@ -47,11 +47,11 @@ def test_walk_passes_every_fact_of_a_server() -> None:
         "POOLCTL_PIDS": "7,8",
         "POOLCTL_TAGS": "a,b",
     }
-    assert environment(item("web", pids=[]), {})["POOLCTL_PID"] == ""
+    assert environment(server("web", pids=[]), {})["POOLCTL_PID"] == ""
 
 
 def test_placeholders_are_replaced_and_other_braces_kept() -> None:
-    assert arguments(["{name}-{port}", '{"name": {}}', "{nobody}", "{{pid}}"], item("web")) == [
+    assert arguments(["{name}-{port}", '{"name": {}}', "{nobody}", "{{pid}}"], server("web")) == [
         "web-8081", '{"name": {}}', "{nobody}", "{4242}",
     ]  # fmt: skip
 

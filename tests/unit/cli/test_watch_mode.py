@@ -12,10 +12,11 @@ import pytest
 
 from poolctl.cli.changes.watch_mode import PoolWatcher, WatchSet, code_directories
 from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
+from poolctl.control.answers import ReloadResult, Result
 from tests.deadline import wait_until
-from tests.stand_in import Send, item, result
+from tests.stand_in import Send, item
+from tests.stand_in import result as answered
 
 from .conftest import Command, Supervised
 
@@ -34,8 +35,9 @@ class Watched:
         self.requests = requests
         self.reports: list[tuple[str, int]] = []
 
-    def changed(self, verb: str, outcome: Outcome) -> None:
-        self.reports.append((verb, outcome.exit_code))
+    def changed(self, result: Result) -> None:
+        verb = "reload" if isinstance(result, ReloadResult) else "restart"
+        self.reports.append((verb, result.exit_code))
 
     @property
     def orders(self) -> list[tuple[str, Any]]:
@@ -56,7 +58,7 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
         async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
             targets = (body.get("selector") or {}).get("targets") or []
             found = [each for each in items if not targets or each["name"] in targets]
-            return result(*found, exit_code=code if verb == "reload" else 0, changes=list(changes))
+            return answered(*found, exit_code=code if verb == "reload" else 0, changes=list(changes))
 
         with supervised(answer) as requests:
             request = CommandRequest("reload", {})
@@ -182,7 +184,7 @@ def test_reload_watch_ends_with_its_pool(poolctl: Command, supervised: Supervise
         if verb == "reload":
             (socket,) = (directory / "run").glob("*/control.sock")
             threading.Timer(0.2, socket.unlink).start()
-        return result(item("a", config={}), changes=[{"name": "a", "change": "restart", "keys": ["app"]}])
+        return answered(item("a", config={}), changes=[{"name": "a", "change": "restart", "keys": ["app"]}])
 
     with supervised(answer):
         assert poolctl("reload", "--watch") == (0, "~ a: app\n1 restarted\nthe pool has been stopped\n", "")

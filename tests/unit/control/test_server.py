@@ -19,16 +19,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poolctl.control import server as control
+from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.directory import BACKLOG
 from poolctl.control.reserve import DescriptorReserve
-from poolctl.control.server import ControlServer, Document, Progress, Request
+from poolctl.control.server import ControlServer, Progress, Request
+from poolctl.values import Table, Value
 
-Handle = Callable[[Request, Progress], Awaitable[Document]]
+Handle = Callable[[Request, Progress], Awaitable[Value]]
 
 
-async def echo(request: Request, progress: Progress) -> Document:
-    progress({"progress": {"name": "web"}})
-    return {"verb": request.verb, "body": request.body, "uid": request.uid, "pid": request.pid}
+class Echo(Value):
+    verb: str
+    body: Table | None = None
+    uid: int | None = None
+    pid: int | None = None
+
+
+async def echo(request: Request, progress: Progress) -> Value:
+    progress(ProgressLine(notice="web"))
+    return Echo(verb=request.verb, body=request.body, uid=request.uid, pid=request.pid)
 
 
 @asynccontextmanager
@@ -105,7 +114,7 @@ def test_both_versions_of_http_and_both_methods_are_answered(
             answer = await exchange(path, request("ping", body, method=method, version=version))
             assert status(answer) == 200
             progress, result = lines(answer)
-            assert progress == {"progress": {"name": "web"}}
+            assert progress == {"notice": "web"}
             assert result["result"] == {"verb": "ping", "body": seen, "uid": os.geteuid(), "pid": os.getpid()}
 
     asyncio.run(scenario())
@@ -209,15 +218,15 @@ def test_a_client_that_goes_away_cancels_what_it_asked_for(tmp_path: Path) -> No
     async def scenario() -> None:
         begun, cancelled = asyncio.Event(), asyncio.Event()
 
-        async def wait_for_ever(request: Request, progress: Progress) -> Document:
-            progress({"progress": {}})  # never read: the end arrives as a reset
+        async def wait_for_ever(request: Request, progress: Progress) -> Value:
+            progress(ProgressLine())  # never read: the end arrives as a reset
             begun.set()
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
                 cancelled.set()
                 raise
-            return {}
+            return Result()
 
         async with serving(tmp_path, wait_for_ever) as path:
             _, writer = await asyncio.open_unix_connection(str(path))
@@ -233,9 +242,9 @@ def test_a_client_that_goes_away_cancels_what_it_asked_for(tmp_path: Path) -> No
 @pytest.mark.parametrize("more", [b"\r\n", b"GET /v1/list HTTP/1.1\r\nhost: x\r\n\r\n"])
 def test_what_follows_a_request_is_no_reason_to_give_it_up(tmp_path: Path, more: bytes) -> None:
     async def scenario() -> None:
-        async def slow(request: Request, progress: Progress) -> Document:
+        async def slow(request: Request, progress: Progress) -> Value:
             await asyncio.sleep(0.1)
-            return {"verb": request.verb}
+            return Echo(verb=request.verb)
 
         async with serving(tmp_path, slow) as path:
             reader, writer = await asyncio.open_unix_connection(str(path))
@@ -251,7 +260,7 @@ def test_what_follows_a_request_is_no_reason_to_give_it_up(tmp_path: Path, more:
 
 def test_a_handler_that_fails_is_an_answer_and_no_surprise(tmp_path: Path, caplog: Any) -> None:
     async def scenario() -> None:
-        async def broken(request: Request, progress: Progress) -> Document:
+        async def broken(request: Request, progress: Progress) -> Value:
             raise RuntimeError("not thought of")
 
         async with serving(tmp_path, broken) as path:
@@ -293,15 +302,15 @@ def test_closing_lets_the_answers_under_way_be_finished(tmp_path: Path) -> None:
     async def scenario() -> None:
         begun = asyncio.Event()
 
-        async def slow(request: Request, progress: Progress) -> Document:
+        async def slow(request: Request, progress: Progress) -> Value:
             begun.set()
             await asyncio.sleep(0.1)
-            return {"done": True}
+            return Echo(verb="done")
 
         async with serving(tmp_path, slow) as path:
             asking = asyncio.ensure_future(exchange(path, request("list")))
             await begun.wait()
-        assert lines(await asking) == [{"result": {"done": True}}]
+        assert lines(await asking) == [{"result": {"verb": "done"}}]
 
     asyncio.run(scenario())
 

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolctl.control.answers import Item
 from poolctl.pool.select import Selector, SelectorError, select
 from poolctl.pool.unmatched import Unmatched
 
 
-def item(name: str, bind: str, **keys: Any) -> dict[str, Any]:
+def item(name: str, bind: str, **keys: Any) -> Item:
     usual = {"expose": f"http://{bind}", "tags": [], "state": "running", "health": "ok"}
-    return {"name": name, "bind": bind} | usual | keys
+    return Item.from_json({"name": name, "bind": bind} | usual | keys)
 
 
 ITEMS = [
@@ -31,7 +32,7 @@ ITEMS = [
 def chosen(selector: Selector) -> list[str]:
     found, unmatched = select(ITEMS, selector)
     assert unmatched is None
-    return [each["name"] for each in found]
+    return [each.name for each in found]
 
 
 def unmatched(selector: Selector) -> Unmatched:
@@ -140,13 +141,12 @@ def test_options_that_match_nothing_are_unmatched_unless_that_is_allowed() -> No
 
 
 def test_no_selector_means_all_also_of_nothing() -> None:
-    assert chosen(Selector()) == [each["name"] for each in ITEMS]
+    assert chosen(Selector()) == [each.name for each in ITEMS]
     assert select([], Selector()) == ([], None)
 
 
 def test_an_item_without_the_keys_is_not_chosen_by_them() -> None:
-    assert select([{}], Selector(tag=["x"], allow_empty=True)) == ([], None)
-    assert select([{"tags": None}], Selector(tag=["x"], allow_empty=True)) == ([], None)
+    assert select([Item.from_json({})], Selector(tag=["x"], allow_empty=True)) == ([], None)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,8 @@ def test_a_selector_says_what_it_chooses() -> None:
 def test_choosing_by_name_needs_neither_expressions_nor_addresses() -> None:
     script = (
         "import sys; before = set(sys.modules); from poolctl.pool.select import *;"
-        "select([{'name': 'a', 'bind': 'b'}], Selector(['a']));"
+        "from poolctl.control.answers import Item;"
+        "select([Item.from_json({'name': 'a', 'bind': 'b'})], Selector(['a']));"
         "print(*(set(sys.modules) - before))"
     )
     done = subprocess.run(
@@ -226,7 +227,7 @@ items = st.lists(
             "state": st.sampled_from(["running", "stopped"]),
             "health": st.sampled_from(["ok", "ko"]),
         }
-    ),
+    ).map(Item.from_json),
     max_size=6,
 )
 patterns = st.lists(st.sampled_from(["a", "^a", "1$", ".", "b|S", "nothing"]), max_size=2)
@@ -244,25 +245,25 @@ selectors = st.builds(
 )
 
 
-def by_definition(each: dict[str, Any], selector: Selector) -> bool:
+def by_definition(each: Item, selector: Selector) -> bool:
     """The contract's sentences, one by one."""
 
     def named(target: str) -> bool:
         glob = re.escape(target).replace(r"\*", ".*").replace(r"\?", ".")
-        return any(re.fullmatch(glob, each[field], re.IGNORECASE) for field in ("name", "bind"))
+        return any(re.fullmatch(glob, getattr(each, field), re.IGNORECASE) for field in ("name", "bind"))
 
     tests = [not selector.targets or any(named(target) for target in selector.targets)]
     for field in ("name", "bind", "expose"):
         wanted = getattr(selector, field)
-        tests.append(not wanted or any(re.search(pattern, each[field]) for pattern in wanted))
-    tests.append(not selector.tag or any(tag in each["tags"] for tag in selector.tag))
-    tests.append(not selector.state or each["state"] in selector.state)
-    tests.append(not selector.health or each["health"] in selector.health)
+        tests.append(not wanted or any(re.search(pattern, getattr(each, field)) for pattern in wanted))
+    tests.append(not selector.tag or any(tag in each.tags for tag in selector.tag))
+    tests.append(not selector.state or each.state in selector.state)
+    tests.append(not selector.health or each.health in selector.health)
     return all(tests) is not selector.invert
 
 
 @given(items, selectors)
-def test_selecting_is_what_the_contract_says(found: list[dict[str, Any]], selector: Selector) -> None:
+def test_selecting_is_what_the_contract_says(found: list[Item], selector: Selector) -> None:
     result, reason = select(found, selector)
     if reason is None:
         assert result == [each for each in found if by_definition(each, selector)]
@@ -273,9 +274,7 @@ def test_selecting_is_what_the_contract_says(found: list[dict[str, Any]], select
 
 
 @given(items, selectors)
-def test_a_selection_and_its_inverse_are_everything_once(
-    found: list[dict[str, Any]], selector: Selector
-) -> None:
+def test_a_selection_and_its_inverse_are_everything_once(found: list[Item], selector: Selector) -> None:
     one = Selector.from_dict({**selector.to_dict(), "not": False, "allow_empty": True})
     other = Selector.from_dict({**selector.to_dict(), "not": True, "allow_empty": True})
     (kept, reason), (left, other_reason) = select(found, one), select(found, other)

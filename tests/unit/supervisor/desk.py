@@ -10,6 +10,7 @@ from typing import Any
 from poolctl import ServerConfig
 from poolctl.clock import ManualClock
 from poolctl.config import Tables
+from poolctl.control.answers import About, ErrorEntry
 from poolctl.core.core import Core
 from poolctl.core.trace import Trace
 from poolctl.monitor.event_queue import Events
@@ -28,7 +29,7 @@ class Files(ActiveConfiguration):
         nobody: Any = None
         super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(nobody, ""), {})
         self.written = list(servers)
-        self.wrong: list[dict[str, Any]] = []
+        self.wrong: list[ErrorEntry] = []
         self.told = Tables()
         self.reads: list[Mapping[str, str] | None] = []
 
@@ -61,8 +62,8 @@ class Desk:
         self.files = Files(servers)
         self.verbs = Verbs(self.core, self.events, self, self.files)
 
-    def identity(self) -> dict[str, Any]:
-        return {"keeper_pid": 1}
+    def identity(self) -> About:
+        return About.from_json({"keeper_pid": 1})
 
     def shut_down(self) -> int:
         self.over = True
@@ -73,7 +74,8 @@ class Desk:
 
     async def ask(self, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
         selector = Selector.from_dict({"targets": list(targets)})
-        return await self.verbs.perform(verb, selector, options, lambda line: None)
+        answer = await self.verbs.perform(verb, selector, options, lambda line: None)
+        return answer.to_json()
 
     def begin(self, verb: str, *targets: str, **options: Any) -> asyncio.Task[dict[str, Any]]:
         return asyncio.ensure_future(self.ask(verb, *targets, **options))

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
+from poolctl.control.answers import PlannedChange
 from poolctl.core.desired import Overrides
-from poolctl.supervisor.verbs.diff import Kind, PlannedChange, Running, Written, differences, is_live, plan
+from poolctl.supervisor.verbs.diff import Kind, Running, Written, differences, is_live, plan
 from tests.unit.supervisor.desk import web
 
 # By key, two values of it, and whether a change takes effect without a new process.
@@ -48,7 +49,7 @@ def test_each_changed_key_is_named_and_restarts_only_where_it_has_to(key: str) -
     before, after = web(**{field(key): one}), web(**{field(key): other})
     assert differences(before, after) == differences(after, before) == [key]
     (change,) = plan([Running(before)], Written([after]))
-    assert change.kind is (Kind.UPDATE if live else Kind.RESTART)
+    assert change.change == (Kind.UPDATE if live else Kind.RESTART)
     assert (change.keys, change.bind) == ((key,), after.key)
     assert key in change.message
 
@@ -71,7 +72,7 @@ def test_other_certificates_of_a_server_that_speaks_tls_are_given_to_what_runs()
     assert differences(one, other) == ["tls.cert", "tls.key"]
     assert all(is_live(key, one, other) for key in ("tls.cert", "tls.key"))
     (change,) = plan([Running(one, files={"tls": "1"})], Written([other], {"web": {"tls": "2"}}))
-    assert (change.kind, change.keys) == (Kind.UPDATE, ("tls.cert", "tls.key"))
+    assert (change.change, change.keys) == (Kind.UPDATE, ("tls.cert", "tls.key"))
     assert not is_live("tls", web(), one)
     assert not is_live("tls.ca", one, web(tls={"cert": "/a.pem", "ca": "/ca.pem"}))
     assert not is_live("tls.ciphers", one, other)
@@ -82,9 +83,9 @@ def test_a_file_that_has_changed_is_a_difference_though_no_key_has() -> None:
     before = Running(server, files={"tls": "1", "env_file": "1"})
     assert plan([before], Written([server], {"web": {"tls": "1", "env_file": "1"}})) == []
     (renewed,) = plan([before], Written([server], {"web": {"tls": "2", "env_file": "1"}}))
-    assert (renewed.kind, renewed.keys) == (Kind.UPDATE, ("tls",))
+    assert (renewed.change, renewed.keys) == (Kind.UPDATE, ("tls",))
     (other,) = plan([before], Written([server], {"web": {"tls": "1", "env_file": "2"}}))
-    assert (other.kind, other.keys) == (Kind.RESTART, ("env_file",))
+    assert (other.change, other.keys) == (Kind.RESTART, ("env_file",))
     # One that has not run has read nothing.
     assert plan([Running(server)], Written([server], {"web": {"tls": "2", "env_file": "2"}})) == []
 
@@ -96,14 +97,14 @@ def test_live_changes_are_named_unless_the_file_says_the_same_by_now() -> None:
         (Running(file, Overrides(out=True)), ("drained",)),
     ]:  # fmt: skip
         (change,) = plan([live], Written([file]))
-        assert (change.kind, change.keys, bool(change.message)) == (Kind.OVERRIDE, keys, True)
+        assert (change.change, change.keys, bool(change.message)) == (Kind.OVERRIDE, keys, True)
     assert plan([Running(file, Overrides(workers=2, disabled=False))], Written([file])) == []
     assert plan([Running(file, added=True)], Written([file])) == []
     assert plan([Running(file, Overrides(workers=3))], Written([web(workers=3)])) == []
     assert plan([Running(file, Overrides(disabled=True))], Written([web(workers=2, disabled=True)])) == []
     (gone,) = plan([Running(file, added=True)], Written([]))
     (back,) = plan([], Written([file]), missing=["web"])
-    assert (gone.kind, back.kind) == (Kind.OVERRIDE, Kind.OVERRIDE)
+    assert (gone.change, back.change) == (Kind.OVERRIDE, Kind.OVERRIDE)
 
 
 servers = st.dictionaries(
@@ -136,9 +137,9 @@ def test_the_plan_is_exactly_the_difference(
     assert len(found) == len(changes)
     for name in before.keys() | after.keys():
         if name not in after:
-            assert found.pop(name).kind is Kind.REMOVE
+            assert found.pop(name).change == Kind.REMOVE
         elif name not in before:
-            assert found.pop(name).kind is Kind.ADD
+            assert found.pop(name).change == Kind.ADD
         else:
             differing = {
                 key for key in KEYS if before[name].get(key, False) is not after[name].get(key, False)
@@ -146,7 +147,7 @@ def test_the_plan_is_exactly_the_difference(
             if differing:
                 change = found.pop(name)
                 assert set(change.keys) == differing
-                assert (change.kind is Kind.UPDATE) == all(KEYS[key][2] for key in differing)
+                assert (change.change == Kind.UPDATE) == all(KEYS[key][2] for key in differing)
     assert not found, "nothing else is touched"
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from poolctl.control.answers import About
 from poolctl.control.server import Request
 from poolctl.core.events import caused_by
 from poolctl.monitor.journal import Journal
@@ -16,7 +17,7 @@ from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 OURS = Path("/proc/self/comm").read_text().strip()
-ABOUT = {"supervisor_pid": 1, "keeper_pid": 2, "version": "v"}
+ABOUT = About.from_json({"supervisor_pid": 1, "keeper_pid": 2, "version": "v"})
 
 
 class Told:
@@ -41,7 +42,8 @@ class Told:
 async def ask(desk: Desk, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
     """The answer to a request as it comes over the control socket, from this very process."""
     body = {"selector": {"targets": list(targets)}, "options": options}
-    return await desk.verbs.handle(Request(verb, body, os.getpid(), os.getuid()), lambda line: None)
+    answer = await desk.verbs.handle(Request(verb, body, os.getpid(), os.getuid()), lambda line: None)
+    return answer.to_json()
 
 
 def test_start_and_stop_record_the_caller_and_the_outcome_of_each_server() -> None:

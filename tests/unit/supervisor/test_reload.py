@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl import ServerConfig
+from poolctl.control.answers import ErrorEntry
 from poolctl.runners.protocol import Placement
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
@@ -56,7 +57,7 @@ def test_files_with_problems_change_nothing_and_all_problems_are_reported() -> N
         desk = Desk(web("a"))
         await desk.ask("start")
         desk.files.written = [web("new")]
-        desk.files.wrong = [{"message": "one"}, {"message": "two"}]
+        desk.files.wrong = [ErrorEntry.from_json({"message": text}) for text in ("one", "two")]
         answer = await desk.ask("reload")
         assert (answer["exit_code"], len(answer["errors"])) == (5, 2)
         assert desk.states() == {"a": "running"}

@@ -270,8 +270,8 @@ def test_bodies_of_every_shape_are_answered(body: Any, code: int | None) -> None
                 desk.verbs.handle(Request(verb, body, 1, 0), lambda line: None), 2
             )
             if code is not None and verb != "nonsense":
-                assert answer["exit_code"] == code
-            assert isinstance(answer["exit_code"], int)
+                assert answer.exit_code == code
+            assert isinstance(answer.exit_code, int)
 
     run(scenario())
 

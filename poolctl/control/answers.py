@@ -1,0 +1,353 @@
+"""What a supervisor answers: values with typed fields from the verb that makes them to the command that prints them.
+
+A verb with more to say than `Result` has a class of its own here, and a command reads its answer as that class.
+"""
+
+from __future__ import annotations
+
+from poolctl.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from poolctl.errors import ServerError
+    from poolctl.values import Table
+
+SCHEMA = 1
+
+
+class Item(Value):
+    """One server as every command prints it; `address` is where an inherited socket listens."""
+
+    name: str
+    bind: str
+    expose: str
+    state: str
+    ready: bool
+    health: str
+    pids: tuple[int, ...]
+    workers: int
+    uptime_seconds: float
+    restarts: int
+    tags: tuple[str, ...]
+    address: str | None = None
+
+
+class ErrorEntry(Value):
+    """One entry of `errors`: of a server, of the pool, or with the place in a file."""
+
+    code: int
+    error: str
+    name: str = ""
+    bind: str = ""
+    message: str
+    hint: str = ""
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    key: str | None = None
+    found: str | None = None
+    allowed: str | None = None
+
+    @classmethod
+    def of(cls, problem: ServerError) -> ErrorEntry:
+        """The error as JSON documents have it."""
+        return cls.from_json(problem.to_dict())
+
+
+class Result(Value):
+    """The last line of a verb's answer; verbs that have more to say add fields.
+
+    `PRINTED` names the fields that the command's JSON document has besides the servers and the errors.
+    """
+
+    PRINTED: ClassVar[tuple[str, ...]] = ()
+
+    schema: int = SCHEMA
+    items: tuple[Item, ...] = ()
+    errors: tuple[ErrorEntry, ...] = ()
+    exit_code: int = 0
+    warnings: tuple[str, ...] = ()
+    # Of an answer with which the supervisor ends: the process that ends last.
+    ended: bool | None = None
+    keeper_pid: int | None = None
+
+
+class ServerStep(Value):
+    """A server on its way, for a command that waits for it."""
+
+    name: str
+    bind: str
+    state: str
+    ready: bool
+    message: str
+
+
+class ProgressLine(Value):
+    """A line that comes before the result: one of these."""
+
+    progress: ServerStep | None = None
+    warning: str | None = None
+    notice: str | None = None
+    event: Table | None = None
+
+
+class About(Value):
+    """What a supervisor says of itself and its pool; `calm`: it takes no action by itself.
+
+    `keeper_problem` is what is wrong with its keeper, `not_served` names the tables beside the servers whose addresses
+    cannot be served, each with the reason.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    version: str
+    protocol: int
+    python: str
+    supervisor_pid: int
+    keeper_pid: int
+    calm: bool | None = None
+    keeper_problem: str | None = None
+    not_served: tuple[str, ...] | None = None
+
+
+class PingResult(About):
+    """Of `ping`."""
+
+    schema: int = SCHEMA
+    items: tuple[Item, ...] = ()
+    errors: tuple[ErrorEntry, ...] = ()
+    exit_code: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+class Summary(About):
+    """`status`: the pool, and how many of its servers are how."""
+
+    servers: int
+    should_run: int
+    ready: int
+    states: dict[str, int]
+    health: dict[str, int]
+
+
+class StatusResult(Result):
+    """Of `status`."""
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("summary",)
+
+    summary: Summary | None = None
+
+
+class PlannedChange(Value):
+    """A line of a reload's plan; `change` is a Kind of supervisor.verbs.diff."""
+
+    name: str
+    bind: str
+    change: str
+    keys: tuple[str, ...] = ()
+    message: str = ""
+
+
+class ReloadResult(Result):
+    """Of `reload`; files with problems have no plan."""
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("changes",)
+
+    changes: tuple[PlannedChange, ...] | None = None
+
+
+class EventsResult(Result):
+    """Of `events`: the number of the newest event, and the journal's path."""
+
+    seq: int
+    path: str
+
+
+class UpgradeResult(Result):
+    """Of `upgrade`: the process that gives its place away."""
+
+    upgraded_from: int | None = None
+
+
+class MetricsResult(Result):
+    """Of `metrics`."""
+
+    text: str
+
+
+class DashboardLink(Value):
+    """Where the dashboard is, and what opens it."""
+
+    url: str
+    token: str
+
+
+class DashboardResult(Result):
+    """Of `dashboard`."""
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("dashboard",)
+
+    dashboard: DashboardLink | None = None
+
+
+class TestDelivery(Value):
+    """What came of a test notification to one receiver; `message` is the reason of a failure."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+class NotifyResult(Result):
+    """Of `notify`."""
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("receivers",)
+
+    receivers: tuple[TestDelivery, ...] | None = None
+
+
+class ProbeResult(Value):
+    """The last result of a worker's probe."""
+
+    kind: str
+    status: str
+    message: str
+    latency_seconds: float | None
+
+
+class WorkerDetails(Value):
+    """One worker, of `show`."""
+
+    id: str
+    pid: int | None
+    where: str
+    phase: str
+    health: str
+    resting: bool
+    probes: tuple[ProbeResult, ...]
+
+
+class LiveChanges(Value):
+    """The live changes that win over the configuration."""
+
+    workers: int | None = None
+    disabled: bool | None = None
+    drained: bool | None = None
+    added: bool | None = None
+
+
+class Described(Item):
+    """A server with its effective configuration, and where each value comes from."""
+
+    config: Table
+    origin: dict[str, str] | None
+
+
+class Details(Item):
+    """A running server, of `show`."""
+
+    overrides: LiveChanges
+    endpoints: tuple[str, ...]
+    generation: int
+    worker_list: tuple[WorkerDetails, ...]
+    complaint: str
+    preload_problem: str
+    certificate_expires: str | None
+    failure: ErrorEntry | None
+    config: Table
+    origin: dict[str, str] | None
+
+
+class ShowResult(Result):
+    """Of `show`."""
+
+    items: tuple[Details, ...] = ()
+
+
+class StatsHistory(Value):
+    """How it was at each interval, oldest first."""
+
+    interval_seconds: float
+    requests_per_second: tuple[float, ...]
+    latency_p99_seconds: tuple[float | None, ...]
+    memory_bytes: tuple[int, ...]
+
+
+class WorkerStats(Value):
+    """The figures of one worker; those that it counts itself are left out where it counts none."""
+
+    id: str
+    pid: int | None
+    phase: str
+    memory_bytes: int
+    cpu_percent: float
+    loop_lag_seconds: float | None
+    requests_total: int | None = None
+    errors_total: int | None = None
+    in_flight: int | None = None
+    connections: int | None = None
+
+
+class Stats(Value):
+    """The figures of a server over all its workers; `counted` is False for programs, which count nothing."""
+
+    requests_total: int
+    requests_per_second: float
+    responses_total: dict[str, int]
+    errors_total: int
+    disconnects_total: int
+    in_flight: int
+    connections: int
+    connections_total: int
+    websockets: int
+    latency_p50_seconds: float | None
+    latency_p99_seconds: float | None
+    memory_bytes: int
+    cpu_percent: float
+    loop_lag_seconds: float | None
+    wakes_total: int
+    restarts_total: int
+    counted: bool
+    history: StatsHistory
+    workers: tuple[WorkerStats, ...]
+
+
+class Measured(Item):
+    """A server with its figures."""
+
+    stats: Stats | None = None
+
+
+class StatsResult(Result):
+    """Of `stats`."""
+
+    items: tuple[Measured, ...] = ()
+
+
+class Observed(Value):
+    """How a server is and has been, as Pool.monitor has it."""
+
+    status: str
+    latency_seconds: float | None
+    uptime_seconds: float
+    downtime_seconds: float
+    rise_seconds: float
+    fall_seconds: float
+    rises: int
+    falls: int
+    sli: float | None
+    message: str
+
+
+class Monitored(Item):
+    """A server with its snapshot."""
+
+    monitor: Observed
+
+
+class MonitorResult(Result):
+    """Of `monitor`."""
+
+    items: tuple[Monitored, ...] = ()
