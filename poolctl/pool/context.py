@@ -33,7 +33,7 @@ class PoolContext:
         return self.stop.is_set()
 
     def cancel(self) -> None:
-        """Tell every server that runs under this context to stop. Does not block; `Pool.join` awaits them."""
+        """Stop every server that runs under this context. Does not block; `Pool.join` awaits them."""
         self.stop.set()
         with LOCK:
             endings = list(self._endings.values())
@@ -52,7 +52,7 @@ class PoolContext:
             self.cancel()
 
     def detach(self, key: object) -> None:
-        """Forget what `attach` was told under `key`."""
+        """Forget what `attach` got under `key`."""
         with LOCK:
             self._endings.pop(key, None)
 

@@ -136,7 +136,7 @@ class Handle:
 
 
 class _Silent:
-    """A recorder of events that nobody asks for."""
+    """Drops the events of a core: a program has no journal."""
 
     def emit(self, event: Event) -> None:
         """See Recorder."""

@@ -14,7 +14,7 @@ from poolctl.states import Field
 
 
 class Named(Protocol):
-    """What has a name, and an address for clients."""
+    """A server with its name and its address for clients."""
 
     _name: str
     _expose: str

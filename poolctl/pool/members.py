@@ -14,9 +14,9 @@ from poolctl.errors import PoolAddError, PoolParamError, PoolStopError, ServerEr
 from . import engine
 from .engine import LOCK
 from .host import Handle, living
-from .lifecycle import Stays, order_stop
 from .server import Server
 from .shared import Shared
+from .start_stop import Stays, order_stop
 
 T = TypeVar("T")
 Visit = Callable[[str, Server], object]
@@ -99,7 +99,8 @@ class Members(Mapping[str, Server]):
             self._servers[config.bind] = server
             if not self._is_view:
                 server._move(self._shared)
-                self._see_off([old])
+                if old is not None:
+                    self._see_off([old])
 
     def store_new(self, config: ServerConfig | Mapping[str, Any]) -> Server:
         """The server made from `config` and put in, as `store` does.
@@ -141,10 +142,9 @@ class Members(Mapping[str, Server]):
             if not self._is_view:
                 self._see_off(servers)
 
-    def _see_off(self, servers: Iterable[Server | None]) -> None:
+    def _see_off(self, servers: Iterable[Server]) -> None:
         """Order those that run to stop. Called under LOCK."""
-        leaving = [server for server in servers if server is not None]
-        busy = [server for server in leaving if (handle := living(server)) is not None and handle.busy]
+        busy = [server for server in servers if (handle := living(server)) is not None and handle.busy]
         if busy:
             order_stop(busy)
             self._departed.update(handle for server in busy if (handle := living(server)) is not None)

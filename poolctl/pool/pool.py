@@ -17,15 +17,15 @@ from poolctl.errors import (
 from poolctl.runners.protocol import Runner
 from poolctl.states import Field
 
-from . import engine, lifecycle
+from . import engine, start_stop
 from .context import PoolContext
 from .engine import LOCK
-from .lifecycle import Timeout, seconds
 from .match import checked, matching, values
 from .members import Members
 from .monitor import Monitor
 from .server import Server
 from .shared import Handler, Shared
+from .start_stop import Timeout, seconds
 
 
 class Pool(Members):
@@ -150,30 +150,30 @@ class Pool(Members):
 
         `timeout` is in seconds (or a timedelta, or "5s"); those that it cuts short have a TimeoutError as cause.
         """
-        await engine.run(lifecycle.start(self._all(), seconds(timeout), self._stays()))
+        await engine.run(start_stop.start(self._all(), seconds(timeout), self._stays()))
 
     async def stop(self, *, timeout: Timeout = None) -> None:
         """Return when all have ended; each is killed after its `stop_timeout`, or `timeout`. Raises PoolStopError."""
-        await engine.run(lifecycle.stop(self._all(), seconds(timeout)))
+        await engine.run(start_stop.stop(self._all(), seconds(timeout)))
 
     async def restart(self, *, timeout: Timeout = None) -> None:
         """Return when each has been replaced, or started. Where it failed the old one stays.
 
         Raises PoolRestartError.
         """
-        await engine.run(lifecycle.restart(self._all(), seconds(timeout), self._stays()))
+        await engine.run(start_stop.restart(self._all(), seconds(timeout), self._stays()))
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
         """`start`, blocking."""
-        engine.run_sync(lifecycle.start(self._all(), seconds(timeout), self._stays()))
+        engine.run_sync(start_stop.start(self._all(), seconds(timeout), self._stays()))
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
         """`stop`, blocking."""
-        engine.run_sync(lifecycle.stop(self._all(), seconds(timeout)))
+        engine.run_sync(start_stop.stop(self._all(), seconds(timeout)))
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """`restart`, blocking."""
-        engine.run_sync(lifecycle.restart(self._all(), seconds(timeout), self._stays()))
+        engine.run_sync(start_stop.restart(self._all(), seconds(timeout), self._stays()))
 
     async def __aenter__(self) -> Pool:
         try:

@@ -85,9 +85,9 @@ class PoolConfig(Configuration):
 
     def _valid(self, servers: list[ServerConfig]) -> list[ServerConfig]:
         out: dict[int, ServerConfig] = {}
-        for later, _, finding in conflicts([(server.name, server.address) for server in servers]):
-            out[later] = servers[later]
-            self._problems.append(_problem(servers[later], finding))
+        for index, _, finding in conflicts([(server.name, server.address) for server in servers]):
+            out[index] = servers[index]
+            self._problems.append(_problem(servers[index], finding))
         kept = [server for index, server in enumerate(servers) if index not in out]
         failed = [problem.name for problem in self._problems]
         for server, finding in dependency_findings(kept, failed):

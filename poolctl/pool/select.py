@@ -25,7 +25,7 @@ EXPRESSIONS = ("name", "bind", "expose")
 
 
 class SelectorError(ValueError):
-    """A selector that cannot be understood (a usage error); ``hint`` shows the place or names the mend."""
+    """A selector that cannot be understood (a usage error); ``hint`` shows the place or names the fix."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -11,12 +11,12 @@ from poolctl.errors import PoolMonitorError, PoolParamError, ServerError
 from poolctl.listeners.port_ledger import is_free
 from poolctl.states import State, Status
 
-from . import engine, lifecycle
+from . import engine, start_stop
 from .engine import LOCK
 from .host import Handle, living
-from .lifecycle import Timeout, seconds
 from .monitor import Monitor, observe
 from .shared import Shared
+from .start_stop import Timeout, seconds
 
 DEFAULT_PORT_RANGE = "20000-29999"
 
@@ -77,8 +77,9 @@ class Server:
     def state(self) -> State:
         """What it does now; `disabled` when it is not to be started."""
         handle = living(self)
-        state = handle.observed.state if handle is not None else State.STOPPED
-        return State.DISABLED if state is State.STOPPED and self._config.disabled else state
+        if handle is not None and (state := handle.observed.state) is not State.STOPPED:
+            return state
+        return State.DISABLED if self._config.disabled else State.STOPPED
 
     @property
     def health(self) -> Status:
@@ -139,30 +140,30 @@ class Server:
 
         `timeout` is in seconds (or a timedelta, or "5s"); it passing is a child with a TimeoutError as cause.
         """
-        await engine.run(lifecycle.start([self], seconds(timeout)))
+        await engine.run(start_stop.start([self], seconds(timeout)))
 
     async def stop(self, *, timeout: Timeout = None) -> None:
         """Return when it has ended; killed after `stop_timeout` or `timeout`. Raises PoolStopError."""
-        await engine.run(lifecycle.stop([self], seconds(timeout)))
+        await engine.run(start_stop.stop([self], seconds(timeout)))
 
     async def restart(self, *, timeout: Timeout = None) -> None:
         """Return when a new instance answers on the same listener. Raises PoolRestartError; then the old one stays.
 
         A server that is stopped is started.
         """
-        await engine.run(lifecycle.restart([self], seconds(timeout)))
+        await engine.run(start_stop.restart([self], seconds(timeout)))
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
         """`start`, blocking."""
-        engine.run_sync(lifecycle.start([self], seconds(timeout)))
+        engine.run_sync(start_stop.start([self], seconds(timeout)))
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
         """`stop`, blocking."""
-        engine.run_sync(lifecycle.stop([self], seconds(timeout)))
+        engine.run_sync(start_stop.stop([self], seconds(timeout)))
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """`restart`, blocking."""
-        engine.run_sync(lifecycle.restart([self], seconds(timeout)))
+        engine.run_sync(start_stop.restart([self], seconds(timeout)))
 
     def monitor(self) -> Monitor:
         """A snapshot; of a server without probes one connection measures the latency: blocks for at most a second.

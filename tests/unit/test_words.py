@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # Directories and files that are clean; add another one when it is.
 CLEAN = [
     "poolctl/cli", "poolctl/keeper", "poolctl/worker", "poolctl/runners/local", "poolctl/logs", "poolctl/listeners",
-    "poolctl/matching", "poolctl/acceptor", "poolctl/web", "poolctl/core", "poolctl/config",
+    "poolctl/matching", "poolctl/acceptor", "poolctl/web", "poolctl/pool", "poolctl/core", "poolctl/config",
     "completions", "README.md", "docs", "tests/unit/cli",
     *(f"poolctl/{each.name}" for each in sorted((ROOT / "poolctl").glob("*.py"))),
 ]  # fmt: skip

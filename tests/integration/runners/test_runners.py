@@ -294,7 +294,7 @@ def test_a_stop_cuts_a_start_short(pool: Pool) -> None:
     wait_until(lambda: server.state is State.STARTING)
     server.stop_sync()
     thread.join(10)
-    assert [str(error) for error in raised] == ["slow: was told to stop before it was ready"]
+    assert [str(error) for error in raised] == ["slow: was stopped before it was ready"]
     assert server.state is State.STOPPED
     assert refuses(server)
 
@@ -435,7 +435,7 @@ def test_lifecycle_orders_from_many_threads_end_in_one_state(pool: Pool) -> None
             try:
                 (pool.start_sync, pool.restart_sync, pool.stop_sync)[(number + turn) % 3]()
             except (PoolStartError, PoolRestartError) as error:
-                surprises.extend(child for child in error.exceptions if "told to stop" not in str(child))
+                surprises.extend(child for child in error.exceptions if "was stopped" not in str(child))
             except BaseException as error:
                 surprises.append(error)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl import Pool, PoolContext, ServerConfig
+from poolctl import Pool, PoolContext, ServerConfig, State
 from poolctl.pool import engine
 from tests.deadline import wait_until
 from tests.unit.pool.scripted_runner import ScriptedRunner
@@ -158,3 +158,20 @@ def test_join_of_many_is_awaited_in_any_loop() -> None:
     pool.clean()
     asyncio.run(pool.join())
     assert runner.running == {}
+
+
+def test_a_pool_has_neither_thread_nor_core_before_its_first_start_and_no_entry_at_rest() -> None:
+    runner = ScriptedRunner()
+    pool = Pool([ServerConfig(name="a", bind=":1", app="m:app")], runner=runner)
+    (server,) = pool.values()
+    assert (pool.is_running, server.state, len(pool.filter("name", "a"))) == (False, State.STOPPED, 1)
+    pool.stop_sync()
+    wait_until(lambda: engine._current is None)
+    assert server._handle is None
+    pool.start_sync()
+    handle = server._handle
+    assert handle is not None
+    assert handle.entry is not None
+    pool.stop_sync()
+    assert (handle.entry, handle.host) == (None, None)
+    assert server._handle is handle, "how long it was up is remembered"

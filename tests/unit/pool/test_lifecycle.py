@@ -478,7 +478,7 @@ def test_a_restart_that_is_cut_short_by_a_stop_says_so_and_ends_both_generations
     wait_until(lambda: "place a.2.0" in runner.log)
     pool.stop_sync()
     thread.join(10)
-    assert [error.args[0] for error in raised] == ["was told to stop before it was ready"]
+    assert [error.args[0] for error in raised] == ["was stopped before it was ready"]
     assert runner.running == {}
     assert only(pool).state is State.STOPPED
 

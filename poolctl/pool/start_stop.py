@@ -353,7 +353,7 @@ class _Arrival:
         if problem is None:
             return None
         if rollout.is_overtaken(entry):
-            return ServerError("was told to stop before it was ready", name=server.name, bind=server.bind)
+            return ServerError("was stopped before it was ready", name=server.name, bind=server.bind)
         return _as_users(server, problem)
 
     def _arrived(self, host: Host, each: _Ordered) -> None:
