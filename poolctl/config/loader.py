@@ -165,10 +165,9 @@ class _Loader:
         for problem in self.problems:
             distinct.setdefault((problem.place, problem.message), problem)
         problems = sorted(distinct.values(), key=self._order)
-        servers = [(index, each) for index, each in enumerate(self.servers) if each is not None]
         return Configuration(
-            [each for index, each in servers if index not in excluded],
-            excluded=[each for index, each in servers if index in excluded],
+            [each for index, each in enumerate(self.servers) if each and index not in excluded],
+            excluded=[each for index in sorted(excluded) if (each := self.servers[index])],
             problems=problems,
             settings=self.settings,
             tables=tables,
@@ -210,13 +209,16 @@ class _Loader:
             other = self.origins.place(entries[first], finding.path)
             self._report(entries[second], finding._replace(message=f"{finding.message}, {other}"))
             excluded.add(second)
-        # Of two with one name, the first: the other one cannot be meant.
-        indexes = {each.name: index for index, each in reversed(list(enumerate(self.servers))) if each}
-        servers = [each for index, each in enumerate(self.servers) if each and indexes[each.name] == index]
-        broken = [name for name, _ in self.addresses if name not in indexes]
-        for server, finding in dependency_findings(servers, broken):
-            self._report(entries[indexes[server.name]], finding)
-            excluded.add(indexes[server.name])
+        if any(each.depends_on for each in self.servers if each):
+            # Of two with one name, the first: the other one cannot be meant.
+            indexes = {each.name: index for index, each in reversed(list(enumerate(self.servers))) if each}
+            servers = [
+                each for index, each in enumerate(self.servers) if each and indexes[each.name] == index
+            ]
+            broken = [name for name, _ in self.addresses if name not in indexes]
+            for server, finding in dependency_findings(servers, broken):
+                self._report(entries[indexes[server.name]], finding)
+                excluded.add(indexes[server.name])
         return excluded
 
     def _report(self, entry: ServerTable | None, finding: Finding) -> None:

@@ -12,7 +12,7 @@ from poolctl.config.model.problems import Path
 _many_digits = re.compile(r"[0-9_]{4000,}")
 _toml_place = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _PART = r"""(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[\w-]++)[ \t]*+"""
-_long_key = re.compile(rf"(?:^|[\[{{,])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}", re.MULTILINE | re.ASCII)
+_long_key = re.compile(rf"(?:^|[\[{{,])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}", re.ASCII)
 _json_constant = re.compile(r'"(?:[^"\\]|\\.)*+"?|(NaN|-?Infinity)', re.DOTALL)
 
 
@@ -56,9 +56,10 @@ def parse_toml(text: str) -> Any:
     """What the text says. Raises ParseError."""
     import tomllib
 
-    long_key = _long_key.search(text)
-    if long_key:  # tomllib takes quadratic time and memory for it: a.a.a.a.…
-        raise ParseError(f"a key of more than {DEEPEST} parts", *Lines(text).place(long_key.start()))
+    for number, row in enumerate(text.split("\n"), 1):
+        # tomllib takes quadratic time and memory for a key of many parts: a.a.a.a.…
+        if row.count(".") >= DEEPEST and (key := _long_key.search(row)):
+            raise ParseError(f"a key of more than {DEEPEST} parts", number, key.start() + 1)
     try:
         return tomllib.loads(text)
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from poolctl.address import Address, AddressError, parse
@@ -23,14 +22,16 @@ def derive(
     """
     found = _address(table, base_dir)
     address = found if isinstance(found, Address) else None
-    findings += [found] if isinstance(found, Finding) else []
+    if isinstance(found, Finding):
+        findings.append(found)
     table["address"] = address or NOWHERE
     table["bind"] = address.key if address else "?"
     table["base_dir"] = base_dir
     if from_file:
         table["from_file"] = True
-    table.setdefault("cwd", base_dir)
-    table.setdefault("app_dir", base_dir)
+    for key in ("cwd", "app_dir"):
+        if key not in table:
+            table[key] = base_dir
     if "app" in table:
         findings += app_findings(table["app"])
     if table.keys() & RULED:
@@ -38,14 +39,17 @@ def derive(
         scale = table.get("scale")
         if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
             table["scale"] = scale | {"max": max(scale["min"], 1)}
-    findings += _expose(table, address)
+    problem = _expose(table, address)
+    if problem is not None:
+        findings.append(problem)
     return address
 
 
 def _address(table: dict[str, Any], base_dir: str) -> Address | Finding | None:
-    job, name, text = table.get("job") is True, table.get("name"), table.get("bind")
-    if "bind" not in table:
+    job, text = table.get("job") is True, table.get("bind")
+    if text is None and "bind" not in table:
         if job:
+            name = table.get("name")
             return Address("job", name=name) if isinstance(name, str) else None
         return Finding(("bind",), "'bind' is missing", 'add bind = "127.0.0.1:8080", or another address')
     if not isinstance(text, str):
@@ -67,14 +71,14 @@ def _address(table: dict[str, Any], base_dir: str) -> Address | Finding | None:
     return address
 
 
-def _expose(table: dict[str, Any], address: Address | None) -> Iterator[Finding]:
+def _expose(table: dict[str, Any], address: Address | None) -> Finding | None:
     expose = table.get("expose")
     if expose is None:
         table["expose"] = exposed(address, bool(table.get("tls"))) if address else "?"
         table["derived_expose"] = True
-        return
+        return None
     if not isinstance(expose, str):
-        return
+        return None
     head, scheme, rest = expose.partition("://")
     message, fix = "", 'write "http://HOST:PORT"'
     if not expose or not expose.isprintable() or " " in expose or (scheme and not rest):
@@ -83,8 +87,7 @@ def _expose(table: dict[str, Any], address: Address | None) -> Iterator[Finding]
         message = f"{shown(expose)} has the scheme {head!r}"
     elif port := _impossible_port(expose):
         message, fix = f"port {port[:20]} of {shown(expose)} is not one", "ports are 1 to 65535"
-    if message:
-        yield Finding(("expose",), message, fix, shown(expose), "a URL")
+    return Finding(("expose",), message, fix, shown(expose), "a URL") if message else None
 
 
 def _impossible_port(expose: str) -> str:

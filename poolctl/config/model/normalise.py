@@ -29,7 +29,11 @@ Step = Callable[[Any, str], Any]
 
 def normalise(table: dict[str, Any], base_dir: str, findings: list[Finding]) -> dict[str, Any]:
     """The table of one server (or of the defaults) in its long form; the given one is left as it is."""
-    found = {key: STEPS[key](value, base_dir) if key in STEPS else value for key, value in table.items()}
+    found = dict(table)
+    for key, value in table.items():
+        step = STEPS.get(key)
+        if step is not None:
+            found[key] = step(value, base_dir)
     if "listen" in found:
         bind = found.pop("listen")
         if "bind" in found:
