@@ -6,6 +6,7 @@ runner, the death of a worker, time. Whatever has happened: once nothing more go
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -219,11 +220,20 @@ class Histories(RuleBasedStateMachine):
             self.loop.settle()
         raise AssertionError(f"it does not come to rest: {self.runner.steps}")
 
+    def killed_processes_end(self) -> None:
+        """SIGKILL has an effect in the end, though a stop has given up waiting for it."""
+        for entry in list(self.core.entries.values()):
+            for worker in list(entry.workers.values()):
+                if worker.unstoppable and worker.id in self.runner.running:
+                    self.runner.end(worker.id, Exit(signal=signal.SIGKILL))
+        self.loop.settle()
+
     def teardown(self) -> None:
         try:
             if hasattr(self, "core"):
                 for _ in range(4):
                     self.everything_goes_well()
+                    self.killed_processes_end()
                     self.clock.advance(LONG_SECONDS)
                     self.loop.settle()
                 self.everything_goes_well()
