@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from poolctl.states import Status
 
 from .desired import FOLLOWS, NO_OVERRIDES, Desired, ImpossibleChange, Overrides
 from .events import Cause
-from .view import LEAVING, Listener, Phase, View, WorkerView
+from .view import LEAVING, Listener, Phase, View, WorkerView, is_asleep, is_ready, state_of
 
 
 @dataclass(slots=True)
@@ -54,6 +54,11 @@ class Worker:
         if self.stuck:
             return Status.KO
         return self.health if self.config.health.probed else Status.OK
+
+    @property
+    def ko(self) -> bool:
+        """Its probes fail, or it is stuck."""
+        return self.status is Status.KO
 
 
 def persisted(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
@@ -198,7 +203,7 @@ class Entry:
             vacates=self.vacates,
             abandoned=abandoned,
             job=self.config.job,
-            disabled=self.is_disabled,
+            is_disabled=self.is_disabled,
             out=self.overrides.out,
             sleepy=self.sleepy,
             called=self.called,
@@ -215,11 +220,21 @@ class Entry:
                     worker.idle,
                     worker.stuck,
                     worker.resting,
-                    worker.status is Status.KO,
+                    worker.ko,
                 )
                 for worker in self.workers.values()
             ),
         )
+
+    @property
+    def job(self) -> bool:
+        """It runs to its end once."""
+        return self.config.job
+
+    @property
+    def present(self) -> Collection[Worker]:
+        """Its workers."""
+        return self.workers.values()
 
     @property
     def sleepy(self) -> bool:
@@ -229,7 +244,7 @@ class Entry:
     @property
     def asleep(self) -> bool:
         """It sleeps, or falls asleep, and wakes at the next request."""
-        return self.armed is not None and self.view(may_start=True, may_stop=True).asleep
+        return self.armed is not None and is_asleep(self)
 
     @property
     def settled(self) -> bool:
@@ -244,14 +259,12 @@ class Entry:
     @property
     def state(self) -> str:
         """Its state in one word."""
-        return self.view(may_start=True, may_stop=True).state.value
+        return state_of(self).value
 
     @property
     def ready(self) -> bool:
         """It answers, and is not ko; a job has ended with 0."""
-        # Called often, for every server: a view is made only where the answer may be true.
-        may_be = self.completed or any(worker.phase is Phase.READY for worker in self.workers.values())
-        return may_be and self.view(may_start=True, may_stop=True).ready
+        return is_ready(self)
 
     @property
     def health(self) -> Status:
@@ -270,16 +283,16 @@ class Entry:
     @property
     def complete(self) -> bool:
         """Every worker of the generation that should serve is ready, in rotation or not, and no other accepts."""
-        current = {
-            worker.index
-            for worker in self.workers.values()
-            if worker.generation == self.generation and worker.phase is Phase.READY
-        }
-        if self.completed:
-            return self.ready
-        if any(worker.phase is Phase.DRAINING and not worker.left for worker in self.workers.values()):
-            return False
-        return not self.rests and current.issuperset(range(self.size))
+        desired = self.desired
+        if desired.rests:
+            return desired is Desired.COMPLETED and self.job
+        current = set()
+        for worker in self.workers.values():
+            if worker.phase is Phase.DRAINING and not worker.left:
+                return False
+            if worker.generation == self.generation and worker.phase is Phase.READY:
+                current.add(worker.index)
+        return current.issuperset(range(self.size))
 
     @property
     def pids(self) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from poolctl.states import State
 
@@ -66,7 +68,7 @@ class View:
     vacates: bool = False  # its listener must be opened again, after its workers have ended
     abandoned: tuple[str, ...] = ()  # its former addresses from which no worker accepts any more
     job: bool = False  # runs to its end once
-    disabled: bool = False
+    is_disabled: bool = False
     out: bool = False  # out of rotation: it answers, but gets no more traffic
     sleepy: bool = False  # may be without a worker while there are no requests for it
     called: bool = False  # a request has come since it slept
@@ -80,13 +82,15 @@ class View:
         """The workers that are not leaving."""
         return [worker for worker in self.workers if worker.phase not in LEAVING]
 
-    # A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
-    # that is up (`needed`).
+    @property
+    def present(self) -> tuple[WorkerView, ...]:
+        """See Facts."""
+        return self.workers
 
     @property
     def asleep(self) -> bool:
-        """It should have no worker: none is started, and none stays."""
-        return self.sleepy and not self.called and not self.needed and not self.staying
+        """See `is_asleep`."""
+        return is_asleep(self)
 
     @property
     def falls_asleep(self) -> bool:
@@ -101,24 +105,84 @@ class View:
 
     @property
     def state(self) -> State:
-        """The server's state in one word (see the documentation of states)."""
-        if self.desired.rests:
-            if self.workers:
-                return State.STOPPING
-            if self.desired is Desired.FAILED:
-                return State.FAILED
-            return State.DISABLED if self.disabled else State.STOPPED
-        if any(worker.phase is Phase.READY for worker in self.staying):
-            return State.DRAINING if self.out else State.RUNNING
-        if self.desired in IN_BACKOFF:
-            return State.BACKOFF
-        if self.armed and self.asleep:
-            return State.DRAINING if self.workers else State.SLEEPING
-        return State.STARTING
+        """See `state_of`."""
+        return state_of(self)
 
     @property
     def ready(self) -> bool:
-        """It has answered, serves, and is not ko; a job is ready once it has ended with 0."""
-        if self.state is not State.RUNNING:
-            return self.job and self.desired is Desired.COMPLETED
-        return any(worker.phase is Phase.READY and not worker.ko for worker in self.staying)
+        """See `is_ready`."""
+        return is_ready(self)
+
+
+class WorkerFacts(Protocol):
+    """The facts about a worker from which its server's state follows."""
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of its life."""
+
+    @property
+    def ko(self) -> bool:
+        """Its probes fail, or it is stuck."""
+
+
+class Facts(Protocol):
+    """The facts from which a server's state follows: those of its entry, or of a view of it."""
+
+    @property
+    def desired(self) -> Desired: ...
+    @property
+    def is_disabled(self) -> bool: ...
+    @property
+    def out(self) -> bool: ...
+    @property
+    def job(self) -> bool: ...
+    @property
+    def sleepy(self) -> bool: ...
+    @property
+    def called(self) -> bool: ...
+    @property
+    def needed(self) -> bool: ...
+    @property
+    def armed(self) -> object: ...
+    @property
+    def present(self) -> Collection[WorkerFacts]:
+        """Its workers."""
+
+
+def is_asleep(server: Facts) -> bool:
+    """It should have no worker: none is started, and none stays.
+
+    A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent that
+    is up (`needed`).
+    """
+    if not server.sleepy or server.called or server.needed:
+        return False
+    return all(worker.phase in LEAVING for worker in server.present)
+
+
+def state_of(server: Facts) -> State:
+    """The server's state in one word (see the documentation of states)."""
+    desired = server.desired
+    if desired.rests:
+        if server.present:
+            return State.STOPPING
+        if desired is Desired.FAILED:
+            return State.FAILED
+        return State.DISABLED if server.is_disabled else State.STOPPED
+    for worker in server.present:
+        if worker.phase is Phase.READY:
+            return State.DRAINING if server.out else State.RUNNING
+    if desired in IN_BACKOFF:
+        return State.BACKOFF
+    if server.armed and is_asleep(server):
+        return State.DRAINING if server.present else State.SLEEPING
+    return State.STARTING
+
+
+def is_ready(server: Facts) -> bool:
+    """It has answered, serves, and is not ko; a job is ready once it has ended with 0."""
+    desired = server.desired
+    if desired.rests:
+        return desired is Desired.COMPLETED and server.job
+    return not server.out and any(worker.phase is Phase.READY and not worker.ko for worker in server.present)

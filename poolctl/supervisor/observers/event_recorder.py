@@ -8,7 +8,7 @@ from poolctl.control.answers import About
 from poolctl.core.core import Core
 from poolctl.core.events import Cause
 from poolctl.core.state import Entry, Worker
-from poolctl.core.view import LEAVING, Phase
+from poolctl.core.view import LEAVING, Phase, is_asleep
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Exit
 from poolctl.states import State
@@ -177,8 +177,7 @@ class EventRecorder:
 
 def _state_before(entry: Entry) -> str:
     """The server's state under the previous supervisor: a sleeping one is not armed again yet."""
-    view = entry.view(may_start=True, may_stop=True)
-    sleeps = entry.state == State.STARTING.value and not entry.workers and view.asleep
+    sleeps = entry.state == State.STARTING.value and not entry.workers and is_asleep(entry)
     return State.SLEEPING.value if sleeps else entry.state
 
 

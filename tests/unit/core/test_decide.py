@@ -89,7 +89,7 @@ STATES = [
     (view(worker()), State.RUNNING), (view(worker(phase=Phase.STARTING)), State.STARTING), (view(), State.STARTING),
     (view(worker(phase=Phase.STOPPING), desired=Desired.STOPPED), State.STOPPING),
     (view(desired=Desired.STOPPED), State.STOPPED),
-    (view(desired=Desired.STOPPED, disabled=True), State.DISABLED), (view(desired=Desired.FAILED), State.FAILED),
+    (view(desired=Desired.STOPPED, is_disabled=True), State.DISABLED), (view(desired=Desired.FAILED), State.FAILED),
     (view(desired=Desired.BACKOFF), State.BACKOFF),
     (view(worker(), desired=Desired.BACKOFF), State.RUNNING), (view(desired=Desired.COMPLETED), State.STOPPED),
     (view(worker(), worker(2, phase=Phase.STARTING), generation=2), State.RUNNING),
