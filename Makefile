@@ -12,6 +12,9 @@ PORTABLE := tests/unit tests/integration/runners tests/integration/test_inline.p
 	$(addprefix tests/integration/processes/test_,starting.py deaths.py) \
 	$(addprefix --ignore=tests/unit/,test_floors.py test_make_test.py test_benchmark_bytecode.py test_benchmark_report.py \
 	load cli/test_lanes.py cli/test_completions.py core/test_decide_properties.py)
+# Not even collected where no test of theirs runs: importing them takes each process seconds.
+ALL_UNMEASURED := tests/browser tests/chaos tests/contract
+ALL_MEASURED := tests/unit
 DEMO := examples/microservices/pool.toml
 
 # Without bytecode each of the thousands of processes would compile the package anew.
@@ -57,14 +60,15 @@ test-measured: dev
 	@$(BIN)/coverage run --source=poolctl -m compileall -q poolctl # names every file: what no test imports counts too
 	@$(BIN)/python -m tests.other_user
 	@status=0; \
-	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "not (slow or unmeasured)" $(ARGS) || status=1; \
+	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) $(ALL_UNMEASURED:%=--ignore=%) \
+		-m "not (slow or unmeasured)" $(ARGS) || status=1; \
 	$(BIN)/python .ci/drop-cut-off .coverage.d/all; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
 # What takes long, and what runs code that the measured tests run already: without coverage in half the time.
 test-unmeasured: dev
 	@$(BIN)/python -m tests.other_user
-	@$(BIN)/python $(PYTEST) -m "(slow or unmeasured) and not heavy" $(ARGS)
+	@$(BIN)/python $(PYTEST) $(ALL_MEASURED:%=--ignore=%) -m "(slow or unmeasured) and not heavy" $(ARGS)
 
 # One test at a time: each loads the machine by itself, and has deadlines.
 heavy: dev

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -68,6 +69,20 @@ def test_parts_that_are_interrupted_end_and_are_printed(tmp_path: Path) -> None:
     assert {"from a", "from b", "a: stopped by SIGTERM", "b: stopped by SIGTERM"} <= set(stdout.splitlines())
     for pid in (tmp_path / "pids").read_text().split():
         wait_until(lambda pid=pid: not is_alive(int(pid)))  # type: ignore[misc]
+
+
+def test_directories_that_a_part_ignores_hold_no_test_of_it() -> None:
+    lists = dict(re.findall(r"^(ALL_\w+) := (.*)$", (ROOT / "Makefile").read_text(), re.M))
+    files = {
+        key: [file for path in paths.split() for file in (ROOT / path).rglob("test_*.py")]
+        for key, paths in lists.items()
+    }
+    assert files["ALL_MEASURED"]
+    assert files["ALL_UNMEASURED"]
+    unmeasured = re.compile(r"mark\.(slow|unmeasured)\b")
+    assert [file for file in files["ALL_MEASURED"] if unmeasured.search(file.read_text())] == []
+    whole = re.compile(r"^pytestmark = .*mark\.(slow|unmeasured|heavy)\b", re.M)
+    assert [file for file in files["ALL_UNMEASURED"] if not whole.search(file.read_text())] == []
 
 
 def test_coverage_of_processes_that_were_killed_while_they_wrote_it_is_left_out(tmp_path: Path) -> None:
