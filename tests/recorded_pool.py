@@ -15,7 +15,7 @@ Send = Callable[[Document], None]
 
 
 class RecordedPool:
-    """Answers the control socket's verbs for made-up servers; `asked` are the actions that it was told to perform."""
+    """Answers the control socket's verbs for made-up servers; `asked` are the actions that it was asked to perform."""
 
     def __init__(self, count: int = 8, name: str = "shop") -> None:
         self.name = name
@@ -88,11 +88,11 @@ class RecordedPool:
             self.become(name, state="running", ready=True, health="ok", uptime_seconds=0.1)
 
     async def _tell(self, options: Document, send: Send) -> None:
-        told = int(options.get("after") or 0)
+        sent = int(options.get("after") or 0)
         while True:
-            for event in self.events[told:]:
+            for event in self.events[sent:]:
                 send({"event": event})
-                told += 1
+                sent += 1
             if not options.get("follow"):
                 return
             await asyncio.sleep(0.02)

@@ -257,8 +257,8 @@ def _tcp(text: str) -> Address:
         return Address("tcp", host=canonical_ipv6(host_text), port=_port(port_text[1:], text))
     host_text, colon, port_text = text.rpartition(":")
     if not colon:
-        mend = f'write ":{text}"' if text.isdigit() else f'write "{text[:80]}:8080"'
-        raise AddressError(f"{text[:80]!r} has no port", mend)
+        fix = f'write ":{text}"' if text.isdigit() else f'write "{text[:80]}:8080"'
+        raise AddressError(f"{text[:80]!r} has no port", fix)
     if ":" in host_text:
         raise AddressError(f"{text[:80]!r} is ambiguous", 'write an IPv6 address in brackets: "[::1]:8080"')
     return Address("tcp", host=canonical_host(host_text), port=_port(port_text, text), dual=not host_text)
@@ -274,12 +274,12 @@ def _without_scheme(text: str) -> str:
         text = text[match.end() :].removesuffix("/").replace("%25", "%")
     for sign, what in (("/", "a path"), ("?", "a query"), ("#", "a fragment"), ("@", "a user")):
         if sign in text:
-            mend = (
+            fix = (
                 f'write "unix:{text[:80]}" for a unix socket'
                 if text[0] in "/."
                 else "write only host and port"
             )
-            raise AddressError(f"{text[:80]!r} has {what}, and an address has none", mend)
+            raise AddressError(f"{text[:80]!r} has {what}, and an address has none", fix)
     return text
 
 

@@ -58,13 +58,13 @@ class MessageReader:
 
     @property
     def body(self) -> bytes:
-        """What has come of the body, and was not taken away."""
+        """The part of the body that has arrived and was not taken."""
         if self._pieces is not None:
             self._body, self._pieces = b"".join(self._pieces), None
         return self._body
 
     def take_body(self) -> bytes:
-        """Take away what has come of the body; b"" where nothing new has."""
+        """Take the part of the body that has arrived; b"" for none."""
         body = self.body
         self._body = b""
         return body

@@ -93,7 +93,7 @@ class ResponseReader(MessageReader):
         head = self.head
         if head is None or not self.complete or self._truncated or self.rest or not head.keep_alive:
             return False
-        # What has neither a length nor chunks ended with the connection; chunks in HTTP/1.0 are a fault (§6.1).
+        # A body with neither a length nor chunks ended with the connection; chunks in HTTP/1.0 are a fault (§6.1).
         return head.http_1_1 if self._chunked else self._left == 0
 
     def end(self) -> bool:

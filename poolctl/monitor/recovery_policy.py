@@ -14,7 +14,7 @@ _MOST_STEPS = 64  # past it every delay is the longest one, and a float would ov
 
 
 class Step(StrEnum):
-    """What is done now."""
+    """The action to take now."""
 
     NOTHING = "nothing"
     TELL = "notify"

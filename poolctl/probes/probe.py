@@ -79,7 +79,7 @@ class WorkerProbe:
             pause *= _FACTOR
 
     async def _run_once(self) -> str:
-        """What is wrong; the time that the connection waits behind clients until it is accepted does not count."""
+        """The problem, "" for none; the time in which the connection waits to be accepted does not count."""
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._prober.start(lambda problem: None if result.done() else result.set_result(problem))
         left = self.probe.timeout

@@ -44,7 +44,7 @@ class ProbeReply(Protocol):
 
 
 class ProbeRequest(Protocol):
-    """What is sent, and how the reply is judged."""
+    """The bytes to send, and how the reply is judged."""
 
     payload: bytes
 

@@ -58,7 +58,7 @@ class WorkerProbes:
 
     @property
     def message(self) -> str:
-        """What is wrong, "" when nothing is."""
+        """The problems, "" for none."""
         admitting = [self._admitting] if self._admitting is not None else []
         found = [f"{probe.kind}: {probe.message}" for probe in [*admitting, *self.probes] if probe.message]
         return "; ".join(dict.fromkeys(found))

@@ -41,7 +41,7 @@ def row(page: Page, name: str) -> Any:
     return page.locator("#rows tr").filter(has=page.get_by_role("link", name=name, exact=True))
 
 
-def test_the_token_opens_the_page_and_a_wrong_one_does_not(page: Page, stage: Stage) -> None:
+def test_login_accepts_the_token_and_refuses_a_wrong_one(page: Page, stage: Stage) -> None:
     page.goto(stage.url)
     page.get_by_label("Token").fill("wrong")
     page.keyboard.press("Enter")
@@ -59,7 +59,7 @@ def test_the_token_opens_the_page_and_a_wrong_one_does_not(page: Page, stage: St
     assert page.locator("#rows tr").count() == 0
 
 
-def test_the_link_with_the_token_needs_no_login_and_leaves_none_behind(page: Page, stage: Stage) -> None:
+def test_a_link_with_the_token_logs_in_and_the_token_leaves_the_address_bar(page: Page, stage: Stage) -> None:
     enter(page, stage)
     assert TOKEN not in page.url
     page.locator("#link.live").wait_for()
@@ -81,7 +81,7 @@ def test_action_is_requested_confirmed_done_and_reported(page: Page, stage: Stag
     row(page, "web-2").get_by_role("button", name="Start web-2").wait_for()
 
 
-def test_several_servers_are_acted_on_at_once(page: Page, stage: Stage) -> None:
+def test_an_action_applies_to_all_selected_servers(page: Page, stage: Stage) -> None:
     enter(page, stage)
     page.get_by_role("searchbox", name="Search").fill("public")
     page.get_by_label("Select all servers shown").check()
@@ -93,7 +93,7 @@ def test_several_servers_are_acted_on_at_once(page: Page, stage: Stage) -> None:
     assert stage.pool.asked[0]["selector"]["targets"] == ["web-2", "web-4", "web-6", "web-8"]
 
 
-def test_a_failure_stays_until_it_has_been_read(page: Page, stage: Stage) -> None:
+def test_a_failure_stays_until_it_is_dismissed(page: Page, stage: Stage) -> None:
     stage.pool.refuses = "exited with status 3 before it was ready"
     enter(page, stage)
     page.get_by_role("button", name="Restart web-1").click()
@@ -104,7 +104,7 @@ def test_a_failure_stays_until_it_has_been_read(page: Page, stage: Stage) -> Non
     assert note.count() == 0
 
 
-def test_the_keyboard_is_enough(page: Page, stage: Stage) -> None:
+def test_everything_can_be_done_by_keyboard(page: Page, stage: Stage) -> None:
     page.goto(stage.url)
     page.get_by_label("Token").wait_for()
     page.keyboard.type(TOKEN)
@@ -128,7 +128,7 @@ def test_the_keyboard_is_enough(page: Page, stage: Stage) -> None:
     page.locator(".note").get_by_text("web-1 restarted.").wait_for()
 
 
-def test_everything_has_a_name_and_a_place(page: Page, stage: Stage) -> None:
+def test_every_control_has_a_label_and_a_landmark(page: Page, stage: Stage) -> None:
     enter(page, stage)
     for landmark in ("banner", "main", "navigation"):
         assert page.get_by_role(landmark).count() == 1, landmark
@@ -145,7 +145,7 @@ def test_everything_has_a_name_and_a_place(page: Page, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_word_can_be_read(browser: Browser, stage: Stage, scheme: Any) -> None:
+def test_every_text_has_enough_contrast(browser: Browser, stage: Stage, scheme: Any) -> None:
     stage.pool.become("web-1", state="failed", ready=False, health="ko")
     stage.pool.become("web-2", health="warn")
     stage.pool.become("web-3", state="sleeping", ready=False, health="unknown")
@@ -194,7 +194,7 @@ CONTRAST = """() => {
 }"""
 
 
-def test_it_fits_on_a_telephone(browser: Browser, stage: Stage) -> None:
+def test_the_page_fits_on_a_telephone(browser: Browser, stage: Stage) -> None:
     context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True)
     try:
         tab = context.new_page()
@@ -224,7 +224,7 @@ def test_one_server_is_shown_with_its_failure_its_events_and_its_log(page: Page,
     expect(page.locator("#server-charts svg")).to_have_count(3)
 
 
-def test_what_happens_is_seen_at_once(page: Page, stage: Stage) -> None:
+def test_an_event_is_shown_at_once(page: Page, stage: Stage) -> None:
     enter(page, stage, "events")
     page.get_by_role("heading", name="Events").wait_for()
     by = {"uid": 1000, "user": "ada", "command": "dashboard stop", "address": "10.1.2.3"}
@@ -234,7 +234,7 @@ def test_what_happens_is_seen_at_once(page: Page, stage: Stage) -> None:
     expect(page.locator("#events li")).to_have_count(1)
 
 
-def test_an_event_is_as_bad_and_is_called_as_everywhere_else(page: Page, stage: Stage) -> None:
+def test_an_event_has_the_severity_and_title_of_the_command_line(page: Page, stage: Stage) -> None:
     enter(page, stage, "events")
     stage.pool.happened(
         "lifecycle",
@@ -262,7 +262,7 @@ def test_an_event_is_as_bad_and_is_called_as_everywhere_else(page: Page, stage: 
     expect(recovered.locator("pre")).to_be_visible()
 
 
-def test_the_servers_in_a_state_are_a_press_away(page: Page, stage: Stage) -> None:
+def test_a_press_on_a_state_shows_only_its_servers(page: Page, stage: Stage) -> None:
     stage.pool.become("web-3", state="failed", ready=False, health="ko", pids=[])
     enter(page, stage)
     found = page.get_by_role("list", name="Servers by state").get_by_role("button", name="1 failed")
@@ -280,7 +280,7 @@ def test_the_servers_in_a_state_are_a_press_away(page: Page, stage: Stage) -> No
     expect(page.get_by_label("Sort by")).to_have_value("trouble")
 
 
-def test_a_log_line_cannot_be_a_program(page: Page, stage: Stage) -> None:
+def test_a_log_line_cannot_inject_a_script(page: Page, stage: Stage) -> None:
     evil = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
     Path(stage.logs, "web-1.log").write_text(f"2026-11-20T08:47:34.123456Z {evil}\n")
     stage.pool.servers["web-1"]["tags"] = [evil]
@@ -293,7 +293,7 @@ def test_a_log_line_cannot_be_a_program(page: Page, stage: Stage) -> None:
     assert "taken" not in page.title()
 
 
-def test_it_says_that_the_pool_is_gone_and_goes_on_when_it_is_back(page: Page, stage: Stage) -> None:
+def test_the_page_reports_an_unreachable_pool_and_recovers_with_it(page: Page, stage: Stage) -> None:
     enter(page, stage)
     stage.gone()
     page.get_by_role("alert").get_by_text("The pool does not answer").wait_for()
@@ -307,7 +307,7 @@ def test_it_says_that_the_pool_is_gone_and_goes_on_when_it_is_back(page: Page, s
     expect(page.locator("#rows tr")).to_have_count(8)
 
 
-def test_five_hundred_servers_can_be_worked_with(page: Page) -> None:
+def test_the_page_stays_responsive_with_five_hundred_servers(page: Page) -> None:
     with dashboard_of(RecordedPool(500)) as stage:
         stage.pool.become("web-400", state="failed", ready=False, health="ko")
         enter(page, stage)
@@ -317,7 +317,7 @@ def test_five_hundred_servers_can_be_worked_with(page: Page) -> None:
         expect(page.locator("#rows tr").first.get_by_role("link", name="web-400")).to_have_count(1)
         page.get_by_role("searchbox", name="Search").fill("web-499")
         expect(page.locator("#rows tr")).to_have_count(1)
-        # What nobody sees is not drawn.
+        # Rows out of view are not drawn.
         page.get_by_role("searchbox", name="Search").fill("")
         drawn = "document.querySelectorAll('#rows .spark path[d]').length"
         assert 0 < page.evaluate(drawn) < 300

@@ -75,7 +75,7 @@ class Outbox:
         return True
 
     def to_list(self) -> list[Any]:
-        """What is waiting, for a successor."""
+        """The waiting messages, for a successor."""
         return [[list(message), since] for message, since in self._waiting]
 
     def restore(self, waiting: list[Any]) -> None:

@@ -58,7 +58,7 @@ class Terminal:
         os.close(self._master)
 
     def resize(self, columns: int, lines: int) -> None:
-        """Give the terminal another size, which its process is told by SIGWINCH."""
+        """Give the terminal another size, of which SIGWINCH notifies its process."""
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
 
     def modes(self) -> list[Any]:
@@ -70,7 +70,7 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def until(self, condition: Callable[[str], object], timeout_seconds: float = 20.0) -> str:
-        """What was shown, as soon as the condition is true of it."""
+        """The text shown so far, as soon as the condition is true of it."""
         deadline = time.monotonic() + timeout_seconds
         while not condition(self.shown):
             left = deadline - time.monotonic()
@@ -92,7 +92,7 @@ class Terminal:
             return True
         try:
             chunk = os.read(self._master, 65536)
-        except OSError:  # EIO: nobody has the terminal open any more
+        except OSError:  # EIO: the terminal is closed everywhere
             return False
         self.shown += chunk.decode(errors="replace")
         return bool(chunk)

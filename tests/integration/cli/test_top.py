@@ -101,7 +101,7 @@ def test_a_key_restarts_the_selected_server_and_no_other(pool: RealPool) -> None
     assert after["users"]["pids"] == before["users"]["pids"]
 
 
-def test_what_stops_a_server_asks_first(pool: RealPool) -> None:
+def test_an_action_that_stops_a_server_asks_first(pool: RealPool) -> None:
     pool.ok("start")
     with top(pool) as view:
         view.until_shown("users")
@@ -119,7 +119,7 @@ def test_what_stops_a_server_asks_first(pool: RealPool) -> None:
     assert pool.items()["users"]["ready"]
 
 
-def test_the_log_of_the_selected_server_is_a_key_away_and_grows(pool: RealPool) -> None:
+def test_a_key_shows_the_growing_log_of_the_selected_server(pool: RealPool) -> None:
     log = pool.directory / "users.log"
     log.write_text('2026-01-31T12:00:00.000000Z {"level": "error", "msg": "no luck", "tries": 3}\n')
     shown = item("users", config={"log": {"path": str(log)}})
@@ -149,7 +149,7 @@ def test_hundreds_of_servers_scroll_and_are_filtered(pool: RealPool) -> None:
         view.until_shown("/500")
 
 
-def test_another_size_of_the_terminal_is_another_frame(pool: RealPool) -> None:
+def test_a_resized_terminal_gets_a_new_frame(pool: RealPool) -> None:
     with answering(pool, many(50)), top(pool) as view:
         view.until_shown("1/50")
         for columns, lines in ((132, 40), (40, 12), (80, 24)):
@@ -239,7 +239,7 @@ def test_colours_can_be_turned_off(pool: RealPool) -> None:
     assert "32m" not in view.terminal.shown
 
 
-def test_without_a_terminal_it_is_one_frame_of_everything(pool: RealPool) -> None:
+def test_without_a_terminal_one_frame_of_all_servers_is_printed(pool: RealPool) -> None:
     with answering(pool, many(60)):
         done = pool.ok("top")
         assert "poolctl list -o json" in done.stderr
@@ -250,7 +250,7 @@ def test_without_a_terminal_it_is_one_frame_of_everything(pool: RealPool) -> Non
         assert len(json.loads(pool.ok("top", "-o", "json").stdout)["items"]) == 60
 
 
-def test_without_a_supervisor_there_is_nothing_to_see(pool: RealPool) -> None:
+def test_without_a_supervisor_top_fails(pool: RealPool) -> None:
     assert pool.run("top").code == 6
     assert pool.run("top", "-n", "0").code == 2
     assert pool.run("top", "--sort", "size").code == 2
@@ -267,7 +267,7 @@ def test_a_killed_supervisor_is_waited_for(pool: RealPool, until: Any) -> None:
         view.until_shown("○ stopped")
 
 
-def test_a_stopped_pool_is_said_so(pool: RealPool) -> None:
+def test_a_stopped_pool_is_reported(pool: RealPool) -> None:
     pool.ok("start")
     with top(pool, "--interval", "0.2s") as view:
         view.until_shown("orders")

@@ -148,7 +148,7 @@ def test_server_answers_each_request_of_the_table_once_and_goes_on(tmp_path: Pat
 
 
 async def replying(path: Path, reply: Callable[[], bytes]) -> asyncio.Server:
-    """A server that reads a request, says what it is told to, and closes the connection."""
+    """A server that reads a request, sends the given answer, and closes the connection."""
 
     async def connected(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await stream.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Connections are found by their descriptors, also those that nobody has told of yet."""
+"""Accepted connections are found by their descriptors, also those that the loop has not registered yet."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_file_is_rotated_when_its_first_line_is_old_enough(path: Path, first: 
 def test_a_file_that_is_old_enough_is_rotated_also_when_nothing_more_is_printed(path: Path) -> None:
     clock = ManualClock()
     file = LogFile(str(path), keep=1, clock=clock)
-    assert file.rotate_when_old() is None, "nobody has said how old it may be"
+    assert file.rotate_when_old() is None, "no age limit"
     file.limit(max_size_bytes=0, keep=1, max_age_seconds=60)
     assert file.rotate_when_old() == 60
     assert not path.exists()
@@ -94,7 +94,7 @@ def test_a_file_that_is_old_enough_is_rotated_also_when_nothing_more_is_printed(
     clock.advance(20)
     assert file.rotate_when_old() == 40
     file.close()
-    assert file.rotate_when_old() == pytest.approx(40), "whoever wrote it"
+    assert file.rotate_when_old() == pytest.approx(40), "by any writer"
     clock.advance(41)
     assert file.rotate_when_old() == 60
     assert contents(path).keys() == {"web.log", "web.log.1"}
@@ -129,7 +129,7 @@ def test_file_that_another_program_moved_away_is_opened_again(path: Path) -> Non
     file = LogFile(str(path), clock=clock)
     file.append(b"one\n")
     path.rename(path.with_name("moved"))
-    file.append(b"two\n")  # within the second in which nobody looks
+    file.append(b"two\n")  # within the second in which it is not checked
     clock.advance(1)
     file.append(b"three\n")
     path.rename(path.with_name("again"))

@@ -254,7 +254,7 @@ def test_following_gives_the_last_lines_then_new_ones_until_it_is_ended(path: Pa
     assert found == ["b", "c", "d"]
 
 
-def test_a_line_that_is_read_late_still_comes_before_a_later_one(tmp_path: Path) -> None:
+def test_a_line_that_is_read_late_still_comes_before_a_newer_one(tmp_path: Path) -> None:
     merge = Merge()
     one, two, three = (parse_line(at(second, str(second))[:-1]) for second in (1, 2, 3))
     assert merge.take([two]) == []

@@ -54,7 +54,7 @@ class Session:
         return received[0]
 
     def sync(self) -> list[wire.Message]:
-        """What was reported until everything that the pipes held is stored."""
+        """The reports until the content of the pipes is stored."""
         wire.send(self.control, {"t": "sync", "token": 7})
         reports = [self.report()]
         while reports[-1] != {"t": "synced", "token": 7}:
@@ -78,7 +78,7 @@ class Session:
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
-    """A session with a logger in a thread; it must end when nobody gives orders and nobody prints any more."""
+    """A session with a logger in a thread; it must end when no supervisor and no server is left."""
     session = Session(tmp_path)
     logger = Logger(session.theirs)
     assert repr(logger) == "<Logger of 0 streams into 0 files>"
@@ -241,7 +241,7 @@ def test_descriptors_of_a_refused_order_are_closed(session: Session) -> None:
     wire.send(session.control, {"t": "dance"}, [write])
     assert session.report()["t"] == "error"
     os.close(write)
-    assert os.read(read, 1) == b""  # nobody holds the write end any more
+    assert os.read(read, 1) == b""  # the write end is closed everywhere
     os.close(read)
 
 

@@ -1,4 +1,4 @@
-"""Events: gathered, numbered over supervisors, written in one go, told to subscribers, never in the way."""
+"""Events: gathered, numbered over supervisors, written at once, delivered to subscribers, never blocking."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def test_an_event_is_one_json_line_with_everything_that_is_known(path: Path) -> 
 def test_what_is_recorded_together_is_written_together_and_in_order(path: Path) -> None:
     async def scenario() -> None:
         events = Events(ManualClock(), Journal(str(path)))
-        told: list[int] = []
+        delivered: list[int] = []
         done = asyncio.Event()
-        events.subscribe(lambda event: (told.append(event["seq"]), done.set())[0])
+        events.subscribe(lambda event: (delivered.append(event["seq"]), done.set())[0])
         events.record("pool", "one")
         events.record("pool", "two")
-        assert told == []
+        assert delivered == []
         await asyncio.wait_for(done.wait(), 5)
         assert [event["event"] for event in read(path)] == ["one", "two"]
-        assert told == [1, 2]
+        assert delivered == [1, 2]
 
     asyncio.run(scenario())
 
@@ -100,12 +100,12 @@ def test_a_full_disk_loses_events_counts_them_and_says_so_when_there_is_room_aga
     link = tmp_path / "events.jsonl"
     link.symlink_to("/dev/full")
     events = Events(ManualClock(), journal := Journal(str(link)))
-    told: list[str] = []
-    events.subscribe(lambda event: told.append(event["event"]))
+    delivered: list[str] = []
+    events.subscribe(lambda event: delivered.append(event["event"]))
     events.record("pool", "one")
     events.record("pool", "two")
     assert journal.lost == 2
-    assert told == ["one", "two"]
+    assert delivered == ["one", "two"]
     assert [record.message for record in caplog.records] == [
         f"events are not written to {link}: No space left on device"
     ]
@@ -122,14 +122,14 @@ def test_failing_subscriber_does_not_affect_the_others(path: Path, caplog: pytes
         raise RuntimeError("no")
 
     events = Events(ManualClock(), Journal(str(path)))
-    told: list[int] = []
+    delivered: list[int] = []
     events.subscribe(fails)
-    end = events.subscribe(lambda event: told.append(event["seq"]))
+    end = events.subscribe(lambda event: delivered.append(event["seq"]))
     events.record("pool", "one")
     end()
     end()
     events.record("pool", "two")
-    assert told == [1]
+    assert delivered == [1]
     assert len(read(path)) == 2
     assert "an event could not be delivered" in caplog.text
 
@@ -150,10 +150,10 @@ def test_a_flood_of_events_of_one_server_is_bounded_and_counted(path: Path) -> N
     clock.advance(1)
     events.record("lifecycle", "running", server="web")
     found = read(path)
-    told = [(event["event"], event["server"]) for event in found]
-    assert told.count(("worker ended", "web")) == 10_000
+    delivered = [(event["event"], event["server"]) for event in found]
+    assert delivered.count(("worker ended", "web")) == 10_000
     assert len(found[0]["message"]) == 4097
-    assert told[-4:] == [
+    assert delivered[-4:] == [
         ("running", "other"),
         ("restart", ""),
         ("events left out", "web"),

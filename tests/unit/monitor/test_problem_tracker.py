@@ -1,4 +1,4 @@
-"""What is told, how often, and when it is over: decided without a clock."""
+"""Which problems are sent, how often, and when they end: decided without a clock."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_problem_is_notified_once_after_the_delay_and_so_is_its_end() -> None:
     assert found.next_at() is None
     found.take(event("failed", cause="exited with status 3"), 100)
     assert (found.next_at(), found.due(101.9)) == (102, None)
-    told = found.due(102)
-    assert told == Message(
+    sent = found.due(102)
+    assert sent == Message(
         "problem", "error", "shop: web: failed (exited with status 3)", ("web: failed (exited with status 3)",), 102,
         (event("failed", cause="exited with status 3"),),
     )  # fmt: skip
@@ -97,14 +97,14 @@ def test_many_at_once_are_one_message() -> None:
         found.take(event("failed", name), 10)
     found.take(event("stopped", "c"), 10)
     found.take(event("keeper lost", "", "pool"), 10.5)
-    told = found.due(11)
-    assert told is not None
-    assert told.title == "shop: 4 problems, 1 resolved (a, b, d …)"
-    assert told.lines == ("a: failed", "b: failed", "d: failed", "c: stopped after 10s", "keeper lost")
+    sent = found.due(11)
+    assert sent is not None
+    assert sent.title == "shop: 4 problems, 1 resolved (a, b, d …)"
+    assert sent.lines == ("a: failed", "b: failed", "d: failed", "c: stopped after 10s", "keeper lost")
 
 
 @pytest.mark.parametrize(
-    ("keys", "event_", "told"),
+    ("keys", "event_", "sent"),
     [
         ({}, event("starting"), False),
         ({}, event("warn", kind="health"), True),
@@ -131,11 +131,11 @@ def test_many_at_once_are_one_message() -> None:
     ],
 )
 def test_receiver_hears_of_the_problems_it_selects(
-    keys: dict[str, Any], event_: dict[str, Any], told: bool
+    keys: dict[str, Any], event_: dict[str, Any], sent: bool
 ) -> None:
     found = problems(delay=0, **keys)
     found.take(event_, 5)
-    assert (found.due(5) is not None) is told
+    assert (found.due(5) is not None) is sent
 
 
 def test_receiver_without_resolved_gets_no_end() -> None:
@@ -167,7 +167,7 @@ def test_stopped_server_is_not_unhealthy() -> None:
 def test_successor_knows_which_problems_were_notified() -> None:
     first, second = problems(delay=0), problems(delay=0)
     first.take(event("failed"), 0)
-    assert first.to_dict() == {}, "it was not told yet"
+    assert first.to_dict() == {}, "it was not sent yet"
     first.due(0)
     second.restore(first.to_dict())
     second.take(event("failed"), 50)

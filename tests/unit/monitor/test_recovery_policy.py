@@ -1,4 +1,4 @@
-"""What is done about workers that ail, decided over random histories and without waiting for anything."""
+"""The recovery of unhealthy workers, decided over random histories and without waiting for anything."""
 
 from __future__ import annotations
 

@@ -122,9 +122,9 @@ def test_other_answer_is_a_failed_delivery() -> None:
 
 
 def test_error_is_reported_without_the_address_and_the_token(there: Receiver, tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
         gone = send(type="webhook", url=f"http://user:s3cret@127.0.0.1:{port}/s3cret?s3cret")
     mute = socket.create_server(("127.0.0.1", 0))
     late = send(type="webhook", url=f"http://127.0.0.1:{mute.getsockname()[1]}/s3cret", timeout=0.05)
@@ -132,15 +132,15 @@ def test_error_is_reported_without_the_address_and_the_token(there: Receiver, tm
     unset = send(type="webhook", url_env="NOT_SET")
     missing = send(type="webhook", url_file=str(tmp_path / "none"))
     odd = send(type="webhook", url_env="ODD", env={"ODD": "s3cret"})
-    told = [str(each) for each in (gone, late, unset, missing, odd)]
-    assert told == [
+    messages = [str(each) for each in (gone, late, unset, missing, odd)]
+    assert messages == [
         "127.0.0.1: Connection refused",
         "no answer within 0.05 s",
         "the environment variable NOT_SET is not set",
         "url_file: No such file or directory",
         "its url is not an http or https address",
     ]
-    assert "s3cret" not in str(told)
+    assert "s3cret" not in str(messages)
 
 
 def test_token_that_would_inject_a_header_is_not_sent(there: Receiver) -> None:

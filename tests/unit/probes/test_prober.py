@@ -37,7 +37,7 @@ class Probed:
             Multiplexer(),
             {"WHO": "web"},  # type: ignore[arg-type]
         )
-        self.told: list[str] = []
+        self.results: list[str] = []
         _probed.append(self)
 
     async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
@@ -49,10 +49,10 @@ class Probed:
         return ours
 
     async def request(self) -> bytes:
-        """What is probed next, on the newest connection."""
-        count = len(self.told)
-        self.prober.start(self.told.append)
-        while not self.ends and len(self.told) == count:
+        """The next probe's request, on the newest connection."""
+        count = len(self.results)
+        self.prober.start(self.results.append)
+        while not self.ends and len(self.results) == count:
             await asyncio.sleep(0)
         return await self.heard()
 
@@ -65,9 +65,9 @@ class Probed:
 
     async def verdict(self) -> str:
         async with asyncio.timeout(10):
-            while not self.told:
+            while not self.results:
                 await asyncio.sleep(0)
-        return self.told.pop()
+        return self.results.pop()
 
     async def answer(self, data: bytes) -> str:
         self.ends[-1].send(data)
@@ -136,7 +136,7 @@ def test_connection_is_kept_and_opened_again_after_it_has_ended() -> None:
         assert len(probed.ends) == 1
         probed.ends[-1].close()
         await asyncio.sleep(0.01)
-        probed.prober.start(probed.told.append)
+        probed.prober.start(probed.results.append)
         while len(probed.ends) < 2:
             await asyncio.sleep(0)
         await probed.heard()
@@ -150,7 +150,7 @@ def test_a_question_that_meets_the_end_of_a_kept_connection_is_asked_again() -> 
         probed = Probed()
         await probed.request()
         await probed.answer(OK)
-        probed.prober.start(probed.told.append)
+        probed.prober.start(probed.results.append)
         probed.ends[-1].close()  # with the question on its way
         while len(probed.ends) < 2:
             await asyncio.sleep(0)
@@ -167,7 +167,7 @@ def test_a_new_connection_that_ends_without_an_answer_is_a_failure() -> None:
         probed.ends[-1].close()
         assert await probed.verdict() == "it closed the connection"
         probed.refuses = True
-        probed.prober.start(probed.told.append)
+        probed.prober.start(probed.results.append)
         assert await probed.verdict() == "no connection: Connection refused"
 
     run(scenario)
@@ -177,12 +177,12 @@ def test_worker_that_reads_nothing_gets_few_connections_and_may_answer_late() ->
     async def scenario() -> None:
         probed = Probed()
         for _ in range(6):
-            probed.prober.start(probed.told.append)
+            probed.prober.start(probed.results.append)
             await asyncio.sleep(0.01)
             probed.prober.cancel()
         assert len(probed.ends) == 3
-        assert probed.told == []
-        probed.prober.start(probed.told.append)
+        assert probed.results == []
+        probed.prober.start(probed.results.append)
         probed.ends[-1].send(OK)  # to the question of a while ago
         assert await probed.verdict() == ""
         probed.ends[-1].recv(10_000)
@@ -201,7 +201,7 @@ def test_response_after_a_cancelled_probe_is_not_reported() -> None:
         with contextlib.suppress(OSError):
             probed.ends[-1].send(OK)
         await asyncio.sleep(0.01)
-        assert probed.told == []
+        assert probed.results == []
         probed.prober.close()
         await asyncio.sleep(0.01)
         assert probed.ends[-1].recv(10) == b""
@@ -245,24 +245,24 @@ def test_program_is_probed_by_whether_it_accepts_and_gets_few_connections(
     listener: socket.socket,
 ) -> None:
     async def scenario() -> None:
-        told: list[str] = []
+        results: list[str] = []
         prober = prober_of_command(listener, tcp=True)
         for _ in range(3):
-            prober.start(told.append)
+            prober.start(results.append)
             await asyncio.sleep(0.02)
             prober.cancel()
-        assert told == []
+        assert results == []
         with listener.accept()[0] as theirs:
             assert theirs.recv(1) == b"", "ended, so that it can go on at once"
-            prober.start(told.append)
+            prober.start(results.append)
             async with asyncio.timeout(5):
-                while not told:
+                while not results:
                     await asyncio.sleep(0)
-        assert told == [""]
+        assert results == [""]
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
-        prober.start(told.append)
+        prober.start(results.append)
         await asyncio.sleep(0.02)
         prober.close()
         await asyncio.sleep(0.02)
@@ -321,10 +321,10 @@ def test_program_knows_the_server_and_its_last_line_is_reported() -> None:
             ("yes | head -c 50000000 2>/dev/null; exit 3", "sh: exited with status 3: y"),
         ):
             probed = Probed(exec=["sh", "-c", script])
-            probed.prober.start(probed.told.append)
+            probed.prober.start(probed.results.append)
             assert await probed.verdict() == problem
         missing = Probed(exec=["/no/such/program"])
-        missing.prober.start(missing.told.append)
+        missing.prober.start(missing.results.append)
         assert await missing.verdict() == "/no/such/program: No such file or directory"
 
     run(scenario)

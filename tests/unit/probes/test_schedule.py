@@ -70,7 +70,7 @@ def schedule(clock: Clock) -> Schedule:
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=30))
-def test_every_probe_runs_when_it_is_due_or_a_little_later(wishes: list[float]) -> None:
+def test_every_probe_runs_when_it_is_due_or_a_little_after(wishes: list[float]) -> None:
     clock = Clock()
     schedule = Schedule(clock)
     guests = [Guest(schedule, 0) for _ in wishes]
@@ -93,7 +93,7 @@ def test_a_thousand_are_served_by_few_timers(clock: Clock, schedule: Schedule) -
     assert clock.rings <= 5 / GRAIN_SECONDS + 1
 
 
-def test_a_later_wish_replaces_an_earlier_one(clock: Clock, schedule: Schedule) -> None:
+def test_a_second_time_replaces_the_first_one(clock: Clock, schedule: Schedule) -> None:
     guest = Guest(schedule, 0)
     schedule.put(guest, 1.0)
     schedule.put(guest, 2.0)

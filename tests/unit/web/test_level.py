@@ -25,5 +25,7 @@ from poolctl.web.history import level
         ("disabled", False, "unknown", "off"),
     ],
 )
-def test_a_server_is_as_good_as_it_serves(state: str, ready: bool, health: str, word: str) -> None:
+def test_the_level_follows_from_state_readiness_and_health(
+    state: str, ready: bool, health: str, word: str
+) -> None:
     assert level({"state": state, "ready": ready, "health": health}) == word

@@ -55,7 +55,7 @@ def is_closed(sock: socket.socket) -> bool:
         b"POST /poolctl/login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{",
     ],
 )  # fmt: skip
-def test_a_request_that_never_arrives_as_a_whole_is_given_up(stage: Stage, sent: bytes) -> None:
+def test_an_incomplete_request_is_closed_after_the_deadline(stage: Stage, sent: bytes) -> None:
     with connect(stage, sent) as sock:
         assert is_closed(sock)
 

@@ -21,13 +21,13 @@ def sessions(clock: ManualClock) -> Sessions:
     return Sessions("a-token", "0123456789ab", clock)
 
 
-def test_only_the_token_is_known(sessions: Sessions) -> None:
+def test_only_the_token_is_accepted(sessions: Sessions) -> None:
     assert sessions.knows("a-token")
     for wrong in ("", "a-toke", "a-token ", "A-token", "ä", "a-token\0", "\ud800"):
         assert not sessions.knows(wrong)
 
 
-def test_a_cookie_is_good_until_it_is_over(sessions: Sessions, clock: ManualClock) -> None:
+def test_a_cookie_is_valid_until_it_expires(sessions: Sessions, clock: ManualClock) -> None:
     session, cookie = sessions.open()
     assert sessions.find(cookie) == session
     clock.advance(LIFE_SECONDS - 1)
@@ -43,7 +43,7 @@ def test_a_cookie_outlives_the_process_that_gave_it_but_not_the_token(clock: Man
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_a_cookie_that_was_changed_anywhere_is_none(sessions: Sessions, part: int) -> None:
+def test_a_changed_cookie_is_refused(sessions: Sessions, part: int) -> None:
     parts = sessions.open()[1].split(".")
     parts[part] = parts[part][:-1] + ("1" if parts[part][-1] != "1" else "2")
     assert sessions.find(".".join(parts)) is None
@@ -54,7 +54,7 @@ def test_invalid_cookie_is_ignored(sessions: Sessions, cookie: str) -> None:
     assert sessions.find(cookie) is None
 
 
-def test_a_session_that_was_ended_is_over_and_others_are_not(sessions: Sessions) -> None:
+def test_an_ended_session_is_invalid_and_others_are_not(sessions: Sessions) -> None:
     (one, first), (other, second) = sessions.open(), sessions.open()
     sessions.end(one)
     assert sessions.find(first) is None
@@ -80,18 +80,16 @@ def test_after_too_many_wrong_tokens_every_login_is_refused_for_a_while(clock: M
     assert attempts.wait_seconds() == 0
 
 
-def test_a_session_that_was_ended_stays_so_in_a_process_that_comes_later(
-    tmp_path: Path, clock: ManualClock
-) -> None:
+def test_a_session_that_was_ended_stays_ended_in_the_next_process(tmp_path: Path, clock: ManualClock) -> None:
     path = str(tmp_path / "dashboard.ended")
     here, beside = (Sessions("a-token", "key", clock, EndedSessions(path, clock)) for _ in range(2))
     (one, first), (_, second) = here.open(), here.open()
     assert beside.find(first) is not None
     here.end(one)
     assert beside.find(first) is None, "the old process while the new one begins"
-    later = Sessions("a-token", "key", clock, EndedSessions(path, clock))
-    assert later.find(first) is None
-    assert later.find(second) is not None
+    successor = Sessions("a-token", "key", clock, EndedSessions(path, clock))
+    assert successor.find(first) is None
+    assert successor.find(second) is not None
     assert Path(path).stat().st_mode & 0o777 == 0o600
     clock.advance(LIFE_SECONDS)
     other, _ = here.open()

@@ -53,7 +53,7 @@ def stage() -> Iterator[Stage]:
         yield found
 
 
-def test_the_first_message_says_everything_and_then_what_is_new(stage: Stage) -> None:
+def test_the_first_message_has_the_whole_state_and_the_next_ones_changes(stage: Stage) -> None:
     with stream(stage) as messages:
         pool = until(messages, "pool")
         assert [item["name"] for item in pool["items"]] == ["web-1", "web-2", "web-3"]
@@ -77,7 +77,7 @@ def test_change_is_reported_long_before_the_next_poll(stage: Stage) -> None:
         assert "event" in names
 
 
-def test_an_hour_of_history_is_known_from_the_journal(stage: Stage) -> None:
+def test_the_last_hour_of_history_comes_from_the_journal(stage: Stage) -> None:
     stage.pool.become("web-1", ago_seconds=600, state="failed", ready=False, health="ko")
     stage.pool.become("web-1", ago_seconds=300, state="running", ready=True, health="ok")
     stage.pool.happened("health", "warn", server="web-1", after="warn", ago_seconds=100)
@@ -102,7 +102,7 @@ def test_pool_that_goes_and_comes_back_is_reported(stage: Stage) -> None:
         assert [item["name"] for item in until(messages, "pool")["items"]] == ["web-1", "web-2"]
 
 
-def test_servers_come_and_go_while_one_looks(stage: Stage) -> None:
+def test_added_and_removed_servers_are_sent_to_viewers(stage: Stage) -> None:
     with stream(stage) as messages:
         until(messages, "pool")
         del stage.pool.servers["web-1"]

@@ -40,7 +40,7 @@ def test_the_largest_figures_come_first_and_unknown_ones_last() -> None:
     assert names(board) == ["a", "c", "b"]
 
 
-def test_what_needs_a_person_comes_first_by_state_and_by_health() -> None:
+def test_failed_and_unhealthy_servers_come_first_by_state_and_by_health() -> None:
     board = board_of(item("a"), item("b", state="failed"), item("c", health="ko"), sort="state")
     assert names(board) == ["b", "a", "c"]
     board.sort_by("health")

@@ -64,7 +64,7 @@ def test_the_table_fits(size: tuple[int, int], measured: bool, count: int) -> No
     assert all(line.cell_len <= size[0] for line in body)
 
 
-def test_eighty_columns_show_what_matters() -> None:
+def test_eighty_columns_show_the_main_figures() -> None:
     lines = [line.plain for line in frame(board_of(3, measured=True), (80, 24))]
     head = next(line for line in lines if line.startswith("NAME"))
     assert [title for title in ("STATE", "HEALTH", "REQ/S", "P99", "MEM", "CPU", "UP") if title in head] == [
@@ -90,7 +90,7 @@ def test_a_server_without_a_process_uses_nothing_and_one_with_one_next_to_nothin
     assert "0%" in awake
 
 
-def test_what_is_wrong_stands_above_and_a_question_below() -> None:
+def test_a_problem_is_shown_at_the_top_and_a_question_at_the_bottom() -> None:
     lines = frame(board_of(1, measured=True), (80, 24), trouble="no supervisor", notice=Notice("Stop web?"))
     assert lines[1].plain == " ! no supervisor"
     assert lines[-1].plain == " Stop web?"
@@ -134,7 +134,7 @@ class TestLog:
         assert line.isprintable()
         pane.close()
 
-    def test_a_server_that_has_written_nothing_is_no_failure(self, tmp_path: Path) -> None:
+    def test_a_server_without_output_has_an_empty_log(self, tmp_path: Path) -> None:
         pane = LogPane("web", str(tmp_path / "none.log"))
         assert self.shown(pane)[0] == "no output yet"
         pane.close()
@@ -146,7 +146,7 @@ class TestLog:
      ("s", "disabled", "enable", False), ("d", "running", "drain", True), ("d", "draining", "undrain", False),
      ("+", "running", "scale", False), ("-", "running", "scale", True)],
 )  # fmt: skip
-def test_a_key_means_a_verb(key: str, state: str, verb: str, asks: bool) -> None:
+def test_a_key_sends_its_verb(key: str, state: str, verb: str, asks: bool) -> None:
     action = action_of(key, item("web", state=state, workers=2))
     assert action is not None
     assert (action.verb, bool(action.question)) == (verb, asks)
