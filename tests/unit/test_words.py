@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 CLEAN = [
     "poolctl/cli", "poolctl/keeper", "poolctl/worker", "poolctl/runners/local", "poolctl/logs", "poolctl/listeners",
     "poolctl/matching", "poolctl/acceptor", "poolctl/web", "poolctl/pool", "poolctl/core", "poolctl/config",
-    "poolctl/monitor", "poolctl/http", "poolctl/probes", "poolctl/address",
+    "poolctl/monitor", "poolctl/http", "poolctl/probes", "poolctl/address", "poolctl/supervisor",
     "completions", "README.md", "docs", "tests/unit/cli", "tests/unit/web", "tests/unit/listeners", "tests/unit/logs",
     "tests/unit/monitor", "tests/unit/probes", "tests/unit/http", "tests/unit/matching", "tests/browser",
     *(f"poolctl/{each.name}" for each in sorted((ROOT / "poolctl").glob("*.py"))),

@@ -1,1 +1,1 @@
-"""What the control socket can be asked: each verb selects, acts through the core, waits, and reports."""
+"""The verbs of the control socket: each selects servers, acts through the core, waits, and reports."""

@@ -1,4 +1,4 @@
-"""What operators do: each command that changes something is recorded, with who gave it, and what came of it."""
+"""The audit trail: each command that changes the pool is recorded, with its author and its outcome."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ AUDITED = frozenset(
         "upgrade",
     }
 )  # fmt: skip
-# Told as they are; the others may hold what is nobody's business, such as an environment.
-_TOLD = ("timeout", "wait", "deps", "kill", "workers", "all")
+# Recorded with their values; the others may hold secrets, such as an environment.
+_RECORDED = ("timeout", "wait", "deps", "kill", "workers", "all")
 
 Work = Callable[[], Awaitable[Result]]
 
 
 class Audit:
-    """Records among the events of the pool who asked for what."""
+    """Records commands among the pool's events."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
 
     async def watched(self, request: Request, selector: Selector, options: Document, work: Work) -> Result:
-        """The result of the command, which is recorded as it begins and as it ends, however it ends."""
+        """The result of the command, which is recorded at its beginning and at its end, whatever that is."""
         if request.verb not in AUDITED or options.get("dry_run"):
             return await work()
         by = peer(request)
         message = " ".join([request.verb, *_words(selector), *_details(request.verb, options)])
-        self._record(request.verb, message, by, selection=_given(selector), options=_told(options))
+        self._record(request.verb, message, by, selection=_given(selector), options=_recorded(options))
         begun, outcome = time.monotonic(), _Outcome()
         try:
             with caused_by(message, by):
@@ -56,7 +56,7 @@ class Audit:
             outcome.code, outcome.problem = USAGE, wrong.message
             raise
         except asyncio.CancelledError:
-            outcome.code, outcome.problem = None, "whoever asked has gone away"
+            outcome.code, outcome.problem = None, "the client disconnected"
             raise
         finally:
             word = "done" if outcome.code == 0 else "abandoned" if outcome.code is None else "failed"
@@ -75,11 +75,11 @@ class Audit:
 
 
 class _Outcome:
-    """What is told of a command's end; `code` None is one that nobody waited for."""
+    """The outcome of a command; `code` None: its client has gone."""
 
     def __init__(self) -> None:
         self.code: int | None = 1
-        self.problem = "the supervisor failed at it"
+        self.problem = "an internal error of the supervisor"
         self.servers: list[str] = []
 
     def of(self, result: Result) -> None:
@@ -89,7 +89,7 @@ class _Outcome:
 
 
 def peer(request: Request) -> Document:
-    """Who is at the other end: uid and pid as the kernel says, the user's name, the command's."""
+    """The client's uid and pid as reported by the kernel, its user's name, and its command."""
     found: Document = {"uid": request.uid, "pid": request.pid, "user": _user(request.uid)}
     try:
         with open(f"/proc/{request.pid}/comm", encoding="utf-8", errors="replace") as file:
@@ -100,7 +100,7 @@ def peer(request: Request) -> Document:
 
 
 def _in_the_name_of(by: Any) -> Document:
-    """What a client says of the person behind it, such as the dashboard of a browser; who it is itself is above."""
+    """The person behind a client, as that says: the dashboard names its browser's address."""
     if not isinstance(by, dict):
         return {}
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}
@@ -134,5 +134,5 @@ def _details(verb: str, options: Document) -> list[str]:
     return [str(server.get("name", ""))] if verb == "add" and isinstance(server, dict) else []
 
 
-def _told(options: Document) -> Document:
-    return {key: options[key] for key in _TOLD if options.get(key) is not None}
+def _recorded(options: Document) -> Document:
+    return {key: options[key] for key in _RECORDED if options.get(key) is not None}

@@ -1,4 +1,4 @@
-"""What a reload has to do: the difference between what is in force and what is written. Pure, no I/O."""
+"""The changes that a reload makes: the difference between the configuration in force and the files. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from poolctl.config import Section, ServerConfig
 from poolctl.control.answers import PlannedChange
 from poolctl.core.desired import NO_OVERRIDES, Overrides
 
-# What the supervisor itself goes by, or what only describes a server: it takes effect without a new process.
+# Keys for the supervisor, or that only describe a server: a change takes effect without a new process.
 LIVE = frozenset(
     {
         "depends_on", "disabled", "expose", "health", "labels", "limits.memory", "mandatory", "overlap", "preload",
         "recovery", "restart", "scale", "start_timeout", "tags", "tls.warn_before", "workers",
     }
 )  # fmt: skip
-# New certificates are given to the processes that run.
+# Running processes load new certificates.
 _CERTIFICATE = frozenset({"tls.cert", "tls.key", "tls.ca", "tls.password_env", "tls"})
-# What says where a value comes from, or follows from another key.
+# Keys that say where a value comes from, or follow from another key.
 _DERIVED = frozenset({"address", "base_dir", "from_file", "derived_expose", "origins"})
 
 
 class Kind(StrEnum):
-    """What happens to a server."""
+    """A kind of change."""
 
     ADD = "add"
     REMOVE = "remove"
@@ -36,7 +36,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """One server as it is in force: its configuration, the live changes, the digests of the files that it has read."""
+    """A server in force: its configuration, its live changes, and digests of the files that it has read."""
 
     config: ServerConfig
     overrides: Overrides = NO_OVERRIDES
@@ -46,14 +46,14 @@ class Running:
 
 @dataclass(frozen=True)
 class Written:
-    """The servers as the files have them, and the digests of the files that they name."""
+    """The servers of the configuration files, and digests of the files that they name."""
 
     servers: Sequence[ServerConfig]
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def plan(running: Iterable[Running], written: Written, missing: Iterable[str] = ()) -> list[PlannedChange]:
-    """The changes in the order of the files, those of servers that are not in them first.
+    """The changes in the order of the files; servers that are no longer in them come first.
 
     `missing` are the names of servers that were removed live.
     """
@@ -107,7 +107,7 @@ def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) ->
 
 
 def _agreed(before: Running, server: ServerConfig) -> set[str]:
-    """The keys of live changes that the file says as well by now."""
+    """The keys of live changes that the file has as well now."""
     return {
         key
         for key, live, written in (
@@ -155,7 +155,7 @@ def _within(name: str, one: Any, other: Any) -> list[str]:
             if (a := getattr(one, field_name)) != (b := getattr(other, field_name))
             for key in _within(f"{name}.{field_name}", a, b)
         ]
-        # Two of them may differ in what was written, and mean the same.
+        # Two spellings may mean the same.
         return ["workers"] if below == ["scale.min", "scale.max"] else below
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         changed = [key for key in {**one, **other} if one.get(key) != other.get(key)]
@@ -166,7 +166,7 @@ def _within(name: str, one: Any, other: Any) -> list[str]:
 def is_live(key: str, before: ServerConfig, after: ServerConfig) -> bool:
     """Whether a change of the key takes effect without a new process."""
     if key in _CERTIFICATE:
-        # Whether it speaks TLS at all, or asks its clients for theirs, is decided at its start.
+        # A worker decides at its start whether it speaks TLS, and whether it asks clients for certificates.
         return _renewable(before) and _renewable(after) and (key != "tls.ca" or _asks(before) == _asks(after))
     return key in LIVE or key.partition(".")[0] in LIVE
 

@@ -1,4 +1,4 @@
-"""The verb events: what is in the journal, then what happens, for as long as somebody listens."""
+"""The verb `events`: events of the journal, then new ones for as long as the client listens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPE = f"since as in the journal, lines and after as numbers, kind as a list o
 
 
 class EventStream:
-    """Answers with events, each a line of progress."""
+    """Sends events as lines of progress."""
 
     def __init__(self, core: Core, events: Events) -> None:
         self._events = events
@@ -28,7 +28,7 @@ class EventStream:
         self._over = asyncio.Event()
 
     async def events(self, selector: Selector, options: Document, progress: Progress) -> EventsResult:
-        """The last `lines` events that are wanted (10,000 at most); with `follow` each that comes as well.
+        """Send the last `lines` matching events (10,000 at most), and with `follow` each new one.
 
         The result names the journal and the number of its last event.
         """
@@ -37,14 +37,14 @@ class EventStream:
         events = self._events
         events.flush()
         if wanted.after > events.seq:
-            # It goes by a journal that somebody has taken away.
+            # The number is of a journal that has been removed.
             wanted = wanted._replace(after=0)
         queue: asyncio.Queue[Document] = asyncio.Queue()
         end = events.subscribe(partial(_offer, queue, wanted))
         try:
             path = events.journal.path if events.journal is not None else ""
             if path:
-                # Read aside: a journal may be large, and its disk slow. What comes meanwhile is in the queue.
+                # In a thread: a journal may be large, and its disk slow. New events are queued meanwhile.
                 past = wanted._replace(until=events.seq)
                 for event in await asyncio.to_thread(recent, path, past, lines) if events.seq else ():
                     progress(ProgressLine(event=event))
@@ -67,7 +67,7 @@ class EventStream:
             over.cancel()
 
     def end(self) -> None:
-        """Let those who listen go: the supervisor ends."""
+        """End all streams, because the supervisor ends."""
         self._over.set()
 
 

@@ -77,7 +77,7 @@ class Lifecycle:
         operation.problems += refused
         environment = options.get("env")
         if environment:
-            self._core.registry.revise()  # a successor has to know of it
+            self._core.registry.revise()  # it is saved for a successor
         for entry in runnable:
             if environment:
                 self._configuration.environments[entry.name] = environment
@@ -90,7 +90,7 @@ class Lifecycle:
     async def stop(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Stop the selected servers, what depends on them first; without a selection end the supervisor too.
 
-        With the option `idle` only if nobody wants any of them.
+        With the option `idle` only if none of them is wanted or runs.
         """
         chosen = self._selection.of(selector)
         if options.get("idle") and any(entry.wanted or entry.workers for entry in chosen):
@@ -106,7 +106,7 @@ class Lifecycle:
 
 
 def _is_unwell(entry: Entry) -> bool:
-    """It runs, so that there is nothing to start, and is not ready all the same."""
+    """It runs, so that there is nothing to start, but it is not ready."""
     return entry.wanted and entry.complete and entry.health is Status.KO
 
 

@@ -1,4 +1,4 @@
-"""Whether the processes of a pool may have as many open files as its servers need; asked before any is started."""
+"""Checks before a start that the limit of open files is high enough for the pool's servers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> No
 
 
 def size(entry: Entry) -> int:
-    """The workers that the server has at least."""
+    """The least number of workers of the server."""
     return entry.config.scale.min if entry.overrides.workers is None else entry.overrides.workers
 
 

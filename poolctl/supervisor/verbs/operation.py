@@ -1,4 +1,4 @@
-"""A lifecycle command under way: what each of its servers has to reach, and what came of it."""
+"""A lifecycle command under way, and its outcome for each server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .reports import Reports, as_kind, reporter
 
 
 class Operation(Rollout):
-    """A rollout whose outcome is an answer to a client. `problems` takes what is wrong from the beginning."""
+    """A rollout whose outcome is an answer to a client. `problems` may hold problems found before it began."""
 
     def __init__(
         self,
@@ -32,16 +32,16 @@ class Operation(Rollout):
             core.clear_warnings(entry)
 
     async def conclude(self, chosen: list[Entry], options: Document, progress: Progress) -> Result:
-        """Wait until each has reached its end or failed since; the result with every failure."""
+        """Wait until each has reached its goal or failed; the result with every failure."""
         return self.result(chosen, await self.settle(options, progress))
 
     def result(self, chosen: list[Entry], code: int) -> Result:
-        """What came of it, with every failure; `code` is that of `settle`."""
+        """The result, with every failure; `code` is that of `settle`."""
         items = Reports(self._core).items(chosen)
         return Result(items=items, errors=tuple(self.errors), exit_code=code, warnings=tuple(self.warnings))
 
     async def settle(self, options: Document, progress: Progress) -> int:
-        """Wait until each has reached its end or failed since; the exit code."""
+        """Wait until each has reached its goal or failed; the exit code."""
         if not options.get("wait", True):
             return 0
         await self.wait(options.get("timeout"), reporter(progress, options))
@@ -51,12 +51,12 @@ class Operation(Rollout):
 
     @property
     def errors(self) -> list[ErrorEntry]:
-        """What has failed, with the code of the command."""
+        """Every failure, with the code of the command."""
         return [as_kind(self._kind, problem) for problem in self.problems]
 
     @property
     def warnings(self) -> list[str]:
-        """What happened to the servers on the way."""
+        """The warnings about the servers since it began."""
         return [warning for entry in self._entries for warning in entry.warnings]
 
 

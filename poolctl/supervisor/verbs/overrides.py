@@ -1,4 +1,4 @@
-"""The verbs that change what is in force until a reload: scale, drain, undrain, enable, disable, add, remove."""
+"""The verbs that override the files until a reload: scale, drain, undrain, enable, disable, add, remove."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .selection import Selection
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
 _RUNS = frozenset({"running", "draining"})
 _STAYS = _RUNS | {"starting", "backoff"}
-_LATER, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
+_WHEN_IT_RUNS, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
 
 
 class OverrideVerbs:
@@ -38,7 +38,7 @@ class OverrideVerbs:
         self._reports = Reports(core)
 
     async def scale(self, selector: Selector, options: Document, progress: Progress) -> Result:
-        """Give each selected server so many workers; return when they are there, those that are too many leaving."""
+        """Set the number of workers of each selected server; return when that many are ready."""
         workers = options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise SelectorError(
@@ -64,10 +64,10 @@ class OverrideVerbs:
         return operation.result(chosen, code or (FAILED if operation.problems else 0))
 
     async def drain(self, selector: Selector, options: Document, progress: Progress) -> Result:
-        """Take the selected servers out of rotation; they answer those who ask them directly."""
+        """Take the selected servers out of rotation; they still answer direct requests."""
         chosen = self._chosen("drain", selector, options)
         warnings = tuple(
-            f"{entry.name}: is {entry.state}, {_LATER if entry.state in _STAYS else _NEVER}"
+            f"{entry.name}: is {entry.state}, {_WHEN_IT_RUNS if entry.state in _STAYS else _NEVER}"
             for entry in chosen
             if entry.state not in _RUNS
         )
@@ -84,7 +84,7 @@ class OverrideVerbs:
         return Result(items=self._reports.items(chosen))
 
     async def enable(self, selector: Selector, options: Document, progress: Progress) -> Result:
-        """Let the selected servers be started, and start those that were disabled; return when each is ready."""
+        """Enable the selected servers, and start those that were disabled; return when each is ready."""
         chosen = self._chosen("enable", selector, options)
         enabled = [entry for entry in chosen if entry.is_disabled]
         ensure_open_files(self._core, ((entry.config, size(entry)) for entry in enabled))
@@ -94,7 +94,7 @@ class OverrideVerbs:
         return await operation.conclude(chosen, options, progress)
 
     async def disable(self, selector: Selector, options: Document, progress: Progress) -> Result:
-        """Stop the selected servers, what depends on them first, and let nothing start them; return when they have."""
+        """Disable the selected servers, after stopping their dependents; return when they have stopped."""
         chosen = self._chosen("disable", selector, options)
         also = [entry for entry in with_dependents(self._core, chosen, progress) if entry not in chosen]
         operation = Operation(self._core, PoolStopError, [*also, *chosen], lambda entry: entry.at_rest)
@@ -105,7 +105,7 @@ class OverrideVerbs:
         return await operation.conclude(chosen, options, progress)
 
     async def add(self, selector: Selector, options: Document, progress: Progress) -> Result:
-        """A server that is in no file, started; return when it is ready. 8 when its name or address is taken."""
+        """Add and start a server that is in no file; return when it is ready. 8 when its name or address is taken."""
         table, base_dir = options.get("server"), options.get("base_dir")
         if not isinstance(table, dict) or not isinstance(base_dir, str):
             raise SelectorError("add: which server?", hint=_ADD_SHAPE)
@@ -130,7 +130,7 @@ class OverrideVerbs:
         return await operation.conclude([entry], options, progress)
 
     async def remove(self, selector: Selector, options: Document, progress: Progress) -> Result:
-        """Stop the selected servers, what depends on them first, and forget them; the result lists what is gone."""
+        """Stop the selected servers, their dependents first, and forget them; the result lists the removed ones."""
         chosen = self._chosen("remove", selector, options)
         deps = options.get("deps", True)
         also = with_dependents(self._core, chosen, progress) if deps else chosen
@@ -142,7 +142,7 @@ class OverrideVerbs:
             if not entry.added:
                 self._configuration.missing.add(entry.name)
             self._core.remove(entry)
-        self._core.registry.revise()  # a successor has to know of those that are missing
+        self._core.registry.revise()  # the missing ones are saved for a successor
         return await operation.conclude(chosen, options, progress)
 
     def _chosen(self, verb: str, selector: Selector, options: Document) -> list[Entry]:
@@ -152,7 +152,7 @@ class OverrideVerbs:
         return self._selection.of(selector)
 
     def _not_beside(self, config: ServerConfig) -> tuple[int, list[ServerError]] | None:
-        """Why the server cannot be beside those there are, with the exit code; None when it can."""
+        """Why the server cannot be added to those there are, with the exit code; None when it can."""
         there = [entry.config for entry in self._core.entries.values() if not entry.removed]
         leaving = [entry.name for entry in self._core.entries.values() if entry.removed]
         if config.name in leaving:

@@ -1,4 +1,4 @@
-"""The verbs that look: list, show, status, wait; and reopen, after which others may look at the logs."""
+"""The verbs that change no server: list, show, status, wait, reopen."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Reading:
         )
 
     async def wait(self, selector: Selector, options: Document, progress: Progress) -> Result:
-        """Return when each selected server is what `for` says; exit code 124 when the time is over before."""
+        """Return when each selected server is in the state `for`; exit code 124 after the timeout."""
         entries = self._selection.of(selector)
         goal = str(options.get("for") or "ready")
         if goal not in _GOALS:
@@ -108,7 +108,7 @@ class Reading:
         return f"is {entry.state}, not {goal}{f': {complaint}' if complaint else ''}"
 
     async def reopen(self, selector: Selector, options: Document, progress: Progress) -> Result:
-        """The selected servers, when every log file is opened anew."""
+        """Reopen every log file; the selected servers."""
         items = self._selection.items(selector)
         await self._core.runner.reopen_logs()
         return Result(items=items)

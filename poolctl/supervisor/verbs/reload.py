@@ -1,4 +1,4 @@
-"""The verb reload: what is written takes the place of what is in force, and only what differs is touched."""
+"""The verb `reload`: puts the files in force, and touches only the servers that differ."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .open_file_limit import ensure_open_files_for_all
 from .operation import Operation
 from .reports import Reports, as_kind
 
-# The pool itself, which no server can be named.
+# The name of the pool itself in the plan; no server can have it.
 POOL = "[pool]"
 
 
 class Reload:
-    """One at a time: a second one reads the files when the first has applied them."""
+    """One reload at a time: a second one reads the files after the first has applied them."""
 
     def __init__(self, core: Core, events: Events, configuration: ActiveConfiguration) -> None:
         self._core = core
@@ -43,7 +43,7 @@ class Reload:
         self._turn = asyncio.Lock()
 
     async def reload(self, selector: Selector, options: Document, progress: Progress) -> ReloadResult:
-        """Apply the difference between the files and what is in force, or say it; nothing if they have problems."""
+        """Apply the differences between the files and what is in force, or list them; refuse files with problems."""
         async with self._turn:
             environment = options.get("env")
             resolved = await self._configuration.read(environment, keep=self._core.entries)
@@ -149,7 +149,7 @@ class Reload:
 
 
 class _Application:
-    """The changes of one reload on their way."""
+    """The changes of one reload under way."""
 
     def __init__(self, core: Core, changes: Iterable[PlannedChange], servers: Iterable[ServerConfig]) -> None:
         self._core = core
@@ -168,11 +168,11 @@ class _Application:
 
     @property
     def changed(self) -> list[Entry]:
-        """The servers that have changed, once `begin` was called, without those that have gone."""
+        """The changed servers, after `begin`, without the removed ones."""
         return [entry for name in self._kinds if (entry := self._core.entries.get(name)) is not None]
 
     def begin(self) -> None:
-        """Tell the core of everything at once."""
+        """Make all changes in the core at once."""
         core = self._core
         gone = [entry for name, entry in core.entries.items() if name not in self._servers]
         for entry in gone:
@@ -202,11 +202,11 @@ class _Application:
         return entry
 
     def _awaited(self, entry: Entry) -> bool:
-        """What rests for another reason is not waited for."""
+        """A server that rests for another reason is not awaited."""
         return entry.name in self._kinds and not (entry.rests or entry.is_disabled)
 
     async def renew(self) -> list[ErrorEntry]:
-        """Give those whose certificates have changed the new ones; what went wrong."""
+        """Load changed certificates into running servers; the errors."""
         errors: list[ErrorEntry] = []
         for name, keys in self._keys.items():
             entry = self._core.entries.get(name)
@@ -222,7 +222,7 @@ class _Application:
     async def conclude(
         self, options: Document, progress: Progress
     ) -> tuple[int, list[ErrorEntry], list[str]]:
-        """Exit code, errors and warnings, when everything is as it was to be or has failed."""
+        """Exit code, errors and warnings, when every server has reached its goal or failed."""
         codes = await asyncio.gather(
             self._coming.settle(options, progress), self._going.settle(options, progress)
         )
@@ -235,12 +235,12 @@ def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
 
 
 def running(entry: Entry) -> Running:
-    """The entry as the plan looks at it."""
+    """The facts about the entry that the plan needs."""
     return Running(entry.config, entry.overrides, entry.added, entry.files)
 
 
 def _changed(name: str, now: Any, then: Any) -> tuple[str, ...]:
-    """The keys of a table that differ; of a list of tables its name alone."""
+    """The keys of a table that differ; for a list of tables only its name."""
     if not isinstance(now, dict) or not isinstance(then, dict):
         return (name,)
     return tuple(f"{name}.{key}" for key in {**now, **then} if now.get(key) != then.get(key)) or (name,)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Reports:
-    """What is said about the entries of one core."""
+    """Reports on the entries of one core."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -57,7 +57,7 @@ class Reports:
         )
 
     def details(self, entry: Entry, *, reveal: bool = False) -> Details:
-        """What `show` says of the entry; secrets as they are with `reveal` only."""
+        """The details that `show` reports; secrets are masked unless `reveal`."""
         config, core = entry.config, self._core
         return Details.extending(
             self._item(entry, core.clock.monotonic()),
@@ -86,12 +86,12 @@ class Reports:
 
 
 def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
-    """A function that sends a line of progress for each change that it is told of, if the client wants to know."""
+    """A function that sends a line of progress for each changed entry, if the client wants progress."""
     if not options.get("progress", True):
         return lambda entry: None
     seen: dict[str, tuple[str, bool]] = {}
 
-    def told(entry: Entry) -> None:
+    def report(entry: Entry) -> None:
         now = (entry.state, entry.ready)
         if seen.get(entry.name) == now:
             return
@@ -105,7 +105,7 @@ def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
         )
         progress(ProgressLine(progress=step))
 
-    return told
+    return report
 
 
 def disabled(entry: Entry) -> ServerError:
@@ -141,9 +141,9 @@ def _live_changes(entry: Entry) -> LiveChanges:
 
 
 def unwell(entry: Entry, complaint: str) -> ServerError:
-    """What is wrong with a server that runs."""
+    """The error of a running server that is unhealthy."""
     return ServerError(
-        f"runs, and is not well{f': {complaint}' if complaint else ''}",
+        f"runs but is unhealthy{f': {complaint}' if complaint else ''}",
         name=entry.name,
         bind=entry.config.key,
         hint=f"poolctl logs {entry.name}",

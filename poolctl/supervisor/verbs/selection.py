@@ -1,4 +1,4 @@
-"""The servers that a request means."""
+"""The servers that a request selects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .reports import Reports
 
 
 class NothingMatched(Exception):
-    """The selection is empty or names what is not there; carries the answer."""
+    """The selection is empty, or names a server that does not exist; carries the answer."""
 
     def __init__(self, result: Result) -> None:
         super().__init__("nothing matched")
@@ -23,7 +23,7 @@ class NothingMatched(Exception):
 
 
 class Selection:
-    """Chooses among the entries of one core, and says how they are."""
+    """Selects entries of one core."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -55,5 +55,5 @@ class Selection:
         return [entry for entry in entries if entry.name in names]
 
     def items(self, selector: Selector) -> tuple[Item, ...]:
-        """The entries that are meant now, as every command prints them. Raises NothingMatched."""
+        """The selected entries, as every command prints them. Raises NothingMatched."""
         return self._reports.items(self.of(selector))

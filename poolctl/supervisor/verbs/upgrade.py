@@ -1,4 +1,4 @@
-"""The verb upgrade: keeper and supervisor give their places to another version of poolctl; the workers serve on."""
+"""The verb `upgrade`: another version of poolctl replaces keeper and supervisor; the workers continue to serve."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ..daemon import Daemon
 from .diff import Kind
 from .reload import Reload
 
-# What a server runs with is read anew by the version that follows; how many workers it has, and the like, is handed on.
+# The next version reads configurations from the files again; overrides, such as the number of workers, are handed on.
 _HANDED_ON = Kind.OVERRIDE.value
 # The trials have their own time limits; this one is for a trial that hangs before they apply.
 _TRIAL_SECONDS = 90.0
 
 
 class Upgrade:
-    """`reload` says what differs from the files: the next version would read those."""
+    """Checks with `reload` that the files say what is in force: the next version reads those."""
 
     def __init__(self, files: list[str], reload: Reload, daemon: Daemon) -> None:
         self._files = files
@@ -35,7 +35,7 @@ class Upgrade:
         self._daemon = daemon
 
     async def upgrade(self, selector: Selector, options: Document, progress: Progress) -> Result:
-        """Refuse, with the reason, or answer and make way. The options are those of the client's `upgrade`."""
+        """Refuse, with the reason, or answer and hand over. The options are those of the client's `upgrade`."""
         version, python = str(options.get("version")), str(options.get("python"))
         if python.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
             message = f"the pool runs on Python {sys.version.split()[0]}, poolctl {version} on {python}"
@@ -44,7 +44,7 @@ class Upgrade:
         if not difference.errors and not options.get("tried"):
             if problem := await self._try(options):
                 return problem
-            # That took a while.
+            # The trial took a while, and the files may have changed.
             difference = await self._differs(selector, options, progress)
         if difference.errors:
             return difference
@@ -52,7 +52,7 @@ class Upgrade:
         return UpgradeResult(items=difference.items, upgraded_from=os.getpid())
 
     async def _differs(self, selector: Selector, options: Document, progress: Progress) -> Result:
-        """What `reload --dry-run` says; with an error when the next version would not find what runs."""
+        """The result of `reload --dry-run`; with an error if the next version would not know a running server."""
         difference = await self._reload.reload(selector, {**options, "dry_run": True}, progress)
         if difference.errors or not any(_is_lost(change) for change in difference.changes or ()):
             return difference
@@ -62,7 +62,7 @@ class Upgrade:
         )
 
     async def _try(self, options: Document) -> Result | None:
-        """What is wrong with the next version, in our environment; None when it has taken over a small pool."""
+        """Why the next version cannot take over, in our environment; None when it has taken over a small pool."""
         files, on_disk = self._files, _is_on_disk()
         env = {**os.environ, TRIED: "1"} if on_disk else None
         said, failed = await _run([*options["supervisor"], CHECK, *files], env)
@@ -78,7 +78,7 @@ class Upgrade:
 
 
 async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[str, str]:
-    """What the command prints, and the last line of its errors, which is empty only if it ends with 0."""
+    """The output of the command, and the last line of its errors, which is empty only if it ends with 0."""
     process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env)
     try:
         async with asyncio.timeout(_TRIAL_SECONDS):
@@ -94,7 +94,7 @@ async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[s
 
 
 def _is_on_disk() -> bool:
-    """Whether what is installed here is what this process runs, and not the next version already."""
+    """Whether the installed version is the one that runs here, not the next one already."""
     try:
         with open(os.path.join(os.path.dirname(bootstrap.__file__), "__init__.py")) as file:
             return f'__version__ = "{__version__}"' in file.read()
@@ -103,7 +103,7 @@ def _is_on_disk() -> bool:
 
 
 def _is_lost(change: PlannedChange) -> bool:
-    # Named by its name: it was added or removed live.
+    # The key `name`: it was added or removed live.
     return change.change != _HANDED_ON or "name" in change.keys
 
 

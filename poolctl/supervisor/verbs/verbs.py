@@ -1,4 +1,4 @@
-"""What the control socket can be asked: each verb selects, acts through the core, waits, and reports."""
+"""The table of the verbs, and how a request becomes an answer."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ class Verbs:
         }
 
     def complete(self) -> None:
-        """Have the verbs as well that no start needs; those that are asked for before come at once."""
+        """Load the verbs that no start needs; a request for one of them loads them before."""
         if self._rest is not None:
             rest, self._rest = self._rest, None
             self._verbs = rest() | self._verbs
 
     def add(self, name: str, verb: Verb) -> None:
-        """Answer another verb."""
+        """Add another verb."""
         self._verbs[name] = verb
 
     async def handle(self, request: Request, progress: Progress) -> Value:
@@ -95,7 +95,7 @@ class Verbs:
         except NothingMatched as nothing:
             return nothing.result
         except TooManyOpenFiles as refused:
-            # A supervisor that runs nothing would keep the limit that it was started with.
+            # A supervisor without servers ends: it would keep the limit that it was started with.
             if not self._registry.unused:
                 return refused.result
             return refused.result.but(ended=True, keeper_pid=self._daemon.shut_down())

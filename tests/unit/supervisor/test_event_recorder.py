@@ -195,7 +195,7 @@ def test_a_client_that_goes_away_is_recorded() -> None:
         await turns()
         asked.cancel()
         await asyncio.wait({asked})
-        assert told.lines("audit")[-1] == ("", "start abandoned", "whoever asked has gone away")
+        assert told.lines("audit")[-1] == ("", "start abandoned", "the client disconnected")
 
     run(scenario())
 
