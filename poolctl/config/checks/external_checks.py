@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from poolctl.config.checks.import_check import Import, check_imports, check_interpreters, check_zttp
 from poolctl.config.checks.interpreter import ids_of, trusted_by_root
@@ -66,26 +66,24 @@ class ExternalChecks:
         del self.problems[known:]
 
     def _server(self, server: ServerKeys) -> None:
-        self._once(server, ("cwd", server.cwd), lambda: _directory("cwd", server.cwd))
-        if server.app_dir != server.cwd:
-            self._once(server, ("app_dir", server.app_dir), lambda: _directory("app_dir", server.app_dir))
-        given = server.model_fields_set
-        if "env_file" in given:
-            for index, path in enumerate(server.env_file):
-                another = server.user is not None
-                self._once(server, ("env_file", path, another), partial(_variables, path, index, another))
-        if "user" in given and server.user:
-            self._once(server, ("user", server.user), lambda: _user(server.user or ""))
+        given, user = server.model_fields_set, server.user
+        for key in ("cwd", "app_dir"):
+            path = getattr(server, key)
+            if key == "cwd" or path != server.cwd:
+                self._once(server, (key, path), partial(_directory, key, path))
+        for index, path in enumerate(server.env_file if "env_file" in given else ()):
+            self._once(server, ("env_file", path, bool(user)), partial(_variables, path, index, bool(user)))
+        if "user" in given and user:
+            self._once(server, ("user", user), partial(_user, user))
         if runs_python_as_root(server):
             python = server.python or sys.executable
-            self._once(server, ("python", python), lambda: _trusted(python, self.env))
+            self._once(server, ("python", python), partial(_trusted, python, self.env))
         tls = server.tls if server.tls is not True else self.default_tls
         if tls:
-            self._once(server, ("tls", tls), lambda: _certificates(tls, self.env, self.now))
+            self._once(server, ("tls", tls), partial(_certificates, tls, self.env, self.now))
         if server.command and (finding := missing_program(server, {**self.env, **server.env})):
             self.problems.append((server, finding))
-        if server.log.path:
-            path = server.log.path
+        if path := server.log.path:
             self._once(server, ("log", path), lambda: (unwritable(_LOG_PATH, path), []))
 
     def _once(self, server: ServerKeys, key: Hashable, look: Callable[[], tuple[Findings, Findings]]) -> None:
@@ -102,27 +100,22 @@ class ExternalChecks:
                 # One of root's servers runs it as root in any case.
                 using[server.python] = server.user if using.get(server.python, "") is not None else None
         using.pop(sys.executable, None)  # poolctl's own has uvicorn: it depends on it
-        for python, finding in check_interpreters(using):
-            for server in servers:
-                if server.python == python and not server.command:
-                    self.problems.append((server, finding))
-        self._parsers([each for each in servers if each.http.implementation == "zttp" and not each.command])
-
-    def _parsers(self, servers: Sequence[ServerKeys]) -> None:
-        """What uvicorn does not bring along."""
-        using = {server.python or sys.executable: server.user for server in servers}
-        for python, finding in check_zttp(using):
-            self.problems += [
-                (each, finding) for each in servers if (each.python or sys.executable) == python
-            ]
+        apps = [each for each in servers if not each.command]
+        zttp = [each for each in apps if each.http.implementation == "zttp"]
+        for users, found in (
+            (apps, check_interpreters(using)),
+            (zttp, check_zttp({each.python or sys.executable: each.user for each in zttp})),
+        ):
+            for python, finding in found:
+                self.problems += [
+                    (each, finding) for each in users if (each.python or sys.executable) == python
+                ]
 
     def _imports(self, servers: Sequence[ServerKeys]) -> None:
         jobs: dict[Import, list[ServerKeys]] = {}
         for server in servers:
-            target = (
-                server.app if isinstance(server.app, str) else server.handlers if server.app is None else None
-            )
-            if target is None or server.command:
+            target = server.handlers if server.app is None else server.app
+            if not isinstance(target, str) or server.command:
                 continue
             job = Import(
                 python=server.python or sys.executable,
@@ -179,21 +172,18 @@ def _user(user: str) -> tuple[Findings, Findings]:
     import pwd
 
     name, _, group = user.partition(":")
-    found: Findings = []
-    account: Any = None
+    missing: Findings = []
+    hint, uid = "create it, or name another", -1
     try:
-        account = pwd.getpwnam(name)
+        uid = pwd.getpwnam(name).pw_uid
     except KeyError:
-        found.append(Finding(("user",), f"there is no user {name!r}", "create it, or name another", user))
-    if group:
-        try:
-            grp.getgrnam(group)
-        except KeyError:
-            found.append(
-                Finding(("user",), f"there is no group {group!r}", "create it, or name another", user)
-            )
-    if found or os.geteuid() in (0, account.pw_uid):
-        return found, []
+        missing.append(Finding(("user",), f"there is no user {name!r}", hint, user))
+    try:
+        _ = group and grp.getgrnam(group)
+    except KeyError:
+        missing.append(Finding(("user",), f"there is no group {group!r}", hint, user))
+    if missing or os.geteuid() in (0, uid):
+        return missing, []
     return [], [Finding(("user",), f"only root can run it as {name!r}", "start the pool as root", user)]
 
 
@@ -211,15 +201,13 @@ def check_tables(tables: Tables, env: Mapping[str, str]) -> tuple[list[Finding],
     return problems, [*warnings, *_unknown_secrets(tables, env)]
 
 
-def _dashboard(page: Dashboard, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
-    problems, warnings = list(_token(page, env)), list[Finding]()
-    if page.tls:
-        found, warnings = _certificates(page.tls, env, datetime.now(UTC))
-        problems += found
-    return (
-        [each._replace(path=("dashboard", *each.path)) for each in problems],
-        [each._replace(path=("dashboard", *each.path)) for each in warnings],
+def _dashboard(page: Dashboard, env: Mapping[str, str]) -> tuple[Findings, Findings]:
+    of_tls = _certificates(page.tls, env, datetime.now(UTC)) if page.tls else ([], [])
+    problems, warnings = (
+        [each._replace(path=("dashboard", *each.path)) for each in found]
+        for found in ([*_token(page, env), *of_tls[0]], of_tls[1])
     )
+    return problems, warnings
 
 
 def _token(page: Dashboard, env: Mapping[str, str]) -> Iterator[Finding]:
