@@ -17,6 +17,7 @@ from poolctl.platform import name_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, NoReturn
 
 _CHUNK_BYTES = 1024 * 1024
@@ -43,17 +44,25 @@ def main() -> None:
     try:
         while chunk := connection.recv(_CHUNK_BYTES):
             *questions, rest = (rest + chunk).split(b"\n")
-            answers = b""
-            for question in questions:
-                if len(question) > _LONG_BYTES:
-                    connection.sendall(
-                        answers
-                    )  # if this process is killed, the first unanswered question is the cause
-                    answers = b""
-                answers += json.dumps(answer(*json.loads(question))).encode() + b"\n"
-            connection.sendall(answers)
+            for answers in answered(questions):
+                connection.sendall(answers)
     except OSError:
         pass  # the client has closed the socket
+
+
+def answered(questions: list[bytes]) -> Iterator[bytes]:
+    """The answers, in pieces to be sent at once: no answer waits for a question that takes long."""
+    answers = b""
+    for question in questions:
+        if len(question) > _LONG_BYTES:
+            yield answers  # if this process is killed, the first unanswered question is the cause
+            answers = b""
+        found = answer(*json.loads(question))
+        answers += json.dumps(found).encode() + b"\n"
+        if found[1] == SLOW:
+            yield answers  # several in a row would look like a process that hangs
+            answers = b""
+    yield answers
 
 
 def answer(expressions: list[str], texts: list[str]) -> list[Any]:

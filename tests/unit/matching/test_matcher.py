@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from poolctl.matching import __main__ as process
 from poolctl.matching.matcher import TOO_SLOW, Answer, Matcher
 from tests.deadline import wait_until
 from tests.processes import is_alive
@@ -78,6 +80,16 @@ def test_a_slow_expression_is_given_up_and_other_questions_are_answered() -> Non
         assert matcher.pid == first
 
     run(scenario)
+
+
+def test_answer_does_not_wait_for_slow_expressions_that_follow() -> None:
+    questions = [json.dumps([[each], [HOSTILE]]).encode() for each in ("^a", SLOW, SLOW, "^a", "b$")]
+    before = signal.signal(signal.SIGPROF, process._end)
+    try:
+        pieces = list(process.answered(questions))
+    finally:
+        signal.signal(signal.SIGPROF, before)
+    assert [piece.count(b"\n") for piece in pieces] == [2, 1, 2]
 
 
 def test_a_long_text_that_keeps_signals_out_ends_the_process_and_only_that_question() -> None:
