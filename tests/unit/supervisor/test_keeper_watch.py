@@ -87,10 +87,11 @@ def test_a_keeper_that_answers_is_seldom_pinged(process: subprocess.Popen[bytes]
     async def scenario() -> None:
         scene = Scene(process)
         asyncio.get_running_loop().add_reader(scene.theirs.fileno(), scene.answer)
+        began = time.monotonic()
         await asyncio.sleep(3 * SILENT)
         assert scene.events == []
         assert scene.watch.problem == ""
-        assert scene.link.heard <= 3 * SILENT / ASK
+        assert scene.link.heard <= (time.monotonic() - began) / ASK + 1
         asyncio.get_running_loop().remove_reader(scene.theirs.fileno())
         scene.close()
 
