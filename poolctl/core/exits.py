@@ -24,8 +24,6 @@ from .state import Entry, Worker
 from .view import LEAVING, Phase
 from .workqueue import Workqueue
 
-# A stop counts as failed when the runner takes this much longer than the limit.
-_BEYOND_SECONDS = 10.0
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
 _FIXES = {
     errno.EMFILE: _MORE_FILES,
@@ -74,8 +72,7 @@ class Exits:
         limit = worker.config.stop_timeout if worker.stop_seconds is None else worker.stop_seconds
         worker.unstoppable = False
         try:
-            async with asyncio.timeout(limit + _BEYOND_SECONDS):
-                exit_ = await self._runner.stop(worker.placement, limit, replaced=replaced)
+            exit_ = await self._runner.stop(worker.placement, limit, replaced=replaced)
         except TimeoutError:
             worker.unstoppable = True
             message = f"could not be ended, not even by SIGKILL ({worker.placement.where})"

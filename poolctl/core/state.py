@@ -142,9 +142,10 @@ class Entry:
     @property
     def may_overlap(self) -> bool:
         """Whether two generations may run at once: neither the configuration nor a running worker forbids it."""
-        return self.config.may_overlap and all(
-            worker.config is self.config or worker.config.may_overlap for worker in self.workers.values()
-        )
+        for worker in self.workers.values():
+            if worker.config is not self.config and not worker.config.may_overlap:
+                return False
+        return self.config.may_overlap
 
     @property
     def is_disabled(self) -> bool:

@@ -19,7 +19,7 @@ from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
 from poolctl.core.view import LEAVING, Listener, Phase
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Runner
+from poolctl.runners.protocol import Placement, ReportingRunner, Runner
 from poolctl.states import State, Status
 
 from . import engine
@@ -77,6 +77,7 @@ class Handle:
         self.stops: set[Future] = set()  # those of them that stop it
         self.ending: set[Future] = set()  # what `Pool.join` awaits besides
         self.context: PoolContext | None = None  # which ends it
+        self.listening: tuple[ServerConfig, tuple[str, ...]] | None = None  # on which addresses
         self.furnished: list[
             tuple[ServerConfig, ServerConfig]
         ] = []  # what the core has, and the server's own
@@ -150,6 +151,18 @@ class Host:
         self.engine = on
         self._handles: dict[str, Handle] = {}  # by their names in the core
         self.core.listeners.add(self._changed)
+        if isinstance(runner, ReportingRunner):
+            runner.events = self
+
+    def expired(self, placement: Placement) -> None:
+        """See RunnerEvents."""
+        if entry := self.core.entries.get(placement.server):
+            self.core.renew(entry, placement.generation)
+
+    def idle(self, placement: Placement, idle: bool) -> None:
+        """See RunnerEvents."""
+        if entry := self.core.entries.get(placement.server):
+            self.core.idle(entry, placement.id, idle)
 
     def reserve(self, handle: Handle) -> str:
         """The name of the server in the core: its own, unless another server of that name runs on this runner."""
@@ -228,17 +241,19 @@ class Host:
         if view.desired.rests and not view.workers and handle.refusal is not None:
             return Observed(State.FAILED, message=handle.refusal.message)
         ready = [worker for worker in entry.workers.values() if worker.phase is Phase.READY]
-        endpoints: tuple[str, ...] = ()
-        if entry.listener is Listener.OPEN and entry.bound is not None:
-            endpoints = tuple(self.core.runner.endpoints(entry.bound.key))
+        probed = any(worker.config.health.probed for worker in ready)
+        if entry.listener is not Listener.OPEN or entry.bound is None:
+            handle.listening = None
+        elif handle.listening is None or handle.listening[0] is not entry.bound:
+            handle.listening = entry.bound, tuple(self.core.runner.endpoints(entry.bound.key))
         return Observed(
             state=view.state,
             ready=view.ready,
-            probed=any(worker.config.health.probed for worker in ready),
-            health=entry.health,
+            probed=probed,
+            health=entry.health if probed else Status.OK if view.ready else Status.UNKNOWN,
             message=_message(entry, view.state),
             pids=tuple(dict.fromkeys(entry.pids)),
-            endpoints=endpoints,
+            endpoints=handle.listening[1] if handle.listening is not None else (),
             ready_since=min(
                 (worker.ready_at for worker in ready if worker.ready_at is not None), default=None
             ),

@@ -18,7 +18,7 @@ from poolctl.keeper.background import in_background
 from . import withheld
 from .keeper_link import KeeperLink
 from .local.runner import LocalRunner
-from .protocol import Endpoints, Exit, Placement
+from .protocol import Endpoints, Exit, Placement, RunnerEvents
 
 _KEEPER_SECONDS = 10.0
 
@@ -31,6 +31,7 @@ class ProcessRunner:
     """
 
     def __init__(self, logs_directory: str | None = None) -> None:
+        self.events: RunnerEvents | None = None  # set before the first server is opened
         self._logs_directory = logs_directory
         self._started: asyncio.Task[LocalRunner] | None = None
         self._directory: str | None = None
@@ -182,7 +183,11 @@ class ProcessRunner:
         with theirs:
             # Not our child, so that nobody has to reap it; in a session of its own, away from our terminal.
             await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
-        runner = LocalRunner(link, directory, logs)
+        if self.events is None:
+            runner = LocalRunner(link, directory, logs)
+        else:
+            on_expired, on_idle = self.events.expired, self.events.idle
+            runner = LocalRunner(link, directory, logs, on_expired=on_expired, on_idle=on_idle)
         async with asyncio.timeout(_KEEPER_SECONDS):
             said = await hello
         runner.children.keeper_pid = int(said["pid"])

@@ -12,12 +12,22 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
 
-__all__ = ["IMPORTS_PER_CPU", "Endpoints", "Exit", "Placement", "Runner", "WorkerFailed", "app_state"]
+__all__ = [
+    "IMPORTS_PER_CPU",
+    "Endpoints",
+    "Exit",
+    "Placement",
+    "ReportingRunner",
+    "Runner",
+    "RunnerEvents",
+    "WorkerFailed",
+    "app_state",
+]
 
 # More imports at once than that only wait for each other.
 IMPORTS_PER_CPU = 2
@@ -112,6 +122,25 @@ class WorkerFailed(Exception):
 
 def _worker_failed(message: str, hint: str, exit: Exit | None) -> WorkerFailed:
     return WorkerFailed(message, hint=hint, exit=exit)
+
+
+class RunnerEvents(Protocol):
+    """What a runner reports by itself. Exits are not here: `watch` returns them."""
+
+    def expired(self, placement: Placement) -> None:
+        """The worker has served its `max_requests`, and should be replaced."""
+        ...
+
+    def idle(self, placement: Placement, idle: bool) -> None:
+        """The worker has had no traffic for the time given to `idle_after`, or has some again."""
+        ...
+
+
+@runtime_checkable
+class ReportingRunner(Protocol):
+    """A runner that reports by itself to its `events`, which are set before its first server is opened."""
+
+    events: RunnerEvents | None
 
 
 class Runner(Protocol):
@@ -222,7 +251,8 @@ class Runner(Protocol):
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """Ask it to end, wait that long, then kill it. Idempotent: a worker that has ended gives its exit.
 
-        `replaced`: another worker comes, and connections wait for it where they can.
+        Raises TimeoutError when it does not end even then. `replaced`: another worker comes, and connections wait for
+        it where they can.
         """
         ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import Any
 
@@ -163,6 +165,43 @@ def test_several_workers_share_one_address_and_are_all_replaced(make_pool: Any, 
     wait_until(lambda: site.history.count("web has stopped") == 3)
     assert site.history.count("web has started") == 6
     assert site.instance("web")
+
+
+def test_a_server_that_may_sleep_wakes_at_a_request_and_sleeps_again_where_that_saves_a_process(
+    make_pool: Any, site: Site
+) -> None:
+    pool = make_pool(site.server("web", scale={"min": 0, "idle": "200ms"}))
+    assert pool.start() == {}
+    assert pool.item("web")["state"] == "sleeping"
+    assert site.instance("web")
+    wait_until(lambda: pool.item("web")["state"] in ("running", "draining", "sleeping"))
+    if pool.runs_programs:
+        wait_until(lambda: pool.item("web")["state"] == "sleeping")
+        wait_until(lambda: site.history.count("web has stopped") == 1)
+        assert site.instance("web")
+    assert pool.stop() == {}
+    with pytest.raises(ConnectionRefusedError):
+        site.instance("web")
+
+
+def test_a_worker_that_is_killed_is_replaced_as_the_restart_policy_says(make_pool: Any, site: Site) -> None:
+    pool = make_pool(site.server("web", restart="on-failure"), site.server("db"), programs=True)
+    assert pool.start() == {}
+    (web,), (db,) = pool.item("web")["pids"], pool.item("db")["pids"]
+    os.kill(web, signal.SIGKILL)
+    os.kill(db, signal.SIGKILL)
+    wait_until(lambda: pool.item("web")["ready"] and pool.item("web")["pids"] != [web])
+    wait_until(lambda: pool.item("db")["state"] == "failed")
+    assert site.instance("web")
+
+
+def test_a_worker_that_has_served_its_requests_is_replaced_and_nothing_is_refused(
+    make_pool: Any, site: Site
+) -> None:
+    pool = make_pool(site.server("web", http={"max_requests": 2}), programs=True)
+    assert pool.start() == {}
+    assert len({site.instance("web") for _ in range(20)}) > 1
+    wait_until(lambda: pool.item("web")["ready"])
 
 
 def test_stop_ends_a_server_that_is_still_starting(make_pool: Any, site: Site) -> None:

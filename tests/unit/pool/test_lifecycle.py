@@ -23,7 +23,6 @@ from poolctl import (
     Status,
 )
 from poolctl.clock import ManualClock
-from poolctl.core import exits
 from poolctl.pool import engine
 from poolctl.runners.protocol import Exit
 from tests.deadline import wait_until
@@ -210,8 +209,7 @@ def test_a_server_that_may_sleep_wakes_at_a_request_and_is_stopped_asleep() -> N
     assert only(pool).state is State.STOPPED
 
 
-def test_a_worker_that_cannot_be_ended_is_a_pool_stop_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exits, "_BEYOND_SECONDS", 0.05)
+def test_a_worker_that_cannot_be_ended_is_a_pool_stop_error() -> None:
     runner = ScriptedRunner()
     runner.deaf = {"a"}
     pool = made(runner, config("a"), config("b"))
@@ -231,20 +229,31 @@ def test_a_worker_that_cannot_be_ended_is_a_pool_stop_error(monkeypatch: pytest.
     assert pool[config("a").bind].state is State.STOPPED
 
 
-def test_join_tells_of_what_could_not_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exits, "_BEYOND_SECONDS", 0.2)
+def test_join_raises_what_could_not_be_ended() -> None:
     runner = ScriptedRunner()
-    runner.deaf = {"a"}
+    runner.deaf, runner.may_stop = {"a"}, asyncio.Event()
     pool = made(runner, config("a", stop_timeout=0))
     pool.start_sync()
     server = only(pool)
-    pool.clean()
+
+    async def clean_and_join() -> None:
+        pool.clean()
+        joining = asyncio.ensure_future(pool.join())
+        await asyncio.sleep(0)  # it has begun
+        assert runner.may_stop is not None
+        engine.submit(_set(runner.may_stop))
+        await joining
+
     with pytest.raises(PoolStopError) as caught:
-        pool.join_sync()
+        asyncio.run(clean_and_join())
     assert "a: could not be ended" in str(caught.value)
     runner.deaf.clear()
     server.stop_sync()
     asyncio.run(pool.join())
+
+
+async def _set(event: asyncio.Event) -> None:
+    event.set()
 
 
 def test_the_timeout_of_a_stop_is_when_workers_are_killed() -> None:
