@@ -61,17 +61,11 @@ def _take_over(descriptor: int, status: os.stat_result, target: str) -> None:
     if (mine.st_uid, mine.st_gid) != (status.st_uid, status.st_gid):
         os.fchown(descriptor, status.st_uid, status.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-    # Access lists and labels, where the file system has them and allows it.
-    for attribute in _attributes(target):
-        with contextlib.suppress(OSError):
-            os.setxattr(descriptor, attribute, os.getxattr(target, attribute))
-
-
-def _attributes(target: str) -> list[str]:
-    try:
-        return os.listxattr(target)
-    except (OSError, AttributeError):
-        return []
+    # Access lists and labels, where the file system has them and allows it; only Linux has these functions.
+    with contextlib.suppress(OSError, AttributeError):
+        for attribute in os.listxattr(target):
+            with contextlib.suppress(OSError):
+                os.setxattr(descriptor, attribute, os.getxattr(target, attribute))
 
 
 def _same(target: str, held: int, before: str) -> bool:

@@ -107,9 +107,8 @@ def _json(text: str, message: str, start: int) -> Found:
     if not text.strip():
         return 0, "the file is empty", 'write { "server": [ … ] }'
     if not text[start:].strip():
-        closing = "".join(
-            "]" if text[at] == "[" else "}" for at in reversed(_open_brackets(text, "json")[-20:])
-        )
+        opened = "".join(text[at] for at in reversed(_open_brackets(text, "json")[-20:]))
+        closing = opened.replace("[", "]").replace("{", "}")
         return len(before), "the file ends before all is closed", f"write {closing} at its end"
     if message.startswith(("Expecting value", "Expecting property name", "Illegal trailing comma")):
         comma = len(before) - 1 if before.endswith(",") else start
@@ -140,9 +139,8 @@ def yaml_error(text: str, error: Any) -> ParseError:
         message = f"a text cannot begin with {sign!r}"
         if sign != "\t":
             hint = 'put it in quotes: "…"'
-    return (
-        ParseError(message, mark.line + 1, mark.column + 1, hint) if mark else ParseError(message, hint=hint)
-    )
+    line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+    return ParseError(message, line, column, hint)
 
 
 def _unquoted(text: str, start: int, *, json: bool = False) -> Found:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from poolctl.config.model.other_tools import fix_of
 from poolctl.config.model.problems import Finding, Path, printable, shown, unreported
-from poolctl.config.model.values import (
+from poolctl.config.model.value_types import (
     METHOD_PATTERN,
     NAME_PATTERN,
     PATH_PATTERN,

@@ -59,9 +59,8 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: tupl
             return "${"
         inside = _inside.fullmatch(match[1])
         if not match[2] or inside is None or "${" in (inside[2] or ""):
-            findings.append(
-                Finding(path, f"{match[0]!r} is no reference", allowed=ALLOWED, hint=f"write {ALLOWED}")
-            )
+            message = f"{match[0]!r} is no reference"
+            findings.append(Finding(path, message, f"write {ALLOWED}", allowed=ALLOWED))
             return ""
         name, default = inside[1], inside[2]
         found = env.get(name)
@@ -69,14 +68,11 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: tupl
             return found
         if default is not None:
             return default
-        findings.append(
-            Finding(
-                path,
-                f"the environment variable {name} is not set",
-                hint=f"set it, or give a default: ${{{name}:-…}}",
-                found=match[0],
-            )
+        message, hint = (
+            f"the environment variable {name} is not set",
+            f"set it, or give a default: ${{{name}:-…}}",
         )
+        findings.append(Finding(path, message, hint, match[0]))
         return ""
 
     result = _reference.sub(replaced, text)

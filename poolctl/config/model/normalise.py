@@ -13,7 +13,7 @@ from typing import Any
 from poolctl import address
 from poolctl.config.model import MOST_WORKERS
 from poolctl.config.model.problems import Finding, shown
-from poolctl.config.model.values import number_from_environment
+from poolctl.config.model.value_types import number_from_environment
 
 # Fields of ServerConfig that are no keys of a file.
 INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose", "origins"})

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from poolctl.config.model.rules import app_findings
 from poolctl.config.model.sections import Section
-from poolctl.config.model.values import BadValue, Name
+from poolctl.config.model.value_types import BadValue, Name
 
 PORT_RANGE_ALLOWED = '"FIRST-LAST", ports from 1 to 65535'
 

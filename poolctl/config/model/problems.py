@@ -60,21 +60,15 @@ class Problem(ServerError):
         allowed: str = "",
     ) -> None:
         message, hint, found = _without_secrets(place.key, message, hint, found)
-        super().__init__(
-            message,
-            name=name,
-            bind=bind,
-            hint=hint,
-            code=PoolValidateError.code,
-            error=PoolValidateError.error,
-        )
+        code, error = PoolValidateError.code, PoolValidateError.error
+        super().__init__(message, name=name, bind=bind, hint=hint, code=code, error=error)
         self.file, self.line, self.column, self.key = place
         self.found = found
         self.allowed = allowed
 
     @property
     def place(self) -> Place:
-        """Where it is."""
+        """Its position in a file."""
         return Place(self.file, self.line, self.column, self.key)
 
     def __str__(self) -> str:
@@ -85,14 +79,7 @@ class Problem(ServerError):
 
     def to_dict(self) -> dict[str, Any]:
         """The problem as the JSON of the command line shows it."""
-        return super().to_dict() | {
-            "file": self.file,
-            "line": self.line,
-            "column": self.column,
-            "key": self.key,
-            "found": self.found,
-            "allowed": self.allowed,
-        }
+        return super().to_dict() | self.place._asdict() | {"found": self.found, "allowed": self.allowed}
 
 
 def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str, str, str]:
@@ -109,15 +96,9 @@ def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str
 def problem_of(finding: Finding, place: Place | None = None, *, name: str = "", bind: str = "") -> Problem:
     """A finding as a problem of a server, at its place in a file if it is in one."""
     key = (place.key if place else "") or dotted(finding.path)
-    return Problem(
-        finding.message,
-        place=(place or NOWHERE)._replace(key=key),
-        name=name,
-        bind=bind,
-        hint=finding.hint,
-        found=finding.found,
-        allowed=finding.allowed,
-    )
+    _, message, hint, found, allowed = finding
+    place = (place or NOWHERE)._replace(key=key)
+    return Problem(message, place=place, name=name, bind=bind, hint=hint, found=found, allowed=allowed)
 
 
 def dotted(path: Path) -> str:
@@ -148,14 +129,10 @@ def shown(value: object) -> str:
     if isinstance(value, str):
         cut = value[:SHOWN_CHARACTERS]
         return repr(cut) + ("…" if len(value) > SHOWN_CHARACTERS else "")
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, (list, tuple)):
-        return "a list"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "null"
+    if isinstance(value, (dict, list, tuple)):
+        return "a table" if isinstance(value, dict) else "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int) and value.bit_length() > 200:
         return "a very large number"
     try:

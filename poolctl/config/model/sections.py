@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from poolctl.config.model.explain import findings_of, reset_suggestions
 from poolctl.config.model.problems import Finding, problem_of
-from poolctl.config.model.values import (
+from poolctl.config.model.value_types import (
     EMPTY,
     Argument,
     AtLeastOne,

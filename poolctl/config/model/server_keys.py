@@ -27,7 +27,7 @@ from poolctl.config.model.sections import (
     TLSConfig,
     refuse,
 )
-from poolctl.config.model.values import (
+from poolctl.config.model.value_types import (
     EMPTY,
     Argument,
     BadValue,

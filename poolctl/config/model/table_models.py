@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from poolctl.address import AddressError, parse
 from poolctl.config.model.sections import Section, TLSConfig
-from poolctl.config.model.values import (
+from poolctl.config.model.value_types import (
     Argument,
     BadValue,
     Duration,
