@@ -206,7 +206,7 @@ _poolctl() {
             ;;
         remove)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --no-deps --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

@@ -134,6 +134,8 @@ SAVE = flag("save", "--save", help="Also write the change to the file, keeping i
 SAVE_DRY_RUN = flag(
     "dry_run", "--dry-run", help="Print what --save would write, change nothing; exit 3 on a difference."
 )
+# Of changes that hold until a reload, unless they are saved.
+SAVED_CHANGE = (OUTPUT, TIMEOUT, NO_WAIT, SAVE, SAVE_DRY_RUN)
 FOLLOW = flag("follow", "-f", "--follow", help="Keep following new lines.")
 SINCE = Option(
     "since", "--since", metavar="TIME", help='Not older than "10m", or than an ISO 8601 time.'

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -203,12 +204,23 @@ def _usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
         return UsageError(f"{verb} is not available in this version of poolctl", hint="poolctl -h")
     hint = f"poolctl {verb} -h" if verb and "command" not in message else "poolctl -h"
     message, _, guess = message.partition("Did you mean")
-    if near and hasattr(error, "option_name"):
+    if moved := _after_command(str(getattr(error, "option_name", "")), words):
+        hint = f"options come after the command: {moved}"
+    elif near and hasattr(error, "option_name"):
         hint = f"did you mean {_nearest(str(error.option_name), near)}?"
     elif guess:
         hint = f"did you mean{guess.rstrip(' ?)')}?"
     message = message.partition(" (Possible options")[0].rstrip(" (.")
     return UsageError(message[:1].lower() + message[1:], hint=hint)
+
+
+def _after_command(option: str, words: Sequence[str]) -> str:
+    """The command line with the option after the command that has it; "" for an option in its place."""
+    at = next((at for at, word in enumerate(words) if commands.command_named(word)), 0)
+    command = commands.command_named(words[at])
+    if not at or command is None or not any(option in each.spellings for each in command.options):
+        return ""
+    return shlex.join(["poolctl", *words[at:], *words[:at]])
 
 
 def _nearest(typed: str, near: Sequence[str]) -> str:

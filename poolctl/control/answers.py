@@ -192,7 +192,7 @@ class DashboardResult(Result):
     dashboard: DashboardLink | None = None
 
 
-class TestDelivery(Value):
+class ReceiverResult(Value):
     """What came of a test notification to one receiver; `message` is the reason of a failure."""
 
     name: str
@@ -205,7 +205,7 @@ class NotifyResult(Result):
 
     PRINTED: ClassVar[tuple[str, ...]] = ("receivers",)
 
-    receivers: tuple[TestDelivery, ...] | None = None
+    receivers: tuple[ReceiverResult, ...] | None = None
 
 
 class ProbeResult(Value):
@@ -317,7 +317,7 @@ class Stats(Value):
 class Measured(Item):
     """A server with its figures."""
 
-    stats: Stats | None = None
+    stats: Stats
 
 
 class StatsResult(Result):

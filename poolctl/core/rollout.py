@@ -72,8 +72,8 @@ class Rollout:
         hint = failure.hint
         if entry.config.command and not entry.config.binds_itself and _finds_address_taken(lines):
             hint = f"{OWN_SOCKET}; {hint}"
-        if len(lines) == 1 and failure.message.endswith(lines[0].rpartition("Error: ")[2]):
-            lines = []  # the message says it already
+        if lines and failure.message.endswith(lines[-1].rpartition("Error: ")[2]):
+            lines = lines[:-1]  # the message says it already
         message = "\n    ".join([failure.message, *lines])
         described = ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
         described.__cause__ = failure.__cause__

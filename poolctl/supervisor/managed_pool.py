@@ -42,7 +42,7 @@ from .takeover.adopt_workers import adopt, inherited
 from .takeover.keeper_watch import KeeperWatch
 from .takeover.orphans import take_in, take_in_late
 from .takeover.state_store import StateStore
-from .verbs.verbs import CHANGING, Verbs
+from .verbs.verbs import Verbs, modules
 
 if TYPE_CHECKING:
     from .systemd import Service
@@ -174,7 +174,7 @@ class ManagedPool:
     async def _answer(self, listener: socket.socket, deferred: DeferredImports) -> None:
         self._verbs = Verbs(self.core, self.events, self, self._configuration)
         await self._observers.add_verbs(self._verbs, deferred)
-        deferred.add(CHANGING, self._verbs.complete)
+        deferred.add(modules(), self._verbs.complete)
         deferred.add(("takeover.replace_keeper",))
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:

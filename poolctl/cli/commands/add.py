@@ -10,18 +10,7 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.cli.command import (
-    CHANGES,
-    FILES,
-    LIST,
-    NO_WAIT,
-    OUTPUT,
-    SAVE,
-    SAVE_DRY_RUN,
-    TIMEOUT,
-    Command,
-    Option,
-)
+from poolctl.cli.command import CHANGES, FILES, LIST, SAVED_CHANGE, Command, Option
 from poolctl.cli.command_request import CommandRequest, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -48,11 +37,7 @@ COMMAND = Command(
     Option(
         "file", "-f", "--file", metavar="FILE", completes=FILES, help="Add the servers of this file instead."
     ),
-    OUTPUT,
-    TIMEOUT,
-    NO_WAIT,
-    SAVE,
-    SAVE_DRY_RUN,
+    SAVED_CHANGE,
     section=CHANGES,
     examples=(
         "poolctl add docs --bind 127.0.0.1:8083 --app docs.main:app --set workers=2",

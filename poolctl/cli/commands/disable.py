@@ -3,16 +3,7 @@
 from __future__ import annotations
 
 from poolctl.cli.changes.live_change import change
-from poolctl.cli.command import (
-    CHANGES,
-    EXPLICIT_SELECTION,
-    NO_WAIT,
-    OUTPUT,
-    SAVE,
-    SAVE_DRY_RUN,
-    TIMEOUT,
-    Command,
-)
+from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, SAVED_CHANGE, Command
 from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.plural import servers
@@ -26,11 +17,7 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "Stop servers, and keep them stopped until enabled.",
     EXPLICIT_SELECTION,
-    OUTPUT,
-    TIMEOUT,
-    NO_WAIT,
-    SAVE,
-    SAVE_DRY_RUN,
+    SAVED_CHANGE,
     section=CHANGES,
     examples=("poolctl disable users --save  also after the next start",),
 )

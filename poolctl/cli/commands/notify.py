@@ -9,7 +9,7 @@ from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask_for
-from poolctl.control.answers import NotifyResult, TestDelivery
+from poolctl.control.answers import NotifyResult, ReceiverResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
 
@@ -52,7 +52,7 @@ def _alone(pool: PoolRef, names: list[str]) -> NotifyResult:
     name = config.settings.name or os.path.basename(os.path.dirname(pool.files[0]))
     found = asyncio.run(send_test(chosen, FixedFacts(name, os.environ, os.path.dirname(pool.files[0]))))
     receivers = [
-        TestDelivery(name=label, ok=not problem, message=problem) for label, problem in found.items()
+        ReceiverResult(name=label, ok=not problem, message=problem) for label, problem in found.items()
     ]
     return NotifyResult(
         errors=tuple(error(FAILED, f"{each.name}: {each.message}") for each in receivers if not each.ok),

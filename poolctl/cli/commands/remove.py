@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 from poolctl.cli.changes.live_change import change
-from poolctl.cli.command import (
-    CHANGES,
-    EXPLICIT_SELECTION,
-    NO_DEPS,
-    NO_WAIT,
-    OUTPUT,
-    SAVE,
-    SAVE_DRY_RUN,
-    TIMEOUT,
-    Command,
-)
+from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, NO_DEPS, SAVED_CHANGE, Command
 from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome
 
@@ -26,12 +16,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "Stop servers, and take them out of the pool.",
     EXPLICIT_SELECTION,
-    OUTPUT,
-    TIMEOUT,
-    NO_WAIT,
+    SAVED_CHANGE,
     NO_DEPS,
-    SAVE,
-    SAVE_DRY_RUN,
     section=CHANGES,
     examples=("poolctl remove docs --save    from the running pool and from its file",),
 )

@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 from poolctl.cli.changes.live_change import change
-from poolctl.cli.command import (
-    CHANGES,
-    EXPLICIT_SELECTION,
-    NO_WAIT,
-    OUTPUT,
-    SAVE,
-    SAVE_DRY_RUN,
-    TIMEOUT,
-    Command,
-    targets,
-)
+from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, SAVED_CHANGE, Command, targets
 from poolctl.cli.command_request import CommandRequest, saves
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.plural import servers
@@ -29,11 +19,7 @@ COMMAND = Command(
     "Change the number of workers: scale web 4.",
     targets("TARGET… N", "Names or addresses, then the number."),
     EXPLICIT_SELECTION[1:],
-    OUTPUT,
-    TIMEOUT,
-    NO_WAIT,
-    SAVE,
-    SAVE_DRY_RUN,
+    SAVED_CHANGE,
     section=CHANGES,
     examples=(
         "poolctl scale users 4         until the next reload",

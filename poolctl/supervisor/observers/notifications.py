@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
-from poolctl.control.answers import NotifyResult, TestDelivery
+from poolctl.control.answers import NotifyResult, ReceiverResult
 from poolctl.control.messages import Document, failure
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
@@ -119,7 +119,7 @@ class Notifications:
             failure(PoolMonitorError, f"{label}: {problem}") for label, problem in found.items() if problem
         )
         receivers = tuple(
-            TestDelivery(name=label, ok=not problem, message=problem) for label, problem in found.items()
+            ReceiverResult(name=label, ok=not problem, message=problem) for label, problem in found.items()
         )
         return NotifyResult(errors=errors, exit_code=FAILED if errors else 0, receivers=receivers)
 

@@ -21,6 +21,7 @@ from .open_file_limit import ensure_open_files, size
 from .operation import Operation, with_dependents
 from .reports import Reports
 from .selection import Selection
+from .verb import Verb, VerbContext
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
 _RUNS = frozenset({"running", "draining"})
@@ -189,3 +190,17 @@ def _cannot_have(config: ServerConfig, workers: int) -> ServerError | None:
         code=PoolStartError.code,
         error=PoolStartError.error,
     )
+
+
+def verbs(context: VerbContext) -> dict[str, Verb]:
+    """The verbs of this file."""
+    live = OverrideVerbs(context.core, context.configuration)
+    return {
+        "scale": live.scale,
+        "drain": live.drain,
+        "undrain": live.undrain,
+        "enable": live.enable,
+        "disable": live.disable,
+        "add": live.add,
+        "remove": live.remove,
+    }

@@ -19,6 +19,7 @@ from poolctl.pool.select import Selector
 from ..daemon import Daemon
 from .diff import Kind
 from .reload import Reload
+from .verb import Verb, VerbContext
 
 # The next version reads configurations from the files again; overrides, such as the number of workers, are handed on.
 _HANDED_ON = Kind.OVERRIDE.value
@@ -109,3 +110,10 @@ def _is_lost(change: PlannedChange) -> bool:
 
 def _refused(message: str, hint: str) -> Result:
     return Result(errors=(failure(PoolRestartError, message, hint),), exit_code=CONFLICT)
+
+
+def verbs(context: VerbContext) -> dict[str, Verb]:
+    """This verb, and reload, whose plan it asks for: one at a time."""
+    reload = Reload(context.core, context.events, context.configuration)
+    upgrade = Upgrade(context.configuration.files, reload, context.daemon)
+    return {"reload": reload.reload, "upgrade": upgrade.upgrade}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import os
 from functools import partial
+from importlib import import_module
 
 from poolctl.control.answers import ErrorEntry, PingResult, Result
 from poolctl.control.messages import PROTOCOL, Document
@@ -22,13 +23,11 @@ from .lifecycle import Lifecycle
 from .open_file_limit import TooManyOpenFiles
 from .reading import Reading
 from .selection import NothingMatched, Selection
+from .verb import Verb, VerbContext
 
-# The modules of the verbs that no start needs.
-CHANGING = ("verbs.diff", "verbs.overrides", "verbs.reload", "verbs.upgrade")
+_PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,)}
-
-Verb = Callable[[Selector, Document, Progress], Awaitable[Result]]
 
 
 class Verbs:
@@ -46,9 +45,8 @@ class Verbs:
         self.used = False
         reading = Reading(core, daemon)
         lifecycle = Lifecycle(core, daemon, configuration)
-        self._rest: Callable[[], dict[str, Verb]] | None = partial(
-            _changing, core, events, daemon, configuration
-        )
+        self._context = VerbContext(core, events, daemon, configuration)
+        self._is_complete = False
         self.event_stream = EventStream(core, events)
         self._audit = Audit(events)
         self._selection = Selection(core)
@@ -68,9 +66,12 @@ class Verbs:
 
     def complete(self) -> None:
         """Load the verbs that no start needs; a request for one of them loads them before."""
-        if self._rest is not None:
-            rest, self._rest = self._rest, None
-            self._verbs = rest() | self._verbs
+        if not self._is_complete:
+            self._is_complete = True
+            for name in modules():
+                module = import_module(f"poolctl.supervisor.{name}")
+                if hasattr(module, "verbs"):
+                    self._verbs = module.verbs(self._context) | self._verbs
 
     def add(self, name: str, verb: Verb) -> None:
         """Add another verb."""
@@ -128,29 +129,11 @@ def _options(body: Document) -> Document:
     return options
 
 
-def _changing(
-    core: Core,
-    events: Events,
-    daemon: Daemon,
-    configuration: ActiveConfiguration,
-) -> dict[str, Verb]:
-    from .overrides import OverrideVerbs
-    from .reload import Reload
-    from .upgrade import Upgrade
-
-    reload = Reload(core, events, configuration)
-    live = OverrideVerbs(core, configuration)
-    return {
-        "reload": reload.reload,
-        "scale": live.scale,
-        "drain": live.drain,
-        "undrain": live.undrain,
-        "enable": live.enable,
-        "disable": live.disable,
-        "add": live.add,
-        "remove": live.remove,
-        "upgrade": Upgrade(configuration.files, reload, daemon).upgrade,
-    }
+def modules() -> list[str]:
+    """The files of this package, by their names below `poolctl.supervisor`."""
+    paths = import_module(_PACKAGE).__path__
+    names = {name.removesuffix(".py") for path in paths for name in os.listdir(path) if name.endswith(".py")}
+    return [f"verbs.{name}" for name in sorted(names - {"__init__"})]
 
 
 async def _no_gateway(selector: Selector, options: Document, progress: Progress) -> Result:

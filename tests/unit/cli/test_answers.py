@@ -7,6 +7,32 @@ from typing import Any
 
 import pytest
 
+from poolctl.control.answers import (
+    DashboardLink,
+    DashboardResult,
+    Details,
+    ErrorEntry,
+    Item,
+    LiveChanges,
+    Measured,
+    Monitored,
+    NotifyResult,
+    Observed,
+    PlannedChange,
+    ProbeResult,
+    ReceiverResult,
+    ReloadResult,
+    Result,
+    ShowResult,
+    Stats,
+    StatsHistory,
+    StatsResult,
+    StatusResult,
+    Summary,
+    WorkerDetails,
+    WorkerStats,
+)
+from poolctl.values import Value
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -67,3 +93,92 @@ def test_notify_reports_each_receiver(poolctl: Command, directory: Path) -> None
     assert [list(each) for each in document["receivers"]] == [["name", "ok", "message"]] * 2
     assert [each["ok"] for each in document["receivers"]] == [True, False]
     assert document["errors"][0]["message"].startswith("bad: ")
+
+
+FIELDS: dict[type[Value], list[str]] = {
+    Item: SERVER,
+    ErrorEntry: ["code", "error", "name", "bind", "message", "hint"],
+    Summary: [
+        "name", "files", "version", "protocol", "python", "supervisor_pid", "keeper_pid", "servers", "should_run",
+        "ready", "states", "health",
+    ],
+    PlannedChange: ["name", "bind", "change", "keys", "message"],
+    ReceiverResult: ["name", "ok", "message"],
+    DashboardLink: ["url", "token"],
+    Details: [
+        *SERVER, "overrides", "endpoints", "generation", "worker_list", "complaint", "preload_problem",
+        "certificate_expires", "failure", "config", "origin",
+    ],
+    WorkerDetails: ["id", "pid", "where", "phase", "health", "resting", "probes"],
+    ProbeResult: ["kind", "status", "message", "latency_seconds"],
+    Measured: [*SERVER, "stats"],
+    Stats: [
+        "requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
+        "connections", "connections_total", "websockets", "latency_p50_seconds", "latency_p99_seconds", "memory_bytes",
+        "cpu_percent", "loop_lag_seconds", "wakes_total", "restarts_total", "counted", "history", "workers",
+    ],
+    StatsHistory: ["interval_seconds", "requests_per_second", "latency_p99_seconds", "memory_bytes"],
+    WorkerStats: ["id", "pid", "phase", "memory_bytes", "cpu_percent", "loop_lag_seconds"],
+    LiveChanges: [],
+    Monitored: [*SERVER, "monitor"],
+    Observed: [
+        "status", "latency_seconds", "uptime_seconds", "downtime_seconds", "rise_seconds", "fall_seconds", "rises",
+        "falls", "sli", "message",
+    ],
+}  # fmt: skip
+# Left out of a document where there is nothing to say.
+OPTIONAL: dict[type[Value], list[str]] = {
+    Item: ["address"],
+    ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
+    Summary: ["calm", "keeper_problem", "not_served"],
+    WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],
+    LiveChanges: ["workers", "disabled", "drained", "added"],
+}
+# Of each command that a supervisor answers: the verb's answer, and what its document has besides items and errors.
+ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
+    **dict.fromkeys(
+        ["list", "start", "stop", "restart", "wait", "enable a", "disable a", "drain a", "undrain a", "scale a 2",
+         "remove a", "routes", "hosts", "logs --reopen"], (Result, []),
+    ),
+    "status": (StatusResult, ["summary"]),
+    "show": (ShowResult, []),
+    "metrics": (StatsResult, []),
+    "reload": (ReloadResult, ["changes"]),
+    "dashboard": (DashboardResult, ["dashboard"]),
+    "notify test": (NotifyResult, ["receivers"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_a_value_has_the_fields_of_its_document(kind: type[Value]) -> None:
+    optional = OPTIONAL.get(kind, OPTIONAL[Item] if issubclass(kind, Item) else [])
+    assert sorted(kind.annotations) == sorted([*FIELDS[kind], *optional])
+    assert list(kind.from_json({}).to_json()) == [name for name in kind.annotations if name in FIELDS[kind]]
+
+
+@pytest.mark.parametrize("command", ANSWERS)
+def test_a_commands_document_has_the_fields_of_its_answer(
+    poolctl: Command, supervised: Supervised, command: str
+) -> None:
+    kind, extras = ANSWERS[command]
+    everything = {
+        "summary": {},
+        "changes": [{}],
+        "dashboard": {"url": "http://a", "token": "t"},
+        "receivers": [{}],
+    }
+    error = {"code": 1, "message": "no"}
+    errors = [] if kind is ShowResult else [error]  # there is nothing to fail at
+    with supervised(always(item("a"), errors=errors, **everything)):
+        document = poolctl(*command.split(), "-o", "json").json
+    assert list(document) == ["schema", *extras, "items", "errors"]
+    (found,) = document["items"]
+    element = {ShowResult: Details, StatsResult: Measured}.get(kind, Item)
+    assert sorted(found) == sorted(FIELDS[element])
+    assert [sorted(each) for each in document["errors"]] == [sorted(FIELDS[ErrorEntry])] * len(errors)
+    for name, inner in (("summary", Summary), ("dashboard", DashboardLink)):
+        if name in extras:
+            assert sorted(document[name]) == sorted(FIELDS[inner])
+    for name, inner in (("changes", PlannedChange), ("receivers", ReceiverResult)):
+        if name in extras:
+            assert sorted(document[name][0]) == sorted(FIELDS[inner])

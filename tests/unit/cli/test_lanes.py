@@ -169,6 +169,7 @@ def test_words_after_two_hyphens_are_the_users_command() -> None:
 
 
 Complaint = Callable[[list[str]], Any]
+MOVED = "options come after the command: poolctl"
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,8 @@ Complaint = Callable[[list[str]], Any]
         (["list", "--heal"], "no such option: --heal", "did you mean --health?"),
         (["list", "--zzz"], "no such option: --zzz", "poolctl list -h"),
         (["list", "--tag"], "option '--tag' requires an argument", "poolctl list -h"),
+        (["-o", "json", "validate"], "no such option: -o", f"{MOVED} validate -o json"),
+        (["-c", "a b", "-n", "3", "logs", "x"], "no such option: -n", f"{MOVED} logs x -c 'a b' -n 3"),
         (["filter"], "missing argument 'FIELD'", "poolctl filter -h"),
         (["version", "x"], "got unexpected extra argument(s) (x)", "poolctl version -h"),
         (["list", "--not=1"], "option '--not' does not take a value", "poolctl list -h"),

@@ -39,7 +39,9 @@ def test_steps_are_taken_in_order_with_other_work_between_them() -> None:
 
 
 def test_a_start_imports_none_of_it_and_afterwards_all_of_it_is_there() -> None:
-    names = [*health.MODULES, *observers.METRICS_MODULES, *verbs.CHANGING, "takeover.replace_keeper"]
+    changing = ["verbs.diff", "verbs.overrides", "verbs.reload", "verbs.upgrade"]
+    assert set(changing) <= set(verbs.modules())
+    names = [*health.MODULES, *observers.METRICS_MODULES, *changing, "takeover.replace_keeper"]
     whole = [name if name.startswith("poolctl.") else f"poolctl.supervisor.{name}" for name in names]
     look = f"""
 import sys

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl.runners.protocol import Exit
+from poolctl.supervisor import verbs
 from tests.unit.pool.scripted_runner import BREAKS, FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -301,3 +304,35 @@ def test_a_long_chain_of_dependencies_and_a_dense_one_fail_at_once() -> None:
 
     run(scenario())
     run(dense())
+
+
+GREET = """
+from __future__ import annotations
+
+from poolctl.control.answers import Result
+
+
+class Greeting(Result):
+    words: tuple[str, ...] = ()
+
+
+def verbs(context):
+    async def greet(selector, options, progress):
+        return Greeting(words=tuple(f"hello {name}" for name in context.core.entries))
+
+    return {"greet": greet}
+"""
+
+
+def test_a_new_verb_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "greet.py").write_text(GREET)
+    monkeypatch.setattr(verbs, "__path__", [*verbs.__path__, str(tmp_path)])
+
+    async def scenario() -> None:
+        answer = await Desk(web("a"), web("b")).ask("greet")
+        assert (answer["schema"], answer["words"]) == (1, ["hello a", "hello b"])
+
+    try:
+        run(scenario())
+    finally:
+        sys.modules.pop("poolctl.supervisor.verbs.greet", None)
