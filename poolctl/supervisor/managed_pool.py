@@ -58,7 +58,7 @@ _SIGNALLED = 128
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Process(Protocol):
+class HostProcess(Protocol):
     """The process that the pool is managed in."""
 
     def end(self) -> None:
@@ -75,7 +75,7 @@ class ManagedPool:
 
     def __init__(
         self,
-        process: Process,
+        process: HostProcess,
         directory: str,
         files: Sequence[str],
         state_directory: str,

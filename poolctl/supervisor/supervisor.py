@@ -105,11 +105,11 @@ class Supervisor:
         self._pool.terminate()
 
     def end(self) -> None:
-        """See Process."""
+        """See HostProcess."""
         self._over.set()
 
     def replace(self, keeper: list[str], supervisor: list[str]) -> None:
-        """See Process: the keeper executes another version of itself, which starts a supervisor of its own."""
+        """See HostProcess: the keeper executes another version of itself, which starts a supervisor of its own."""
         self._replacing = asyncio.ensure_future(self._replace(keeper, supervisor))
 
     async def _replace(self, keeper: list[str], supervisor: list[str]) -> None:

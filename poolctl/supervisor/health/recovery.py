@@ -28,7 +28,7 @@ _DONE = {
 }
 
 
-class Problem(NamedTuple):
+class WorkerProblem(NamedTuple):
     """A problem of one worker, and since when, in seconds since the epoch."""
 
     worker: Worker
@@ -41,7 +41,7 @@ class Case:
     """A server with unhealthy workers."""
 
     def __init__(self, jitter: float) -> None:
-        self.problems: dict[str, Problem] = {}
+        self.problems: dict[str, WorkerProblem] = {}
         self.notified: set[str] = set()
         self.jitter = jitter
         self.timer: asyncio.TimerHandle | None = None
@@ -71,7 +71,7 @@ class WorkerRecovery:
         case = self._cases.setdefault(entry.name, Case(self._chance.uniform(-1, 1)))
         known = case.problems.get(worker.id)
         if known is None or known.worker is not worker:
-            case.problems[worker.id] = Problem(worker, kind, seen, self._core.clock.time())
+            case.problems[worker.id] = WorkerProblem(worker, kind, seen, self._core.clock.time())
         self.look(entry)
 
     def resume(self, entries: Iterable[Entry]) -> None:
@@ -135,14 +135,14 @@ class WorkerRecovery:
         if again := min(filter(None, pauses), default=0.0):
             case.timer = asyncio.get_running_loop().call_later(again, self.look, entry)
 
-    def _notify(self, entry: Entry, case: Case, step: Step, problems: list[Problem]) -> None:
+    def _notify(self, entry: Entry, case: Case, step: Step, problems: list[WorkerProblem]) -> None:
         news = [each for each in problems if each.worker.id not in case.notified]
         if news:
             case.notified |= {each.worker.id for each in news}
             report = self._report(entry, step, news)
             self._record(entry, report, "notified" if step is Step.TELL else "given up")
 
-    def _begin(self, entry: Entry, step: Step, problems: list[Problem]) -> None:
+    def _begin(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> None:
         acts = step is not Step.DISABLE
         times = _times(entry, step, problems, self._core.clock.monotonic()) if acts else entry.recoveries
         counts = acts and any(each.kind != MEMORY for each in problems)
@@ -150,7 +150,7 @@ class WorkerRecovery:
         with caused_by("recovery: " + "; ".join(each.seen for each in problems)):
             self._act(entry, step, problems)
 
-    def _act(self, entry: Entry, step: Step, problems: list[Problem]) -> None:
+    def _act(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> None:
         core = self._core
         if step is Step.RESTART:
             for each in problems:
@@ -163,7 +163,7 @@ class WorkerRecovery:
                     core.stop(dependent)
             core.override(entry, replace(entry.overrides, disabled=True))
 
-    def _report(self, entry: Entry, step: Step, problems: list[Problem]) -> dict[str, Any]:
+    def _report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> dict[str, Any]:
         """The facts when a recovery begins, in a form that a successor can read."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
@@ -213,7 +213,7 @@ def _history(entry: Entry, worker: Worker) -> list[float]:
     return sorted([*entry.recoveries.get(_ALL, ()), *entry.recoveries.get(str(worker.index), ())])
 
 
-def _times(entry: Entry, step: Step, problems: list[Problem], now: float) -> dict[str, list[float]]:
+def _times(entry: Entry, step: Step, problems: list[WorkerProblem], now: float) -> dict[str, list[float]]:
     """The times of the recoveries, this one included, by the index of the worker or for all of them."""
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
     known = {key: within(times, entry.config.recovery.window, now) for key, times in entry.recoveries.items()}
@@ -254,7 +254,7 @@ def _took(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
-def _persists(entry: Entry, problem: Problem) -> bool:
+def _persists(entry: Entry, problem: WorkerProblem) -> bool:
     worker = problem.worker
     if entry.workers.get(worker.id) is not worker or worker.phase is not Phase.READY:
         return False

@@ -44,19 +44,10 @@ class Reload:
 
     async def reload(self, selector: Selector, options: Document, progress: Progress) -> ReloadResult:
         """Apply the differences between the files and what is in force, or list them; refuse files with problems."""
+        force = bool(options.get("force"))
         async with self._turn:
-            environment = options.get("env")
-            resolved = await self._configuration.read(environment, keep=self._core.entries)
-            if resolved.problems:
-                return self._refused(resolved.problems)
-            if not resolved.servers and self._core.entries:
-                hint = "poolctl stop ends the pool"
-                return self._refused([failure(PoolValidateError, "there is no server in the files", hint)])
-            written = Written(resolved.servers, await asyncio.to_thread(_files, resolved.servers))
-            changes = plan(map(running, self._core.entries.values()), written, self._configuration.missing)
-            problems = await asyncio.to_thread(resolved.outside, {change.name for change in changes})
-            if not options.get("force"):
-                problems += await asyncio.to_thread(self._expired, resolved.servers, changes)
+            resolved = await self._configuration.read(options.get("env"), keep=self._core.entries)
+            changes, problems = await self._plan(resolved, force=force)
             if problems:
                 return self._refused(problems)
             lines = (*self._of_the_pool(resolved), *changes)
@@ -67,17 +58,9 @@ class Reload:
                 )
             ensure_open_files_for_all(self._core, resolved.servers)
             applied = _Application(self._core, changes, resolved.servers)
-            applied.begin()
-            if options.get("force"):
-                for entry in applied.changed:
-                    self._core.runner.force_certificate(entry.name, entry.generation)
+            applied.begin(force=force)
             self._record(lines)
-            known = withheld.present()
-            self._configuration.accept(resolved, environment)
-            exposed = [name for name in withheld.present() if name not in known]
-            if environment:
-                for name in applied.replaced:
-                    self._configuration.environments[name] = environment
+            exposed = self._accept(resolved, options.get("env"), applied)
             renewal = await applied.renew()
         code, errors, warnings = await applied.conclude(options, progress)
         errors += renewal
@@ -89,6 +72,33 @@ class Reload:
             warnings=tuple(warnings),
             changes=lines,
         )
+
+    async def _plan(
+        self, resolved: ResolvedConfig, *, force: bool
+    ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
+        """The changes, and the problems that forbid them."""
+        if resolved.problems:
+            return [], resolved.problems
+        if not resolved.servers and self._core.entries:
+            hint = "poolctl stop ends the pool"
+            return [], [failure(PoolValidateError, "there is no server in the files", hint)]
+        written = Written(resolved.servers, await asyncio.to_thread(_files, resolved.servers))
+        changes = plan(map(running, self._core.entries.values()), written, self._configuration.missing)
+        problems = await asyncio.to_thread(resolved.outside, {change.name for change in changes})
+        if not force:
+            problems += await asyncio.to_thread(self._expired, resolved.servers, changes)
+        return changes, problems
+
+    def _accept(
+        self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _Application
+    ) -> list[str]:
+        """Put the files in force; the variables that are withheld from servers from now on."""
+        known = withheld.present()
+        self._configuration.accept(resolved, environment)
+        if environment:
+            for name in applied.replaced:
+                self._configuration.environments[name] = environment
+        return [name for name in withheld.present() if name not in known]
 
     def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]) -> list[ErrorEntry]:
         """Expired certificates that would replace valid ones."""
@@ -166,13 +176,8 @@ class _Application:
         new = {Kind.ADD, Kind.RESTART}
         return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
 
-    @property
-    def changed(self) -> list[Entry]:
-        """The changed servers, after `begin`, without the removed ones."""
-        return [entry for name in self._kinds if (entry := self._core.entries.get(name)) is not None]
-
-    def begin(self) -> None:
-        """Make all changes in the core at once."""
+    def begin(self, *, force: bool) -> None:
+        """Make all changes in the core at once; with `force` expired certificates are loaded too."""
         core = self._core
         gone = [entry for name, entry in core.entries.items() if name not in self._servers]
         for entry in gone:
@@ -188,6 +193,13 @@ class _Application:
         )
         stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
         self._going = Operation(core, PoolStopError, [*gone, *stopping], lambda entry: entry.at_rest)
+        if force:
+            for entry in self._changed_entries():
+                core.runner.force_certificate(entry.name, entry.generation)
+
+    def _changed_entries(self) -> list[Entry]:
+        """The changed servers that are still in the pool."""
+        return [entry for name in self._kinds if (entry := self._core.entries.get(name)) is not None]
 
     def _configured(self, server: ServerConfig) -> Entry:
         entry = self._core.entries.get(server.name)
