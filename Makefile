@@ -20,8 +20,8 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-measured test-unmeasured heavy unit quick portable lint types floors house completions bench matrix \
-	chaos venv dev clean
+.PHONY: help demo test test-measured test-unmeasured heavy unit quick portable lint types floors house entered completions \
+	bench matrix chaos venv dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make types         mypy --strict"
 	@echo "make floors        imports point down only"
 	@echo "make house         figures of the package's structure, with their definitions"
+	@echo "make entered       the files that a start enters, over all processes"
 	@echo "make completions   regenerates completions/"
 	@echo "make bench         benchmarks, as a table"
 	@echo "make matrix        the tests that depend on the interpreter: every Python, lowest and newest dependencies"
@@ -99,6 +100,9 @@ floors: dev
 
 house:
 	@python3 .ci/house
+
+entered: venv
+	@$(BIN)/python .ci/entered-files
 
 completions: venv
 	@mkdir -p completions
