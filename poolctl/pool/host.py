@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from poolctl.clock import Clock
-from poolctl.config import ServerConfig
+from poolctl.config import Dependency, ServerConfig
 from poolctl.core.availability import Availability
 from poolctl.core.core import Core
 from poolctl.core.events import Event
@@ -180,8 +180,12 @@ class Host:
         handle.host = self
         return name
 
-    def admit(self, handle: Handle, config: ServerConfig) -> bool:
-        """Give the server an entry with this configuration, or its entry the configuration; whether that is another."""
+    def admit(self, handle: Handle, config: ServerConfig, *, replace: bool) -> bool:
+        """Give the server an entry with this configuration, or its entry the configuration; whether that is another.
+
+        A server that runs gets it if its own has changed since, or for a restart: a handler may give a new application
+        each time.
+        """
         source = handle.server.config
         if handle.entry is None:
             handle.entry = self.core.add(config)
@@ -189,7 +193,10 @@ class Host:
             return True
         in_use = [handle.entry.config, *(worker.config for worker in handle.entry.workers.values())]
         handle.furnished = [pair for pair in handle.furnished if any(pair[0] is each for each in in_use)]
-        if self._source(handle, handle.entry.config) is source and handle.entry.config == config:
+        runs = handle.entry.wanted and bool(handle.entry.workers)
+        same = handle.entry.config == config or (runs and not replace)
+        if same and self._source(handle, handle.entry.config) is source:
+            self.relate(handle, config.depends_on)
             return False
         handle.furnished.append((config, source))
         self.core.change(handle.entry, config, live=False)
@@ -212,6 +219,14 @@ class Host:
         handle = self._handles.get(entry.name)
         if handle is not None and handle.entry is entry:
             self.look(handle)
+
+    def relate(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
+        """Let the server depend on these, by their names in the core."""
+        assert handle.entry is not None
+        before = self._source(handle, handle.entry.config)
+        self.core.relate(handle.entry, dependencies)
+        if before is not None and self._source(handle, handle.entry.config) is None:
+            handle.furnished.append((handle.entry.config, before))
 
     def look(self, handle: Handle) -> None:
         """Note how the server is now; drop its entry if it is at rest, and no order or other server asks for it."""

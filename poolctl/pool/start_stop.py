@@ -117,22 +117,22 @@ def _by_host(handles: Iterable[Handle]) -> dict[Host, list[Handle]]:
 def _relate(host: Host, handles: Sequence[Handle]) -> None:
     """Let those that are stopped together go in the order of their dependencies, however they were started."""
     names = {handle: handle.entry.name for handle in handles if handle.entry is not None}
-    needed = _dependencies({handle.server.name: handle for handle in handles}, names)
+    needed = _dependencies(handles, names)
     for handle in handles:
-        assert handle.entry is not None
-        host.core.relate(handle.entry, needed[handle])
+        host.relate(handle, needed[handle])
 
 
 def _dependencies(
-    handles: dict[str, Handle], names: dict[Handle, str]
+    handles: Sequence[Handle], names: dict[Handle, str]
 ) -> dict[Handle, tuple[Dependency, ...]]:
     """What each depends on among them, by their names in the core, without dependencies that would close a circle."""
+    by_name = {handle.server.name: handle for handle in handles}
     edges: dict[Handle, list[Handle]] = {}
     found: dict[Handle, tuple[Dependency, ...]] = {}
-    for handle in handles.values():
+    for handle in handles:
         mine = []
         for dependency in handle.server.config.depends_on:
-            other = handles.get(dependency.name)
+            other = by_name.get(dependency.name)
             if other is not None and not _reaches(other, handle, edges):
                 edges.setdefault(handle, []).append(other)
                 renamed = names[other] != dependency.name
@@ -178,20 +178,21 @@ class _Arrival:
         self._errors: dict[Startable, ServerError] = {}
         self._rollouts: dict[Host, Rollout] = {}
         self._stops: list[concurrent.futures.Future[None]] = []
+        self._handles: list[Handle] = []
 
     async def run(self, servers: Sequence[Startable]) -> None:
         """Raises the kind of error with every failure."""
         deadline = None if self._limit is None else asyncio.get_running_loop().time() + self._limit
-        ordered: list[_Ordered] = []
         if await self._previous_stops(servers):
-            ordered = self._prepared(servers)
+            ordered: list[_Ordered] = []
             try:
+                ordered = self._prepared(servers)
                 self._begin(ordered)
                 await self._wait(ordered, deadline)
                 await self._conclude(ordered)
             finally:
-                for each in ordered:
-                    each.handle.orders -= 1
+                for handle in self._handles:
+                    handle.orders -= 1
                 for each in ordered:
                     if each.handle.host is not None:
                         each.handle.host.look(each.handle)
@@ -230,10 +231,13 @@ class _Arrival:
         """The servers as they are to be asked for, and those that others depend on although they cannot be."""
         found: list[_Ordered] = []
         for server in servers:
-            if self._stays is not None and not self._stays(server):
-                continue
+            with LOCK:  # a server that leaves the pool from now on is stopped
+                if self._stays is not None and not self._stays(server):
+                    continue
+                handle = handle_of(server)
+                handle.orders += 1
+                self._handles.append(handle)
             config, startable = server.config, True
-            handle = handle_of(server)
             if self._stays is not None and config.disabled:
                 startable = False
                 if handle.observed.state is State.RUNNING and (future := order_stop([server])) is not None:
@@ -249,10 +253,7 @@ class _Arrival:
                     startable = False
             found.append(_Ordered(handle, config, startable))
         needed = {dependency.name for server in servers for dependency in server.config.depends_on}
-        found = [each for each in found if each.startable or each.handle.server.name in needed]
-        for each in found:
-            each.handle.orders += 1
-        return found
+        return [each for each in found if each.startable or each.handle.server.name in needed]
 
     def _refuse(self, handle: Handle, error: ServerError) -> None:
         if handle.observed.state is State.RUNNING:
@@ -267,9 +268,12 @@ class _Arrival:
             hosts.setdefault(each.handle.host or host_of(each.handle.server._shared), []).append(each)
         for host, group in hosts.items():
             names = {each.handle: host.reserve(each.handle) for each in group}
-            by_name = {each.handle.server.name: each.handle for each in group}
-            needed = _dependencies(by_name, names)
-            changed = [host.admit(each.handle, self._furnished(each, names, needed)) for each in group]
+            needed = _dependencies([each.handle for each in group], names)
+            replace = self._kind is PoolRestartError
+            changed = [
+                host.admit(each.handle, self._furnished(each, names, needed), replace=replace)
+                for each in group
+            ]
             entries = [each.entry for each in group if each.startable]
             self._rollouts[host] = Rollout(host.core, self._kind, entries, lambda entry: entry.settled)
             for each, is_new in zip(group, changed, strict=True):

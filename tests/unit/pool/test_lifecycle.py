@@ -316,6 +316,8 @@ def test_dependencies_come_first_and_go_last() -> None:
     assert stopped[:2] == ["web.1.0", "api.1.0"]
     for server in pool.values():  # each alone, in any order
         server.start_sync()
+    pool.start_sync()
+    assert not any(server.stale for server in pool.values())
     runner.log.clear()
     pool.stop_sync()
     stopped = [line.split()[1] for line in runner.log if line.startswith("stop")]
@@ -528,6 +530,27 @@ def test_a_start_after_a_stop_was_ordered_waits_for_it() -> None:
     asyncio.run(both())
     assert only(pool).is_running
     assert list(runner.running) == ["a.1.0"]
+    pool.stop_sync()
+
+
+def test_servers_of_one_name_in_one_pool_start_and_stop() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"), config("a", bind="127.0.0.1:2"), config("b", depends_on=["a"]))
+    pool.start_sync()
+    assert all(server.ready for server in pool.values())
+    pool.stop_sync()
+    assert (runner.running, runner.opened) == ({}, set())
+
+
+def test_a_start_replaces_nothing_although_the_handler_makes_an_application_each_time() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a", app=None), handler=lambda: {"": lambda scope, receive, send: None})
+    pool.start_sync()
+    pool.start_sync()
+    assert list(runner.running) == ["a.1.0"]
+    assert not only(pool).stale
+    pool.restart_sync()
+    assert list(runner.running) == ["a.2.0"]
     pool.stop_sync()
 
 
