@@ -56,7 +56,7 @@ def http_get() -> Callable[..., Reply]:
 
 @pytest.fixture
 def until() -> Callable[..., Any]:
-    """`until(condition, timeout_seconds=10)`: waits for a condition with a deadline."""
+    """`until(condition, timeout_seconds=20)`: waits for a condition with a deadline."""
     return wait_until
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def wait_until(condition: Callable[[], Any], *, timeout_seconds: float = 10.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], *, timeout_seconds: float = 20.0, what: str = "") -> Any:
     """The first true value of `condition()`; fails the test when there is none within the deadline."""
     deadline = time.monotonic() + timeout_seconds
     while True:

@@ -85,7 +85,7 @@ def test_an_app_that_hangs_in_its_import_is_stopped_at_once(
     write(pool, free_port(), "import time, pathlib; pathlib.Path('here').touch(); time.sleep(50)")
     pool.ok("start", "--no-wait")
     until((pool.directory / "here").exists)
-    done = pool.ok("stop", timeout_seconds=5)
+    done = pool.ok("stop", timeout_seconds=20)
     assert "kill" not in done.stderr
 
 
@@ -104,7 +104,7 @@ def test_an_app_that_hangs_in_its_startup_is_stopped_at_once(
     )
     pool.ok("start", "--no-wait")
     until((pool.directory / "here").exists)
-    done = pool.ok("stop", timeout_seconds=5)
+    done = pool.ok("stop", timeout_seconds=20)
     assert "kill" not in done.stderr
 
 

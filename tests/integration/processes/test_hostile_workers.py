@@ -136,7 +136,7 @@ def test_preloaded_application_that_names_another_process_as_its_worker_harms_no
     said = hostile.run("start", "bad").stderr
     until(lambda: hostile.items()["bad"]["state"] == "failed")
     assert error in said + str(_events(hostile, "bad"))
-    hostile.ok("stop", "bad", timeout_seconds=10)
+    hostile.ok("stop", "bad", timeout_seconds=25)
     assert is_alive(good)
     assert hostile.items()["good"]["pids"] == [good]
     assert hostile.info()["supervisor_pid"] == supervisor

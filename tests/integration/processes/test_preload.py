@@ -272,7 +272,7 @@ def test_a_stop_does_not_wait_for_an_import(pool: RealPool, free_port: Any, unti
     write(pool, free_port, app="import time\ntime.sleep(50)\n")
     pool.ok("start", "--no-wait")
     until(lambda: app_zygotes(pool))
-    pool.ok("stop", timeout_seconds=10)
+    pool.ok("stop", timeout_seconds=25)
     until(lambda: not pool.processes())
 
 
